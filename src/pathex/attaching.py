@@ -1,0 +1,117 @@
+"""Masks on a model that trains: weights zeroed now and kept zero."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pathex.errors import InvalidInput
+from pathex.masks import Mask
+
+__all__ = ["Handle", "attach", "make_permanent"]
+
+
+class Handle:
+    """Keeps the weights of a model zero where a mask says so, until `remove` is called.
+
+    Made by `attach`. Weights are zeroed at once, after every step of the optimizer (whatever momentum or weight decay
+    put there) and after every ``load_state_dict``. A copy of the model keeps its zeros; to train the copy, attach the
+    mask to it and to its own optimizer.
+
+    Attributes:
+        mask: The mask.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask, optimizer: Optimizer | None) -> None:
+        self.mask = mask
+        self._parameters, self._removed = _removed(model, mask)
+        self._hooks: list[Any] = [model.register_load_state_dict_post_hook(self._reapply)]
+        if optimizer is not None:
+            self._hooks.append(optimizer.register_step_post_hook(self._reapply))
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero the removed weights now."""
+        for index, parameter in enumerate(self._parameters):
+            if self._removed[index].device != parameter.device:
+                self._removed[index] = self._removed[index].to(parameter.device)
+            parameter.masked_fill_(self._removed[index], 0)
+
+    def _reapply(self, *_: object) -> None:
+        self.apply()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_NoHandle":
+        # A copied model carries a copy of the hook; it must not hold this model's weights.
+        return _NoHandle()
+
+    def remove(self) -> None:
+        """Let the weights go: they are zero until the next step of the optimizer fills them."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+
+class _NoHandle:
+    def _reapply(self, *_: object) -> None:
+        """Nothing to keep on a copy."""
+
+
+def _removed(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
+    mask.check(model)
+    parameters = dict(model.named_parameters())
+    return [parameters[name] for name in mask], [~mask[name].to(parameters[name].device) for name in mask]
+
+
+def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> Handle:
+    """Zero the removed weights of a model now and keep them zero through training.
+
+    Args:
+        model: The model; compiled models are attached before or after ``torch.compile`` alike, by their own module.
+        mask: The mask.
+        optimizer: The optimizer that trains the model. Without it weights are kept zero through ``load_state_dict``
+            only.
+
+    Returns:
+        A handle; ``handle.remove()`` ends it.
+
+    Raises:
+        MaskMismatch: If the mask does not fit the model.
+        InvalidInput: If the optimizer holds none of the masked weights.
+
+    Example:
+        >>> from pathex import Mask
+        >>> model = nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> handle = attach(model, Mask({"weight": torch.eye(2, dtype=torch.bool)}), optimizer)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> (model.weight == 0).tolist()
+        [[False, True], [True, False]]
+    """
+    if optimizer is not None:
+        parameters = dict(model.named_parameters())
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(parameters.get(name)) in trained for name in mask):
+            raise InvalidInput("the optimizer trains none of the masked weights: was it made for another model?")
+    return Handle(model, mask, optimizer)
+
+
+@torch.no_grad()
+def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
+    """Zero the removed weights of a model once and for all, without any hook.
+
+    Args:
+        model: The model, changed in place.
+        mask: The mask.
+
+    Returns:
+        The same model.
+
+    Raises:
+        MaskMismatch: If the mask does not fit the model.
+    """
+    for parameter, removed in zip(*_removed(model, mask), strict=True):
+        parameter.masked_fill_(removed, 0)
+    return model

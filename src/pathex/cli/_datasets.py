@@ -1,0 +1,20 @@
+"""``pathex datasets``: the data sets."""
+
+from collections.abc import Sequence
+
+from pathex.cli._listing import show, wanted
+
+__all__ = ["execute"]
+
+
+def execute(words: Sequence[str]) -> None:
+    """Carries out the command.
+
+    Args:
+        words: What follows ``pathex datasets``.
+    """
+    name = wanted("datasets", words, "Lists the data sets, or tells of one.")
+    from pathex import data
+
+    known = data.names() if name is None else [name]
+    show("data set", [(each, data.describe(each)) for each in known])

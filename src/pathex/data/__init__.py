@@ -1,0 +1,20 @@
+"""Data sets by name, the pruning set, and augmentation on the device."""
+
+from pathex.data._augmentation import AUGMENTATIONS, augment
+from pathex.data._catalogue import describe, load, names
+from pathex.data._images import ArraySplit, ImageData, Split
+from pathex.data._selection import PruningSet, pruning_set, validation_split
+
+__all__ = [
+    "AUGMENTATIONS",
+    "ArraySplit",
+    "ImageData",
+    "PruningSet",
+    "Split",
+    "augment",
+    "describe",
+    "load",
+    "names",
+    "pruning_set",
+    "validation_split",
+]

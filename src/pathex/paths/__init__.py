@@ -1,0 +1,41 @@
+"""A network seen as paths: gates recorded, replayed, removed, on unmodified modules.
+
+The forward pass of a piecewise-linear network is a sum over paths, ``f_k(x) = sum_p v_p(theta) a_p(x) x_s(p)``: the
+product of the weights along the path, its gate, and the input where it starts. Three readings of the same module:
+
+- `record`: the plain forward pass; keeps the local coefficient of every non-linear site;
+- `replay`: the same linear map, with chosen parameters and input, the coefficients replayed;
+- `replay_open`: every gate 1, hence all paths.
+
+An operation without a rule raises `pathex.errors.UnsupportedOperation` that names the module and the function.
+"""
+
+from pathex.paths._moments import Moments
+from pathex.paths._network import compute_dtype, run, tensors_of, untouched
+from pathex.paths._reading import spellings
+from pathex.paths._readings import Coefficients
+from pathex.paths.calibration import calibrate
+from pathex.paths.connectivity import Connectivity, connectivity
+from pathex.paths.passes import Recording, record, replay, replay_open
+from pathex.paths.scales import Footprint, Survey, read_scales, survey
+
+__all__ = [
+    "Coefficients",
+    "Connectivity",
+    "Footprint",
+    "Moments",
+    "Recording",
+    "Survey",
+    "calibrate",
+    "compute_dtype",
+    "connectivity",
+    "read_scales",
+    "record",
+    "replay",
+    "replay_open",
+    "run",
+    "spellings",
+    "survey",
+    "tensors_of",
+    "untouched",
+]

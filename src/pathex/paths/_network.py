@@ -1,0 +1,151 @@
+"""A module run functionally: its own tensors or others in their place, and nothing about it changed afterwards."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pathex.errors import InvalidInput
+
+__all__ = ["compute_dtype", "first_tensor", "run", "tensors_of", "untouched"]
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run scoring code on a model and leave the model and torch's global state as they were.
+
+    Inside, every module is in evaluation mode, autocast and TF32 are off and the random generators are forked.
+    Training flags, generators and back-end flags come back also when an exception is raised.
+
+    Args:
+        model: The model that is scored.
+
+    Yields:
+        Nothing.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
+        for kind in {"cpu", *(d.type for d in devices)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if devices:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            stack.enter_context(_full_matmul_precision())
+        stack.enter_context(torch.inference_mode(False))
+        try:
+            for module, _ in flags:
+                module.training = False
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+@contextlib.contextmanager
+def _full_matmul_precision() -> Iterator[None]:
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """The precision in which a model is scored: its own, but at least float32.
+
+    Args:
+        model: The model.
+
+    Returns:
+        ``torch.float64`` if any floating-point parameter is float64, otherwise ``torch.float32``.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def tensors_of(model: nn.Module, replaced: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The parameters and buffers that a functional call uses.
+
+    Args:
+        model: The model.
+        replaced: Tensors that stand in for parameters or buffers, by name; bool masks become 0 and 1.
+        dtype: Floating-point tensors that are not replaced are cast to it.
+
+    Returns:
+        Name to tensor; buffers are copies, so that a forward pass that writes to them does not reach the model.
+
+    Raises:
+        InvalidInput: If ``replaced`` names a tensor that the model does not have.
+    """
+    tensors = {name: _cast(p.detach(), dtype) for name, p in model.named_parameters()}
+    tensors |= {name: _cast(b.detach().clone(), dtype) for name, b in model.named_buffers()}
+    for name, tensor in (replaced or {}).items():
+        if name not in tensors:
+            raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
+        tensors[name] = tensor.to(dtype) if tensor.dtype == torch.bool else tensor
+    return tensors
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def run(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str | int | None = None) -> Tensor:
+    """One forward pass with the given tensors in place of the model's own.
+
+    Args:
+        model: The model; it keeps its own tensors.
+        tensors: Parameters and buffers by name.
+        x: Input, ``(N, ...)``.
+        output: Which of several outputs counts: a key or an index; None is the first tensor.
+
+    Returns:
+        The output tensor.
+    """
+    # torch's own tying restores a module that is used under two names to the tensors of the call; so names are tied here.
+    return first_tensor(functional_call(model, _tied(model, tensors), (x,), tie_weights=False), output)
+
+
+def _tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under every name of their parameter or buffer, each module once."""
+    first: dict[int, str] = {}
+    every = {}
+    for path, module in model.named_modules():
+        for own, entry in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{path}.{own}" if path else own
+            if entry is not None and first.setdefault(id(entry), name) in tensors:
+                every[name] = tensors[first[id(entry)]]
+    return every
+
+
+def first_tensor(result: Any, output: str | int | None = None) -> Tensor:
+    """The tensor that counts as the output of a network.
+
+    Args:
+        result: What the network returned: a tensor, or tuples, lists and mappings of them.
+        output: A key (or attribute) or an index of ``result``; None is the first tensor found.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InvalidInput: If there is no such tensor.
+    """
+    if output is not None:
+        try:
+            result = getattr(result, output) if isinstance(output, str) and hasattr(result, output) else result[output]
+        except (KeyError, IndexError, TypeError) as error:
+            known = f" (known: {', '.join(map(str, result))})" if isinstance(result, Mapping) else ""
+            raise InvalidInput(f"the network has no output {output!r}{known}") from error
+    if isinstance(result, Tensor):
+        return result
+    parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, (tuple, list)) else ()
+    for part in parts:
+        if isinstance(part, (Tensor, Mapping, tuple, list)):
+            return first_tensor(part)
+    raise InvalidInput(f"the network returned no tensor but {type(result).__name__}; name one with output=")

@@ -1,0 +1,240 @@
+"""How a forward pass is intercepted: which tensors carry paths, and which rule reads each torch function.
+
+A reading is a `torch.overrides.TorchFunctionMode`. It sees every torch function that the forward pass of an unmodified
+module calls, whether it was written as a module, a function, a tensor method or an in-place form. Tensors
+that come from the input carry paths; all others are constants and are computed as they are.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pathex.errors import UnsupportedOperation
+
+__all__ = ["Reading", "RuleTable", "spellings", "tensors_in"]
+
+Rule = Callable[..., Any]
+
+
+def spellings(*names: str) -> Iterator[Callable[..., Any]]:
+    """Every torch function with one of the given names: ``torch.relu``, ``F.relu``, ``Tensor.relu``, ...
+
+    Args:
+        *names: Function names, in-place forms included where they are wanted.
+
+    Yields:
+        The functions.
+    """
+    for name in names:
+        for namespace in (torch, F, torch.Tensor, torch._C._nn, torch.special):
+            function = getattr(namespace, name, None)
+            if callable(function):
+                yield function
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dictionaries of arguments.
+
+    Args:
+        values: Arguments of a call, or results.
+
+    Yields:
+        The tensors.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+
+
+class RuleTable(dict[Callable[..., Any], Rule]):
+    """Rules by torch function, called as ``rule(reading, function, *args, **kwargs)`` of the intercepted call."""
+
+    def add(self, *names: str) -> Callable[[Rule], Rule]:
+        """Register a rule under every spelling of the names.
+
+        Args:
+            *names: Names of torch functions.
+
+        Returns:
+            A decorator.
+        """
+
+        def register(rule: Rule) -> Rule:
+            self.update(dict.fromkeys(spellings(*names), rule))
+            return rule
+
+        return register
+
+
+def _getters(*names: str) -> Iterator[Callable[..., Any]]:
+    for name in names:
+        if hasattr(torch.Tensor, name):
+            yield getattr(torch.Tensor, name).__get__
+
+
+# What tells a forward pass about the form of a tensor but not about its values.
+QUERIES: frozenset[Callable[..., Any]] = frozenset(
+    [
+        *spellings("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point"),
+        *spellings("is_complex", "get_device", "element_size", "__len__", "data_ptr", "storage_offset"),
+        *spellings("__hash__", "is_inference", "is_pinned", "is_same_size", "dim_order"),
+        *_getters(
+            "shape", "ndim", "dtype", "device", "requires_grad", "layout", "is_cuda", "is_sparse", "is_quantized"
+        ),
+        *_getters("is_mps", "is_leaf", "grad_fn", "is_nested", "itemsize", "nbytes", "is_cpu", "is_meta", "_version"),
+        *_getters("is_mkldnn", "is_xpu", "names", "is_vulkan", "output_nr"),
+    ]
+)
+
+# A new tensor with the form of another one: its values do not come from the input.
+CREATIONS: frozenset[Callable[..., Any]] = frozenset(
+    spellings(
+        *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like"),
+        *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided"),
+    )
+)
+
+
+class Reading(TorchFunctionMode):
+    """Base of all readings: tracks which tensors carry paths and finds the rule of each intercepted function.
+
+    Attributes:
+        purpose: Word for error messages.
+        model: The network that is read.
+        tensors: Its parameters and buffers, or what stands in for them, by name.
+    """
+
+    rules: ClassVar[RuleTable] = RuleTable()
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.tensors = tensors
+        self._own = {id(tensor) for tensor in tensors.values()}
+
+    # -- which tensors carry paths ---------------------------------------------------------------------------------
+
+    def carry(self, result: Any) -> Any:
+        """Mark a result (a tensor, or a tuple or list of tensors) as carrying paths.
+
+        Args:
+            result: The result of a rule.
+
+        Returns:
+            The same object.
+        """
+        for tensor in tensors_in([result]):
+            tensor._pathex_reading = self  # type: ignore[attr-defined]
+        return result
+
+    def carries(self, value: Any) -> bool:
+        """Whether a value is a tensor that depends on the input of the network.
+
+        Args:
+            value: Any argument.
+
+        Returns:
+            True for a tensor that carries paths.
+
+        Raises:
+            UnsupportedOperation: If the tensor was computed from the input by something that cannot be intercepted.
+        """
+        if not isinstance(value, Tensor):
+            return False
+        if getattr(value, "_pathex_reading", None) is self:
+            return True
+        if value.grad_fn is not None and id(value) not in self._own and not getattr(value, "_pathex_constant", False):
+            raise self.unsupported(value.grad_fn.name(), "it was computed where torch functions cannot be intercepted")
+        return False
+
+    def constant(self, result: Any) -> Any:
+        """Mark a result as computed from constants only.
+
+        Args:
+            result: Any result.
+
+        Returns:
+            The same object.
+        """
+        for tensor in tensors_in([result]):
+            tensor._pathex_constant = True  # type: ignore[attr-defined]
+        return result
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in QUERIES:
+            return func(*args, **kwargs)
+        carried = [self.carries(tensor) for tensor in tensors_in((args, kwargs))]
+        if not any(carried):
+            return self.on_constant(func, args, kwargs)
+        if func in CREATIONS:
+            return self.constant(func(*args, **kwargs))
+        rule = self.rules.get(func)
+        if rule is None:
+            raise self.unsupported(_name_of(func))
+        return self.after(rule, rule(self, func, *args, **kwargs))
+
+    def on_constant(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that no path enters: computed as it stands.
+
+        Args:
+            func: The torch function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The result, marked as constant.
+        """
+        return self.constant(func(*args, **kwargs))
+
+    def after(self, rule: Rule, result: Any) -> Any:
+        """What happens to the result of a rule: it carries paths from now on.
+
+        Args:
+            rule: The rule that was applied.
+            result: Its result.
+
+        Returns:
+            The result.
+        """
+        return self.carry(result)
+
+    # -- errors ----------------------------------------------------------------------------------------------------
+
+    def unsupported(self, function: str, why: str = "") -> UnsupportedOperation:
+        """The error for an operation without a rule; names the module whose forward pass is running.
+
+        Args:
+            function: Name of the torch function.
+            why: What is special about this call.
+
+        Returns:
+            The exception, ready to be raised.
+        """
+        reason = f": {why}" if why else ""
+        return UnsupportedOperation(f"no rule to read {function} in {self._running_module()} as paths{reason}")
+
+    def _running_module(self) -> str:
+        names = {id(module): name for name, module in self.model.named_modules()}
+        frame = sys._getframe(1)
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in names:
+                return f"module {names[id(owner)] or '(the whole network)'!r} ({type(owner).__name__})"
+            frame = frame.f_back  # type: ignore[assignment]
+        return "the network"
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    return getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or str(func)

@@ -1,0 +1,193 @@
+"""The readings themselves: recording a forward pass, and replaying it as a linear map.
+
+What each torch function means in them stands in the rule files (`_structure`, `_affine`, `_gates`, `_pools`, `_norms`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pathex.paths._moments import Moments, finish, moments_of
+from pathex.paths._reading import Reading, RuleTable
+
+__all__ = ["RECORD", "REPLAY", "ArgMax", "Coefficients", "Gate", "Record", "Replay", "Site"]
+
+RECORD = RuleTable()
+REPLAY = RuleTable()
+
+Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Local slope at each unit: 1 where `open`, elsewhere `slope` (a number, or a tensor that broadcasts)."""
+
+    open: Tensor
+    slope: float | Tensor = 0.0
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the units."""
+        return self.open.shape
+
+
+@dataclass(frozen=True)
+class ArgMax:
+    """The route through a max pool: for each output the flat index of the winning input in its channel."""
+
+    indices: Tensor
+    shape: torch.Size
+
+
+Site = Gate | ArgMax
+
+
+@dataclass(eq=False)
+class Record(Reading):
+    """The plain forward pass; keeps the coefficient of every non-linear site and the moments of every BatchNorm.
+
+    Attributes:
+        given: Moments to use, in the order of the BatchNorm calls; ``"running"``: the stored ones; None: those of the
+            images that pass.
+        keep: Whether the sites are kept (not needed when only moments are wanted).
+    """
+
+    model: nn.Module
+    tensors: Mapping[str, Tensor]
+    given: Sequence[Moments] | Literal["running"] | None = None
+    keep: bool = True
+    sites: list[Site] = field(default_factory=list)
+    moments: list[Moments] = field(default_factory=list)
+
+    rules: ClassVar[RuleTable] = RECORD
+
+    def __post_init__(self) -> None:
+        Reading.__init__(self, self.model, self.tensors)
+
+    def site(self, site: Site) -> None:
+        """Keep the coefficient of a non-linear site.
+
+        Args:
+            site: The site.
+        """
+        if self.keep:
+            self.sites.append(site)
+
+    def measure(self, x: Tensor, stored: Moments | None) -> Moments:
+        """The moments of what reaches a BatchNorm layer.
+
+        Args:
+            x: ``(N, C, ...)``.
+            stored: The statistics that the layer keeps.
+
+        Returns:
+            Mean and biased variance.
+        """
+        return finish(moments_of(x), stored)
+
+
+@dataclass(eq=False)
+class Replay(Reading):
+    """The network as a linear map, with the coefficients of a recorded pass or with every gate open.
+
+    Attributes:
+        sites: The recorded sites; None opens every gate.
+        moments: The moments of the BatchNorm layers, in the order of their calls; ``"running"``: the stored ones.
+        coefficients: How coefficients enter. ``plain``: as they are. ``squared``: weights, BatchNorm and fixed
+            coefficients squared where they act. ``absolute``: their absolute values. ``ones``: as ``absolute``, but
+            BatchNorm counts 1 (for tensors that are ones, or a mask). ``connected``: 1 where not zero
+            (a mask, which needs a gradient, as it is). Gates enter as
+            they are in ``plain``, squared otherwise.
+        pools: How an open max pool reads its window: ``sum`` or ``max``.
+    """
+
+    model: nn.Module
+    tensors: Mapping[str, Tensor]
+    sites: Sequence[Site] | None
+    moments: Sequence[Moments] | Literal["running"]
+    coefficients: Coefficients = "squared"
+    pools: Literal["sum", "max"] = "sum"
+
+    rules: ClassVar[RuleTable] = REPLAY
+
+    def __post_init__(self) -> None:
+        Reading.__init__(self, self.model, self.tensors)
+        self._next_site = 0
+        self._next_moments = 0
+
+    # -- coefficients ----------------------------------------------------------------------------------------------
+
+    def coefficient(self, value: Any) -> Any:
+        """How a fixed linear coefficient (a weight, a number, a filter) enters this reading.
+
+        Args:
+            value: A number or a tensor.
+
+        Returns:
+            The number or tensor to multiply with.
+        """
+        if self.coefficients == "plain":
+            return value
+        if self.coefficients == "squared":
+            return value * value
+        if self.coefficients == "connected":
+            if not isinstance(value, Tensor):
+                return float(value != 0)
+            return value if value.requires_grad else (value != 0).to(value.dtype)
+        return abs(value)
+
+    def slope(self, value: Any) -> Any:
+        """How the slope of a gate enters this reading.
+
+        Args:
+            value: A number or a tensor.
+
+        Returns:
+            The number or tensor to multiply with.
+        """
+        return value if self.coefficients == "plain" else value * value
+
+    # -- the tape --------------------------------------------------------------------------------------------------
+
+    def next_site(self, kind: type[Site], shape: torch.Size, func: Callable[..., Any]) -> Any:
+        """The recorded site that belongs to the call at hand.
+
+        Args:
+            kind: Class of the site.
+            shape: Shape of the input of the call.
+            func: The torch function, for the error message.
+
+        Returns:
+            The site.
+
+        Raises:
+            UnsupportedOperation: If the network took another route than in the recorded pass.
+        """
+        assert self.sites is not None
+        name = getattr(func, "__name__", str(func))
+        if self._next_site >= len(self.sites):
+            raise self.unsupported(name, "the recorded pass had fewer non-linear sites")
+        site = self.sites[self._next_site]
+        self._next_site += 1
+        if not isinstance(site, kind) or site.shape != shape:
+            raise self.unsupported(name, f"the recorded pass had another site of shape {tuple(site.shape)} here")
+        return site
+
+    def next_moments(self) -> Moments | None:
+        """The moments of the BatchNorm call at hand.
+
+        Returns:
+            The moments, or None for the stored ones.
+
+        Raises:
+            UnsupportedOperation: If the recorded pass had fewer BatchNorm calls.
+        """
+        if self.moments == "running":
+            return None
+        if self._next_moments >= len(self.moments):
+            raise self.unsupported("batch_norm", "the recorded pass had fewer BatchNorm calls")
+        self._next_moments += 1
+        return self.moments[self._next_moments - 1]

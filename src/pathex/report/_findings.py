@@ -1,0 +1,105 @@
+"""What the numbers allow to be said, in sentences."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pathex.report._statistics import difference, estimate
+
+__all__ = ["headline", "what_was_run"]
+
+
+def what_was_run(runs: pd.DataFrame) -> str:
+    """The runs in one sentence.
+
+    Args:
+        runs: The table of runs.
+
+    Returns:
+        The sentence.
+    """
+    pruned = runs[runs["method"] != "dense"]
+    methods = pruned["method"].unique().tolist()
+    what = "dense training"
+    if methods:
+        sparsities = [f"{value:.6g}" for value in sorted(pruned["sparsity"].unique())]
+        what = (
+            f"{_count(len(methods), 'pruning method')} ({_listed(sorted(methods))}) at sparsity {_listed(sparsities)}"
+        )
+        what += " beside the dense network" if len(pruned) < len(runs) else ""
+    where = f"{_listed(sorted(set(runs['model'])))} on {_listed(sorted(set(runs['data'])))}"
+    seeds, count = _count(runs["seed"].nunique(), "seed"), _count(len(runs), "run")
+    return f"{what[0].upper()}{what[1:]}: {where}, {seeds}, {count} in all."
+
+
+def headline(runs: pd.DataFrame) -> str:
+    """The finding about one model and data set at its highest sparsity, claimed only where intervals are apart.
+
+    Args:
+        runs: The rows of one model and data set.
+
+    Returns:
+        One or two sentences.
+    """
+    pruned = runs[runs["method"] != "dense"]
+    if pruned.empty:
+        return f"Only dense runs: mean test accuracy {_percent(runs['test_accuracy'].mean())}."
+    sparsity = pruned["sparsity"].max()
+    values = {
+        str(series): group["test_accuracy"].tolist()
+        for series, group in pruned[pruned["sparsity"] == sparsity].groupby("series")
+    }
+    ranking = sorted(values, key=lambda name: -estimate(values[name]).mean)
+    where = f"At sparsity {sparsity:.6g}"
+    baselines = pruned.loc[(pruned["method"] == "random") & (pruned["sparsity"] == sparsity), "series"].unique()
+    if len(ranking) == 1:
+        return f"{where}, {ranking[0]} reaches {_percent(estimate(values[ranking[0]]).mean)}; nothing to compare with."
+    if len(baselines) != 1:
+        return _against(values, ranking[0], ranking[1], where)
+    if ranking[0] == baselines[0]:
+        return f"{where}, no method has a higher mean than random pruning. " + _against(
+            values, ranking[0], ranking[1], where
+        )
+    finding = _against(values, ranking[0], str(baselines[0]), where, of=len(ranking))
+    runner_up = ranking[1]
+    if "no claim" in finding or runner_up == baselines[0]:
+        return finding
+    if estimate(values[ranking[0]]).overlaps(estimate(values[runner_up])):
+        finding += f" The intervals of {ranking[0]} and {runner_up} overlap: between these two, no claim."
+    return finding
+
+
+def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int | None = None) -> str:
+    first, second = estimate(values[best]), estimate(values[other])
+    means = f"{best} {_percent(first.mean)}, {other} {_percent(second.mean)}"
+    if first.half_width is None or second.half_width is None:
+        return f"{where}: {means}, with one seed for at least one of them: no claim. Repeat with more seeds."
+    if first.overlaps(second):
+        return f"{where}: {means}, but their 95 % intervals overlap: no claim."
+    gap = difference(values[best], values[other])
+    rank = f", the highest mean of {of} methods," if of is not None and of > 2 else ""
+    return (
+        f"{where}, {best}{rank} is {100 * gap.mean:.1f} points more accurate than {other} (95 % interval "
+        f"{_points(gap.low)} to {_points(gap.high)}): {_percent(first.mean)} against {_percent(second.mean)}, "
+        f"{_seeds(first.n, second.n)}."
+    )
+
+
+def _seeds(first: int, second: int) -> str:
+    return f"{first} seeds each" if first == second else f"{first} and {second} seeds"
+
+
+def _points(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

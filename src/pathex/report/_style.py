@@ -1,0 +1,93 @@
+"""Colours that stay with a method through every figure and table, told apart by colour-blind readers too."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["INK", "SETTINGS", "Style", "styles"]
+
+INK = "#24292f"
+
+
+# Okabe and Ito's colours for the methods most reports show, so that two reports agree with each other.
+_COLOURS = MappingProxyType(
+    {
+        "dense": INK,
+        "px": "#0072B2",
+        "random": "#8a8f98",
+        "magnitude": "#E69F00",
+        "synflow": "#009E73",
+        "ntk-sap": "#D55E00",
+        "snip": "#CC79A7",
+        "grasp": "#56B4E9",
+    }
+)
+_OTHER_COLOURS = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#661100", "#6699CC", "#117733")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+_DASHES = ("-", "--", "-.", ":")
+
+SETTINGS = MappingProxyType(
+    {
+        "svg.hashsalt": "pathex",
+        "svg.fonttype": "path",
+        "font.family": "DejaVu Sans",
+        "font.size": 10.0,
+        "text.color": INK,
+        "axes.edgecolor": "#b6bcc4",
+        "axes.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10.5,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e3e6ea",
+        "grid.linewidth": 0.8,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.size": 3.0,
+        "ytick.major.size": 0.0,
+        "legend.frameon": False,
+        "lines.linewidth": 2.0,
+    }
+)
+"""Settings of Matplotlib under which figures are drawn and saved."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one series is drawn.
+
+    Attributes:
+        colour: Colour of its method.
+        marker: Marker of its method.
+        dash: Line style; tells settings of one method apart.
+    """
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def styles(series: Iterable[tuple[str, str]]) -> dict[str, Style]:
+    """One style a series.
+
+    Args:
+        series: Pairs of method and series name.
+
+    Returns:
+        Styles by series name: methods first as in the fixed list, then by name.
+    """
+    pairs = sorted(set(series))
+    known = list(_COLOURS)
+    methods = sorted({method for method, _ in pairs})
+    others = [method for method in methods if method not in _COLOURS]
+    ordered = [method for method in known if method in methods] + others
+    drawn: dict[str, Style] = {}
+    for method in ordered:
+        rank = known.index(method) if method in _COLOURS else len(known) + others.index(method)
+        colour = _COLOURS.get(method) or _OTHER_COLOURS[others.index(method) % len(_OTHER_COLOURS)]
+        for number, name in enumerate(name for owner, name in pairs if owner == method):
+            drawn[name] = Style(colour, _MARKERS[rank % len(_MARKERS)], _DASHES[number % len(_DASHES)])
+    return drawn

@@ -1,0 +1,188 @@
+"""The files of a run: written in one step, under a lock, with a log."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pathex.errors import InvalidInput
+from pathex.runs.config import RunConfig
+from pathex.runs.naming import settings
+from pathex.train import Events, replacing
+
+__all__ = [
+    "Journal",
+    "check_same",
+    "finished_result",
+    "locked",
+    "read_json",
+    "write_config",
+    "write_json",
+    "write_lines",
+]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step.
+
+    Args:
+        path: The file.
+        value: Plain values.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file in one step.
+
+    Args:
+        path: The file.
+        rows: One mapping of plain values for each line.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of the run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        InvalidInput: If it cannot be read.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error}); delete its folder to run again") from error
+    return content
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write ``config.yaml``, which reproduces the run when it is given as ``--config``.
+
+    Args:
+        folder: Folder of the run.
+        config: Settings of the run.
+    """
+    values = {**vars(config), "milestones": list(config.milestones)}
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def check_same(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions.
+
+    Args:
+        folder: Folder of the run; it need not exist.
+        config: Settings of the run.
+
+    Raises:
+        InvalidInput: If ``config.yaml`` is there and differs, or cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        theirs = settings(RunConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error}); delete its folder or choose another 'out'") from error
+    ours = settings(config)
+    different = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in ours if ours[name] != theirs[name]]
+    if different:
+        raise InvalidInput(f"{folder} holds a run with other settings ({'; '.join(different)}); choose another 'out'")
+
+
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is done.
+
+    Args:
+        folder: Folder of the run; it need not exist.
+
+    Returns:
+        The content of ``result.json``, or None if the run is not done.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = read_json(path)
+    return result if result.get("status") == "done" else None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the system lets go of the lock when the process ends, however it ends.
+
+    Args:
+        folder: Folder of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InvalidInput: If another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InvalidInput(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Journal:
+    """Writes each event of a run to ``log.txt`` and passes it on.
+
+    A context manager; what ends the block by an exception is logged too. Steps are too many for the log.
+    """
+
+    def __init__(self, folder: Path, on_event: Events | None) -> None:
+        self._path, self._on_event = folder / "log.txt", on_event
+        # A logger of its own, outside the tree of named loggers: runs in one process do not share handlers.
+        self._logger = logging.Logger("pathex.run")
+
+    def __enter__(self) -> "Journal":
+        handler = logging.FileHandler(self._path, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._logger.addHandler(handler)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            self._logger.error("stopped by %s: %s", kind.__name__, error)
+        for handler in self._logger.handlers:
+            handler.close()
+
+    def note(self, message: str) -> None:
+        """Log a line.
+
+        Args:
+            message: One line of text.
+        """
+        self._logger.info(message)
+
+    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
+        """Log an event and pass it on.
+
+        Args:
+            kind: Name of the event.
+            payload: What belongs to it.
+        """
+        if kind != "step":
+            self._logger.info("%s %s", kind, json.dumps(payload, default=str))
+        if self._on_event is not None:
+            self._on_event(kind, payload)

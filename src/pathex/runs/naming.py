@@ -1,0 +1,64 @@
+"""The name of a run's folder, which follows from its settings."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, fields
+from typing import Any
+
+from pathex.runs.config import RunConfig
+
+__all__ = ["run_name", "settings"]
+
+_PLACE = ("out", "device")
+_PRUNING = (
+    "sparsity",
+    "rounds",
+    "allocation",
+    "images_per_class",
+    "method_options",
+    "memory",
+    "strict",
+)
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a run's numbers, as plain values.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        Every field but ``out`` and ``device``. For ``dense`` the fields of pruning have their default values and
+        ``sparsity`` is 0, so that a grid of sparsities trains the dense network once.
+    """
+    values = asdict(config)
+    if config.method == "dense":
+        values.update({name: value for name, value in asdict(RunConfig()).items() if name in _PRUNING}, sparsity=0.0)
+    for name in _PLACE:
+        del values[name]
+    values["milestones"] = list(values["milestones"])
+    return values
+
+
+def run_name(config: RunConfig) -> str:
+    """Name of the run's folder: method, model, data, sparsity, and a hash of the settings that are not the default.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        A name of letters, digits, dots, hyphens and underscores.
+
+    Example:
+        >>> run_name(RunConfig(method="px", sparsity=0.982, data="cifar10"))
+        'px-resnet20-cifar10-s0.982-33076f1e'
+    """
+    defaults, values = asdict(RunConfig()), settings(config)
+    defaults["milestones"] = list(defaults["milestones"])
+    changed = {field.name: values[field.name] for field in fields(config) if field.name in values}
+    changed = {name: value for name, value in changed.items() if value != defaults[name]}
+    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+    parts = (re.sub(r":.*[/\\]", ":", part) for part in (config.method, config.model, config.data))
+    readable = "-".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_.")[-40:] for part in parts)
+    return f"{readable}-s{values['sparsity']:.6g}-{digest}"

@@ -1,0 +1,100 @@
+"""Refuse settings that cannot work before anything is written."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pathex import scores
+from pathex.allocate import ALLOCATIONS
+from pathex.data import AUGMENTATIONS
+from pathex.errors import InvalidInput, UnknownName
+from pathex.runs.config import RunConfig
+from pathex.train import check_machine
+
+__all__ = ["check_config"]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(least: int) -> tuple[Callable[[Any], bool], str]:
+    return (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number of at least {least}",
+    )
+
+
+_FRACTION: tuple[Callable[[Any], bool], str] = (
+    lambda value: _is_number(value) and 0 <= value < 1,
+    "a number in [0, 1)",
+)
+_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: _is_number(value) and value > 0, "a number above 0")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "sparsity": _FRACTION,
+    "rounds": (lambda value: value is None or _integer(1)[0](value), "a whole number of at least 1, or none"),
+    "images_per_class": _integer(1),
+    "epochs": _integer(0),
+    "batch_size": _integer(1),
+    "lr": _POSITIVE,
+    "momentum": _FRACTION,
+    "weight_decay": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
+    "milestones": (
+        lambda value: isinstance(value, tuple | list) and all(_is_number(part) and 0 < part < 1 for part in value),
+        "a list of numbers in (0, 1)",
+    ),
+    "gamma": _POSITIVE,
+    "label_smoothing": _FRACTION,
+    "validation": _FRACTION,
+    "seed": (lambda value: _integer(0)[0](value) and value < 2**63, "a whole number from 0 to 2**63 - 1"),
+}
+
+
+def check_config(config: RunConfig) -> None:
+    """Check every setting that can be checked without the data.
+
+    Args:
+        config: Settings of a run.
+
+    Raises:
+        InvalidInput: If a setting is out of its range or names something unknown; the message has the name of the
+            field, its value and what is allowed.
+    """
+    for name, (holds, allowed) in _RULES.items():
+        if not holds(getattr(config, name)):
+            raise InvalidInput(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
+    _check_name("method", config.method, ("dense", *scores.names()))
+    _check_name("augment", config.augment, ("auto", *AUGMENTATIONS))
+    if config.nesterov and config.momentum == 0:
+        raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
+    _check_allocation(config.allocation)
+    check_machine(config.device, config.precision)
+    scores.parse_memory(config.memory)
+    for name in ("model_options", "data_options", "method_options"):
+        _check_plain(name, getattr(config, name))
+    if config.method != "dense":
+        scores.find(config.method).check(config.method_options)
+
+
+def _check_allocation(allocation: Any) -> None:
+    if isinstance(allocation, str):
+        _check_name("allocation", allocation, ALLOCATIONS)
+        return
+    wrong = [name for name, density in allocation.items() if not (_is_number(density) and 0 <= density <= 1)]
+    if wrong:
+        raise InvalidInput(f"allocation of {wrong[0]!r} is {allocation[wrong[0]]!r}; allowed: a density in [0, 1]")
+
+
+def _check_plain(name: str, options: dict[str, Any]) -> None:
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{name} has a value that a file cannot hold ({error}); allowed: text, numbers, lists"
+        ) from None
+
+
+def _check_name(kind: str, name: str, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        raise UnknownName(kind, name, allowed)

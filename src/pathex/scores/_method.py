@@ -1,0 +1,101 @@
+"""What a method is: a card that says what it computes, and a function from a problem to scores."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pathex.errors import InvalidInput
+from pathex.scores._problem import Problem
+
+__all__ = ["Card", "Method"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a user must know of a method.
+
+    Attributes:
+        name: Name in `pathex.methods`.
+        title: Name in prose.
+        citation: Paper.
+        equation: The score of one weight.
+        summed: What is summed and what is averaged.
+        needs: What it reads of the data: ``nothing`` (their shape only), ``images`` or ``labels``.
+        batchnorm: What BatchNorm uses while scoring.
+        rounds: Published number of rounds.
+        cost: Passes and memory of one round.
+        holds_for: Activations and layers for which the derivation holds.
+        differences: What the original code does differently.
+        checked: How this implementation was checked.
+        options: Each option in a line; filled from the function by `Method`.
+    """
+
+    name: str
+    title: str
+    citation: str
+    equation: str
+    summed: str
+    needs: Literal["nothing", "images", "labels"]
+    batchnorm: str
+    rounds: int
+    cost: str
+    holds_for: str
+    differences: str
+    checked: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.title}"]
+        about = {field.name.replace("_", " "): getattr(self, field.name) for field in fields(self)[2:-1]}
+        lines += [f"  {name:<12} {text}" for name, text in about.items()]
+        lines += [f"  option       {name}: {text}" for name, text in self.options.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scorer with its card.
+
+    Attributes:
+        card: What a user must know.
+        function: ``function(problem, **options) -> dict name -> score``; its keyword-only arguments are the options.
+    """
+
+    card: Card
+    function: Callable[..., dict[str, Tensor]]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Name and default of every option."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that the method does not have.
+
+        Args:
+            options: The options of a call.
+
+        Raises:
+            InvalidInput: If there is an unknown one; the message lists the known ones.
+        """
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            known = ", ".join(sorted(self.defaults)) or "none"
+            raise InvalidInput(f"method {self.card.name!r} has no option {unknown[0]!r}. Known: {known}")
+
+    def __call__(self, problem: Problem, **options: Any) -> dict[str, Tensor]:
+        """Score every prunable weight.
+
+        Args:
+            problem: Model, mask and pruning set.
+            **options: Options of the method.
+
+        Returns:
+            Name to score, higher = keep.
+        """
+        self.check(options)
+        return self.function(problem, **options)

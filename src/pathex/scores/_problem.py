@@ -1,0 +1,232 @@
+"""What a scorer sees: the model, the mask of the round, the pruning set. No data set, no config, no trainer."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput
+from pathex.paths import Survey, compute_dtype, survey
+
+__all__ = ["Batch", "Problem", "generator", "parse_memory", "read_batches"]
+
+Batch = tuple[Tensor, Tensor | None]
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def read_batches(data: Any) -> list[Batch]:
+    """Read the pruning set once.
+
+    Args:
+        data: A DataLoader, an iterable of ``(x, y)`` or ``x``, one tensor ``x``, or a pair of tensors ``(x, y)``.
+
+    Returns:
+        Batches ``(x, y)``; ``y`` is None without labels.
+
+    Raises:
+        InvalidInput: If there is no image, a batch is not made of tensors, images are not finite floating-point
+            numbers of one shape, or labels do not match their images.
+    """
+    if isinstance(data, Tensor):
+        data = [data]
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair(*data):
+        data = [tuple(data)]
+    elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise InvalidInput(
+            f"data must be a DataLoader, an iterable of (x, y) or x, or a tensor, not {type(data).__name__}"
+        )
+    # A DataLoader draws from torch's global generator when it starts.
+    with torch.random.fork_rng(devices=[]):
+        batches = [_checked(number, batch) for number, batch in enumerate(data)]
+    batches = [batch for batch in batches if len(batch[0])]
+    if not batches:
+        raise InvalidInput("data is empty: scores need at least one image")
+    shapes = {tuple(x.shape[1:]) for x, _ in batches}
+    if len(shapes) > 1:
+        raise InvalidInput(f"all images of the pruning set must have one shape, not {sorted(shapes)}")
+    return batches
+
+
+def _is_pair(x: Any, y: Any) -> bool:
+    return (
+        isinstance(x, Tensor) and isinstance(y, Tensor) and x.is_floating_point() and not y.is_floating_point()
+    ) and len(x) == len(y)
+
+
+def _checked(number: int, batch: Any) -> Batch:
+    x, y = (
+        (batch[0], batch[1] if len(batch) > 1 else None)
+        if isinstance(batch, (tuple, list)) and batch
+        else (batch, None)
+    )
+    if not isinstance(x, Tensor):
+        raise InvalidInput(f"batch {number} of data holds {type(x).__name__} where a tensor of images should be")
+    if not x.is_floating_point():
+        raise InvalidInput(f"batch {number} of data has images of {x.dtype}; convert them to floating point first")
+    if x.dim() < 2:
+        raise InvalidInput(f"batch {number} of data has shape {tuple(x.shape)}; images are (N, ...)")
+    if not torch.isfinite(x).all():
+        raise InvalidInput(f"batch {number} of data holds NaN or infinite values")
+    if y is not None and (not isinstance(y, Tensor) or len(y) != len(x)):
+        count = len(y) if isinstance(y, Tensor) and y.dim() else "no"
+        raise InvalidInput(f"batch {number} of data has {len(x)} images and {count} labels")
+    return x.detach(), None if y is None else y.detach()
+
+
+def parse_memory(memory: int | str | None) -> int | None:
+    """A memory budget in bytes.
+
+    Args:
+        memory: A number of bytes, text such as ``2GiB`` or ``500MB``, or None.
+
+    Returns:
+        Bytes, or None.
+
+    Raises:
+        InvalidInput: If the text cannot be read or the budget is not positive.
+    """
+    if memory is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", str(memory))
+    unit = _UNITS.get(match[2].lower()) if match else None
+    try:
+        size = float(match[1]) * unit if match and unit else 0
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise InvalidInput(f"memory must be a positive number of bytes or text such as 2GiB or 500MB, not {memory!r}")
+    return int(size)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator whose stream depends on every number of the key.
+
+    Args:
+        *key: Non-negative integers, such as seed and round.
+
+    Returns:
+        The generator.
+    """
+    state = np.random.SeedSequence([abs(k) for k in key]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One scoring task.
+
+    Attributes:
+        model: The network; scorers leave it as it is.
+        prunable: The weights to score, by parameter name.
+        batches: The pruning set as delivered.
+        mask: Name to bool tensor of the round; None keeps everything.
+        seed: Seed of whatever a scorer draws.
+        round: Number of the round, from 1.
+        memory: Memory budget in bytes for activations; None is chosen from what is free.
+        strict: Whether doubts are errors.
+        memo: What stays the same over the rounds of one prune.
+    """
+
+    model: nn.Module
+    prunable: Mapping[str, Tensor]
+    batches: Sequence[Batch]
+    mask: Mapping[str, Tensor] | None = None
+    seed: int = 0
+    round: int = 1
+    memory: int | None = None
+    strict: bool = False
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(iter(self.prunable.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of scoring: the model's, but at least float32."""
+        return compute_dtype(self.model)
+
+    @property
+    def images(self) -> Tensor:
+        """All images ``(N, ...)`` on the model's device in canonical order (sorted by content)."""
+        if "images" not in self.memo:
+            x = torch.cat([x.cpu() for x, _ in self.batches])
+            order = sorted(range(len(x)), key=lambda i: _digest(x[i]))
+            self.memo["images"] = x[order].to(self.device, self.dtype).contiguous()
+        images: Tensor = self.memo["images"]
+        return images
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the images, whatever their order and batches."""
+        return hashlib.sha256(
+            b"".join(sorted(_digest(image) for x, _ in self.batches for image in x.cpu()))
+        ).hexdigest()
+
+    def survey(self, output: str | int | None = None) -> Survey:
+        """What one forward pass shows of the network.
+
+        Args:
+            output: Which of several outputs counts.
+
+        Returns:
+            The survey, made once.
+        """
+        if "survey" not in self.memo:
+            self.memo["survey"] = survey(self.model, self.images, output=output)
+        found: Survey = self.memo["survey"]
+        return found
+
+    def masked(
+        self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The prunable weights times the mask.
+
+        Args:
+            tensors: Weights in place of the model's own.
+            dtype: Precision; None is that of scoring.
+
+        Returns:
+            Name to a new tensor without gradient.
+        """
+        result = {}
+        for name, own in self.prunable.items():
+            weight = (tensors or {}).get(name, own).detach().to(self.device, dtype or self.dtype)
+            keep = None if self.mask is None else self.mask[name].to(self.device)
+            result[name] = weight.clone() if keep is None else torch.where(keep, weight, torch.zeros_like(weight))
+        return result
+
+    def budget(self) -> int:
+        """Bytes that activations may take.
+
+        Returns:
+            The given budget, or half of the free GPU memory, or 2 GiB on a CPU.
+        """
+        if self.memory is not None:
+            return self.memory
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0] // 2
+        return 2 * 2**30
+
+    def micro_batches(self, bytes_per_image: float) -> Iterator[Tensor]:
+        """The images in canonical order, as many at a time as the budget allows.
+
+        Args:
+            bytes_per_image: Bytes of activations that one image costs.
+
+        Yields:
+            Images ``(B, ...)``.
+        """
+        yield from self.images.split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha1(image.contiguous().view(torch.uint8).numpy().tobytes(), usedforsecurity=False).digest()

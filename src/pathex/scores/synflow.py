@@ -1,0 +1,83 @@
+r"""SynFlow (Tanaka, Kunin, Yamins, Ganguli, NeurIPS 2020): iterative magnitude of the synaptic flow.
+
+    R = 1^T ( prod_l |theta^l| ) 1,        S_j = |theta_j| dR / d|theta_j|.
+
+The network with absolute weights and an input of ones; every activation is then the identity.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pathex.errors import UnknownName
+from pathex.paths import replay_open, run, tensors_of, untouched
+from pathex.scores._method import Card, Method
+from pathex.scores._problem import Problem
+from pathex.scores._reader import OPTIONS, Calibration, Initialiser, PathReader, Scales, gradient_scores
+
+__all__ = ["METHOD"]
+
+Shifts = Literal["dropped", "released"]
+
+
+def _score(
+    problem: Problem,
+    *,
+    shifts: Shifts = "dropped",
+    calibration: Calibration = "running",
+    calibration_images: int = 1024,
+    redraw: bool | Initialiser = False,
+    scales: Scales = "auto",
+    output: str | int | None = None,
+) -> dict[str, Tensor]:
+    if shifts not in get_args(Shifts):
+        raise UnknownName("shifts", shifts, get_args(Shifts))
+    reader = PathReader(problem, calibration, calibration_images, redraw, scales, output, torch.float64)
+    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
+    tensors = {**reader.other(), **weights}
+    start = torch.ones_like(problem.images[:1], dtype=torch.float64)
+    with torch.enable_grad():
+        if shifts == "released":
+            state = tensors_of(problem.model, tensors, torch.float64)
+            absolute = {name: entry.abs() if entry.is_floating_point() else entry for name, entry in state.items()}
+            with untouched(problem.model):
+                out = run(problem.model, absolute, start, output)
+        else:
+            out = replay_open(
+                problem.model,
+                start,
+                statistics=reader.statistics(tensors),
+                tensors=tensors,
+                coefficients="absolute",
+                pools="max",
+                output=output,
+            )
+        return {name: 2 * score for name, score in gradient_scores(out.sum(), weights).items()}
+
+
+METHOD = Method(
+    Card(
+        name="synflow",
+        title="SynFlow",
+        citation="Tanaka, Kunin, Yamins, Ganguli: Pruning neural networks without any data by iteratively conserving "
+        "synaptic flow. NeurIPS 2020, arXiv 2006.05467",
+        equation="S_j = |theta_j| dR/d|theta_j|, R = sum_k f_k(1; |theta|)",
+        summed="summed over outputs; one input of ones",
+        needs="nothing",
+        batchnorm="|gamma| / sqrt(var + eps) with the stored variance (calibration='running', as published) or "
+        "calibrated ('batch')",
+        rounds=100,
+        cost="1 forward and backward pass of one input, in float64",
+        holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
+        differences="the released code takes the absolute value of every entry of the state, stored means included, "
+        "and keeps shifts: shifts='released'",
+        checked="golden scores to 1e-9 (released), brute force to 1e-10 (dropped), conservation per layer on chains",
+        options={
+            "shifts": "dropped (default): no biases, means and shifts; released: absolute state, plain network",
+            **OPTIONS,
+            "calibration": "running (default): stored statistics, as published; batch: calibrated on the pruning set",
+        },
+    ),
+    _score,
+)

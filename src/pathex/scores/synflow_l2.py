@@ -1,0 +1,56 @@
+r"""SynFlow-L2 (Gebhart, Saxena, Schrater 2021): synaptic flow of squared weights, the data-free norm of all paths.
+
+    R = sum_k sum_p v_p^2 = ||paths||^2,        S_j = theta_j^2 dR / d(theta_j^2).
+
+The control of every PX experiment: `px-literal` is this times one number per output.
+"""
+
+import torch
+from torch import Tensor
+
+from pathex.paths import replay_open
+from pathex.scores._method import Card, Method
+from pathex.scores._problem import Problem
+from pathex.scores._reader import OPTIONS, Calibration, Initialiser, PathReader, Scales, gradient_scores
+
+__all__ = ["METHOD"]
+
+
+def _score(
+    problem: Problem,
+    *,
+    calibration: Calibration = "batch",
+    calibration_images: int = 1024,
+    redraw: bool | Initialiser = False,
+    scales: Scales = "auto",
+    output: str | int | None = None,
+) -> dict[str, Tensor]:
+    reader = PathReader(problem, calibration, calibration_images, redraw, scales, output, torch.float64)
+    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
+    tensors = {**reader.other(), **weights}
+    statistics = reader.statistics(tensors)
+    start = torch.ones_like(problem.images[:1], dtype=torch.float64)
+    with torch.enable_grad():
+        out = replay_open(problem.model, start, statistics=statistics, tensors=tensors, output=output)
+        return gradient_scores(out.sum(), weights)
+
+
+METHOD = Method(
+    Card(
+        name="synflow-l2",
+        title="SynFlow-L2, the squared norm of all paths",
+        citation="Gebhart, Saxena, Schrater: A unified paths perspective for pruning at initialization. 2021, "
+        "arXiv 2101.10552",
+        equation="S_j = theta_j^2 dR/d(theta_j^2), R = sum_k sum_p v_p^2",
+        summed="summed over outputs and paths; one input of ones",
+        needs="images",
+        batchnorm="gamma^2 / (var + eps), calibrated as in 'px-literal' (default, needs images) or stored ('running')",
+        rounds=100,
+        cost="1 forward and backward pass of one input in float64; with calibration 1 forward pass more",
+        holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
+        differences="the code released with NTK-SAP multiplies by theta instead of theta^2",
+        checked="path enumeration to 1e-10 in float64",
+        options=OPTIONS,
+    ),
+    _score,
+)

@@ -1,0 +1,154 @@
+"""Networks small enough to count every path, with random float64 parameters and statistics."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CASES", "Branches", "build", "draw", "masked", "prunable", "random_mask"]
+
+
+class Branches(nn.Module):
+    """Branches on the same input, summed or concatenated over channels."""
+
+    def __init__(self, *branches: nn.Module, join: str = "sum") -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [branch(x) for branch in self.branches]
+        return torch.cat(outputs, 1) if self.join == "cat" else torch.stack(outputs).sum(0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the shape of one of its images; ``scale`` widens the images so that saturating slopes saturate."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    scale: float = 1.0
+
+
+def _mlp(activation: Callable[[], nn.Module] = nn.ReLU, bias: bool = True) -> nn.Sequential:
+    layers = [nn.Linear(3, 4, bias), activation(), nn.Linear(4, 3, bias), activation(), nn.Linear(3, 2, bias)]
+    return nn.Sequential(*layers)
+
+
+def _residual() -> nn.Sequential:
+    body = nn.Sequential(
+        nn.Conv2d(2, 2, 3, padding=1, bias=False),
+        nn.BatchNorm2d(2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(2, 2, 3, padding=1, bias=False),
+        nn.BatchNorm2d(2),
+    )
+    shortcut = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.BatchNorm2d(2))
+    stem = [nn.Conv2d(1, 2, 2, bias=False), nn.BatchNorm2d(2), nn.ReLU(inplace=True)]
+    head = [nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
+    return nn.Sequential(*stem, Branches(body, shortcut), *head)
+
+
+def _shared() -> nn.Sequential:
+    twice = nn.Conv2d(1, 1, 3, padding=1)
+    return nn.Sequential(twice, nn.ReLU(), twice, nn.ReLU(), nn.Flatten(), nn.Linear(9, 2))
+
+
+def _dilated() -> nn.Sequential:
+    first, second = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.Conv2d(4, 2, 2, dilation=2, padding=(1, 2))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(30, 2))
+
+
+def _max_pool() -> nn.Sequential:
+    first, second = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2, padding=1)
+    pools = nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, stride=1)
+    return nn.Sequential(first, nn.ReLU(), pools[0], second, nn.ReLU(), pools[1], nn.Flatten(), nn.Linear(8, 2))
+
+
+def _average_branch() -> nn.Sequential:
+    pooled = nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(1, 1, 1))
+    plain = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    branches = Branches(nn.Conv2d(1, 1, 3, padding=1), pooled, plain, join="cat")
+    return nn.Sequential(branches, nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
+
+
+def _depthwise() -> nn.Sequential:
+    deep, point = nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False), nn.Conv2d(2, 3, 1, bias=False)
+    norms = nn.BatchNorm2d(2), nn.BatchNorm2d(3)
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(deep, norms[0], nn.ReLU6(), point, norms[1], nn.ReLU6(), pool, nn.Flatten(), nn.Linear(3, 2))
+
+
+def _transposed() -> nn.Sequential:
+    up = nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), up, nn.ReLU(), nn.ConvTranspose2d(4, 1, 2, dilation=2))
+
+
+def _vector_norm() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+CASES: dict[str, Case] = {
+    "mlp": Case(_mlp, (3,)),
+    "mlp-without-bias": Case(lambda: _mlp(bias=False), (3,)),
+    "leaky": Case(lambda: _mlp(lambda: nn.LeakyReLU(0.3)), (3,)),
+    "prelu": Case(lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.PReLU(2), nn.Flatten(), _head(8)), (1, 3, 3)),
+    "relu6": Case(lambda: _mlp(nn.ReLU6), (3,), scale=3.0),
+    "hardtanh": Case(lambda: _mlp(lambda: nn.Hardtanh(-0.7, 1.2)), (3,)),
+    "vector-norm": Case(_vector_norm, (3,)),
+    "dilated": Case(_dilated, (2, 5, 5)),
+    "residual": Case(_residual, (1, 3, 3)),
+    "max-pool": Case(_max_pool, (1, 5, 5)),
+    "average-branch": Case(_average_branch, (1, 4, 4)),
+    "depthwise": Case(_depthwise, (2, 3, 3), scale=4.0),
+    "transposed": Case(_transposed, (1, 2, 2)),
+    "shared": Case(_shared, (1, 3, 3)),
+}
+
+
+def _head(features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, 3), nn.PReLU(), nn.Linear(3, 2))
+
+
+def build(name: str, seed: int, images: int = 3) -> tuple[nn.Module, Tensor]:
+    """The network of a case in float64 and in train mode, and ``images`` of its inputs."""
+    case = CASES[name]
+    model = case.make().double()
+    generator = draw(model, seed)
+    x = case.scale * torch.randn(images, *case.shape, generator=generator, dtype=torch.float64)
+    return model, x
+
+
+def draw(model: nn.Module, seed: int) -> torch.Generator:
+    """Fill every parameter and statistic; the generator, to go on with."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for entry in model.parameters():
+            entry.copy_(torch.randn(entry.shape, generator=generator, dtype=torch.float64))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+    return generator
+
+
+def prunable(model: nn.Module) -> list[str]:
+    """Names of the weights of convolutions and linear layers, a shared weight once."""
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+    return [name for name, entry in model.named_parameters() if id(entry) in weights]
+
+
+def random_mask(model: nn.Module, seed: int, density: float = 0.8) -> dict[str, Tensor]:
+    """A random boolean mask over the prunable weights."""
+    generator = torch.Generator().manual_seed(seed)
+    entries = dict(model.named_parameters())
+    return {name: torch.rand(entries[name].shape, generator=generator) < density for name in prunable(model)}
+
+
+def masked(model: nn.Module, mask: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Every parameter by name, detached, zero where the mask drops it."""
+    entries = {name: entry.detach() for name, entry in model.named_parameters()}
+    return entries | {name: entries[name] * keep for name, keep in (mask or {}).items()}

@@ -1,0 +1,264 @@
+"""A network written out as scalars: one node per number, one edge per coefficient, by loops over every index."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brute_force.cases import Branches
+
+__all__ = ["Array", "Edge", "Graph"]
+
+Array = np.ndarray
+MISSING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """One factor of a path: a weight or none, a fixed and a BatchNorm coefficient, and a gate (N,) or none."""
+
+    source: int
+    weight: tuple[str, int] | None = None
+    fixed: float = 1.0
+    norm: float = 1.0
+    gate: Array | None = None
+
+
+class Graph:
+    """The scalars of ``model`` at the images ``x``, with the slopes and the routes recorded there.
+
+    ``tensors`` replaces parameters by name. ``calibration`` is ``"batch"`` (biased statistics of these images, layer
+    after layer) or ``"running"``. Without ``shifts`` no bias, mean or BatchNorm shift acts; without ``activations``
+    every activation is the identity.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        tensors: dict[str, Tensor] | None = None,
+        *,
+        calibration: str = "running",
+        shifts: bool = True,
+        activations: bool = True,
+    ) -> None:
+        self.calibration, self.shifts, self.activations = calibration, shifts, activations
+        self.names = {id(entry): name for name, entry in model.named_parameters()}
+        self.tensors = {name: entry.detach().numpy() for name, entry in model.named_parameters()}
+        self.tensors |= {name: entry.detach().numpy() for name, entry in (tensors or {}).items()}
+        self.incoming: list[list[Edge]] = []
+        self.values: list[Array] = []
+        images = x.detach().numpy().reshape(len(x), -1)
+        self.inputs = np.array([self.add([], value=images[:, i]) for i in range(images.shape[1])])
+        self.outputs = self.expand(model, self.inputs.reshape(x.shape[1:])).ravel()
+
+    def output(self) -> Tensor:
+        """The recorded outputs, (N, K)."""
+        return torch.from_numpy(np.stack([self.values[node] for node in self.outputs], 1))
+
+    def add(self, edges: list[Edge], shift: float = 0.0, value: Array | None = None) -> int:
+        """A new node; its value is that of its edges plus the shift, unless given."""
+        if value is None:
+            value = sum((self.factor(edge) * self.values[edge.source] for edge in edges), start=np.array(0.0))
+            value = value + (shift if self.shifts else 0.0)
+        self.incoming.append(edges)
+        self.values.append(value)
+        return len(self.values) - 1
+
+    def factor(self, edge: Edge) -> Array:
+        """The coefficient of an edge in the recorded network; ``add`` needs it for linear sites only."""
+        weight = 1.0 if edge.weight is None else self.tensors[edge.weight[0]].flat[edge.weight[1]]
+        return np.asarray(weight * edge.fixed * edge.norm * (1.0 if edge.gate is None else edge.gate))
+
+    def tensor(self, entry: Tensor | None) -> tuple[str, Array]:
+        """Name and present value of a parameter of the model; an absent one reads as zeros."""
+        if entry is None:
+            return "", np.zeros(1024)
+        name = self.names[id(entry)]
+        return name, self.tensors[name]
+
+    def expand(self, module: nn.Module, x: Array) -> Array:
+        """The nodes that come out of a module at the nodes ``x`` (no batch dimension)."""
+        for kind, expander in EXPANDERS.items():
+            if isinstance(module, kind):
+                return expander(self, module, x)
+        raise NotImplementedError(type(module).__name__)
+
+
+def _sequential(graph: Graph, module: nn.Sequential, x: Array) -> Array:
+    for child in module:
+        x = graph.expand(child, x)
+    return x
+
+
+def _branches(graph: Graph, module: Branches, x: Array) -> Array:
+    outputs = [graph.expand(branch, x) for branch in module.branches]
+    if module.join == "cat":
+        return np.concatenate(outputs)
+    total = [graph.add([Edge(int(y.flat[i])) for y in outputs]) for i in range(outputs[0].size)]
+    return np.array(total).reshape(outputs[0].shape)
+
+
+def _flatten(graph: Graph, module: nn.Flatten, x: Array) -> Array:
+    return x.ravel()
+
+
+def _linear(graph: Graph, module: nn.Linear, x: Array) -> Array:
+    name, weight = graph.tensor(module.weight)
+    _, bias = graph.tensor(module.bias)
+    rows = []
+    for k in range(weight.shape[0]):
+        edges = [Edge(int(x[i]), (name, k * weight.shape[1] + i)) for i in range(weight.shape[1])]
+        rows.append(graph.add(edges, bias[k]))
+    return np.array(rows)
+
+
+def _conv(graph: Graph, module: nn.Conv2d, x: Array) -> Array:
+    name, weight = graph.tensor(module.weight)
+    _, bias = graph.tensor(module.bias)
+    channels, fan, *kernel = weight.shape
+    size = [_extent(module, axis, x.shape[1 + axis]) for axis in (0, 1)]
+    y = np.empty((channels, *size), dtype=int)
+    for o, i, j in np.ndindex(*y.shape):
+        edges = []
+        for c, a, b in np.ndindex(fan, *kernel):
+            row = i * module.stride[0] + a * module.dilation[0] - int(module.padding[0])
+            column = j * module.stride[1] + b * module.dilation[1] - int(module.padding[1])
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                source = x[o // (channels // module.groups) * fan + c, row, column]
+                edges.append(Edge(int(source), (name, int(np.ravel_multi_index((o, c, a, b), weight.shape)))))
+        y[o, i, j] = graph.add(edges, bias[o])
+    return y
+
+
+def _extent(module: nn.Conv2d, axis: int, size: int) -> int:
+    span = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+    return (size + 2 * int(module.padding[axis]) - span) // module.stride[axis] + 1
+
+
+def _conv_transposed(graph: Graph, module: nn.ConvTranspose2d, x: Array) -> Array:
+    name, weight = graph.tensor(module.weight)
+    _, bias = graph.tensor(module.bias)
+    channels, fan, *kernel = weight.shape
+    size = [
+        (x.shape[1 + axis] - 1) * module.stride[axis]
+        - 2 * int(module.padding[axis])
+        + module.dilation[axis] * (kernel[axis] - 1)
+        + int(module.output_padding[axis])
+        + 1
+        for axis in (0, 1)
+    ]
+    arriving: dict[tuple[int, int, int], list[Edge]] = {index: [] for index in np.ndindex(fan * module.groups, *size)}
+    for (c, i, j), o, (a, b) in itertools.product(np.ndindex(*x.shape), range(fan), np.ndindex(*kernel)):
+        row = i * module.stride[0] + a * module.dilation[0] - int(module.padding[0])
+        column = j * module.stride[1] + b * module.dilation[1] - int(module.padding[1])
+        if 0 <= row < size[0] and 0 <= column < size[1]:
+            target = c // (channels // module.groups) * fan + o
+            flat = int(np.ravel_multi_index((c, o, a, b), weight.shape))
+            arriving[target, row, column].append(Edge(int(x[c, i, j]), (name, flat)))
+    nodes = [graph.add(edges, bias[index[0]]) for index, edges in arriving.items()]
+    return np.array(nodes).reshape(fan * module.groups, *size)
+
+
+def _norm(graph: Graph, module: nn.BatchNorm1d | nn.BatchNorm2d, x: Array) -> Array:
+    (_, gamma), (_, beta) = graph.tensor(module.weight), graph.tensor(module.bias)
+    assert module.running_mean is not None and module.running_var is not None
+    y = np.empty_like(x)
+    for c in range(len(x)):
+        arriving = np.array([graph.values[node] for node in x[c].ravel()])
+        mean, variance = arriving.mean(), ((arriving - arriving.mean()) ** 2).mean()
+        if graph.calibration == "running":
+            mean, variance = module.running_mean[c].item(), module.running_var[c].item()
+        norm = gamma[c] / np.sqrt(variance + module.eps)
+        nodes = [graph.add([Edge(int(node), norm=norm)], beta[c] - norm * mean) for node in x[c].ravel()]
+        y[c] = np.array(nodes).reshape(x[c].shape)
+    return y
+
+
+def _activation(graph: Graph, module: nn.Module, x: Array) -> Array:
+    if not graph.activations:
+        return x
+    y = np.empty_like(x)
+    for index in np.ndindex(*x.shape):
+        value = graph.values[x[index]]
+        if isinstance(module, nn.Hardtanh):
+            slope = ((value > module.min_val) & (value < module.max_val)).astype(float)
+            after = np.clip(value, module.min_val, module.max_val)
+        else:
+            slope = np.where(value > 0, 1.0, _negative_slope(graph, module, index[0]))
+            after = slope * value
+        y[index] = graph.add([Edge(int(x[index]), gate=slope)], value=after)
+    return y
+
+
+def _negative_slope(graph: Graph, module: nn.Module, channel: int) -> float:
+    if isinstance(module, nn.PReLU):
+        slopes = graph.tensor(module.weight)[1]
+        return float(slopes[channel if len(slopes) > 1 else 0])
+    return module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
+
+
+def _windows(module: nn.MaxPool2d | nn.AvgPool2d, x: Array) -> Iterator[tuple[tuple[int, int, int], list[int]]]:
+    kernel, stride, padding = (
+        (v, v) if isinstance(v, int) else v for v in (module.kernel_size, module.stride, module.padding)
+    )
+    size = [(x.shape[1 + axis] + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1 for axis in (0, 1)]
+    for c, i, j in np.ndindex(x.shape[0], *size):
+        cells = []
+        for a, b in np.ndindex(*kernel):
+            row, column = i * stride[0] + a - padding[0], j * stride[1] + b - padding[1]
+            inside = 0 <= row < x.shape[1] and 0 <= column < x.shape[2]
+            cells.append(int(x[c, row, column]) if inside else MISSING)
+        yield (c, i, j), cells
+
+
+def _max_pool(graph: Graph, module: nn.MaxPool2d, x: Array) -> Array:
+    nodes = {}
+    for index, cells in _windows(module, x):
+        sources = [cell for cell in cells if cell != MISSING]
+        arriving = np.array([graph.values[source] for source in sources])
+        winner = arriving.argmax(0)
+        nodes[index] = graph.add([Edge(source, gate=(winner == i) * 1.0) for i, source in enumerate(sources)])
+    return _grid(nodes)
+
+
+def _average_pool(graph: Graph, module: nn.AvgPool2d, x: Array) -> Array:
+    nodes = {}
+    for index, cells in _windows(module, x):
+        sources = [cell for cell in cells if cell != MISSING]
+        share = 1 / (len(cells) if module.count_include_pad else len(sources))
+        nodes[index] = graph.add([Edge(source, fixed=share) for source in sources])
+    return _grid(nodes)
+
+
+def _global_average(graph: Graph, module: nn.AdaptiveAvgPool2d, x: Array) -> Array:
+    means = [graph.add([Edge(int(node), fixed=1 / channel.size) for node in channel.ravel()]) for channel in x]
+    return np.array(means).reshape(-1, 1, 1)
+
+
+def _grid(nodes: dict[tuple[int, int, int], int]) -> Array:
+    shape = [extent + 1 for extent in max(nodes)]
+    return np.array(list(nodes.values())).reshape(shape)
+
+
+EXPANDERS: dict[type[nn.Module], Callable[[Graph, Any, Array], Array]] = {
+    nn.Sequential: _sequential,
+    Branches: _branches,
+    nn.Flatten: _flatten,
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.ConvTranspose2d: _conv_transposed,
+    nn.BatchNorm1d: _norm,
+    nn.BatchNorm2d: _norm,
+    nn.ReLU: _activation,
+    nn.LeakyReLU: _activation,
+    nn.PReLU: _activation,
+    nn.Hardtanh: _activation,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _global_average,
+}

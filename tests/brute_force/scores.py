@@ -1,0 +1,128 @@
+"""Scores from lists of paths, and the two methods whose released code is the definition."""
+
+import copy
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from brute_force.cases import masked, prunable
+from brute_force.expand import Graph
+from brute_force.paths import flow, saliency
+
+__all__ = ["px", "px_cvpr24", "px_literal", "synflow", "synflow_l2", "synflow_released"]
+
+Scores = dict[str, Tensor]
+Keep = dict[str, Tensor] | None
+
+
+def px(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str = "batch") -> Scores:
+    """Sum over images, outputs and paths through a weight of squared gates, coefficients, weights and input."""
+    theta = masked(model, mask)
+    return saliency(Graph(model, x, theta, calibration=calibration), "squared", x**2, theta)
+
+
+def px_literal(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str = "batch") -> Scores:
+    """The open squared paths through a weight, times what the ones-network sends to their output."""
+    theta = masked(model, mask)
+    graph = Graph(model, x, theta, calibration=calibration)
+    ones = {name: torch.ones_like(entry) for name, entry in theta.items()} | (mask or {})
+    activation = flow(graph, "ones", x**2, ones).sum(0)
+    return saliency(graph, "open", torch.ones_like(x[:1]), theta, activation)
+
+
+def synflow_l2(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str = "batch") -> Scores:
+    """The open squared paths through a weight, of one input of ones; data enters by the calibration alone."""
+    theta = masked(model, mask)
+    return saliency(Graph(model, x, theta, calibration=calibration), "open", torch.ones_like(x[:1]), theta)
+
+
+def synflow(model: nn.Module, x: Tensor, mask: Keep = None) -> Scores:
+    """The paths of the network of absolute values without shifts and activations, at one input of ones."""
+    theta = {name: entry.abs() for name, entry in masked(model, mask).items()}
+    ones = torch.ones_like(x[:1])
+    return saliency(Graph(model, ones, theta, shifts=False, activations=False), "plain", ones, theta)
+
+
+def synflow_released(model: nn.Module, x: Tensor, mask: Keep = None) -> Scores:
+    """The absolute value of every entry of the state, evaluation mode, |theta grad| of the summed output."""
+    network = _copy(model, mask).eval()
+    network.load_state_dict({name: entry.abs() for name, entry in network.state_dict().items()})
+    network(torch.ones_like(x[:1])).sum().backward()
+    return {name: (entry * _gradient(entry)).abs().detach() for name, entry in _prunable(network).items()}
+
+
+def px_cvpr24(
+    model: nn.Module, batches: Iterable[Tensor], mask: Keep = None, squared_norms: Sequence[str] = ()
+) -> Scores:
+    """What the code released with the paper computes, summed over the batches as delivered."""
+    theta = _prunable(_copy(model, mask))
+    total = {name: torch.zeros_like(entry) for name, entry in theta.items()}
+    for x in batches:
+        gate_network, data_network, path_network = (_copy(model, mask).train() for _ in range(3))
+        recorded: dict[str, Tensor] = {}
+        for name, module in gate_network.named_modules():
+            if isinstance(module, nn.ReLU):
+                _replace(gate_network, name, _Recorder(recorded, name))
+        gate_network(x)
+        for name, arriving in recorded.items():
+            _replace(data_network, name, _Gate((arriving > 0).double()))
+            _replace(path_network, name, nn.Identity())
+        _square(path_network, squared_norms)
+        with torch.no_grad():
+            z1 = data_network(x)
+        (z1 * path_network(x)).sum().backward()
+        for name, squared in _prunable(path_network).items():
+            total[name] += _gradient(squared)
+    # One backward pass a batch adds up gradients; the absolute value comes after the sum.
+    return {name: total[name].abs() * theta[name].detach().abs() ** 5 for name in theta}
+
+
+class _Recorder(nn.Module):
+    def __init__(self, recorded: dict[str, Tensor], name: str) -> None:
+        super().__init__()
+        self.recorded, self.name = recorded, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.recorded[self.name] = x.detach().clone()
+        return x.clamp(min=0)
+
+
+class _Gate(nn.Module):
+    def __init__(self, gate: Tensor) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate
+
+
+def _copy(model: nn.Module, mask: Keep) -> nn.Module:
+    network = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, entry in masked(model, mask).items():
+            network.get_parameter(name).copy_(entry)
+    return network
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _square(model: nn.Module, squared_norms: Sequence[str]) -> None:
+    for name, module in model.named_modules():
+        norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if not norm or any(fnmatch.fnmatchcase(name, pattern) for pattern in squared_norms):
+            for entry in module.parameters(recurse=False):
+                entry.data = entry.data**2
+
+
+def _prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: model.get_parameter(name) for name in prunable(model)}
+
+
+def _gradient(entry: Tensor) -> Tensor:
+    assert entry.grad is not None
+    return entry.grad

@@ -1,0 +1,54 @@
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pathex.runs
+from pathex.cli import main
+from pathex.errors import InvalidInput
+from pathex.runs import RunConfig
+from report.fake_run_folders import make_run
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs ``pathex`` in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunConfig]]:
+    """The settings ``pathex.runs.run`` got; in its place stands a fake that sends events and leaves a run folder."""
+    seen: list[RunConfig] = []
+
+    def fake(config: RunConfig, *, on_event: Callable[[str, dict[str, Any]], None]) -> SimpleNamespace:
+        if not 0 <= config.sparsity < 1:
+            raise InvalidInput(f"sparsity is {config.sparsity!r}; allowed:\n a number in [0, 1)")
+        seen.append(config)
+        changes = {name: value for name, value in asdict(config).items() if name in {"epochs", "model_options"}}
+        folder = make_run(Path(config.out), config.method, config.sparsity, config.seed, **changes)
+        result = {"method": config.method, "test_accuracy": 0.5, "kept": 10, "total": 100, "dead_layers": 1}
+        result |= {"prune_seconds": 1.0, "train_seconds": 2.0}
+        row = {"epochs": 20, "train_loss": 1.0, "train_accuracy": 0.25}
+        on_event("prune_round", {"round": 1, "rounds": 2, "density": 0.5})
+        on_event("prune_done", {"seconds": 1.0, "kept": 1000, "total": 4000})
+        on_event("resumed", {"stage": "training", "epoch": 0, "epochs": 20})
+        for epoch in range(1, 21):
+            on_event("step", {"epoch": epoch, "epochs": 20, "step": 3, "steps": 6})
+            on_event("epoch", {"epoch": epoch, **row})
+        on_event("done", {"result": result, "folder": str(folder)})
+        return SimpleNamespace(folder=folder, result=result)
+
+    monkeypatch.setattr(pathex.runs, "run", fake)
+    return seen

@@ -1,0 +1,177 @@
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import pathex
+from pathex.errors import InvalidInput, PathexWarning
+from pathex.masks import Mask
+from pathex.runs import RunConfig
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("words", ["--help", "-h"])
+def test_help_lists_exactly_the_commands_there_are(command: Command, words: str) -> None:
+    code, out, err = command(words)
+    assert (code, err) == (0, "")
+    listed = [
+        line.split()[0] for line in out.split("commands:")[1].split("options:")[0].splitlines() if line[2:3].strip()
+    ]
+    assert listed == ["demo", "run", "prune", "report", "methods", "models", "datasets"]
+
+
+def test_no_command_shows_help_and_is_an_error(command: Command) -> None:
+    code, out, _ = command()
+    assert code == 2 and out.startswith("usage: pathex COMMAND")
+
+
+def test_version(command: Command) -> None:
+    code, out, _ = command("--version")
+    assert code == 0 and re.fullmatch(r"pathex \d+\.\d+\S*\n", out)
+
+
+def test_help_imports_nothing_heavy_beyond_the_package() -> None:
+    heavy = {"torch", "jsonargparse", "matplotlib", "pandas", "rich", "timm", "pathex.runs", "pathex.report"}
+    program = (
+        "import sys, pathex; before = set(sys.modules); from pathex.cli import main; code = main(['--help']); "
+        f"sys.exit(code or 3 * bool({heavy!r} & (set(sys.modules) - before)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
+
+
+def test_unknown_command_is_one_line(command: Command) -> None:
+    code, out, err = command("pruen")
+    assert (code, out) == (2, "")
+    assert err.startswith("pathex: error: unknown command 'pruen'. Did you mean 'prune'?") and err.count("\n") == 1
+
+
+def test_run_prints_the_folder_last_and_passes_the_settings(command: Command, runs: list[RunConfig]) -> None:
+    code, out, err = command("run", "--method", "random", "--batch-size", "4", "--model-options.width", "2")
+    assert code == 0
+    assert runs == [RunConfig(method="random", batch_size=4, model_options={"width": 2})]
+    assert Path(out.splitlines()[-1]).is_dir()
+    assert "kept 1,000 of 4,000 weights" in err and "resumed after epoch 0" in err and "50.00 %" in err
+    assert err.count("epoch 2 of 20") == 1 and err.count(" of 20:") == 10
+
+
+def test_run_reads_a_file_that_print_config_wrote(command: Command, runs: list[RunConfig]) -> None:
+    code, out, _ = command("run", "--epochs", "3", "--print_config")
+    assert code == 0 and yaml.safe_load(out)["epochs"] == 3
+    Path("r.yaml").write_text(out)
+    assert command("run", "--config", "r.yaml", "--seed", "5")[0] == 0
+    assert runs == [RunConfig(epochs=3, seed=5)]
+
+
+@pytest.mark.parametrize("sparsity", ["1.5", "98", "-0.1", "high"])
+@pytest.mark.parametrize("name", ["run", "prune"])
+def test_a_bad_sparsity_is_one_line_and_writes_nothing(
+    command: Command, runs: list[RunConfig], name: str, sparsity: str, tmp_path: Path
+) -> None:
+    code, out, err = command(name, "--sparsity", sparsity)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "sparsity" in err and sparsity in err
+    assert not list(tmp_path.iterdir()) and not runs
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathex.runs.run", stopped)
+    monkeypatch.setattr("pathex.report.build", stopped)
+    assert command("run") == (130, "", "pathex: stopped; the state is saved and the same command resumes it\n")
+    assert command("report", ".") == (130, "", "pathex: stopped\n")
+
+
+def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pathex.runs.run", broken)
+    with pytest.raises(ZeroDivisionError):
+        command("run")
+
+
+def test_warnings_are_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned(config: RunConfig, **_: object) -> SimpleNamespace:
+        warnings.simplefilter("always")
+        warnings.warn("two\nlines", PathexWarning, stacklevel=1)
+        return SimpleNamespace(folder="f")
+
+    monkeypatch.setattr("pathex.runs.run", warned)
+    assert command("run") == (0, "f\n", "pathex: warning: two lines\n")
+
+
+def test_report_says_where_the_page_lies_and_what_is_left_out(command: Command, runs: list[RunConfig]) -> None:
+    command("run", "--seed", "1")
+    command("run", "--seed", "2")
+    Path(runs[0].out, "broken").mkdir()
+    Path(runs[0].out, "broken", "config.yaml").write_text("")
+    code, out, err = command("report", "runs", "--out", "pages")
+    assert (code, out) == (0, f"2 runs: {Path('pages', 'index.html')}\n")
+    assert "left out" in err and "broken" in err
+    assert Path("pages/index.html").exists()
+
+
+def test_report_without_runs_is_an_error(command: Command) -> None:
+    assert command("report")[0] == command("report", "nowhere")[0] == 2
+
+
+def test_demo_runs_every_method_and_writes_a_report(command: Command, runs: list[RunConfig]) -> None:
+    code, out, _ = command("demo", "--out", "d", "--seed", "3", "--epochs", "2")
+    assert code == 0
+    assert [config.method for config in runs] == ["dense", "random", "magnitude", "synflow", "px"]
+    assert {(config.seed, config.epochs, config.out) for config in runs} == {(3, 2, str(Path("d/runs")))}
+    assert "50.00 %" in out and out.splitlines()[-1] == f"report: {Path('d/report/index.html')}"
+    assert Path("d/report/index.html").exists()
+
+
+def fake_methods(name: str | None = None) -> Any:
+    if name not in {None, "px"}:
+        raise InvalidInput(f"unknown method {name!r}. Known: px")
+    return ["px"] if name is None else SimpleNamespace(title="Path eXclusion", text="the card")
+
+
+def test_listings(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pathex, "methods", fake_methods, raising=False)
+    assert "Path eXclusion" in command("methods")[1]
+    assert "the card" in command("methods", "px")[1]
+    assert command("methods", "pxx")[0] == 2
+    assert "resnet20" in command("models")[1] and "timm:NAME" in command("models")[1]
+    assert "fashion-mini" in command("datasets")[1]
+    assert "cifar10" not in command("datasets", "fashion-mini")[1]
+    assert command("datasets", "nothing")[0] == 2
+
+
+def test_prune_writes_the_mask_and_prints_its_path_last(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def prune(model: torch.nn.Module, method: str, **options: Any) -> SimpleNamespace:
+        given.update(options, method=method)
+        mask = Mask({"conv.weight": torch.tensor([True, False]), "linear.weight": torch.zeros(2, dtype=torch.bool)})
+        options["on_round"]({"round": 1, "rounds": 1}, mask)
+        return SimpleNamespace(mask=mask)
+
+    monkeypatch.setattr(pathex, "methods", fake_methods, raising=False)
+    monkeypatch.setattr(pathex, "prune", prune, raising=False)
+    words = ("--images-per-class", "2", "--model-options.width", "2", "--method-options.redraw", "true")
+    code, out, _ = command("prune", "--sparsity", "0.75", "--out", "m.safetensors", "--device", "cpu", *words)
+    assert code == 0 and out.splitlines()[-1] == "m.safetensors"
+    assert "conv.weight" in out and "sparsity 0.75" in out
+    assert Mask.load("m.safetensors").counts()["conv.weight"] == (1, 2)
+    assert (given["method"], given["sparsity"], given["redraw"]) == ("px", 0.75, True)
+    assert sum(len(labels) for _, labels in given["data"]) == 20
+
+
+def test_prune_refuses_a_place_it_cannot_write(command: Command) -> None:
+    code, _, err = command("prune", "--out", "no/such/folder/m.safetensors")
+    assert code == 2 and "--out 'no/such/folder/m.safetensors'" in err

@@ -1,0 +1,60 @@
+"""Statistics of channels and fetching of images."""
+
+import pytest
+import torch
+
+from pathex.data import ArraySplit, ImageData, Split
+from pathex.data._images import assemble, channel_statistics
+
+
+def split_of(count):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 2, 3, 3), generator=generator, dtype=torch.uint8)
+    images[:, 1] //= 2
+    return ArraySplit(images, torch.arange(count) % 2)
+
+
+@pytest.mark.parametrize("count", [1, 1024, 2500])
+def test_statistics_over_several_chunks(count):
+    split = split_of(count)
+    mean, std = channel_statistics(split)
+    scaled = split.data.double() / 255
+    torch.testing.assert_close(mean, scaled.mean((0, 2, 3)).float())
+    torch.testing.assert_close(std, scaled.std((0, 2, 3), correction=0).float())
+
+
+def test_statistics_do_not_depend_on_the_order_of_images():
+    split = split_of(2500)
+    order = torch.randperm(2500, generator=torch.Generator().manual_seed(1))
+    shuffled = ArraySplit(split.data[order], split.labels[order])
+    for first, second in zip(channel_statistics(split), channel_statistics(shuffled), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_channel_of_one_value_stays_finite():
+    split = ArraySplit(torch.full((4, 1, 2, 2), 200, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    data = assemble("flat", split, split, ("only",))
+    assert data.normalise(split.data).abs().max() < 1e-6
+
+
+def test_images_come_in_the_order_asked_for():
+    split = split_of(5)
+    assert isinstance(split, Split)
+    assert torch.equal(split.images(torch.tensor([3, 0, 3])), split.data[[3, 0, 3]])
+
+
+def test_a_data_set_knows_its_images():
+    split = split_of(6)
+    data = assemble("random", split, split, ("even", "odd"))
+    assert isinstance(data, ImageData)
+    assert (data.num_classes, data.in_channels, data.image_size, data.augment) == (2, 2, 3, "crop-flip")
+
+
+@pytest.mark.gpu
+def test_images_normalise_where_they_are():
+    split = split_of(6)
+    data = assemble("random", split, split, ("even", "odd"))
+    there = data.normalise(split.data.cuda())
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), data.normalise(split.data))
+    assert ArraySplit(split.data.cuda(), split.labels).images(torch.tensor([1])).is_cuda

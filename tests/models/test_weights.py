@@ -1,0 +1,137 @@
+"""Weights from files."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pathex import models
+from pathex.errors import InvalidInput, PathexWarning
+from pathex.models._weights import load_weights, read_weights
+
+
+def small(classes=10, **options):
+    return models.create("resnet20", num_classes=classes, width=2, **options)
+
+
+def same(first, second, *, without=()):
+    states = first.state_dict(), second.state_dict()
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0] if name not in without)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bare", "state_dict", "model", "module", "compiled"])
+def test_file_forms(form, tmp_path):
+    source = small()
+    state = source.state_dict()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form in {"module", "compiled"}:
+        prefix = "module." if form == "module" else "_orig_mod.module."
+        torch.save({"epoch": 3, "state_dict": {prefix + name: value for name, value in state.items()}}, path)
+    else:
+        torch.save(state if form == "bare" else {form: state}, path)
+    assert same(small(weights=path), source)
+
+
+def test_another_number_of_classes_keeps_the_head_with_a_warning(tmp_path):
+    source = small(classes=100)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    torch.manual_seed(0)
+    fresh = small()
+    torch.manual_seed(0)
+    with pytest.warns(PathexWarning, match=r"fc.weight, fc.bias stay .* for 100 classes, the model has 10"):
+        model = small(weights=tmp_path / "w.safetensors")
+    assert torch.equal(model.fc.weight, fresh.fc.weight)
+    assert same(source, model, without=("fc.weight", "fc.bias"))
+
+
+def test_old_files_without_batch_counters(tmp_path):
+    state = {name: value for name, value in small().state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pt")
+    assert torch.equal(small(weights=tmp_path / "w.pt").conv.weight, state["conv.weight"])
+
+
+def test_everything_that_does_not_fit_is_listed(tmp_path):
+    state = small().state_dict()
+    state["extra"] = state.pop("conv.weight")
+    state["blocks.0.conv1.weight"] = torch.zeros(2, 2, 1, 1)
+    torch.save(state, tmp_path / "w.pt")
+    expected = (
+        r"CifarResNet: missing: conv.weight; unexpected: extra;"
+        r" other shape: blocks.0.conv1.weight \(2x2x1x1, model 2x2x3x3\)$"
+    )
+    with pytest.raises(InvalidInput, match=expected):
+        small(weights=tmp_path / "w.pt")
+
+
+def test_long_lists_and_line_breaks_stay_in_one_line(tmp_path):
+    state = {f"layer\n{number}": torch.zeros(1) for number in range(9)} | small().state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(InvalidInput, match=r"unexpected: layer 0, layer 1, layer 2, layer 3, layer 4 and 4 more$"):
+        small(weights=tmp_path / "w.pt")
+
+
+def test_a_refused_file_changes_nothing(tmp_path):
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value + 1 for name, value in before.items() if name != "bn.weight"}
+    with pytest.raises(InvalidInput, match=r"weights 'here' .* missing: bn.weight$"):
+        load_weights(model, state, num_classes=10, source="here")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_width_is_not_mistaken_for_a_head(tmp_path):
+    save_file(small(classes=4).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(InvalidInput, match=r"other shape: conv.weight .* and \d+ more"):
+        models.create("resnet20", num_classes=4, width=4, weights=tmp_path / "w.safetensors")
+
+
+class Custom:
+    """Something that only an unsafe pickle could bring back."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_bytes(b""), "no readable torch file|tensors only"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 half a zip"), "no readable torch file"),
+        (lambda path: torch.save({"model": Custom()}, path), "pickles that could run code are not loaded"),
+        (lambda path: torch.save([torch.zeros(1)], path), "holds no state dict"),
+        (lambda path: torch.save({}, path), "holds no state dict"),
+        (lambda path: torch.save({"a": torch.zeros(1), "lr": 0.1}, path), "'lr' is not a tensor"),
+    ],
+)
+def test_unusable_files_are_one_line(content, message, tmp_path):
+    content(tmp_path / "w.pth")
+    with pytest.raises(InvalidInput, match=message) as caught:
+        small(weights=tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_safetensors_file(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(InvalidInput, match="no readable safetensors file"):
+        small(weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.data
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+def test_old_pickled_checkpoint_is_read_and_refused_by_another_architecture():
+    path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "resnet20-cifar10-optionA.th"
+    state = read_weights(path)
+    assert state["conv1.weight"].shape == (16, 3, 3, 3)
+    assert not any(name.startswith("module.") for name in state)
+    with pytest.raises(InvalidInput, match=r"missing: conv.weight, .* unexpected: conv1.weight"):
+        models.create("resnet20", weights=path)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+def test_imagenet_weights_of_timm_with_another_head():
+    path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "tf_efficientnet_lite0-imagenet.safetensors"
+    with pytest.warns(PathexWarning, match=r"classifier.weight, classifier.bias stay .* 1000 classes"):
+        models.create("timm:tf_efficientnet_lite0", num_classes=10, weights=path)

@@ -1,0 +1,143 @@
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit
+from pathex.train.loop import milestone_epochs
+
+CPU = torch.device("cpu")
+OPTIONS = TrainOptions(epochs=4, lr=0.05, augment="crop-flip", milestones=(0.5,))
+
+
+def accuracy():
+    return MulticlassAccuracy(4, average="micro")
+
+
+def trained(network, images, folder, *, options=OPTIONS, **more):
+    folder.mkdir(exist_ok=True)
+    feed = Feed(images, images.train, device=CPU, batch_size=8)
+    more = {"loss": nn.CrossEntropyLoss(), "metric": accuracy(), "fabric": fabric("cpu"), **more}
+    return fit(copy.deepcopy(network), feed, options, folder=folder, **more)
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Stop:
+    """Interrupts the training inside its third epoch."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, outputs, labels):
+        self.calls += 1
+        if self.calls == 13:
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(outputs, labels)
+
+
+def test_milestones_are_the_nearest_ends_of_an_epoch():
+    assert milestone_epochs(160, (0.5, 0.75)) == [80, 120]
+    assert milestone_epochs(160, (0.375, 0.75)) == [60, 120]
+    assert milestone_epochs(182, (0.5, 136 / 182)) == [91, 136]
+    assert milestone_epochs(1, (0.5, 0.75)) == [1, 1]
+
+
+def test_rows_tell_loss_accuracy_and_learning_rate(network, images, tmp_path):
+    events = []
+    _, rows = trained(network, images, tmp_path, on_event=lambda *event: events.append(event))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert all(0 <= row["train_accuracy"] <= 1 for row in rows)
+    assert lines(tmp_path) == rows
+    assert [payload for kind, payload in events if kind == "epoch"] == [{"epochs": 4, **row} for row in rows]
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp_path):
+    whole, rows = trained(network, images, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(network, images, tmp_path / "broken", loss=Stop())
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3}\n{"epo')  # what a kill between two writes could leave
+    events = []
+    resumed, again = trained(network, images, tmp_path / "broken", on_event=lambda *event: events.append(event))
+    assert ("resumed", {"stage": "training", "epoch": 2, "epochs": 4}) in events
+    assert without_times(again) == without_times(rows)
+    assert lines(tmp_path / "broken") == again
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_global_random_state_is_neither_used_nor_moved(network, images, tmp_path):
+    torch.manual_seed(1)
+    first, _ = trained(network, images, tmp_path / "first")
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    second, _ = trained(network, images, tmp_path / "second")
+    assert torch.equal(first.state_dict()["5.weight"], second.state_dict()["5.weight"])
+
+
+def test_another_seed_trains_other_weights(network, images, tmp_path):
+    first, _ = trained(network, images, tmp_path / "first")
+    options = TrainOptions(epochs=4, lr=0.05, augment="crop-flip", milestones=(0.5,), seed=1)
+    second, _ = trained(network, images, tmp_path / "second", options=options)
+    assert not torch.equal(first.state_dict()["5.weight"], second.state_dict()["5.weight"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(network, images, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"became nan in epoch 1 with lr 0\.05"):
+        trained(network, images, tmp_path, loss=lambda outputs, _: outputs.sum() * float("nan"))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_validation_is_measured_after_each_epoch_in_eval_mode(network, images, tmp_path):
+    held_out = Feed(images, images.test, device=CPU, batch_size=3)
+    model, rows = trained(network, images, tmp_path, validation=held_out)
+    assert rows[-1]["val_accuracy"] == evaluate(model, held_out, accuracy())
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    evaluate(model, held_out, accuracy())
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_prepare_does_to_the_weights_lasts(network, images, tmp_path):
+    def freeze_first_filter(model, optimizer):
+        def zero(*_):
+            with torch.no_grad():
+                model[0].weight[0].zero_()
+
+        zero()
+        optimizer.register_step_post_hook(zero)
+
+    model, _ = trained(network, images, tmp_path, prepare=freeze_first_filter)
+    assert not model.state_dict()["0.weight"][0].any()
+    assert model.state_dict()["0.weight"][1].any()
+
+
+def test_no_epoch_leaves_the_network_and_its_checkpoint(network, images, tmp_path):
+    model, rows = trained(network, images, tmp_path, options=TrainOptions(epochs=0))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["model"]
+    assert rows == []
+    assert torch.equal(saved["0.weight"], network[0].weight)
+    assert torch.equal(model.state_dict()["0.weight"], network[0].weight)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_other_precisions_train(network, images, tmp_path, precision):
+    options = TrainOptions(epochs=1)
+    model, rows = trained(network, images, tmp_path, options=options, fabric=fabric("cpu", precision))
+    assert torch.isfinite(torch.tensor(rows[0]["train_loss"]))
+    expected = {"64-true": torch.float64, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}[precision]
+    assert model.state_dict()["0.weight"].dtype == expected
