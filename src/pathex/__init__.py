@@ -7,13 +7,16 @@ handle = pathex.attach(model, result.mask, optimizer)
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathex import errors
 from pathex.attaching import attach, make_permanent
 from pathex.masks import Mask
 from pathex.pruning import prune, score
 from pathex.scores import methods
+
+if TYPE_CHECKING:
+    from pathex import data, models
 
 __version__ = "0.1.0"
 

@@ -112,20 +112,12 @@ class Mask(Mapping[str, Tensor]):
         Returns:
             Lines of text.
         """
-        rows = [
-            (
-                name,
-                "x".join(map(str, self[name].shape)),
-                f"{count.kept:,}",
-                f"{count.total:,}",
-                count.kept / count.total,
-            )
-            for name, count in self.counts().items()
-        ]
-        rows.append(("total", "", f"{self.kept:,}", f"{self.total:,}", self.density))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        counts = [(name, "x".join(map(str, self[name].shape)), *count) for name, count in self.counts().items()]
+        counts.append(("total", "", self.kept, self.total))
+        rows = [(n, shape, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}") for n, shape, kept, total in counts]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
-            f"{n:<{widths[0]}}  {s:<{widths[1]}}  {k:>{widths[2]}} of {t:>{widths[3]}}  density {d:.4f}"
+            f"{n:<{widths[0]}}  {s:<{widths[1]}}  {k:>{widths[2]}} of {t:>{widths[3]}}  density {d}"
             for n, s, k, t, d in rows
         )
 

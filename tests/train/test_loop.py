@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from pathex.errors import InvalidInput
 from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit
 from pathex.train.loop import milestone_epochs
 
@@ -141,3 +142,54 @@ def test_other_precisions_train(network, images, tmp_path, precision):
     assert torch.isfinite(torch.tensor(rows[0]["train_loss"]))
     expected = {"64-true": torch.float64, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}[precision]
     assert model.state_dict()["0.weight"].dtype == expected
+
+
+def test_steps_are_reported_when_enough_time_went_by(network, images, tmp_path, monkeypatch):
+    moments = iter(range(1000))
+    monkeypatch.setattr("time.monotonic", lambda: next(moments) * 0.11)
+    events = []
+    options = TrainOptions(epochs=1)
+    _, rows = trained(network, images, tmp_path, options=options, on_event=lambda *event: events.append(event))
+    steps = [payload for kind, payload in events if kind == "step"]
+    assert [payload["step"] for payload in steps] == [2, 4]
+    assert steps[0] == {"epoch": 1, "epochs": 1, "step": 2, "steps": 5}
+    assert rows[0]["seconds"] == pytest.approx(6 * 0.11)
+
+
+def test_a_loss_that_turns_infinite_is_noticed_before_the_epoch_ends(network, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("pathex.train.loop._SECONDS_BETWEEN_STEP_EVENTS", 0.0)
+    losses = []
+
+    def infinite(outputs, _):
+        losses.append(outputs.sum() * float("inf"))
+        return losses[-1]
+
+    with pytest.raises(TrainingDiverged):
+        trained(network, images, tmp_path, loss=infinite)
+    assert len(losses) == 1
+
+
+def test_a_wrong_checkpoint_is_named_and_not_overwritten(network, images, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"damaged")
+    with pytest.raises(InvalidInput, match=r"last\.ckpt cannot be read"):
+        trained(network, images, tmp_path)
+    assert (tmp_path / "last.ckpt").read_bytes() == b"damaged"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_training_on_a_gpu_resumes_with_its_scaler(network, images, tmp_path, precision):
+    machine = fabric("cuda", precision)
+
+    def train_until(epochs):
+        feed = Feed(images, images.train, device=machine.device, batch_size=8)
+        options = TrainOptions(epochs=epochs, lr=0.01, augment="crop-flip")
+        more = {"loss": nn.CrossEntropyLoss(), "metric": accuracy(), "folder": tmp_path}
+        return fit(copy.deepcopy(network), feed, options, fabric=machine, **more)
+
+    train_until(1)
+    _, rows = train_until(2)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True, map_location="cpu")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert ("scale" in saved["precision"]) == (precision == "16-mixed")
+    assert set(saved["rng"]) == {"cpu", "cuda"}

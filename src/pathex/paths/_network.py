@@ -107,7 +107,7 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str 
     Returns:
         The output tensor.
     """
-    # torch's own tying restores a module that is used under two names to the tensors of the call; so names are tied here.
+    # torch's own tying leaves the tensors of the call in a module that is used under two names: names are tied here.
     return first_tensor(functional_call(model, _tied(model, tensors), (x,), tie_weights=False), output)
 
 

@@ -134,9 +134,10 @@ class PathReader:
         """
         if self.calibration == "running":
             return "running"
-        images = self.problem.images[: self.calibration_images].to(self.precision)
+        images = self.problem.images[: self.calibration_images]
+        tensors = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
         footprint = self.problem.survey(self.output).footprint
-        fits = int(self.problem.budget() // max(1.0, footprint.largest * self.precision.itemsize * _FORWARD_COST))
+        fits = int(self.problem.budget() // max(1.0, footprint.largest * images.itemsize * _FORWARD_COST))
         chunk = None if len(images) <= fits else max(1, fits)
         return calibrate(self.problem.model, images, tensors=tensors, chunk=chunk, output=self.output)
 

@@ -1,0 +1,54 @@
+import pytest
+
+from pathex.cli._console import RunDisplay
+
+
+def feed(display: RunDisplay, epochs: int) -> None:
+    display.begin("px")
+    display("prune_round", {"round": 1, "rounds": 2, "density": 0.5})
+    display("prune_done", {"seconds": 0.5, "kept": 10, "total": 1000})
+    for epoch in range(1, epochs + 1):
+        display("step", {"epoch": epoch, "epochs": epochs, "step": 1, "steps": 2})
+        row = {"epoch": epoch, "epochs": epochs, "train_loss": 0.5, "train_accuracy": 0.75, "lr": 0.1}
+        display("epoch", row)
+    display("something new", {})
+
+
+@pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (3, 3), (10, 10), (11, 6), (160, 10)])
+def test_without_a_terminal_there_are_a_few_short_lines(
+    capsys: pytest.CaptureFixture[str], epochs: int, lines: int
+) -> None:
+    with RunDisplay() as display:
+        feed(display, epochs)
+    out, err = capsys.readouterr()
+    assert out == "" and "\x1b" not in err and "━" not in err
+    assert err.count("px: epoch") == lines
+    assert err.splitlines()[-1] == f"px: epoch {epochs} of {epochs}: loss 0.500, accuracy 75.0 %"
+
+
+def test_on_a_terminal_bars_vanish_and_facts_stay(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with RunDisplay() as display:
+        feed(display, 3)
+    err = capsys.readouterr().err
+    assert "px: kept 10 of 1,000 weights in 0.5 s" in err
+    assert "px: epoch" not in err
+    assert err.rstrip().endswith(("\x1b[2K", "\x1b[?25h")), "the last thing written clears the bar"
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"stage": "done"}, "px: done before"),
+        ({"stage": "pruned"}, "px: resumed with the mask of before"),
+        ({"stage": "training", "epoch": 4, "epochs": 9}, "px: resumed after epoch 4"),
+    ],
+)
+def test_resuming_is_told(capsys: pytest.CaptureFixture[str], payload: dict[str, object], said: str) -> None:
+    with RunDisplay() as display:
+        display.begin("px")
+        display("resumed", payload)
+    assert capsys.readouterr().err.strip() == said
