@@ -1,22 +1,22 @@
 """pathex: find lottery tickets in vision models before training.
 
-import pathex
+    import pathex
 
-result = pathex.prune(model, method="px", sparsity=0.982, data=batches)
-handle = pathex.attach(model, result.mask, optimizer)
+    result = pathex.prune(model, method="px", sparsity=0.982, data=batches)
+    handle = pathex.attach(model, result.mask, optimizer)
+
+Everything is loaded on first use, so that importing pathex costs next to nothing.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pathex import errors
-from pathex.attaching import attach, make_permanent
-from pathex.masks import Mask
-from pathex.pruning import prune, score
-from pathex.scores import methods
-
 if TYPE_CHECKING:
-    from pathex import data, models
+    from pathex import data, errors, models, paths
+    from pathex.attaching import attach, make_permanent
+    from pathex.masks import Mask
+    from pathex.pruning import prune, score
+    from pathex.scores import methods
 
 __version__ = "0.1.0"
 
@@ -29,15 +29,29 @@ __all__ = [
     "make_permanent",
     "methods",
     "models",
+    "paths",
     "prune",
     "score",
 ]
 
-# Loaded on first use: they import torchvision, timm, pandas and the like.
-_LAZY = ("data", "models", "report", "runs")
+_HOME = {
+    "Mask": "masks",
+    "attach": "attaching",
+    "make_permanent": "attaching",
+    "methods": "scores",
+    "prune": "pruning",
+    "score": "pruning",
+}
+_MODULES = ("data", "errors", "models", "paths", "report", "runs")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"pathex.{_HOME[name]}"), name)
+    if name in _MODULES:
         return importlib.import_module(f"pathex.{name}")
     raise AttributeError(f"module 'pathex' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -197,7 +197,7 @@ class Mask(Mapping[str, Tensor]):
         bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(save(bits, {"pathex_mask": json.dumps(header, sort_keys=True)}))
+            temporary.write_bytes(save(bits, {"pathex_mask": json.dumps(header)}))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -391,7 +391,9 @@ def _report(problem: Problem, mask: Mask, before: Connectivity | None) -> PruneR
 
 def _collapse(report: PruneReport, strict: bool) -> None:
     if report.dead_layers:
-        message = f"{len(report.dead_layers)} layers lost every weight on every path: {', '.join(report.dead_layers)}"
+        more = f" and {len(report.dead_layers) - 4} more" if len(report.dead_layers) > 4 else ""
+        named = ", ".join(report.dead_layers[:4]) + more
+        message = f"{len(report.dead_layers)} layers lost every weight on every path: {named}"
         if strict:
             raise LayerCollapse(message)
         warnings.warn(LayerCollapse(message), stacklevel=3)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import stochastic_depth
 
 from pathex.paths._reading import spellings
 from pathex.paths._readings import RECORD, REPLAY, Record, Replay
@@ -98,7 +97,3 @@ _DROPOUTS = (
 @REPLAY.add(*_DROPOUTS)
 def _drop(reading: Record | Replay, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input
-
-
-RECORD[stochastic_depth] = _drop
-REPLAY[stochastic_depth] = _drop

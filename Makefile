@@ -1,0 +1,50 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-slow lint format bench docs wheel-check clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/installed ## Prune and train on the embedded images, show the table and the report (about 3 minutes)
+	$(BIN)/pathex demo
+
+test: $(VENV)/dev ## Run the default tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev ## Run every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/dev ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev ## Measure seconds and memory of 100 rounds of each scorer
+	$(BIN)/python benchmarks/rounds.py
+
+docs: $(VENV)/dev ## Build the documentation into site/
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/mkdocs build --strict
+
+wheel-check: $(VENV)/dev ## Build a wheel, install it into an empty environment and run the demo there
+	PYTHON=$(PYTHON) scripts/check_wheel.sh
+
+clean: ## Remove what the targets made, but not the environment
+	rm -rf build dist site pathex-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ $(VENV)/installed
