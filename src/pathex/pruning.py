@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarni
 from pathex.masks import Mask
 from pathex.paths import Connectivity, connectivity, untouched
 from pathex.prunable import Selector, prunable_weights
-from pathex.schedule import Schedule, densities
+from pathex.schedule import densities
 from pathex.scores import Batch, Problem, parse_memory, read_batches
 
-__all__ = ["PruneReport", "PruneResult", "default_rounds", "prune", "score"]
+__all__ = ["BUDGETS", "PruneReport", "PruneResult", "default_rounds", "prune", "score"]
+
+BUDGETS = ("nominal", "effective")
 
 CustomMethod = Callable[[nn.Module, list[Batch], Mask | None], Mapping[str, Tensor]]
 OnRound = Callable[[dict[str, Any], Mask], object]
@@ -137,8 +139,8 @@ def prune(
     prunable: Sequence[Selector] = (),
     min_per_layer: int = 0,
     mask: Mask | None = None,
-    budget: Literal["nominal", "effective"] = "nominal",
-    schedule: Schedule = "exponential",
+    budget: str = "nominal",
+    schedule: str = "exponential",
     seed: int = 0,
     memory: int | str | None = None,
     strict: bool = False,
@@ -185,8 +187,8 @@ def prune(
     """
     method_call = _method_call(method, options)
     _check_sparsity(sparsity)
-    if budget not in ("nominal", "effective"):
-        raise UnknownName("budget", budget, ("nominal", "effective"))
+    if budget not in BUDGETS:
+        raise UnknownName("budget", budget, BUDGETS)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     start = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}) if mask is None else mask
     _check_mask(start, weights)
@@ -292,7 +294,7 @@ class _Chooser:
     start: Mask
     density: float
     allocation: Allocation
-    schedule: Schedule
+    schedule: str
     min_per_layer: int
     budget: str
     seed: int

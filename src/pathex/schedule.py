@@ -1,15 +1,13 @@
 """How density falls from round to round."""
 
-from typing import Literal, get_args
-
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["Schedule", "densities"]
+__all__ = ["SCHEDULES", "densities"]
 
-Schedule = Literal["exponential", "linear"]
+SCHEDULES = ("exponential", "linear")
 
 
-def densities(start: float, end: float, rounds: int, schedule: Schedule = "exponential") -> list[float]:
+def densities(start: float, end: float, rounds: int, schedule: str = "exponential") -> list[float]:
     """Density after each round.
 
     Exponential (Tanaka et al. 2020): ``start (end / start)^(t / rounds)``; linear: equal steps.
@@ -33,8 +31,8 @@ def densities(start: float, end: float, rounds: int, schedule: Schedule = "expon
     """
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise InvalidInput(f"rounds must be an integer of at least 1, not {rounds!r}")
-    if schedule not in get_args(Schedule):
-        raise UnknownName("schedule", schedule, get_args(Schedule))
+    if schedule not in SCHEDULES:
+        raise UnknownName("schedule", schedule, SCHEDULES)
     if end > start:
         raise InvalidInput(f"the start mask keeps {start:.6f} of the weights, fewer than the {end:.6f} asked for")
     if schedule == "linear":

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 import pathex
@@ -152,24 +151,16 @@ def test_listings(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("datasets", "nothing")[0] == 2
 
 
-def test_prune_writes_the_mask_and_prints_its_path_last(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-
-    def prune(model: torch.nn.Module, method: str, **options: Any) -> SimpleNamespace:
-        given.update(options, method=method)
-        mask = Mask({"conv.weight": torch.tensor([True, False]), "linear.weight": torch.zeros(2, dtype=torch.bool)})
-        options["on_round"]({"round": 1, "rounds": 1}, mask)
-        return SimpleNamespace(mask=mask)
-
-    monkeypatch.setattr(pathex, "methods", fake_methods, raising=False)
-    monkeypatch.setattr(pathex, "prune", prune, raising=False)
-    words = ("--images-per-class", "2", "--model-options.width", "2", "--method-options.redraw", "true")
-    code, out, _ = command("prune", "--sparsity", "0.75", "--out", "m.safetensors", "--device", "cpu", *words)
+def test_prune_writes_the_mask_that_run_trains(command: Command) -> None:
+    words = ("--sparsity", "0.75", "--rounds", "2", "--images-per-class", "2", "--model-options.width", "2")
+    code, out, _ = command("prune", *words, "--method-options.redraw", "true", "--out", "m.safetensors")
     assert code == 0 and out.splitlines()[-1] == "m.safetensors"
     assert "conv.weight" in out and "sparsity 0.75" in out
-    assert Mask.load("m.safetensors").counts()["conv.weight"] == (1, 2)
-    assert (given["method"], given["sparsity"], given["redraw"]) == ("px", 0.75, True)
-    assert sum(len(labels) for _, labels in given["data"]) == 20
+    code, out, _ = command("run", *words, "--method-options.redraw", "true", "--epochs", "0")
+    assert code == 0
+    mask = Mask.load("m.safetensors")
+    assert mask == Mask.load(Path(out.splitlines()[-1]) / "mask.safetensors")
+    assert mask.metadata["options"] == {"redraw": True}
 
 
 def test_prune_refuses_a_place_it_cannot_write(command: Command) -> None:

@@ -26,7 +26,7 @@ def test_a_run_leaves_every_file_and_holds_its_mask(settings):
     }
     assert json.loads((folder / "result.json").read_text()) == result
     assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
-        **{**settings, "milestones": [0.5, 0.75]}
+        **{**settings, "milestones": [0.5, 0.75], "ignore": []}
     )
     assert result["status"] == "done"
     assert result["kept"] == round(0.25 * result["total"])
@@ -67,7 +67,7 @@ def test_densities_by_weight_are_kept_exactly(settings):
 
 def test_a_run_that_is_done_computes_nothing_again(settings, monkeypatch):
     first = run(RunConfig(**settings))
-    monkeypatch.setattr("pathex.runs.running.build_classification", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr("pathex.runs.running.build_task", lambda *_, **__: pytest.fail("built again"))
     events = []
     again = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
     assert again == first

@@ -1,33 +1,67 @@
-"""The settings of one run, as data."""
+"""The settings of one ticket and of one run, as data."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RunConfig"]
+__all__ = ["RunConfig", "TicketConfig"]
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides the numbers of one run.
-
-    The defaults are the CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder, device and the
-    number of rounds between checkpoints do not change results and are not part of the run's name.
+class TicketConfig:
+    """Everything that decides a mask.
 
     Attributes:
-        method: Name of a scorer (see ``pathex methods``), or ``dense`` to train without pruning.
+        method: Name of a scorer (see ``pathex methods``).
         sparsity: Fraction of the prunable weights removed, in [0, 1). Not used by ``dense``.
         model: Name of a model (see ``pathex models``): own name, ``timm:NAME``, ``torchvision:NAME``,
             ``package.module:factory``.
         data: Name of a data set (see ``pathex datasets``): own name, ``imagefolder:PATH``, ``npz:PATH``.
-        rounds: Score-and-threshold rounds; None is the method's published number.
+        rounds: Score-and-threshold rounds; null is the method's published number.
         allocation: ``global``, ``layer``, ``uniform``, ``erk``, or a mapping from weight name to density.
+        ignore: Globs of module names whose weights stay dense.
+        min_per_layer: Weights that every layer keeps in any case.
+        budget: ``nominal`` counts kept weights, ``effective`` those on input-output paths.
+        schedule: ``exponential`` or ``linear`` fall of density over the rounds.
         images_per_class: Images of each class in the pruning set.
-        weights: Weights to start from: a file, or a tag of the model's own library; None is random initialization.
+        weights: Weights to start from: a file, or a tag of the model's own library; null is random initialization.
         model_options: Options of the model's factory, such as ``width``.
         data_options: Options of the data set, such as ``image_size``.
         method_options: Options of the scorer, such as ``calibration``.
-        memory: Memory budget of scoring, in bytes or as text such as ``2GiB``; None is chosen from what is free.
+        memory: Memory budget of scoring, in bytes or as text such as ``2GiB``; null is chosen from what is free.
         strict: Whether a layer collapse and other doubts about a scorer are errors.
+        seed: Seed of initialization, pruning set, scores and training.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    method: str = "px"
+    sparsity: float = 0.9
+    model: str = "resnet20"
+    data: str = "fashion-mini"
+    rounds: int | None = None
+    allocation: str | dict[str, float] = "global"
+    ignore: tuple[str, ...] = ()
+    min_per_layer: int = 0
+    budget: str = "nominal"
+    schedule: str = "exponential"
+    images_per_class: int = 10
+    weights: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    data_options: dict[str, Any] = field(default_factory=dict)
+    method_options: dict[str, Any] = field(default_factory=dict)
+    memory: str | int | None = None
+    strict: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class RunConfig(TicketConfig):
+    """Everything that decides the numbers of one run; ``method: dense`` trains without pruning.
+
+    The defaults are the CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder and device do not
+    decide results and are not part of the run's name.
+
+    Attributes:
         epochs: Passes over the training images.
         batch_size: Images in a training step.
         lr: Learning rate at the start.
@@ -40,25 +74,10 @@ class RunConfig:
         augment: ``auto`` (the data set's own), ``none``, ``flip``, ``crop-flip`` (zero padding of 4, random crop,
             horizontal flip).
         validation: Fraction of the training images held out for validation, in [0, 1).
-        seed: Seed of initialization, pruning set, scores and training.
         precision: Precision of training, as Lightning Fabric names it (``32-true``, ``bf16-mixed``, ``16-mixed``).
-        device: ``auto``, ``cpu`` or ``cuda``.
         out: Folder in which the run's own folder is made.
     """
 
-    method: str = "px"
-    sparsity: float = 0.9
-    model: str = "resnet20"
-    data: str = "fashion-mini"
-    rounds: int | None = None
-    allocation: str | dict[str, float] = "global"
-    images_per_class: int = 10
-    weights: str | None = None
-    model_options: dict[str, Any] = field(default_factory=dict)
-    data_options: dict[str, Any] = field(default_factory=dict)
-    method_options: dict[str, Any] = field(default_factory=dict)
-    memory: str | int | None = None
-    strict: bool = False
     epochs: int = 160
     batch_size: int = 128
     lr: float = 0.1
@@ -70,7 +89,5 @@ class RunConfig:
     label_smoothing: float = 0.0
     augment: str = "auto"
     validation: float = 0.0
-    seed: int = 0
     precision: str = "32-true"
-    device: str = "auto"
     out: str = "runs"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from pathex.runs.config import RunConfig
@@ -15,6 +15,10 @@ _PRUNING = (
     "sparsity",
     "rounds",
     "allocation",
+    "ignore",
+    "min_per_layer",
+    "budget",
+    "schedule",
     "images_per_class",
     "method_options",
     "memory",
@@ -37,8 +41,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         values.update({name: value for name, value in asdict(RunConfig()).items() if name in _PRUNING}, sparsity=0.0)
     for name in _PLACE:
         del values[name]
-    values["milestones"] = list(values["milestones"])
-    return values
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def run_name(config: RunConfig) -> str:
@@ -54,10 +57,8 @@ def run_name(config: RunConfig) -> str:
         >>> run_name(RunConfig(method="px", sparsity=0.982, data="cifar10"))
         'px-resnet20-cifar10-s0.982-33076f1e'
     """
-    defaults, values = asdict(RunConfig()), settings(config)
-    defaults["milestones"] = list(defaults["milestones"])
-    changed = {field.name: values[field.name] for field in fields(config) if field.name in values}
-    changed = {name: value for name, value in changed.items() if value != defaults[name]}
+    defaults, values = settings(RunConfig()), settings(config)
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
     digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
     parts = (re.sub(r":.*[/\\]", ":", part) for part in (config.method, config.model, config.data))
     readable = "-".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_.")[-40:] for part in parts)

@@ -1,15 +1,13 @@
 """Prune, train, evaluate: the stages of a run, each taken up where the last process left it."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
-from pathex import scores
-from pathex.allocate import Allocation
+from pathex.attaching import attach
 from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.masks import Mask
@@ -27,14 +25,12 @@ from pathex.runs.folder import (
     write_lines,
 )
 from pathex.runs.naming import run_name, settings
+from pathex.runs.tickets import build_task, find_ticket
 from pathex.runs.validation import check_config
-from pathex.tasks import Classification, build_classification
+from pathex.tasks import Classification
 from pathex.train import Events, TrainOptions, fabric
 
 __all__ = ["RunResult", "run"]
-
-# Methods defined on train-mode BatchNorm see batches of this size, as in the code they were published with.
-_PRUNING_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -78,15 +74,7 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
 
 
 def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
-    task = build_classification(
-        config.model,
-        config.data,
-        seed=config.seed,
-        weights=config.weights,
-        validation=config.validation,
-        model_options=config.model_options,
-        data_options=config.data_options,
-    )
+    task = build_task(config, config.validation)
     pruning_set = None if config.method == "dense" else task.pruning_set(config.images_per_class, config.seed)
     machine = fabric(config.device, config.precision)
     try:
@@ -149,33 +137,13 @@ def _pruned_ticket(
 
 
 def _prune(config: RunConfig, folder: Path, task: Classification, images: PruningSet, journal: Journal) -> None:
-    from pathex import prune
-
     chosen = {"seed": config.seed, "images_per_class": config.images_per_class, "hash": images.hash}
     write_json(folder / "pruning_set.json", {**chosen, "indices": images.indices})
-    rounds = config.rounds or scores.find(config.method).card.rounds
-
-    def on_round(row: Mapping[str, Any], mask: Any) -> None:
-        journal("prune_round", {"round": row["round"], "rounds": rounds, "density": mask.density})
-
-    started = time.monotonic()
-    result = prune(
-        task.model,
-        config.method,
-        sparsity=config.sparsity,
-        data=list(zip(images.images.split(_PRUNING_BATCH), images.labels.split(_PRUNING_BATCH), strict=True)),
-        rounds=rounds,
-        allocation=cast("Allocation", config.allocation),
-        seed=config.seed,
-        memory=config.memory,
-        strict=config.strict,
-        progress=False,
-        on_round=on_round,
-        **config.method_options,
-    )
-    seconds = round(time.monotonic() - started, 3)
+    result, seconds = find_ticket(config, task, images, lambda known: journal("prune_round", known))
     write_lines(folder / "history.jsonl", result.history)
-    write_json(folder / "pruning.json", {"rounds": rounds, "seconds": seconds, "report": result.report.asdict()})
+    write_json(
+        folder / "pruning.json", {"rounds": len(result.history), "seconds": seconds, "report": result.report.asdict()}
+    )
     # The mask is written last: where it is, pruning is over.
     result.mask.save(folder / "mask.safetensors", model=config.model, data=config.data)
     known = {"seconds": seconds, "kept": result.mask.kept, "total": result.mask.total}
@@ -185,8 +153,6 @@ def _prune(config: RunConfig, folder: Path, task: Classification, images: Prunin
 def _train(
     config: RunConfig, folder: Path, task: Classification, ticket: _Ticket, *, machine: Any, journal: Journal
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    from pathex import attach
-
     mask = ticket.mask
     options = TrainOptions(
         epochs=config.epochs,

@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pathex import scores
 from pathex.allocate import ALLOCATIONS
 from pathex.data import AUGMENTATIONS
 from pathex.errors import InvalidInput, UnknownName
-from pathex.runs.config import RunConfig
+from pathex.pruning import BUDGETS
+from pathex.runs.config import RunConfig, TicketConfig
+from pathex.schedule import SCHEDULES
 from pathex.train import check_machine
 
-__all__ = ["check_config"]
+__all__ = ["check_config", "check_ticket"]
 
 
 def _is_number(value: Any) -> bool:
@@ -31,10 +33,14 @@ _FRACTION: tuple[Callable[[Any], bool], str] = (
     "a number in [0, 1)",
 )
 _POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: _is_number(value) and value > 0, "a number above 0")
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_TICKET: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sparsity": _FRACTION,
     "rounds": (lambda value: value is None or _integer(1)[0](value), "a whole number of at least 1, or none"),
     "images_per_class": _integer(1),
+    "min_per_layer": _integer(0),
+    "seed": (lambda value: _integer(0)[0](value) and value < 2**63, "a whole number from 0 to 2**63 - 1"),
+}
+_TRAINING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": _integer(0),
     "batch_size": _integer(1),
     "lr": _POSITIVE,
@@ -47,12 +53,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gamma": _POSITIVE,
     "label_smoothing": _FRACTION,
     "validation": _FRACTION,
-    "seed": (lambda value: _integer(0)[0](value) and value < 2**63, "a whole number from 0 to 2**63 - 1"),
 }
 
 
 def check_config(config: RunConfig) -> None:
-    """Check every setting that can be checked without the data.
+    """Check every setting of a run that can be checked without the data.
 
     Args:
         config: Settings of a run.
@@ -61,20 +66,38 @@ def check_config(config: RunConfig) -> None:
         InvalidInput: If a setting is out of its range or names something unknown; the message has the name of the
             field, its value and what is allowed.
     """
-    for name, (holds, allowed) in _RULES.items():
-        if not holds(getattr(config, name)):
-            raise InvalidInput(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
-    _check_name("method", config.method, ("dense", *scores.names()))
+    check_ticket(config, ("dense", *scores.names()))
+    _check_ranges(config, _TRAINING)
     _check_name("augment", config.augment, ("auto", *AUGMENTATIONS))
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
-    _check_allocation(config.allocation)
     check_machine(config.device, config.precision)
+
+
+def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> None:
+    """Check every setting of a ticket that can be checked without the data.
+
+    Args:
+        config: The settings.
+        methods: Names that ``method`` may have; None is those of the scorers.
+    """
+    _check_ranges(config, _TICKET)
+    _check_name("method", config.method, methods or scores.names())
+    _check_name("budget", config.budget, BUDGETS)
+    _check_name("schedule", config.schedule, SCHEDULES)
+    _check_allocation(config.allocation)
+    check_machine(config.device)
     scores.parse_memory(config.memory)
     for name in ("model_options", "data_options", "method_options"):
         _check_plain(name, getattr(config, name))
     if config.method != "dense":
         scores.find(config.method).check(config.method_options)
+
+
+def _check_ranges(config: TicketConfig, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+    for name, (holds, allowed) in rules.items():
+        if not holds(getattr(config, name)):
+            raise InvalidInput(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
 
 
 def _check_allocation(allocation: Any) -> None:
@@ -95,6 +118,6 @@ def _check_plain(name: str, options: dict[str, Any]) -> None:
         ) from None
 
 
-def _check_name(kind: str, name: str, allowed: tuple[str, ...]) -> None:
+def _check_name(kind: str, name: str, allowed: Sequence[str]) -> None:
     if name not in allowed:
         raise UnknownName(kind, name, allowed)

@@ -12,7 +12,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
-def check_machine(device: str, precision: str) -> str:
+def check_machine(device: str, precision: str = "32-true") -> str:
     """Choose the accelerator, and refuse what this machine cannot do.
 
     Args:
