@@ -4,33 +4,83 @@ Counts are exact. Ties, also among zero or infinite scores, are broken by a seed
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["ALLOCATIONS", "Allocation", "keep_best", "keep_best_by_layer", "layer_densities", "round_to_total"]
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "fill",
+    "keep_best",
+    "keep_best_by_layer",
+    "keep_connected",
+    "layer_densities",
+    "round_to_total",
+]
 
 ALLOCATIONS = ("global", "layer", "uniform", "erk")
 Allocation = str | Mapping[str, float]
 """One of `ALLOCATIONS`, or weight names to final densities."""
 
 
-def _top(flat: Tensor, allowed: Tensor, order: Tensor, count: int) -> Tensor:
-    """The ``count`` best of the allowed entries as a bool vector; ties go to the lower number in ``order``."""
-    keep = torch.zeros_like(allowed)
-    if count <= 0:
+_TRIALS = 64  # weights that `keep_connected` tries to drop in vain before it gives up
+
+
+class _Pool:
+    """All scores as one vector, in the order of the names, with a seeded order that breaks ties."""
+
+    def __init__(self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], seed: int) -> None:
+        self.shapes = {name: score.shape for name, score in scores.items()}
+        self.flat = torch.cat([score.detach().flatten().double().cpu() for score in scores.values()])
+        self.allowed = self.vector(allowed)
+        self.order = torch.randperm(len(self.flat), generator=torch.Generator().manual_seed(seed))
+
+    def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([entries[name].flatten().cpu() for name in self.shapes])
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def best(self, candidates: Tensor, count: int) -> Tensor:
+        """The ``count`` best candidates (all are bool vectors); ties go to the lower number in the order."""
+        keep = torch.zeros_like(candidates)
+        keep[self._best_of(candidates.nonzero().squeeze(1), count)] = True
         return keep
-    candidates = allowed.nonzero().squeeze(1)
-    values = flat[candidates]
-    threshold = values.kthvalue(len(values) - count + 1).values
-    above = candidates[values > threshold]
-    keep[above] = True
-    ties = candidates[values == threshold]
-    keep[ties[order[ties].argsort()[: count - len(above)]]] = True
-    return keep
+
+    def _best_of(self, indices: Tensor, count: int) -> Tensor:
+        if count <= 0:
+            return indices[:0]
+        values = self.flat[indices]
+        threshold = values.kthvalue(len(values) - count + 1).values
+        above, ties = indices[values > threshold], indices[values == threshold]
+        return torch.cat([above, ties[self.order[ties].argsort()[: count - len(above)]]])
+
+    def ranked(self, indices: Tensor) -> Tensor:
+        """Indices from best to worst."""
+        indices = indices[self.order[indices].argsort()]
+        return indices[self.flat[indices].argsort(descending=True, stable=True)]
+
+    def secured(self, at_least: Mapping[str, int] | None, count: int) -> Tensor:
+        """The best weights of every layer that has a floor."""
+        secured = torch.zeros_like(self.allowed)
+        begin = 0
+        for name, shape in self.shapes.items():
+            here = begin + self.allowed[begin : begin + shape.numel()].nonzero().squeeze(1)
+            secured[self._best_of(here, min((at_least or {}).get(name, 0), len(here)))] = True
+            begin += shape.numel()
+        if int(secured.sum()) > count:
+            raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")
+        return secured
+
+    def check(self, count: int) -> None:
+        if count > int(self.allowed.sum()):
+            raise InvalidInput(f"{count} weights are to be kept but only {int(self.allowed.sum())} are left")
 
 
 def keep_best(
@@ -51,29 +101,98 @@ def keep_best(
         at_least: Name to a number of weights that the layer keeps in any case.
 
     Returns:
-        Name to bool tensor on the CPU with exactly ``count`` True entries in all.
-
-    Raises:
-        InvalidInput: If more weights must be kept than there are, or the floors exceed ``count``.
+        Name to bool tensor on the CPU with exactly ``count`` True entries in all. More weights than there are, or
+        floors above ``count``, raise `pathex.errors.InvalidInput`.
     """
-    names = list(scores)
-    flat = torch.cat([scores[name].detach().flatten().double().cpu() for name in names])
-    pool = torch.cat([allowed[name].flatten().cpu() for name in names])
-    if count > int(pool.sum()):
-        raise InvalidInput(f"{count} weights are to be kept but only {int(pool.sum())} are left")
-    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
-    sizes = [scores[name].numel() for name in names]
-    secured = torch.zeros_like(pool)
-    if at_least:
-        for name, part, chosen in zip(names, pool.split(sizes), secured.split(sizes), strict=True):
-            start = sum(sizes[: names.index(name)])
-            here = slice(start, start + len(part))
-            floor = min(at_least.get(name, 0), int(part.sum()))
-            chosen.copy_(_top(flat[here], part, order[here], floor))
-        if int(secured.sum()) > count:
-            raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")
-    keep = secured | _top(flat, pool & ~secured, order, count - int(secured.sum()))
-    return {name: part.view(scores[name].shape) for name, part in zip(names, keep.split(sizes), strict=True)}
+    pool = _Pool(scores, allowed, seed)
+    pool.check(count)
+    secured = pool.secured(at_least, count)
+    return pool.named(secured | pool.best(pool.allowed & ~secured, count - int(secured.sum())))
+
+
+def keep_connected(
+    scores: Mapping[str, Tensor],
+    allowed: Mapping[str, Tensor],
+    count: int,
+    connected: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    *,
+    seed: int = 0,
+    at_least: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Keep ``count`` weights of high score, all of them on a path from input to output where that is possible.
+
+    The fewest best weights of which ``count`` are connected are found by bisection; of those that are connected the
+    worst go, as long as ``count`` others stay connected; what is then missing is filled up one by one. The search is
+    greedy and gives up on hard cases, and then some kept weights are not connected. About 20 calls of ``connected``,
+    and a few more for each weight too many.
+
+    Args:
+        scores: Name to score, higher = keep.
+        allowed: Name to bool tensor: the weights to choose from.
+        count: How many weights to keep, at most the number of allowed ones.
+        connected: From a mask to the part of it that lies on a path.
+        seed: Seed of the order that breaks ties.
+        at_least: Name to a number of weights that the layer keeps in any case, connected or not.
+
+    Returns:
+        Name to bool tensor on the CPU with exactly ``count`` True entries in all. More weights than there are, or
+        floors above ``count``, raise `pathex.errors.InvalidInput`.
+    """
+    pool = _Pool(scores, allowed, seed)
+    pool.check(count)
+    secured = pool.secured(at_least, count)
+
+    def alive(candidates: Tensor) -> Tensor:
+        return pool.vector(connected(pool.named(candidates | secured))) | secured
+
+    def ranked(number: int) -> Tensor:
+        return alive(secured | pool.best(pool.allowed & ~secured, number - int(secured.sum())))
+
+    low, high = count, int(pool.allowed.sum())
+    kept = ranked(high)
+    if int(kept.sum()) < count:
+        return pool.named(kept | pool.best(pool.allowed & ~kept, count - int(kept.sum())))
+    while low < high:
+        middle = (low + high) // 2
+        found = ranked(middle)
+        if int(found.sum()) >= count:
+            kept, high = found, middle
+        else:
+            low = middle + 1
+    kept = _trimmed(pool, kept, secured, count, alive)
+    chosen = secured | pool.best(kept & ~secured, count - int(secured.sum()))
+    return pool.named(chosen if int(kept.sum()) == count else _grown(pool, chosen, count, alive))
+
+
+def _trimmed(pool: _Pool, kept: Tensor, secured: Tensor, count: int, alive: Callable[[Tensor], Tensor]) -> Tensor:
+    """Drop the worst of the kept weights while at least ``count`` stay alive; weights that many hang on stay."""
+    needed = secured.clone()
+    for _ in range(_TRIALS):
+        low, high = 0, min(int(kept.sum()) - count, int((kept & ~needed).sum()))
+        if high == 0:
+            break
+        free = kept & ~needed
+        while low < high:
+            middle = (low + high + 1) // 2
+            rest = alive((kept & needed) | pool.best(free, int(free.sum()) - middle))
+            low, high = (middle, high) if int(rest.sum()) >= count else (low, middle - 1)
+        left = pool.best(free, int(free.sum()) - low)
+        needed |= left ^ pool.best(left, int(left.sum()) - 1)
+        kept = alive((kept & needed) | left) if low else kept
+    return kept
+
+
+def _grown(pool: _Pool, chosen: Tensor, count: int, alive: Callable[[Tensor], Tensor]) -> Tensor:
+    """Replace chosen weights that are not alive by the best others that are, and exactly ``count`` in all."""
+    kept = alive(chosen)
+    others = pool.allowed & ~kept
+    for index in pool.ranked(pool.best(others, min(_TRIALS, int(others.sum()))).nonzero().squeeze(1)):
+        found = kept.clone()
+        found[index] = True
+        found = alive(found)
+        if int(kept.sum()) < int(found.sum()) <= count:
+            kept = found
+    return kept | pool.best(chosen & ~kept, count - int(kept.sum()))
 
 
 def keep_best_by_layer(
@@ -96,28 +215,35 @@ def keep_best_by_layer(
     }
 
 
-def round_to_total(shares: Mapping[str, float], total: int, limits: Mapping[str, int]) -> dict[str, int]:
+def round_to_total(
+    shares: Mapping[str, float], total: int, limits: Mapping[str, int], floors: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Round real shares to integers with an exact sum, by largest remainder.
 
     Args:
         shares: Name to a share, not negative; together within one per name of ``total``.
         total: Exact sum of the result.
         limits: Name to the largest number that it may get.
+        floors: Name to the smallest number that it may get, as far as its limit allows.
 
     Returns:
         Name to integer.
 
     Raises:
-        InvalidInput: If the limits do not admit the total.
+        InvalidInput: If the limits or floors do not admit the total.
     """
-    if sum(limits[name] for name in shares) < total:
-        raise InvalidInput(f"{total} weights are to be kept but only {sum(limits.values())} are left")
-    counts = {name: min(math.floor(share + 1e-9), limits[name]) for name, share in shares.items()}
+    most = sum(limits[name] for name in shares)
+    least = {name: min((floors or {}).get(name, 0), limits[name]) for name in shares}
+    if most < total:
+        raise InvalidInput(f"{total} weights are to be kept but only {most} are left")
+    if sum(least.values()) > total:
+        raise InvalidInput(f"min_per_layer secures {sum(least.values())} weights but only {total} are to be kept")
+    counts = {name: max(min(math.floor(share + 1e-9), limits[name]), least[name]) for name, share in shares.items()}
     by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
     while (missing := total - sum(counts.values())) != 0:
         step = 1 if missing > 0 else -1
         ordered = by_remainder if step > 0 else by_remainder[::-1]
-        open_names = [n for n in ordered if (counts[n] < limits[n] if step > 0 else counts[n] > 0)]
+        open_names = [n for n in ordered if (counts[n] < limits[n] if step > 0 else counts[n] > least[n])]
         for name in open_names[: abs(missing)]:
             counts[name] += step
     return counts
@@ -152,16 +278,26 @@ def layer_densities(
         factor = target / sum(start.values())
         return {name: cap * factor for name, cap in caps.items()}
     if allocation == "uniform":
-        return _filled(dict.fromkeys(sizes, 1.0), target, sizes, caps)
+        return fill(dict.fromkeys(sizes, 1.0), target, sizes, caps)
     if allocation == "erk":
-        return _filled({name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}, target, sizes, caps)
+        return fill({name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}, target, sizes, caps)
     raise UnknownName("allocation", allocation, ALLOCATIONS)
 
 
-def _filled(
+def fill(
     weights: Mapping[str, float], target: float, sizes: Mapping[str, int], caps: Mapping[str, float]
 ) -> dict[str, float]:
-    """Densities proportional to ``weights`` with the given number of kept weights, none above its cap."""
+    """Densities proportional to ``weights`` that keep a given number of weights together, none above its cap.
+
+    Args:
+        weights: Name to a number, not negative.
+        target: Number of kept weights.
+        sizes: Name to the number of weights.
+        caps: Name to the highest density.
+
+    Returns:
+        Name to density.
+    """
     full: set[str] = set()
     while True:
         rest = target - sum(caps[name] * sizes[name] for name in full)
@@ -180,7 +316,7 @@ def _explicit(
     for name, value in allocation.items():
         if name not in sizes:
             raise UnknownName("weight in allocation", name, sizes)
-        if not 0 <= value <= 1:
+        if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
             raise InvalidInput(f"allocation gives {name!r} density {value!r}; allowed: 0 to 1")
         if value > caps[name] + 0.5 / sizes[name]:
             raise InvalidInput(
@@ -198,5 +334,5 @@ def _explicit(
             f"allocation and sparsity contradict each other: it admits sparsity {max(low, 0):.6f} to {high:.6f}, "
             f"not {1 - density:.6f}"
         )
-    filled = _filled(dict.fromkeys(others, 1.0), max(rest, 0.0), others, caps) if others else {}
+    filled = fill(dict.fromkeys(others, 1.0), max(rest, 0.0), others, caps) if others else {}
     return {name: allocation.get(name, filled.get(name, 0.0)) for name in sizes}

@@ -25,7 +25,8 @@ class Handle:
 
     def __init__(self, model: nn.Module, mask: Mask, optimizer: Optimizer | None) -> None:
         self.mask = mask
-        self._parameters, self._removed = _removed(model, mask)
+        self._model = model
+        self._removed = _removed(model, mask)
         self._hooks: list[Any] = [model.register_load_state_dict_post_hook(self._reapply)]
         if optimizer is not None:
             self._hooks.append(optimizer.register_step_post_hook(self._reapply))
@@ -34,16 +35,18 @@ class Handle:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the removed weights now."""
-        for index, parameter in enumerate(self._parameters):
-            if self._removed[index].device != parameter.device:
-                self._removed[index] = self._removed[index].to(parameter.device)
-            parameter.masked_fill_(self._removed[index], 0)
+        for name, removed in self._removed.items():
+            # Looked up each time: load_state_dict(assign=True) replaces parameters.
+            parameter = self._model.get_parameter(name)
+            if removed.device != parameter.device:
+                removed = self._removed[name] = removed.to(parameter.device)  # noqa: PLW2901
+            parameter.masked_fill_(removed, 0)
 
     def _reapply(self, *_: object) -> None:
         self.apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_NoHandle":
-        # A copied model carries a copy of the hook; it must not hold this model's weights.
+        # A copied model carries a copy of the hook; it must not hold this model.
         return _NoHandle()
 
     def remove(self) -> None:
@@ -54,21 +57,28 @@ class Handle:
 
 
 class _NoHandle:
-    def _reapply(self, *_: object) -> None:
+    def apply(self) -> None:
         """Nothing to keep on a copy."""
 
 
-def _removed(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
+def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
+    if not isinstance(mask, Mask):
+        raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
     mask.check(model)
-    parameters = dict(model.named_parameters())
-    return [parameters[name] for name in mask], [~mask[name].to(parameters[name].device) for name in mask]
+    return {name: ~entry.to(model.get_parameter(name).device) for name, entry in mask.items()}
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """The module behind what ``torch.compile`` returned, which has the names that masks use."""
+    own = getattr(model, "_orig_mod", model)
+    return own if isinstance(own, nn.Module) else model
 
 
 def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> Handle:
     """Zero the removed weights of a model now and keep them zero through training.
 
     Args:
-        model: The model; compiled models are attached before or after ``torch.compile`` alike, by their own module.
+        model: The model, before or after ``torch.compile`` alike.
         mask: The mask.
         optimizer: The optimizer that trains the model. Without it weights are kept zero through ``load_state_dict``
             only.
@@ -78,7 +88,7 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
 
     Raises:
         MaskMismatch: If the mask does not fit the model.
-        InvalidInput: If the optimizer holds none of the masked weights.
+        InvalidInput: If the optimizer is none, or holds none of the masked weights.
 
     Example:
         >>> from pathex import Mask
@@ -90,7 +100,10 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
         >>> (model.weight == 0).tolist()
         [[False, True], [True, False]]
     """
+    model = _own(model)
     if optimizer is not None:
+        if not isinstance(optimizer, Optimizer):
+            raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         parameters = dict(model.named_parameters())
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not any(id(parameters.get(name)) in trained for name in mask):
@@ -112,6 +125,7 @@ def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
     Raises:
         MaskMismatch: If the mask does not fit the model.
     """
-    for parameter, removed in zip(*_removed(model, mask), strict=True):
-        parameter.masked_fill_(removed, 0)
+    own = _own(model)
+    for name, removed in _removed(own, mask).items():
+        own.get_parameter(name).masked_fill_(removed, 0)
     return model

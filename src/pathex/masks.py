@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pathex.errors import MaskMismatch
+from pathex.errors import InvalidInput, MaskMismatch
 
 __all__ = ["Count", "Mask"]
 
@@ -183,6 +183,9 @@ class Mask(Mapping[str, Tensor]):
         Args:
             path: File to write.
             **metadata: More metadata, added to the mask's own.
+
+        Raises:
+            InvalidInput: If the metadata are not JSON-serialisable or the file cannot be written.
         """
         from pathex import __version__
 
@@ -195,10 +198,16 @@ class Mask(Mapping[str, Tensor]):
             "metadata": {**self.metadata, **metadata},
         }
         bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
+        try:
+            text = json.dumps(header)
+        except TypeError as error:
+            raise InvalidInput(f"the metadata of a mask must be JSON-serialisable: {error}") from error
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(save(bits, {"pathex_mask": json.dumps(header)}))
+            temporary.write_bytes(save(bits, {"pathex_mask": text}))
             temporary.replace(path)
+        except OSError as error:
+            raise InvalidInput(f"cannot write the mask file {path}: {error.strerror}") from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -229,7 +238,13 @@ class Mask(Mapping[str, Tensor]):
             raise MaskMismatch(f"{path} holds tensors but no pathex mask")
         if header.get("schema") != _SCHEMA:
             raise MaskMismatch(f"{path} has mask schema {header.get('schema')!r}; this version reads {_SCHEMA}")
-        mask = cls(_unpacked(path, header.get("shapes", {}), bits), header.get("metadata", {}))
+        try:
+            entries = _unpacked(path, header["shapes"], bits)
+            mask = cls(entries, header["metadata"])
+        except MaskMismatch:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise MaskMismatch(f"{path} is damaged: its header cannot be read ({type(error).__name__})") from error
         if model is not None:
             mask.check(model)
         return mask

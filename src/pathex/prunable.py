@@ -31,21 +31,28 @@ def prunable_weights(
         prunable: Modules that are prunable beside convolutions and linear layers, likewise.
 
     Returns:
-        Name to parameter, in the order of ``named_parameters``; a weight that is shared appears once.
+        Name to parameter, in the order of ``named_parameters``; a weight that is shared appears once, and not at all
+        if one of its modules is ignored. Weights that are parametrizations or have no shape yet raise
+        `pathex.errors.InvalidInput`.
 
     Raises:
-        InvalidInput: If nothing is left to prune, a selector matches nothing, or a weight is a parametrization.
+        InvalidInput: If nothing is left to prune or a selector matches nothing.
     """
+    ignore, prunable = _listed(ignore), _listed(prunable)
     owners = {id(p): name for name, p in model.named_parameters()}
     found: dict[str, Tensor] = {}
+    dense: set[str] = set()
     for path, module in model.named_modules():
-        if not (isinstance(module, _PRUNABLE) or _matches(prunable, path, module)) or _matches(ignore, path, module):
+        if not (isinstance(module, _PRUNABLE) or _matches(prunable, path, module)):
             continue
-        if parametrize.is_parametrized(module, "weight"):
-            raise InvalidInput(f"the weight of {path!r} is a parametrization; remove it first, or ignore the module")
         weight = module._parameters.get("weight")
-        if weight is not None and weight.is_floating_point():
-            found.setdefault(owners[id(weight)], weight)
+        if _matches(ignore, path, module):
+            dense |= set() if weight is None else {owners[id(weight)]}
+        else:
+            _check_plain(path, module, weight)
+            if weight is not None and weight.is_floating_point():
+                found.setdefault(owners[id(weight)], weight)
+    found = {name: weight for name, weight in found.items() if name not in dense}
     for kind, selectors in (("ignore", ignore), ("prunable", prunable)):
         for selector in selectors:
             if not any(_matches([selector], path, module) for path, module in model.named_modules()):
@@ -55,10 +62,21 @@ def prunable_weights(
     return found
 
 
+def _listed(selectors: Selector | Sequence[Selector]) -> Sequence[Selector]:
+    return [selectors] if isinstance(selectors, (str, type, nn.Module)) else selectors
+
+
+def _check_plain(path: str, module: nn.Module, weight: Tensor | None) -> None:
+    if parametrize.is_parametrized(module, "weight") or (weight is None and isinstance(module, _PRUNABLE)):
+        raise InvalidInput(f"the weight of {path!r} is a parametrization; remove it first, or ignore the module")
+    if weight is not None and nn.parameter.is_lazy(weight):
+        raise InvalidInput(f"the weight of {path!r} has no shape yet; run the model once first")
+
+
 def _matches(selectors: Iterable[Any], path: str, module: nn.Module) -> bool:
     for selector in selectors:
         if isinstance(selector, str):
-            if fnmatchcase(path, selector) or fnmatchcase(f"{path}.weight", selector):
+            if fnmatchcase(path, selector) or fnmatchcase(f"{path}.weight".lstrip("."), selector):
                 return True
         elif isinstance(selector, type):
             if isinstance(module, selector):

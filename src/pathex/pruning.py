@@ -1,6 +1,8 @@
 """`score` and `prune`: from a model and a few images to a mask."""
 
 import copy
+import numbers
+import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from pathex import scores as scorers
-from pathex.allocate import Allocation, keep_best, keep_best_by_layer, layer_densities, round_to_total
+from pathex.allocate import (
+    Allocation,
+    fill,
+    keep_best,
+    keep_best_by_layer,
+    keep_connected,
+    layer_densities,
+    round_to_total,
+)
 from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnknownName, UnsupportedOperation
-from pathex.masks import Mask
+from pathex.masks import Count, Mask
 from pathex.paths import Connectivity, connectivity, untouched
 from pathex.prunable import Selector, prunable_weights
 from pathex.schedule import densities
@@ -120,6 +130,7 @@ def score(
         ['0.weight', '2.weight']
     """
     method_call = _method_call(method, options)
+    seed = _natural("seed", seed)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     if mask is not None:
         _check_mask(mask, weights)
@@ -186,23 +197,26 @@ def prune(
         (10, 20)
     """
     method_call = _method_call(method, options)
-    _check_sparsity(sparsity)
+    sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
+    min_per_layer = _natural("min_per_layer", min_per_layer)
     if budget not in BUDGETS:
         raise UnknownName("budget", budget, BUDGETS)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     start = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}) if mask is None else mask
     _check_mask(start, weights)
-    chooser = _Chooser(model, weights, start, 1 - sparsity, allocation, schedule, min_per_layer, budget, seed)
+    floor = scorers.find(method).floor if isinstance(method, str) else 0
+    fixed = (allocation, schedule, min_per_layer, floor, budget, seed, options.get("output"))
+    chooser = _Chooser(model, weights, start, 1 - sparsity, *fixed)
     steps = chooser.densities(default_rounds(method) if rounds is None else rounds)
     batches = read_batches(data)
     memo: dict[str, Any] = {}
-    base = Problem(model, weights, batches, start, seed, 1, parse_memory(memory), strict, memo)
-    before = _connected(base, start)
+    base = Problem(model, weights, batches, start, seed, 1, memory, strict, memo)
+    before = _connected(base, start, chooser.output)
     current, history = start, []
     with _bar(progress, len(steps)) as advance:
         for number in range(1, len(steps) + 1):
             began = time.perf_counter()
-            problem = Problem(model, weights, batches, current, seed, number, base.memory, strict, memo)
+            problem = Problem(model, weights, batches, current, seed, number, memory, strict, memo)
             current = chooser.choose(_scored(problem, method_call), current, number, problem)
             emptied = [name for name, count in current.counts().items() if not count.kept]
             history.append(
@@ -218,7 +232,7 @@ def prune(
             if on_round is not None:
                 on_round(history[-1], current)
             advance()
-    report = _report(base, current, before)
+    report = _report(base, current, before, chooser.output)
     _collapse(report, strict)
     current = Mask(current, _metadata(method, options, base, sparsity, len(steps), allocation, schedule, budget))
     return PruneResult(current, history, report)
@@ -251,9 +265,11 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
 def _scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     with untouched(problem.model):
         result = method_call(problem)
+    if not isinstance(result, Mapping):
+        raise InvalidInput(f"the method must return a mapping from weight names to scores, not {type(result).__name__}")
     scores = {}
     for name, weight in problem.prunable.items():
-        if name not in result:
+        if not isinstance(result.get(name), Tensor):
             raise InvalidInput(f"the method returned no score for {name!r}")
         scores[name] = result[name].detach()
         if scores[name].shape != weight.shape:
@@ -275,11 +291,18 @@ def _check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:
         raise MaskMismatch(f"the mask does not fit the prunable weights: {', '.join(wrong[:5])}")
 
 
-def _check_sparsity(sparsity: float) -> None:
-    number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
+def _fraction(sparsity: float) -> float:
+    number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
     if not number or not 0 <= sparsity < 1:
         hint = f" (did you mean {sparsity / 100:g}?)" if number and 1 < sparsity < 100 else ""
         raise InvalidInput(f"sparsity must be a fraction in [0, 1), not {sparsity!r}{hint}")
+    return float(sparsity)
+
+
+def _natural(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise InvalidInput(f"{name} must be an integer of at least 0, not {value!r}")
+    return int(value)
 
 
 # -- choosing ----------------------------------------------------------------------------------------------------------
@@ -296,35 +319,44 @@ class _Chooser:
     allocation: Allocation
     schedule: str
     min_per_layer: int
+    floor: int
     budget: str
     seed: int
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         self.total = sum(weight.numel() for weight in self.weights.values())
         self.kept = round(self.density * self.total)
         if self.kept < 1:
             raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} weights")
-        if self.min_per_layer < 0:
-            raise InvalidInput(f"min_per_layer must not be negative, but is {self.min_per_layer}")
         if self.kept > self.start.kept:
             raise InvalidInput(f"the start mask keeps {self.start.kept} weights, fewer than the {self.kept} asked for")
-        self.final: dict[str, float] | None = None
+        counts = self.start.counts()
+        limits = {name: count.kept for name, count in counts.items()}
+        floors = dict.fromkeys(counts, self.min_per_layer)
+        secured = sum(min(self.min_per_layer, limit) for limit in limits.values())
+        if secured > self.kept:
+            raise InvalidInput(f"min_per_layer secures {secured} weights but only {self.kept} are to be kept")
+        self.final: dict[str, int] | None = None
         if self.allocation != "global":
             shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-            start = {name: count.kept for name, count in self.start.counts().items()}
-            self.final = layer_densities(self.allocation, self.density, shapes, start)
+            final = layer_densities(self.allocation, self.density, shapes, limits)
+            shares = {name: final[name] * count.total for name, count in counts.items()}
+            self.final = round_to_total(shares, self.kept, limits, floors)
             if self.budget == "effective":
                 raise InvalidInput("budget='effective' needs allocation='global': it moves weights between layers")
 
     def densities(self, rounds: int) -> list[float]:
         """Density of each round, and of each layer where the allocation is by layer."""
+        start = self.start.density
         self.rounds = rounds
-        self.steps = densities(self.start.density, self.kept / self.total, rounds, self.schedule)
+        self.steps = densities(start, min(self.density, start), rounds, self.schedule)
         if self.final is not None:
+            # Half a weight stands for none, which an exponential fall never reaches.
             self.layer_steps = {
-                name: densities(max(count.kept, 1) / count.total, self.final[name], rounds, self.schedule)
-                if 0 < self.final[name] <= count.kept / count.total
-                else [count.kept / count.total] * (rounds - 1) + [min(self.final[name], count.kept / count.total)]
+                name: densities(count.kept, max(self.final[name], 0.5), rounds, self.schedule)
+                if count.kept
+                else [0.0] * rounds
                 for name, count in self.start.counts().items()
             }
         return self.steps
@@ -336,46 +368,42 @@ class _Chooser:
         counts = current.counts()
         if self.final is not None:
             limits = {name: count.kept for name, count in counts.items()}
-            shares = {name: self.layer_steps[name][number - 1] * count.total for name, count in counts.items()}
-            if number < self.rounds:
-                kept = round(sum(shares.values()))
-            shares = {n: max(share, min(self.min_per_layer, limits[n])) for n, share in shares.items()}
-            return Mask(keep_best_by_layer(scores, current, round_to_total(shares, kept, limits), seed=seed))
+            chosen = self.final if number == self.rounds else self._counts(kept, number, limits)
+            return Mask(keep_best_by_layer(scores, current, chosen, seed=seed))
+        if self.budget == "nominal":
+            floors = self._floors(scores, counts, kept)
+            return Mask(keep_best(scores, current, kept, seed=seed, at_least=floors))
         floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
-        if self.budget == "effective":
-            return self._effective(scores, current, kept, problem, seed, floors)
-        return Mask(keep_best(scores, current, kept, seed=seed, at_least=floors))
 
-    def _effective(
-        self,
-        scores: Mapping[str, Tensor],
-        current: Mask,
-        kept: int,
-        problem: Problem,
-        seed: int,
-        floors: Mapping[str, int],
-    ) -> Mask:
-        """The fewest best weights of which ``kept`` lie on a path; of those that do, the best."""
-        low, high = kept, current.kept
-        best = current
-        while low <= high:
-            middle = (low + high) // 2
-            candidate = Mask(keep_best(scores, current, middle, seed=seed, at_least=floors))
-            connected = Mask(connectivity(self.model, candidate, problem.images[:1]).effective)
-            if connected.kept >= kept:
-                best, high = connected, middle - 1
-            else:
-                low = middle + 1
-        return Mask(keep_best(scores, best, min(kept, best.kept), seed=seed)) if best.kept >= kept else best
+        def connected(mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return connectivity(self.model, mask, problem.images[:1], output=self.output).effective
+
+        return Mask(keep_connected(scores, current, kept, connected, seed=seed, at_least=floors))
+
+    def _floors(self, scores: Mapping[str, Tensor], counts: Mapping[str, Count], kept: int) -> dict[str, int]:
+        """Weights that each layer keeps in any case: what the user asks for; what the method wants if there is room."""
+        asked = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
+        wanted = {
+            name: max(asked[name], min(self.floor, int((scores[name] > 0).sum()))) if self.floor else asked[name]
+            for name in counts
+        }
+        return wanted if sum(wanted.values()) <= kept else asked
+
+    def _counts(self, kept: int, number: int, limits: Mapping[str, int]) -> dict[str, int]:
+        """Weights that each layer keeps in a round before the last, together ``kept``."""
+        assert self.final is not None
+        steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
+        shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
+        return round_to_total(shares, kept, limits, self.final)
 
 
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
-def _connected(problem: Problem, mask: Mask) -> Connectivity | None:
+def _connected(problem: Problem, mask: Mask, output: str | int | None) -> Connectivity | None:
     with untouched(problem.model):
         try:
-            return connectivity(problem.model, mask, problem.images[:1])
+            return connectivity(problem.model, mask, problem.images[:1], output=output)
         except UnsupportedOperation as error:
             warnings.warn(
                 f"dead channels and disconnected weights are not counted: {error}", PathexWarning, stacklevel=3
@@ -383,8 +411,8 @@ def _connected(problem: Problem, mask: Mask) -> Connectivity | None:
             return None
 
 
-def _report(problem: Problem, mask: Mask, before: Connectivity | None) -> PruneReport:
-    after = None if before is None else _connected(problem, mask)
+def _report(problem: Problem, mask: Mask, before: Connectivity | None, output: str | int | None) -> PruneReport:
+    after = None if before is None else _connected(problem, mask, output)
     if before is None or after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
     dead = [name for name in after.dead_layers if name not in before.dead_layers]
@@ -438,9 +466,11 @@ class _bar:  # noqa: N801  (a context manager used like a function)
     def __enter__(self) -> Callable[[], None]:
         if not self.wanted:
             return lambda: None
+        state = random.getstate()  # rich draws from the global generator when it is first imported
         from rich.console import Console
         from rich.progress import Progress
 
+        random.setstate(state)
         console = Console(stderr=True)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
         self.progress.start()

@@ -10,27 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathex.paths._reading import is_in_place
 from pathex.paths._readings import RECORD, REPLAY, Record, Replay
 
-__all__ = ["WEIGHTED", "is_in_place"]
+__all__ = ["WEIGHTED"]
 
 WEIGHTED = (
     *("linear", "conv1d", "conv2d", "conv3d"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
-
-
-def is_in_place(func: Callable[..., Any]) -> bool:
-    """Whether a torch function writes into its first argument (``add_``, ``__iadd__``).
-
-    Args:
-        func: The torch function.
-
-    Returns:
-        True if it does.
-    """
-    name: str = func.__name__
-    return name.startswith("__i") if name.startswith("__") else name.endswith("_")
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -46,7 +34,7 @@ def _weighted(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    _refuse_dynamic(reading, func, input, weight)
+    _refuse_dynamic(reading, func, weight, bias)
     return func(input, weight, bias, *args, **kwargs)
 
 
@@ -60,13 +48,13 @@ def _weighted_linear(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    _refuse_dynamic(reading, func, input, weight)
+    _refuse_dynamic(reading, func, weight, bias)
     return func(input, reading.coefficient(weight), None, *args, **kwargs)
 
 
-def _refuse_dynamic(reading: Record | Replay, func: Callable[..., Any], input: Tensor, weight: Tensor) -> None:
-    if reading.carries(weight):
-        raise reading.unsupported(func.__name__, "its weight depends on the input")
+def _refuse_dynamic(reading: Record | Replay, func: Callable[..., Any], weight: Tensor, bias: Tensor | None) -> None:
+    if reading.carries(weight) or reading.carries(bias):
+        raise reading.unsupported(func.__name__, "its weight or bias depends on the input")
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -78,6 +66,8 @@ _REVERSED = ("rsub", "__rsub__")
 
 @RECORD.add(*_SUMS, *_DIFFERENCES, *_REVERSED)
 def _sum(reading: Record, func: Callable[..., Any], input: Any, other: Any, **kwargs: Any) -> Any:
+    if is_in_place(func) and not reading.carries(input):
+        reading.claim(input, func)
     return func(input, other, **kwargs)
 
 
@@ -103,14 +93,15 @@ def _weighted_sum(
     weight_a, weight_b = reading.coefficient(weight_a), reading.coefficient(weight_b)
     if is_in_place(func):
         if not reading.carries(a):
-            a.zero_()
+            reading.claim(a, func).zero_()
         return a.add_(b, alpha=weight_b) if reading.carries(b) else a
     if reading.carries(a) and reading.carries(b):
         return torch.add(a if weight_a == 1 else a * weight_a, b, alpha=weight_b)
     path, weight, constant = (a, weight_a, b) if reading.carries(a) else (b, weight_b, a)
-    path = path if weight == 1 else path * weight
+    # A new tensor even where nothing changes: the network may go on to write into it.
+    path = path.clone() if weight == 1 else path * weight
     if isinstance(constant, Tensor) and torch.broadcast_shapes(path.shape, constant.shape) != path.shape:
-        return path.expand(torch.broadcast_shapes(path.shape, constant.shape))
+        return path.expand(torch.broadcast_shapes(path.shape, constant.shape)).contiguous()
     return path
 
 
@@ -123,12 +114,14 @@ _QUOTIENTS = ("div", "div_", "divide", "divide_", "true_divide", "true_divide_",
 def _refuse_two(reading: Record | Replay, func: Callable[..., Any], input: Any, other: Any) -> None:
     if reading.carries(input) and reading.carries(other):
         raise reading.unsupported(func.__name__, "both factors depend on the input")
+    if is_in_place(func) and not reading.carries(input):
+        raise reading.unsupported(func.__name__, "it multiplies into a constant")
 
 
-@RECORD.add(*_PRODUCTS, *_QUOTIENTS)
-def _product(reading: Record, func: Callable[..., Any], input: Any, other: Any, **kwargs: Any) -> Any:
+@RECORD.add(*_PRODUCTS)
+def _product(reading: Record, func: Callable[..., Any], input: Any, other: Any) -> Any:
     _refuse_two(reading, func, input, other)
-    return func(input, other, **kwargs)
+    return func(input, other)
 
 
 @REPLAY.add(*_PRODUCTS)
@@ -139,12 +132,26 @@ def _product_linear(reading: Replay, func: Callable[..., Any], input: Any, other
     return func(reading.coefficient(input), other)
 
 
+def _refuse_nonlinear(
+    reading: Record | Replay, func: Callable[..., Any], other: Any, rounding_mode: str | None
+) -> None:
+    if rounding_mode is not None or reading.carries(other):
+        raise reading.unsupported(func.__name__, "it is not linear in what depends on the input")
+
+
+@RECORD.add(*_QUOTIENTS)
+def _quotient(
+    reading: Record, func: Callable[..., Any], input: Any, other: Any, *, rounding_mode: str | None = None
+) -> Any:
+    _refuse_nonlinear(reading, func, other, rounding_mode)
+    return func(input, other)
+
+
 @REPLAY.add(*_QUOTIENTS)
 def _quotient_linear(
     reading: Replay, func: Callable[..., Any], input: Any, other: Any, *, rounding_mode: str | None = None
 ) -> Any:
-    if rounding_mode is not None or reading.carries(other):
-        raise reading.unsupported(func.__name__, "it is not linear in what depends on the input")
+    _refuse_nonlinear(reading, func, other, rounding_mode)
     return func(input, reading.coefficient(other))
 
 
@@ -155,7 +162,9 @@ def _negative(reading: Record, func: Callable[..., Any], input: Tensor) -> Tenso
 
 @REPLAY.add("neg", "neg_", "negative", "negative_", "__neg__")
 def _negative_linear(reading: Replay, func: Callable[..., Any], input: Tensor) -> Tensor:
-    return func(input) if reading.coefficients == "plain" else input
+    if is_in_place(func):
+        return func(input) if reading.coefficients == "plain" else input
+    return -input if reading.coefficients == "plain" else input.clone()
 
 
 @RECORD.add("mean")

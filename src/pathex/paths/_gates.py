@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathex.paths._affine import is_in_place
+from pathex.paths._reading import is_in_place
 from pathex.paths._readings import RECORD, REPLAY, Gate, Record, Replay
 
 __all__: list[str] = []
@@ -16,6 +16,7 @@ _RELU6 = ("relu6",)
 _HARDTANH = ("hardtanh", "hardtanh_")
 _CLAMP = ("clamp", "clamp_", "clip", "clip_")
 _CLAMP_MIN = ("clamp_min", "clamp_min_")
+_CLAMP_MAX = ("clamp_max", "clamp_max_")
 _LEAKY = ("leaky_relu", "leaky_relu_")
 _PRELU = ("prelu",)
 _RRELU = ("rrelu", "rrelu_")
@@ -67,6 +68,14 @@ def _clamp_min(reading: Record, func: Callable[..., Any], input: Tensor, min: An
     return func(input, min)
 
 
+@RECORD.add(*_CLAMP_MAX)
+def _clamp_max(reading: Record, func: Callable[..., Any], input: Tensor, max: Any) -> Tensor:
+    if reading.carries(max):
+        raise reading.unsupported(func.__name__, "a bound depends on the input")
+    reading.site(Gate(input < max))
+    return func(input, max)
+
+
 @RECORD.add(*_LEAKY)
 def _leaky_relu(
     reading: Record, func: Callable[..., Any], input: Tensor, negative_slope: float = 0.01, inplace: bool = False
@@ -77,6 +86,8 @@ def _leaky_relu(
 
 @RECORD.add(*_PRELU)
 def _prelu(reading: Record, func: Callable[..., Any], input: Tensor, weight: Tensor) -> Tensor:
+    if reading.carries(weight):
+        raise reading.unsupported(func.__name__, "its slope depends on the input")
     slope = weight.reshape(-1, *[1] * (input.dim() - 2)) if weight.numel() > 1 else weight.reshape(())
     reading.site(Gate(input > 0, slope))
     return func(input, weight)
@@ -104,18 +115,18 @@ def _threshold(
     return func(input, threshold, value, **({"inplace": True} if inplace else {}))
 
 
-@REPLAY.add(*_RELU, *_RELU6, *_HARDTANH, *_CLAMP, *_CLAMP_MIN, *_LEAKY, *_PRELU, *_RRELU, *_THRESHOLD)
+@REPLAY.add(*_RELU, *_RELU6, *_HARDTANH, *_CLAMP, *_CLAMP_MIN, *_CLAMP_MAX, *_LEAKY, *_PRELU, *_RRELU, *_THRESHOLD)
 def _gate(
     reading: Replay, func: Callable[..., Any], input: Tensor, *args: Any, inplace: bool = False, **kwargs: Any
 ) -> Tensor:
     """Every activation replays alike: the recorded slope times what arrives; open: what arrives."""
+    # Modules pass `inplace` by keyword or as the last positional argument.
+    in_place = inplace or is_in_place(func) or (bool(args) and args[-1] is True)
     if reading.sites is None:
-        return input
+        return input if in_place else input.clone()
     gate: Gate = reading.next_site(Gate, input.shape, func)
     factor: Tensor = gate.open
     if isinstance(gate.slope, Tensor) or gate.slope != 0:
         slope = torch.as_tensor(reading.slope(gate.slope), dtype=input.dtype, device=input.device)
         factor = torch.where(gate.open, torch.ones((), dtype=input.dtype, device=input.device), slope)
-    # Modules pass `inplace` by keyword or as the last positional argument.
-    in_place = inplace or is_in_place(func) or (bool(args) and args[-1] is True)
     return input.mul_(factor) if in_place else input * factor

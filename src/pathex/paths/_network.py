@@ -35,6 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if devices:
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             stack.enter_context(_full_matmul_precision())
+        stack.enter_context(_full_cpu_precision())
         stack.enter_context(torch.inference_mode(False))
         try:
             for module, _ in flags:
@@ -53,6 +54,22 @@ def _full_matmul_precision() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def _full_cpu_precision() -> Iterator[None]:
+    """Products in full float32: oneDNN takes them to bfloat16 when torch's matmul precision is lowered."""
+    mkldnn: Any = torch.backends.mkldnn
+    places = mkldnn.matmul, mkldnn.conv
+    before = [place.fp32_precision for place in places]
+    lowered = [(place, precision) for place, precision in zip(places, before, strict=True) if precision != "none"]
+    for place, _ in lowered:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, precision in lowered:
+            place.fp32_precision = precision
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:

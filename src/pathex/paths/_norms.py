@@ -24,6 +24,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    _refuse_dynamic(reading, weight, bias)
     stored = None if running_mean is None or running_var is None else Moments(running_mean, running_var)
     index = len(reading.moments)
     if reading.given == "running" and stored is not None:
@@ -48,6 +49,7 @@ def _batch_norm_linear(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    _refuse_dynamic(reading, weight, bias)
     if reading.coefficients in ("ones", "connected"):
         return input * 1
     moments = reading.next_moments()
@@ -58,6 +60,11 @@ def _batch_norm_linear(
     if weight is not None:
         scale = scale * weight
     return input * reading.coefficient(scale).to(input.dtype).view(-1, *[1] * (input.dim() - 2))
+
+
+def _refuse_dynamic(reading: Record | Replay, *affine: Tensor | None) -> None:
+    if any(reading.carries(tensor) for tensor in affine):
+        raise reading.unsupported("batch_norm", "its weight or bias depends on the input")
 
 
 RECORD[F.batch_norm] = _batch_norm

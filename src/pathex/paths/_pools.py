@@ -17,9 +17,8 @@ from pathex.paths._readings import RECORD, REPLAY, ArgMax, Record, Replay
 __all__: list[str] = []
 
 _MAX = {f: d for d in (1, 2, 3) for f in spellings(f"max_pool{d}d", f"max_pool{d}d_with_indices")}
-_ADAPTIVE_MAX = {
-    f: d for d in (1, 2, 3) for f in spellings(f"adaptive_max_pool{d}d", f"adaptive_max_pool{d}d_with_indices")
-}
+# Only those of torch.nn.functional: torch's own return the indices too.
+_ADAPTIVE_MAX = {getattr(F, f"adaptive_max_pool{d}d{suffix}"): d for d in (1, 2, 3) for suffix in ("", "_with_indices")}
 _AVERAGE = {f: d for d in (1, 2, 3) for f in spellings(f"avg_pool{d}d")}
 _ADAPTIVE_AVERAGE = {f: d for d in (1, 2, 3) for f in spellings(f"adaptive_avg_pool{d}d")}
 _MAX_BY_RANK = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}

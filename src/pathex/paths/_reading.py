@@ -5,6 +5,7 @@ module calls, whether it was written as a module, a function, a tensor method or
 that come from the input carry paths; all others are constants and are computed as they are.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -12,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from pathex.errors import UnsupportedOperation
 
-__all__ = ["Reading", "RuleTable", "spellings", "tensors_in"]
+__all__ = ["Reading", "RuleTable", "is_in_place", "spellings", "tensors_in"]
 
 Rule = Callable[..., Any]
 
@@ -53,6 +54,19 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_in(value)
         elif isinstance(value, dict):
             yield from tensors_in(value.values())
+
+
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Whether a torch function writes into its first argument (``add_``, ``__iadd__``, ``__setitem__``).
+
+    Args:
+        func: The torch function.
+
+    Returns:
+        True if it does.
+    """
+    name: str = getattr(func, "__name__", "")
+    return name.startswith("__i") or name == "__setitem__" if name.startswith("__") else name.endswith("_")
 
 
 class RuleTable(dict[Callable[..., Any], Rule]):
@@ -103,6 +117,9 @@ CREATIONS: frozenset[Callable[..., Any]] = frozenset(
     )
 )
 
+# What gives its first argument the form of another one, whose values do not matter.
+FORMED_LIKE: frozenset[Callable[..., Any]] = frozenset(spellings("view_as", "expand_as", "reshape_as", "type_as", "to"))
+
 
 class Reading(TorchFunctionMode):
     """Base of all readings: tracks which tensors carry paths and finds the rule of each intercepted function.
@@ -120,6 +137,11 @@ class Reading(TorchFunctionMode):
         self.model = model
         self.tensors = tensors
         self._own = {id(tensor) for tensor in tensors.values()}
+        self._grad_enabled = torch.is_grad_enabled()
+
+    def __enter__(self) -> Any:
+        self._grad_enabled = torch.is_grad_enabled()
+        return super().__enter__()
 
     # -- which tensors carry paths ---------------------------------------------------------------------------------
 
@@ -150,7 +172,7 @@ class Reading(TorchFunctionMode):
         """
         if not isinstance(value, Tensor):
             return False
-        if getattr(value, "_pathex_reading", None) is self:
+        if any(getattr(t, "_pathex_reading", None) is self for t in (value, value._base)):
             return True
         if value.grad_fn is not None and id(value) not in self._own and not getattr(value, "_pathex_constant", False):
             raise self.unsupported(value.grad_fn.name(), "it was computed where torch functions cannot be intercepted")
@@ -166,8 +188,32 @@ class Reading(TorchFunctionMode):
             The same object.
         """
         for tensor in tensors_in([result]):
-            tensor._pathex_constant = True  # type: ignore[attr-defined]
+            if tensor.grad_fn is not None:
+                tensor._pathex_constant = True  # type: ignore[attr-defined]
         return result
+
+    def claim(self, target: Tensor, func: Callable[..., Any]) -> Tensor:
+        """Let a constant carry paths, because what carries paths is written into it.
+
+        Args:
+            target: The constant that is written to, or a view of it.
+            func: The torch function that writes, for the error message.
+
+        Returns:
+            The whole tensor that ``target`` is, or is a view of.
+        """
+        self._refuse_parameter(target, func)
+        whole = target if target._base is None else target._base
+        self.carry([target, whole])
+        return whole
+
+    def _refuse_parameter(self, target: Any, func: Callable[..., Any]) -> None:
+        """Parameters of a call may share memory with those of the model, which a forward pass must leave alone."""
+        if not isinstance(target, Tensor):
+            return
+        parameters = (self.tensors[name] for name, _ in self.model.named_parameters() if name in self.tensors)
+        if target.untyped_storage().data_ptr() in {p.untyped_storage().data_ptr() for p in parameters}:
+            raise self.unsupported(_name_of(func), "it writes into a parameter")
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -176,14 +222,33 @@ class Reading(TorchFunctionMode):
         if func in QUERIES:
             return func(*args, **kwargs)
         carried = [self.carries(tensor) for tensor in tensors_in((args, kwargs))]
-        if not any(carried):
+        if not any(carried) or (func in FORMED_LIKE and not self.carries(args[0])):
+            if is_in_place(func):
+                self._refuse_parameter(args[0], func)
             return self.on_constant(func, args, kwargs)
         if func in CREATIONS:
             return self.constant(func(*args, **kwargs))
         rule = self.rules.get(func)
         if rule is None:
             raise self.unsupported(_name_of(func))
-        return self.after(rule, rule(self, func, *args, **kwargs))
+        if kwargs.get("out") is not None:
+            raise self.unsupported(_name_of(func), "it writes into out=")
+        if torch.is_grad_enabled() != self._grad_enabled:
+            raise self.unsupported(_name_of(func), "it runs without gradient, or in an autograd function of its own")
+        return self.after(rule, self._apply(rule, func, args, kwargs))
+
+    def _apply(self, rule: Rule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            result = rule(self, func, *args, **kwargs)
+        except TypeError as error:
+            try:
+                inspect.signature(rule).bind(self, func, *args, **kwargs)
+            except TypeError as unknown:
+                raise self.unsupported(_name_of(func), f"called in a form that is not known ({unknown})") from error
+            raise
+        if isinstance(result, Tensor) and not result.is_floating_point():
+            raise self.unsupported(_name_of(func), f"its result is {result.dtype}")
+        return result
 
     def on_constant(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no path enters: computed as it stands.
@@ -237,4 +302,4 @@ class Reading(TorchFunctionMode):
 
 
 def _name_of(func: Callable[..., Any]) -> str:
-    return getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or str(func)
+    return resolve_name(func) or getattr(func, "__name__", None) or str(func)

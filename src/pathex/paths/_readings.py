@@ -85,8 +85,13 @@ class Record(Reading):
 
         Returns:
             Mean and biased variance.
+
+        Raises:
+            UnsupportedOperation: If the moments to use were given, but fewer than there are BatchNorm calls.
         """
-        return finish(moments_of(x), stored)
+        if isinstance(self.given, Sequence) and not isinstance(self.given, str):
+            raise self.unsupported("batch_norm", f"moments of {len(self.given)} BatchNorm calls were given")
+        return finish(moments_of(x.detach()), stored)
 
 
 @dataclass(eq=False)
@@ -191,3 +196,12 @@ class Replay(Reading):
             raise self.unsupported("batch_norm", "the recorded pass had fewer BatchNorm calls")
         self._next_moments += 1
         return self.moments[self._next_moments - 1]
+
+    def finish(self) -> None:
+        """Check that the whole recorded pass was replayed.
+
+        Raises:
+            UnsupportedOperation: If the network took another route than in the recorded pass.
+        """
+        if self.sites is not None and self._next_site < len(self.sites):
+            raise self.unsupported("the network", "the recorded pass had more non-linear sites")

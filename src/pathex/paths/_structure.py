@@ -21,7 +21,7 @@ MOVES: frozenset[Callable[..., Any]] = frozenset(
         *spellings("hsplit", "vsplit", "dsplit", "narrow", "select", "index_select", "__getitem__", "take_along_dim"),
         *spellings("gather", "roll", "flip", "fliplr", "flipud", "rot90", "unfold", "fold", "diagonal", "as_strided"),
         *spellings("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "sum", "cumsum"),
-        *spellings("to", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "type", "detach", "identity"),
+        *spellings("to", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "type", "detach"),
         *spellings("requires_grad_", "positive", "__pos__", "atleast_1d", "atleast_2d", "atleast_3d", "nansum"),
         *(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real")),
     ]
@@ -35,6 +35,27 @@ def _move(reading: Record | Replay, func: Callable[..., Any], *args: Any, **kwar
 for _func in MOVES:
     RECORD[_func] = _move
     REPLAY[_func] = _move
+
+
+@RECORD.add("to", "type_as", "float", "double", "half", "bfloat16", "type")
+@REPLAY.add("to", "type_as", "float", "double", "half", "bfloat16", "type")
+def _cast(reading: Record | Replay, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Goes to another device but stays in the precision of the reading."""
+    result = func(input, *args, **kwargs)
+    if not isinstance(result, Tensor) or not result.is_floating_point() or result.dtype == input.dtype:
+        return result
+    return input.clone().to(result.device)
+
+
+@RECORD.add("detach", "data")
+@REPLAY.add("detach", "data")
+def _cut(reading: Record | Replay, func: Callable[..., Any], input: Tensor) -> Tensor:
+    """The path goes on where the gradient of the network ends."""
+    return input.view_as(input)
+
+
+for _table in (RECORD, REPLAY):
+    _table[Tensor.data.__get__] = _cut  # type: ignore[attr-defined]
 
 
 @RECORD.add("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack")
@@ -68,23 +89,16 @@ def _pad_linear(
 
 @RECORD.add("__setitem__")
 def _set_item(reading: Record, func: Callable[..., Any], target: Tensor, index: Any, value: Any) -> None:
-    _refuse_own(reading, func, target)
+    if not reading.carries(target):
+        reading.claim(target, func)
     func(target, index, value)
-    reading.carry(target)
 
 
 @REPLAY.add("__setitem__")
 def _set_item_linear(reading: Replay, func: Callable[..., Any], target: Tensor, index: Any, value: Any) -> None:
-    _refuse_own(reading, func, target)
     if not reading.carries(target):
-        target.zero_()
+        reading.claim(target, func).zero_()
     func(target, index, value if reading.carries(value) else 0.0)
-    reading.carry(target)
-
-
-def _refuse_own(reading: Record | Replay, func: Callable[..., Any], target: Tensor) -> None:
-    if any(target is tensor for tensor in reading.tensors.values()):
-        raise reading.unsupported("__setitem__", "it writes into a parameter or buffer")
 
 
 _DROPOUTS = (

@@ -56,8 +56,9 @@ def calibrate(
     Returns:
         Moments by BatchNorm call.
     """
-    own = tensors_of(model, tensors, _dtype(model, tensors))
     with untouched(model), torch.no_grad():
+        own = tensors_of(model, tensors, _dtype(model, tensors))
+        x = x.to(_dtype(model, tensors))
         if chunk is None or chunk >= len(x):
             whole = Record(model, own, None, keep=False)
             with whole:

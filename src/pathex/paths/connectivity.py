@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.paths._affine import is_in_place
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
-from pathex.paths._reading import Rule
+from pathex.paths._reading import Rule, is_in_place, tensors_in
 from pathex.paths._readings import Replay
+from pathex.paths._structure import MOVES
 from pathex.paths.passes import _reached
 
 __all__ = ["Connectivity", "connectivity"]
@@ -49,9 +49,13 @@ class _Connect(Replay):
     """Open reading in which every value is 0 (no path from the input arrives) or positive."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        self._writes = is_in_place(func) if hasattr(func, "__name__") else False
-        self._writes = self._writes or bool((kwargs or {}).get("inplace"))
+        self._writes = is_in_place(func) or bool((kwargs or {}).get("inplace"))
         return super().__torch_function__(func, types, args, kwargs)
+
+    def on_constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func not in MOVES and any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
+            raise self.unsupported(getattr(func, "__name__", str(func)), "a weight is computed from its parameter")
+        return super().on_constant(func, args, kwargs)
 
     def after(self, rule: Rule, result: Any) -> Any:
         if isinstance(result, Tensor) and not self._writes:
@@ -77,14 +81,16 @@ def connectivity(
     """
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
-    ones = {name: torch.ones_like(p, dtype=dtype) for name, p in model.named_parameters() if p.is_floating_point()}
-    kept = {name: m.to(device=device, dtype=dtype).requires_grad_() for name, m in mask.items()}
-    own = tensors_of(model, {**{n: t.requires_grad_(False) for n, t in ones.items()}, **kept}, dtype)
-    reading = _Connect(model, own, None, (), "connected")
-    with untouched(model), torch.enable_grad(), reading:
+    with untouched(model), torch.enable_grad():
+        ones = {name: torch.ones_like(p, dtype=dtype) for name, p in model.named_parameters() if p.is_floating_point()}
+        kept = {name: m.to(device, dtype, copy=True).requires_grad_() for name, m in mask.items()}
+        own = tensors_of(model, {**{n: t.requires_grad_(False) for n, t in ones.items()}, **kept}, dtype)
+        reading = _Connect(model, own, None, (), "connected")
         start = reading.carry(torch.ones_like(x[:1], dtype=dtype, device=device))
-        result = _reached(reading, run(model, own, start, output))
-    grads = torch.autograd.grad(result.sum(), list(kept.values()), allow_unused=True)
+        with reading:
+            result = run(model, own, start, output)
+        total = _reached(reading, result).sum()
+        grads = torch.autograd.grad(total, list(kept.values()), allow_unused=True) if kept else ()
     effective, dead_channels = {}, {}
     for (name, weight), grad in zip(kept.items(), grads, strict=True):
         used = torch.zeros_like(weight, dtype=torch.bool) if grad is None else (weight > 0) & (grad > 0)

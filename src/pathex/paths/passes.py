@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from pathex.paths import _affine, _gates, _norms, _pools, _structure  # noqa: F4
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._readings import Coefficients, Record, Replay, Site
+
+_CHECKPOINTING = "saved tensor hooks are not read as paths"
 
 __all__ = ["Recording", "record", "replay", "replay_open"]
 
@@ -66,11 +68,19 @@ def record(
     """
     if isinstance(calibration, str) and calibration not in ("batch", "running"):
         raise InvalidInput(f"unknown calibration {calibration!r}. Known: batch, running")
-    own = tensors_of(model, tensors, _dtype(model, tensors))
-    reading = Record(model, own, None if calibration == "batch" else calibration)
-    with untouched(model), torch.no_grad(), reading:
-        result = run(model, own, reading.carry(x.clone()), output)
-    return Recording(_reached(reading, result), reading.sites, reading.moments)
+    dtype = _dtype(model, tensors)
+    with untouched(model), torch.enable_grad():
+        own = tensors_of(model, tensors, dtype)
+        reading = Record(model, own, None if calibration == "batch" else calibration)
+        # Whatever depends on the input has a gradient here, so that what cannot be intercepted shows itself.
+        start = x.detach().to(dtype, copy=True).requires_grad_().clone()
+        with torch.autograd.graph.saved_tensors_hooks(_forget, _forget), reading:
+            result = run(model, own, reading.carry(start), output)
+    return Recording(_reached(reading, result).detach(), reading.sites, reading.moments)
+
+
+def _forget(tensor: Any) -> Any:
+    """Saves nothing for the backward pass, which never comes."""
 
 
 def replay(
@@ -100,11 +110,7 @@ def replay(
     Returns:
         Output of the linear map.
     """
-    own = tensors_of(model, tensors, _dtype(model, tensors))
-    reading = Replay(model, own, recording.tape, recording.statistics, coefficients)
-    with untouched(model), reading:
-        result = run(model, own, reading.carry(x.clone()), output)
-    return _reached(reading, result)
+    return _linear(model, tensors, x, output, recording.tape, recording.statistics, coefficients)
 
 
 def replay_open(
@@ -131,11 +137,27 @@ def replay_open(
     Returns:
         Output of the linear map (linear up to ``pools="max"``).
     """
-    own = tensors_of(model, tensors, _dtype(model, tensors))
-    reading = Replay(model, own, None, statistics, coefficients, pools)
-    with untouched(model), reading:
-        result = run(model, own, reading.carry(x.clone()), output)
-    return _reached(reading, result)
+    return _linear(model, tensors, x, output, None, statistics, coefficients, pools)
+
+
+def _linear(
+    model: nn.Module, tensors: Mapping[str, Tensor] | None, x: Tensor, output: str | int | None, *how: Any
+) -> Tensor:
+    dtype = _dtype(model, tensors)
+    with untouched(model):
+        own = tensors_of(model, tensors, dtype)
+        reading = Replay(model, own, *how)
+        try:
+            with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTING), reading:
+                result = run(model, own, reading.carry(x.to(dtype, copy=True)), output)
+        except RuntimeError as error:
+            if _CHECKPOINTING in str(error):
+                raise reading.unsupported("torch.utils.checkpoint", "switch gradient checkpointing off") from error
+            raise
+    reading.finish()
+    result = _reached(reading, result)
+    result.__dict__.pop("_pathex_reading", None)
+    return result
 
 
 def _dtype(model: nn.Module, tensors: Mapping[str, Tensor] | None) -> torch.dtype:

@@ -68,8 +68,11 @@ class _Surveyor(Record):
         return getattr(value, "_pathex_source", None) or self._names.get(id(value))
 
     def on_constant(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is F.batch_norm:  # of a weight: it is standardised, and the norm's own weight is its gain
+            self._note(func, args, kwargs)
         result = super().on_constant(func, args, kwargs)
-        source = self._source(args[0]) if args and func in MOVES else None
+        scaled = func in _FACTORS and len(list(tensors_in((args, kwargs)))) == 1
+        source = self._source(args[0]) if args and (func in MOVES or scaled) else None
         if source is not None:
             for tensor in tensors_in([result]):
                 tensor._pathex_source = source  # type: ignore[attr-defined]
@@ -112,11 +115,13 @@ def survey(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> S
     Returns:
         The survey, with the footprint of one image.
     """
-    tensors = tensors_of(model, None, compute_dtype(model))
-    few = x[:2]
-    reading = _Surveyor(model, tensors)
-    with untouched(model), torch.no_grad(), reading:
-        run(model, tensors, reading.carry(few.clone()), output)
+    dtype, few = compute_dtype(model), x[:2]
+    with untouched(model), torch.no_grad():
+        tensors = tensors_of(model, None, dtype)
+        reading = _Surveyor(model, tensors)
+        start = few.to(dtype, copy=True)
+        with reading:
+            run(model, tensors, reading.carry(start), output)
     size = Footprint(-(-reading.footprint.total // len(few)), -(-reading.footprint.largest // len(few)))
     return Survey(frozenset(reading.factors), tuple(reading.weights), size)
 

@@ -62,10 +62,13 @@ class Method:
     Attributes:
         card: What a user must know.
         function: ``function(problem, **options) -> dict name -> score``; its keyword-only arguments are the options.
+        floor: Weights that the method keeps in every layer with a positive score, as far as the number of weights to
+            keep allows: a layer on a path is not emptied.
     """
 
     card: Card
     function: Callable[..., dict[str, Tensor]]
+    floor: int = 0
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def read_batches(data: Any) -> list[Batch]:
 def _is_pair(x: Any, y: Any) -> bool:
     return (
         isinstance(x, Tensor) and isinstance(y, Tensor) and x.is_floating_point() and not y.is_floating_point()
-    ) and len(x) == len(y)
+    ) and x.shape[:1] == y.shape[:1] != ()
 
 
 def _checked(number: int, batch: Any) -> Batch:
@@ -74,7 +74,7 @@ def _checked(number: int, batch: Any) -> Batch:
         raise InvalidInput(f"batch {number} of data has shape {tuple(x.shape)}; images are (N, ...)")
     if not torch.isfinite(x).all():
         raise InvalidInput(f"batch {number} of data holds NaN or infinite values")
-    if y is not None and (not isinstance(y, Tensor) or len(y) != len(x)):
+    if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]):
         count = len(y) if isinstance(y, Tensor) and y.dim() else "no"
         raise InvalidInput(f"batch {number} of data has {len(x)} images and {count} labels")
     return x.detach(), None if y is None else y.detach()

@@ -61,8 +61,12 @@ class PathReader:
             raise UnknownName("calibration", self.calibration, get_args(Calibration))
         if self.scales not in get_args(Scales):
             raise UnknownName("scales", self.scales, get_args(Scales))
-        if self.calibration_images < 1:
-            raise InvalidInput(f"calibration_images must be at least 1, not {self.calibration_images}")
+        if not isinstance(self.calibration_images, int) or self.calibration_images < 1:
+            raise InvalidInput(f"calibration_images must be an integer of at least 1, not {self.calibration_images!r}")
+        if not isinstance(self.redraw, bool) and not callable(self.redraw):
+            raise InvalidInput(
+                f"redraw must be True, False or (name, tensor, generator) -> tensor, not {self.redraw!r}"
+            )
 
     def in_float64(self) -> "PathReader":
         """The same reader in float64.
@@ -110,7 +114,7 @@ class PathReader:
         if self.redraw:
             draw = self.redraw if callable(self.redraw) else _own_spread(fixed)
             source = generator(self.problem.seed, self.problem.round)
-            read = {name: draw(name, weight.detach(), source) for name, weight in read.items()}
+            read = {name: _drawn(draw, name, weight.detach(), source) for name, weight in read.items()}
         return self.problem.masked(read, self.precision)
 
     def other(self) -> dict[str, Tensor]:
@@ -158,6 +162,14 @@ class PathReader:
         for part in parts:
             x = part.to(self.precision)
             yield x, record(model, x, tensors=tensors, calibration=calibration, output=self.output)
+
+
+def _drawn(draw: Initialiser, name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+    drawn = draw(name, weight, source)
+    if not isinstance(drawn, Tensor) or drawn.shape != weight.shape:
+        found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+        raise InvalidInput(f"redraw must return a tensor of shape {tuple(weight.shape)} for {name!r}, not {found}")
+    return drawn
 
 
 def _own_spread(fixed: Mapping[str, Tensor]) -> Initialiser:

@@ -9,6 +9,7 @@ with a the gates of the masked network itself, v the product of the weights alon
 pass, one replayed pass with squared input and squared weights, and its gradient.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def _score(
     total, scores = _summed(reader)
     if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
         total, scores = _summed(reader.in_float64())
-    if not torch.isfinite(torch.tensor(total)):
+    if not math.isfinite(total):
         raise PathexError(f"px: the sum over paths is {total} in float64; the network's weights or statistics overflow")
     return scores
 
@@ -76,9 +77,11 @@ METHOD = Method(
         holds_for="piecewise-linear activations. When no two paths use the same set of weights, without biases and "
         "with coefficients held fixed, the scores sum to the NTK trace expected over independent weight signs; shared "
         "(convolution) weights and pools make it an approximation",
-        differences="the printed product form is 'px-literal'; what the released code computes is 'px-cvpr24'",
+        differences="keeps the best weight of every layer that lies on a path; the printed product form is "
+        "'px-literal'; what the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9, expected trace by all sign patterns",
         options=OPTIONS,
     ),
     _score,
+    floor=1,
 )

@@ -104,6 +104,8 @@ def _kept_as_they_are(model: nn.Module, squared_norms: Sequence[str]) -> list[st
     """Affine parameters of normalisation layers that are not squared, and all buffers."""
     if isinstance(squared_norms, str):
         squared_norms = [squared_norms]
+    if not isinstance(squared_norms, Sequence) or not all(isinstance(pattern, str) for pattern in squared_norms):
+        raise InvalidInput(f"squared_norms must be globs of module names, not {squared_norms!r}")
     names = [name for name, _ in model.named_buffers()]
     norms = [path for path, module in model.named_modules() if isinstance(module, _NORMS)]
     for pattern in squared_norms:

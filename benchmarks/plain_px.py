@@ -1,0 +1,111 @@
+"""Path eXclusion the plain way: what every ratio of `rounds.py` is measured against.
+
+The computation that the code released with the paper does (docs: method card of ``px-cvpr24``), written from its
+description for networks that call ``F.relu``. Each round makes three deep copies of the masked network, runs two passes
+without gradient and one with gradient over the whole batch in float32, and finds one global threshold by sorting.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["plain_px", "plain_scores"]
+
+
+def plain_px(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    sparsity: float,
+    rounds: int = 100,
+    on_round: Callable[[int], object] | None = None,
+) -> dict[str, Tensor]:
+    """Prune a network by rounds of scoring and thresholding.
+
+    Args:
+        model: The network; it is not changed.
+        images: The pruning set, one batch ``(N, C, H, W)``.
+        sparsity: Fraction of the convolution and linear weights removed, in [0, 1).
+        rounds: Score-and-threshold rounds, with a density of ``(1 - sparsity)^(t / rounds)`` after round t.
+        on_round: Called with the number of the round after each.
+
+    Returns:
+        Name to a tensor of zeros and ones in the shape of the weight.
+    """
+    mask = {name: torch.ones_like(weight) for name, weight in _weights(model).items()}
+    for number in range(1, rounds + 1):
+        scores = plain_scores(model, images, mask)
+        flat = torch.cat([score.flatten() for score in scores.values()]).sort().values
+        removed = len(flat) - round((1 - sparsity) ** (number / rounds) * len(flat))
+        threshold = flat[removed - 1] if removed else -torch.inf
+        mask = {name: (score > threshold).float() for name, score in scores.items()}
+        if on_round is not None:
+            on_round(number)
+    return mask
+
+
+def plain_scores(model: nn.Module, images: Tensor, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Score every convolution and linear weight once.
+
+    Args:
+        model: The network; it is not changed.
+        images: One batch ``(N, C, H, W)``, which BatchNorm is normalised by in every copy.
+        mask: Name to zeros and ones.
+
+    Returns:
+        Name to ``|g| |theta|^5``, g the derivative of ``sum z1 z2`` by theta^2.
+    """
+    gate_network, gated_network, squared_network = (_masked_copy(model, mask) for _ in range(3))
+    with torch.no_grad():
+        z1 = _gated_output(gate_network, gated_network, images)
+        for name, parameter in squared_network.named_parameters():
+            if "bn" not in name:
+                parameter.square_()
+    squares = _weights(squared_network)
+    with _relu_is(lambda x: x):
+        z2 = squared_network(images)
+    grads = torch.autograd.grad((z1 * z2).sum(), list(squares.values()))
+    thetas = _weights(gated_network)
+    return {name: grad.abs() * thetas[name].detach().abs() ** 5 for name, grad in zip(squares, grads, strict=True)}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{path}.weight": module.weight
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    }
+
+
+def _masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
+    masked = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for name, weight in _weights(masked).items():
+            weight.mul_(mask[name])
+    return masked
+
+
+def _gated_output(gate_network: nn.Module, gated_network: nn.Module, images: Tensor) -> Tensor:
+    """Output of the second network, whose activations are switched by what reached those of the first."""
+    reached: list[Tensor] = []
+
+    def recorded(x: Tensor) -> Tensor:
+        reached.append(x)
+        return torch.relu(x)
+
+    with _relu_is(recorded):
+        gate_network(images)
+    gates = iter(reached)
+    with _relu_is(lambda x: x * (next(gates) > 0)):
+        return gated_network(images)
+
+
+@contextmanager
+def _relu_is(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    with mock.patch.object(F, "relu", function):
+        yield

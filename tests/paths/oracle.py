@@ -1,0 +1,79 @@
+"""The obvious twin of a reading: the Jacobian of the real module at the recorded point, by autograd."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+
+from pathex.paths import Moments, record, replay
+
+__all__ = ["Between", "assert_equal", "assert_replays", "draws", "images", "linear_map", "with_statistics"]
+
+Operation = Callable[..., Tensor]
+
+
+class Between(nn.Module):
+    """One operation, as a module or a function of a tensor, behind a gain of one that makes the network float64."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x * self.gain)
+
+
+def images(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Normal images in float64."""
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draws(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64 with random parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    model.double()
+    with torch.no_grad():
+        for entry in model.parameters():
+            entry.copy_(torch.randn(entry.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def with_statistics(model: nn.Module, x: Tensor, statistics: Sequence[Moments]) -> nn.Module:
+    """A copy in evaluation mode that stores the given moments, one for each BatchNorm module in the order of calls."""
+    twin = copy.deepcopy(model).eval()
+    order: list[nn.modules.batchnorm._BatchNorm] = []
+    norms = [module for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_hook(lambda module, *_: order.append(module)) for norm in norms]
+    twin(x)
+    for handle in handles:
+        handle.remove()
+    assert len(order) == len(statistics) == len(set(order)), "each BatchNorm must be called once"
+    for norm, moments in zip(order, statistics, strict=True):
+        norm.running_mean, norm.running_var = moments.mean.to(x.dtype), moments.var.to(x.dtype)
+    return twin
+
+
+def linear_map(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Jacobian of all outputs with respect to all inputs, as a matrix."""
+    return jacobian(lambda z: model(z.clone()), x).reshape(-1, x.numel())
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding in float64."""
+    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=1e-9, atol=1e-11)
+
+
+def assert_replays(model: nn.Module, x: Tensor, *, squares: bool = True) -> None:
+    """Record is the forward pass, plain replay its Jacobian and, for one fixed operation, squared replay its square."""
+    recording = record(model, x)
+    twin = with_statistics(model, x, recording.statistics)
+    truth = twin(x.clone())
+    assert_equal(recording.output, truth)
+    matrix = linear_map(twin, x)
+    z = images(*x.shape, seed=99)
+    assert_equal(replay(model, z, recording, coefficients="plain"), (matrix @ z.flatten()).view_as(truth))
+    if squares:
+        assert_equal(replay(model, z, recording), (matrix.square() @ z.flatten()).view_as(truth))

@@ -1,0 +1,173 @@
+"""Calibration: what BatchNorm in train mode would use on all images together, and nothing of the network changed."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathex.paths import Moments, calibrate, record, replay
+from paths.oracle import assert_equal, draws, images, with_statistics
+
+
+class _Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv(x)))
+
+
+NETWORKS = {
+    "1d": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 2, 1)), (2, 6)),
+    "vectors": (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)), (4,)),
+    "2d": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.BatchNorm2d(3, eps=0.1),
+            nn.ReLU(inplace=True),
+            _Residual(),
+            nn.Conv2d(3, 2, 1),
+            nn.BatchNorm2d(2, momentum=None),
+        ),
+        (2, 5, 5),
+    ),
+    "3d": (lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.ReLU(), nn.Conv3d(2, 1, 1)), (1, 3, 3, 3)),
+    "synchronised": (lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.SyncBatchNorm(3), nn.ReLU()), (2, 3, 3)),
+    "without statistics": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU()),
+        (2, 3, 3),
+    ),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def _build(name: str, count: int = 5) -> tuple[nn.Module, Tensor]:
+    make, shape = NETWORKS[name]
+    return draws(make()), images(count, *shape, seed=1)
+
+
+def _trained(model: nn.Module, x: Tensor) -> Tensor:
+    """Output of the network in train mode; the statistics of each layer from torch itself."""
+    twin = copy.deepcopy(model).train()
+    for i, module in enumerate(twin):
+        if isinstance(module, nn.SyncBatchNorm):  # wants a GPU in train mode
+            twin[i] = nn.BatchNorm2d(module.num_features).double()
+            twin[i].load_state_dict(module.state_dict())
+    return twin(x)
+
+
+@every_network
+def test_record_is_the_train_mode_forward_pass(name: str) -> None:
+    model, x = _build(name)
+    assert_equal(record(model, x).output, _trained(model, x))
+
+
+@every_network
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_chunks_do_not_matter(name: str, chunk: int) -> None:
+    model, x = _build(name)
+    whole, parts = calibrate(model, x), calibrate(model, x, chunk=chunk)
+    assert len(whole) == len(parts) > 0
+    for one, other in zip(whole, parts, strict=True):
+        assert_equal(other.mean, one.mean)
+        assert_equal(other.var, one.var)
+        assert one.mean.dtype == torch.float64
+
+
+@every_network
+def test_micro_batches_with_given_moments_make_the_whole(name: str) -> None:
+    model, x = _build(name)
+    moments = calibrate(model, x, chunk=2)
+    parts = torch.cat([record(model, part, calibration=moments).output for part in x.split(2)])
+    assert_equal(parts, record(model, x).output)
+
+
+@every_network
+def test_the_stored_statistics_are_neither_used_nor_changed(name: str) -> None:
+    model, x = _build(name)
+    expected = record(model, x).output
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.fill_(17.0)
+    before = copy.deepcopy(model.state_dict())
+    assert_equal(record(model, x).output, expected)
+    calibrate(model, x, chunk=2)
+    assert all(torch.equal(before[key], entry) for key, entry in model.state_dict().items())
+
+
+@every_network
+def test_running_is_evaluation_mode(name: str) -> None:
+    model, x = _build(name)
+    stored = with_statistics(model, x, calibrate(model, images(7, *x.shape[1:], seed=2)))
+    recording = record(stored.train(), x, calibration="running")
+    assert_equal(recording.output, stored.eval()(x))
+
+
+def test_the_variance_is_biased_and_layer_after_layer() -> None:
+    model, x = _build("2d")
+    moments = calibrate(model, x)
+    reached = model[0](x)
+    assert_equal(moments[0].var, reached.var((0, 2, 3), unbiased=False))
+    normalised = F.batch_norm(reached, moments[0].mean, moments[0].var, model[1].weight, model[1].bias, eps=0.1)
+    assert_equal(moments[1].mean, model[3].conv(normalised.relu()).mean((0, 2, 3)))
+
+
+def test_moments_are_exact_far_from_zero() -> None:
+    """In float32 too: accumulated in float64 around the mean."""
+    x = 1e4 + images(64, 2, 8, 8).float()
+    (moments,) = calibrate(nn.BatchNorm2d(2), x, chunk=7)
+    torch.testing.assert_close(moments.var, x.double().var((0, 2, 3), unbiased=False), rtol=1e-9, atol=0.0)
+
+
+def test_a_variance_over_one_value_falls_back_to_the_stored_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    model[1].running_var.copy_(torch.tensor([0.5, 2.0, 9.0]))
+    one = images(1, 4)
+    assert calibrate(model, one)[0].var.tolist() == [0.5, 2.0, 9.0]
+    without = nn.BatchNorm1d(4, track_running_stats=False).double()
+    assert calibrate(without, one)[0].var.tolist() == [1.0] * 4
+    assert record(model, one).output.isfinite().all()
+
+
+class _Standardised(nn.Module):
+    """Its weight is normalised by a BatchNorm call over the weight itself, as timm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
+        self.norm = nn.BatchNorm1d(3).double()
+
+    def effective(self) -> Tensor:
+        return F.batch_norm(self.weight[None], None, None, training=True)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.linear(x, self.effective()))
+
+
+def test_a_norm_of_a_weight_is_not_calibrated() -> None:
+    model, x = _Standardised(), images(6, 2)
+    recording = record(model, x)
+    assert len(recording.statistics) == 1
+    scale = (recording.statistics[0].var + 1e-5).reciprocal()
+    assert_equal(replay(model, x, recording), F.linear(x, model.effective().square()) * scale)
+
+
+@pytest.mark.parametrize("coefficients", ["plain", "squared", "absolute", "ones"])
+def test_the_coefficient_of_a_norm(coefficients: str) -> None:
+    model, x = draws(nn.BatchNorm1d(3)), images(5, 3)
+    scale = model.weight / (x.var(0, unbiased=False) + model.eps).sqrt()
+    expected = {"plain": scale, "squared": scale.square(), "absolute": scale.abs(), "ones": torch.ones(3)}
+    recording = record(model, x)
+    assert_equal(replay(model, x, recording, coefficients=coefficients), x * expected[coefficients])  # type: ignore[arg-type]
+
+
+def test_moments_may_be_given() -> None:
+    model, x = nn.BatchNorm1d(2).double(), images(3, 2)
+    given = [Moments(torch.zeros(2), torch.tensor([4.0, 9.0], dtype=torch.float64))]
+    found = record(model, x, calibration=given)
+    assert_equal(found.output, x / (given[0].var + 1e-5).sqrt())
+    assert found.statistics == given

@@ -1,0 +1,204 @@
+"""A reading leaves the network, its input and torch as they were, and what surrounds it does not reach into it."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from pathex.errors import UnsupportedOperation
+from pathex.paths import calibrate, connectivity, record, replay, replay_open, survey, untouched
+
+
+def _network(*extra: nn.Module) -> nn.Sequential:
+    """In-place from the first operation on, with something random and something normalised."""
+    layers = [nn.ReLU(inplace=True), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5, inplace=True)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), *extra, nn.Flatten(), nn.Linear(36, 3))
+
+
+def _images(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _score(model: nn.Module, x: Tensor) -> object:
+    return pathex.score(model, "px", data=x)
+
+
+def _replay(model: nn.Module, x: Tensor) -> object:
+    recording = record(model, x)
+    replay_open(model, x, statistics=recording.statistics)
+    return replay(model, x, recording)
+
+
+READINGS: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "record": record,
+    "replay": _replay,
+    "calibrate": lambda model, x: calibrate(model, x, chunk=2),
+    "survey": survey,
+    "connectivity": lambda model, x: connectivity(model, {"1.weight": torch.ones(4, 2, 3, 3, dtype=torch.bool)}, x),
+    "score": _score,
+}
+every_reading = pytest.mark.parametrize("name", READINGS)
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model and about torch that a reading might disturb."""
+    entries = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        "values": {name: entry.detach().clone() for name, entry in entries.items()},
+        "versions": {name: (id(entry), entry._version, entry.requires_grad) for name, entry in entries.items()},
+        "attributes": {name: sorted(vars(entry)) for name, entry in entries.items()},
+        "grads": {name: None if entry.grad is None else entry.grad.clone() for name, entry in entries.items()},
+        "training": [module.training for module in model.modules()],
+        "modules": [sorted(vars(module)) for module in model.modules()],
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        "random": torch.get_rng_state(),
+        "torch": (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.mkldnn.matmul.fp32_precision,
+            torch.backends.mkldnn.conv.fp32_precision,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+        ),
+    }
+
+
+def _assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            _assert_same(one[key], other[key])
+    else:
+        assert one == other
+
+
+@every_reading
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "raises"])
+def test_nothing_is_left_behind(name: str, fails: bool) -> None:
+    model = _network(*([nn.Softmax(1)] if fails else []))
+    model[2].eval()
+    model[1].weight.grad = torch.ones_like(model[1].weight)
+    model[1].bias.requires_grad_(False)
+    x = _images()
+    images, before = x.clone(), _state(model)
+    if fails:
+        with pytest.raises(UnsupportedOperation):
+            READINGS[name](model, x)
+    else:
+        READINGS[name](model, x)
+    _assert_same(before, _state(model))
+    assert torch.equal(x, images)
+    assert not vars(x)
+    assert x._version == 0
+    assert not x.requires_grad
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@every_reading
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_what_surrounds_a_reading_does_not_reach_into_it(name: str, surrounding: str) -> None:
+    model, x = _network(), _images()
+    expected = READINGS[name](model, x)
+    with SURROUNDINGS[surrounding]():
+        before = _state(model)
+        found = READINGS[name](model, x)
+        _assert_same(before, _state(model))
+    if name == "score":
+        _assert_same(expected, found)
+    elif name == "replay":
+        assert torch.equal(found, expected)  # type: ignore[arg-type]
+
+
+def test_images_made_in_inference_mode_can_be_read() -> None:
+    model = _network()
+    with torch.inference_mode():
+        x = _images() + 0
+    _assert_same(_score(model, _images()), _score(model, x))
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_lowered_matmul_precision_is_put_aside_and_back(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        before = _state(nn.Linear(1, 1))["torch"]
+        with untouched(nn.Linear(1, 1)):
+            assert torch.backends.mkldnn.matmul.fp32_precision in ("ieee", "none")
+        assert _state(nn.Linear(1, 1))["torch"] == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_randomness_inside_is_taken_back() -> None:
+    model, before = nn.Linear(1, 1), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="inside"), untouched(model):
+        torch.rand(3)
+        assert not model.training
+        raise RuntimeError("inside")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_networks_are_read_in_float32(dtype: torch.dtype) -> None:
+    model, x = _network().to(dtype), _images(dtype)
+    wide = copy.deepcopy(model).float()
+    assert torch.equal(record(model, x).output, record(wide, x.float()).output)
+    scores, expected = _score(model, x), _score(wide, x.float())
+    for name, score in expected.items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(scores[name], score)  # type: ignore[index]
+    assert all(entry.dtype == dtype for entry in model.parameters())
+    for read in READINGS.values():
+        read(model, x)
+
+
+def test_float64_networks_are_read_in_float64() -> None:
+    model = _network().double()
+    assert record(model, _images()).output.dtype == torch.float64
+    weights = {"1.weight": model[1].weight.detach()}
+    assert record(_network(), _images(), tensors=weights).output.dtype == torch.float64
+
+
+def test_memory_format_does_not_matter() -> None:
+    model, x = _network().double(), _images(torch.float64)
+    expected = _score(model, x)
+    found = _score(copy.deepcopy(model).to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
+    for name, score in expected.items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(found[name], score, rtol=1e-9, atol=1e-12)  # type: ignore[index]
+
+
+def test_what_a_reading_returns_holds_no_reading() -> None:
+    """A kept output must not keep the tape alive."""
+    model, x = _network(), _images()
+    recording = record(model, x)
+    assert not vars(recording.output)
+    assert not recording.output.requires_grad
+    assert not vars(replay(model, x, recording))
+    assert not any(vars(entry) for entry in (*model.parameters(), *model.buffers()))
+
+
+def test_the_gradient_of_a_replay_reaches_its_input_and_its_weights() -> None:
+    model, x = _network().double(), _images(torch.float64)
+    recording = record(model, x)
+    weight = model[6].weight.detach().clone().requires_grad_()
+    z = x.clone().requires_grad_()
+    total = replay(model, z, recording, tensors={"6.weight": weight}).sum()
+    by_input, by_weight = torch.autograd.grad(total, [z, weight])
+    torch.testing.assert_close((by_input * z).sum(), total)
+    torch.testing.assert_close((by_weight * weight).sum() / 2, total)

@@ -1,0 +1,79 @@
+"""Scores of a ResNet-20 against the reference file in the folder named by PATHEX_GOLDEN."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import pathex
+from pathex import models
+
+FOLDER = os.environ.get("PATHEX_GOLDEN")
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif(not FOLDER, reason="PATHEX_GOLDEN names no folder"),
+]
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "px_gated_calibrated": ("px", {}),
+    "px_gated_eval": ("px", {"calibration": "running"}),
+    "px_literal_calibrated": ("px-literal", {}),
+    "px_literal_eval": ("px-literal", {"calibration": "running"}),
+    "px_cvpr24": ("px-cvpr24", {"squared_norms": ["*.shortcut.1"]}),
+    "synflow": ("synflow", {"shifts": "released"}),
+    "snip": ("snip", {}),
+    "grasp": ("grasp", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_file(Path(str(FOLDER)) / "resnet20_w4.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model(golden: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    model = models.create("resnet20", width=4).double()
+    state = part(golden, "state")
+    # The reference scales identity shortcuts by ones; here they are plain.
+    own = {name: entry for name, entry in state.items() if name in model.state_dict()}
+    assert all(entry.eq(1).all() for name, entry in state.items() if name not in own)
+    model.load_state_dict(own, strict=False)
+    model.eval()
+    yield model
+
+
+def part(golden: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): entry for name, entry in golden.items() if name.startswith(f"{prefix}.")}
+
+
+def normalised(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    whole = sum(float(score.sum()) for score in scores.values())
+    return {name: score / whole for name, score in scores.items()}
+
+
+def test_the_network_is_the_same(model: nn.Module, golden: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(model(golden["x"]), golden["logits.eval"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_scores_equal_the_reference(key: str, model: nn.Module, golden: Mapping[str, Tensor]) -> None:
+    method, options = CASES[key]
+    if method not in pathex.methods():
+        pytest.skip(f"no method {method} yet")
+    found = normalised(pathex.score(model, method, [(golden["x"], golden["y"])], **options))
+    expected = part(golden, key)
+    expected = normalised({f"{name.removesuffix('.weight')}.weight": entry for name, entry in expected.items()})
+    assert found.keys() == expected.keys()
+    for name, score in found.items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(
+            score, expected[name], rtol=1e-9, atol=1e-9 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )

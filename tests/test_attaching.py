@@ -1,0 +1,210 @@
+"""Masks on models that train."""
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import pathex
+from pathex.errors import InvalidInput, MaskMismatch
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def half_mask(model: nn.Module) -> pathex.Mask:
+    source = torch.Generator().manual_seed(1)
+    names = [name for name, p in model.named_parameters() if p.dim() > 1]
+    return pathex.Mask({n: torch.rand(model.get_parameter(n).shape, generator=source) < 0.5 for n in names})
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return network()
+
+
+@pytest.fixture
+def mask(model: nn.Sequential) -> pathex.Mask:
+    return half_mask(model)
+
+
+def sgd(model: nn.Module) -> SGD:
+    return SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+def holds(model: nn.Module, mask: pathex.Mask) -> bool:
+    """Removed weights are zero and kept ones are not."""
+    return all(torch.equal(model.get_parameter(name) != 0, entry) for name, entry in mask.items())
+
+
+def train(model: nn.Module, optimizer: Optimizer, steps: int = 50) -> None:
+    source = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x, y = torch.randn(8, 1, 4, 4, generator=source), torch.randint(3, (8,), generator=source)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", [sgd, lambda m: AdamW(m.parameters(), lr=0.01, weight_decay=0.1)])
+def test_weights_stay_zero_through_training(
+    model: nn.Sequential, mask: pathex.Mask, make: Callable[[nn.Module], Optimizer]
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    optimizer = make(model)
+    pathex.attach(model, mask, optimizer)
+    assert holds(model, mask)
+    train(model, optimizer)
+    assert holds(model, mask)
+    assert not torch.equal(model.state_dict()["4.weight"], before["4.weight"] * mask["4.weight"])
+
+
+def test_momentum_from_before_does_not_fill_them(model: nn.Sequential, mask: pathex.Mask) -> None:
+    optimizer = sgd(model)
+    train(model, optimizer, 5)
+    assert optimizer.state[model[0].weight]["momentum_buffer"].ne(0).all()
+    pathex.attach(model, mask, optimizer)
+    train(model, optimizer, 5)
+    assert holds(model, mask)
+
+
+def test_mixed_precision(model: nn.Sequential, mask: pathex.Mask) -> None:
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(10):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.randn(8, 1, 4, 4)).square().mean()
+        scaler.scale(loss).backward()
+        if step == 3:
+            model[0].weight.grad.fill_(float("inf"))  # a skipped step
+        scaler.step(optimizer)
+        scaler.update()
+    assert holds(model, mask)
+
+
+def test_a_copy_keeps_zeros_loads_weights_and_can_be_attached_itself(model: nn.Sequential, mask: pathex.Mask) -> None:
+    pathex.attach(model, mask, sgd(model))
+    twin = copy.deepcopy(model)
+    assert holds(twin, mask)
+    trained = copy.deepcopy(model.state_dict())
+    optimizer = sgd(twin)
+    pathex.attach(twin, mask, optimizer)
+    train(twin, optimizer, 5)
+    assert holds(twin, mask)
+    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in trained.items())
+    free = copy.deepcopy(model)
+    free.load_state_dict(network().state_dict())
+    assert not holds(free, mask) and holds(model, mask)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_models(model: nn.Sequential, mask: pathex.Mask, when: str) -> None:
+    optimizer = sgd(model)
+    if when == "before":
+        pathex.attach(model, mask, optimizer)
+    compiled = torch.compile(model, backend="eager")
+    if when == "after":
+        pathex.attach(compiled, mask, optimizer)  # type: ignore[arg-type]
+    train(compiled, optimizer, 3)  # type: ignore[arg-type]
+    assert holds(model, mask)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_dense_weights_does_not_fill_them(model: nn.Sequential, mask: pathex.Mask, assign: bool) -> None:
+    dense = network().state_dict()
+    pathex.attach(model, mask)
+    model.load_state_dict(dense, assign=assign)
+    assert holds(model, mask)
+    assert torch.equal(model[4].weight, dense["4.weight"] * mask["4.weight"])
+    other = network()
+    other.load_state_dict(model.state_dict())
+    assert holds(other, mask)
+
+
+def test_averages_keep_them_zero(model: nn.Sequential, mask: pathex.Mask) -> None:
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(3):
+        train(model, optimizer, 1)
+        average.update_parameters(model)
+    assert holds(average.module, mask)
+
+
+def test_remove_lets_them_go(model: nn.Sequential, mask: pathex.Mask) -> None:
+    optimizer = sgd(model)
+    handle = pathex.attach(model, mask, optimizer)
+    assert handle.mask is mask
+    handle.remove()
+    handle.remove()
+    assert holds(model, mask)
+    train(model, optimizer, 1)
+    assert not holds(model, mask)
+    model.load_state_dict(network().state_dict())
+    assert model[0].weight.ne(0).all()
+
+
+def test_make_permanent_zeroes_without_hooks(model: nn.Sequential, mask: pathex.Mask) -> None:
+    kept = model[4].weight.detach() * mask["4.weight"]
+    assert pathex.make_permanent(model, mask) is model
+    assert holds(model, mask) and torch.equal(model[4].weight, kept)
+    train(model, sgd(model), 1)
+    assert not holds(model, mask)
+
+
+def test_weights_that_are_shared_or_in_another_dtype() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).to(torch.bfloat16)
+    model[2].weight = model[0].weight
+    optimizer = SGD(model.parameters(), lr=0.5, weight_decay=0.1)
+    pathex.attach(model, pathex.Mask({"0.weight": torch.eye(3, dtype=torch.bool)}), optimizer)
+    model(torch.ones(2, 3, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    assert model[2].weight[~torch.eye(3, dtype=torch.bool)].eq(0).all()
+
+
+def bad_calls(model: nn.Sequential, mask: pathex.Mask) -> dict[str, tuple[type[Exception], tuple[object, ...]]]:
+    other = pathex.Mask({"fc.weight": torch.ones(3, 4, dtype=torch.bool)})
+    reshaped = pathex.Mask({**mask, "4.weight": torch.ones(3, 4, dtype=torch.bool)})
+    return {
+        "'fc.weight' is not there": (MaskMismatch, (model, other)),
+        "'4.weight' has shape": (MaskMismatch, (model, reshaped, sgd(model))),
+        "made for another model": (InvalidInput, (model, mask, sgd(network()))),
+        "not dict": (InvalidInput, (model, dict(mask))),
+        "Optimizer, not str": (InvalidInput, (model, mask, "sgd")),
+    }
+
+
+@pytest.mark.parametrize(
+    "message", ["'fc.weight' is not there", "'4.weight' has shape", "another model", "not dict", "Optimizer, not str"]
+)
+def test_a_refused_attach_changes_nothing(model: nn.Sequential, mask: pathex.Mask, message: str) -> None:
+    before = copy.deepcopy(model.state_dict())
+    ((error, arguments),) = [call for text, call in bad_calls(model, mask).items() if message in text]
+    with pytest.raises(error, match=message):
+        pathex.attach(*arguments)  # type: ignore[arg-type]
+    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in before.items())
+    assert not model._load_state_dict_post_hooks
+    if len(arguments) == 3 and isinstance(arguments[2], Optimizer):
+        assert not arguments[2]._optimizer_step_post_hooks
+
+
+def test_an_attached_model_pickles(model: nn.Sequential, mask: pathex.Mask) -> None:
+    pathex.attach(model, mask)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert holds(loaded, mask)
+    loaded.load_state_dict(network().state_dict())
+    assert holds(loaded, mask)

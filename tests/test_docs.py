@@ -1,0 +1,155 @@
+"""What the documentation says is so: code runs, commands parse, generated parts are fresh, links lead somewhere."""
+
+import dataclasses
+import re
+import runpy
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import pathex
+from pathex.cli import main
+from pathex.prunable import prunable_weights
+from pathex.scores import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def commands() -> list[str]:
+    lines = [line.strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    found = [re.sub(r"\$\w+", "0", line.replace("$method", "px")) for line in lines if line.startswith("pathex ")]
+    return sorted(set(found))
+
+
+def named(paths: list[Path]) -> Any:
+    return pytest.mark.parametrize("page", paths, ids=[path.stem for path in paths])
+
+
+@pytest.fixture
+def made() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "make_docs.py"))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Narrow networks, few images and few rounds wherever a page does not say how many; an empty folder to write to."""
+
+    def wrap(room: Any, name: str, change: Callable[..., Any]) -> None:
+        original = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *args, **kwargs: change(original, *args, **kwargs))
+
+    def load(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        data = original(*args, **kwargs)
+        parts = {part: getattr(data, part) for part in ("train", "test")}
+        few = {n: dataclasses.replace(p, data=p.data[:100], labels=p.labels[:100]) for n, p in parts.items()}
+        return dataclasses.replace(data, **few)
+
+    monkeypatch.chdir(tmp_path)
+    wrap(pathex.data, "load", load)
+    wrap(pathex.data, "pruning_set", lambda original, data, **kwargs: original(data, 1, kwargs["seed"]))
+    wrap(pathex.models, "create", lambda original, *args, **kwargs: original(*args, **{"width": 4, **kwargs}))
+    wrap(pathex, "prune", lambda original, *args, **kwargs: original(*args, **{"rounds": 2, **kwargs}))
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+@named([page for page in PAGES if page.name != "CONTRIBUTING.md" and blocks(page, "python")])
+def test_code_runs(page: Path, small: None) -> None:
+    names: dict[str, Any] = {"__name__": page.stem}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks(page, "python"):
+            exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)[1:]
+    assert main([*words, "--print_config"]) == 0, capsys.readouterr().err
+    settings = yaml.safe_load(capsys.readouterr().out)
+    if words[0] == "run":
+        pathex.runs.check_config(pathex.runs.RunConfig(**settings))
+    if words[0] == "methods" and settings["name"]:
+        assert pathex.methods(settings["name"]).name == settings["name"]
+
+
+def test_method_cards_are_up_to_date(made: dict[str, Any]) -> None:
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run python scripts/make_docs.py"
+
+
+def test_method_table_of_the_readme_is_up_to_date(made: dict[str, Any]) -> None:
+    text = made["README"].read_text(encoding="utf-8")
+    assert text == made["readme"](text), "run python scripts/make_docs.py"
+
+
+def test_a_readme_without_marks_is_refused(made: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="lacks the marks"):
+        made["readme"]("# pathex\n")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    def leaves(entry: Any) -> list[str]:
+        parts = entry.values() if isinstance(entry, dict) else entry
+        return [entry] if isinstance(entry, str) else [leaf for part in parts for leaf in leaves(part)]
+
+    listed = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@named(PAGES)
+def test_links_lead_to_files(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert citation["version"] == newest[1] == pathex.__version__
+
+
+def scorer_diff() -> dict[str, list[str]]:
+    """Lines of the diff that adds a scorer, by file."""
+    (diff,) = blocks(ROOT / "CONTRIBUTING.md", "diff")
+    files = re.split(r"^--- .*\n\+\+\+ b/(.*)\n", diff, flags=re.MULTILINE)[1:]
+    return {name: text.splitlines() for name, text in zip(files[::2], files[1::2], strict=True)}
+
+
+def test_the_scorer_of_the_contribution_guide_works() -> None:
+    added = "\n".join(line[1:] for line in scorer_diff()["src/pathex/scores/lamp.py"])
+    names: dict[str, Any] = {}
+    exec(added, names)
+    first, second = nn.Linear(3, 2), nn.Linear(2, 2)
+    first.weight = nn.Parameter(torch.tensor([[3.0, -1.0, 0.0], [0.5, -2.0, 1.5]]))
+    nn.init.zeros_(second.weight)
+    model = nn.Sequential(first, second)
+    scores = names["METHOD"](Problem(model, prunable_weights(model), [(torch.ones(1, 3), None)]))
+    squares = first.weight.detach().square().flatten().tolist()
+    expected = [own / sum(other for other in squares if other >= own) for own in squares]
+    assert scores["0.weight"].flatten().tolist() == pytest.approx(expected)
+    assert not scores["1.weight"].any()
+
+
+def test_the_registry_is_as_the_contribution_guide_shows_it() -> None:
+    registry = (ROOT / "src" / "pathex" / "scores" / "__init__.py").read_text(encoding="utf-8")
+    context = [line[1:] for line in scorer_diff()["src/pathex/scores/__init__.py"] if line.startswith(" ")]
+    assert len(context) == 2
+    assert all(line in registry.splitlines() for line in context)
+
+
+def test_the_picture_is_there() -> None:
+    assert (DOCS / "pictures" / "report.png").read_bytes().startswith(b"\x89PNG")
