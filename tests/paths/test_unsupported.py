@@ -266,3 +266,8 @@ def test_an_output_that_no_path_reaches_is_refused() -> None:
 def test_calibration_must_be_known() -> None:
     with pytest.raises(pathex.errors.InvalidInput, match="batch, running"):
         record(nn.Linear(4, 2), torch.randn(3, 4), calibration="train")  # type: ignore[arg-type]
+
+
+def test_a_wrapper_for_several_devices_is_refused() -> None:
+    with pytest.raises(pathex.errors.InvalidInput, match=r"\.module"):
+        record(nn.DataParallel(nn.Linear(4, 2)), torch.randn(3, 4))

@@ -175,6 +175,28 @@ def test_float64_networks_are_read_in_float64() -> None:
     assert record(_network(), _images(), tensors=weights).output.dtype == torch.float64
 
 
+def test_the_networks_own_autocast_is_off() -> None:
+    """Squares and products of many factors leave half precision."""
+
+    class Mixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    model, x = _network(), _images()
+    _assert_same(_score(model, x), _score(Mixed(*model), x))
+
+
+def test_a_compiled_network_is_read_as_it_was_written() -> None:
+    model, x = _network(), _images()
+    expected = _score(model, x)
+    compiled = torch.compile(copy.deepcopy(model), backend="eager")
+    found = _score(compiled, x)  # type: ignore[arg-type]
+    _assert_same(expected, {name.removeprefix("_orig_mod."): score for name, score in found.items()})  # type: ignore[attr-defined]
+    model.compile(backend="eager")
+    _assert_same(expected, _score(model, x))
+
+
 def test_memory_format_does_not_matter() -> None:
     model, x = _network().double(), _images(torch.float64)
     expected = _score(model, x)

@@ -1,6 +1,7 @@
 """A module run functionally: its own tensors or others in their place, and nothing about it changed afterwards."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ __all__ = ["compute_dtype", "first_tensor", "run", "tensors_of", "untouched"]
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run scoring code on a model and leave the model and torch's global state as they were.
 
-    Inside, every module is in evaluation mode, autocast and TF32 are off and the random generators are forked.
+    Inside, every module is in evaluation mode and runs uncompiled, autocast and TF32 are off and the random generators
+    are forked.
     Training flags, generators and back-end flags come back also when an exception is raised.
 
     Args:
@@ -36,6 +38,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             stack.enter_context(_full_matmul_precision())
         stack.enter_context(_full_cpu_precision())
+        if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         try:
             for module, _ in flags:
@@ -123,7 +127,12 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str 
 
     Returns:
         The output tensor.
+
+    Raises:
+        InvalidInput: If the model is wrapped for several devices.
     """
+    if isinstance(model, nn.DataParallel):
+        raise InvalidInput("a DataParallel wrapper cannot be read as paths; pass its .module")
     # torch's own tying leaves the tensors of the call in a module that is used under two names: names are tied here.
     return first_tensor(functional_call(model, _tied(model, tensors), (x,), tie_weights=False), output)
 

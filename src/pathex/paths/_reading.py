@@ -5,6 +5,7 @@ module calls, whether it was written as a module, a function, a tensor method or
 that come from the input carry paths; all others are constants and are computed as they are.
 """
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -239,7 +240,10 @@ class Reading(TorchFunctionMode):
 
     def _apply(self, rule: Rule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            result = rule(self, func, *args, **kwargs)
+            with contextlib.ExitStack() as stack:
+                for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # the network's own autocast
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+                result = rule(self, func, *args, **kwargs)
         except TypeError as error:
             try:
                 inspect.signature(rule).bind(self, func, *args, **kwargs)
