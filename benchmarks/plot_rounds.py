@@ -38,7 +38,7 @@ def draw(frame: pd.DataFrame, about: dict[str, Any]) -> Figure:
     _bars(right, frame, "tensor_mib", "peak of tensors above the start (MiB)")
     left.invert_yaxis()
     figure.suptitle(
-        f"{settings['model']}, {settings['images']} images, {device}, {settings['threads']} threads, "
+        f"{settings['model']}, {settings['images']} images, {device}, threads: {settings['threads']}, "
         f"PyTorch {environment['torch']}",
         fontsize=10,
         color=_INK,

@@ -11,14 +11,14 @@ Everything is loaded on first use, so that importing pathex costs next to nothin
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pathex._version import __version__
+
 if TYPE_CHECKING:
     from pathex import data, errors, models, paths
     from pathex.attaching import attach, make_permanent
     from pathex.masks import Mask
     from pathex.pruning import prune, score
     from pathex.scores import methods
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Mask",

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pathex._version import __version__
 from pathex.errors import InvalidInput, MaskMismatch
 
 __all__ = ["Count", "Mask"]
@@ -187,8 +188,6 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             InvalidInput: If the metadata are not JSON-serialisable or the file cannot be written.
         """
-        from pathex import __version__
-
         path = Path(path)
         header = {
             "schema": _SCHEMA,

@@ -13,25 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pathex import scores as scorers
-from pathex.allocate import (
-    Allocation,
-    fill,
-    keep_best,
-    keep_best_by_layer,
-    keep_connected,
-    layer_densities,
-    round_to_total,
-)
-from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnknownName, UnsupportedOperation
-from pathex.masks import Count, Mask
+from pathex.allocate import Allocation
+from pathex.choosing import Chooser
+from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnsupportedOperation
+from pathex.masks import Mask
 from pathex.paths import Connectivity, connectivity, untouched
 from pathex.prunable import Selector, prunable_weights
-from pathex.schedule import densities
 from pathex.scores import Batch, Problem, parse_memory, read_batches
 
-__all__ = ["BUDGETS", "PruneReport", "PruneResult", "default_rounds", "prune", "score"]
-
-BUDGETS = ("nominal", "effective")
+__all__ = ["PruneReport", "PruneResult", "default_rounds", "prune", "score"]
 
 CustomMethod = Callable[[nn.Module, list[Batch], Mask | None], Mapping[str, Tensor]]
 OnRound = Callable[[dict[str, Any], Mask], object]
@@ -187,7 +177,6 @@ def prune(
 
     Raises:
         InvalidInput: If an argument cannot be used.
-        UnknownName: If ``budget`` is not known.
         LayerCollapse: With ``strict=True``, if a layer lost every weight on every path.
 
     Example:
@@ -199,25 +188,35 @@ def prune(
     method_call = _method_call(method, options)
     sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
     min_per_layer = _natural("min_per_layer", min_per_layer)
-    if budget not in BUDGETS:
-        raise UnknownName("budget", budget, BUDGETS)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     start = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}) if mask is None else mask
     _check_mask(start, weights)
-    floor = scorers.find(method).floor if isinstance(method, str) else 0
-    fixed = (allocation, schedule, min_per_layer, floor, budget, seed, options.get("output"))
-    chooser = _Chooser(model, weights, start, 1 - sparsity, *fixed)
-    steps = chooser.densities(default_rounds(method) if rounds is None else rounds)
+    chooser = Chooser(
+        start,
+        1 - sparsity,
+        default_rounds(method) if rounds is None else rounds,
+        allocation=allocation,
+        schedule=schedule,
+        budget=budget,
+        min_per_layer=min_per_layer,
+        floor=scorers.find(method).floor if isinstance(method, str) else 0,
+        seed=seed,
+    )
+    steps, output = chooser.densities, options.get("output")
     batches = read_batches(data)
     memo: dict[str, Any] = {}
     base = Problem(model, weights, batches, start, seed, 1, memory, strict, memo)
-    before = _connected(base, start, chooser.output)
+    before = _connected(base, start, output)
     current, history = start, []
+
+    def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return connectivity(model, candidate, base.images[:1], output=output).effective
+
     with _bar(progress, len(steps)) as advance:
         for number in range(1, len(steps) + 1):
             began = time.perf_counter()
             problem = Problem(model, weights, batches, current, seed, number, memory, strict, memo)
-            current = chooser.choose(_scored(problem, method_call), current, number, problem)
+            current = chooser.choose(_scored(problem, method_call), current, number, connected)
             emptied = [name for name, count in current.counts().items() if not count.kept]
             history.append(
                 {
@@ -232,7 +231,7 @@ def prune(
             if on_round is not None:
                 on_round(history[-1], current)
             advance()
-    report = _report(base, current, before, chooser.output)
+    report = _report(base, current, before, output)
     _collapse(report, strict)
     current = Mask(current, _metadata(method, options, base, sparsity, len(steps), allocation, schedule, budget))
     return PruneResult(current, history, report)
@@ -303,98 +302,6 @@ def _natural(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
         raise InvalidInput(f"{name} must be an integer of at least 0, not {value!r}")
     return int(value)
-
-
-# -- choosing ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Chooser:
-    """Turns scores into the mask of a round."""
-
-    model: nn.Module
-    weights: Mapping[str, Tensor]
-    start: Mask
-    density: float
-    allocation: Allocation
-    schedule: str
-    min_per_layer: int
-    floor: int
-    budget: str
-    seed: int
-    output: str | int | None = None
-
-    def __post_init__(self) -> None:
-        self.total = sum(weight.numel() for weight in self.weights.values())
-        self.kept = round(self.density * self.total)
-        if self.kept < 1:
-            raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} weights")
-        if self.kept > self.start.kept:
-            raise InvalidInput(f"the start mask keeps {self.start.kept} weights, fewer than the {self.kept} asked for")
-        counts = self.start.counts()
-        limits = {name: count.kept for name, count in counts.items()}
-        floors = dict.fromkeys(counts, self.min_per_layer)
-        secured = sum(min(self.min_per_layer, limit) for limit in limits.values())
-        if secured > self.kept:
-            raise InvalidInput(f"min_per_layer secures {secured} weights but only {self.kept} are to be kept")
-        self.final: dict[str, int] | None = None
-        if self.allocation != "global":
-            shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-            final = layer_densities(self.allocation, self.density, shapes, limits)
-            shares = {name: final[name] * count.total for name, count in counts.items()}
-            self.final = round_to_total(shares, self.kept, limits, floors)
-            if self.budget == "effective":
-                raise InvalidInput("budget='effective' needs allocation='global': it moves weights between layers")
-
-    def densities(self, rounds: int) -> list[float]:
-        """Density of each round, and of each layer where the allocation is by layer."""
-        start = self.start.density
-        self.rounds = rounds
-        self.steps = densities(start, min(self.density, start), rounds, self.schedule)
-        if self.final is not None:
-            # Half a weight stands for none, which an exponential fall never reaches.
-            self.layer_steps = {
-                name: densities(count.kept, max(self.final[name], 0.5), rounds, self.schedule)
-                if count.kept
-                else [0.0] * rounds
-                for name, count in self.start.counts().items()
-            }
-        return self.steps
-
-    def choose(self, scores: Mapping[str, Tensor], current: Mask, number: int, problem: Problem) -> Mask:
-        """The mask after a round."""
-        seed = int(torch.iinfo(torch.int32).max & hash((self.seed, number)))
-        kept = round(self.steps[number - 1] * self.total)
-        counts = current.counts()
-        if self.final is not None:
-            limits = {name: count.kept for name, count in counts.items()}
-            chosen = self.final if number == self.rounds else self._counts(kept, number, limits)
-            return Mask(keep_best_by_layer(scores, current, chosen, seed=seed))
-        if self.budget == "nominal":
-            floors = self._floors(scores, counts, kept)
-            return Mask(keep_best(scores, current, kept, seed=seed, at_least=floors))
-        floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
-
-        def connected(mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            return connectivity(self.model, mask, problem.images[:1], output=self.output).effective
-
-        return Mask(keep_connected(scores, current, kept, connected, seed=seed, at_least=floors))
-
-    def _floors(self, scores: Mapping[str, Tensor], counts: Mapping[str, Count], kept: int) -> dict[str, int]:
-        """Weights that each layer keeps in any case: what the user asks for; what the method wants if there is room."""
-        asked = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
-        wanted = {
-            name: max(asked[name], min(self.floor, int((scores[name] > 0).sum()))) if self.floor else asked[name]
-            for name in counts
-        }
-        return wanted if sum(wanted.values()) <= kept else asked
-
-    def _counts(self, kept: int, number: int, limits: Mapping[str, int]) -> dict[str, int]:
-        """Weights that each layer keeps in a round before the last, together ``kept``."""
-        assert self.final is not None
-        steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
-        shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
-        return round_to_total(shares, kept, limits, self.final)
 
 
 # -- reporting ---------------------------------------------------------------------------------------------------------

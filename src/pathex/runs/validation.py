@@ -7,9 +7,9 @@ from typing import Any
 
 from pathex import scores
 from pathex.allocate import ALLOCATIONS
+from pathex.choosing import BUDGETS
 from pathex.data import AUGMENTATIONS
 from pathex.errors import InvalidInput, UnknownName
-from pathex.pruning import BUDGETS
 from pathex.runs.config import RunConfig, TicketConfig
 from pathex.schedule import SCHEDULES
 from pathex.train import check_machine

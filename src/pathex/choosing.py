@@ -1,0 +1,132 @@
+"""From the scores of a round to the mask of that round: allocation, schedule, floors and budget together."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pathex import schedule as schedules
+from pathex.allocate import (
+    Allocation,
+    fill,
+    keep_best,
+    keep_best_by_layer,
+    keep_connected,
+    layer_densities,
+    round_to_total,
+)
+from pathex.errors import InvalidInput, UnknownName
+from pathex.masks import Count, Mask
+
+__all__ = ["BUDGETS", "Chooser"]
+
+BUDGETS = ("nominal", "effective")
+
+Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""From a mask to the part of it that lies on input-output paths."""
+
+
+@dataclass
+class Chooser:
+    """Turns scores into the mask of a round.
+
+    Attributes:
+        start: Mask before the first round.
+        density: Density after the last round.
+        rounds: Number of rounds.
+        allocation: See `pathex.allocate.layer_densities`, or ``global``.
+        schedule: ``exponential`` or ``linear``.
+        budget: ``nominal`` or ``effective``.
+        min_per_layer: Weights that every layer keeps in any case.
+        floor: Weights that every layer with a positive score keeps, if there is room.
+        seed: Seed of the order that breaks ties.
+        densities: Density after each round.
+
+    Raises:
+        InvalidInput: If the settings contradict each other or keep nothing.
+        UnknownName: If ``budget`` is not known.
+    """
+
+    start: Mask
+    density: float
+    rounds: int
+    allocation: Allocation = "global"
+    schedule: str = "exponential"
+    budget: str = "nominal"
+    min_per_layer: int = 0
+    floor: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.budget not in BUDGETS:
+            raise UnknownName("budget", self.budget, BUDGETS)
+        self.total = self.start.total
+        self.kept = round(self.density * self.total)
+        if self.kept < 1:
+            raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} weights")
+        if self.kept > self.start.kept:
+            raise InvalidInput(f"the start mask keeps {self.start.kept} weights, fewer than the {self.kept} asked for")
+        limits = {name: count.kept for name, count in self.start.counts().items()}
+        secured = sum(min(self.min_per_layer, limit) for limit in limits.values())
+        if secured > self.kept:
+            raise InvalidInput(f"min_per_layer secures {secured} weights but only {self.kept} are to be kept")
+        self.densities = self._steps(self.start.density, min(self.density, self.start.density))
+        self.final = None if self.allocation == "global" else self._final(limits)
+        if self.final is not None:
+            # Half a weight stands for none, which an exponential fall never reaches.
+            self.layer_steps = {
+                name: self._steps(limit, max(self.final[name], 0.5)) if limit else [0.0] * self.rounds
+                for name, limit in limits.items()
+            }
+
+    def _steps(self, start: float, end: float) -> list[float]:
+        return schedules.densities(start, end, self.rounds, self.schedule)
+
+    def _final(self, limits: Mapping[str, int]) -> dict[str, int]:
+        """Weights that each layer keeps in the end."""
+        if self.budget == "effective":
+            raise InvalidInput("budget='effective' needs allocation='global': it moves weights between layers")
+        shapes = {name: tuple(entry.shape) for name, entry in self.start.items()}
+        densities = layer_densities(self.allocation, self.density, shapes, limits)
+        shares = {name: densities[name] * entry.numel() for name, entry in self.start.items()}
+        return round_to_total(shares, self.kept, limits, dict.fromkeys(limits, self.min_per_layer))
+
+    def choose(self, scores: Mapping[str, Tensor], current: Mask, number: int, connected: Connected) -> Mask:
+        """The mask after a round.
+
+        Args:
+            scores: Name to score, higher = keep.
+            current: The mask before the round.
+            number: Number of the round, from 1.
+            connected: From a mask to the part of it that lies on paths; used by the effective budget.
+
+        Returns:
+            The mask, a part of ``current`` with exactly as many weights as the schedule says.
+        """
+        seed = (self.seed * 1_000_003 + number) % 2**63
+        kept = round(self.densities[number - 1] * self.total)
+        counts = current.counts()
+        if self.final is not None:
+            chosen = self.final if number == self.rounds else self._counts(kept, number, counts)
+            return Mask(keep_best_by_layer(scores, current, chosen, seed=seed))
+        if self.budget == "nominal":
+            floors = self._floors(scores, counts, kept)
+            return Mask(keep_best(scores, current, kept, seed=seed, at_least=floors))
+        floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
+        return Mask(keep_connected(scores, current, kept, connected, seed=seed, at_least=floors))
+
+    def _floors(self, scores: Mapping[str, Tensor], counts: Mapping[str, Count], kept: int) -> dict[str, int]:
+        """Weights that each layer keeps in any case: what the user asks for; what the method wants if there is room."""
+        asked = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
+        if not self.floor:
+            return asked
+        wanted = {name: max(asked[name], min(self.floor, int((scores[name] > 0).sum()))) for name in counts}
+        return wanted if sum(wanted.values()) <= kept else asked
+
+    def _counts(self, kept: int, number: int, counts: Mapping[str, Count]) -> dict[str, int]:
+        """Weights that each layer keeps in a round before the last, together ``kept``."""
+        assert self.final is not None
+        limits = {name: count.kept for name, count in counts.items()}
+        steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
+        shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
+        return round_to_total(shares, kept, limits, self.final)
