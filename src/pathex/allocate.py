@@ -6,6 +6,7 @@ Counts are exact. Ties, also among zero or infinite scores, are broken by a seed
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +39,11 @@ class _Pool:
         self.shapes = {name: score.shape for name, score in scores.items()}
         self.flat = torch.cat([score.detach().flatten().double().cpu() for score in scores.values()])
         self.allowed = self.vector(allowed)
-        self.order = torch.randperm(len(self.flat), generator=torch.Generator().manual_seed(seed))
+        self.seed = seed
+
+    @cached_property
+    def order(self) -> Tensor:
+        return torch.randperm(len(self.flat), generator=torch.Generator().manual_seed(self.seed))
 
     def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([entries[name].flatten().cpu() for name in self.shapes])
@@ -59,7 +64,10 @@ class _Pool:
         values = self.flat[indices]
         threshold = values.kthvalue(len(values) - count + 1).values
         above, ties = indices[values > threshold], indices[values == threshold]
-        return torch.cat([above, ties[self.order[ties].argsort()[: count - len(above)]]])
+        missing = count - len(above)
+        if missing < len(ties):
+            ties = ties[self.order[ties].argsort()[:missing]]
+        return torch.cat([above, ties])
 
     def ranked(self, indices: Tensor) -> Tensor:
         """Indices from best to worst."""
@@ -71,8 +79,9 @@ class _Pool:
         secured = torch.zeros_like(self.allowed)
         begin = 0
         for name, shape in self.shapes.items():
-            here = begin + self.allowed[begin : begin + shape.numel()].nonzero().squeeze(1)
-            secured[self._best_of(here, min((at_least or {}).get(name, 0), len(here)))] = True
+            if floor := (at_least or {}).get(name, 0):
+                here = begin + self.allowed[begin : begin + shape.numel()].nonzero().squeeze(1)
+                secured[self._best_of(here, min(floor, len(here)))] = True
             begin += shape.numel()
         if int(secured.sum()) > count:
             raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")

@@ -35,8 +35,8 @@ class DemoConfig:
 
     methods: tuple[str, ...] = ("dense", "random", "magnitude", "synflow", "px")
     sparsity: float = 0.97
-    width: int = 8
-    epochs: int = 8
+    width: int = 12
+    epochs: int = 5
     batch_size: int = 64
     lr: float = 0.1
     images_per_class: int = 10

@@ -16,7 +16,7 @@ class Moments:
     var: Tensor
 
 
-_CHUNK = 1 << 22  # elements taken to float64 at a time, which bounds the extra memory
+_CHUNK = 1 << 18  # elements taken to float64 at a time, which bounds the extra memory
 
 
 def moments_of(x: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -32,10 +32,10 @@ def moments_of(x: Tensor) -> tuple[Tensor, Tensor, int]:
     dims = [d for d in range(x.dim()) if d != 1]
     total = None
     for part in x.split(step):
-        values = part.to(torch.float64)
+        values = part.to(torch.float64, copy=True)
         mean = values.mean(dims)
-        spread = (values - mean.view(-1, *[1] * (x.dim() - 2))).square_().sum(dims)
-        here = mean, spread, values.numel() // values.shape[1]
+        values -= mean.view(-1, *[1] * (x.dim() - 2))
+        here = mean, values.square_().sum(dims), values.numel() // values.shape[1]
         total = here if total is None else merge(total, here)
     assert total is not None
     return total

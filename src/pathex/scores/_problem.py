@@ -197,10 +197,10 @@ class Problem:
         Returns:
             Name to a new tensor without gradient.
         """
-        result = {}
+        result, device, dtype = {}, self.device, dtype or self.dtype
         for name, own in self.prunable.items():
-            weight = (tensors or {}).get(name, own).detach().to(self.device, dtype or self.dtype)
-            keep = None if self.mask is None else self.mask[name].to(self.device)
+            weight = (tensors or {}).get(name, own).detach().to(device, dtype)
+            keep = None if self.mask is None else self.mask[name].to(device)
             result[name] = weight.clone() if keep is None else torch.where(keep, weight, torch.zeros_like(weight))
         return result
 
