@@ -72,6 +72,7 @@ def plain(depth: int = 20, width: int = 32) -> nn.Module:
 CASES: Mapping[str, Case] = {
     "resnet20": Case(lambda: pathex.models.create("resnet20"), 32, 20, 100, 0.982),
     "vgg16_bn-quarter": Case(lambda: pathex.models.create("vgg16_bn", width=0.25), 32, 20, 20, 0.982),
+    "vgg16_bn": Case(lambda: pathex.models.create("vgg16_bn"), 32, 10, 8, 0.982),
     "torchvision-resnet50": Case(lambda: torchvision.models.resnet50(num_classes=10), 64, 10, 5, 0.956),
     "plain20": Case(plain, 16, 20, 20, 0.9),
     "plain20-sparse": Case(plain, 16, 20, 20, 0.98),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DemoConfig", "execute"]
 
-_DESCRIPTION = """Trains a narrow ResNet-20 on the embedded images, dense and pruned by each method to one sparsity,
+_DESCRIPTION = """Trains a ResNet-20 on the embedded images, dense and pruned by each method to one sparsity,
 shows the results and writes a report. The same command again resumes what was stopped and skips what is done."""
 
 
@@ -34,11 +34,11 @@ class DemoConfig:
     """
 
     methods: tuple[str, ...] = ("dense", "random", "magnitude", "synflow", "px")
-    sparsity: float = 0.97
-    width: int = 12
+    sparsity: float = 0.985
+    width: int = 16
     epochs: int = 5
     batch_size: int = 64
-    lr: float = 0.1
+    lr: float = 0.05
     images_per_class: int = 10
     seed: int = 0
     device: str = "auto"

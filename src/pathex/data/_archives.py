@@ -98,7 +98,8 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         with file.open("rb") as stream:
             arrays = read_arrays(stream)
     except Exception as error:  # damage reaches numpy and zipfile as errors of many kinds
-        reason = " ".join(str(error).split())[:200]
+        # Further sentences are numpy's advice to load what is not safe.
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise InvalidInput(f"data {name!r}: not a readable npz file ({type(error).__name__}: {reason})") from error
     missing = [key for key in _KEYS if key not in arrays]
     if missing:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pathex.report._records import RunRecord
-from pathex.report._statistics import estimate
+from pathex.report._statistics import Estimate, estimate
 
 __all__ = ["GROUP", "commands", "markdown", "nested", "runs_table", "shared_settings", "summary_table"]
 
@@ -88,8 +88,8 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         runs: The table of runs.
 
     Returns:
-        Means over seeds; ``ci95_low`` and ``ci95_high`` bound the mean accuracy by Student's t (missing for one seed).
-        Ordered by model, data, sparsity and falling accuracy.
+        Means over seeds; ``ci95_low`` and ``ci95_high`` bound the mean accuracy by Student's t, within 0 and 1 (missing
+        for one seed). Ordered by model, data, sparsity and falling accuracy.
     """
     rows = []
     for key, group in runs.groupby(GROUP, sort=False):
@@ -97,12 +97,18 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         means = group[["density", "kept", "total", "dead_layers", "prune_seconds", "train_seconds"]].mean()
         rows.append(
             dict(zip(GROUP, key, strict=True))
-            | {"n": accuracy.n, "mean_accuracy": accuracy.mean, "ci95_low": accuracy.low, "ci95_high": accuracy.high}
+            | {"n": accuracy.n, "mean_accuracy": accuracy.mean, **_bounds(accuracy)}
             | means.to_dict()
         )
     frame = pd.DataFrame(rows).astype({"ci95_low": float, "ci95_high": float})
     order = ["model", "data", "sparsity", "mean_accuracy", "series"]
     return frame.sort_values(order, ascending=[True, True, True, False, True]).reset_index(drop=True)
+
+
+def _bounds(accuracy: Estimate) -> dict[str, float | None]:
+    if accuracy.low is None or accuracy.high is None:
+        return {"ci95_low": None, "ci95_high": None}
+    return {"ci95_low": max(accuracy.low, 0.0), "ci95_high": min(accuracy.high, 1.0)}
 
 
 def markdown(summary: pd.DataFrame) -> str:

@@ -135,7 +135,7 @@ def build_classification(
         The task; nothing is written.
 
     Raises:
-        InvalidInput: If the network does not turn an image of the data set into one number for each class.
+        InvalidInput: If the network fails on an image of the data set, or does not give one number for each class.
     """
     images = load(data, **(data_options or {}))
     with torch.random.fork_rng(devices=[]):
@@ -143,8 +143,15 @@ def build_classification(
         network = models.create(
             model, images.num_classes, images.in_channels, weights=weights, **(model_options or {})
         ).eval()
-    with torch.no_grad():
-        outputs = network(images.normalise(images.train.images(torch.arange(1))))
+    first = images.normalise(images.train.images(torch.arange(1)))
+    try:
+        with torch.no_grad():
+            outputs = network(first)
+    except Exception as error:  # the network is the user's, and fails in its own ways
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"model {model!r} fails on an image of {data!r}, {tuple(first.shape[1:])}: {type(error).__name__}: {reason}"
+        ) from error
     if not isinstance(outputs, Tensor) or outputs.shape != (1, images.num_classes):
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InvalidInput(
