@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 from pathex.scores._problem import Problem
+from pathex.scores._reader import PathReader
 
 __all__ = ["Card", "Method"]
 
@@ -62,19 +63,24 @@ class Method:
     Attributes:
         card: What a user must know.
         function: ``function(problem, **options) -> dict name -> score``; its keyword-only arguments are the options.
+            With ``reading``, ``function(reader, **options)``.
+        reading: Defaults of the options of `PathReader` (usually `READING`) for a method that reads paths; they are
+            options of the method too. None for a method that does not.
         floor: Weights that the method keeps in every layer with a positive score, as far as the number of weights to
             keep allows: a layer on a path is not emptied.
     """
 
     card: Card
     function: Callable[..., dict[str, Tensor]]
+    reading: Mapping[str, Any] | None = None
     floor: int = 0
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Name and default of every option."""
         parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {**own, **(self.reading or {})}
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse options that the method does not have.
@@ -101,4 +107,8 @@ class Method:
             Name to score, higher = keep.
         """
         self.check(options)
-        return self.function(problem, **options)
+        if self.reading is None:
+            return self.function(problem, **options)
+        own = {name: value for name, value in options.items() if name not in self.reading}
+        reading = {name: options.get(name, default) for name, default in self.reading.items()}
+        return self.function(PathReader(problem, **reading), **own)

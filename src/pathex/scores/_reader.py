@@ -12,7 +12,7 @@ from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.paths import Moments, Recording, calibrate, read_scales, record
 from pathex.scores._problem import Problem, generator
 
-__all__ = ["OPTIONS", "Calibration", "Initialiser", "PathReader", "Scales", "gradient_scores"]
+__all__ = ["OPTIONS", "READING", "PathReader", "gradient_scores"]
 
 Calibration = Literal["batch", "running"]
 Scales = Literal["auto", "stored"]
@@ -27,6 +27,14 @@ OPTIONS: Mapping[str, str] = {
     "scales": "auto (default): multiplicative parameters that start equal and below 0.01, and a head of zeros, are "
     "read as one, with a warning; stored: as they are",
     "output": "which of several outputs counts: a key or an index",
+}
+
+READING: Mapping[str, Any] = {
+    "calibration": "batch",
+    "calibration_images": 1024,
+    "redraw": False,
+    "scales": "auto",
+    "output": None,
 }
 
 # Bytes that one image costs in a recorded and replayed pass with gradient, in elements of all activations.
@@ -49,11 +57,11 @@ class PathReader:
     """
 
     problem: Problem
-    calibration: Calibration = "batch"
-    calibration_images: int = 1024
-    redraw: bool | Initialiser = False
-    scales: Scales = "auto"
-    output: str | int | None = None
+    calibration: Calibration
+    calibration_images: int
+    redraw: bool | Initialiser
+    scales: Scales
+    output: str | int | None
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import replay
 from pathex.scores._method import Card, Method
-from pathex.scores._problem import Problem
-from pathex.scores._reader import OPTIONS, Calibration, Initialiser, PathReader, Scales, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -28,16 +27,7 @@ __all__ = ["METHOD"]
 _SAFE = (1e-25, 1e30)
 
 
-def _score(
-    problem: Problem,
-    *,
-    calibration: Calibration = "batch",
-    calibration_images: int = 1024,
-    redraw: bool | Initialiser = False,
-    scales: Scales = "auto",
-    output: str | int | None = None,
-) -> dict[str, Tensor]:
-    reader = PathReader(problem, calibration, calibration_images, redraw, scales, output)
+def _score(reader: PathReader) -> dict[str, Tensor]:
     total, scores = _summed(reader)
     if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
         total, scores = _summed(reader.in_float64())
@@ -84,5 +74,6 @@ METHOD = Method(
         options=OPTIONS,
     ),
     _score,
+    READING,
     floor=1,
 )

@@ -13,22 +13,13 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import replay, replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._problem import Problem
-from pathex.scores._reader import OPTIONS, Calibration, Initialiser, PathReader, Scales, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
 
-def _score(
-    problem: Problem,
-    *,
-    calibration: Calibration = "batch",
-    calibration_images: int = 1024,
-    redraw: bool | Initialiser = False,
-    scales: Scales = "auto",
-    output: str | int | None = None,
-) -> dict[str, Tensor]:
-    reader = PathReader(problem, calibration, calibration_images, redraw, scales, output)
+def _score(reader: PathReader) -> dict[str, Tensor]:
+    problem = reader.problem
     tensors = {**reader.other(), **reader.weights()}
     ones = {n: torch.ones_like(p, dtype=torch.float64) for n, p in problem.model.named_parameters()}
     ones = {name: one.detach() for name, one in ones.items()} | problem.masked(ones, torch.float64)
@@ -82,4 +73,5 @@ METHOD = Method(
         options=OPTIONS,
     ),
     _score,
+    READING,
 )

@@ -13,27 +13,17 @@ from torch import Tensor
 from pathex.errors import UnknownName
 from pathex.paths import replay_open, run, tensors_of, untouched
 from pathex.scores._method import Card, Method
-from pathex.scores._problem import Problem
-from pathex.scores._reader import OPTIONS, Calibration, Initialiser, PathReader, Scales, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
 Shifts = Literal["dropped", "released"]
 
 
-def _score(
-    problem: Problem,
-    *,
-    shifts: Shifts = "dropped",
-    calibration: Calibration = "running",
-    calibration_images: int = 1024,
-    redraw: bool | Initialiser = False,
-    scales: Scales = "auto",
-    output: str | int | None = None,
-) -> dict[str, Tensor]:
+def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tensor]:
     if shifts not in get_args(Shifts):
         raise UnknownName("shifts", shifts, get_args(Shifts))
-    reader = PathReader(problem, calibration, calibration_images, redraw, scales, output, torch.float64)
+    problem, reader = reader.problem, reader.in_float64()
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
     start = torch.ones_like(problem.images[:1], dtype=torch.float64)
@@ -42,7 +32,7 @@ def _score(
             state = tensors_of(problem.model, tensors, torch.float64)
             absolute = {name: entry.abs() if entry.is_floating_point() else entry for name, entry in state.items()}
             with untouched(problem.model):
-                out = run(problem.model, absolute, start, output)
+                out = run(problem.model, absolute, start, reader.output)
         else:
             out = replay_open(
                 problem.model,
@@ -51,7 +41,7 @@ def _score(
                 tensors=tensors,
                 coefficients="absolute",
                 pools="max",
-                output=output,
+                output=reader.output,
             )
         return {name: 2 * score for name, score in gradient_scores(out.sum(), weights).items()}
 
@@ -80,4 +70,5 @@ METHOD = Method(
         },
     ),
     _score,
+    {**READING, "calibration": "running"},
 )

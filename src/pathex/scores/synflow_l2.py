@@ -10,28 +10,19 @@ from torch import Tensor
 
 from pathex.paths import replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._problem import Problem
-from pathex.scores._reader import OPTIONS, Calibration, Initialiser, PathReader, Scales, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
 
-def _score(
-    problem: Problem,
-    *,
-    calibration: Calibration = "batch",
-    calibration_images: int = 1024,
-    redraw: bool | Initialiser = False,
-    scales: Scales = "auto",
-    output: str | int | None = None,
-) -> dict[str, Tensor]:
-    reader = PathReader(problem, calibration, calibration_images, redraw, scales, output, torch.float64)
+def _score(reader: PathReader) -> dict[str, Tensor]:
+    problem, reader = reader.problem, reader.in_float64()
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
     statistics = reader.statistics(tensors)
     start = torch.ones_like(problem.images[:1], dtype=torch.float64)
     with torch.enable_grad():
-        out = replay_open(problem.model, start, statistics=statistics, tensors=tensors, output=output)
+        out = replay_open(problem.model, start, statistics=statistics, tensors=tensors, output=reader.output)
         return gradient_scores(out.sum(), weights)
 
 
@@ -53,4 +44,5 @@ METHOD = Method(
         options=OPTIONS,
     ),
     _score,
+    READING,
 )
