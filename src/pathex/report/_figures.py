@@ -115,10 +115,9 @@ def _picture(figure: Figure, name: str, title: str, caption: str) -> Picture:
 def _accuracy(panel: Panel) -> Picture:
     levels = panel.pruned["sparsity"].nunique()
     figure = _accuracy_curves(panel) if levels > 1 else _accuracy_dots(panel)
-    caption = "Mean test accuracy over seeds; every dot is one run. "
+    caption = f"Mean test accuracy over seeds; every {'dot' if levels > 1 else 'tick'} is one run. "
     if panel.runs.groupby("series")["seed"].nunique().max() > 1:
-        mark = "Bands" if levels > 1 else "Lines"
-        caption += f"{mark} are 95 % intervals of the mean by Student's t; wide ones are cut at the frame. "
+        caption += f"{'Bands' if levels > 1 else 'Bars'} are 95 % intervals of the mean by Student's t; wide ones are cut at the frame. "
     caption += "The axis is the density on a log scale, labelled with the sparsity. " if levels > 1 else ""
     return _picture(figure, "accuracy", "Test accuracy after training", caption.strip())
 
