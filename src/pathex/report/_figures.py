@@ -117,7 +117,8 @@ def _accuracy(panel: Panel) -> Picture:
     figure = _accuracy_curves(panel) if levels > 1 else _accuracy_dots(panel)
     caption = f"Mean test accuracy over seeds; every {'dot' if levels > 1 else 'tick'} is one run. "
     if panel.runs.groupby("series")["seed"].nunique().max() > 1:
-        caption += f"{'Bands' if levels > 1 else 'Bars'} are 95 % intervals of the mean by Student's t; wide ones are cut at the frame. "
+        mark = "Bands" if levels > 1 else "Bars"
+        caption += f"{mark} are 95 % intervals of the mean by Student's t; wide ones are cut at the frame. "
     caption += "The axis is the density on a log scale, labelled with the sparsity. " if levels > 1 else ""
     return _picture(figure, "accuracy", "Test accuracy after training", caption.strip())
 
