@@ -102,9 +102,30 @@ def test_a_copy_keeps_zeros_loads_weights_and_can_be_attached_itself(model: nn.S
     train(twin, optimizer, 5)
     assert holds(twin, mask)
     assert all(torch.equal(model.state_dict()[name], entry) for name, entry in trained.items())
-    free = copy.deepcopy(model)
-    free.load_state_dict(network().state_dict())
-    assert not holds(free, mask) and holds(model, mask)
+    other = copy.deepcopy(model)
+    other.load_state_dict(network().state_dict())
+    assert holds(other, mask)
+
+
+def test_a_copy_holds_under_an_optimizer_of_its_own(model: nn.Sequential, mask: pathex.Mask) -> None:
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    train(model, optimizer, 3)
+    alone = copy.deepcopy(model)
+    for twin, own in (copy.deepcopy((model, optimizer)), (alone, sgd(alone))):
+        train(twin, own, 5)
+        assert holds(twin, mask)
+    assert holds(model, mask)
+
+
+def test_removed_weights_have_no_gradient(model: nn.Sequential, mask: pathex.Mask) -> None:
+    handle = pathex.attach(model, mask)
+    model(torch.randn(8, 1, 4, 4)).sum().backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(not grads[name][~mask[name]].any() and grads[name].any() for name in mask)
+    handle.remove()
+    model(torch.randn(8, 1, 4, 4)).sum().backward()
+    assert any(grads[name][~mask[name]].any() for name in mask)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -177,3 +177,13 @@ def test_a_mask_of_another_model_lists_what_does_not_fit(tmp_path: Path) -> None
     model = nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(MaskMismatch, match=r"'gone.weight' is not there.*'0.weight' has shape \(2, 3\).*\(4, 3\)"):
         Mask.load(tmp_path / "m.safetensors", model)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    Mask({"w": torch.rand(64, 9) < 0.5}).save(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(MaskMismatch, match="not those that were written"):
+        Mask.load(path)

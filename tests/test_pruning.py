@@ -432,3 +432,34 @@ def test_shared_modules_and_tied_weights(method: str) -> None:
     assert_same(snapshot(tied), before)
     assert tied[2].weight is tied[0].weight
     assert pathex.prune(tied, method, sparsity=0.5, data=x, rounds=2).mask.kept == 12
+
+
+def test_a_callable_always_gets_a_mask_and_compiled_models_have_their_own_names() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    seen = []
+
+    def method(network: nn.Module, batches: list[Any], mask: pathex.Mask) -> dict[str, Tensor]:
+        seen.append(mask.density)
+        return {name: network.get_parameter(name).abs() for name in mask}
+
+    pathex.score(model, method, torch.randn(4, 3))
+    assert seen == [1.0]
+    compiled = torch.compile(model, backend="eager")
+    assert pathex.prune(compiled, method, sparsity=0.5, data=torch.randn(4, 3)).mask.keys() == {"0.weight", "2.weight"}
+
+
+def test_an_output_without_weights_is_named_and_inference_tensors_are_read() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"aux": x.mean(1), "logits": self.fc(x)}
+
+    with torch.inference_mode():
+        x = torch.randn(4, 3)
+    with pytest.raises(InvalidInput, match="output="):
+        pathex.score(Two(), "px", x)
+    assert pathex.score(Two(), "px", x, output="logits")["fc.weight"].any()

@@ -1,5 +1,8 @@
 """Masks on a model that trains: weights zeroed now and kept zero."""
 
+import copy
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +11,7 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput
 from pathex.masks import Mask
+from pathex.prunable import own_module
 
 __all__ = ["Handle", "attach", "make_permanent"]
 
@@ -16,8 +20,9 @@ class Handle:
     """Keeps the weights of a model zero where a mask says so, until `remove` is called.
 
     Made by `attach`. Weights are zeroed at once, after every step of the optimizer (whatever momentum or weight decay
-    put there) and after every ``load_state_dict``. A copy of the model keeps its zeros; to train the copy, attach the
-    mask to it and to its own optimizer.
+    put there) and after every ``load_state_dict``; their gradients are zeroed too, so that they enter neither momentum
+    nor a clipped norm. A ``deepcopy`` of the model keeps its zeros and zeroes these gradients too: an optimizer of its
+    own leaves its removed weights at zero.
 
     Attributes:
         mask: The mask.
@@ -30,7 +35,15 @@ class Handle:
         self._hooks: list[Any] = [model.register_load_state_dict_post_hook(self._reapply)]
         if optimizer is not None:
             self._hooks.append(optimizer.register_step_post_hook(self._reapply))
+        self._watch({name: model.get_parameter(name) for name in self._removed})
         self.apply()
+
+    def _watch(self, parameters: Mapping[str, Tensor]) -> None:
+        """Zero the gradient of removed weights whenever it has been computed."""
+        for name, parameter in parameters.items():
+            if parameter.requires_grad and parameter.is_leaf:
+                zero = partial(_zero_gradient, self._removed[name])
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(zero))
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -45,9 +58,14 @@ class Handle:
     def _reapply(self, *_: object) -> None:
         self.apply()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_NoHandle":
-        # A copied model carries a copy of the hook; it must not hold this model.
-        return _NoHandle()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handle":
+        """The hook of a copied model: it holds the copy, as far as the copy is this handle's model."""
+        twin = object.__new__(Handle)
+        twin.mask, twin._model, twin._hooks = self.mask, memo.get(id(self._model), nn.Module()), []
+        twin._removed = dict(self._removed) if id(self._model) in memo else {}
+        # Copied here, a parameter is the same one that the copied module gets.
+        twin._watch({name: copy.deepcopy(self._model.get_parameter(name), memo) for name in twin._removed})
+        return twin
 
     def remove(self) -> None:
         """Let the weights go: they are zero until the next step of the optimizer fills them."""
@@ -56,9 +74,9 @@ class Handle:
         self._hooks.clear()
 
 
-class _NoHandle:
-    def apply(self) -> None:
-        """Nothing to keep on a copy."""
+def _zero_gradient(removed: Tensor, parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad.masked_fill_(removed.to(parameter.device), 0)
 
 
 def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
@@ -66,12 +84,6 @@ def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
     mask.check(model)
     return {name: ~entry.to(model.get_parameter(name).device) for name, entry in mask.items()}
-
-
-def _own(model: nn.Module) -> nn.Module:
-    """The module behind what ``torch.compile`` returned, which has the names that masks use."""
-    own = getattr(model, "_orig_mod", model)
-    return own if isinstance(own, nn.Module) else model
 
 
 def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> Handle:
@@ -100,7 +112,7 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
         >>> (model.weight == 0).tolist()
         [[False, True], [True, False]]
     """
-    model = _own(model)
+    model = own_module(model)
     if optimizer is not None:
         if not isinstance(optimizer, Optimizer):
             raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
@@ -125,7 +137,7 @@ def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
     Raises:
         MaskMismatch: If the mask does not fit the model.
     """
-    own = _own(model)
+    own = own_module(model)
     for name, removed in _removed(own, mask).items():
         own.get_parameter(name).masked_fill_(removed, 0)
     return model

@@ -1,5 +1,6 @@
 """Masks: which weights a ticket keeps, as an object that checks, reports, combines, compares and saves itself."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -189,14 +190,15 @@ class Mask(Mapping[str, Tensor]):
             InvalidInput: If the metadata are not JSON-serialisable or the file cannot be written.
         """
         path = Path(path)
+        bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
         header = {
             "schema": _SCHEMA,
+            "sha256": _digest(bits),
             "pathex_version": __version__,
             "sparsity": self.sparsity,
             "shapes": {name: list(entry.shape) for name, entry in self.items()},
             "metadata": {**self.metadata, **metadata},
         }
-        bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
         try:
             text = json.dumps(header)
         except TypeError as error:
@@ -244,9 +246,18 @@ class Mask(Mapping[str, Tensor]):
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MaskMismatch(f"{path} is damaged: its header cannot be read ({type(error).__name__})") from error
+        if header.get("sha256") != _digest(bits):
+            raise MaskMismatch(f"{path} is damaged: its bits are not those that were written")
         if model is not None:
             mask.check(model)
         return mask
+
+
+def _digest(bits: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(bits):
+        digest.update(name.encode() + bits[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:

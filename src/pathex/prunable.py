@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from pathex.errors import InvalidInput
 
-__all__ = ["Selector", "prunable_weights"]
+__all__ = ["Selector", "own_module", "prunable_weights"]
 
 Selector = str | type | nn.Module
 """A glob over module or parameter names, a module class, or a module of the model."""
@@ -18,6 +18,19 @@ _PRUNABLE = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
+
+
+def own_module(model: nn.Module) -> nn.Module:
+    """The module behind what ``torch.compile`` returned, which has the names that masks use.
+
+    Args:
+        model: A model, compiled or not.
+
+    Returns:
+        The module itself.
+    """
+    own = getattr(model, "_orig_mod", model)
+    return own if isinstance(own, nn.Module) else model
 
 
 def prunable_weights(

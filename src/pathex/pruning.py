@@ -18,12 +18,12 @@ from pathex.choosing import Chooser
 from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnsupportedOperation
 from pathex.masks import Mask
 from pathex.paths import Connectivity, connectivity, untouched
-from pathex.prunable import Selector, prunable_weights
+from pathex.prunable import Selector, own_module, prunable_weights
 from pathex.scores import Batch, Problem, parse_memory, read_batches
 
 __all__ = ["PruneReport", "PruneResult", "default_rounds", "prune", "score"]
 
-CustomMethod = Callable[[nn.Module, list[Batch], Mask | None], Mapping[str, Tensor]]
+CustomMethod = Callable[[nn.Module, list[Batch], Mask], Mapping[str, Tensor]]
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -121,6 +121,7 @@ def score(
     """
     method_call = _method_call(method, options)
     seed = _natural("seed", seed)
+    model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     if mask is not None:
         _check_mask(mask, weights)
@@ -188,6 +189,7 @@ def prune(
     method_call = _method_call(method, options)
     sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
     min_per_layer = _natural("min_per_layer", min_per_layer)
+    model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     start = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}) if mask is None else mask
     _check_mask(start, weights)
@@ -206,7 +208,6 @@ def prune(
     batches = read_batches(data)
     memo: dict[str, Any] = {}
     base = Problem(model, weights, batches, start, seed, 1, memory, strict, memo)
-    before = _connected(base, start, output)
     current, history = start, []
 
     def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -231,7 +232,7 @@ def prune(
             if on_round is not None:
                 on_round(history[-1], current)
             advance()
-    report = _report(base, current, before, output)
+    report = _report(base, start, current, output)
     _collapse(report, strict)
     current = Mask(current, _metadata(method, options, base, sparsity, len(steps), allocation, schedule, budget))
     return PruneResult(current, history, report)
@@ -255,7 +256,7 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
             for name, weight in problem.masked().items():
                 masked.get_parameter(name).copy_(weight)
         with torch.enable_grad():
-            mask = None if problem.mask is None else Mask(problem.mask)
+            mask = Mask(problem.mask or {n: torch.ones(w.shape, dtype=torch.bool) for n, w in problem.prunable.items()})
             return method(masked, list(problem.batches), mask, **options)
 
     return custom
@@ -318,7 +319,8 @@ def _connected(problem: Problem, mask: Mask, output: str | int | None) -> Connec
             return None
 
 
-def _report(problem: Problem, mask: Mask, before: Connectivity | None, output: str | int | None) -> PruneReport:
+def _report(problem: Problem, start: Mask, mask: Mask, output: str | int | None) -> PruneReport:
+    before = _connected(problem, start, output)
     after = None if before is None else _connected(problem, mask, output)
     if before is None or after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])

@@ -87,7 +87,11 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, monkeypatc
 
     monkeypatch.setattr("pathex.runs.run", stopped)
     monkeypatch.setattr("pathex.report.build", stopped)
-    assert command("run") == (130, "", "pathex: stopped; the state is saved and the same command resumes it\n")
+    assert command("run") == (
+        130,
+        "",
+        "pathex: stopped; what is finished is saved, and the same command goes on from there\n",
+    )
     assert command("report", ".") == (130, "", "pathex: stopped\n")
 
 

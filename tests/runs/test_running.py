@@ -138,3 +138,10 @@ def test_data_that_cannot_be_used_leave_no_folder(settings):
     with pytest.raises(InvalidInput):
         run(RunConfig(**{**settings, "images_per_class": 1000}))
     assert not Path(settings["out"]).exists()
+
+
+@pytest.mark.parametrize("wrong", [{"ignore": ["nothing"]}, {"min_per_layer": 10**6}, {"sparsity": 0.999999}])
+def test_bad_input_that_shows_while_pruning_leaves_nothing(settings, tmp_path, wrong):
+    with pytest.raises(InvalidInput):
+        run(RunConfig(**{**settings, "out": str(tmp_path / "new" / "runs"), **wrong}))
+    assert not (tmp_path / "new").exists()

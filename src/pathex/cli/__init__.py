@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pathex: error: {_one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            how = "; the state is saved and the same command resumes it" if words[0] in _RESUMABLE else ""
+            how = (
+                "; what is finished is saved, and the same command goes on from there" if words[0] in _RESUMABLE else ""
+            )
             print(f"pathex: stopped{how}", file=sys.stderr)
             return _INTERRUPTED
         except SystemExit as stop:  # how help and --print_config end

@@ -1,6 +1,8 @@
 """Prune, train, evaluate: the stages of a run, each taken up where the last process left it."""
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from torch import nn
 
 from pathex.attaching import attach
 from pathex.data import PruningSet
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, PathexError
 from pathex.masks import Mask
 from pathex.prunable import prunable_weights
 from pathex.runs.config import RunConfig
@@ -77,11 +79,7 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
     task = build_task(config, config.validation)
     pruning_set = None if config.method == "dense" else task.pruning_set(config.images_per_class, config.seed)
     machine = fabric(config.device, config.precision)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out {config.out!r}: the folder {folder} cannot be made ({error.strerror})") from error
-    with locked(folder), Journal(folder, on_event) as journal:
+    with _made(folder), locked(folder), Journal(folder, on_event) as journal:
         if (result := finished_result(folder)) is not None:  # another process may have ended it in the meantime
             journal("done", {"result": result, "folder": str(folder)})
             return result
@@ -100,6 +98,25 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
         write_json(folder / "result.json", result)
         journal("done", {"result": result, "folder": str(folder)})
     return result
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The run's folder; if it is new and bad input shows before there is a ticket, nothing of it stays."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"out: the folder {folder} cannot be made ({error.strerror})") from error
+    try:
+        yield
+    except PathexError:
+        begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt"))
+        if folder in new and not begun:
+            shutil.rmtree(folder)
+            for parent in new[1:]:
+                parent.rmdir()
+        raise
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ def _checked(number: int, batch: Any) -> Batch:
     if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]):
         count = len(y) if isinstance(y, Tensor) and y.dim() else "no"
         raise InvalidInput(f"batch {number} of data has {len(x)} images and {count} labels")
-    return x.detach(), None if y is None else y.detach()
+    with torch.inference_mode(False):  # what was made in inference mode cannot take part in a gradient
+        x = x.clone() if x.is_inference() else x.detach()
+    return x, None if y is None else y.detach()
 
 
 def parse_memory(memory: int | str | None) -> int | None:

@@ -197,7 +197,12 @@ def gradient_scores(total: Tensor, weights: Mapping[str, Tensor]) -> dict[str, T
 
     Returns:
         Name to score; zero for a weight that R does not depend on.
+
+    Raises:
+        InvalidInput: If R depends on none of the weights.
     """
+    if not total.requires_grad:
+        raise InvalidInput("the output that counts depends on no prunable weight; name another one with output=")
     grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if grad is None else weight.detach() * grad / 2
