@@ -14,7 +14,6 @@ __all__ = [
     "PathexWarning",
     "UnknownName",
     "UnsupportedOperation",
-    "unknown_name",
 ]
 
 
@@ -56,6 +55,3 @@ class UnknownName(InvalidInput):
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
-
-
-unknown_name = UnknownName

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TextIO
 
-from pathex.errors import PathexError, unknown_name
+from pathex.errors import PathexError, UnknownName
 
 __all__ = ["main"]
 
@@ -64,7 +64,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"pathex {version('pathex')}")
         return 0
     if words[0] not in _COMMANDS:
-        raise unknown_name("command", words[0], _COMMANDS)
+        raise UnknownName("command", words[0], _COMMANDS)
     importlib.import_module(f"pathex.cli._{words[0]}").execute(words[1:])
     return 0
 

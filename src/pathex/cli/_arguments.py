@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from pathex.errors import InvalidInput, unknown_name
+from pathex.errors import InvalidInput, UnknownName
 
 __all__ = ["parse"]
 
@@ -128,10 +128,10 @@ def _as_option(free: Sequence[str], positional: tuple[str, int] | None, command:
 def _reduced(message: str, named: Sequence[str], names: Sequence[str]) -> str:
     unknown = _UNKNOWN_WORD.search(message)
     if unknown:
-        return str(unknown_name("option", unknown[1].split("=")[0], [f"--{_hyphened(name)}" for name in names]))
+        return str(UnknownName("option", unknown[1].split("=")[0], [f"--{_hyphened(name)}" for name in names]))
     unknown = _UNKNOWN_KEY.search(message)
     if unknown:
-        return str(unknown_name("option", unknown[1], names))
+        return str(UnknownName("option", unknown[1], names))
     bad = _BAD_VALUE.search(message)
     if not bad:
         file = "--config " + named[named.index("--config") + 1] + ": " if "parsing config" in message else ""

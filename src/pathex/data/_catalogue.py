@@ -11,7 +11,7 @@ from pathex.data._archives import load_npz
 from pathex.data._builtin import load_cifar, load_fashion_mini
 from pathex.data._folders import load_folder
 from pathex.data._images import ImageData
-from pathex.errors import InvalidInput, unknown_name
+from pathex.errors import InvalidInput, UnknownName
 
 __all__ = ["describe", "load", "names"]
 
@@ -107,5 +107,5 @@ def _entry(name: str) -> tuple[_Loader, str]:
     form, colon, _ = name.partition(":")
     table = _FORMS if colon else _SETS
     if form not in table:
-        raise unknown_name("data", name, names())
+        raise UnknownName("data", name, names())
     return table[form]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pathex.errors import InvalidInput, unknown_name
+from pathex.errors import InvalidInput, UnknownName
 from pathex.models import _libraries
 from pathex.models._libraries import is_file
 from pathex.models._weights import load_weights, read_weights
@@ -143,4 +143,4 @@ def describe(name: str) -> str:
 
 def _check_name(kind: str, name: str, allowed: list[str]) -> None:
     if name not in allowed:
-        raise unknown_name(kind, name, allowed)
+        raise UnknownName(kind, name, allowed)
