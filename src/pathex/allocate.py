@@ -75,7 +75,9 @@ class _Pool:
         return indices[self.flat[indices].argsort(descending=True, stable=True)]
 
     def secured(self, at_least: Mapping[str, int] | None, count: int) -> Tensor:
-        """The best weights of every layer that has a floor."""
+        """The best weights of every layer that has a floor; refuses a ``count`` that cannot be had."""
+        if count > int(self.allowed.sum()):
+            raise InvalidInput(f"{count} weights are to be kept but only {int(self.allowed.sum())} are left")
         secured = torch.zeros_like(self.allowed)
         begin = 0
         for name, shape in self.shapes.items():
@@ -86,10 +88,6 @@ class _Pool:
         if int(secured.sum()) > count:
             raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")
         return secured
-
-    def check(self, count: int) -> None:
-        if count > int(self.allowed.sum()):
-            raise InvalidInput(f"{count} weights are to be kept but only {int(self.allowed.sum())} are left")
 
 
 def keep_best(
@@ -114,7 +112,6 @@ def keep_best(
         floors above ``count``, raise `pathex.errors.InvalidInput`.
     """
     pool = _Pool(scores, allowed, seed)
-    pool.check(count)
     secured = pool.secured(at_least, count)
     return pool.named(secured | pool.best(pool.allowed & ~secured, count - int(secured.sum())))
 
@@ -148,7 +145,6 @@ def keep_connected(
         floors above ``count``, raise `pathex.errors.InvalidInput`.
     """
     pool = _Pool(scores, allowed, seed)
-    pool.check(count)
     secured = pool.secured(at_least, count)
 
     def alive(candidates: Tensor) -> Tensor:

@@ -114,8 +114,9 @@ def _made(folder: Path) -> Iterator[None]:
         begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt"))
         if folder in new and not begun:
             shutil.rmtree(folder)
-            for parent in new[1:]:
-                parent.rmdir()
+            with contextlib.suppress(OSError):  # another run may have begun beside this one
+                for parent in new[1:]:
+                    parent.rmdir()
         raise
 
 
