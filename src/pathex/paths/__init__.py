@@ -14,8 +14,8 @@ from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings
 from pathex.paths._readings import Coefficients
-from pathex.paths.calibration import calibrate
 from pathex.paths.connectivity import Connectivity, connectivity
+from pathex.paths.observing import Statistics, calibrate, forward
 from pathex.paths.passes import Recording, record, replay, replay_open
 from pathex.paths.scales import Footprint, Survey, read_scales, survey
 
@@ -25,10 +25,12 @@ __all__ = [
     "Footprint",
     "Moments",
     "Recording",
+    "Statistics",
     "Survey",
     "calibrate",
     "compute_dtype",
     "connectivity",
+    "forward",
     "read_scales",
     "record",
     "replay",

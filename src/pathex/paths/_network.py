@@ -76,16 +76,18 @@ def _full_cpu_precision() -> Iterator[None]:
             place.fp32_precision = precision
 
 
-def compute_dtype(model: nn.Module) -> torch.dtype:
+def compute_dtype(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> torch.dtype:
     """The precision in which a model is scored: its own, but at least float32.
 
     Args:
         model: The model.
+        tensors: Tensors that stand in for parameters, by name.
 
     Returns:
-        ``torch.float64`` if any floating-point parameter is float64, otherwise ``torch.float32``.
+        ``torch.float64`` if any floating-point parameter or any of the tensors is float64, otherwise
+        ``torch.float32``.
     """
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    dtypes = {p.dtype for p in model.parameters()} | {tensor.dtype for tensor in (tensors or {}).values()}
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pathex.errors import UnsupportedOperation
 
-__all__ = ["Reading", "RuleTable", "is_in_place", "spellings", "tensors_in"]
+__all__ = ["Reading", "RuleTable", "is_in_place", "spellings", "tensors_in", "without_autocast"]
 
 Rule = Callable[..., Any]
 
@@ -68,6 +68,19 @@ def is_in_place(func: Callable[..., Any]) -> bool:
     """
     name: str = getattr(func, "__name__", "")
     return name.startswith("__i") or name == "__setitem__" if name.startswith("__") else name.endswith("_")
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switches off the autocast that a network itself switched on in its forward pass.
+
+    Yields:
+        Nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class RuleTable(dict[Callable[..., Any], Rule]):
@@ -240,9 +253,7 @@ class Reading(TorchFunctionMode):
 
     def _apply(self, rule: Rule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            with contextlib.ExitStack() as stack:
-                for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # the network's own autocast
-                    stack.enter_context(torch.autocast(kind, enabled=False))
+            with without_autocast():
                 result = rule(self, func, *args, **kwargs)
         except TypeError as error:
             try:

@@ -68,7 +68,7 @@ def record(
     """
     if isinstance(calibration, str) and calibration not in ("batch", "running"):
         raise InvalidInput(f"unknown calibration {calibration!r}. Known: batch, running")
-    dtype = _dtype(model, tensors)
+    dtype = compute_dtype(model, tensors)
     with untouched(model), torch.enable_grad():
         own = tensors_of(model, tensors, dtype)
         reading = Record(model, own, None if calibration == "batch" else calibration)
@@ -143,7 +143,7 @@ def replay_open(
 def _linear(
     model: nn.Module, tensors: Mapping[str, Tensor] | None, x: Tensor, output: str | int | None, *how: Any
 ) -> Tensor:
-    dtype = _dtype(model, tensors)
+    dtype = compute_dtype(model, tensors)
     with untouched(model):
         own = tensors_of(model, tensors, dtype)
         reading = Replay(model, own, *how)
@@ -158,11 +158,6 @@ def _linear(
     result = _reached(reading, result)
     result.__dict__.pop("_pathex_reading", None)
     return result
-
-
-def _dtype(model: nn.Module, tensors: Mapping[str, Tensor] | None) -> torch.dtype:
-    wide = any(tensor.dtype == torch.float64 for tensor in (tensors or {}).values())
-    return torch.float64 if wide else compute_dtype(model)
 
 
 def _reached(reading: Record | Replay, result: Tensor) -> Tensor:

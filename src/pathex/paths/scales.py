@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pathex.paths._affine import _PRODUCTS, _QUOTIENTS, WEIGHTED
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings, tensors_in
-from pathex.paths._readings import Record
 from pathex.paths._structure import MOVES
+from pathex.paths.observing import Observe
 
 __all__ = ["Footprint", "Survey", "read_scales", "survey"]
 
@@ -54,8 +54,7 @@ class Survey:
 
 
 @dataclass(eq=False)
-class _Surveyor(Record):
-    keep: bool = False
+class _Surveyor(Observe):
     factors: set[str] = field(default_factory=set)
     weights: dict[str, None] = field(default_factory=dict)
     footprint: Footprint = field(default_factory=Footprint)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 from pathex.scores._problem import Problem
-from pathex.scores._reader import PathReader
+from pathex.scores._reader import PathReader, Reader
 
 __all__ = ["Card", "Method"]
 
@@ -64,8 +64,9 @@ class Method:
         card: What a user must know.
         function: ``function(problem, **options) -> dict name -> score``; its keyword-only arguments are the options.
             With ``reading``, ``function(reader, **options)``.
-        reading: Defaults of the options of `PathReader` (usually `READING`) for a method that reads paths; they are
-            options of the method too. None for a method that does not.
+        reading: Defaults of the options of the reader (usually `READING` or `MODEL_READING`), which are options of the
+            method too. None for a method that needs no reader.
+        reader: `PathReader` for a method that reads paths, `ModelReader` for one that differentiates the network.
         floor: Weights that the method keeps in every layer with a positive score, as far as the number of weights to
             keep allows: a layer on a path is not emptied.
     """
@@ -74,6 +75,7 @@ class Method:
     function: Callable[..., dict[str, Tensor]]
     reading: Mapping[str, Any] | None = None
     floor: int = 0
+    reader: type[Reader] = PathReader
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -111,4 +113,4 @@ class Method:
             return self.function(problem, **options)
         own = {name: value for name, value in options.items() if name not in self.reading}
         reading = {name: options.get(name, default) for name, default in self.reading.items()}
-        return self.function(PathReader(problem, **reading), **own)
+        return self.function(self.reader(problem, **reading), **own)

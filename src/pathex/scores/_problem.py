@@ -159,12 +159,27 @@ class Problem:
     @property
     def images(self) -> Tensor:
         """All images ``(N, ...)`` on the model's device in canonical order (sorted by content)."""
+        images: Tensor = self._canonical[0]
+        return images
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The labels of `images` in their order, on the model's device; None if any batch has none."""
+        return self._canonical[1]
+
+    @property
+    def _canonical(self) -> tuple[Tensor, Tensor | None]:
         if "images" not in self.memo:
             x = torch.cat([x.cpu() for x, _ in self.batches])
-            order = sorted(range(len(x)), key=lambda i: _digest(x[i]))
-            self.memo["images"] = x[order].to(self.device, self.dtype).contiguous()
-        images: Tensor = self.memo["images"]
-        return images
+            given = [y.cpu() for _, y in self.batches if y is not None]
+            y = torch.cat(given) if len(given) == len(self.batches) else None
+            # Equal images are told apart by their labels.
+            keys = [(_digest(x[i]), b"" if y is None else _digest(y[i])) for i in range(len(x))]
+            order = sorted(range(len(x)), key=keys.__getitem__)
+            images = x[order].to(self.device, self.dtype).contiguous()
+            self.memo["images"] = images, None if y is None else y[order].to(self.device)
+        found: tuple[Tensor, Tensor | None] = self.memo["images"]
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -231,4 +246,6 @@ class Problem:
 
 
 def _digest(image: Tensor) -> bytes:
-    return hashlib.sha1(image.contiguous().view(torch.uint8).numpy().tobytes(), usedforsecurity=False).digest()
+    return hashlib.sha1(
+        image.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes(), usedforsecurity=False
+    ).digest()

@@ -1,32 +1,62 @@
-"""What the path scorers share: the weights they read, BatchNorm calibration, and recorded micro-batches."""
+"""What scorers share: the weights they see, BatchNorm statistics, and passes over the pruning set.
+
+`PathReader` is for methods that read the network as paths, `ModelReader` for those that differentiate the network
+itself.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
-from pathex.paths import Moments, Recording, calibrate, read_scales, record
+from pathex.paths import Moments, Recording, Statistics, calibrate, forward, read_scales, record
 from pathex.scores._problem import Problem, generator
 
-__all__ = ["OPTIONS", "READING", "PathReader", "gradient_scores"]
+__all__ = [
+    "MODEL_OPTIONS",
+    "MODEL_READING",
+    "OPTIONS",
+    "READING",
+    "ModelReader",
+    "PathReader",
+    "Reader",
+    "gradient_scores",
+]
 
-Calibration = Literal["batch", "running"]
 Scales = Literal["auto", "stored"]
 Initialiser = Callable[[str, Tensor, torch.Generator], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+R = TypeVar("R", bound="Reader")
 
-OPTIONS: Mapping[str, str] = {
-    "calibration": "batch (default): BatchNorm uses mean and biased variance of the masked network on the calibration "
-    "images; running: the stored statistics",
-    "calibration_images": "most images that calibration reads, the first in canonical order (default 1024)",
-    "redraw": "True draws normal weights with each tensor's own standard deviation every round (seeded by seed and "
-    "round), or a function (name, tensor, generator) -> tensor; the ticket keeps the original weights",
-    "scales": "auto (default): multiplicative parameters that start equal and below 0.01, and a head of zeros, are "
-    "read as one, with a warning; stored: as they are",
-    "output": "which of several outputs counts: a key or an index",
+_CALIBRATION = {
+    "train": "the statistics of each batch as delivered, as in training",
+    "batch": "mean and biased variance of the masked network on the calibration images",
+    "running": "the stored statistics",
+}
+
+
+def _options(default: str, *others: str) -> Mapping[str, str]:
+    known = "; ".join(f"{name}: {_CALIBRATION[name]}" for name in others)
+    return {
+        "calibration": f"{default} (default): BatchNorm uses {_CALIBRATION[default]}; {known}",
+        "calibration_images": "most images that calibration reads, the first in canonical order (default 1024)",
+        "redraw": "True draws normal weights with each tensor's own standard deviation every round (seeded by seed and "
+        "round), or a function (name, tensor, generator) -> tensor; the ticket keeps the original weights",
+        "scales": "auto (default): multiplicative parameters that start equal and below 0.01, and a head of zeros, are "
+        "read as one, with a warning; stored: as they are",
+        "output": "which of several outputs counts: a key or an index",
+    }
+
+
+OPTIONS: Mapping[str, str] = _options("batch", "running")
+MODEL_OPTIONS: Mapping[str, str] = {
+    **_options("train", "batch", "running"),
+    "loss": "function (outputs, labels) -> mean loss; default: cross-entropy",
 }
 
 READING: Mapping[str, Any] = {
@@ -36,19 +66,22 @@ READING: Mapping[str, Any] = {
     "scales": "auto",
     "output": None,
 }
+MODEL_READING: Mapping[str, Any] = {**READING, "calibration": "train", "loss": None}
 
 # Bytes that one image costs in a recorded and replayed pass with gradient, in elements of all activations.
 _REPLAY_COST = 2.5
 _FORWARD_COST = 4.0
+_GRADIENT_COST = 1.5
+_IGNORED = 255  # label of pixels that belong to no class
 
 
 @dataclass(frozen=True)
-class PathReader:
-    """Reads a problem's network as paths, the way its options say.
+class Reader:
+    """The weights and statistics of a problem's network, the way its options say.
 
     Attributes:
         problem: Model, mask and pruning set.
-        calibration: Statistics of BatchNorm.
+        calibration: What BatchNorm uses.
         calibration_images: Most images that calibration reads.
         redraw: Whether, or how, weights are drawn anew in each round.
         scales: Whether scales that start at zero are read as one.
@@ -57,16 +90,18 @@ class PathReader:
     """
 
     problem: Problem
-    calibration: Calibration
+    calibration: str
     calibration_images: int
     redraw: bool | Initialiser
     scales: Scales
     output: str | int | None
     dtype: torch.dtype | None = None
 
+    calibrations: ClassVar[Sequence[str]] = ("batch", "running")
+
     def __post_init__(self) -> None:
-        if self.calibration not in get_args(Calibration):
-            raise UnknownName("calibration", self.calibration, get_args(Calibration))
+        if self.calibration not in self.calibrations:
+            raise UnknownName("calibration", self.calibration, self.calibrations)
         if self.scales not in get_args(Scales):
             raise UnknownName("scales", self.scales, get_args(Scales))
         if not isinstance(self.calibration_images, int) or self.calibration_images < 1:
@@ -76,7 +111,7 @@ class PathReader:
                 f"redraw must be True, False or (name, tensor, generator) -> tensor, not {self.redraw!r}"
             )
 
-    def in_float64(self) -> "PathReader":
+    def in_float64(self: R) -> R:
         """The same reader in float64.
 
         Returns:
@@ -135,8 +170,30 @@ class PathReader:
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
-    def statistics(self, tensors: Mapping[str, Tensor]) -> Sequence[Moments] | Literal["running"]:
-        """What BatchNorm uses: calibrated moments, or the stored statistics.
+    def statistics(self, tensors: Mapping[str, Tensor]) -> Statistics:
+        """What BatchNorm uses: calibrated moments, the stored statistics, or those of each batch.
+
+        Args:
+            tensors: Masked weights and other replaced parameters.
+
+        Returns:
+            Moments by BatchNorm call, ``running`` or ``train``.
+        """
+        if self.calibration != "batch":
+            return self.calibration  # type: ignore[return-value]
+        images = self.problem.images[: self.calibration_images]
+        tensors = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
+        footprint = self.problem.survey(self.output).footprint
+        fits = int(self.problem.budget() // max(1.0, footprint.largest * images.itemsize * _FORWARD_COST))
+        chunk = None if len(images) <= fits else max(1, fits)
+        return calibrate(self.problem.model, images, tensors=tensors, chunk=chunk, output=self.output)
+
+
+class PathReader(Reader):
+    """Reads a problem's network as paths."""
+
+    def coefficients(self, tensors: Mapping[str, Tensor]) -> Sequence[Moments] | Literal["running"]:
+        """What BatchNorm layers are read with: calibrated moments, or the stored statistics.
 
         Args:
             tensors: Masked weights and other replaced parameters.
@@ -144,14 +201,9 @@ class PathReader:
         Returns:
             Moments by BatchNorm call, or ``running``.
         """
-        if self.calibration == "running":
-            return "running"
-        images = self.problem.images[: self.calibration_images]
-        tensors = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
-        footprint = self.problem.survey(self.output).footprint
-        fits = int(self.problem.budget() // max(1.0, footprint.largest * images.itemsize * _FORWARD_COST))
-        chunk = None if len(images) <= fits else max(1, fits)
-        return calibrate(self.problem.model, images, tensors=tensors, chunk=chunk, output=self.output)
+        found = self.statistics(tensors)
+        assert found != "train", "not among the calibrations of this reader"
+        return found
 
     def recordings(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Recording]]:
         """Recorded passes over the pruning set in micro-batches that the memory budget allows.
@@ -170,6 +222,86 @@ class PathReader:
         for part in parts:
             x = part.to(self.precision)
             yield x, record(model, x, tensors=tensors, calibration=calibration, output=self.output)
+
+
+@dataclass(frozen=True)
+class ModelReader(Reader):
+    """Runs a problem's network itself, differentiably.
+
+    Attributes:
+        loss: Function of outputs and labels; None is cross-entropy.
+    """
+
+    loss: Loss | None = None
+
+    calibrations: ClassVar[Sequence[str]] = ("train", "batch", "running")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss is not None and not callable(self.loss):
+            raise InvalidInput(f"loss must be a function (outputs, labels) -> mean loss, not {self.loss!r}")
+
+    def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
+        """The pruning set: with BatchNorm as in training the batches as delivered, otherwise canonical micro-batches.
+
+        Args:
+            labels: Whether labels are needed.
+
+        Yields:
+            Images ``(B, ...)`` in the precision of the passes, and their labels (or None) on the model's device.
+
+        Raises:
+            InvalidInput: If labels are needed and missing.
+        """
+        if labels and any(y is None for _, y in self.problem.batches):
+            raise InvalidInput("the method needs labels: data must deliver (x, y)")
+        if self.calibration == "train":
+            device = self.problem.device
+            for x, y in self.problem.batches:
+                yield x.to(device, self.precision), None if y is None else y.to(device)
+            return
+        total, given = self.problem.survey(self.output).footprint.total, self.problem.labels
+        first = 0
+        for x in self.problem.micro_batches(total * self.precision.itemsize * _GRADIENT_COST):
+            yield x.to(self.precision), None if given is None else given[first : first + len(x)]
+            first += len(x)
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
+        """The output of the network, differentiable as often as its functions are.
+
+        Args:
+            x: Images ``(B, ...)``.
+            tensors: Masked weights and other replaced parameters.
+            statistics: What BatchNorm uses (see `statistics`).
+
+        Returns:
+            Output ``(B, ...)``.
+        """
+        return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
+
+    def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of a batch.
+
+        Args:
+            outputs: ``(B, classes, ...)``.
+            labels: Class numbers ``(B, ...)``, of pixels 255 where no class is; or class probabilities.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InvalidInput: If a label is not a class of the output.
+        """
+        if self.loss is not None:
+            return self.loss(outputs, labels)
+        if labels.is_floating_point():
+            return F.cross_entropy(outputs, labels.to(outputs.dtype))
+        classes, seen = outputs.shape[1], labels[labels != _IGNORED] if labels.dim() > 1 else labels
+        if seen.numel() and not 0 <= int(seen.min()) <= int(seen.max()) < classes:
+            wrong = int(seen.min()) if int(seen.min()) < 0 else int(seen.max())
+            raise InvalidInput(f"label {wrong} is no class of an output with {classes} classes (0 to {classes - 1})")
+        ignored = _IGNORED if labels.dim() > 1 else -100
+        return F.cross_entropy(outputs, labels.long(), ignore_index=ignored)
 
 
 def _drawn(draw: Initialiser, name: str, weight: Tensor, source: torch.Generator) -> Tensor:

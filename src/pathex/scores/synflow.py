@@ -37,7 +37,7 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
             out = replay_open(
                 problem.model,
                 start,
-                statistics=reader.statistics(tensors),
+                statistics=reader.coefficients(tensors),
                 tensors=tensors,
                 coefficients="absolute",
                 pools="max",

@@ -19,7 +19,7 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     problem, reader = reader.problem, reader.in_float64()
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
-    statistics = reader.statistics(tensors)
+    statistics = reader.coefficients(tensors)
     start = torch.ones_like(problem.images[:1], dtype=torch.float64)
     with torch.enable_grad():
         out = replay_open(problem.model, start, statistics=statistics, tensors=tensors, output=reader.output)
