@@ -68,7 +68,7 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
 
 def assert_replays(model: nn.Module, x: Tensor, *, squares: bool = True) -> None:
     """Record is the forward pass, plain replay its Jacobian and, for one fixed operation, squared replay its square."""
-    recording = record(model, x)
+    recording = record(model, x, smooth="tangent")
     twin = with_statistics(model, x, recording.statistics)
     truth = twin(x.clone())
     assert_equal(recording.output, truth)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathex.paths._products import multilinear, multilinear_replay
 from pathex.paths._reading import is_in_place
 from pathex.paths._readings import RECORD, REPLAY, Record, Replay
 
@@ -34,8 +35,8 @@ def _weighted(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    _refuse_dynamic(reading, func, weight, bias)
-    return func(input, weight, bias, *args, **kwargs)
+    _refuse_dynamic_bias(reading, func, bias)
+    return multilinear(reading, (input, weight), lambda factors: func(*factors, bias, *args, **kwargs))
 
 
 @REPLAY.add(*WEIGHTED)
@@ -48,13 +49,15 @@ def _weighted_linear(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    _refuse_dynamic(reading, func, weight, bias)
-    return func(input, reading.coefficient(weight), None, *args, **kwargs)
+    _refuse_dynamic_bias(reading, func, bias)
+    if not reading.carries(weight):
+        return func(input, reading.coefficient(weight), None, *args, **kwargs)
+    return multilinear_replay(reading, func, (input, weight), lambda factors: func(*factors, None, *args, **kwargs))
 
 
-def _refuse_dynamic(reading: Record | Replay, func: Callable[..., Any], weight: Tensor, bias: Tensor | None) -> None:
-    if reading.carries(weight) or reading.carries(bias):
-        raise reading.unsupported(func.__name__, "its weight or bias depends on the input")
+def _refuse_dynamic_bias(reading: Record | Replay, func: Callable[..., Any], bias: Tensor | None) -> None:
+    if reading.carries(bias):
+        raise reading.unsupported(func.__name__, "its bias depends on the input")
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -105,54 +108,7 @@ def _weighted_sum(
     return path
 
 
-# -- products with constants -------------------------------------------------------------------------------------------
-
-_PRODUCTS = ("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__")
-_QUOTIENTS = ("div", "div_", "divide", "divide_", "true_divide", "true_divide_", "__truediv__", "__itruediv__")
-
-
-def _refuse_two(reading: Record | Replay, func: Callable[..., Any], input: Any, other: Any) -> None:
-    if reading.carries(input) and reading.carries(other):
-        raise reading.unsupported(func.__name__, "both factors depend on the input")
-    if is_in_place(func) and not reading.carries(input):
-        raise reading.unsupported(func.__name__, "it multiplies into a constant")
-
-
-@RECORD.add(*_PRODUCTS)
-def _product(reading: Record, func: Callable[..., Any], input: Any, other: Any) -> Any:
-    _refuse_two(reading, func, input, other)
-    return func(input, other)
-
-
-@REPLAY.add(*_PRODUCTS)
-def _product_linear(reading: Replay, func: Callable[..., Any], input: Any, other: Any) -> Any:
-    _refuse_two(reading, func, input, other)
-    if reading.carries(input):
-        return func(input, reading.coefficient(other))
-    return func(reading.coefficient(input), other)
-
-
-def _refuse_nonlinear(
-    reading: Record | Replay, func: Callable[..., Any], other: Any, rounding_mode: str | None
-) -> None:
-    if rounding_mode is not None or reading.carries(other):
-        raise reading.unsupported(func.__name__, "it is not linear in what depends on the input")
-
-
-@RECORD.add(*_QUOTIENTS)
-def _quotient(
-    reading: Record, func: Callable[..., Any], input: Any, other: Any, *, rounding_mode: str | None = None
-) -> Any:
-    _refuse_nonlinear(reading, func, other, rounding_mode)
-    return func(input, other)
-
-
-@REPLAY.add(*_QUOTIENTS)
-def _quotient_linear(
-    reading: Replay, func: Callable[..., Any], input: Any, other: Any, *, rounding_mode: str | None = None
-) -> Any:
-    _refuse_nonlinear(reading, func, other, rounding_mode)
-    return func(input, reading.coefficient(other))
+# -- signs and means ---------------------------------------------------------------------------------------------------
 
 
 @RECORD.add("neg", "neg_", "negative", "negative_", "__neg__")

@@ -33,7 +33,7 @@ def spellings(*names: str) -> Iterator[Callable[..., Any]]:
         The functions.
     """
     for name in names:
-        for namespace in (torch, F, torch.Tensor, torch._C._nn, torch.special):
+        for namespace in (torch, F, torch.Tensor, torch._C._nn, torch.special, torch.linalg):
             function = getattr(namespace, name, None)
             if callable(function):
                 yield function
@@ -131,6 +131,16 @@ CREATIONS: frozenset[Callable[..., Any]] = frozenset(
     )
 )
 
+# What decides by the values of its input, and has no derivative.
+DECISIONS: frozenset[Callable[..., Any]] = frozenset(
+    spellings(
+        *("gt", "ge", "lt", "le", "eq", "ne", "greater", "greater_equal", "less", "less_equal", "not_equal"),
+        *("__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__", "argmax", "argmin", "argsort", "searchsorted"),
+        *("sign", "sgn", "round", "floor", "ceil", "trunc", "isnan", "isinf", "isfinite", "heaviside", "bucketize"),
+        *("bool", "int", "long", "short", "count_nonzero", "nonzero", "multinomial", "bernoulli", "signbit"),
+    )
+)
+
 # What gives its first argument the form of another one, whose values do not matter.
 FORMED_LIKE: frozenset[Callable[..., Any]] = frozenset(spellings("view_as", "expand_as", "reshape_as", "type_as", "to"))
 
@@ -169,7 +179,8 @@ class Reading(TorchFunctionMode):
             The same object.
         """
         for tensor in tensors_in([result]):
-            tensor._pathex_reading = self  # type: ignore[attr-defined]
+            if tensor.is_floating_point():
+                tensor._pathex_reading = self  # type: ignore[attr-defined]
         return result
 
     def carries(self, value: Any) -> bool:
@@ -242,6 +253,8 @@ class Reading(TorchFunctionMode):
             return self.on_constant(func, args, kwargs)
         if func in CREATIONS:
             return self.constant(func(*args, **kwargs))
+        if func in DECISIONS:
+            return self.constant(self.decide(func, args, kwargs))
         rule = self.rules.get(func)
         if rule is None:
             raise self.unsupported(_name_of(func))
@@ -264,6 +277,33 @@ class Reading(TorchFunctionMode):
         if isinstance(result, Tensor) and not result.is_floating_point():
             raise self.unsupported(_name_of(func), f"its result is {result.dtype}")
         return result
+
+    def inside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function that is written in torch functions which have rules of their own.
+
+        Args:
+            function: The function.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            Its result, as read.
+        """
+        with self:
+            return function(*args, **kwargs)
+
+    def decide(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call without derivative, whose result depends on the input.
+
+        Args:
+            func: The torch function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            UnsupportedOperation: Here; readings that keep results override it.
+        """
+        raise self.unsupported(_name_of(func), "it decides by values that this reading does not have")
 
     def on_constant(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no path enters: computed as it stands.

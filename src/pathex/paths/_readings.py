@@ -13,12 +13,28 @@ from torch import Tensor, nn
 from pathex.paths._moments import Moments, finish, moments_of
 from pathex.paths._reading import Reading, RuleTable
 
-__all__ = ["RECORD", "REPLAY", "ArgMax", "Coefficients", "Gate", "Record", "Replay", "Site"]
+__all__ = [
+    "RECORD",
+    "REPLAY",
+    "ArgMax",
+    "Coefficients",
+    "Decision",
+    "Factors",
+    "Gate",
+    "PerSample",
+    "Record",
+    "Replay",
+    "Site",
+    "Slope",
+    "Smooth",
+]
 
 RECORD = RuleTable()
 REPLAY = RuleTable()
 
 Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
+PerSample = Literal["refuse", "one"]
+Smooth = Literal["secant", "tangent", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,42 @@ class ArgMax:
     shape: torch.Size
 
 
-Site = Gate | ArgMax
+@dataclass(frozen=True)
+class Slope:
+    """A coefficient at each unit: of a smooth activation, or the per-sample scale of a normalisation.
+
+    Attributes:
+        forward: What a path is multiplied with on its way; broadcasts to `shape`.
+        shape: Shape of the units.
+        backward: What a gradient is multiplied with on its way back; None: the same.
+    """
+
+    forward: Tensor
+    shape: torch.Size
+    backward: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The recorded operands of a product of several tensors that depend on the input."""
+
+    operands: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the first operand."""
+        return self.operands[0].shape
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The result of a function without derivative (a comparison, the order of a sort), and the shape of its input."""
+
+    result: Any
+    shape: torch.Size
+
+
+Site = Gate | ArgMax | Slope | Factors | Decision
 
 
 @dataclass(eq=False)
@@ -52,13 +103,14 @@ class Record(Reading):
     Attributes:
         given: Moments to use, in the order of the BatchNorm calls; ``"running"``: the stored ones; None: those of the
             images that pass.
-        keep: Whether the sites are kept (not needed when only moments are wanted).
+        smooth: The coefficient of a smooth activation phi with phi(0) = 0: ``secant`` phi(x) / x, ``tangent`` phi'(x),
+            or ``mixed``: the secant on the way and the tangent on the way back.
     """
 
     model: nn.Module
     tensors: Mapping[str, Tensor]
     given: Sequence[Moments] | Literal["running"] | None = None
-    keep: bool = True
+    smooth: Smooth = "secant"
     sites: list[Site] = field(default_factory=list)
     moments: list[Moments] = field(default_factory=list)
 
@@ -73,8 +125,23 @@ class Record(Reading):
         Args:
             site: The site.
         """
-        if self.keep:
-            self.sites.append(site)
+        self.sites.append(site)
+
+    def decide(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute a call without derivative and keep its result.
+
+        Args:
+            func: The torch function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The result.
+        """
+        with torch.no_grad():
+            result = func(*args, **kwargs)
+        self.site(Decision(result, _shape_of(args)))
+        return result
 
     def measure(self, x: Tensor, stored: Moments | None) -> Moments:
         """The moments of what reaches a BatchNorm layer.
@@ -107,6 +174,8 @@ class Replay(Reading):
             (a mask, which needs a gradient, as it is). Gates enter as
             they are in ``plain``, squared otherwise.
         pools: How an open max pool reads its window: ``sum`` or ``max``.
+        per_sample: What an open reading does with coefficients that only a recorded sample has (normalisation over
+            the units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1.
     """
 
     model: nn.Module
@@ -115,6 +184,7 @@ class Replay(Reading):
     moments: Sequence[Moments] | Literal["running"]
     coefficients: Coefficients = "squared"
     pools: Literal["sum", "max"] = "sum"
+    per_sample: PerSample = "refuse"
 
     rules: ClassVar[RuleTable] = REPLAY
 
@@ -155,6 +225,19 @@ class Replay(Reading):
         """
         return value if self.coefficients == "plain" else value * value
 
+    def open_per_sample(self, func: Callable[..., Any]) -> None:
+        """Called by the rule of an operation whose coefficients belong to a sample, where every gate is open.
+
+        Args:
+            func: The torch function, for the error message.
+
+        Raises:
+            UnsupportedOperation: If such coefficients are refused.
+        """
+        if self.per_sample == "refuse" and self.coefficients != "connected":
+            why = "its coefficients depend on the sample and have no open reading; per_sample='one' reads them as 1"
+            raise self.unsupported(getattr(func, "__name__", str(func)), why)
+
     # -- the tape --------------------------------------------------------------------------------------------------
 
     def next_site(self, kind: type[Site], shape: torch.Size, func: Callable[..., Any]) -> Any:
@@ -181,6 +264,21 @@ class Replay(Reading):
             raise self.unsupported(name, f"the recorded pass had another site of shape {tuple(site.shape)} here")
         return site
 
+    def decide(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The recorded result of a call without derivative.
+
+        Args:
+            func: The torch function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The result.
+        """
+        if self.sites is None:
+            return super().decide(func, args, kwargs)
+        return self.next_site(Decision, _shape_of(args), func).result
+
     def next_moments(self) -> Moments | None:
         """The moments of the BatchNorm call at hand.
 
@@ -205,3 +303,7 @@ class Replay(Reading):
         """
         if self.sites is not None and self._next_site < len(self.sites):
             raise self.unsupported("the network", "the recorded pass had more non-linear sites")
+
+
+def _shape_of(args: tuple[Any, ...]) -> torch.Size:
+    return next((value.shape for value in args if isinstance(value, Tensor)), torch.Size())

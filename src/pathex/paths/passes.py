@@ -2,16 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput
-from pathex.paths import _affine, _gates, _norms, _pools, _structure  # noqa: F401  (they fill the tables of rules)
+from pathex.paths import (  # noqa: F401  (they fill the tables of rules)
+    _affine,
+    _attention,
+    _choices,
+    _gates,
+    _norms,
+    _pools,
+    _products,
+    _smooth,
+    _structure,
+)
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
-from pathex.paths._readings import Coefficients, Record, Replay, Site
+from pathex.paths._readings import Coefficients, PerSample, Record, Replay, Site, Smooth
 
 _CHECKPOINTING = "saved tensor hooks are not read as paths"
 
@@ -39,6 +49,7 @@ def record(
     *,
     tensors: Mapping[str, Tensor] | None = None,
     calibration: Literal["batch", "running"] | Sequence[Moments] = "batch",
+    smooth: Smooth = "secant",
     output: str | int | None = None,
 ) -> Recording:
     """Read the plain forward pass and keep the coefficient of every non-linear site.
@@ -49,13 +60,16 @@ def record(
         tensors: Tensors that stand in for parameters or buffers (masked weights, for instance), by name.
         calibration: ``batch``: every BatchNorm uses the biased moments of what reaches it; ``running``: the stored
             statistics; or moments by BatchNorm call.
+        smooth: The coefficient of a smooth activation phi with phi(0) = 0: ``secant`` phi(x) / x, ``tangent`` phi'(x),
+            or ``mixed``: the secant on the way and the tangent on the way back.
         output: Which of several outputs counts; None is the first tensor.
 
     Returns:
         Output, tape and statistics.
 
     Raises:
-        InvalidInput: If ``calibration`` is not known.
+        InvalidInput: If ``calibration`` or ``smooth`` is not known.
+        UnsupportedOperation: If an operation has no rule.
 
     Example:
         >>> import torch
@@ -68,10 +82,12 @@ def record(
     """
     if isinstance(calibration, str) and calibration not in ("batch", "running"):
         raise InvalidInput(f"unknown calibration {calibration!r}. Known: batch, running")
+    if smooth not in get_args(Smooth):
+        raise InvalidInput(f"unknown smooth {smooth!r}. Known: {', '.join(get_args(Smooth))}")
     dtype = compute_dtype(model, tensors)
     with untouched(model), torch.enable_grad():
         own = tensors_of(model, tensors, dtype)
-        reading = Record(model, own, None if calibration == "batch" else calibration)
+        reading = Record(model, own, None if calibration == "batch" else calibration, smooth)
         # Whatever depends on the input has a gradient here, so that what cannot be intercepted shows itself.
         start = x.detach().to(dtype, copy=True).requires_grad_().clone()
         with torch.autograd.graph.saved_tensors_hooks(_forget, _forget), reading:
@@ -121,6 +137,7 @@ def replay_open(
     tensors: Mapping[str, Tensor] | None = None,
     coefficients: Coefficients = "squared",
     pools: Literal["sum", "max"] = "sum",
+    per_sample: PerSample = "refuse",
     output: str | int | None = None,
 ) -> Tensor:
     """Read the network with every gate open: all paths.
@@ -132,12 +149,14 @@ def replay_open(
         tensors: Tensors that stand in for parameters, by name.
         coefficients: As for `replay`.
         pools: What a max pool does with its window: ``sum``, or ``max`` of what arrives.
+        per_sample: Coefficients that belong to a sample (LayerNorm, attention, gates): ``refuse``, or ``one``: they
+            count 1.
         output: Which of several outputs counts; None is the first tensor.
 
     Returns:
         Output of the linear map (linear up to ``pools="max"``).
     """
-    return _linear(model, tensors, x, output, None, statistics, coefficients, pools)
+    return _linear(model, tensors, x, output, None, statistics, coefficients, pools, per_sample)
 
 
 def _linear(

@@ -1,0 +1,351 @@
+"""Smooth activations, products of branches, attention and choices against the Jacobian of the real module."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathex
+from pathex.errors import InvalidInput, UnsupportedOperation
+from pathex.paths import record, replay, replay_open
+from paths.oracle import Between, assert_equal, assert_replays, draws, images, linear_map
+
+Form = Callable[[Tensor], Tensor]
+
+
+def _seen(operation: Form, x: Tensor) -> None:
+    """One elementwise operation: the Jacobian is diagonal and its square exact."""
+    assert_replays(Between(operation), x)
+
+
+ACTIVATIONS: dict[str, Form] = {
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "module gelu": nn.GELU(),
+    "silu": F.silu,
+    "silu in place": lambda x: F.silu(x.clone(), inplace=True),
+    "silu module": nn.SiLU(inplace=True),
+    "mish": nn.Mish(),
+    "mish in place": nn.Mish(inplace=True),
+    "hardswish": nn.Hardswish(),
+    "hardswish in place": nn.Hardswish(inplace=True),
+    "elu": nn.ELU(0.7),
+    "elu in place": nn.ELU(0.7, inplace=True),
+    "selu": nn.SELU(),
+    "celu": nn.CELU(1.3, inplace=True),
+    "tanh": torch.tanh,
+    "tanh method": lambda x: x.tanh(),
+    "tanh in place": lambda x: x.clone().tanh_(),
+    "tanh module": nn.Tanh(),
+    "softsign": nn.Softsign(),
+    "tanhshrink": nn.Tanhshrink(),
+    "softshrink": nn.Softshrink(0.3),
+    "hardshrink": nn.Hardshrink(0.3),
+    "sin": torch.sin,
+}
+FUNCTIONS: dict[str, Form] = {
+    "sigmoid": torch.sigmoid,
+    "sigmoid module": nn.Sigmoid(),
+    "sigmoid in place": lambda x: x.clone().sigmoid_(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "hardsigmoid in place": nn.Hardsigmoid(inplace=True),
+    "softplus": nn.Softplus(2.0, 3.0),
+    "logsigmoid": nn.LogSigmoid(),
+    "exp": torch.exp,
+    "exp method": lambda x: x.exp(),
+    "log": lambda x: (x + 9).log(),
+    "sqrt": lambda x: (x + 9).sqrt(),
+    "rsqrt": lambda x: torch.rsqrt(x + 9),
+    "square": torch.square,
+    "power": lambda x: x**3,
+    "pow": lambda x: torch.pow(x, 2),
+    "power of a number": lambda x: 2**x,
+    "itself squared": lambda x: x * x,
+    "abs": abs,
+    "reciprocal": lambda x: 1 / (x + 9),
+    "reciprocal of a sum": lambda x: (x + 9).reciprocal(),
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "round": lambda x: x + x.round(),
+    "compared": lambda x: x * (x > 0.3).to(x.dtype),
+    "where": lambda x: torch.where(x > 0.2, x, -2 * x),
+    "where a number": lambda x: torch.where(x > 0.2, x, 0.5),
+    "masked fill": lambda x: x.masked_fill(x < 0, 3.0),
+    "masked fill in place": lambda x: x.clone().masked_fill_(x < 0, 3.0),
+    "maximum of a number": lambda x: torch.maximum(x, torch.zeros_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *FUNCTIONS])
+def test_elementwise_functions(name: str) -> None:
+    _seen({**ACTIVATIONS, **FUNCTIONS}[name], images(3, 5, scale=2.0))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_secant_gives_the_value_and_mixed_both(name: str) -> None:
+    form, x = ACTIVATIONS[name], images(3, 5, scale=2.0)
+    x[0, 0], x[1, 1] = 0.0, -0.0
+    model = Between(form)
+    truth = model(x.clone()).detach()
+    for smooth in ("secant", "mixed"):
+        recording = record(model, x, smooth=smooth)  # type: ignore[arg-type]
+        assert_equal(recording.output, truth)
+        assert_equal(replay(model, x, recording, coefficients="plain"), truth)
+    # Where the input is zero the secant is the slope there.
+    z = torch.ones_like(x)
+    slope = replay(model, z, record(model, x), coefficients="plain")
+    limit = linear_map(model, torch.zeros_like(x)).diagonal().view_as(x)
+    assert_equal(slope[0, 0], limit[0, 0])
+    assert_equal(slope[1, 1], limit[1, 1])
+    # Mixed: the gradient is the tangent's, squared in the squared network.
+    mixed = record(model, x, smooth="mixed")
+    start = z.clone().requires_grad_()
+    (back,) = torch.autograd.grad(replay(model, start, mixed).sum(), start)
+    assert_equal(back, linear_map(model, x).diagonal().view_as(x).square())
+
+
+def test_smooth_must_be_known() -> None:
+    with pytest.raises(InvalidInput, match="secant, tangent, mixed"):
+        record(Between(F.gelu), images(2, 3), smooth="chord")  # type: ignore[arg-type]
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+HALVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mul": lambda a, b: a * b,
+    "torch.mul": torch.mul,
+    "mul in place": lambda a, b: a.clone().mul_(b),
+    "imul": lambda a, b: a.clone().__imul__(b),
+    "broadcast": lambda a, b: a * b[:, :1],
+    "div": lambda a, b: a / (b + 9),
+    "div in place": lambda a, b: a.clone().div_(b + 9),
+    "matmul": lambda a, b: a @ b.T,
+    "bmm": lambda a, b: torch.bmm(a[:, :, None], b[:, None, :]),
+    "einsum": lambda a, b: torch.einsum("nc,nd->ncd", a, b),
+    "einsum of three": lambda a, b: torch.einsum("nc,cd,nd->ncd", a, _matrix(a), b),
+    "addcmul": lambda a, b: torch.addcmul(torch.ones_like(a), a, b, value=0.5),
+    "baddbmm": lambda a, b: torch.baddbmm(_matrix(a)[None], a[None].mT, b[None], beta=0.5, alpha=2.0),
+    "lerp": lambda a, b: torch.lerp(a, b, 0.25),
+    "linear": F.linear,
+    "conv": lambda a, b: F.conv1d(a[:, None], b[:, None, :2]),
+    "maximum": torch.maximum,
+    "max of two": torch.max,
+    "minimum": torch.minimum,
+}
+
+
+def _matrix(like: Tensor) -> Tensor:
+    return torch.arange(1.0, 17.0, dtype=like.dtype).view(4, 4)
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_products_of_two_branches(name: str) -> None:
+    """Each half of the input is a branch: no entry of the Jacobian collects two terms, so its square is exact."""
+    form = HALVES[name]
+    assert_replays(Between(lambda x: form(*x.chunk(2, 1))), images(3, 8))
+
+
+def test_a_product_of_three_branches() -> None:
+    assert_replays(Between(lambda x: torch.einsum("nc,nc,nc->n", *x.chunk(3, 1)) / 2), images(3, 12), squares=False)
+
+
+@pytest.mark.parametrize("name", ["matmul", "addmm", "einsum", "mv"])
+def test_products_with_a_constant_matrix(name: str) -> None:
+    forms: dict[str, Form] = {
+        "matmul": lambda x: x @ _matrix(x),
+        "addmm": lambda x: torch.addmm(torch.ones_like(x), x, _matrix(x)),
+        "einsum": lambda x: torch.einsum("nc,cd->nd", x, _matrix(x)),
+        "mv": lambda x: torch.mv(_matrix(x), x[0]),
+    }
+    assert_replays(Between(forms[name]), images(4, 4))
+
+
+def test_what_is_written_into_a_factor_does_not_reach_the_recording() -> None:
+    def in_place(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        a = a.clone()
+        product = a * b
+        a.mul_(a).mul_(b)
+        return torch.cat([product, a], 1)
+
+    def out_of_place(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        return torch.cat([a * b, a * a * b], 1)
+
+    x, z = images(3, 8), images(3, 8, seed=4)
+    one, other = Between(in_place), Between(out_of_place)
+    assert_equal(record(one, x).output, other(x))
+    assert_equal(replay(one, z, record(one, x)), replay(other, z, record(other, x)))
+
+
+GATED: dict[str, Form] = {
+    "squeeze and excite": lambda x: x * torch.sigmoid(x.mean(-1, keepdim=True)),
+    "glu": lambda x: F.glu(x, 1),
+    "manual swish": lambda x: x * x.sigmoid(),
+    "star": lambda x: F.relu6(x[:, :2]) * x[:, 2:],
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "norm": lambda x: x.norm(dim=-1, keepdim=True),
+    "vector norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
+    "norm of order one": lambda x: x.norm(1, dim=-1),
+    "variance": lambda x: x.var(-1),
+    "deviation": lambda x: x.std(-1, keepdim=True),
+    "variance and mean": lambda x: torch.cat(torch.var_mean(x, -1, keepdim=True), -1),
+    "biased variance": lambda x: torch.var(x, dim=-1, correction=0),
+    "variance of all": lambda x: x.var(unbiased=False),
+    "softmax": lambda x: x.softmax(-1),
+    "softmax of channels": nn.Softmax(1),
+    "softmin": lambda x: F.softmin(x, -1),
+    "log softmax": lambda x: F.log_softmax(x, -1),
+    "amax": lambda x: x.amax(-1),
+    "amin over two": lambda x: x.amin((1, 2), keepdim=True),
+    "max": lambda x: x.max(-1).values,
+    "max and place": lambda x: x.max(1, keepdim=True)[0],
+    "max of all": lambda x: x.max(),
+    "min": lambda x: torch.min(x, dim=2).values,
+    "sort": lambda x: torch.sort(x, -1, descending=True)[0],
+    "topk": lambda x: x.topk(2, -1).values,
+    "topk of channels": lambda x: x.topk(2, dim=1)[0],
+    "argmax": lambda x: x * F.one_hot(x.argmax(-1), 3).to(x.dtype),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_the_plain_reading_is_the_gradient(name: str) -> None:
+    assert_replays(Between(GATED[name]), images(2, 4, 3), squares=False)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_softmax_by_its_squared_jacobian(dim: int) -> None:
+    assert_replays(Between(lambda x: x.softmax(dim)), images(3, 4, scale=3.0))
+    assert_replays(Between(lambda x: x.log_softmax(dim)), images(3, 4, scale=3.0))
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def _attended(x: Tensor, **options: object) -> Tensor:
+    q, k, v = x.chunk(3, -1)
+    return F.scaled_dot_product_attention(q, k, v, **options)  # type: ignore[arg-type]
+
+
+MASK = torch.tensor([[True, False, True], [True, True, False], [True, True, True]])
+ATTENTION: dict[str, Form] = {
+    "plain": _attended,
+    "scaled": lambda x: _attended(x, scale=0.3),
+    "masked": lambda x: _attended(x, attn_mask=MASK),
+    "biased": lambda x: _attended(x, attn_mask=torch.arange(9.0, dtype=x.dtype).view(3, 3)),
+    "causal": lambda x: _attended(x, is_causal=True),
+    "grouped": lambda x: F.scaled_dot_product_attention(x[..., :2], x[:, :1, :, 2:4], x[:, :1, :, 4:], enable_gqa=True),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name: str) -> None:
+    assert_replays(Between(ATTENTION[name]), images(2, 2, 3, 6), squares=False)
+
+
+def test_squared_attention_is_what_its_formula_says() -> None:
+    x, z = images(1, 1, 3, 6), images(1, 1, 3, 6, seed=5).abs()
+    found = replay(Between(_attended), z, record(Between(_attended), x))
+    q, k, v = x[0, 0].chunk(3, -1)
+    zq, zk, zv = z[0, 0].chunk(3, -1)
+    shares = (q @ k.T / math.sqrt(2)).softmax(-1)
+    expected = torch.zeros(3, 2, dtype=torch.float64)
+    for i in range(3):
+        logits = [sum(q[i, c] ** 2 * zk[j, c] + k[j, c] ** 2 * zq[i, c] for c in range(2)) / 2 for j in range(3)]
+        for j in range(3):
+            share = sum((shares[i, j] * (float(j == m) - shares[i, m])) ** 2 * logits[m] for m in range(3))
+            expected[i] += shares[i, j] ** 2 * zv[j] + share * v[j] ** 2
+    assert_equal(found[0, 0], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}, {"kdim": 4, "vdim": 4}], ids=str)
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_multi_head_attention(options: dict[str, object], need_weights: bool) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, **options)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            out, weights = self.attention(x, x, x, need_weights=need_weights)
+            return out if weights is None else out + weights.mean()
+
+    assert_replays(draws(Attends()), images(3, 2, 4), squares=False)
+
+
+def test_masked_multi_head_attention() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padding = torch.tensor([[False, False, True], [False, True, False]])
+            each = torch.zeros(4, 3, 3, dtype=x.dtype)
+            each[0, 1, 2] = -1.0
+            return self.attention(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
+
+    with pytest.warns(UserWarning, match="mismatched"):
+        assert_replays(draws(Attends()), images(2, 3, 4), squares=False)
+
+
+def test_a_transformer_layer() -> None:
+    class Unnormalised(nn.TransformerEncoderLayer):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            x = x + self._sa_block(x, None, None)
+            return x + self._ff_block(x)
+
+    assert_replays(draws(Unnormalised(4, 2, 6, 0.1, F.gelu, batch_first=True)), images(2, 3, 4), squares=False)
+
+
+# -- open --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["squeeze and excite", "softmax", "normalize", "star"])
+def test_coefficients_of_a_sample_have_no_open_reading_unless_told(name: str) -> None:
+    model, x = Between(GATED[name]), images(2, 4, 3).abs()
+    with pytest.raises(UnsupportedOperation, match="per_sample"):
+        replay_open(model, x, statistics="running")
+    assert replay_open(model, x, statistics="running", per_sample="one").shape == model(x).shape
+
+
+def test_open_activations_pass_everything() -> None:
+    x = images(2, 3)
+    for form in (F.gelu, F.silu, nn.Mish(inplace=True), torch.tanh):
+        assert_equal(replay_open(Between(form), x, statistics="running"), x)
+
+
+def test_a_product_that_is_open_adds_its_branches() -> None:
+    x = images(2, 4).abs()
+    out = replay_open(Between(lambda y: y[:, :2] * y[:, 2:]), x, statistics="running", per_sample="one")
+    assert_equal(out, x[:, :2] + x[:, 2:])
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+class _Gated(nn.Module):
+    """Value and gate meet in a product; the gate's weights feed a coefficient only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.value(x) * self.gate(x).sigmoid())
+
+
+def test_weights_that_feed_a_gate_have_the_score_of_its_squared_jacobian() -> None:
+    model, x = _Gated().double(), images(5, 3)
+    scores = pathex.score(model, "px", x)
+    value, gate = model.value(x), model.gate(x).sigmoid()
+    head = model.head.weight.square()
+    back = head.sum(0) * value.square() * (gate * (1 - gate)).square()  # (N, 4)
+    expected = torch.einsum("no,ni->oi", back, x.square()) * model.gate.weight.square()
+    assert_equal(scores["gate.weight"], expected)
+    back = head.sum(0) * gate.square()
+    assert_equal(scores["value.weight"], torch.einsum("no,ni->oi", back, x.square()) * model.value.weight.square())
