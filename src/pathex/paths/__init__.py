@@ -13,7 +13,7 @@ An operation without a rule raises `pathex.errors.UnsupportedOperation` that nam
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings
-from pathex.paths._readings import Coefficients
+from pathex.paths._readings import Coefficients, PerSample, Smooth
 from pathex.paths.connectivity import Connectivity, connectivity
 from pathex.paths.observing import Statistics, calibrate, forward
 from pathex.paths.passes import Recording, record, replay, replay_open
@@ -24,7 +24,9 @@ __all__ = [
     "Connectivity",
     "Footprint",
     "Moments",
+    "PerSample",
     "Recording",
+    "Smooth",
     "Statistics",
     "Survey",
     "calibrate",

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, PathexWarning
 from pathex.paths import Survey, compute_dtype, survey
 
 __all__ = ["Batch", "Problem", "generator", "parse_memory", "read_batches"]
@@ -187,6 +188,22 @@ class Problem:
         return hashlib.sha256(
             b"".join(sorted(_digest(image) for x, _ in self.batches for image in x.cpu()))
         ).hexdigest()
+
+    def doubt(self, message: str) -> None:
+        """Say once per prune that a result may not mean what it seems to.
+
+        Args:
+            message: One line that names what is doubtful and why.
+
+        Raises:
+            InvalidInput: With ``strict``.
+        """
+        if self.strict:
+            raise InvalidInput(f"{message} (an error because of strict=True)")
+        said: set[str] = self.memo.setdefault("doubts", set())
+        if message not in said:
+            said.add(message)
+            warnings.warn(message, PathexWarning, stacklevel=2)
 
     def survey(self, output: str | int | None = None) -> Survey:
         """What one forward pass shows of the network.

@@ -14,14 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
-from pathex.paths import Moments, Recording, Statistics, calibrate, forward, read_scales, record
+from pathex.paths import (
+    Moments,
+    PerSample,
+    Recording,
+    Smooth,
+    Statistics,
+    calibrate,
+    forward,
+    read_scales,
+    record,
+)
 from pathex.scores._problem import Problem, generator
 
 __all__ = [
     "MODEL_OPTIONS",
     "MODEL_READING",
     "OPTIONS",
+    "PER_SAMPLE",
     "READING",
+    "SMOOTH",
     "ModelReader",
     "PathReader",
     "Reader",
@@ -54,6 +66,14 @@ def _options(default: str, *others: str) -> Mapping[str, str]:
 
 
 OPTIONS: Mapping[str, str] = _options("batch", "running")
+SMOOTH: Mapping[str, str] = {
+    "smooth": "coefficient of smooth activations (GELU, SiLU, ...): secant phi(x)/x (default), tangent phi'(x), or mixed: "
+    "the secant on the way and the tangent on the way back, as the kernel has it",
+}
+PER_SAMPLE: Mapping[str, str] = {
+    "per_sample": "coefficients that only a sample has (LayerNorm and its like, attention, gates, products of branches): "
+    "refuse (default), or one: they count 1 where every gate is open",
+}
 MODEL_OPTIONS: Mapping[str, str] = {
     **_options("train", "batch", "running"),
     "loss": "function (outputs, labels) -> mean loss; default: cross-entropy",
@@ -189,8 +209,23 @@ class Reader:
         return calibrate(self.problem.model, images, tensors=tensors, chunk=chunk, output=self.output)
 
 
+@dataclass(frozen=True)
 class PathReader(Reader):
-    """Reads a problem's network as paths."""
+    """Reads a problem's network as paths.
+
+    Attributes:
+        smooth: The coefficient of smooth activations in a recorded pass.
+        per_sample: What an open reading does with coefficients that belong to a sample.
+    """
+
+    smooth: Smooth = "secant"
+    per_sample: PerSample = "refuse"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("smooth", get_args(Smooth)), ("per_sample", get_args(PerSample))):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, getattr(self, name), known)
 
     def coefficients(self, tensors: Mapping[str, Tensor]) -> Sequence[Moments] | Literal["running"]:
         """What BatchNorm layers are read with: calibrated moments, or the stored statistics.
@@ -221,7 +256,10 @@ class PathReader(Reader):
         calibration: Any = "batch" if together and self.calibration == "batch" else self.statistics(tensors)
         for part in parts:
             x = part.to(self.precision)
-            yield x, record(model, x, tensors=tensors, calibration=calibration, output=self.output)
+            yield (
+                x,
+                record(model, x, tensors=tensors, calibration=calibration, smooth=self.smooth, output=self.output),
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import replay
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, SMOOTH, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -71,9 +71,9 @@ METHOD = Method(
         differences="keeps the best weight of every layer that lies on a path; the printed product form is "
         "'px-literal'; what the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9, expected trace by all sign patterns",
-        options=OPTIONS,
+        options={**SMOOTH, **OPTIONS},
     ),
     _score,
-    READING,
+    {**READING, "smooth": "secant"},
     floor=1,
 )

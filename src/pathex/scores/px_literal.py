@@ -13,7 +13,7 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import replay, replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, SMOOTH, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -41,6 +41,7 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
             start,
             statistics=statistics,
             tensors={**wide.other(), **weights},
+            per_sample=reader.per_sample,
             output=reader.output,
         )
         total = (reach * seen).sum()
@@ -70,8 +71,8 @@ METHOD = Method(
         "too (rows: benchmarks/rows/literal_overlap-fashion-mini.csv); with calibration the mask feeds back on the "
         "statistics and they drift apart. What the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9",
-        options=OPTIONS,
+        options={**SMOOTH, **PER_SAMPLE, **OPTIONS},
     ),
     _score,
-    READING,
+    {**READING, "smooth": "secant", "per_sample": "refuse"},
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from pathex.errors import UnknownName
 from pathex.paths import replay_open, run, tensors_of, untouched
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -41,6 +41,7 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
                 tensors=tensors,
                 coefficients="absolute",
                 pools="max",
+                per_sample=reader.per_sample,
                 output=reader.output,
             )
         return {name: 2 * score for name, score in gradient_scores(out.sum(), weights).items()}
@@ -65,10 +66,11 @@ METHOD = Method(
         checked="golden scores to 1e-9 (released), brute force to 1e-10 (dropped), conservation per layer on chains",
         options={
             "shifts": "dropped (default): no biases, means and shifts; released: absolute state, plain network",
+            **PER_SAMPLE,
             **OPTIONS,
             "calibration": "running (default): stored statistics, as published; batch: calibrated on the pruning set",
         },
     ),
     _score,
-    {**READING, "calibration": "running"},
+    {**READING, "calibration": "running", "per_sample": "refuse"},
 )

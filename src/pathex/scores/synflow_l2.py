@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathex.paths import replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, READING, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -22,7 +22,14 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     statistics = reader.coefficients(tensors)
     start = torch.ones_like(problem.images[:1], dtype=torch.float64)
     with torch.enable_grad():
-        out = replay_open(problem.model, start, statistics=statistics, tensors=tensors, output=reader.output)
+        out = replay_open(
+            problem.model,
+            start,
+            statistics=statistics,
+            tensors=tensors,
+            per_sample=reader.per_sample,
+            output=reader.output,
+        )
         return gradient_scores(out.sum(), weights)
 
 
@@ -41,8 +48,8 @@ METHOD = Method(
         holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="the code released with NTK-SAP multiplies by theta instead of theta^2",
         checked="path enumeration to 1e-10 in float64",
-        options=OPTIONS,
+        options={**PER_SAMPLE, **OPTIONS},
     ),
     _score,
-    READING,
+    {**READING, "per_sample": "refuse"},
 )
