@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pathex.allocate
-from pathex.allocate import fill, keep_best, keep_best_by_layer, keep_connected, layer_densities, round_to_total
-from pathex.errors import InvalidInput, UnknownName
+from brute_force import mask_forms
+from pathex.allocate import (
+    described,
+    fill,
+    keep_best,
+    keep_best_by_layer,
+    keep_connected,
+    layer_densities,
+    round_to_total,
+)
+from pathex.choosing import Chooser
+from pathex.errors import InvalidInput, MaskMismatch, UnknownName
+from pathex.masks import Mask
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 1e-300, 1e300, math.inf, -math.inf])
 LAYERS = st.lists(st.lists(VALUES, min_size=1, max_size=12), min_size=1, max_size=5)
@@ -170,6 +181,72 @@ def test_bad_allocations_name_what_is_allowed(allocation: object, message: str) 
 def test_filling_never_exceeds_a_cap() -> None:
     found = fill({"a": 1.0, "b": 3.0}, 12.0, {"a": 10, "b": 10}, {"a": 1.0, "b": 0.6})
     assert found == pytest.approx({"a": 0.6, "b": 0.6})
+
+
+# -- another mask as allocation ----------------------------------------------------------------------------------------
+
+LAYER_COUNTS = st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6)
+
+
+def first_kept(counts: Mapping[str, int], sizes: Mapping[str, int]) -> Mask:
+    return Mask({name: torch.arange(size) < counts[name] for name, size in sizes.items()})
+
+
+@settings(max_examples=100, deadline=None)
+@given(LAYER_COUNTS, st.floats(0.01, 1))
+def test_densities_in_proportion_to_a_mask(layers: list[tuple[int, float, float]], part: float) -> None:
+    sizes = {str(i): size for i, (size, _, _) in enumerate(layers)}
+    like = first_kept({str(i): round(size * own) for i, (size, own, _) in enumerate(layers)}, sizes)
+    start = {str(i): max(1, round(size * own)) for i, (size, _, own) in enumerate(layers)}
+    weights = {name: count.kept / count.total for name, count in like.counts().items()}
+    caps = {name: start[name] / size for name, size in sizes.items()}
+    room = sum(start[name] for name in sizes if weights[name] > 0)
+    if room == 0:
+        return
+    target = part * room
+    found = layer_densities(like, target / sum(sizes.values()), {n: (s,) for n, s in sizes.items()}, start)
+    assert found == pytest.approx(mask_forms.proportional(weights, target, sizes, caps), abs=1e-9)
+    assert sum(found[name] * size for name, size in sizes.items()) == pytest.approx(target)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_own_sparsity_of_a_mask_gives_its_counts(seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    like = Mask({f"l{i}": torch.rand(7 + 11 * i, 13, generator=source) < 0.1 + 0.2 * i for i in range(5)})
+    start = Mask({name: torch.ones_like(entry) for name, entry in like.items()})
+    assert Chooser(start, like.density, 1, allocation=like).final == {n: c.kept for n, c in like.counts().items()}
+    fewer = Chooser(start, like.density / 2, 1, allocation=like).final
+    assert fewer is not None and sum(fewer.values()) == round(like.kept / 2)
+    assert all(abs(fewer[name] - count.kept / 2) <= 1 for name, count in like.counts().items())
+
+
+def test_what_a_mask_does_not_name_is_dense_and_what_it_empties_stays_empty() -> None:
+    some = {"conv": torch.arange(72).view(4, 2, 3, 3) < 36}
+    assert layer_densities(some, 0.25, SHAPES, FULL) == pytest.approx({"conv": 28 / 76 * 0.5, "fc": 28 / 76})
+    none = {"conv": torch.zeros(4, 2, 3, 3, dtype=torch.bool)}
+    assert layer_densities(none, 40 / 112, SHAPES, FULL) == {"conv": 0.0, "fc": 1.0}
+    with pytest.raises(InvalidInput, match=r"keeps nothing of conv, so the sparsity is at least 0\.642857, not 0\.6"):
+        layer_densities(none, 0.4, SHAPES, FULL)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ({"head": torch.ones(2) > 0}, UnknownName, "'head'.* Known: conv, fc"),
+        ({"fc": torch.ones(10, 5) > 0}, MaskMismatch, r"\(10, 5\) for 'fc'; allowed: a mask of shape \(10, 4\)"),
+        ({"fc": torch.ones(10, 4)}, MaskMismatch, "torch.float32"),
+        ({"fc": torch.ones(10, 4) > 0, "conv": 0.5}, MaskMismatch, "allocation has 0.5 for 'conv'"),
+    ],
+)
+def test_masks_of_another_model_are_refused(mask: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        layer_densities(mask, 0.3, SHAPES, FULL)
+
+
+def test_allocations_as_plain_data() -> None:
+    assert described("erk") == "erk"
+    assert described({"fc": 1}) == {"fc": 1.0}
+    assert described(Mask({"fc": torch.arange(4) < 3})) == {"in proportion to": {"fc": 0.75}}
 
 
 # -- connected weights -------------------------------------------------------------------------------------------------

@@ -179,6 +179,13 @@ def test_a_mask_of_another_model_lists_what_does_not_fit(tmp_path: Path) -> None
         Mask.load(tmp_path / "m.safetensors", model)
 
 
+def test_a_mask_can_be_checked_against_tensors() -> None:
+    mask = Mask({"a": bits(1, 0)})
+    mask.check({"a": torch.ones(2), "b": torch.ones(1)})
+    with pytest.raises(MaskMismatch, match=r"does not fit the tensors: 'a' has shape \(2,\) .* \(3,\)"):
+        mask.check({"a": torch.ones(3)})
+
+
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     Mask({"w": torch.rand(64, 9) < 0.5}).save(path)

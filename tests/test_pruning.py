@@ -110,7 +110,7 @@ def test_exact_sparsity(model: nn.Module, images: Tensor, sparsity: float) -> No
 
 
 @pytest.mark.parametrize("method", ["px", "random", lambda m, b, k: {n: torch.zeros_like(p) for n, p in weights(m)}])
-@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse", "ignore:all scores are zero")
 def test_seeds(model: nn.Module, images: Tensor, method: Any) -> None:
     first, again, other = (pathex.prune(model, method, sparsity=0.9, data=images, rounds=2, seed=s).mask
                            for s in (1, 1, 2))  # fmt: skip
@@ -160,7 +160,7 @@ def test_published_rounds_are_the_default(images: Tensor) -> None:
     assert len(pathex.prune(model, "px", sparsity=0.5, data=data).history) == 100
     assert len(pathex.prune(model, "magnitude", sparsity=0.5, data=data).history) == 1
     for method in pathex.methods():
-        assert pathex.methods(method).rounds in (1, 100)
+        assert pathex.methods(method).rounds in (1, 20, 60, 100)
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------
@@ -261,6 +261,7 @@ def test_effective_budget_on_a_residual_network(model: nn.Module, images: Tensor
     assert nominal.disconnected > 0
 
 
+@pytest.mark.filterwarnings("ignore:all scores are zero")
 def test_a_collapsed_layer_warns_or_raises() -> None:
     model = mlp(3, 6, 2)
     scores = {"0.weight": torch.ones(6, 3), "2.weight": torch.zeros(2, 6)}

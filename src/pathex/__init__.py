@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pathex._version import __version__
 
 if TYPE_CHECKING:
-    from pathex import data, errors, models, paths
+    from pathex import converters, data, errors, mask_files, models, paths
     from pathex.attaching import attach, make_permanent
     from pathex.masks import Mask
     from pathex.pruning import prune, score
@@ -24,9 +24,11 @@ __all__ = [
     "Mask",
     "__version__",
     "attach",
+    "converters",
     "data",
     "errors",
     "make_permanent",
+    "mask_files",
     "methods",
     "models",
     "paths",
@@ -42,7 +44,7 @@ _HOME = {
     "prune": "pruning",
     "score": "pruning",
 }
-_MODULES = ("data", "errors", "models", "paths", "report", "runs")
+_MODULES = ("converters", "data", "errors", "mask_files", "models", "paths", "report", "runs")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,15 +7,17 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, MaskMismatch, UnknownName
 
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "described",
     "fill",
     "keep_best",
     "keep_best_by_layer",
@@ -25,8 +27,8 @@ __all__ = [
 ]
 
 ALLOCATIONS = ("global", "layer", "uniform", "erk")
-Allocation = str | Mapping[str, float]
-"""One of `ALLOCATIONS`, or weight names to final densities."""
+Allocation = str | Mapping[str, float] | Mapping[str, Tensor]
+"""One of `ALLOCATIONS`, weight names to final densities, or a mask whose densities are taken in proportion."""
 
 
 _TRIALS = 64  # weights that `keep_connected` tries to drop in vain before it gives up
@@ -263,7 +265,8 @@ def layer_densities(
         allocation: ``layer``: every layer loses the same fraction of what the start mask left it. ``uniform``: every
             layer ends at the same density, as far as the start mask allows. ``erk``: Erdos-Renyi-Kernel (Evci et al.
             2020), density proportional to the sum of a weight's dimensions over their product. A mapping from weight
-            names to densities fixes those layers; the others share the rest uniformly.
+            names to densities fixes those layers; the others share the rest uniformly. A mask (names to bool tensors):
+            densities proportional to its own, as far as the start mask allows; what it does not name is dense in it.
         density: Density over all layers together, in (0, 1].
         shapes: Name to weight shape.
         start: Name to the number of weights that the start mask keeps.
@@ -278,7 +281,9 @@ def layer_densities(
     caps = {name: start[name] / sizes[name] for name in sizes}
     target = density * sum(sizes.values())
     if isinstance(allocation, Mapping):
-        return _explicit(allocation, density, sizes, caps)
+        if any(isinstance(value, Tensor) for value in allocation.values()):
+            return _proportional(_own_densities(allocation, shapes), target, sizes, caps)
+        return _explicit(cast(Mapping[str, float], allocation), density, sizes, caps)
     if allocation == "layer":
         factor = target / sum(start.values())
         return {name: cap * factor for name, cap in caps.items()}
@@ -295,7 +300,7 @@ def fill(
     """Densities proportional to ``weights`` that keep a given number of weights together, none above its cap.
 
     Args:
-        weights: Name to a number, not negative.
+        weights: Name to a number, not negative; what has zero stays empty.
         target: Number of kept weights.
         sizes: Name to the number of weights.
         caps: Name to the highest density.
@@ -306,13 +311,58 @@ def fill(
     full: set[str] = set()
     while True:
         rest = target - sum(caps[name] * sizes[name] for name in full)
-        scale = rest / sum(weights[name] * sizes[name] for name in sizes if name not in full) if rest > 0 else 0.0
+        weight = sum(weights[name] * sizes[name] for name in sizes if name not in full)
+        scale = rest / weight if rest > 0 and weight > 0 else 0.0
         over = {name for name in sizes if name not in full and weights[name] * scale > caps[name]}
         if not over:
             return {name: caps[name] if name in full else weights[name] * scale for name in sizes}
         full |= over
         if len(full) == len(sizes):
             return dict(caps)
+
+
+def described(allocation: Allocation) -> str | dict[str, float] | dict[str, dict[str, float]]:
+    """An allocation as plain data, for metadata and files.
+
+    Args:
+        allocation: The allocation.
+
+    Returns:
+        Its name, names to densities, or for a mask ``{"in proportion to": names to its densities}``.
+    """
+    if isinstance(allocation, str):
+        return allocation
+    if any(isinstance(value, Tensor) for value in allocation.values()):
+        return {"in proportion to": {name: _mean(entry) for name, entry in allocation.items()}}
+    return {name: float(value) for name, value in allocation.items()}
+
+
+def _mean(entry: Any) -> float:
+    return int(entry.sum()) / entry.numel()
+
+
+def _own_densities(mask: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    for name, entry in mask.items():
+        if name not in shapes:
+            raise UnknownName("weight in allocation", name, shapes)
+        if not isinstance(entry, Tensor) or entry.dtype != torch.bool or tuple(entry.shape) != tuple(shapes[name]):
+            found = f"{entry.dtype} {tuple(entry.shape)}" if isinstance(entry, Tensor) else repr(entry)
+            raise MaskMismatch(f"allocation has {found} for {name!r}; allowed: a mask of shape {tuple(shapes[name])}")
+    return {name: _mean(mask[name]) if name in mask else 1.0 for name in shapes}
+
+
+def _proportional(
+    weights: Mapping[str, float], target: float, sizes: Mapping[str, int], caps: Mapping[str, float]
+) -> dict[str, float]:
+    room = sum(caps[name] * size for name, size in sizes.items() if weights[name] > 0)
+    if target > room + 0.5:
+        empty = ", ".join([name for name in sizes if weights[name] == 0][:5])
+        total = sum(sizes.values())
+        raise InvalidInput(
+            f"allocation and sparsity contradict each other: the mask keeps nothing of {empty}, so the sparsity is at "
+            f"least {1 - room / total:.6f}, not {1 - target / total:.6f}"
+        )
+    return fill(weights, target, sizes, caps)
 
 
 def _explicit(

@@ -17,13 +17,11 @@ from pathex.allocate import (
 )
 from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import Count, Mask
+from pathex.securing import Connected, Securer
 
 __all__ = ["BUDGETS", "Chooser"]
 
 BUDGETS = ("nominal", "effective")
-
-Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""From a mask to the part of it that lies on input-output paths."""
 
 
 @dataclass
@@ -38,7 +36,9 @@ class Chooser:
         schedule: ``exponential`` or ``linear``.
         budget: ``nominal`` or ``effective``.
         min_per_layer: Weights that every layer keeps in any case.
-        floor: Weights that every layer with a positive score keeps, if there is room.
+        floor: Weights that every layer with a positive score keeps, if there is room; with any, a path through every
+            layer that lies on one is kept too.
+        revives: Whether weights that a round removed may return in a later one; those outside ``start`` never do.
         seed: Seed of the order that breaks ties.
         densities: Density after each round.
 
@@ -55,11 +55,13 @@ class Chooser:
     budget: str = "nominal"
     min_per_layer: int = 0
     floor: int = 0
+    revives: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
             raise UnknownName("budget", self.budget, BUDGETS)
+        self._securer: Securer | None = None
         self.total = self.start.total
         self.kept = round(self.density * self.total)
         if self.kept < 1:
@@ -101,19 +103,48 @@ class Chooser:
             connected: From a mask to the part of it that lies on paths; used by the effective budget.
 
         Returns:
-            The mask, a part of ``current`` with exactly as many weights as the schedule says.
+            The mask, with exactly as many weights as the schedule says: a part of ``current``, or of the start mask
+            if weights may return.
         """
         seed = (self.seed * 1_000_003 + number) % 2**63
         kept = round(self.densities[number - 1] * self.total)
-        counts = current.counts()
+        allowed = self.start if self.revives else current
+        counts = allowed.counts()
         if self.final is not None:
             chosen = self.final if number == self.rounds else self._counts(kept, number, counts)
-            return Mask(keep_best_by_layer(scores, current, chosen, seed=seed))
+            return self._with_paths(
+                scores,
+                allowed,
+                number,
+                connected,
+                lambda raised: keep_best_by_layer(raised, allowed, chosen, seed=seed),
+            )
         if self.budget == "nominal":
             floors = self._floors(scores, counts, kept)
-            return Mask(keep_best(scores, current, kept, seed=seed, at_least=floors))
+            return self._with_paths(
+                scores,
+                allowed,
+                number,
+                connected,
+                lambda raised: keep_best(raised, allowed, kept, seed=seed, at_least=floors),
+            )
         floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
-        return Mask(keep_connected(scores, current, kept, connected, seed=seed, at_least=floors))
+        return Mask(keep_connected(scores, allowed, kept, connected, seed=seed, at_least=floors))
+
+    def _with_paths(
+        self,
+        scores: Mapping[str, Tensor],
+        allowed: Mask,
+        number: int,
+        connected: Connected,
+        keep: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    ) -> Mask:
+        """What the allocation keeps; where the method wants a floor, with a path through every layer."""
+        if not self.floor:
+            return Mask(keep(scores))
+        if self._securer is None:
+            self._securer = Securer(connected)
+        return Mask(self._securer.keep(scores, allowed, keep, last=number == self.rounds))
 
     def _floors(self, scores: Mapping[str, Tensor], counts: Mapping[str, Count], kept: int) -> dict[str, int]:
         """Weights that each layer keeps in any case: what the user asks for; what the method wants if there is room."""

@@ -164,18 +164,19 @@ class Mask(Mapping[str, Tensor]):
     def _check_same(self, other: "Mask") -> None:
         _refuse("the masks are over different tensors", _differences(self, {n: e.shape for n, e in other.items()}))
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check that every entry fits a parameter of the model.
 
         Args:
-            model: The model.
+            model: The model, or names with tensors such as a state dict.
 
         Raises:
             MaskMismatch: If a name is unknown or a shape differs; the message lists what does not fit.
         """
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        masked = {name: shape for name, shape in shapes.items() if name in self}
-        _refuse(f"the mask does not fit {type(model).__name__}", _differences(self, masked))
+        tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        masked = {name: tensor.shape for name, tensor in tensors.items() if name in self}
+        what = type(model).__name__ if isinstance(model, nn.Module) else "the tensors"
+        _refuse(f"the mask does not fit {what}", _differences(self, masked))
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

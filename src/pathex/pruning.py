@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pathex import scores as scorers
-from pathex.allocate import Allocation
+from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
 from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnsupportedOperation
+from pathex.mask_files import read_allocation
 from pathex.masks import Mask
 from pathex.paths import Connectivity, connectivity, untouched
 from pathex.prunable import Selector, own_module, prunable_weights
@@ -104,8 +105,8 @@ def score(
         seed: Seed of whatever the method draws.
         memory: Budget for activations in bytes or as text such as ``2GiB``; results do not depend on it.
         strict: Whether doubts are errors.
-        ignore: Modules that are not scored: globs over module or parameter names, classes, modules.
-        prunable: Modules that are scored beside convolutions and linear layers.
+        ignore: What is not scored: globs over module or parameter names, classes, modules.
+        prunable: What is scored beside convolutions, linear layers and attention projections, likewise.
         **options: Options of the method (see its card).
 
     Returns:
@@ -158,10 +159,11 @@ def prune(
         sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         rounds: Score-and-keep rounds; None is the method's published number.
-        allocation: ``global`` (one threshold), ``layer``, ``uniform``, ``erk`` or a mapping from weight names to final
-            densities (see `pathex.allocate.layer_densities`).
-        ignore: Modules left dense: globs over module or parameter names, classes, modules.
-        prunable: Modules that are pruned beside convolutions and linear layers.
+        allocation: ``global`` (one threshold), ``layer``, ``uniform``, ``erk``, a mapping from weight names to final
+            densities, another mask whose densities are taken in proportion, or a file of either (see
+            `pathex.allocate.layer_densities`).
+        ignore: What is left dense: globs over module or parameter names, classes, modules.
+        prunable: What is pruned beside convolutions, linear layers and attention projections, likewise.
         min_per_layer: Weights that every layer keeps in any case.
         mask: A mask to start from; a weight that it removed never returns.
         budget: ``nominal`` counts kept weights; ``effective`` swaps weights that lie on no path for connected ones.
@@ -188,7 +190,7 @@ def prune(
     """
     method_call = _method_call(method, options)
     sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
-    min_per_layer = _natural("min_per_layer", min_per_layer)
+    min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
     model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     start = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}) if mask is None else mask
@@ -202,6 +204,7 @@ def prune(
         budget=budget,
         min_per_layer=min_per_layer,
         floor=scorers.find(method).floor if isinstance(method, str) else 0,
+        revives=scorers.find(method).revives if isinstance(method, str) else False,
         seed=seed,
     )
     steps, output = chooser.densities, options.get("output")
@@ -278,7 +281,37 @@ def _scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tens
             )
         if scores[name].isnan().any():
             raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
+    _doubt_extremes(problem, scores)
     return scores
+
+
+def _doubt_extremes(problem: Problem, scores: Mapping[str, Tensor]) -> None:
+    """Name the weights whose scores say nothing."""
+    said: set[str] = problem.memo.setdefault("extremes", set())
+    infinite, zero = [], []
+    for name, score in scores.items():
+        if name in said:
+            continue
+        if score.isinf().any():
+            infinite.append(name)
+        elif problem.round == 1 and not score.any() and _is_there(problem, name):
+            zero.append(name)
+    said.update(infinite, zero)
+    if infinite:
+        problem.doubt(f"infinite scores (overflow): {_some(infinite)}")
+    if zero:
+        # Also with strict: what dies of it is a LayerCollapse.
+        message = f"all scores are zero (on no path, behind a dead unit, or underflow): {_some(zero)}"
+        warnings.warn(message, PathexWarning, stacklevel=3)
+
+
+def _is_there(problem: Problem, name: str) -> bool:
+    return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def _check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:
@@ -330,9 +363,7 @@ def _report(problem: Problem, start: Mask, mask: Mask, output: str | int | None)
 
 def _collapse(report: PruneReport, strict: bool) -> None:
     if report.dead_layers:
-        more = f" and {len(report.dead_layers) - 4} more" if len(report.dead_layers) > 4 else ""
-        named = ", ".join(report.dead_layers[:4]) + more
-        message = f"{len(report.dead_layers)} layers lost every weight on every path: {named}"
+        message = f"{len(report.dead_layers)} layers lost every weight on every path: {_some(report.dead_layers)}"
         if strict:
             raise LayerCollapse(message)
         warnings.warn(LayerCollapse(message), stacklevel=3)
@@ -354,7 +385,7 @@ def _metadata(
         "model": type(problem.model).__name__,
         "requested_sparsity": sparsity,
         "rounds": rounds,
-        "allocation": allocation if isinstance(allocation, str) else dict(allocation),
+        "allocation": described(allocation),
         "schedule": schedule,
         "budget": budget,
         "seed": problem.seed,

@@ -12,6 +12,7 @@ import yaml
 
 import pathex
 from pathex.errors import InvalidInput, PathexWarning
+from pathex.mask_files import FORMATS, read_mask
 from pathex.masks import Mask
 from pathex.runs import RunConfig
 
@@ -25,7 +26,7 @@ def test_help_lists_exactly_the_commands_there_are(command: Command, words: str)
     listed = [
         line.split()[0] for line in out.split("commands:")[1].split("options:")[0].splitlines() if line[2:3].strip()
     ]
-    assert listed == ["demo", "run", "prune", "report", "methods", "models", "datasets"]
+    assert listed == ["demo", "run", "prune", "convert", "report", "methods", "models", "datasets"]
 
 
 def test_no_command_shows_help_and_is_an_error(command: Command) -> None:
@@ -170,3 +171,77 @@ def test_prune_writes_the_mask_that_run_trains(command: Command) -> None:
 def test_prune_refuses_a_place_it_cannot_write(command: Command) -> None:
     code, _, err = command("prune", "--out", "no/such/folder/m.safetensors")
     assert code == 2 and "--out 'no/such/folder/m.safetensors'" in err
+
+
+SMALL = ("--images-per-class", "2", "--model-options.width", "2", "--method", "magnitude")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_prune_writes_every_format_and_starts_from_it(command: Command, form: str) -> None:
+    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "own.safetensors")[0] == 0
+    words = ("--out", "half.safetensors", "--format", form)
+    code, out, err = command("prune", *SMALL, "--sparsity", "0.5", *words)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "half.safetensors"
+    half = read_mask("half.safetensors")
+    assert half == Mask.load("own.safetensors")
+    start = ("--sparsity", "0.75", "--start-mask", "half.safetensors", "--out", "quarter.safetensors")
+    code, _, err = command("prune", *SMALL, *start, "--method", "random")
+    assert (code, err) == (0, "")
+    quarter = Mask.load("quarter.safetensors")
+    assert (quarter - half).kept == 0 and quarter.kept == round(0.25 * half.total)
+    assert quarter.metadata["start_mask"] == "half.safetensors"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_convert_goes_both_ways(command: Command, form: str) -> None:
+    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "a.safetensors")[0] == 0
+    assert command("prune", *SMALL, "--sparsity", "0", "--out", "w.pt", "--format", "zeros")[0] == 0
+    ending = "safetensors" if form == "pathex" else "pt"
+    words = ("--format", form, "--out", f"b.{ending}", "--weights", "w.pt")
+    code, out, err = command("convert", "a.safetensors", *words)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == f"b.{ending}" and "conv.weight" in out
+    code, out, err = command("convert", f"b.{ending}", "--out", "c.safetensors")
+    assert (code, err) == (0, "")
+    assert Mask.load("c.safetensors") == Mask.load("a.safetensors")
+    if form in FORMATS[2:]:
+        assert command("convert", f"b.{ending}", "--format", "zeros", "--out", "d.pt")[0] == 0
+        assert read_mask("d.pt") == Mask.load("a.safetensors")
+
+
+def test_convert_refuses_in_one_line(command: Command) -> None:
+    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "a.safetensors")[0] == 0
+    for words, message in (
+        ((), "no mask file given"),
+        (("nowhere.pt",), "no mask file at nowhere.pt"),
+        (("a.safetensors", "--format", "zip"), "unknown mask format 'zip'"),
+        (("a.safetensors", "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
+        (("a.safetensors", "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
+    ):
+        code, out, err = command("convert", *words)
+        assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert not Path("z.pt").exists()
+
+
+def test_a_network_with_zeros_is_a_start_of_its_own(command: Command) -> None:
+    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "half.pt", "--format", "zeros")[0] == 0
+    words = (*SMALL, "--weights", "half.pt", "--start-mask", "zeros", "--sparsity", "0.75", "--epochs", "0")
+    code, out, err = command("run", *words)
+    assert (code, err.count("error")) == (0, 0)
+    mask = Mask.load(Path(out.splitlines()[-1]) / "mask.safetensors")
+    assert (mask - read_mask("half.pt")).kept == 0 and mask.kept == round(0.25 * mask.total)
+    code, _, err = command("prune", *SMALL, "--start-mask", "half.pt", "--model-options.width", "4")
+    assert code == 2 and "has shape (2, 1, 3, 3) in the mask and (4, 1, 3, 3) there" in err
+
+
+def test_allocations_from_files_and_other_weights(command: Command) -> None:
+    Path("a.yaml").write_text("conv.weight: 1.0\nfc.weight: 0.25\n")
+    words = ("prune", *SMALL, "--sparsity", "0.5", "--out")
+    assert command(*words, "m.safetensors", "--allocation", "a.yaml")[0] == 0
+    mask = Mask.load("m.safetensors")
+    assert mask.counts()["conv.weight"] == (18, 18) and mask.counts()["fc.weight"] == (20, 80)
+    assert command(*words, "n.safetensors", "--allocation", "m.safetensors", "--method", "random")[0] == 0
+    other = Mask.load("n.safetensors")
+    assert other.counts() == mask.counts() and other != mask
+    assert other.metadata["allocation"]["in proportion to"]["fc.weight"] == 0.25
+    code, _, err = command(*words, "o.safetensors", "--prunable", "['*.bn1.bias']", "--allocation", "uniform")
+    assert (code, err) == (0, "") and Mask.load("o.safetensors").counts()["blocks.0.bn1.bias"].total == 2

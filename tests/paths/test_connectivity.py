@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from brute_force.cases import Branches, prunable, random_mask
-from pathex.errors import UnsupportedOperation
 from pathex.paths import connectivity
 
 
@@ -169,8 +168,9 @@ class _Standardised(nn.Linear):
         return nn.functional.linear(x, self.weight - self.weight.mean(1, keepdim=True))
 
 
-def test_a_computed_weight_is_refused() -> None:
-    """A mask pushed through a standardisation says nothing about what is connected."""
+def test_the_mask_of_a_computed_weight_stands_in_its_place() -> None:
     model = nn.Sequential(_Standardised(3, 3), nn.Linear(3, 2))
-    with pytest.raises(UnsupportedOperation, match="computed from its parameter"):
-        connectivity(model, random_mask(model, 0), torch.randn(1, 3))
+    plain = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    mask = random_mask(model, 0)
+    found, expected = (connectivity(net, mask, torch.randn(1, 3)) for net in (model, plain))
+    assert all(torch.equal(found.effective[name], expected.effective[name]) for name in mask)

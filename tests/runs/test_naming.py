@@ -27,7 +27,9 @@ def test_a_list_of_milestones_is_as_good_as_a_tuple():
 
 
 def test_dense_runs_of_all_sparsities_are_one_run():
-    first = RunConfig(method="dense", sparsity=0.5, rounds=3, images_per_class=1)
+    first = RunConfig(
+        method="dense", sparsity=0.5, rounds=3, images_per_class=1, start_mask="zeros", prunable=("*.bias",)
+    )
     assert run_name(first) == run_name(RunConfig(method="dense", sparsity=0.9))
     assert "-s0-" in run_name(first)
     assert run_name(first) != run_name(RunConfig(method="dense", seed=1))

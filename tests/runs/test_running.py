@@ -26,7 +26,7 @@ def test_a_run_leaves_every_file_and_holds_its_mask(settings):
     }
     assert json.loads((folder / "result.json").read_text()) == result
     assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
-        **{**settings, "milestones": [0.5, 0.75], "ignore": []}
+        **{**settings, "milestones": [0.5, 0.75], "ignore": [], "prunable": []}
     )
     assert result["status"] == "done"
     assert result["kept"] == round(0.25 * result["total"])

@@ -25,6 +25,8 @@ def test_the_defaults_are_valid():
         ({"augment": "mixup"}, "unknown augment 'mixup'"),
         ({"allocation": "locally"}, "unknown allocation 'locally'"),
         ({"allocation": {"a": 2.0}}, r"allocation of 'a' is 2\.0"),
+        ({"allocation": "nowhere.yaml"}, r"allocation file 'nowhere\.yaml' cannot be read: No such file"),
+        ({"start_mask": "nowhere.pt"}, r"start_mask 'nowhere\.pt' is no file; allowed: a file, 'zeros' or none"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"seed": -1}, "seed is -1"),

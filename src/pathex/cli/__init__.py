@@ -17,6 +17,7 @@ _COMMANDS = MappingProxyType(
         "demo": "dense, random, magnitude, synflow and px on the embedded images, then a report",
         "run": "prune, train and evaluate one network",
         "prune": "write the mask of one network",
+        "convert": "a mask file in another form",
         "report": "tables, figures and one page from finished runs",
         "methods": "list the pruning methods, or show the card of one",
         "models": "list the networks",

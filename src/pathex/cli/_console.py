@@ -2,13 +2,16 @@
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["RunDisplay", "console", "table"]
+if TYPE_CHECKING:
+    from pathex import Mask
+
+__all__ = ["RunDisplay", "console", "mask_table", "table"]
 
 _PIPED_WIDTH = 120
 _MOST_LINES = 10
@@ -39,6 +42,25 @@ def table(*columns: str, right: int = 0) -> Table:
         numeric = number >= len(columns) - right
         made.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric or number == 0)
     return made
+
+
+def mask_table(mask: "Mask") -> Table:
+    """What a mask keeps of each layer and of all.
+
+    Args:
+        mask: The mask.
+
+    Returns:
+        A table with a row for each layer; layers that keep nothing stand out.
+    """
+    counts = mask.counts()
+    layers = table("layer", "kept", "of", "density", right=3)
+    for name, (kept, total) in counts.items():
+        style = "bold red" if kept == 0 else None
+        layers.add_row(name, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}", style=style)
+    layers.add_section()
+    layers.add_row("all", f"{mask.kept:,}", f"{mask.total:,}", f"{mask.density:.4f}", style="bold")
+    return layers
 
 
 class RunDisplay:

@@ -10,6 +10,8 @@ from pathex.errors import InvalidInput
 from pathex.runs.config import TicketConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pathex import Mask
 
 __all__ = ["execute"]
@@ -21,9 +23,12 @@ class PruneConfig(TicketConfig):
 
     Attributes:
         out: File of the mask.
+        format: Form of the file: ``pathex``, ``tensors``, ``torch-prune``, ``compressed-tensors`` or ``zeros``; the
+            last three hold the network's weights too.
     """
 
     out: str = "mask.safetensors"
+    format: str = "pathex"
 
 
 def execute(words: Sequence[str]) -> None:
@@ -38,22 +43,25 @@ def execute(words: Sequence[str]) -> None:
     description = """Prunes one network and writes its mask. With the same settings and seed, the mask is the one that
     pathex run trains."""
     config = parse("prune", PruneConfig, words, description)
+    from pathex.cli._console import console, mask_table
+    from pathex.mask_files import check_format, write_mask
     from pathex.runs.validation import check_ticket
 
     out = Path(config.out)
     check_ticket(config)
+    check_format(config.format, out)
     if out.is_dir() or not out.parent.is_dir():
         raise InvalidInput(f"--out {config.out!r} must name a file in a folder that exists")
-    mask, seconds = _prune(config)
-    try:
-        mask.save(out, method=config.method, model=config.model, data=config.data, seed=str(config.seed))
-    except OSError as error:
-        raise InvalidInput(f"--out {config.out!r} cannot be written: {error.strerror or error}") from error
-    _show(mask, seconds)
+    mask, model, seconds = _prune(config)
+    mask.metadata |= {"model": config.model, "data": config.data}
+    write_mask(mask, out, config.format, model)
+    screen = console()
+    screen.print(mask_table(mask))
+    screen.print(f"sparsity {mask.sparsity:.6g} in {seconds:.1f} s")
     print(out)
 
 
-def _prune(config: PruneConfig) -> tuple["Mask", float]:
+def _prune(config: PruneConfig) -> tuple["Mask", "nn.Module", float]:
     from pathex.cli._console import RunDisplay
     from pathex.runs.tickets import build_task, find_ticket
     from pathex.train import fabric
@@ -64,20 +72,4 @@ def _prune(config: PruneConfig) -> tuple["Mask", float]:
     with RunDisplay() as display:
         display.begin(config.method)
         result, seconds = find_ticket(config, task, images, lambda known: display("prune_round", known))
-        return result.mask, seconds
-
-
-def _show(mask: "Mask", seconds: float) -> None:
-    from pathex.cli._console import console, table
-
-    counts = mask.counts()
-    layers = table("layer", "kept", "of", "density", right=3)
-    for name, (kept, total) in counts.items():
-        style = "bold red" if kept == 0 else None
-        layers.add_row(name, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}", style=style)
-    kept, total = (sum(part) for part in zip(*counts.values(), strict=True))
-    layers.add_section()
-    layers.add_row("all", f"{kept:,}", f"{total:,}", f"{kept / total:.4f}", style="bold")
-    screen = console()
-    screen.print(layers)
-    screen.print(f"sparsity {1 - kept / total:.6g} in {seconds:.1f} s")
+        return result.mask, task.model, seconds

@@ -20,7 +20,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Inside, every module is in evaluation mode and runs uncompiled, autocast and TF32 are off and the random generators
     are forked.
-    Training flags, generators and back-end flags come back also when an exception is raised.
+    Training flags, generators, back-end flags and tensors that a forward pass stores on its modules come back also when
+    an exception is raised.
 
     Args:
         model: The model that is scored.
@@ -41,6 +42,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
+        stored = [(module, dict(vars(module))) for module, _ in flags]
         try:
             for module, _ in flags:
                 module.training = False
@@ -48,6 +50,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
+            for module, before in stored:
+                _put_back(module, before)
+
+
+def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
+    """Undo what a forward pass left on a module: the old weight norm, for one, stores the weight of the call."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor) and before.get(name) is not value:
+            if name in before:
+                vars(module)[name] = before[name]
+            else:
+                del vars(module)[name]
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathex.paths._effective import EffectiveReplay
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
-from pathex.paths._reading import Rule, is_in_place, tensors_in
-from pathex.paths._readings import Replay
-from pathex.paths._structure import MOVES
+from pathex.paths._reading import Rule, is_in_place
 from pathex.paths.passes import _reached
 
 __all__ = ["Connectivity", "connectivity"]
@@ -45,17 +44,12 @@ class _Indicator(torch.autograd.Function):
         return (grads[0] > 0).to(grads[0].dtype)
 
 
-class _Connect(Replay):
+class _Connect(EffectiveReplay):
     """Open reading in which every value is 0 (no path from the input arrives) or positive."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         self._writes = is_in_place(func) or bool((kwargs or {}).get("inplace"))
         return super().__torch_function__(func, types, args, kwargs)
-
-    def on_constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func not in MOVES and any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
-            raise self.unsupported(getattr(func, "__name__", str(func)), "a weight is computed from its parameter")
-        return super().on_constant(func, args, kwargs)
 
     def after(self, rule: Rule, result: Any) -> Any:
         if isinstance(result, Tensor) and not self._writes:

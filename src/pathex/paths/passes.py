@@ -19,6 +19,7 @@ from pathex.paths import (  # noqa: F401  (they fill the tables of rules)
     _smooth,
     _structure,
 )
+from pathex.paths._effective import EffectiveReplay
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._readings import Coefficients, PerSample, Record, Replay, Site, Smooth
@@ -165,7 +166,7 @@ def _linear(
     dtype = compute_dtype(model, tensors)
     with untouched(model):
         own = tensors_of(model, tensors, dtype)
-        reading = Replay(model, own, *how)
+        reading = EffectiveReplay(model, own, *how)
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTING), reading:
                 result = run(model, own, reading.carry(x.to(dtype, copy=True)), output)

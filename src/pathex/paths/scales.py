@@ -4,7 +4,7 @@ Many networks begin with a multiplicative parameter that is zero or tiny (last g
 with a head of zeros; every score behind it would vanish. `read_scales` reads those as one.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.paths._affine import _PRODUCTS, _QUOTIENTS, WEIGHTED
+from pathex.paths._affine import WEIGHTED
+from pathex.paths._effective import keeps_place
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
+from pathex.paths._products import PRODUCTS, QUOTIENTS
 from pathex.paths._reading import spellings, tensors_in
 from pathex.paths._structure import MOVES
 from pathex.paths.observing import Observe
@@ -21,8 +23,26 @@ from pathex.paths.observing import Observe
 __all__ = ["Footprint", "Survey", "read_scales", "survey"]
 
 _TINY = 0.01
-_FACTORS = frozenset(spellings(*_PRODUCTS, *_QUOTIENTS))
-_WEIGHTS = frozenset(spellings(*WEIGHTED))
+_STAYS_ZERO = frozenset(spellings("tanh", "tanh_"))
+# Where functions take factors, by place and keyword. A divisor that starts small makes nothing vanish.
+_FACTORS: Mapping[Callable[..., Any], Sequence[tuple[int, str]]] = {
+    **dict.fromkeys(spellings(*PRODUCTS), ((0, "input"), (1, "other"))),
+    **dict.fromkeys(spellings(*QUOTIENTS), ((0, "input"),)),
+    **dict.fromkeys(spellings("addcmul", "addcmul_"), ((1, "tensor1"), (2, "tensor2"))),
+    **dict.fromkeys(spellings("lerp", "lerp_", "layer_norm", "group_norm", "rms_norm"), ((2, "weight"),)),
+    **dict.fromkeys(spellings("_weight_norm"), ((1, "g"),)),
+    F.batch_norm: ((3, "weight"),),
+    F.instance_norm: ((3, "weight"),),
+    torch.instance_norm: ((1, "weight"),),
+}
+# Where functions take weights.
+_WEIGHTS: Mapping[Callable[..., Any], Sequence[tuple[int, str]]] = {
+    **dict.fromkeys(spellings(*WEIGHTED), ((1, "weight"),)),
+    **dict.fromkeys(spellings("matmul", "__matmul__", "mm", "bmm"), ((0, "input"), (1, "other"), (1, "mat2"))),
+    **dict.fromkeys(spellings("addmm", "baddbmm"), ((1, "mat1"), (2, "mat2"), (1, "batch1"), (2, "batch2"))),
+    torch.einsum: ((1, ""), (2, "")),
+    F.multi_head_attention_forward: ((-1, "in_proj_weight"), (-1, "out_proj_weight")),
+}
 
 
 @dataclass
@@ -43,14 +63,22 @@ class Survey:
     """What one forward pass of one image shows.
 
     Attributes:
-        factors: Names of the parameters that multiply what comes from the input (BatchNorm weights, layer scales).
-        weights: Names of the weights of linear and convolution calls, in the order of their first call.
+        factors: Names of the parameters that multiply what comes from the input: weights of normalisations, layer
+            scales, gains of standardised weights.
+        weights: Names of the weights of linear, convolution and matrix products, in the order of their first call.
+        heads: Those of them whose result goes to the output without meeting another one.
         footprint: Size of the activations of one image.
     """
 
     factors: frozenset[str]
     weights: tuple[str, ...]
+    heads: tuple[str, ...]
     footprint: Footprint
+
+
+def _taken(places: Sequence[tuple[int, str]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments at the given places."""
+    return [args[i] if 0 <= i < len(args) else kwargs.get(keyword) for i, keyword in places]
 
 
 @dataclass(eq=False)
@@ -63,44 +91,66 @@ class _Surveyor(Observe):
         super().__post_init__()
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
 
-    def _source(self, value: Any) -> str | None:
-        return getattr(value, "_pathex_source", None) or self._names.get(id(value))
+    # -- constants: what they were computed from -----------------------------------------------------------------------
+
+    def _weight(self, value: Any) -> str | None:
+        """Name of the parameter whose entries, changed in place or moved, are those of ``value``."""
+        return getattr(value, "_pathex_weight", None) or self._names.get(id(value))
+
+    def _product(self, value: Any) -> frozenset[str]:
+        """Names of the parameters that ``value`` is a product of."""
+        own = self._names.get(id(value))
+        found: frozenset[str] = getattr(value, "_pathex_product", frozenset())
+        return found if own is None else found | {own}
 
     def on_constant(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is F.batch_norm:  # of a weight: it is standardised, and the norm's own weight is its gain
-            self._note(func, args, kwargs)
         result = super().on_constant(func, args, kwargs)
-        scaled = func in _FACTORS and len(list(tensors_in((args, kwargs)))) == 1
-        source = self._source(args[0]) if args and (func in MOVES or scaled) else None
-        if source is not None:
-            for tensor in tensors_in([result]):
-                tensor._pathex_source = source  # type: ignore[attr-defined]
+        passes = func in MOVES or func in _STAYS_ZERO
+        operands = list(args[:1]) if passes else _taken(_FACTORS.get(func, ()), args, kwargs)
+        product = frozenset[str]().union(*map(self._product, operands))
+        for tensor in tensors_in([result]):
+            sources = (
+                args[:1] if func in MOVES else [s for s in tensors_in((args, kwargs)) if keeps_place(func, s, tensor)]
+            )
+            weight = next(filter(None, map(self._weight, sources)), None)
+            if id(tensor) in self._names:
+                continue
+            if product:
+                tensor._pathex_product = product  # type: ignore[attr-defined]
+            if weight is not None:
+                tensor._pathex_weight = weight  # type: ignore[attr-defined]
         return result
+
+    # -- what comes from the input: which weights it met last ----------------------------------------------------------
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _FACTORS or func is F.batch_norm or func in _WEIGHTS:
-            values = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-            if any(self.carries(value) for value in values):
-                self._note(func, args, kwargs or {})
+        carried = [tensor for tensor in tensors_in((args, kwargs or {})) if self.carries(tensor)]
+        met = self._note(func, args, kwargs or {}) if carried else []
+        before = frozenset[str]().union(*(getattr(tensor, "_pathex_met", ()) for tensor in carried))
         result = super().__torch_function__(func, types, args, kwargs)
-        if func not in MOVES:
-            for tensor in tensors_in([result]):
+        for tensor in tensors_in([result]):
+            if carried:
+                tensor._pathex_met = frozenset(met) or before  # type: ignore[attr-defined]
+            if func not in MOVES:
                 self.footprint.total += tensor.numel()
                 self.footprint.largest = max(self.footprint.largest, tensor.numel())
         return result
 
-    def _note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        position, keyword = (3, "weight") if func is F.batch_norm else (1, "weight" if func in _WEIGHTS else "other")
-        values = [args[position] if len(args) > position else kwargs.get(keyword)]
-        if func in _FACTORS:
-            values.append(args[0] if args else kwargs.get("input"))
-        for name in filter(None, map(self._source, values)):
-            if func in _WEIGHTS:
-                self.weights.setdefault(name)
-            else:
-                self.factors.add(name)
+    def _note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+        """Note the factors and the weights of a call that the input enters; returns the weights."""
+        factors = _taken(_FACTORS.get(func, ()), args, kwargs)
+        if len(factors) == 1 or any(map(self.carries, factors)):
+            self.factors.update(*(self._product(value) for value in factors if not self.carries(value)))
+        met: list[str] = []
+        for value in _taken(_WEIGHTS.get(func, ()), args, kwargs):
+            if not self.carries(value):
+                name = self._weight(value)
+                self.factors |= self._product(value) - {name}
+                met += [] if name is None else [name]
+        self.weights.update(dict.fromkeys(met))
+        return met
 
 
 def survey(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> Survey:
@@ -120,17 +170,18 @@ def survey(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> S
         reading = _Surveyor(model, tensors)
         start = few.to(dtype, copy=True)
         with reading:
-            run(model, tensors, reading.carry(start), output)
+            result = run(model, tensors, reading.carry(start), output)
     size = Footprint(-(-reading.footprint.total // len(few)), -(-reading.footprint.largest // len(few)))
-    return Survey(frozenset(reading.factors), tuple(reading.weights), size)
+    weights, met = tuple(reading.weights), getattr(result, "_pathex_met", ())
+    heads = tuple(name for name in weights if name in met) or weights[-1:]
+    return Survey(frozenset(reading.factors), weights, heads, size)
 
 
 def read_scales(model: nn.Module, survey: Survey, prunable: Collection[str]) -> dict[str, Tensor]:
     """The parameters that are read as one because they start at zero or almost there.
 
     These are the multiplicative parameters that are not prunable and whose entries are all equal and below 0.01 in
-    absolute value, and the weight of the last linear or convolution call if it is prunable and all zero (a zero head
-    then has entries of unit square).
+    absolute value, and the heads that are prunable and all zero (their entries are then of unit square).
 
     Args:
         model: The network.
@@ -146,9 +197,7 @@ def read_scales(model: nn.Module, survey: Survey, prunable: Collection[str]) -> 
         for name in sorted(survey.factors)
         if name in parameters and name not in prunable and _flat_and_tiny(parameters[name])
     ]
-    head = survey.weights[-1] if survey.weights else ""
-    if head in prunable and not parameters[head].any():
-        names.append(head)
+    names += [name for name in survey.heads if name in prunable and not parameters[name].any()]
     dtype = compute_dtype(model)
     return {name: torch.ones_like(parameters[name], dtype=dtype, requires_grad=False) for name in names}
 

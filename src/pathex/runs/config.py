@@ -17,8 +17,13 @@ class TicketConfig:
             ``package.module:factory``.
         data: Name of a data set (see ``pathex datasets``): own name, ``imagefolder:PATH``, ``npz:PATH``.
         rounds: Score-and-threshold rounds; null is the method's published number.
-        allocation: ``global``, ``layer``, ``uniform``, ``erk``, or a mapping from weight name to density.
-        ignore: Globs of module names whose weights stay dense.
+        allocation: ``global``, ``layer``, ``uniform``, ``erk``, a mapping from weight name to density, or a file: YAML
+            or JSON with such a mapping, or a mask, whose layer densities are taken in proportion.
+        ignore: Globs over names of modules or parameters that stay dense.
+        prunable: Globs over names of modules or parameters that are pruned beside convolutions, linear layers and
+            attention.
+        start_mask: File of a mask to start from, in any form that ``pathex convert`` reads, weights with zeros
+            included; ``zeros`` takes the zeros of the network's own weights; null starts dense.
         min_per_layer: Weights that every layer keeps in any case.
         budget: ``nominal`` counts kept weights, ``effective`` those on input-output paths.
         schedule: ``exponential`` or ``linear`` fall of density over the rounds.
@@ -40,6 +45,8 @@ class TicketConfig:
     rounds: int | None = None
     allocation: str | dict[str, float] = "global"
     ignore: tuple[str, ...] = ()
+    prunable: tuple[str, ...] = ()
+    start_mask: str | None = None
     min_per_layer: int = 0
     budget: str = "nominal"
     schedule: str = "exponential"

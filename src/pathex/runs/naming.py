@@ -16,6 +16,8 @@ _PRUNING = (
     "rounds",
     "allocation",
     "ignore",
+    "prunable",
+    "start_mask",
     "min_per_layer",
     "budget",
     "schedule",

@@ -4,15 +4,24 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
+from pathex.allocate import described
+from pathex.converters import from_zeros
 from pathex.data import PruningSet
+from pathex.mask_files import read_allocation, read_mask
+from pathex.masks import Mask
 from pathex.pruning import PruneResult, default_rounds, prune
 from pathex.runs.config import TicketConfig
 from pathex.tasks import Classification, build_classification
 
-__all__ = ["build_task", "find_ticket"]
+__all__ = ["OWN_ZEROS", "build_task", "find_ticket"]
 
 # Methods defined on train-mode BatchNorm see batches of this size, as in the code they were published with.
 _BATCH = 256
+
+OWN_ZEROS = "zeros"
+"""As ``start_mask``: the zeros of the network's own weights."""
 
 
 def build_task(config: TicketConfig, validation: float = 0.0) -> Classification:
@@ -51,6 +60,7 @@ def find_ticket(
         The result and the seconds it took.
     """
     rounds = config.rounds or default_rounds(config.method)
+    allocation = read_allocation(config.allocation)
     started = time.monotonic()
     result = prune(
         task.model,
@@ -58,8 +68,10 @@ def find_ticket(
         sparsity=config.sparsity,
         data=list(zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True)),
         rounds=rounds,
-        allocation=config.allocation,
+        allocation=allocation,
         ignore=config.ignore,
+        prunable=config.prunable,
+        mask=_start(config, task.model),
         min_per_layer=config.min_per_layer,
         budget=config.budget,
         schedule=config.schedule,
@@ -70,4 +82,13 @@ def find_ticket(
         on_round=lambda row, mask: on_round({"round": row["round"], "rounds": rounds, "density": mask.density}),
         **config.method_options,
     )
+    result.mask.metadata |= {"allocation": described(allocation), "start_mask": config.start_mask}
     return result, round(time.monotonic() - started, 3)
+
+
+def _start(config: TicketConfig, model: nn.Module) -> Mask | None:
+    if config.start_mask is None:
+        return None
+    if config.start_mask == OWN_ZEROS:
+        return from_zeros(model, ignore=config.ignore, prunable=config.prunable)
+    return read_mask(config.start_mask, model, ignore=config.ignore, prunable=config.prunable)

@@ -3,14 +3,17 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pathex import scores
-from pathex.allocate import ALLOCATIONS
 from pathex.choosing import BUDGETS
 from pathex.data import AUGMENTATIONS
 from pathex.errors import InvalidInput, UnknownName
+from pathex.mask_files import read_allocation
+from pathex.masks import Mask
 from pathex.runs.config import RunConfig, TicketConfig
+from pathex.runs.tickets import OWN_ZEROS
 from pathex.schedule import SCHEDULES
 from pathex.train import check_machine
 
@@ -86,6 +89,7 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
     _check_name("budget", config.budget, BUDGETS)
     _check_name("schedule", config.schedule, SCHEDULES)
     _check_allocation(config.allocation)
+    _check_start_mask(config.start_mask)
     check_machine(config.device)
     scores.parse_memory(config.memory)
     for name in ("model_options", "data_options", "method_options"):
@@ -102,11 +106,17 @@ def _check_ranges(config: TicketConfig, rules: Mapping[str, tuple[Callable[[Any]
 
 def _check_allocation(allocation: Any) -> None:
     if isinstance(allocation, str):
-        _check_name("allocation", allocation, ALLOCATIONS)
+        allocation = read_allocation(allocation)
+    if isinstance(allocation, str | Mask):
         return
     wrong = [name for name, density in allocation.items() if not (_is_number(density) and 0 <= density <= 1)]
     if wrong:
         raise InvalidInput(f"allocation of {wrong[0]!r} is {allocation[wrong[0]]!r}; allowed: a density in [0, 1]")
+
+
+def _check_start_mask(start_mask: Any) -> None:
+    if start_mask not in (None, OWN_ZEROS) and not Path(start_mask).is_file():
+        raise InvalidInput(f"start_mask {start_mask!r} is no file; allowed: a file, {OWN_ZEROS!r} or none")
 
 
 def _check_plain(name: str, options: dict[str, Any]) -> None:

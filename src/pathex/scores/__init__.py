@@ -8,7 +8,25 @@ from importlib.metadata import entry_points
 from typing import overload
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.scores import magnitude, px, px_cvpr24, px_literal, random, synflow, synflow_l2
+from pathex.scores import (
+    fisher_diagonal,
+    force,
+    grasp,
+    iterative_snip,
+    magnitude,
+    npb,
+    ntk_diagonal,
+    ntk_sap,
+    phew,
+    prospr,
+    px,
+    px_cvpr24,
+    px_literal,
+    random,
+    snip,
+    synflow,
+    synflow_l2,
+)
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Batch, Problem, parse_memory, read_batches
 
@@ -22,6 +40,16 @@ _BUILT_IN: Mapping[str, Method] = {
         px_cvpr24,
         synflow,
         synflow_l2,
+        snip,
+        iterative_snip,
+        force,
+        grasp,
+        ntk_sap,
+        ntk_diagonal,
+        fisher_diagonal,
+        prospr,
+        phew,
+        npb,
         magnitude,
         random,
     )

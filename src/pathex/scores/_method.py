@@ -69,6 +69,7 @@ class Method:
         reader: `PathReader` for a method that reads paths, `ModelReader` for one that differentiates the network.
         floor: Weights that the method keeps in every layer with a positive score, as far as the number of weights to
             keep allows: a layer on a path is not emptied.
+        revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
     """
 
     card: Card
@@ -76,6 +77,7 @@ class Method:
     reading: Mapping[str, Any] | None = None
     floor: int = 0
     reader: type[Reader] = PathReader
+    revives: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:

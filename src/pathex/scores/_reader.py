@@ -28,6 +28,7 @@ from pathex.paths import (
 from pathex.scores._problem import Problem, generator
 
 __all__ = [
+    "IGNORED",
     "MODEL_OPTIONS",
     "MODEL_READING",
     "OPTIONS",
@@ -67,12 +68,12 @@ def _options(default: str, *others: str) -> Mapping[str, str]:
 
 OPTIONS: Mapping[str, str] = _options("batch", "running")
 SMOOTH: Mapping[str, str] = {
-    "smooth": "coefficient of smooth activations (GELU, SiLU, ...): secant phi(x)/x (default), tangent phi'(x), or mixed: "
-    "the secant on the way and the tangent on the way back, as the kernel has it",
+    "smooth": "coefficient of smooth activations (GELU, SiLU, ...): secant phi(x)/x (default), tangent phi'(x), or "
+    "mixed: the secant on the way and the tangent on the way back, as the kernel has it",
 }
 PER_SAMPLE: Mapping[str, str] = {
-    "per_sample": "coefficients that only a sample has (LayerNorm and its like, attention, gates, products of branches): "
-    "refuse (default), or one: they count 1 where every gate is open",
+    "per_sample": "coefficients that only a sample has (LayerNorm and its like, attention, gates, products of "
+    "branches): refuse (default), or one: they count 1 where every gate is open",
 }
 MODEL_OPTIONS: Mapping[str, str] = {
     **_options("train", "batch", "running"),
@@ -92,7 +93,7 @@ MODEL_READING: Mapping[str, Any] = {**READING, "calibration": "train", "loss": N
 _REPLAY_COST = 2.5
 _FORWARD_COST = 4.0
 _GRADIENT_COST = 1.5
-_IGNORED = 255  # label of pixels that belong to no class
+IGNORED = 255  # label of pixels that belong to no class
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,18 @@ class ModelReader(Reader):
         if self.loss is not None and not callable(self.loss):
             raise InvalidInput(f"loss must be a function (outputs, labels) -> mean loss, not {self.loss!r}")
 
+    def fixed(self) -> dict[str, Tensor]:
+        """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart.
+
+        Returns:
+            Name to ones or signs.
+        """
+        found, source = super().fixed(), generator(self.problem.seed)
+        for name in sorted(found.keys() & set(self.problem.prunable)):
+            signs = torch.randint(0, 2, found[name].shape, generator=source) * 2 - 1
+            found[name] = signs.to(found[name])
+        return found
+
     def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
         """The pruning set: with BatchNorm as in training the batches as delivered, otherwise canonical micro-batches.
 
@@ -328,18 +341,50 @@ class ModelReader(Reader):
             A scalar.
 
         Raises:
-            InvalidInput: If a label is not a class of the output.
+            InvalidInput: If labels do not fit the outputs.
         """
+        labels = self.fitting(outputs, labels)
         if self.loss is not None:
             return self.loss(outputs, labels)
         if labels.is_floating_point():
             return F.cross_entropy(outputs, labels.to(outputs.dtype))
-        classes, seen = outputs.shape[1], labels[labels != _IGNORED] if labels.dim() > 1 else labels
+        return F.cross_entropy(outputs, labels, ignore_index=IGNORED if labels.dim() > 1 else -100)
+
+    def fitting(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The labels as cross-entropy takes them, class numbers stored as floating point included.
+
+        Args:
+            outputs: ``(B, classes, ...)``.
+            labels: Labels of the batch.
+
+        Returns:
+            Class numbers ``(B, ...)`` int64 or class probabilities in the shape of the outputs; with a loss of the
+            user's own, whatever was given.
+
+        Raises:
+            InvalidInput: If labels do not fit the outputs.
+        """
+        if labels.is_inference():
+            labels = labels.clone()  # what was made in inference mode cannot be saved for a backward pass
+        if self.loss is not None:
+            return labels
+        if outputs.dim() < 2:
+            raise InvalidInput(f"cross-entropy needs outputs (N, classes, ...), not {tuple(outputs.shape)}; pass loss=")
+        if labels.is_floating_point() and labels.dim() == 1 and bool((labels == labels.round()).all()):
+            labels = labels.long()
+        numbers = outputs.shape[:1] + outputs.shape[2:]
+        if labels.shape != (outputs.shape if labels.is_floating_point() else numbers):
+            raise InvalidInput(
+                f"labels {tuple(labels.shape)} of {labels.dtype} do not fit outputs {tuple(outputs.shape)}; allowed: "
+                f"class numbers {tuple(numbers)} or class probabilities {tuple(outputs.shape)}"
+            )
+        if labels.is_floating_point():
+            return labels
+        classes, seen = outputs.shape[1], labels[labels != IGNORED] if labels.dim() > 1 else labels
         if seen.numel() and not 0 <= int(seen.min()) <= int(seen.max()) < classes:
             wrong = int(seen.min()) if int(seen.min()) < 0 else int(seen.max())
             raise InvalidInput(f"label {wrong} is no class of an output with {classes} classes (0 to {classes - 1})")
-        ignored = _IGNORED if labels.dim() > 1 else -100
-        return F.cross_entropy(outputs, labels.long(), ignore_index=ignored)
+        return labels.long()
 
 
 def _drawn(draw: Initialiser, name: str, weight: Tensor, source: torch.Generator) -> Tensor:

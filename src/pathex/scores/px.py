@@ -10,6 +10,7 @@ pass, one replayed pass with squared input and squared weights, and its gradient
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,11 +30,20 @@ _SAFE = (1e-25, 1e30)
 
 def _score(reader: PathReader) -> dict[str, Tensor]:
     total, scores = _summed(reader)
-    if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
-        total, scores = _summed(reader.in_float64())
+    if reader.precision != torch.float64:
+        # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
+        known: set[str] = reader.problem.memo.setdefault("zero in float64", set())
+        vanished = _zero(scores) - known
+        if vanished or not _SAFE[0] < total < _SAFE[1]:
+            total, scores = _summed(reader.in_float64())
+            known |= _zero(scores)
     if not math.isfinite(total):
         raise PathexError(f"px: the sum over paths is {total} in float64; the network's weights or statistics overflow")
     return scores
+
+
+def _zero(scores: Mapping[str, Tensor]) -> set[str]:
+    return {name for name, score in scores.items() if not score.any()}
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:

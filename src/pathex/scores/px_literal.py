@@ -22,7 +22,9 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     problem = reader.problem
     tensors = {**reader.other(), **reader.weights()}
     ones = {n: torch.ones_like(p, dtype=torch.float64) for n, p in problem.model.named_parameters()}
-    ones = {name: one.detach() for name, one in ones.items()} | problem.masked(ones, torch.float64)
+    # The masked ones need a gradient, which tells weights that are computed from parameters where these are.
+    kept = {name: mask.requires_grad_() for name, mask in problem.masked(ones, torch.float64).items()}
+    ones = {name: one.detach() for name, one in ones.items()} | kept
     seen: Tensor | float = 0.0
     statistics = None
     for x, recording in reader.recordings(tensors):

@@ -1,0 +1,145 @@
+"""Loss sensitivities of copied networks: derivatives in the mask, the Hessian written out, rounds by sorting."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from brute_force.cases import build, prunable
+
+__all__ = [
+    "TWINS",
+    "Batches",
+    "Scores",
+    "assert_close",
+    "force",
+    "grasp",
+    "labelled",
+    "mean_loss",
+    "prepared",
+    "rounds_by_sorting",
+    "snip",
+]
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+Scores = dict[str, Tensor]
+Keep = dict[str, Tensor] | None
+
+
+def snip(model: nn.Module, batches: Batches, mask: Keep = None, calibration: str = "train") -> Scores:
+    """The absolute derivative of the loss in the entries of the mask that are there."""
+    scores = force(model, batches, mask, calibration)
+    return scores if mask is None else {name: score * mask[name] for name, score in scores.items()}
+
+
+def force(model: nn.Module, batches: Batches, mask: Keep = None, calibration: str = "train") -> Scores:
+    """The absolute derivative of the loss in every entry of the mask, those that are zero included."""
+    own = {name: model.get_parameter(name).detach() for name in prunable(model)}
+    entries = {n: (torch.ones_like(p) if mask is None else mask[n].to(p)).requires_grad_() for n, p in own.items()}
+    network = prepared(model, batches, mask, calibration)
+    mean_loss(network, batches, {name: entries[name] * own[name] for name in own}).backward()
+    return {name: _gradient(entry).abs() for name, entry in entries.items()}
+
+
+def grasp(
+    model: nn.Module, batches: Batches, mask: Keep = None, calibration: str = "train", temperature: float = 200.0
+) -> Scores:
+    """Weight times Hessian times gradient, with the whole Hessian over the kept weights as a matrix."""
+    own = {name: model.get_parameter(name).detach() for name in prunable(model)}
+    keep = {n: torch.ones_like(p, dtype=torch.bool) if mask is None else mask[n] for n, p in own.items()}
+    network = prepared(model, batches, mask, calibration)
+    theta = torch.cat([own[name][keep[name]] for name in own])
+
+    def loss(vector: Tensor) -> Tensor:
+        parts = vector.split([int(keep[name].sum()) for name in own])
+        weights = {n: torch.zeros_like(own[n]).masked_scatter(keep[n], p) for n, p in zip(own, parts, strict=True)}
+        return mean_loss(network, batches, weights, temperature)
+
+    hessian = torch.autograd.functional.hessian(loss, theta)
+    gradient = torch.autograd.functional.jacobian(loss, theta)
+    found = (theta * (hessian @ gradient)).split([int(keep[name].sum()) for name in own])
+    return {n: torch.zeros_like(own[n]).masked_scatter(keep[n], p) for n, p in zip(own, found, strict=True)}
+
+
+TWINS: dict[str, Callable[..., Scores]] = {"snip": snip, "iterative-snip": snip, "force": force, "grasp": grasp}
+
+
+def mean_loss(network: nn.Module, batches: Batches, weights: Scores, temperature: float = 1.0) -> Tensor:
+    """Minus the logarithm of the probability of the true class, image by image, over the number of images."""
+    total, images = torch.zeros((), dtype=torch.float64), 0
+    for x, y in batches:
+        outputs = functional_call(copy.deepcopy(network), weights, (x,)) / temperature
+        for output, label in zip(outputs, y.tolist(), strict=True):
+            total = total - (output[label].exp() / output.exp().sum()).log()
+            images += 1
+    return total / images
+
+
+def prepared(model: nn.Module, batches: Batches, mask: Keep, calibration: str) -> nn.Module:
+    """A copy in the mode that a calibration stands for, with moments of all images together for ``batch``."""
+    network = copy.deepcopy(model).train(calibration == "train")
+    if calibration != "batch":
+        return network
+    with torch.no_grad():
+        for name, keep in (mask or {}).items():
+            network.get_parameter(name).mul_(keep)
+    x = torch.cat([images for images, _ in batches])
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.register_forward_pre_hook(_measure)
+    network(x)  # layer after layer: each measures what reaches it before it normalises by it
+    for module in network.modules():
+        module._forward_pre_hooks.clear()
+    return network
+
+
+def _measure(module: nn.Module, args: tuple[Tensor]) -> None:
+    columns = args[0].transpose(0, 1).flatten(1)
+    mean = columns.sum(1) / columns.shape[1]
+    module.running_mean = mean.detach()
+    module.running_var = ((columns - mean[:, None]) ** 2).sum(1).detach() / columns.shape[1]
+
+
+def rounds_by_sorting(
+    score: Callable[[dict[str, Tensor]], Scores], mask: dict[str, Tensor], density: float, rounds: int, revives: bool
+) -> dict[str, Tensor]:
+    """Score, sort, keep the best; the density falls by the same factor in each round."""
+    start, total = mask, sum(entry.numel() for entry in mask.values())
+    begin = sum(int(entry.sum()) for entry in mask.values()) / total
+    for number in range(1, rounds + 1):
+        scores, allowed = score(mask), start if revives else mask
+        ranked = sorted(
+            ((float(scores[name][index]), name, index) for name in scores for index in _places(allowed[name])),
+            reverse=True,
+        )
+        mask = {name: torch.zeros_like(entry) for name, entry in mask.items()}
+        for _, name, index in ranked[: round(begin * (density / begin) ** (number / rounds) * total)]:
+            mask[name][index] = True
+    return mask
+
+
+def labelled(case: str, seed: int, sizes: tuple[int, ...] = (3, 2)) -> tuple[nn.Module, Batches]:
+    """A network with two classes, and batches of unequal size."""
+    model, x = build(case, seed, sum(sizes))
+    y = torch.randint(0, 2, (sum(sizes),), generator=torch.Generator().manual_seed(seed))
+    return model, list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
+
+
+def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-10) -> None:
+    """Equal up to rounding, relative to the layer: terms of both signs cancel in single entries."""
+    assert sorted(actual) == sorted(expected)
+    assert any(score.abs().max() > 0 for score in expected.values())
+    for name, score in expected.items():
+        floor = tolerance * float(score.abs().max())
+        torch.testing.assert_close(actual[name], score, rtol=tolerance, atol=floor, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _places(entry: Tensor) -> list[tuple[int, ...]]:
+    return [tuple(place) for place in entry.nonzero().tolist()]
+
+
+def _gradient(entry: Tensor) -> Tensor:
+    assert entry.grad is not None
+    return entry.grad

@@ -1,0 +1,149 @@
+"""Scores made of derivatives of the outputs, from whole Jacobians and from a mask that is written out."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from brute_force.cases import masked, prunable
+
+__all__ = ["differences_by_mask", "fisher_diagonal", "jacobian", "network", "ntk_diagonal", "ntk_sap", "sap_objective"]
+
+Scores = dict[str, Tensor]
+Keep = dict[str, Tensor] | None
+Network = Callable[[Scores], Tensor]
+
+
+def network(model: nn.Module, x: Tensor, keep: Keep, calibration: str, theta: Scores | None = None) -> Network:
+    """Outputs for x as a function of the prunable weights; BatchNorm statistics are those of the masked weights."""
+    model = copy.deepcopy(model).eval()
+    entries = masked(model, None) | (theta or {})
+    entries |= {name: entries[name] * kept for name, kept in (keep or {}).items()}
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if calibration == "train":
+        # Written out: torch's rules give a wrong derivative of the forward derivative of F.batch_norm here.
+        for norm in norms:
+            norm.forward = partial(_normalised, norm)
+    if calibration == "batch":
+        hooks = [norm.register_forward_pre_hook(_take_moments) for norm in norms]
+        with torch.no_grad():
+            torch.func.functional_call(model, entries, (x,))
+        for hook in hooks:
+            hook.remove()
+    return lambda weights: torch.func.functional_call(model, entries | weights, (x,))
+
+
+def _take_moments(norm: nn.Module, arriving: tuple[Tensor]) -> None:
+    values = arriving[0].transpose(0, 1).flatten(1)
+    norm.running_mean = values.mean(1)
+    norm.running_var = ((values - values.mean(1, keepdim=True)) ** 2).mean(1)
+
+
+def _normalised(norm: nn.Module, arriving: Tensor) -> Tensor:
+    dims = [dim for dim in range(arriving.dim()) if dim != 1]
+    centred = arriving - arriving.mean(dims, keepdim=True)
+    shape = (-1, *[1] * (arriving.dim() - 2))
+    scale = ((centred**2).mean(dims, keepdim=True) + norm.eps) ** -0.5
+    return centred * scale * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def jacobian(model: nn.Module, x: Tensor, keep: Keep, calibration: str) -> tuple[Scores, Scores]:
+    """The kept weights, and for each the derivative of every output."""
+    entries = masked(model, keep)
+    weights = {name: entries[name] for name in prunable(model)}
+    return weights, torch.func.jacrev(network(model, x, keep, calibration))(weights)
+
+
+def _reduced(derivatives: Tensor, weight: Tensor) -> Tensor:
+    return (derivatives**2).reshape(-1, *weight.shape).sum(0) * weight**2
+
+
+def ntk_diagonal(model: nn.Module, x: Tensor, keep: Keep = None, calibration: str = "batch") -> Scores:
+    """The squared weight times the sum of the squared derivatives of every output of every image."""
+    weights, derivatives = jacobian(model, x, keep, calibration)
+    return {name: _reduced(derivatives[name], weight) for name, weight in weights.items()}
+
+
+def fisher_diagonal(
+    model: nn.Module, x: Tensor, y: Tensor | None, keep: Keep = None, calibration: str = "batch"
+) -> Scores:
+    """Squared derivatives of the log-probability of the label, or of every class times its probability without labels.
+
+    Of pixels with labels 255 nothing counts; the log-probability of an image is the sum over its pixels.
+    """
+    entries = masked(model, keep)
+    weights = {name: entries[name] for name in prunable(model)}
+    outputs = network(model, x, keep, calibration)
+
+    def logs(entries: Scores) -> Tensor:
+        return torch.log(torch.softmax(outputs(entries), 1))
+
+    derivatives = torch.func.jacrev(logs)(weights)
+    probability = logs(weights).exp()
+    scores = {}
+    for name, weight in weights.items():
+        by_class = derivatives[name].movedim(1, -weight.dim() - 1)  # images, pixels, classes, weight
+        if y is None:
+            scale = probability.movedim(1, -1).sqrt()
+            scores[name] = _reduced(by_class * scale.reshape(*scale.shape, *[1] * weight.dim()), weight)
+            continue
+        each = torch.zeros(len(x), *weight.shape, dtype=x.dtype)
+        for index in torch.cartesian_prod(*map(torch.arange, y.shape)).reshape(-1, y.dim()).tolist():
+            if (label := int(y[tuple(index)])) != 255:
+                each[index[0]] += by_class[(*index, label)]
+        scores[name] = _reduced(each, weight)
+    return scores
+
+
+def sap_objective(
+    model: nn.Module, x: Tensor, theta: Scores, direction: Scores, epsilon: float | None, keep: Keep, calibration: str
+) -> Callable[[Scores], Tensor]:
+    """R as a function of the mask; without epsilon the squared derivative along the direction."""
+    outputs = network(model, x, keep, calibration, theta)
+
+    def objective(mask: Scores) -> Tensor:
+        here = {name: theta[name] * entry for name, entry in mask.items()}
+        step = {name: direction[name] * entry for name, entry in mask.items()}
+        if epsilon is None:
+            return (torch.func.jvp(outputs, (here,), (step,))[1] ** 2).sum()
+        there = {name: here[name] + epsilon * step[name] for name in mask}
+        return ((outputs(here) - outputs(there)) ** 2).sum()
+
+    return objective
+
+
+def _ones(theta: Scores, keep: Keep) -> Scores:
+    return {name: (keep or {}).get(name, torch.ones_like(entry)).to(entry) for name, entry in theta.items()}
+
+
+def ntk_sap(
+    model: nn.Module,
+    x: Tensor,
+    theta: Scores,
+    direction: Scores,
+    *,
+    epsilon: float | None,
+    keep: Keep = None,
+    calibration: str = "batch",
+) -> Scores:
+    """The derivative by the mask, without its sign and without what the mask removed."""
+    ones = _ones(theta, keep)
+    derivatives = torch.func.grad(sap_objective(model, x, theta, direction, epsilon, keep, calibration))(ones)
+    return {name: (derivatives[name] * ones[name]).abs() for name in ones}
+
+
+def differences_by_mask(objective: Callable[[Scores], Tensor], theta: Scores, step: float = 1e-5) -> Scores:
+    """The derivative by every entry of a mask of ones, by central differences."""
+    scores = {}
+    for name, entry in theta.items():
+        scores[name] = torch.zeros_like(entry)
+        for index in range(entry.numel()):
+            sides = []
+            for shift in (step, -step):
+                ones = _ones(theta, None)
+                ones[name].view(-1)[index] += shift
+                sides.append(objective(ones))
+            scores[name].view(-1)[index] = (sides[0] - sides[1]) / (2 * step)
+    return {name: score.abs() for name, score in scores.items()}

@@ -1,0 +1,41 @@
+"""Paths through each weight of a masked network, every path enumerated, and which units of a layer lie on one."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brute_force.expand import Graph
+from brute_force.paths import enumerate_paths
+
+__all__ = ["paths_through", "units_of"]
+
+
+def paths_through(model: nn.Module, x: Tensor, mask: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """For each weight the paths of kept weights through it (once for each use), and all; averages count their share."""
+    graph = Graph(model, x[:1], {name: kept.double() for name, kept in mask.items()})
+    through = {name: np.zeros(kept.shape) for name, kept in mask.items()}
+    total = 0.0
+    for path in enumerate_paths(graph):
+        used = [edge.weight for edge in path.edges if edge.weight is not None]
+        value = float(np.prod([edge.fixed for edge in path.edges]))
+        value *= float(all(graph.tensors[name].flat[flat] for name, flat in used))
+        total += value
+        for name, flat in used:
+            through[name].flat[flat] += value
+    return {name: torch.from_numpy(count) for name, count in through.items()}, total
+
+
+def units_of(
+    shape: tuple[int, ...], groups: int = 1, transposed: bool = False
+) -> tuple[dict[int, list[int]], dict[int, list[int]], dict[tuple[int, int], list[int]]]:
+    """Flat indices of the weights of each output unit, of each input unit and of each kernel of a layer."""
+    outputs: dict[int, list[int]] = {}
+    inputs: dict[int, list[int]] = {}
+    kernels: dict[tuple[int, int], list[int]] = {}
+    for flat, (first, second, *_) in enumerate(np.ndindex(*shape)):
+        other = first // (shape[0] // groups) * shape[1] + second
+        source, target = (first, other) if transposed else (other, first)
+        outputs.setdefault(target, []).append(flat)
+        inputs.setdefault(source, []).append(flat)
+        kernels.setdefault((target, source), []).append(flat)
+    return outputs, inputs, kernels

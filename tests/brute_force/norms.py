@@ -1,0 +1,129 @@
+"""Normalisations and standardised weights written out, and the scores of a small network with one of them, by loops."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+__all__ = [
+    "Array",
+    "group_scale",
+    "instance_scale",
+    "layer_scale",
+    "response_scale",
+    "rms_scale",
+    "scores_of_two_layers",
+    "standardised",
+    "with_unit_norm",
+]
+
+Array = np.ndarray
+
+
+# -- what one unit of one sample is multiplied with --------------------------------------------------------------------
+
+
+def _over(x: Array, group: Callable[[tuple[int, ...]], list[tuple[int, ...]]], eps: float, centred: bool) -> Array:
+    """For each unit ``1 / sqrt(spread + eps)``, the spread taken over the units that ``group`` lists for it."""
+    scale = np.empty(x.shape)
+    for unit in np.ndindex(*x.shape):
+        values = [float(x[other]) for other in group(unit)]
+        mean = sum(values) / len(values) if centred else 0.0
+        scale[unit] = 1 / np.sqrt(sum((value - mean) ** 2 for value in values) / len(values) + eps)
+    return scale
+
+
+def layer_scale(x: Array, dims: int, eps: float) -> Array:
+    """LayerNorm over the last ``dims`` dimensions."""
+    kept = x.ndim - dims
+    return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, True)
+
+
+def rms_scale(x: Array, dims: int, eps: float) -> Array:
+    """RMSNorm over the last ``dims`` dimensions."""
+    kept = x.ndim - dims
+    return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, False)
+
+
+def group_scale(x: Array, groups: int, eps: float) -> Array:
+    """GroupNorm of ``(N, C, ...)``."""
+    size = x.shape[1] // groups
+
+    def group(unit: tuple[int, ...]) -> list[tuple[int, ...]]:
+        first = unit[1] // size * size
+        return [(unit[0], c, *rest) for c in range(first, first + size) for rest in np.ndindex(*x.shape[2:])]
+
+    return _over(x, group, eps, True)
+
+
+def instance_scale(x: Array, eps: float) -> Array:
+    """InstanceNorm of ``(N, C, ...)`` by its own statistics."""
+    return _over(x, lambda unit: [(*unit[:2], *rest) for rest in np.ndindex(*x.shape[2:])], eps, True)
+
+
+def response_scale(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    """Local response normalisation of ``(N, C, ...)`` over ``size`` neighbouring channels."""
+    scale = np.empty(x.shape)
+    for unit in np.ndindex(*x.shape):
+        total = 0.0
+        for channel in range(unit[1] - size // 2, unit[1] - size // 2 + size):
+            if 0 <= channel < x.shape[1]:
+                total += float(x[(unit[0], channel, *unit[2:])]) ** 2
+        scale[unit] = (k + alpha * total / size) ** -beta
+    return scale
+
+
+# -- weights that are computed -----------------------------------------------------------------------------------------
+
+
+def standardised(weight: Array, gain: Sequence[float], eps: float) -> Array:
+    """Each output channel with mean zero and the gain as standard deviation."""
+    result = np.empty(weight.shape)
+    for channel, row in enumerate(weight):
+        mean = sum(row.ravel()) / row.size
+        spread = sum((value - mean) ** 2 for value in row.ravel()) / row.size
+        for place in np.ndindex(*row.shape):
+            result[(channel, *place)] = gain[channel] * (row[place] - mean) / np.sqrt(spread + eps)
+    return result
+
+
+def with_unit_norm(weight: Array, gain: Sequence[float]) -> Array:
+    """Each output channel with the gain as Euclidean norm."""
+    result = np.empty(weight.shape)
+    for channel, row in enumerate(weight):
+        norm = np.sqrt(sum(value**2 for value in row.ravel()))
+        for place in np.ndindex(*row.shape):
+            result[(channel, *place)] = gain[channel] * row[place] / norm
+    return result
+
+
+# -- the scores of px --------------------------------------------------------------------------------------------------
+
+
+def scores_of_two_layers(
+    x: Array,
+    first: Array,
+    second: Array,
+    coefficient: Callable[[Array], Array],
+    act: Callable[[Array, Array], Array],
+    weighed: tuple[Array, Array] | None = None,
+) -> tuple[Array, Array]:
+    """The sum over paths of a pointwise network ``second relu(norm(first x))``, weight by weight.
+
+    ``x`` is (N, C, L), ``first`` (H, C), ``second`` (K, H). ``coefficient`` gives what a path is multiplied with at a
+    hidden unit (N, H, L), ``act`` the hidden values that decide whether the gate is open, from hidden values and their
+    coefficients. ``weighed`` are the weights of the paths where they are not those of the forward pass.
+    """
+    samples, channels, length = x.shape
+    hidden = np.zeros((samples, len(first), length))
+    for n, h, position, c in np.ndindex(*hidden.shape, channels):
+        hidden[n, h, position] += first[h, c] * x[n, c, position]
+    scale = coefficient(hidden)
+    gate = act(hidden, scale) > 0
+    lower, upper = (first, second) if weighed is None else weighed
+    scores = np.zeros(first.shape), np.zeros(second.shape)
+    for n, k, h, c, position in np.ndindex(samples, len(second), len(first), channels, length):
+        if gate[n, h, position]:
+            path = upper[k, h] * scale[n, h, position] * lower[h, c] * x[n, c, position]
+            scores[0][h, c] += path**2
+            scores[1][k, h] += path**2
+    return scores

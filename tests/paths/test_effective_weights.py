@@ -1,0 +1,358 @@
+"""Weights that a network computes from a parameter are scored as what they are in the forward pass."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+
+import pytest
+import timm.layers
+import torch
+import torch.nn.functional as F
+from timm.models.nfnet import NfCfg, NormFreeNet
+from timm.models.resnetv2 import ResNetV2
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import pathex
+from brute_force.norms import scores_of_two_layers, standardised, with_unit_norm
+from pathex.errors import UnsupportedOperation
+from pathex.paths import connectivity, record, replay
+from pathex.scores._reader import gradient_scores
+from paths.oracle import assert_equal, assert_replays, images
+
+Weight = Callable[[Tensor, Tensor], Tensor]
+X = images(3, 3, 2, 2, seed=4)
+
+
+class _Computed(nn.Conv2d):
+    """A pointwise convolution whose weight is computed from a parameter and a gain for each filter."""
+
+    def __init__(self, compute: Weight, bias: bool = True) -> None:
+        super().__init__(3, 4, 1, bias=bias)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.compute(self.weight, self.gain), self.bias)
+
+
+def _network(first: nn.Module, seed: int = 1) -> nn.Sequential:
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    for i, entry in enumerate(model.parameters()):
+        entry.data = images(*entry.shape, seed=20 * seed + i)
+    return model
+
+
+def _parameters(model: nn.Module, *names: str) -> dict[str, Tensor]:
+    """Leaves for the named parameters."""
+    own = dict(model.named_parameters())
+    return {name: own[name].detach().clone().requires_grad_() for name in names}
+
+
+def _px(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    recording = record(model, x, tensors=weights)
+    return gradient_scores(replay(model, x.square(), recording, tensors=weights).sum(), weights)
+
+
+def _standardise_in_place(theta: Tensor, gain: Tensor) -> Tensor:
+    w = theta.clone()
+    w -= w.mean(dim=(1, 2, 3), keepdim=True)
+    w.div_(w.std(dim=(1, 2, 3), keepdim=True, unbiased=False).add_(1e-6))
+    return w.mul_(gain)
+
+
+def _standardise_flat(theta: Tensor, gain: Tensor) -> Tensor:
+    flat = theta.view(theta.size(0), -1)
+    spread = flat.var(1, unbiased=False).view(-1, 1, 1, 1)
+    return gain * (theta - flat.mean(1).view(-1, 1, 1, 1)) / torch.sqrt(spread + 1e-10).expand_as(theta)
+
+
+def _standardise_by_moments(theta: Tensor, gain: Tensor) -> Tensor:
+    var, mean = torch.var_mean(theta, dim=[1, 2, 3], keepdim=True, unbiased=False)
+    return torch.addcmul(-mean * (gain * torch.rsqrt(var + 1e-8)), theta, gain * torch.rsqrt(var + 1e-8))
+
+
+def _without_gradient(theta: Tensor, gain: Tensor) -> Tensor:
+    with torch.no_grad():
+        return theta * gain.square()
+
+
+COMPUTED: dict[str, Weight] = {
+    "batch norm": lambda t, g: F.batch_norm(
+        t.reshape(1, 4, -1), None, None, weight=g.view(-1), training=True, eps=1e-6
+    ).reshape_as(t),
+    "layer norm": lambda t, g: F.layer_norm(t.flatten(1), (3,)).view_as(t) * g,
+    "group norm": lambda t, g: F.group_norm(t, 1) * g,
+    "by hand": _standardise_flat,
+    "in place": _standardise_in_place,
+    "by moments": _standardise_by_moments,
+    "unit norm": lambda t, g: g * F.normalize(t, dim=1),
+    "divided by its norm": lambda t, g: t / t.norm(p=2, dim=(1, 2, 3), keepdim=True) * g,
+    "centred": lambda t, g: t - t.mean((1, 2, 3), keepdim=True),
+    "signs": lambda t, g: torch.sign(t) * t.abs().mean((1, 2, 3), keepdim=True),
+    "bounded": lambda t, g: torch.tanh(t) * g,
+    "shares": lambda t, g: t.softmax(1),
+    "with a fixed part": lambda t, g: t + torch.linspace(-1, 1, 12, dtype=t.dtype).view_as(t),
+    "symmetric": lambda t, g: (t + t.flip(1)) / 2,
+    "masked": lambda t, g: torch.where(t.detach().abs() > 0.3, t, torch.zeros_like(t)),
+    "itself": lambda t, g: t,
+    "scaled": lambda t, g: t * g * 0.5,
+    "negative": lambda t, g: -(g.view(4, 1, 1, 1) * t) / 3,
+    "scaled in place": lambda t, g: t.clone().mul_(g),
+    "moved": lambda t, g: t.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3),
+    "rejoined": lambda t, g: torch.cat([t[:2] * g[:2], t[2:]]),
+    "detached": lambda t, g: t.detach(),
+    "data": lambda t, g: t.data * g.data,
+    "without gradient": _without_gradient,
+    "cast": lambda t, g: t.to(torch.float64).clone(),
+}
+
+
+@pytest.mark.parametrize("form", COMPUTED)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_scores_are_those_of_a_network_with_the_computed_weight(form: str, seed: int) -> None:
+    model = _network(_Computed(COMPUTED[form]), seed)
+    twin = copy.deepcopy(model)
+    twin[0].compute = COMPUTED["itself"]
+    with torch.no_grad():
+        twin[0].weight.copy_(COMPUTED[form](model[0].weight, model[0].gain))
+    for method in ("px", "px-literal", "synflow", "synflow-l2"):
+        found, expected = (pathex.score(network, method, data=X) for network in (model, twin))
+        for name, score in expected.items():
+            # The network of ones has fixed factors as they are: they are the same for all paths here.
+            assert_equal(found[name] / found[name].sum(), score / score.sum())
+            if method != "px-literal":
+                assert_equal(found[name], score)
+    assert (pathex.score(model, "px", data=X)["0.weight"] >= 0).all()
+
+
+@pytest.mark.parametrize("form", COMPUTED)
+def test_the_plain_replay_stays_the_jacobian(form: str) -> None:
+    assert_replays(_network(_Computed(COMPUTED[form])), X, squares=False)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_standardised_scores_are_sums_over_paths(seed: int, masked: bool) -> None:
+    """Where an entry was removed the standardised weight has its mean, but no path."""
+    model = _network(timm.layers.ScaledStdConv2d(3, 4, 1, bias=False, eps=1e-6), seed)
+    keep = images(4, 3, 1, 1, seed=seed) > (-0.5 if masked else -99)
+    theta, second = (model[0].weight.detach() * keep).numpy(), model[2].weight.detach().numpy()[..., 0, 0]
+    weight = standardised(theta, model[0].gain.detach().flatten().numpy() * 3**-0.5, 1e-6)[..., 0, 0]
+    bias = model[2].bias
+    assert bias is not None
+    expected = scores_of_two_layers(
+        X.flatten(2).numpy(),
+        weight,
+        second,
+        lambda hidden: torch.ones(hidden.shape).numpy(),
+        lambda hidden, _: hidden,
+        (weight * keep.numpy()[..., 0, 0], second),
+    )
+    mask = pathex.Mask({"0.weight": keep, "2.weight": torch.ones(2, 4, 1, 1, dtype=torch.bool)})
+    found = pathex.score(model, "px", data=X, mask=mask)
+    for name, truth in zip(("0.weight", "2.weight"), expected, strict=True):
+        torch.testing.assert_close(found[name][..., 0, 0], torch.from_numpy(truth), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found["0.weight"].sum(), found["2.weight"].sum())  # conserved from layer to layer
+
+
+def test_scores_of_weights_with_unit_norm_are_sums_over_paths() -> None:
+    model = _network(parametrizations.weight_norm(nn.Conv2d(3, 4, 1, bias=False)))
+    gain, theta = (getattr(model[0].parametrizations.weight, name).detach() for name in ("original0", "original1"))
+    weight, second = with_unit_norm(theta.numpy(), gain.flatten().tolist()), model[2].weight.detach().numpy()
+    expected = scores_of_two_layers(
+        X.flatten(2).numpy(),
+        weight[..., 0, 0],
+        second[..., 0, 0],
+        lambda hidden: torch.ones(hidden.shape).numpy(),
+        lambda hidden, _: hidden,
+    )
+    name = "0.parametrizations.weight.original1"
+    found = _px(model, X, _parameters(model, name, "2.weight"))
+    torch.testing.assert_close(found[name][..., 0, 0], torch.from_numpy(expected[0]), rtol=1e-10, atol=1e-12)
+
+
+def _old_weight_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still used
+        return torch.nn.utils.weight_norm(layer)
+
+
+PARAMETRIZED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "weight norm": (parametrizations.weight_norm, "parametrizations.weight.original1"),
+    "weight norm by inputs": (lambda m: parametrizations.weight_norm(m, dim=1), "parametrizations.weight.original1"),
+    "weight norm as a hook": (_old_weight_norm, "weight_v"),
+    "spectral norm": (parametrizations.spectral_norm, "parametrizations.weight.original"),
+    "spectral norm as a hook": (torch.nn.utils.spectral_norm, "weight_orig"),
+}
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZED)
+def test_parametrised_weights(kind: str) -> None:
+    wrap, own = PARAMETRIZED[kind]
+    model = _network(wrap(nn.Conv2d(3, 4, 1, bias=False)).eval())
+    found = _px(model, X, _parameters(model, f"0.{own}", "2.weight"))
+    twin = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False).double(), *model[1:])
+    with torch.no_grad():
+        model(X)
+        twin[0].weight.copy_(model[0].weight)
+    expected = _px(twin, X, _parameters(twin, "0.weight", "2.weight"))
+    assert_equal(found[f"0.{own}"], expected["0.weight"])
+    assert_equal(found["2.weight"], expected["2.weight"])
+
+
+def test_a_mask_of_torch_is_a_fixed_factor() -> None:
+    model = _network(nn.Conv2d(3, 4, 1, bias=False))
+    prune.random_unstructured(model[0], "weight", 5)
+    found = _px(model, X, _parameters(model, "0.weight_orig", "2.weight"))
+    assert (found["0.weight_orig"] == 0).sum() == 5
+    mask = {"0.weight_orig": torch.ones(4, 3, 1, 1, dtype=torch.bool)}
+    assert torch.equal(connectivity(model, mask, X).effective["0.weight_orig"], model[0].weight_mask.bool())
+
+
+@pytest.mark.parametrize("form", [form for form in COMPUTED if form not in ("masked", "symmetric")])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_a_computed_weight_connects_is_what_its_mask_does(form: str, seed: int) -> None:
+    model = _network(_Computed(COMPUTED[form]))
+    mask = {"0.weight": images(4, 3, 1, 1, seed=seed) > 0.3, "2.weight": images(2, 4, 1, 1, seed=seed + 9) > 0.3}
+    plain = _network(_Computed(COMPUTED["itself"]))
+    found, expected = (connectivity(network, mask, X) for network in (model, plain))
+    assert expected.disconnected
+    for name, used in expected.effective.items():
+        assert torch.equal(found.effective[name], used)
+
+
+REFUSED: dict[str, Weight] = {
+    "sums of entries": lambda t, g: t.sum(1, keepdim=True).expand_as(t).contiguous(),
+    "running sums": lambda t, g: t.cumsum(1),
+    "mixed": lambda t, g: (torch.full((4, 4), 0.25, dtype=t.dtype) @ t.flatten(1)).view_as(t),
+    "moved after": lambda t, g: (t - t.mean()).flip(0),
+    "written in part": lambda t, g: _written_in_part(t),
+}
+
+
+def _written_in_part(theta: Tensor) -> Tensor:
+    w = theta.clone()
+    w[:2] -= w[:2].mean()
+    return w
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_what_does_not_keep_entries_in_place_is_refused(form: str) -> None:
+    model = _network(_Computed(REFUSED[form]))
+    with pytest.raises(UnsupportedOperation, match=r"computed from prunable weights.*in place"):
+        pathex.score(model, "px", data=X)
+
+
+def test_a_weight_of_two_scored_parameters_is_refused() -> None:
+    layer = _Computed(lambda t, g: t)
+    layer.other = nn.Conv2d(3, 4, 1)
+    layer.compute = lambda t, g: t + layer.other.weight
+    with pytest.raises(UnsupportedOperation, match="computed from prunable weights"):
+        pathex.score(_network(layer), "px", data=X)
+
+
+def test_an_orthogonal_weight_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), parametrizations.orthogonal(nn.Linear(3, 3))).double()
+    with pytest.raises(UnsupportedOperation):
+        _px(model, images(2, 3), _parameters(model, "0.weight", "2.parametrizations.weight.original"))
+
+
+def test_a_low_rank_addition_that_is_not_scored_is_a_fixed_part() -> None:
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(images(3, 1)), nn.Parameter(images(1, 3))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + self.a @ self.b
+
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)).double()
+    twin = copy.deepcopy(model)
+    parametrize.register_parametrization(model[0], "weight", LowRank())
+    with torch.no_grad():
+        twin[0].weight.copy_(model[0].weight)
+    x, name = images(4, 3), "0.parametrizations.weight.original"
+    found = _px(model, x, _parameters(model, name, "2.weight"))
+    assert_equal(found[name], _px(twin, x, _parameters(twin, "0.weight", "2.weight"))["0.weight"])
+
+
+# -- networks of timm --------------------------------------------------------------------------------------------------
+
+CONFIG = NfCfg(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16), stem_chs=8, group_size=4, attn_layer=None)
+
+
+def _nf(**changes: object) -> NormFreeNet:
+    cfg = copy.deepcopy(CONFIG)
+    for name, value in changes.items():
+        setattr(cfg, name, value)
+    return NormFreeNet(cfg, num_classes=3, drop_path_rate=0.0)
+
+
+def _bit(**options: object) -> ResNetV2:
+    norm = lambda channels, **kwargs: timm.layers.GroupNormAct(channels, num_groups=4, **kwargs)  # noqa: E731
+    return ResNetV2((1, 1), (16, 32), num_classes=3, stem_chs=8, norm_layer=norm, **options)
+
+
+TIMM: dict[str, Callable[[], nn.Module]] = {
+    "bit": _bit,
+    "bit basic same": lambda: _bit(
+        stem_type="same", conv_layer=timm.layers.StdConv2dSame, basic=True, bottle_ratio=1.0
+    ),
+    "nf resnet": lambda: _nf(act_layer="relu"),
+    "nf silu": lambda: _nf(extra_conv=True, reg=True),
+    "nfnet": lambda: _nf(
+        same_padding=True, stem_type="deep_quad", gamma_in_act=True, extra_conv=True, act_layer="gelu"
+    ),
+    "nf with gates": lambda: _nf(attn_layer="se", attn_kwargs={"rd_ratio": 0.5}, skipinit=True),
+}
+
+
+def _with_plain_weights(model: nn.Module) -> nn.Module:
+    """A copy whose standardised convolutions are plain ones with the effective weights."""
+    twin = copy.deepcopy(model)
+    kinds = (
+        timm.layers.StdConv2d,
+        timm.layers.StdConv2dSame,
+        timm.layers.ScaledStdConv2d,
+        timm.layers.ScaledStdConv2dSame,
+    )
+    for layer in twin.modules():
+        if isinstance(layer, kinds):
+            gain = layer.gain.flatten() * layer.scale if hasattr(layer, "gain") else torch.ones(len(layer.weight))
+            weight = standardised(layer.weight.detach().numpy(), gain.detach().tolist(), layer.eps)
+            layer.weight.data = torch.from_numpy(weight)
+            same = getattr(layer, "same_pad", False)
+            layer.__class__ = timm.layers.Conv2dSame if same else nn.Conv2d
+    return twin
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_standardised_networks_of_timm(name: str) -> None:
+    torch.manual_seed(0)
+    model = TIMM[name]().double().eval()
+    with torch.no_grad():
+        for key, entry in model.named_parameters():
+            if key.endswith("gain"):
+                entry.uniform_(0.5, 1.5)
+    x = images(2, 3, 32, 32)
+    twin = _with_plain_weights(model)
+    assert_equal(twin(x), model(x))
+    found, expected = (pathex.score(network, "px", data=x) for network in (model, twin))
+    assert found.keys() == expected.keys()
+    for key, score in expected.items():
+        assert score.any(), key
+        assert_equal(found[key] / score.sum(), score / score.sum())
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("name", TIMM)
+def test_pruning_standardised_networks_of_timm(name: str) -> None:
+    torch.manual_seed(0)
+    model = TIMM[name]()
+    before = {key: entry.clone() for key, entry in model.state_dict().items()}
+    result = pathex.prune(model, "px", sparsity=0.9, data=images(2, 3, 32, 32).float(), rounds=2, progress=False)
+    total = sum(keep.numel() for keep in result.mask.values())
+    assert sum(int(keep.sum()) for keep in result.mask.values()) == round(0.1 * total)
+    assert all(keep.any() for keep in result.mask.values())
+    assert all(torch.equal(before[key], entry) for key, entry in model.state_dict().items())

@@ -1,0 +1,341 @@
+"""LayerNorm, GroupNorm, InstanceNorm, RMSNorm and the like: recorded scale times weight, no centring, no shift."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm import layers
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+
+import pathex
+from brute_force.norms import (
+    Array,
+    group_scale,
+    instance_scale,
+    layer_scale,
+    response_scale,
+    rms_scale,
+    scores_of_two_layers,
+)
+from pathex.errors import UnsupportedOperation
+from pathex.paths import connectivity, record, replay, replay_open
+from paths.oracle import Between, assert_equal, images
+
+Form = Callable[[Tensor], Tensor]
+SHAPE = (3, 4, 2, 3)
+EPS = 1e-3
+GAMMA = images(4, seed=11)
+BETA = images(4, seed=12)
+LAST = images(2, 3, seed=13)
+
+
+def _channels_last(norm: Callable[[Tensor], Tensor]) -> Form:
+    return lambda x: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _with(module: nn.Module, weight: Tensor = GAMMA, bias: Tensor | None = BETA) -> nn.Module:
+    """The module with the given weight and shift, in float64."""
+    module = module.double().eval()
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        if getattr(module, "bias", None) is not None and bias is not None:
+            module.bias.copy_(bias)
+    return module
+
+
+def _half(norm: Callable[..., Tensor]) -> Form:
+    """As a network does that casts by hand, or inside its own autocast."""
+
+    def form(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return norm(x.to(torch.bfloat16), weight=torch.ones(4, dtype=torch.bfloat16))
+
+    return form
+
+
+# Operation -> its weight in the shape that multiplies (N, C, H, W), the scale of the twin, its spellings.
+Case = tuple[Tensor, Callable[[Array], Array], Sequence[Form]]
+CASES: dict[str, Case] = {
+    "layer norm": (
+        LAST,
+        lambda x: layer_scale(x, 2, EPS),
+        [
+            _with(nn.LayerNorm([2, 3], eps=EPS), LAST, LAST),
+            lambda x: F.layer_norm(x, (2, 3), LAST, LAST, EPS),
+            lambda x: F.layer_norm(x, [2, 3], weight=LAST, eps=EPS),
+            lambda x: F.layer_norm(input=x, normalized_shape=torch.Size((2, 3)), weight=LAST, bias=None, eps=EPS),
+            lambda x: torch.layer_norm(x, (2, 3), LAST, LAST, EPS),
+            lambda x: torch.layer_norm(x, [2, 3], LAST, None, EPS, False),
+            lambda x: F.layer_norm(x.to(memory_format=torch.channels_last), (2, 3), LAST, None, EPS),
+            lambda x: F.layer_norm(x, (2, 3), eps=EPS) * LAST + 1,
+        ],
+    ),
+    "layer norm over channels": (
+        GAMMA.view(4, 1, 1),
+        lambda x: layer_scale(x.transpose(0, 2, 3, 1), 1, EPS).transpose(0, 3, 1, 2),
+        [
+            _channels_last(_with(nn.LayerNorm(4, eps=EPS))),
+            _with(LayerNorm2d(4, eps=EPS)),
+            _with(layers.LayerNorm2d(4, eps=EPS)),
+            _channels_last(_with(layers.LayerNorm(4, eps=EPS))),
+            lambda x: F.layer_norm(x.movedim(1, -1), (4,), GAMMA, BETA, EPS).movedim(-1, 1),
+            lambda x: layers.fast_norm.fast_layer_norm(x.movedim(1, -1), [4], GAMMA, BETA, EPS).movedim(-1, 1),
+        ],
+    ),
+    "rms norm": (
+        LAST,
+        lambda x: rms_scale(x, 2, EPS),
+        [
+            _with(nn.RMSNorm([2, 3], eps=EPS), LAST),
+            lambda x: F.rms_norm(x, (2, 3), LAST, EPS),
+            lambda x: F.rms_norm(input=x, normalized_shape=[2, 3], weight=LAST, eps=EPS),
+            lambda x: torch.rms_norm(x, (2, 3), LAST, EPS),
+            lambda x: torch.rms_norm(x, [2, 3], weight=None, eps=EPS) * LAST,
+        ],
+    ),
+    "rms norm without eps": (
+        torch.ones(()).double(),
+        lambda x: rms_scale(x, 1, np.finfo(np.float64).eps),
+        [nn.RMSNorm(3).double(), lambda x: F.rms_norm(x, (3,)), lambda x: torch.rms_norm(x, (3,), eps=None)],
+    ),
+    "group norm": (
+        GAMMA.view(4, 1, 1),
+        lambda x: group_scale(x, 2, EPS),
+        [
+            _with(nn.GroupNorm(2, 4, eps=EPS)),
+            _with(layers.GroupNorm(4, 2, eps=EPS)),
+            lambda x: F.group_norm(x, 2, GAMMA, BETA, EPS),
+            lambda x: F.group_norm(input=x, num_groups=2, weight=GAMMA, eps=EPS),
+            lambda x: torch.group_norm(x, 2, GAMMA, None, EPS),
+            lambda x: torch.group_norm(x, 2, weight=GAMMA, bias=BETA, eps=EPS, cudnn_enabled=False),
+            lambda x: F.group_norm(x.to(memory_format=torch.channels_last), 2, GAMMA, None, EPS),
+            lambda x: F.group_norm(x, 2, eps=EPS) * GAMMA.view(-1, 1, 1),
+            lambda x: F.group_norm(x.flatten(2), 2, GAMMA, BETA, EPS).view_as(x),
+            lambda x: layers.fast_norm.fast_group_norm(x, 2, GAMMA, BETA, EPS),
+        ],
+    ),
+    "one group": (
+        GAMMA.view(4, 1, 1),
+        lambda x: group_scale(x, 1, EPS),
+        [_with(nn.GroupNorm(1, 4, eps=EPS)), _with(layers.GroupNorm1(4, eps=EPS))],
+    ),
+    "instance norm": (
+        GAMMA.view(4, 1, 1),
+        lambda x: instance_scale(x, EPS),
+        [
+            _with(nn.InstanceNorm2d(4, eps=EPS, affine=True)),
+            lambda x: F.instance_norm(x, None, None, GAMMA, BETA, True, 0.1, EPS),
+            lambda x: F.instance_norm(x, weight=GAMMA, eps=EPS),
+            lambda x: F.instance_norm(x, torch.ones(4).double(), torch.ones(4).double(), GAMMA, eps=EPS),
+            lambda x: torch.instance_norm(x, GAMMA, BETA, None, None, True, 0.1, EPS, True),
+            lambda x: _with(nn.InstanceNorm1d(4, eps=EPS, affine=True))(x.flatten(2)).view_as(x),
+            lambda x: F.group_norm(x, 4, GAMMA, BETA, EPS),
+        ],
+    ),
+    "instance norm by stored statistics": (
+        GAMMA.view(4, 1, 1),
+        lambda x: np.broadcast_to(((BETA.square() + EPS) ** -0.5).view(4, 1, 1).numpy(), x.shape),
+        [
+            lambda x: F.instance_norm(x, BETA, BETA.square(), GAMMA, BETA, False, 0.1, EPS),
+            lambda x: torch.instance_norm(x, GAMMA, None, BETA, BETA.square(), False, 0.1, EPS, True),
+        ],
+    ),
+    "local response norm": (
+        torch.ones(()).double(),
+        lambda x: response_scale(x, 3, 0.5, 0.75, 2.0),
+        [
+            nn.LocalResponseNorm(3, 0.5, 0.75, 2.0),
+            lambda x: F.local_response_norm(x, 3, 0.5, k=2.0),
+            lambda x: F.local_response_norm(x.flatten(2), size=3, alpha=0.5, beta=0.75, k=2.0).view_as(x),
+        ],
+    ),
+}
+FORMS = [(name, i) for name, (_, _, forms) in CASES.items() for i in range(len(forms))]
+PER_SAMPLE = [name for name in CASES if "stored" not in name]
+
+
+@pytest.mark.parametrize(("name", "number"), FORMS)
+def test_every_form_is_scale_times_weight(name: str, number: int) -> None:
+    weight, twin, forms = CASES[name]
+    x, z = images(*SHAPE, scale=2.0), images(*SHAPE, seed=7)
+    unchanged = x.clone()
+    model = Between(forms[number])
+    recording = record(model, x)
+    assert_equal(recording.output, forms[number](x.clone()))
+    factor = torch.from_numpy(np.ascontiguousarray(twin(x.numpy()))) * weight
+    assert_equal(replay(model, z, recording, coefficients="plain"), factor * z)
+    assert_equal(replay(model, z, recording), factor.square() * z)
+    assert_equal(replay(model, z, recording, coefficients="absolute"), factor.abs() * z)
+    assert torch.equal(x, unchanged)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_the_network_of_ones_it_counts_one(name: str) -> None:
+    x, z = images(*SHAPE), images(*SHAPE, seed=7)
+    model = Between(CASES[name][2][0])
+    assert_equal(replay(model, z, record(model, x), coefficients="ones"), z)
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_a_scale_of_the_sample_has_no_open_reading(name: str) -> None:
+    weight, _, forms = CASES[name]
+    z, model = images(*SHAPE, seed=7), Between(forms[0])
+    with pytest.raises(UnsupportedOperation, match="depend on the sample"):
+        replay_open(model, z, statistics=[])
+    assert_equal(replay_open(model, z, statistics=[], per_sample="one"), weight.square() * z)
+    absolute = replay_open(model, z, statistics=[], per_sample="one", coefficients="absolute")
+    assert_equal(absolute, weight.abs() * z)
+
+
+def test_stored_statistics_have_an_open_reading() -> None:
+    weight, twin, forms = CASES["instance norm by stored statistics"]
+    z = images(*SHAPE, seed=7)
+    factor = torch.from_numpy(np.ascontiguousarray(twin(z.numpy()))) * weight
+    assert_equal(replay_open(Between(forms[0]), z, statistics=[]), factor.square() * z)
+
+
+def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay() -> None:
+    layer = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double()
+    layer(images(*SHAPE))
+    before = {name: entry.clone() for name, entry in layer.state_dict().items()}
+    model, x, z = Between(layer), images(*SHAPE, seed=3), images(*SHAPE, seed=7)
+    recording = record(model, x)
+    assert not recording.tape
+    assert_equal(recording.output, layer.eval()(x))
+    assert_equal(replay(model, z, recording), z / (layer.running_var.view(-1, 1, 1) + layer.eps))
+    assert all(torch.equal(before[name], entry) for name, entry in layer.state_dict().items())
+
+
+def test_the_linear_map_has_the_value_of_a_norm_without_centring() -> None:
+    """And of one with centring, at a sample that has mean zero already."""
+    x = images(3, 8)
+    model = Between(_with(nn.RMSNorm(8), images(8, seed=2)))
+    recording = record(model, x)
+    assert_equal(replay(model, x, recording, coefficients="plain"), recording.output)
+    x = x - x.mean(1, keepdim=True)
+    model = Between(_with(nn.LayerNorm(8), images(8, seed=2), images(8, seed=3)))
+    recording = record(model, x)
+    assert_equal(replay(model, x, recording, coefficients="plain") + images(8, seed=3), recording.output)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_a_network_that_casts_to_half_precision_is_read_in_its_own(norm: str) -> None:
+    function = getattr(F, norm)
+    x = images(3, 4).float()
+    model = nn.Sequential(nn.Linear(4, 4), Between(_half(lambda y, **affine: function(y, (4,), **affine))).float())
+    plain = nn.Sequential(model[0], Between(lambda y: function(y, (4,))).float())
+    recording, expected = record(model, x), record(plain, x)
+    assert recording.output.dtype == torch.float32
+    assert_equal(replay(model, x, recording), replay(plain, x, expected))
+
+
+@pytest.mark.parametrize("layer", [layers.LayerNorm2dFp32(4), layers.LayerNorm2d(4)])
+def test_a_norm_that_casts_to_single_precision(layer: nn.Module) -> None:
+    layer, x, z = _with(layer), images(*SHAPE), images(*SHAPE, seed=7)
+    found = replay(Between(layer), z, record(Between(layer), x))
+    scale = torch.from_numpy(layer_scale(x.permute(0, 2, 3, 1).numpy(), 1, 1e-6)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, (scale * GAMMA.view(4, 1, 1)).square() * z, rtol=1e-6, atol=1e-7)
+
+
+DYNAMIC: dict[str, Form] = {
+    "layer_norm": lambda x: F.layer_norm(x, (4,), x[0]),
+    "group_norm": lambda x: F.group_norm(x, 2, None, x[0]),
+    "instance_norm": lambda x: F.instance_norm(x[..., None] * torch.ones(2), weight=x[0])[..., 0],
+    "rms_norm": lambda x: torch.rms_norm(x, (4,), x[0]),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_a_weight_that_depends_on_the_input_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedOperation, match=f"{name}.*weight or bias depends on the input"):
+        record(nn.Sequential(nn.Linear(4, 4), Between(DYNAMIC[name]).float()), torch.randn(3, 4))
+
+
+def test_another_norm_than_the_recorded_one_is_refused() -> None:
+    x = images(3, 4)
+    recording = record(Between(nn.LayerNorm(4).double()), x)
+    for other in (lambda y: F.layer_norm(y[:, :2], (2,)), F.relu, lambda y: F.rms_norm(F.rms_norm(y, (4,)), (4,))):
+        with pytest.raises(UnsupportedOperation, match="recorded pass"):
+            replay(Between(other), x, recording)
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+class _Pointwise(nn.Module):
+    """Two pointwise layers on (N, C, L) with a normalisation between them."""
+
+    def __init__(self, norm: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv1d(3, 4, 1, bias=False), norm, nn.Conv1d(4, 2, 1, bias=False)
+        for i, entry in enumerate(self.parameters()):
+            entry.data = images(*entry.shape, seed=10 * seed + i)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.norm(self.first(x))))
+
+
+class _Across(nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, L)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Array], Array]]] = {
+    "layer": (lambda: _Across(4), lambda h: layer_scale(h.transpose(0, 2, 1), 1, 1e-5).transpose(0, 2, 1)),
+    "layer over all": (lambda: nn.LayerNorm([4, 3]), lambda h: layer_scale(h, 2, 1e-5)),
+    "group": (lambda: nn.GroupNorm(2, 4), lambda h: group_scale(h, 2, 1e-5)),
+    "instance": (lambda: nn.InstanceNorm1d(4, affine=True), lambda h: instance_scale(h, 1e-5)),
+    "rms": (lambda: nn.RMSNorm([4, 3], eps=1e-5), lambda h: rms_scale(h, 2, 1e-5)),
+    "response": (lambda: nn.LocalResponseNorm(2, 0.3), lambda h: response_scale(h, 2, 0.3, 0.75, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_are_sums_over_paths(name: str, seed: int, masked: bool) -> None:
+    build, scale_of = NETWORKS[name]
+    model, x = _Pointwise(build(), seed), images(3, 3, 3, seed=seed)
+    mask = {key: images(*getattr(model, key).weight.shape, seed=seed + 50) > -0.5 for key in ("first", "second")}
+    if not masked:
+        mask = {key: torch.ones_like(keep) for key, keep in mask.items()}
+    first, second = ((getattr(model, key).weight.detach() * mask[key]).squeeze(-1).numpy() for key in mask)
+    weight = getattr(model.norm, "weight", torch.ones(()).double()).detach().numpy()
+    gamma = weight[:, None] if weight.ndim == 1 else weight
+
+    def act(hidden: Array, coefficient: Array) -> Array:
+        with torch.no_grad():  # the real layer, centring and shift included
+            return model.norm(torch.from_numpy(hidden)).numpy()
+
+    expected = scores_of_two_layers(x.numpy(), first, second, lambda h: scale_of(h) * gamma, act)
+    found = pathex.score(model, "px", data=x, mask=pathex.Mask({f"{k}.weight": keep for k, keep in mask.items()}))
+    for key, truth in zip(("first", "second"), expected, strict=True):
+        score = found[f"{key}.weight"].squeeze(-1)
+        torch.testing.assert_close(score, torch.from_numpy(truth), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, lambda n: nn.GroupNorm(2, n)])
+def test_what_a_norm_connects(kind: Callable[[int], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), kind(4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    mask = {"0.weight": torch.ones(4, 3, dtype=torch.bool), "3.weight": torch.ones(2, 4, dtype=torch.bool)}
+    mask["3.weight"][:, 1] = False
+    found = connectivity(model, mask, torch.randn(2, 3))
+    assert found.disconnected == 3
+    assert not found.effective["0.weight"][1].any()
+
+
+def test_a_mask_on_the_weight_of_a_norm_disconnects() -> None:
+    for kind in (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d):
+        model = nn.Sequential(nn.Linear(3, 4, bias=False), kind(4), nn.Linear(4, 2, bias=False))
+        mask: dict[str, Any] = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+        mask.pop("1.bias", None)
+        mask["1.weight"][2] = False
+        found = connectivity(model, mask, torch.randn(2, 3))
+        assert found.effective["1.weight"].tolist() == [True, True, False, True]
+        assert found.disconnected == 3 + 2

@@ -1,0 +1,237 @@
+"""What SNIP, iterative SNIP, FORCE and GraSP read: batches, labels, options; and what they refuse."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathex
+from brute_force.cases import draw, random_mask
+from brute_force.gradients import TWINS, assert_close, labelled
+from pathex.errors import InvalidInput, UnknownName
+from pathex.models.resnet import CifarResNet
+
+METHODS = ["snip", "iterative-snip", "force", "grasp"]
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+# -- data: batches, order, memory, labels ------------------------------------------------------------------------------
+
+DELIVERIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "halves": lambda x, y: list(zip(x.split(6), y.split(6), strict=True)),
+    "uneven": lambda x, y: list(zip(x.split(5), y.split(5), strict=True)),
+    "one by one": lambda x, y: list(zip(x.split(1), y.split(1), strict=True)),
+    "backwards": lambda x, y: (x.flip(0), y.flip(0)),
+}
+
+
+@pytest.fixture
+def residual() -> nn.Module:
+    torch.manual_seed(2)
+    model = CifarResNet(8, num_classes=4, width=2).double()
+    draw(model, 2)
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("calibration", ["batch", "running"])
+@every_method
+def test_delivery_does_not_matter(
+    residual: nn.Module, images: Tensor, method: str, calibration: str, delivery: str
+) -> None:
+    labels = torch.arange(12) % 4
+    whole = pathex.score(residual, method, (images, labels), calibration=calibration)
+    found = pathex.score(residual, method, DELIVERIES[delivery](images, labels), calibration=calibration)
+    assert all(torch.equal(found[name], score) for name, score in whole.items())
+    split = pathex.score(residual, method, (images, labels), calibration=calibration, memory="200KB")
+    assert_close(split, whole)
+
+
+@every_method
+def test_on_batch_statistics_the_batches_count_but_not_their_order(
+    residual: nn.Module, images: Tensor, method: str
+) -> None:
+    labels = torch.arange(12) % 4
+    halves = DELIVERIES["halves"](images, labels)
+    first = pathex.score(residual, method, halves)
+    assert_close(pathex.score(residual, method, halves[::-1]), first)
+    assert_close(pathex.score(residual, method, [(x.flip(0), y.flip(0)) for x, y in halves]), first)
+    whole = pathex.score(residual, method, (images, labels))
+    assert any(not torch.allclose(whole[name], score, rtol=1e-3) for name, score in first.items())
+
+
+@every_method
+def test_pixels_without_a_class_do_not_count(method: str) -> None:
+    """Batches with unequal numbers of labelled pixels, one with none: the mean is over all pixels with a class."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).double()
+    x, y = torch.randn(4, 2, 5, 5, dtype=torch.float64), torch.randint(0, 3, (4, 5, 5))
+    y[0, 2:], y[1] = 255, 255
+    whole = pathex.score(model, method, (x, y))
+    parts = pathex.score(model, method, list(zip(x.split(1), y.split(1), strict=True)))
+    assert_close(parts, whole)
+    dense = copy.deepcopy(model)
+    F.cross_entropy(dense(x), y, ignore_index=255).backward()
+    if method != "grasp":
+        assert_close(whole, {n: (p * p.grad).abs().detach() for n, p in dense.named_parameters() if "weight" in n})
+    with pytest.raises(InvalidInput, match="every label is 255"):
+        pathex.score(model, method, (x, torch.full_like(y, 255)))
+
+
+@every_method
+def test_labels_come_as_numbers_probabilities_or_with_their_own_loss(method: str) -> None:
+    model, [(x, y)] = labelled("mlp", 38, (6,))
+    expected = pathex.score(model, method, (x, y))
+    for labels in (y.double(), y.to(torch.uint8), F.one_hot(y, 2).double()):
+        assert_close(pathex.score(model, method, [(x, labels)]), expected)
+    own = pathex.score(model, method, (x, y), loss=F.cross_entropy)
+    assert_close(own, expected)
+    squared = pathex.score(model, method, (x, y), loss=lambda out, labels: (out[:, 0] - labels).square().mean())
+    assert any(not torch.allclose(squared[name], score) for name, score in expected.items())
+
+
+@every_method
+def test_tensors_of_inference_mode_are_read(method: str) -> None:
+    model, [(x, y)] = labelled("mlp", 39, (6,))
+    expected = pathex.score(model, method, (x, y))
+    with torch.inference_mode():
+        found = pathex.score(model, method, (x.clone(), y.clone()))
+    assert all(torch.equal(found[name], score) for name, score in expected.items())
+
+
+@every_method
+def test_models_in_half_precision_are_scored_in_single(method: str) -> None:
+    torch.manual_seed(5)
+    model = CifarResNet(8, num_classes=4, width=2).bfloat16()
+    x, y = torch.randn(8, 3, 8, 8).bfloat16(), torch.arange(8) % 4
+    found, expected = (pathex.score(m, method, (x.to(d), y)) for m, d in (
+        (model, torch.bfloat16), (copy.deepcopy(model).float(), torch.float32)))  # fmt: skip
+    assert_close(found, expected, 1e-6)
+
+
+# -- readings of the weights -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_redrawn_weights_are_those_that_are_scored(method: str) -> None:
+    model, batches = labelled("residual", 40)
+    drawn = copy.deepcopy(model)
+    keep = random_mask(model, 40)
+
+    def redraw(name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+        return torch.randn(weight.shape, generator=source, dtype=weight.dtype)
+
+    def take(name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+        entry = redraw(name, weight, source)
+        with torch.no_grad():
+            drawn.get_parameter(name).copy_(entry)
+        return entry
+
+    found = pathex.score(model, method, batches, mask=pathex.Mask(keep), redraw=redraw, seed=5)
+    pathex.score(model, "snip", batches, redraw=take, seed=5)
+    assert_close(found, TWINS[method](drawn, batches, keep))
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
+def test_a_scale_of_zero_is_read_as_one(method: str) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.gamma = nn.Linear(3, 3), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.gamma * self.fc(x).relu()
+
+    torch.manual_seed(7)
+    model = nn.Sequential(Block(), nn.Linear(3, 2)).double()
+    data = (torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2)
+    with pytest.warns(pathex.errors.PathexWarning, match=r"read as one .*0\.gamma"):
+        found = pathex.score(model, method, data)
+    assert not pathex.score(model, method, data, scales="stored")["0.fc.weight"].any()
+    with torch.no_grad():
+        model[0].gamma.fill_(1.0)
+    assert_close(found, pathex.score(model, method, data))
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no labels": ({"data": X}, r"method '{method}' needs labels: data must deliver \(x, y\)"),
+    "a batch without labels": ({"data": [(X, Y), X]}, "method '{method}' needs labels"),
+    "label too large": ({"data": (X, Y + 1)}, r"label 2 is no class of an output with 2 classes \(0 to 1\)"),
+    "negative label": ({"data": (X, Y - 1)}, "label -1 is no class"),
+    "labels of another shape": (
+        {"data": (X, Y[:, None])},
+        r"labels \(4, 1\) of torch.int64 do not fit outputs \(4, 2\)",
+    ),
+    "fractions of classes": ({"data": [(X, Y + 0.5)]}, r"labels \(4,\) of torch.float32 do not fit .* probabilities"),
+    "probabilities of other classes": ({"data": [(X, torch.rand(4, 3))]}, r"\(4, 3\) of torch.float32 do not fit"),
+    "a single value a channel": ({"data": [(X[:3], Y[:3]), (X[3:], Y[3:])]}, "BatchNorm .* larger batches, or calib"),
+    "unknown calibration": ({"calibration": "eval"}, "unknown calibration 'eval'. Known: batch, running, train"),
+    "loss in words": ({"loss": "mse"}, "loss must be a function .* not 'mse'"),
+    "unknown option": ({"temprature": 3}, "'{method}' has no option 'temprature'. Known: calibration"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@every_method
+def test_bad_input_is_named(method: str, case: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).train()
+    before = copy.deepcopy(model.state_dict())
+    arguments, message = BAD[case]
+    with pytest.raises((InvalidInput, UnknownName), match=message.format(method=method)):
+        pathex.score(model, method, **{"data": (X, Y), **arguments})
+    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items()) and model.training
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "hot", True, None])
+def test_bad_temperatures(temperature: Any) -> None:
+    with pytest.raises(InvalidInput, match="temperature must be a positive number, not"):
+        pathex.score(nn.Linear(3, 2), "grasp", (X, Y), temperature=temperature)
+
+
+@every_method
+def test_outputs_that_no_class_or_weight_reaches(method: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"aux": x[:, :2], "logits": self.fc(x), "flat": self.fc(x).sum(1)}
+
+    with pytest.raises(InvalidInput, match="depends on no prunable weight; name another output with output="):
+        pathex.score(Two(), method, (X, Y))
+    with pytest.raises(InvalidInput, match=r"needs outputs \(N, classes, ...\), not \(4,\); pass loss="):
+        pathex.score(Two(), method, (X, Y), output="flat")
+    assert pathex.score(Two(), method, (X, Y), output="logits")["fc.weight"].any()
+
+
+@every_method
+def test_the_model_is_left_as_it_was(method: str) -> None:
+    model, batches = labelled("residual", 41)
+    model.train()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pathex.prune(model, method, sparsity=0.5, data=batches, rounds=2)
+    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
+    assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
+    assert all((p.grad is None) == (n != "0.weight") and p.requires_grad for n, p in model.named_parameters())
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))

@@ -1,0 +1,522 @@
+"""NTK-SAP, the diagonals of the NTK and of the Fisher information: against whole Jacobians, limits and statistics."""
+
+import itertools
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import pathex
+from brute_force import kernels
+from brute_force.cases import CASES, build, draw, masked, prunable, random_mask
+from pathex import scores
+from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
+from pathex.scores import Problem, _jacobian, ntk_sap
+from pathex.scores._reader import ModelReader
+
+pytestmark = [
+    # torch.func.jvp, which the twin uses, loads compiled rules when it is first called.
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
+    # Networks as small as these have dead units.
+    pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning"),
+]
+
+METHODS = ["ntk-sap", "ntk-diagonal", "fisher-diagonal"]
+CALIBRATIONS = ["batch", "running", "train"]
+with_and_without_mask = pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
+Scores = dict[str, Tensor]
+
+
+def assert_equal(actual: Scores, expected: Scores, rtol: float = 1e-10) -> None:
+    assert sorted(actual) == sorted(expected)
+    assert any(score.abs().max() > 0 for score in expected.values())
+    for name, score in expected.items():
+        # Relative to the layer: cancelling terms leave rounding in single entries.
+        floor = 0.01 * rtol * score.abs().max().item()
+        torch.testing.assert_close(
+            actual[name].to(score), score, rtol=rtol, atol=floor, msg=lambda m, n=name: f"{n} {m}"
+        )
+
+
+def smooth(activation: Callable[[], nn.Module] = nn.GELU) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 5), activation(), nn.LayerNorm(5), nn.Linear(5, 3))
+
+
+def pixels() -> tuple[nn.Module, Tensor, Tensor]:
+    """A segmentation of three classes, with unlabelled pixels and an image without any label."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)).double()
+    generator = draw(model, 4)
+    x = torch.randn(3, 1, 3, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (3, 2, 3), generator=generator)
+    y[0, 0, 1], y[2] = 255, 255
+    return model, x, y
+
+
+def masks(model: nn.Module, pruned: bool) -> tuple[dict[str, Tensor] | None, pathex.Mask | None]:
+    keep = random_mask(model, 3) if pruned else None
+    return keep, None if keep is None else pathex.Mask(keep)
+
+
+# -- the diagonals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+@pytest.mark.parametrize("case", CASES)
+@with_and_without_mask
+def test_ntk_diagonal_is_the_squared_jacobian(case: str, calibration: str, pruned: bool) -> None:
+    model, x = build(case, 31)
+    keep, mask = masks(model, pruned)
+    found = pathex.score(model, "ntk-diagonal", x, mask=mask, calibration=calibration)
+    assert_equal(found, kernels.ntk_diagonal(model, x, keep, calibration))
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Tanh, nn.Softplus])
+def test_ntk_diagonal_asks_nothing_of_activations(activation: Callable[[], nn.Module]) -> None:
+    model = smooth(activation).double()
+    x = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64)
+    assert_equal(pathex.score(model, "ntk-diagonal", x), kernels.ntk_diagonal(model, x))
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+@pytest.mark.parametrize("case", ["mlp", "residual", "vector-norm", "max-pool", "shared"])
+@pytest.mark.parametrize("labels", ["given", "model"])
+@with_and_without_mask
+def test_fisher_diagonal(case: str, labels: str, calibration: str, pruned: bool) -> None:
+    model, x = build(case, 32, images=4)
+    y = torch.tensor([1, 0, 0, 1])
+    keep, mask = masks(model, pruned)
+    found = pathex.score(model, "fisher-diagonal", (x, y), mask=mask, labels=labels, calibration=calibration)
+    expected = kernels.fisher_diagonal(model, x, y if labels == "given" else None, keep, calibration)
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("labels", ["given", "model"])
+def test_fisher_diagonal_of_pixels(labels: str) -> None:
+    model, x, y = pixels()
+    found = pathex.score(model, "fisher-diagonal", (x, y), labels=labels)
+    assert_equal(found, kernels.fisher_diagonal(model, x, y if labels == "given" else None))
+
+
+def test_fisher_diagonal_takes_class_probabilities() -> None:
+    model, x = build("mlp", 33)
+    y = torch.tensor([1, 0, 1])
+    certain = pathex.score(model, "fisher-diagonal", [(x, nn.functional.one_hot(y, 2).double())])
+    assert_equal(certain, pathex.score(model, "fisher-diagonal", (x, y)))
+
+
+def test_fisher_diagonal_of_the_model_needs_no_labels() -> None:
+    model, x = build("mlp", 33)
+    with pytest.raises(InvalidInput, match="'fisher-diagonal' needs labels"):
+        pathex.score(model, "fisher-diagonal", x)
+    with pytest.raises(InvalidInput, match="label 2 is no class of an output with 2 classes"):
+        pathex.score(model, "fisher-diagonal", (x, torch.tensor([0, 1, 2])))
+    assert_equal(pathex.score(model, "fisher-diagonal", x, labels="model"), kernels.fisher_diagonal(model, x, None))
+    single = nn.Sequential(nn.Linear(3, 1))
+    with pytest.raises(InvalidInput, match=r"fisher-diagonal needs outputs .* two classes or more, not \(1, 1\)"):
+        pathex.score(single, "fisher-diagonal", torch.randn(2, 3), labels="model")
+
+
+def test_squares_do_not_underflow() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.abs_().clamp_(min=0.1).mul_(1e-15)
+    assert all((score > 0).all() for score in pathex.score(model, "ntk-diagonal", torch.rand(2, 3) + 0.1).values())
+
+
+def test_overflow_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1e30)
+    with pytest.raises(PathexError, match=r"the derivatives of '0\.weight' overflow torch\.float32"):
+        pathex.score(model, "ntk-diagonal", torch.full((2, 3), 1e10))
+
+
+def test_scales_that_start_at_zero_are_told_once() -> None:
+    model = SMALL["convnext"]()
+    with pytest.warns(pathex.errors.PathexWarning, match="read as one because they start at zero") as told:
+        pathex.prune(model, "ntk-sap", sparsity=0.5, data=torch.randn(3, 3, 32, 32), rounds=2)
+    assert len([warning for warning in told if "start at zero" in str(warning.message)]) == 1
+
+
+# -- projections -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ntk-diagonal", "fisher-diagonal"])
+def test_projections_are_exact_on_average(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build("residual", 34, images=2)
+    patterns = [torch.tensor(signs).double() for signs in itertools.product([1.0, -1.0], repeat=4)]
+    left = iter(patterns)
+    monkeypatch.setattr(_jacobian, "_signs", lambda rows, source: next(left).view(rows.shape))
+    options = {"labels": "model"} if method == "fisher-diagonal" else {}
+    found = pathex.score(model, method, x, projections=len(patterns), **options)
+    assert_equal(found, pathex.score(model, method, x, projections=0, **options))
+
+
+def test_projections_stay_within_their_standard_error() -> None:
+    model, x = build("mlp", 35)
+    weights, derivatives = kernels.jacobian(model, x, None, "batch")
+    seeds, count = 40, 16
+    runs = [pathex.score(model, "ntk-diagonal", x, projections=count, seed=seed) for seed in range(seeds)]
+    errors = []
+    for name, weight in weights.items():
+        squares = (derivatives[name].flatten(0, 1) * weight) ** 2
+        mean = squares.sum(0)
+        # The variance of (sum a v)^2 over independent signs v.
+        variance = 2 * (mean**2 - (squares**2).sum(0))
+        found = torch.stack([run[name] for run in runs])
+        # Five standard errors, for each of the fewer than fifty weights: one draw in 30,000 would fail.
+        allowed = 5 * (variance / (seeds * count)).sqrt()
+        assert ((found.mean(0) - mean).abs() <= allowed + 1e-12 * mean).all(), name
+        errors.append((((found - mean) / mean.clamp_min(1e-300)) ** 2)[:, mean > 0].flatten())
+    # The stated bound on the mean squared relative error, with a tenth for the luck of forty runs.
+    assert 0 < torch.cat(errors).mean() <= 1.1 * 2 / count
+
+
+def test_the_default_is_exact_until_it_gets_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build("mlp", 36)
+    default = pathex.score(model, "ntk-diagonal", x)
+    assert_equal(default, pathex.score(model, "ntk-diagonal", x, projections=0), 1e-15)
+    monkeypatch.setattr(_jacobian, "_EXACT_UP_TO", 5)  # three images with two outputs are six
+    projected = pathex.score(model, "ntk-diagonal", x)
+    assert_equal(projected, pathex.score(model, "ntk-diagonal", x, projections=32), 1e-15)
+    assert any(not torch.equal(default[name], projected[name]) for name in default)
+
+
+# -- NTK-SAP -----------------------------------------------------------------------------------------------------------
+
+
+def drawn(model: nn.Module, x: Tensor, keep: Any, number: int = 1, **options: Any) -> tuple[Any, Scores, Scores]:
+    """A redraw function of known weights, those weights, and the direction of a round."""
+    entries, generator = masked(model, None), torch.Generator().manual_seed(8)
+    theta = {n: torch.randn(entries[n].shape, generator=generator, dtype=torch.float64) for n in prunable(model)}
+    own = {name: model.get_parameter(name) for name in theta}
+    problem = Problem(model, own, [(x, None)], keep, round=number)
+    reader = ModelReader(problem, "batch", 1024, False, "auto", None)
+    return (lambda name, tensor, source: theta[name]), theta, ntk_sap._direction(reader)
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("epsilon", [0.05, None], ids=["difference", "exact"])
+@with_and_without_mask
+def test_ntk_sap(case: str, epsilon: float | None, calibration: str, pruned: bool) -> None:
+    model, x = build(case, 41)
+    keep, mask = masks(model, pruned)
+    redraw, theta, direction = drawn(model, x, keep)
+    options: dict[str, Any] = {"exact": True} if epsilon is None else {"epsilon": epsilon}
+    options |= {"redraw": redraw, "inputs": "data", "calibration": calibration, "scales": "stored"}
+    found = pathex.score(model, "ntk-sap", x, mask=mask, **options)
+    expected = kernels.ntk_sap(model, x, theta, direction, epsilon=epsilon, keep=keep, calibration=calibration)
+    # The finite difference subtracts two nearly equal derivatives.
+    assert_equal(found, expected, 1e-10 if epsilon is None else 1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, None], ids=["difference", "exact"])
+def test_ntk_sap_is_the_derivative_by_the_mask(epsilon: float | None) -> None:
+    model = smooth().double()
+    x = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64)
+    redraw, theta, direction = drawn(model, x, None)
+    objective = kernels.sap_objective(model, x, theta, direction, epsilon, None, "running")
+    options: dict[str, Any] = {"exact": True} if epsilon is None else {"epsilon": epsilon}
+    found = pathex.score(model, "ntk-sap", x, inputs="data", redraw=redraw, **options)
+    # Central differences with a step of 1e-5: their error is its square, and rounding of 1e-16 / 1e-5.
+    assert_equal(found, kernels.differences_by_mask(objective, theta), 1e-7)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "smooth": smooth,
+    "resnet20": lambda: pathex.models.create("resnet20", width=4, num_classes=3, in_channels=3),
+    "vit": lambda: timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, depth=2, embed_dim=12, num_heads=2, num_classes=3
+    ),
+}
+
+
+STEPS = {"smooth": (1e-3, 1e-4, 1e-5), "vit": (1e-3, 1e-4, 1e-5), "resnet20": (1e-7, 1e-8)}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_ntk_sap_converges_to_its_exact_limit(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NETWORKS[name]().double()
+        x = torch.randn(4, *((3,) if name == "smooth" else (3, 16, 16)), dtype=torch.float64)
+    exact = pathex.score(model, "ntk-sap", x, exact=True)
+    errors = []
+    for epsilon in STEPS[name]:  # those of ReLU are so small that no gate flips
+        found = pathex.score(model, "ntk-sap", x, epsilon=epsilon)
+        parts = [(found[n] / epsilon**2 - exact[n]).norm() ** 2 for n in exact]
+        errors.append(float((sum(parts) / sum(exact[n].norm() ** 2 for n in exact)) ** 0.5))
+    assert errors[0] < 0.05
+    # First order in epsilon: each step a tenth.
+    assert all(0.05 * before < after < 0.2 * before for before, after in itertools.pairwise(errors))
+
+
+def test_the_exact_limit_of_a_network_that_is_linear_in_its_weights() -> None:
+    model = nn.Sequential(nn.Linear(3, 2)).double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    redraw, _, direction = drawn(model, x, None)
+    found = pathex.score(model, "ntk-sap", x, exact=True, inputs="data", redraw=redraw)
+    step = direction["0.weight"]
+    assert_equal(found, {"0.weight": (2 * step * ((x @ step.T).T @ x)).abs()})
+
+
+class _Recorder(nn.Module):
+    """Notes what reaches the network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return self.network(x)
+
+    def inputs(self) -> list[Tensor]:
+        """Each input once, without the two images of a survey."""
+        kept: list[Tensor] = []
+        for x in self.seen:
+            if len(x) > 2 and not any(torch.equal(x, other) for other in kept):
+                kept.append(x)
+        return kept
+
+
+def test_every_round_has_its_own_standard_normal_inputs() -> None:
+    model = _Recorder(nn.Sequential(nn.Linear(40, 3)))
+    x = 7 + torch.randn(50, 40)
+    pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, rounds=4)
+    inputs = model.inputs()
+    assert len(inputs) == 4
+    # 8,000 normal numbers: the mean has a standard error of 0.011, the variance one of 0.016.
+    together = torch.cat(inputs)
+    assert abs(float(together.mean())) < 0.06 and abs(float(together.var()) - 1) < 0.08
+    model.seen.clear()
+    pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, rounds=2, draws=2)
+    assert [float(a.sum()) for a in model.inputs()] == [float(a.sum()) for a in inputs]
+    model.seen.clear()
+    pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, rounds=2, inputs="data")
+    assert all(torch.equal(a.sort(0).values, x.sort(0).values) for a in model.inputs())
+
+
+def test_ntk_sap_does_not_see_the_weights_but_their_spread() -> None:
+    model, x = build("mlp", 42)
+    before = pathex.score(model, "ntk-sap", x)
+    with torch.no_grad():
+        for name in prunable(model):
+            weight = model.get_parameter(name)
+            weight.copy_(weight.flatten().flip(0).view_as(weight))
+    assert_equal(pathex.score(model, "ntk-sap", x), before, 1e-12)
+    assert any(not torch.equal(pathex.score(model, "ntk-sap", x, seed=1)[name], before[name]) for name in before)
+
+
+def test_draws_are_summed_before_the_absolute_value() -> None:
+    model, x = build("residual", 43)
+    options: dict[str, Any] = {"inputs": "data", "scales": "stored", "epsilon": 0.1}
+    sums: Scores = {}
+    for number in (1, 2):
+        redraw, theta, direction = drawn(model, x, None, number)
+        objective = kernels.sap_objective(model, x, theta, direction, 0.1, None, "batch")
+        ones = {name: torch.ones_like(weight) for name, weight in theta.items()}
+        for name, derivative in torch.func.grad(objective)(ones).items():
+            sums[name] = sums.get(name, 0) + derivative
+    found = pathex.score(model, "ntk-sap", x, redraw=redraw, draws=2, **options)
+    assert_equal(found, {name: entry.abs() for name, entry in sums.items()})
+
+
+def test_what_leaves_float32_is_repeated_in_float64() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1e-12)
+    x = torch.randn(4, 3)
+    small = pathex.score(model, "ntk-sap", x, epsilon=1e-13)
+    assert all((score > 0).any() for score in small.values())
+    assert_equal(small, pathex.score(model.double(), "ntk-sap", x.double(), epsilon=1e-13), 1e-4)
+    huge = nn.Sequential(nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        huge[0].weight.copy_(torch.randn(2, 3) * 1e200)
+    with pytest.raises(PathexError, match=r"ntk-sap: the change of the outputs is (inf|nan) in float64"):
+        pathex.score(huge, "ntk-sap", x.double(), epsilon=1e200)
+
+
+def test_what_cannot_be_differentiated_twice_is_named() -> None:
+    class Ordinary(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * ctx.saved_tensors[0].cos()
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * 2
+
+    class Branches(nn.Module):
+        """A network all of which, or a part of which, goes through a function of its own."""
+
+        def __init__(self, function: Any, beside: bool) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+            self.function, self.beside = function, beside
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.function.apply(self.first(x).tanh())
+            return self.last(hidden + x if self.beside else hidden)
+
+    x = torch.randn(4, 3)
+    for beside in (True, False):
+        with pytest.raises(UnsupportedOperation, match=r"exact=True differentiates twice, which an operation"):
+            pathex.score(Branches(Once, beside), "ntk-sap", x, exact=True)
+        for options in ({}, {"exact": True}):
+            found = pathex.score(Branches(Ordinary if options else Once, beside), "ntk-sap", x, **options)
+            assert all(score.isfinite().all() and score.any() for score in found.values())
+
+
+# -- all three ---------------------------------------------------------------------------------------------------------
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ntk-sap": ("ntk-sap", {}),
+    "ntk-sap exact": ("ntk-sap", {"exact": True}),
+    "ntk-sap data": ("ntk-sap", {"inputs": "data"}),
+    "ntk-diagonal": ("ntk-diagonal", {}),
+    "ntk-diagonal projected": ("ntk-diagonal", {"projections": 3}),
+    "fisher-diagonal": ("fisher-diagonal", {}),
+    "fisher-diagonal projected": ("fisher-diagonal", {"projections": 3}),
+    "fisher-diagonal model": ("fisher-diagonal", {"labels": "model"}),
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@every_variant
+def test_memory_order_and_batches_play_no_part(variant: str) -> None:
+    method, options = VARIANTS[variant]
+    model, x = build("residual", 52, images=6)
+    y = torch.arange(6) % 2
+    whole = pathex.score(model, method, (x, y), **options)
+    order = torch.tensor([3, 0, 5, 4, 1, 2])
+    parts = [(x[part], y[part]) for part in order.split([1, 4, 1])]
+    assert_equal(pathex.score(model, method, parts, memory=1, **options), whole)
+
+
+@every_variant
+def test_the_model_comes_back_as_it_was(variant: str) -> None:
+    method, options = VARIANTS[variant]
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(36, 3)).train()
+    x, y = torch.randn(4, 1, 5, 5), torch.tensor([0, 1, 2, 0])
+    model(x).sum().backward()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    calls: list[int] = []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    state = {name: entry.clone() for name, entry in model.state_dict().items()}
+    grads = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    flags = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    needs = [p.requires_grad for p in model.parameters()]
+    random = torch.get_rng_state()
+    result = pathex.prune(model, method, sparsity=0.5, data=(x, y), rounds=2, **options)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(entry, state[name]) for name, entry in model.state_dict().items())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None if grads[name] is None else torch.equal(parameter.grad, grads[name])
+    assert [(module.training, len(module._forward_hooks)) for module in model.modules()] == flags
+    assert [p.requires_grad for p in model.parameters()] == needs
+    assert result.mask.kept == 72 and calls
+    again = pathex.prune(model, method, sparsity=0.5, data=(x, y), rounds=2, **options)
+    assert again.mask == result.mask
+
+
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "vit": NETWORKS["vit"],
+    "convnext": lambda: timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
+    "swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        depths=(1, 1),
+        num_heads=(1, 2),
+        embed_dim=16,
+        num_classes=3,
+    ),
+    "resnet": lambda: timm.create_model("resnet10t", num_classes=3),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", SMALL)
+@every_variant
+def test_any_network(name: str, variant: str, training: bool) -> None:
+    method, options = VARIANTS[variant]
+    model = SMALL[name]().train(training)
+    size = 16 if name == "vit" else 32
+    x, y = torch.randn(3, 3, size, size), torch.tensor([0, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pathex.errors.PathexWarning)  # scales that start at zero
+        found = pathex.score(model, method, (x, y), **options)
+    for weight, score in found.items():
+        assert torch.isfinite(score).all() and (score >= 0).all() and score.any(), weight
+
+
+BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("ntk-sap", {"inputs": "ones"}, UnknownName, "unknown inputs 'ones'.*Known: data, normal"),
+    ("ntk-sap", {"epsilon": 0}, InvalidInput, "epsilon must be a positive number, not 0"),
+    ("ntk-sap", {"epsilon": float("inf")}, InvalidInput, "epsilon must be a positive number, not inf"),
+    ("ntk-sap", {"epsilon": True}, InvalidInput, "epsilon must be a positive number, not True"),
+    ("ntk-sap", {"epsilon": "small"}, InvalidInput, "epsilon must be a positive number, not 'small'"),
+    ("ntk-sap", {"draws": 0}, InvalidInput, "draws must be an integer of at least 1, not 0"),
+    ("ntk-sap", {"calibration": "never"}, UnknownName, "unknown calibration 'never'"),
+    ("ntk-diagonal", {"projections": -1}, InvalidInput, "projections must be None or an integer of at least 0, not -1"),
+    ("ntk-diagonal", {"projections": 2.0}, InvalidInput, "projections must be None or an integer of at least 0, not 2"),
+    ("fisher-diagonal", {"labels": "true"}, UnknownName, "unknown labels 'true'.*Known: given, model"),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "error", "message"), BAD)
+def test_bad_options(method: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pathex.score(nn.Sequential(nn.Linear(3, 2)), method, (torch.randn(2, 3), torch.tensor([0, 1])), **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_output_without_weights_is_an_error(method: str) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x[:, :2] * 2, self.used(x)
+
+    data = (torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    with pytest.raises(InvalidInput, match="depends on no prunable weight; name another one with output="):
+        pathex.score(Beside(), method, data)
+    assert all(score.any() for score in pathex.score(Beside(), method, data, output=1).values())
+
+
+def test_a_problem_of_a_later_round_draws_anew() -> None:
+    model, x = build("mlp", 61)
+    own = {name: model.get_parameter(name) for name in prunable(model)}
+    problem = Problem(model, own, [(x, None)])
+    for name, options in (("ntk-sap", {}), ("ntk-diagonal", {"projections": 2})):
+        method = scores.find(name)
+        first, same = method(problem, **options), method(replace(problem, memo={}), **options)
+        later = method(replace(problem, round=2), **options)
+        assert all(torch.equal(first[weight], same[weight]) for weight in own)
+        assert all(not torch.equal(first[weight], later[weight]) for weight in own)

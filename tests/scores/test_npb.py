@@ -1,0 +1,219 @@
+"""Node-path balance: path counts against enumeration, the best weights of units, and what pruning by it keeps."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from brute_force.cases import CASES, build, random_mask
+from brute_force.node_paths import paths_through, units_of
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.masks import Mask
+from pathex.paths.counting import _counted, count_paths
+from pathex.prunable import prunable_weights
+from pathex.scores import Problem, read_batches
+from pathex.scores.npb import METHOD
+
+
+def score(model: nn.Module, x: Tensor, mask: dict[str, Tensor] | None = None, **options: Any) -> dict[str, Tensor]:
+    return METHOD(Problem(model, prunable_weights(model), read_batches(x), mask), **options)
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in prunable_weights(model).items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
+def test_paths_by_enumeration(case: str, pruned: bool) -> None:
+    model, x = build(case, seed=31)
+    mask = random_mask(model, 31, density=0.7) if pruned else everything(model)
+    expected, total = paths_through(model, x, mask)
+    found = count_paths(model, x, mask)
+    assert found.total == pytest.approx(total, rel=1e-10) and total > 0
+    shares = score(model, x, mask if pruned else None, alpha=0.0, beta=0.0)
+    for name, through in expected.items():
+        torch.testing.assert_close(found.through[name], through, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(shares[name], through / through.sum(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "groups", "transposed"),
+    [("mlp", "2.weight", 1, False), ("dilated", "0.weight", 2, False), ("transposed", "2.weight", 2, True),
+     ("max-pool", "3.weight", 1, False), ("depthwise", "0.weight", 2, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(3))
+def test_best_weights_of_units_and_kernels(case: str, name: str, groups: int, transposed: bool, seed: int) -> None:
+    model, x = build(case, seed=seed)
+    mask = random_mask(model, seed + 40, density=0.7)
+    through = count_paths(model, x, mask).through[name].flatten()
+    outputs, inputs, kernels = units_of(mask[name].shape, groups, transposed)
+    units = len(outputs) + len(inputs)
+    alive = {side: [u for u in group.values() if through[u].max() > 0] for side, group in
+             (("out", outputs), ("in", inputs), ("kernel", kernels))}  # fmt: skip
+    bonus = score(model, x, mask, alpha=1.0, beta=0.0)[name].flatten() * units
+    chosen = bonus > 0
+    assert not (chosen & (through == 0)).any()
+    for side in ("out", "in"):
+        assert all(chosen[unit].any() for unit in alive[side])
+    # Each output unit has one best weight, and each input unit that has none of those one of its own.
+    best_of_output = []
+    for unit in alive["out"]:
+        best = [j for j in unit if chosen[j] and float(through[j]) == pytest.approx(float(through[unit].max()))]
+        assert best
+        best_of_output += best
+    assert round(float(bonus.sum())) <= len(alive["out"]) + len(alive["in"])
+    assert round(float(bonus.sum())) >= max(len(alive["out"]), len(alive["in"]))
+    spread = (score(model, x, mask, alpha=1.0, beta=1.0)[name].flatten() * units - bonus) / units
+    for unit in alive["kernel"]:
+        best = [j for j in unit if spread[j] > 1e-12]
+        assert len(best) == 1 and float(through[best[0]]) == pytest.approx(float(through[unit].max()))
+        assert float(spread[best[0]]) == pytest.approx(1 / int((through > 0).sum()))
+
+
+def test_the_parts_add_up() -> None:
+    model, x = build("dilated", seed=2)
+    nodes, paths, kernels = (score(model, x, alpha=a, beta=b) for a, b in ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0)))
+    for name, value in score(model, x, alpha=0.3, beta=0.2).items():
+        want = 0.3 * nodes[name] + 0.7 * paths[name] + 0.2 * (kernels[name] - paths[name])
+        torch.testing.assert_close(value, want)
+
+
+def test_more_paths_than_float64_holds() -> None:
+    deep = nn.Sequential(*(nn.Linear(30, 30) for _ in range(240)))
+    mask = {name: torch.rand(entry.shape) < 0.8 for name, entry in everything(deep).items()}
+    counts = count_paths(deep, torch.randn(1, 30), mask)
+    assert 24**240 > 2**1024 and 0 < counts.total < 1e6
+    for through in counts.through.values():
+        assert float(through.sum()) == pytest.approx(counts.total)
+    # On a chain dividing each layer changes no share.
+    model, x = build("max-pool", seed=3)
+    plain, scaled = (_counted(model, x, everything(model), "refuse", None, flag) for flag in (False, True))
+    for name, through in plain.through.items():
+        torch.testing.assert_close(scaled.through[name] / scaled.total, through / plain.total)
+
+
+def nodes_and_paths(model: nn.Module, x: Tensor, mask: Mask) -> tuple[int, float]:
+    """Input and output units of all layers with a weight on a path, and the logarithm of the number of paths.
+
+    By the gradient of the network of ones, on plain modules without activations between layers.
+    """
+    weights = {n: kept.double().requires_grad_() for n, kept in mask.items()}
+    value = torch.ones_like(x[:1], dtype=torch.float64)
+    for name, module in model.named_children():
+        if isinstance(module, nn.Conv2d):
+            value = nn.functional.conv2d(value, weights[f"{name}.weight"], None, module.stride, module.padding)
+        elif isinstance(module, nn.Linear):
+            value = nn.functional.linear(value, weights[f"{name}.weight"])
+        elif not isinstance(module, nn.ReLU):
+            value = module(value)
+    total = value.sum()
+    grads = torch.autograd.grad(total, list(weights.values()))
+    units = 0
+    for weight, grad in zip(weights.values(), grads, strict=True):
+        used = ((weight > 0) & (grad > 0)).flatten(2) if weight.dim() > 2 else (weight > 0) & (grad > 0)
+        pairs = used.any(2) if used.dim() > 2 else used
+        units += int(pairs.any(0).sum()) + int(pairs.any(1).sum())
+    return units, math.log(float(total.detach())) if float(total.detach()) > 0 else -math.inf
+
+
+def perceptron() -> tuple[nn.Module, Tensor]:
+    sizes = [20, 50, 50, 50, 10]
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]), torch.randn(2, 20)
+
+
+def convolutional() -> tuple[nn.Module, Tensor]:
+    sizes = [3, 16, 32, 32, 32]
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        layers += [nn.Conv2d(a, b, 3, padding=1, stride=2 if i == 1 else 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), torch.randn(2, 3, 10, 10)
+
+
+@pytest.mark.parametrize("make", [perceptron, convolutional])
+@pytest.mark.parametrize("allocation", ["global", "erk"])
+@pytest.mark.parametrize("sparsity", [0.9, 0.97])
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+def test_it_keeps_more_units_and_paths(make: Any, allocation: str, sparsity: float) -> None:
+    torch.manual_seed(0)
+    model, x = make()
+    kept = {
+        method: nodes_and_paths(
+            model, x, pathex.prune(model, method, sparsity=sparsity, data=x, allocation=allocation, rounds=rounds).mask
+        )
+        for method, rounds in (("npb", 20), ("synflow", 20), ("random", 1))
+    }
+    dense = nodes_and_paths(model, x, Mask(everything(model)))
+    balance = {method: units / dense[0] + max(paths, 0.0) / dense[1] for method, (units, paths) in kept.items()}
+    assert kept["npb"][0] > kept["synflow"][0]
+    assert kept["npb"][1] > kept["random"][1]
+    assert balance["npb"] > max(balance["synflow"], balance["random"])
+    if sparsity == 0.9:  # room for every unit
+        assert kept["npb"][0] == dense[0]
+
+
+def test_residual_network_keeps_every_layer() -> None:
+    model = pathex.models.create("resnet20", num_classes=10, width=4)
+    state = {name: entry.clone() for name, entry in model.state_dict().items()}
+    x, generator = torch.randn(2, 3, 12, 12), torch.get_rng_state()
+    result = pathex.prune(model, "npb", sparsity=0.9, data=x, rounds=5, strict=True)
+    assert result.report.dead_layers == [] and torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(entry, state[name]) for name, entry in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_weights_play_no_part_and_seeds_break_ties() -> None:
+    model, x = build("residual", seed=1)
+    other, _ = build("residual", seed=2)
+    first = score(model, x)
+    assert all(torch.equal(entry, first[name]) for name, entry in score(other, x).items())
+    problem = Problem(model, prunable_weights(model), read_batches(x), seed=1)
+    assert any(not torch.equal(entry, first[name]) for name, entry in METHOD(problem).items())
+
+
+def test_scales_that_start_at_zero_count_as_present() -> None:
+    model, x = build("residual", seed=1)
+    first = score(model, x)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.zero_()
+    assert all(torch.equal(entry, first[name]) for name, entry in score(model, x).items())
+
+
+def test_weights_of_normalisation_are_refused() -> None:
+    model, x = build("residual", seed=1)
+    data = (x, torch.zeros(len(x), dtype=torch.long))
+    with pytest.raises(UnsupportedOperation, match=r"uses '1\.weight' as no convolution or linear layer does"):
+        pathex.score(model, "npb", data, prunable=[nn.BatchNorm2d])
+
+
+def test_coefficients_of_a_sample() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    with pytest.raises(UnsupportedOperation, match="layer_norm"):
+        score(model, x)
+    assert all((entry > 0).all() for entry in score(model, x, per_sample="one").values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, r"alpha must be a number in \[0, 1\], not 1.5"),
+        ({"alpha": "much"}, "alpha must be a number"),
+        ({"beta": -1}, "beta must be a number of at least 0, not -1"),
+        ({"beta": float("inf")}, "beta must be a number of at least 0"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    model, x = build("mlp", seed=0)
+    with pytest.raises(InvalidInput, match=message):
+        score(model, x, **options)
+    with pytest.raises(UnknownName, match="unknown per_sample 'two'"):
+        score(model, x, per_sample="two")

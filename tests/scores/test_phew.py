@@ -1,0 +1,133 @@
+"""PHEW: the order of first use, whole walks in every mask, options and refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from brute_force.cases import build, random_mask
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.masks import Mask
+from pathex.paths import connectivity
+from pathex.prunable import prunable_weights
+from pathex.scores import Problem, read_batches
+from pathex.scores.phew import METHOD, _batches
+
+
+def score(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
+    about = {name: options.pop(name) for name in ("mask", "seed", "round") if name in options}
+    return METHOD(Problem(model, prunable_weights(model), read_batches(x), **about), **options)
+
+
+def perceptron(width: int = 40) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5)]
+    return nn.Sequential(*layers)
+
+
+def test_sizes_of_batches() -> None:
+    sizes = _batches(100_000)
+    assert sum(sizes) == 100_000 and sizes[:20] == [1] * 20
+    assert all(size <= max(1, sum(sizes[:i]) / 10) for i, size in enumerate(sizes))
+    assert _batches(1) == [1]
+
+
+def test_masks_are_made_of_whole_walks() -> None:
+    model, x = perceptron(), torch.randn(2, 10)
+    for sparsity in (0.9, 0.95, 0.97):
+        found = pathex.prune(model, "phew", sparsity=sparsity, data=x)
+        assert found.mask.kept == round((1 - sparsity) * found.mask.total)
+        # The cut falls into one batch of walks, a tenth of all.
+        assert found.report.disconnected is not None and found.report.disconnected <= 0.02 * found.mask.kept
+        chance = pathex.prune(model, "random", sparsity=sparsity, data=x, allocation=densities(found.mask))
+        assert chance.report.disconnected is not None
+        assert chance.report.disconnected > 3 * found.report.disconnected + 3
+
+
+def densities(mask: Mask) -> dict[str, float]:
+    return {name: count.kept / count.total for name, count in mask.counts().items()}
+
+
+def test_the_first_walks_come_first() -> None:
+    model, x = perceptron(), torch.randn(2, 10)
+    scores = score(model, x, walks=15)
+    ranks = {name: entry.floor() for name, entry in scores.items()}
+    assert max(float(rank.max()) for rank in ranks.values()) == 15
+    for rank in range(1, 16):  # one walk each: a batch adds at most one weight to a layer
+        assert all(int((entry == rank).sum()) <= 1 for entry in ranks.values())
+    first = {name: rank == 15 for name, rank in ranks.items()}
+    assert all(int(entry.sum()) == 1 for entry in first.values())
+    assert connectivity(model, first, x).disconnected == 0
+    union = {name: rank >= 1 for name, rank in ranks.items()}
+    assert connectivity(model, union, x).disconnected == 0
+    # What no walk used is ranked by magnitude, below all others.
+    for name, entry in scores.items():
+        rest = entry[ranks[name] == 0]
+        weight = model.get_parameter(name).detach().abs()[ranks[name] == 0]
+        assert torch.equal(rest.argsort(), weight.double().argsort()) and float(rest.max()) < 1e-6
+
+
+def test_heavier_weights_are_used_more() -> None:
+    model, x = perceptron(), torch.randn(2, 10)
+    kept = pathex.prune(model, "phew", sparsity=0.9, data=x).mask
+    chance = pathex.prune(model, "random", sparsity=0.9, data=x, allocation=densities(kept)).mask
+    for name in kept:
+        weight = model.get_parameter(name).detach().abs()
+        assert weight[kept[name]].mean() > 1.1 * weight[chance[name]].mean()
+
+
+def test_seeds_rounds_and_redrawn_weights() -> None:
+    model, x = perceptron(), torch.randn(2, 10)
+    first = score(model, x, seed=3)
+    assert all(torch.equal(entry, first[name]) for name, entry in score(model, x, seed=3).items())
+    for other in (score(model, x, seed=4), score(model, x, seed=3, round=2), score(model, x, seed=3, redraw=True)):
+        assert any(not torch.equal(entry, first[name]) for name, entry in other.items())
+
+
+@pytest.mark.parametrize("case", ["dilated", "residual", "max-pool", "average-branch", "depthwise", "transposed"])
+def test_masked_networks(case: str) -> None:
+    model, x = build(case, seed=9)
+    keep = random_mask(model, 9, density=0.6)
+    on_paths = connectivity(model, keep, x).effective
+    scores = score(model, x, mask=keep, walks=3000)
+    assert any((entry >= 1).any() for entry in scores.values())
+    for name, entry in scores.items():
+        assert not (entry[~on_paths[name]] >= 1).any() and not entry[~keep[name]].any()
+
+
+def test_every_layer_is_used() -> None:
+    model = pathex.models.create("resnet20", num_classes=10, width=4)
+    state = {name: entry.clone() for name, entry in model.state_dict().items()}
+    x, generator = torch.randn(2, 3, 12, 12), torch.get_rng_state()
+    result = pathex.prune(model, "phew", sparsity=0.9, data=x, walks=3000, strict=True)
+    assert result.report.dead_layers == [] and torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(entry, state[name]) for name, entry in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:read as one")
+def test_branches_that_start_at_zero_are_walked() -> None:
+    model, x = build("residual", seed=1)
+    body = model.get_submodule("3.branches.0.4")
+    assert isinstance(body, nn.BatchNorm2d)
+    nn.init.zeros_(body.weight)
+    scores = score(model, x, walks=500)
+    assert all((entry >= 1).any() for entry in scores.values())
+    assert not (score(model, x, walks=500, scales="stored")["3.branches.0.3.weight"] >= 2).all()
+
+
+def test_coefficients_of_a_sample() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    with pytest.raises(UnsupportedOperation, match="layer_norm"):
+        score(model, x)
+    scores = score(model, x, per_sample="one", walks=200)
+    assert all((entry >= 1).any() for entry in scores.values())
+
+
+@pytest.mark.parametrize("walks", [0, -1, 2.5, True])
+def test_bad_options(walks: Any) -> None:
+    with pytest.raises(InvalidInput, match="walks must be an integer of at least 1, or None"):
+        score(perceptron(), torch.randn(2, 10), walks=walks)
+    with pytest.raises(UnknownName, match=r"unknown per_sample 'two'.*one, refuse"):
+        score(perceptron(), torch.randn(2, 10), per_sample="two")

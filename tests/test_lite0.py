@@ -1,0 +1,150 @@
+"""The fine-tuning experiment: pairs are pairs, masks hold, and its summary says what the rows say."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import pathex
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield
+
+
+@pytest.fixture
+def lite0() -> ModuleType:
+    return import_module("lite0")
+
+
+@pytest.fixture
+def protocol(lite0, tmp_path):
+    generator = np.random.default_rng(3)
+    for part, count in (("train", 7), ("val", 4)):
+        for number, label in enumerate(("n01", "n02", "n03")):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            for image in range(count):
+                pixels = generator.integers(60 * number, 60 * number + 80, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / label / f"{image}.png")
+    torch.manual_seed(1)
+    weights = tmp_path / "weights.pt"
+    torch.save(pathex.models.CifarResNet(20, num_classes=7, width=16).state_dict(), weights)
+    return lite0.Protocol(
+        "resnet20", str(weights), str(tmp_path / "images"), 16, 4, epochs=2, batch_size=8, images_per_class=2,
+        px_rounds=2,
+    )  # fmt: skip
+
+
+def test_networks_of_one_seed_are_equal_and_only_their_classifier_is_new(lite0, protocol):
+    before = torch.random.get_rng_state()
+    (model, head), (again, _), (other, _) = (lite0.network(protocol, 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    stored = torch.load(protocol.weights)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+        same = torch.equal(value, other.state_dict()[name])
+        assert same == (name != "fc.weight")
+        if not name.startswith("fc."):
+            assert torch.equal(value, stored[name])
+    assert head is model.fc
+    assert 0.005 < head.weight.std() < 0.015
+    assert not head.bias.any()
+
+
+def test_batches_follow_from_seed_and_epoch_and_are_windows_of_the_images(lite0, protocol):
+    data = lite0.load_images(protocol.data, 20)
+    one, same, other = (list(lite0._batches(data, protocol, seed, 1)) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(one, same, strict=True))
+    assert not torch.equal(one[0][0], other[0][0])
+    assert [len(labels) for _, labels in one] == [8, 8, 5]
+    windows = data.normalise(data.train.data).unfold(2, 16, 1).unfold(3, 16, 1)
+    windows = windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    owners = data.train.labels.repeat_interleave(25)
+    mirrored = 0
+    for images, labels in one:
+        for image, label in zip(images, labels, strict=True):
+            plain = (windows == image).flatten(1).all(1)
+            turned = (windows == image.flip(2)).flatten(1).all(1)
+            assert owners[plain | turned].tolist() == [label]
+            mirrored += int(turned.sum())
+    assert 0 < mirrored < 21
+
+
+@pytest.mark.parametrize("method", ["px", "magnitude", "dense"])
+def test_a_run_keeps_its_zeros_and_a_dense_classifier(lite0, protocol, method, monkeypatch):
+    seen = []
+    accuracy = lite0._accuracy
+    monkeypatch.setattr(lite0, "_accuracy", lambda model, *rest: seen.append(model) or accuracy(model, *rest))
+    row = lite0.run_case(lite0.Case(method, 0.0 if method == "dense" else 0.75, 0), protocol)
+    weights = {name: p for name, p in seen[0].named_parameters() if p.dim() == 4}
+    total = sum(p.numel() for p in weights.values())
+    kept = total if method == "dense" else round(0.25 * total)
+    assert (row["kept"], row["total"]) == (kept, total)
+    assert sum(int(p.count_nonzero()) for p in weights.values()) == kept
+    assert seen[0].fc.weight.count_nonzero() == seen[0].fc.weight.numel()
+    assert 0 <= row["accuracy"] <= 1
+    data = lite0.load_images(protocol.data, 20)
+    pixels = data.normalise(data.test.data[:, :, 2:18, 2:18])
+    seen[0].eval()
+    assert row["accuracy"] == float((seen[0](pixels).argmax(1) == data.test.labels).double().mean())
+
+
+def test_long_training_learns_these_classes(lite0, protocol):
+    row = lite0.run_case(lite0.Case("magnitude", 0.5, 0), replace(protocol, epochs=12, lr=0.05))
+    assert row["accuracy"] >= 0.9  # their brightness differs; chance is a third
+
+
+def test_the_summary_pairs_by_seed(lite0):
+    rows = [
+        {"method": method, "sparsity": sparsity, "seed": seed, "accuracy": value, "dead_layers": 2 * seed}
+        for method, sparsity, values in (
+            ("px", 0.9, (0.5, 0.6, 0.7)),
+            ("random", 0.9, (0.4, 0.4, 0.4)),
+            ("dense", 0.0, (0.9, 0.9, 0.9)),
+        )
+        for seed, value in enumerate(values)
+    ]
+    frame = lite0.summary(rows).set_index("method")
+    assert frame.loc["px", ["accuracy", "dead_layers", "n"]].tolist() == [0.6, 2, 3]
+    assert frame.loc["random", "minus_px"] == pytest.approx(-0.2)
+    # Deviation 0.1 over three seeds, quantile of Student's t with two degrees of freedom.
+    width = 4.302653 * 0.1 / 3**0.5
+    assert frame.loc["random", "minus_px_low"] == pytest.approx(-0.2 - width, abs=1e-4)
+    assert frame.loc["dense", "minus_px_high"] == pytest.approx(0.3 + width, abs=1e-4)
+    assert frame.loc["random", "accuracy_low"] == frame.loc["random", "accuracy_high"] == pytest.approx(0.4)
+    assert frame["minus_px"].isna().tolist() == [True, False, False]
+    with_fewer = lite0.summary([row for row in rows if (row["method"], row["seed"]) != ("px", 1)])
+    assert with_fewer.set_index("method").loc["random", "minus_px"] == pytest.approx(-0.2)
+    assert with_fewer.set_index("method").loc["random", "n"] == 3
+
+
+def test_the_script_writes_rows_summary_and_environment(lite0, protocol, tmp_path, capsys):
+    out = tmp_path / "rows" / "tiny.csv"
+    call = ["--weights", protocol.weights, "--data", protocol.data, "--model", "resnet20", "--out", str(out)]
+    call += ["--methods", "magnitude", "--sparsity", "0.5", "--seeds", "0", "--epochs", "1"]
+    assert lite0.main([*call, "--size", "16", "--margin", "4", "--images-per-class", "2"]) == 0
+    with out.open(newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["dense", "magnitude"]
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["settings"]["weights"] == "weights.pt"
+    assert str(tmp_path) not in out.with_suffix(".json").read_text()
+    assert (out.parent / "tiny-summary.csv").exists()
+    assert isinstance(lite0.network(protocol, 3, 0)[1], nn.Linear)
+    for wrong, message in ((["--methods", "pxx"], "unknown method 'pxx'"), (["--epochs", "0"], "at least 1")):
+        with pytest.raises(SystemExit, match="2"):
+            lite0.main([*call, *wrong])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,52 @@
+"""Scorers on the architectures of the zoo: a sample by default, all of them with ``slow``.
+
+`scripts/zoo.py` does the same in many processes and writes the committed table.
+"""
+
+import pytest
+
+import pathex
+from zoo.catalogue import SEGMENTATION, Architecture, build, catalogue
+from zoo.table import EXTRA, SIX, plan
+from zoo.trial import trial
+
+SAMPLE = (
+    "torchvision:shufflenet_v2_x0_5",
+    "torchvision:squeezenet1_1",
+    "timm:test_resnet",
+    "timm:test_efficientnet",
+    "timm:test_byobnet",
+    "timm:test_nfnet",
+    "timm:test_convnext",
+    "timm:test_vit",
+    "timm:test_maxvit",
+    "timm:regnetx_002",
+    "timm:starnet_s050",
+    "timm:test_coatnet",
+)
+BY_MODEL = {architecture.model: architecture for architecture in catalogue()}
+WORK_ANYWHERE = frozenset({"random", "magnitude", "snip", "grasp", "ntk-diagonal"})
+
+
+def _assert_works(architecture: Architecture, name: str, rounds: int, *, may_refuse: bool) -> None:
+    network, x, y = build(architecture)
+    found = trial(network, x, y, name, rounds=rounds)
+    assert found.outcome in ({"ok", "refused"} if may_refuse else {"ok"}), f"{name}: {found.message}"
+
+
+@pytest.mark.parametrize("name", [*SIX, *EXTRA])
+@pytest.mark.parametrize("model", SAMPLE)
+def test_a_sample(model: str, name: str) -> None:
+    _assert_works(BY_MODEL[model], name, 1 if name in EXTRA else 2, may_refuse=name == "synflow")
+
+
+@pytest.mark.parametrize("name", ["random", "snip", "px"])
+def test_segmentation(name: str) -> None:
+    _assert_works(BY_MODEL[f"{SEGMENTATION}lraspp_mobilenet_v3_large"], name, 1, may_refuse=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", BY_MODEL)
+def test_all(model: str) -> None:
+    for name, rounds in plan(BY_MODEL[model], pathex.methods()).items():
+        _assert_works(BY_MODEL[model], name, rounds, may_refuse=name not in WORK_ANYWHERE)

@@ -1,0 +1,137 @@
+"""The script that runs the zoo: rows from processes, resumed, with limits."""
+
+import json
+import runpy
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoo.catalogue import catalogue
+from zoo.table import Row, read_rows
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo.py"
+RESNET = next(architecture for architecture in catalogue() if architecture.model == "timm:test_resnet")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = runpy.run_path(str(SCRIPT), run_name="zoo_script")
+    return found["main"].__globals__  # what its functions see, so that parts can be replaced
+
+
+def test_rows_of_an_architecture_and_a_second_call_that_has_nothing_to_do(
+    script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = "timm:test_vit", tmp_path / "rows.csv"
+    arguments = ["--only", "*:test_vit", "--methods", "random", "px-literal", "--jobs", "2", "--out", str(tmp_path)]
+    assert script["main"](arguments) == 0
+    rows = {row.scorer: row for row in read_rows(out)}
+    assert {row.model for row in rows.values()} == {model}
+    assert (rows["random"].outcome, rows["px-literal"].outcome) == ("ok", "refused")
+    assert rows["px-literal:per_sample=one"].outcome == "ok"  # tried because the plain call was refused
+    assert json.loads((tmp_path / "environment.json").read_text())["threads"] == 1
+    printed = capsys.readouterr().out
+    assert f"[1/1] {model}: random ok" in printed
+    assert "random: 1 of 1 (100.0 %)" in printed
+    written = out.read_bytes()
+    assert script["main"](arguments) == 0
+    assert out.read_bytes() == written
+    printed = capsys.readouterr().out
+    assert "[1/" not in printed
+    assert "random: 1 of 1 (100.0 %)" in printed
+
+
+def test_an_architecture_that_the_library_does_not_have_is_absent(
+    script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = [type(RESNET)("timm:gone", "resnet", 32, {})]
+    monkeypatch.setitem(script, "catalogue", lambda: gone)
+    rows = list(script["work"]("timm:gone", [("px", 2), ("snip", 2)], 10.0))
+    assert [(row.scorer, row.outcome) for row in rows] == [("px", "absent"), ("snip", "absent")]
+    assert rows[0].message.startswith("InvalidInput: unknown timm model 'gone'")
+
+
+def test_a_row_that_takes_too_long(script: dict[str, Any]) -> None:
+    (row,) = script["work"](RESNET.model, [("px", 2)], 0.01)
+    assert (row.outcome, row.dead) == ("timeout", "")
+
+
+def test_a_process_that_ends_costs_one_row(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(model: str, wanted: dict[str, int], limit: float) -> tuple[list[Row], str]:
+        label, rounds = next(iter(wanted.items()))
+        return (
+            [Row(model, label, rounds, "ok", "0", "1")] if label != "snip" else [],
+            "the process ended with code -9",
+        )
+
+    monkeypatch.setitem(script, "_process", dies)
+    rows = script["attempt"](RESNET, {"random": 2, "snip": 2, "px": 2}, 1.0)
+    assert [(row.scorer, row.outcome) for row in rows] == [
+        ("random", "ok"),
+        ("snip", "error"),
+        ("px", "ok"),
+    ]
+    assert rows[1].message == "the process ended with code -9"
+
+
+def test_a_process_that_hangs_is_killed(
+    script: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setitem(script, "_GRACE", 0.3)
+    monkeypatch.setitem(script, "__file__", str(sleeper))
+    assert script["_process"](RESNET.model, {"px": 2}, 0.2) == ([], "the process did not answer")
+
+
+def test_rows_with_an_outcome_are_run_again(script: dict[str, Any]) -> None:
+    rows = [Row(RESNET.model, "px", 2, "refused"), Row(RESNET.model, "random", 2, "ok")]
+    arguments = ["--only", RESNET.model, "--methods", "px", "random", "snip"]
+    wanted = {
+        again: script["select"](rows, script["_arguments"]([*arguments, *again]))
+        for again in ((), ("--again", "refused", "error"))
+    }
+    assert [labels for _, labels in wanted[()]] == [{"snip": 2}]
+    assert [labels for _, labels in wanted["--again", "refused", "error"]] == [{"px": 2, "snip": 2}]
+
+
+def test_other_versions_are_not_mixed(
+    script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script["write_rows"]([Row(RESNET.model, "px", 2, "ok", "0", "1")], tmp_path / "rows.csv")
+    (tmp_path / "environment.json").write_text('{"torch": "0.1", "torchvision": "0.1", "timm": "0.1"}')
+    assert script["main"](["--out", str(tmp_path), "--only", RESNET.model]) == 2
+    assert "names other versions" in capsys.readouterr().err
+
+
+def test_unknown_methods_are_named(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script["main"](["--methods", "pxx"])
+    assert "unknown method or option 'pxx'. Known: px" in capsys.readouterr().err
+
+
+def test_room_is_shared_and_given_back(script: dict[str, Any]) -> None:
+    room, most, inside, lock = script["Room"](10.0), 0, 0, threading.Lock()
+
+    def one() -> None:
+        nonlocal most, inside
+        with room.taken(4.0):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            threading.Event().wait(0.05)
+            with lock:
+                inside -= 1
+
+    threads = [threading.Thread(target=one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert most == 2
+    with room.taken(99.0):  # more than there is: alone
+        pass
