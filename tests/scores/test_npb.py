@@ -159,6 +159,16 @@ def test_it_keeps_more_units_and_paths(make: Any, allocation: str, sparsity: flo
         assert kept["npb"][0] == dense[0]
 
 
+def test_alpha_buys_units_with_paths() -> None:
+    torch.manual_seed(0)
+    model, x = convolutional()
+    rows = [
+        nodes_and_paths(model, x, pathex.prune(model, "npb", sparsity=0.97, data=x, alpha=alpha, beta=1.0).mask)
+        for alpha in (0.01, 0.9)
+    ]
+    assert rows[0][0] < 0.8 * rows[1][0] and rows[0][1] > rows[1][1]
+
+
 def test_residual_network_keeps_every_layer() -> None:
     model = pathex.models.create("resnet20", num_classes=10, width=4)
     state = {name: entry.clone() for name, entry in model.state_dict().items()}

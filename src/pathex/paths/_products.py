@@ -14,11 +14,11 @@ from torch import Tensor
 from pathex.paths._reading import is_in_place
 from pathex.paths._readings import RECORD, REPLAY, Factors, Record, Replay
 
-__all__ = ["PRODUCTS", "QUOTIENTS", "multilinear", "multilinear_replay"]
+__all__ = ["MATRIX_PRODUCTS", "PRODUCTS", "QUOTIENTS", "multilinear", "multilinear_replay"]
 
 PRODUCTS = ("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__")
 QUOTIENTS = ("div", "div_", "divide", "divide_", "true_divide", "true_divide_", "__truediv__", "__itruediv__")
-_MATRIX_PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "dot", "inner", "outer", "ger", "vdot")
+MATRIX_PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "dot", "inner", "outer", "ger", "vdot")
 
 Call = Callable[[Sequence[Any]], Tensor]
 
@@ -134,12 +134,12 @@ def _divided_by(reading: Record | Replay, func: Callable[..., Any], input: Tenso
 # -- matrices ----------------------------------------------------------------------------------------------------------
 
 
-@RECORD.add(*_MATRIX_PRODUCTS)
+@RECORD.add(*MATRIX_PRODUCTS)
 def _matrix_product(reading: Record, func: Callable[..., Any], input: Tensor, other: Tensor) -> Tensor:
     return multilinear(reading, (input, other), lambda factors: func(*factors))
 
 
-@REPLAY.add(*_MATRIX_PRODUCTS)
+@REPLAY.add(*MATRIX_PRODUCTS)
 def _matrix_product_linear(reading: Replay, func: Callable[..., Any], input: Tensor, other: Tensor) -> Tensor:
     return multilinear_replay(reading, func, (input, other), lambda factors: func(*factors))
 

@@ -15,16 +15,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from pathex.paths._reading import is_in_place
 from pathex.paths._readings import RECORD, REPLAY, Record, Replay, Slope
 
-__all__ = ["derivative", "scaled", "writes"]
+__all__ = ["ACTIVATIONS", "FUNCTIONS", "derivative", "scaled", "writes"]
 
 # phi(0) = 0: both coefficients.
-_ACTIVATIONS = (
+ACTIVATIONS = (
     *("gelu", "silu", "silu_", "mish", "mish_", "hardswish", "hardswish_", "elu", "elu_", "selu", "selu_"),
     *("celu", "celu_", "tanh", "tanh_", "softsign", "tanhshrink", "softshrink", "hardshrink"),
     *("sin", "asinh", "atan", "arctan", "erf", "expm1", "log1p"),
 )
 # The tangent only.
-_FUNCTIONS = (
+FUNCTIONS = (
     *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softplus", "logsigmoid", "exp", "exp_", "cos"),
     *("log", "log_", "log2", "log10", "sqrt", "sqrt_", "rsqrt", "rsqrt_", "square", "square_", "abs", "abs_"),
     *("pow", "pow_", "__pow__", "__ipow__", "float_power", "reciprocal", "reciprocal_", "__rpow__", "exp2"),
@@ -69,7 +69,7 @@ def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return is_in_place(func) or bool(kwargs.get("inplace")) or (bool(args) and args[-1] is True)
 
 
-@RECORD.add(*_ACTIVATIONS)
+@RECORD.add(*ACTIVATIONS)
 def _activation(reading: Record, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     tangent = derivative(func, input, *args, **kwargs) if reading.smooth != "secant" else None
     before = input.detach().clone() if writes(func, args, kwargs) else input.detach()
@@ -91,7 +91,7 @@ def _known(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-@RECORD.add(*_FUNCTIONS)
+@RECORD.add(*FUNCTIONS)
 def _function(reading: Record, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     _refuse_second(reading, func, args, kwargs)
     reading.site(Slope(derivative(func, input, *args, **kwargs), input.shape))
@@ -139,7 +139,7 @@ def scaled(reading: Replay, func: Callable[..., Any], input: Tensor, in_place: b
     return input.copy_(result) if in_place else result
 
 
-@REPLAY.add(*_ACTIVATIONS)
+@REPLAY.add(*ACTIVATIONS)
 def _activation_linear(reading: Replay, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     in_place = writes(func, args, kwargs)
     if reading.sites is None:
@@ -147,7 +147,7 @@ def _activation_linear(reading: Replay, func: Callable[..., Any], input: Tensor,
     return scaled(reading, func, input, in_place)
 
 
-@REPLAY.add(*_FUNCTIONS)
+@REPLAY.add(*FUNCTIONS)
 def _function_linear(reading: Replay, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     _refuse_second(reading, func, args, kwargs)
     in_place = writes(func, args, kwargs)

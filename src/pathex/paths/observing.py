@@ -6,6 +6,7 @@ differentiate the network itself, and `calibrate` for the statistics that the ma
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,12 +17,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pathex.errors import InvalidInput
 from pathex.paths._moments import Moments, finish, merge, moments_of
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
-from pathex.paths._reading import CREATIONS, FORMED_LIKE, QUERIES, Reading, is_in_place, tensors_in, without_autocast
+from pathex.paths._reading import (
+    CREATIONS,
+    FORMED_LIKE,
+    QUERIES,
+    Reading,
+    is_in_place,
+    spellings,
+    tensors_in,
+    without_autocast,
+)
 
 __all__ = ["Observe", "Statistics", "calibrate", "forward"]
 
 Statistics = Sequence[Moments] | Literal["running", "train"]
 """What BatchNorm uses: moments in the order of the calls, the stored ones, or those of the batch as in training."""
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """Torch's own has no second derivative."""
+    gate = F.relu6(input + 3) / 6
+    return input.copy_(gate) if inplace else gate
+
+
+_WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    **dict.fromkeys(spellings("hardsigmoid"), _hardsigmoid),
+    **dict.fromkeys(spellings("hardsigmoid_"), partial(_hardsigmoid, inplace=True)),
+}
 
 
 @dataclass(eq=False)
@@ -69,7 +91,10 @@ class Observe(Reading):
         if func in CREATIONS:
             return func(*args, **kwargs)
         with without_autocast():
-            result = _batch_norm(self, *args, **kwargs) if func is F.batch_norm else func(*args, **kwargs)
+            if func is F.batch_norm:
+                result = _batch_norm(self, *args, **kwargs)
+            else:
+                result = _WRITTEN_OUT.get(func, func)(*args, **kwargs)
         if is_in_place(func):
             self.carry([args[0] if args[0]._base is None else args[0]._base, args[0]])
         return self.carry(result)

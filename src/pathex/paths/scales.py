@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pathex.paths._affine import WEIGHTED
 from pathex.paths._effective import keeps_place
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
-from pathex.paths._products import PRODUCTS, QUOTIENTS
+from pathex.paths._products import MATRIX_PRODUCTS, PRODUCTS, QUOTIENTS
 from pathex.paths._reading import spellings, tensors_in
+from pathex.paths._smooth import ACTIVATIONS, FUNCTIONS
 from pathex.paths._structure import MOVES
 from pathex.paths.observing import Observe
 
@@ -43,6 +44,19 @@ _WEIGHTS: Mapping[Callable[..., Any], Sequence[tuple[int, str]]] = {
     torch.einsum: ((1, ""), (2, "")),
     F.multi_head_attention_forward: ((-1, "in_proj_weight"), (-1, "out_proj_weight")),
 }
+# What a sum over paths with coefficients 0, 1 or a slope does not describe, whatever its arguments.
+_BEYOND = frozenset(
+    spellings(
+        *(set(ACTIVATIONS) | set(FUNCTIONS)) - {"abs", "abs_", "absolute", "__abs__", "hardshrink", "softshrink"},
+        *("softmax", "log_softmax", "softmin", "scaled_dot_product_attention", "multi_head_attention_forward", "glu"),
+        *("layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize", "norm"),
+        *("vector_norm", "var", "std", "var_mean", "std_mean"),
+    )
+)
+# What it does not describe where more than one argument depends on the input.
+_PRODUCTS = frozenset(
+    spellings(*PRODUCTS, *QUOTIENTS, *MATRIX_PRODUCTS, *WEIGHTED, "einsum", "addmm", "baddbmm", "addcmul", "addcmul_")
+)
 
 
 @dataclass
@@ -68,12 +82,14 @@ class Survey:
         weights: Names of the weights of linear, convolution and matrix products, in the order of their first call.
         heads: Those of them whose result goes to the output without meeting another one.
         footprint: Size of the activations of one image.
+        beyond: Names of the functions that make the network more than piecewise linear.
     """
 
     factors: frozenset[str]
     weights: tuple[str, ...]
     heads: tuple[str, ...]
     footprint: Footprint
+    beyond: tuple[str, ...] = ()
 
 
 def _taken(places: Sequence[tuple[int, str]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -86,6 +102,7 @@ class _Surveyor(Observe):
     factors: set[str] = field(default_factory=set)
     weights: dict[str, None] = field(default_factory=dict)
     footprint: Footprint = field(default_factory=Footprint)
+    beyond: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +145,8 @@ class _Surveyor(Observe):
     ) -> Any:
         carried = [tensor for tensor in tensors_in((args, kwargs or {})) if self.carries(tensor)]
         met = self._note(func, args, kwargs or {}) if carried else []
+        if carried and (func in _BEYOND or (func in _PRODUCTS and len(carried) > 1)):
+            self.beyond.setdefault(func.__name__.strip("_"))
         before = frozenset[str]().union(*(getattr(tensor, "_pathex_met", ()) for tensor in carried))
         result = super().__torch_function__(func, types, args, kwargs)
         for tensor in tensors_in([result]):
@@ -174,7 +193,7 @@ def survey(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> S
     size = Footprint(-(-reading.footprint.total // len(few)), -(-reading.footprint.largest // len(few)))
     weights, met = tuple(reading.weights), getattr(result, "_pathex_met", ())
     heads = tuple(name for name in weights if name in met) or weights[-1:]
-    return Survey(frozenset(reading.factors), weights, heads, size)
+    return Survey(frozenset(reading.factors), weights, heads, size, tuple(reading.beyond))
 
 
 def read_scales(model: nn.Module, survey: Survey, prunable: Collection[str]) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ class Method:
         reader: `PathReader` for a method that reads paths, `ModelReader` for one that differentiates the network.
         floor: Weights that the method keeps in every layer with a positive score, as far as the number of weights to
             keep allows: a layer on a path is not emptied.
+        piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
         revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
     """
 
@@ -78,6 +79,7 @@ class Method:
     floor: int = 0
     reader: type[Reader] = PathReader
     revives: bool = False
+    piecewise_linear: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -113,6 +115,11 @@ class Method:
         self.check(options)
         if self.reading is None:
             return self.function(problem, **options)
+        if self.piecewise_linear and (beyond := problem.survey(options.get("output")).beyond):
+            problem.doubt(
+                f"{self.card.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
+                f"{', '.join(beyond)}, which are read by generalised rules (see its card)"
+            )
         own = {name: value for name, value in options.items() if name not in self.reading}
         reading = {name: options.get(name, default) for name, default in self.reading.items()}
         return self.function(self.reader(problem, **reading), **own)

@@ -97,7 +97,7 @@ METHOD = Method(
         "solves large layers in pieces, and repairs the mask afterwards. Its scripts have alpha 0.01 and beta 1 or 2, "
         "for its solver; with those, this score loses units that alpha 0.5 keeps",
         checked="path enumeration to 1e-10 in float64; best weights by loops over all units; more units than random "
-        "and SynFlow, and more paths than random, on three small networks",
+        "and SynFlow, and more paths than random, on two small networks",
         options={
             "alpha": "weight of units against paths, in [0, 1] (default 0.5)",
             "beta": "weight of kernels (default 0.1)",

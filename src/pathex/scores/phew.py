@@ -97,7 +97,7 @@ METHOD = Method(
         rounds=1,
         cost="1 forward and backward pass of one image in float64 that finds the weights on paths, and about "
         "10 log(walks) readings of it, forwards and back, in which each layer draws one weight for each walk and "
-        "computes nothing else; 32 bytes for each weight",
+        "computes nothing else; about 40 bytes for each weight",
         holds_for="networks that can be read as open paths: convolutions, linear layers, activations, pools, sums. "
         "per_sample='one' passes walks through normalisation over a sample and attention",
         differences="the released code adds walks one by one until the density is reached; here the cut may fall into "

@@ -86,4 +86,5 @@ METHOD = Method(
     _score,
     {**READING, "smooth": "secant"},
     floor=1,
+    piecewise_linear=True,
 )

@@ -77,4 +77,5 @@ METHOD = Method(
     ),
     _score,
     {**READING, "smooth": "secant", "per_sample": "refuse"},
+    piecewise_linear=True,
 )

@@ -73,4 +73,5 @@ METHOD = Method(
     ),
     _score,
     {**READING, "calibration": "running", "per_sample": "refuse"},
+    piecewise_linear=True,
 )

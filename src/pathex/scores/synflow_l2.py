@@ -52,4 +52,5 @@ METHOD = Method(
     ),
     _score,
     {**READING, "per_sample": "refuse"},
+    piecewise_linear=True,
 )

@@ -1,0 +1,86 @@
+"""Which coefficient `px` should read smooth activations by: how close its scores come to the diagonal of the kernel.
+
+    python benchmarks/smooth.py                       # 20 embedded images, minutes on one core
+
+`px` is an expectation over the signs of the weights of what `ntk-diagonal` computes for the weights as they are,
+``theta_j^2 sum_{n,k} (df_k(x_n) / dtheta_j)^2``. One row for each network, seed and coefficient (secant, tangent,
+mixed): rank correlation of the two scores over all weights and, averaged, within layers; share of the best tenth that
+both find. ReLU networks, on which the three are the same, show how close one draw of the weights can come.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+import timm
+import torch
+from ticket_network import swap_relu
+from torch import Tensor, nn
+
+import pathex
+from pathex.errors import PathexWarning
+
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
+    "resnet20 relu": lambda: _resnet("relu"),
+    "resnet20 gelu": lambda: _resnet("gelu"),
+    "resnet20 silu": lambda: _resnet("silu"),
+    "vit_tiny, 4 blocks": lambda: timm.create_model(
+        "vit_tiny_patch16_224", img_size=28, patch_size=7, depth=4, in_chans=1, num_classes=10
+    ),
+    "convnext_atto": lambda: timm.create_model("convnext_atto", in_chans=1, num_classes=10),
+    "efficientnet_b0": lambda: timm.create_model("efficientnet_b0", in_chans=1, num_classes=10),
+    "mobilenetv3_small_050": lambda: timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=10),
+    "mixer, 2 blocks": lambda: timm.create_model(
+        "mixer_s32_224", img_size=28, patch_size=7, num_blocks=2, in_chans=1, num_classes=10
+    ),
+}
+
+
+def _resnet(activation: str) -> nn.Module:
+    return swap_relu(pathex.models.create("resnet20", num_classes=10, in_channels=1), activation)
+
+
+def _compare(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:
+    a, b = (torch.cat([part.flatten().double() for part in scores.values()]) for scores in (one, other))
+    count = len(a) // 10
+    best = [set(x.topk(count).indices.tolist()) for x in (a, b)]
+    layers = [_spearman(one[name].flatten(), other[name].flatten()) for name in one]
+    return {
+        "correlation": _spearman(a, b),
+        "within_layers": sum(layers) / len(layers),
+        "same_tenth": len(best[0] & best[1]) / count,
+    }
+
+
+def _spearman(a: Tensor, b: Tensor) -> float:
+    """Correlation of ranks, ties ranked alike."""
+    return float(pd.Series(a.numpy()).rank().corr(pd.Series(b.numpy()).rank()))
+
+
+def main() -> None:
+    """Measure and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--images-per-class", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows" / "smooth.csv")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore", PathexWarning)
+    rows = []
+    for network in args.networks:
+        for seed in args.seeds:
+            images = pathex.data.pruning_set(pathex.data.load("fashion-mini"), args.images_per_class, seed).images
+            torch.manual_seed(seed)
+            model = NETWORKS[network]().double()
+            exact = pathex.score(model, "ntk-diagonal", images.double())
+            for smooth in ("secant", "tangent", "mixed"):
+                found = pathex.score(model, "px", images.double(), smooth=smooth)
+                rows.append({"network": network, "seed": seed, "smooth": smooth, **_compare(found, exact)})
+                print(rows[-1], flush=True)
+    pd.DataFrame(rows).round(4).to_csv(args.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
