@@ -1,17 +1,26 @@
-"""Which coefficient `px` should read smooth activations by: how close its scores come to the diagonal of the kernel.
+"""How close the scores of `px` come to the diagonal of the kernel, beyond ReLU networks.
 
-    python benchmarks/smooth.py                       # 20 embedded images, minutes on one core
+    python benchmarks/kernel_agreement.py             # 20 embedded images, minutes on one core
 
 `px` is an expectation over the signs of the weights of what `ntk-diagonal` computes for the weights as they are,
-``theta_j^2 sum_{n,k} (df_k(x_n) / dtheta_j)^2``. One row for each network, seed and coefficient (secant, tangent,
-mixed): rank correlation of the two scores over all weights and, averaged, within layers; share of the best tenth that
-both find. ReLU networks, on which the three are the same, show how close one draw of the weights can come.
+``theta_j^2 sum_{n,k} (df_k(x_n) / dtheta_j)^2``. On ReLU networks that shows how close one draw of the weights can
+come; on others also how well the rules fit by which smooth activations, normalisation, attention and gates are read. In
+float64, with one row for each network, seed and coefficient of smooth activations (secant, tangent, mixed):
+
+| column | meaning |
+|---|---|
+| `correlation`, `within_layers` | rank correlation of the two scores over all weights; the mean over layers |
+| `same_tenth` | share of the best tenth that both find |
+| `gates` | mean rank correlation within what feeds a coefficient only: gates, queries and keys |
+| `gate_share` | share of the sum of all `px` scores that these weights hold |
+| `gate_share_of_kernel` | the same of the kernel |
 """
 
 import argparse
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import timm
@@ -47,11 +56,23 @@ def _compare(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str
     count = len(a) // 10
     best = [set(x.topk(count).indices.tolist()) for x in (a, b)]
     layers = [_spearman(one[name].flatten(), other[name].flatten()) for name in one]
+    gates = [(_gate(name, one[name]), _gate(name, other[name])) for name in one if _gate(name, one[name]) is not None]
+    within = [_spearman(x.flatten(), y.flatten()) for x, y in gates]
     return {
         "correlation": _spearman(a, b),
         "within_layers": sum(layers) / len(layers),
         "same_tenth": len(best[0] & best[1]) / count,
+        "gates": sum(within) / len(within) if within else float("nan"),
+        "gate_share": float(sum(x.sum() for x, _ in gates) / a.sum()),
+        "gate_share_of_kernel": float(sum(y.sum() for _, y in gates) / b.sum()),
     }
+
+
+def _gate(name: str, score: Tensor) -> Any:
+    """The part of a weight that feeds a coefficient only, or None."""
+    if ".se." in name:
+        return score
+    return score[: 2 * len(score) // 3] if ".qkv." in name else None
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
@@ -65,7 +86,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--images-per-class", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows" / "smooth.csv")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows" / "kernel_agreement.csv")
     args = parser.parse_args()
     warnings.simplefilter("ignore", PathexWarning)
     rows = []
