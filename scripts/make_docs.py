@@ -1,4 +1,4 @@
-"""Write what the documentation takes from the code: the method cards, and the table of methods in the README.
+"""Write what the documentation takes from the code: a page for each method, and tables of all of them.
 
 python scripts/make_docs.py
 """
@@ -11,7 +11,7 @@ import pathex
 from pathex import scores
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "methods.md"
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 
 _BEGIN, _END = "<!-- methods: made by scripts/make_docs.py -->", "<!-- end of methods -->"
@@ -33,7 +33,20 @@ Every name below works in `pathex.prune`, `pathex.score`, `pathex run` and `path
 what it reads, what it costs, and what is known to differ from the code it comes from. `pathex.methods("px")` gives the
 same card in Python, `pathex methods px` on the command line. Other methods can be [added](guides/own-scorer.md).
 
-Indices: `n` an image, `k` an output, `p` a path, `j` a weight. `R` is what a method sums; a higher score means keep.
+On the pages, `n` is an image, `k` an output, `p` a path, `j` a weight, `R` what a method sums; a higher score means
+keep. A method reads the labels or the images of the pruning set, or nothing but their shape.
+"""
+_BESIDE = """
+## Options of all
+
+Methods share the options that make sense for them, under one name each: `calibration` (what BatchNorm uses), `redraw`
+(weights drawn anew in each round), `scales` (parameters that start at zero), `output` (which of several outputs
+counts). Where weights may go (`allocation`, `min_per_layer`, `budget`), which modules are pruned (`ignore`,
+`prunable`), how density falls (`schedule`, `rounds`) and a mask to start from belong to `pathex.prune` itself, so they
+work with every method. One pruning set serves all.
+
+| name | BatchNorm while scoring | cost of a round |
+|---|---|---|
 """
 
 
@@ -41,7 +54,7 @@ def table(link: str) -> str:
     """All methods as a Markdown table.
 
     Args:
-        link: What stands before ``#name`` in the link to a card.
+        link: Folder of the pages, as seen from the table.
 
     Returns:
         The lines, with a final newline.
@@ -51,7 +64,7 @@ def table(link: str) -> str:
         card = pathex.methods(name)
         paper = _ARXIV.search(card.citation)
         source = f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else ""
-        lines.append(f"| [`{name}`]({link}#{name}) | {card.title} | {card.needs} | {card.rounds} | {source} |")
+        lines.append(f"| [`{name}`]({link}/{name}.md) | {card.title} | {card.needs} | {card.rounds} | {source} |")
     return "\n".join(lines) + "\n"
 
 
@@ -62,12 +75,12 @@ def card(name: str) -> str:
         name: Name of the method.
 
     Returns:
-        A section of Markdown.
+        A page of Markdown.
     """
     method = scores.find(name)
     about = method.card
     equations = re.sub(r", (\w+ = )", r"\n    \1", about.equation)
-    lines = [f"## {name}", "", f"{about.title}.", "", f"    {equations}", ""]
+    lines = [f"# {name}", "", f"{about.title}.", "", f"    {equations}", ""]
     for field, title in _LINES.items():
         text = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", _escaped(str(getattr(about, field))))
         lines.append(f"- **{title}:** {text}")
@@ -79,13 +92,20 @@ def card(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page() -> str:
-    """The page of all methods.
+def pages() -> dict[Path, str]:
+    """The page of all methods and the page of each.
 
     Returns:
-        The text of ``docs/methods.md``.
+        File to text.
     """
-    return "\n".join([_INTRODUCTION, table(""), *map(card, pathex.methods())])
+    cards = {name: pathex.methods(name) for name in pathex.methods()}
+    rows = [f"| `{name}` | {_cell(about.batchnorm)} | {_cell(about.cost)} |\n" for name, about in cards.items()]
+    whole = "".join([_INTRODUCTION, "\n", table("methods"), _BESIDE, *rows])
+    return {DOCS / "methods.md": whole, **{DOCS / "methods" / f"{name}.md": card(name) for name in cards}}
+
+
+def _cell(text: str) -> str:
+    return _escaped(text).replace("|", "\\|")
 
 
 def readme(text: str) -> str:
@@ -104,7 +124,7 @@ def readme(text: str) -> str:
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise ValueError(f"README.md lacks the marks {_BEGIN} and {_END}")
-    return f"{before}{begin}\n{table('docs/methods.md')}{end}{after}"
+    return f"{before}{begin}\n{table('docs/methods')}{end}{after}"
 
 
 def _escaped(text: str) -> str:
@@ -119,6 +139,12 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    _write(PAGE, page())
+    (DOCS / "methods").mkdir(exist_ok=True)
+    made = pages()
+    for path in (DOCS / "methods").glob("*.md"):
+        if path not in made:
+            path.unlink()
+    for path, text in made.items():
+        _write(path, text)
     _write(README, readme(README.read_text(encoding="utf-8")))
-    print(f"wrote {PAGE.name} and the table of {README.name}")
+    print(f"wrote {len(made)} pages and the table of {README.name}")

@@ -24,7 +24,7 @@ from pathex.scores import Batch, Problem, parse_memory, read_batches
 
 __all__ = ["PruneReport", "PruneResult", "default_rounds", "prune", "score"]
 
-CustomMethod = Callable[[nn.Module, list[Batch], Mask], Mapping[str, Tensor]]
+CustomMethod = scorers.Method | Callable[[nn.Module, list[Batch], Mask], Mapping[str, Tensor]]
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -78,7 +78,8 @@ def default_rounds(method: str | CustomMethod) -> int:
     Returns:
         The number.
     """
-    return 1 if callable(method) else scorers.find(method).card.rounds
+    found = scorers.resolve(method)
+    return found.card.rounds if isinstance(found, scorers.Method) else 1
 
 
 def score(
@@ -98,8 +99,8 @@ def score(
 
     Args:
         model: The network, on any device and in any dtype; left exactly as it is.
-        method: Name (see `pathex.methods`), or a callable ``(model, batches, mask) -> dict``, which gets a copy of the
-            model with the mask applied.
+        method: Name (see `pathex.methods`), a `pathex.scores.Method`, a callable ``(model, batches, mask) -> dict``,
+            which gets a copy of the model with the mask applied, or ``package.module:name`` of one.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         mask: Weights that are there; None is all.
         seed: Seed of whatever the method draws.
@@ -155,7 +156,8 @@ def prune(
 
     Args:
         model: The network, on any device and in any dtype; left exactly as it is.
-        method: Name (see `pathex.methods`), or a callable ``(model, batches, mask) -> dict``.
+        method: Name (see `pathex.methods`), a `pathex.scores.Method`, a callable ``(model, batches, mask) -> dict``, or
+            ``package.module:name`` of one.
         sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         rounds: Score-and-keep rounds; None is the method's published number.
@@ -203,8 +205,8 @@ def prune(
         schedule=schedule,
         budget=budget,
         min_per_layer=min_per_layer,
-        floor=scorers.find(method).floor if isinstance(method, str) else 0,
-        revives=scorers.find(method).revives if isinstance(method, str) else False,
+        floor=getattr(scorers.resolve(method), "floor", 0),
+        revives=getattr(scorers.resolve(method), "revives", False),
         seed=seed,
     )
     steps, output = chooser.densities, options.get("output")
@@ -246,12 +248,10 @@ def prune(
 
 def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Callable[[Problem], Mapping[str, Tensor]]:
     """What scores a problem; unknown methods and options are refused here, before anything is computed."""
-    if isinstance(method, str):
-        found = scorers.find(method)
+    found = scorers.resolve(method)
+    if isinstance(found, scorers.Method):
         found.check(options)
         return lambda problem: found(problem, **options)
-    if not callable(method):
-        raise InvalidInput(f"method must be a name or a callable (model, batches, mask) -> dict, not {method!r}")
 
     def custom(problem: Problem) -> Mapping[str, Tensor]:
         masked = copy.deepcopy(problem.model)
@@ -260,7 +260,8 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
                 masked.get_parameter(name).copy_(weight)
         with torch.enable_grad():
             mask = Mask(problem.mask or {n: torch.ones(w.shape, dtype=torch.bool) for n, w in problem.prunable.items()})
-            return method(masked, list(problem.batches), mask, **options)
+            scores: Mapping[str, Tensor] = found(masked, list(problem.batches), mask, **options)
+            return scores
 
     return custom
 
@@ -380,7 +381,7 @@ def _metadata(
     budget: str,
 ) -> dict[str, Any]:
     return {
-        "method": method if isinstance(method, str) else getattr(method, "__name__", "callable"),
+        "method": _name_of(method),
         "options": {name: value if _plain(value) else repr(value) for name, value in options.items()},
         "model": type(problem.model).__name__,
         "requested_sparsity": sparsity,
@@ -391,6 +392,12 @@ def _metadata(
         "seed": problem.seed,
         "pruning_set": problem.fingerprint,
     }
+
+
+def _name_of(method: str | CustomMethod) -> str:
+    if isinstance(method, scorers.Method):
+        return method.card.name
+    return method if isinstance(method, str) else getattr(method, "__name__", "callable")
 
 
 def _plain(value: Any) -> bool:

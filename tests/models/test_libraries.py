@@ -92,7 +92,7 @@ def test_factory_weights_from_a_file(factories, tmp_path):
         ("torchvision:resnet18", {"weights": "missing.pt"}, "'missing.pt' does not exist"),
         ("smp:Unet", {}, r"not in this version"),
         ("no_such_package_here:make", {}, "cannot import 'no_such_package_here'"),
-        (":make", {}, "not of the form package.module:factory"),
+        (":make", {}, "not of the form package.module:name"),
         ("pathex_test_factories:absent", {}, "no callable 'absent'"),
         ("pathex_test_factories:number", {}, "no callable 'number'"),
         ("pathex_test_factories:fixed", {"width": 3}, "cannot be made .*'width'"),

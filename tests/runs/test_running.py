@@ -16,6 +16,19 @@ def entries(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def by_size(model, batches, mask):
+    return {name: model.get_parameter(name).detach().abs() for name in mask}
+
+
+def test_a_run_with_a_scorer_of_ones_own(settings):
+    own = run(RunConfig(**{**settings, "method": f"{__name__}:by_size"}))
+    named = run(RunConfig(**{**settings, "method": "magnitude"}))
+    assert own.folder != named.folder
+    assert pathex.Mask.load(own.folder / "mask.safetensors") == pathex.Mask.load(named.folder / "mask.safetensors")
+    with pytest.raises(InvalidInput, match="has no callable 'absent'"):
+        run(RunConfig(**{**settings, "method": f"{__name__}:absent"}))
+
+
 def test_a_run_leaves_every_file_and_holds_its_mask(settings):
     events = []
     finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))

@@ -49,7 +49,9 @@ def test_cards_are_complete_and_list_every_option(name: str) -> None:
 
 
 def test_the_headline_methods_are_there() -> None:
-    assert {"px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "magnitude", "random"} <= set(pathex.methods())
+    path_methods = {"px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "phew", "npb"}
+    others = {"snip", "iterative-snip", "force", "grasp", "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal"}
+    assert path_methods | others | {"magnitude", "random"} <= set(pathex.methods())
 
 
 @pytest.mark.usefixtures("installed")
@@ -64,6 +66,38 @@ def test_methods_of_other_packages() -> None:
         pathex.score(model, "outside", x, powre=2)
     with pytest.raises(InvalidInput, match=r"test_registry:OUTSIDE.*'broken' is not a pathex\.scores\.Method"):
         pathex.score(model, "broken", x)
+
+
+def by_size(model: nn.Module, batches: Any, mask: Any, *, power: float = 1.0) -> dict[str, Tensor]:
+    """A scorer as a plain callable."""
+    return {name: model.get_parameter(name).detach().abs() ** power for name in mask}
+
+
+@pytest.mark.parametrize("method", [METHOD, by_size, f"{__name__}:METHOD", f"{__name__}:by_size"], ids=str)
+def test_a_method_may_be_given_instead_of_named(method: Any) -> None:
+    model, x = network(), torch.randn(2, 3)
+    result = pathex.prune(model, method, sparsity=0.5, data=x, power=2.0)
+    assert result.mask == pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
+    assert len(result.history) == (1 if "by_size" in str(method) else 3)
+    scores = pathex.score(model, method, x)
+    assert all(torch.equal(scores[name], model.get_parameter(name).detach().abs()) for name in scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.at.all:scorer", "cannot import 'nowhere.at.all'"),
+        (f"{__name__}:absent", "has no callable 'absent'"),
+        (":scorer", "not of the form package.module:name"),
+    ],
+)
+def test_a_method_that_cannot_be_imported(name: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"method '{name}'.*{message}"):
+        pathex.score(network(), name, torch.randn(2, 3))
+
+
+def test_every_name_has_its_module_and_is_loaded_on_demand() -> None:
+    assert all(scores.find(name).card.name == name for name in scores.names())
 
 
 def test_unknown_names_get_a_hint() -> None:

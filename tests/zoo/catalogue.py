@@ -18,7 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathex
 
-__all__ = ["FILE", "LEFT_OUT", "SEGMENTATION", "Architecture", "build", "catalogue", "describe", "first_output"]
+__all__ = [
+    "FILE",
+    "IMAGES",
+    "LEFT_OUT",
+    "SEGMENTATION",
+    "Architecture",
+    "build",
+    "catalogue",
+    "describe",
+    "first_output",
+]
 
 FILE = Path(__file__).with_name("architectures.csv")
 CLASSES = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pathex
-from zoo.catalogue import LEFT_OUT, Architecture, catalogue
+from zoo.catalogue import IMAGES, LEFT_OUT, Architecture, catalogue
 
 __all__ = ["EXTRA", "PAGE", "ROWS", "SIX", "Row", "page", "plan", "read_rows", "shares", "write_rows", "write_text"]
 
@@ -23,17 +23,18 @@ _ANY_PATH = re.compile(r"/\S*/(?=[\w.-]+)")
 _MODULE = re.compile(r" in module '[^']*'| in the network")
 _INTRODUCTION = """# Zoo
 
-Does a method work on the network at hand? Every constructor of torchvision for classification and segmentation and
-{timm} architectures of timm, with random weights, {images} random images of noise and the smallest image side that each
-accepts, are pruned to sparsity 0.9 by six methods in two rounds, and by `grasp` and `ntk-diagonal` in one; on {all} of
-them every method runs in two rounds. A cell is `ok` when the scores of every round are finite, the mask keeps the exact
-number of weights and the network is left exactly as it was. `ok, 3 dead` adds that 3 layers lost every weight on every
-path: of `px` that would be an error, of the others it is reported as it is. `refused` is an explicit
-`UnsupportedOperation`; the reasons stand below. What a mask is worth after training is another question.
+Does a method work on the network at hand? Every constructor of torchvision for classification and segmentation, but for
+a few giants, and {timm} architectures of timm, with random weights, {images} images of noise and the smallest side that
+each accepts (with attention at least 64 pixels, so that it sees more than one token), are pruned to sparsity 0.9 by six
+methods in two rounds, and by `grasp` and `ntk-diagonal` in one; on {all} of them every method runs in two rounds. A
+cell is `ok` when the scores of every round are finite, the mask keeps the exact number of weights and the network is
+left exactly as it was. `ok, 3 dead` adds that 3 layers lost every weight on every path: of `px` that would be an error,
+of the others it is reported as it is. `refused` is an explicit `UnsupportedOperation`; the reasons stand below. What a
+mask is worth after training is another question.
 
     python scripts/zoo.py --jobs 16
 
-runs what `results/zoo/rows.csv` does not have yet and writes this page. {environment}
+runs what `results/zoo/rows.csv` does not have yet and writes this page. The rows are of {versions}.
 """
 
 
@@ -182,14 +183,12 @@ def page(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
     """
     architectures = catalogue()
     everywhere = [name for name in (*SIX, *EXTRA) if any(row.scorer == name for row in rows)]
-    versions = ", ".join(
-        f"{name} {environment[name]}" for name in ("torch", "torchvision", "timm") if name in environment
-    )
+    libraries = [name for name in ("torch", "torchvision", "timm") if name in environment]
     introduction = _INTRODUCTION.format(
         timm=sum(architecture.model.startswith("timm:") for architecture in architectures),
-        images=4,
+        images=IMAGES,
         all=sum(architecture.methods == "all" for architecture in architectures),
-        environment=f"The rows are of {versions}." if versions else "",
+        versions=", ".join(f"{name} {environment[name]}" for name in libraries) or "no environment yet",
     )
     every = [architecture for architecture in architectures if architecture.methods == "all"]
     others = [name for name in shares(rows) if name not in everywhere]
@@ -199,7 +198,7 @@ def page(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
         _summary(rows),
         "## Every architecture\n",
         _grid(architectures, everywhere, rows),
-        f"## Other methods, on {len(every)} architectures\n",
+        "## Other methods and options\n",
         _grid([*every, *_refused_variants(architectures, others, rows)], others, rows),
         "## Reasons of refusals and errors\n",
         _reasons(rows),
@@ -234,7 +233,7 @@ def _summary(rows: Sequence[Row]) -> str:
 def _grid(architectures: Sequence[Architecture], scorers: Sequence[str], rows: Sequence[Row]) -> str:
     cells = {(row.model, row.scorer): row for row in rows}
     lines = [
-        "| architecture | side | million weights | " + " | ".join(f"`{scorer}`" for scorer in scorers) + " |",
+        "| architecture | side | million parameters | " + " | ".join(f"`{scorer}`" for scorer in scorers) + " |",
         "|---|---:|---:" + "|---" * len(scorers) + "|",
     ]
     for architecture in architectures:

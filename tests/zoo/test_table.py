@@ -64,7 +64,7 @@ def test_the_page_shows_every_row() -> None:
     assert "The rows are of torch 9.9, timm 8.8." in text
     assert "| `px` | 2 | 0 | 0 | 1 | 1 | 66.6 % | 0 |" in lines
     assert "| `magnitude` | 1 | 0 | 0 | 0 | 0 | 100.0 % | 1 |" in lines
-    assert "| architecture | side | million weights | `magnitude` | `synflow` | `px` |" in lines
+    assert "| architecture | side | million parameters | `magnitude` | `synflow` | `px` |" in lines
     assert "| `timm:test_resnet` | 32 | 0.4 | ok, 3 dead |  | ok |" in lines
     reasons = [line for line in lines if "no rule to read f" in line]
     assert reasons == [

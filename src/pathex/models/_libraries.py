@@ -1,7 +1,6 @@
 """Networks of other packages, behind the arguments that pathex gives to its own."""
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput
+from pathex.importing import import_callable
 from pathex.models._weights import load_weights, read_weights, warn_head
 
 __all__ = ["from_factory", "from_timm", "from_torchvision", "refuse_smp"]
@@ -129,7 +129,7 @@ def from_factory(
     Raises:
         InvalidInput: If the factory cannot be imported, refuses the arguments or returns no module.
     """
-    factory = _import(name)
+    factory = import_callable("model", name)
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
@@ -208,21 +208,6 @@ def _build(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) ->
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InvalidInput(f"model {name!r} cannot be made with {kwargs}: {type(error).__name__}: {reason}") from error
-
-
-def _import(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InvalidInput(f"model {name!r}: cannot import {module_name!r}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"model {name!r} is not of the form package.module:factory") from error
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise InvalidInput(f"model {name!r}: {module_name!r} has no callable {attribute!r}")
-    return found
 
 
 def _unknown(what: str, name: str, known: Iterable[str], where: str) -> str:

@@ -85,7 +85,8 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
         methods: Names that ``method`` may have; None is those of the scorers.
     """
     _check_ranges(config, _TICKET)
-    _check_name("method", config.method, methods or scores.names())
+    if ":" not in config.method:
+        _check_name("method", config.method, methods or scores.names())
     _check_name("budget", config.budget, BUDGETS)
     _check_name("schedule", config.schedule, SCHEDULES)
     _check_allocation(config.allocation)
@@ -95,7 +96,9 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
     for name in ("model_options", "data_options", "method_options"):
         _check_plain(name, getattr(config, name))
     if config.method != "dense":
-        scores.find(config.method).check(config.method_options)
+        method = scores.resolve(config.method)
+        if isinstance(method, scores.Method):
+            method.check(config.method_options)
 
 
 def _check_ranges(config: TicketConfig, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:

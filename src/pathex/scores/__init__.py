@@ -3,57 +3,38 @@
 Other packages add names by the entry-point group ``pathex.scorers``, each pointing to a `Method`.
 """
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import overload
+from typing import Any, overload
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.scores import (
-    fisher_diagonal,
-    force,
-    grasp,
-    iterative_snip,
-    magnitude,
-    npb,
-    ntk_diagonal,
-    ntk_sap,
-    phew,
-    prospr,
-    px,
-    px_cvpr24,
-    px_literal,
-    random,
-    snip,
-    synflow,
-    synflow_l2,
-)
+from pathex.importing import import_callable
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Batch, Problem, parse_memory, read_batches
 
-__all__ = ["Batch", "Card", "Method", "Problem", "find", "methods", "names", "parse_memory", "read_batches"]
+__all__ = ["Batch", "Card", "Method", "Problem", "find", "methods", "names", "parse_memory", "read_batches", "resolve"]
 
-_BUILT_IN: Mapping[str, Method] = {
-    module.METHOD.card.name: module.METHOD
-    for module in (
-        px,
-        px_literal,
-        px_cvpr24,
-        synflow,
-        synflow_l2,
-        snip,
-        iterative_snip,
-        force,
-        grasp,
-        ntk_sap,
-        ntk_diagonal,
-        fisher_diagonal,
-        prospr,
-        phew,
-        npb,
-        magnitude,
-        random,
-    )
-}
+# Each is the module of its name in this package.
+_BUILT_IN = (
+    "px",
+    "px-literal",
+    "px-cvpr24",
+    "synflow",
+    "synflow-l2",
+    "snip",
+    "iterative-snip",
+    "force",
+    "grasp",
+    "ntk-sap",
+    "ntk-diagonal",
+    "fisher-diagonal",
+    "prospr",
+    "phew",
+    "npb",
+    "magnitude",
+    "random",
+)
 
 
 def names() -> list[str]:
@@ -79,7 +60,8 @@ def find(name: str) -> Method:
         InvalidInput: If the entry point of another package is not a `Method`.
     """
     if name in _BUILT_IN:
-        return _BUILT_IN[name]
+        built_in: Method = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
+        return built_in
     for point in entry_points(group="pathex.scorers"):
         if point.name == name:
             method = point.load()
@@ -87,6 +69,26 @@ def find(name: str) -> Method:
                 raise InvalidInput(f"entry point {point.value!r} of method {name!r} is not a pathex.scores.Method")
             return method
     raise UnknownName("method", name, names())
+
+
+def resolve(method: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What a method is given as: a name, a `Method`, a callable, or ``package.module:name`` of one of these.
+
+    Args:
+        method: The method.
+
+    Returns:
+        A `Method`, or a callable ``(model, batches, mask) -> dict``.
+
+    Raises:
+        UnknownName: If there is no method of that name.
+        InvalidInput: If it is nothing of all this.
+    """
+    if isinstance(method, str):
+        return import_callable("method", method) if ":" in method else find(method)
+    if not callable(method):
+        raise InvalidInput(f"method must be a name or a callable (model, batches, mask) -> dict, not {method!r}")
+    return method
 
 
 @overload
