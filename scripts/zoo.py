@@ -199,7 +199,7 @@ def run(todo: Sequence[tuple[Architecture, dict[str, int]]], rows: list[Row], gi
         nonlocal done
         architecture, wanted = entry
         # Copies of the weights in both precisions, gradients, scores and the order that the threshold sorts.
-        with room.taken(1.5 * _GIB + 60 * architecture.parameters):
+        with room.taken(1.5 * _GIB + 80 * architecture.parameters):
             found = attempt(architecture, wanted, given.limit)
         with lock:
             done += 1

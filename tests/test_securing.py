@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.masks import Mask
-from pathex.paths import connectivity
+from pathex.paths import connectivity, roles
 from pathex.securing import Securer
 
 
@@ -93,13 +93,17 @@ def test_each_layer_gets_its_best_weight_on_a_path() -> None:
         chosen[flat.argsort(descending=True, stable=True)[:3]] = True
         return {"0.weight": chosen[:6].view(3, 2), "2.weight": chosen[6:].view(1, 3)}
 
-    securer = Securer(lambda mask: connectivity(model, mask, torch.ones(1, 2)).effective)
+    securer = Securer(
+        lambda mask: connectivity(model, mask, torch.ones(1, 2)).effective,
+        lambda mask: roles(model, mask, torch.ones(1, 2)),
+        0.1,
+    )
     # Without help: 9 and 8 of the first layer, and one of the weights of score 3, which meets none of them.
-    kept = securer.keep(scores, everything, keep, last=True)
+    kept = securer.keep(scores, everything, keep, count=3, last=True)
     # The first layer still has its best weight; the second has its best among those that it reaches.
     assert kept["0.weight"].sum() + kept["2.weight"].sum() == 3
     assert all(part.any() for part in connectivity(model, kept, torch.ones(1, 2)).effective.values())
-    assert securer.alive == set(scores)
+    assert securer.parts is not None and set(securer.parts) == set(scores)
 
 
 def test_what_cannot_be_read_is_left_to_the_scores() -> None:
@@ -108,10 +112,14 @@ def test_what_cannot_be_read_is_left_to_the_scores() -> None:
             return torch.fft.rfft(x).real
 
     net = nn.Sequential(nn.Linear(4, 4), Opaque(), nn.Linear(3, 2))
-    securer = Securer(lambda mask: connectivity(net, mask, torch.ones(1, 4)).effective)
+    securer = Securer(
+        lambda mask: connectivity(net, mask, torch.ones(1, 4)).effective,
+        lambda mask: roles(net, mask, torch.ones(1, 4)),
+        0.1,
+    )
     scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}
     mask = {name: score > 0 for name, score in scores.items()}
-    assert securer.keep(scores, mask, lambda _: mask, last=True) is mask
+    assert securer.keep(scores, mask, lambda _: mask, count=16, last=True) is mask
     assert not securer.reads
 
 

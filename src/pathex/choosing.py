@@ -17,7 +17,7 @@ from pathex.allocate import (
 )
 from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import Count, Mask
-from pathex.securing import Connected, Securer
+from pathex.securing import Connected, Parts, Securer
 
 __all__ = ["BUDGETS", "Chooser"]
 
@@ -36,10 +36,11 @@ class Chooser:
         schedule: ``exponential`` or ``linear``.
         budget: ``nominal`` or ``effective``.
         min_per_layer: Weights that every layer keeps in any case.
-        floor: Weights that every layer with a positive score keeps, if there is room; with any, a path through every
-            layer that lies on one is kept too.
+        floor: Share of the network's density that every layer on a path keeps, and a path through it, if there is
+            room; 0: none.
         revives: Whether weights that a round removed may return in a later one; those outside ``start`` never do.
         seed: Seed of the order that breaks ties.
+        parts: From a mask to the parts of each layer that the floor holds for; None: layers are their own parts.
         densities: Density after each round.
 
     Raises:
@@ -54,9 +55,10 @@ class Chooser:
     schedule: str = "exponential"
     budget: str = "nominal"
     min_per_layer: int = 0
-    floor: int = 0
+    floor: float = 0.0
     revives: bool = False
     seed: int = 0
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -110,6 +112,7 @@ class Chooser:
         kept = round(self.densities[number - 1] * self.total)
         allowed = self.start if self.revives else current
         counts = allowed.counts()
+        floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
         if self.final is not None:
             chosen = self.final if number == self.rounds else self._counts(kept, number, counts)
             return self._with_paths(
@@ -120,7 +123,6 @@ class Chooser:
                 lambda raised: keep_best_by_layer(raised, allowed, chosen, seed=seed),
             )
         if self.budget == "nominal":
-            floors = self._floors(scores, counts, kept)
             return self._with_paths(
                 scores,
                 allowed,
@@ -128,7 +130,6 @@ class Chooser:
                 connected,
                 lambda raised: keep_best(raised, allowed, kept, seed=seed, at_least=floors),
             )
-        floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
         return Mask(keep_connected(scores, allowed, kept, connected, seed=seed, at_least=floors))
 
     def _with_paths(
@@ -139,20 +140,13 @@ class Chooser:
         connected: Connected,
         keep: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     ) -> Mask:
-        """What the allocation keeps; where the method wants a floor, with a path through every layer."""
+        """What the allocation keeps; where the method wants a floor, with its share of every layer and a path."""
         if not self.floor:
             return Mask(keep(scores))
         if self._securer is None:
-            self._securer = Securer(connected)
-        return Mask(self._securer.keep(scores, allowed, keep, last=number == self.rounds))
-
-    def _floors(self, scores: Mapping[str, Tensor], counts: Mapping[str, Count], kept: int) -> dict[str, int]:
-        """Weights that each layer keeps in any case: what the user asks for; what the method wants if there is room."""
-        asked = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
-        if not self.floor:
-            return asked
-        wanted = {name: max(asked[name], min(self.floor, int((scores[name] > 0).sum()))) for name in counts}
-        return wanted if sum(wanted.values()) <= kept else asked
+            self._securer = Securer(connected, self.parts or _whole, self.floor)
+        count = round(self.densities[number - 1] * self.total)
+        return Mask(self._securer.keep(scores, allowed, keep, count=count, last=number == self.rounds))
 
     def _counts(self, kept: int, number: int, counts: Mapping[str, Count]) -> dict[str, int]:
         """Weights that each layer keeps in a round before the last, together ``kept``."""
@@ -161,3 +155,7 @@ class Chooser:
         steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
         shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
         return round_to_total(shares, kept, limits, self.final)
+
+
+def _whole(mask: Mapping[str, Tensor]) -> Mapping[str, list[Tensor]]:
+    return {name: [kept.cpu()] for name, kept in mask.items()}

@@ -18,7 +18,7 @@ from pathex.choosing import Chooser
 from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnsupportedOperation
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
-from pathex.paths import Connectivity, connectivity, untouched
+from pathex.paths import Connectivity, connectivity, roles, untouched
 from pathex.prunable import Selector, own_module, prunable_weights
 from pathex.scores import Batch, Problem, parse_memory, read_batches
 
@@ -208,6 +208,7 @@ def prune(
         floor=getattr(scorers.resolve(method), "floor", 0),
         revives=getattr(scorers.resolve(method), "revives", False),
         seed=seed,
+        parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
     )
     steps, output = chooser.densities, options.get("output")
     batches = read_batches(data)

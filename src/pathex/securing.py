@@ -1,7 +1,11 @@
-"""A path through every layer: what a method keeps so that no layer that lies on a path is cut off."""
+"""What a method keeps of every layer that lies on a path: a share of its weights, and a path through them.
+
+In networks whose blocks begin faint beside their shortcut, one threshold for all would remove whole blocks, and every
+query and key of an attention. A layer is looked at in its parts: weights of different roles may be fused into one.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,101 +14,139 @@ from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
 
-__all__ = ["Connected", "Securer"]
+__all__ = ["Connected", "Parts", "Securer"]
 
 Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """From a mask to the part of it that lies on input-output paths."""
 
+Parts = Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]]
+"""From a mask to the parts of each layer on paths: disjoint bool tensors in its shape."""
+
 Keep = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """From scores to the mask that an allocation keeps of them."""
 
-_ATTEMPTS = 4  # a weight that makes room may cut another layer off
+_ATTEMPTS = 4  # a weight that makes room may cut another part off
 
 
 @dataclass
 class Securer:
-    """Keeps one path through every layer that lies on a path, at the cost of the worst weights elsewhere.
+    """Keeps a share of every part on a path, and a path through it, at the cost of the worst weights elsewhere.
 
-    Where a choice cuts layers off, the best weights that bring them back are kept from then on.
+    Where a choice cuts parts off, the best weights that bring them back are kept from then on.
 
     Attributes:
         connected: From a mask to the part of it that lies on paths.
-        alive: Names of the weights that lie on a path; None until the first check.
+        parts_of: From a mask to the parts of each layer.
+        share: Each part keeps this share of the density of the whole network.
+        parts: The parts by layer; None until the first call.
         secured: Name to bool tensor: weights that hold a path together.
-        reads: Whether paths can be read; once they could not, nothing is secured.
+        reads: Whether paths can be read; where not, layers are their own parts and no path is secured.
     """
 
     connected: Connected
-    alive: set[str] | None = None
+    parts_of: Parts
+    share: float
+    parts: dict[str, Sequence[Tensor]] | None = None
     secured: dict[str, Tensor] = field(default_factory=dict)
     reads: bool = True
 
     def keep(
-        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, last: bool
+        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
     ) -> Mapping[str, Tensor]:
-        """The mask that an allocation keeps, with every layer connected as far as room allows.
+        """The mask that an allocation keeps, with every part connected as far as room allows.
 
         Args:
             scores: Name to score.
             allowed: Name to bool tensor: the weights to choose from.
-            keep: The allocation: from scores to a mask of a given number of weights.
+            keep: The allocation: from scores to a mask of ``count`` weights.
+            count: Weights that it keeps.
             last: Whether this is the last round; before it only thin layers are looked after.
 
         Returns:
             The mask.
         """
-        chosen = keep(self._raised(scores))
+        if self.parts is None:
+            self.parts = self._find(allowed)
+        floors = self._floors(scores, allowed, count)
+        chosen = keep(self._raised(scores, floors))
         if not self.reads or not (last or any(map(_thin, chosen.values()))):
             return chosen
-        try:
-            if self.alive is None:
-                self.alive = {name for name, kept in self.connected(allowed).items() if kept.any()}
-            for _ in range(_ATTEMPTS):
-                dead = self._dead(chosen)
-                if not dead:
-                    break
-                if not self._secure(scores, allowed, chosen, dead):
-                    break
-                chosen = keep(self._raised(scores))
-        except UnsupportedOperation:
-            self.reads = False
+        for _ in range(_ATTEMPTS):
+            dead = self._dead(chosen)
+            if not dead or not self._secure(scores, allowed, chosen, dead):
+                break
+            chosen = keep(self._raised(scores, floors))
         return chosen
 
-    def _dead(self, mask: Mapping[str, Tensor]) -> list[str]:
-        assert self.alive is not None
-        effective = self.connected(mask)
-        return [name for name in mask if name in self.alive and not effective[name].any()]
+    def _find(self, allowed: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
+        try:
+            return dict(self.parts_of(allowed))
+        except UnsupportedOperation:
+            self.reads = False
+            return {name: [kept.cpu()] for name, kept in allowed.items()}
 
-    def _raised(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The scores, infinite where a weight is secured."""
-        return {
-            name: score.masked_fill(self.secured[name].to(score.device), math.inf) if name in self.secured else score
-            for name, score in scores.items()
-        }
+    def _floors(
+        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], count: int
+    ) -> Mapping[str, Tensor] | None:
+        """The best weights of each part, its share of them, or one of each; None where even that leaves no room."""
+        assert self.parts is not None
+        density = count / sum(kept.numel() for kept in allowed.values())
+        for share in (self.share * density, 0.0):
+            floors = {}
+            for name, parts in self.parts.items():
+                there = (allowed[name].cpu() & (scores[name].detach().cpu() > 0)).flatten()
+                floors[name] = torch.zeros_like(there)
+                for part in parts:
+                    number = max(1, int(share * int(part.sum())))
+                    candidates = (there & part.flatten()).nonzero().squeeze(1)
+                    values = scores[name].detach().cpu().double().flatten()[candidates]
+                    floors[name][candidates[values.topk(min(number, len(values))).indices]] = True
+            if _count(floors) <= count:
+                return floors
+        return None
+
+    def _raised(self, scores: Mapping[str, Tensor], floors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """The scores, infinite where a weight is kept in any case."""
+        raised = {}
+        for name, score in scores.items():
+            forced = torch.zeros(score.shape, dtype=torch.bool) if floors is None else floors[name].view(score.shape)
+            forced = forced | self.secured.get(name, torch.zeros_like(forced))
+            raised[name] = score.masked_fill(forced.to(score.device), math.inf)
+        return raised
+
+    def _dead(self, mask: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        assert self.parts is not None
+        effective = self.connected(mask)
+        return [(n, part) for n, parts in self.parts.items() for part in parts if not (effective[n].cpu() & part).any()]
 
     def _secure(
-        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], chosen: Mapping[str, Tensor], dead: list[str]
+        self,
+        scores: Mapping[str, Tensor],
+        allowed: Mapping[str, Tensor],
+        chosen: Mapping[str, Tensor],
+        dead: list[tuple[str, Tensor]],
     ) -> bool:
-        """Secure weights that bring dead layers back.
+        """Secure weights that bring dead parts back.
 
-        The dead layers (where that is not enough, all) start with the weights to choose from, and are taken back to
-        what was chosen, many at a time. Where that would cut a dead layer off, a layer keeps its best weights that
-        prevent it.
+        Their layers (where that is not enough, all) start with the weights to choose from, and are taken back to what
+        was chosen, many at a time. Where that would cut a part off, a layer keeps its best weights that prevent it.
 
         Returns:
             Whether a weight was secured.
         """
-        candidate = {name: (allowed[name] if name in dead else kept).cpu() for name, kept in chosen.items()}
-        goal, restored = dead, dead
+        restored = list(dict.fromkeys(name for name, _ in dead))
+        candidate = {name: (allowed[name] if name in restored else kept).cpu() for name, kept in chosen.items()}
+        goal = dead
 
         def joined(trial: Mapping[str, Tensor]) -> bool:
             found = self.connected({**candidate, **trial})
-            return all(found[name].any() for name in goal)
+            return all((found[name].cpu() & part).any() for name, part in goal)
 
         if not joined({}):
             candidate = {name: allowed[name].cpu() for name in chosen}
             effective = self.connected(candidate)
-            goal, restored = [name for name in dead if effective[name].any()], list(chosen)
+            goal = [(name, part) for name, part in dead if (effective[name].cpu() & part).any()]
+            restored = list(chosen)
         pending = [restored] if goal else []
         before = _count(self.secured)
         while pending:

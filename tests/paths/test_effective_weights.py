@@ -20,6 +20,10 @@ from pathex.paths import connectivity, record, replay
 from pathex.scores._reader import gradient_scores
 from paths.oracle import assert_equal, assert_replays, images
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
+)
+
 Weight = Callable[[Tensor, Tensor], Tensor]
 X = images(3, 3, 2, 2, seed=4)
 

@@ -13,6 +13,10 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import record, replay, replay_open
 from paths.oracle import Between, assert_equal, assert_replays, draws, images, linear_map
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
+)
+
 Form = Callable[[Tensor], Tensor]
 
 

@@ -25,6 +25,10 @@ from pathex.errors import UnsupportedOperation
 from pathex.paths import connectivity, record, replay, replay_open
 from paths.oracle import Between, assert_equal, images
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
+)
+
 Form = Callable[[Tensor], Tensor]
 SHAPE = (3, 4, 2, 3)
 EPS = 1e-3

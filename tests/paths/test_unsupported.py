@@ -14,6 +14,10 @@ import pathex
 from pathex.errors import UnsupportedOperation
 from pathex.paths import calibrate, connectivity, forward, record, replay, survey
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
+)
+
 Form = Callable[[Tensor], Tensor]
 
 

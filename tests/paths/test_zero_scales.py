@@ -14,6 +14,10 @@ from pathex.errors import PathexWarning
 from pathex.paths import read_scales, survey
 from pathex.prunable import prunable_weights
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
+)
+
 Form = Callable[[Tensor, Tensor], Tensor]
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -20,7 +20,6 @@ SAMPLE = (
     "timm:test_convnext",
     "timm:test_vit",
     "timm:test_maxvit",
-    "timm:regnetx_002",
     "timm:starnet_s050",
     "timm:test_coatnet",
 )

@@ -125,7 +125,7 @@ def trial(model: nn.Module, x: Tensor, y: Tensor, label: str, *, rounds: int = 2
 def _check(name: str, result: PruneResult, dead: list[str], silent: set[str]) -> None:
     kept, total = result.mask.kept, result.mask.total
     expected = round((1 - SPARSITY) * total)
-    if kept != expected or sum(int(entry.sum()) for entry in result.mask.values()) != expected:
+    if kept != expected or sum(int(entry.count_nonzero()) for entry in result.mask.values()) != expected:
         raise _Defect(f"{kept} of {total} weights kept instead of {expected}")
     if dead and name in _KEEPS_LAYERS:
         counts = result.mask.counts()

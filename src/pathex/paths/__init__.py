@@ -14,7 +14,7 @@ from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings
 from pathex.paths._readings import Coefficients, PerSample, Smooth
-from pathex.paths.connectivity import Connectivity, connectivity
+from pathex.paths.connectivity import Connectivity, connectivity, roles
 from pathex.paths.observing import Statistics, calibrate, forward
 from pathex.paths.passes import Recording, record, replay, replay_open
 from pathex.paths.scales import Footprint, Survey, read_scales, survey
@@ -37,6 +37,7 @@ __all__ = [
     "record",
     "replay",
     "replay_open",
+    "roles",
     "run",
     "spellings",
     "survey",

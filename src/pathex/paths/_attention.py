@@ -42,7 +42,8 @@ def _softmax_linear(
     dim = _dim(reading, func, dim)
     if reading.sites is None:
         reading.open_per_sample(func)
-        return input * (input.shape[dim] > 1)  # a softmax of one unit is constant
+        # A softmax of one unit is constant.
+        return input * float(input.shape[dim] > 1 and not reading.values_only)
     site: Slope = reading.next_site(Slope, input.shape, func)
     shares = site.forward.to(input.dtype)
     outer = 1.0 if func.__name__ in _LOG_SOFTMAX else reading.slope(shares)

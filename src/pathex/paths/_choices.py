@@ -30,6 +30,8 @@ def _where_linear(reading: Replay, func: Callable[..., Any], condition: Tensor, 
     for value in (input, other):
         kept = value if reading.carries(value) or not isinstance(value, Tensor) else torch.zeros_like(value)
         parts.append(kept if isinstance(kept, Tensor) else zero)
+    if reading.sites is None:  # either may be chosen
+        return torch.zeros_like(condition, dtype=zero.dtype) + parts[0] + parts[1]
     return torch.where(condition, *parts)
 
 

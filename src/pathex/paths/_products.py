@@ -65,8 +65,7 @@ def multilinear_replay(reading: Replay, func: Callable[..., Any], operands: Sequ
         recorded = [reading.slope(tensor).to(operands[places[0]].dtype) for tensor in site.operands]
     for place, tensor in zip(places, recorded, strict=True):
         factors[place] = tensor
-    terms = [call([*factors[:place], operands[place], *factors[place + 1 :]]) for place in places]
-    return torch.stack(terms).sum(0) if len(terms) > 2 else terms[0] + terms[1]
+    return reading.joined([call([*factors[:place], operands[place], *factors[place + 1 :]]) for place in places])
 
 
 # -- elementwise -------------------------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ class Replay(Reading):
         pools: How an open max pool reads its window: ``sum`` or ``max``.
         per_sample: What an open reading does with coefficients that only a recorded sample has (normalisation over
             the units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1.
+        values_only: Whether open paths do not pass what only makes a coefficient (softmax, sigmoid).
     """
 
     model: nn.Module
@@ -185,6 +186,7 @@ class Replay(Reading):
     coefficients: Coefficients = "squared"
     pools: Literal["sum", "max"] = "sum"
     per_sample: PerSample = "refuse"
+    values_only: bool = False
 
     rules: ClassVar[RuleTable] = REPLAY
 
@@ -237,6 +239,17 @@ class Replay(Reading):
         if self.per_sample == "refuse" and self.coefficients != "connected":
             why = "its coefficients depend on the sample and have no open reading; per_sample='one' reads them as 1"
             raise self.unsupported(getattr(func, "__name__", str(func)), why)
+
+    def joined(self, terms: Sequence[Tensor]) -> Tensor:
+        """What a product of several factors passes on.
+
+        Args:
+            terms: For each factor in turn what its paths bring.
+
+        Returns:
+            Their sum.
+        """
+        return sum(terms[1:], start=terms[0])
 
     # -- the tape --------------------------------------------------------------------------------------------------
 

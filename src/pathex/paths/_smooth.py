@@ -153,5 +153,6 @@ def _function_linear(reading: Replay, func: Callable[..., Any], input: Tensor, *
     in_place = writes(func, args, kwargs)
     if reading.sites is None:
         reading.open_per_sample(func)
-        return input if in_place else input.clone()
+        passes = float(not reading.values_only)
+        return input.mul_(passes) if in_place else input * passes
     return scaled(reading, func, input, in_place)

@@ -1,7 +1,7 @@
 """Which kept weights lie on a path from input to output, and what died with those that do not."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import Rule, is_in_place
 from pathex.paths.passes import _reached
 
-__all__ = ["Connectivity", "connectivity"]
+__all__ = ["Connectivity", "connectivity", "roles"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,24 @@ class _Indicator(torch.autograd.Function):
         return (grads[0] > 0).to(grads[0].dtype)
 
 
+@dataclass(eq=False)
 class _Connect(EffectiveReplay):
-    """Open reading in which every value is 0 (no path from the input arrives) or positive."""
+    """Open reading in which every value is 0 (no path from the input arrives) or positive.
+
+    Attributes:
+        role: None: paths go through every factor of a product. A number: they end at the next product, where they must
+            enter as the factor of that number, and what leaves it must reach the output.
+        leaving: For each product which of its results reach the output.
+        ends: What ended at products.
+    """
+
+    role: int | None = None
+    leaving: dict[int, Tensor] = field(default_factory=dict)
+    ends: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._products = 0
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         self._writes = is_in_place(func) or bool((kwargs or {}).get("inplace"))
@@ -55,6 +71,22 @@ class _Connect(EffectiveReplay):
         if isinstance(result, Tensor) and not self._writes:
             result = _Indicator.apply(result)
         return super().after(rule, result)
+
+    def decide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Some result of the right form: where decisions choose, paths go through all that may be chosen."""
+        with torch.no_grad():
+            return func(*args, **kwargs)
+
+    def joined(self, terms: Sequence[Tensor]) -> Tensor:
+        result, number = super().joined(terms), self._products
+        self._products += 1
+        if self.role is None:
+            if result.requires_grad:
+                result.register_hook(lambda grad: self.leaving.__setitem__(number, (grad > 0).to(grad.dtype)))
+            return result
+        if number in self.leaving and self.role < len(terms):
+            self.ends.append((terms[self.role] * self.leaving[number]).sum())
+        return result.detach()
 
 
 def connectivity(
@@ -73,28 +105,69 @@ def connectivity(
     Returns:
         Effective weights, dead layers and dead channels.
     """
+    effective, _ = _effective(model, mask, x, output)
+    dead_channels = {
+        name: int((~_by_output_channel(model, name, used).any(1)).sum()) for name, used in effective.items()
+    }
+    kept_total = sum(int(m.sum()) for m in mask.values())
+    dead_layers = [name for name, used in effective.items() if not used.any()]
+    return Connectivity(
+        effective, kept_total - sum(int(e.sum()) for e in effective.values()), dead_layers, dead_channels
+    )
+
+
+def roles(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+) -> dict[str, list[Tensor]]:
+    """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
+
+    Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
+    whether paths of values go through them, and as which factor they enter the next product.
+
+    Args:
+        model: The network; left as it was.
+        mask: Name to bool tensor, True = kept.
+        x: Any input ``(N, ...)``; only its shape counts.
+        output: Which of several outputs counts.
+
+    Returns:
+        For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
+    """
+    whole, leaving = _effective(model, mask, x, output)
+    passing = []
+    if leaving:
+        passing.append(_effective(model, mask, x, output, values_only=True)[0])
+        passing += [_effective(model, mask, x, output, role=role, leaving=leaving)[0] for role in (0, 1)]
+    found = {}
+    for name, used in whole.items():
+        code = sum((part[name].int() << bit for bit, part in enumerate(passing)), start=torch.zeros_like(used).int())
+        found[name] = [used & (code == value) for value in code[used].unique().tolist()]
+    return found
+
+
+def _effective(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, output: str | int | None, **how: Any
+) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """The kept entries on a path, on the CPU, and for each product which of its results reach the output."""
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
     with untouched(model), torch.enable_grad():
         ones = {name: torch.ones_like(p, dtype=dtype) for name, p in model.named_parameters() if p.is_floating_point()}
         kept = {name: m.to(device, dtype, copy=True).requires_grad_() for name, m in mask.items()}
         own = tensors_of(model, {**{n: t.requires_grad_(False) for n, t in ones.items()}, **kept}, dtype)
-        reading = _Connect(model, own, None, (), "connected")
+        reading = _Connect(model, own, None, (), "connected", **how)
         start = reading.carry(torch.ones_like(x[:1], dtype=dtype, device=device))
         with reading:
             result = run(model, own, start, output)
-        total = _reached(reading, result).sum()
-        grads = torch.autograd.grad(total, list(kept.values()), allow_unused=True) if kept else ()
-    effective, dead_channels = {}, {}
+        total = _reached(reading, result).sum() if reading.role is None else sum(reading.ends)
+        grads: Sequence[Tensor | None] = [None] * len(kept)
+        if kept and isinstance(total, Tensor) and total.requires_grad:
+            grads = torch.autograd.grad(total, list(kept.values()), allow_unused=True)
+    effective = {}
     for (name, weight), grad in zip(kept.items(), grads, strict=True):
         used = torch.zeros_like(weight, dtype=torch.bool) if grad is None else (weight > 0) & (grad > 0)
         effective[name] = used.cpu()
-        dead_channels[name] = int((~_by_output_channel(model, name, effective[name]).any(1)).sum())
-    kept_total = sum(int(m.sum()) for m in mask.values())
-    dead_layers = [name for name, used in effective.items() if not used.any()]
-    return Connectivity(
-        effective, kept_total - sum(int(e.sum()) for e in effective.values()), dead_layers, dead_channels
-    )
+    return effective, reading.leaving
 
 
 def _by_output_channel(model: nn.Module, name: str, weight: Tensor) -> Tensor:

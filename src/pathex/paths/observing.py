@@ -40,9 +40,17 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(gate) if inplace else gate
 
 
+def _normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Torch's own has no second derivative at zero, where padding puts whole tokens."""
+    if p != 2 or out is not None:
+        return F.normalize(input, p, dim, eps, out)
+    return input * input.square().sum(dim, keepdim=True).clamp_min(eps**2).rsqrt()
+
+
 _WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
     **dict.fromkeys(spellings("hardsigmoid"), _hardsigmoid),
     **dict.fromkeys(spellings("hardsigmoid_"), partial(_hardsigmoid, inplace=True)),
+    F.normalize: _normalize,
 }
 
 

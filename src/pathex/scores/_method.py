@@ -67,8 +67,8 @@ class Method:
         reading: Defaults of the options of the reader (usually `READING` or `MODEL_READING`), which are options of the
             method too. None for a method that needs no reader.
         reader: `PathReader` for a method that reads paths, `ModelReader` for one that differentiates the network.
-        floor: Weights that the method keeps in every layer with a positive score, as far as the number of weights to
-            keep allows: a layer on a path is not emptied.
+        floor: Share of the network's density that the method keeps in every layer on a path, and in each of its parts
+            that plays a role of its own (query, key, gate), together with a path through it; 0: none.
         piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
         revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
     """
@@ -76,7 +76,7 @@ class Method:
     card: Card
     function: Callable[..., dict[str, Tensor]]
     reading: Mapping[str, Any] | None = None
-    floor: int = 0
+    floor: float = 0.0
     reader: type[Reader] = PathReader
     revives: bool = False
     piecewise_linear: bool = False
