@@ -78,8 +78,8 @@ class _Pool:
 
     def secured(self, at_least: Mapping[str, int] | None, count: int) -> Tensor:
         """The best weights of every layer that has a floor; refuses a ``count`` that cannot be had."""
-        if count > int(self.allowed.sum()):
-            raise InvalidInput(f"{count} weights are to be kept but only {int(self.allowed.sum())} are left")
+        if count > int(self.allowed.count_nonzero()):
+            raise InvalidInput(f"{count} weights are to be kept but only {int(self.allowed.count_nonzero())} are left")
         secured = torch.zeros_like(self.allowed)
         begin = 0
         for name, shape in self.shapes.items():
@@ -87,8 +87,10 @@ class _Pool:
                 here = begin + self.allowed[begin : begin + shape.numel()].nonzero().squeeze(1)
                 secured[self._best_of(here, min(floor, len(here)))] = True
             begin += shape.numel()
-        if int(secured.sum()) > count:
-            raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")
+        if int(secured.count_nonzero()) > count:
+            raise InvalidInput(
+                f"min_per_layer secures {int(secured.count_nonzero())} weights but only {count} are to be kept"
+            )
         return secured
 
 
@@ -115,7 +117,7 @@ def keep_best(
     """
     pool = _Pool(scores, allowed, seed)
     secured = pool.secured(at_least, count)
-    return pool.named(secured | pool.best(pool.allowed & ~secured, count - int(secured.sum())))
+    return pool.named(secured | pool.best(pool.allowed & ~secured, count - int(secured.count_nonzero())))
 
 
 def keep_connected(
@@ -153,38 +155,38 @@ def keep_connected(
         return pool.vector(connected(pool.named(candidates | secured))) | secured
 
     def ranked(number: int) -> Tensor:
-        return alive(secured | pool.best(pool.allowed & ~secured, number - int(secured.sum())))
+        return alive(secured | pool.best(pool.allowed & ~secured, number - int(secured.count_nonzero())))
 
-    low, high = count, int(pool.allowed.sum())
+    low, high = count, int(pool.allowed.count_nonzero())
     kept = ranked(high)
-    if int(kept.sum()) < count:
-        return pool.named(kept | pool.best(pool.allowed & ~kept, count - int(kept.sum())))
+    if int(kept.count_nonzero()) < count:
+        return pool.named(kept | pool.best(pool.allowed & ~kept, count - int(kept.count_nonzero())))
     while low < high:
         middle = (low + high) // 2
         found = ranked(middle)
-        if int(found.sum()) >= count:
+        if int(found.count_nonzero()) >= count:
             kept, high = found, middle
         else:
             low = middle + 1
     kept = _trimmed(pool, kept, secured, count, alive)
-    chosen = secured | pool.best(kept & ~secured, count - int(secured.sum()))
-    return pool.named(chosen if int(kept.sum()) == count else _grown(pool, chosen, count, alive))
+    chosen = secured | pool.best(kept & ~secured, count - int(secured.count_nonzero()))
+    return pool.named(chosen if int(kept.count_nonzero()) == count else _grown(pool, chosen, count, alive))
 
 
 def _trimmed(pool: _Pool, kept: Tensor, secured: Tensor, count: int, alive: Callable[[Tensor], Tensor]) -> Tensor:
     """Drop the worst of the kept weights while at least ``count`` stay alive; weights that many hang on stay."""
     needed = secured.clone()
     for _ in range(_TRIALS):
-        low, high = 0, min(int(kept.sum()) - count, int((kept & ~needed).sum()))
+        low, high = 0, min(int(kept.count_nonzero()) - count, int((kept & ~needed).sum()))
         if high == 0:
             break
         free = kept & ~needed
         while low < high:
             middle = (low + high + 1) // 2
-            rest = alive((kept & needed) | pool.best(free, int(free.sum()) - middle))
-            low, high = (middle, high) if int(rest.sum()) >= count else (low, middle - 1)
-        left = pool.best(free, int(free.sum()) - low)
-        needed |= left ^ pool.best(left, int(left.sum()) - 1)
+            rest = alive((kept & needed) | pool.best(free, int(free.count_nonzero()) - middle))
+            low, high = (middle, high) if int(rest.count_nonzero()) >= count else (low, middle - 1)
+        left = pool.best(free, int(free.count_nonzero()) - low)
+        needed |= left ^ pool.best(left, int(left.count_nonzero()) - 1)
         kept = alive((kept & needed) | left) if low else kept
     return kept
 
@@ -193,13 +195,13 @@ def _grown(pool: _Pool, chosen: Tensor, count: int, alive: Callable[[Tensor], Te
     """Replace chosen weights that are not alive by the best others that are, and exactly ``count`` in all."""
     kept = alive(chosen)
     others = pool.allowed & ~kept
-    for index in pool.ranked(pool.best(others, min(_TRIALS, int(others.sum()))).nonzero().squeeze(1)):
+    for index in pool.ranked(pool.best(others, min(_TRIALS, int(others.count_nonzero()))).nonzero().squeeze(1)):
         found = kept.clone()
         found[index] = True
         found = alive(found)
-        if int(kept.sum()) < int(found.sum()) <= count:
+        if int(kept.count_nonzero()) < int(found.count_nonzero()) <= count:
             kept = found
-    return kept | pool.best(chosen & ~kept, count - int(kept.sum()))
+    return kept | pool.best(chosen & ~kept, count - int(kept.count_nonzero()))
 
 
 def keep_best_by_layer(
@@ -338,7 +340,7 @@ def described(allocation: Allocation) -> str | dict[str, float] | dict[str, dict
 
 
 def _mean(entry: Any) -> float:
-    return int(entry.sum()) / entry.numel()
+    return int(entry.count_nonzero()) / entry.numel()
 
 
 def _own_densities(mask: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:

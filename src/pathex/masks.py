@@ -86,12 +86,12 @@ class Mask(Mapping[str, Tensor]):
         Returns:
             Name to `Count`, a tuple ``(kept, total)``.
         """
-        return {name: Count(int(entry.sum()), entry.numel()) for name, entry in self.items()}
+        return {name: Count(int(entry.count_nonzero()), entry.numel()) for name, entry in self.items()}
 
     @property
     def kept(self) -> int:
         """Number of kept weights."""
-        return sum(int(entry.sum()) for entry in self.values())
+        return sum(int(entry.count_nonzero()) for entry in self.values())
 
     @property
     def total(self) -> int:
@@ -148,7 +148,10 @@ class Mask(Mapping[str, Tensor]):
             Name to intersection over union; 1 where both keep nothing.
         """
         self._check_same(other)
-        return {name: _jaccard(int((a & other[name]).sum()), int((a | other[name]).sum())) for name, a in self.items()}
+        return {
+            name: _jaccard(int((a & other[name]).count_nonzero()), int((a | other[name]).count_nonzero()))
+            for name, a in self.items()
+        }
 
     def jaccard(self, other: "Mask") -> float:
         """Overlap of the kept weights of all tensors together.

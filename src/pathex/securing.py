@@ -97,7 +97,7 @@ class Securer:
                 there = (allowed[name].cpu() & (scores[name].detach().cpu() > 0)).flatten()
                 floors[name] = torch.zeros_like(there)
                 for part in parts:
-                    number = max(1, int(share * int(part.sum())))
+                    number = max(1, int(share * int(part.count_nonzero())))
                     candidates = (there & part.flatten()).nonzero().squeeze(1)
                     values = scores[name].detach().cpu().double().flatten()[candidates]
                     floors[name][candidates[values.topk(min(number, len(values))).indices]] = True
@@ -191,9 +191,9 @@ def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tens
 
 
 def _count(masks: Mapping[str, Tensor]) -> int:
-    return sum(int(mask.sum()) for mask in masks.values())
+    return sum(int(mask.count_nonzero()) for mask in masks.values())
 
 
 def _thin(kept: Tensor) -> bool:
     """Few enough weights that none may lie on a path: fewer than the layer has inputs and outputs."""
-    return int(kept.sum()) < sum(kept.shape[:2])
+    return int(kept.count_nonzero()) < sum(kept.shape[:2])

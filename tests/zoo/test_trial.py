@@ -164,17 +164,17 @@ def test_the_time_limit(tried: Tried) -> None:
     assert outcome.seconds < 4
 
 
-class Sorting(nn.Module):
-    """Sorting has no reading as paths; `spare` does not reach the output."""
+class Spectral(nn.Module):
+    """Eigenvalues have no reading as paths; `spare` does not reach the output."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.spare, self.last = nn.Linear(192, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.first, self.spare, self.last = nn.Linear(192, 16), nn.Linear(4, 4), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(x.flatten(1)).sort().values
-        self.spare(hidden)
-        output: Tensor = self.last(hidden)
+        eigenvalues = torch.linalg.eigvalsh(self.first(x.flatten(1)).unflatten(1, (4, 4)))
+        self.spare(eigenvalues)
+        output: Tensor = self.last(eigenvalues)
         return output
 
 
@@ -183,7 +183,7 @@ def test_a_layer_that_no_output_depends_on_is_not_dead(emptied: str, dead: int, 
     def scorer(problem: Problem) -> dict[str, Tensor]:
         return {name: weight * (name != emptied) for name, weight in _magnitudes(problem).items()}
 
-    outcome = tried(scorer, model=Sorting())
+    outcome = tried(scorer, model=Spectral())
     assert (outcome.outcome, outcome.dead, outcome.layers) == ("ok", dead, 3)
     assert "dead channels and disconnected weights are not counted: no rule to read" in outcome.message
 

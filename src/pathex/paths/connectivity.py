@@ -109,10 +109,10 @@ def connectivity(
     dead_channels = {
         name: int((~_by_output_channel(model, name, used).any(1)).sum()) for name, used in effective.items()
     }
-    kept_total = sum(int(m.sum()) for m in mask.values())
+    kept_total = sum(int(m.count_nonzero()) for m in mask.values())
     dead_layers = [name for name, used in effective.items() if not used.any()]
     return Connectivity(
-        effective, kept_total - sum(int(e.sum()) for e in effective.values()), dead_layers, dead_channels
+        effective, kept_total - sum(int(e.count_nonzero()) for e in effective.values()), dead_layers, dead_channels
     )
 
 
