@@ -38,7 +38,9 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "vit_tiny, 4 blocks": lambda: timm.create_model(
         "vit_tiny_patch16_224", img_size=28, patch_size=7, depth=4, in_chans=1, num_classes=10
     ),
-    "convnext_atto": lambda: timm.create_model("convnext_atto", patch_size=2, in_chans=1, num_classes=10),
+    "convnext_atto": lambda: nn.Sequential(
+        nn.ZeroPad2d(2), timm.create_model("convnext_atto", in_chans=1, num_classes=10)
+    ),
     "efficientnet_b0": lambda: timm.create_model("efficientnet_b0", in_chans=1, num_classes=10),
     "mobilenetv3_small_050": lambda: timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=10),
     "mixer, 2 blocks": lambda: timm.create_model(
