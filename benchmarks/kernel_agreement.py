@@ -43,9 +43,6 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     ),
     "efficientnet_b0": lambda: timm.create_model("efficientnet_b0", in_chans=1, num_classes=10),
     "mobilenetv3_small_050": lambda: timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=10),
-    "mixer, 2 blocks": lambda: timm.create_model(
-        "mixer_s32_224", img_size=28, patch_size=7, num_blocks=2, in_chans=1, num_classes=10
-    ),
 }
 
 

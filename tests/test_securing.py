@@ -1,5 +1,6 @@
 """A path through every layer: what `px` keeps of blocks that carry little."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import pathex
 from pathex.masks import Mask
 from pathex.paths import connectivity, roles
+from pathex.scores import Method, Problem
 from pathex.securing import Securer
 
 
@@ -148,3 +150,25 @@ def test_infinite_scores_are_named() -> None:
         pathex.prune(net, scorer, sparsity=0.5, data=torch.randn(4, 4))
     with pytest.raises(pathex.errors.InvalidInput, match=r"overflow.*strict"):
         pathex.prune(net, scorer, sparsity=0.5, data=torch.randn(4, 4), strict=True)
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning", "ignore::pathex.errors.LayerCollapse")
+@pytest.mark.parametrize(("sparsity", "rounds"), [(0.995, 10), (0.998, 10)])
+def test_where_there_is_no_room_scores_decide(sparsity: float, rounds: int) -> None:
+    model = _network()
+    result = pathex.prune(model, "px", sparsity=sparsity, data=IMAGES, rounds=rounds)
+    assert result.mask.kept == round((1 - sparsity) * result.mask.total)
+    assert connectivity(model, result.mask, IMAGES[:1]).effective["0.weight"].any()
+
+
+def test_infinite_scores_of_a_method_give_way_to_paths() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+
+    def function(problem: Problem) -> dict[str, Tensor]:
+        infinite = {"2.weight": float("inf")}
+        return {name: weight.abs() + infinite.get(name, 0.0) for name, weight in problem.masked().items()}
+
+    method = Method(dataclasses.replace(pathex.methods("magnitude")), function, floor=0.1)
+    with pytest.warns(pathex.errors.PathexWarning, match="overflow"):
+        result = pathex.prune(net, method, sparsity=0.8, data=torch.randn(4, 6))
+    assert result.report.dead_layers == []

@@ -68,14 +68,14 @@ class Securer:
         if self.parts is None:
             self.parts = self._find(allowed)
         floors = self._floors(scores, allowed, count)
-        chosen = keep(self._raised(scores, floors))
+        chosen = keep(self._raised(scores, floors, count))
         if not self.reads or not (last or any(map(_thin, chosen.values()))):
             return chosen
         for _ in range(_ATTEMPTS):
             dead = self._dead(chosen)
             if not dead or not self._secure(scores, allowed, chosen, dead):
                 break
-            chosen = keep(self._raised(scores, floors))
+            chosen = keep(self._raised(scores, floors, count))
         return chosen
 
     def _find(self, allowed: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
@@ -105,14 +105,22 @@ class Securer:
                 return floors
         return None
 
-    def _raised(self, scores: Mapping[str, Tensor], floors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        """The scores, infinite where a weight is kept in any case."""
-        raised = {}
-        for name, score in scores.items():
-            forced = torch.zeros(score.shape, dtype=torch.bool) if floors is None else floors[name].view(score.shape)
-            forced = forced | self.secured.get(name, torch.zeros_like(forced))
-            raised[name] = score.masked_fill(forced.to(score.device), math.inf)
-        return raised
+    def _raised(
+        self, scores: Mapping[str, Tensor], floors: Mapping[str, Tensor] | None, count: int
+    ) -> Mapping[str, Tensor]:
+        """The scores, infinite where a weight is kept in any case; what is more than there is room for is not."""
+        finite = [float(score[score.isfinite()].max()) for score in scores.values() if score.isfinite().any()]
+        # A method's own infinite scores give way to what is kept in any case.
+        ceiling = 2 * max([abs(value) for value in finite] or [1.0]) or 1.0
+        scores = {name: score.nan_to_num(posinf=ceiling, neginf=-math.inf) for name, score in scores.items()}
+        for floor in (floors, None):
+            forced = {}
+            for name, score in scores.items():
+                none = torch.zeros(score.shape, dtype=torch.bool)
+                forced[name] = (none if floor is None else floor[name].view(score.shape)) | self.secured.get(name, none)
+            if _count(forced) <= count:
+                return {n: s.masked_fill(forced[n].to(s.device), math.inf) for n, s in scores.items()}
+        return scores
 
     def _dead(self, mask: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         assert self.parts is not None

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pathex
 from pathex.paths import Moments, calibrate, record, replay
 from paths.oracle import assert_equal, draws, images, with_statistics
 
@@ -171,3 +172,21 @@ def test_moments_may_be_given() -> None:
     found = record(model, x, calibration=given)
     assert_equal(found.output, x / (given[0].var + 1e-5).sqrt())
     assert found.statistics == given
+
+
+@pytest.mark.filterwarnings("ignore:px is derived")
+def test_a_norm_of_a_constant_is_not_calibrated() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Parameter(torch.randn(3, 4))
+            self.of_q, self.of_x = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+            self.first, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.of_x(self.first(x)).relu() * self.of_q(self.q).sum(0))
+
+    model, x = draws(Net()), images(6, 5)
+    whole, single = pathex.score(model, "px", x), pathex.score(model, "px", x, memory=1)
+    for name, score in whole.items():
+        torch.testing.assert_close(single[name], score, rtol=1e-12, atol=0)

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from brute_force.cases import Branches, prunable, random_mask
 from pathex.paths import connectivity
+from pathex.prunable import prunable_weights
 
 
 def _positive(model: nn.Module) -> None:
@@ -174,3 +175,31 @@ def test_the_mask_of_a_computed_weight_stands_in_its_place() -> None:
     mask = random_mask(model, 0)
     found, expected = (connectivity(net, mask, torch.randn(1, 3)) for net in (model, plain))
     assert all(torch.equal(found.effective[name], expected.effective[name]) for name in mask)
+
+
+class _Chooses(nn.Module):
+    def __init__(self, choose: Callable[[torch.Tensor], torch.Tensor], width: int) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.choose = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(width, 2), choose
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.choose(torch.stack([self.a(x), self.b(x)])))
+
+
+@pytest.mark.parametrize(
+    ("choose", "width"),
+    [
+        (lambda y: y.max(0).values, 8),
+        (lambda y: y.amax(0), 8),
+        (lambda y: y.sort(0)[0][1], 8),
+        (lambda y: y.sum(0).topk(3, 1).values, 3),
+        (lambda y: torch.maximum(y[0], y[1]), 8),
+        (lambda y: y.sum(0).masked_fill(y[0] < 1.5, 0.0), 8),
+        (lambda y: y.sum(0) * (y[0] > 1.5), 8),
+        (lambda y: torch.where(y[0] > y[1], y[0], y[1]), 8),
+    ],
+)
+def test_whatever_may_be_chosen_is_connected(choose: Callable[[torch.Tensor], torch.Tensor], width: int) -> None:
+    model = _Chooses(choose, width)
+    mask = {name: torch.ones_like(entry, dtype=torch.bool) for name, entry in prunable_weights(model).items()}
+    assert connectivity(model, mask, torch.randn(1, 5)).disconnected == 0

@@ -212,6 +212,10 @@ GATED: dict[str, Form] = {
     "sort": lambda x: torch.sort(x, -1, descending=True)[0],
     "topk": lambda x: x.topk(2, -1).values,
     "topk of channels": lambda x: x.topk(2, dim=1)[0],
+    "maxout": lambda x: torch.stack([x, 2 * x.flip(1)]).max(0).values,
+    "torch.norm": lambda x: torch.norm(x, dim=-1),
+    "linalg norm": lambda x: torch.linalg.norm(x, dim=-1),
+    "method where": lambda x: x.where(x > 0, 0.1 * x),
     "argmax": lambda x: x * F.one_hot(x.argmax(-1), 3).to(x.dtype),
 }
 
@@ -219,6 +223,71 @@ GATED: dict[str, Form] = {
 @pytest.mark.parametrize("name", GATED)
 def test_the_plain_reading_is_the_gradient(name: str) -> None:
     assert_replays(Between(GATED[name]), images(2, 4, 3), squares=False)
+
+
+def test_a_softmax_that_is_changed_in_place_is_recorded_as_it_was() -> None:
+    x, z = images(3, 4), images(3, 4, seed=1)
+    one, other = (Between(form) for form in (lambda y: y.softmax(-1).mul_(0.5), lambda y: y.softmax(-1) * 0.5))
+    assert_equal(replay(one, z, record(one, x)), replay(other, z, record(other, x)))
+
+
+def _shifted_choice(x: Tensor) -> Tensor:
+    index = x.argmax(1, keepdim=True)
+    index += 1
+    index %= x.shape[1]
+    return x.gather(1, index)
+
+
+def _inverted(x: Tensor) -> Tensor:
+    mask = x > 0
+    mask.logical_not_()
+    return x * mask.to(x.dtype)
+
+
+@pytest.mark.parametrize("form", [_shifted_choice, _inverted])
+def test_a_decision_that_the_network_changes_in_place(form: Form) -> None:
+    assert_replays(Between(form), images(3, 6))
+
+
+@pytest.mark.parametrize("form", [lambda x: x.relu().norm(dim=(2, 3)), lambda x: x.relu().std(dim=(2, 3))])
+def test_a_dead_channel_has_no_infinite_slope(form: Form) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 3, 1, bias=False), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(form(self.conv(x)))
+
+    model = draws(Net())
+    with torch.no_grad():
+        model.conv.weight[0] = 0  # type: ignore[union-attr, index]
+        model.head.weight.mul_(100)  # type: ignore[union-attr, operator]
+    scores = pathex.score(model, "px", images(4, 2, 5, 5))
+    assert all(score.isfinite().all() for score in scores.values())
+    assert not scores["conv.weight"][0].any()
+    assert scores["conv.weight"][1:].any()
+
+
+def test_a_query_that_sees_no_key() -> None:
+    mask = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
+    assert_replays(Between(lambda x: _attended(x, attn_mask=mask)), images(2, 2, 3, 6), squares=False)
+
+
+def test_a_padded_transformer_encoder() -> None:
+    class Encodes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padding = torch.tensor([[False, False, True]]).expand(len(x), 3)
+            return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+    model = draws(Encodes())
+    assert all(score.any() for score in pathex.score(model, "px", images(4, 3, 4)).values())
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])

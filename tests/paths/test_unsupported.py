@@ -68,6 +68,10 @@ W = torch.eye(4)
 WITHOUT_RULE: dict[str, tuple[Form, str]] = {
     "cumulated product": (lambda x: x.cumprod(1), "cumprod"),
     "power of itself": (lambda x: x.abs() ** x, "pow"),
+    "spectral norm": (lambda x: torch.linalg.norm(x[:, None] * torch.ones(2, 1), 2, dim=(1, 2)), "norm"),
+    "power by broadcast": (lambda x: x[:, None].pow(torch.tensor([[1.0], [2.0]])), "pow"),
+    "clamp by broadcast": (lambda x: x[:, None].clamp(min=torch.tensor([[0.0], [0.1]])), "clamp"),
+    "power of a constant": (lambda x: torch.pow(2.0, x), "pow"),
     "cubic norm": (lambda x: x.norm(3, dim=-1, keepdim=True), "norm"),
     "fill by itself": (lambda x: x.masked_fill(torch.ones(4, dtype=torch.bool), x.sum()), "masked_fill"),
     "transform": (lambda x: torch.fft.rfft(x).real, "fft.rfft"),

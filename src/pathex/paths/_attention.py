@@ -29,8 +29,8 @@ def _softmax(
     name, dim = func.__name__, _dim(reading, func, dim)
     if name == "softmin":
         input = -input
-    shares = torch.softmax(input, dim)
-    reading.site(Slope(shares.detach(), input.shape))
+    shares = torch.softmax(input, dim).masked_fill((input == -math.inf).all(dim, keepdim=True), 0.0)
+    reading.site(Slope(shares.detach().clone(), input.shape))
     return torch.log_softmax(input, dim) if name in _LOG_SOFTMAX else shares
 
 

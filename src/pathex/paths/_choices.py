@@ -16,15 +16,20 @@ __all__: list[str] = []
 
 _EXTREMES = {"max": torch.argmax, "min": torch.argmin}
 _SORTED = ("topk", "sort", "kthvalue")
+_TINY = 1e-24  # a root is read from here on: its slope is infinite at zero, where dead channels are
 
 
 @RECORD.add("where")
 def _where(reading: Record, func: Callable[..., Any], condition: Tensor, input: Any, other: Any) -> Any:
+    if func is Tensor.where:
+        condition, input = input, condition
     return torch.where(condition, input, other)
 
 
 @REPLAY.add("where")
 def _where_linear(reading: Replay, func: Callable[..., Any], condition: Tensor, input: Any, other: Any) -> Any:
+    if func is Tensor.where:
+        condition, input = input, condition
     zero = next(value for value in (input, other) if reading.carries(value)).new_zeros(())
     parts = []
     for value in (input, other):
@@ -44,6 +49,8 @@ def _masked_fill(reading: Record, func: Callable[..., Any], input: Tensor, mask:
 
 @REPLAY.add("masked_fill", "masked_fill_")
 def _masked_fill_linear(reading: Replay, func: Callable[..., Any], input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    if reading.sites is None:  # any may stay
+        return func(input, torch.zeros_like(mask), 0.0)
     return func(input, mask, 0.0)
 
 
@@ -69,7 +76,8 @@ def _extreme(reading: Record | Replay, func: Callable[..., Any], input: Tensor, 
 
     def written() -> Any:
         indices = _EXTREMES[name](input, second, keepdim=True)
-        values = input.gather(second, indices)
+        open_ = isinstance(reading, Replay) and reading.sites is None
+        values = input.sum(second, keepdim=True) if open_ else input.gather(second, indices)
         return (values, indices) if keepdim else (values.squeeze(second), indices.squeeze(second))
 
     return getattr(torch.return_types, name)(reading.inside(written))
@@ -107,7 +115,11 @@ def _sorted(reading: Record | Replay, func: Callable[..., Any], input: Tensor, *
 
     order = indices()
     keepdim = order.dim() == input.dim()
-    values = reading.inside(lambda: input.gather(dim, order if keepdim else order.unsqueeze(dim)))
+    places = order if keepdim else order.unsqueeze(dim)
+    if isinstance(reading, Replay) and reading.sites is None:  # any may come to any place
+        values = reading.inside(lambda: input.sum(dim, keepdim=True).expand(places.shape))
+    else:
+        values = reading.inside(lambda: input.gather(dim, places))
     return getattr(torch.return_types, func.__name__)((values if keepdim else values.squeeze(dim), order))
 
 
@@ -121,6 +133,7 @@ def _norm(
     dim: Any = None,
     keepdim: bool = False,
     ord: Any = None,
+    out: None = None,
     dtype: Any = None,
 ) -> Any:
     """The Euclidean norm and the sum of absolute values, written out."""
@@ -138,7 +151,29 @@ class _Euclidean:
 
     @staticmethod
     def of(x: Tensor, dims: Any, keepdim: bool) -> Tensor:
-        return x.square().sum(dims, keepdim=keepdim).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+        return x.square().sum(dims, keepdim=keepdim).clamp_min(_TINY).sqrt()
+
+
+def _matrix_norm(
+    reading: Record | Replay,
+    func: Callable[..., Any],
+    input: Tensor,
+    ord: Any = None,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    out: None = None,
+    dtype: Any = None,
+) -> Any:
+    """``torch.linalg.norm``, which over two dimensions means a norm of matrices."""
+    dims = input.dim() if dim is None else 1 if isinstance(dim, int) else len(dim)
+    if dims > 1 and ord not in (None, "fro"):
+        raise reading.unsupported(func.__name__, f"a matrix norm of order {ord}")
+    return _norm(reading, func, input, 2 if ord is None else ord, dim, keepdim)
+
+
+RECORD[torch.linalg.norm] = _matrix_norm
+REPLAY[torch.linalg.norm] = _matrix_norm
 
 
 @RECORD.add("normalize")
@@ -174,7 +209,7 @@ def _variance(reading: Record | Replay, func: Callable[..., Any], input: Tensor,
         spread = (input - mean).square().sum(dims, keepdim=keepdim) / max(
             count - (1 if correction is None else correction), 1
         )
-        result = spread.sqrt() if func.__name__.startswith("std") else spread
+        result = spread.clamp_min(_TINY).sqrt() if func.__name__.startswith("std") else spread
         if not func.__name__.endswith("mean"):
             return result
         return result, mean if keepdim else input.mean(dims)

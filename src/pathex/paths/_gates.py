@@ -54,6 +54,8 @@ def _clamp(reading: Record, func: Callable[..., Any], input: Tensor, min: Any = 
     for bound, inside in ((min, torch.gt), (max, torch.lt)):
         if reading.carries(bound):
             raise reading.unsupported(func.__name__, "a bound depends on the input")
+        if isinstance(bound, Tensor) and torch.broadcast_shapes(input.shape, bound.shape) != input.shape:
+            raise reading.unsupported(func.__name__, "it is broadcast to the shape of a bound")
         if bound is not None:
             gate &= inside(input, bound)
     reading.site(Gate(gate))

@@ -39,6 +39,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             stack.enter_context(_full_matmul_precision())
         stack.enter_context(_full_cpu_precision())
+        stack.enter_context(_written_out_attention())
         if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
@@ -62,6 +63,17 @@ def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
                 vars(module)[name] = before[name]
             else:
                 del vars(module)[name]
+
+
+@contextlib.contextmanager
+def _written_out_attention() -> Iterator[None]:
+    """Transformer layers as they are written: their shortcut in evaluation mode leaves torch functions."""
+    allowed = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(allowed)
 
 
 @contextlib.contextmanager

@@ -179,8 +179,12 @@ def _added(product: Callable[..., Tensor]) -> Callable[..., Any]:
         beta: float = 1,
         alpha: float = 1,
     ) -> Any:
-        scaled = (lambda x, factor: x if factor == 1 else x * factor) if beta else (lambda x, factor: 0 * x)
-        return reading.inside(lambda: scaled(input, beta) + product(a, b) * alpha)
+        def written() -> Any:
+            # With beta 0 the input may be a buffer that was never filled.
+            added = torch.zeros_like(input) if beta == 0 else input if beta == 1 else input * beta
+            return added + product(a, b) * alpha
+
+        return reading.inside(written)
 
     return rule
 

@@ -141,7 +141,7 @@ class Record(Reading):
         with torch.no_grad():
             result = func(*args, **kwargs)
         self.site(Decision(result, _shape_of(args)))
-        return result
+        return _copied(result)
 
     def measure(self, x: Tensor, stored: Moments | None) -> Moments:
         """The moments of what reaches a BatchNorm layer.
@@ -290,7 +290,7 @@ class Replay(Reading):
         """
         if self.sites is None:
             return super().decide(func, args, kwargs)
-        return self.next_site(Decision, _shape_of(args), func).result
+        return _copied(self.next_site(Decision, _shape_of(args), func).result)
 
     def next_moments(self) -> Moments | None:
         """The moments of the BatchNorm call at hand.
@@ -320,3 +320,10 @@ class Replay(Reading):
 
 def _shape_of(args: tuple[Any, ...]) -> torch.Size:
     return next((value.shape for value in args if isinstance(value, Tensor)), torch.Size())
+
+
+def _copied(result: Any) -> Any:
+    """A copy: the network may write into the result."""
+    if isinstance(result, Tensor):
+        return result.clone()
+    return type(result)(map(_copied, result)) if isinstance(result, (tuple, list)) else result

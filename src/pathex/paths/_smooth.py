@@ -93,16 +93,21 @@ def _known(tensor: Tensor | None) -> Tensor:
 
 @RECORD.add(*FUNCTIONS)
 def _function(reading: Record, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    _refuse_second(reading, func, args, kwargs)
+    _refuse_second(reading, func, input, args, kwargs)
     reading.site(Slope(derivative(func, input, *args, **kwargs), input.shape))
     return func(input, *args, **kwargs)
 
 
 def _refuse_second(
-    reading: Record | Replay, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    reading: Record | Replay, func: Callable[..., Any], input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
+    if not reading.carries(input):
+        raise reading.unsupported(func.__name__, "only a second argument depends on the input")
     if any(reading.carries(value) for value in (*args, *kwargs.values())):
         raise reading.unsupported(func.__name__, "a second argument depends on the input")
+    shapes = [value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if torch.broadcast_shapes(input.shape, *shapes) != input.shape:
+        raise reading.unsupported(func.__name__, "it is broadcast to the shape of a second argument")
 
 
 class _TwoWays(torch.autograd.Function):
@@ -149,7 +154,7 @@ def _activation_linear(reading: Replay, func: Callable[..., Any], input: Tensor,
 
 @REPLAY.add(*FUNCTIONS)
 def _function_linear(reading: Replay, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    _refuse_second(reading, func, args, kwargs)
+    _refuse_second(reading, func, input, args, kwargs)
     in_place = writes(func, args, kwargs)
     if reading.sites is None:
         reading.open_per_sample(func)

@@ -75,7 +75,9 @@ class _Connect(EffectiveReplay):
     def decide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Some result of the right form: where decisions choose, paths go through all that may be chosen."""
         with torch.no_grad():
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+        is_mask = isinstance(result, Tensor) and result.dtype == torch.bool
+        return torch.ones_like(result) if is_mask else result
 
     def joined(self, terms: Sequence[Tensor]) -> Tensor:
         result, number = super().joined(terms), self._products

@@ -55,7 +55,9 @@ _BEYOND = frozenset(
 )
 # What it does not describe where more than one argument depends on the input.
 _PRODUCTS = frozenset(
-    spellings(*PRODUCTS, *QUOTIENTS, *MATRIX_PRODUCTS, *WEIGHTED, "einsum", "addmm", "baddbmm", "addcmul", "addcmul_")
+    spellings(
+        *PRODUCTS, *QUOTIENTS, *MATRIX_PRODUCTS, *WEIGHTED, "einsum", "addmm", "addmv", "baddbmm", "addcmul", "addcmul_"
+    )
 )
 
 

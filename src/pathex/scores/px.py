@@ -79,9 +79,9 @@ METHOD = Method(
         "independent weight signs. Pools make it an approximation: on a small convolutional network with a global "
         "average pool the expected trace is 1.8 (images of mixed sign) to 2.8 times (positive images) the sum",
         differences="every layer on a path, and each part of a fused one (query, key, gate), keeps at least a "
-        "tenth of the density of the whole network and a path through it; ResNet-20 and VGG-16 at the published "
-        "sparsities keep more than twice that by themselves. The printed product form is 'px-literal'; what the "
-        "released code computes is 'px-cvpr24'",
+        "tenth of the density of the whole network and a path through it, unless budget='effective'; ResNet-20 and "
+        "VGG-16 at the published sparsities keep more than twice that by themselves. The printed product form is "
+        "'px-literal'; what the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9, expected trace by all sign patterns",
         options={**SMOOTH, **OPTIONS},
     ),
