@@ -35,7 +35,7 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "no calibration images": ({"calibration_images": 0}, "at least 1, not 0"),
     "calibration images in words": ({"calibration_images": "all"}, "at least 1, not 'all'"),
     "redraw in words": ({"redraw": "normal"}, "redraw must be True, False or .* not 'normal'"),
-    "unknown output": ({"output": 7}, "no output 7"),
+    "unknown output": ({"output": 7}, "the network has one output, a tensor; output must be None, not 7"),
     "squared norms": ({"method": "px-cvpr24", "squared_norms": ["bn*"]}, r"'bn\*' matches no normalisation layer"),
     "squared norms of numbers": ({"method": "px-cvpr24", "squared_norms": 2}, "must be globs .* not 2"),
     "memory": ({"memory": "lots"}, "memory must be .* not 'lots'"),

@@ -394,4 +394,9 @@ def _fitted(mask: Mask, weights: Weights) -> tuple[dict[str, Tensor], dict[str, 
     """Copies of all tensors on the CPU, and the entries by the names of the tensors that they belong to."""
     mask.check(own_module(weights) if isinstance(weights, nn.Module) else weights)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(weights).items()}
+    for name in mask:
+        if name in tensors and not tensors[name].is_floating_point():
+            raise InvalidInput(
+                f"{name!r} of the weights is {tensors[name].dtype}, not floating point: are these masks?"
+            )
     return tensors, _names_of(own_module(weights), mask) if isinstance(weights, nn.Module) else dict(mask)

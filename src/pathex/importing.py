@@ -26,7 +26,9 @@ def import_callable(kind: str, name: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:
-        raise InvalidInput(f"{kind} {name!r}: cannot import {module_name!r}: {error}") from error
+        raise InvalidInput(
+            f"{kind} {name!r}: cannot import {module_name!r}: {error}; is its folder on PYTHONPATH?"
+        ) from error
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name") from error
     for part in attribute.split("."):

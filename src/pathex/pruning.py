@@ -253,6 +253,7 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
     if isinstance(found, scorers.Method):
         found.check(options)
         return lambda problem: found(problem, **options)
+    scorers.check_call(found, options)
 
     def custom(problem: Problem) -> Mapping[str, Tensor]:
         masked = copy.deepcopy(problem.model)

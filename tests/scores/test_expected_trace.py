@@ -58,6 +58,7 @@ def test_px_is_the_expected_trace_of_convolutions_that_no_pool_follows(seed: int
     torch.testing.assert_close(summed_derivative(model, pathex.score(model, "px", x)), sign_mean("conv", model, x))
 
 
+@pytest.mark.filterwarnings("ignore:all scores are zero")
 @pytest.mark.parametrize(("positive", "lowest", "highest"), [(False, 1.7, 1.9), (True, 2.7, 3.0)])
 def test_gap_that_sharing_under_a_global_pool_opens(positive: bool, lowest: float, highest: float) -> None:
     """Nine positions under one pool use the same weights: cross terms stay, at most nine times the px value.

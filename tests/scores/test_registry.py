@@ -83,6 +83,19 @@ def test_a_method_may_be_given_instead_of_named(method: Any) -> None:
     assert all(torch.equal(scores[name], model.get_parameter(name).detach().abs()) for name in scores)
 
 
+def test_options_that_a_callable_does_not_take() -> None:
+    with pytest.raises(InvalidInput, match=r"by_size\(model.*power.*options powre.*'powre'"):
+        pathex.prune(network(), by_size, sparsity=0.5, data=torch.randn(2, 3), powre=2.0)
+    with pytest.raises(InvalidInput, match="options none"):
+        pathex.score(network(), lambda model: {}, torch.randn(2, 3))
+
+
+def test_cards_of_methods_by_module() -> None:
+    assert pathex.methods(f"{__name__}:METHOD") is OUTSIDE
+    with pytest.raises(InvalidInput, match="plain callable, which has no card"):
+        pathex.methods(f"{__name__}:by_size")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

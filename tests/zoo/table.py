@@ -194,6 +194,7 @@ def page(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
     others = [name for name in shares(rows) if name not in everywhere]
     parts = [
         introduction,
+        _missing(architectures, rows),
         "## In all\n",
         _summary(rows),
         "## Every architecture\n",
@@ -206,6 +207,15 @@ def page(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
         "\n".join(f"- `{model}`: {reason}" for model, reason in LEFT_OUT.items()) + "\n",
     ]
     return "\n".join(parts)
+
+
+def _missing(architectures: Sequence[Architecture], rows: Sequence[Row]) -> str:
+    there = {row.model for row in rows}
+    missing = sum(architecture.model not in there for architecture in architectures)
+    if not missing:
+        return ""
+    have = f"{missing} of {len(architectures)} architectures have no rows yet"
+    return f"The small ones went first: {have}; their cells are empty.\n"
 
 
 def _refused_variants(

@@ -51,6 +51,8 @@ def execute(words: Sequence[str]) -> None:
     check_format(config.format, out)
     if out.is_dir() or not out.parent.is_dir():
         raise InvalidInput(f"--out {config.out!r} must name a file in a folder that exists")
+    if out.resolve() == Path(config.file).resolve():
+        raise InvalidInput(f"--out {config.out!r} would overwrite the mask file; name another one")
     mask = read_mask(config.file)
     weights = weights_beside(config.file) if config.weights is None else read_weights(Path(config.weights))
     write_mask(mask, out, config.format, weights)

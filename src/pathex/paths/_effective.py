@@ -158,7 +158,8 @@ class EffectiveReplay(Replay):
             # Connections are 0 or 1, whatever the fixed factors are.
             return _times(value, 1 / value) if self.coefficients == "connected" else value
         if origin.leaf is None or not origin.placed:
-            why = "it is computed from prunable weights in a way that does not keep their entries in place"
+            why = "it is computed from prunable weights in a way that does not keep their entries in place; leave them "
+            why += "dense with ignore="
             raise self.unsupported("a weight", why)
         leaf = origin.leaf.reshape(value.shape)
         return leaf if self.coefficients in ("ones", "connected") else _times(leaf, value / leaf)

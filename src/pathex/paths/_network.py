@@ -191,6 +191,8 @@ def first_tensor(result: Any, output: str | int | None = None) -> Tensor:
         InvalidInput: If there is no such tensor.
     """
     if output is not None:
+        if isinstance(result, Tensor):
+            raise InvalidInput(f"the network has one output, a tensor; output must be None, not {output!r}")
         try:
             result = getattr(result, output) if isinstance(output, str) and hasattr(result, output) else result[output]
         except (KeyError, IndexError, TypeError) as error:

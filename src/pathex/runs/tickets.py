@@ -1,6 +1,7 @@
 """From settings to a ticket: the network, the images that scores see, and the mask."""
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from pathex.allocate import described
 from pathex.converters import from_zeros
 from pathex.data import PruningSet
+from pathex.errors import PathexWarning
 from pathex.mask_files import read_allocation, read_mask
 from pathex.masks import Mask
 from pathex.pruning import PruneResult, default_rounds, prune
@@ -90,5 +92,9 @@ def _start(config: TicketConfig, model: nn.Module) -> Mask | None:
     if config.start_mask is None:
         return None
     if config.start_mask == OWN_ZEROS:
-        return from_zeros(model, ignore=config.ignore, prunable=config.prunable)
+        mask = from_zeros(model, ignore=config.ignore, prunable=config.prunable)
+        if mask.kept == mask.total:
+            message = "start_mask 'zeros': no weight of the model is zero, so the mask keeps everything"
+            warnings.warn(message, PathexWarning, stacklevel=2)
+        return mask
     return read_mask(config.start_mask, model, ignore=config.ignore, prunable=config.prunable)

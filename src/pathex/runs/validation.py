@@ -99,12 +99,16 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
         method = scores.resolve(config.method)
         if isinstance(method, scores.Method):
             method.check(config.method_options)
+        else:
+            scores.check_call(method, config.method_options)
 
 
 def _check_ranges(config: TicketConfig, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
     for name, (holds, allowed) in rules.items():
         if not holds(getattr(config, name)):
-            raise InvalidInput(f"{name} is {getattr(config, name)!r}; allowed: {allowed}")
+            value = getattr(config, name)
+            hint = f" (did you mean {value / 100:g}?)" if name == "sparsity" and _is_number(value) and value > 1 else ""
+            raise InvalidInput(f"{name} is {value!r}; allowed: {allowed}{hint}")
 
 
 def _check_allocation(allocation: Any) -> None:

@@ -4,7 +4,8 @@ Other packages add names by the entry-point group ``pathex.scorers``, each point
 """
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, overload
 
@@ -13,7 +14,19 @@ from pathex.importing import import_callable
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Batch, Problem, parse_memory, read_batches
 
-__all__ = ["Batch", "Card", "Method", "Problem", "find", "methods", "names", "parse_memory", "read_batches", "resolve"]
+__all__ = [
+    "Batch",
+    "Card",
+    "Method",
+    "Problem",
+    "check_call",
+    "find",
+    "methods",
+    "names",
+    "parse_memory",
+    "read_batches",
+    "resolve",
+]
 
 # Each is the module of its name in this package.
 _BUILT_IN = (
@@ -91,6 +104,30 @@ def resolve(method: str | Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def check_call(scorer: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a plain callable does not take.
+
+    Args:
+        scorer: A callable ``(model, batches, mask, **options) -> dict``.
+        options: The options of a call.
+
+    Raises:
+        InvalidInput: If it cannot be called so.
+    """
+    try:
+        signature = inspect.signature(scorer)
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return
+    try:
+        signature.bind(None, None, None, **options)
+    except TypeError as error:
+        name = getattr(scorer, "__name__", "the method")
+        raise InvalidInput(
+            f"{name}{signature} cannot be called with (model, batches, mask) and options "
+            f"{', '.join(sorted(options)) or 'none'}: {error}"
+        ) from error
+
+
 @overload
 def methods() -> list[str]: ...
 @overload
@@ -99,13 +136,21 @@ def methods(name: str | None = None) -> list[str] | Card:
     """Names of all methods, or the card of one.
 
     Args:
-        name: A method; None lists the names.
+        name: A method, by name or as ``package.module:name``; None lists the names.
 
     Returns:
         The names, or the card (citation, equation, cost, needs, options).
+
+    Raises:
+        InvalidInput: If it is a plain callable, which has no card.
 
     Example:
         >>> methods("magnitude").equation
         'S_j = |theta_j|'
     """
-    return names() if name is None else find(name).card
+    if name is None:
+        return names()
+    found = resolve(name)
+    if not isinstance(found, Method):
+        raise InvalidInput(f"method {name!r} is a plain callable, which has no card")
+    return found.card

@@ -59,10 +59,10 @@ def _options(default: str, *others: str) -> Mapping[str, str]:
         "calibration": f"{default} (default): BatchNorm uses {_CALIBRATION[default]}; {known}",
         "calibration_images": "most images that calibration reads, the first in canonical order (default 1024)",
         "redraw": "True draws normal weights with each tensor's own standard deviation every round (seeded by seed and "
-        "round), or a function (name, tensor, generator) -> tensor; the ticket keeps the original weights",
+        "round), or a function (name, tensor, generator) -> tensor; the ticket keeps the original weights (default False)",
         "scales": "auto (default): multiplicative parameters that start equal and below 0.01, and a head of zeros, are "
         "read as one, with a warning; stored: as they are",
-        "output": "which of several outputs counts: a key or an index",
+        "output": "which of several outputs counts: a key or an index (default None: the first tensor)",
     }
 
 
@@ -77,6 +77,8 @@ PER_SAMPLE: Mapping[str, str] = {
 }
 MODEL_OPTIONS: Mapping[str, str] = {
     **_options("train", "batch", "running"),
+    "scales": "auto (default): multiplicative parameters that start equal and below 0.01 are read as one, and a head of "
+    "zeros as random signs drawn from the seed, with a warning; stored: as they are",
     "loss": "function (outputs, labels) -> mean loss; default: cross-entropy",
 }
 
@@ -159,9 +161,11 @@ class Reader:
         if "scales" not in memo:
             memo["scales"] = read_scales(self.problem.model, self.problem.survey(self.output), self.problem.prunable)
             if memo["scales"]:
-                names = ", ".join(memo["scales"])
+                names = list(memo["scales"])
+                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
                 warnings.warn(
-                    f"read as one because they start at zero (scales='stored' takes them as they are): {names}",
+                    "read as one because they start at or near zero (scales='stored' takes them as they are): "
+                    f"{', '.join(names[:4])}{more}",
                     PathexWarning,
                     stacklevel=2,
                 )
