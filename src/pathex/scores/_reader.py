@@ -59,7 +59,8 @@ def _options(default: str, *others: str) -> Mapping[str, str]:
         "calibration": f"{default} (default): BatchNorm uses {_CALIBRATION[default]}; {known}",
         "calibration_images": "most images that calibration reads, the first in canonical order (default 1024)",
         "redraw": "True draws normal weights with each tensor's own standard deviation every round (seeded by seed and "
-        "round), or a function (name, tensor, generator) -> tensor; the ticket keeps the original weights (default False)",
+        "round), or a function (name, tensor, generator) -> tensor; the ticket keeps the original weights (default "
+        "False)",
         "scales": "auto (default): multiplicative parameters that start equal and below 0.01, and a head of zeros, are "
         "read as one, with a warning; stored: as they are",
         "output": "which of several outputs counts: a key or an index (default None: the first tensor)",
@@ -77,8 +78,8 @@ PER_SAMPLE: Mapping[str, str] = {
 }
 MODEL_OPTIONS: Mapping[str, str] = {
     **_options("train", "batch", "running"),
-    "scales": "auto (default): multiplicative parameters that start equal and below 0.01 are read as one, and a head of "
-    "zeros as random signs drawn from the seed, with a warning; stored: as they are",
+    "scales": "auto (default): multiplicative parameters that start equal and below 0.01 are read as one, and a head "
+    "of zeros as random signs drawn from the seed, with a warning; stored: as they are",
     "loss": "function (outputs, labels) -> mean loss; default: cross-entropy",
 }
 
