@@ -26,6 +26,7 @@ Keep = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """From scores to the mask that an allocation keeps of them."""
 
 _ATTEMPTS = 4  # a weight that makes room may cut another part off
+_CHECKS = 1000  # of what is connected, in the rounds before the last and again in the last
 
 
 @dataclass
@@ -50,6 +51,9 @@ class Securer:
     secured: dict[str, Tensor] = field(default_factory=dict)
     reads: bool = True
 
+    def __post_init__(self) -> None:
+        self._checks = 0
+
     def keep(
         self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
     ) -> Mapping[str, Tensor]:
@@ -71,12 +75,26 @@ class Securer:
         chosen = keep(self._raised(scores, floors, count))
         if not self.reads or not (last or any(map(_thin, chosen.values()))):
             return chosen
+        if last:
+            self._checks = 0
         for _ in range(_ATTEMPTS):
+            if self._checks > _CHECKS or self._forced(floors) > count:
+                break
             dead = self._dead(chosen)
             if not dead or not self._secure(scores, allowed, chosen, dead):
                 break
             chosen = keep(self._raised(scores, floors, count))
         return chosen
+
+    def _forced(self, floors: Mapping[str, Tensor] | None) -> int:
+        """How many weights are kept in any case."""
+        none = torch.zeros(1, dtype=torch.bool)
+        names = set(floors or {}) | set(self.secured)
+        return _count({n: (floors or {}).get(n, none).flatten() | self.secured.get(n, none).flatten() for n in names})
+
+    def _joins(self, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        self._checks += 1
+        return self.connected(mask)
 
     def _find(self, allowed: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
         try:
@@ -124,7 +142,7 @@ class Securer:
 
     def _dead(self, mask: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         assert self.parts is not None
-        effective = self.connected(mask)
+        effective = self._joins(mask)
         return [(n, part) for n, parts in self.parts.items() for part in parts if not (effective[n].cpu() & part).any()]
 
     def _secure(
@@ -147,17 +165,17 @@ class Securer:
         goal = dead
 
         def joined(trial: Mapping[str, Tensor]) -> bool:
-            found = self.connected({**candidate, **trial})
+            found = self._joins({**candidate, **trial})
             return all((found[name].cpu() & part).any() for name, part in goal)
 
         if not joined({}):
             candidate = {name: allowed[name].cpu() for name in chosen}
-            effective = self.connected(candidate)
+            effective = self._joins(candidate)
             goal = [(name, part) for name, part in dead if (effective[name].cpu() & part).any()]
             restored = list(chosen)
         pending = [restored] if goal else []
         before = _count(self.secured)
-        while pending:
+        while pending and self._checks <= _CHECKS:
             names = pending.pop()
             trial = {name: chosen[name].cpu() for name in names}
             if joined(trial):
@@ -166,7 +184,7 @@ class Securer:
                 pending += [names[len(names) // 2 :], names[: len(names) // 2]]
             else:
                 (name,) = names
-                on_path = self.connected(candidate)[name].cpu()
+                on_path = self._joins(candidate)[name].cpu()
                 needed = _needed(scores[name], trial[name], on_path, partial(_alone, joined, name))
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed
