@@ -91,7 +91,11 @@ class Observe(Reading):
         if func in QUERIES:
             return func(*args, **kwargs)
         carried = any(self.carries(tensor) for tensor in tensors_in((args, kwargs)))
-        stored = func is F.batch_norm and (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None
+        stored = (
+            self.statistics == "train"
+            and func is F.batch_norm
+            and (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None
+        )
         if is_in_place(func):
             self._refuse_parameter(args[0], func)
         if not (carried or stored) or (func in FORMED_LIKE and not self.carries(args[0])):
@@ -99,8 +103,6 @@ class Observe(Reading):
         if func in CREATIONS:
             return func(*args, **kwargs)
         with without_autocast():
-            if func is F.batch_norm and not carried and self.statistics != "train":
-                return self.on_constant(func, args, kwargs)
             if func is F.batch_norm:
                 result = _batch_norm(self, *args, **kwargs)
             else:
