@@ -57,7 +57,7 @@ from pathex.pruning import PruneResult
 from pathex.report._statistics import estimate
 from pathex.runs.environment import environment
 from pathex.train import replacing
-from pathex.train.feed import epoch_generator
+from pathex.train.seeding import epoch_generator
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from pathex.data import ArraySplit, ImageData
 from pathex.data._augmentation import PADDING
 from pathex.data._images import assemble
 from pathex.errors import InvalidInput
-from pathex.train.feed import epoch_generator
+from pathex.train.seeding import epoch_generator
 
 __all__ = ["DeviceImages", "batch_sizes", "epoch_plan", "load", "sheets", "subset"]
 

@@ -49,7 +49,7 @@ from ticket_pruning import DENSE, Spec, find_masks, parse_method
 from ticket_training import Options, Trainer, capture_all, train
 
 from pathex import Mask
-from pathex.data import AUGMENTATIONS, ImageData
+from pathex.data import ImageData
 from pathex.errors import InvalidInput, PathexError, PathexWarning
 from pathex.prunable import prunable_weights
 from pathex.runs.environment import environment
@@ -304,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         else:
             parser.add_argument(name, type=type(default), default=default)
     parser.add_argument("--nesterov", action="store_true")
-    parser.add_argument("--augment", choices=AUGMENTATIONS, help="default: the usual one of the data")
+    parser.add_argument("--augment", choices=("none", "flip", "crop-flip"), help="default: the usual one of the data")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--concurrent", type=int, default=12, help="tickets that are trained together")
     parser.add_argument("--images-per-class", type=int, default=10, help="images of each class that scores see")

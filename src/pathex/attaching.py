@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput
 from pathex.masks import Mask
-from pathex.prunable import own_module
+from pathex.prunable import is_sharded, own_module
 
 __all__ = ["Handle", "attach", "make_permanent"]
 
@@ -51,9 +51,8 @@ class Handle:
         for name, removed in self._removed.items():
             # Looked up each time: load_state_dict(assign=True) replaces parameters.
             parameter = self._model.get_parameter(name)
-            if removed.device != parameter.device:
-                removed = self._removed[name] = removed.to(parameter.device)  # noqa: PLW2901
-            parameter.masked_fill_(removed, 0)
+            self._removed[name] = _fitted(removed, parameter)
+            _fill(parameter, self._removed[name])
 
     def _reapply(self, *_: object) -> None:
         self.apply()
@@ -76,14 +75,36 @@ class Handle:
 
 def _zero_gradient(removed: Tensor, parameter: Tensor) -> None:
     if parameter.grad is not None:
-        parameter.grad.masked_fill_(removed.to(parameter.device), 0)
+        _fill(parameter.grad, _fitted(removed, parameter.grad))
+
+
+def _fitted(removed: Any, tensor: Any) -> Tensor:
+    """The removed entries where a tensor is: on its device, and spread over processes as it is."""
+    if not is_sharded(tensor):
+        # Between its use and its next step, a sharded weight is there in one piece.
+        whole: Tensor = (removed.full_tensor() if is_sharded(removed) else removed).to(tensor.device)
+        return whole
+    if is_sharded(removed):
+        sharded: Tensor = removed
+        return sharded
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process has the whole mask, so that none has to send its part.
+    return distribute_tensor(removed.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def _fill(tensor: Any, removed: Any) -> None:
+    """Zero what is removed, of a sharded tensor the part that is here."""
+    if is_sharded(tensor):
+        tensor, removed = tensor.to_local(), removed.to_local()
+    tensor.masked_fill_(removed, 0)
 
 
 def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
     mask.check(model)
-    return {name: ~entry.to(model.get_parameter(name).device) for name, entry in mask.items()}
+    return {name: _fitted(~entry, model.get_parameter(name)) for name, entry in mask.items()}
 
 
 def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> Handle:
@@ -139,5 +160,5 @@ def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
     """
     own = own_module(model)
     for name, removed in _removed(own, mask).items():
-        own.get_parameter(name).masked_fill_(removed, 0)
+        _fill(own.get_parameter(name), removed)
     return model

@@ -1,5 +1,6 @@
 """Which weights of a model are pruned: those of convolutions, linear layers and attention, and what the user adds."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from pathex.errors import InvalidInput
 
-__all__ = ["Selector", "own_module", "prunable_weights"]
+__all__ = ["Selector", "is_sharded", "own_module", "prunable_weights"]
 
 Selector = str | type | nn.Module
 """A glob over names of modules or parameters, a module class, or a module of the model."""
@@ -22,16 +23,39 @@ _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weig
 
 
 def own_module(model: nn.Module) -> nn.Module:
-    """The module behind what ``torch.compile`` returned, which has the names that masks use.
+    """The module behind what ``torch.compile`` or ``DistributedDataParallel`` made of it, which has the names of masks.
 
     Args:
-        model: A model, compiled or not.
+        model: A model, compiled or not, wrapped or not.
 
     Returns:
         The module itself.
+
+    Raises:
+        InvalidInput: If the model is wrapped by the first generation of FSDP, which has no weights of their own shape.
     """
-    own = getattr(model, "_orig_mod", model)
-    return own if isinstance(own, nn.Module) else model
+    own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else getattr(model, "_orig_mod", model)
+    if isinstance(own, nn.Module) and own is not model:
+        return own_module(own)
+    if type(model).__name__ == "FullyShardedDataParallel":
+        raise InvalidInput(
+            "FullyShardedDataParallel flattens weights together: prune the model before wrapping it, and train it with "
+            "torch.distributed.fsdp.fully_shard, which takes masks"
+        )
+    return model
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Whether a weight is spread over processes (a ``DTensor``, as ``fully_shard`` makes them).
+
+    Args:
+        weight: A parameter.
+
+    Returns:
+        True for a ``DTensor``.
+    """
+    room = sys.modules.get("torch.distributed.tensor")  # there is none before this was imported
+    return room is not None and isinstance(weight, room.DTensor)
 
 
 def prunable_weights(

@@ -6,7 +6,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,43 +15,19 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
-from pathex.errors import InvalidInput, LayerCollapse, MaskMismatch, PathexWarning, UnsupportedOperation
+from pathex.collapse import PruneReport, examine, listed
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
-from pathex.paths import Connectivity, connectivity, roles, untouched
-from pathex.prunable import Selector, own_module, prunable_weights
-from pathex.scores import Batch, Problem, parse_memory, read_batches
+from pathex.paths import connectivity, roles, untouched
+from pathex.processes import Group, processes_of
+from pathex.prunable import Selector, is_sharded, own_module, prunable_weights
+from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
 
-__all__ = ["PruneReport", "PruneResult", "default_rounds", "prune", "score"]
+__all__ = ["PruneReport", "PruneResult", "default_rounds", "examine", "prune", "score"]
 
 CustomMethod = scorers.Method | Callable[[nn.Module, list[Batch], Mask], Mapping[str, Tensor]]
 OnRound = Callable[[dict[str, Any], Mask], object]
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What died.
-
-    Attributes:
-        dead_layers: Weights of which nothing lies on a path from input to output any more, by name.
-        dead_channels: Name to the number of output channels of which no weight lies on a path.
-        disconnected: Kept weights on no path; None where the network has operations that paths cannot be read
-            through, and then dead layers are those without kept weights.
-        unused: Weights that lay on no path before pruning.
-    """
-
-    dead_layers: list[str]
-    dead_channels: dict[str, int]
-    disconnected: int | None
-    unused: list[str]
-
-    def asdict(self) -> dict[str, Any]:
-        """The report as plain data.
-
-        Returns:
-            A dictionary that JSON can hold.
-        """
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -93,6 +69,7 @@ def score(
     strict: bool = False,
     ignore: Sequence[Selector] = (),
     prunable: Sequence[Selector] = (),
+    group: Group = "default",
     **options: Any,
 ) -> dict[str, Tensor]:
     """Score every prunable weight once.
@@ -108,6 +85,9 @@ def score(
         strict: Whether doubts are errors.
         ignore: What is not scored: globs over module or parameter names, classes, modules.
         prunable: What is scored beside convolutions, linear layers and attention projections, likewise.
+        group: The processes that score together, each with the same call: a ``torch.distributed.ProcessGroup``, or
+            ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
+            would. None: this process does it alone.
         **options: Options of the method (see its card).
 
     Returns:
@@ -121,14 +101,18 @@ def score(
         >>> sorted(score(net, "px", torch.randn(8, 3)))
         ['0.weight', '2.weight']
     """
-    method_call = _method_call(method, options)
-    seed = _natural("seed", seed)
-    model = own_module(model)
-    weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    if mask is not None:
-        _check_mask(mask, weights)
-    problem = Problem(model, weights, read_batches(data), mask, seed=seed, memory=parse_memory(memory), strict=strict)
-    return _scored(problem, method_call)
+    processes = processes_of(group)
+    with processes.together():
+        method_call = _method_call(method, options)
+        seed = _natural("seed", seed)
+        model, weights = _whole_weights(model, ignore, prunable)
+        if mask is not None:
+            _check_mask(mask, weights)
+        batches = joined(read_batches(data), processes)
+        problem = Problem(
+            model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
+        )
+        return _scored(_in_agreement(problem, method, options, strict=strict), method_call)
 
 
 def prune(
@@ -150,6 +134,7 @@ def prune(
     strict: bool = False,
     progress: bool = True,
     on_round: OnRound | None = None,
+    group: Group = "default",
     **options: Any,
 ) -> PruneResult:
     """Find the mask of a ticket: rounds of scoring the masked network and keeping the best.
@@ -175,6 +160,9 @@ def prune(
         strict: Whether a layer collapse is an error.
         progress: Whether a progress bar is shown on a terminal.
         on_round: Called after each round with the history row and the mask.
+        group: The processes that prune together, each with the same call: a ``torch.distributed.ProcessGroup``, or
+            ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
+            would. None: this process does it alone.
         **options: Options of the method (see its card).
 
     Returns:
@@ -190,58 +178,84 @@ def prune(
         >>> result.mask.kept, result.mask.total
         (10, 20)
     """
-    method_call = _method_call(method, options)
-    sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
-    min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
-    model = own_module(model)
-    weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    start = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}) if mask is None else mask
-    _check_mask(start, weights)
-    chooser = Chooser(
-        start,
-        1 - sparsity,
-        default_rounds(method) if rounds is None else rounds,
-        allocation=allocation,
-        schedule=schedule,
-        budget=budget,
-        min_per_layer=min_per_layer,
-        floor=getattr(scorers.resolve(method), "floor", 0),
-        revives=getattr(scorers.resolve(method), "revives", False),
-        seed=seed,
-        parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
-    )
-    steps, output = chooser.densities, options.get("output")
-    batches = read_batches(data)
-    memo: dict[str, Any] = {}
-    base = Problem(model, weights, batches, start, seed, 1, memory, strict, memo)
-    current, history = start, []
+    processes = processes_of(group)
+    with processes.together():
+        method_call = _method_call(method, options)
+        sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
+        min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
+        model, weights = _whole_weights(model, ignore, prunable)
+        output = options.get("output")
+        full = {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
+        start = Mask(full) if mask is None else mask
+        _check_mask(start, weights)
+        chooser = Chooser(
+            start,
+            1 - sparsity,
+            default_rounds(method) if rounds is None else rounds,
+            allocation=allocation,
+            schedule=schedule,
+            budget=budget,
+            min_per_layer=min_per_layer,
+            floor=getattr(scorers.resolve(method), "floor", 0),
+            revives=getattr(scorers.resolve(method), "revives", False),
+            seed=seed,
+            parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
+        )
+        batches = joined(read_batches(data), processes)
+        how: dict[str, Any] = {
+            "sparsity": sparsity,
+            "rounds": len(chooser.densities),
+            "allocation": described(allocation),
+        }
+        how |= {"schedule": schedule, "budget": budget}
+        base = _in_agreement(
+            Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes),
+            method,
+            options,
+            **how,
+            min_per_layer=min_per_layer,
+            strict=strict,
+        )
+        with _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
+            mask, history = _rounds(base, method_call, chooser, output, on_round, advance)
+        report = examine(model, mask, base.images[:1], start=start, output=output)
+        _collapse(report, strict)
+        return PruneResult(Mask(mask, _metadata(method, options, base, **how)), history, report)
+
+
+def _rounds(
+    base: Problem,
+    method_call: Callable[[Problem], Mapping[str, Tensor]],
+    chooser: Chooser,
+    output: str | int | None,
+    on_round: OnRound | None,
+    advance: Callable[[], None],
+) -> tuple[Mask, list[dict[str, Any]]]:
+    """The mask after all rounds, and the history."""
+    steps, history = chooser.densities, []
+    current = Mask(base.mask or {})
 
     def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return connectivity(model, candidate, base.images[:1], output=output).effective
+        return connectivity(base.model, candidate, base.images[:1], output=output).effective
 
-    with _bar(progress, len(steps)) as advance:
-        for number in range(1, len(steps) + 1):
-            began = time.perf_counter()
-            problem = Problem(model, weights, batches, current, seed, number, memory, strict, memo)
-            current = chooser.choose(_scored(problem, method_call), current, number, connected)
-            emptied = [name for name, count in current.counts().items() if not count.kept]
-            history.append(
-                {
-                    "round": number,
-                    "rounds": len(steps),
-                    "density": steps[number - 1],
-                    "kept": current.kept,
-                    "emptied": emptied,
-                    "seconds": time.perf_counter() - began,
-                }
-            )
-            if on_round is not None:
-                on_round(history[-1], current)
-            advance()
-    report = _report(base, start, current, output)
-    _collapse(report, strict)
-    current = Mask(current, _metadata(method, options, base, sparsity, len(steps), allocation, schedule, budget))
-    return PruneResult(current, history, report)
+    for number in range(1, len(steps) + 1):
+        began = time.perf_counter()
+        scores = _scored(replace(base, mask=current, round=number), method_call)
+        current = chooser.choose(scores, current, number, connected)
+        history.append(
+            {
+                "round": number,
+                "rounds": len(steps),
+                "density": steps[number - 1],
+                "kept": current.kept,
+                "emptied": [name for name, count in current.counts().items() if not count.kept],
+                "seconds": time.perf_counter() - began,
+            }
+        )
+        if on_round is not None:
+            on_round(history[-1], current)
+        advance()
+    return current, history
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
@@ -268,24 +282,70 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
     return custom
 
 
+def _whole_weights(
+    model: nn.Module, ignore: Sequence[Selector], prunable: Sequence[Selector]
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The module itself and its prunable weights."""
+    model = own_module(model)
+    weights = prunable_weights(model, ignore=ignore, prunable=prunable)
+    if sharded := [name for name, weight in model.named_parameters() if is_sharded(weight)]:
+        raise InvalidInput(
+            f"{sharded[0]!r} is spread over processes, which cannot be scored: score the model before fully_shard, "
+            "and pathex.attach the mask afterwards"
+        )
+    return model, weights
+
+
+def _in_agreement(problem: Problem, method: str | CustomMethod, options: Mapping[str, Any], **how: object) -> Problem:
+    """The problem as all processes have it, who must be about to do the same."""
+    processes = problem.processes
+    if processes.alone:
+        return problem
+    state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
+    processes.agree(
+        {
+            "method": _name_of(method),
+            **{f"option {name!r}": _comparable(value) for name, value in options.items()},
+            **{name: repr(value) for name, value in how.items()},
+            "seed": problem.seed,
+            "the choice of prunable weights": list(problem.prunable),
+            "the start mask": None if problem.mask is None else {n: fingerprint(m) for n, m in problem.mask.items()},
+            **{f"tensor {name!r}": fingerprint(t) for name, t in state.items()},
+        }
+    )
+    # All cut the images alike: to what fits everywhere.
+    return replace(problem, memory=min(processes.told(problem.budget())))
+
+
+def _comparable(value: Any) -> str:
+    """An option as text that is the same in every process; functions by their name, as their address is not."""
+    return repr(value) if _plain(value) else getattr(value, "__qualname__", type(value).__name__)
+
+
 def _scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    with untouched(problem.model):
-        result = method_call(problem)
-    if not isinstance(result, Mapping):
-        raise InvalidInput(f"the method must return a mapping from weight names to scores, not {type(result).__name__}")
-    scores = {}
-    for name, weight in problem.prunable.items():
-        if not isinstance(result.get(name), Tensor):
-            raise InvalidInput(f"the method returned no score for {name!r}")
-        scores[name] = result[name].detach()
-        if scores[name].shape != weight.shape:
-            raise InvalidInput(
-                f"the method's score of {name!r} has shape {tuple(scores[name].shape)}, not {tuple(weight.shape)}"
-            )
-        if scores[name].isnan().any():
+    with problem.processes.together():
+        with untouched(problem.model):
+            result = method_call(problem)
+        _check_scores(result, problem.prunable)
+    # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.
+    scores = problem.processes.same({name: result[name].detach() for name in problem.prunable})
+    for name, score in scores.items():
+        if score.isnan().any():
             raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
     _doubt_extremes(problem, scores)
     return scores
+
+
+def _check_scores(result: Any, weights: Mapping[str, Tensor]) -> None:
+    if not isinstance(result, Mapping):
+        raise InvalidInput(f"the method must return a mapping from weight names to scores, not {type(result).__name__}")
+    for name, weight in weights.items():
+        if not isinstance(result.get(name), Tensor):
+            raise InvalidInput(f"the method returned no score for {name!r}")
+        if result[name].shape != weight.shape:
+            raise InvalidInput(
+                f"the method's score of {name!r} has shape {tuple(result[name].shape)}, not {tuple(weight.shape)}"
+            )
 
 
 def _doubt_extremes(problem: Problem, scores: Mapping[str, Tensor]) -> None:
@@ -301,20 +361,15 @@ def _doubt_extremes(problem: Problem, scores: Mapping[str, Tensor]) -> None:
             zero.append(name)
     said.update(infinite, zero)
     if infinite:
-        problem.doubt(f"infinite scores (overflow): {_some(infinite)}")
+        problem.doubt(f"infinite scores (overflow): {listed(infinite)}")
     if zero:
         # Also with strict: what dies of it is a LayerCollapse.
-        message = f"all scores are zero (on no path, behind a dead unit, or underflow): {_some(zero)}"
+        message = f"all scores are zero (on no path, behind a dead unit, or underflow): {listed(zero)}"
         warnings.warn(message, PathexWarning, stacklevel=3)
 
 
 def _is_there(problem: Problem, name: str) -> bool:
     return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
 
 
 def _check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:
@@ -341,56 +396,18 @@ def _natural(name: str, value: int) -> int:
     return int(value)
 
 
-# -- reporting ---------------------------------------------------------------------------------------------------------
-
-
-def _connected(problem: Problem, mask: Mask, output: str | int | None) -> Connectivity | None:
-    with untouched(problem.model):
-        try:
-            return connectivity(problem.model, mask, problem.images[:1], output=output)
-        except UnsupportedOperation as error:
-            warnings.warn(
-                f"dead channels and disconnected weights are not counted: {error}", PathexWarning, stacklevel=3
-            )
-            return None
-
-
-def _report(problem: Problem, start: Mask, mask: Mask, output: str | int | None) -> PruneReport:
-    before = _connected(problem, start, output)
-    after = None if before is None else _connected(problem, mask, output)
-    if before is None or after is None:
-        return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
-    dead = [name for name in after.dead_layers if name not in before.dead_layers]
-    return PruneReport(dead, after.dead_channels, after.disconnected, before.dead_layers)
-
-
-def _collapse(report: PruneReport, strict: bool) -> None:
-    if report.dead_layers:
-        message = f"{len(report.dead_layers)} layers lost every weight on every path: {_some(report.dead_layers)}"
-        if strict:
-            raise LayerCollapse(message)
-        warnings.warn(LayerCollapse(message), stacklevel=3)
+# -- what is written down ----------------------------------------------------------------------------------------------
 
 
 def _metadata(
-    method: str | CustomMethod,
-    options: Mapping[str, Any],
-    problem: Problem,
-    sparsity: float,
-    rounds: int,
-    allocation: Allocation,
-    schedule: str,
-    budget: str,
+    method: str | CustomMethod, options: Mapping[str, Any], problem: Problem, *, sparsity: float, **how: Any
 ) -> dict[str, Any]:
     return {
         "method": _name_of(method),
         "options": {name: value if _plain(value) else repr(value) for name, value in options.items()},
         "model": type(problem.model).__name__,
         "requested_sparsity": sparsity,
-        "rounds": rounds,
-        "allocation": described(allocation),
-        "schedule": schedule,
-        "budget": budget,
+        **how,
         "seed": problem.seed,
         "pruning_set": problem.fingerprint,
     }

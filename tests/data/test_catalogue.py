@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 from pathex import data
@@ -34,7 +35,8 @@ def test_no_test_image_is_a_training_image():
 
 
 def test_names_and_lines():
-    assert data.names() == ["fashion-mini", "cifar10", "cifar100", "imagefolder:PATH", "npz:PATH"]
+    sets = ["fashion-mini", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "voc2012"]
+    assert data.names() == [*sets, "imagefolder:PATH", "npz:PATH", "hf:NAME_OR_PATH"]
     assert all(data.describe(name) and "\n" not in data.describe(name) for name in data.names())
     assert data.describe("npz:other.npz") == data.describe("npz:PATH")
 
@@ -85,8 +87,16 @@ def test_cifar_that_cannot_be_downloaded(monkeypatch, tmp_path):
         ("nzp:file", {}, "unknown data 'nzp:file'"),
         ("npz", {}, "unknown data 'npz'. .*npz:PATH"),
         ("npz:", {}, "needs a path: npz:PATH"),
-        ("fashion-mini", {"image_size": 3}, "unknown option 'image_size' of data 'fashion-mini'. Known: none"),
-        ("npz:file", {"image_size": 3}, "Known: num_classes"),
+        ("hf:", {}, "needs a path: hf:NAME_OR_PATH"),
+        ("nzp:", {}, "unknown data 'nzp:'"),
+        ("fashion-mini", {"verify": True}, "'verify' of data 'fashion-mini'. Known: classes, tasks, .*image_size"),
+        ("npz:file", {"in_memory": 3}, "Known: num_classes, classes, tasks, task, task_seed, mean, std, image_size"),
+        ("voc2012", {"classes": [1]}, "unknown option 'classes' of data 'voc2012'"),
+        ("fashion-mini", {"image_size": 0}, "option 'image_size' of data 'fashion-mini' must be an integer from 1 on"),
+        ("fashion-mini", {"mean": 127}, r"option 'mean' .* each of the 1 channels, in \[0, 1\], got 127"),
+        ("fashion-mini", {"mean": [0.1, 0.2]}, r"got \[0.1, 0.2\]"),
+        ("fashion-mini", {"std": 0}, "option 'std' of data 'fashion-mini'"),
+        ("fashion-mini", {"classes": ["Shoe"]}, "data 'fashion-mini': option 'classes': no class 'Shoe'"),
     ],
 )
 def test_bad_names_and_options(name, options, message):
@@ -98,3 +108,26 @@ def test_normalise_leaves_its_argument_alone(toy):
     images = torch.full((1, 2, 4, 4), 255.0)
     assert toy.normalise(images)[0, :, 0, 0].tolist() == pytest.approx([1.0, 3.75])
     assert images.eq(255).all()
+
+
+def test_mean_and_deviation_can_be_given():
+    own = data.load("fashion-mini")
+    half = data.load("fashion-mini", mean=0.5, std=[0.25])
+    images = own.test.images(torch.arange(3))
+    assert torch.equal(half.normalise(images), (images / 255 - 0.5) / 0.25)
+    one = data.load("fashion-mini", mean=0.0)
+    assert (one.mean.item(), one.std.item()) == (0, own.std.item())
+
+
+def test_networks_see_another_size():
+    own, large = data.load("fashion-mini"), data.load("fashion-mini", image_size=56)
+    images = own.test.images(torch.arange(3))
+    assert (own.image_size, large.image_size, large.train.data.shape[-1]) == (28, 56, 28)
+    assert large.resized(images).shape == (3, 1, 56, 56)
+    assert large.resized(images).dtype == torch.uint8
+    seen = large.normalise(images)
+    expected = F.interpolate(images.float(), size=56, mode="bilinear", antialias=True).round() / 255
+    # uint8 is resized with weights of whole numbers: within one step of the 256.
+    torch.testing.assert_close(seen * large.std + large.mean, expected, rtol=0, atol=1.01 / 255)
+    assert data.pruning_set(large, 1, 0).images.shape == (10, 1, 56, 56)
+    assert data.load("fashion-mini", image_size=28).size is None

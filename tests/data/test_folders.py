@@ -71,10 +71,11 @@ def test_test_comes_before_val(tree):
         (lambda tree: shutil.rmtree(tree / "train"), "no folder 'train'"),
         (lambda tree: shutil.rmtree(tree / "val"), "neither folder 'test' nor 'val'"),
         (lambda tree: shutil.rmtree(tree / "val" / "cat"), "no images below 'val'"),
-        (lambda tree: (tree / "train" / "dog").mkdir(), "class 'dog' has no training image"),
+        (lambda tree: (tree / "train" / "dog").mkdir(), r"class 'dog' has no training image \(1 of 3 classes\)"),
         (lambda tree: write(tree / "val" / "dog" / "0.png"), "class 'dog' of 'val' is no class of 'train'"),
         (lambda tree: (tree / "train" / "cat" / "0.png").write_bytes(b"no png"), r"image '.*0.png' cannot be read"),
         (lambda tree: (tree / "val" / "cat" / "0.png").write_bytes(b""), r"image '.*val.*0.png' cannot be read"),
+        (lambda tree: [shutil.rmtree(entry) for entry in (tree / "train").iterdir()], "no folder of a class below"),
     ],
 )
 def test_unusable_trees_are_one_line(tree, change, message):
@@ -91,6 +92,63 @@ def test_truncated_image(tree):
     file.write_bytes(file.read_bytes()[:-60])
     with pytest.raises(InvalidInput, match="cannot be read"):
         load(f"imagefolder:{tree}")
+
+
+def damage(tree):
+    """Two files that are no images, one without content, and one that breaks off."""
+    (tree / "train" / "ant" / "images" / "1.png").write_bytes(b"no image at all")
+    (tree / "train" / "cat" / "0.png").write_bytes(b"")
+    whole = (tree / "val" / "cat" / "0.png").read_bytes()
+    (tree / "val" / "cat" / "0.png").write_bytes(whole[:-30])
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 3), ({"in_memory": 0, "verify": True, "mean": 0, "std": 1}, 3), ({"in_memory": 0, "mean": 0, "std": 1}, 2)],
+)
+def test_the_first_damaged_image_and_their_number(tree, options, count):
+    """Without decoding, what breaks off later is not seen."""
+    damage(tree)
+    with pytest.raises(InvalidInput, match=rf"ant.images.1.png' cannot be read .*; {count} of 7 images") as caught:
+        load(f"imagefolder:{tree}", image_size=8, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_given_statistics_spare_the_reading_of_all_images(tree, monkeypatch):
+    read = []
+    original = FolderSplit.image
+    monkeypatch.setattr(FolderSplit, "image", lambda self, *args: read.append(args) or original(self, *args))
+    load(f"imagefolder:{tree}", image_size=8, in_memory=0, mean=0.5, std=0.5)
+    assert {number for number, *_ in read} == {0}  # to see channels and size
+
+
+def test_resize_before_the_centre_is_cut(tree):
+    picture = np.zeros((40, 40, 3), np.uint8)
+    picture[5:35, 5:35] = 200
+    Image.fromarray(picture).save(tree / "train" / "cat" / "framed.png")
+    name = f"imagefolder:{tree}"
+    assert load(name, image_size=10, resize=16).train.images(torch.tensor([6])).eq(200).all()
+    assert not load(name, image_size=10).train.images(torch.tensor([6])).eq(200).all()
+    with pytest.raises(InvalidInput, match=r"'resize' of data .* at least image_size=10, got 9"):
+        load(name, image_size=10, resize=9)
+
+
+def test_an_image_is_cut_from_the_original(tree):
+    picture = np.zeros((20, 60, 3), np.uint8)
+    picture[:, :15] = 200  # outside the centre, and what resizing spreads of it
+    Image.fromarray(picture).save(tree / "train" / "cat" / "wide.png")
+    split = load(f"imagefolder:{tree}", image_size=10, in_memory=0).train
+    assert split.image(6).eq(0).all()
+    assert split.image(6, lambda height, width: (0, 0, height, width // 4)).eq(200).all()
+
+
+def test_some_classes_of_files(tree):
+    whole, one = load(f"imagefolder:{tree}", in_memory=0), load(f"imagefolder:{tree}", in_memory=0, classes=["cat"])
+    assert (one.classes, one.train.labels.tolist(), len(one.test)) == (("cat",), [0, 0, 0], 1)
+    assert torch.equal(one.train.images(torch.arange(3)), whole.train.images(torch.arange(3, 6)))
+    assert one.mean[0] < whole.mean[0]
+    with pytest.raises(InvalidInput, match="the chosen classes have no test images"):
+        load(f"imagefolder:{tree}", classes=["ant"])
 
 
 @pytest.mark.parametrize("option", [{"image_size": 0}, {"image_size": 8.0}, {"in_memory": -1}])

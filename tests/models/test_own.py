@@ -1,9 +1,15 @@
 """The project's own networks."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+import pathex
 from pathex import models
 from pathex.errors import InvalidInput
 
@@ -77,6 +83,88 @@ def test_vgg16_widths():
     assert channels == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
 
 
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_tiny_resnets_are_those_of_torchvision_but_for_the_stem(depth):
+    """With torchvision's network given the same stem, both compute the same."""
+    torch.manual_seed(0)
+    model = models.create(f"resnet{depth}_tiny", num_classes=7).eval()
+    other = torchvision.models.get_model(f"resnet{depth}", num_classes=7)
+    other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    other.load_state_dict(model.state_dict())
+    assert list(model.state_dict()) == list(other.state_dict())
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), other.eval()(images))
+
+
+def test_tiny_resnet_keeps_64_pixels_and_begins_kaiming_normal():
+    torch.manual_seed(0)
+    model = models.create("resnet18_tiny", num_classes=200, width=8)
+    assert model.layer1(torch.zeros(1, 8, 64, 64)).shape == (1, 8, 64, 64)
+    assert model.fc.in_features == 64
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.numel() > 2000:
+            assert module.weight.std().item() == pytest.approx((2 / module.weight[0].numel()) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_padded_shortcut_has_no_parameters_and_adds_every_second_position(width):
+    model = models.create("resnet20", width=width, shortcut="pad").eval()
+    assert not any("shortcut" in name for name in model.state_dict())
+    block = model.blocks[3]
+    nn.init.zeros_(block.bn2.weight)  # what is left is the shortcut
+    images = torch.rand(2, width, 6, 6)
+    expected = torch.zeros(2, 2 * width, 3, 3)
+    for channel in range(width):
+        for row in range(3):
+            for column in range(3):
+                expected[:, channel + width // 2, row, column] = images[:, channel, 2 * row, 2 * column]
+    torch.testing.assert_close(block(images), expected)
+
+
+def test_padded_shortcuts_can_be_pruned():
+    model = models.create("resnet20", width=4, shortcut="pad")
+    result = pathex.prune(model, "px", sparsity=0.9, data=torch.rand(4, 3, 16, 16), rounds=2, progress=False)
+    assert sum(mask.sum().item() for mask in result.mask.values()) == round(0.1 * weights_of(model))
+    assert not result.report.dead_layers
+
+
+def test_names_that_count_the_blocks_of_a_stage_fit_exactly(tmp_path):
+    source = models.create("resnet32", width=2)
+    renamed = {}
+    for name, value in source.state_dict().items():
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            stage, number = divmod(int(parts[1]), 5)
+            parts[:2] = [f"layer{stage + 1}", str(number)]
+        renamed["module." + ".".join({"conv": "conv1", "bn": "bn1", "fc": "linear"}.get(p, p) for p in parts)] = value
+    torch.save({"state_dict": renamed, "best_prec1": 1.0}, tmp_path / "w.th")
+    model = models.create("resnet32", width=2, weights=tmp_path / "w.th")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in source.state_dict().items())
+    # A deeper network's fourth block must not pass for the first of the next stage.
+    with pytest.raises(InvalidInput, match=r"unexpected: layer1.3.conv1.weight"):
+        models.create("resnet20", width=2, weights=tmp_path / "w.th")
+
+
+@pytest.mark.data
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+def test_published_resnet20_reaches_its_accuracy():
+    """91.73 % on the 10,000 test images, so 0.05 points are five images."""
+    folder = Path(os.environ["PATHEX_DATA"])
+    model = models.create("resnet20", shortcut="pad", weights=folder / "checkpoints" / "resnet20-cifar10-optionA.th")
+    with np.load(folder / "cifar10.npz") as archive:
+        pixels, labels = torch.from_numpy(archive["test_images"]), torch.from_numpy(archive["test_labels"]).flatten()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    model.eval()
+    correct = 0
+    with torch.no_grad():
+        for part, expected in zip(pixels.split(500), labels.split(500), strict=True):
+            images = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
+            correct += int((model(images).argmax(1) == expected).sum())
+    assert len(labels) == 10_000
+    assert correct / 10_000 == pytest.approx(0.9173, abs=0.0005)
+
+
 @pytest.mark.parametrize("size", [28, 32])
 @pytest.mark.parametrize(("name", "width"), [("resnet20", 2), ("vgg11_bn", 0.05)])
 def test_grey_images_of_28_and_32_pixels(name, width, size):
@@ -102,7 +190,7 @@ def test_every_name_is_described_and_made(name):
     ("call", "message"),
     [
         (lambda: models.create("resnet200"), "'resnet200'. Did you mean 'resnet20'"),
-        (lambda: models.create("resnet20", norm=3), "option of model 'resnet20': 'norm'. Known: width"),
+        (lambda: models.create("resnet20", norm=3), "option of model 'resnet20': 'norm'. Known: shortcut, width"),
         (lambda: models.create("resnet20", width=0), "'width' .* positive integer, got 0"),
         (lambda: models.create("resnet20", width=True), "got True"),
         (lambda: models.create("vgg11_bn", width=-1.0), "positive number, got -1.0"),
@@ -110,7 +198,10 @@ def test_every_name_is_described_and_made(name):
         (lambda: models.create("resnet20", in_channels=1.5), "in_channels must be a positive integer, got 1.5"),
         (lambda: models.create("resnet20", weights="imagenet"), "own models have no tags"),
         (lambda: models.describe("resnet200"), "Did you mean 'resnet20'"),
+        (lambda: models.create("resnet20", shortcut="zero"), "'shortcut' .* conv or pad, got 'zero'"),
+        (lambda: models.create("resnet18_tiny", width=0), "'width' .* positive integer, got 0"),
         (lambda: models.CifarResNet(21), "got 21"),
+        (lambda: models.TinyResNet(20), "18, 34 or 50, got 20"),
         (lambda: models.CifarVGG(12), "got 12"),
     ],
 )

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
+import pathex
 from pathex import models
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.models._weights import load_weights, read_weights
+from pathex.models._loading import fit
+from pathex.models._weights import read_weights
 
 
 def small(classes=10, **options):
@@ -79,7 +82,7 @@ def test_a_refused_file_changes_nothing(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = {name: value + 1 for name, value in before.items() if name != "bn.weight"}
     with pytest.raises(InvalidInput, match=r"weights 'here' .* missing: bn.weight$"):
-        load_weights(model, state, num_classes=10, source="here")
+        fit(model, state, source="here")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -87,6 +90,59 @@ def test_width_is_not_mistaken_for_a_head(tmp_path):
     save_file(small(classes=4).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(InvalidInput, match=r"other shape: conv.weight .* and \d+ more"):
         models.create("resnet20", num_classes=4, width=4, weights=tmp_path / "w.safetensors")
+
+
+def test_report_accounts_for_every_tensor(tmp_path):
+    state = {name: value for name, value in small(classes=7).state_dict().items() if not name.startswith("bn.num")}
+    torch.save(state, tmp_path / "w.pt")
+    model = small()
+    with pytest.warns(
+        PathexWarning, match="125 tensors loaded; fc.weight, fc.bias stay .* 7 classes, the model has 10"
+    ):
+        report = models.load_weights(model, tmp_path / "w.pt")
+    assert report.missing == ("bn.num_batches_tracked", "fc.weight", "fc.bias")
+    assert report.unexpected == ("fc.weight", "fc.bias")
+    assert sorted(report.loaded + report.missing) == sorted(model.state_dict())
+    assert sorted(report.loaded + report.unexpected) == sorted(state)
+    assert (report.classes, report.source) == ((7, 10), str(tmp_path / "w.pt"))
+
+
+def test_half_of_a_classifier_is_refused(tmp_path):
+    state = small().state_dict()
+    del state["fc.bias"]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(InvalidInput, match=r"missing: fc.bias$"):
+        small(weights=tmp_path / "w.pt")
+
+
+def test_a_deeper_network_of_the_same_shapes_is_refused(tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InvalidInput, match=r"ResNet: unexpected: layer1.2.conv1.weight, .* more$"):
+        models.create("torchvision:resnet18", num_classes=1000, weights=tmp_path / "w.pt")
+
+
+def test_a_classifier_of_several_layers_loses_the_last_one_only(tmp_path):
+    torch.save(torchvision.models.mobilenet_v3_small(num_classes=6).state_dict(), tmp_path / "w.pt")
+    with pytest.warns(
+        PathexWarning, match=r"classifier.3.weight, classifier.3.bias stay .* 6 classes, the model has 5"
+    ):
+        model = models.create("torchvision:mobilenet_v3_small", num_classes=5, weights=tmp_path / "w.pt")
+    assert torch.equal(model.classifier[0].weight, torch.load(tmp_path / "w.pt")["classifier.0.weight"])
+    wider = torchvision.models.mobilenet_v3_small(num_classes=5)
+    wider.classifier[0], wider.classifier[3] = torch.nn.Linear(576, 1000), torch.nn.Linear(1000, 5)
+    torch.save(wider.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InvalidInput, match=r"other shape: classifier.0.weight .*, classifier.3.weight \(5x1000,"):
+        models.create("torchvision:mobilenet_v3_small", num_classes=5, weights=tmp_path / "w.pt")
+
+
+def test_weights_into_a_network_with_a_mask_stay_masked(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "w.pt")
+    model = small()
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.rand(2, 3, 8, 8), progress=False).mask
+    pathex.attach(model, mask)
+    models.load_weights(model, tmp_path / "w.pt")
+    weight = dict(model.named_parameters())["conv.weight"]
+    assert torch.equal(weight, torch.load(tmp_path / "w.pt")["conv.weight"] * mask["conv.weight"])
 
 
 class Custom:
@@ -125,8 +181,12 @@ def test_old_pickled_checkpoint_is_read_and_refused_by_another_architecture():
     state = read_weights(path)
     assert state["conv1.weight"].shape == (16, 3, 3, 3)
     assert not any(name.startswith("module.") for name in state)
-    with pytest.raises(InvalidInput, match=r"missing: conv.weight, .* unexpected: conv1.weight"):
+    with pytest.raises(InvalidInput, match=r"missing: blocks.3.shortcut.0.weight, .* and 5 more$"):
         models.create("resnet20", weights=path)
+    with pytest.raises(
+        InvalidInput, match=r"missing: layer2.0.downsample.0.weight, .* unexpected: layer1.2.conv1.weight, "
+    ):
+        models.create("torchvision:resnet18", weights=path)
 
 
 @pytest.mark.data
@@ -135,3 +195,15 @@ def test_imagenet_weights_of_timm_with_another_head():
     path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "tf_efficientnet_lite0-imagenet.safetensors"
     with pytest.warns(PathexWarning, match=r"classifier.weight, classifier.bias stay .* 1000 classes"):
         models.create("timm:tf_efficientnet_lite0", num_classes=10, weights=path)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+def test_features_without_a_classifier():
+    path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"
+    expected = (
+        r"312 tensors loaded; classifier.1.weight, classifier.1.bias stay at their initialization \(not in the file"
+    )
+    with pytest.warns(PathexWarning, match=expected):
+        model = models.create("torchvision:mobilenet_v2", num_classes=10, weights=path)
+    assert torch.equal(model.features[0][0].weight, read_weights(path)["features.0.0.weight"])

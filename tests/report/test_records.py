@@ -39,3 +39,43 @@ def test_an_accuracy_that_is_no_number_leaves_the_run_out(make_run: MakeRun) -> 
     records, [problem] = read_all([good, bad])
     assert [record.folder for record in records] == [good]
     assert problem.reason == "result.json holds no test_accuracy"
+
+
+def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run: MakeRun) -> None:
+    good, failed, again, alone = make_run("px"), make_run("random"), make_run("snip"), make_run("grasp")
+    for folder in (failed, again, alone):
+        (folder / "failed.json").write_text(json.dumps({"error": "TrainingDiverged: loss is nan", "traceback": "..."}))
+    (failed / "result.json").unlink()
+    for name in ("result.json", "config.yaml", "metrics.jsonl"):
+        (alone / name).unlink()
+    records, problems = read_all([good.parent])
+    assert {record.folder for record in records} == {good, again}
+    assert {(problem.folder, problem.reason) for problem in problems} == {
+        (failed, "failed: TrainingDiverged: loss is nan"),
+        (alone, "failed: TrainingDiverged: loss is nan"),
+    }
+
+
+def test_the_metric_is_the_one_the_result_names(make_run: MakeRun) -> None:
+    records, [problem] = read_all(
+        [
+            make_run("px"),
+            make_run("px", 0.9, 1, metric="miou", test_miou=0.25),
+            make_run("snip", metric="miou", test_miou="?"),
+        ]
+    )
+    assert [(record.metric, record.task) for record in records] == [
+        ("accuracy", "classification"),
+        ("miou", "segmentation"),
+    ]
+    assert records[1].value == 0.25 and problem.reason == "result.json holds no test_miou"
+
+
+def test_a_metric_that_is_not_finite_leaves_the_run_out(make_run: MakeRun) -> None:
+    _, [problem] = read_all([make_run("px"), make_run("snip", test_accuracy=float("nan"))])
+    assert problem.reason == "result.json holds no test_accuracy"
+
+
+def test_tasks_without_their_two_numbers_leave_the_run_out(make_run: MakeRun) -> None:
+    _, problems = read_all([make_run("px"), make_run("snip", tasks=[{"task": 0}]), make_run("grasp", tasks={"a": 1})])
+    assert {problem.reason for problem in problems} == {"result.json holds tasks without zero_shot and fine_tuned"}

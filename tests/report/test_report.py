@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import Mask
 from pathex.report import ReportFiles, build
 
@@ -127,3 +127,60 @@ def test_a_file_in_the_way_of_the_report_is_an_input_error(make_run: MakeRun, tm
     (tmp_path / "taken").write_text("")
     with pytest.raises(InvalidInput, match="report cannot be written to"):
         build([make_run("px")], tmp_path / "taken")
+
+
+def test_metrics_and_starts_have_sections_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    tasks = [{"task": 1, "zero_shot": 0.25, "fine_tuned": 0.5}]
+    folders = [
+        make_run("px"),
+        make_run("px", weights="mocov2:w.pth"),
+        make_run("px", 0.9, 1, metric="miou", test_miou=0.25),
+        make_run("px", 0.9, 2, tasks=tasks),
+    ]
+    report = build(folders, tmp_path)
+    page = report.page.read_text()
+    assert re.findall("<h2>(.*)</h2>", page)[:4] == [
+        "resnet20 on fashion-mini",
+        "resnet20 on fashion-mini",
+        "resnet20 on fashion-mini, transfer",
+        "resnet20 on fashion-mini, weights mocov2:w.pth",
+    ]
+    main = {path.stem for path in report.figures if not path.stem.startswith("training")}
+    assert main == {
+        "accuracy_resnet20-fashion-mini",
+        "miou_resnet20-fashion-mini",
+        "transfer_resnet20-fashion-mini-transfer",
+        "accuracy_resnet20-fashion-mini-mocov2-w-pth",
+    }
+    assert page.count('<th scope="col">mean IoU</th>') == 1 and page.count('<th scope="col">zero-shot</th>') == 1
+    assert page.count("<td>25.00\u00a0%</td>") + page.count("25.00&nbsp;%") == 2
+    assert len(pd.read_csv(report.table)) == 4
+
+
+def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("px"), make_run("snip")]
+    for place, folder in enumerate(folders):
+        text = (folder / "config.yaml").read_text().replace("data: fashion-mini", f"data: npz:/{place}/mine.npz")
+        (folder / "config.yaml").write_text(text)
+    report = build(folders, tmp_path)
+    assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
+    assert all(path.exists() for path in report.figures)
+
+
+def test_published_curves_can_be_left_away(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("px", sparsity, data="cifar10") for sparsity in (0.9, 0.982)]
+    assert "PX paper" in build(folders, tmp_path / "a").page.read_text()
+    assert "PX paper" not in build(folders, tmp_path / "b", published="none").page.read_text()
+
+
+def test_the_axis_is_a_choice(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("px", sparsity, parameters=round(1000 * (1 - sparsity))) for sparsity in (0.5, 0.9)]
+    report = build(folders, tmp_path / "a", x="parameters")
+    assert "against parameters" in report.page.read_text()
+    assert pd.read_csv(report.table)["parameters"].tolist() == [500, 100]
+    with pytest.raises(InvalidInput, match="multiply_adds"):
+        build(folders, tmp_path / "b", x="multiply-adds")
+    for wrong in ({"x": "params"}, {"published": "yes"}):
+        with pytest.raises(UnknownName, match="Known"):
+            build(folders, tmp_path / "b", **wrong)
+    assert not (tmp_path / "b").exists()

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -6,8 +7,10 @@ import pytest
 
 from pathex.report._findings import headline, what_was_run
 from pathex.report._records import read_all
+from pathex.report._settings import EARLIER, commands, nested, shared_settings, short
 from pathex.report._style import styles
-from pathex.report._tables import commands, markdown, nested, runs_table, shared_settings, summary_table
+from pathex.report._tables import csv, markdown, runs_table, summary_table
+from pathex.runs import RunConfig
 
 MakeRun = Callable[..., Path]
 
@@ -22,8 +25,8 @@ def test_summary_has_one_row_a_method_and_sparsity(study: Path) -> None:
     assert set(summary["n"]) == {3}
     assert summary.iloc[0]["series"] == "dense" and summary.iloc[0]["density"] == 1
     at = summary[summary["sparsity"] == 0.982]
-    assert at["mean_accuracy"].is_monotonic_decreasing
-    assert (at["ci95_low"] < at["mean_accuracy"]).all() and (at["mean_accuracy"] < at["ci95_high"]).all()
+    assert at["mean"].is_monotonic_decreasing
+    assert (at["ci95_low"] < at["mean"]).all() and (at["mean"] < at["ci95_high"]).all()
 
 
 def test_one_seed_shows_a_dash_for_the_interval(make_run: MakeRun) -> None:
@@ -70,7 +73,7 @@ def test_headline_claims_a_gap_whose_intervals_are_apart(make_run: MakeRun) -> N
         make_run("random", 0.9, seed, test_accuracy=0.70 + seed / 1000)
         folder = make_run("px", 0.9, seed, test_accuracy=0.80 + seed / 1000)
     said = headline(table_of(folder.parent))
-    assert "px is 10.0 points more accurate than random (95 % interval 9.8 to 10.2)" in said
+    assert "px is 10.0 points above random (95 % interval 9.8 to 10.2)" in said
     assert "3 seeds each" in said and "no claim" not in said
 
 
@@ -90,7 +93,7 @@ def test_headline_says_when_random_wins_and_when_the_best_two_are_not_told_apart
     rows = table_of(folder.parent)
     assert "the highest mean of 3 methods" in headline(rows)
     assert headline(rows).endswith("between these two, no claim.")
-    rows.loc[rows["method"] == "random", "test_accuracy"] += 0.2
+    rows.loc[rows["method"] == "random", "value"] += 0.2
     assert "no method has a higher mean than random pruning" in headline(rows)
 
 
@@ -107,3 +110,93 @@ def test_a_method_keeps_its_colour_and_series_of_one_method_differ_in_line() -> 
     assert few["px"].colour == many["px"].colour == many["px (redraw=true)"].colour
     assert many["px"].dash != many["px (redraw=true)"].dash
     assert len({style.colour for style in many.values()}) == 3
+
+
+def test_fixed_colours_differ() -> None:
+    names = ("dense", "px", "random", "imp", "magnitude-after-training", "small-dense", "rigl", "set", "synflow-l2")
+    alone = {name: styles([(name, name)])[name].colour for name in names}
+    together = styles([(name, name) for name in (*names, "mine")])
+    assert alone == {name: together[name].colour for name in names}
+    assert len(set(alone.values())) == len(names)
+
+
+def test_settings_that_older_folders_lack_have_the_default_of_today() -> None:
+    config = RunConfig()
+    assert {name: getattr(config, name) for name in EARLIER} == dict(EARLIER)
+
+
+def test_folders_of_an_earlier_version_lie_in_one_series_with_those_of_today(make_run: MakeRun) -> None:
+    today = make_run("px", 0.9, 1, **EARLIER, devices=2, strategy="ddp", logger="wandb", augment_options={})
+    rows = table_of(make_run("px"), today)
+    assert rows["series"].tolist() == ["px", "px"]
+
+
+def test_sanity_checks_and_moving_masks_are_series_of_their_own(make_run: MakeRun) -> None:
+    folders = [
+        make_run("px", sanity="none", dynamic="none"),
+        make_run("px", sanity="shuffle"),
+        make_run("random", dynamic="rigl"),
+        make_run("random", dynamic="set"),
+        make_run("px", dynamic="set", dynamic_options={"every": 10}),
+        make_run("small-dense", allocation="erk"),
+        make_run("dense", allocation="erk", sanity="reinit"),
+    ]
+    rows = table_of(*folders).set_index("series")
+    assert set(rows.index) == {
+        "px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)", "small-dense", "dense"
+    }  # fmt: skip
+    assert rows.loc["rigl", "method"] == "rigl"
+
+
+def test_a_different_start_is_a_different_experiment(make_run: MakeRun) -> None:
+    rows = table_of(make_run("px", weights=None), make_run("px", weights="mocov2:w.pth"))
+    assert rows["series"].tolist() == ["px", "px"]
+    assert rows["weights"].tolist() == ["", "mocov2:w.pth"]
+    assert len(summary_table(rows)) == 2
+
+
+def test_columns_of_files_bear_the_name_of_the_metric(make_run: MakeRun) -> None:
+    rows = table_of(make_run("px", test_accuracy=0.5), make_run("snip", metric="miou", test_miou=0.25))
+    table = pd.read_csv(StringIO(csv(rows))).set_index("method")
+    assert table.loc["px", "test_accuracy"] == 0.5 and table.loc["snip", "test_miou"] == 0.25
+    assert table["test_accuracy"].isna().tolist() == table["test_miou"].notna().tolist()
+    assert not {"value", "parameters", "zero_shot"} & set(table.columns)
+    summary = pd.read_csv(StringIO(csv(summary_table(rows)))).set_index("method")
+    assert summary.loc["px", "mean_accuracy"] == 0.5 and summary.loc["snip", "mean_miou"] == 0.25
+    text = markdown(summary_table(rows))
+    assert "| test accuracy |" in text and "| mean IoU |" in text and text.count("\n\n") == 1
+
+
+def test_a_transfer_run_counts_by_its_tasks(make_run: MakeRun) -> None:
+    tasks = [{"task": 1, "zero_shot": 0.1, "fine_tuned": 0.5}, {"task": 2, "zero_shot": 0.3, "fine_tuned": 0.7}]
+    [row] = table_of(make_run("px", tasks=tasks)).to_dict("records")
+    assert (row["task"], row["metric"]) == ("transfer", "accuracy")
+    assert (row["zero_shot"], row["fine_tuned"], row["value"]) == pytest.approx((0.2, 0.6, 0.6))
+    [row] = table_of(make_run("snip", tasks=tasks, test_accuracy=0.9)).to_dict("records")
+    assert row["value"] == 0.9 and "| 20.00 % | 60.00 % |" in markdown(summary_table(pd.DataFrame([row])))
+
+
+def test_names_lose_the_folders_of_their_paths() -> None:
+    names = ("npz:/data/cifar10.npz", "cifar10", "timm:resnet18", "/w/file.pth", "imagefolder:/data/mine/")
+    assert [short(name) for name in names] == [
+        "npz:cifar10.npz",
+        "cifar10",
+        "timm:resnet18",
+        "file.pth",
+        "imagefolder:mine",
+    ]
+
+
+def test_the_finding_names_a_metric_that_is_not_accuracy(make_run: MakeRun) -> None:
+    for seed in range(3):
+        make_run("random", 0.9, seed, metric="miou", test_miou=0.30 + seed / 1000)
+        folder = make_run("px", 0.9, seed, metric="miou", test_miou=0.40 + seed / 1000)
+    assert headline(table_of(folder.parent)).startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")
+
+
+def test_small_dense_networks_are_not_counted_as_pruned(make_run: MakeRun) -> None:
+    rows = table_of(make_run("px"), make_run("dense"), make_run("small-dense"))
+    assert what_was_run(rows).startswith(
+        "1 pruning method (px) at sparsity 0.9 beside the dense network and the small dense network: "
+    )
+    assert what_was_run(table_of(make_run("dense", 0.9, 1))).startswith("Dense training: ")

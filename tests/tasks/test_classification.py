@@ -48,10 +48,11 @@ def test_validation_images_are_neither_trained_on_nor_pruned_with(data):
 
 def test_training_learns_and_the_test_split_is_measured(data, tmp_path):
     task = build_classification("resnet20", data, seed=0, validation=0.2, model_options=TINY)
-    options = TrainOptions(epochs=12, lr=0.1, augment="auto")
-    model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path, batch_size=8)
+    options = TrainOptions(epochs=12, batch_size=8, lr=0.1, augment="auto")
+    machine = fabric("cpu")
+    model, rows = task.train(options, fabric=machine, folder=tmp_path)
     assert {"train_accuracy", "val_accuracy"} <= set(rows[-1])
-    accuracy = task.test(model, device=torch.device("cpu"), batch_size=3)
+    accuracy = task.test(model, fabric=machine, batch_size=3)["test_accuracy"]
     assert accuracy in {count / 8 for count in range(9)}
     assert accuracy >= 0.75
 

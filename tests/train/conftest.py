@@ -33,6 +33,11 @@ class Images:
     train: LazySplit
     test: LazySplit
 
+    image_size = 8
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        return pixels
+
     def normalise(self, pixels: Tensor) -> Tensor:
         return pixels.float() / 128 - 1
 

@@ -1,8 +1,19 @@
-import torch
+"""Batches: order, augmentation, pieces for several processes, reading ahead."""
 
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pathex.data import Augmentation, DecodedSplit, load
+from pathex.errors import InvalidInput
 from pathex.train import Feed
+from pathex.train.feed import epoch_generator
 
 CPU = torch.device("cpu")
+PUBLISHED = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
 
 
 def collected(batches):
@@ -11,7 +22,7 @@ def collected(batches):
 
 
 def test_a_pass_in_order_gives_every_image_once(images):
-    feed = Feed(images, images.train, device=CPU, batch_size=8)
+    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="flip")
     seen, labels = collected(feed.in_order())
     assert torch.equal(seen, images.normalise(images.train.data))
     assert torch.equal(labels, images.train.labels)
@@ -19,17 +30,17 @@ def test_a_pass_in_order_gives_every_image_once(images):
 
 
 def test_an_epoch_follows_from_seed_and_number_alone(images):
-    feed = Feed(images, images.train, device=CPU, batch_size=8)
-    first, _ = collected(feed.shuffled(0, 1, "crop-flip"))
+    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="crop-flip")
+    first, _ = collected(feed.shuffled(0, 1))
     torch.rand(3)
-    assert torch.equal(first, collected(feed.shuffled(0, 1, "crop-flip"))[0])
-    assert not torch.equal(first, collected(feed.shuffled(0, 2, "crop-flip"))[0])
-    assert not torch.equal(first, collected(feed.shuffled(1, 0, "crop-flip"))[0])
+    assert torch.equal(first, collected(feed.shuffled(0, 1))[0])
+    assert not torch.equal(first, collected(feed.shuffled(0, 2))[0])
+    assert not torch.equal(first, collected(feed.shuffled(1, 0))[0])
 
 
 def test_a_shuffled_pass_is_a_permutation(images):
     feed = Feed(images, images.train, device=CPU, batch_size=8)
-    seen, labels = collected(feed.shuffled(0, 1, "none"))
+    seen, labels = collected(feed.shuffled(0, 1))
     expected = images.normalise(images.train.data)
     rows = (seen.flatten(1)[:, None] == expected.flatten(1)[None]).all(-1).int().argmax(1)
     assert sorted(rows.tolist()) == list(range(34))
@@ -38,9 +49,9 @@ def test_a_shuffled_pass_is_a_permutation(images):
 
 
 def test_a_split_read_by_index_gives_the_same_batches(images, lazy_images):
-    indices = torch.arange(3, 30)
-    held, lazy = (Feed(data, data.train, device=CPU, batch_size=8, indices=indices) for data in (images, lazy_images))
-    for expected, got in zip(held.shuffled(0, 1, "flip"), lazy.shuffled(0, 1, "flip"), strict=True):
+    options = {"device": CPU, "batch_size": 8, "indices": torch.arange(3, 30), "augment": "flip"}
+    held, lazy = (Feed(data, data.train, **options) for data in (images, lazy_images))
+    for expected, got in zip(held.shuffled(0, 1), lazy.shuffled(0, 1), strict=True):
         assert torch.equal(expected[0], got[0])
         assert torch.equal(expected[1], got[1])
 
@@ -49,3 +60,167 @@ def test_a_single_image_left_over_joins_the_batch_before(images):
     feed = Feed(images, images.train, device=CPU, batch_size=11)
     assert [len(labels) for _, labels in feed.in_order()] == [11, 11, 12]
     assert feed.batches == 3
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch_size", "sizes"),
+    [
+        (2, 8, [[4, 4], [4, 4], [4, 4], [4, 4], [1, 1]]),
+        (3, 8, [[3, 3, 2], [3, 3, 2], [3, 3, 2], [4, 3, 3]]),  # the last 2 images join
+        (4, 10, [[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 2, 2], [1, 1, 1, 1]]),
+    ],
+)
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "resized-crop"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_size, sizes, augment, lazy):
+    data = lazy_images if lazy else images
+    options = {"augment": augment, "augment_options": PUBLISHED if augment == "resized-crop" else None}
+    feeds = [
+        Feed(data, data.train, device=CPU, batch_size=batch_size, part=(rank, ranks), **options)
+        for rank in range(ranks)
+    ]
+    # One process, with the same batches: those that were too small for several are joined.
+    one = Feed(data, data.train, device=CPU, batch_size=batch_size, **options)
+    for passes in (lambda feed: feed.in_order(), lambda feed: feed.shuffled(0, 3)):
+        pieces = list(zip(*(passes(feed) for feed in feeds), strict=True))
+        assert [[len(labels) for _, labels in piece] for piece in pieces] == sizes
+        together = collected((torch.cat([p[0] for p in piece]), torch.cat([p[1] for p in piece])) for piece in pieces)
+        alone = collected(passes(one))
+        assert torch.equal(together[1], alone[1])
+        same = slice(None) if one.batches == len(sizes) else slice(0, batch_size * (len(sizes) - 1))
+        assert torch.equal(together[0][same], alone[0][same])
+    assert {(feed.images, feed.batches) for feed in feeds} == {(34, len(sizes))}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"part": (2, 2)}, r"part must be .* got \(2, 2\)"),
+        ({"part": (0, 9)}, "batches of 8 images cannot be shared by 9 processes"),
+        ({"part": (0, 3), "indices": torch.arange(2)}, "batches of 2 images"),
+        ({"augment": "mixup"}, "unknown augmentation 'mixup'"),
+        ({"augment": "flip", "augment_options": {"hue": 0.1}}, "unknown option 'hue'"),
+    ],
+)
+def test_bad_arguments(images, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        Feed(images, images.train, device=CPU, batch_size=8, **options)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Photographs of many shapes: 2 classes, 18 + 4 images."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 9), ("val", 2)):
+        for label in ("a", "b"):
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                shape = (*rng.integers(14, 40, 2), 3)
+                coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                coarse.resize(shape[:2], Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def photographs(tree):
+    return load(f"imagefolder:{tree}", image_size=12, in_memory=0, mean=0.5, std=0.25)
+
+
+def test_crops_are_cut_from_the_originals(photographs):
+    """Each image of an epoch is what one gets by hand: its own draws, the box in the original file, flip, colours."""
+    feed = Feed(
+        photographs, photographs.train, device=CPU, batch_size=7, augment="resized-crop", augment_options=PUBLISHED
+    )
+    augmentation = Augmentation.of("resized-crop", PUBLISHED)
+    generator = epoch_generator(5, 2)
+    order = torch.randperm(18, generator=generator)
+    for rows, (got, labels) in zip(order.split(7), feed.shuffled(5, 2), strict=True):
+        draws = augmentation.draw(len(rows), generator)
+        cut = torch.stack(
+            [photographs.train.image(row, augmentation.cut(draws, n)) for n, row in enumerate(rows.tolist())]
+        )
+        expected = photographs.normalise(augmentation.apply(cut, draws, cut=True))
+        assert torch.equal(got, expected)
+        assert torch.equal(labels, photographs.train.labels[rows])
+        assert not torch.equal(cut, photographs.train.images(rows))
+
+
+def test_decoding_and_memory_agree_in_order_and_with_flips(photographs, tree):
+    held = load(f"imagefolder:{tree}", image_size=12, mean=0.5, std=0.25)
+    assert isinstance(photographs.train, DecodedSplit)
+    for passes in (lambda feed: feed.in_order(), lambda feed: feed.shuffled(0, 1)):
+        one, two = (
+            collected(passes(Feed(data, data.train, device=CPU, batch_size=4, augment="flip")))
+            for data in (photographs, held)
+        )
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])
+
+
+def test_threads_and_parts_do_not_matter(photographs, monkeypatch):
+    def epoch(part=(0, 1)):
+        options = {"augment": "resized-crop", "augment_options": PUBLISHED, "part": part}
+        return list(Feed(photographs, photographs.train, device=CPU, batch_size=6, **options).shuffled(1, 1))
+
+    several = epoch()
+    monkeypatch.setattr("pathex.train.feed.reading_threads", lambda: 1)
+    for first, second in zip(several, epoch(), strict=True):
+        assert torch.equal(first[0], second[0])
+    pieces = zip(epoch((0, 2)), epoch((1, 2)), strict=True)
+    for whole, (left, right) in zip(several, pieces, strict=True):
+        assert torch.equal(whole[0], torch.cat([left[0], right[0]]))
+
+
+def test_only_the_own_piece_is_decoded(photographs, monkeypatch):
+    decoded = []
+    original = type(photographs.train).image
+    monkeypatch.setattr(
+        type(photographs.train),
+        "image",
+        lambda self, number, cut=None: decoded.append(number) or original(self, number, cut),
+    )
+    feeds = [Feed(photographs, photographs.train, device=CPU, batch_size=6, part=(rank, 2)) for rank in range(2)]
+    decoded.clear()
+    list(feeds[0].shuffled(0, 1))
+    first = sorted(decoded)
+    decoded.clear()
+    list(feeds[1].shuffled(0, 1))
+    assert len(first) == len(decoded) == 9
+    assert sorted(first + decoded) == list(range(18))
+
+
+def test_a_pass_that_is_left_stops_its_threads(photographs):
+    before = threading.active_count()
+    batches = Feed(photographs, photographs.train, device=CPU, batch_size=2).shuffled(0, 1)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_an_image_that_vanishes_is_named(photographs, tree, tmp_path):
+    import shutil
+
+    shutil.copytree(tree, tmp_path / "copy")
+    data = load(f"imagefolder:{tmp_path / 'copy'}", image_size=12, in_memory=0, mean=0.5, std=0.25)
+    (tmp_path / "copy" / "train" / "b" / "3.png").unlink()
+    with pytest.raises(InvalidInput, match=r"b/3.png' cannot be read \(FileNotFoundError"):
+        list(Feed(data, data.train, device=CPU, batch_size=4).in_order())
+
+
+def test_the_size_that_networks_see(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"{part}_images": rng.integers(0, 256, (6, 8, 8), dtype=np.uint8) for part in ("train", "test")}
+    arrays |= {f"{part}_labels": np.arange(6) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "small.npz", **arrays)
+    data = load(f"npz:{tmp_path / 'small.npz'}", image_size=20)
+    for augment in ("none", "crop-flip", "resized-crop"):
+        feed = Feed(data, data.train, device=CPU, batch_size=6, augment=augment)
+        assert [images.shape for images, _ in feed.shuffled(0, 1)] == [(6, 1, 20, 20)]
+    # Padding comes after the resize: 4 pixels of 20, not of 8.
+    feed = Feed(data, data.train, device=CPU, batch_size=6, augment="crop-flip")
+    black = data.normalise(torch.zeros(1, 1, 20, 20, dtype=torch.uint8))[0, 0, 0, 0]
+    edges = [(images == black).all(3).sum(2).max().item() for images, _ in (*feed.shuffled(0, 1), *feed.shuffled(0, 2))]
+    assert 0 < max(edges) <= 4

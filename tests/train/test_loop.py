@@ -20,7 +20,7 @@ def accuracy():
 
 def trained(network, images, folder, *, options=OPTIONS, **more):
     folder.mkdir(exist_ok=True)
-    feed = Feed(images, images.train, device=CPU, batch_size=8)
+    feed = Feed(images, images.train, device=CPU, batch_size=8, augment=options.augment)
     more = {"loss": nn.CrossEntropyLoss(), "metric": accuracy(), "fabric": fabric("cpu"), **more}
     return fit(copy.deepcopy(network), feed, options, folder=folder, **more)
 
@@ -182,7 +182,7 @@ def test_training_on_a_gpu_resumes_with_its_scaler(network, images, tmp_path, pr
     machine = fabric("cuda", precision)
 
     def train_until(epochs):
-        feed = Feed(images, images.train, device=machine.device, batch_size=8)
+        feed = Feed(images, images.train, device=machine.device, batch_size=8, augment="crop-flip")
         options = TrainOptions(epochs=epochs, lr=0.01, augment="crop-flip")
         more = {"loss": nn.CrossEntropyLoss(), "metric": accuracy(), "folder": tmp_path}
         return fit(copy.deepcopy(network), feed, options, fabric=machine, **more)

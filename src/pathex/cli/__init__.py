@@ -16,6 +16,7 @@ _COMMANDS = MappingProxyType(
     {
         "demo": "dense, random, magnitude, synflow and px on the embedded images, then a report",
         "run": "prune, train and evaluate one network",
+        "sweep": "many runs from one file, here or on a cluster, and one table of their results",
         "prune": "write the mask of one network",
         "convert": "a mask file in another form",
         "report": "tables, figures and one page from finished runs",
@@ -24,7 +25,7 @@ _COMMANDS = MappingProxyType(
         "datasets": "list the data sets",
     }
 )
-_RESUMABLE = frozenset({"demo", "run"})
+_RESUMABLE = frozenset({"demo", "run", "sweep"})
 _INTERRUPTED = 130
 
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``pathex``; None takes them from the process.
 
     Returns:
-        0 when done, 2 on bad arguments or input, 130 after Ctrl-C.
+        0 when done, 1 when a run of a sweep failed, 2 on bad arguments or input, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():

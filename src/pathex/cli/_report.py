@@ -18,10 +18,14 @@ class ReportConfig:
     Attributes:
         runs: Run folders, or folders that contain run folders at any depth.
         out: Folder of the report.
+        published: ``auto`` draws published curves behind the runs of a published setting, ``none`` never does.
+        x: What the metric is drawn against: ``sparsity``, ``parameters`` or ``multiply-adds``.
     """
 
     runs: tuple[str, ...] = ()
     out: str = "report"
+    published: str = "auto"
+    x: str = "sparsity"
 
 
 def execute(words: Sequence[str]) -> None:
@@ -39,7 +43,7 @@ def execute(words: Sequence[str]) -> None:
         raise InvalidInput("no run folder given; for instance: pathex report runs --out report")
     from pathex.report import build
 
-    report = build([Path(folder) for folder in config.runs], Path(config.out))
+    report = build([Path(folder) for folder in config.runs], Path(config.out), published=config.published, x=config.x)
     for folder, reason in report.left_out:
         print(f"left out {folder}: {reason}", file=sys.stderr)
     print(f"{report.runs} run{'' if report.runs == 1 else 's'}: {report.page}")

@@ -20,8 +20,10 @@ def execute(words: Sequence[str]) -> None:
     config = parse("run", RunConfig, words, _DESCRIPTION)
     from pathex.cli._console import RunDisplay
     from pathex.runs import run
+    from pathex.train import is_first_process
 
     with RunDisplay() as display:
         display.begin(config.method)
         result = run(config, on_event=display)
-    print(result.folder)
+    if is_first_process():
+        print(result.folder)

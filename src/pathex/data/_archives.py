@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data._images import ArraySplit, ImageData, assemble
+from pathex.data._images import ArraySplit
+from pathex.data._source import Source
 from pathex.errors import InvalidInput
 
 __all__ = ["load_npz", "read_arrays", "splits_of"]
@@ -16,7 +17,7 @@ _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MOST_CHANNELS = 4
 
 
-def load_npz(path: str, *, num_classes: int | None = None) -> ImageData:
+def load_npz(path: str, *, num_classes: int | None = None) -> Source:
     """Load ``npz:PATH``.
 
     Args:
@@ -38,7 +39,7 @@ def load_npz(path: str, *, num_classes: int | None = None) -> ImageData:
     ):
         raise InvalidInput(f"option 'num_classes' of data 'npz:{path}' must be a positive integer, got {num_classes!r}")
     train, test, count = splits_of(_read(file, f"npz:{path}"), f"npz:{path}", num_classes)
-    return assemble(f"npz:{path}", train, test, tuple(map(str, range(count))))
+    return Source(f"npz:{path}", train, test, tuple(map(str, range(count))))
 
 
 def splits_of(arrays: dict[str, Any], name: str, num_classes: int | None = None) -> tuple[ArraySplit, ArraySplit, int]:

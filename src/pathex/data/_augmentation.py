@@ -1,53 +1,199 @@
 """Augmentation of whole batches where the images are."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathex.errors import InvalidInput
+from pathex.data._colour import grey, jittered
+from pathex.data._crops import boxes, resized_crops
+from pathex.data._decoding import Cut
+from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["AUGMENTATIONS", "PADDING", "augment"]
+__all__ = ["AUGMENTATIONS", "PADDING", "Augmentation", "Draws", "augment"]
 
-AUGMENTATIONS = ("none", "flip", "crop-flip")
+AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")
 PADDING = 4
+_TRIES = 10
+
+Draws = dict[str, Tensor]
+"""Random numbers of a batch by their purpose, each with one row for each image."""
 
 
-def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Augmentation:
+    """A way to change each image of a batch at random.
+
+    All random numbers are drawn first, for a whole batch and whatever the sizes of its images, so that any part of the
+    batch can be changed by itself, on any device.
+
+    Attributes:
+        kind: One of :data:`AUGMENTATIONS`, see :func:`augment`.
+        min_scale: ``resized-crop``: least share of the area, in (0, 1].
+        max_ratio: ``resized-crop``: largest ratio of width to height, and of height to width, at least 1.
+        grayscale: ``resized-crop``: probability that an image loses its colours.
+        jitter: ``resized-crop``: brightness, contrast and saturation are multiplied by factors in
+            [1 - jitter, 1 + jitter], in random order.
+        hue: ``resized-crop``: hues are shifted by up to this share of the colour circle, at most 0.5.
+    """
+
+    kind: str = "none"
+    min_scale: float = 0.08
+    max_ratio: float = 4 / 3
+    grayscale: float = 0.0
+    jitter: float = 0.0
+    hue: float = 0.0
+
+    @classmethod
+    def of(cls, kind: str, options: Mapping[str, Any] | None = None) -> "Augmentation":
+        """Check names and numbers.
+
+        Args:
+            kind: Name of the augmentation.
+            options: Its options; None is none.
+
+        Returns:
+            The augmentation.
+
+        Raises:
+            UnknownName: If the name is not known.
+            InvalidInput: If it has no such option, or a number is out of range.
+        """
+        if kind not in AUGMENTATIONS:
+            raise UnknownName("augmentation", kind, AUGMENTATIONS)
+        ranges = {"min_scale": (1e-4, 1), "max_ratio": (1, 100), "grayscale": (0, 1), "jitter": (0, 1), "hue": (0, 0.5)}
+        for name, value in (options or {}).items():
+            if kind != "resized-crop" or name not in ranges:
+                known = ", ".join(ranges) if kind == "resized-crop" else "none"
+                raise InvalidInput(f"unknown option {name!r} of augmentation {kind!r}. Known: {known}")
+            least, most = ranges[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise InvalidInput(f"option {name!r} of {kind!r} must be a number in [{least}, {most}], got {value!r}")
+        return cls(kind, **(options or {}))
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Draw the random numbers of a batch.
+
+        Args:
+            count: Number of images.
+            generator: A generator of the CPU.
+
+        Returns:
+            Random numbers, each tensor with ``count`` rows, on the CPU.
+        """
+        if self.kind == "none":
+            return {}
+        draws = {"flip": torch.rand(count, generator=generator) < 0.5}
+        if self.kind == "crop-flip":
+            draws["offset"] = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator).transpose(0, 1)
+        if self.kind == "resized-crop":
+            uniform = partial(torch.rand, dtype=torch.float64, generator=generator)
+            draws["area"] = self.min_scale + (1 - self.min_scale) * uniform(count, _TRIES)
+            draws["ratio"] = ((2 * uniform(count, _TRIES) - 1) * math.log(self.max_ratio)).exp()
+            draws["corner"] = uniform(count, 2)
+            if self.grayscale:
+                draws["grey"] = uniform(count) < self.grayscale
+            if self.jitter or self.hue:
+                draws["factor"] = 1 + self.jitter * (2 * uniform(count, 3) - 1)
+                draws["hue"] = self.hue * (2 * uniform(count, 1) - 1)
+                draws["order"] = uniform(count, 4).argsort(1)
+        return draws
+
+    def cut(self, draws: Draws, place: int) -> Cut | None:
+        """Where to cut an image of the batch from its original, for images that are decoded when they are needed.
+
+        Args:
+            draws: Random numbers of the batch.
+            place: Place of the image in the batch.
+
+        Returns:
+            The part to keep, as a function of height and width; None if this augmentation takes the usual square.
+        """
+        if self.kind != "resized-crop":
+            return None
+
+        def box(height: int, width: int) -> tuple[int, int, int, int]:
+            one = {name: draws[name][place : place + 1] for name in ("area", "ratio", "corner")}
+            top, left, rows, columns = boxes(one, height, width, self.max_ratio)[0].tolist()
+            return top, left, rows, columns
+
+        return box
+
+    def apply(self, images: Tensor, draws: Draws, *, size: int | None = None, cut: bool = False) -> Tensor:
+        """Change a batch.
+
+        Args:
+            images: uint8 or float (B, C, H, W), on any device; floats in [0, 255] where colours are changed.
+            draws: Its random numbers.
+            size: Side of the crops, in pixels; None is that of the images.
+            cut: Whether the images were cut from their originals already, see :meth:`cut`.
+
+        Returns:
+            Images of the same type and device, (B, C, size, size) for ``resized-crop``, else (B, C, H, W);
+            ``images`` itself for ``none``.
+        """
+        if self.kind == "none":
+            return images
+        if self.kind == "resized-crop":
+            if not cut:
+                where = boxes(draws, images.shape[-2], images.shape[-1], self.max_ratio)
+                images = resized_crops(images, where, size or images.shape[-1])
+            if "grey" in draws:
+                images = grey(images, draws["grey"])
+            if "order" in draws:
+                images = jittered(images, torch.cat([draws["factor"], draws["hue"]], 1), draws["order"])
+        if self.kind == "crop-flip":
+            return _windows(images, draws["flip"], draws["offset"])
+        return _flipped(images, draws["flip"])
+
+
+def augment(images: Tensor, kind: str, generator: torch.Generator, **options: float) -> Tensor:
     """Change each image of a batch in its own random way.
 
     ``flip`` mirrors an image left to right with probability 1/2. ``crop-flip`` also pads it with 4 zeros (black) on
     each side and cuts a window of the old size at a random place, as the published CIFAR protocol does on images that
-    are not normalised yet.
+    are not normalised yet. ``resized-crop`` cuts out a random share of the area with a random aspect ratio and resizes
+    it to the old size, as torchvision's ``RandomResizedCrop`` does, may change colours, and flips.
 
     Args:
         images: uint8 or float (B, C, H, W), on any device.
         kind: One of :data:`AUGMENTATIONS`.
         generator: A generator of the CPU, so that every device draws the same numbers.
+        **options: Options of the kind, see :class:`Augmentation`.
 
     Returns:
         Images of the same shape, type and device; ``images`` itself for ``none``.
 
     Raises:
-        InvalidInput: If the kind is not known.
+        InvalidInput: If the kind or an option is not known.
 
     Example:
         >>> batch = torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2)
         >>> augment(batch, "flip", torch.Generator().manual_seed(0)).flatten(1).tolist()
         [[1, 0], [2, 3]]
     """
-    if kind not in AUGMENTATIONS:
-        raise InvalidInput(f"unknown augmentation {kind!r}. Known: {', '.join(AUGMENTATIONS)}")
-    if kind == "none":
-        return images
+    augmentation = Augmentation.of(kind, options)
+    return augmentation.apply(images, augmentation.draw(len(images), generator))
+
+
+def _flipped(images: Tensor, flips: Tensor) -> Tensor:
+    rows = flips.nonzero().flatten().to(images.device)
+    out = images.clone()
+    out[rows] = images[rows].flip(3)
+    return out
+
+
+def _windows(images: Tensor, flips: Tensor, offsets: Tensor) -> Tensor:
+    """Mirror images, and cut a window of the same size from the padded image at offsets (B, 2, 1)."""
     count, channels, height, width = images.shape
-    flips = torch.rand(count, generator=generator) < 0.5
-    columns = torch.where(flips[:, None], torch.arange(width).flip(0), torch.arange(width))
-    rows = torch.arange(height).expand(count, -1)
-    if kind == "crop-flip":
-        offsets = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator)
-        images = F.pad(images, (PADDING, PADDING, PADDING, PADDING))
-        rows, columns = rows + offsets[0], columns + offsets[1]
-    device = images.device
+    columns = torch.where(flips[:, None], torch.arange(width).flip(0), torch.arange(width)) + offsets[:, 1]
+    rows = torch.arange(height) + offsets[:, 0]
+    images, device = F.pad(images, (PADDING, PADDING, PADDING, PADDING)), images.device
     return images[
         torch.arange(count, device=device)[:, None, None, None],
         torch.arange(channels, device=device)[None, :, None, None],

@@ -1,7 +1,6 @@
 """Data sets with a name of their own."""
 
 import importlib.resources
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +8,8 @@ from types import MappingProxyType
 import numpy as np
 
 from pathex.data._archives import read_arrays, splits_of
-from pathex.data._images import ImageData, assemble
+from pathex.data._imagenet import home
+from pathex.data._source import Source
 from pathex.errors import InvalidInput
 
 __all__ = ["load_cifar", "load_fashion_mini"]
@@ -23,7 +23,7 @@ _CIFAR: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 )
 
 
-def load_fashion_mini() -> ImageData:
+def load_fashion_mini() -> Source:
     """Load the 5,000 training and 1,000 test images of Fashion-MNIST that come with the package.
 
     Returns:
@@ -32,10 +32,10 @@ def load_fashion_mini() -> ImageData:
     resource = importlib.resources.files("pathex.data") / "fashion_mini" / "fashion_mini.npz"
     with resource.open("rb") as file:
         train, test, _ = splits_of(read_arrays(file), "fashion-mini")
-    return assemble("fashion-mini", train, test, tuple(_FASHION.split(",")))
+    return Source("fashion-mini", train, test, tuple(_FASHION.split(",")))
 
 
-def load_cifar(name: str, *, root: str | Path | None = None) -> ImageData:
+def load_cifar(name: str, *, root: str | Path | None = None) -> Source:
     """Load CIFAR through torchvision, which downloads it once.
 
     Args:
@@ -51,17 +51,17 @@ def load_cifar(name: str, *, root: str | Path | None = None) -> ImageData:
     from torchvision import datasets
 
     factory, archive, folder = _CIFAR[name]
-    home = Path(root or os.environ.get("PATHEX_ROOT") or Path.home() / ".cache" / "pathex").expanduser()
+    base = home(root)
     try:
-        train = getattr(datasets, factory)(home, train=True, download=True)
-        test = getattr(datasets, factory)(home, train=False, download=True)
+        train = getattr(datasets, factory)(base, train=True, download=True)
+        test = getattr(datasets, factory)(base, train=False, download=True)
     except (OSError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InvalidInput(
-            f"data {name!r} cannot be downloaded ({reason}); put {archive}, or its folder {folder}, into {str(home)!r},"
+            f"data {name!r} cannot be downloaded ({reason}); put {archive}, or its folder {folder}, into {str(base)!r},"
             " or use npz:PATH"
         ) from error
     arrays = {"train_images": train.data, "train_labels": np.asarray(train.targets)}
     arrays |= {"test_images": test.data, "test_labels": np.asarray(test.targets)}
     train_split, test_split, _ = splits_of(arrays, name, len(train.classes))
-    return assemble(name, train_split, test_split, tuple(train.classes))
+    return Source(name, train_split, test_split, tuple(train.classes))

@@ -10,12 +10,16 @@ from typing import Any
 from pathex.data._archives import load_npz
 from pathex.data._builtin import load_cifar, load_fashion_mini
 from pathex.data._folders import load_folder
+from pathex.data._hub import load_hub
+from pathex.data._imagenet import load_imagenet, load_tiny_imagenet
 from pathex.data._images import ImageData
+from pathex.data._source import FINISHING, Source, finish
+from pathex.data._voc import load_voc
 from pathex.errors import InvalidInput, UnknownName
 
 __all__ = ["describe", "load", "names"]
 
-_Loader = Callable[..., ImageData]
+_Loader = Callable[..., Any]
 
 _SETS: Mapping[str, tuple[_Loader, str]] = MappingProxyType(
     {
@@ -31,17 +35,39 @@ _SETS: Mapping[str, tuple[_Loader, str]] = MappingProxyType(
             partial(load_cifar, "cifar100"),
             "100 classes, 50,000 + 10,000 colour images of 32 pixels (download)",
         ),
+        "tiny-imagenet": (
+            load_tiny_imagenet,
+            "200 classes, 100,000 + 10,000 colour images of 64 pixels (download)",
+        ),
+        "imagenet": (
+            load_imagenet,
+            "1,000 classes, 1.28 million + 50,000 photographs in train/WNID and val/WNID of root=FOLDER, no download"
+            " (image_size=PIXELS, resize=PIXELS, verify=true)",
+        ),
+        "voc2012": (
+            load_voc,
+            "segmentation: 21 classes, 1,464 + 1,449 colour images with label maps (download; image_size=PIXELS)",
+        ),
     }
 )
-_FORMS: Mapping[str, tuple[_Loader, str]] = MappingProxyType(
+_FORMS: Mapping[str, tuple[_Loader, str, str]] = MappingProxyType(
     {
         "imagefolder": (
             load_folder,
-            "PATH/train/CLASS/* and PATH/test/CLASS/* or PATH/val/CLASS/* (image_size=PIXELS, in_memory=BYTES)",
+            "PATH/train/CLASS/* and PATH/test/CLASS/* or PATH/val/CLASS/* (image_size=PIXELS, resize=PIXELS,"
+            " in_memory=BYTES, verify=true)",
+            "PATH",
         ),
         "npz": (
             load_npz,
             "archive with the keys of medmnist: train_images, train_labels, test_images, test_labels (num_classes=K)",
+            "PATH",
+        ),
+        "hf": (
+            load_hub,
+            "Hugging Face data set, or local parquet or webdataset shards; extra pathex[hf] (config=, train_split=,"
+            " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=)",
+            "NAME_OR_PATH",
         ),
     }
 )
@@ -54,7 +80,10 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
         name: One of :func:`names`, with a path in place of ``PATH``.
         root: Folder for downloads, used by the sets that are downloaded; None is the environment variable
             ``PATHEX_ROOT``, else ``~/.cache/pathex``.
-        **options: Options of this data set, such as ``image_size`` (see :func:`describe`).
+        **options: Options of this data set (see :func:`describe`), and of every data set: ``classes`` (a list of class
+            numbers or names, or a file with one), ``tasks``, ``task`` and ``task_seed`` (one of several disjoint groups
+            of classes, see :func:`task_splits`), ``mean`` and ``std`` (a number, or one for each channel, in [0, 1]),
+            ``image_size`` (side that networks see, in pixels).
 
     Returns:
         The data set.
@@ -69,26 +98,31 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
     """
     form, colon, path = name.partition(":")
     if colon and not path:
-        raise InvalidInput(f"data {name!r} needs a path: {form}:PATH")
+        _entry(name)
+        raise InvalidInput(f"data {name!r} needs a path: {form}:{_FORMS[form][2]}")
     loader, _ = _entry(name)
     parameters = inspect.signature(loader).parameters.values()
     allowed = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     if root is not None and "root" in allowed:
         options["root"] = root
+    known = list(dict.fromkeys([*allowed, *(() if loader is load_voc else FINISHING)]))
     for option in options:
-        if option not in allowed:
-            known = ", ".join(allowed) or "none"
-            raise InvalidInput(f"unknown option {option!r} of data {name!r}. Known: {known}")
-    return loader(path, **options) if colon else loader(**options)
+        if option not in known:
+            raise InvalidInput(f"unknown option {option!r} of data {name!r}. Known: {', '.join(known)}")
+    own = {option: value for option, value in options.items() if option in allowed}
+    rest = {option: value for option, value in options.items() if option not in allowed}
+    loaded: Any = loader(path, **own) if colon else loader(**own)
+    data: ImageData = finish(loaded, **rest) if isinstance(loaded, Source) else loaded
+    return data
 
 
 def names() -> list[str]:
     """Names of data sets, and the forms that take a path.
 
     Returns:
-        ``fashion-mini``, ..., ``imagefolder:PATH``, ``npz:PATH``.
+        ``fashion-mini``, ..., ``imagefolder:PATH``, ``npz:PATH``, ``hf:NAME_OR_PATH``.
     """
-    return [*_SETS, *(f"{form}:PATH" for form in _FORMS)]
+    return [*_SETS, *(f"{form}:{place}" for form, (_, _, place) in _FORMS.items())]
 
 
 def describe(name: str) -> str:
@@ -105,7 +139,6 @@ def describe(name: str) -> str:
 
 def _entry(name: str) -> tuple[_Loader, str]:
     form, colon, _ = name.partition(":")
-    table = _FORMS if colon else _SETS
-    if form not in table:
+    if form not in (_FORMS if colon else _SETS):
         raise UnknownName("data", name, names())
-    return table[form]
+    return _FORMS[form][:2] if colon else _SETS[form]

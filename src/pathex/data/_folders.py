@@ -1,80 +1,114 @@
 """Images in folders, one folder for each class."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pathex.data._images import ArraySplit, ImageData, assemble
+from pathex.data._decoding import DecodedSplit, check_integers, common_size
+from pathex.data._source import IN_MEMORY, Source
 from pathex.errors import InvalidInput
 
-__all__ = ["FolderSplit", "load_folder"]
+if TYPE_CHECKING:
+    from PIL import Image
 
-_DEFAULT_SIZE = 224
-_MEMORY = 4 * 2**30
+__all__ = ["FolderSplit", "check_sides", "class_folders", "list_images", "load_folder"]
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"II", b"MM", b"RIFF", *(b"P%d" % kind for kind in range(1, 7)))
 
 
 @dataclass(frozen=True, eq=False)
-class FolderSplit:
+class FolderSplit(DecodedSplit):
     """Labelled image files, decoded when they are asked for.
 
     Attributes:
         paths: The files.
-        labels: Class of each, int64 (N,).
-        image_size: Side of the decoded images, in pixels.
     """
 
     paths: tuple[str, ...]
-    labels: Tensor
-    image_size: int
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def images(self, indices: Tensor) -> Tensor:
-        """Decode images: RGB, the short side resized to ``image_size``, then a square cut from the centre.
+    def open(self, number: int) -> "Image.Image":
+        """Open an image.
 
         Args:
-            indices: Numbers of the images, int64 (B,).
+            number: Number of the image.
 
         Returns:
-            Images, uint8 (B, 3, image_size, image_size).
+            The image, not decoded yet.
         """
-        out = torch.empty(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        from PIL import Image
 
-        def fill(place: int, number: int) -> None:
-            out[place] = _decode(self.paths[number], self.image_size)
+        return Image.open(self.paths[number])
 
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, range(len(indices)), indices.tolist()))
-        return out
+    def describe(self, number: int) -> str:
+        """The path of an image.
 
-    def decoded(self) -> ArraySplit:
-        """Decode everything once.
+        Args:
+            number: Number of the image.
 
         Returns:
-            The same images in memory.
+            The path in quotes.
         """
-        return ArraySplit(self.images(torch.arange(len(self))), self.labels)
+        return repr(self.paths[number])
+
+    def fault(self, number: int) -> str | None:
+        """Whether a file is missing, empty, or does not begin as images do.
+
+        Args:
+            number: Number of the image.
+
+        Returns:
+            One line, or None.
+        """
+        try:
+            with Path(self.paths[number]).open("rb") as file:
+                head = file.read(16)
+        except OSError as error:
+            return f"image {self.describe(number)} cannot be read ({type(error).__name__}: {error.strerror})"
+        if head.startswith(_SIGNATURES):
+            return None
+        reason = "no image file" if head else "an empty file"
+        return f"image {self.describe(number)} cannot be read ({reason})"
+
+    def subset(self, rows: Tensor, labels: Tensor) -> "FolderSplit":
+        """Some of the images, under other labels.
+
+        Args:
+            rows: Numbers of the images, int64 (M,).
+            labels: Their classes, int64 (M,).
+
+        Returns:
+            A split of its own.
+        """
+        return replace(self, labels=labels, paths=tuple(self.paths[row] for row in rows.tolist()))
 
 
-def load_folder(path: str, *, image_size: int | None = None, in_memory: int = _MEMORY) -> ImageData:
+def load_folder(
+    path: str,
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    in_memory: int = IN_MEMORY,
+    verify: bool = False,
+) -> Source:
     """Load ``imagefolder:PATH``.
 
     Args:
         path: A folder with ``train/CLASS/*`` and ``test/CLASS/*``, or ``val`` where there is no ``test``.
         image_size: Side to which images are brought, in pixels; None is the size of the training images if they are
             square and all of one size, else 224.
+        resize: Short side before the centre is cut out, in pixels; None is ``image_size``.
         in_memory: Largest data set that is decoded into memory, in bytes; above it images are decoded when needed.
+        verify: Whether images that are decoded when needed are all decoded once beforehand.
 
     Returns:
         The data set; classes are the folders of ``train`` in alphabetical order.
 
     Raises:
-        InvalidInput: If folders or files are missing or cannot be read.
+        InvalidInput: If folders or files are missing.
     """
     name = f"imagefolder:{path}"
     root = Path(path).expanduser()
@@ -83,63 +117,81 @@ def load_folder(path: str, *, image_size: int | None = None, in_memory: int = _M
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test_root is None:
         raise InvalidInput(f"data {name!r}: neither folder 'test' nor 'val' there")
-    for option, value, least in (("image_size", image_size, 1), ("in_memory", in_memory, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InvalidInput(f"option {option!r} of data {name!r} must be an integer from {least} on, got {value!r}")
-    classes = tuple(sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir()))
-    train_files, train_labels = _files(root / "train", classes, name)
-    test_files, test_labels = _files(test_root, classes, name)
-    bare = sorted(set(range(len(classes))) - set(train_labels.tolist()))
+    check_integers(name, image_size=(image_size, 1), resize=(resize, 1), in_memory=(in_memory, 0))
+    classes = class_folders(root / "train", name)
+    train = list_images(root / "train", classes, name)
+    test = list_images(test_root, classes, name)
+    bare = sorted(set(range(len(classes))) - set(train.labels.tolist()))
     if bare:
-        raise InvalidInput(f"data {name!r}: class {classes[bare[0]]!r} has no training image")
-    size = image_size if image_size is not None else _common_size(train_files)
-    train, test = FolderSplit(train_files, train_labels, size), FolderSplit(test_files, test_labels, size)
-    if 3 * size * size * (len(train) + len(test)) <= in_memory:
-        return assemble(name, train.decoded(), test.decoded(), classes)
-    return assemble(name, train, test, classes)
+        raise InvalidInput(
+            f"data {name!r}: class {classes[bare[0]]!r} has no training image ({len(bare)} of {len(classes)} classes)"
+        )
+    size = image_size if image_size is not None else common_size(train)
+    sides = {"image_size": size, "resize": size if resize is None else resize}
+    check_sides(name, **sides)
+    return Source(
+        name, train.with_sides(**sides), test.with_sides(**sides), classes, in_memory=in_memory, verify=verify
+    )
 
 
-def _files(folder: Path, classes: Sequence[str], name: str) -> tuple[tuple[str, ...], Tensor]:
+def check_sides(name: str, *, image_size: int, resize: int) -> None:
+    """Check that the square fits into the resized image.
+
+    Args:
+        name: Name of the data set, for messages.
+        image_size: Side of the square, in pixels.
+        resize: Short side of the image it is cut from, in pixels.
+
+    Raises:
+        InvalidInput: If it does not.
+    """
+    if resize < image_size:
+        raise InvalidInput(f"option 'resize' of data {name!r} must be at least image_size={image_size}, got {resize}")
+
+
+def class_folders(folder: Path, name: str) -> tuple[str, ...]:
+    """The classes of a folder.
+
+    Args:
+        folder: A folder with one folder for each class.
+        name: Name of the data set, for messages.
+
+    Returns:
+        Their names in alphabetical order.
+
+    Raises:
+        InvalidInput: If there is none.
+    """
+    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if not classes:
+        raise InvalidInput(f"data {name!r}: no folder of a class below {str(folder)!r}. Needed: CLASS/*")
+    return classes
+
+
+def list_images(folder: Path, classes: Sequence[str], name: str) -> FolderSplit:
+    """The image files below the folders of the classes.
+
+    Args:
+        folder: A folder with one folder for each class.
+        classes: Names of the classes.
+        name: Name of the data set, for messages.
+
+    Returns:
+        The images in order of class and path; their sizes are still to be set.
+
+    Raises:
+        InvalidInput: If there is a folder of another class, or no image.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in classes)
     if unknown:
-        raise InvalidInput(f"data {name!r}: class {unknown[0]!r} of {folder.name!r} is no class of 'train'")
+        raise InvalidInput(
+            f"data {name!r}: class {unknown[0]!r} of {folder.name!r} is no class of 'train'"
+            f" ({len(unknown)} such classes)"
+        )
     numbers = {label: number for number, label in enumerate(classes)}
-    found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
+    found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True)
     if not found:
         raise InvalidInput(f"data {name!r}: no images below {folder.name!r} ({' '.join(IMG_EXTENSIONS)})")
-    return tuple(file for file, _ in found), torch.tensor([label for _, label in found])
-
-
-def _common_size(paths: Sequence[str]) -> int:
-    from PIL import Image
-
-    common: int | None = None
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InvalidInput(_damaged(path, error)) from error
-        if width != height or common not in {None, width}:
-            return _DEFAULT_SIZE
-        common = width
-    return common or _DEFAULT_SIZE
-
-
-def _decode(path: str, size: int) -> Tensor:
-    from PIL import Image
-    from torchvision.transforms.v2 import functional as transforms
-
-    try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidInput(_damaged(path, error)) from error
-    resized = transforms.resize(rgb, [size], antialias=True)
-    return transforms.pil_to_tensor(transforms.center_crop(resized, [size, size]))
-
-
-def _damaged(path: str, error: BaseException) -> str:
-    return f"image {path!r} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return FolderSplit(torch.tensor([label for _, label in found]), 0, 0, tuple(file for file, _ in found))

@@ -1,7 +1,8 @@
 """What a data set of labelled images is, wherever it came from."""
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,6 +64,18 @@ class ArraySplit:
         """
         return self.data[indices.to(self.data.device)]
 
+    def subset(self, rows: Tensor, labels: Tensor) -> "ArraySplit":
+        """Some of the images, under other labels.
+
+        Args:
+            rows: Numbers of the images, int64 (M,).
+            labels: Their classes, int64 (M,).
+
+        Returns:
+            A split of its own.
+        """
+        return ArraySplit(self.data[rows], labels)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
@@ -74,9 +87,12 @@ class ImageData:
         test: Test images.
         num_classes: Number of classes.
         classes: Name of each class.
-        mean: Mean of each channel over the training images, in [0, 1], float32 (C,).
-        std: Standard deviation of each channel over the training images, in [0, 1], float32 (C,); 1 where it is zero.
+        mean: Mean of each channel that is subtracted, in [0, 1], float32 (C,): that of the training images, unless the
+            data set or the caller has another.
+        std: Standard deviation of each channel that is divided by, in [0, 1], float32 (C,); 1 where it is zero.
         augment: Usual augmentation of this data set, see :data:`pathex.data.AUGMENTATIONS`.
+        augment_options: Its options, see :class:`pathex.data.Augmentation`.
+        size: Side that networks see, in pixels, where the images are kept at another; None is the side of the images.
     """
 
     name: str
@@ -87,6 +103,8 @@ class ImageData:
     mean: Tensor
     std: Tensor
     augment: str
+    augment_options: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = None
 
     @property
     def in_channels(self) -> int:
@@ -95,18 +113,35 @@ class ImageData:
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels."""
-        return self.train.images(torch.tensor([0])).shape[-1]
+        """Side of the square images that networks see, in pixels."""
+        return self.size or self.train.images(torch.tensor([0])).shape[-1]
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Bring images to mean 0 and standard deviation 1 in each channel, by the training images' statistics.
+    def resized(self, images: Tensor) -> Tensor:
+        """Bring images to the side that networks see.
 
         Args:
             images: uint8 (B, C, H, W), on any device.
 
         Returns:
-            ``(images / 255 - mean) / std``, float32 (B, C, H, W), on the device of ``images``.
+            uint8 (B, C, size, size), bilinear with antialiasing; ``images`` themselves without a ``size``.
         """
+        if self.size is None or images.shape[-1] == self.size:
+            return images
+        from torchvision.transforms.v2 import functional as transforms
+
+        resized: Tensor = transforms.resize(images, [self.size, self.size], antialias=True)
+        return resized
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Resize images to the side that networks see, and bring their channels to mean 0 and standard deviation 1.
+
+        Args:
+            images: uint8 (B, C, H, W), on any device.
+
+        Returns:
+            ``(images / 255 - mean) / std``, float32 (B, C, image_size, image_size), on the device of ``images``.
+        """
+        images = self.resized(images)
         mean = self.mean.to(images.device).view(-1, 1, 1)
         std = self.std.to(images.device).view(-1, 1, 1)
         return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
@@ -145,7 +180,15 @@ def usual_augmentation(image_size: int) -> str:
     return "crop-flip" if image_size <= _LARGEST_SHIFTED else "flip"
 
 
-def assemble(name: str, train: Split, test: Split, classes: tuple[str, ...]) -> ImageData:
+def assemble(
+    name: str,
+    train: Split,
+    test: Split,
+    classes: tuple[str, ...],
+    *,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> ImageData:
     """Join two splits whose images and labels have been checked.
 
     Args:
@@ -153,10 +196,14 @@ def assemble(name: str, train: Split, test: Split, classes: tuple[str, ...]) -> 
         train: Training images.
         test: Test images, of the same size.
         classes: Names of the classes.
+        mean: Mean of each channel, float32 (C,); None is that of the training images, all of which are read then.
+        std: Standard deviation of each channel, float32 (C,); None likewise.
 
     Returns:
-        The data set, normalised by its own training images and augmented as its size suggests.
+        The data set, augmented as its size suggests.
     """
-    mean, std = channel_statistics(train)
+    if mean is None or std is None:
+        own_mean, own_std = channel_statistics(train)
+        mean, std = own_mean if mean is None else mean, own_std if std is None else std
     augment = usual_augmentation(train.images(torch.tensor([0])).shape[-1])
     return ImageData(name, train, test, len(classes), classes, mean, std, augment)

@@ -11,9 +11,10 @@ from torch import nn
 
 from pathex.errors import InvalidInput, UnknownName
 from pathex.models import _libraries
-from pathex.models._libraries import is_file
-from pathex.models._weights import load_weights, read_weights
+from pathex.models._loading import load_weights
+from pathex.models._sources import is_file
 from pathex.models.resnet import CifarResNet
+from pathex.models.resnet_tiny import TinyResNet
 from pathex.models.vgg import CifarVGG
 
 __all__ = ["create", "describe", "names", "prefixes"]
@@ -25,9 +26,16 @@ _OWN: Mapping[str, tuple[Callable[..., nn.Module], str]] = MappingProxyType(
         **{
             f"resnet{depth}": (
                 partial(CifarResNet, depth),
-                f"CIFAR ResNet-{depth}, 3x3 stem, stages of 16, 32, 64 channels (option width=16)",
+                f"CIFAR ResNet-{depth}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)",
             )
             for depth in (20, 32, 44, 56, 110)
+        },
+        **{
+            f"resnet{depth}_tiny": (
+                partial(TinyResNet, depth),
+                f"ResNet-{depth} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)",
+            )
+            for depth in (18, 34, 50)
         },
         **{
             f"vgg{depth}_bn": (
@@ -42,7 +50,7 @@ _PREFIXES: Mapping[str, tuple[_Library, str]] = MappingProxyType(
     {
         "timm": (_libraries.from_timm, "every model of timm: timm:NAME"),
         "torchvision": (_libraries.from_torchvision, "classification models of torchvision: torchvision:NAME"),
-        "smp": (_libraries.refuse_smp, "segmentation models (not in this version): smp:NAME"),
+        "smp": (_libraries.from_smp, "segmentation models of segmentation-models-pytorch (extra seg): smp:NAME"),
     }
 )
 _FACTORY_FORM = "package.module:factory"
@@ -54,11 +62,14 @@ def create(
     """Make a network by name.
 
     Args:
-        name: An own name (see :func:`names`), ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``.
+        name: An own name (see :func:`names`), ``timm:NAME``, ``torchvision:NAME``, ``smp:NAME`` or
+            ``package.module:factory``.
         num_classes: Outputs.
         in_channels: Channels of the images.
-        weights: None for random initialization from PyTorch's global generator; a safetensors or torch file; for
-            timm and torchvision also ``imagenet`` (what the library prefers) or one of the library's tags.
+        weights: None for random initialization from PyTorch's global generator; a safetensors or torch file; a
+            checkpoint of self-supervised training, ``mocov2:PATH``, ``dino:PATH`` or ``clip:PATH``; for networks of
+            libraries also ``imagenet`` (what the library prefers) or one of the library's tags. See
+            :func:`load_weights`.
         **options: Options of this network, such as ``width``.
 
     Returns:
@@ -96,10 +107,9 @@ def _create_own(
         _check_name(f"option of model {name!r}:", option, allowed)
     if weights is not None and not is_file(weights):
         raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and own models have no tags")
-    state = None if weights is None else read_weights(Path(weights).expanduser())
     model = factory(num_classes=num_classes, in_channels=in_channels, **options)
-    if state is not None:
-        load_weights(model, state, num_classes=num_classes, source=str(weights))
+    if weights is not None:
+        load_weights(model, weights)
     return model
 
 

@@ -2,22 +2,25 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.importing import import_callable
-from pathex.models._weights import load_weights, read_weights, warn_head
+from pathex.models._encoders import smp_package
+from pathex.models._heads import head_parameters
+from pathex.models._loading import WeightsReport, fit, load_weights
+from pathex.models._sources import is_file
 
-__all__ = ["from_factory", "from_timm", "from_torchvision", "refuse_smp"]
+__all__ = ["from_factory", "from_smp", "from_timm", "from_torchvision"]
 
-_FILE_ENDINGS = frozenset({".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar"})
 # torchvision warns about its default initialization of these two, and their training heads return tuples.
 _INCEPTION_OPTIONS: Mapping[str, bool] = MappingProxyType({"init_weights": True, "aux_logits": False})
+_SMP_ARGUMENTS = frozenset({"classes", "encoder_weights", "in_channels", "kwargs"})
 _INCEPTION_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -51,7 +54,7 @@ def from_timm(name: str, num_classes: int, in_channels: int, weights: str | None
         model = _build(
             f"timm:{name}", timm.create_model, arch, num_classes=num_classes, in_chans=in_channels, **options
         )
-        return _with_file(model, weights, num_classes)
+        return _with_file(model, weights)
     _check_tag(f"timm:{name}", weights, tags)
     chosen = arch if weights == "imagenet" else f"{arch}.{weights}"
     if weights == "imagenet" and own_tag:
@@ -62,8 +65,7 @@ def from_timm(name: str, num_classes: int, in_channels: int, weights: str | None
         raise InvalidInput(_not_loaded(f"timm:{name}", weights, error)) from error
     classes = model.pretrained_cfg.get("num_classes", num_classes)
     if classes != num_classes:
-        head = model.pretrained_cfg.get("classifier", "the classifier")
-        warn_head(f"timm:{chosen}", [head] if isinstance(head, str) else list(head), classes, num_classes)
+        _warn_head(model, f"timm:{chosen}", classes, num_classes)
     return model
 
 
@@ -98,7 +100,7 @@ def from_torchvision(
     model = _build(f"torchvision:{name}", models.get_model, name, num_classes=num_classes, **options)
     stem = _adapt_stem(model, f"torchvision:{name}", in_channels)
     if weights is None or is_file(weights):
-        return _with_file(model, weights, num_classes)
+        return _with_file(model, weights)
     tags = {tag.name: tag for tag in models.get_model_weights(name)}
     _check_tag(f"torchvision:{name}", weights, tags)
     tag = models.get_model_weights(name).DEFAULT if weights == "imagenet" else tags[weights]
@@ -106,8 +108,80 @@ def from_torchvision(
         state = tag.get_state_dict(progress=False, check_hash=True)
     except Exception as error:
         raise InvalidInput(_not_loaded(f"torchvision:{name}", weights, error)) from error
-    load_weights(model, _fitted(model, state, stem, in_channels), num_classes=num_classes, source=f"{name}.{tag.name}")
+    fit(model, _fitted(model, state, stem, in_channels), source=f"{name}.{tag.name}")
     return model
+
+
+def from_smp(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    """A segmentation network of segmentation-models-pytorch.
+
+    Args:
+        name: Name of the network in the package, such as ``DeepLabV3Plus``.
+        num_classes: Classes of a pixel.
+        in_channels: Channels of the images; the package adapts the first convolution.
+        weights: None, a file (of the whole network, or of a classification network for the encoder), ``imagenet``, or
+            a tag that the package or, for ``tu-`` encoders, timm has for the encoder.
+        options: Arguments of the network: ``encoder_name`` (``tu-NAME`` takes it from timm), ``encoder_output_stride``
+            (8 or 16), ...
+
+    Returns:
+        The network. Nothing is downloaded unless ``weights`` is a tag.
+
+    Raises:
+        InvalidInput: If the package is missing, name or weights are not known, or the weights cannot be downloaded.
+        UnknownName: If an option is not known.
+    """
+    smp = smp_package(f"smp:{name}")
+    known = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if name not in known:
+        raise InvalidInput(_unknown(f"segmentation model {name!r}", name, known, f"known: {', '.join(known)}"))
+    for option, instead in (("encoder_weights", "weights"), ("classes", "num_classes")):
+        if option in options:
+            raise InvalidInput(f"option {option!r} of model 'smp:{name}' is set by {instead}")
+    parameters = inspect.signature(known[name]).parameters
+    encoder = options.get("encoder_name", parameters["encoder_name"].default)
+    tags = encoder_tags(smp, encoder)
+    for option in options:  # timm checks its own; the package's encoders take and ignore what they do not know
+        if not encoder.startswith("tu-") and option not in parameters:
+            raise UnknownName(f"option of model 'smp:{name}':", option, set(parameters) - _SMP_ARGUMENTS)
+    arguments = {"classes": num_classes, "in_channels": in_channels, **options}
+    if weights is None or is_file(weights):
+        return _with_file(_build(f"smp:{name}", known[name], encoder_weights=None, **arguments), weights)
+    _check_tag(f"smp:{name} with {encoder}", weights, tags)
+    if not encoder.startswith("tu-"):
+        arguments["encoder_weights"] = weights
+    else:
+        arguments["encoder_weights"] = True
+        arguments["encoder_name"] = encoder if weights == "imagenet" else f"{encoder.partition('.')[0]}.{weights}"
+    try:
+        return known[name](**arguments)
+    except Exception as error:
+        raise InvalidInput(_not_loaded(f"smp:{name} with {encoder}", weights, error)) from error
+
+
+def encoder_tags(smp: Any, encoder: str) -> list[str]:
+    """Tags of the weights that there are for an encoder.
+
+    Args:
+        smp: The package segmentation-models-pytorch.
+        encoder: Name of the encoder.
+
+    Returns:
+        The tags. An unknown encoder raises :class:`~pathex.errors.InvalidInput`.
+
+    Raises:
+        InvalidInput: If there is no such encoder.
+    """
+    if encoder.startswith("tu-"):
+        import timm
+
+        arch = encoder.removeprefix("tu-").partition(".")[0]
+        return [full.partition(".")[2] for full in timm.list_pretrained(f"{arch}.*")]
+    if encoder not in smp.encoders.encoders:
+        raise InvalidInput(
+            _unknown(f"encoder {encoder!r}", encoder, smp.encoders.encoders, "all: smp.encoders.get_encoder_names()")
+        )
+    return list(smp.encoders.encoders[encoder]["pretrained_settings"])
 
 
 def from_factory(
@@ -145,47 +219,21 @@ def from_factory(
         raise InvalidInput(f"model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
     if weights is not None and not is_file(weights):
         raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and factories have no tags")
-    return _with_file(model, weights, num_classes)
+    return _with_file(model, weights)
 
 
-def refuse_smp(
-    name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
-) -> nn.Module:
-    """Say that segmentation networks are not there yet.
-
-    Args:
-        name: Name in segmentation-models-pytorch.
-        num_classes: Not used.
-        in_channels: Not used.
-        weights: Not used.
-        options: Not used.
-
-    Raises:
-        InvalidInput: Always.
-    """
-    raise InvalidInput(
-        f"model 'smp:{name}': segmentation networks (extra 'pathex[seg]') are not in this version;"
-        " use package.module:factory"
-    )
-
-
-def is_file(weights: str) -> bool:
-    """Whether a text names a file of weights, there or not, rather than a tag.
-
-    Args:
-        weights: A path or a tag.
-
-    Returns:
-        True for existing files and for texts that look like one.
-    """
-    path = Path(weights).expanduser()
-    return path.is_file() or path.suffix in _FILE_ENDINGS or len(path.parts) > 1
-
-
-def _with_file(model: nn.Module, weights: str | None, num_classes: int) -> nn.Module:
+def _with_file(model: nn.Module, weights: str | None) -> nn.Module:
     if weights is not None:
-        load_weights(model, read_weights(Path(weights).expanduser()), num_classes=num_classes, source=weights)
+        load_weights(model, weights)
     return model
+
+
+def _warn_head(model: nn.Module, source: str, classes: int, num_classes: int) -> None:
+    """Say that a classifier keeps its initialization, where a library loaded the weights itself."""
+    head = head_parameters(model, num_classes)
+    loaded = tuple(name for name in model.state_dict() if name not in head)
+    report = WeightsReport(source, loaded, tuple(head), (), (classes, num_classes))
+    warnings.warn(report.summary(), PathexWarning, stacklevel=2)
 
 
 def _build(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

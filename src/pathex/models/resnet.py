@@ -1,8 +1,12 @@
 """ResNets for small images.
 
-He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016), section 4.2, with the projection
-shortcut (option B) that the pruning literature uses: a 1x1 convolution and BatchNorm wherever the shape changes.
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016), section 4.2. Where the shape changes,
+the shortcut is the projection that the pruning literature uses (option B: a 1x1 convolution and BatchNorm), or the
+paper's own for these networks (option A: strided, padded with zero channels, without parameters).
 """
+
+import re
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +14,36 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput
 from pathex.models._initialization import kaiming_normal
 
-__all__ = ["CifarResNet"]
+__all__ = ["CifarResNet", "from_stage_names"]
+
+_SHORTCUTS = ("conv", "pad")
+
+
+class PadShortcut(nn.Module):
+    """The shortcut without parameters: every ``stride``-th position, zero channels before and behind.
+
+    Args:
+        in_channels: Channels that arrive.
+        channels: Channels that leave; half of the new ones (the smaller half) come first.
+        stride: Step in both directions.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (channels - in_channels) // 2
+        self.behind = channels - in_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subsample and pad.
+
+        Args:
+            x: Features (N, in_channels, H, W).
+
+        Returns:
+            Features (N, channels, H / stride, W / stride).
+        """
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.behind))
 
 
 class BasicBlock(nn.Module):
@@ -20,16 +53,20 @@ class BasicBlock(nn.Module):
         in_channels: Channels that arrive.
         channels: Channels of both convolutions.
         stride: Stride of the first convolution and of the shortcut.
+        shortcut: ``conv`` or ``pad``: how the shortcut follows a change of shape.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
+        changes = stride != 1 or in_channels != channels
+        if changes and shortcut == "pad":
+            self.shortcut = PadShortcut(in_channels, channels, stride)
+        elif changes:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
             )
@@ -55,9 +92,11 @@ class CifarResNet(nn.Module):
         num_classes: Outputs.
         in_channels: Channels of the images.
         width: Channels of the first stage.
+        shortcut: ``conv`` (option B, 1x1 convolution and BatchNorm) or ``pad`` (option A, no parameters).
 
     Raises:
-        InvalidInput: If the depth is not 8, 14, 20, ... or the width is not a positive integer.
+        InvalidInput: If the depth is not 8, 14, 20, ..., the width is not a positive integer, or the shortcut is
+            neither of the two.
 
     Example:
         >>> model = CifarResNet(20)
@@ -65,12 +104,16 @@ class CifarResNet(nn.Module):
         270896
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
+    def __init__(
+        self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16, shortcut: str = "conv"
+    ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise InvalidInput(f"depth of a CIFAR ResNet must be 6 n + 2 (8, 14, 20, ...), got {depth!r}")
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise InvalidInput(f"option 'width' of a CIFAR ResNet must be a positive integer, got {width!r}")
+        if shortcut not in _SHORTCUTS:
+            raise InvalidInput(f"option 'shortcut' of a CIFAR ResNet must be conv or pad, got {shortcut!r}")
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         blocks: list[nn.Module] = []
@@ -78,7 +121,7 @@ class CifarResNet(nn.Module):
         for stage in range(3):
             for number in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and number == 0 else 1
-                blocks.append(BasicBlock(incoming, width * 2**stage, stride))
+                blocks.append(BasicBlock(incoming, width * 2**stage, stride, shortcut))
                 incoming = width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(incoming, num_classes)
@@ -95,3 +138,29 @@ class CifarResNet(nn.Module):
         """
         features = self.blocks(F.relu(self.bn(self.conv(x))))
         return self.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))
+
+
+def from_stage_names(model: CifarResNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file whose names count the blocks of each stage, as torchvision does, by the names used here.
+
+    Args:
+        model: The network they are for.
+        tensors: Tensors of a file; ``layer2.0.conv1.weight`` becomes ``blocks.3.conv1.weight`` in a ResNet-20.
+
+    Returns:
+        The same tensors. What has no place keeps its name.
+    """
+    if not any(name.startswith("layer1.0.") for name in tensors):
+        return dict(tensors)
+    count = len(model.blocks) // 3
+    tops = {"conv1": "conv", "bn1": "bn", "linear": "fc"}
+    renamed = {}
+    for name, tensor in tensors.items():
+        top, dot, rest = name.partition(".")
+        found = re.fullmatch(r"layer([123])\.(\d+)\.(.+)", name)
+        if found and int(found[2]) < count:
+            inside = found[3].replace("downsample.", "shortcut.")
+            renamed[f"blocks.{(int(found[1]) - 1) * count + int(found[2])}.{inside}"] = tensor
+        else:
+            renamed[tops.get(top, top) + dot + rest] = tensor
+    return renamed

@@ -27,6 +27,7 @@ from pathex.paths._reading import (
     tensors_in,
     without_autocast,
 )
+from pathex.processes import ALONE, Processes
 
 __all__ = ["Observe", "Statistics", "calibrate", "forward"]
 
@@ -215,6 +216,7 @@ def calibrate(
     tensors: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
     output: str | int | None = None,
+    processes: Processes = ALONE,
 ) -> Sequence[Moments]:
     """Mean and biased variance of what reaches each BatchNorm, over all images together, layer after layer.
 
@@ -228,6 +230,7 @@ def calibrate(
         chunk: Images in memory at a time. None runs one forward pass with all of them; a number bounds memory and
             costs one partial forward pass for each BatchNorm call, with the same result up to rounding.
         output: Which of several outputs counts.
+        processes: Those that share the chunks between them; each has all images and gets the same moments.
 
     Returns:
         Moments by BatchNorm call.
@@ -243,23 +246,26 @@ def calibrate(
             return whole.moments
         known: list[Moments] = []
         while True:
-            parts = [_next_norm(model, own, part, known, output) for part in x.split(chunk)]
+            up_to_next = partial(_next_norm, model, own, known, output)
+            parts = processes.each(x.split(chunk), up_to_next, x.device)
             reached = [part for part in parts if part is not None]
             if not reached:
                 return known
-            total = reached[0].moments
-            for part in reached[1:]:
-                total = merge(total, part.moments)
-            known.append(finish(total, reached[0].stored))
+            total, stored = reached[0]
+            for part, _ in reached[1:]:
+                total = merge(total, part)
+            known.append(finish(total, None if stored is None else Moments(*stored)))
 
 
 def _next_norm(
-    model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, known: list[Moments], output: str | int | None
-) -> _Reached | None:
+    model: nn.Module, tensors: Mapping[str, Tensor], known: list[Moments], output: str | int | None, x: Tensor
+) -> tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor] | None] | None:
+    """What reaches the first BatchNorm that is not known yet, and the mean and variance that it keeps."""
     reading = _UpToNextNorm(model, tensors, known)
     try:
         with reading:
             run(model, tensors, reading.carry(x.clone()), output)
     except _Reached as reached:
-        return reached
+        stored = reached.stored
+        return reached.moments, None if stored is None else (stored.mean, stored.var)
     return None

@@ -10,17 +10,22 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pathex.errors import InvalidInput
-from pathex.report._figures import Panel, Picture, draw
+from pathex.errors import InvalidInput, UnknownName
+from pathex.report._curves import X_AXES
+from pathex.report._figures import draw
 from pathex.report._findings import headline, what_was_run
 from pathex.report._page import Section, page
+from pathex.report._panel import Panel, Picture
+from pathex.report._published import Published, published_for
 from pathex.report._records import Problem, RunRecord, read_all
+from pathex.report._settings import commands, nested, shared_settings, short
 from pathex.report._style import Style, styles
-from pathex.report._tables import commands, markdown, nested, runs_table, shared_settings, summary_table
+from pathex.report._tables import EXPERIMENT, csv, markdown, runs_table, summary_table
 
 __all__ = ["ReportFiles", "build"]
 
 _SETTINGS = "settings.yaml"
+_PUBLISHED = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class ReportFiles:
     left_out: tuple[tuple[Path, str], ...]
 
 
-def build(folders: Sequence[Path], out: Path) -> ReportFiles:
+def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str = "sparsity") -> ReportFiles:
     """Reads runs and writes tables, figures and a page about them.
 
     The same runs give the same files, byte for byte. Nothing is written before everything is computed.
@@ -56,15 +61,22 @@ def build(folders: Sequence[Path], out: Path) -> ReportFiles:
     Args:
         folders: Run folders, or folders that contain run folders at any depth.
         out: Folder of the report; made if needed.
+        published: ``auto`` draws published curves behind the runs of a published setting, ``none`` never does.
+        x: What the metric is drawn against: ``sparsity``, ``parameters`` or ``multiply-adds``.
 
     Returns:
         The files and what was left out.
 
     Raises:
-        InvalidInput: If a folder does not exist, no finished run is found, or ``out`` cannot be written.
+        InvalidInput: If a folder does not exist, no finished run is found, the runs do not say how large their networks
+            are and ``x`` asks for it, or ``out`` cannot be written.
+        UnknownName: If ``published`` or ``x`` is none of these words.
     """
+    for kind, word, allowed in (("choice for published", published, _PUBLISHED), ("x axis", x, X_AXES)):
+        if word not in allowed:
+            raise UnknownName(kind, word, allowed)
     records, problems = read_all([Path(folder) for folder in folders])
-    files, figures = _render(records, problems)
+    files, figures = _render(records, problems, published, x)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +96,9 @@ def build(folders: Sequence[Path], out: Path) -> ReportFiles:
     )
 
 
-def _render(records: Sequence[RunRecord], problems: Sequence[Problem]) -> tuple[dict[str, bytes], list[str]]:
+def _render(
+    records: Sequence[RunRecord], problems: Sequence[Problem], published: str, x: str
+) -> tuple[dict[str, bytes], list[str]]:
     runs = runs_table(records)
     named = {record.folder.name: record for record in records}
     if len(named) < len(records):
@@ -92,15 +106,15 @@ def _render(records: Sequence[RunRecord], problems: Sequence[Problem]) -> tuple[
         raise InvalidInput(f"two run folders are named {twice!r}: a report takes each run once")
     summary = summary_table(runs)
     look = styles(zip(runs["method"], runs["series"], strict=True))
-    sections, drawn = _sections(runs, summary, named, look)
+    sections, drawn = _sections(runs, summary, named, look, published, x)
     common = shared_settings(records)
     shared = yaml.safe_dump(nested(common), sort_keys=True, allow_unicode=True)
     ordered = [named[name] for name in runs["run"]]
     lines = commands(ordered, common, _SETTINGS)
     html = page(_title(runs), what_was_run(runs), sections, ordered, problems, look, shared, lines)
     files = {
-        "table.csv": runs.to_csv(index=False).encode(),
-        "summary.csv": summary.to_csv(index=False).encode(),
+        "table.csv": csv(runs).encode(),
+        "summary.csv": csv(summary).encode(),
         "summary.md": markdown(summary).encode(),
         _SETTINGS: shared.encode(),
         **drawn,
@@ -110,26 +124,42 @@ def _render(records: Sequence[RunRecord], problems: Sequence[Problem]) -> tuple[
 
 
 def _sections(
-    runs: pd.DataFrame, summary: pd.DataFrame, named: dict[str, RunRecord], look: dict[str, Style]
+    runs: pd.DataFrame,
+    summary: pd.DataFrame,
+    named: dict[str, RunRecord],
+    look: dict[str, Style],
+    published: str,
+    x: str,
 ) -> tuple[list[Section], dict[str, bytes]]:
     sections: list[Section] = []
     drawn: dict[str, bytes] = {}
-    several = len(runs[["model", "data"]].drop_duplicates()) > 1
-    for (model, data), rows in runs.groupby(["model", "data"]):
-        panel = Panel(rows, {name: named[name] for name in rows["run"]}, look)
-        pictures: list[Picture] = draw(panel)
-        suffix = "_" + re.sub(r"[^A-Za-z0-9]+", "-", f"{model}-{data}").strip("-") if several else ""
+    experiments = list(runs.groupby([*EXPERIMENT, "metric"]))
+    parts = summary.groupby([*EXPERIMENT, "metric"])
+    for number, (key, rows) in enumerate(experiments, 1):
+        records = {name: named[name] for name in rows["run"]}
+        curves = published_for(list(records.values())) if published == "auto" else Published()
+        pictures: list[Picture] = draw(Panel(rows, records, look, x, curves))
+        heading = _heading(rows.iloc[0])
+        names = heading.replace(" on ", " ").replace(" weights ", " ")
+        suffix = "_" + re.sub(r"[^A-Za-z0-9]+", "-", names).strip("-") if len(experiments) > 1 else ""
+        if f"{pictures[0].name}{suffix}.png" in drawn:
+            suffix += f"-{number}"
         for picture in pictures:
             drawn[f"{picture.name}{suffix}.png"] = picture.png
             drawn[f"{picture.name}{suffix}.svg"] = picture.svg
-        part = summary[(summary["model"] == model) & (summary["data"] == data)]
-        sections.append((f"{model} on {data}", headline(rows), part, pictures))
+        sections.append((heading, headline(rows), parts.get_group(key), pictures))
     return sections, drawn
 
 
+def _heading(row: "pd.Series[str]") -> str:
+    heading = f"{short(row['model'])} on {short(row['data'])}"
+    heading += f", weights {short(row['weights'])}" if row["weights"] else ""
+    return heading + (", transfer" if row["task"] == "transfer" else "")
+
+
 def _title(runs: pd.DataFrame) -> str:
-    pairs = runs[["model", "data"]].drop_duplicates()
-    where = f"{pairs['model'].iloc[0]} on {pairs['data'].iloc[0]}" if len(pairs) == 1 else f"{len(pairs)} experiments"
+    experiments = runs[EXPERIMENT].drop_duplicates()
+    where = _heading(experiments.iloc[0]) if len(experiments) == 1 else f"{len(experiments)} experiments"
     return f"Pruning before training: {where}"
 
 

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from pathex.report._metrics import metric_label
+from pathex.report._settings import short
 from pathex.report._statistics import difference, estimate
 
 __all__ = ["headline", "what_was_run"]
+
+_NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
 
 
 def what_was_run(runs: pd.DataFrame) -> str:
@@ -18,39 +22,44 @@ def what_was_run(runs: pd.DataFrame) -> str:
     Returns:
         The sentence.
     """
-    pruned = runs[runs["method"] != "dense"]
+    beside = runs["method"].isin(_NOT_PRUNED)
+    pruned = runs[~beside]
     methods = pruned["method"].unique().tolist()
-    what = "dense training"
+    others = [f"the {_NOT_PRUNED[name]}" for name in _NOT_PRUNED if name in set(runs["method"])]
+    what = f"training of {_listed(others)}" if others != ["the dense network"] and others else "dense training"
     if methods:
         sparsities = [f"{value:.6g}" for value in sorted(pruned["sparsity"].unique())]
         what = (
             f"{_count(len(methods), 'pruning method')} ({_listed(sorted(methods))}) at sparsity {_listed(sparsities)}"
         )
-        what += " beside the dense network" if len(pruned) < len(runs) else ""
-    where = f"{_listed(sorted(set(runs['model'])))} on {_listed(sorted(set(runs['data'])))}"
+        what += f" beside {_listed(others)}" if others else ""
+    models, data = (_listed(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
+    where = f"{models} on {data}"
     seeds, count = _count(runs["seed"].nunique(), "seed"), _count(len(runs), "run")
     return f"{what[0].upper()}{what[1:]}: {where}, {seeds}, {count} in all."
 
 
 def headline(runs: pd.DataFrame) -> str:
-    """The finding about one model and data set at its highest sparsity, claimed only where intervals are apart.
+    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart.
 
     Args:
-        runs: The rows of one model and data set.
+        runs: The rows of one experiment.
 
     Returns:
         One or two sentences.
     """
     pruned = runs[runs["method"] != "dense"]
+    metric = str(runs["metric"].iloc[0])
     if pruned.empty:
-        return f"Only dense runs: mean test accuracy {_percent(runs['test_accuracy'].mean())}."
+        return f"Only dense runs: {metric_label(metric)} {_percent(runs['value'].mean())} on average."
     sparsity = pruned["sparsity"].max()
     values = {
-        str(series): group["test_accuracy"].tolist()
+        str(series): group["value"].tolist()
         for series, group in pruned[pruned["sparsity"] == sparsity].groupby("series")
     }
     ranking = sorted(values, key=lambda name: -estimate(values[name]).mean)
-    where = f"At sparsity {sparsity:.6g}"
+    where = "At" if metric == "accuracy" else f"In {metric_label(metric)} at"
+    where += f" sparsity {sparsity:.6g}"
     baselines = pruned.loc[(pruned["method"] == "random") & (pruned["sparsity"] == sparsity), "series"].unique()
     if len(ranking) == 1:
         return f"{where}, {ranking[0]} reaches {_percent(estimate(values[ranking[0]]).mean)}; nothing to compare with."
@@ -79,7 +88,7 @@ def _against(values: dict[str, list[float]], best: str, other: str, where: str, 
     gap = difference(values[best], values[other])
     rank = f", the highest mean of {of} methods," if of is not None and of > 2 else ""
     return (
-        f"{where}, {best}{rank} is {100 * gap.mean:.1f} points more accurate than {other} (95 % interval "
+        f"{where}, {best}{rank} is {100 * gap.mean:.1f} points above {other} (95 % interval "
         f"{_points(gap.low)} to {_points(gap.high)}): {_percent(first.mean)} against {_percent(second.mean)}, "
         f"{_seeds(first.n, second.n)}."
     )

@@ -7,17 +7,20 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pathex.report._figures import Picture
+from pathex.report._metrics import metric_label
+from pathex.report._panel import Picture
 from pathex.report._records import Problem, RunRecord
 from pathex.report._style import Style
 
 __all__ = ["Section", "page"]
 
 Section = tuple[str, str, pd.DataFrame, Sequence[Picture]]
-"""Heading, finding, summary and pictures of one model and data set."""
+"""Heading, finding, summary and pictures of one experiment."""
 
-_SHOWN = ("status", "method", "sparsity", "seed", "test_accuracy", "kept", "total", "dead_layers", "dead_layer_names")
-_ALSO_SHOWN = ("rounds", "epochs", "prune_seconds", "train_seconds")
+_SHOWN: tuple[str, ...] = (
+    *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
+    *("multiply_adds", "dead_layers", "dead_layer_names", "rounds", "epochs", "prune_seconds", "train_seconds"),
+)
 
 
 def page(
@@ -35,7 +38,7 @@ def page(
     Args:
         title: Title and heading.
         lead: What was run, in a sentence.
-        sections: One a model and data set.
+        sections: One an experiment.
         records: The runs.
         problems: The runs left out.
         look: Style of each series.
@@ -58,7 +61,14 @@ def page(
         title=title,
         lead=lead,
         sections=[
-            {"heading": heading, "finding": finding, "rows": _rows(summary, look), "pictures": pictures}
+            {
+                "heading": heading,
+                "finding": finding,
+                "rows": _rows(summary, look),
+                "pictures": pictures,
+                "metric": metric_label(str(summary["metric"].iloc[0])),
+                "tasks": bool(summary["zero_shot"].notna().any()),
+            }
             for heading, finding, summary, pictures in sections
         ],
         runs=[_details(record) for record in records],
@@ -90,12 +100,12 @@ def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, An
     rows = [{str(name): value for name, value in row.items()} for row in summary.to_dict("records")]
     pruned = [row for row in rows if row["method"] != "dense"]
     best = {
-        level: max(row["mean_accuracy"] for row in pruned if row["sparsity"] == level)
+        level: max(row["mean"] for row in pruned if row["sparsity"] == level)
         for level in {row["sparsity"] for row in pruned}
     }
     for number, row in enumerate(rows):
         row["colour"] = look[row["series"]].colour
-        row["best"] = row["method"] != "dense" and row["mean_accuracy"] == best[row["sparsity"]]
+        row["best"] = row["method"] != "dense" and row["mean"] == best[row["sparsity"]]
         row["first"] = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
         row["interval"] = (
             "—" if pd.isna(row["ci95_low"]) else f"{100 * row['ci95_low']:.2f} to {100 * row['ci95_high']:.2f}"
@@ -104,7 +114,7 @@ def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, An
 
 
 def _details(record: RunRecord) -> dict[str, Any]:
-    result = {name: record.result[name] for name in (*_SHOWN, *_ALSO_SHOWN) if name in record.result}
+    result = {name: record.result[name] for name in _SHOWN if name in record.result}
     return {"name": record.folder.name, "result": result, "config": dict(record.config)}
 
 

@@ -1,9 +1,11 @@
 """Run folders, found and read."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -14,7 +16,7 @@ __all__ = ["Problem", "RunRecord", "read_all"]
 
 _RESULT = "result.json"
 _CONFIG = "config.yaml"
-_NEEDED = ("kept", "total", "test_accuracy")
+_FAILED = "failed.json"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,14 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """Name of the scorer, or ``dense``."""
-        return str(self.config["method"])
+        """What decides the mask: the scorer, ``dense`` and other ways of training, or the dynamic method."""
+        return self.dynamic or str(self.config["method"])
+
+    @property
+    def dynamic(self) -> str | None:
+        """The method that changes the mask during training, such as ``rigl``."""
+        name = self.config.get("dynamic")
+        return None if name in {None, "none"} else str(name)
 
     @property
     def pruned(self) -> bool:
@@ -57,6 +65,34 @@ class RunRecord:
     def seed(self) -> int:
         """Seed of the run."""
         return int(self.config["seed"])
+
+    @property
+    def weights(self) -> str:
+        """Weights that the network starts from; empty for random initialization."""
+        return str(self.config.get("weights") or "")
+
+    @property
+    def task(self) -> str:
+        """What the network was trained to do: ``classification``, ``segmentation`` or ``transfer``."""
+        if self.tasks:
+            return "transfer"
+        return "segmentation" if self.metric == "miou" else "classification"
+
+    @property
+    def metric(self) -> str:
+        """Name of what was measured on the test images: ``accuracy``, or ``miou`` for the mean IoU."""
+        return _metric(self.result)
+
+    @property
+    def value(self) -> float:
+        """The metric on the test images; for a transfer run without it, the mean over tasks after fine-tuning."""
+        value = self.result.get(f"test_{self.metric}")
+        return float(value) if value is not None else fmean(row["fine_tuned"] for row in self.tasks)
+
+    @property
+    def tasks(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each task of a transfer run, with ``zero_shot`` and ``fine_tuned``; empty for other runs."""
+        return self.result.get("tasks") or ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +145,7 @@ def _find(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InvalidInput(f"no such folder: {folder}")
-        marks = [path for name in (_RESULT, _CONFIG) for path in folder.rglob(name)]
+        marks = [path for name in (_RESULT, _CONFIG, _FAILED) for path in folder.rglob(name)]
         for path in sorted({mark.parent for mark in marks}):
             found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -123,17 +159,16 @@ def _read_or_explain(folder: Path) -> RunRecord | Problem:
 
 
 def _read(folder: Path) -> RunRecord:
+    # A run that failed and was then run again to its end has both files.
+    if (folder / _FAILED).exists() and not (folder / _RESULT).exists():
+        error = str(_read_json(folder / _FAILED).get("error") or "no reason was written down")
+        raise _UnreadableError(f"failed: {error.splitlines()[0]}")
     config = _read_config(folder / _CONFIG)
     epochs = _read_lines(folder / "metrics.jsonl")
     if not (folder / _RESULT).exists():
         raise _UnreadableError(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = _read_json(folder / _RESULT)
-    status = result.get("status")
-    if status != "done":
-        raise _UnreadableError(f"not finished: status {status!r}")
-    missing = [name for name in _NEEDED if not isinstance(result.get(name), (int, float))]
-    if missing:
-        raise _UnreadableError(f"{_RESULT} holds no {', '.join(missing)}")
+    _check_result(result)
     environment = folder / "environment.json"
     return RunRecord(
         folder=folder,
@@ -143,6 +178,33 @@ def _read(folder: Path) -> RunRecord:
         epochs=epochs,
         layers=_read_layers(folder / "mask.safetensors"),
     )
+
+
+def _check_result(result: Mapping[str, Any]) -> None:
+    status = result.get("status")
+    if status != "done":
+        raise _UnreadableError(f"not finished: status {status!r}")
+    tasks = result.get("tasks") or []
+    if not isinstance(tasks, list) or not all(_is_task(row) for row in tasks):
+        raise _UnreadableError(f"{_RESULT} holds tasks without zero_shot and fine_tuned")
+    needed = ["kept", "total", f"test_{_metric(result)}"]
+    if tasks and result.get(needed[-1]) is None:
+        needed.pop()
+    missing = [name for name in needed if not _is_number(result.get(name))]
+    if missing:
+        raise _UnreadableError(f"{_RESULT} holds no {', '.join(missing)}")
+
+
+def _is_task(row: Any) -> bool:
+    return isinstance(row, Mapping) and all(_is_number(row.get(name)) for name in ("zero_shot", "fine_tuned"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _metric(result: Mapping[str, Any]) -> str:
+    return str(result.get("metric") or "accuracy")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

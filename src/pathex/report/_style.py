@@ -9,7 +9,7 @@ __all__ = ["INK", "SETTINGS", "Style", "styles"]
 INK = "#24292f"
 
 
-# Okabe and Ito's colours for the methods most reports show, so that two reports agree with each other.
+# Okabe and Ito's colours for the methods most reports show, then Tol's, so that two reports agree with each other.
 _COLOURS = MappingProxyType(
     {
         "dense": INK,
@@ -20,10 +20,20 @@ _COLOURS = MappingProxyType(
         "ntk-sap": "#D55E00",
         "snip": "#CC79A7",
         "grasp": "#56B4E9",
+        "imp": "#882255",
+        "magnitude-after-training": "#999933",
+        "small-dense": "#5b4636",
+        "rigl": "#332288",
+        "set": "#AA4499",
+        "px-literal": "#6699CC",
+        "px-cvpr24": "#004488",
+        "synflow-l2": "#44AA99",
+        "iterative-snip": "#EE99AA",
+        "force": "#661100",
     }
 )
-_OTHER_COLOURS = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#661100", "#6699CC", "#117733")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+_OTHER_COLOURS = ("#117733", "#994455", "#997700", "#66CCEE", "#228833", "#BB5566")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 _DASHES = ("-", "--", "-.", ":")
 
 SETTINGS = MappingProxyType(
@@ -68,6 +78,11 @@ class Style:
     colour: str
     marker: str
     dash: str
+
+    @property
+    def hatch(self) -> str | None:
+        """The line style, for bars."""
+        return {"-": None, "--": "//", "-.": "..", ":": "xx"}[self.dash]
 
 
 def styles(series: Iterable[tuple[str, str]]) -> dict[str, Style]:

@@ -16,6 +16,8 @@ class TicketConfig:
         model: Name of a model (see ``pathex models``): own name, ``timm:NAME``, ``torchvision:NAME``,
             ``package.module:factory``.
         data: Name of a data set (see ``pathex datasets``): own name, ``imagefolder:PATH``, ``npz:PATH``.
+        task: ``classification``, ``segmentation``, ``transfer``; ``auto`` follows from the data.
+        task_options: Options of the task, such as ``crop`` of segmentation.
         rounds: Score-and-threshold rounds; null is the method's published number.
         allocation: ``global``, ``layer``, ``uniform``, ``erk``, a mapping from weight name to density, or a file: YAML
             or JSON with such a mapping, or a mask, whose layer densities are taken in proportion.
@@ -28,6 +30,7 @@ class TicketConfig:
         budget: ``nominal`` counts kept weights, ``effective`` those on input-output paths.
         schedule: ``exponential`` or ``linear`` fall of density over the rounds.
         images_per_class: Images of each class in the pruning set.
+        pruning_seed: Seed of the choice of the pruning set; null is ``seed``.
         weights: Weights to start from: a file, or a tag of the model's own library; null is random initialization.
         model_options: Options of the model's factory, such as ``width``.
         data_options: Options of the data set, such as ``image_size``.
@@ -42,6 +45,8 @@ class TicketConfig:
     sparsity: float = 0.9
     model: str = "resnet20"
     data: str = "fashion-mini"
+    task: str = "auto"
+    task_options: dict[str, Any] = field(default_factory=dict)
     rounds: int | None = None
     allocation: str | dict[str, float] = "global"
     ignore: tuple[str, ...] = ()
@@ -51,6 +56,7 @@ class TicketConfig:
     budget: str = "nominal"
     schedule: str = "exponential"
     images_per_class: int = 10
+    pruning_seed: int | None = None
     weights: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
@@ -63,38 +69,65 @@ class TicketConfig:
 
 @dataclass(frozen=True)
 class RunConfig(TicketConfig):
-    """Everything that decides the numbers of one run; ``method: dense`` trains without pruning.
+    """Everything that decides the numbers of one run.
 
-    The defaults are the CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder and device do not
-    decide results and are not part of the run's name.
+    Beside the scorers, ``method`` may be ``dense`` (no pruning), ``small-dense`` (a dense network as small as the
+    ticket), ``imp`` (iterative magnitude pruning with rewinding) or ``magnitude-after-training``. The defaults are the
+    CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder, device and logger do not decide
+    results and are not part of the run's name.
 
     Attributes:
         epochs: Passes over the training images.
-        batch_size: Images in a training step.
+        batch_size: Images in a training step, over all devices.
+        accumulate: Parts in which the gradient of a step is computed, to save memory.
         lr: Learning rate at the start.
+        head_lr: Learning rate of the head (classifier, decoder) at the start; null is ``lr``.
         momentum: Momentum of SGD.
         nesterov: Whether the momentum is Nesterov's.
         weight_decay: L2 penalty of SGD, on every parameter.
         milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
         gamma: Factor of the learning rate at each milestone.
+        loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+        freeze_batchnorm: Whether BatchNorm keeps its stored statistics while training.
         augment: ``auto`` (the data set's own), ``none``, ``flip``, ``crop-flip`` (zero padding of 4, random crop,
-            horizontal flip).
+            horizontal flip), ``resized-crop`` (random area and aspect ratio, horizontal flip).
+        augment_options: Options of the augmentation, such as ``min_scale`` of ``resized-crop``.
+        sanity: What is done to the ticket before it is trained, to see what of it matters: ``none``, ``shuffle`` (the
+            mask within each layer), ``reinit`` (other initial weights), ``flip-signs`` (of weights at random).
+        dynamic: Whether the mask moves while the network trains: ``none``, ``rigl`` or ``set``.
+        dynamic_options: Options of the moving mask, such as ``every``.
         validation: Fraction of the training images held out for validation, in [0, 1).
         precision: Precision of training, as Lightning Fabric names it (``32-true``, ``bf16-mixed``, ``16-mixed``).
+        devices: Number of devices, or of processes on the CPU; 0 is as many as ``torchrun`` started.
+        strategy: How several devices share the work: ``auto`` (``ddp`` where there are several), ``ddp`` or ``fsdp``.
+        sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only).
+        logger: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``; metrics are written to the run's folder in any case.
         out: Folder in which the run's own folder is made.
     """
 
     epochs: int = 160
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 0.1
+    head_lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
+    loss: str = "auto"
     label_smoothing: float = 0.0
+    freeze_batchnorm: bool = False
     augment: str = "auto"
+    augment_options: dict[str, Any] = field(default_factory=dict)
+    sanity: str = "none"
+    dynamic: str = "none"
+    dynamic_options: dict[str, Any] = field(default_factory=dict)
     validation: float = 0.0
     precision: str = "32-true"
+    devices: int = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool = False
+    logger: str = "none"
     out: str = "runs"

@@ -147,18 +147,21 @@ def locked(folder: Path) -> Iterator[None]:
 class Journal:
     """Writes each event of a run to ``log.txt`` and passes it on.
 
-    A context manager; what ends the block by an exception is logged too. Steps are too many for the log.
+    A context manager; what ends the block by an exception is logged too. Steps are too many for the log. Without a
+    folder nothing is written.
     """
 
-    def __init__(self, folder: Path, on_event: Events | None) -> None:
-        self._path, self._on_event = folder / "log.txt", on_event
+    def __init__(self, folder: Path | None, on_event: Events | None) -> None:
+        self._path, self._on_event = None if folder is None else folder / "log.txt", on_event
         # A logger of its own, outside the tree of named loggers: runs in one process do not share handlers.
         self._logger = logging.Logger("pathex.run")
+        self._logger.addHandler(logging.NullHandler())
 
     def __enter__(self) -> "Journal":
-        handler = logging.FileHandler(self._path, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._logger.addHandler(handler)
+        if self._path is not None:
+            handler = logging.FileHandler(self._path, encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self._logger.addHandler(handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

@@ -10,7 +10,7 @@ from pathex.runs.config import RunConfig
 
 __all__ = ["run_name", "settings"]
 
-_PLACE = ("out", "device")
+_PLACE = ("out", "device", "logger")
 _PRUNING = (
     "sparsity",
     "rounds",
@@ -22,6 +22,10 @@ _PRUNING = (
     "budget",
     "schedule",
     "images_per_class",
+    "pruning_seed",
+    "sanity",
+    "dynamic",
+    "dynamic_options",
     "method_options",
     "memory",
     "strict",
@@ -35,8 +39,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
         config: Settings of the run.
 
     Returns:
-        Every field but ``out`` and ``device``. For ``dense`` the fields of pruning have their default values and
-        ``sparsity`` is 0, so that a grid of sparsities trains the dense network once.
+        Every field but ``out``, ``device`` and ``logger``. For ``dense`` the fields of pruning have their default
+        values and ``sparsity`` is 0, so that a grid of sparsities trains the dense network once.
     """
     values = asdict(config)
     if config.method == "dense":

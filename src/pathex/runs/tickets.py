@@ -3,9 +3,8 @@
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
-
-from torch import nn
 
 from pathex.allocate import described
 from pathex.converters import from_zeros
@@ -14,10 +13,11 @@ from pathex.errors import PathexWarning
 from pathex.mask_files import read_allocation, read_mask
 from pathex.masks import Mask
 from pathex.pruning import PruneResult, default_rounds, prune
-from pathex.runs.config import TicketConfig
-from pathex.tasks import Classification, build_classification
+from pathex.runs.config import RunConfig, TicketConfig
+from pathex.tasks import Task, build
+from pathex.train import TrainOptions
 
-__all__ = ["OWN_ZEROS", "build_task", "find_ticket"]
+__all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "train_options"]
 
 # Methods defined on train-mode BatchNorm see batches of this size, as in the code they were published with.
 _BATCH = 256
@@ -26,7 +26,7 @@ OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
 
 
-def build_task(config: TicketConfig, validation: float = 0.0) -> Classification:
+def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
     """The network and the images of the settings.
 
     Args:
@@ -36,7 +36,8 @@ def build_task(config: TicketConfig, validation: float = 0.0) -> Classification:
     Returns:
         The task.
     """
-    return build_classification(
+    return build(
+        config.task,
         config.model,
         config.data,
         seed=config.seed,
@@ -44,11 +45,38 @@ def build_task(config: TicketConfig, validation: float = 0.0) -> Classification:
         validation=validation,
         model_options=config.model_options,
         data_options=config.data_options,
+        task_options=config.task_options,
     )
 
 
+def pruning_seed(config: TicketConfig) -> int:
+    """Seed of the choice of the pruning set.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        ``pruning_seed`` where it is given, else ``seed``.
+    """
+    return config.seed if config.pruning_seed is None else config.pruning_seed
+
+
+def train_options(config: RunConfig) -> TrainOptions:
+    """How the network of a run is trained.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        The part of the settings that the loop needs.
+    """
+    names = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(config)}
+    chosen = {name: getattr(config, name) for name in names}
+    return TrainOptions(**{**chosen, "milestones": tuple(config.milestones)})
+
+
 def find_ticket(
-    config: TicketConfig, task: Classification, images: PruningSet, on_round: Callable[[dict[str, Any]], object]
+    config: TicketConfig, task: Task, images: PruningSet, on_round: Callable[[dict[str, Any]], object]
 ) -> tuple[PruneResult, float]:
     """Prune the network of a task where it lives.
 
@@ -71,9 +99,9 @@ def find_ticket(
         data=list(zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True)),
         rounds=rounds,
         allocation=allocation,
-        ignore=config.ignore,
+        ignore=(*config.ignore, *task.unprunable),
         prunable=config.prunable,
-        mask=_start(config, task.model),
+        mask=_start(config, task),
         min_per_layer=config.min_per_layer,
         budget=config.budget,
         schedule=config.schedule,
@@ -88,13 +116,14 @@ def find_ticket(
     return result, round(time.monotonic() - started, 3)
 
 
-def _start(config: TicketConfig, model: nn.Module) -> Mask | None:
+def _start(config: TicketConfig, task: Task) -> Mask | None:
     if config.start_mask is None:
         return None
+    ignore = (*config.ignore, *task.unprunable)
     if config.start_mask == OWN_ZEROS:
-        mask = from_zeros(model, ignore=config.ignore, prunable=config.prunable)
+        mask = from_zeros(task.model, ignore=ignore, prunable=config.prunable)
         if mask.kept == mask.total:
             message = "start_mask 'zeros': no weight of the model is zero, so the mask keeps everything"
             warnings.warn(message, PathexWarning, stacklevel=2)
         return mask
-    return read_mask(config.start_mask, model, ignore=config.ignore, prunable=config.prunable)
+    return read_mask(config.start_mask, task.model, ignore=ignore, prunable=config.prunable)

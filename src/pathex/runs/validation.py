@@ -12,10 +12,12 @@ from pathex.data import AUGMENTATIONS
 from pathex.errors import InvalidInput, UnknownName
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
+from pathex.runs._stages import DENSE, SANITY, TRAINED
 from pathex.runs.config import RunConfig, TicketConfig
 from pathex.runs.tickets import OWN_ZEROS
 from pathex.schedule import SCHEDULES
-from pathex.train import check_machine
+from pathex.tasks import LOSSES, kind
+from pathex.train import check_logger, check_machine
 
 __all__ = ["check_config", "check_ticket"]
 
@@ -36,17 +38,25 @@ _FRACTION: tuple[Callable[[Any], bool], str] = (
     "a number in [0, 1)",
 )
 _POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: _is_number(value) and value > 0, "a number above 0")
+_SEED: tuple[Callable[[Any], bool], str] = (
+    lambda value: _integer(0)[0](value) and value < 2**63,
+    "a whole number from 0 to 2**63 - 1",
+)
 _TICKET: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sparsity": _FRACTION,
     "rounds": (lambda value: value is None or _integer(1)[0](value), "a whole number of at least 1, or none"),
     "images_per_class": _integer(1),
     "min_per_layer": _integer(0),
-    "seed": (lambda value: _integer(0)[0](value) and value < 2**63, "a whole number from 0 to 2**63 - 1"),
+    "seed": _SEED,
+    "pruning_seed": (lambda value: value is None or _SEED[0](value), f"{_SEED[1]}, or none"),
 }
 _TRAINING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": _integer(0),
     "batch_size": _integer(1),
+    "accumulate": _integer(1),
+    "devices": _integer(0),
     "lr": _POSITIVE,
+    "head_lr": (lambda value: value is None or _POSITIVE[0](value), "a number above 0, or none"),
     "momentum": _FRACTION,
     "weight_decay": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
     "milestones": (
@@ -69,12 +79,15 @@ def check_config(config: RunConfig) -> None:
         InvalidInput: If a setting is out of its range or names something unknown; the message has the name of the
             field, its value and what is allowed.
     """
-    check_ticket(config, ("dense", *scores.names()))
+    check_ticket(config, (*DENSE, *TRAINED, *scores.names()))
     _check_ranges(config, _TRAINING)
     _check_name("augment", config.augment, ("auto", *AUGMENTATIONS))
+    _check_name("loss", config.loss, LOSSES)
+    _check_name("sanity", config.sanity, SANITY)
+    check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
-    check_machine(config.device, config.precision)
+    check_machine(config.device, config.precision, devices=config.devices, strategy=config.strategy)
 
 
 def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> None:
@@ -92,10 +105,11 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
     _check_allocation(config.allocation)
     _check_start_mask(config.start_mask)
     check_machine(config.device)
+    kind(config.task, config.data)
     scores.parse_memory(config.memory)
-    for name in ("model_options", "data_options", "method_options"):
+    for name in ("model_options", "data_options", "task_options", "method_options"):
         _check_plain(name, getattr(config, name))
-    if config.method != "dense":
+    if config.method not in (*DENSE, *TRAINED):
         method = scores.resolve(config.method)
         if isinstance(method, scores.Method):
             method.check(config.method_options)

@@ -12,7 +12,7 @@ from typing import Any, overload
 from pathex.errors import InvalidInput, UnknownName
 from pathex.importing import import_callable
 from pathex.scores._method import Card, Method
-from pathex.scores._problem import Batch, Problem, parse_memory, read_batches
+from pathex.scores._problem import Batch, Problem, fingerprint, joined, parse_memory, read_batches
 
 __all__ = [
     "Batch",
@@ -21,6 +21,8 @@ __all__ = [
     "Problem",
     "check_call",
     "find",
+    "fingerprint",
+    "joined",
     "methods",
     "names",
     "parse_memory",

@@ -128,8 +128,8 @@ class _Network:
             for index in range(len(x)):
                 yield x[index : index + 1], None if y is None else y[index : index + 1]
 
-    def _sums(self) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in self.weights.items()}
+    def _zeros(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(weight, dtype=dtype) for name, weight in self.weights.items()}
 
     def exact_passes(self) -> int:
         """Backward passes of one image that the exact sum takes."""
@@ -140,29 +140,32 @@ class _Network:
 
     def exact(self) -> dict[str, Tensor]:
         """Sum of squared derivatives, row after row."""
-        sums = self._sums()
-        for x, y in self._independent():
+
+        def part(images: tuple[Tensor, Any]) -> dict[str, Tensor]:
+            sums = self._zeros(torch.float64)
             with torch.enable_grad():
-                rows = self._rows(x, y).flatten()
+                rows = self._rows(*images).flatten()
             for row in rows:
-                for name, part in gradients(row, self.weights, keep=True).items():
-                    sums[name].add_(part.double().square_())
-        return sums
+                for name, derivative in gradients(row, self.weights, keep=True).items():
+                    sums[name].add_(derivative.double().square_())
+            return sums
+
+        return self.reader.problem.processes.summed(self._independent(), part)
 
     def projected(self, count: int) -> dict[str, Tensor]:
         """Mean over random signs of the squared derivative of the signed sum of all rows."""
-        sums, problem = self._sums(), self.reader.problem
-        for number in range(1, count + 1):
-            source = generator(problem.seed, problem.round, number)
-            whole = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        problem = self.reader.problem
+
+        def part(number: int) -> dict[str, Tensor]:
+            source, whole = generator(problem.seed, problem.round, number), self._zeros()
             for x, y in self.reader.batches(labels=self.labels):
                 with torch.enable_grad():
                     rows = self._rows(x, y)
-                for name, part in gradients(rows, self.weights, weights=_signs(rows, source)).items():
-                    whole[name] += part
-            for name, part in whole.items():
-                sums[name].add_(part.double().square_(), alpha=1 / count)
-        return sums
+                for name, derivative in gradients(rows, self.weights, weights=_signs(rows, source)).items():
+                    whole[name] += derivative
+            return {name: derivative.double().square_().div_(count) for name, derivative in whole.items()}
+
+        return problem.processes.summed(range(1, count + 1), part)
 
 
 def _signs(rows: Tensor, source: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """The mean loss over a pruning set, batch by batch, and its gradient with respect to the weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ def require_labels(reader: ModelReader, method: str) -> None:
 
 def loss_terms(
     reader: ModelReader, tensors: Mapping[str, Tensor], statistics: Statistics, temperature: float = 1.0
-) -> Iterator[Tensor]:
+) -> Iterator[Callable[[], Tensor]]:
     """The mean loss over the whole pruning set as a sum of one term a batch.
 
-    Every image has the same weight, or every pixel that has a class, however the images are batched. The terms have a
-    graph if gradients are enabled where the iterator is advanced.
+    Every image has the same weight, or every pixel that has a class, however the images are batched. A term has a
+    graph if gradients are enabled where it is computed.
 
     Args:
         reader: How the network is run.
@@ -41,19 +42,22 @@ def loss_terms(
         temperature: The output is divided by it.
 
     Yields:
-        Scalars.
+        Functions that compute a term, a scalar; they raise `InvalidInput` if labels do not fit the outputs.
 
     Raises:
-        InvalidInput: If no label names a class, or labels do not fit the outputs.
+        InvalidInput: If no label names a class.
     """
+
+    def term(x: Tensor, y: Tensor) -> Tensor:
+        outputs = reader.forward(x, tensors, statistics) / temperature
+        return reader.loss_of(outputs, y) * (_counted(reader, y) / whole)
+
     whole = sum(_counted(reader, y) for _, y in reader.problem.batches if y is not None)
     if not whole:
         raise InvalidInput(f"every label is {IGNORED}, which stands for no class")
     for x, y in reader.batches():
-        count = _counted(reader, y)
-        if count:
-            outputs = reader.forward(x, tensors, statistics) / temperature
-            yield reader.loss_of(outputs, y) * (count / whole)
+        if _counted(reader, y):
+            yield partial(term, x, y)
 
 
 def _counted(reader: ModelReader, labels: Tensor) -> int:
@@ -85,16 +89,16 @@ def loss_gradient(
     Raises:
         InvalidInput: If the loss depends on none of the weights.
     """
-    gradient = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    with torch.enable_grad():
-        for term in loss_terms(reader, tensors, statistics, temperature):
-            if not term.requires_grad:
+
+    def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
+        with torch.enable_grad():
+            loss = term()
+            if not loss.requires_grad:
                 raise InvalidInput("the loss depends on no prunable weight; name another output with output=")
-            parts = torch.autograd.grad(term, list(weights.values()), allow_unused=True)
-            for name, part in zip(weights, parts, strict=True):
-                if part is not None:
-                    gradient[name] += part
-    return gradient
+            grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+        return dict(zip(weights, grads, strict=True))
+
+    return reader.problem.processes.summed(loss_terms(reader, tensors, statistics, temperature), part)
 
 
 def require_second_derivatives(value: Tensor, method: str) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.paths import Survey, compute_dtype, survey
+from pathex.processes import ALONE, Processes
 
-__all__ = ["Batch", "Problem", "generator", "parse_memory", "read_batches"]
+__all__ = ["Batch", "Problem", "fingerprint", "generator", "joined", "parse_memory", "read_batches"]
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -49,10 +50,49 @@ def read_batches(data: Any) -> list[Batch]:
     batches = [batch for batch in batches if len(batch[0])]
     if not batches:
         raise InvalidInput("data is empty: scores need at least one image")
+    return _of_one_shape(batches)
+
+
+def joined(batches: Sequence[Batch], processes: Processes) -> Sequence[Batch]:
+    """The pruning set of all processes, as if one had read it.
+
+    Args:
+        batches: What this process read.
+        processes: Those that score together.
+
+    Returns:
+        Where every process read the same images and labels, these, in the batches of process 0; otherwise what all of
+        them read, one process after another, with images that several read as often as they were read.
+
+    Raises:
+        InvalidInput: If images differ in shape between processes.
+    """
+    if processes.alone:
+        return batches
+    read = processes.told([[(_digest(x[i]), _label_digest(y, i)) for i in range(len(x))] for x, y in _on_cpu(batches)])
+    if all(delivered == read[0] for delivered in read):
+        return batches
+    contents = [sorted(image for batch in delivered for image in batch) for delivered in read]
+    sources = [0] if all(content == contents[0] for content in contents) else range(processes.size)
+    device = batches[0][0].device
+    result: list[Batch] = []
+    for source in sources:
+        images = processes.received_all([x for x, _ in batches], source, device)
+        labels = iter(processes.received_all([y for _, y in batches if y is not None], source, device))
+        labelled = processes.told([y is not None for _, y in batches])[source]
+        result += [(x, next(labels) if has else None) for x, has in zip(images, labelled, strict=True)]
+    return _of_one_shape(result)
+
+
+def _of_one_shape(batches: list[Batch]) -> list[Batch]:
     shapes = {tuple(x.shape[1:]) for x, _ in batches}
     if len(shapes) > 1:
         raise InvalidInput(f"all images of the pruning set must have one shape, not {sorted(shapes)}")
     return batches
+
+
+def _on_cpu(batches: Sequence[Batch]) -> Iterator[Batch]:
+    return ((x.cpu(), None if y is None else y.cpu()) for x, y in batches)
 
 
 def _is_pair(x: Any, y: Any) -> bool:
@@ -135,6 +175,7 @@ class Problem:
         memory: Memory budget in bytes for activations; None is chosen from what is free.
         strict: Whether doubts are errors.
         memo: What stays the same over the rounds of one prune.
+        processes: Those that share the work; each of them has the same problem.
     """
 
     model: nn.Module
@@ -146,6 +187,7 @@ class Problem:
     memory: int | None = None
     strict: bool = False
     memo: dict[str, Any] = field(default_factory=dict)
+    processes: Processes = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -175,7 +217,7 @@ class Problem:
             given = [y.cpu() for _, y in self.batches if y is not None]
             y = torch.cat(given) if len(given) == len(self.batches) else None
             # Equal images are told apart by their labels.
-            keys = [(_digest(x[i]), b"" if y is None else _digest(y[i])) for i in range(len(x))]
+            keys = [(_digest(x[i]), _label_digest(y, i)) for i in range(len(x))]
             order = sorted(range(len(x)), key=keys.__getitem__)
             images = x[order].to(self.device, self.dtype).contiguous()
             self.memo["images"] = images, None if y is None else y[order].to(self.device)
@@ -262,7 +304,23 @@ class Problem:
         yield from self.images.split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
 
 
+def fingerprint(tensor: Tensor) -> bytes:
+    """A hash of the content of a tensor.
+
+    Args:
+        tensor: On any device, in any dtype.
+
+    Returns:
+        20 bytes, equal for tensors with equal entries in equal order.
+    """
+    return _digest(tensor.detach().cpu())
+
+
 def _digest(image: Tensor) -> bytes:
     return hashlib.sha1(
         image.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes(), usedforsecurity=False
     ).digest()
+
+
+def _label_digest(labels: Tensor | None, index: int) -> bytes:
+    return b"" if labels is None else _digest(labels[index])

@@ -7,6 +7,7 @@ itself.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
@@ -35,6 +36,7 @@ __all__ = [
     "PER_SAMPLE",
     "READING",
     "SMOOTH",
+    "TOTAL",
     "ModelReader",
     "PathReader",
     "Reader",
@@ -97,6 +99,7 @@ _REPLAY_COST = 2.5
 _FORWARD_COST = 4.0
 _GRADIENT_COST = 1.5
 IGNORED = 255  # label of pixels that belong to no class
+TOTAL = ""  # what stands beside scores of weights, which have names, when both are summed
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,14 @@ class Reader:
         footprint = self.problem.survey(self.output).footprint
         fits = int(self.problem.budget() // max(1.0, footprint.largest * images.itemsize * _FORWARD_COST))
         chunk = None if len(images) <= fits else max(1, fits)
-        return calibrate(self.problem.model, images, tensors=tensors, chunk=chunk, output=self.output)
+        return calibrate(
+            self.problem.model,
+            images,
+            tensors=tensors,
+            chunk=chunk,
+            output=self.output,
+            processes=self.problem.processes,
+        )
 
 
 @dataclass(frozen=True)
@@ -246,26 +256,29 @@ class PathReader(Reader):
         assert found != "train", "not among the calibrations of this reader"
         return found
 
-    def recordings(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Recording]]:
+    def recordings(self, tensors: Mapping[str, Tensor]) -> list[Callable[[], tuple[Tensor, Recording]]]:
         """Recorded passes over the pruning set in micro-batches that the memory budget allows.
 
         Args:
             tensors: Masked weights and other replaced parameters.
 
-        Yields:
-            Images ``(B, ...)`` and their recording.
+        Returns:
+            For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
         """
         model, total = self.problem.model, self.problem.survey(self.output).footprint.total
         parts = list(self.problem.micro_batches(total * self.precision.itemsize * _REPLAY_COST))
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
         calibration: Any = "batch" if together and self.calibration == "batch" else self.statistics(tensors)
-        for part in parts:
+
+        def recorded(part: Tensor) -> tuple[Tensor, Recording]:
             x = part.to(self.precision)
-            yield (
+            return (
                 x,
                 record(model, x, tensors=tensors, calibration=calibration, smooth=self.smooth, output=self.output),
             )
+
+        return [partial(recorded, part) for part in parts]
 
 
 @dataclass(frozen=True)

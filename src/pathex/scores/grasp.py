@@ -8,7 +8,7 @@ Scores may be negative: such a weight dampens the flow and goes first.
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -33,34 +33,36 @@ def _score(reader: ModelReader, *, temperature: float = 200.0) -> dict[str, Tens
     if reader.problem.mask is not None:
         # Pruned weights do not train: their part of the gradient is no flow.
         gradient = {name: part * reader.problem.mask[name].to(part) for name, part in gradient.items()}
-    with torch.enable_grad():
-        product = _hessian_product(loss_terms(reader, tensors, statistics, temperature), weights, gradient)
+    product = _hessian_product(reader, loss_terms(reader, tensors, statistics, temperature), weights, gradient)
     return {name: weight.detach() * product[name] for name, weight in weights.items()}
 
 
 def _hessian_product(
-    terms: Iterable[Tensor], weights: Mapping[str, Tensor], vector: Mapping[str, Tensor]
+    reader: ModelReader,
+    terms: Iterable[Callable[[], Tensor]],
+    weights: Mapping[str, Tensor],
+    vector: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The Hessian of the sum of the terms with respect to all weights, times a vector."""
     leaves = list(weights.values())
-    product = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for term in terms:
-        first = torch.autograd.grad(term, leaves, create_graph=True, allow_unused=True)
-        along = [(part * vector[n]).sum() for n, part in zip(weights, first, strict=True) if part is not None]
-        slope = torch.stack(along).sum()
+
+    def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
+        with torch.enable_grad():
+            first = torch.autograd.grad(term(), leaves, create_graph=True, allow_unused=True)
+            along = [(part * vector[n]).sum() for n, part in zip(weights, first, strict=True) if part is not None]
+            slope = torch.stack(along).sum()
         if not slope.requires_grad:  # a loss that is linear in the weights has no curvature
-            continue
+            return {name: torch.zeros_like(weight) for name, weight in weights.items()}
         require_second_derivatives(slope, "grasp")
         try:
-            second = torch.autograd.grad(slope, leaves, allow_unused=True)
+            second = torch.autograd.grad(slope, leaves, materialize_grads=True)
         except RuntimeError as error:
             if not any(reason in str(error) for reason in ("not implemented", "not supported")):
                 raise
             raise UnsupportedOperation(f"grasp needs second derivatives: {str(error).splitlines()[0]}") from error
-        for name, part in zip(weights, second, strict=True):
-            if part is not None:
-                product[name] += part
-    return product
+        return dict(zip(weights, second, strict=True))
+
+    return reader.problem.processes.summed(terms, part)
 
 
 METHOD = Method(

@@ -9,10 +9,10 @@ Jacobian-vector product with the unit normal direction of delta; ``exact`` score
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from pathex.paths import Statistics
 from pathex.scores._jacobian import gradients
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import generator
-from pathex.scores._reader import OPTIONS, READING, ModelReader
+from pathex.scores._reader import OPTIONS, READING, TOTAL, ModelReader
 
 __all__ = ["METHOD"]
 
@@ -59,20 +59,29 @@ def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: i
     total, sums = 0.0, {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
-        weights, other = drawn.weights(), drawn.other()
-        direction = _direction(drawn)
-        statistics = drawn.statistics({**other, **weights})
-        for x, _ in drawn.batches(labels=False):
-            with torch.enable_grad():
-                if epsilon is None:
-                    with _differentiable_twice():
-                        part, derivatives = _limit(drawn, x, other, weights, direction, statistics)
-                else:
-                    part, derivatives = _difference(drawn, x, other, weights, direction, statistics, epsilon)
-            total += part
-            for name, derivative in derivatives.items():
-                sums[name] += derivative
+        scored = reader.problem.processes.summed(drawn.batches(labels=False), _part_of(drawn, epsilon))
+        total += float(scored.pop(TOTAL))
+        for name, derivative in scored.items():
+            sums[name] += derivative
     return total, sums
+
+
+def _part_of(drawn: ModelReader, epsilon: float | None) -> Callable[[tuple[Tensor, Any]], dict[str, Tensor]]:
+    """A function from a batch to R of one draw and its derivatives by the mask."""
+    weights, other = drawn.weights(), drawn.other()
+    direction = _direction(drawn)
+    statistics = drawn.statistics({**other, **weights})
+
+    def part(batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
+        with torch.enable_grad():
+            if epsilon is None:
+                with _differentiable_twice():
+                    total, derivatives = _limit(drawn, batch[0], other, weights, direction, statistics)
+            else:
+                total, derivatives = _difference(drawn, batch[0], other, weights, direction, statistics, epsilon)
+        return {TOTAL: total.detach().double(), **derivatives}
+
+    return part
 
 
 def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
@@ -113,7 +122,7 @@ def _difference(
     direction: Mapping[str, Tensor],
     statistics: Statistics,
     epsilon: float,
-) -> tuple[float, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """R of a batch by the finite difference, and its derivatives by the mask, which both networks share."""
     here = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     there = {name: (weight + epsilon * direction[name]).requires_grad_() for name, weight in weights.items()}
@@ -121,7 +130,7 @@ def _difference(
     total = moved.square().sum()
     at_here, at_there = gradients(total, here, keep=True), gradients(total, there)
     derivatives = {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in weights}
-    return float(total.detach()), derivatives
+    return total, derivatives
 
 
 def _limit(
@@ -131,7 +140,7 @@ def _limit(
     weights: Mapping[str, Tensor],
     direction: Mapping[str, Tensor],
     statistics: Statistics,
-) -> tuple[float, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """R of a batch for an infinitely small step, and its derivatives by the mask."""
     # With J the Jacobian, t the direction and u = J t, R = u . u. J^T v is linear in v, and its derivative by v along t
     # is J t: a Jacobian-vector product of two backward passes, which needs no rules of forward differentiation. Then
@@ -150,7 +159,7 @@ def _limit(
         name: 2 * (direction[name] * pulled[name] + (leaf * bent[name] if bent else 0)).detach()
         for name, leaf in leaves.items()
     }
-    return float(pushed.square().sum()), derivatives
+    return pushed.square().sum(), derivatives
 
 
 @contextlib.contextmanager

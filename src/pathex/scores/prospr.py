@@ -8,7 +8,7 @@ back step by step, ``dL/dw_t = dL/dw_{t+1} - lr H_t dL/dw_{t+1}``, so that no mo
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -130,27 +130,26 @@ def _hessian_product(
 ) -> State:
     """The Hessian of the mean loss of a part with respect to all parameters, times a vector."""
     leaves = _leaves(state)
-    product = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    with torch.enable_grad():
-        for term in loss_terms(part, leaves, statistics):
-            first = torch.autograd.grad(term, list(leaves.values()), create_graph=True, allow_unused=True)
+
+    def share(term: Callable[[], Tensor]) -> State:
+        with torch.enable_grad():
+            first = torch.autograd.grad(term(), list(leaves.values()), create_graph=True, allow_unused=True)
             along = [(g * vector[n]).sum() for n, g in zip(leaves, first, strict=True) if g is not None]
             slope = torch.stack(along).sum()
-            if not slope.requires_grad:  # a loss that is linear in all parameters has no curvature
-                continue
-            try:
-                second = torch.autograd.grad(slope, list(leaves.values()), allow_unused=True)
-            except RuntimeError as error:
-                if not any(reason in str(error) for reason in ("not implemented", "once_differentiable")):
-                    raise
-                why = str(error).splitlines()[0]
-                raise UnsupportedOperation(
-                    f"prospr needs second derivatives, or first_order=True, which needs none: {why}"
-                ) from error
-            for name, g in zip(leaves, second, strict=True):
-                if g is not None:
-                    product[name] += g
-    return product
+        if not slope.requires_grad:  # a loss that is linear in all parameters has no curvature
+            return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        try:
+            second = torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
+        except RuntimeError as error:
+            if not any(reason in str(error) for reason in ("not implemented", "once_differentiable")):
+                raise
+            why = str(error).splitlines()[0]
+            raise UnsupportedOperation(
+                f"prospr needs second derivatives, or first_order=True, which needs none: {why}"
+            ) from error
+        return dict(zip(leaves, second, strict=True))
+
+    return part.problem.processes.summed(loss_terms(part, leaves, statistics), share)
 
 
 METHOD = Method(

@@ -10,16 +10,16 @@ pass, one replayed pass with squared input and squared weights, and its gradient
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import replay
+from pathex.paths import Recording, replay
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, READING, SMOOTH, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, SMOOTH, TOTAL, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -47,17 +47,17 @@ def _zero(scores: Mapping[str, Tensor]) -> set[str]:
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
-    total = 0.0
-    scores: dict[str, Tensor] = {}
     weights: dict[str, Any] = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
-    for x, recording in reader.recordings(tensors):
+
+    def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
+        x, recording = recorded()
         with torch.enable_grad():
             out = replay(reader.problem.model, x.square(), recording, tensors=tensors, output=reader.output).sum()
-            part = gradient_scores(out, weights)
-        total += float(out.detach())
-        scores = {name: scores[name] + score if scores else score for name, score in part.items()}
-    return total, scores
+            return {TOTAL: out.detach().double(), **gradient_scores(out, weights)}
+
+    scores = reader.problem.processes.summed(reader.recordings(tensors), part)
+    return float(scores.pop(TOTAL)), scores
 
 
 METHOD = Method(

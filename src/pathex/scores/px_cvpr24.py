@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import run, spellings, tensors_of, untouched
 from pathex.scores._method import Card, Method
-from pathex.scores._problem import Problem
+from pathex.scores._problem import Batch, Problem
 from pathex.scores._reader import OPTIONS
 
 __all__ = ["METHOD"]
@@ -81,17 +81,17 @@ def _score(
         squares[name] = plain[name]
     leaves = {name: squares[name].detach().requires_grad_() for name in weights}
     squares |= leaves
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for batch, _ in problem.batches:
-        x = batch.to(problem.device, problem.dtype)
+
+    def part(batch: Batch) -> dict[str, Tensor]:
+        x = batch[0].to(problem.device, problem.dtype)
         with torch.no_grad():
             z1 = _forward(problem.model, plain, x, output, linear=False)
         with torch.enable_grad():
             z2 = _forward(problem.model, squares, x, output, linear=True)
-            grads = torch.autograd.grad((z1 * z2).sum(), list(leaves.values()), allow_unused=True)
-        for name, grad in zip(weights, grads, strict=True):
-            if grad is not None:
-                sums[name] += grad
+            grads = torch.autograd.grad((z1 * z2).sum(), list(leaves.values()), materialize_grads=True)
+        return dict(zip(weights, grads, strict=True))
+
+    sums = problem.processes.summed(problem.batches, part)
     return {name: sums[name].abs() * weight.abs() ** 5 for name, weight in weights.items()}
 
 

@@ -7,13 +7,15 @@ weights with an input of ones, which is the same for every image. Both are compu
 leaves float32 in the first round of a ResNet-20.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import replay, replay_open
+from pathex.paths import Moments, Recording, replay, replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, SMOOTH, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, SMOOTH, TOTAL, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -25,15 +27,17 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     # The masked ones need a gradient, which tells weights that are computed from parameters where these are.
     kept = {name: mask.requires_grad_() for name, mask in problem.masked(ones, torch.float64).items()}
     ones = {name: one.detach() for name, one in ones.items()} | kept
-    seen: Tensor | float = 0.0
-    statistics = None
-    for x, recording in reader.recordings(tensors):
+    used: list[Sequence[Moments]] = []
+
+    def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
+        x, recording = recorded()
+        used.append(recording.statistics)  # the same in all parts
         squared = x.double().square()
         with torch.no_grad():
             out = replay(problem.model, squared, recording, tensors=ones, coefficients="ones", output=reader.output)
-        seen = seen + out.sum(0, keepdim=True)
-        statistics = recording.statistics
-    assert statistics is not None
+        return {TOTAL: out.sum(0, keepdim=True)}
+
+    seen = problem.processes.summed(reader.recordings(tensors), part)[TOTAL]
     wide = reader.in_float64()
     weights = {name: weight.double().requires_grad_() for name, weight in reader.weights().items()}
     start = torch.ones_like(problem.images[:1], dtype=torch.float64)
@@ -41,7 +45,7 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
         reach = replay_open(
             problem.model,
             start,
-            statistics=statistics,
+            statistics=used[0],
             tensors={**wide.other(), **weights},
             per_sample=reader.per_sample,
             output=reader.output,

@@ -1,37 +1,52 @@
 """Image classification: cross-entropy, measured by the accuracy."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from pathex import models
-from pathex.data import ImageData, PruningSet, Split, load, pruning_set, validation_split
+from pathex.data import ImageData, PruningSet, load, pruning_set, validation_split
 from pathex.errors import InvalidInput
-from pathex.train import Events, Feed, TrainOptions, evaluate, fit
+from pathex.tasks._task import Task, create_network
+from pathex.train import Batches, Feed
 
-__all__ = ["Classification", "build_classification"]
+__all__ = ["Classification", "build_classification", "squared_error"]
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """A network and the images it is to classify.
 
     Attributes:
         model: The network, on the CPU, in eval mode as long as nothing trains it.
+        create: Makes the network anew from a seed, without pre-trained weights.
+        example: A normalised image (1, C, H, W).
         data: The images.
         train_indices: (n,) training images that are trained on.
         validation_indices: (m,) training images held out; None without validation.
     """
 
+    metric_name: ClassVar[str] = "accuracy"
     model: nn.Module
+    create: Callable[[int], nn.Module]
+    example: Tensor
     data: ImageData
     train_indices: Tensor
     validation_indices: Tensor | None
+
+    @property
+    def augment(self) -> str:  # type: ignore[override]
+        """Name of the data set's own augmentation."""
+        return self.data.augment
+
+    @property
+    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Options of the data set's own augmentation."""
+        return self.data.augment_options
 
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
         """The class-balanced images that scores see; validation images are never among them.
@@ -45,67 +60,90 @@ class Classification:
         """
         return pruning_set(self.data, images_per_class, seed, indices_from=self.train_indices)
 
-    def train(
+    def feed(
         self,
-        options: TrainOptions,
-        *,
-        fabric: Any,
-        folder: Path,
+        part: str,
+        device: torch.device,
         batch_size: int,
-        label_smoothing: float = 0.0,
-        prepare: Callable[[nn.Module, Optimizer], object] | None = None,
-        on_event: Events | None = None,
-    ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """Train the network; see ``pathex.train.fit`` for files, events and what is returned.
+        *,
+        augment: str = "none",
+        augment_options: Mapping[str, Any] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> Batches | None:
+        """Batches of one part of the data.
 
         Args:
-            options: Learning rate, epochs, seed; ``augment="auto"`` is the data set's own.
-            fabric: The ``lightning_fabric.Fabric`` that decides device and precision.
-            folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
-            batch_size: Images in a step.
-            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-            prepare: Called with the network and its optimizer before the first step, to attach a mask.
-            on_event: Receives the events of the loop.
+            part: ``train``, ``validation`` or ``test``.
+            device: Where the batches are wanted.
+            batch_size: Images in a batch, over all processes.
+            augment: Name of the augmentation, for the training part.
+            augment_options: Its options.
+            share: Number of this process and of all of them.
 
         Returns:
-            The network as Fabric runs it, and a row for each epoch.
+            The batches; None where no validation images were held out.
         """
-        if options.augment == "auto":
-            options = replace(options, augment=self.data.augment)
-        held_out = self.validation_indices
-        return fit(
-            self.model,
-            self._feed(self.data.train, fabric.device, batch_size, self.train_indices),
-            options,
-            fabric=fabric,
-            loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
-            metric=self._accuracy(fabric.device),
-            folder=folder,
-            validation=None if held_out is None else self._feed(self.data.train, fabric.device, batch_size, held_out),
-            prepare=prepare,
-            on_event=on_event,
+        split = self.data.test if part == "test" else self.data.train
+        indices = {"train": self.train_indices, "validation": self.validation_indices, "test": None}[part]
+        if part == "validation" and indices is None:
+            return None
+        return Feed(
+            self.data,
+            split,
+            device=device,
+            batch_size=batch_size,
+            indices=indices,
+            augment=augment,
+            augment_options=augment_options,
+            part=share,
         )
 
-    def test(self, model: nn.Module, *, device: torch.device, batch_size: int) -> float:
-        """Accuracy over the test split.
+    def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss.
 
         Args:
-            model: The network, on ``device``.
-            device: Where to measure.
-            batch_size: Images in a forward pass.
+            name: ``auto`` and ``cross-entropy``; ``mse`` is the mean squared distance to the one-hot label.
+            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
 
         Returns:
-            The fraction of the images classified right.
+            Mean loss of ``(outputs, labels)``.
         """
-        return evaluate(model, self._feed(self.data.test, device, batch_size), self._accuracy(device))
+        return squared_error if name == "mse" else nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
-    def _feed(self, split: Split, device: torch.device, batch_size: int, indices: Tensor | None = None) -> Feed:
-        return Feed(self.data, split, device=device, batch_size=batch_size, indices=indices)
+    def metric(self, device: torch.device) -> Any:
+        """Accuracy over all images.
 
-    def _accuracy(self, device: torch.device) -> Any:
+        Args:
+            device: Where outputs and labels are.
+
+        Returns:
+            A torchmetrics metric of ``(outputs, labels)``.
+        """
         from torchmetrics.classification import MulticlassAccuracy
 
         return MulticlassAccuracy(self.data.num_classes, average="micro", validate_args=False).to(device)
+
+    def facts(self) -> dict[str, Any]:
+        """Normalisation and classes of the data.
+
+        Returns:
+            Plain values.
+        """
+        normalisation = {"mean": self.data.mean.tolist(), "std": self.data.std.tolist()}
+        return {"normalisation": normalisation, "classes": list(self.data.classes)}
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared distance of the outputs to one-hot labels.
+
+    Args:
+        outputs: (B, K).
+        labels: Classes, int64 (B,).
+
+    Returns:
+        Mean over images and outputs.
+    """
+    return F.mse_loss(outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype))
 
 
 def build_classification(
@@ -117,6 +155,7 @@ def build_classification(
     validation: float = 0.0,
     model_options: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
+    task_options: Mapping[str, Any] | None = None,
 ) -> Classification:
     """Load the data and build the network.
 
@@ -130,19 +169,20 @@ def build_classification(
         validation: Fraction of the training images held out, in [0, 1).
         model_options: Options of the model's factory.
         data_options: Options of the data set.
+        task_options: Must be empty: classification has none.
 
     Returns:
         The task; nothing is written.
 
     Raises:
-        InvalidInput: If the network fails on an image of the data set, or does not give one number for each class.
+        InvalidInput: If there are options of the task, the network fails on an image of the data set, or does not give
+            one number for each class.
     """
+    if task_options:
+        raise InvalidInput(f"option {next(iter(task_options))!r} of task 'classification': it has no options")
     images = load(data, **(data_options or {}))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = models.create(
-            model, images.num_classes, images.in_channels, weights=weights, **(model_options or {})
-        ).eval()
+    create = partial(create_network, model, images.num_classes, images.in_channels, options=model_options or {})
+    network = create(seed=seed, weights=weights)
     first = images.normalise(images.train.images(torch.arange(1)))
     try:
         with torch.no_grad():
@@ -157,6 +197,7 @@ def build_classification(
         raise InvalidInput(
             f"model {model!r} gives {shape} for one image of {data!r}; classification needs (1, {images.num_classes})"
         )
-    if validation == 0:
-        return Classification(network, images, torch.arange(len(images.train)), None)
-    return Classification(network, images, *validation_split(images.train.labels, validation, seed))
+    trained, held_out = torch.arange(len(images.train)), None
+    if validation > 0:
+        trained, held_out = validation_split(images.train.labels, validation, seed)
+    return Classification(network, lambda other: create(seed=other, weights=None), first, images, trained, held_out)

@@ -1,19 +1,30 @@
 """Training of one network on one device: batches, the loop, its checkpoints and its measurements."""
 
-from pathex.train.checkpoint import replacing
+from pathex.train.checkpoint import load_checkpoint, replacing
 from pathex.train.feed import Feed
-from pathex.train.loop import Events, TrainingDiverged, TrainOptions, evaluate, fit
-from pathex.train.machine import PRECISIONS, check_machine, fabric
+from pathex.train.loop import Batches, Companion, Events, Prepare, TrainingDiverged, TrainOptions, evaluate, fit
+from pathex.train.machine import PRECISIONS, check_machine, fabric, is_first_process
+from pathex.train.seeding import epoch_generator, epoch_seed
+from pathex.train.tracking import check_logger, loggers
 
 __all__ = [
     "PRECISIONS",
+    "Batches",
+    "Companion",
     "Events",
     "Feed",
+    "Prepare",
     "TrainOptions",
     "TrainingDiverged",
+    "check_logger",
     "check_machine",
+    "epoch_generator",
+    "epoch_seed",
     "evaluate",
     "fabric",
     "fit",
+    "is_first_process",
+    "load_checkpoint",
+    "loggers",
     "replacing",
 ]

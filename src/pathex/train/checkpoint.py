@@ -9,7 +9,7 @@ import torch
 
 from pathex.errors import InvalidInput
 
-__all__ = ["load_checkpoint", "replacing", "restore_rng", "rng_state", "save_checkpoint"]
+__all__ = ["load_checkpoint", "replacing", "save_checkpoint"]
 
 
 @contextmanager
@@ -57,30 +57,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InvalidInput(f"checkpoint {path} cannot be read ({error}); delete it to train again") from error
-
-
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of the global random generators that layers such as dropout draw from.
-
-    Args:
-        device: The device of the training.
-
-    Returns:
-        The state of the CPU's generator and, on CUDA, of the device's.
-    """
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_rng(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Restore what ``rng_state`` returned.
-
-    Args:
-        state: Saved states; one of a device that is not used now is left aside.
-        device: The device of the training.
-    """
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

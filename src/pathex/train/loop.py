@@ -3,23 +3,75 @@
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from pathex.errors import PathexError
-from pathex.train.checkpoint import load_checkpoint, replacing, restore_rng, rng_state, save_checkpoint
-from pathex.train.feed import Feed
+from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
+from pathex.train.seeding import epoch_seed
 
-__all__ = ["Events", "TrainOptions", "TrainingDiverged", "evaluate", "fit", "milestone_epochs"]
+__all__ = ["Batches", "Companion", "Events", "TrainOptions", "TrainingDiverged", "evaluate", "fit", "milestone_epochs"]
 
 Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""
+
+
+class Batches(Protocol):
+    """What the loop trains and measures on; :class:`pathex.train.Feed` is one.
+
+    Attributes:
+        images: Number of images in one pass, over all processes.
+        batches: Number of batches in one pass.
+    """
+
+    images: int
+    batches: int
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One training pass, which depends on nothing but seed and epoch.
+
+        Args:
+            seed: Seed of the training.
+            epoch: Number of the epoch.
+
+        Yields:
+            Inputs and targets on the device of the training; this process's share of each batch.
+        """
+        ...
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in fixed order, not augmented.
+
+        Yields:
+            Inputs and targets on the device of the training; this process's share of each batch.
+        """
+        ...
+
+
+@runtime_checkable
+class Companion(Protocol):
+    """What changes beside the network while it trains, such as a dynamic mask; checkpoints hold its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Take up a saved state."""
+        ...
+
+
+Prepare = Callable[[nn.Module, Optimizer], object]
+"""Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 
@@ -30,28 +82,47 @@ class TrainingDiverged(PathexError, ArithmeticError):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the loop needs to know.
+    """How a network is trained.
 
     Attributes:
         epochs: Passes over the training images.
+        batch_size: Images in a step, over all processes.
         lr: Learning rate at the start.
+        head_lr: Learning rate of the head at the start; None is ``lr``.
         momentum: Momentum of SGD.
         nesterov: Whether the momentum is Nesterov's.
-        weight_decay: L2 penalty, on every parameter.
+        weight_decay: L2 penalty, on every parameter that is trained.
         milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
         gamma: Factor of the learning rate at each milestone.
-        augment: Name of the augmentation, as ``pathex.data.augment`` knows it.
+        loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+        augment: ``auto`` (the data set's own) or a name that ``pathex.data`` knows.
+        augment_options: Options of the augmentation.
+        accumulate: Parts in which the gradient of a step is computed, to save memory.
+        freeze_batchnorm: Whether BatchNorm uses its stored statistics and leaves them as they are; its scales and
+            shifts are trained all the same.
+        start: Epochs that count as done: learning rate, order and augmentation begin after them.
+        keep: Epochs after which the network is kept as ``epoch-N.ckpt`` beside ``last.ckpt``.
         seed: Seed of order, augmentation and dropout.
     """
 
     epochs: int
+    batch_size: int = 128
     lr: float = 0.1
+    head_lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
+    loss: str = "auto"
+    label_smoothing: float = 0.0
     augment: str = "none"
+    augment_options: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    freeze_batchnorm: bool = False
+    start: int = 0
+    keep: tuple[int, ...] = ()
     seed: int = 0
 
 
@@ -72,24 +143,25 @@ def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
     return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)
 
 
-def evaluate(model: nn.Module, feed: Feed, metric: Any) -> float:
+def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
     """A metric of the network in eval mode over one pass, without gradient.
 
     Args:
         model: Network on the device of the feed; its mode is restored.
         feed: Batches to measure on.
-        metric: A torchmetrics metric on the same device; it is reset first.
+        metric: A torchmetrics metric on the same device; it is reset first, and joins what the processes measured.
 
     Returns:
         The value of the metric.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     metric.reset()
     with torch.no_grad():
-        for images, labels in feed.in_order():
-            metric.update(model(images.contiguous(memory_format=torch.channels_last)), labels)
-    model.train(training)
+        for inputs, targets in feed.in_order():
+            metric.update(model(inputs.contiguous(memory_format=torch.channels_last)), targets)
+    for module, training in modes:
+        module.training = training
     return _value(metric)
 
 
@@ -100,46 +172,49 @@ def _value(metric: Any) -> float:
 
 def fit(
     model: nn.Module,
-    feed: Feed,
+    feed: Batches,
     options: TrainOptions,
     *,
     fabric: Any,
     loss: Callable[[Tensor, Tensor], Tensor],
     metric: Any,
     folder: Path,
-    validation: Feed | None = None,
+    validation: Batches | None = None,
     metric_name: str = "accuracy",
-    prepare: Callable[[nn.Module, Optimizer], object] | None = None,
+    groups: Sequence[dict[str, Any]] | None = None,
+    prepare: Prepare | None = None,
     on_event: Events | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train a network, from its last checkpoint where there is one.
 
     ``last.ckpt`` is written before the first epoch and after each; ``metrics.jsonl`` has a line for each epoch in it.
-    The global random state is as before when the training ends.
+    The global random state is as before when the training ends. Of several processes the first writes; each sees its
+    share of every batch, and all end with the same network.
 
     Args:
         model: The network; it is trained in place.
         feed: Training batches.
         options: Learning rate, epochs, seed.
-        fabric: The ``lightning_fabric.Fabric`` that decides device and precision.
-        loss: Mean loss of ``(outputs, labels)``.
-        metric: A torchmetrics metric of ``(outputs, labels)``.
+        fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
+        loss: Mean loss of ``(outputs, targets)`` over the images.
+        metric: A torchmetrics metric of ``(outputs, targets)``.
         folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
         validation: Batches to measure on after each epoch.
         metric_name: Name of the metric in the rows.
+        groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
         prepare: Called with the network and its optimizer on the device before the first step, to attach a mask.
+            Returns None, or an object whose ``state_dict`` belongs in the checkpoint.
         on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
 
     Returns:
-        The network as Fabric runs it (device and precision), and one row for each epoch: ``epoch``, ``train_loss``,
+        The network as Fabric runs it (devices and precision), and one row for each epoch: ``epoch``, ``train_loss``,
         ``train_<metric_name>``, ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
     """
     device = fabric.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(options.seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(options.seed)
-        loop = _Loop(model, options, fabric, folder, prepare)
+        if groups is None:
+            groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+        loop = _Loop(model, options, fabric, folder, groups, prepare)
         if loop.resume() and on_event is not None:
             on_event("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
         measure = _Measure(loss, metric.to(device), metric_name)
@@ -167,16 +242,17 @@ class _Loop:
         options: TrainOptions,
         fabric: Any,
         folder: Path,
-        prepare: Callable[[nn.Module, Optimizer], object] | None,
+        groups: Sequence[dict[str, Any]],
+        prepare: Prepare | None,
     ) -> None:
-        self.options, self.fabric = options, fabric
+        self.options, self.fabric, self._folder = options, fabric, folder
         self.checkpoint, self.metrics = folder / "last.ckpt", folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
         # Convolutions on the CPU are a third faster in this layout, and mixed precision needs it on the GPU.
         model.to(memory_format=torch.channels_last)
         self._optimizer = torch.optim.SGD(
-            model.parameters(),
+            list(groups),
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,
@@ -185,68 +261,133 @@ class _Loop:
         milestones = milestone_epochs(options.epochs, options.milestones)
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, options.gamma)
         self.model, self.optimizer = fabric.setup(model, self._optimizer)
-        if prepare is not None:
-            prepare(model, self._optimizer)
+        companion = None if prepare is None else prepare(model, self._optimizer)
+        self._companion = companion if isinstance(companion, Companion) else None
 
     @property
     def epoch(self) -> int:
-        return len(self.rows)
+        return self.options.start + len(self.rows)
 
     def resume(self) -> bool:
-        if not self.checkpoint.exists():
+        if not self.fabric.broadcast(self.checkpoint.exists()):
+            self._skip_to_start()
             self._save()
-            self.metrics.unlink(missing_ok=True)
+            if self.fabric.is_global_zero:
+                self.metrics.unlink(missing_ok=True)
             return False
         state = load_checkpoint(self.checkpoint)
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        restore_rng(state["rng"], self.fabric.device)
+        if self._companion is not None:
+            self._companion.load_state_dict(state["companion"])
         self.rows = state["rows"]
         # Rows are kept in the checkpoint, so that the file never disagrees with the weights, whenever a kill came.
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        if self.fabric.is_global_zero:
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         return True
 
-    def train_epoch(self, feed: Feed, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
+    def train_epoch(self, feed: Batches, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
         self._started = last = time.monotonic()
         number = self.epoch + 1
+        # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
+        torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
         measure.metric.reset()
-        self.model.train()
-        total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
-        for step, (images, labels) in enumerate(feed.shuffled(self.options.seed, number, self.options.augment), 1):
+        self._begin_training()
+        # Sums over this process's images: of the loss, and of ones.
+        totals = torch.zeros(2, device=self.fabric.device, dtype=torch.float64)
+        for step, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
             self.optimizer.zero_grad()
-            outputs = self.model(images.contiguous(memory_format=torch.channels_last))
-            loss = measure.loss(outputs, labels)
-            self.fabric.backward(loss)
+            totals += self._gradient(inputs, targets, measure)
             self.optimizer.step()
-            total += loss.detach() * len(labels)
-            measure.metric.update(outputs.detach(), labels)
             # Reading the loss makes a GPU wait, so it is done as seldom as progress is shown.
             if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_STEP_EVENTS:
                 last = now
-                self._check(float(total), number)
+                self._check(float(totals[0]), number)
                 if on_event is not None:
                     position = {"epoch": number, "epochs": self.options.epochs, "step": step, "steps": feed.batches}
                     on_event("step", position)
-        self._check(float(total), number)
+        total, images = self._summed(totals).tolist()
+        self._check(total, number)
         return {
             "epoch": number,
-            "train_loss": float(total) / feed.images,
+            "train_loss": total / images,
             f"train_{measure.name}": _value(measure.metric),
             "lr": self._scheduler.get_last_lr()[0],
         }
+
+    def _gradient(self, inputs: Tensor, targets: Tensor, measure: _Measure) -> Tensor:
+        """Add the gradient of the mean loss over a batch, in parts.
+
+        Args:
+            inputs: This process's share of the batch.
+            targets: Its targets.
+            measure: Loss and metric.
+
+        Returns:
+            Sum of the loss over these images and their number, float64 (2,).
+        """
+        count = len(inputs)
+        total = torch.zeros((), device=inputs.device, dtype=torch.float64)
+        weight = self._weight(count)
+        parts = list(zip(inputs.chunk(self.options.accumulate), targets.chunk(self.options.accumulate), strict=True))
+        for number, (part, wanted) in enumerate(parts, 1):
+            with self._unsynchronised(number < len(parts)):
+                outputs = self.model(part.contiguous(memory_format=torch.channels_last))
+                loss = measure.loss(outputs, wanted)
+                self.fabric.backward(loss * (weight * (len(part) / count)))
+            total += loss.detach() * len(part)
+            measure.metric.update(outputs.detach(), wanted)
+        return torch.stack([total, total.new_tensor(count)])
+
+    def _weight(self, count: int) -> Tensor | float:
+        """What makes the mean over processes, which is what they share, the mean over all images of the batch."""
+        if self.fabric.world_size == 1:
+            return 1.0
+        own = torch.tensor(float(count), device=self.fabric.device, dtype=torch.float64)
+        return own / self.fabric.all_reduce(own.clone(), reduce_op="mean")
+
+    def _summed(self, values: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return values
+        reduced: Tensor = self.fabric.all_reduce(values, reduce_op="sum")
+        return reduced
+
+    def _unsynchronised(self, wanted: bool) -> AbstractContextManager[None]:
+        if self.fabric.world_size == 1:
+            return nullcontext()
+        context: AbstractContextManager[None] = self.fabric.no_backward_sync(self.model, enabled=wanted)
+        return context
+
+    def _begin_training(self) -> None:
+        self.model.train()
+        if self.options.freeze_batchnorm:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def finish_epoch(self, row: dict[str, Any], on_event: Events | None) -> None:
         self._scheduler.step()
         row["seconds"] = round(time.monotonic() - self._started, 3)
         self.rows.append(row)
+        if row["epoch"] in self.options.keep and self.fabric.is_global_zero:
+            save_checkpoint(self._folder / f"epoch-{row['epoch']}.ckpt", {"model": self.model.state_dict()})
         self._save()
-        with self.metrics.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+        if self.fabric.is_global_zero:
+            with self.metrics.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+        if self.fabric.loggers:
+            self.fabric.log_dict({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
         if on_event is not None:
             on_event("epoch", {"epochs": self.options.epochs, **row})
+
+    def _skip_to_start(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each of the schedule
+            for _ in range(self.options.start):
+                self._scheduler.step()
 
     def _check(self, total: float, number: int) -> None:
         if not math.isfinite(total):
@@ -256,13 +397,15 @@ class _Loop:
             )
 
     def _save(self) -> None:
-        state = {
-            "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "rng": rng_state(self.fabric.device),
-            "rows": self.rows,
-        }
-        save_checkpoint(self.checkpoint, state)
+        if self.fabric.is_global_zero:
+            state = {
+                "epoch": self.epoch,
+                "model": self.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scheduler": self._scheduler.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "companion": {} if self._companion is None else self._companion.state_dict(),
+                "rows": self.rows,
+            }
+            save_checkpoint(self.checkpoint, state)
+        self.fabric.barrier()

@@ -1,0 +1,165 @@
+"""``pathex sweep``: many runs from one file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pathex.cli._arguments import parse
+from pathex.errors import InvalidInput
+from pathex.sweep.config import SweepConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pathex.sweep import Plan, SweepResult
+
+__all__ = ["SweepDisplay", "execute"]
+
+_DESCRIPTION = """Carries out all runs of a sweep file, several at a time, and writes one table of their results. Runs
+that are done are skipped, runs that were stopped go on, runs that failed are tried again and listed at the end."""
+_FAILED = 1
+_MOST_RUNNING = 32
+
+
+def execute(words: Sequence[str]) -> None:
+    """Carries out the command.
+
+    Args:
+        words: What follows ``pathex sweep``.
+
+    Raises:
+        SystemExit: With 1 if a run failed.
+    """
+    config = _parsed(words)
+    from pathex.sweep import plan, sweep
+    from pathex.sweep.executors import create
+
+    planned = plan(config)
+    with SweepDisplay(planned) as display:
+        result = sweep(
+            planned.runs,
+            Path(config.out),
+            lambda: create(config, planned.runs.values()),
+            retries=config.retries,
+            on_event=display,
+        )
+    _summarise(result)
+    print(result.table)
+    if result.failed:
+        raise SystemExit(_FAILED)
+
+
+def _parsed(words: Sequence[str]) -> SweepConfig:
+    try:
+        return parse("sweep", SweepConfig, words, _DESCRIPTION)
+    except InvalidInput as error:
+        if str(error).startswith("--base must be"):
+            found = str(error).rpartition("got ")[2]
+            raise InvalidInput(f"base: {found} is no file; allowed: a file of settings of pathex run") from None
+        raise
+
+
+def _summarise(result: "SweepResult") -> None:
+    say = _Screen()
+    before = f" ({result.before} of them before)" if result.before else ""
+    say(f"{result.done} done{before}, {len(result.failed)} failed")
+    for name, error in result.failed.items():
+        say(f"failed: {name}: {error}")
+    if not result.parquet:
+        say("pyarrow is not installed, so there is a CSV file only, and no parquet file")
+
+
+class _Screen:
+    """Lines on standard error, never cut."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+
+    def __call__(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+
+class SweepDisplay:
+    """Shows where a sweep stands: a live table on a terminal; a line for each run that ended, everywhere.
+
+    A context manager; its instance is the ``on_event`` of :func:`pathex.sweep.sweep`.
+
+    Args:
+        planned: The runs.
+    """
+
+    def __init__(self, planned: "Plan") -> None:
+        from rich.live import Live
+
+        from pathex.sweep import Progress
+
+        self._say = _Screen()
+        self._planned = planned
+        self._progress = Progress(planned.runs)
+        terminal = self._say.console.is_terminal
+        self._live = (
+            Live(get_renderable=self._table, console=self._say.console, refresh_per_second=4, transient=True)
+            if terminal
+            else None
+        )
+
+    def __enter__(self) -> "SweepDisplay":
+        runs, duplicates = len(self._planned.runs), self._planned.duplicates
+        same = f"; {duplicates} more would be the same as one of these" if duplicates else ""
+        self._say(f"{runs} run{'' if runs == 1 else 's'}{same}")
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, name: str, kind: str, payload: dict[str, Any]) -> None:
+        """Shows one message; kinds it does not know are passed over.
+
+        Args:
+            name: Name of the run.
+            kind: Kind of the message.
+            payload: What belongs to it.
+        """
+        self._progress(name, kind, payload)
+        if kind == "ended" and not payload["before"]:
+            counts = self._progress.counts
+            over = counts["done"] + counts["failed"]
+            outcome = "done" if payload["status"] == "done" else f"failed: {payload['error']}"
+            self._say(f"{over}/{len(self._planned.runs)} {name}: {outcome}")
+        elif kind == "again":
+            self._say(f"{name}: {payload['error']}; it goes on from its last epoch")
+        elif kind == "busy":
+            self._say(f"{name}: in use by another process; waiting for it")
+        elif kind == "warning":
+            self._say(f"{name}: warning: {payload['message']}")
+
+    def _table(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.text import Text
+
+        from pathex.cli._console import table
+
+        shown = table("run", "stage", "loss", right=1)
+        running = list(self._progress.running.items())
+        for name, stage in running[:_MOST_RUNNING]:
+            shown.add_row(name, stage.text, "" if stage.loss is None else f"{stage.loss:.3f}")
+        if len(running) > _MOST_RUNNING:
+            shown.add_row(f"and {len(running) - _MOST_RUNNING} more", "", "")
+        line = ", ".join(f"{count} {status}" for status, count in self._progress.counts.items())
+        left = self._progress.seconds_left()
+        return Group(shown, Text(line if left is None else f"{line}; about {_duration(left)} left", style="bold"))
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "a minute"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

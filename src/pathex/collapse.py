@@ -1,0 +1,106 @@
+"""What a mask leaves dead: layers, channels and kept weights on no path from input to output."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation
+from pathex.masks import Mask
+from pathex.paths import Connectivity, connectivity, untouched
+
+__all__ = ["PruneReport", "examine", "listed", "warn_of_collapse"]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What died.
+
+    Attributes:
+        dead_layers: Weights of which nothing lies on a path from input to output any more, by name.
+        dead_channels: Name to the number of output channels of which no weight lies on a path.
+        disconnected: Kept weights on no path; None where the network has operations that paths cannot be read
+            through, and then dead layers are those without kept weights.
+        unused: Weights that lay on no path before pruning.
+    """
+
+    dead_layers: list[str]
+    dead_channels: dict[str, int]
+    disconnected: int | None
+    unused: list[str]
+
+    def asdict(self) -> dict[str, Any]:
+        """The report as plain data.
+
+        Returns:
+            A dictionary that JSON can hold.
+        """
+        return asdict(self)
+
+
+def examine(
+    model: nn.Module, mask: Mask, images: Tensor, *, start: Mask | None = None, output: str | int | None = None
+) -> PruneReport:
+    """What a mask leaves dead in a network.
+
+    Where paths cannot be read through an operation, a `pathex.errors.PathexWarning` says so.
+
+    Args:
+        model: The network; left as it is.
+        mask: The mask.
+        images: Images ``(N, ...)`` on the model's device; the first is used, for its shape.
+        start: The mask before pruning; what was dead then is not counted again. None keeps all that ``mask`` names.
+        output: Which of several outputs counts.
+
+    Returns:
+        The report.
+    """
+    before = _connected(model, start or Mask({n: entry | True for n, entry in mask.items()}), images, output)
+    after = None if before is None else _connected(model, mask, images, output)
+    if before is None or after is None:
+        return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
+    dead = [name for name in after.dead_layers if name not in before.dead_layers]
+    return PruneReport(dead, after.dead_channels, after.disconnected, before.dead_layers)
+
+
+def _connected(model: nn.Module, mask: Mask, images: Tensor, output: str | int | None) -> Connectivity | None:
+    with untouched(model):
+        try:
+            return connectivity(model, mask, images[:1], output=output)
+        except UnsupportedOperation as error:
+            warnings.warn(
+                f"dead channels and disconnected weights are not counted: {error}", PathexWarning, stacklevel=3
+            )
+            return None
+
+
+def warn_of_collapse(report: PruneReport, strict: bool) -> None:
+    """Say that layers died.
+
+    Args:
+        report: What died.
+        strict: Whether that is an error.
+
+    Raises:
+        LayerCollapse: With ``strict``, if a layer did.
+    """
+    if report.dead_layers:
+        message = f"{len(report.dead_layers)} layers lost every weight on every path: {listed(report.dead_layers)}"
+        if strict:
+            raise LayerCollapse(message)
+        warnings.warn(LayerCollapse(message), stacklevel=3)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names and how many more there are, for a message.
+
+    Args:
+        names: The names.
+
+    Returns:
+        One line.
+    """
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

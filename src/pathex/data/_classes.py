@@ -1,0 +1,130 @@
+"""Which classes: a data set restricted to some of them, and seeded splits into tasks."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pathex.errors import InvalidInput
+
+__all__ = ["choose_classes", "task_splits"]
+
+_SHOWN = 5
+
+
+def task_splits(num_classes: int, tasks: int, seed: int = 0) -> list[list[int]]:
+    """Split classes into tasks at random.
+
+    The draw has a generator of its own: it neither reads nor moves the global one.
+
+    Args:
+        num_classes: Number of classes.
+        tasks: Number of tasks.
+        seed: Seed of the draw.
+
+    Returns:
+        For each task ``num_classes // tasks`` classes in rising order; no class is in two tasks, and what is left over
+        is in none.
+
+    Raises:
+        InvalidInput: If there are fewer classes than tasks, or an argument is no integer in range.
+
+    Example:
+        >>> task_splits(7, 3, seed=0)
+        [[0, 4], [3, 5], [2, 6]]
+    """
+    _check("num_classes", num_classes, 1, None)
+    _check("tasks", tasks, 1, num_classes)
+    _check("task_seed", seed, 0, 2**63 - 1)
+    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    size = num_classes // tasks
+    return [sorted(order[task * size : (task + 1) * size]) for task in range(tasks)]
+
+
+def choose_classes(
+    names: Sequence[str],
+    *,
+    classes: Any = None,
+    tasks: int | None = None,
+    task: int | None = None,
+    task_seed: int | None = None,
+) -> list[int]:
+    """The classes that a data set is restricted to.
+
+    Args:
+        names: Names of all its classes.
+        classes: A list of class numbers or names; a list of such lists, of which ``task`` picks one; or a file with
+            one of them (YAML, JSON, or text with one class in each line). None is all classes.
+        tasks: Number of seeded tasks into which ``classes`` are split, see :func:`task_splits`.
+        task: Number of the task, from 0 on.
+        task_seed: Seed of the split; None is 0.
+
+    Returns:
+        Numbers of the classes, in the order of their new labels.
+
+    Raises:
+        InvalidInput: If an option cannot be used.
+    """
+    entries: list[Any] = list(range(len(names))) if classes is None else _entries(classes)
+    if not entries:
+        raise InvalidInput("option 'classes' must name at least one class, got none")
+    if all(isinstance(entry, list | tuple) for entry in entries):
+        if tasks is not None or task_seed is not None:
+            raise InvalidInput("options 'tasks' and 'task_seed' do not go with 'classes' that are split into tasks")
+        _check("task", task, 0, len(entries) - 1)
+        entries, task = list(entries[task or 0]), None
+    chosen = [_number(entry, names) for entry in entries]
+    twice = [number for place, number in enumerate(chosen) if number in chosen[:place]]
+    if twice:
+        raise InvalidInput(f"option 'classes' names class {names[twice[0]]!r} twice")
+    if tasks is None:
+        if task is not None or task_seed is not None:
+            raise InvalidInput("options 'task' and 'task_seed' need option 'tasks', or 'classes' with a list for each")
+        return chosen
+    groups = task_splits(len(chosen), tasks, 0 if task_seed is None else task_seed)
+    _check("task", task, 0, tasks - 1)
+    return [chosen[place] for place in groups[task or 0]]
+
+
+def _entries(classes: Any) -> list[Any]:
+    if isinstance(classes, str | Path):
+        classes = _read(Path(classes).expanduser())
+    if not isinstance(classes, list | tuple):
+        kind = type(classes).__name__
+        raise InvalidInput(f"option 'classes' must be a list of class numbers or names, or a file of one, got {kind}")
+    entries: list[Any] = list(classes)
+    return entries
+
+
+def _read(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"option 'classes': {str(file)!r} cannot be read ({type(error).__name__})") from error
+    if file.suffix not in {".yaml", ".yml", ".json"}:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(f"option 'classes': {str(file)!r} cannot be read ({reason})") from error
+
+
+def _number(entry: Any, names: Sequence[str]) -> int:
+    if isinstance(entry, str) and entry in names:
+        return names.index(entry)
+    if isinstance(entry, str) and entry.isdecimal():
+        entry = int(entry)
+    if isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry < len(names):
+        return entry
+    shown = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
+    raise InvalidInput(f"option 'classes': no class {entry!r}. Known: 0..{len(names) - 1} or {shown}")
+
+
+def _check(option: str, value: Any, least: int, most: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        allowed = f"from {least} on" if most is None else f"in {least}..{most}"
+        raise InvalidInput(f"option {option!r} must be an integer {allowed}, got {value!r}")

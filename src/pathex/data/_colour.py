@@ -1,0 +1,99 @@
+"""Random changes of colour, with factors of its own for each image of a batch."""
+
+import torch
+from torch import Tensor
+
+from pathex.errors import InvalidInput
+
+__all__ = ["grey", "jittered"]
+
+_LUMA = (0.2989, 0.587, 0.114)
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+
+
+def grey(images: Tensor, chosen: Tensor) -> Tensor:
+    """Take the colours from some of the images.
+
+    Args:
+        images: uint8 or float (B, C, H, W), C = 3; greyscale images (C = 1) stay as they are.
+        chosen: Which, bool (B,), on the CPU.
+
+    Returns:
+        Images of the same shape and type.
+    """
+    if not _coloured(images) or not chosen.any():
+        return images
+    rows = chosen.nonzero().flatten().to(images.device)
+    out = images.clone()
+    out[rows] = _like(_luma(images[rows].float()), images).expand(-1, 3, -1, -1)
+    return out
+
+
+def jittered(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue, with the formulas of torchvision's ``ColorJitter``.
+
+    Args:
+        images: uint8 or float (B, C, H, W) in [0, 255], C = 1 or 3.
+        factors: Of brightness, contrast and saturation (1: no change), and the shift of the hue (0: none), (B, 4).
+        order: The order of the four for each image, int64 (B, 4), on the CPU.
+
+    Returns:
+        Images of the same shape and type; uint8 is rounded once, at the end.
+    """
+    colour = _coloured(images)
+    values = images.float() / 255
+    for step in range(4):
+        for number, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+            rows = (order[:, step] == number).nonzero().flatten()
+            chosen = factors[rows, number]
+            # Saturation and hue need colours, and most batches of a setting leave some of the four alone.
+            if (number > 1 and not colour) or bool((chosen == _NEUTRAL[number]).all()):
+                continue
+            factor = chosen.to(values).view(-1, 1, 1, 1)
+            rows = rows.to(values.device)
+            values[rows] = change(values[rows], factor)
+    return _like(values * 255, images)
+
+
+def _coloured(images: Tensor) -> bool:
+    if images.shape[1] not in {1, 3}:
+        raise InvalidInput(f"grayscale, jitter and hue need images of 1 or 3 channels, got {images.shape[1]}")
+    return images.shape[1] == 3
+
+
+def _like(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images.dtype) if images.is_floating_point() else values.round().clamp(0, 255).to(images.dtype)
+
+
+def _luma(values: Tensor) -> Tensor:
+    weights = torch.tensor(_LUMA, device=values.device).view(3, 1, 1)
+    return (values * weights).sum(1, keepdim=True) if values.shape[1] == 3 else values
+
+
+def _blend(values: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (factor * values + (1 - factor) * other).clamp(0, 1)
+
+
+def _brightness(values: Tensor, factor: Tensor) -> Tensor:
+    return (factor * values).clamp(0, 1)
+
+
+def _contrast(values: Tensor, factor: Tensor) -> Tensor:
+    return _blend(values, _luma(values).mean((1, 2, 3), keepdim=True), factor)
+
+
+def _saturation(values: Tensor, factor: Tensor) -> Tensor:
+    return _blend(values, _luma(values), factor)
+
+
+def _hue(values: Tensor, shift: Tensor) -> Tensor:
+    """Shift the hue in HSV space, where 6 is the whole circle."""
+    most, least = values.amax(1, keepdim=True), values.amin(1, keepdim=True)
+    span = most - least
+    red, green, blue = values.split(1, 1)
+    hue = torch.where(
+        most == red, (green - blue), torch.where(most == green, 2 * span + blue - red, 4 * span + red - green)
+    ) / span.clamp(min=torch.finfo(values.dtype).tiny)
+    # The channels back from hue, value and span: each falls from the value where the hue is far from it.
+    far = (torch.tensor([5.0, 3.0, 1.0], device=values.device).view(3, 1, 1) + hue + 6 * shift).remainder(6)
+    return most - span * far.minimum(4 - far).clamp(0, 1)

@@ -1,0 +1,254 @@
+"""Images that are decoded when they are asked for."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pathex.data._images import ArraySplit
+from pathex.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["IMAGENET_SIZE", "Cut", "DecodedSplit", "check_integers", "common_size", "faults", "reading_threads"]
+
+IMAGENET_SIZE = 224
+"""Side of images whose own size says nothing."""
+
+Cut = Callable[[int, int], tuple[int, int, int, int]]
+"""From height and width of an image to top, left, height and width of the part to keep."""
+
+_CHUNK = 256
+_Self = TypeVar("_Self", bound="DecodedSplit")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedSplit(ABC):
+    """Labelled images that are decoded when they are asked for, each as an RGB square.
+
+    Attributes:
+        labels: Class of each image, int64 (N,).
+        image_size: Side of the decoded images, in pixels.
+        resize: Short side to which an image is brought before a square is cut from its centre, in pixels.
+    """
+
+    labels: Tensor
+    image_size: int
+    resize: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def open(self, number: int) -> "Image.Image":
+        """Open an image; pixels are read when they are first used.
+
+        Args:
+            number: Number of the image.
+        """
+
+    @abstractmethod
+    def describe(self, number: int) -> str:
+        """Where an image comes from, for messages.
+
+        Args:
+            number: Number of the image.
+        """
+
+    @abstractmethod
+    def fault(self, number: int) -> str | None:
+        """What can be found wrong with an image without decoding it.
+
+        Args:
+            number: Number of the image.
+
+        Returns:
+            One line, or None.
+        """
+
+    @abstractmethod
+    def subset(self: _Self, rows: Tensor, labels: Tensor) -> _Self:
+        """Some of the images, under other labels.
+
+        Args:
+            rows: Numbers of the images, int64 (M,).
+            labels: Their classes, int64 (M,).
+        """
+
+    def with_sides(self: _Self, image_size: int, resize: int) -> _Self:
+        """The same images at another size.
+
+        Args:
+            image_size: Side of the decoded images, in pixels.
+            resize: Short side before the square is cut out, in pixels.
+
+        Returns:
+            A split of its own.
+        """
+        return replace(self, image_size=image_size, resize=resize)
+
+    def image(self, number: int, cut: Cut | None = None) -> Tensor:
+        """Decode one image.
+
+        Args:
+            number: Number of the image.
+            cut: The part of the whole image to resize; None is the usual square from the centre.
+
+        Returns:
+            uint8 (3, image_size, image_size).
+
+        Raises:
+            InvalidInput: If the image cannot be read.
+        """
+        from torchvision.transforms.v2 import functional as transforms
+
+        rgb = self._read(number, lambda image: image.convert("RGB"))
+        side = [self.image_size, self.image_size]
+        if cut is None:
+            square = transforms.center_crop(transforms.resize(rgb, [self.resize], antialias=True), side)
+        else:
+            square = transforms.resized_crop(rgb, *cut(rgb.height, rgb.width), side, antialias=True)
+        pixels: Tensor = transforms.pil_to_tensor(square)
+        return pixels
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Decode images: RGB, the short side resized to ``resize``, then a square cut from the centre.
+
+        Args:
+            indices: Numbers of the images, int64 (B,).
+
+        Returns:
+            Images, uint8 (B, 3, image_size, image_size).
+        """
+        out = torch.empty(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
+
+        def fill(place: int, number: int) -> None:
+            out[place] = self.image(number)
+
+        with ThreadPoolExecutor(reading_threads()) as pool:
+            list(pool.map(fill, range(len(indices)), indices.tolist()))
+        return out
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height of the undecoded image.
+
+        Args:
+            number: Number of the image.
+
+        Returns:
+            Both, in pixels.
+        """
+        size: tuple[int, int] = self._read(number, lambda image: image.size)
+        return size
+
+    def decoded(self) -> tuple[ArraySplit, list[str]]:
+        """Decode everything once.
+
+        Returns:
+            The same images in memory, and a line for each that cannot be read.
+        """
+        out = torch.empty(len(self), 3, self.image_size, self.image_size, dtype=torch.uint8)
+
+        def fill(number: int) -> str | None:
+            try:
+                out[number] = self.image(number)
+            except InvalidInput as error:
+                return str(error)
+            return None
+
+        return ArraySplit(out, self.labels), list(_lines(fill, len(self)))
+
+    def _read(self, number: int, read: Callable[["Image.Image"], Any]) -> Any:
+        from PIL import Image
+
+        try:
+            with self.open(number) as image:
+                return read(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InvalidInput(f"image {self.describe(number)} cannot be read ({reason})") from error
+
+
+def faults(split: DecodedSplit, *, verify: bool) -> list[str]:
+    """Look for images that will not do, before training begins.
+
+    Args:
+        split: The images.
+        verify: Whether to decode them all; otherwise only what :meth:`DecodedSplit.fault` sees.
+
+    Returns:
+        A line for each, in order.
+    """
+
+    def fault(number: int) -> str | None:
+        if not verify:
+            return split.fault(number)
+        try:
+            split.image(number)
+        except InvalidInput as error:
+            return str(error)
+        return None
+
+    return list(_lines(fault, len(split)))
+
+
+def _lines(look: Callable[[int], str | None], count: int) -> Iterator[str]:
+    def chunk(start: int) -> list[str]:
+        return [line for number in range(start, min(start + _CHUNK, count)) if (line := look(number)) is not None]
+
+    with ThreadPoolExecutor(reading_threads()) as pool:
+        for lines in pool.map(chunk, range(0, count, _CHUNK)):
+            yield from lines
+
+
+def common_size(split: DecodedSplit) -> int:
+    """The side of the images if they are square and all of one size, else 224.
+
+    Args:
+        split: The images; those that cannot be read play no part.
+
+    Returns:
+        The side, in pixels.
+    """
+    common: int | None = None
+    for number in range(len(split)):
+        try:
+            width, height = split.size(number)
+        except InvalidInput:
+            continue
+        if width != height or common not in {None, width}:
+            return IMAGENET_SIZE
+        common = width
+    return common or IMAGENET_SIZE
+
+
+def reading_threads() -> int:
+    """Threads that decode images in this process: the cores it may use, shared with its siblings on the machine.
+
+    Returns:
+        At least 2, as one often waits for the disk.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    siblings = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(2, cores // (int(siblings) if siblings.isdigit() and int(siblings) else 1))
+
+
+def check_integers(name: str, **options: tuple[object, int]) -> None:
+    """Check options that are whole numbers or None.
+
+    Args:
+        name: Name of the data set, for messages.
+        **options: Value and least value of each option.
+
+    Raises:
+        InvalidInput: If one is something else.
+    """
+    for option, (value, least) in options.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise InvalidInput(f"option {option!r} of data {name!r} must be an integer from {least} on, got {value!r}")

@@ -1,0 +1,117 @@
+"""Pascal VOC 2012, semantic segmentation."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pathex.data._pairs import PairFiles, SegmentationData, check_pairs
+from pathex.errors import InvalidInput, PathexWarning
+
+__all__ = ["load_voc"]
+
+_NAME = "voc2012"
+_FOLDER = Path("VOCdevkit") / "VOC2012"
+_LISTS = Path("ImageSets") / "Segmentation"
+_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+# Statistics of ImageNet, which the backbones of the published experiments were trained with.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PUBLISHED = {"train": 1464, "val": 1449}
+
+
+def load_voc(
+    *,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    verify: bool = True,
+) -> SegmentationData:
+    """Load the segmentation part of Pascal VOC 2012 through torchvision, which downloads it once (2 GB).
+
+    The training images are those of the list ``train``, the test images those of ``val``: the labels of VOC's own test
+    images are not public.
+
+    Args:
+        root: Folder with ``VOCdevkit/VOC2012``, or for the download; None is the environment variable ``PATHEX_ROOT``,
+            else ``~/.cache/pathex``. The lists in ``ImageSets/Segmentation`` may name fewer images than published.
+        image_size: Short side to which images and label maps are brought, in pixels; None is their own size.
+        mean: Mean of each channel that images are normalised with, in [0, 1]; None is ImageNet's.
+        std: Standard deviation of each channel, likewise.
+        verify: Whether every file is decoded once here (20 s of one core for all of VOC); without it only their
+            headers are looked at.
+
+    Returns:
+        The data set: 21 classes, the first of which is the background.
+
+    Raises:
+        InvalidInput: If an option cannot be used, or files are not to be had, missing or damaged.
+    """
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+        raise InvalidInput(f"option 'image_size' of data {_NAME!r} must be a positive integer, got {image_size!r}")
+    colours = _three("mean", mean, _MEAN), _three("std", std, _STD)
+    home = Path(root or os.environ.get("PATHEX_ROOT") or Path.home() / ".cache" / "pathex").expanduser()
+    if not (home / _FOLDER).is_dir():
+        _download(home)
+    splits = {part: _split(home, part, image_size) for part in _PUBLISHED}
+    shared = sorted(set(splits["train"].image_files) & set(splits["val"].image_files))
+    if shared:
+        raise InvalidInput(f"data {_NAME!r}: {Path(shared[0]).stem!r} is in both lists, train.txt and val.txt")
+    for split in splits.values():
+        check_pairs(split, _NAME, decode=verify)
+    found = {part: len(split) for part, split in splits.items()}
+    if found != _PUBLISHED:
+        warnings.warn(
+            f"data {_NAME!r}: {found['train']} + {found['val']} images, published {_PUBLISHED['train']} +"
+            f" {_PUBLISHED['val']}",
+            PathexWarning,
+            stacklevel=2,
+        )
+    return SegmentationData(_NAME, splits["train"], splits["val"], _CLASSES, *colours)
+
+
+def _download(home: Path) -> None:
+    from torchvision.datasets import VOCSegmentation
+
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        VOCSegmentation(home, year="2012", image_set="train", download=True)
+    except (OSError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InvalidInput(
+            f"data {_NAME!r}: no folder {str(_FOLDER)!r} in {str(home)!r}, and it cannot be downloaded ({reason}); put"
+            " VOCtrainval_11-May-2012.tar or what it holds there, or name another folder with root="
+        ) from error
+
+
+def _split(home: Path, part: str, image_size: int | None) -> PairFiles:
+    from torchvision.datasets import VOCSegmentation
+
+    path = home / _FOLDER / _LISTS / f"{part}.txt"
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"data {_NAME!r}: the list {str(path)!r} cannot be read ({type(error).__name__})") from error
+    if not lines or not all(lines) or len(set(lines)) < len(lines):
+        raise InvalidInput(
+            f"data {_NAME!r}: the list {str(path)!r} is empty, or has a line that is empty or twice there"
+        )
+    files = VOCSegmentation(home, year="2012", image_set=part)
+    return PairFiles(tuple(files.images), tuple(files.masks), len(_CLASSES), image_size)
+
+
+def _three(option: str, given: Sequence[float] | None, default: Sequence[float]) -> Tensor:
+    try:
+        values = torch.tensor(default if given is None else given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.zeros(0)
+    fits = values.shape == (3,) and bool(((values >= 0) & (values <= 1)).all())
+    if not fits or (option == "std" and not values.all()):
+        raise InvalidInput(f"option {option!r} of data {_NAME!r} must be three numbers in [0, 1], got {given!r}")
+    return values

@@ -1,0 +1,98 @@
+"""Small dense networks: the width at which a network is no larger than a ticket."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pathex.counts import count
+from pathex.errors import InvalidInput, UnknownName
+from pathex.models._catalogue import _OWN, create
+
+__all__ = ["matching_width"]
+
+# Steps of a width that is a factor: one channel where VGG has its most, 512.
+_STEPS = 512
+
+
+def matching_width(
+    name: str,
+    *,
+    parameters: int | None = None,
+    multiply_adds: int | None = None,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+    **options: Any,
+) -> int | float:
+    """The largest width at which a dense network costs no more than a given number.
+
+    Args:
+        name: One of the project's own networks.
+        parameters: Parameters that the network may have, those of BatchNorm and biases included.
+        multiply_adds: Multiply-adds that it may need for one image, as ``pathex.counts.count`` counts them. One of the
+            two is given.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images, or one number for both.
+        **options: Other options of the network.
+
+    Returns:
+        The option ``width`` of the network: channels, or a factor in steps of 1/512.
+
+    Raises:
+        UnknownName: If the network is not one of the project's own.
+        InvalidInput: If not exactly one number is given, or the narrowest network costs more.
+
+    Example:
+        >>> matching_width("resnet20", parameters=5000)
+        2
+    """
+    unit = _unit(name)
+    what, most = _target(parameters, multiply_adds)
+    shape = (in_channels, *((image_size, image_size) if isinstance(image_size, int) else image_size))
+
+    def cost(steps: int) -> int:
+        with torch.device("meta"):  # nothing is drawn or held
+            model = create(name, num_classes, in_channels, **{**options, "width": steps * unit})
+        if what == "parameters":
+            return sum(parameter.numel() for parameter in model.parameters())
+        return count(model, shape).multiply_adds()
+
+    least = cost(1)
+    if least > most:
+        counted = what.replace("_", "-")
+        raise InvalidInput(
+            f"no dense {name!r} has at most {most:,} {counted}; the narrowest, of width {unit}, has {least:,}"
+        )
+    return _last(cost, most) * unit
+
+
+def _unit(name: str) -> int | float:
+    if name not in _OWN:
+        raise UnknownName("model with a width", name, _OWN)
+    width = inspect.signature(_OWN[name][0]).parameters["width"].default
+    return 1 if isinstance(width, int) else 1 / _STEPS
+
+
+def _target(parameters: int | None, multiply_adds: int | None) -> tuple[str, int]:
+    given = {"parameters": parameters, "multiply_adds": multiply_adds}
+    (what, most), *others = [(key, value) for key, value in given.items() if value is not None] or [("", 0)]
+    if not what or others:
+        raise InvalidInput(f"parameters is {parameters!r}, multiply_adds is {multiply_adds!r}; allowed: one of the two")
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise InvalidInput(f"{what} is {most!r}; allowed: a whole number of at least 1")
+    return what, most
+
+
+def _last(cost: Callable[[int], int], most: int) -> int:
+    """The last whole number from 1 at which a growing cost is within the limit, which it is at 1."""
+    high = 2
+    while cost(high) <= most:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= most else (low, middle)
+    return low

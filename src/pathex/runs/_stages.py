@@ -1,0 +1,193 @@
+"""Where a run's ticket comes from, each taken up where the last process left it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from pathex.data import PruningSet
+from pathex.errors import InvalidInput
+from pathex.masks import Mask
+from pathex.prunable import prunable_weights
+from pathex.pruning import PruneReport
+from pathex.runs.config import RunConfig
+from pathex.runs.folder import Journal, read_json, write_json, write_lines
+from pathex.runs.tickets import find_ticket, pruning_seed
+from pathex.tasks import Task
+from pathex.train.seeding import epoch_seed
+
+__all__ = ["DENSE", "SANITY", "TRAINED", "Stage", "Ticket", "alter_weights", "find"]
+
+DENSE = ("dense", "small-dense")
+"""Methods that keep every weight."""
+
+TRAINED = ("imp", "magnitude-after-training")
+"""Methods that find their mask by training."""
+
+SANITY = ("none", "shuffle", "reinit", "flip-signs")
+"""What may be done to a ticket before it is trained."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the stages of one run share.
+
+    Attributes:
+        config: Settings of the run.
+        folder: Its folder.
+        task: Network and images; the network is on the device of ``fabric``.
+        images: The pruning set; None for methods without one.
+        fabric: The ``lightning_fabric.Fabric``.
+        journal: Log and receiver of events.
+    """
+
+    config: RunConfig
+    folder: Path
+    task: Task
+    images: PruningSet | None
+    fabric: Any
+    journal: Journal
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A mask and what is known of it.
+
+    Attributes:
+        mask: None keeps everything.
+        kept: Prunable weights kept.
+        total: Prunable weights.
+        rounds: Rounds, or levels, that it took.
+        seconds: Time that it took.
+        report: What died, as plain data.
+    """
+
+    mask: Mask | None
+    kept: int
+    total: int
+    rounds: int
+    seconds: float
+    report: Mapping[str, Any]
+
+
+def find(stage: Stage) -> Ticket:
+    """The ticket of a run: from its folder if it is there, otherwise found and written there.
+
+    Args:
+        stage: The run.
+
+    Returns:
+        The ticket, the same in every process.
+
+    Raises:
+        InvalidInput: If the data changed since the run was begun.
+    """
+    if stage.config.method in DENSE:
+        return _dense(stage)
+    path = stage.folder / "mask.safetensors"
+    begun = _check_images(stage)
+    if stage.fabric.broadcast(path.exists()):
+        stage.journal("resumed", {"stage": "pruned"})
+    else:
+        if begun:
+            stage.journal.note("pruning was stopped before its end and starts again")
+        _find_and_write(stage)
+    stage.fabric.barrier()
+    known, mask = read_json(stage.folder / "pruning.json"), Mask.load(path, stage.task.model)
+    return Ticket(mask, mask.kept, mask.total, known["rounds"], known["seconds"], known["report"])
+
+
+def _check_images(stage: Stage) -> bool:
+    """Write which images scores see, or compare with what a stopped process wrote; tells whether there was one."""
+    if stage.images is None:
+        return False
+    path, config = stage.folder / "pruning_set.json", stage.config
+    there: dict[str, Any] | None = stage.fabric.broadcast(read_json(path) if path.exists() else None)
+    if there is not None and there["hash"] != stage.images.hash:
+        raise InvalidInput(
+            f"data {config.data!r} changed since {stage.folder} was begun; delete it, or choose another 'out'"
+        )
+    if there is None and stage.fabric.is_global_zero:
+        chosen = {"seed": pruning_seed(config), "images_per_class": config.images_per_class, "hash": stage.images.hash}
+        write_json(path, {**chosen, "indices": stage.images.indices})
+    return there is not None
+
+
+def _dense(stage: Stage) -> Ticket:
+    total = sum(w.numel() for w in prunable_weights(stage.task.model, ignore=stage.task.unprunable).values())
+    report = {"dead_layers": [], "dead_channels": {}, "disconnected": 0}
+    return Ticket(None, kept=total, total=total, rounds=0, seconds=0.0, report=report)
+
+
+@dataclass(frozen=True)
+class _Found:
+    mask: Mask
+    history: list[dict[str, Any]]
+    report: PruneReport
+    seconds: float
+
+
+def _find_and_write(stage: Stage) -> None:
+    config = stage.config
+    found = _shuffled(stage, _SOURCES.get(config.method, _scored)(stage))
+    if stage.fabric.is_global_zero:
+        write_lines(stage.folder / "history.jsonl", found.history)
+        known = {"rounds": len(found.history), "seconds": found.seconds, "report": found.report.asdict()}
+        write_json(stage.folder / "pruning.json", known)
+        # The mask is written last: where it is, pruning is over.
+        found.mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
+    counts = {"seconds": found.seconds, "kept": found.mask.kept, "total": found.mask.total}
+    stage.journal("prune_done", {**counts, "dead_layers": len(found.report.dead_layers)})
+
+
+def _scored(stage: Stage) -> _Found:
+    assert stage.images is not None
+    result, seconds = find_ticket(
+        stage.config, stage.task, stage.images, lambda known: stage.journal("prune_round", known)
+    )
+    return _Found(result.mask, result.history, result.report, seconds)
+
+
+def _rewound(stage: Stage) -> _Found:
+    from pathex.runs._rewinding import rewound_mask
+
+    mask, history = rewound_mask(stage.config, stage.task, stage.folder, stage.fabric, stage.journal)
+    return _Found(mask, history, _examined(stage, mask), round(sum(row["seconds"] for row in history), 3))
+
+
+_SOURCES: Mapping[str, Callable[[Stage], _Found]] = MappingProxyType(dict.fromkeys(TRAINED, _rewound))
+
+
+def _examined(stage: Stage, mask: Mask) -> PruneReport:
+    from pathex.pruning import examine
+
+    return examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
+
+
+def _shuffled(stage: Stage, found: _Found) -> _Found:
+    if stage.config.sanity != "shuffle":
+        return found
+    from pathex.ablations import shuffled
+
+    mask = shuffled(found.mask, stage.config.seed)
+    mask.metadata.update(found.mask.metadata, sanity="shuffle")
+    return replace(found, mask=mask, report=_examined(stage, mask))
+
+
+@torch.no_grad()
+def alter_weights(config: RunConfig, task: Task) -> None:
+    """Give a ticket other weights than those it was found on, where ``sanity`` asks for it.
+
+    Args:
+        config: Settings of the run.
+        task: The network, changed in place; the same in every process and whenever a run is taken up again.
+    """
+    if config.sanity == "reinit":
+        task.model.load_state_dict(task.create(epoch_seed(config.seed, 1)).state_dict())
+    elif config.sanity == "flip-signs":
+        from pathex.ablations import flipped
+
+        task.model.load_state_dict(flipped(task.model, config.seed), strict=False)

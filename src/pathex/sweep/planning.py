@@ -1,0 +1,173 @@
+"""From the options of a sweep to its runs, all of them checked before the first one starts."""
+
+import argparse
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from pathex.errors import InvalidInput, UnknownName
+from pathex.runs import RunConfig, check_config, run_name
+from pathex.sweep.config import EXECUTORS, SweepConfig
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep.
+
+    Attributes:
+        runs: Settings of each run by the name of its folder, in the order of the sweep file.
+        duplicates: How many entries were left out because their settings lead to a run that is there already.
+    """
+
+    runs: Mapping[str, RunConfig]
+    duplicates: int
+
+
+def plan(config: SweepConfig) -> Plan:
+    """Expand the grids and lists of a sweep, and check the settings of every run.
+
+    Args:
+        config: Options of the sweep.
+
+    Returns:
+        The runs. Entries that differ only in what does not decide a run's numbers are one run, such as ``dense`` at
+        several sparsities.
+
+    Raises:
+        InvalidInput: If an option or a setting cannot be used; the message names it, and the entry it belongs to.
+    """
+    _check_options(config)
+    reader = _Reader()
+    common = reader.over(reader.base(config.base), config.settings, "settings")
+    runs: dict[str, RunConfig] = {}
+    entries = 0
+    for place, entry in _entries(config):
+        made = reader.run(reader.over(common, entry, place), place, config.out)
+        runs.setdefault(run_name(made), made)
+        entries += 1
+    return Plan(runs, entries - len(runs))
+
+
+def _check_options(config: SweepConfig) -> None:
+    if config.executor not in EXECUTORS:
+        raise UnknownName("executor", config.executor, EXECUTORS)
+    for name, least in (("concurrent", 1), ("threads", 1), ("retries", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InvalidInput(f"{name} is {value!r}; allowed: a whole number of at least {least}")
+    if config.address is not None and config.executor != "ray":
+        raise InvalidInput(f"address is {config.address!r} with executor {config.executor!r}; allowed: executor 'ray'")
+
+
+def _entries(config: SweepConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The settings of each run beyond the common ones, with their place in the sweep file."""
+    several = not isinstance(config.grid, Mapping)
+    grids = [grid for grid in ((config.grid,) if isinstance(config.grid, Mapping) else config.grid) if grid]
+    if not grids and not config.list:
+        raise InvalidInput("the sweep has no runs; allowed: a grid, a list, or both")
+    for number, grid in enumerate(grids, 1):
+        place = f"grid {number}" if several else "grid"
+        for name, values in grid.items():
+            if not isinstance(values, list | tuple) or not values:
+                hint = "a list of values (what all runs share belongs in settings)"
+                raise InvalidInput(f"{place}: {name} is {values!r}; allowed: {hint}")
+        for values in itertools.product(*grid.values()):
+            entry = dict(zip(grid, values, strict=True))
+            yield f"{place} at {_text(entry)}", entry
+    for number, entry in enumerate(config.list, 1):
+        yield f"list entry {number}", entry
+
+
+def _text(entry: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{name}: {value}" for name, value in entry.items()) + "}"
+
+
+class _Reader:
+    """Settings with the names and types of ``pathex run``, so that a sweep names its runs as that command does."""
+
+    def __init__(self) -> None:
+        self._parser = ArgumentParser(exit_on_error=False)
+        self._parser.add_class_arguments(RunConfig, None, as_group=False)
+        fields = dataclasses.fields(RunConfig)
+        self._names = [field.name for field in fields]
+        self._mappings = [field.name for field in fields if field.default_factory is dict]
+        self._types = get_type_hints(RunConfig)
+
+    def base(self, base: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
+        """The settings to begin with; where they are to be written is for the sweep to say."""
+        if base is None:
+            return {}
+        if isinstance(base, dict):
+            return self.over({}, {name: value for name, value in base.items() if name != "out"}, "base")
+        path = Path(base)
+        if not path.is_file():
+            raise InvalidInput(f"base: {os.fspath(base)!r} is no file; allowed: a file of settings of pathex run")
+        try:
+            values = self._parser.parse_path(str(path), defaults=False).as_dict()
+        except argparse.ArgumentError as error:
+            raise InvalidInput(f"base {path}: {' '.join(str(error).split())}") from None
+        return {name: value for name, value in values.items() if name in self._names and name != "out"}
+
+    def over(self, below: Mapping[str, Any], above: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """The settings of ``below`` with those of ``above`` in their place."""
+        if not isinstance(above, Mapping):
+            raise InvalidInput(f"{place} is {above!r}; allowed: a mapping of settings")
+        values = dict(below)
+        for dotted, value in above.items():
+            name, *options = str(dotted).split(".")
+            self._check_name(name, options, place)
+            values[name] = _replaced(values.get(name, {}), options, value, f"{place}: {dotted}")
+        return values
+
+    def _check_name(self, name: str, options: Sequence[str], place: str) -> None:
+        if name == "out":
+            raise InvalidInput(f"{place}: out is an option of the sweep, not of one of its runs")
+        if name not in self._names:
+            raise InvalidInput(f"{place}: {UnknownName('setting', name, self._names)}")
+        if options and name not in self._mappings:
+            raise InvalidInput(f"{place}: {name} has no options; those that have: {', '.join(self._mappings)}")
+
+    def run(self, values: Mapping[str, Any], place: str, out: str) -> RunConfig:
+        """The settings of one run, complete and checked."""
+        try:
+            typed = self._parser.parse_object({**values, "out": out}).as_dict()
+        except argparse.ArgumentError:
+            raise InvalidInput(f"{place}: {self._wrong(values)}") from None
+        config = RunConfig(**{name: typed[name] for name in self._names})
+        if config.devices != 1:
+            raise InvalidInput(f"{place}: devices is {config.devices}; allowed in a sweep: 1, one device for each run")
+        try:
+            check_config(config)
+        except InvalidInput as error:
+            raise InvalidInput(f"{place}: {error}") from None
+        return config
+
+    def _wrong(self, values: Mapping[str, Any]) -> str:
+        name, value = next(item for item in values.items() if not self._fits(*item))
+        kind = self._types[name]
+        allowed = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
+        return f"{name} is {value!r}; allowed: {allowed}"
+
+    def _fits(self, name: str, value: Any) -> bool:
+        try:
+            self._parser.parse_object({name: value})
+        except argparse.ArgumentError:
+            return False
+        return True
+
+
+def _replaced(whole: Any, options: Sequence[str], value: Any, place: str) -> Any:
+    """A mapping with one value, at the end of a path of names, in place of what was there."""
+    if not options:
+        return value
+    if not isinstance(whole, Mapping):
+        raise InvalidInput(f"{place}: {whole!r} below it is no mapping, so it has no option {options[0]!r}")
+    return {**whole, options[0]: _replaced(whole.get(options[0], {}), options[1:], value, place)}

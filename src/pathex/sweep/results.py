@@ -1,0 +1,178 @@
+"""What a sweep leaves beside its runs: their table, and a record of each failure."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pathex.errors import PathexError
+from pathex.runs.config import RunConfig
+from pathex.runs.folder import check_same, finished_result, write_json
+from pathex.runs.naming import settings
+from pathex.train import replacing
+
+__all__ = ["FAILED", "Table", "forget_failure", "record_failure"]
+
+FAILED = "failed.json"
+_ALWAYS = ("method", "sparsity", "seed")
+_MEASURED = ("test_accuracy", "test_miou", "kept", "total", "dead_layers", "prune_seconds", "train_seconds")
+
+
+def record_failure(folder: Path, outcome: Mapping[str, Any], attempts: int) -> None:
+    """Write ``failed.json`` into a run's folder.
+
+    Args:
+        folder: The run's folder; it is made where there is none.
+        outcome: ``error`` and ``traceback`` of the last attempt.
+        attempts: How often the run was started.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    known = {"error": outcome["error"], "traceback": outcome["traceback"], "attempts": attempts, "time": when}
+    write_json(folder / FAILED, {"status": "failed", **known})
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove the record of a failure, where there is one.
+
+    Args:
+        folder: The run's folder.
+    """
+    (folder / FAILED).unlink(missing_ok=True)
+
+
+class Table:
+    """``results.csv`` and, where pyarrow is installed, ``results.parquet``: one row for each run of a sweep.
+
+    A row is read from the run's folder, so that sweeps which share a folder, or follow each other, write the same.
+
+    Args:
+        out: Folder of the runs.
+        runs: Settings by name of the run's folder.
+    """
+
+    def __init__(self, out: Path, runs: Mapping[str, RunConfig]) -> None:
+        self.path = out / "results.csv"
+        self.parquet = _has_pyarrow()
+        self._out, self._runs = out, runs
+        self._settings = _varying({name: _deciding(config) for name, config in runs.items()})
+        self._finished: dict[str, dict[str, Any]] = {}
+
+    def finished(self, name: str) -> bool:
+        """Whether a run is done.
+
+        Args:
+            name: Name of its folder.
+
+        Returns:
+            False also for a folder that cannot be read, or that holds other settings under this name: to carry out that
+            run tells what is wrong.
+        """
+        if name not in self._finished:
+            folder = self._out / name
+            try:
+                check_same(folder, self._runs[name])
+                result = finished_result(folder)
+            except PathexError:
+                return False
+            if result is None:
+                return False
+            self._finished[name] = result
+        return True
+
+    def write(self) -> None:
+        """Write the files, each in one step."""
+        import pandas as pd
+        from filelock import FileLock
+
+        rows = [self._row(name) for name in self._runs]
+        frame = pd.DataFrame(rows).dropna(axis="columns", how="all").convert_dtypes()
+        if "error" not in frame:
+            frame["error"] = pd.Series([None] * len(frame), dtype="string")
+        # Two sweeps may share the folder, and the temporary name has no room for two.
+        with FileLock(self._out / ".results.lock"):
+            with replacing(self.path) as temporary:
+                frame.to_csv(temporary, index=False)
+            if self.parquet:
+                with replacing(self.path.with_suffix(".parquet")) as temporary:
+                    frame.to_parquet(temporary, index=False)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": name, "status": "unfinished", **self._settings[name]}
+        result = self._finished[name] if self.finished(name) else {}
+        error = None if result else _read_error(self._out / name / FAILED)
+        row["status"] = "done" if result else "unfinished" if error is None else "failed"
+        return {**row, **{key: result.get(key) for key in _MEASURED}, "error": error}
+
+
+def _read_error(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{path.name} cannot be read"
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    """The settings that count for a run, options under dotted names, lists and mappings as text."""
+    flat: dict[str, Any] = {}
+    for name, value in settings(config).items():
+        if name in _without_part(config.method):
+            continue
+        if name.endswith("_options"):
+            flat |= {f"{name}.{option}": _plain(known) for option, known in value.items()}
+        else:
+            flat[name] = _plain(value)
+    return flat
+
+
+@functools.cache
+def _without_part(method: str) -> frozenset[str]:
+    """The settings that play no part with a method, such as those of pruning in a dense run: any value counts alike."""
+    config = RunConfig(method=method)
+
+    def counts(name: str) -> bool:
+        mark: dict[str, Any] = {name: "?"}
+        return bool(settings(dataclasses.replace(config, **mark))[name] == "?")
+
+    return frozenset(name for name in settings(config) if name not in _ALWAYS and not counts(name))
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _varying(runs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings that are not the same in all runs, and a few that are always of interest; one type a column."""
+    order = [field.name for field in dataclasses.fields(RunConfig)]
+    found = dict.fromkeys(name for values in runs.values() for name in values)
+    names = sorted(found, key=lambda name: order.index(name.partition(".")[0]))
+    columns = {name: [values[name] for values in runs.values() if name in values] for name in names}
+    kept = [name for name, column in columns.items() if name in _ALWAYS or _varies(name, column, len(runs))]
+    mixed = [name for name in kept if len({_kind(value) for value in columns[name] if value is not None}) > 1]
+    return {
+        run: {
+            name: str(values[name]) if name in mixed and values.get(name) is not None else values.get(name)
+            for name in kept
+        }
+        for run, values in runs.items()
+    }
+
+
+def _varies(name: str, column: list[Any], runs: int) -> bool:
+    # An option that only some runs give is a difference; a setting that plays no part in some is none.
+    return any(value != column[0] for value in column) or ("." in name and len(column) < runs)
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)
+
+
+def _has_pyarrow() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("pyarrow") is not None

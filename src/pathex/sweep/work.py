@@ -1,0 +1,138 @@
+"""What one process does for a sweep: one run, its events sent, its failure told as data."""
+
+import contextlib
+import gc
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pathex.errors import InvalidInput, PathexError, PathexWarning
+from pathex.runs.config import RunConfig
+
+__all__ = ["ENDED", "Job", "Message", "carry_out", "ended"]
+
+ENDED = "ended"
+"""Kind of the last message about a job. Its payload has ``status``: ``done``, ``failed``, ``busy`` (another process has
+the folder) or ``lost`` (the process ended without a word); and ``error``, ``traceback`` where there are any."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, to be carried out by some process.
+
+    Attributes:
+        name: Name of the run's folder.
+        config: Its settings.
+        threads: Threads of its tensors' operations on the CPU.
+    """
+
+    name: str
+    config: RunConfig
+    threads: int
+
+
+class Message(NamedTuple):
+    """What is heard of a job: ``start``, ``warning``, an event of ``pathex.runs.run``, or ``ended``.
+
+    Attributes:
+        name: Name of the job.
+        kind: Kind of the message.
+        payload: What belongs to it, as plain values.
+    """
+
+    name: str
+    kind: str
+    payload: dict[str, Any]
+
+
+def ended(status: str, error: str | None = None, trace: str = "") -> dict[str, Any]:
+    """The payload of the last message about a job.
+
+    Args:
+        status: ``done``, ``failed``, ``busy`` or ``lost``.
+        error: What went wrong, in one line.
+        trace: Where it went wrong.
+
+    Returns:
+        The payload.
+    """
+    return {"status": status, "error": error, "traceback": trace}
+
+
+def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
+    """Carry out one run in this process.
+
+    Args:
+        job: The run.
+        send: Receives ``(kind, payload)``: ``start``, ``warning`` and the events of the run.
+
+    Returns:
+        The payload of the job's last message. Whatever goes wrong in the run is told there, not raised.
+    """
+    import torch
+
+    from pathex.runs.running import run
+
+    torch.set_num_threads(job.threads)
+    if _in_use(Path(job.config.out) / job.name):
+        return ended("busy")
+    send("start", {})
+    try:
+        with _warnings_sent(send):
+            run(job.config, on_event=send)
+    except Exception as error:
+        if isinstance(error, InvalidInput) and "in use by another process" in str(error):
+            return ended("busy")
+        return _failure(error)
+    finally:
+        _clear_memory()
+    return ended("done")
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    told = " ".join(str(error).split())
+    # Errors raised on purpose say all there is to say; of others the kind is half the message.
+    line = told if isinstance(error, PathexError) else f"{type(error).__name__}: {told}".removesuffix(": ")
+    return ended("failed", line, "".join(traceback.format_exception(error)))
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether another process works in the folder; asked first, because a run loads its data before it locks."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+@contextlib.contextmanager
+def _warnings_sent(send: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Warnings of pathex become messages; others go to the output of the process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, PathexWarning):
+                send("warning", {"message": " ".join(str(message).split())})
+            else:
+                show(message, category, *place, **options)
+
+        warnings.showwarning = tell
+        yield
+
+
+def _clear_memory() -> None:
+    # The process goes on to other runs, and on a GPU others share the memory that a cache would hold.
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

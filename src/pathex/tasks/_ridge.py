@@ -1,0 +1,81 @@
+"""Ridge regression from sums over images, so that the features of all images are never in memory at once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pathex.errors import InvalidInput
+
+__all__ = ["RidgeMoments"]
+
+
+class RidgeMoments:
+    """Sums over images from which a ridge regression follows in closed form.
+
+    The sums are taken in float64. Batches and their order play no part beyond its rounding.
+    """
+
+    def __init__(self, features: int, targets: int, device: torch.device) -> None:
+        """Begin with no images.
+
+        Args:
+            features: Number D of features.
+            targets: Number K of targets.
+            device: Where the sums are kept.
+        """
+        self._features = features
+        # Products of all pairs of columns of [features, 1, targets].
+        side = features + 1 + targets
+        self._sums = torch.zeros(side, side, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Add a batch of images.
+
+        Args:
+            features: (B, D), on the device of the sums.
+            targets: (B, K), likewise.
+        """
+        ones = features.new_ones(len(features), 1, dtype=torch.float64)
+        rows = torch.cat([features.double(), ones, targets.double()], dim=1)
+        self._sums += rows.T @ rows
+
+    def join(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add what other processes have seen.
+
+        Args:
+            total: Sum of a tensor over all processes.
+        """
+        self._sums = total(self._sums)
+
+    def solve(self, alpha: float, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
+        """The weights W and the intercept b that minimise ``sum_n |y_n - W x_n - b|^2 + alpha |W|^2``.
+
+        The sum is over images, not their mean, and b is not penalised: the convention of scikit-learn's ``Ridge``.
+
+        Args:
+            alpha: Weight of the penalty, above 0.
+            intercept: Whether there is an intercept; otherwise it is zero.
+
+        Returns:
+            W, float64 (K, D), and b, float64 (K,), on the CPU.
+
+        Raises:
+            InvalidInput: If there were no images, or their features are not finite.
+        """
+        sums, size = self._sums.cpu(), self._features
+        if not torch.isfinite(sums).all():
+            raise InvalidInput("ridge regression: the features of the images are not finite")
+        images = sums[size, size]
+        if not images:
+            raise InvalidInput("ridge regression: there are no images")
+        gram, cross = sums[:size, :size], sums[:size, size + 1 :]
+        features, targets = sums[:size, size] / images, sums[size, size + 1 :] / images
+        if intercept:
+            gram = gram - images * torch.outer(features, features)
+            cross = cross - images * torch.outer(features, targets)
+        values, vectors = torch.linalg.eigh(gram)
+        # No eigenvalue is below zero but by rounding, which features of 1e10 raise far above alpha.
+        shrunk = (vectors.T @ cross) / (values.clamp(min=0) + alpha)[:, None]
+        weights = (vectors @ shrunk).T
+        return weights, (targets - weights @ features) * float(intercept)

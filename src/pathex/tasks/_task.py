@@ -1,0 +1,219 @@
+"""What every task has in common: a network, the images it learns from, a loss and a metric."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pathex import models
+from pathex.data import PruningSet
+from pathex.errors import InvalidInput
+from pathex.train import Batches, Events, Prepare, TrainOptions, evaluate, fit
+
+__all__ = ["LOSSES", "Task", "create_network"]
+
+LOSSES = ("auto", "cross-entropy", "mse")
+"""Losses by name; ``auto`` is the task's own."""
+
+
+def create_network(
+    model: str, num_classes: int, in_channels: int, *, seed: int, weights: str | None, options: Mapping[str, Any]
+) -> nn.Module:
+    """Make a network whose initial weights follow from a seed alone.
+
+    The random state before the call plays no part and is restored.
+
+    Args:
+        model: Name of a model.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        seed: Seed of the initialization.
+        weights: Weights to start from; None is random initialization.
+        options: Options of the model's factory.
+
+    Returns:
+        The network, on the CPU, in eval mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return models.create(model, num_classes, in_channels, weights=weights, **options).eval()
+
+
+class Task(ABC):
+    """A network and what it is to learn.
+
+    Attributes:
+        metric_name: Name of the metric, ``accuracy`` or ``miou``; a fraction, higher is better.
+        model: The network, on the CPU, in eval mode as long as nothing trains it.
+        create: Makes the network anew from a seed, without pre-trained weights.
+        example: A normalised image (1, C, H, W).
+        augment: Name of the usual augmentation of the data.
+        augment_options: Its options.
+        unprunable: Names of modules or parameters that stay dense in any case.
+    """
+
+    metric_name: ClassVar[str]
+    model: nn.Module
+    create: Callable[[int], nn.Module]
+    example: Tensor
+    augment: str
+    augment_options: Mapping[str, Any]
+    unprunable: tuple[str, ...] = ()
+
+    @abstractmethod
+    def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
+        """The images that scores see; validation and test images are never among them.
+
+        Args:
+            images_per_class: Images of each class.
+            seed: Seed of the choice.
+
+        Returns:
+            The normalised images, not augmented, with their targets and numbers.
+        """
+
+    @abstractmethod
+    def feed(
+        self,
+        part: str,
+        device: torch.device,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        augment_options: Mapping[str, Any] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> Batches | None:
+        """Batches of one part of the data.
+
+        Args:
+            part: ``train``, ``validation`` or ``test``.
+            device: Where the batches are wanted.
+            batch_size: Images in a batch, over all processes.
+            augment: Name of the augmentation, for the training part.
+            augment_options: Its options.
+            share: Number of this process and of all of them.
+
+        Returns:
+            The batches; None where no validation images were held out.
+        """
+
+    @abstractmethod
+    def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss.
+
+        Args:
+            name: One of :data:`LOSSES`.
+            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+
+        Returns:
+            Mean loss of ``(outputs, targets)``.
+        """
+
+    @abstractmethod
+    def metric(self, device: torch.device) -> Any:
+        """The metric.
+
+        Args:
+            device: Where outputs and targets are.
+
+        Returns:
+            A torchmetrics metric of ``(outputs, targets)``.
+        """
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a run's result tells about the data: normalisation, classes.
+
+        Returns:
+            Plain values.
+        """
+
+    def groups(self, options: TrainOptions) -> list[dict[str, Any]]:
+        """Parameters for the optimizer; those that need no gradient are left out.
+
+        Args:
+            options: How the network is trained; with ``head_lr`` the head is a group of its own.
+
+        Returns:
+            One or two groups.
+
+        Raises:
+            InvalidInput: If a learning rate is given for the head of a network whose head is not known.
+        """
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        if options.head_lr is None:
+            return [{"params": list(trained.values())}]
+        head = [name for name in models.head_parameters(self.model) if name in trained]
+        if not head:
+            raise InvalidInput(f"head_lr: no head to train is known in {type(self.model).__name__}")
+        body = [weight for name, weight in trained.items() if name not in head]
+        return [{"params": body}, {"params": [trained[name] for name in head], "lr": options.head_lr}]
+
+    def train(
+        self,
+        options: TrainOptions,
+        *,
+        fabric: Any,
+        folder: Path,
+        prepare: Prepare | None = None,
+        on_event: Events | None = None,
+    ) -> tuple[nn.Module, list[dict[str, Any]]]:
+        """Train the network; see ``pathex.train.fit`` for files, events and what is returned.
+
+        Args:
+            options: How; ``augment="auto"`` is the data set's own.
+            fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
+            folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
+            prepare: Called with the network and its optimizer before the first step, to attach a mask.
+            on_event: Receives the events of the loop.
+
+        Returns:
+            The network as Fabric runs it, and a row for each epoch.
+        """
+        if options.augment == "auto":
+            chosen = {**self.augment_options, **options.augment_options}
+            options = replace(options, augment=self.augment, augment_options=chosen)
+        share = (fabric.global_rank, fabric.world_size)
+        feed = self.feed(
+            "train",
+            fabric.device,
+            options.batch_size,
+            augment=options.augment,
+            augment_options=options.augment_options,
+            share=share,
+        )
+        assert feed is not None
+        return fit(
+            self.model,
+            feed,
+            options,
+            fabric=fabric,
+            loss=self.loss(options.loss, options.label_smoothing),
+            metric=self.metric(fabric.device),
+            metric_name=self.metric_name,
+            groups=self.groups(options),
+            folder=folder,
+            validation=self.feed("validation", fabric.device, options.batch_size, share=share),
+            prepare=prepare,
+            on_event=on_event,
+        )
+
+    def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
+        """Measure on the test images.
+
+        Args:
+            model: The network, on the device of ``fabric``.
+            fabric: The ``lightning_fabric.Fabric`` of the training.
+            batch_size: Images in a forward pass, over all processes.
+
+        Returns:
+            ``test_<metric_name>``, a fraction, and ``test_images``.
+        """
+        feed = self.feed("test", fabric.device, batch_size, share=(fabric.global_rank, fabric.world_size))
+        assert feed is not None
+        value = evaluate(model, feed, self.metric(fabric.device))
+        return {f"test_{self.metric_name}": value, "test_images": feed.images}

@@ -1,0 +1,442 @@
+"""Transfer: a network is pruned on one task and then learns the others, with heads from ridge regression."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pathex.data import ImageData, PruningSet, load, validation_split
+from pathex.errors import InvalidInput
+from pathex.tasks._linear_head import Head, fit_head, head_layer, install_head, linear
+from pathex.tasks._task import Task, create_network
+from pathex.tasks._transfer_options import TransferOptions, images_of, transfer_options
+from pathex.tasks.classification import Classification
+from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, replacing
+
+__all__ = ["OneTask", "Transfer", "Transferred", "build_transfer"]
+
+# Features are computed in batches of this size whatever the training's, so that a head does not depend on it.
+_BATCH = 64
+
+
+class Transferred(nn.Module):
+    """What the training leaves: the pruned network, the head of each target, and the folder of what was fine-tuned.
+
+    Attributes:
+        pruned: The network as it was before fine-tuning, removed weights zero.
+        heads: Head of each target, by its number.
+        folder: Folder of the run.
+    """
+
+    def __init__(self, pruned: nn.Module, heads: Mapping[int, Head], folder: Path) -> None:
+        super().__init__()
+        self.pruned, self.heads, self.folder = pruned, dict(heads), folder
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs for the task that the network was pruned on.
+
+        Args:
+            inputs: Normalised images (B, C, H, W).
+
+        Returns:
+            (B, K).
+        """
+        outputs: Tensor = self.pruned(inputs)
+        return outputs
+
+
+@dataclass(frozen=True)
+class OneTask(Classification):
+    """One of the tasks, with a network that has a head for it.
+
+    Attributes:
+        unprunable: The head, which every task replaces by its own.
+    """
+
+    unprunable: tuple[str, ...] = ()
+
+    def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss.
+
+        Args:
+            name: ``auto`` is ``mse``, which ridge regression minimises; or ``cross-entropy``.
+            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+
+        Returns:
+            Mean loss of ``(outputs, labels)``.
+        """
+        return super().loss("mse" if name == "auto" else name, label_smoothing)
+
+
+@dataclass(frozen=True)
+class Transfer(Task):
+    """A network and several tasks: it is pruned on one and learns the others, each from the same pruned weights.
+
+    Heads are fitted on training images alone. Test images are first read by :meth:`test`: until then what is trained
+    on has no test images at all.
+
+    Attributes:
+        model: The network with a head for the source, on the CPU, in eval mode; training copies it.
+        create: Makes the network anew from a seed, without pre-trained weights.
+        example: A normalised image (1, C, H, W).
+        data: The images of all classes.
+        options: The tasks.
+        layer: Name of the linear layer that is the head.
+        validation: Fraction of the training images of each task that are held out.
+        seed: Seed of the validation split.
+    """
+
+    metric_name: ClassVar[str] = "accuracy"
+    model: nn.Module
+    create: Callable[[int], nn.Module]
+    example: Tensor
+    data: ImageData
+    options: TransferOptions
+    layer: str
+    validation: float
+    seed: int
+
+    @property
+    def augment(self) -> str:  # type: ignore[override]
+        """Name of the data set's own augmentation."""
+        return self.data.augment
+
+    @property
+    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Options of the data set's own augmentation."""
+        return self.data.augment_options
+
+    @property
+    def unprunable(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The head, which every task replaces by its own."""
+        return (self.layer,)
+
+    def source_task(self) -> OneTask:
+        """The task that the network is pruned on.
+
+        Returns:
+            This network, with a head that is fitted here on the source's training images, and these images.
+        """
+        source = self._part(self.options.source, self.model)
+        self._install(self.model, self._fitted(source))
+        return source
+
+    def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
+        """Training images of the source; the network gets the source's head, on which their gradients depend.
+
+        Args:
+            images_per_class: Images of each class of the source.
+            seed: Seed of the choice.
+
+        Returns:
+            The normalised images, not augmented, with their labels within the source and their numbers among all
+            training images of the data.
+        """
+        chosen = self.source_task().pruning_set(images_per_class, seed)
+        numbers, _ = images_of(self.data.train.labels, self.options.tasks[self.options.source])
+        return replace(chosen, indices=numbers[chosen.indices].tolist())
+
+    def feed(
+        self,
+        part: str,
+        device: torch.device,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        augment_options: Mapping[str, Any] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> Batches | None:
+        """Batches of one part of the source.
+
+        Args:
+            part: ``train``, ``validation`` or ``test``.
+            device: Where the batches are wanted.
+            batch_size: Images in a batch, over all processes.
+            augment: Name of the augmentation, for the training part.
+            augment_options: Its options.
+            share: Number of this process and of all of them.
+
+        Returns:
+            The batches; None where no validation images were held out.
+        """
+        source = self._part(self.options.source, self.model, test=part == "test")
+        return source.feed(part, device, batch_size, augment=augment, augment_options=augment_options, share=share)
+
+    def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of every task; see :meth:`OneTask.loss`.
+
+        Args:
+            name: ``auto``, ``mse`` or ``cross-entropy``.
+            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+
+        Returns:
+            Mean loss of ``(outputs, labels)``.
+        """
+        return self._part(self.options.source, self.model).loss(name, label_smoothing)
+
+    def metric(self, device: torch.device) -> Any:
+        """Accuracy over all images of the source.
+
+        Args:
+            device: Where outputs and labels are.
+
+        Returns:
+            A torchmetrics metric of ``(outputs, labels)``.
+        """
+        return self._part(self.options.source, self.model).metric(device)
+
+    def facts(self) -> dict[str, Any]:
+        """Normalisation and classes of the data, and what the network was pruned on.
+
+        Returns:
+            Plain values.
+        """
+        return {
+            "normalisation": {"mean": self.data.mean.tolist(), "std": self.data.std.tolist()},
+            "classes": list(self.data.classes),
+            "source": self.options.source,
+            "source_classes": self._names(self.options.source),
+            "alpha": self.options.alpha,
+            "head": self.options.head,
+        }
+
+    def train(
+        self,
+        options: TrainOptions,
+        *,
+        fabric: Any,
+        folder: Path,
+        prepare: Prepare | None = None,
+        on_event: Events | None = None,
+    ) -> tuple[nn.Module, list[dict[str, Any]]]:
+        """Fit the head of each target on the features of the pruned network, and fine-tune from there.
+
+        Every target has a folder ``tasks/NN`` below that of the run: ``head.safetensors``, ``last.ckpt``,
+        ``metrics.jsonl`` and, when it is done, ``task.json``. A target that is done is not trained again.
+
+        Args:
+            options: How; ``loss="auto"`` is the mean squared error.
+            fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
+            folder: Folder of the run.
+            prepare: Called for each target with a network and its optimizer, and once before, to attach the mask.
+            on_event: Receives the events of each training, with ``task``, the number of the target.
+
+        Returns:
+            A :class:`Transferred`, and a row for each target and epoch, with ``task``.
+
+        Raises:
+            InvalidInput: If there is a learning rate for a head that is fixed.
+        """
+        if options.head_lr is not None and self.options.head == "fixed":
+            raise InvalidInput(f"head_lr is {options.head_lr}, and the head is fixed; allowed: none, or head 'trained'")
+        pruned = self._pruned(options, prepare).to(fabric.device)
+        heads: dict[int, Head] = {}
+        rows: list[dict[str, Any]] = []
+        for number in self.options.targets:
+            place = _place(folder, number)
+            if fabric.is_global_zero:
+                place.mkdir(parents=True, exist_ok=True)
+            fabric.barrier()
+            heads[number] = self._kept_head(pruned, number, place, fabric)
+            tell = None if on_event is None else partial(_tell, on_event, number)
+            rows += self._fine_tune(number, heads[number], options, fabric, place, prepare, tell)
+        return Transferred(pruned, heads, folder), rows
+
+    def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
+        """Measure every target on its test images, before and after fine-tuning.
+
+        Args:
+            model: What :meth:`train` returned.
+            fabric: The ``lightning_fabric.Fabric`` of the training.
+            batch_size: Images in a forward pass, over all processes.
+
+        Returns:
+            ``test_accuracy`` and ``zero_shot_accuracy``, means over the targets after and before fine-tuning,
+            ``tasks``, a row for each target, and ``test_images`` of all targets.
+        """
+        assert isinstance(model, Transferred)
+        rows, images = [], 0
+        for number in self.options.targets:
+            after = self._with_head(self.model, model.heads[number])
+            after.load_state_dict(load_checkpoint(_place(model.folder, number) / "last.ckpt")["model"])
+            values = []
+            for network in (self._with_head(model.pruned, model.heads[number]), after):
+                part = self._part(number, network, test=True)
+                # As in training: the layout of the weights decides how convolutions round.
+                prepared = fabric.setup_module(network.to(memory_format=torch.channels_last))
+                values.append(part.test(prepared, fabric=fabric, batch_size=batch_size))
+            images += values[0]["test_images"]
+            before, tuned = (value["test_accuracy"] for value in values)
+            rows.append({"task": number, "classes": self._names(number), "zero_shot": before, "fine_tuned": tuned})
+        return {
+            "test_accuracy": _mean([row["fine_tuned"] for row in rows]),
+            "zero_shot_accuracy": _mean([row["zero_shot"] for row in rows]),
+            "tasks": rows,
+            "test_images": images,
+        }
+
+    def _names(self, number: int) -> list[str]:
+        return [self.data.classes[label] for label in self.options.tasks[number]]
+
+    def _part(self, number: int, network: nn.Module, *, test: bool = False) -> OneTask:
+        """One task; its test images are left out unless asked for."""
+        classes = self.options.tasks[number]
+        train, tested = _restricted(self.data.train, classes), _restricted(self.data.test, classes if test else ())
+        names = tuple(self._names(number))
+        data = replace(self.data, train=train, test=tested, num_classes=len(classes), classes=names)
+        trained, held_out = torch.arange(len(train)), None
+        if self.validation > 0:
+            trained, held_out = validation_split(train.labels, self.validation, self.seed)
+        return OneTask(network, self.create, self.example, data, trained, held_out, self.unprunable)
+
+    def _fitted(self, part: OneTask, fabric: Any = None) -> Head:
+        """The head of a task from its training images, validation images not among them."""
+        share = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+        feed = part.feed("train", linear(part.model, self.layer).weight.device, _BATCH, share=share)
+        assert feed is not None
+        return fit_head(part.model, self.layer, feed, part.data.num_classes, self.options.alpha, fabric=fabric)
+
+    def _install(self, network: nn.Module, head: Head) -> None:
+        install_head(network, self.layer, head, trained=self.options.head == "trained")
+
+    def _with_head(self, network: nn.Module, head: Head) -> nn.Module:
+        copied = copy.deepcopy(network)
+        self._install(copied, head)
+        return copied
+
+    def _pruned(self, options: TrainOptions, prepare: Prepare | None) -> nn.Module:
+        """A copy of the network with the mask's zeros, and without what holds them there."""
+        copied = copy.deepcopy(self.model)
+        if prepare is None:
+            return copied
+        held = copy.deepcopy(self.model)
+        trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
+        prepare(held, torch.optim.SGD(trained, lr=options.lr))
+        copied.load_state_dict(held.state_dict())
+        return copied
+
+    def _kept_head(self, pruned: nn.Module, number: int, place: Path, fabric: Any) -> Head:
+        """The head of a target, from its folder if it is there."""
+        from safetensors.torch import load_file, save_file
+
+        path = place / "head.safetensors"
+        if not fabric.broadcast(path.exists()):
+            weight, bias = self._fitted(self._part(number, pruned), fabric)
+            if fabric.is_global_zero:
+                tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+                with replacing(path) as temporary:
+                    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+            fabric.barrier()
+        found = load_file(path, device=str(fabric.device))
+        return found["weight"], found.get("bias")
+
+    def _fine_tune(
+        self,
+        number: int,
+        head: Head,
+        options: TrainOptions,
+        fabric: Any,
+        place: Path,
+        prepare: Prepare | None,
+        on_event: Events | None,
+    ) -> list[dict[str, Any]]:
+        done = place / "task.json"
+        if fabric.broadcast(done.exists()):
+            if on_event is not None:
+                on_event("resumed", {"stage": "training", "epoch": options.epochs, "epochs": options.epochs})
+            known: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8"))["rows"]
+            return known
+        part = self._part(number, self._with_head(self.model, head))
+        _, trained = part.train(options, fabric=fabric, folder=place, prepare=prepare, on_event=on_event)
+        rows = [{"task": number, **row} for row in trained]
+        if fabric.is_global_zero:
+            with replacing(done) as temporary:
+                content = {"task": number, "classes": self._names(number), "rows": rows}
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        fabric.barrier()
+        return rows
+
+
+def build_transfer(
+    model: str,
+    data: str,
+    *,
+    seed: int,
+    weights: str | None = None,
+    validation: float = 0.0,
+    model_options: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    task_options: Mapping[str, Any] | None = None,
+) -> Transfer:
+    """Load the data, split their classes into tasks, and build the network.
+
+    The initial weights follow from ``seed`` alone: the random state before the call plays no part and is restored.
+
+    Args:
+        model: Name of a model whose outputs are those of one linear layer.
+        data: Name of a data set.
+        seed: Seed of initialization and of the validation splits.
+        weights: Weights to start from; None is random initialization.
+        validation: Fraction of the training images of each task held out, in [0, 1).
+        model_options: Options of the model's factory.
+        data_options: Options of the data set.
+        task_options: ``tasks``, the number of tasks, or a list of classes (numbers or names) for each, or a YAML or
+            JSON file with one; ``task_seed`` of the split into a number of tasks (0); ``source``, the number of the
+            task that the network is pruned on (0); ``targets``, numbers of those it then learns (all others);
+            ``alpha``, the penalty of the ridge regression (1); ``head``, ``fixed`` or ``trained``.
+
+    Returns:
+        The task; nothing is written, and the head is fitted when the pruning set is drawn.
+
+    Raises:
+        InvalidInput: If an option, the data or the network cannot be used.
+    """
+    images: Any = load(data, **(data_options or {}))
+    if not isinstance(images, ImageData):
+        raise InvalidInput(f"data {data!r} has no class for each image, which task 'transfer' needs")
+    options = transfer_options(task_options or {}, images)
+    classes = len(options.tasks[options.source])
+    create = partial(create_network, model, classes, images.in_channels, options=model_options or {})
+    network = create(seed=seed, weights=weights)
+    rows, _ = images_of(images.train.labels, options.tasks[options.source])
+    example = images.normalise(images.train.images(rows[:1]))
+    try:
+        layer = head_layer(network, example)
+    except Exception as error:  # the network is the user's, and fails in its own ways
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"model {model!r} fails on an image of {data!r}, {tuple(example.shape[1:])}: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    if layer is None or linear(network, layer).out_features != classes:
+        raise InvalidInput(
+            f"model {model!r}: task 'transfer' replaces the last layer by a ridge regression, and needs outputs "
+            f"(B, {classes}) that are those of one nn.Linear on features (B, D)"
+        )
+    for parameter in linear(network, layer).parameters():
+        parameter.requires_grad_(options.head == "trained")
+    return Transfer(
+        network, lambda other: create(seed=other, weights=None), example, images, options, layer, validation, seed
+    )
+
+
+def _restricted(split: Any, classes: Sequence[int]) -> Any:
+    return split.subset(*images_of(split.labels, classes))
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / "tasks" / f"{number:02d}"
+
+
+def _tell(on_event: Events, number: int, kind: str, payload: dict[str, Any]) -> None:
+    on_event(kind, {"task": number, **payload})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 7)

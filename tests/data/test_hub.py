@@ -1,0 +1,183 @@
+"""Data sets of Hugging Face, from local parquet files and webdataset shards."""
+
+import io
+import json
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pathex.data import ArraySplit, DecodedSplit, load
+from pathex.errors import InvalidInput
+
+datasets = pytest.importorskip("datasets")
+NAMES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHEX_ROOT", str(tmp_path / "unused"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def picture(value, size=(8, 8)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, (value, 0, 0)).save(stream, format="PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def parquet(folder, part, labels, *, feature=None, start=0, columns=("image", "label"), size=(8, 8), extra=None):
+    folder.mkdir(exist_ok=True, parents=True)
+    images = [picture(start + number, size) for number in range(len(labels))]
+    content = {columns[0]: images, columns[1]: labels, **(extra or {})}
+    features = {columns[0]: datasets.Image(), columns[1]: feature or datasets.ClassLabel(names=NAMES)}
+    features |= {name: datasets.Value("int64") for name in extra or {}}
+    table = datasets.Dataset.from_dict(content, datasets.Features(features))
+    table.to_parquet(folder / f"{part}-00000-of-00001.parquet")
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    parquet(tmp_path / "flowers", "train", [2, 0, 1, 0, 1, 2])
+    parquet(tmp_path / "flowers", "test", [1, 2, 0], start=100)
+    return tmp_path / "flowers"
+
+
+def test_parquet(flowers):
+    data = load(f"hf:{flowers}")
+    assert (data.num_classes, data.classes, data.image_size) == (3, tuple(NAMES), 8)
+    assert isinstance(data.train, ArraySplit)
+    assert data.train.labels.tolist() == [2, 0, 1, 0, 1, 2]
+    assert data.train.data[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (data.test.labels.tolist(), data.test.data[:, 0, 3, 3].tolist()) == ([1, 2, 0], [100, 101, 102])
+    assert data.mean[0].item() == pytest.approx(2.5 / 255)
+    assert data.augment == "crop-flip"
+
+
+def test_read_by_index_when_needed(flowers):
+    data = load(f"hf:{flowers}", in_memory=0, image_size=4, mean=0, std=1)
+    assert isinstance(data.train, DecodedSplit)
+    assert data.train.images(torch.tensor([4, 0, 4]))[:, 0, 0, 0].tolist() == [4, 0, 4]
+    some = load(f"hf:{flowers}", in_memory=0, classes=["cat", "ant"])
+    assert some.train.labels.tolist() == [0, 1, 1, 0]
+    assert some.train.images(torch.arange(4))[:, 0, 0, 0].tolist() == [0, 1, 3, 5]
+
+
+def test_webdataset_shards(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for part, labels in (("train", [1, 0, 1, 0]), ("validation", [0, 1])):
+        for shard in range(2):
+            with tarfile.open(folder / f"{part}-{shard:04d}.tar", "w") as file:
+                for number, label in list(enumerate(labels))[shard::2]:
+                    for suffix, content in (("png", picture(number)["bytes"]), ("cls", str(label).encode())):
+                        entry = tarfile.TarInfo(f"{part}{number:03d}.{suffix}")
+                        entry.size = len(content)
+                        file.addfile(entry, io.BytesIO(content))
+    data = load(f"hf:{folder}")
+    assert data.classes == ("0", "1")
+    found = sorted(zip(data.train.data[:, 0, 0, 0].tolist(), data.train.labels.tolist(), strict=True))
+    assert found == [(0, 1), (1, 0), (2, 1), (3, 0)]
+    assert sorted(data.test.labels.tolist()) == [0, 1]
+
+
+def test_names_of_columns_and_splits(tmp_path):
+    folder = tmp_path / "odd"
+    parquet(folder / "data", "train", ["b", "a", "b"], feature=datasets.Value("string"), columns=("photo", "kind"))
+    parquet(folder / "data", "holdout", ["a", "b"], feature=datasets.Value("string"), columns=("photo", "kind"))
+    with pytest.raises(InvalidInput, match="give option 'label_column'; the columns are photo, kind"):
+        load(f"hf:{folder}", test_split="holdout")
+    with pytest.raises(InvalidInput, match=r"no split test or validation or val or valid to test on. There: "):
+        load(f"hf:{folder}", label_column="kind")
+    data = load(f"hf:{folder}", test_split="holdout", image_column="photo", label_column="kind")
+    assert (data.classes, data.train.labels.tolist(), data.test.labels.tolist()) == (("a", "b"), [1, 0, 1], [0, 1])
+
+
+def test_of_two_columns_the_usual_one(tmp_path):
+    folder = tmp_path / "fine"
+    for part in ("train", "test"):
+        parquet(folder, part, [0, 1, 2], columns=("img", "fine_label"), extra={"coarse_label": [0, 0, 0]})
+    data = load(f"hf:{folder}")
+    assert data.num_classes == 3
+    assert load(f"hf:{folder}", label_column="coarse_label").num_classes == 1
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path):
+    folder = tmp_path / "hidden"
+    parquet(folder, "train", [0, 1, 2])
+    parquet(folder, "test", [-1, -1])
+    parquet(folder, "validation", [2, 1, 0], start=50)
+    data = load(f"hf:{folder}")
+    assert data.test.labels.tolist() == [2, 1, 0]
+    with pytest.raises(InvalidInput, match=r"column 'label' of split 'test' holds .*-1.* in 2 rows"):
+        load(f"hf:{folder}", test_split="test")
+
+
+def test_imagenet_is_normalised_and_cut_as_usual(tmp_path):
+    folder = tmp_path / "mini-imagenet"
+    parquet(folder, "train", [0, 1, 2], size=(30, 20))
+    parquet(folder, "validation", [0, 1, 2], size=(30, 20))
+    data = load(f"hf:{folder}")
+    assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert isinstance(data.train, DecodedSplit)
+    assert (data.train.image_size, data.train.resize, data.augment) == (224, 256, "resized-crop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_split": "learn"}, "no split 'learn'. There: train, test"),
+        ({"test_split": "exam"}, "no split exam to test on"),
+        ({"test_split": "train"}, "'train' cannot be both training and test split"),
+        ({"image_column": "label"}, "'label' is no column of images. Known: image"),
+        ({"label_column": "image"}, "'image' holds no classes. Known: label"),
+        ({"config": "other"}, "cannot be loaded"),
+        ({"resize": 3}, "'resize' .* at least image_size=8, got 3"),
+    ],
+)
+def test_bad_options(flowers, options, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
+        load(f"hf:{flowers}", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_images_and_labels(tmp_path):
+    folder = tmp_path / "damaged"
+    parquet(folder, "train", [0, 2], feature=datasets.Value("int64"))
+    parquet(folder, "test", [0, 1], feature=datasets.Value("int64"))
+    with pytest.raises(InvalidInput, match=r"must number the classes from 0 without gaps, got 2 numbers in 0..2"):
+        load(f"hf:{folder}")
+    folder = tmp_path / "broken"
+    parquet(folder, "train", [0, 1])
+    images = [{"bytes": b"no image", "path": None}, None, picture(1)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features)
+    table.to_parquet(folder / "test-00000-of-00001.parquet")
+    with pytest.raises(InvalidInput, match=r"in row 0 of .*broken \(test\)' cannot be read .*; 2 of 5 images"):
+        load(f"hf:{folder}")
+
+
+def test_without_the_library_and_without_the_data(monkeypatch, tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be loaded"):
+        load(f"hf:{tmp_path}")  # an empty folder
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InvalidInput, match=r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
+        load("hf:uoft-cs/cifar10")
+
+
+def test_the_same_whichever_way_it_is_read(flowers, tmp_path):
+    """A folder of files and the tables give the same images; numpy decodes as the twin."""
+    for part in ("train", "test"):
+        table = datasets.load_dataset(str(flowers))[part]
+        for number, row in enumerate(table):
+            file = tmp_path / "files" / part / NAMES[row["label"]] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(file)
+    tables, files = load(f"hf:{flowers}"), load(f"imagefolder:{tmp_path / 'files'}")
+    order = np.argsort(tables.train.labels.numpy(), kind="stable")
+    assert torch.equal(tables.train.data[order], files.train.data)
+    assert torch.equal(tables.mean, files.mean)
+    assert json.dumps(tables.classes) == json.dumps(files.classes)

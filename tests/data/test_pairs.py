@@ -1,0 +1,201 @@
+"""Images and label maps are cut alike, what lies outside is labelled 255, and enough images show each class."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from brute_force import segmentation as twin
+from pathex.data._pairs import Frame, PairFiles, SegmentationData, choose_pairs, pair_pruning_set
+from pathex.errors import InvalidInput, PathexWarning
+
+COLOUR = (7, 99, 201)
+
+
+def random_pair(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(21, (height, width), dtype=torch.uint8, generator=generator)
+    labels[torch.rand(height, width, generator=generator) < 0.2] = 255
+    return image, labels
+
+
+def assert_same(actual, expected):
+    np.testing.assert_array_equal(actual[0].numpy(), expected[0])
+    np.testing.assert_array_equal(actual[1].numpy(), expected[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    crop=st.integers(1, 12),
+    margin=st.integers(0, 5),
+    draws=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 3),
+)
+def test_unscaled_windows_are_those_cut_pixel_by_pixel(size, crop, margin, draws):
+    frame, pair = Frame(crop, crop + margin, COLOUR), random_pair(*size)
+    row, column, mirror = draws
+    places = []
+    for length, draw in zip(size, (row, column), strict=True):
+        # Every place at which the smaller of window and image lies within the larger, all equally likely.
+        allowed = range(min(0, length - crop), max(0, length - crop) + 1)
+        places.append(allowed[int(draw * len(allowed))])
+    expected = twin.window(*(part.numpy() for part in pair), *places, crop, crop + margin, COLOUR)
+    if mirror < 0.5:  # the window is mirrored, its padding to ``side`` stays on the right
+        expected = tuple(np.concatenate([part[..., :crop][..., ::-1], part[..., crop:]], axis=-1) for part in expected)
+    assert_same(frame.drawn(pair, (0.0, *draws), (1.0, 1.0)), expected)
+
+
+@pytest.mark.parametrize(("size", "first"), [((10, 12), (1, 2)), ((9, 8), (0, 0)), ((5, 6), (-2, -1))])
+def test_the_centre_is_in_the_middle(size, first):
+    pair = random_pair(*size)
+    expected = twin.window(*(part.numpy() for part in pair), *first, 8, 11, COLOUR)
+    assert_same(Frame(8, 11, COLOUR).centre(pair), expected)
+
+
+def blocks(height, width, block):
+    """Squares of different classes, whose colours tell the class."""
+    rows, columns = torch.arange(height) // block, torch.arange(width) // block
+    labels = ((rows[:, None] * 3 + columns[None]) % 5).to(torch.uint8)
+    return torch.stack([labels * 50, 255 - labels * 50, labels * 10 + 30]), labels
+
+
+def colours_that_contradict_labels(image, labels):
+    """Share of pixels whose colour is far from that of their label."""
+    wanted = torch.stack([labels * 50.0, 255.0 - labels * 50.0, labels * 10.0 + 30])
+    return float(((image - wanted).abs().amax(0) > 20)[labels != 255].double().mean())
+
+
+@pytest.mark.parametrize("draws", [(0.0, 0.3, 0.8, 0.1), (0.4, 0.9, 0.0, 0.7), (1.0 - 1e-9, 0.5, 0.5, 0.2)])
+def test_scaled_images_and_labels_stay_on_top_of_each_other(draws):
+    pair = blocks(120, 150, 30)
+    image, labels = Frame(70, 70, COLOUR).drawn(pair, draws, (0.5, 2.0))
+    # Blocks of 15 to 60 pixels: only the pixels at their edges are mixtures.
+    assert colours_that_contradict_labels(image, labels) < 0.14
+    turned = Frame(70, 70, COLOUR).drawn(pair, (*draws[:3], 1 - draws[3]), (0.5, 2.0))
+    assert torch.equal(turned[1].flip(1), labels)
+    assert torch.equal(turned[0].flip(2), image)
+
+
+def test_the_scale_is_uniform_between_its_bounds():
+    labels = torch.arange(100, dtype=torch.uint8).repeat(40, 1)
+    pair = torch.zeros(3, 40, 100, dtype=torch.uint8), labels
+    for draw, columns in ((0.0, 50), (0.5, 125), (0.999999, 200)):
+        _, found = Frame(300, 300, COLOUR).drawn(pair, (draw, 0, 0, 0.9), (0.5, 2.0))
+        assert int((found != 255).any(0).sum()) == columns
+
+
+def test_a_fitted_image_has_its_short_side_in_the_window():
+    image, labels = Frame(60, 64, COLOUR).fitted(blocks(120, 180, 30))
+    assert image.shape == (3, 64, 64)
+    assert (labels[60:] == 255).all()
+    assert (labels[:, 60:] == 255).all()
+    assert (labels[:60, :60] != 255).all()
+    # 120 x 180 becomes 60 x 90, of which columns 15 to 74 are seen: one block of 15 is left out on each side.
+    assert labels[30, [0, 14, 15, 59]].tolist() == [2, 2, 3, 0]
+    assert colours_that_contradict_labels(image, labels) < 0.1
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 25), st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 0.9), st.integers(0, 99))
+def test_every_class_gets_its_images(count, classes, wanted, share, seed):
+    present = torch.rand(count, classes, generator=torch.Generator().manual_seed(seed)) < share
+    chosen = choose_pairs(present, wanted, torch.Generator().manual_seed(seed))
+    assert len(set(chosen)) == len(chosen)
+    assert present[chosen].any(1).all()  # none is there for nothing
+    for column in range(classes):
+        assert int(present[chosen, column].sum()) >= min(wanted, int(present[:, column].sum()))
+    assert len(chosen) <= wanted * classes
+
+
+def test_classes_draw_different_images_where_there_are_enough():
+    present = torch.zeros(30, 3, dtype=torch.bool)
+    for column in range(3):
+        present[column * 8 : column * 8 + 14, column] = True
+    chosen = choose_pairs(present, 4, torch.Generator().manual_seed(0))
+    assert len(chosen) == 12
+    again, other = (choose_pairs(present, 4, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert chosen == again != other
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve images: class 1 in the corner of 0 to 3 and the middle of 4 and 5, class 2 in the middle of 6 to 11."""
+    images, masks = [], []
+    for number in range(12):
+        labels = np.zeros((20, 24), dtype=np.uint8)
+        labels[0, 0] = 255
+        if number < 4:
+            labels[:2, :2] = 1
+        else:
+            labels[9:11, 11:13] = 1 if number < 6 else 2
+        pixels = np.full((20, 24, 3), 10 * number, dtype=np.uint8)
+        images.append(str(tmp_path / f"{number}.png"))
+        masks.append(str(tmp_path / f"mask{number}.png"))
+        Image.fromarray(pixels).save(images[-1])
+        Image.fromarray(labels).save(masks[-1])
+    split = PairFiles(tuple(images), tuple(masks), 3)
+    return SegmentationData("toy", split, split, ("ground", "corner", "middle"), torch.full((3,), 0.5), torch.ones(3))
+
+
+def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
+    before = torch.random.get_rng_state()
+    chosen = pair_pruning_set(data, 2, 0, data.frame(8, 12), torch.arange(12))
+    assert torch.equal(before, torch.random.get_rng_state())
+    # The corners of images 0 to 3 are outside the window, so that they do not show class 1.
+    assert set(chosen.indices) >= {4, 5}
+    assert set(chosen.indices) <= set(range(4, 12))
+    assert len(chosen.indices) == 4
+    assert chosen.labels.shape == (4, 12, 12)
+    assert chosen.labels.dtype == torch.int64
+    for image, labels, index in zip(chosen.images, chosen.labels, chosen.indices, strict=True):
+        assert (labels == (1 if index < 6 else 2)).sum() == 4
+        assert (labels == 255).sum() == 12 * 12 - 8 * 8
+        seen = image[:, :8, :8]
+        torch.testing.assert_close(seen, torch.full_like(seen, 10 * index / 255 - 0.5))
+        assert image[:, 8:].abs().max() <= 0.5 / 255 + 1e-6  # the mean colour, rounded to a byte
+    assert pair_pruning_set(data, 2, 0, data.frame(8, 12), torch.arange(12)).hash == chosen.hash
+    assert {pair_pruning_set(data, 2, seed, data.frame(8), torch.arange(12)).hash for seed in range(6)} != {chosen.hash}
+
+
+def test_classes_with_too_few_images_are_named(data):
+    with pytest.warns(PathexWarning, match=r"fewer than 3 training images .* show corner \(2\)$"):
+        chosen = pair_pruning_set(data, 3, 0, data.frame(8), torch.arange(12))
+    assert len(chosen.indices) == 5
+    with pytest.warns(PathexWarning, match=r"show corner \(0\), middle \(2\)$"):
+        chosen = pair_pruning_set(data, 3, 0, data.frame(8), torch.tensor([0, 9, 6]))
+    assert set(chosen.indices) == {6, 9}
+    with (
+        pytest.warns(PathexWarning, match="corner"),
+        pytest.raises(InvalidInput, match="no training image shows a class in its middle 8 pixels"),
+    ):
+        pair_pruning_set(data, 3, 0, data.frame(8), torch.tensor([0, 1]))
+    for wrong in ({"images_per_class": 0, "seed": 0}, {"images_per_class": 1, "seed": -1}):
+        with pytest.raises(InvalidInput, match=r"images_per_class|seed"):
+            pair_pruning_set(data, **wrong, frame=data.frame(8), indices_from=torch.arange(12))
+
+
+def test_normalised_colours(data):
+    pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(data.normalise(pixels).flatten(), torch.tensor([0, 128 / 255, 1]) - 0.5)
+    assert data.frame(5) == Frame(5, 5, (128, 128, 128))
+
+
+def test_a_short_side_may_be_asked_for(data):
+    split = PairFiles(data.train.image_files, data.train.label_files, 3, image_size=10)
+    image, labels = split.pair(7)
+    assert image.shape == (3, 10, 12)
+    assert labels.shape == (10, 12)
+    assert torch.equal(split.labels(7), labels)
+    assert (labels == 2).sum() == 1  # one of four pixels
+
+
+def test_a_damaged_label_map_is_named(data):
+    Image.new("RGB", (24, 20)).save(data.train.label_files[3])
+    with pytest.raises(InvalidInput, match=r"mask3.png' is of mode RGB; allowed: one byte a pixel"):
+        data.train.pair(3)
+    Image.fromarray(np.full((20, 24), 3, dtype=np.uint8)).save(data.train.label_files[3])
+    with pytest.raises(InvalidInput, match=r"mask3.png' holds label 3; allowed: 0 to 2, and 255"):
+        data.train.labels(3)

@@ -1,0 +1,154 @@
+"""VOC 2012 from its own layout; what is missing or damaged is named before anything begins."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pathex.data import load
+from pathex.errors import InvalidInput, PathexWarning
+from voc_folder import write_voc
+
+SUBSET = "ignore:data 'voc2012'.*published:pathex.errors.PathexWarning"
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_voc(tmp_path, 5, 2)
+
+
+@pytest.mark.filterwarnings(SUBSET)
+def test_pairs_are_those_of_the_lists(base, tmp_path):
+    data = load("voc2012", root=tmp_path)
+    assert (len(data.train), len(data.test), data.num_classes, data.in_channels) == (5, 2, 21, 3)
+    assert data.classes[0] == "background"
+    assert data.classes[15] == "person"
+    image, labels = data.train.pair(3)
+    with Image.open(base / "JPEGImages" / "train_003.jpg") as opened:
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(opened))
+    assert set(labels.unique().tolist()) == {0, 1, 255}  # turns of classes 1, 2, 3
+    with Image.open(base / "SegmentationClass" / "train_003.png") as opened:
+        np.testing.assert_array_equal(labels.numpy(), np.asarray(opened))
+    assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    half = load("voc2012", root=tmp_path, mean=[0.5] * 3, std=[0.5] * 3, image_size=15, verify=False)
+    assert half.test.pair(0)[0].shape == (3, 15, 20)
+    assert half.std.tolist() == [0.5] * 3
+
+
+def test_fewer_images_than_published_are_mentioned(base, tmp_path):
+    with pytest.warns(PathexWarning, match=r"5 \+ 2 images, published 1464 \+ 1449"):
+        load("voc2012", root=tmp_path)
+
+
+def replace_by(path, content):
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+DAMAGE = {
+    "an image is missing": (lambda base: (base / "JPEGImages/train_001.jpg").unlink(), r"train_001.jpg' is missing$"),
+    "a label map is missing": (
+        lambda base: (base / "SegmentationClass/val_000.png").unlink(),
+        r"val_000.png' is missing$",
+    ),
+    "three are missing": (
+        lambda base: [(base / f"JPEGImages/train_00{number}.jpg").unlink() for number in (1, 2, 4)],
+        r"train_001.jpg' is missing \(and 2 more of 5 pairs cannot be used\)",
+    ),
+    "an image is no image": (
+        lambda base: replace_by(base / "JPEGImages/train_002.jpg", b"<html>"),
+        r"train_002.jpg' cannot be read \(UnidentifiedImageError",
+    ),
+    "a label map is empty": (
+        lambda base: replace_by(base / "SegmentationClass/train_002.png", b""),
+        r"train_002.png' cannot be read",
+    ),
+    "an image is truncated": (
+        lambda base: truncate(base / "JPEGImages/train_004.jpg"),
+        r"train_004.jpg' cannot be read \(OSError.*truncated",
+    ),
+    "a label map is truncated": (
+        lambda base: truncate(base / "SegmentationClass/train_004.png"),
+        r"train_004.png' cannot be read",
+    ),
+    "sizes differ": (
+        lambda base: shutil.copy(
+            write_voc(base / "other", 1, 1, size=(28, 40)) / "SegmentationClass/val_000.png",
+            base / "SegmentationClass/train_000.png",
+        ),
+        r"train_000.jpg' is 40 x 30 and its label map 40 x 28 pixels",
+    ),
+    "a label is no class": (
+        lambda base: Image.fromarray(np.full((30, 40), 21, dtype=np.uint8)).save(
+            base / "SegmentationClass/train_000.png"
+        ),
+        r"train_000.png' holds label 21; allowed: 0 to 20, and 255",
+    ),
+    "a list is missing": (
+        lambda base: (base / "ImageSets/Segmentation/val.txt").unlink(),
+        r"the list '.*val.txt' cannot be read \(FileNotFoundError\)",
+    ),
+    "a list is empty": (
+        lambda base: (base / "ImageSets/Segmentation/train.txt").write_text(""),
+        r"the list '.*train.txt' is empty",
+    ),
+    "an image is in both lists": (
+        lambda base: (base / "ImageSets/Segmentation/val.txt").write_text("val_000\ntrain_003\n"),
+        r"'train_003' is in both lists",
+    ),
+}
+ONLY_DECODING = {"an image is truncated", "a label is no class"}
+
+
+@pytest.mark.filterwarnings(SUBSET)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, damage):
+    spoil, message = DAMAGE[damage]
+    spoil(base)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        load("voc2012", root=tmp_path)
+    assert "\n" not in str(caught.value)
+    if damage in ONLY_DECODING:
+        load("voc2012", root=tmp_path, verify=False)
+    else:
+        with pytest.raises(InvalidInput, match=message):
+            load("voc2012", root=tmp_path, verify=False)
+
+
+@pytest.mark.parametrize("option", [{"image_size": 0}, {"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}, {"mean": "abc"}])
+def test_options_that_cannot_be_used(base, tmp_path, option):
+    with pytest.raises(InvalidInput, match=f"option '{next(iter(option))}' of data 'voc2012' must be"):
+        load("voc2012", root=tmp_path, **option)
+
+
+def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
+    asked = []
+
+    def fail(url, root, filename, md5):
+        asked.append((url, filename, md5))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", fail)
+    with pytest.raises(InvalidInput, match=r"no folder 'VOCdevkit/VOC2012' in .* \(OSError: no route to host\); put"):
+        load("voc2012", root=tmp_path / "new")
+    ((url, archive, checksum),) = asked
+    assert url.startswith("https://")
+    assert (archive, checksum) == ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings(SUBSET)
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+def test_the_subset_of_the_original():
+    data = load("voc2012", root=os.environ["PATHEX_DATA"])
+    assert (len(data.train), len(data.test)) == (70, 40)
+    image, labels = data.train.pair(0)
+    assert image.shape[1:] == labels.shape
+    seen = torch.cat([data.test.labels(number).flatten().unique() for number in range(40)]).unique()
+    assert seen.tolist() == [0, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 255]

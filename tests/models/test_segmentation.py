@@ -1,0 +1,209 @@
+"""Networks of segmentation-models-pytorch: names, encoders, weights."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+
+import pathex
+from pathex import models
+from pathex.errors import InvalidInput, PathexWarning
+from pathex.models._libraries import encoder_tags
+
+smp = pytest.importorskip("segmentation_models_pytorch")
+
+ENCODERS = ("resnet50", "mobilenet_v2", "tu-tf_efficientnet_lite0")
+needs_data = pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+
+
+def deeplab(encoder="mobilenet_v2", **options):
+    return models.create("smp:DeepLabV3Plus", 4, encoder_name=encoder, decoder_channels=8, **options)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_encoders_at_both_output_strides(encoder, stride):
+    model = deeplab(encoder, encoder_output_stride=stride).eval()
+    images = torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        assert model.encoder(images)[-1].shape[-1] == 64 // stride
+        assert model(images).shape == (1, 4, 64, 64)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("encoder", [pytest.param("resnet50", marks=pytest.mark.slow), *ENCODERS[1:]])
+def test_px_prunes_every_encoder(encoder, stride):
+    torch.manual_seed(0)
+    model = deeplab(encoder, encoder_output_stride=stride)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = pathex.prune(model, "px", sparsity=0.8, data=torch.rand(1, 3, 32, 32), rounds=2, progress=False)
+    total = sum(mask.numel() for mask in result.mask.values())
+    assert sum(int(mask.sum()) for mask in result.mask.values()) == round(0.2 * total)
+    assert not result.report.dead_layers
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_nothing_is_downloaded_without_weights(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("download")
+
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", fail)
+    assert models.create("smp:Unet", 3, encoder_name="resnet18").encoder.conv1.weight.shape[1] == 3
+    grey = models.create("smp:FPN", num_classes=3, in_channels=1, encoder_name="resnet18").eval()
+    assert grey(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+    with pytest.raises(InvalidInput, match="weights 'imagenet' of model 'smp:Unet with resnet18' cannot be loaded"):
+        models.create("smp:Unet", encoder_name="resnet18", weights="imagenet")
+
+
+def test_tag_goes_through_the_package(tmp_path, monkeypatch):
+    source = torchvision.models.resnet18()
+    save_file({n: v for n, v in source.state_dict().items() if not n.startswith("fc.")}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    asked = []
+
+    def download(repository, filename, revision):
+        asked.append((repository, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", download)
+    model = models.create("smp:Unet", 3, encoder_name="resnet18", weights="ssl")
+    assert ("smp-hub/resnet18.ssl", "model.safetensors") in asked
+    assert torch.equal(model.encoder.layer4[0].conv1.weight, source.layer4[0].conv1.weight)
+
+
+@pytest.mark.parametrize(("weights", "name"), [("imagenet", "test_resnet"), ("r160_in1k", "test_resnet.r160_in1k")])
+def test_tag_of_a_timm_encoder_goes_through_timm(weights, name, monkeypatch):
+    real, calls = timm.create_model, []
+
+    def without_network(name, pretrained=False, **kwargs):
+        calls.append((name, pretrained))
+        return real(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    models.create("smp:Unet", 3, encoder_name="tu-test_resnet", weights=weights)
+    assert (name, True) in calls
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("smp:Unett", {}, "unknown segmentation model 'Unett'. Did you mean Unet"),
+        ("smp:create_model", {}, "unknown segmentation model"),
+        ("smp:Unet", {"encoder_name": "resnet19"}, "unknown encoder 'resnet19'. Did you mean"),
+        ("smp:Unet", {"encoder_name": "tu-resnet19"}, r"cannot be made .*resnet19"),
+        ("smp:Unet", {"encoder_name": "tu-test_resnet", "nothing": 3}, "cannot be made .*'nothing'"),
+        ("smp:Unet", {"encoder_name": "resnet19", "weights": "imagenet"}, "unknown encoder 'resnet19'. Did you mean"),
+        ("smp:Unet", {"encoder_weights": None}, "option 'encoder_weights' of model 'smp:Unet' is set by weights"),
+        ("smp:Unet", {"classes": 3}, "option 'classes' .* is set by num_classes"),
+        ("smp:Unet", {"nothing": 3}, "unknown option of model 'smp:Unet': 'nothing'. Known: activation, aux_params, "),
+        ("smp:DeepLabV3Plus", {"encoder_output_stride": 4}, "output stride 8 or 16, got 4"),
+        ("smp:Unet", {"weights": "in22k"}, "no tag of model 'smp:Unet with resnet34'. Tags: imagenet, imagenet$"),
+        ("smp:Unet", {"weights": "absent.pth"}, "'absent.pth' does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(name, options, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
+        models.create(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(
+        InvalidInput, match=r"'smp:Unet' needs segmentation-models-pytorch, .* pip install 'pathex\[seg\]'"
+    ):
+        models.create("smp:Unet")
+
+
+def test_tags_of_encoders():
+    assert encoder_tags(smp, "resnet18") == ["imagenet", "ssl", "swsl"]
+    assert "in1k" in encoder_tags(smp, "tu-tf_efficientnet_lite0")
+
+
+def test_whole_network_round_trip_and_other_classes(tmp_path):
+    torch.manual_seed(1)
+    source = deeplab()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    again = deeplab(weights=tmp_path / "w.pt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in source.state_dict().items())
+    expected = "segmentation_head.0.weight, segmentation_head.0.bias stay .* for 4 classes, the model has 6"
+    with pytest.warns(PathexWarning, match=expected):
+        other = models.create(
+            "smp:DeepLabV3Plus", 6, encoder_name="mobilenet_v2", decoder_channels=8, weights=tmp_path / "w.pt"
+        )
+    assert torch.equal(other.decoder.aspp[0].project[0].weight, source.decoder.aspp[0].project[0].weight)
+    state = source.state_dict()
+    del state["decoder.block1.1.running_var"]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(InvalidInput, match=r"missing: decoder.block1.1.running_var$"):
+        deeplab(weights=tmp_path / "w.pt")
+
+
+def test_classifier_files_fill_the_encoder_silently(tmp_path):
+    source = torchvision.models.resnet18()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    model = models.create("smp:Unet", 3, encoder_name="resnet18")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = models.load_weights(model, tmp_path / "w.pt")
+    assert report.unexpected == ("fc.weight", "fc.bias")
+    assert all(torch.equal(v, source.state_dict()[n]) for n, v in model.encoder.state_dict().items())
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "w.pt")
+    # All tensors of a ResNet-18 are in a ResNet-34 of the same shapes.
+    with pytest.raises(InvalidInput, match=r"unexpected: layer1.2.conv1.weight, .* more$"):
+        models.create("smp:Unet", 3, encoder_name="resnet18", weights=tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "test_resnet", "regnetx_002"])
+def test_timm_files_fill_timm_encoders(name, tmp_path):
+    """Names with ``stages_0`` for ``stages.0`` too: the features are those of timm."""
+    torch.manual_seed(2)
+    source = timm.create_model(name).eval()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    random = torch.random.get_rng_state()
+    model = models.create("smp:Unet", 3, encoder_name=f"tu-{name}").eval()
+    created = torch.random.get_rng_state()
+    assert not torch.equal(created, random)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # norms behind the features are named
+        report = models.load_weights(model, tmp_path / "w.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), created)
+    assert sorted((*report.loaded, *report.missing)) == sorted(model.state_dict())
+    assert len(report.loaded) + len(report.unexpected) == len(source.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = source.forward_intermediates(images, intermediates_only=True)[-1]
+        torch.testing.assert_close(model.encoder(images)[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.data
+@needs_data
+def test_published_mobilenet_in_an_encoder():
+    path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"
+    model = models.create("smp:Unet", 3, encoder_name="mobilenet_v2", weights=path).eval()
+    source = torchvision.models.mobilenet_v2().eval()
+    source.load_state_dict(load_file(path), strict=False)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(images)[-1], source.features(images))
+
+
+@pytest.mark.data
+@needs_data
+def test_published_efficientnet_in_an_encoder():
+    path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "tf_efficientnet_lite0-imagenet.safetensors"
+    with pytest.warns(PathexWarning, match=r"left out of the file: bn2 \(5\), classifier \(2\), conv_head \(1\)$"):
+        model = models.create("smp:Unet", 3, encoder_name="tu-tf_efficientnet_lite0", weights=path).eval()
+    source = timm.create_model("tf_efficientnet_lite0").eval()
+    source.load_state_dict(load_file(path))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = source.forward_intermediates(images, intermediates_only=True)[-1]
+        torch.testing.assert_close(model.encoder(images)[-1], expected)

@@ -1,0 +1,240 @@
+"""Masks found by training, and where weights go back to in between."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pathex
+from pathex.errors import InvalidInput, UnknownName
+from pathex.prunable import prunable_weights
+from pathex.runs import RunConfig
+from pathex.runs._rewinding import Plan, plan, rewind, rewound_mask
+from pathex.runs.folder import Journal
+from pathex.runs.tickets import build_task, train_options
+from pathex.tasks import Task
+from pathex.train import fabric, loop
+
+IMP = {"method": "imp", "method_options": {"levels": 3}, "sparsity": 0.8, "epochs": 3}
+
+
+def found(config: RunConfig, folder: Path, on_event: Any = None) -> tuple[pathex.Mask, list[dict[str, Any]], Task]:
+    folder.mkdir(parents=True, exist_ok=True)
+    task = build_task(config, config.validation)
+    with Journal(folder, on_event) as journal:
+        mask, rows = rewound_mask(config, task, folder, fabric("cpu", "32-true"), journal)
+    return mask, rows, task
+
+
+def level_masks(folder: Path) -> list[pathex.Mask]:
+    return [pathex.Mask.load(path) for path in sorted(folder.glob("levels/*/mask.safetensors"))]
+
+
+def trained(folder: Path, level: int) -> dict[str, Tensor]:
+    return torch.load(folder / "levels" / f"{level:02}" / "last.ckpt", weights_only=True)["model"]
+
+
+def first_epochs(config: RunConfig, folder: Path, epochs: int) -> dict[str, Tensor]:
+    """The state of the dense network after some epochs, trained without any of the code of levels."""
+    task, options = build_task(config), train_options(config)
+    if epochs:
+        folder.mkdir()
+
+        def stop(kind: str, payload: dict[str, Any]) -> None:
+            if kind == "epoch" and payload["epoch"] == epochs:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            task.train(options, fabric=fabric("cpu", "32-true"), folder=folder, on_event=stop)
+    return {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+
+
+def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return set(state) == set(other) and all(torch.equal(state[name], other[name]) for name in state)
+
+
+def times(state: dict[str, Tensor], mask: pathex.Mask) -> dict[str, Tensor]:
+    return {name: tensor * mask[name] if name in mask else tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("where", ["init", "epoch:2", "learning-rate"])
+def test_each_level_begins_with_the_stored_weights_times_its_mask(
+    where: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**settings | IMP | {"method_options": {"levels": 3, "rewind": where}})
+    firsts: dict[str, dict[str, Any]] = {}
+
+    def save(path: Path, state: dict[str, Any]) -> None:
+        if path.name == "last.ckpt" and str(path) not in firsts:
+            copied = {name: tensor.clone() for name, tensor in state["model"].items()}
+            memory, rows = len(state["optimizer"]["state"]), len(state["rows"])
+            firsts[str(path)] = {**state, "model": copied, "memory": memory, "rows": rows}
+        original(path, state)
+
+    original = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    folder = tmp_path / "run"
+    mask, rows, task = found(config, folder)
+    start = rewind(config, task, folder)
+    task.model.load_state_dict(times(task.model.state_dict(), mask))
+    run_options = loop.TrainOptions(**{**vars(train_options(config)), "start": start})
+    task.train(run_options, fabric=fabric("cpu", "32-true"), folder=folder)
+
+    masks = level_masks(folder)
+    assert mask == masks[-1] and len(masks) == len(rows) == 3
+    epoch = 2 if where == "epoch:2" else 0
+    stored = first_epochs(config, tmp_path / "first", epoch)
+    begun = [firsts[str(folder / place / "last.ckpt")] for place in ("levels/01", "levels/02", "levels/03", ".")]
+    assert equal(begun[0]["model"], first_epochs(config, tmp_path / "none", 0))
+    for level, (beginning, kept) in enumerate(zip(begun[1:], masks, strict=True), 2):
+        origin = trained(folder, level - 1) if where == "learning-rate" else stored
+        assert equal(beginning["model"], times(origin, kept))
+        assert beginning["memory"] == 0 == beginning["rows"]
+        assert beginning["scheduler"]["last_epoch"] == epoch
+        assert not equal(beginning["model"], times(trained(folder, level - 1), kept)) or where == "learning-rate"
+
+
+def test_each_level_keeps_the_largest_of_the_trained_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(**settings | IMP)
+    events: list[tuple[str, dict[str, Any]]] = []
+    mask, rows, task = found(config, tmp_path / "run", lambda kind, payload: events.append((kind, payload)))
+    assert mask.metadata["method"] == "imp"
+    total, names = mask.total, list(prunable_weights(task.model))
+    kept = torch.ones(total, dtype=torch.bool)
+    for level, each in enumerate(level_masks(tmp_path / "run"), 1):
+        state = trained(tmp_path / "run", level)
+        weights = torch.cat([state[name].flatten().abs() for name in names])
+        assert weights[~kept].eq(0).all() and weights[kept].ne(0).all()
+        count = round(0.2 ** (level / 3) * total)
+        order = sorted(range(total), key=lambda i: (bool(kept[i]), float(weights[i])), reverse=True)
+        kept = torch.zeros(total, dtype=torch.bool)
+        kept[order[:count]] = True
+        assert torch.equal(torch.cat([each[name].flatten() for name in names]), kept)
+        row = rows[level - 1]
+        assert (row["round"], row["kept"]) == (level, count) and row["train_loss"] > 0 and row["seconds"] > 0
+    rounds = [(e["round"], e["rounds"], e["density"]) for kind, e in events if kind == "prune_round"]
+    assert rounds == [(level, 3, each.density) for level, each in enumerate(level_masks(tmp_path / "run"), 1)]
+    assert {(e["level"], e["levels"]) for kind, e in events if kind == "epoch"} == {(1, 3), (2, 3), (3, 3)}
+    assert not task.model.training and all(p.grad is None for p in task.model.parameters())
+    assert not task.model._load_state_dict_post_hooks
+
+
+def test_masks_and_layers_follow_the_settings(settings: dict[str, Any], tmp_path: Path) -> None:
+    weights = prunable_weights(build_task(RunConfig(**settings)).model)
+    source = torch.Generator().manual_seed(0)
+    start = pathex.Mask(
+        {n: torch.rand(w.shape, generator=source) < 0.7 for n, w in weights.items() if n != "fc.weight"}
+    )
+    start.save(tmp_path / "start.safetensors")
+    extra = {"start_mask": str(tmp_path / "start.safetensors"), "ignore": ("fc",), "allocation": "layer", "epochs": 1}
+    mask, _, _ = found(RunConfig(**settings | IMP | extra), tmp_path / "run")
+    assert (mask - start).kept == 0 and "fc.weight" not in mask
+    assert mask.kept == round(0.2 * mask.total)
+    shares = [count.kept / start.counts()[name].kept for name, count in mask.counts().items() if count.total > 200]
+    assert max(shares) - min(shares) < 0.02
+    densities = [start.density * (0.2 / start.density) ** (level / 3) for level in (1, 2, 3)]
+    assert [each.kept for each in level_masks(tmp_path / "run")] == [round(d * mask.total) for d in densities]
+
+
+def test_magnitude_after_training_is_one_level(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(**settings | {"method": "magnitude-after-training", "method_options": {"epochs": 1}})
+    _, rows, task = found(config, tmp_path / "run")
+    assert len(rows) == len(level_masks(tmp_path / "run")) == 1 and rows[0]["round"] == 1
+    assert rewind(config, task, tmp_path / "run") == 0
+    assert equal(dict(task.model.state_dict()), trained(tmp_path / "run", 1))
+    assert not equal(dict(task.model.state_dict()), first_epochs(config, tmp_path / "none", 0))
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import torch
+from pathex.train import loop
+
+sys.path.insert(0, sys.argv[1])
+from test_rewinding import RunConfig, found
+
+loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0
+torch.set_num_threads(int(sys.argv[5]))
+kind, level, number = json.loads(sys.argv[4])
+
+def on_event(event, payload):
+    if event == kind and (payload["level"], payload["epoch"]) == (level, number):
+        Path(sys.argv[3], "flag").touch()
+        sys.stdin.read()
+
+settings = json.loads(sys.argv[2])
+found(RunConfig(**settings), Path(sys.argv[3]), on_event)
+"""
+
+
+def start_and_kill(settings: dict[str, Any], folder: Path, moment: list[Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    place, threads = str(Path(__file__).parent), str(torch.get_num_threads())
+    command = [sys.executable, "-c", CHILD, place, json.dumps(settings), str(folder), json.dumps(moment), threads]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        while not (folder / "flag").exists():
+            if child.poll() is not None:
+                assert child.stderr is not None
+                raise AssertionError(child.stderr.read().decode())
+            try:
+                child.wait(0.02)
+            except subprocess.TimeoutExpired:
+                continue
+        os.kill(child.pid, signal.SIGKILL)
+    (folder / "flag").unlink()
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings: dict[str, Any], tmp_path: Path) -> None:
+    options = settings | IMP | {"method_options": {"levels": 3, "rewind": "epoch:1"}}
+    mask, rows, _ = found(RunConfig(**options), tmp_path / "whole")
+    broken = tmp_path / "broken"
+    start_and_kill(options, broken, ["step", 1, 2])
+    assert not level_masks(broken)
+    start_and_kill(options, broken, ["step", 2, 3])
+    assert len(level_masks(broken)) == 1 and len(trained(broken, 2)) > 0
+    events: list[str] = []
+    again, rows_again, task = found(RunConfig(**options), broken, lambda kind, _: events.append(kind))
+    assert again == mask and level_masks(broken) == level_masks(tmp_path / "whole")
+    assert events.count("resumed") == 2 and again.metadata == mask.metadata
+    for row, other in zip(rows, rows_again, strict=True):
+        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+    for level in (1, 2, 3):
+        assert equal(trained(broken, level), trained(tmp_path / "whole", level))
+    assert rewind(RunConfig(**options), task, broken) == 1
+    assert equal(dict(task.model.state_dict()), first_epochs(RunConfig(**options), tmp_path / "first", 1))
+
+
+def test_options_are_read() -> None:
+    def read(method: str = "imp", epochs: int = 4, **options: Any) -> Plan:
+        return plan(RunConfig(method=method, epochs=epochs, method_options=options))
+
+    assert read() == Plan(5, 0, 4)
+    assert read(rewind="epoch:3", epochs=9, levels=2) == Plan(2, 3, 9)
+    assert read(rewind="learning-rate") == Plan(5, None, 4)
+    assert read("magnitude-after-training") == Plan(1, None, 4)
+    assert [read(levels=0.8).count(0.8**level) for level in (1, 2, 18)] == [1, 2, 18]
+    assert read(levels=0.8).count(1.0) == 1 and read(levels=7).count(0.5) == 7
+    for message, options in {
+        "unknown option of 'imp' 'rounds'. Known: epochs, levels, rewind": {"rounds": 3},
+        "levels is 0; allowed: a whole number of at least 1, or a density in (0, 1)": {"levels": 0},
+        "levels is 1.5; allowed": {"levels": 1.5},
+        "rewind is 'epoch:5'; allowed: init, learning-rate, or epoch:K with K from 0 to 4": {"rewind": "epoch:5"},
+        "rewind is 'start'; allowed": {"rewind": "start"},
+        "rewind is None; allowed": {"rewind": None},
+        "epochs of a level is 0; allowed": {"epochs": 0},
+    }.items():
+        with pytest.raises(InvalidInput, match=re.escape(message)):
+            plan(RunConfig(method="imp", epochs=4, method_options=options))
+    with pytest.raises(UnknownName, match="'magnitude-after-training' 'levels'"):
+        read("magnitude-after-training", levels=2)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from brute_force.ridge import ridge
+from pathex.errors import InvalidInput
+from pathex.tasks._ridge import RidgeMoments
+
+
+def moments(features, targets, batch=7):
+    sums = RidgeMoments(features.shape[1], targets.shape[1], torch.device("cpu"))
+    for x, y in zip(features.split(batch), targets.split(batch), strict=True):
+        sums.add(x, y)
+    return sums
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("alpha", [1e-3, 1.0, 50.0])
+@pytest.mark.parametrize(("images", "size"), [(40, 6), (12, 30), (1, 3)])
+def test_the_solution_is_that_of_all_images_at_once(images, size, alpha, intercept):
+    draws = torch.Generator().manual_seed(images + size)
+    # Features behind a ReLU and a pool are positive, far from mean zero.
+    features = torch.randn(images, size, generator=draws, dtype=torch.float64).abs() + 3
+    targets = torch.randn(images, 4, generator=draws, dtype=torch.float64)
+    weights, bias = moments(features, targets).solve(alpha, intercept=intercept)
+    wanted, wanted_bias = ridge(features.numpy(), targets.numpy(), alpha, intercept)
+    assert weights.dtype == bias.dtype == torch.float64
+    assert weights.numpy() == pytest.approx(wanted, rel=1e-7, abs=1e-9)
+    assert bias.numpy() == pytest.approx(wanted_bias, rel=1e-7, abs=1e-9)
+
+
+def test_the_gradient_of_the_objective_vanishes():
+    draws = torch.Generator().manual_seed(5)
+    features, targets = torch.rand(30, 8, generator=draws).double(), torch.rand(30, 3, generator=draws).double()
+    weights, bias = (part.requires_grad_() for part in moments(features, targets).solve(1.0))
+    loss = (targets - features @ weights.T - bias).square().sum() + weights.square().sum()
+    loss.backward()
+    assert float(weights.grad.abs().max()) < 1e-10
+    assert float(bias.grad.abs().max()) < 1e-10
+
+
+def test_batches_and_their_order_play_no_part():
+    draws = torch.Generator().manual_seed(1)
+    features, targets = torch.rand(50, 9, generator=draws), torch.rand(50, 2, generator=draws)
+    whole, bias = moments(features, targets, 50).solve(1.0)
+    order = torch.randperm(50, generator=draws)
+    parts, other = moments(features[order], targets[order], 3).solve(1.0)
+    assert torch.allclose(whole, parts, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(bias, other, rtol=1e-10, atol=1e-12)
+
+
+def test_processes_join_their_sums():
+    draws = torch.Generator().manual_seed(2)
+    features, targets = torch.rand(20, 5, generator=draws), torch.rand(20, 2, generator=draws)
+    whole, _ = moments(features, targets).solve(1.0)
+    mine, theirs = moments(features[:8], targets[:8]), moments(features[8:], targets[8:])
+    mine.join(lambda sums: sums + theirs._sums)
+    assert torch.allclose(mine.solve(1.0)[0], whole, rtol=1e-10, atol=1e-12)
+
+
+def test_features_that_are_all_zero_leave_the_shares_of_the_classes():
+    targets = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
+    weights, bias = moments(torch.zeros(4, 3), targets).solve(1.0)
+    assert not weights.any()
+    assert bias.tolist() == [0.75, 0.25]
+
+
+def test_huge_features_stay_finite():
+    draws = torch.Generator().manual_seed(3)
+    features = 1e12 * (1 + 1e-3 * torch.rand(20, 6, generator=draws).double())
+    weights, bias = moments(features, torch.eye(2)[torch.arange(20) % 2]).solve(1.0)
+    assert torch.isfinite(weights).all()
+    assert torch.isfinite(bias).all()
+
+
+def test_features_that_are_not_finite_are_refused():
+    with pytest.raises(InvalidInput, match="not finite"):
+        moments(torch.full((3, 2), torch.inf), torch.ones(3, 2)).solve(1.0)
+    with pytest.raises(InvalidInput, match="no images"):
+        RidgeMoments(2, 2, torch.device("cpu")).solve(1.0)

@@ -1,0 +1,309 @@
+"""Segmentation: what is trained on, what is measured, and that the measure is the one it is said to be."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brute_force import segmentation as twin
+from pathex import prune
+from pathex.errors import InvalidInput, PathexWarning, UnknownName
+from pathex.tasks import build
+from pathex.tasks.segmentation import Segmentation, build_segmentation, class_iou, pixel_loss
+from pathex.train import TrainOptions, fabric
+from voc_folder import write_voc
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:data 'voc2012'.*published:pathex.errors.PathexWarning"),
+    pytest.mark.filterwarnings("ignore:data 'voc2012'. fewer than:pathex.errors.PathexWarning"),
+]
+CPU = torch.device("cpu")
+TINY = "tiny_segmenter:TinySegmenter"
+DEEPLAB = {"encoder_name": "mobilenet_v2", "encoder_output_stride": 8}
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_voc(tmp_path, 13, 4)
+    return tmp_path
+
+
+def made(root, model=TINY, **options):
+    options = {"seed": 0, "task_options": {"crop": 32}, **options}
+    return build_segmentation(model, "voc2012", data_options={"root": str(root)}, **options)
+
+
+def scored(task, model, tmp_path):
+    return task.test(model, fabric=fabric("cpu"), batch_size=3)
+
+
+# -- the metric --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 10**6))
+def test_the_metric_is_that_of_one_confusion_matrix_over_all_images(num_classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    metric = Segmentation.metric(_Only(num_classes), CPU)
+    predictions, truths = [], []
+    for size in ((2, 5, 7), (1, 9, 4), (3, 5, 7)):
+        # Some classes are missing from predictions, some from truths, some from both.
+        logits = torch.randn(size[0], num_classes, *size[1:], generator=generator)
+        logits[:, int(torch.randint(num_classes, (), generator=generator))] -= 20
+        labels = torch.randint(
+            int(torch.randint(1, num_classes + 1, (), generator=generator)), size, generator=generator
+        )
+        labels[torch.rand(size, generator=generator) < 0.3] = 255
+        labels[0, 0, 0] = 0
+        metric.update(logits, labels)
+        predictions += list(logits.argmax(1).numpy())
+        truths += list(labels.numpy())
+    expected = twin.mean_iou(predictions, truths, num_classes)
+    assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)  # torchmetrics divides in float32
+    each = class_iou(metric.confmat)
+    shares = [share for share in each if share is not None]
+    assert sum(shares) / len(shares) == pytest.approx(expected, abs=1e-12)
+
+
+class _Only:
+    """What ``Segmentation.metric`` needs of a task."""
+
+    def __init__(self, num_classes):
+        self.data = self
+        self.num_classes = num_classes
+
+
+def test_a_class_that_is_nowhere_does_not_count():
+    confusion = torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    assert class_iou(confusion) == [3 / 4, 4 / 5, None]
+    metric = Segmentation.metric(_Only(3), CPU)
+    metric.update(torch.tensor([[[[9.0]], [[0.0]], [[0.0]]]]), torch.zeros(1, 1, 1, dtype=torch.long))
+    assert float(metric.compute()) == 1.0
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_mean_over_labelled_pixels(smoothing):
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randint(0, 4, (3, 5, 6))
+    labels[torch.rand(3, 5, 6) < 0.4] = 255
+    every = []
+    for image in range(3):
+        for row in range(5):
+            for column in range(6):
+                if (label := int(labels[image, row, column])) != 255:
+                    logs = outputs[image, :, row, column].log_softmax(0)
+                    every.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
+    expected = torch.stack(every).mean()
+    torch.testing.assert_close(pixel_loss(outputs, labels, label_smoothing=smoothing), expected, atol=1e-12, rtol=0)
+
+
+def test_without_a_labelled_pixel_the_loss_is_zero_and_so_is_its_gradient():
+    outputs = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = pixel_loss(outputs, torch.full((2, 4, 4), 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert not outputs.grad.any()
+
+
+# -- the task ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_task_follows_from_the_data(root):
+    task = build("auto", TINY, "voc2012", seed=0, data_options={"root": str(root)}, task_options={"crop": 32})
+    assert isinstance(task, Segmentation)
+    assert (task.metric_name, task.frame.crop, task.frame.side, task.stride) == ("miou", 32, 32, 21)
+    assert task.example.shape == (1, 3, 32, 32)
+    assert not task.model.training
+    json.dumps(task.facts())
+    assert task.facts()["classes"][20] == "tvmonitor"
+
+
+def test_initial_weights_follow_from_the_seed_alone(root):
+    torch.manual_seed(5)
+    first, other = made(root).model.state_dict(), made(root, seed=1).model.state_dict()
+    state = torch.get_rng_state()
+    torch.rand(7)
+    task = made(root)
+    torch.testing.assert_close(dict(task.model.state_dict()), dict(first), rtol=0, atol=0)
+    assert all(torch.equal(value, first[name]) for name, value in task.create(0).state_dict().items())
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    torch.manual_seed(5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_validation_images_are_neither_trained_on_nor_pruned_with(root):
+    task = made(root, validation=0.3)
+    train, held_out = set(task.train_indices.tolist()), set(task.validation_indices.tolist())
+    assert not train & held_out
+    assert train | held_out == set(range(13))
+    assert len(held_out) == 4
+    assert set(task.pruning_set(9, seed=0).indices) <= train
+    assert task.feed("validation", CPU, 4).images == 4
+    assert made(root).feed("validation", CPU, 4) is None
+
+
+def test_scores_see_batches_of_four_and_never_one_image(root):
+    task = made(root)
+    chosen = task.pruning_set(3, 0)
+    assert len(chosen.images) == 9
+    batches = task.scoring_batches(chosen)
+    assert [len(images) for images, _ in batches] == [4, 5]
+    assert torch.equal(torch.cat([images for images, _ in batches]), chosen.images)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), chosen.labels)
+
+
+def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_path):
+    task = made(root, validation=0.2, task_options={"crop": 24, "stride": 10})
+    options = TrainOptions(epochs=25, batch_size=4, lr=0.2, augment="auto", augment_options={"max_scale": 1.2})
+    model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
+    assert {"train_miou", "val_miou"} <= set(rows[-1])
+    result = scored(task, model, tmp_path)
+    assert result["test_images"] == 4
+    predictions, truths = [], []
+
+    def plain(tile):
+        with torch.no_grad():
+            return task.model.eval()(torch.from_numpy(tile).float()[None])[0].double().numpy()
+
+    for number in range(4):
+        image, labels = task.data.test.pair(number)
+        pixels = task.data.normalise(image[None])[0].numpy()
+        predictions.append(twin.averaged(plain, pixels, 24, 10, 24, 21).argmax(0))
+        truths.append(labels.numpy())
+    assert result["test_miou"] == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
+    assert result["test_miou"] > 0.5  # the colours of the rectangles tell their classes
+    known = [share for share in result["test_class_iou"].values() if share is not None]
+    assert result["test_miou"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+
+
+def test_the_crop_is_measured_where_asked_for(root, tmp_path):
+    task = made(root, task_options={"crop": 20, "evaluation": "crop"})
+    predictions, truths = [], []
+    for number in range(4):
+        image, labels = task.frame.fitted(task.data.test.pair(number))
+        with torch.no_grad():
+            predictions.append(task.model(task.data.normalise(image[None]))[0].argmax(0).numpy())
+        truths.append(labels.numpy())
+    found = scored(task, task.model, tmp_path)["test_miou"]
+    assert found == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
+
+
+def test_a_stopped_training_ends_with_the_same_weights(root, tmp_path):
+    options = {"batch_size": 5, "lr": 0.1, "augment": "auto", "milestones": (0.5,), "seed": 3}
+    unbroken, folder = made(root), tmp_path / "two"
+    for each in (tmp_path / "one", folder):
+        each.mkdir()
+    unbroken.train(TrainOptions(epochs=3, **options), fabric=fabric("cpu"), folder=tmp_path / "one")
+
+    def stop(kind, payload):
+        if kind == "epoch" and payload["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(root).train(TrainOptions(epochs=3, **options), fabric=fabric("cpu"), folder=folder, on_event=stop)
+    resumed = made(root)
+    resumed.train(TrainOptions(epochs=3, **options), fabric=fabric("cpu"), folder=folder)
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path):
+    task = made(root, "smp:DeepLabV3Plus", model_options=DEEPLAB, task_options={"crop": 33}, validation=0.25)
+    assert (task.frame.crop, task.frame.side) == (33, 40)  # multiples of the output stride
+    assert len(task.train_indices) == 10
+    # 10 images by 3 leave one, whose pooled branch would have one value a channel.
+    options = TrainOptions(epochs=1, batch_size=3, lr=0.01, head_lr=0.1, augment="auto")
+    model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
+    assert np.isfinite(rows[0]["train_loss"])
+    assert 0 <= scored(task, model, tmp_path)["test_miou"] <= 1
+    backbone, head = task.groups(options)
+    encoder = {id(parameter) for parameter in task.model.encoder.parameters()}
+    assert {id(parameter) for parameter in backbone["params"]} == encoder
+    assert head["lr"] == 0.1
+
+
+def test_a_pruned_network_trains(root, tmp_path):
+    task = made(root)
+    chosen = task.pruning_set(2, 0)
+    result = prune(task.model, "px", sparsity=0.6, data=(chosen.images, chosen.labels), rounds=3, progress=False)
+    from pathex import attach
+
+    model, _ = task.train(
+        TrainOptions(epochs=1, batch_size=4, augment="auto"),
+        fabric=fabric("cpu"),
+        folder=tmp_path,
+        prepare=lambda network, optimizer: attach(network, result.mask, optimizer),
+    )
+    weights = dict(task.model.named_parameters())
+    for name, kept in result.mask.items():
+        assert not weights[name][~kept].any()
+    assert scored(task, model, tmp_path)["test_images"] == 4
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 3}, "unknown option 'size' of task 'segmentation'. Known: crop, evaluation, stride"),
+        ({"crop": 0}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
+        ({"crop": 20, "stride": 21}, r"'stride' of task 'segmentation' must lie in 1 to 20 \(the crop\), got 21"),
+        ({"evaluation": "half"}, "unknown evaluation 'half'. Known: crop, full"),
+    ],
+)
+def test_options_that_cannot_be_used(root, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        made(root, task_options=options)
+
+
+def test_networks_and_data_that_cannot_be_used(root):
+    with pytest.raises(InvalidInput, match=r"gives \(1, 21, .* segmentation needs \(1, 21, "):
+        made(root, "tiny_segmenter:half_size")
+    with pytest.raises(InvalidInput, match=r"fails on \d+ x \d+ pixels: RuntimeError"):
+        made(root, "tiny_segmenter:four_channels")
+    with pytest.raises(InvalidInput, match=r"gives \(1, 21\) for one image"):
+        made(root, "torchvision:squeezenet1_1")
+    with pytest.raises(InvalidInput, match="data 'fashion-mini' has one class an image; task 'segmentation' needs"):
+        build_segmentation(TINY, "fashion-mini", seed=0)
+    with pytest.raises(InvalidInput, match="loss 'mse': segmentation has auto and cross-entropy"):
+        made(root).loss("mse", 0.0)
+    with pytest.raises(UnknownName, match="unknown augment 'crop-flip'"):
+        made(root).feed("train", CPU, 4, augment="crop-flip")
+
+
+@pytest.mark.data
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+def test_the_subset_with_a_pre_trained_backbone(tmp_path):
+    data = Path(os.environ["PATHEX_DATA"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PathexWarning)  # that the decoder is new is what is wanted
+        task = build(
+            "auto",
+            "smp:DeepLabV3Plus",
+            "voc2012",
+            seed=0,
+            weights=str(data / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
+            model_options={"encoder_name": "mobilenet_v2"},
+            data_options={"root": str(data), "image_size": 48},
+            task_options={"crop": 49},
+        )
+    with pytest.warns(PathexWarning, match=r"show aeroplane \(0\), bicycle \(0\)"):
+        chosen = task.pruning_set(1, 0)
+    shown = {label for labels in chosen.labels for label in labels.unique().tolist()}
+    assert {5, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 20} <= shown
+    options = TrainOptions(epochs=2, batch_size=8, lr=0.02, head_lr=0.2, augment="auto")
+    model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    result = task.test(model, fabric=fabric("cpu"), batch_size=8)
+    assert result["test_images"] == 40
+    assert result["test_miou"] > 0.03  # background alone gives about that: 0.57 of the pixels, 17 classes

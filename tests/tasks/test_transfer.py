@@ -1,0 +1,539 @@
+import copy
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import pathex
+from brute_force.ridge import ridge
+from pathex.data import ImageData
+from pathex.errors import InvalidInput
+from pathex.runs import RunConfig, run
+from pathex.tasks import build
+from pathex.tasks._linear_head import head_layer
+from pathex.train import TrainOptions, fabric
+
+TINY = {"width": 4}
+NAMES = tuple("abcdef")
+
+
+class Watched:
+    """A split that writes down which images are read."""
+
+    def __init__(self, part, pixels, labels, read, numbers=None):
+        self.part, self.pixels, self.labels, self.read = part, pixels, labels, read
+        self.numbers = torch.arange(len(labels)) if numbers is None else numbers
+
+    def __len__(self):
+        return len(self.labels)
+
+    def images(self, indices):
+        self.read.extend((self.part, number) for number in self.numbers[indices].tolist())
+        return self.pixels[indices]
+
+    def subset(self, rows, labels):
+        return Watched(self.part, self.pixels[rows], labels, self.read, self.numbers[rows])
+
+
+@pytest.fixture
+def read():
+    return []
+
+
+@pytest.fixture
+def data(monkeypatch, read):
+    """Six classes of 10 + 4 images of 8 pixels whose brightness and tint tell the class, in mixed order."""
+    generator = torch.Generator().manual_seed(0)
+    splits = {}
+    for part, count in (("train", 60), ("test", 24)):
+        labels = torch.arange(count)[torch.randperm(count, generator=generator)] % 6
+        noise = torch.randint(50, (count, 3, 8, 8), generator=generator)
+        tint = torch.tensor([[0, 0, 0], [90, 0, 0], [0, 90, 0], [0, 0, 90], [90, 90, 0], [90, 0, 90]])[labels]
+        splits[part] = Watched(part, (noise + tint[:, :, None, None]).to(torch.uint8), labels, read)
+    mean, std = torch.full((3,), 0.2), torch.full((3,), 0.2)
+    images = ImageData("six", splits["train"], splits["test"], 6, NAMES, mean, std, "crop-flip")
+    monkeypatch.setattr("pathex.tasks.transfer.load", lambda name, **_: images)
+    return images
+
+
+def transfer(tasks=3, validation=0.0, **options):
+    return build(
+        "transfer",
+        "resnet20",
+        "six",
+        seed=0,
+        weights=None,
+        validation=validation,
+        model_options=TINY,
+        data_options={},
+        task_options={"tasks": tasks, **options},
+    )
+
+
+def chosen(**options):
+    return TrainOptions(**{"epochs": 1, "batch_size": 8, "lr": 1e-3, "augment": "auto", **options})
+
+
+def mask_of(task, seed=0):
+    images = task.pruning_set(3, seed)
+    model = task.model
+    batches = [(images.images, images.labels)]
+    return pathex.prune(
+        model, "px", sparsity=0.5, data=batches, rounds=2, ignore=task.unprunable, progress=False, seed=seed
+    ).mask
+
+
+def attached(mask):
+    return lambda model, optimizer: pathex.attach(model, mask, optimizer)
+
+
+def numbers_of(data, part, classes):
+    return {
+        ("test" if part == "test" else "train", n) for n, c in enumerate(getattr(data, part).labels) if c in classes
+    }
+
+
+def features(network, images):
+    """Inputs of the head, without hooks: those of a copy whose head passes them on."""
+    copied = copy.deepcopy(network)
+    copied.fc = nn.Identity()
+    with torch.no_grad():
+        return copied(images)
+
+
+def pruned(task, mask):
+    return pathex.make_permanent(copy.deepcopy(task.model), mask)
+
+
+def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
+    task = transfer(validation=0.2)
+    source, *targets = task.options.tasks
+    held_out = {
+        ("train", int(numbers[row]))
+        for classes in task.options.tasks
+        for numbers in [torch.tensor(sorted(n for _, n in numbers_of(data, "train", classes)))]
+        for row in task._part(task.options.tasks.index(classes), task.model).validation_indices
+    }
+    assert len(held_out) == 12
+    read.clear()
+    mask = mask_of(task)
+    assert set(read) == numbers_of(data, "train", source) - held_out
+
+    read.clear()
+    machine = fabric("cpu")
+    model, _ = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path / "heads", prepare=attached(mask))
+    assert set(read) == numbers_of(data, "train", sum(targets, ())) - held_out
+
+    read.clear()
+    model, rows = task.train(chosen(), fabric=machine, folder=tmp_path / "run", prepare=attached(mask))
+    assert all("val_accuracy" in row for row in rows)
+    assert set(read) == numbers_of(data, "train", sum(targets, ()))
+
+    read.clear()
+    measured = task.test(model, fabric=machine, batch_size=8)
+    assert set(read) == numbers_of(data, "test", sum(targets, ()))
+    assert measured["test_images"] == 16
+
+
+def test_other_test_images_change_neither_mask_nor_heads_nor_training(data, tmp_path):
+    left = []
+    for folder in ("as it is", "poisoned"):
+        task = transfer()
+        mask = mask_of(task)
+        task.train(chosen(), fabric=fabric("cpu"), folder=tmp_path / folder, prepare=attached(mask))
+        files = sorted((tmp_path / folder).rglob("*.safetensors"))
+        trained = [torch.load(path, weights_only=True)["model"] for path in sorted((tmp_path / folder).rglob("*.ckpt"))]
+        left.append((mask, [path.read_bytes() for path in files], trained))
+        data.test.pixels.random_(256)
+    (mask, heads, trained), (other_mask, other_heads, others) = left
+    assert (len(heads), len(trained)) == (2, 2)
+    assert mask == other_mask
+    assert heads == other_heads
+    for own, other in zip(trained, others, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in own.items())
+
+
+def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_path):
+    task = transfer(alpha=0.5)
+    mask, machine = mask_of(task), fabric("cpu")
+    model, _ = task.train(chosen(), fabric=machine, folder=tmp_path, prepare=attached(mask))
+    measured = task.test(model, fabric=machine, batch_size=5)
+    network = pruned(task, mask)
+    for row, number in zip(measured["tasks"], (1, 2), strict=True):
+        classes = list(task.options.tasks[number])
+        x, y = {}, {}
+        for part in ("train", "test"):
+            split = getattr(data, part)
+            rows = [n for n, c in enumerate(split.labels.tolist()) if c in classes]
+            x[part] = features(network, data.normalise(split.pixels[rows]))
+            y[part] = torch.tensor([classes.index(c) for c in split.labels[rows].tolist()])
+        weight, bias = ridge(x["train"].numpy(), np.eye(len(classes))[y["train"]], 0.5)
+        head = load_file(tmp_path / "tasks" / f"0{number}" / "head.safetensors")
+        # Features are float32 and the network's memory layout may differ, so the last digits do.
+        assert head["weight"].numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
+        assert head["bias"].numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
+        outputs = x["test"].numpy() @ weight.T + bias
+        assert row["zero_shot"] == pytest.approx(np.mean(outputs.argmax(1) == y["test"].numpy()), abs=1e-6)
+        assert row["task"] == number
+        assert row["classes"] == [NAMES[c] for c in classes]
+        assert row["fine_tuned"] in {round(count / 8, 7) for count in range(9)}
+    for name, column in (("test_accuracy", "fine_tuned"), ("zero_shot_accuracy", "zero_shot")):
+        assert measured[name] == pytest.approx(np.mean([row[column] for row in measured["tasks"]]), abs=1e-6)
+
+
+def test_the_source_has_a_head_when_the_network_is_scored(data):
+    task = transfer()
+    task.pruning_set(2, seed=0)
+    classes = list(task.options.tasks[0])
+    rows = [n for n, c in enumerate(data.train.labels.tolist()) if c in classes]
+    labels = [classes.index(c) for c in data.train.labels[rows].tolist()]
+    x = features(task.model, data.normalise(data.train.pixels[rows]))
+    weight, bias = ridge(x.numpy(), np.eye(2)[labels], 1.0)
+    assert task.model.fc.weight.detach().numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
+    assert task.model.fc.bias.detach().numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
+
+
+def test_numbers_of_the_pruning_set_are_those_of_the_whole_data(data):
+    task = transfer()
+    images = task.pruning_set(4, seed=1)
+    assert len(set(images.indices)) == 8
+    assert torch.equal(images.images, data.normalise(data.train.pixels[images.indices]))
+    classes = torch.tensor(task.options.tasks[0])
+    assert torch.equal(classes[images.labels], data.train.labels[images.indices])
+
+
+@pytest.mark.parametrize("head", ["fixed", "trained"])
+def test_every_target_starts_from_the_same_pruned_weights(data, tmp_path, head):
+    task = transfer(head=head, targets=[1, 2, 0])
+    mask, begun = mask_of(task), []
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+
+    def prepare(model, optimizer):
+        handle = pathex.attach(model, mask, optimizer)
+        begun.append({name: value.detach().clone() for name, value in model.state_dict().items()})
+        return handle
+
+    task.train(chosen(lr=0.05), fabric=fabric("cpu"), folder=tmp_path, prepare=prepare)
+    wanted = pruned(task, mask).state_dict()
+    assert len(begun) == 4
+    for state in begun:
+        assert all(torch.equal(value, wanted[name]) for name, value in state.items() if not name.startswith("fc."))
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    for number in (0, 1, 2):
+        place = tmp_path / "tasks" / f"0{number}"
+        trained = torch.load(place / "last.ckpt", weights_only=True)["model"]
+        assert all(not trained[name][~mask[name]].any() for name in mask)
+        assert not torch.equal(trained["conv.weight"], wanted["conv.weight"])
+        assert torch.equal(trained["fc.weight"], load_file(place / "head.safetensors")["weight"]) == (head == "fixed")
+    assert "fc.weight" not in mask
+
+
+def test_without_epochs_nothing_is_fine_tuned(data, tmp_path):
+    task, machine = transfer(), fabric("cpu")
+    model, rows = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path, prepare=attached(mask_of(task)))
+    assert rows == []
+    for row in task.test(model, fabric=machine, batch_size=8)["tasks"]:
+        assert row["fine_tuned"] == row["zero_shot"]
+
+
+def test_the_loss_is_the_squared_error_unless_asked_otherwise(data, tmp_path):
+    task, losses = transfer(targets=[1]), {}
+    for name in ("auto", "mse", "cross-entropy"):
+        options = chosen(loss=name, augment="none", lr=1e-9, freeze_batchnorm=True)
+        _, (row,) = task.train(options, fabric=fabric("cpu"), folder=tmp_path / name)
+        losses[name] = row["train_loss"]
+    classes = list(task.options.tasks[1])
+    rows = [n for n, c in enumerate(data.train.labels.tolist()) if c in classes]
+    labels = torch.tensor([classes.index(c) for c in data.train.labels[rows].tolist()])
+    network = copy.deepcopy(task.model)
+    network.fc.load_state_dict(load_file(tmp_path / "auto" / "tasks" / "01" / "head.safetensors"))
+    with torch.no_grad():
+        outputs = network(data.normalise(data.train.pixels[rows]))
+    assert (
+        losses["auto"]
+        == losses["mse"]
+        == pytest.approx(float((outputs - torch.eye(2)[labels]).square().mean()), rel=1e-3)
+    )
+    assert losses["cross-entropy"] == pytest.approx(float(nn.functional.cross_entropy(outputs, labels)), rel=1e-3)
+
+
+def test_a_target_that_is_done_is_not_trained_again(data, tmp_path):
+    task, machine, events = transfer(), fabric("cpu"), []
+
+    def stop(kind, payload):
+        if kind == "epoch" and payload["task"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task.train(chosen(epochs=2), fabric=machine, folder=tmp_path / "broken", on_event=stop)
+    assert (tmp_path / "broken" / "tasks" / "01" / "task.json").exists()
+    assert not (tmp_path / "broken" / "tasks" / "02" / "task.json").exists()
+    model, rows = task.train(
+        chosen(epochs=2), fabric=machine, folder=tmp_path / "broken", on_event=lambda *event: events.append(event)
+    )
+    seen = [(kind, payload["task"], payload["epoch"]) for kind, payload in events if kind != "step"]
+    assert seen == [("resumed", 1, 2), ("resumed", 2, 1), ("epoch", 2, 2)]
+    whole, unbroken = task.train(chosen(epochs=2), fabric=machine, folder=tmp_path / "unbroken")
+    assert [(row["task"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for row, other in zip(rows, unbroken, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    first, second = (task.test(each, fabric=machine, batch_size=8) for each in (model, whole))
+    assert first == second
+
+
+def test_the_source_is_a_task_of_its_own_for_masks_that_are_found_by_training(data, read, tmp_path):
+    task = transfer()
+    read.clear()
+    source = task.source_task()
+    _, rows = source.train(chosen(), fabric=fabric("cpu"), folder=tmp_path)
+    assert set(read) == numbers_of(data, "train", task.options.tasks[0])
+    assert source.model is task.model
+    assert source.unprunable == ("fc",)
+    assert rows[0]["train_loss"] < 0.5  # of the squared error; the cross-entropy of two classes is log 2
+
+
+def test_tasks_by_name_by_number_and_from_a_file(data, tmp_path):
+    listed = transfer([["a", "d"], [4, "b", 5], ["c", "f"]], source=1, targets=[0])
+    assert listed.options.tasks == ((0, 3), (4, 1, 5), (2, 5))
+    assert (listed.options.source, listed.options.targets) == (1, (0,))
+    for name, text in (("t.yaml", "- [a, d]\n- [4, b, 5]\n- [c, f]\n"), ("t.json", '[["a", 3], [4, 1, 5], [2, 5]]')):
+        (tmp_path / name).write_text(text)
+        assert transfer(str(tmp_path / name)).options.tasks == listed.options.tasks
+    seeded = transfer(2, task_seed=3).options.tasks
+    assert sorted(sum(seeded, ())) == list(range(6))
+    assert seeded != transfer(2, task_seed=4).options.tasks
+    # Three classes in the source, two in the target: every task has a head of its own size.
+    machine = fabric("cpu")
+    model, _ = listed.train(chosen(), fabric=machine, folder=tmp_path, prepare=attached(mask_of(listed)))
+    assert listed.model.fc.out_features == 3
+    assert load_file(tmp_path / "tasks" / "00" / "head.safetensors")["weight"].shape == (2, 16)
+    assert listed.test(model, fabric=machine, batch_size=8)["test_images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": None}, "needs option 'tasks'"),
+        ({"classes": 3}, "unknown option 'classes' .* Known: tasks, task_seed, source, targets, alpha, head"),
+        ({"tasks": 0}, r"'tasks' must be an integer in 1\.\.6"),
+        ({"tasks": 6}, "task 0 has 1 class"),
+        ({"tasks": [["a", "b"], ["c", "z"]]}, "task 1: .*no class 'z'"),
+        ({"tasks": ["a", "b"]}, "a list of classes for each task"),
+        ({"tasks": [["a", "b"], ["c", "d"]], "task_seed": 1}, "'task_seed'"),
+        ({"tasks": "nowhere.yaml"}, "'nowhere.yaml' cannot be read"),
+        ({"tasks": 1}, "'targets' of task 'transfer' is None"),
+        ({"source": 3}, "'source' of task 'transfer' is 3; allowed: the number of a task, 0 to 2"),
+        ({"targets": []}, "'targets'"),
+        ({"targets": [1, 1]}, "different numbers"),
+        ({"targets": [3]}, "0 to 2"),
+        ({"alpha": 0}, "'alpha' of task 'transfer' is 0; allowed: a number above 0"),
+        ({"head": "free"}, "head 'free'.*fixed, trained"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(data, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        transfer(**options)
+
+
+def test_a_learning_rate_for_a_fixed_head_is_refused(data, tmp_path):
+    with pytest.raises(InvalidInput, match=r"head_lr is 0\.1, and the head is fixed"):
+        transfer().train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)
+    rows = transfer(head="trained").train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)[1]
+    assert len(rows) == 2
+
+
+def test_a_class_without_test_images_is_refused(data):
+    data.test.labels[data.test.labels == 4] = 5
+    with pytest.raises(InvalidInput, match=r"class 'e' of task \d has no test images"):
+        transfer()
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 2), nn.Linear(192, 2)
+
+    def forward(self, x):
+        return (self.first(x.flatten(1)) + self.second(x.flatten(1))) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layer"),
+    [
+        ("resnet20", 8, "fc"),
+        ("vgg11_bn", 32, "fc"),
+        ("torchvision:mobilenet_v3_small", 32, "classifier.3"),
+        ("timm:tf_efficientnet_lite0", 32, "classifier"),
+        ("timm:vit_tiny_patch16_224", 224, "head"),
+        ("torchvision:squeezenet1_1", 32, None),  # a convolution
+    ],
+)
+def test_the_head_is_the_layer_that_gives_the_outputs(name, size, layer):
+    network = pathex.models.create(name, 3).eval()
+    found = head_layer(network, torch.zeros(1, 3, size, size))
+    if name == "vgg11_bn":
+        layer = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    assert found == layer
+
+
+def test_networks_without_such_a_layer_are_refused(data, monkeypatch):
+    assert head_layer(TwoHeads().eval(), torch.zeros(1, 3, 8, 8)) is None
+    monkeypatch.setattr("pathex.models.create", lambda *_, **__: TwoHeads())
+    with pytest.raises(InvalidInput, match=r"model 'resnet20': .* needs outputs \(B, 2\)"):
+        transfer()
+    monkeypatch.setattr("pathex.models.create", lambda *_, **__: nn.Linear(7, 2))
+    with pytest.raises(InvalidInput, match="fails on an image of 'six'"):
+        transfer()
+
+
+def settings_of(name, out):
+    return {
+        "method": "px",
+        "sparsity": 0.6,
+        "model": "resnet20",
+        "model_options": TINY,
+        "data": name,
+        "task": "transfer",
+        "task_options": {"tasks": 2, "targets": [0, 1]},
+        "rounds": 2,
+        "images_per_class": 2,
+        "epochs": 2,
+        "batch_size": 64,
+        "lr": 5e-5,
+        "milestones": [0.34, 0.67],
+        "freeze_batchnorm": True,
+        "device": "cpu",
+        "out": str(out),
+    }
+
+
+@pytest.fixture
+def archive(tmp_path):
+    draws, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 120), ("test", 30)):
+        labels = np.arange(count) % 10
+        noise = draws.integers(60, size=(count, 8, 8, 3)) + 18 * labels[:, None, None, None]
+        arrays |= {f"{part}_images": noise.astype(np.uint8), f"{part}_labels": labels[:, None]}
+    np.savez(tmp_path / "ten.npz", **arrays)
+    return f"npz:{tmp_path / 'ten.npz'}"
+
+
+CHILD = """
+import json, os, signal, sys
+import torch
+from pathex.runs import RunConfig, run
+from pathex.train import loop
+
+loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0  # an epoch of this test is shorter than the pause between two events
+torch.set_num_threads(int(sys.argv[2]))  # sums are the same bit for bit with as many threads
+
+def on_event(kind, payload):
+    if kind == "step" and payload["task"] == 1 and payload["epoch"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(RunConfig(**json.loads(sys.argv[1])), on_event=on_event)
+"""
+
+
+def comparable(result):
+    return {name: value for name, value in result.items() if "seconds" not in name}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("name", ["archive", pytest.param("fashion-mini", marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_in_its_second_target_ends_as_an_unbroken_one(name, archive, tmp_path):
+    name = archive if name == "archive" else name
+    unbroken = run(RunConfig(**settings_of(name, tmp_path / "unbroken")))
+    result = unbroken.result
+    assert [row["task"] for row in result["tasks"]] == [0, 1]
+    assert result["kept"] == round(0.4 * result["total"])
+    broken = settings_of(name, tmp_path / "broken")
+    words = [sys.executable, "-c", CHILD, json.dumps(broken), str(torch.get_num_threads())]
+    child = subprocess.run(words, capture_output=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    (folder,) = (tmp_path / "broken").iterdir()
+    assert [path.parent.name for path in sorted(folder.rglob("task.json"))] == ["00"]
+    events = []
+    again = run(RunConfig(**broken), on_event=lambda *event: events.append(event))
+    trained = [(payload["task"], payload["epoch"]) for kind, payload in events if kind == "epoch"]
+    assert trained == [(1, 2)]
+    assert comparable(again.result) == comparable(result)
+    for number in ("00", "01"):
+        left, right = (
+            torch.load(each.folder / "tasks" / number / "last.ckpt", weights_only=True)["model"]
+            for each in (unbroken, again)
+        )
+        assert all(torch.equal(value, right[key]) for key, value in left.items())
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+@pytest.mark.parametrize("method", ["dense", "snip", "grasp", "ntk-sap", "magnitude", "random"])
+def test_every_kind_of_method_runs(archive, tmp_path, method):
+    settings = {**settings_of(archive, tmp_path), "method": method, "epochs": 0, "sparsity": 0.3}
+    result = run(RunConfig(**settings)).result
+    assert result["test_accuracy"] == result["zero_shot_accuracy"]
+    assert len(result["tasks"]) == 2
+    network = pathex.models.create("resnet20", 5, **TINY)
+    assert result["total"] == sum(weight.numel() for weight in network.parameters() if weight.ndim == 4)
+
+
+def digest(pixels):
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_two_tasks_of_five_classes_of_imagenet(tmp_path, monkeypatch):
+    folder = Path(os.environ["PATHEX_DATA"])
+    seen, normalise = set(), ImageData.normalise
+
+    def watched(self, images):
+        seen.update(digest(image) for image in images)
+        return normalise(self, images)
+
+    monkeypatch.setattr(ImageData, "normalise", watched)
+    task = build(
+        "transfer",
+        "timm:tf_efficientnet_lite0",
+        "imagenet",
+        seed=0,
+        weights=str(folder / "checkpoints" / "tf_efficientnet_lite0-imagenet.safetensors"),
+        validation=0.0,
+        model_options={},
+        data_options={"root": str(folder), "image_size": 96, "mean": 0.5, "std": 0.5},
+        task_options={"tasks": 2, "targets": [0, 1]},
+    )
+    machine = fabric("cpu")
+    images = task.pruning_set(2, seed=0)
+    mask = pathex.prune(
+        task.model,
+        "px",
+        sparsity=0.36,
+        data=[(images.images, images.labels)],
+        rounds=3,
+        ignore=task.unprunable,
+        progress=False,
+    ).mask
+    options = TrainOptions(epochs=1, batch_size=64, lr=5e-5, augment="none", freeze_batchnorm=True)
+    model, _ = task.train(options, fabric=machine, folder=tmp_path, prepare=attached(mask))
+    test_images = {digest(task.data.test.images(torch.tensor([n]))[0]) for n in range(len(task.data.test))}
+    train_images = {digest(task.data.train.images(torch.tensor([n]))[0]) for n in range(len(task.data.train))}
+    assert (len(train_images), len(test_images)) == (600, 200)
+    assert seen == train_images
+    measured = task.test(model, fabric=machine, batch_size=50)
+    assert seen == train_images | test_images
+    assert measured["test_images"] == 200
+    # Guessing gives 0.2. What the source's task knows of its classes is not lost by a third of the weights.
+    assert measured["zero_shot_accuracy"] > 0.6
+    assert measured["test_accuracy"] > 0.6

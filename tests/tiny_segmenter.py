@@ -1,0 +1,28 @@
+"""A segmentation network that trains in seconds."""
+
+from torch import nn
+
+
+class TinySegmenter(nn.Sequential):
+    """Three convolutions; outputs are as large as images of any size."""
+
+    def __init__(self, num_classes, in_channels=3, width=8):
+        super().__init__(
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, num_classes, 1),
+        )
+
+
+def half_size(num_classes):
+    """Outputs are half as large as images."""
+    return nn.Conv2d(3, num_classes, 2, stride=2)
+
+
+def four_channels(num_classes):
+    """Images have three channels."""
+    return nn.Conv2d(4, num_classes, 1)

@@ -1,0 +1,88 @@
+"""Two processes that train together see what one would see."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pathex.train import load_checkpoint
+
+FACTORY = """
+from torch import nn
+
+
+def network(num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8, num_classes)
+    )
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict:
+    """A network without batch statistics, and 34 images in batches of 7: the last batch has six, which two share."""
+    draws = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 34), ("val", 5), ("test", 9)):
+        arrays[f"{split}_images"] = draws.integers(256, size=(count, 8, 8, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count) % 4)[:, None]
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    (tmp_path / "plain_network.py").write_text(FACTORY)
+    return {
+        "method": "px",
+        "sparsity": 0.5,
+        "rounds": 3,
+        "model": "plain_network:network",
+        "data": f"npz:{tmp_path / 'tiny.npz'}",
+        "images_per_class": 2,
+        "epochs": 3,
+        "batch_size": 7,
+        "validation": 0.2,
+        "lr": 0.05,
+        "augment": "crop-flip",
+        "precision": "64-true",
+        "device": "cpu",
+    }
+
+
+def carried_out(settings: dict, folder: Path, *launcher: str) -> tuple[Path, str]:
+    folder.mkdir(exist_ok=True)
+    config = folder / "settings.yaml"
+    config.write_text(yaml.safe_dump({**settings, "out": str(folder / "runs")}))
+    places = os.pathsep.join([str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "-m", "pathex", "run", "--config", str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    return run, done.stdout
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_have_the_mask_and_the_curve_of_one(settings, tmp_path):
+    alone, _ = carried_out(settings, tmp_path / "one")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    pair, said = carried_out({**settings, "devices": 2}, tmp_path / "two", *torchrun)
+    assert said.splitlines() == [str(pair)]  # one of them speaks
+    assert (pair / "mask.safetensors").read_bytes()[-64:] == (alone / "mask.safetensors").read_bytes()[-64:]
+    assert json.loads((pair / "environment.json").read_text())["processes"] == 2
+    for one, two in zip(rows(alone), rows(pair), strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)  # Fabric hands out float32
+        for name in ("epoch", "train_accuracy", "val_accuracy", "lr"):
+            assert one[name] == two[name]
+    first, second = (load_checkpoint(run / "last.ckpt")["model"] for run in (alone, pair))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-12)
+    results = [json.loads((run / "result.json").read_text()) for run in (alone, pair)]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    assert results[1]["test_images"] == 9
