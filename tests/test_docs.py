@@ -60,7 +60,11 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     wrap(pathex.data, "load", load)
     wrap(pathex.data, "pruning_set", lambda original, data, **kwargs: original(data, 1, kwargs["seed"]))
-    wrap(pathex.models, "create", lambda original, *args, **kwargs: original(*args, **{"width": 4, **kwargs}))
+
+    def small_own(original, name, *args, **kwargs):
+        return original(name, *args, **(kwargs if ":" in name else {"width": 4, **kwargs}))
+
+    wrap(pathex.models, "create", small_own)
     wrap(pathex, "prune", lambda original, *args, **kwargs: original(*args, **{"rounds": 2, **kwargs}))
 
 

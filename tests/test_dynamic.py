@@ -368,6 +368,8 @@ import sys
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 import pathex
 from pathex import dynamic
@@ -389,6 +391,15 @@ for method in dynamic.METHODS:
         F.cross_entropy(wrapped(x.double()[rank::2]), y[rank::2]).backward()
         optimizer.step()
     handle.mask.save(f"{sys.argv[2]}.{method}.{rank}.safetensors")
+
+model = network()
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+try:
+    dynamic.attach(model, mask, torch.optim.SGD(model.parameters(), 0.1), steps=10)
+except pathex.errors.InvalidInput as error:
+    assert "'0.weight' is spread over processes" in str(error)
+else:
+    sys.exit("not refused")
 dist.destroy_process_group()
 """
 

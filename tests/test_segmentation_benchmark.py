@@ -69,6 +69,7 @@ def test_a_row_is_that_of_the_run(script, call):
     assert script.row_of(config) == row  # nothing is done twice
 
 
+@pytest.mark.slow
 def test_rows_and_environment_are_written_without_folders_of_the_machine(script, call, tmp_path, capsys):
     assert script.main([*call, "--init", "pretrained", "--methods"]) == 0
     with (tmp_path / "out" / "rows.csv").open(newline="") as file:

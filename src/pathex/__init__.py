@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pathex._version import __version__
 
 if TYPE_CHECKING:
-    from pathex import converters, data, errors, mask_files, models, paths
+    from pathex import ablations, converters, counts, data, dynamic, errors, mask_files, matching, models, paths
     from pathex.attaching import attach, make_permanent
     from pathex.masks import Mask
     from pathex.pruning import prune, score
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Mask",
     "__version__",
+    "ablations",
     "attach",
     "converters",
+    "counts",
     "data",
+    "dynamic",
     "errors",
     "make_permanent",
     "mask_files",
+    "matching",
     "methods",
     "models",
     "paths",
@@ -44,7 +48,24 @@ _HOME = {
     "prune": "pruning",
     "score": "pruning",
 }
-_MODULES = ("converters", "data", "errors", "mask_files", "models", "paths", "report", "runs")
+_MODULES = frozenset(
+    {
+        "ablations",
+        "converters",
+        "counts",
+        "data",
+        "dynamic",
+        "errors",
+        "mask_files",
+        "matching",
+        "models",
+        "paths",
+        "report",
+        "runs",
+        "sweep",
+        "tasks",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation
@@ -57,7 +58,7 @@ def examine(
     Returns:
         The report.
     """
-    before = _connected(model, start or Mask({n: entry | True for n, entry in mask.items()}), images, output)
+    before = _connected(model, start or Mask({n: torch.ones_like(entry) for n, entry in mask.items()}), images, output)
     after = None if before is None else _connected(model, mask, images, output)
     if before is None or after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])

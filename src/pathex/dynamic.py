@@ -19,7 +19,7 @@ from pathex import attaching
 from pathex.allocate import keep_best
 from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import Mask
-from pathex.prunable import own_module
+from pathex.prunable import is_sharded, own_module
 from pathex.scores._problem import generator
 
 __all__ = ["METHODS", "DynamicHandle", "attach", "drop_fraction"]
@@ -258,8 +258,10 @@ def attach(
             raise InvalidInput(f"{name} is {value!r}; allowed: a number in (0, {most}")
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    attaching.attach(model, mask, optimizer).remove()  # the same checks
     model = own_module(model)
+    if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
+        raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
+    attaching.attach(model, mask, optimizer).remove()  # the same checks
     return DynamicHandle(
         model,
         mask,

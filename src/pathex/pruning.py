@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
-from pathex.collapse import PruneReport, examine, listed
+from pathex.collapse import PruneReport, examine, listed, warn_of_collapse
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
@@ -202,12 +202,8 @@ def prune(
             parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
         )
         batches = joined(read_batches(data), processes)
-        how: dict[str, Any] = {
-            "sparsity": sparsity,
-            "rounds": len(chooser.densities),
-            "allocation": described(allocation),
-        }
-        how |= {"schedule": schedule, "budget": budget}
+        how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(chooser.densities)}
+        how |= {"allocation": described(allocation), "schedule": schedule, "budget": budget}
         base = _in_agreement(
             Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes),
             method,
@@ -219,7 +215,7 @@ def prune(
         with _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
             mask, history = _rounds(base, method_call, chooser, output, on_round, advance)
         report = examine(model, mask, base.images[:1], start=start, output=output)
-        _collapse(report, strict)
+        warn_of_collapse(report, strict)
         return PruneResult(Mask(mask, _metadata(method, options, base, **how)), history, report)
 
 

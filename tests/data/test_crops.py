@@ -98,6 +98,14 @@ def test_each_colour_change_equals_torchvision(number):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+def test_colours_do_not_depend_on_the_rest_of_the_batch():
+    images = pictures(21, 6, 6)
+    draws = Augmentation.of("resized-crop", {"jitter": 0.6, "hue": 0.5}).draw(21, fresh(4))
+    rows = (images, torch.cat([draws["factor"], draws["hue"]], 1), draws["order"])
+    one_by_one = [jittered(*(values[place : place + 1] for values in rows)) for place in range(21)]
+    assert torch.equal(jittered(*rows), torch.cat(one_by_one))
+
+
 def test_grey_takes_the_colours_of_the_chosen_only():
     images = pictures(4, 5, 5)
     chosen = torch.tensor([True, False, True, False])

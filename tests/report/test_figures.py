@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from pathex.errors import InvalidInput
 from pathex.report._curves import _against_size, _against_sparsity, _dots, _frame, curves
+from pathex.report._figures import _dead_layers_figure as dead_layers_figure
 from pathex.report._figures import draw
 from pathex.report._panel import Panel
 from pathex.report._published import published_for
@@ -32,7 +33,7 @@ def panel_of(*folders: Path, x: str = "sparsity") -> Panel:
 
 def dashes(axes: Axes) -> list[str]:
     """Labels of the legend's entries for published curves."""
-    return [text.get_text() for text in axes.get_legend().get_texts() if "published" in text.get_text()]
+    return [text.get_text() for text in axes.get_legend().get_texts() if "paper" in text.get_text()]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_a_published_dense_value_is_a_line(make_run: MakeRun) -> None:
     setting = {"data": "cifar10", "model": "torchvision:resnet50", "weights": "imagenet"}
     panel = panel_of(*(make_run("px", sparsity, **setting) for sparsity in (0.893, 0.982)))
     axes = _against_sparsity(panel)[0].axes[0]
-    assert dashes(axes) == ["published: PX paper", "dense, published: PX paper (93.4)"]
+    assert dashes(axes) == ["published: PX paper", "dense, PX paper (93.4)"]
     assert any(np.allclose(line.get_ydata(), 93.36) for line in axes.lines)
 
 
@@ -205,3 +206,13 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run: 
         assert any(np.allclose(line.get_ydata(), 65 + shift) for line in axes.lines)
     assert [picture.name for picture in draw(panel)] == ["transfer", "training"]
     assert "over 2 tasks and over seeds (n = 1 to 2 seeds)" in draw(panel)[0].caption
+
+
+@pytest.mark.parametrize(("methods", "levels", "numbers"), [(2, 2, True), (5, 9, False)])
+def test_bars_of_dead_layers_bear_numbers_while_there_is_room(
+    make_run: MakeRun, methods: int, levels: int, numbers: bool
+) -> None:
+    names = ("px", "random", "snip", "grasp", "magnitude")[:methods]
+    panel = panel_of(*(make_run(name, level, dead_layers=3) for name in names for level in GRID[:levels]))
+    texts = [text.get_text() for text in dead_layers_figure(panel).axes[0].texts]
+    assert texts == (["3"] * (methods * levels) if numbers else [])

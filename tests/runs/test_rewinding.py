@@ -215,6 +215,32 @@ def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings: dict[
     assert equal(dict(task.model.state_dict()), first_epochs(RunConfig(**options), tmp_path / "first", 1))
 
 
+PROCESSES = """
+import json, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from test_rewinding import Journal, RunConfig, build_task, fabric, rewound_mask
+
+config, folder = RunConfig(**json.loads(sys.argv[2])), Path(sys.argv[3])
+machine = fabric("cpu", "32-true", devices=0)
+mask, _ = rewound_mask(config, build_task(config), folder, machine, Journal(None, None))
+mask.save(folder / f"{machine.global_rank}.safetensors")
+"""
+
+
+def test_processes_agree_though_their_batch_statistics_differ(settings: dict[str, Any], tmp_path: Path) -> None:
+    options = settings | IMP | {"method_options": {"levels": 2, "rewind": "learning-rate"}, "epochs": 1}
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    arguments = [str(Path(__file__).parent), json.dumps(options), str(tmp_path)]
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=240)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, second = (pathex.Mask.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert first == second == level_masks(tmp_path)[-1] and first.kept == round(0.2 * first.total)
+
+
 def test_options_are_read() -> None:
     def read(method: str = "imp", epochs: int = 4, **options: Any) -> Plan:
         return plan(RunConfig(method=method, epochs=epochs, method_options=options))

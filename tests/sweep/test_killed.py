@@ -24,7 +24,7 @@ pytestmark = [
 
 SMALL = {
     "model_options": {"width": 2},
-    "batch_size": 250,
+    "batch_size": 500,
     "lr": 0.05,
     "rounds": 2,
     "images_per_class": 2,
@@ -34,12 +34,9 @@ SMALL = {
 
 def start(file: Path, out: Path, log: Path) -> "subprocess.Popen[bytes]":
     words = ["sweep", "--config", str(file), "--out", str(out), "--concurrent", "2"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pathex", *words],
-        stdout=subprocess.PIPE,
-        stderr=log.open("wb"),
-        start_new_session=True,
-    )
+    with log.open("wb") as told:
+        command = [sys.executable, "-m", "pathex", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, start_new_session=True)
 
 
 def finished(out: Path) -> int:
@@ -53,7 +50,8 @@ def kill_in_the_middle(file: Path, out: Path, log: Path, runs: int) -> None:
         assert child.poll() is None, log.read_text()
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
 
 
 def unfinished_epochs(out: Path) -> int:
@@ -79,7 +77,7 @@ def test_24_runs_killed_twice_end_complete(tmp_path: Path) -> None:
         "list": [{"lr": 1e30}],
     }
     file, out = tmp_path / "sweep.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     planned = plan(
         SweepConfig(**{**content, "grid": tuple(content["grid"]), "list": tuple(content["list"])}, out=str(out))
     )

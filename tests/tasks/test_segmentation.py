@@ -46,7 +46,7 @@ def scored(task, model, tmp_path):
 # -- the metric --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_the_metric_is_that_of_one_confusion_matrix_over_all_images(num_classes, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -1,10 +1,6 @@
 import copy
 import hashlib
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +13,6 @@ import pathex
 from brute_force.ridge import ridge
 from pathex.data import ImageData
 from pathex.errors import InvalidInput
-from pathex.runs import RunConfig, run
 from pathex.tasks import build
 from pathex.tasks._linear_head import head_layer
 from pathex.train import TrainOptions, fabric
@@ -127,6 +122,7 @@ def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
     read.clear()
     mask = mask_of(task)
     assert set(read) == numbers_of(data, "train", source) - held_out
+    assert len(task.source_task().data.test) == 0
 
     read.clear()
     machine = fabric("cpu")
@@ -222,7 +218,8 @@ def test_every_target_starts_from_the_same_pruned_weights(data, tmp_path, head):
         begun.append({name: value.detach().clone() for name, value in model.state_dict().items()})
         return handle
 
-    task.train(chosen(lr=0.05), fabric=fabric("cpu"), folder=tmp_path, prepare=prepare)
+    _, rows = task.train(chosen(lr=0.05, start=1), fabric=fabric("cpu"), folder=tmp_path, prepare=prepare)
+    assert [(row["task"], row["epoch"]) for row in rows] == [(1, 1), (2, 1), (0, 1)]
     wanted = pruned(task, mask).state_dict()
     assert len(begun) == 4
     for state in begun:
@@ -393,97 +390,6 @@ def test_networks_without_such_a_layer_are_refused(data, monkeypatch):
     monkeypatch.setattr("pathex.models.create", lambda *_, **__: nn.Linear(7, 2))
     with pytest.raises(InvalidInput, match="fails on an image of 'six'"):
         transfer()
-
-
-def settings_of(name, out):
-    return {
-        "method": "px",
-        "sparsity": 0.6,
-        "model": "resnet20",
-        "model_options": TINY,
-        "data": name,
-        "task": "transfer",
-        "task_options": {"tasks": 2, "targets": [0, 1]},
-        "rounds": 2,
-        "images_per_class": 2,
-        "epochs": 2,
-        "batch_size": 64,
-        "lr": 5e-5,
-        "milestones": [0.34, 0.67],
-        "freeze_batchnorm": True,
-        "device": "cpu",
-        "out": str(out),
-    }
-
-
-@pytest.fixture
-def archive(tmp_path):
-    draws, arrays = np.random.default_rng(0), {}
-    for part, count in (("train", 120), ("test", 30)):
-        labels = np.arange(count) % 10
-        noise = draws.integers(60, size=(count, 8, 8, 3)) + 18 * labels[:, None, None, None]
-        arrays |= {f"{part}_images": noise.astype(np.uint8), f"{part}_labels": labels[:, None]}
-    np.savez(tmp_path / "ten.npz", **arrays)
-    return f"npz:{tmp_path / 'ten.npz'}"
-
-
-CHILD = """
-import json, os, signal, sys
-import torch
-from pathex.runs import RunConfig, run
-from pathex.train import loop
-
-loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0  # an epoch of this test is shorter than the pause between two events
-torch.set_num_threads(int(sys.argv[2]))  # sums are the same bit for bit with as many threads
-
-def on_event(kind, payload):
-    if kind == "step" and payload["task"] == 1 and payload["epoch"] == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-run(RunConfig(**json.loads(sys.argv[1])), on_event=on_event)
-"""
-
-
-def comparable(result):
-    return {name: value for name, value in result.items() if "seconds" not in name}
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.mark.parametrize("name", ["archive", pytest.param("fashion-mini", marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_in_its_second_target_ends_as_an_unbroken_one(name, archive, tmp_path):
-    name = archive if name == "archive" else name
-    unbroken = run(RunConfig(**settings_of(name, tmp_path / "unbroken")))
-    result = unbroken.result
-    assert [row["task"] for row in result["tasks"]] == [0, 1]
-    assert result["kept"] == round(0.4 * result["total"])
-    broken = settings_of(name, tmp_path / "broken")
-    words = [sys.executable, "-c", CHILD, json.dumps(broken), str(torch.get_num_threads())]
-    child = subprocess.run(words, capture_output=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    (folder,) = (tmp_path / "broken").iterdir()
-    assert [path.parent.name for path in sorted(folder.rglob("task.json"))] == ["00"]
-    events = []
-    again = run(RunConfig(**broken), on_event=lambda *event: events.append(event))
-    trained = [(payload["task"], payload["epoch"]) for kind, payload in events if kind == "epoch"]
-    assert trained == [(1, 2)]
-    assert comparable(again.result) == comparable(result)
-    for number in ("00", "01"):
-        left, right = (
-            torch.load(each.folder / "tasks" / number / "last.ckpt", weights_only=True)["model"]
-            for each in (unbroken, again)
-        )
-        assert all(torch.equal(value, right[key]) for key, value in left.items())
-
-
-@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-@pytest.mark.parametrize("method", ["dense", "snip", "grasp", "ntk-sap", "magnitude", "random"])
-def test_every_kind_of_method_runs(archive, tmp_path, method):
-    settings = {**settings_of(archive, tmp_path), "method": method, "epochs": 0, "sparsity": 0.3}
-    result = run(RunConfig(**settings)).result
-    assert result["test_accuracy"] == result["zero_shot_accuracy"]
-    assert len(result["tasks"]) == 2
-    network = pathex.models.create("resnet20", 5, **TINY)
-    assert result["total"] == sum(weight.numel() for weight in network.parameters() if weight.ndim == 4)
 
 
 def digest(pixels):

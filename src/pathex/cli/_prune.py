@@ -63,12 +63,12 @@ def execute(words: Sequence[str]) -> None:
 
 def _prune(config: PruneConfig) -> tuple["Mask", "nn.Module", float]:
     from pathex.cli._console import RunDisplay
-    from pathex.runs.tickets import build_task, find_ticket
+    from pathex.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.train import fabric
 
     task = build_task(config)
-    images = task.pruning_set(config.images_per_class, config.seed)
     task.model.to(fabric(config.device).device)
+    images = task.pruning_set(config.images_per_class, pruning_seed(config))
     with RunDisplay() as display:
         display.begin(config.method)
         result, seconds = find_ticket(config, task, images, lambda known: display("prune_round", known))

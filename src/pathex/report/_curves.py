@@ -187,9 +187,7 @@ def _published_dense(line: Callable[..., object], rows: pd.DataFrame, source: st
     entries = []
     for value in 100 * rows.loc[rows["method"] == "dense", "value"]:
         line(value, color=_GREY, linestyle=dash, lw=1.1, zorder=1.5)
-        entries.append(
-            Line2D([], [], color=_GREY, linestyle=dash, lw=1.1, label=f"dense, published: {source} ({value:.1f})")
-        )
+        entries.append(Line2D([], [], color=_GREY, linestyle=dash, lw=1.1, label=f"dense, {source} ({value:.1f})"))
     return entries
 
 

@@ -15,6 +15,7 @@ from pathex.report._transfer import transfer
 __all__ = ["draw"]
 
 _MOST_NAMES = 40
+_MOST_NUMBERS = 24
 
 
 def draw(panel: Panel) -> list[Picture]:
@@ -79,6 +80,11 @@ def _layers(panel: Panel) -> Picture:
 
 
 def _dead_layers(panel: Panel) -> Picture:
+    caption = "Layers without a kept weight on any path from input to output, mean over seeds."
+    return picture(_dead_layers_figure(panel), "dead_layers", "Dead layers", caption)
+
+
+def _dead_layers_figure(panel: Panel) -> Figure:
     table = panel.pruned.pivot_table(index="sparsity", columns="series", values="dead_layers", aggfunc="mean")
     names, levels = panel.series(panel.pruned), table.index.tolist()
     figure = Figure(figsize=(9.0, 3.2))
@@ -86,13 +92,11 @@ def _dead_layers(panel: Panel) -> Picture:
     width = min(0.84 / len(names), 0.16)
     for number, name in enumerate(names):
         places = np.arange(len(levels)) + (number - (len(names) - 1) / 2) * width
-        heights = table[name].to_numpy()
-        axes.bar(places, heights, width * 0.9, color=panel.look[name].colour, label=name, hatch=panel.look[name].hatch)
-        for place, height in zip(places, heights, strict=True):
-            if not np.isnan(height):
-                axes.annotate(
-                    f"{height:.2g}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8
-                )
+        style = panel.look[name]
+        bars = axes.bar(places, table[name], width * 0.9, color=style.colour, label=name, hatch=style.hatch)
+        if len(names) * len(levels) <= _MOST_NUMBERS:
+            labels = ["" if np.isnan(height) else f"{height:.2g}" for height in table[name]]
+            axes.bar_label(bars, labels, padding=2, fontsize=8)
     axes.set_xticks(range(len(levels)), [f"{level:.6g}" for level in levels])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("dead layers, mean")
@@ -100,8 +104,7 @@ def _dead_layers(panel: Panel) -> Picture:
     axes.set_ylim(0, max(1.0, table.max().max()) * 1.15)
     axes.grid(axis="x", visible=False)
     legend(axes)
-    caption = "Layers without a kept weight on any path from input to output, mean over seeds."
-    return picture(figure, "dead_layers", "Dead layers", caption)
+    return figure
 
 
 def _training(panel: Panel) -> Picture:

@@ -26,14 +26,14 @@ _COLOURS = MappingProxyType(
         "rigl": "#332288",
         "set": "#AA4499",
         "px-literal": "#6699CC",
-        "px-cvpr24": "#004488",
+        "px-cvpr24": "#7a3e9d",
         "synflow-l2": "#44AA99",
         "iterative-snip": "#EE99AA",
         "force": "#661100",
     }
 )
 _OTHER_COLOURS = ("#117733", "#994455", "#997700", "#66CCEE", "#228833", "#BB5566")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8", "H")
 _DASHES = ("-", "--", "-.", ":")
 
 SETTINGS = MappingProxyType(

@@ -27,7 +27,7 @@ from pathex.masks import Mask
 from pathex.pruning import prune
 from pathex.runs.config import RunConfig
 from pathex.runs.folder import Journal, read_json, write_json
-from pathex.runs.tickets import _start, train_options
+from pathex.runs.tickets import start_mask, train_options
 from pathex.schedule import densities
 from pathex.tasks import Task
 from pathex.train.checkpoint import load_checkpoint, save_checkpoint
@@ -134,7 +134,7 @@ def rewound_mask(
         metrics of its training.
     """
     chosen = plan(config)
-    start = _start(config, task)
+    start = start_mask(config, task)
     before = 1.0 if start is None else start.density
     count = chosen.count((1 - config.sparsity) / before)
     steps = densities(before, 1 - config.sparsity, count, config.schedule)
@@ -234,6 +234,8 @@ class _Level:
         finally:
             for handle in handles:
                 handle.remove()
+        # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
+        _restore(self.task.model, load_checkpoint(self.folder / "last.ckpt")["model"])
         self.task.model.zero_grad(set_to_none=True)
         self.task.model.eval()
         return rows

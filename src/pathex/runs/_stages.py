@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from pathex.ablations import flipped, shuffled
+from pathex.collapse import PruneReport, examine
 from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.masks import Mask
 from pathex.prunable import prunable_weights
-from pathex.pruning import PruneReport
+from pathex.runs._rewinding import OPTIONS, rewound_mask
 from pathex.runs.config import RunConfig
 from pathex.runs.folder import Journal, read_json, write_json, write_lines
 from pathex.runs.tickets import find_ticket, pruning_seed
@@ -24,7 +26,7 @@ __all__ = ["DENSE", "SANITY", "TRAINED", "Stage", "Ticket", "alter_weights", "fi
 DENSE = ("dense", "small-dense")
 """Methods that keep every weight."""
 
-TRAINED = ("imp", "magnitude-after-training")
+TRAINED = tuple(OPTIONS)
 """Methods that find their mask by training."""
 
 SANITY = ("none", "shuffle", "reinit", "flip-signs")
@@ -42,6 +44,7 @@ class Stage:
         images: The pruning set; None for methods without one.
         fabric: The ``lightning_fabric.Fabric``.
         journal: Log and receiver of events.
+        total: Prunable weights of the whole network.
     """
 
     config: RunConfig
@@ -50,6 +53,7 @@ class Stage:
     images: PruningSet | None
     fabric: Any
     journal: Journal
+    total: int
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,9 @@ def _check_images(stage: Stage) -> bool:
 
 
 def _dense(stage: Stage) -> Ticket:
-    total = sum(w.numel() for w in prunable_weights(stage.task.model, ignore=stage.task.unprunable).values())
+    kept = sum(w.numel() for w in prunable_weights(stage.task.model, ignore=stage.task.unprunable).values())
     report = {"dead_layers": [], "dead_channels": {}, "disconnected": 0}
-    return Ticket(None, kept=total, total=total, rounds=0, seconds=0.0, report=report)
+    return Ticket(None, kept=kept, total=stage.total, rounds=0, seconds=0.0, report=report)
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,7 @@ def _scored(stage: Stage) -> _Found:
 
 
 def _rewound(stage: Stage) -> _Found:
-    from pathex.runs._rewinding import rewound_mask
-
-    mask, history = rewound_mask(stage.config, stage.task, stage.folder, stage.fabric, stage.journal)
+    mask, history = rewound_mask(stage.config, stage.task.source_task(), stage.folder, stage.fabric, stage.journal)
     return _Found(mask, history, _examined(stage, mask), round(sum(row["seconds"] for row in history), 3))
 
 
@@ -162,16 +164,12 @@ _SOURCES: Mapping[str, Callable[[Stage], _Found]] = MappingProxyType(dict.fromke
 
 
 def _examined(stage: Stage, mask: Mask) -> PruneReport:
-    from pathex.pruning import examine
-
     return examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
 
 
 def _shuffled(stage: Stage, found: _Found) -> _Found:
     if stage.config.sanity != "shuffle":
         return found
-    from pathex.ablations import shuffled
-
     mask = shuffled(found.mask, stage.config.seed)
     mask.metadata.update(found.mask.metadata, sanity="shuffle")
     return replace(found, mask=mask, report=_examined(stage, mask))
@@ -188,6 +186,4 @@ def alter_weights(config: RunConfig, task: Task) -> None:
     if config.sanity == "reinit":
         task.model.load_state_dict(task.create(epoch_seed(config.seed, 1)).state_dict())
     elif config.sanity == "flip-signs":
-        from pathex.ablations import flipped
-
         task.model.load_state_dict(flipped(task.model, config.seed), strict=False)

@@ -2,17 +2,24 @@
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pathex.attaching import attach
-from pathex.errors import InvalidInput, PathexError
+from pathex import dynamic
+from pathex.attaching import Handle, attach
+from pathex.counts import count
+from pathex.errors import InvalidInput, PathexError, PathexWarning
 from pathex.masks import Mask
+from pathex.prunable import prunable_weights
+from pathex.runs._rewinding import rewind
+from pathex.runs._small_dense import shrunk
 from pathex.runs._stages import DENSE, TRAINED, Stage, Ticket, alter_weights, find
 from pathex.runs.config import RunConfig
 from pathex.runs.environment import environment
@@ -20,6 +27,7 @@ from pathex.runs.folder import Journal, check_same, finished_result, locked, wri
 from pathex.runs.naming import run_name, settings
 from pathex.runs.tickets import build_task, pruning_seed, train_options
 from pathex.runs.validation import check_config
+from pathex.tasks import Task
 from pathex.train import Events, fabric, is_first_process, loggers
 
 __all__ = ["RunResult", "run"]
@@ -75,6 +83,10 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
         loggers=loggers(config.logger, folder),
     )
     task = build_task(config, config.validation)
+    total = sum(weight.numel() for weight in prunable_weights(task.model, ignore=task.unprunable).values())
+    if config.method == "small-dense":
+        task = build_task(shrunk(config, task), config.validation)
+    task.model.to(machine.device)
     scored = config.method not in (*DENSE, *TRAINED)
     images = task.pruning_set(config.images_per_class, pruning_seed(config)) if scored else None
     with contextlib.ExitStack() as held:
@@ -88,7 +100,7 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
         if result is None:
             if machine.is_global_zero:
                 _describe(config, folder, machine, journal)
-            result = _staged(Stage(config, folder, task, images, machine, journal))
+            result = _staged(Stage(config, folder, task, images, machine, journal, total))
             if machine.is_global_zero:
                 write_json(folder / "result.json", result)
         journal("done", {"result": result, "folder": str(folder)})
@@ -111,12 +123,23 @@ def _staged(stage: Stage) -> dict[str, Any]:
     Returns:
         Its result.
     """
-    stage.task.model.to(stage.fabric.device)
     ticket = find(stage)
+    start = rewind(stage.config, stage.task, stage.folder) if stage.config.method in TRAINED else 0
     alter_weights(stage.config, stage.task)
-    model, rows = _train(stage, ticket)
+    costs = _costs(stage.task, ticket)
+    model, rows = _train(stage, ticket, start)
     measured = stage.task.test(model, fabric=stage.fabric, batch_size=stage.config.batch_size)
-    return _result(stage, ticket, rows, measured)
+    return _result(stage, ticket, rows, {**measured, **costs})
+
+
+def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
+    """Parameters and multiply-adds of the masked network for one image; None where they cannot be counted."""
+    try:
+        counts = count(task.model, tuple(task.example.shape[1:]))
+    except PathexError as error:
+        warnings.warn(f"multiply-adds are not counted: {error}", PathexWarning, stacklevel=2)
+        return {"parameters": None, "multiply_adds": None}
+    return {"parameters": counts.parameters(ticket.mask), "multiply_adds": counts.multiply_adds(ticket.mask)}
 
 
 @contextlib.contextmanager
@@ -130,7 +153,7 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         yield
     except PathexError:
-        begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt"))
+        begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt", "levels", "tasks"))
         if folder in new and not begun:
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):  # another run may have begun beside this one
@@ -139,23 +162,41 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(stage: Stage, ticket: Ticket) -> tuple[nn.Module, list[dict[str, Any]]]:
-    mask = ticket.mask
-    return stage.task.train(
-        train_options(stage.config),
-        fabric=stage.fabric,
-        folder=stage.folder,
-        prepare=None if mask is None else lambda model, optimizer: _hold(stage, mask, model, optimizer),
-        on_event=stage.journal,
+def _train(stage: Stage, ticket: Ticket, start: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+    options = replace(train_options(stage.config), start=start)
+    held: list[Handle] = []
+
+    def hold(model: nn.Module, optimizer: Optimizer) -> object:
+        if ticket.mask is None:
+            return None
+        held.append(_held(stage, ticket.mask, model, optimizer, start))
+        return held[-1]
+
+    model, rows = stage.task.train(
+        options, fabric=stage.fabric, folder=stage.folder, prepare=hold, on_event=stage.journal
     )
+    if stage.config.dynamic != "none" and stage.fabric.is_global_zero:
+        last = held[-1].mask
+        last.save(stage.folder / "final_mask.safetensors", model=stage.config.model, data=stage.config.data)
+    return model, rows
 
 
-def _hold(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer) -> object:
-    return attach(model, mask, optimizer)
+def _held(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer, start: int) -> Handle:
+    config = stage.config
+    if config.dynamic == "none":
+        return attach(model, mask, optimizer)
+    feed = stage.task.feed("train", torch.device("cpu"), config.batch_size)
+    assert feed is not None
+    steps = max(1, feed.batches * (config.epochs - start))
+    return dynamic.attach(
+        model, mask, optimizer, method=config.dynamic, steps=steps, seed=config.seed, **config.dynamic_options
+    )
 
 
 def _result(stage: Stage, ticket: Ticket, rows: list[dict[str, Any]], measured: Mapping[str, Any]) -> dict[str, Any]:
     config, metric, last = stage.config, stage.task.metric_name, rows[-1] if rows else {}
+    if "task" in last:  # the last of several trainings says nothing about all of them
+        last = {}
     dead = ticket.report["dead_layers"]
     return {
         "status": "done",

@@ -17,10 +17,7 @@ from pathex.runs.config import RunConfig, TicketConfig
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
-__all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "train_options"]
-
-# Methods defined on train-mode BatchNorm see batches of this size, as in the code they were published with.
-_BATCH = 256
+__all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "start_mask", "train_options"]
 
 OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
@@ -96,12 +93,12 @@ def find_ticket(
         task.model,
         config.method,
         sparsity=config.sparsity,
-        data=list(zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True)),
+        data=task.scoring_batches(images),
         rounds=rounds,
         allocation=allocation,
         ignore=(*config.ignore, *task.unprunable),
         prunable=config.prunable,
-        mask=_start(config, task),
+        mask=start_mask(config, task),
         min_per_layer=config.min_per_layer,
         budget=config.budget,
         schedule=config.schedule,
@@ -116,7 +113,16 @@ def find_ticket(
     return result, round(time.monotonic() - started, 3)
 
 
-def _start(config: TicketConfig, task: Task) -> Mask | None:
+def start_mask(config: TicketConfig, task: Task) -> Mask | None:
+    """The mask that pruning starts from.
+
+    Args:
+        config: The settings.
+        task: The network.
+
+    Returns:
+        The mask; None is all weights.
+    """
     if config.start_mask is None:
         return None
     ignore = (*config.ignore, *task.unprunable)

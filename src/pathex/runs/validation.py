@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pathex import scores
+from pathex import dynamic, scores
 from pathex.choosing import BUDGETS
-from pathex.data import AUGMENTATIONS
+from pathex.data import AUGMENTATIONS, Augmentation
 from pathex.errors import InvalidInput, UnknownName
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
+from pathex.runs._rewinding import plan
+from pathex.runs._small_dense import check_options
 from pathex.runs._stages import DENSE, SANITY, TRAINED
 from pathex.runs.config import RunConfig, TicketConfig
 from pathex.runs.tickets import OWN_ZEROS
@@ -81,9 +83,20 @@ def check_config(config: RunConfig) -> None:
     """
     check_ticket(config, (*DENSE, *TRAINED, *scores.names()))
     _check_ranges(config, _TRAINING)
-    _check_name("augment", config.augment, ("auto", *AUGMENTATIONS))
+    _check_augmentation(config)
     _check_name("loss", config.loss, LOSSES)
     _check_name("sanity", config.sanity, SANITY)
+    _check_name("dynamic", config.dynamic, ("none", *dynamic.METHODS))
+    if config.method in DENSE and (config.dynamic, config.sanity) != ("none", "none"):
+        raise InvalidInput(f"method {config.method!r} has no mask; allowed with dynamic or sanity: any other method")
+    if config.dynamic != "none" and kind(config.task, config.data) == "transfer":
+        raise InvalidInput(f"dynamic is {config.dynamic!r} with task 'transfer'; allowed: none")
+    for name in ("augment_options", "dynamic_options"):
+        _check_plain(name, getattr(config, name))
+    if config.method == "small-dense":
+        check_options(config.method_options)
+    elif config.method in TRAINED:
+        plan(config)
     check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
@@ -115,6 +128,15 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
             method.check(config.method_options)
         else:
             scores.check_call(method, config.method_options)
+
+
+def _check_augmentation(config: RunConfig) -> None:
+    if kind(config.task, config.data) == "segmentation":
+        _check_name("augment", config.augment, ("auto", "none", "scale-crop"))
+        return
+    _check_name("augment", config.augment, ("auto", *AUGMENTATIONS))
+    if config.augment != "auto":
+        Augmentation.of(config.augment, config.augment_options)
 
 
 def _check_ranges(config: TicketConfig, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:

@@ -78,7 +78,7 @@ METHOD = Method(
         rounds=1,
         cost="exact: for each image 1 forward pass and 1 backward pass (given) or as many as classes (model); "
         "projections: 1 forward and backward pass of the pruning set each. Memory: activations of one image (exact) "
-        "or one micro-batch, one gradient, one sum in float64",
+        "or one micro-batch, one gradient, two sums in float64",
         holds_for="classifiers with softmax, of images or pixels; any activation. It equals the Hessian of the loss "
         "where the network fits the labels, which it does not at initialization",
         differences="the code of Gollini Navarrete et al. halves and averages (the same ranking), squares the mean "

@@ -35,7 +35,7 @@ METHOD = Method(
         rounds=1,
         cost="exact: for each image 1 forward pass and as many backward passes as outputs; projections: 1 forward and "
         "backward pass of the pruning set each. Memory: activations of one image (exact) or one micro-batch, one "
-        "gradient, one sum in float64",
+        "gradient, two sums in float64",
         holds_for="any network that can be differentiated once; no assumption on activations",
         differences="no published scorer; there is no published number of rounds",
         checked="torch.func.jacrev to 1e-10 in float64; projections equal it to 1e-10 when averaged over all sign "

@@ -155,6 +155,8 @@ def _serve(connection: Connection, output: str, device: str | None) -> None:
             os.ftruncate(2, 0)
             send = partial(_tell, connection, job.name)
             send(ENDED, carry_out(job, send))
+    # At once: nothing is left to tidy up, and an interrupted backward pass can hold up the end of the interpreter.
+    os._exit(0)
 
 
 def _tell(connection: Connection, name: str, kind: str, payload: dict[str, Any]) -> None:

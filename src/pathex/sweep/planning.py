@@ -51,8 +51,10 @@ def plan(config: SweepConfig) -> Plan:
     entries = 0
     for place, entry in _entries(config):
         made = reader.run(reader.over(common, entry, place), place, config.out)
-        runs.setdefault(run_name(made), made)
         entries += 1
+        if (name := run_name(made)) not in runs:
+            _check(made, place)
+            runs[name] = made
     return Plan(runs, entries - len(runs))
 
 
@@ -86,6 +88,15 @@ def _entries(config: SweepConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"list entry {number}", entry
 
 
+def _check(run: RunConfig, place: str) -> None:
+    if run.devices != 1:
+        raise InvalidInput(f"{place}: devices is {run.devices}; allowed in a sweep: 1, one device for each run")
+    try:
+        check_config(run)
+    except InvalidInput as error:
+        raise InvalidInput(f"{place}: {error}") from None
+
+
 def _text(entry: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{name}: {value}" for name, value in entry.items()) + "}"
 
@@ -100,6 +111,7 @@ class _Reader:
         self._names = [field.name for field in fields]
         self._mappings = [field.name for field in fields if field.default_factory is dict]
         self._types = get_type_hints(RunConfig)
+        self._known: dict[tuple[str, str], Any] = {}
 
     def base(self, base: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
         """The settings to begin with; where they are to be written is for the sweep to say."""
@@ -136,32 +148,21 @@ class _Reader:
             raise InvalidInput(f"{place}: {name} has no options; those that have: {', '.join(self._mappings)}")
 
     def run(self, values: Mapping[str, Any], place: str, out: str) -> RunConfig:
-        """The settings of one run, complete and checked."""
-        try:
-            typed = self._parser.parse_object({**values, "out": out}).as_dict()
-        except argparse.ArgumentError:
-            raise InvalidInput(f"{place}: {self._wrong(values)}") from None
-        config = RunConfig(**{name: typed[name] for name in self._names})
-        if config.devices != 1:
-            raise InvalidInput(f"{place}: devices is {config.devices}; allowed in a sweep: 1, one device for each run")
-        try:
-            check_config(config)
-        except InvalidInput as error:
-            raise InvalidInput(f"{place}: {error}") from None
-        return config
+        """The settings of one run, complete."""
+        typed = {name: self._typed(name, value, place) for name, value in values.items()}
+        return RunConfig(**typed, out=out)
 
-    def _wrong(self, values: Mapping[str, Any]) -> str:
-        name, value = next(item for item in values.items() if not self._fits(*item))
-        kind = self._types[name]
-        allowed = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
-        return f"{name} is {value!r}; allowed: {allowed}"
-
-    def _fits(self, name: str, value: Any) -> bool:
-        try:
-            self._parser.parse_object({name: value})
-        except argparse.ArgumentError:
-            return False
-        return True
+    def _typed(self, name: str, value: Any, place: str) -> Any:
+        # Reading is slow beside the rest, and a grid has few values.
+        key = (name, repr(value))
+        if key not in self._known:
+            try:
+                self._known[key] = self._parser.parse_object({name: value}).as_dict()[name]
+            except argparse.ArgumentError:
+                kind = self._types[name]
+                allowed = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
+                raise InvalidInput(f"{place}: {name} is {value!r}; allowed: {allowed}") from None
+        return self._known[key]
 
 
 def _replaced(whole: Any, options: Sequence[str], value: Any, place: str) -> Any:

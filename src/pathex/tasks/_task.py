@@ -20,6 +20,9 @@ LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
 
 
+_BATCH = 256
+
+
 def create_network(
     model: str, num_classes: int, in_channels: int, *, seed: int, weights: str | None, options: Mapping[str, Any]
 ) -> nn.Module:
@@ -64,6 +67,14 @@ class Task(ABC):
     augment_options: Mapping[str, Any]
     unprunable: tuple[str, ...] = ()
 
+    def source_task(self) -> "Task":
+        """The task that a mask is found on by training; for most tasks, this one.
+
+        Returns:
+            The task.
+        """
+        return self
+
     @abstractmethod
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
         """The images that scores see; validation and test images are never among them.
@@ -75,6 +86,17 @@ class Task(ABC):
         Returns:
             The normalised images, not augmented, with their targets and numbers.
         """
+
+    def scoring_batches(self, images: PruningSet) -> list[tuple[Tensor, Tensor]]:
+        """The pruning set as methods defined on train-mode BatchNorm see it; others cut it as memory allows.
+
+        Args:
+            images: The pruning set.
+
+        Returns:
+            Batches of 256, as in the code these methods were published with.
+        """
+        return list(zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True))
 
     @abstractmethod
     def feed(

@@ -181,6 +181,8 @@ def build_classification(
     if task_options:
         raise InvalidInput(f"option {next(iter(task_options))!r} of task 'classification': it has no options")
     images = load(data, **(data_options or {}))
+    if not isinstance(images, ImageData):
+        raise InvalidInput(f"data {data!r} has a label for each pixel; task 'classification' needs one for each image")
     create = partial(create_network, model, images.num_classes, images.in_channels, options=model_options or {})
     network = create(seed=seed, weights=weights)
     first = images.normalise(images.train.images(torch.arange(1)))

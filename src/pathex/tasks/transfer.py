@@ -235,6 +235,8 @@ class Transfer(Task):
         """
         if options.head_lr is not None and self.options.head == "fixed":
             raise InvalidInput(f"head_lr is {options.head_lr}, and the head is fixed; allowed: none, or head 'trained'")
+        # Epochs that rewinding skips were spent on the source; a target begins at its own first.
+        options = replace(options, start=0)
         pruned = self._pruned(options, prepare).to(fabric.device)
         heads: dict[int, Head] = {}
         rows: list[dict[str, Any]] = []

@@ -74,6 +74,7 @@ Prepare = Callable[[nn.Module, Optimizer], object]
 """Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
+_NARROW = 16
 
 
 class TrainingDiverged(PathexError, ArithmeticError):
@@ -143,6 +144,28 @@ def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
     return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)
 
 
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """The layout of images and weights in which a network trains.
+
+    Args:
+        model: The network, on its device.
+
+    Returns:
+        Channels last: convolutions on the CPU are a third faster, and mixed precision needs it on the GPU. Networks on
+        the CPU with narrow strided 1x1 convolutions are left as they are: the backward pass of these writes beyond its
+        memory in that layout (torch 2.14).
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    narrow = any(
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and max(module.stride) > 1
+        and module.in_channels < _NARROW
+        for module in model.modules()
+    )
+    return torch.contiguous_format if on_cpu and narrow else torch.channels_last
+
+
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
     """A metric of the network in eval mode over one pass, without gradient.
 
@@ -154,12 +177,12 @@ def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
     Returns:
         The value of the metric.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes, layout = [(module, module.training) for module in model.modules()], memory_format(model)
     model.eval()
     metric.reset()
     with torch.no_grad():
         for inputs, targets in feed.in_order():
-            metric.update(model(inputs.contiguous(memory_format=torch.channels_last)), targets)
+            metric.update(model(inputs.contiguous(memory_format=layout)), targets)
     for module, training in modes:
         module.training = training
     return _value(metric)
@@ -249,8 +272,8 @@ class _Loop:
         self.checkpoint, self.metrics = folder / "last.ckpt", folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
-        # Convolutions on the CPU are a third faster in this layout, and mixed precision needs it on the GPU.
-        model.to(memory_format=torch.channels_last)
+        self._layout = memory_format(model)
+        model.to(memory_format=self._layout)
         self._optimizer = torch.optim.SGD(
             list(groups),
             lr=options.lr,
@@ -276,12 +299,13 @@ class _Loop:
                 self.metrics.unlink(missing_ok=True)
             return False
         state = load_checkpoint(self.checkpoint)
+        # First: a mask that moved must be in force before weights are loaded under it.
+        if self._companion is not None:
+            self._companion.load_state_dict(state["companion"])
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        if self._companion is not None:
-            self._companion.load_state_dict(state["companion"])
         self.rows = state["rows"]
         # Rows are kept in the checkpoint, so that the file never disagrees with the weights, whenever a kill came.
         if self.fabric.is_global_zero:
@@ -335,7 +359,7 @@ class _Loop:
         parts = list(zip(inputs.chunk(self.options.accumulate), targets.chunk(self.options.accumulate), strict=True))
         for number, (part, wanted) in enumerate(parts, 1):
             with self._unsynchronised(number < len(parts)):
-                outputs = self.model(part.contiguous(memory_format=torch.channels_last))
+                outputs = self.model(part.contiguous(memory_format=self._layout))
                 loss = measure.loss(outputs, wanted)
                 self.fabric.backward(loss * (weight * (len(part) / count)))
             total += loss.detach() * len(part)

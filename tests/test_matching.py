@@ -6,7 +6,7 @@ import torch
 import pathex
 from pathex.counts import count
 from pathex.errors import InvalidInput, UnknownName
-from pathex.models._matching import matching_width
+from pathex.matching import matching_width
 
 
 def parameters(name: str, width: float, **options: object) -> int:
