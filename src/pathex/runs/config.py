@@ -31,8 +31,8 @@ class TicketConfig:
         schedule: ``exponential`` or ``linear`` fall of density over the rounds.
         images_per_class: Images of each class in the pruning set.
         pruning_seed: Seed of the choice of the pruning set; null is ``seed``.
-        weights: Weights to start from: a file, ``mocov2:FILE``, ``dino:FILE``, ``clip:FILE``, ``imagenet`` or another tag of
-            the model's own library; null is random initialization.
+        weights: Weights to start from: a file, ``mocov2:FILE``, ``dino:FILE``, ``clip:FILE``, ``imagenet`` or another
+            tag of the model's own library; null is random initialization.
         model_options: Options of the model's factory, such as ``width``.
         data_options: Options of the data set, such as ``image_size``.
         method_options: Options of the scorer, such as ``calibration``.
