@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pathex.data import _imagenet as imagenet
-from pathex.data._images import usual_augmentation
 from pathex.runs import RunConfig, check_config
 from pathex.tasks import kind
 from pathex.train.loop import milestone_epochs
@@ -135,9 +133,3 @@ def test_the_published_groups_of_classes():
     assert len(groups) == 10 and all(len(group) == 10 for group in groups)
     classes = [number for group in groups for number in group]
     assert len(set(classes)) == 100 and 0 <= min(classes) and max(classes) < 1000
-
-
-def test_the_augmentation_that_recipes_inherit():
-    assert usual_augmentation(32) == "crop-flip"
-    assert imagenet._AUGMENT == {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
-    assert imagenet._TINY_AUGMENT == {"min_scale": 0.1, "max_ratio": 1.25}

@@ -29,6 +29,7 @@ from pathex.runs.tickets import build_task, pruning_seed, train_options
 from pathex.runs.validation import check_config
 from pathex.tasks import Task
 from pathex.train import Events, fabric, is_first_process, loggers
+from pathex.train.launching import launched
 
 __all__ = ["RunResult", "run"]
 
@@ -67,7 +68,8 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     folder = Path(config.out) / run_name(config)
     check_same(folder, config)
     if (result := finished_result(folder)) is None:
-        result = _carry_out(config, folder, on_event)
+        with launched(config.devices, run, config):
+            result = _carry_out(config, folder, on_event)
     elif on_event is not None and is_first_process():
         on_event("resumed", {"stage": "done"})
         on_event("done", {"result": result, "folder": str(folder)})

@@ -16,8 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from pathex.errors import PathexError
+from pathex.prunable import is_sharded
 from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
 from pathex.train.seeding import epoch_seed
+from pathex.train.sharding import like, whole
 
 __all__ = ["Batches", "Companion", "Events", "TrainOptions", "TrainingDiverged", "evaluate", "fit", "milestone_epochs"]
 
@@ -102,6 +104,8 @@ class TrainOptions:
         accumulate: Parts in which the gradient of a step is computed, to save memory.
         freeze_batchnorm: Whether BatchNorm uses its stored statistics and leaves them as they are; its scales and
             shifts are trained all the same.
+        sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only). Without it each device uses
+            those of its own images, and the stored ones are the first device's.
         start: Epochs that count as done: learning rate, order and augmentation begin after them.
         keep: Epochs after which the network is kept as ``epoch-N.ckpt`` beside ``last.ckpt``.
         seed: Seed of order, augmentation and dropout.
@@ -122,6 +126,7 @@ class TrainOptions:
     augment_options: dict[str, Any] = field(default_factory=dict)
     accumulate: int = 1
     freeze_batchnorm: bool = False
+    sync_batchnorm: bool = False
     start: int = 0
     keep: tuple[int, ...] = ()
     seed: int = 0
@@ -153,8 +158,10 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     Returns:
         Channels last: convolutions on the CPU are a third faster, and mixed precision needs it on the GPU. Networks on
         the CPU with narrow strided 1x1 convolutions are left as they are: the backward pass of these writes beyond its
-        memory in that layout (torch 2.14).
+        memory in that layout (torch 2.14). Sharded weights know no other layout than the usual one.
     """
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     narrow = any(
         isinstance(module, nn.Conv2d)
@@ -272,10 +279,15 @@ class _Loop:
         self.checkpoint, self.metrics = folder / "last.ckpt", folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
+        if options.sync_batchnorm and fabric.world_size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        model.to(memory_format=memory_format(model))
+        self.model = fabric.setup_module(model)
         self._layout = memory_format(model)
-        model.to(memory_format=self._layout)
         self._optimizer = torch.optim.SGD(
-            list(groups),
+            # Looked up by name: sharding puts other parameters in their place.
+            [{**group, "params": [model.get_parameter(names[id(each)]) for each in group["params"]]} for group in groups],
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,
@@ -283,7 +295,7 @@ class _Loop:
         )
         milestones = milestone_epochs(options.epochs, options.milestones)
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, options.gamma)
-        self.model, self.optimizer = fabric.setup(model, self._optimizer)
+        self.optimizer = fabric.setup_optimizers(self._optimizer)
         companion = None if prepare is None else prepare(model, self._optimizer)
         self._companion = companion if isinstance(companion, Companion) else None
 
@@ -302,8 +314,7 @@ class _Loop:
         # First: a mask that moved must be in force before weights are loaded under it.
         if self._companion is not None:
             self._companion.load_state_dict(state["companion"])
-        self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._load(state["model"], state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.rows = state["rows"]
@@ -312,6 +323,16 @@ class _Loop:
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         return True
+
+    def _load(self, weights: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})
+        trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        momenta = {
+            number: {name: like(value, trained[number]) for name, value in kept.items()}
+            for number, kept in optimizer["state"].items()
+        }
+        self._optimizer.load_state_dict({**optimizer, "state": momenta})
 
     def train_epoch(self, feed: Batches, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
         self._started = last = time.monotonic()
@@ -329,12 +350,14 @@ class _Loop:
             # Reading the loss makes a GPU wait, so it is done as seldom as progress is shown.
             if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_STEP_EVENTS:
                 last = now
-                self._check(float(totals[0]), number)
+                if self.fabric.world_size == 1:  # several have to stop together, at the end of the epoch
+                    self._check(float(totals[0]), number)
                 if on_event is not None:
                     position = {"epoch": number, "epochs": self.options.epochs, "step": step, "steps": feed.batches}
                     on_event("step", position)
         total, images = self._summed(totals).tolist()
         self._check(total, number)
+        self._share_buffers()
         return {
             "epoch": number,
             "train_loss": total / images,
@@ -355,23 +378,29 @@ class _Loop:
         """
         count = len(inputs)
         total = torch.zeros((), device=inputs.device, dtype=torch.float64)
-        weight = self._weight(count)
-        parts = list(zip(inputs.chunk(self.options.accumulate), targets.chunk(self.options.accumulate), strict=True))
-        for number, (part, wanted) in enumerate(parts, 1):
-            with self._unsynchronised(number < len(parts)):
+        everyone = self._mean_share(count)
+        number = self._parts(everyone)
+        shares = zip(inputs.tensor_split(number), targets.tensor_split(number), strict=True)
+        for step, (part, wanted) in enumerate(shares, 1):
+            with self._unsynchronised(step < number):
                 outputs = self.model(part.contiguous(memory_format=self._layout))
                 loss = measure.loss(outputs, wanted)
-                self.fabric.backward(loss * (weight * (len(part) / count)))
+                self.fabric.backward(loss * (len(part) / everyone))
             total += loss.detach() * len(part)
             measure.metric.update(outputs.detach(), wanted)
         return torch.stack([total, total.new_tensor(count)])
 
-    def _weight(self, count: int) -> Tensor | float:
-        """What makes the mean over processes, which is what they share, the mean over all images of the batch."""
+    def _mean_share(self, count: int) -> Tensor | float:
+        """Images in the mean share of a batch: processes join gradients by their mean, as if all shares were equal."""
         if self.fabric.world_size == 1:
-            return 1.0
-        own = torch.tensor(float(count), device=self.fabric.device, dtype=torch.float64)
-        return own / self.fabric.all_reduce(own.clone(), reduce_op="mean")
+            return count
+        mean: Tensor = self._summed(torch.tensor(float(count), device=self.fabric.device)) / self.fabric.world_size
+        return mean
+
+    def _parts(self, images: Tensor | float) -> int:
+        """Parts of a step, from the mean number of images in a share: as many in every process, and none empty."""
+        wanted = self.options.accumulate
+        return 1 if wanted == 1 else max(1, min(wanted, int(images)))
 
     def _summed(self, values: Tensor) -> Tensor:
         if self.fabric.world_size == 1:
@@ -385,6 +414,12 @@ class _Loop:
         context: AbstractContextManager[None] = self.fabric.no_backward_sync(self.model, enabled=wanted)
         return context
 
+    def _share_buffers(self) -> None:
+        """Give every process the statistics of the first, which the checkpoint holds: all measure the same network."""
+        if self.fabric.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def _begin_training(self) -> None:
         self.model.train()
         if self.options.freeze_batchnorm:
@@ -396,8 +431,8 @@ class _Loop:
         self._scheduler.step()
         row["seconds"] = round(time.monotonic() - self._started, 3)
         self.rows.append(row)
-        if row["epoch"] in self.options.keep and self.fabric.is_global_zero:
-            save_checkpoint(self._folder / f"epoch-{row['epoch']}.ckpt", {"model": self.model.state_dict()})
+        if row["epoch"] in self.options.keep:
+            self._write(self._folder / f"epoch-{row['epoch']}.ckpt", {"model": self.model.state_dict()})
         self._save()
         if self.fabric.is_global_zero:
             with self.metrics.open("a", encoding="utf-8") as lines:
@@ -421,15 +456,19 @@ class _Loop:
             )
 
     def _save(self) -> None:
-        if self.fabric.is_global_zero:
-            state = {
-                "epoch": self.epoch,
-                "model": self.model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scheduler": self._scheduler.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "companion": {} if self._companion is None else self._companion.state_dict(),
-                "rows": self.rows,
-            }
-            save_checkpoint(self.checkpoint, state)
+        state = {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "companion": {} if self._companion is None else self._companion.state_dict(),
+            "rows": self.rows,
+        }
+        self._write(self.checkpoint, state)
         self.fabric.barrier()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        state = whole(state, keep=self.fabric.is_global_zero)
+        if self.fabric.is_global_zero:
+            save_checkpoint(path, state)

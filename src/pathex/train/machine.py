@@ -7,15 +7,25 @@ from typing import Any
 import torch
 
 from pathex.errors import InvalidInput, UnknownName
+from pathex.train.sharding import shard
 
 __all__ = ["DEVICES", "PRECISIONS", "STRATEGIES", "check_machine", "fabric", "is_first_process"]
 
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
+_SHARDED = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+"""Those that know sharded weights: the scaling of 16-mixed looks for overflow in the part of one process."""
 
 
-def check_machine(device: str, precision: str = "32-true", *, devices: int = 1, strategy: str = "auto") -> str:
+def check_machine(
+    device: str,
+    precision: str = "32-true",
+    *,
+    devices: int = 1,
+    strategy: str = "auto",
+    sync_batchnorm: bool = False,
+) -> str:
     """Choose the accelerator, and refuse what this machine cannot do.
 
     Args:
@@ -23,6 +33,7 @@ def check_machine(device: str, precision: str = "32-true", *, devices: int = 1, 
         precision: One of ``PRECISIONS``.
         devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started.
         strategy: One of ``STRATEGIES``.
+        sync_batchnorm: Whether BatchNorm is to use the statistics of all devices.
 
     Returns:
         ``cpu`` or ``cuda``.
@@ -41,8 +52,10 @@ def check_machine(device: str, precision: str = "32-true", *, devices: int = 1, 
         raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {allowed}")
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise InvalidInput(f"devices is {devices}; CUDA devices here: {torch.cuda.device_count()}")
-    if strategy == "fsdp" and accelerator == "cpu":
-        raise InvalidInput("strategy 'fsdp' needs CUDA devices. Allowed on the CPU: auto, ddp")
+    if strategy == "fsdp" and precision not in _SHARDED:
+        raise InvalidInput(f"precision {precision!r} with strategy 'fsdp'; allowed: {', '.join(_SHARDED)}")
+    if sync_batchnorm and accelerator == "cpu":
+        raise InvalidInput("sync_batchnorm is True on the CPU, which has none; allowed: False")
     return accelerator
 
 
@@ -60,33 +73,48 @@ def fabric(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: One of ``PRECISIONS``.
         devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where ``torchrun`` or
-            ``fabric run`` started none, this call starts the command that is running anew for each further device.
+            ``fabric run`` started none, :func:`pathex.train.launching.launched` has to be around this call.
         strategy: One of ``STRATEGIES``.
         loggers: Loggers of Fabric.
 
     Returns:
         The ``lightning_fabric.Fabric``; ``.device`` is the device that this process uses.
+
+    Raises:
+        InvalidInput: If this machine cannot do it, or ``torchrun`` started another number of processes.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     accelerator = check_machine(device, precision, devices=devices, strategy=strategy)
     started = TorchElasticEnvironment.detect()
-    # The environment is named, or Fabric would read a cluster's variables and expect a process for each of its tasks.
-    environment = TorchElasticEnvironment() if started and devices != 1 else LightningEnvironment()
-    wanted = devices or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if started and devices not in {0, here}:
+        raise InvalidInput(f"devices is {devices}, but torchrun started {here} processes here; allowed: 0, {here}")
+    wanted = devices or here
+    nodes = max(1, int(os.environ.get("WORLD_SIZE", "1")) // here) if started else 1
     made = Fabric(
         accelerator=accelerator,
         devices=wanted,
-        num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // wanted) if started and devices != 1 else 1,
-        strategy=strategy if wanted > 1 else "auto",
+        num_nodes=nodes,
+        strategy=_strategy(strategy, wanted * nodes),
         precision=precision,
         loggers=list(loggers),
-        plugins=[environment],
+        # The environment is named, or Fabric would read a cluster's variables and expect a process for each of its
+        # tasks.
+        plugins=[TorchElasticEnvironment() if started else LightningEnvironment()],
     )
-    if wanted > 1:
+    if wanted * nodes > 1:
         made.launch()
     return made
+
+
+def _strategy(name: str, processes: int) -> Any:
+    if processes == 1 or name != "fsdp":
+        return "ddp" if processes > 1 else "auto"
+    from lightning_fabric.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
 
 
 def is_first_process() -> bool:

@@ -1,0 +1,107 @@
+"""Weights spread over processes (FSDP, second generation), and whole tensors in their checkpoints."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex.prunable import is_sharded
+
+__all__ = ["like", "shard", "units", "whole"]
+
+_LEAST = 2**20
+"""Parameters of a unit; fewer are not worth a message of their own."""
+
+
+def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
+    """The modules whose weights are gathered together when they are used: the blocks of a network.
+
+    Args:
+        model: The network.
+        least: Parameters that a unit has at least, without those of the units inside it.
+
+    Returns:
+        Members of ``nn.Sequential`` and ``nn.ModuleList`` that are large enough, innermost first, without those that
+        share a parameter with a module outside. What is left over belongs to the network as a whole.
+    """
+    uses = Counter(_own(model))
+    found: list[nn.Module] = []
+    taken: set[int] = set()
+    blocks = [
+        child
+        for module in model.modules()
+        if isinstance(module, nn.Sequential | nn.ModuleList)
+        for child in module.children()
+        if not isinstance(child, nn.ModuleList | nn.ModuleDict)
+    ]
+    for block in reversed(list(dict.fromkeys(blocks))):
+        own = Counter(_own(block))
+        left = [weight for weight in block.parameters() if id(weight) not in taken]
+        if all(uses[key] == count for key, count in own.items()) and sum(weight.numel() for weight in left) >= least:
+            found.append(block)
+            taken.update(own)
+    return found
+
+
+def _own(model: nn.Module) -> list[int]:
+    """Every use of a parameter by a module."""
+    return [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
+
+
+def shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Spread the weights of a network over processes, in place; names and results stay as they are.
+
+    Args:
+        model: The network, the same in every process.
+        mesh: The ``DeviceMesh``; its dimension ``data_parallel`` is used.
+
+    Returns:
+        The network.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    model.to(memory_format=torch.contiguous_format)  # weights in another layout are refused
+    for module in [*units(model), model]:
+        fully_shard(module, mesh=mesh["data_parallel"])
+    return model
+
+
+def whole(state: Any, *, keep: bool = True) -> Any:
+    """A state with each sharded tensor in one piece on the CPU; every process calls it alike.
+
+    Args:
+        state: Nested dictionaries and lists of tensors and plain values.
+        keep: Whether this process wants the result; the others only take part.
+
+    Returns:
+        The same, with plain tensors in place of sharded ones; where it is not kept, nothing in their place.
+    """
+    if isinstance(state, Mapping):
+        return {name: whole(value, keep=keep) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [whole(value, keep=keep) for value in state]
+    if isinstance(state, Tensor) and is_sharded(state):
+        full = state.full_tensor()  # type: ignore[operator]
+        return full.cpu() if keep else None
+    return state
+
+
+def like(value: Any, place: Tensor) -> Any:
+    """A whole tensor, spread over processes as another tensor is.
+
+    Args:
+        value: The same tensor in every process, or anything else.
+        place: The tensor to follow.
+
+    Returns:
+        The part of this process, where ``place`` is sharded and the shapes agree; otherwise ``value`` itself.
+    """
+    if not is_sharded(place) or not isinstance(value, Tensor) or value.shape != place.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = place.device_mesh, place.placements  # type: ignore[attr-defined]
+    # Every process read the whole file, so that none has to send its part.
+    return distribute_tensor(value.to(place.device), mesh, placements, src_data_rank=None)
