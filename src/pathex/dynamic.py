@@ -9,6 +9,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,10 +23,13 @@ from pathex.masks import Mask
 from pathex.prunable import is_sharded, own_module
 from pathex.scores._problem import generator
 
-__all__ = ["METHODS", "DynamicHandle", "attach", "drop_fraction"]
+__all__ = ["METHODS", "OPTIONS", "DynamicHandle", "attach", "check_options", "drop_fraction"]
 
 METHODS = ("rigl", "set")
 """Rules of growth: where the dense gradient is largest, or at random."""
+
+OPTIONS: Mapping[str, Any] = MappingProxyType({"every": 100, "fraction": 0.3, "until": 0.75})
+"""What of `attach` a user chooses, and the defaults."""
 
 
 def drop_fraction(step: int, *, steps: int, fraction: float = 0.3, until: float = 0.75) -> float:
@@ -185,6 +189,33 @@ def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
         tensor.masked_fill_(grown.to(tensor.device), 0)
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `attach` that cannot be used.
+
+    Args:
+        options: Some of :data:`OPTIONS`.
+
+    Raises:
+        UnknownName: If there is no such option.
+        InvalidInput: If a value is out of its range.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise UnknownName("option of dynamic sparse training", name, OPTIONS)
+    chosen: dict[str, float] = {**OPTIONS, **options}
+    _check_count("every", chosen["every"])
+    for name, most in (("fraction", "1)"), ("until", "1]")):
+        value = chosen[name]
+        holds = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
+        if not holds or (most == "1)" and value == 1):
+            raise InvalidInput(f"{name} is {value!r}; allowed: a number in (0, {most}")
+
+
+def _check_count(name: str, count: Any) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidInput(f"{name} is {count!r}; allowed: a whole number of at least 1")
+
+
 def attach(
     model: nn.Module,
     mask: Mask,
@@ -249,13 +280,8 @@ def attach(
     """
     if method not in METHODS:
         raise UnknownName("method of dynamic sparse training", method, METHODS)
-    for name, count in (("steps", steps), ("every", every)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidInput(f"{name} is {count!r}; allowed: a whole number of at least 1")
-    for name, value, most in (("fraction", fraction, "1)"), ("until", until, "1]")):
-        holds = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
-        if not holds or (most == "1)" and value == 1):
-            raise InvalidInput(f"{name} is {value!r}; allowed: a number in (0, {most}")
+    _check_count("steps", steps)
+    check_options({"every": every, "fraction": fraction, "until": until})
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     model = own_module(model)

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "FolderInUse",
     "InvalidInput",
     "LayerCollapse",
     "MaskMismatch",
@@ -23,6 +24,10 @@ class PathexError(Exception):
 
 class InvalidInput(PathexError, ValueError):
     """An argument, a file or a data set that cannot be used."""
+
+
+class FolderInUse(InvalidInput):
+    """The folder of a run that another process works in."""
 
 
 class UnsupportedOperation(PathexError, NotImplementedError):

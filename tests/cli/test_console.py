@@ -45,6 +45,12 @@ def test_on_a_terminal_bars_vanish_and_facts_stay(
         ({"stage": "done"}, "px: done before"),
         ({"stage": "pruned"}, "px: resumed with the mask of before"),
         ({"stage": "training", "epoch": 4, "epochs": 9}, "px: resumed after epoch 4"),
+        ({"stage": "training", "epoch": 4, "epochs": 9, "task": 2}, "px: resumed after epoch 4 of task 2"),
+        (
+            {"stage": "training", "epoch": 4, "epochs": 9, "level": 1, "levels": 5},
+            "px: resumed after epoch 4 of level 1 of 5",
+        ),
+        ({"stage": "level", "level": 1, "levels": 5}, "px: level 1 of 5 was done before"),
     ],
 )
 def test_resuming_is_told(capsys: pytest.CaptureFixture[str], payload: dict[str, object], said: str) -> None:
@@ -52,3 +58,25 @@ def test_resuming_is_told(capsys: pytest.CaptureFixture[str], payload: dict[str,
         display.begin("px")
         display("resumed", payload)
     assert capsys.readouterr().err.strip() == said
+
+
+def test_several_trainings_of_a_run_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunDisplay() as display:
+        display.begin("imp")
+        for level in (1, 2):
+            for epoch in (1, 2, 3):
+                row = {"epoch": epoch, "epochs": 3, "train_loss": 0.5, "train_accuracy": 0.75}
+                display("epoch", {**row, "level": level, "levels": 2})
+            display("prune_round", {"round": level, "rounds": 2, "density": 0.5**level})
+        display("epoch", {"epoch": 3, "epochs": 3, "train_loss": 0.25, "train_miou": 0.5, "task": 4})
+        display("narrowed", {"width": 0.125, "parameters": 1234, "multiply_adds": 56789})
+        display("narrowed", {"width": 3, "parameters": None, "multiply_adds": None})
+        display("done", {"result": {"metric": "miou", "test_miou": 0.625}})
+    assert capsys.readouterr().err.splitlines() == [
+        "imp: level 1 of 2, epoch 3 of 3: loss 0.500, accuracy 75.0 %",
+        "imp: level 2 of 2, epoch 3 of 3: loss 0.500, accuracy 75.0 %",
+        "imp: task 4, epoch 3 of 3: loss 0.250, mIoU 50.0 %",
+        "imp: dense with width 0.125: 1,234 parameters, 56,789 multiply-adds",
+        "imp: dense with width 3",
+        "imp: test mIoU 62.50 %",
+    ]

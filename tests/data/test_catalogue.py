@@ -69,6 +69,13 @@ def test_cifar(cifar, monkeypatch, tmp_path):
     assert cifar[-1] == str(tmp_path / ".cache" / "pathex")
 
 
+def test_the_folder_of_cifar_itself(cifar, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    data.load("cifar10", root=folder)
+    assert cifar == [str(tmp_path)] * 2
+
+
 def test_cifar_that_cannot_be_downloaded(monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise urllib.error.URLError("no route\nto host")

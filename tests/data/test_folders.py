@@ -155,3 +155,34 @@ def test_some_classes_of_files(tree):
 def test_bad_options(tree, option):
     with pytest.raises(InvalidInput, match=f"option '{next(iter(option))}'"):
         load(f"imagefolder:{tree}", **option)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_keep_their_brightness(tree, ending):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tree / "train" / "cat" / f"deep.{ending}")
+    pixels = load(f"imagefolder:{tree}").train.images(torch.tensor([6]))
+    np.testing.assert_array_equal(pixels[0].numpy(), np.stack([ramp // 256] * 3))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(tree, kind):
+    Image.fromarray(np.ones((8, 8), kind)).save(tree / "train" / "cat" / "deep.tif")
+    with pytest.raises(InvalidInput, match=r"deep.tif' cannot be read .*mode [FI].*8 or 16 bits"):
+        load(f"imagefolder:{tree}")
+
+
+def test_transparent_palettes_are_read_without_a_warning(tree):
+    picture = Image.fromarray(np.full((8, 8), 9, np.uint8), mode="L").convert("P")
+    picture.save(tree / "train" / "cat" / "palette.png", transparency=bytes(range(256)))
+    pixels = load(f"imagefolder:{tree}").train.images(torch.tensor([6]))
+    assert pixels[0].flatten(1).T.unique(dim=0).tolist() == [[9, 9, 9]]
+
+
+def test_damage_of_any_kind_is_one_line(tree, monkeypatch):
+    def fail(*args, **kwargs):  # what a damaged TIFF file can do to the library
+        raise TypeError("'str' object cannot be interpreted as an integer")
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(InvalidInput, match=r"cannot be read \(TypeError: .*; 7 of 7 images cannot be read"):
+        load(f"imagefolder:{tree}")

@@ -36,6 +36,24 @@ def test_pairs_are_those_of_the_lists(base, tmp_path):
     half = load("voc2012", root=tmp_path, mean=[0.5] * 3, std=[0.5] * 3, image_size=15, verify=False)
     assert half.test.pair(0)[0].shape == (3, 15, 20)
     assert half.std.tolist() == [0.5] * 3
+    assert load("voc2012", root=tmp_path, mean=0.5, std=0.25).std.tolist() == [0.25] * 3
+
+
+@pytest.mark.filterwarnings(SUBSET)
+@pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_the_folder_itself_or_one_that_holds_it(base, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
+    data = load("voc2012", root=tmp_path / inside)
+    assert data.train.image_files[3] == str(base / "JPEGImages" / "train_003.jpg")
+    assert data.train.label_files[3] == str(base / "SegmentationClass" / "train_003.png")
+
+
+@pytest.mark.filterwarnings(SUBSET)
+def test_images_of_sixteen_bits_keep_their_brightness(base, tmp_path):
+    ramp = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
+    Image.fromarray(ramp).save(base / "JPEGImages" / "train_003.jpg", format="PNG")
+    image, _ = load("voc2012", root=tmp_path).train.pair(3)
+    np.testing.assert_array_equal(image.numpy(), np.stack([ramp // 256] * 3))
 
 
 def test_fewer_images_than_published_are_mentioned(base, tmp_path):
@@ -121,7 +139,10 @@ def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, damage):
             load("voc2012", root=tmp_path, verify=False)
 
 
-@pytest.mark.parametrize("option", [{"image_size": 0}, {"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}, {"mean": "abc"}])
+@pytest.mark.parametrize(
+    "option",
+    [{"image_size": 0}, {"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}, {"mean": "abc"}, {"mean": [0.5] * 3 + ["a"]}],
+)
 def test_options_that_cannot_be_used(base, tmp_path, option):
     with pytest.raises(InvalidInput, match=f"option '{next(iter(option))}' of data 'voc2012' must be"):
         load("voc2012", root=tmp_path, **option)

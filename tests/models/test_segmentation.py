@@ -100,6 +100,7 @@ def test_tag_of_a_timm_encoder_goes_through_timm(weights, name, monkeypatch):
         ("smp:Unet", {"encoder_name": "tu-resnet19"}, r"cannot be made .*resnet19"),
         ("smp:Unet", {"encoder_name": "tu-test_resnet", "nothing": 3}, "cannot be made .*'nothing'"),
         ("smp:Unet", {"encoder_name": "resnet19", "weights": "imagenet"}, "unknown encoder 'resnet19'. Did you mean"),
+        ("smp:Unet", {"encoder_name": 50}, "option 'encoder_name' of model 'smp:Unet' must be the name .*, got 50"),
         ("smp:Unet", {"encoder_weights": None}, "option 'encoder_weights' of model 'smp:Unet' is set by weights"),
         ("smp:Unet", {"classes": 3}, "option 'classes' .* is set by num_classes"),
         ("smp:Unet", {"nothing": 3}, "unknown option of model 'smp:Unet': 'nothing'. Known: activation, aux_params, "),

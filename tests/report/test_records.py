@@ -13,6 +13,15 @@ def test_a_run_is_found_at_any_depth_and_once(make_run: MakeRun) -> None:
     assert ([record.folder for record in records], problems) == ([folder], [])
 
 
+def test_what_a_logger_keeps_below_a_run_is_no_run(make_run: MakeRun) -> None:
+    folder = make_run("px")
+    below = folder / "wandb" / "run-1" / "files"
+    below.mkdir(parents=True)
+    (below / "config.yaml").write_text("wandb_version: 1\n")
+    records, problems = read_all([folder.parent])
+    assert [record.folder for record in records] == [folder] and problems == []
+
+
 def test_options_get_dotted_names_and_other_mappings_stay_whole(make_run: MakeRun) -> None:
     folder = make_run("px", method_options={"redraw": True}, allocation={"layer.0.weight": 0.5})
     [record] = read_all([folder])[0]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pathex.report._findings import headline, what_was_run
+from pathex.report._panel import seeds_said
 from pathex.report._records import read_all
 from pathex.report._settings import EARLIER, commands, nested, shared_settings, short
 from pathex.report._style import styles
@@ -27,6 +28,21 @@ def test_summary_has_one_row_a_method_and_sparsity(study: Path) -> None:
     at = summary[summary["sparsity"] == 0.982]
     assert at["mean"].is_monotonic_decreasing
     assert (at["ci95_low"] < at["mean"]).all() and (at["mean"] < at["ci95_high"]).all()
+
+
+def test_runs_of_one_seed_are_one_repeat(make_run: MakeRun) -> None:
+    values = {0: [0.5, 0.7], 1: [0.8]}
+    for seed, found in values.items():
+        for number, value in enumerate(found):
+            make_run("px", 0.9, seed, test_accuracy=value, memory=f"{number + 1}GiB")
+            make_run("random", 0.9, seed, test_accuracy=value - 0.1, memory=f"{number + 1}GiB")
+    folder = make_run("dense", 0.9, 0, test_accuracy=0.9).parent
+    runs = runs_table(read_all([folder])[0])
+    [row] = [row for row in summary_table(runs).to_dict("records") if row["method"] == "px"]
+    assert row["n"] == 2 and row["mean"] == pytest.approx((0.6 + 0.8) / 2)
+    assert (row["ci95_low"], row["ci95_high"]) == (0.0, 1.0)  # t(1) = 12.7 times 0.1: wider than what there is
+    assert seeds_said(runs) == "n = 1 to 2 seeds"
+    assert "no claim" in headline(runs)
 
 
 def test_one_seed_shows_a_dash_for_the_interval(make_run: MakeRun) -> None:

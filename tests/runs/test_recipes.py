@@ -132,4 +132,4 @@ def test_the_published_groups_of_classes():
     assert options == {}  # one fixed head with alpha 1, pruned on the first: defaults
     assert len(groups) == 10 and all(len(group) == 10 for group in groups)
     classes = [number for group in groups for number in group]
-    assert len(set(classes)) == 100 and 0 <= min(classes) and max(classes) < 1000
+    assert len(set(classes)) == 100 and min(classes) >= 0 and max(classes) < 1000

@@ -149,10 +149,12 @@ def test_the_live_table_shows_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
         display(name, "start", {})
     display(names[0], "prune_round", {"round": 2, "rounds": 100, "density": 0.5})
     display(names[1], "epoch", {"epoch": 3, "epochs": 4, "train_loss": 1.2345})
+    display(names[3], "epoch", {"epoch": 1, "epochs": 4, "train_loss": 2.5, "level": 2, "levels": 9})
     display(names[2], ENDED, {**ended("done"), "before": False})
     screen = Console(file=StringIO(), width=100)
     screen.print(display._table())
     lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[1].split() == ["run-0", "prune", "2/100"] and lines[2].split() == ["run-1", "epoch", "3/4", "1.234"]
+    assert lines[3].split() == ["run-3", "level", "2/9", "epoch", "1/4", "2.500"]
     assert lines[-2].split() == ["and", "2", "more"]
     assert lines[-1].startswith("1 done, 34 running, 0 failed, 5 waiting; about ")

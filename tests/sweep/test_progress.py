@@ -1,5 +1,7 @@
 """Counts, stages and the estimate of the time left."""
 
+from typing import Any
+
 import pytest
 
 from pathex.sweep import Progress
@@ -29,6 +31,38 @@ def test_a_run_goes_through_its_stages() -> None:
     progress("b", "start", {})
     progress("b", ENDED, ended("failed", "why"))
     assert progress.counts == {"done": 1, "running": 0, "failed": 1, "waiting": 0} and not progress.running
+
+
+def test_trainings_of_one_run_follow_each_other() -> None:
+    progress = Progress(["imp", "transfer"], Clock())
+
+    def told(name: str, kind: str, **payload: Any) -> tuple[str, float]:
+        progress(name, kind, payload)
+        return progress.running[name].text, progress.running[name].done
+
+    told("imp", "start")
+    first = {"level": 1, "levels": 3}
+    assert told("imp", "step", epoch=2, epochs=4, step=1, steps=2, **first) == ("level 1/3 epoch 2/4", 0.375 / 4)
+    assert told("imp", "prune_round", round=1, rounds=3, density=0.5)[0] == "prune 1/3"
+    assert told("imp", "epoch", epoch=4, epochs=4, level=3, levels=3) == ("level 3/3 epoch 4/4", 0.75)
+    assert told("imp", "epoch", epoch=2, epochs=4) == ("epoch 2/4", 0.875)
+
+    told("transfer", "start")
+    one = {"task": 7, "target": 1, "targets": 2}
+    assert told("transfer", "resumed", stage="training", epoch=4, epochs=4, **one) == ("target 1/2 epoch 4/4", 0.5)
+    assert told("transfer", "epoch", epoch=1, epochs=4, **{**one, "target": 2}) == ("target 2/2 epoch 1/4", 0.625)
+    assert progress.running["transfer"].begun == 0.5
+
+
+def test_levels_that_were_over_before_are_no_work() -> None:
+    progress = Progress(["a"], Clock())
+    progress("a", "start", {})
+    for level in (1, 2):
+        progress("a", "resumed", {"stage": "level", "level": level, "levels": 3})
+        progress("a", "prune_round", {"round": level, "rounds": 3, "density": 0.5})
+    progress("a", "resumed", {"stage": "training", "epoch": 1, "epochs": 4, "level": 3, "levels": 3})
+    stage = progress.running["a"]
+    assert (stage.text, stage.begun, stage.done) == ("level 3/3 epoch 1/4", 2.25 / 4, 2.25 / 4)
 
 
 @pytest.mark.parametrize("kind", ["busy", "again"])

@@ -53,7 +53,7 @@ def test_the_published_grids(path: Path) -> None:
 
 def test_there_is_a_sweep_for_each_recipe() -> None:
     recipes = {path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")}
-    assert {path.stem for path in SWEEPS} == recipes
+    assert {path.stem for path in SWEEPS} == recipes - {"pretrained-cifar10-clip"}  # a grid of pretrained-*
 
 
 def test_the_first_sweep_is_small() -> None:

@@ -1,7 +1,11 @@
 """Which runs a sweep carries out, what it does when one fails, and what it leaves."""
 
+import contextlib
+import errno
 import json
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from pathex.runs import RunConfig
 from pathex.runs.folder import locked
 from pathex.sweep import Plan, SweepConfig, plan, sweep, sweeping
 from pathex.sweep.work import ENDED, Job, carry_out, ended
+from pathex.train import replacing
 from sweep.conftest import InProcess
 
 
@@ -133,7 +138,7 @@ def test_a_run_taken_by_another_process_while_it_loads_is_busy_too(
     made = plan(SweepConfig(settings=tiny, grid={"seed": [0]}, out=str(tmp_path)))
     ((name, config),) = made.runs.items()
     (tmp_path / name).mkdir()
-    monkeypatch.setattr("pathex.sweep.work._in_use", lambda folder: False)
+    monkeypatch.setattr("pathex.sweep.work._check_free", lambda folder: None)
     with locked(tmp_path / name):
         outcome = carry_out(Job(name, config, 1), lambda kind, payload: None)
     assert outcome["status"] == "busy"
@@ -186,3 +191,61 @@ def test_warnings_of_pathex_are_messages(tiny: dict[str, Any], tmp_path: Path) -
     name = next(iter(plan(SweepConfig(settings={**tiny, "sparsity": 0.999, "epochs": 0}, grid={"seed": [0]})).runs))
     outcome = carry_out(Job(name, config, 1), lambda kind, payload: heard.append(payload.get("message", kind)))
     assert outcome["status"] == "done" and any("lost" in message or "collaps" in message for message in heard)
+
+
+def test_a_full_disk_fails_the_runs_and_not_the_sweep_that_tells_of_it(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = {"results.csv": False}
+
+    @contextlib.contextmanager
+    def no_room(path: Path) -> Iterator[Path]:
+        if full.get(path.name, True):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with replacing(path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr("pathex.runs.folder.replacing", no_room)
+    monkeypatch.setattr("pathex.sweep.results.replacing", no_room)
+    monkeypatch.setattr("pathex.sweep.results._has_pyarrow", lambda: False)
+    result = carried_out(planned, InProcess())
+    assert list(result.failed) == list(planned.runs)
+    assert all("No space left" in result.failed[name] for name in list(planned.runs)[:2])
+
+    executor, ends = InProcess(), list[str]()
+
+    def fill(name: str, kind: str, payload: dict[str, Any]) -> None:
+        full["results.csv"] = True
+        ends.extend([name] if kind == ENDED else [])
+
+    with pytest.raises(InvalidInput, match=r"results\.csv cannot be written \(No space left on device\)"):
+        carried_out(planned, executor, on_event=fill)
+    assert ends == list(planned.runs) and executor.closed
+
+
+def test_a_table_that_cannot_be_written_shows_before_anything_runs(planned: Plan, tmp_path: Path) -> None:
+    (tmp_path / "out" / "results.csv" / "in the way").mkdir(parents=True)
+    executor = InProcess()
+    with pytest.raises(InvalidInput, match=r"results\.csv cannot be written"):
+        carried_out(planned, executor)
+    assert not executor.seen
+
+
+def test_folders_that_are_deleted_meanwhile_are_made_again(planned: Plan, tmp_path: Path) -> None:
+    def world(job: Job) -> dict[str, Any] | None:
+        shutil.rmtree(tmp_path / "out")
+        return None if job.config.seed == 1 else ended("failed", "why")
+
+    result = carried_out(planned, InProcess(world))
+    assert result.done == 1 and result.table.exists()
+    assert (tmp_path / "out" / list(planned.runs)[-1] / "failed.json").exists()
+
+
+def test_a_sweep_in_each_process_of_torchrun_is_refused(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InvalidInput, match="2 processes; allowed: a sweep in one"):
+        carried_out(planned, InProcess())
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,8 @@ from PIL import Image
 from brute_force import segmentation as twin
 from pathex.data._pairs import PairFiles, SegmentationData
 from pathex.errors import InvalidInput, UnknownName
-from pathex.tasks._pair_feed import PairFeed, cut_batches, share_of
+from pathex.tasks._pair_feed import PairFeed
+from pathex.train.batching import cut_batches, share_of
 
 CPU = torch.device("cpu")
 
@@ -150,6 +151,20 @@ def test_every_place_is_in_one_batch_and_one_share(images, batch_size, least, ra
         shares = [share_of(batch, rank, ranks) for rank in range(ranks)]
         assert [place for share in shares for place in share] == list(batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 4, "share": (0, 5)}, "batches of 4 images cannot be shared by 5 processes"),
+        ({"indices": torch.arange(1), "share": (1, 2)}, "batches of 1 images cannot be shared by 2 processes"),
+        ({"share": (2, 2)}, r"part must be .* got \(2, 2\)"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+    ],
+)
+def test_batches_that_cannot_be_shared(data, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        feed(data, **options)
 
 
 def test_names_and_options_that_cannot_be_used(data):

@@ -279,6 +279,7 @@ def test_a_target_that_is_done_is_not_trained_again(data, tmp_path):
     )
     seen = [(kind, payload["task"], payload["epoch"]) for kind, payload in events if kind != "step"]
     assert seen == [("resumed", 1, 2), ("resumed", 2, 1), ("epoch", 2, 2)]
+    assert {(payload["task"], payload["target"], payload["targets"]) for _, payload in events} == {(1, 1, 2), (2, 2, 2)}
     whole, unbroken = task.train(chosen(epochs=2), fabric=machine, folder=tmp_path / "unbroken")
     assert [(row["task"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     for row, other in zip(rows, unbroken, strict=True):

@@ -9,8 +9,7 @@ from PIL import Image
 
 from pathex.data import Augmentation, DecodedSplit, load
 from pathex.errors import InvalidInput
-from pathex.train import Feed
-from pathex.train.feed import epoch_generator
+from pathex.train import Feed, epoch_generator
 
 CPU = torch.device("cpu")
 PUBLISHED = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
@@ -96,6 +95,7 @@ def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_s
     ("options", "message"),
     [
         ({"part": (2, 2)}, r"part must be .* got \(2, 2\)"),
+        ({"batch_size": -1}, "batch_size must be a positive integer, got -1"),
         ({"part": (0, 9)}, "batches of 8 images cannot be shared by 9 processes"),
         ({"part": (0, 3), "indices": torch.arange(2)}, "batches of 2 images"),
         ({"augment": "mixup"}, "unknown augmentation 'mixup'"),
@@ -104,7 +104,7 @@ def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_s
 )
 def test_bad_arguments(images, options, message):
     with pytest.raises(InvalidInput, match=message):
-        Feed(images, images.train, device=CPU, batch_size=8, **options)
+        Feed(images, images.train, **{"device": CPU, "batch_size": 8, **options})
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,28 @@ def test_what_the_machine_cannot_do_is_refused(device, precision, message):
         check_machine(device, precision)
 
 
+def test_several_devices_are_refused_where_they_cannot_be(monkeypatch):
+    with pytest.raises(InvalidInput, match=r"precision '16-mixed'.*32-true"):
+        check_machine("cpu", "16-mixed", strategy="fsdp")
+    with pytest.raises(InvalidInput, match=r"sync_batchnorm is True on the CPU.*False"):
+        check_machine("cpu", devices=2, sync_batchnorm=True)
+    assert check_machine("cpu", devices=2, strategy="fsdp") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert check_machine("cuda", devices=2, sync_batchnorm=True) == "cuda"
+    with pytest.raises(InvalidInput, match=r"precision '16-mixed' with strategy 'fsdp'.*bf16-mixed"):
+        check_machine("cuda", "16-mixed", devices=2, strategy="fsdp")
+    with pytest.raises(InvalidInput, match="devices is 3; CUDA devices here: 2"):
+        check_machine("cuda", devices=3)
+
+
+def test_another_number_than_torchrun_started_is_refused(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInput, match="devices is 1, but torchrun started 2 processes here; allowed: 0, 2"):
+        fabric("cpu")
+
+
 def test_cuda_is_refused_without_a_cuda_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidInput, match=r"device 'cuda'.*Allowed here: auto, cpu"):

@@ -69,15 +69,18 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_have_the_mask_and_the_curve_of_one(settings, tmp_path):
+@pytest.mark.parametrize("launcher", ["pathex", "torchrun"])
+def test_two_processes_have_the_mask_and_the_curve_of_one(settings, tmp_path, launcher):
     alone, _ = carried_out(settings, tmp_path / "one")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    torchrun = (
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if launcher == "torchrun" else ()
+    )
     pair, said = carried_out({**settings, "devices": 2}, tmp_path / "two", *torchrun)
     assert said.splitlines() == [str(pair)]  # one of them speaks
     assert (pair / "mask.safetensors").read_bytes()[-64:] == (alone / "mask.safetensors").read_bytes()[-64:]
     assert json.loads((pair / "environment.json").read_text())["processes"] == 2
     for one, two in zip(rows(alone), rows(pair), strict=True):
-        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)  # Fabric hands out float32
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)  # of outputs in float32
         for name in ("epoch", "train_accuracy", "val_accuracy", "lr"):
             assert one[name] == two[name]
     first, second = (load_checkpoint(run / "last.ckpt")["model"] for run in (alone, pair))
@@ -86,3 +89,31 @@ def test_two_processes_have_the_mask_and_the_curve_of_one(settings, tmp_path):
     results = [json.loads((run / "result.json").read_text()) for run in (alone, pair)]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
     assert results[1]["test_images"] == 9
+
+
+def test_an_error_is_one_line_and_leaves_no_process(settings, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pathex",
+        "run",
+        "--devices",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--data", f"npz:{tmp_path / 'none.npz'}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "none.npz" in done.stderr
+    assert not (tmp_path / "runs").exists()

@@ -1,7 +1,7 @@
 """Where text goes: tables to standard output, progress to standard error and only on a terminal."""
 
 import sys
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ __all__ = ["RunDisplay", "console", "mask_table", "table"]
 
 _PIPED_WIDTH = 120
 _MOST_LINES = 10
+_METRICS = MappingProxyType({"accuracy": "accuracy", "miou": "mIoU"})
 
 
 def console() -> Console:
@@ -113,25 +114,32 @@ class RunDisplay:
             self._advance("prune", payload["round"], payload["rounds"], f"density {payload['density']:.4g}")
         elif kind == "prune_done":
             self._line(f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
+        elif kind == "narrowed":
+            self._line(f"dense with width {payload['width']:g}{_costs(payload)}")
         elif kind == "step":
             done = payload["epoch"] - 1 + payload["step"] / payload["steps"]
-            self._advance("train", done, payload["epochs"])
+            self._advance(_training(payload) or "train", done, payload["epochs"])
         elif kind == "epoch":
             self._epoch(payload)
         elif kind == "resumed":
             self._line(_resumed(payload))
         elif kind == "done":
             self._clear()
-            if payload["result"].get("test_accuracy") is not None:
-                self._line(f"test accuracy {100 * payload['result']['test_accuracy']:.2f} %")
+            for metric, name in _METRICS.items():
+                if payload["result"].get(f"test_{metric}") is not None:
+                    self._line(f"test {name} {100 * payload['result'][f'test_{metric}']:.2f} %")
 
     def _epoch(self, payload: dict[str, Any]) -> None:
-        epoch, epochs = payload["epoch"], payload["epochs"]
-        note = f"loss {payload['train_loss']:.3f}, accuracy {100 * payload['train_accuracy']:.1f} %"
-        self._advance("train", epoch, epochs, note)
-        every = -(-epochs // _MOST_LINES)
+        epoch, epochs, training = payload["epoch"], payload["epochs"], _training(payload)
+        note = f"loss {payload['train_loss']:.3f}"
+        for metric, name in _METRICS.items():
+            if f"train_{metric}" in payload:
+                note += f", {name} {100 * payload[f'train_{metric}']:.1f} %"
+        self._advance(training or "train", epoch, epochs, note)
+        # A run that finds its mask by training has many trainings: a line for each of them is enough.
+        every = epochs if "level" in payload else -(-epochs // _MOST_LINES)
         if self._progress.disable and (epoch % every == 0 or epoch == epochs):
-            self._line(f"epoch {epoch} of {epochs}: {note}")
+            self._line(f"{training + ', ' if training else ''}epoch {epoch} of {epochs}: {note}")
 
     def _advance(self, stage: str, done: float, total: float, note: str | None = None) -> None:
         if stage not in self._tasks:
@@ -151,9 +159,25 @@ class RunDisplay:
         self._tasks.clear()
 
 
+def _training(payload: dict[str, Any]) -> str:
+    """Which of several trainings of a run an event is about; empty where there is one."""
+    if "level" in payload:
+        return f"level {payload['level']} of {payload['levels']}"
+    return f"task {payload['task']}" if "task" in payload else ""
+
+
+def _costs(payload: dict[str, Any]) -> str:
+    if payload["parameters"] is None:
+        return ""
+    return f": {payload['parameters']:,} parameters, {payload['multiply_adds']:,} multiply-adds"
+
+
 def _resumed(payload: dict[str, Any]) -> str:
+    training = _training(payload)
     if payload.get("stage") == "done":
         return "done before"
     if "epoch" in payload:
-        return f"resumed after epoch {payload['epoch']}"
+        return f"resumed after epoch {payload['epoch']}{' of ' + training if training else ''}"
+    if payload.get("stage") == "level":
+        return f"{training} was done before"
     return "resumed with the mask of before"

@@ -40,7 +40,8 @@ def load_cifar(name: str, *, root: str | Path | None = None) -> Source:
 
     Args:
         name: ``cifar10`` or ``cifar100``.
-        root: Folder of the download; None is the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``.
+        root: Folder of the download, or the unpacked one inside it; None is the environment variable ``PATHEX_ROOT``,
+            else ``~/.cache/pathex``.
 
     Returns:
         The data set, colour, 32 x 32 pixels.
@@ -52,6 +53,7 @@ def load_cifar(name: str, *, root: str | Path | None = None) -> Source:
 
     factory, archive, folder = _CIFAR[name]
     base = home(root)
+    base = base.parent if base.name == folder else base
     try:
         train = getattr(datasets, factory)(base, train=True, download=True)
         test = getattr(datasets, factory)(base, train=False, download=True)

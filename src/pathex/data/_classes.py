@@ -1,6 +1,7 @@
 """Which classes: a data set restricted to some of them, and seeded splits into tasks."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def choose_classes(
         _check("task", task, 0, len(entries) - 1)
         entries, task = list(entries[task or 0]), None
     chosen = [_number(entry, names) for entry in entries]
-    twice = [number for place, number in enumerate(chosen) if number in chosen[:place]]
+    twice = [number for number, times in Counter(chosen).items() if times > 1]
     if twice:
         raise InvalidInput(f"option 'classes' names class {names[twice[0]]!r} twice")
     if tasks is None:

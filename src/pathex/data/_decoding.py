@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,16 @@ from pathex.errors import InvalidInput
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["IMAGENET_SIZE", "Cut", "DecodedSplit", "check_integers", "common_size", "faults", "reading_threads"]
+__all__ = [
+    "IMAGENET_SIZE",
+    "Cut",
+    "DecodedSplit",
+    "check_integers",
+    "common_size",
+    "faults",
+    "reading_threads",
+    "to_rgb",
+]
 
 IMAGENET_SIZE = 224
 """Side of images whose own size says nothing."""
@@ -108,7 +118,7 @@ class DecodedSplit(ABC):
         """
         from torchvision.transforms.v2 import functional as transforms
 
-        rgb = self._read(number, lambda image: image.convert("RGB"))
+        rgb = self._read(number, to_rgb)
         side = [self.image_size, self.image_size]
         if cut is None:
             square = transforms.center_crop(transforms.resize(rgb, [self.resize], antialias=True), side)
@@ -165,14 +175,39 @@ class DecodedSplit(ABC):
         return ArraySplit(out, self.labels), list(_lines(fill, len(self)))
 
     def _read(self, number: int, read: Callable[["Image.Image"], Any]) -> Any:
-        from PIL import Image
-
         try:
             with self.open(number) as image:
                 return read(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # damage reaches the library as errors of many kinds
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InvalidInput(f"image {self.describe(number)} cannot be read ({reason})") from error
+
+
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """Decode an image to three channels of 8 bits.
+
+    Grey becomes colour, transparency is dropped (what lies below it shows), and of 16 bits the upper 8 are kept. A
+    note of the camera on how it was held is not followed: label maps, and the tools that others train with, do not.
+
+    Args:
+        image: The image.
+
+    Returns:
+        The same in mode RGB.
+
+    Raises:
+        ValueError: If the range of its values is unknown (32-bit integers, floating point).
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        # The library's own conversion cuts at 255: nearly everything would be white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in {"I", "F"}:
+        raise ValueError(f"its pixels are of mode {image.mode}; allowed: 8 or 16 bits a channel")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # in one step the library would warn
+    return image.convert("RGB")
 
 
 def faults(split: DecodedSplit, *, verify: bool) -> list[str]:

@@ -64,7 +64,7 @@ class FolderSplit(DecodedSplit):
             One line, or None.
         """
         try:
-            with Path(self.paths[number]).open("rb") as file:
+            with Path(self.paths[number]).open("rb", buffering=0) as file:
                 head = file.read(16)
         except OSError as error:
             return f"image {self.describe(number)} cannot be read ({type(error).__name__}: {error.strerror})"
@@ -184,13 +184,13 @@ def list_images(folder: Path, classes: Sequence[str], name: str) -> FolderSplit:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in classes)
+    numbers = {label: number for number, label in enumerate(classes)}
+    unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in numbers)
     if unknown:
         raise InvalidInput(
             f"data {name!r}: class {unknown[0]!r} of {folder.name!r} is no class of 'train'"
             f" ({len(unknown)} such classes)"
         )
-    numbers = {label: number for number, label in enumerate(classes)}
     found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True)
     if not found:
         raise InvalidInput(f"data {name!r}: no images below {folder.name!r} ({' '.join(IMG_EXTENSIONS)})")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathex.data._decoding import reading_threads, to_rgb
 from pathex.data._selection import PruningSet
 from pathex.errors import InvalidInput, PathexWarning
 
@@ -61,8 +62,8 @@ class PairFiles:
         path = self.image_files[number]
         try:
             with Image.open(path) as opened:
-                image = transforms.pil_to_tensor(opened.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                image = transforms.pil_to_tensor(to_rgb(opened))
+        except Exception as error:  # damage reaches the library as errors of many kinds
             raise InvalidInput(_damaged(path, error)) from error
         labels = self._decoded_labels(number)
         if image.shape[1:] != labels.shape:
@@ -90,7 +91,7 @@ class PairFiles:
         try:
             with Image.open(path) as opened:
                 mode, labels = opened.mode, np.array(opened)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:
             raise InvalidInput(_damaged(path, error)) from error
         if mode not in {"P", "L"}:
             raise InvalidInput(
@@ -276,7 +277,7 @@ def check_pairs(split: PairFiles, name: str, *, decode: bool) -> None:
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         problems = [problem for problem in pool.map(look, range(len(split))) if problem is not None]
     if problems:
         more = f" (and {len(problems) - 1} more of {len(split)} pairs cannot be used)" if len(problems) > 1 else ""
@@ -340,7 +341,7 @@ def pair_pruning_set(
         counts = frame.centre((blank, labels))[1].flatten().bincount(minlength=IGNORED + 1)
         return counts[: data.num_classes] > 0
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         present = torch.stack(list(pool.map(shown, allowed)))
         present[:, data.background] = False
         _warn_short(data, present.sum(0), images_per_class)
@@ -388,7 +389,7 @@ def _header_size(path: str) -> tuple[int, int]:
     try:
         with Image.open(path) as opened:
             size: tuple[int, int] = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise InvalidInput(_damaged(path, error)) from error
     return size
 

@@ -13,7 +13,7 @@ from pathex.data._decoding import DecodedSplit, check_integers, faults
 from pathex.data._images import ArraySplit, ImageData, assemble
 from pathex.errors import InvalidInput
 
-__all__ = ["FINISHING", "IN_MEMORY", "Source", "finish"]
+__all__ = ["FINISHING", "IN_MEMORY", "Source", "channel_numbers", "finish"]
 
 FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
 """Options of every data set."""
@@ -83,9 +83,10 @@ def finish(
         source = _restricted(source, numbers)
     source = _checked(source)
     channels = source.train.images(torch.tensor([0])).shape[1]
+    wanted = {"mean": source.mean if mean is None else mean, "std": source.std if std is None else std}
     given = {
-        "mean": _channels(source, "mean", mean, source.mean, channels),
-        "std": _channels(source, "std", std, source.std, channels),
+        option: None if value is None else channel_numbers(source.name, option, value, channels)
+        for option, value in wanted.items()
     }
     data = assemble(source.name, source.train, source.test, source.classes, **given)
     if source.augment is not None:
@@ -123,15 +124,29 @@ def _checked(source: Source) -> Source:
     return source
 
 
-def _channels(source: Source, option: str, given: Any, own: tuple[float, ...] | None, channels: int) -> Tensor | None:
-    if given is None:
-        return None if own is None else torch.tensor(own)
+def channel_numbers(name: str, option: str, given: Any, channels: int) -> Tensor:
+    """Check the mean or the standard deviation of channels.
+
+    Args:
+        name: Name of the data set, for messages.
+        option: ``mean`` or ``std``.
+        given: A number, or a list of one for each channel.
+        channels: Number of channels.
+
+    Returns:
+        The numbers, float32 (C,).
+
+    Raises:
+        InvalidInput: If there is not one for each channel, or one is out of range.
+    """
     values = list(given) if isinstance(given, list | tuple) else [given] * channels
     least = 0.0 if option == "mean" else 1e-6
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) != channels or not all(math.isfinite(number) and least <= number <= 1 for number in numbers):
+    if not len(numbers) == len(values) == channels or not all(
+        math.isfinite(number) and least <= number <= 1 for number in numbers
+    ):
         raise InvalidInput(
-            f"option {option!r} of data {source.name!r} must be a number for each of the {channels} channels,"
-            f" in [{least:g}, 1], got {given!r}"
+            f"option {option!r} of data {name!r} must be a number for each of the {channels} channels, in"
+            f" [{least:g}, 1], got {given!r}"
         )
     return torch.tensor(numbers, dtype=torch.float32)

@@ -1,14 +1,13 @@
 """Pascal VOC 2012, semantic segmentation."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from pathex.data._decoding import check_integers
+from pathex.data._imagenet import home
 from pathex.data._pairs import PairFiles, SegmentationData, check_pairs
+from pathex.data._source import channel_numbers
 from pathex.errors import InvalidInput, PathexWarning
 
 __all__ = ["load_voc"]
@@ -29,8 +28,8 @@ def load_voc(
     *,
     root: str | Path | None = None,
     image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     verify: bool = True,
 ) -> SegmentationData:
     """Load the segmentation part of Pascal VOC 2012 through torchvision, which downloads it once (2 GB).
@@ -39,10 +38,11 @@ def load_voc(
     images are not public.
 
     Args:
-        root: Folder with ``VOCdevkit/VOC2012``, or for the download; None is the environment variable ``PATHEX_ROOT``,
-            else ``~/.cache/pathex``. The lists in ``ImageSets/Segmentation`` may name fewer images than published.
+        root: The folder ``VOC2012``, the one that holds it or ``VOCdevkit/VOC2012``, or that of the download; None is
+            the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``. The lists in ``ImageSets/Segmentation``
+            may name fewer images than published.
         image_size: Short side to which images and label maps are brought, in pixels; None is their own size.
-        mean: Mean of each channel that images are normalised with, in [0, 1]; None is ImageNet's.
+        mean: Mean of each channel, or of all, that images are normalised with, in [0, 1]; None is ImageNet's.
         std: Standard deviation of each channel, likewise.
         verify: Whether every file is decoded once here (20 s of one core for all of VOC); without it only their
             headers are looked at.
@@ -53,13 +53,11 @@ def load_voc(
     Raises:
         InvalidInput: If an option cannot be used, or files are not to be had, missing or damaged.
     """
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise InvalidInput(f"option 'image_size' of data {_NAME!r} must be a positive integer, got {image_size!r}")
-    colours = _three("mean", mean, _MEAN), _three("std", std, _STD)
-    home = Path(root or os.environ.get("PATHEX_ROOT") or Path.home() / ".cache" / "pathex").expanduser()
-    if not (home / _FOLDER).is_dir():
-        _download(home)
-    splits = {part: _split(home, part, image_size) for part in _PUBLISHED}
+    check_integers(_NAME, image_size=(image_size, 1))
+    means = channel_numbers(_NAME, "mean", _MEAN if mean is None else mean, 3)
+    stds = channel_numbers(_NAME, "std", _STD if std is None else std, 3)
+    folder = _folder(home(root))
+    splits = {part: _split(folder, part, image_size) for part in _PUBLISHED}
     shared = sorted(set(splits["train"].image_files) & set(splits["val"].image_files))
     if shared:
         raise InvalidInput(f"data {_NAME!r}: {Path(shared[0]).stem!r} is in both lists, train.txt and val.txt")
@@ -73,27 +71,35 @@ def load_voc(
             PathexWarning,
             stacklevel=2,
         )
-    return SegmentationData(_NAME, splits["train"], splits["val"], _CLASSES, *colours)
+    return SegmentationData(_NAME, splits["train"], splits["val"], _CLASSES, means, stds)
 
 
-def _download(home: Path) -> None:
+def _folder(base: Path) -> Path:
+    """The folder ``VOC2012``, which is downloaded if it is not there."""
+    for place in (base / _FOLDER, base / _FOLDER.name, base):
+        if (place / _LISTS).is_dir():
+            return place
+    if not (base / _FOLDER).is_dir():
+        _download(base)
+    return base / _FOLDER
+
+
+def _download(base: Path) -> None:
     from torchvision.datasets import VOCSegmentation
 
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        VOCSegmentation(home, year="2012", image_set="train", download=True)
+        base.mkdir(parents=True, exist_ok=True)
+        VOCSegmentation(base, year="2012", image_set="train", download=True)
     except (OSError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InvalidInput(
-            f"data {_NAME!r}: no folder {str(_FOLDER)!r} in {str(home)!r}, and it cannot be downloaded ({reason}); put"
+            f"data {_NAME!r}: no folder {str(_FOLDER)!r} in {str(base)!r}, and it cannot be downloaded ({reason}); put"
             " VOCtrainval_11-May-2012.tar or what it holds there, or name another folder with root="
         ) from error
 
 
-def _split(home: Path, part: str, image_size: int | None) -> PairFiles:
-    from torchvision.datasets import VOCSegmentation
-
-    path = home / _FOLDER / _LISTS / f"{part}.txt"
+def _split(folder: Path, part: str, image_size: int | None) -> PairFiles:
+    path = folder / _LISTS / f"{part}.txt"
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -102,16 +108,6 @@ def _split(home: Path, part: str, image_size: int | None) -> PairFiles:
         raise InvalidInput(
             f"data {_NAME!r}: the list {str(path)!r} is empty, or has a line that is empty or twice there"
         )
-    files = VOCSegmentation(home, year="2012", image_set=part)
-    return PairFiles(tuple(files.images), tuple(files.masks), len(_CLASSES), image_size)
-
-
-def _three(option: str, given: Sequence[float] | None, default: Sequence[float]) -> Tensor:
-    try:
-        values = torch.tensor(default if given is None else given, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
-        values = torch.zeros(0)
-    fits = values.shape == (3,) and bool(((values >= 0) & (values <= 1)).all())
-    if not fits or (option == "std" and not values.all()):
-        raise InvalidInput(f"option {option!r} of data {_NAME!r} must be three numbers in [0, 1], got {given!r}")
-    return values
+    images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)
+    labels = tuple(str(folder / "SegmentationClass" / f"{line}.png") for line in lines)
+    return PairFiles(images, labels, len(_CLASSES), image_size)

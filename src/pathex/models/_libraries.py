@@ -140,6 +140,10 @@ def from_smp(name: str, num_classes: int, in_channels: int, weights: str | None,
             raise InvalidInput(f"option {option!r} of model 'smp:{name}' is set by {instead}")
     parameters = inspect.signature(known[name]).parameters
     encoder = options.get("encoder_name", parameters["encoder_name"].default)
+    if not isinstance(encoder, str):
+        raise InvalidInput(
+            f"option 'encoder_name' of model 'smp:{name}' must be the name of an encoder, got {encoder!r}"
+        )
     tags = encoder_tags(smp, encoder)
     for option in options:  # timm checks its own; the package's encoders take and ignore what they do not know
         if not encoder.startswith("tu-") and option not in parameters:

@@ -61,7 +61,7 @@ def curves(panel: Panel) -> Picture:
 
 def _caption(panel: Panel, one: str, interval: str) -> str:
     caption = f"Means over seeds ({seeds_said(panel.runs)}); every {one} is one run. "
-    if panel.runs.groupby(["series", "sparsity"]).size().max() > 1:
+    if panel.runs.groupby(["series", "sparsity"])["seed"].nunique().max() > 1:
         caption += f"{interval} are 95 % intervals of the mean by Student's t; wide ones are cut at the frame. "
     return caption
 

@@ -7,6 +7,7 @@ import pandas as pd
 from pathex.report._metrics import metric_label
 from pathex.report._settings import short
 from pathex.report._statistics import difference, estimate
+from pathex.report._tables import by_seed
 
 __all__ = ["headline", "what_was_run"]
 
@@ -53,10 +54,7 @@ def headline(runs: pd.DataFrame) -> str:
     if pruned.empty:
         return f"Only dense runs: {metric_label(metric)} {_percent(runs['value'].mean())} on average."
     sparsity = pruned["sparsity"].max()
-    values = {
-        str(series): group["value"].tolist()
-        for series, group in pruned[pruned["sparsity"] == sparsity].groupby("series")
-    }
+    values = {str(series): by_seed(group) for series, group in pruned[pruned["sparsity"] == sparsity].groupby("series")}
     ranking = sorted(values, key=lambda name: -estimate(values[name]).mean)
     where = "At" if metric == "accuracy" else f"In {metric_label(metric)} at"
     where += f" sparsity {sparsity:.6g}"

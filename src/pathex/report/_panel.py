@@ -148,7 +148,7 @@ def legend(axes: Axes, above: float = 1.02, extra: Sequence[Line2D] = ()) -> Non
 
 
 def seeds_said(runs: pd.DataFrame) -> str:
-    """How many runs a mean is over.
+    """How many seeds a mean is over.
 
     Args:
         runs: Rows of the table of runs.
@@ -156,6 +156,6 @@ def seeds_said(runs: pd.DataFrame) -> str:
     Returns:
         For instance ``n = 3 seeds``, or ``n = 1 to 3 seeds``.
     """
-    counts = runs.groupby(["series", "sparsity"]).size()
+    counts = runs.groupby(["series", "sparsity"])["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     return f"n = {low if low == high else f'{low} to {high}'} seed{'' if high == 1 else 's'}"

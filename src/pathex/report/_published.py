@@ -51,7 +51,10 @@ _NEEDED = frozenset({"encoder_name", "encoder_output_stride"})
 ALIASES: Mapping[str, str] = MappingProxyType({"px-literal": "px", "px-cvpr24": "px"})
 """Methods that a published curve of another name belongs to as well."""
 
-_KINDS = frozenset({"imagenet", "mocov2", "dino", "clip"})
+_KINDS = frozenset({"mocov2", "dino", "clip"})
+
+_IMAGENET = ("in1k", "imagenet1k_v1", "imagenet1k_v2")
+"""How tags of weights end that were trained on ImageNet."""
 
 _SOURCES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"PX paper": ("CVPR 2024", "0.05"), "NTK-SAP paper": ("ICLR 2023", "0.2")}
@@ -194,6 +197,9 @@ def setting_of(record: RunRecord) -> Setting | None:
     data, model, weights = _data(record), _model(record), _weights(record)
     if data is None or model is None or weights is None or record.task == "transfer":
         return None
+    # CLIP's own ResNet-50 is another network than that of the other starts.
+    if ("_clip" in str(record.config["model"])) != (weights == "clip"):
+        return None
     return Setting(data, model, weights, record.task)
 
 
@@ -215,14 +221,20 @@ def _model(record: RunRecord) -> str | None:
 
 
 def _weights(record: RunRecord) -> str | None:
-    """The kind of pre-training: from the prefix of a file, the tag of a library, or the name of the network."""
-    text = record.weights.lower()
+    """The kind of pre-training: from the prefix of a file, or from the tag of a library's weights."""
+    model, text = str(record.config["model"]).lower(), record.weights.lower()
     if not text:
         return "random"
-    kind = text.partition(":")[0]
-    if kind in _KINDS:
-        return "clip" if "_clip" in str(record.config["model"]) else kind
-    tag = "/" not in text and not text.endswith((".pt", ".pth", ".safetensors"))
-    if tag and ("_clip" in str(record.config["model"]) or text == "openai"):
+    kind, colon, _ = text.partition(":")
+    if colon:
+        return kind if kind in _KINDS else None
+    if text == "imagenet":  # the library's own choice, unless the name of the network has a tag
+        tag = model.partition(".")[2] if model.startswith("timm:") else ""
+        text = tag or ("openai" if "_clip" in model else "in1k")
+    if "/" in text or text.endswith((".pt", ".pth", ".safetensors")):
+        return None
+    if text == "openai":
         return "clip"
-    return "imagenet" if tag and text.endswith(("in1k", "imagenet1k_v1", "imagenet1k_v2")) else None
+    # What was fine-tuned on ImageNet has seen other images before.
+    only = text.endswith(_IMAGENET) and not text.endswith("_ft_in1k")
+    return "imagenet" if only else None

@@ -17,6 +17,7 @@ __all__ = ["Problem", "RunRecord", "read_all"]
 _RESULT = "result.json"
 _CONFIG = "config.yaml"
 _FAILED = "failed.json"
+_ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,10 @@ def _find(folders: Iterable[Path]) -> list[Path]:
         if not folder.is_dir():
             raise InvalidInput(f"no such folder: {folder}")
         marks = [path for name in (_RESULT, _CONFIG, _FAILED) for path in folder.rglob(name)]
-        for path in sorted({mark.parent for mark in marks}):
+        places = {mark.parent for mark in marks}
+        # Below a run there is no other: a logger may keep a config.yaml of its own there.
+        runs = {path for path in places if (path / _ENVIRONMENT).exists()}
+        for path in sorted(path for path in places if runs.isdisjoint(path.parents)):
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
@@ -169,7 +173,7 @@ def _read(folder: Path) -> RunRecord:
         raise _UnreadableError(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = _read_json(folder / _RESULT)
     _check_result(result)
-    environment = folder / "environment.json"
+    environment = folder / _ENVIRONMENT
     return RunRecord(
         folder=folder,
         config=config,

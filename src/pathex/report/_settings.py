@@ -41,7 +41,9 @@ _OF_PRUNING = _OF_METHOD | {
     "schedule",
     "start_mask",
 }
-_WITHOUT = MappingProxyType({"dense": _OF_PRUNING, "small-dense": _OF_PRUNING - {"method_options"}})
+_WITHOUT = MappingProxyType(
+    {"dense": _OF_PRUNING, "small-dense": _OF_PRUNING - {"method_options", "ignore", "prunable"}}
+)
 """Settings that have no effect with these methods."""
 
 

@@ -11,7 +11,7 @@ from pathex.report._records import RunRecord
 from pathex.report._settings import series_settings, short
 from pathex.report._statistics import Estimate, estimate
 
-__all__ = ["EXPERIMENT", "GROUP", "csv", "markdown", "runs_table", "summary_table"]
+__all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "markdown", "runs_table", "summary_table"]
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -71,6 +71,20 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
     }
 
 
+def by_seed(runs: pd.DataFrame, column: str = "value") -> list[float]:
+    """One value a seed: runs of one seed, computed in two places for instance, are not two independent repeats.
+
+    Args:
+        runs: Rows of one setting in the table of runs.
+        column: What is averaged over the runs of each seed.
+
+    Returns:
+        The means, without seeds that have no value.
+    """
+    means: list[float] = runs.groupby("seed")[column].mean().dropna().tolist()
+    return means
+
+
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each experiment, method, setting and sparsity.
 
@@ -78,12 +92,12 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         runs: The table of runs.
 
     Returns:
-        Means over seeds; ``mean`` is that of the metric, ``ci95_low`` and ``ci95_high`` bound it by Student's t, within
-        0 and 1 (missing for one seed). Ordered by experiment, sparsity and falling mean.
+        Means over the ``n`` seeds; ``mean`` is that of the metric, ``ci95_low`` and ``ci95_high`` bound it by Student's
+        t, within 0 and 1 (missing for one seed). Ordered by experiment, sparsity and falling mean.
     """
     rows = []
     for key, group in runs.groupby(GROUP, sort=False):
-        found = estimate(group["value"].tolist())
+        found = estimate(by_seed(group))
         rows.append(
             dict(zip(GROUP, key, strict=True))
             | {"n": found.n, "mean": found.mean, **_bounds(found)}

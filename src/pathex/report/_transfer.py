@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pathex.report._panel import Panel, Picture, legend, picture, seeds_said
 from pathex.report._statistics import estimate
+from pathex.report._tables import by_seed
 
 __all__ = ["figure", "transfer"]
 
@@ -27,7 +28,7 @@ def transfer(panel: Panel) -> Picture:
     caption = (
         f"Mean {panel.label} over {several.replace('1 tasks', '1 task')} and over seeds ({seeds_said(panel.runs)}). "
     )
-    if panel.runs.groupby(["series", "sparsity"]).size().max() > 1:
+    if panel.runs.groupby(["series", "sparsity"])["seed"].nunique().max() > 1:
         caption += "Bars are 95 % intervals over seeds by Student's t. "
     if not panel.dense.empty:
         caption += "Dashed: the dense network."
@@ -62,10 +63,10 @@ def _groups(panel: Panel, axes: Axes, column: str, levels: list[float]) -> None:
     for number, name in enumerate(names):
         style, rows = panel.look[name], panel.pruned[panel.pruned["series"] == name]
         for group, level in enumerate(levels):
-            values = 100 * rows.loc[rows["sparsity"] == level, column].dropna()
-            if values.empty:
+            values = [100 * value for value in by_seed(rows[rows["sparsity"] == level], column)]
+            if not values:
                 continue
-            found, place = estimate(values.tolist()), group + (number - (len(names) - 1) / 2) * width
+            found, place = estimate(values), group + (number - (len(names) - 1) / 2) * width
             if found.low is not None and found.high is not None:
                 axes.vlines(place, found.low, found.high, color=style.colour, alpha=0.3, lw=4)
             face = style.colour if style.dash == "-" else "white"

@@ -10,7 +10,8 @@ and with a new optimizer, and keeps the weights that are largest then. ``levels/
 
 import math
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -139,10 +140,12 @@ def rewound_mask(
     count = chosen.count((1 - config.sparsity) / before)
     steps = densities(before, 1 - config.sparsity, count, config.schedule)
     levels = [_Level(config, chosen, task, folder, fabric, journal, number, count) for number in range(1, count + 1)]
+    sparsities = [*(1 - density for density in steps[:-1]), config.sparsity]
+    if not fabric.broadcast((folder / "levels").exists()):
+        _try_out(config, task, start, sparsities, fabric)
     _keep_beginning(levels[0])
     mask, rows = start, []
-    for level, density in zip(levels, steps, strict=True):
-        sparsity = config.sparsity if level is levels[-1] else 1 - density
+    for level, sparsity in zip(levels, sparsities, strict=True):
         mask, row = level.finished() or level.carry_out(mask, sparsity)
         rows.append(row)
         journal("prune_round", {"round": level.number, "rounds": count, "density": mask.density})
@@ -202,7 +205,7 @@ class _Level:
             make_permanent(model, mask)
         rows = self._train(mask)
         began = time.monotonic()
-        found, known = self._pruned(mask, sparsity)
+        found, known = _pruned(self.config, self.task, mask, sparsity, self.fabric)
         seconds = sum(row["seconds"] for row in rows) + time.monotonic() - began
         last = {name: value for name, value in (rows[-1] if rows else {}).items() if name not in {"epoch", "lr"}}
         row = {**last, **known, "round": self.number, "rounds": self.count, "seconds": round(seconds, 3)}
@@ -243,26 +246,36 @@ class _Level:
     def _report(self, kind: str, payload: dict[str, Any]) -> None:
         self.journal(kind, {**payload, "level": self.number, "levels": self.count})
 
-    def _pruned(self, mask: Mask | None, sparsity: float) -> tuple[Mask, dict[str, Any]]:
-        config, task = self.config, self.task
-        result = prune(
-            task.model,
-            "magnitude",
-            sparsity=sparsity,
-            data=task.example.to(self.fabric.device),
-            rounds=1,
-            allocation=read_allocation(config.allocation),
-            ignore=(*config.ignore, *task.unprunable),
-            prunable=config.prunable,
-            mask=mask,
-            min_per_layer=config.min_per_layer,
-            budget=config.budget,
-            seed=config.seed,
-            memory=config.memory,
-            strict=config.strict,
-            progress=False,
-        )
-        return result.mask, result.history[0]
+
+def _pruned(
+    config: RunConfig, task: Task, mask: Mask | None, sparsity: float, fabric: Any
+) -> tuple[Mask, dict[str, Any]]:
+    result = prune(
+        task.model,
+        "magnitude",
+        sparsity=sparsity,
+        data=task.example.to(fabric.device),
+        rounds=1,
+        allocation=read_allocation(config.allocation),
+        ignore=(*config.ignore, *task.unprunable),
+        prunable=config.prunable,
+        mask=mask,
+        min_per_layer=config.min_per_layer,
+        budget=config.budget,
+        seed=config.seed,
+        memory=config.memory,
+        strict=config.strict,
+        progress=False,
+    )
+    return result.mask, result.history[0]
+
+
+def _try_out(config: RunConfig, task: Task, mask: Mask | None, sparsities: Sequence[float], fabric: Any) -> None:
+    """Go through all levels without training, so that settings that pruning refuses show before the first of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for sparsity in sparsities:
+            mask, _ = _pruned(replace(config, strict=False), task, mask, sparsity, fabric)
 
 
 def _folder(folder: Path, level: int) -> Path:

@@ -12,7 +12,7 @@ from pathex.mask_files import read_mask
 from pathex.matching import matching_width
 from pathex.prunable import prunable_weights
 from pathex.runs.config import RunConfig
-from pathex.tasks import Classification, Task
+from pathex.tasks import Classification, Task, kind
 
 __all__ = ["OPTIONS", "check_options", "shrunk"]
 
@@ -24,26 +24,35 @@ of the ticket's mask; null is a ticket of the run's sparsity with the same densi
 """
 
 _MATCHES = ("parameters", "multiply-adds")
+# A run's sparsity is what reports draw it at, so that a mask has to have it too.
+_TOLERANCE = 5e-4
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that cannot be used.
+def check_options(config: RunConfig) -> None:
+    """Refuse settings that cannot be used.
 
     Args:
-        options: ``method_options`` of a run.
+        config: Settings of a run whose method is ``small-dense``.
 
     Raises:
         UnknownName: If an option or its value is not known.
-        InvalidInput: If the mask is no file.
+        InvalidInput: If the task is not classification, there are weights, or the mask is no file.
     """
+    if (task := kind(config.task, config.data)) != "classification":
+        raise InvalidInput(f"task {task!r} with method 'small-dense'; allowed: classification")
+    if config.weights is not None:
+        raise InvalidInput(
+            f"weights {config.weights!r} with method 'small-dense': no narrower network has them; allowed: none"
+        )
+    options = config.method_options
     for name in options:
         if name not in OPTIONS:
             raise UnknownName("option of 'small-dense'", name, OPTIONS)
     chosen = {**OPTIONS, **options}
     if chosen["match"] not in _MATCHES:
         raise UnknownName("match", chosen["match"], _MATCHES)
-    if chosen["mask"] is not None and not Path(chosen["mask"]).is_file():
-        raise InvalidInput(f"mask {chosen['mask']!r} of 'small-dense' is no file")
+    if chosen["mask"] is not None and not (isinstance(chosen["mask"], str) and Path(chosen["mask"]).is_file()):
+        raise InvalidInput(f"mask {chosen['mask']!r} of 'small-dense' is no file; allowed: a mask file, or none")
 
 
 def shrunk(config: RunConfig, task: Task) -> RunConfig:
@@ -57,15 +66,15 @@ def shrunk(config: RunConfig, task: Task) -> RunConfig:
         The settings with another ``width`` among the options of the model.
 
     Raises:
-        InvalidInput: If the task is not classification, or no such network is small enough.
+        InvalidInput: If the mask has another sparsity than the run, or no such network is small enough.
     """
-    if not isinstance(task, Classification):
-        raise InvalidInput("method 'small-dense' is for classification")
+    assert isinstance(task, Classification)
     chosen = {**OPTIONS, **config.method_options}
     shape = tuple(task.example.shape[1:])
     counts = count(task.model, shape)
     dense = {"parameters": counts.parameters(), "multiply_adds": counts.multiply_adds()}
-    weights = prunable_weights(task.model, ignore=task.unprunable)
+    ignore = (*config.ignore, *task.unprunable)
+    weights = prunable_weights(task.model, ignore=ignore, prunable=config.prunable)
     if chosen["mask"] is None:
         saved = {
             "parameters": config.sparsity * sum(weight.numel() for weight in weights.values()),
@@ -73,7 +82,12 @@ def shrunk(config: RunConfig, task: Task) -> RunConfig:
         }
         target = {name: round(value - saved[name]) for name, value in dense.items()}
     else:
-        mask = read_mask(chosen["mask"], task.model, ignore=task.unprunable)
+        mask = read_mask(chosen["mask"], task.model, ignore=ignore, prunable=config.prunable)
+        if abs(mask.sparsity - config.sparsity) > _TOLERANCE:
+            raise InvalidInput(
+                f"sparsity is {config.sparsity:g}, and mask {chosen['mask']!r} has {mask.sparsity:.6g}; "
+                "allowed: the sparsity of the mask"
+            )
         target = {"parameters": counts.parameters(mask), "multiply_adds": counts.multiply_adds(mask)}
     what = chosen["match"].replace("-", "_")
     options = {name: value for name, value in config.model_options.items() if name != "width"}

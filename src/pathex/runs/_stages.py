@@ -45,6 +45,7 @@ class Stage:
         fabric: The ``lightning_fabric.Fabric``.
         journal: Log and receiver of events.
         total: Prunable weights of the whole network.
+        width: Width of a ``small-dense`` network; None for other methods.
     """
 
     config: RunConfig
@@ -54,6 +55,7 @@ class Stage:
     fabric: Any
     journal: Journal
     total: int
+    width: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,15 @@ def _shuffled(stage: Stage, found: _Found) -> _Found:
 
 
 @torch.no_grad()
-def alter_weights(config: RunConfig, task: Task) -> None:
+def alter_weights(config: RunConfig, task: Task, mask: Mask | None) -> None:
     """Give a ticket other weights than those it was found on, where ``sanity`` asks for it.
 
     Args:
         config: Settings of the run.
         task: The network, changed in place; the same in every process and whenever a run is taken up again.
+        mask: The ticket's mask: signs change in the weights that it names.
     """
     if config.sanity == "reinit":
         task.model.load_state_dict(task.create(epoch_seed(config.seed, 1)).state_dict())
     elif config.sanity == "flip-signs":
-        task.model.load_state_dict(flipped(task.model, config.seed), strict=False)
+        task.model.load_state_dict(flipped(task.model, config.seed, names=mask), strict=False)

@@ -11,14 +11,15 @@ class TicketConfig:
     """Everything that decides a mask.
 
     Attributes:
-        method: Name of a scorer (see ``pathex methods``).
+        method: Name of a scorer (see ``pathex methods``). ``pathex run`` also knows ``dense``, ``small-dense``,
+            ``imp`` and ``magnitude-after-training``.
         sparsity: Fraction of the prunable weights removed, in [0, 1). Not used by ``dense``.
         model: Name of a model (see ``pathex models``): own name, ``timm:NAME``, ``torchvision:NAME``,
             ``package.module:factory``.
         data: Name of a data set (see ``pathex datasets``): own name, ``imagefolder:PATH``, ``npz:PATH``.
         task: ``classification``, ``segmentation``, ``transfer``; ``auto`` follows from the data.
         task_options: Options of the task, such as ``crop`` of segmentation.
-        rounds: Score-and-threshold rounds; null is the method's published number.
+        rounds: Score-and-threshold rounds of a scorer; null is the method's published number.
         allocation: ``global``, ``layer``, ``uniform``, ``erk``, a mapping from weight name to density, or a file: YAML
             or JSON with such a mapping, or a mask, whose layer densities are taken in proportion.
         ignore: Globs over names of modules or parameters that stay dense.
@@ -35,7 +36,7 @@ class TicketConfig:
             tag of the model's own library; null is random initialization.
         model_options: Options of the model's factory, such as ``width``.
         data_options: Options of the data set, such as ``image_size``.
-        method_options: Options of the scorer, such as ``calibration``.
+        method_options: Options of the method, such as ``calibration`` of a scorer or ``levels`` of ``imp``.
         memory: Memory budget of scoring, in bytes or as text such as ``2GiB``; null is chosen from what is free.
         strict: Whether a layer collapse and other doubts about a scorer are errors.
         seed: Seed of initialization, pruning set, scores and training.
@@ -97,7 +98,7 @@ class RunConfig(TicketConfig):
         sanity: What is done to the ticket before it is trained, to see what of it matters: ``none``, ``shuffle`` (the
             mask within each layer), ``reinit`` (other initial weights), ``flip-signs`` (of weights at random).
         dynamic: Whether the mask moves while the network trains: ``none``, ``rigl`` or ``set``.
-        dynamic_options: Options of the moving mask, such as ``every``.
+        dynamic_options: Options of the moving mask: ``every``, ``fraction``, ``until``.
         validation: Fraction of the training images held out for validation, in [0, 1).
         precision: Precision of training, as Lightning Fabric names it (``32-true``, ``bf16-mixed``, ``16-mixed``).
         devices: Number of devices, or of processes on the CPU; 0 is as many as ``torchrun`` started.

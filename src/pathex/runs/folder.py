@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pathex.errors import InvalidInput
+from pathex.errors import FolderInUse, InvalidInput
 from pathex.runs.config import RunConfig
 from pathex.runs.naming import settings
 from pathex.train import Events, replacing
@@ -129,7 +129,7 @@ def locked(folder: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        InvalidInput: If another process holds it.
+        FolderInUse: If another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -137,7 +137,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InvalidInput(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
+        raise FolderInUse(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from pathex.runs.config import RunConfig
@@ -11,9 +12,10 @@ from pathex.runs.config import RunConfig
 __all__ = ["run_name", "settings"]
 
 _PLACE = ("out", "device", "logger")
+_PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
+    *_PRUNING_SET,
     "sparsity",
-    "rounds",
     "allocation",
     "ignore",
     "prunable",
@@ -21,14 +23,20 @@ _PRUNING = (
     "min_per_layer",
     "budget",
     "schedule",
-    "images_per_class",
-    "pruning_seed",
     "sanity",
     "dynamic",
     "dynamic_options",
     "method_options",
     "memory",
     "strict",
+)
+_WITHOUT_EFFECT = MappingProxyType(
+    {
+        "dense": _PRUNING,
+        "small-dense": tuple({*_PRUNING} - {"sparsity", "ignore", "prunable", "method_options"}),
+        "imp": _PRUNING_SET,
+        "magnitude-after-training": _PRUNING_SET,
+    }
 )
 
 
@@ -39,12 +47,14 @@ def settings(config: RunConfig) -> dict[str, Any]:
         config: Settings of the run.
 
     Returns:
-        Every field but ``out``, ``device`` and ``logger``. For ``dense`` the fields of pruning have their default
-        values and ``sparsity`` is 0, so that a grid of sparsities trains the dense network once.
+        Every field but ``out``, ``device`` and ``logger``. Fields without effect on the method have their default
+        values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
     """
     values = asdict(config)
+    without = _WITHOUT_EFFECT.get(config.method, ())
+    values.update({name: value for name, value in asdict(RunConfig()).items() if name in without})
     if config.method == "dense":
-        values.update({name: value for name, value in asdict(RunConfig()).items() if name in _PRUNING}, sparsity=0.0)
+        values["sparsity"] = 0.0
     for name in _PLACE:
         del values[name]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from pathex import dynamic
 from pathex.attaching import Handle, attach
+from pathex.collapse import examine
 from pathex.counts import count
 from pathex.errors import InvalidInput, PathexError, PathexWarning
 from pathex.masks import Mask
@@ -28,8 +29,9 @@ from pathex.runs.naming import run_name, settings
 from pathex.runs.tickets import build_task, pruning_seed, train_options
 from pathex.runs.validation import check_config
 from pathex.tasks import Task
-from pathex.train import Events, fabric, is_first_process, loggers
+from pathex.train import Events, fabric, is_first_process
 from pathex.train.launching import launched
+from pathex.train.tracking import tracked
 
 __all__ = ["RunResult", "run"]
 
@@ -57,8 +59,10 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     Args:
         config: Settings of the run.
         on_event: Receives ``(kind, payload)``: ``resumed`` {stage, ...}, ``prune_round`` {round, rounds, density},
-            ``prune_done`` {seconds, kept, total, dead_layers}, ``step`` {epoch, epochs, step, steps} a few times in a
-            second, ``epoch`` {epoch, epochs, train_loss, train_<metric>, ...}, ``done`` {result, folder}. Of several
+            ``prune_done`` {seconds, kept, total, dead_layers}, ``narrowed`` {width, parameters, multiply_adds} of
+            ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a second, ``epoch`` {epoch, epochs,
+            train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and epochs of trainings that find a
+            mask have ``level`` and ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several
             processes only the first calls it.
 
     Returns:
@@ -77,17 +81,20 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
 
 
 def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
+    # Before the processes meet: what is wrong with the data then shows in each of them, and none waits for another.
+    task = build_task(config, config.validation)
     machine = fabric(
         config.device,
         config.precision,
         devices=config.devices,
         strategy=config.strategy,
-        loggers=loggers(config.logger, folder),
     )
-    task = build_task(config, config.validation)
     total = sum(weight.numel() for weight in prunable_weights(task.model, ignore=task.unprunable).values())
+    width = None
     if config.method == "small-dense":
-        task = build_task(shrunk(config, task), config.validation)
+        narrow = shrunk(config, task)
+        task, width = build_task(narrow, config.validation), narrow.model_options["width"]
+    _check_training(config, task)
     task.model.to(machine.device)
     scored = config.method not in (*DENSE, *TRAINED)
     images = task.pruning_set(config.images_per_class, pruning_seed(config)) if scored else None
@@ -97,16 +104,29 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
             held.enter_context(_made(folder))
             held.enter_context(locked(folder))
             journal = held.enter_context(Journal(folder, on_event))
+            held.enter_context(tracked(machine, config.logger, folder, settings(config)))
         machine.barrier()
         result: dict[str, Any] | None = machine.broadcast(finished_result(folder))
         if result is None:
             if machine.is_global_zero:
                 _describe(config, folder, machine, journal)
-            result = _staged(Stage(config, folder, task, images, machine, journal, total))
+            result = _staged(Stage(config, folder, task, images, machine, journal, total, width))
             if machine.is_global_zero:
+                test = f"test_{result['metric']}"
+                machine.log_dict({test: result[test]}, step=config.epochs)
                 write_json(folder / "result.json", result)
         journal("done", {"result": result, "folder": str(folder)})
     return result
+
+
+def _check_training(config: RunConfig, task: Task) -> None:
+    """Refuse now what the training would refuse after pruning."""
+    options = train_options(config)
+    task.groups(options)
+    augment, chosen = options.augment, dict(options.augment_options)
+    if augment == "auto":
+        augment, chosen = task.augment, {**task.augment_options, **chosen}
+    task.feed("train", torch.device("cpu"), config.batch_size, augment=augment, augment_options=chosen)
 
 
 def _describe(config: RunConfig, folder: Path, machine: Any, journal: Journal) -> None:
@@ -127,11 +147,13 @@ def _staged(stage: Stage) -> dict[str, Any]:
     """
     ticket = find(stage)
     start = rewind(stage.config, stage.task, stage.folder) if stage.config.method in TRAINED else 0
-    alter_weights(stage.config, stage.task)
+    alter_weights(stage.config, stage.task, ticket.mask)
     costs = _costs(stage.task, ticket)
-    model, rows = _train(stage, ticket, start)
+    if stage.width is not None:
+        stage.journal("narrowed", {"width": stage.width, **costs})
+    model, rows, moved = _train(stage, ticket, start)
     measured = stage.task.test(model, fabric=stage.fabric, batch_size=stage.config.batch_size)
-    return _result(stage, ticket, rows, {**measured, **costs})
+    return _result(stage, ticket, rows, {**measured, **costs, **_final(stage, ticket, moved)})
 
 
 def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
@@ -164,7 +186,9 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(stage: Stage, ticket: Ticket, start: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+def _train(
+    stage: Stage, ticket: Ticket, start: int
+) -> tuple[nn.Module, list[dict[str, Any]], dynamic.DynamicHandle | None]:
     options = replace(train_options(stage.config), start=start)
     held: list[Handle] = []
 
@@ -177,10 +201,24 @@ def _train(stage: Stage, ticket: Ticket, start: int) -> tuple[nn.Module, list[di
     model, rows = stage.task.train(
         options, fabric=stage.fabric, folder=stage.folder, prepare=hold, on_event=stage.journal
     )
-    if stage.config.dynamic != "none" and stage.fabric.is_global_zero:
-        last = held[-1].mask
-        last.save(stage.folder / "final_mask.safetensors", model=stage.config.model, data=stage.config.data)
-    return model, rows
+    moved = held[-1] if held and isinstance(held[-1], dynamic.DynamicHandle) else None
+    return model, rows, moved
+
+
+def _final(stage: Stage, ticket: Ticket, moved: dynamic.DynamicHandle | None) -> dict[str, Any]:
+    """The mask that a dynamic training ends with, written down; layers keep their counts, and so the network costs."""
+    if moved is None or ticket.mask is None:
+        return {}
+    mask = moved.mask
+    if stage.fabric.is_global_zero:
+        mask.save(stage.folder / "final_mask.safetensors", model=stage.config.model, data=stage.config.data)
+    report = examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
+    return {
+        "mask_updates": moved.updates,
+        "final_overlap": (mask & ticket.mask).kept / max(1, mask.kept),
+        "final_dead_layers": len(report.dead_layers),
+        "final_disconnected": report.disconnected,
+    }
 
 
 def _held(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer, start: int) -> Handle:
@@ -190,6 +228,10 @@ def _held(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer, star
     feed = stage.task.feed("train", torch.device("cpu"), config.batch_size)
     assert feed is not None
     steps = max(1, feed.batches * (config.epochs - start))
+    every, until = ({**dynamic.OPTIONS, **config.dynamic_options}[name] for name in ("every", "until"))
+    if every >= until * steps:
+        message = f"the mask never moves: every is {every}, and updates end before step {until * steps:g}"
+        warnings.warn(message, PathexWarning, stacklevel=2)
     return dynamic.attach(
         model, mask, optimizer, method=config.dynamic, steps=steps, seed=config.seed, **config.dynamic_options
     )
@@ -211,6 +253,7 @@ def _result(stage: Stage, ticket: Ticket, rows: list[dict[str, Any]], measured: 
         "total": ticket.total,
         "metric": metric,
         **measured,
+        **({} if stage.width is None else {"width": stage.width}),
         **{name: last[name] for name in (f"val_{metric}", f"train_{metric}", "train_loss") if name in last},
         "prune_seconds": ticket.seconds,
         "train_seconds": round(sum(row["seconds"] for row in rows), 3),

@@ -87,20 +87,44 @@ def check_config(config: RunConfig) -> None:
     _check_name("loss", config.loss, LOSSES)
     _check_name("sanity", config.sanity, SANITY)
     _check_name("dynamic", config.dynamic, ("none", *dynamic.METHODS))
-    if config.method in DENSE and (config.dynamic, config.sanity) != ("none", "none"):
-        raise InvalidInput(f"method {config.method!r} has no mask; allowed with dynamic or sanity: any other method")
-    if config.dynamic != "none" and kind(config.task, config.data) == "transfer":
-        raise InvalidInput(f"dynamic is {config.dynamic!r} with task 'transfer'; allowed: none")
     for name in ("augment_options", "dynamic_options"):
         _check_plain(name, getattr(config, name))
+    _check_dynamic(config)
     if config.method == "small-dense":
-        check_options(config.method_options)
+        check_options(config)
     elif config.method in TRAINED:
         plan(config)
+        if config.rounds is not None:
+            raise InvalidInput(
+                f"rounds is {config.rounds} with method {config.method!r}, which has no rounds; allowed: none"
+                + (" (its levels are an option: --method-options.levels)" if config.method == "imp" else "")
+            )
+    if config.label_smoothing and config.loss == "mse":
+        raise InvalidInput(f"label_smoothing is {config.label_smoothing} with loss 'mse'; allowed: 0")
+    if config.accumulate > config.batch_size:
+        raise InvalidInput(
+            f"accumulate is {config.accumulate}; allowed: at most the {config.batch_size} images of a batch"
+        )
     check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
     check_machine(config.device, config.precision, devices=config.devices, strategy=config.strategy)
+
+
+def _check_dynamic(config: RunConfig) -> None:
+    if config.method in DENSE:
+        for name in ("dynamic", "sanity"):
+            if (value := getattr(config, name)) != "none":
+                raise InvalidInput(
+                    f"{name} is {value!r} with method {config.method!r}, which has no mask; allowed: none"
+                )
+    if config.dynamic == "none":
+        if config.dynamic_options:
+            raise InvalidInput("dynamic_options are given and dynamic is 'none'; allowed: dynamic 'rigl' or 'set'")
+        return
+    if kind(config.task, config.data) == "transfer":
+        raise InvalidInput(f"dynamic is {config.dynamic!r} with task 'transfer'; allowed: none")
+    dynamic.check_options(config.dynamic_options)
 
 
 def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> None:

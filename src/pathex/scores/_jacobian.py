@@ -128,9 +128,6 @@ class _Network:
             for index in range(len(x)):
                 yield x[index : index + 1], None if y is None else y[index : index + 1]
 
-    def _zeros(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(weight, dtype=dtype) for name, weight in self.weights.items()}
-
     def exact_passes(self) -> int:
         """Backward passes of one image that the exact sum takes."""
         x, y = next(self._independent())
@@ -142,12 +139,14 @@ class _Network:
         """Sum of squared derivatives, row after row."""
 
         def part(images: tuple[Tensor, Any]) -> dict[str, Tensor]:
-            sums = self._zeros(torch.float64)
+            sums: dict[str, Tensor] = {}
             with torch.enable_grad():
                 rows = self._rows(*images).flatten()
             for row in rows:
                 for name, derivative in gradients(row, self.weights, keep=True).items():
-                    sums[name].add_(derivative.double().square_())
+                    # Not squared in place: two weights may have one tensor as their derivative.
+                    square = derivative.double().square()
+                    sums[name] = sums[name].add_(square) if name in sums else square
             return sums
 
         return self.reader.problem.processes.summed(self._independent(), part)
@@ -157,7 +156,8 @@ class _Network:
         problem = self.reader.problem
 
         def part(number: int) -> dict[str, Tensor]:
-            source, whole = generator(problem.seed, problem.round, number), self._zeros()
+            source = generator(problem.seed, problem.round, number)
+            whole = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
             for x, y in self.reader.batches(labels=self.labels):
                 with torch.enable_grad():
                     rows = self._rows(x, y)

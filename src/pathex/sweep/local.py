@@ -72,6 +72,7 @@ class LocalExecutor(Executor):
         finally:  # also after a second Ctrl-C
             for worker in workers:
                 worker.process.kill()
+            for worker in workers:
                 worker.process.join()
                 worker.connection.close()
             self._outputs.cleanup()

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -16,6 +17,8 @@ from pathex.runs import RunConfig, check_config, run_name
 from pathex.sweep.config import EXECUTORS, SweepConfig
 
 __all__ = ["Plan", "plan"]
+
+_MOST_ENTRIES = 100_000
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,31 @@ def _check_options(config: SweepConfig) -> None:
 def _entries(config: SweepConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The settings of each run beyond the common ones, with their place in the sweep file."""
     several = not isinstance(config.grid, Mapping)
-    grids = [grid for grid in ((config.grid,) if isinstance(config.grid, Mapping) else config.grid) if grid]
+    # An empty grid alone is none; one of several is a mistake.
+    grids: list[Any] = list(config.grid) if several else [config.grid] if config.grid else []
     if not grids and not config.list:
         raise InvalidInput("the sweep has no runs; allowed: a grid, a list, or both")
-    for number, grid in enumerate(grids, 1):
-        place = f"grid {number}" if several else "grid"
-        for name, values in grid.items():
-            if not isinstance(values, list | tuple) or not values:
-                hint = "a list of values (what all runs share belongs in settings)"
-                raise InvalidInput(f"{place}: {name} is {values!r}; allowed: {hint}")
+    places = [f"grid {number}" if several else "grid" for number in range(1, len(grids) + 1)]
+    entries = len(config.list) + sum(_size(place, grid) for place, grid in zip(places, grids, strict=True))
+    if entries > _MOST_ENTRIES:
+        raise InvalidInput(f"the sweep has {entries:,} entries; allowed: at most {_MOST_ENTRIES:,}")
+    for place, grid in zip(places, grids, strict=True):
         for values in itertools.product(*grid.values()):
             entry = dict(zip(grid, values, strict=True))
             yield f"{place} at {_text(entry)}", entry
     for number, entry in enumerate(config.list, 1):
         yield f"list entry {number}", entry
+
+
+def _size(place: str, grid: Any) -> int:
+    """How many combinations a grid has."""
+    if not isinstance(grid, Mapping) or not grid:
+        raise InvalidInput(f"{place} is {grid!r}; allowed: a mapping of settings to lists of values")
+    for name, values in grid.items():
+        if not isinstance(values, list | tuple) or not values:
+            hint = "a list of values (what all runs share belongs in settings)"
+            raise InvalidInput(f"{place}: {name} is {values!r}; allowed: {hint}")
+    return math.prod(len(values) for values in grid.values())
 
 
 def _check(run: RunConfig, place: str) -> None:
@@ -143,7 +157,8 @@ class _Reader:
         if name == "out":
             raise InvalidInput(f"{place}: out is an option of the sweep, not of one of its runs")
         if name not in self._names:
-            raise InvalidInput(f"{place}: {UnknownName('setting', name, self._names)}")
+            known = [known for known in self._names if known != "out"]
+            raise InvalidInput(f"{place}: {UnknownName('setting', name, known)}")
         if options and name not in self._mappings:
             raise InvalidInput(f"{place}: {name} has no options; those that have: {', '.join(self._mappings)}")
 
@@ -156,10 +171,12 @@ class _Reader:
         # Reading is slow beside the rest, and a grid has few values.
         key = (name, repr(value))
         if key not in self._known:
+            kind = self._types[name]
             try:
+                if value is None and type(None) not in get_args(kind):  # the parser takes it as a value left out
+                    raise TypeError
                 self._known[key] = self._parser.parse_object({name: value}).as_dict()[name]
-            except argparse.ArgumentError:
-                kind = self._types[name]
+            except (argparse.ArgumentError, TypeError):
                 allowed = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
                 raise InvalidInput(f"{place}: {name} is {value!r}; allowed: {allowed}") from None
         return self._known[key]

@@ -22,12 +22,14 @@ class Stage:
         loss: Training loss of the last whole epoch, or None.
         done: Fraction of the training that is done.
         begun: That fraction when the sweep took the run up.
+        levels: Trainings that find the mask, before the run's own.
     """
 
     text: str = "loading"
     loss: float | None = None
     done: float = 0.0
     begun: float = 0.0
+    levels: int = 0
 
 
 class Progress:
@@ -87,13 +89,30 @@ class Progress:
 
 
 def _advance(stage: Stage, kind: str, payload: dict[str, Any]) -> None:
+    stage.levels = payload.get("levels", stage.levels)
     if kind == "prune_round":
         stage.text = f"prune {payload['round']}/{payload['rounds']}"
-    elif kind == "resumed" and "epoch" in payload:
-        stage.text = f"epoch {payload['epoch']}/{payload['epochs']}"
-        stage.done = stage.begun = payload["epoch"] / max(1, payload["epochs"])
-    elif kind in {"step", "epoch"}:
+    elif kind == "resumed" and "level" in payload and "epoch" not in payload:  # a level that was over before
+        stage.text = _where(payload)
+        stage.done = stage.begun = payload["level"] / (stage.levels + 1)
+    elif kind in {"resumed", "step", "epoch"} and "epoch" in payload:
         part = payload["step"] / payload["steps"] if kind == "step" else 1.0
-        stage.text = f"epoch {payload['epoch']}/{payload['epochs']}"
-        stage.done = (payload["epoch"] - 1 + part) / max(1, payload["epochs"])
+        stage.text = f"{_where(payload)}epoch {payload['epoch']}/{payload['epochs']}"
+        trained = (payload["epoch"] - 1 + part) / max(1, payload["epochs"])
+        # The trainings of a run follow each other: those of the levels and its own, or one for each target.
+        stage.done = (_trainings_before(stage, payload) + trained) / (payload.get("targets", 1) + stage.levels)
+        stage.begun = stage.done if kind == "resumed" else stage.begun
         stage.loss = payload.get("train_loss", stage.loss)
+
+
+def _trainings_before(stage: Stage, payload: dict[str, Any]) -> int:
+    if "level" in payload:
+        return int(payload["level"]) - 1
+    return stage.levels + int(payload.get("target", 1)) - 1
+
+
+def _where(payload: dict[str, Any]) -> str:
+    for part in ("level", "target"):
+        if part in payload:
+            return f"{part} {payload[part]}/{payload[part + 's']} "
+    return ""

@@ -84,7 +84,11 @@ class Table:
         return True
 
     def write(self) -> None:
-        """Write the files, each in one step."""
+        """Write the files, each in one step.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
         import pandas as pd
         from filelock import FileLock
 
@@ -92,6 +96,7 @@ class Table:
         frame = pd.DataFrame(rows).dropna(axis="columns", how="all").convert_dtypes()
         if "error" not in frame:
             frame["error"] = pd.Series([None] * len(frame), dtype="string")
+        self._out.mkdir(parents=True, exist_ok=True)  # someone may have cleared it away meanwhile
         # Two sweeps may share the folder, and the temporary name has no room for two.
         with FileLock(self._out / ".results.lock"):
             with replacing(self.path) as temporary:

@@ -1,5 +1,7 @@
 """Carry out the runs of a sweep that are not done."""
 
+import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -66,8 +68,11 @@ def sweep(
         What came of it.
 
     Raises:
-        InvalidInput: If the folder cannot be made.
+        InvalidInput: If the folder cannot be made, its table cannot be written, or ``torchrun`` started several
+            processes, each of which would carry out the whole sweep.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and "LOCAL_RANK" in os.environ:
+        raise InvalidInput(f"a sweep in each of {processes} processes; allowed: a sweep in one, without torchrun")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,6 +82,7 @@ def sweep(
     if state.open:
         with executor() as made:
             state.work(made)
+        state.write_table()
     return state.result()
 
 
@@ -97,7 +103,7 @@ class _State:
         for name in [name for name in self.open if self._table.finished(name)]:
             self._before += 1
             self._close(name, {**ended("done"), "before": True})
-        self._table.write()
+        self.write_table()
 
     def work(self, executor: Executor) -> None:
         def submit(name: str) -> None:
@@ -128,19 +134,29 @@ class _State:
             submit(name)
         else:
             self._close(name, {**payload, "before": False})
-            self._table.write()
+            with contextlib.suppress(InvalidInput):  # a full disk may have room again; the end of the sweep tells
+                self.write_table()
 
     def _close(self, name: str, outcome: dict[str, Any]) -> None:
         folder = self._out / name
         if outcome["status"] == "done":
             self._done += 1
-            forget_failure(folder)
+            with contextlib.suppress(OSError):  # what is done counts as done, whatever lies beside it
+                forget_failure(folder)
         else:
             outcome["status"] = "failed"
             self._failed[name] = outcome["error"]
-            record_failure(folder, outcome, self._lost[name] + 1)
+            # It is told in any case, and what fills the disk may well be why the run failed.
+            with contextlib.suppress(OSError):
+                record_failure(folder, outcome, self._lost[name] + 1)
         del self.open[name]
         self._tell(name, ENDED, outcome)
+
+    def write_table(self) -> None:
+        try:
+            self._table.write()
+        except OSError as error:
+            raise InvalidInput(f"{self._table.path} cannot be written ({error.strerror or error})") from error
 
     def result(self) -> SweepResult:
         return SweepResult(self._table.path, self._table.parquet, self._done, self._before, self._failed)

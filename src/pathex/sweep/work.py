@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pathex.errors import InvalidInput, PathexError, PathexWarning
+from pathex.errors import FolderInUse, PathexError, PathexWarning
 from pathex.runs.config import RunConfig
 
 __all__ = ["ENDED", "Job", "Message", "carry_out", "ended"]
@@ -77,15 +77,14 @@ def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str
     from pathex.runs.running import run
 
     torch.set_num_threads(job.threads)
-    if _in_use(Path(job.config.out) / job.name):
-        return ended("busy")
-    send("start", {})
     try:
+        _check_free(Path(job.config.out) / job.name)
+        send("start", {})
         with _warnings_sent(send):
             run(job.config, on_event=send)
+    except FolderInUse:
+        return ended("busy")
     except Exception as error:
-        if isinstance(error, InvalidInput) and "in use by another process" in str(error):
-            return ended("busy")
         return _failure(error)
     finally:
         _clear_memory()
@@ -99,17 +98,13 @@ def _failure(error: Exception) -> dict[str, Any]:
     return ended("failed", line, "".join(traceback.format_exception(error)))
 
 
-def _in_use(folder: Path) -> bool:
-    """Whether another process works in the folder; asked first, because a run loads its data before it locks."""
-    from filelock import FileLock, Timeout
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that another process works in, before the run loads its data, after which it locks the folder."""
+    from pathex.runs.folder import locked
 
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+    if (folder / ".lock").exists():
+        with locked(folder):
+            pass
 
 
 @contextlib.contextmanager

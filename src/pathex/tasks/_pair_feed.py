@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathex.data import reading_threads
 from pathex.data._pairs import Frame, PairFiles, SegmentationData
 from pathex.errors import InvalidInput, UnknownName
+from pathex.train.batching import check_share, cut_batches, share_of
 from pathex.train.seeding import epoch_generator
 
-__all__ = ["AUGMENTATIONS", "EVALUATIONS", "PairFeed", "cut_batches", "share_of"]
+__all__ = ["AUGMENTATIONS", "EVALUATIONS", "PairFeed"]
 
 AUGMENTATIONS = ("none", "scale-crop")
 """``none`` cuts the middle of the image; ``scale-crop`` scales by 0.5 to 2, cuts anywhere, and mirrors."""
@@ -66,7 +68,8 @@ class PairFeed:
 
         Raises:
             UnknownName: If a name is not known.
-            InvalidInput: If an option of the augmentation cannot be used.
+            InvalidInput: If an option of the augmentation or the share cannot be used, or a batch has fewer images
+                than processes.
         """
         if augment not in AUGMENTATIONS:
             raise UnknownName("augment", augment, AUGMENTATIONS)
@@ -77,6 +80,7 @@ class PairFeed:
         self._batch_size, self._evaluation, self._share = batch_size, evaluation, share
         self._scales = _scales(augment, augment_options or {})
         self.images = len(self._rows)
+        check_share(self.images, batch_size, share)
         self.batches = len(cut_batches(self.images, batch_size, 2 * share[1]))
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[Pair]:
@@ -129,41 +133,6 @@ class PairFeed:
         return self._data.normalise(images), labels.long()
 
 
-def cut_batches(images: int, batch_size: int, least: int) -> list[range]:
-    """Cut a pass into batches.
-
-    Args:
-        images: Number of images.
-        batch_size: Images in a batch.
-        least: A last batch of fewer joins the one before.
-
-    Returns:
-        Places of the images of each batch.
-
-    Example:
-        >>> cut_batches(9, 4, 2), cut_batches(10, 4, 2)
-        ([range(0, 4), range(4, 9)], [range(0, 4), range(4, 8), range(8, 10)])
-    """
-    starts = list(range(0, images, batch_size))
-    if len(starts) > 1 and images - starts[-1] < least:
-        starts.pop()
-    return [range(first, last) for first, last in zip(starts, [*starts[1:], images], strict=True)]
-
-
-def share_of(batch: range, rank: int, ranks: int) -> range:
-    """The contiguous piece of a batch that one of several processes sees.
-
-    Args:
-        batch: The whole batch.
-        rank: Number of the process.
-        ranks: Number of processes.
-
-    Returns:
-        The piece; the pieces of all processes have every image once.
-    """
-    return batch[rank * len(batch) // ranks : (rank + 1) * len(batch) // ranks]
-
-
 def _scales(augment: str, options: Mapping[str, Any]) -> tuple[float, float] | None:
     known = _SCALES if augment == "scale-crop" else {}
     for name, value in options.items():
@@ -184,7 +153,7 @@ def _scales(augment: str, options: Mapping[str, Any]) -> tuple[float, float] | N
 def _read_ahead(batches: Sequence[range], read: Callable[[int], Pair]) -> Iterator[list[Pair]]:
     """Every batch in order, the next ones being read meanwhile; threads change nothing in what is read."""
     pending: deque[list[Future[Pair]]] = deque()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         try:
             for batch in batches:
                 pending.append([pool.submit(read, place) for place in batch])

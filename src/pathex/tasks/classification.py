@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.data import ImageData, PruningSet, load, pruning_set, validation_split
+from pathex.data import ImageData, PruningSet, load, pruning_set
 from pathex.errors import InvalidInput
+from pathex.tasks._building import compare_normalisation, training_rows
 from pathex.tasks._task import Task, create_network
 from pathex.train import Batches, Feed
 
@@ -199,7 +200,6 @@ def build_classification(
         raise InvalidInput(
             f"model {model!r} gives {shape} for one image of {data!r}; classification needs (1, {images.num_classes})"
         )
-    trained, held_out = torch.arange(len(images.train)), None
-    if validation > 0:
-        trained, held_out = validation_split(images.train.labels, validation, seed)
+    compare_normalisation(model, weights, model_options or {}, images)
+    trained, held_out = training_rows(images.train.labels, validation, seed)
     return Classification(network, lambda other: create(seed=other, weights=None), first, images, trained, held_out)

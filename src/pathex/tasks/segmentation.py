@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.data import PruningSet, load, validation_split
+from pathex.data import PruningSet, load
 from pathex.data._pairs import IGNORED, Frame, SegmentationData, pair_pruning_set
 from pathex.errors import InvalidInput, UnknownName
-from pathex.tasks._pair_feed import EVALUATIONS, PairFeed, cut_batches
+from pathex.tasks._building import compare_normalisation, training_rows
+from pathex.tasks._pair_feed import EVALUATIONS, PairFeed
 from pathex.tasks._sliding import SlidingWindow
 from pathex.tasks._task import Task, create_network
 from pathex.train import Batches, evaluate
+from pathex.train.batching import cut_batches
 
 __all__ = ["Segmentation", "build_segmentation", "class_iou", "pixel_loss"]
 
@@ -269,13 +271,13 @@ def build_segmentation(
     images: Any = load(data, **(data_options or {}))
     if not isinstance(images, SegmentationData):
         raise InvalidInput(f"data {data!r} has one class an image; task 'segmentation' needs label maps: voc2012")
-    rows, held_out = torch.arange(len(images.train)), None
-    if validation > 0:
-        rows, held_out = validation_split(torch.zeros(len(images.train), dtype=torch.long), validation, seed)
+    # An image shows several classes: nothing to keep in proportion.
+    rows, held_out = training_rows(torch.zeros(len(images.train), dtype=torch.long), validation, seed)
     if len(rows) < 2:
         raise InvalidInput(f"data {data!r} has {len(rows)} image to train on; BatchNorm needs two in a batch")
     create = partial(create_network, model, images.num_classes, images.in_channels, options=model_options or {})
     network = create(seed=seed, weights=weights)
+    compare_normalisation(model, weights, model_options or {}, images)
     frame = images.frame(crop, _side(network, crop, images, model))
     first, _ = frame.centre(images.train.pair(int(rows[0])))
     return Segmentation(

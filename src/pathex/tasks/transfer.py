@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pathex.data import ImageData, PruningSet, load, validation_split
+from pathex.data import ImageData, PruningSet, load
 from pathex.errors import InvalidInput
+from pathex.tasks._building import compare_normalisation, training_rows
 from pathex.tasks._linear_head import Head, fit_head, head_layer, install_head, linear
 from pathex.tasks._task import Task, create_network
 from pathex.tasks._transfer_options import TransferOptions, images_of, transfer_options
@@ -225,7 +226,8 @@ class Transfer(Task):
             fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
             folder: Folder of the run.
             prepare: Called for each target with a network and its optimizer, and once before, to attach the mask.
-            on_event: Receives the events of each training, with ``task``, the number of the target.
+            on_event: Receives the events of each training, with ``task``, the number of the task, and ``target`` of
+                ``targets``, its place among those that are learned.
 
         Returns:
             A :class:`Transferred`, and a row for each target and epoch, with ``task``.
@@ -240,13 +242,14 @@ class Transfer(Task):
         pruned = self._pruned(options, prepare).to(fabric.device)
         heads: dict[int, Head] = {}
         rows: list[dict[str, Any]] = []
-        for number in self.options.targets:
+        for count, number in enumerate(self.options.targets, 1):
             place = _place(folder, number)
             if fabric.is_global_zero:
                 place.mkdir(parents=True, exist_ok=True)
             fabric.barrier()
             heads[number] = self._kept_head(pruned, number, place, fabric)
-            tell = None if on_event is None else partial(_tell, on_event, number)
+            which = {"task": number, "target": count, "targets": len(self.options.targets)}
+            tell = None if on_event is None else partial(_tell, on_event, which)
             rows += self._fine_tune(number, heads[number], options, fabric, place, prepare, tell)
         return Transferred(pruned, heads, folder), rows
 
@@ -292,9 +295,7 @@ class Transfer(Task):
         train, tested = _restricted(self.data.train, classes), _restricted(self.data.test, classes if test else ())
         names = tuple(self._names(number))
         data = replace(self.data, train=train, test=tested, num_classes=len(classes), classes=names)
-        trained, held_out = torch.arange(len(train)), None
-        if self.validation > 0:
-            trained, held_out = validation_split(train.labels, self.validation, self.seed)
+        trained, held_out = training_rows(train.labels, self.validation, self.seed)
         return OneTask(network, self.create, self.example, data, trained, held_out, self.unprunable)
 
     def _fitted(self, part: OneTask, fabric: Any = None) -> Head:
@@ -406,6 +407,7 @@ def build_transfer(
     classes = len(options.tasks[options.source])
     create = partial(create_network, model, classes, images.in_channels, options=model_options or {})
     network = create(seed=seed, weights=weights)
+    compare_normalisation(model, weights, model_options or {}, images)
     rows, _ = images_of(images.train.labels, options.tasks[options.source])
     example = images.normalise(images.train.images(rows[:1]))
     try:
@@ -436,8 +438,8 @@ def _place(folder: Path, number: int) -> Path:
     return folder / "tasks" / f"{number:02d}"
 
 
-def _tell(on_event: Events, number: int, kind: str, payload: dict[str, Any]) -> None:
-    on_event(kind, {"task": number, **payload})
+def _tell(on_event: Events, which: Mapping[str, int], kind: str, payload: dict[str, Any]) -> None:
+    on_event(kind, {**which, **payload})
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,34 +5,17 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pathex.data import Augmentation, DecodedSplit, ImageData, Split, reading_threads
-from pathex.errors import InvalidInput
+from pathex.train.batching import check_share, cut_batches, share_of
+from pathex.train.seeding import epoch_generator
 
-__all__ = ["Feed", "epoch_generator"]
+__all__ = ["Feed"]
 
 _AHEAD = 3
 """Batches that are read while one is trained on."""
-
-
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The generator of one epoch's order and augmentation.
-
-    It depends on nothing else, so that an epoch started again from its beginning is the same bit for bit.
-
-    Args:
-        seed: Seed of the training.
-        epoch: Number of the epoch.
-
-    Returns:
-        A generator on the CPU.
-    """
-    # SeedSequence mixes the two numbers; their sum would give seed 0, epoch 1 the order of seed 1, epoch 0.
-    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed) >> 1)
 
 
 class Feed:
@@ -81,11 +64,8 @@ class Feed:
         Raises:
             InvalidInput: If augmentation or part cannot be used, or a batch has fewer images than processes.
         """
-        rank, ranks = part
-        if not 0 <= rank < ranks:
-            raise InvalidInput(f"part must be the number of a process and the number of processes, got {part}")
         self._data, self._split, self._device, self._batch_size = data, split, device, batch_size
-        self._rank, self._ranks = rank, ranks
+        self._share = part
         self._augmentation = Augmentation.of(augment, augment_options)
         self._rows = torch.arange(len(split)) if indices is None else indices
         self._labels = split.labels.to(device)
@@ -94,12 +74,8 @@ class Feed:
         if isinstance(pixels, Tensor) and _fits(pixels, device):
             self._pixels = pixels.to(device)
         self.images = len(self._rows)
-        if min(batch_size, self.images) < ranks:
-            raise InvalidInput(
-                f"batches of {min(batch_size, self.images)} images cannot be shared by {ranks} processes; allowed: at"
-                " least one image for each process"
-            )
-        self.batches = len(self._cut(self._rows))
+        check_share(self.images, batch_size, part)
+        self.batches = len(self._cut())
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One training pass in random order, augmented.
@@ -123,11 +99,8 @@ class Feed:
         """
         return self._read(self._rows, Augmentation(), torch.Generator())
 
-    def _cut(self, order: Tensor) -> list[Tensor]:
-        parts = list(order.split(self._batch_size))
-        if len(parts) > 1 and len(parts[-1]) < max(2, self._ranks):
-            parts[-2:] = [torch.cat(parts[-2:])]
-        return parts
+    def _cut(self) -> list[range]:
+        return cut_batches(self.images, self._batch_size, max(2, self._share[1]))
 
     def _read(
         self, order: Tensor, augmentation: Augmentation, generator: torch.Generator
@@ -135,10 +108,11 @@ class Feed:
         """The pieces of this process, with random numbers drawn batch by batch."""
 
         def pieces() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-            for batch in self._cut(order):
+            for batch in self._cut():
                 draws = augmentation.draw(len(batch), generator)
-                own = torch.arange(len(batch)).tensor_split(self._ranks)[self._rank]
-                yield batch[own], {name: values[own] for name, values in draws.items()}
+                own = share_of(range(len(batch)), *self._share)
+                piece = slice(own.start, own.stop)
+                yield order[batch.start : batch.stop][piece], {name: values[piece] for name, values in draws.items()}
 
         originals = self._pixels is None and isinstance(self._split, DecodedSplit)
         size = self._data.image_size if augmentation.kind == "resized-crop" and not originals else None

@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ __all__ = ["ProcessFailed", "launched"]
 _PATIENCE = 10.0
 """Seconds in which a process notices by itself that another one failed."""
 
+_LONGEST = 2000
 _FAILED = 2
 
 
@@ -33,8 +33,8 @@ class ProcessFailed(PathexError, RuntimeError):
 def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iterator[None]:
     """Carry out a block as the first of several processes; the others call a function that takes their part.
 
-    They see neither Ctrl-C, which the first process handles for all, nor warnings, which would be those of the first.
-    However the block ends, they end too.
+    They say nothing: events and warnings would be those of the first, and their errors become its own. However the
+    block ends, they end too.
 
     Args:
         devices: Number of processes. For 0 and 1, and where ``torchrun`` or ``fabric run`` started some or this is one
@@ -64,7 +64,9 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
             yield
         others.finish()
     except Exception as error:
-        if isinstance(error, PathexError) or not (reason := others.failure(_PATIENCE)):
+        # A broken connection is a RuntimeError; the reason is in the process at its other end.
+        suspicious = isinstance(error, RuntimeError) and not isinstance(error, PathexError)
+        if not suspicious or not (reason := others.failure(_PATIENCE)):
             raise
         raise ProcessFailed(reason) from error
     finally:
@@ -88,6 +90,7 @@ class _Others:
             given = (theirs, {**place, "LOCAL_RANK": str(rank)}, threads, work, arguments)
             self._processes.append(context.Process(target=_take_part, args=given, daemon=True))
             self._ends.append(end)
+        self._told: dict[int, str] = {}
         self._over = threading.Event()
 
     def start(self) -> None:
@@ -101,8 +104,8 @@ class _Others:
         while True:
             for rank, (process, end) in enumerate(zip(self._processes, self._ends, strict=True), 1):
                 if not process.is_alive() and process.exitcode:
-                    told = _received(end) or f"it ended with exit code {process.exitcode}"
-                    return f"process {rank} of {len(self._processes) + 1} failed: {told}"
+                    told = self._told.setdefault(rank, _received(end) or f"it ended with exit code {process.exitcode}")
+                    return f"process {rank + 1} of {len(self._processes) + 1}: {told}"
             if time.monotonic() >= limit:
                 return None
             time.sleep(0.05)
@@ -143,7 +146,8 @@ def _take_part(
     end: Any, place: dict[str, str], threads: int, work: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
     """What each of the further processes does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches all: the first process says so, and hears of it at once where it waits for one that is gone.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     os.environ.update(place)
     torch.set_num_threads(threads)
@@ -154,8 +158,8 @@ def _take_part(
         end.send(str(error))
         sys.exit(_FAILED)
     except Exception as error:
-        end.send(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-        sys.exit(1)
+        end.send(f"{type(error).__name__}: {error}"[:_LONGEST])
+        raise
 
 
 def _follow(first: int) -> None:

@@ -287,7 +287,10 @@ class _Loop:
         self._layout = memory_format(model)
         self._optimizer = torch.optim.SGD(
             # Looked up by name: sharding puts other parameters in their place.
-            [{**group, "params": [model.get_parameter(names[id(each)]) for each in group["params"]]} for group in groups],
+            [
+                {**group, "params": [model.get_parameter(names[id(each)]) for each in group["params"]]}
+                for group in groups
+            ],
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,
@@ -394,8 +397,8 @@ class _Loop:
         """Images in the mean share of a batch: processes join gradients by their mean, as if all shares were equal."""
         if self.fabric.world_size == 1:
             return count
-        mean: Tensor = self._summed(torch.tensor(float(count), device=self.fabric.device)) / self.fabric.world_size
-        return mean
+        images = torch.tensor(float(count), device=self.fabric.device, dtype=torch.float64)
+        return self._summed(images) / self.fabric.world_size
 
     def _parts(self, images: Tensor | float) -> int:
         """Parts of a step, from the mean number of images in a share: as many in every process, and none empty."""
@@ -403,10 +406,9 @@ class _Loop:
         return 1 if wanted == 1 else max(1, min(wanted, int(images)))
 
     def _summed(self, values: Tensor) -> Tensor:
-        if self.fabric.world_size == 1:
-            return values
-        reduced: Tensor = self.fabric.all_reduce(values, reduce_op="sum")
-        return reduced
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(values)  # Fabric's own leaves the dtype
+        return values
 
     def _unsynchronised(self, wanted: bool) -> AbstractContextManager[None]:
         if self.fabric.world_size == 1:
@@ -439,6 +441,8 @@ class _Loop:
                 lines.write(json.dumps(row) + "\n")
         if self.fabric.loggers:
             self.fabric.log_dict({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+            for logger in self.fabric.loggers:
+                logger.save()  # what a kill takes away would be missing from the curve: these epochs do not come again
         if on_event is not None:
             on_event("epoch", {"epochs": self.options.epochs, **row})
 

@@ -1,7 +1,9 @@
 """The device and the precision that a network is trained with."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +86,7 @@ def fabric(
         InvalidInput: If this machine cannot do it, or ``torchrun`` started another number of processes.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import DoublePrecision
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     accelerator = check_machine(device, precision, devices=devices, strategy=strategy)
@@ -93,20 +96,39 @@ def fabric(
         raise InvalidInput(f"devices is {devices}, but torchrun started {here} processes here; allowed: 0, {here}")
     wanted = devices or here
     nodes = max(1, int(os.environ.get("WORLD_SIZE", "1")) // here) if started else 1
+    sharded = strategy == "fsdp" and wanted * nodes > 1
+    # Fabric knows doubles with sharded weights only as a plugin.
+    double = sharded and precision == "64-true"
     made = Fabric(
         accelerator=accelerator,
         devices=wanted,
         num_nodes=nodes,
         strategy=_strategy(strategy, wanted * nodes),
-        precision=precision,
+        precision=None if double else precision,
         loggers=list(loggers),
         # The environment is named, or Fabric would read a cluster's variables and expect a process for each of its
         # tasks.
-        plugins=[TorchElasticEnvironment() if started else LightningEnvironment()],
+        plugins=[
+            TorchElasticEnvironment() if started else LightningEnvironment(),
+            *([DoublePrecision()] if double else []),
+        ],
     )
     if wanted * nodes > 1:
-        made.launch()
+        with _quiet():
+            made.launch()
     return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Fabric's announcement of its processes."""
+    logger = logging.getLogger("lightning_fabric")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _strategy(name: str, processes: int) -> Any:

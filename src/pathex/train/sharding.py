@@ -83,7 +83,7 @@ def whole(state: Any, *, keep: bool = True) -> Any:
     if isinstance(state, list | tuple):
         return [whole(value, keep=keep) for value in state]
     if isinstance(state, Tensor) and is_sharded(state):
-        full = state.full_tensor()  # type: ignore[operator]
+        full = state.full_tensor()  # type: ignore[attr-defined]
         return full.cpu() if keep else None
     return state
 

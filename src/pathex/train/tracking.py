@@ -1,14 +1,18 @@
 """Loggers that other programs show."""
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["LOGGERS", "check_logger", "loggers"]
+__all__ = ["LOGGERS", "check_logger", "loggers", "tracked"]
 
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 _NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+_PROJECT = "pathex"
 
 
 def check_logger(name: str) -> None:
@@ -34,11 +38,12 @@ def check_logger(name: str) -> None:
 
 
 def loggers(name: str, folder: Path) -> list[Any]:
-    """The logger of a run.
+    """The logger of a run; a run that is taken up again goes on with the same curves.
 
     Args:
         name: One of :data:`LOGGERS`.
-        folder: Folder of the run; what the logger writes on this machine lies below it.
+        folder: Folder of the run, whose name is the name of the run everywhere. What the logger writes on this machine
+            lies below it; ``MLFLOW_TRACKING_URI`` names another place for MLflow.
 
     Returns:
         Loggers for Fabric: one, or none.
@@ -53,5 +58,51 @@ def loggers(name: str, folder: Path) -> list[Any]:
     from pytorch_lightning import loggers as outside
 
     if name == "wandb":
-        return [outside.WandbLogger(name=folder.name, project="pathex", save_dir=folder)]
-    return [outside.MLFlowLogger(experiment_name="pathex", run_name=folder.name, save_dir=str(folder / "mlruns"))]
+        return [outside.WandbLogger(name=folder.name, id=folder.name[-128:], project=_PROJECT, save_dir=folder)]
+    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+    files = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlflow").absolute().as_uri()
+    known = _known_run(place, folder.name)
+    made = outside.MLFlowLogger(_PROJECT, folder.name, place, run_id=known, artifact_location=files)
+    return [made]
+
+
+def _known_run(place: str, name: str) -> str | None:
+    """The number that MLflow gave to a run of this name."""
+    from mlflow.tracking import MlflowClient  # type: ignore[import-not-found, unused-ignore]
+
+    client = MlflowClient(place)
+    experiment = client.get_experiment_by_name(_PROJECT)
+    if experiment is None:
+        return None
+    runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+@contextmanager
+def tracked(fabric: Any, name: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Log what happens in a block, from the first process.
+
+    Args:
+        fabric: The ``lightning_fabric.Fabric``; what is logged through it reaches the logger.
+        name: One of :data:`LOGGERS`.
+        folder: Folder of the run.
+        settings: Settings of the run, logged when it begins.
+
+    Yields:
+        Nothing. However the block ends, the logger is closed.
+    """
+    made = loggers(name, folder) if fabric.is_global_zero else []
+    fabric.loggers.extend(made)
+    failed = True
+    try:
+        if not (folder / "last.ckpt").exists():
+            for logger in made:
+                logger.log_hyperparams(dict(settings))
+        yield
+        failed = False
+    finally:
+        for logger in made:
+            fabric.loggers.remove(logger)
+            logger.finalize("failed" if failed else "success")
+            if name == "wandb":  # the logger itself leaves its run open, and the next one would write into it
+                logger.experiment.finish(exit_code=int(failed))

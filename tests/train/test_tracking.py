@@ -1,0 +1,112 @@
+"""What loggers hold after a run, one that failed, and one that was taken up again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathex.errors import InvalidInput
+from pathex.runs import RunConfig, run
+from pathex.train import check_logger
+
+SMALL = {"model_options": {"width": 2}, "method": "magnitude", "sparsity": 0.5, "batch_size": 256, "device": "cpu"}
+
+
+def carried_out(folder: Path, logger: str, epochs: int = 2, **settings) -> tuple[Path, dict]:
+    done = run(RunConfig(**SMALL, **settings, epochs=epochs, logger=logger, out=str(folder)))
+    return done.folder, done.result
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+class Stop(Exception):
+    """Ends a run after its first epoch."""
+
+
+def stop(kind: str, payload: dict) -> None:
+    if kind == "epoch":
+        raise Stop
+
+
+def test_tensorboard_has_the_curve_of_a_run_that_was_taken_up_again(tmp_path):
+    config = RunConfig(**SMALL, epochs=2, logger="tensorboard", out=str(tmp_path))
+    with pytest.raises(Stop):
+        run(config, on_event=stop)
+    done = run(config)
+    rows = _rows(done.folder)
+    found = scalars(done.folder / "tensorboard")
+    for name in ("train_loss", "train_accuracy", "lr"):
+        assert [step for step, _ in found[name]] == [1, 2]
+        assert [value for _, value in found[name]] == pytest.approx([row[name] for row in rows])
+    assert found["test_accuracy"] == [(2, pytest.approx(done.result["test_accuracy"]))]
+    assert [step for step, _ in found["hp_metric"]] == [0]  # the settings were logged once
+
+
+def _rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_logger_whose_package_is_missing_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InvalidInput, match=r"logger 'wandb' needs wandb: pip install 'pathex\[tracking\]'"):
+        check_logger("wandb")
+    with pytest.raises(InvalidInput, match=r"unknown logger 'csv'.*tensorboard"):
+        check_logger("csv")
+
+
+def other_process(folder: Path, logger: str) -> None:
+    """In a process of its own: these packages warn as they are imported."""
+    code = f"""
+import sys
+from pathex.runs import RunConfig, run
+class Stop(Exception): pass
+def stop(kind, payload):
+    if kind == "epoch": raise Stop
+config = RunConfig(**{SMALL!r}, epochs=2, logger={logger!r}, out={str(folder)!r})
+try:
+    run(config, on_event=stop)
+except Stop:
+    pass
+run(config)
+"""
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_mlflow_has_one_run_with_the_whole_curve(tmp_path):
+    pytest.importorskip("mlflow", exc_type=ImportError)
+    pytest.importorskip("pytorch_lightning", exc_type=ImportError)
+    from mlflow.tracking import MlflowClient
+
+    other_process(tmp_path, "mlflow")
+    (folder,) = tmp_path.iterdir()
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("pathex")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == folder.name
+    assert found.info.status == "FINISHED"
+    assert found.data.params["sparsity"] == "0.5"
+    curve = client.get_metric_history(found.info.run_id, "train_loss")
+    assert [(each.step, each.value) for each in curve] == [(row["epoch"], row["train_loss"]) for row in _rows(folder)]
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", exc_type=ImportError)
+    pytest.importorskip("pytorch_lightning", exc_type=ImportError)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    other_process(tmp_path, "wandb")
+    (folder,) = tmp_path.iterdir()
+    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert {file.stem for file in files} == {f"run-{folder.name}"}

@@ -1,0 +1,87 @@
+"""A small training that several processes carry out together; each writes what it ends with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+import pathex
+from pathex.prunable import is_sharded
+from pathex.train import Feed, TrainOptions, evaluate, fabric, fit
+
+
+class Split:
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.data = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        self.labels = torch.arange(count) % 4
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Images:
+    train: Split
+    test: Split
+    image_size = 8
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return pixels.double() / 128 - 1
+
+
+def network(norm: bool) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        middle = nn.BatchNorm2d(6) if norm else nn.Identity()
+        layers = (nn.Conv2d(3, 6, 3, stride=2), middle, nn.ReLU(), nn.Flatten(), nn.Linear(54, 7), nn.Linear(7, 4))
+        return nn.Sequential(*layers).double()
+
+
+def work(folder: str, devices: int, strategy: str, epochs: int, options: dict[str, Any]) -> None:
+    """Train in this process as one of ``devices``; from ``last.ckpt`` in the folder if it is there."""
+    norm = options.pop("norm", False)
+    machine = fabric("cpu", "64-true", devices=devices, strategy=strategy)
+    images, model = Images(Split(34, 0), Split(9, 1)), network(norm)
+    share = (machine.global_rank, machine.world_size)
+    feed = Feed(images, images.train, device=machine.device, batch_size=7, part=share)
+    test = Feed(images, images.test, device=machine.device, batch_size=7, part=share)
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.zeros(1, 3, 8, 8), group=None).mask
+    sharded = []
+
+    def hold(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        sharded.extend(is_sharded(parameter) for parameter in module.parameters())
+        pathex.attach(module, mask, optimizer)
+
+    trained, rows = fit(
+        model,
+        feed,
+        TrainOptions(epochs=epochs, lr=0.05, milestones=(), **options),
+        fabric=machine,
+        loss=nn.CrossEntropyLoss(),
+        metric=MulticlassAccuracy(4, average="micro"),
+        folder=Path(folder),
+        validation=test,
+        prepare=hold,
+    )
+    accuracy = evaluate(trained, test, MulticlassAccuracy(4, average="micro"))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    rank = os.environ.get("LOCAL_RANK", "0")
+    known = {"rows": rows, "accuracy": accuracy, "buffers": buffers, "sharded": sharded, "mask": dict(mask)}
+    torch.save(known, Path(folder) / f"rank-{rank}.pt")
+
+
+def fail(devices: int) -> None:
+    """Meet the others, and fail in the second process."""
+    machine = fabric("cpu", devices=devices)
+    if machine.global_rank == 1:
+        raise pathex.errors.InvalidInput("image 7 cannot be read")
+    machine.barrier()
+    machine.barrier()
