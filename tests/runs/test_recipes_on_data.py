@@ -50,13 +50,15 @@ SMALL = {
     " --model timm:resnet50_clip_gap --weights clip:{clip} --rounds 1 --sparsity 0.5 --images-per-class 1"
     " --batch-size 8",
     "pretrained-cifar100": "--data npz:{data}/cifar100.npz --data-options.classes [0,30,60]"
-    " --data-options.image_size 64 --model timm:tf_efficientnet_lite0 --weights {lite0} --rounds 2 --batch-size 32",
+    " --data-options.image_size 64 --data-options.mean 0.5 --data-options.std 0.5 --model timm:tf_efficientnet_lite0"
+    " --weights {lite0} --rounds 2 --batch-size 32",
     "pretrained-tiny-imagenet": "--data-options.root {data} --data-options.classes [0,50,100,150]"
-    " --data-options.image_size 96 --model timm:tf_efficientnet_lite0 --weights {lite0} --rounds 2 --batch-size 16",
+    " --data-options.image_size 96 --data-options.mean 0.5 --data-options.std 0.5 --model timm:tf_efficientnet_lite0"
+    " --weights {lite0} --rounds 2 --batch-size 16",
     "voc2012-deeplabv3plus": "--data-options.root {data} --data-options.image_size 40 --task-options.crop 33"
     " --model-options.encoder_name mobilenet_v2 --weights {mobilenet} --rounds 1 --sparsity 0.5 --images-per-class 1",
     "transfer-imagenet10": "--data-options.root {data} --data-options.image_size 64 --task-options '{{tasks: 2}}'"
-    " --model timm:tf_efficientnet_lite0 --weights {lite0} --rounds 2",
+    " --data-options.mean 0.5 --data-options.std 0.5 --model timm:tf_efficientnet_lite0 --weights {lite0} --rounds 2",
 }
 """Overrides by recipe, as in a shell."""
 

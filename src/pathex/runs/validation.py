@@ -108,7 +108,20 @@ def check_config(config: RunConfig) -> None:
     check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
-    check_machine(config.device, config.precision, devices=config.devices, strategy=config.strategy)
+    check_machine(
+        config.device,
+        config.precision,
+        devices=config.devices,
+        strategy=config.strategy,
+        sync_batchnorm=config.sync_batchnorm,
+    )
+    if config.strategy == "fsdp":
+        if config.dynamic != "none":
+            raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
+        if config.method in TRAINED or kind(config.task, config.data) == "transfer":
+            raise InvalidInput(
+                "strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp"
+            )
 
 
 def _check_dynamic(config: RunConfig) -> None:

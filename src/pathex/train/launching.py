@@ -171,11 +171,13 @@ def _follow(first: int) -> None:
 
 @contextmanager
 def _group() -> Iterator[None]:
-    """Leave the process group that the block made."""
+    """Leave the process group that the block made, however it ends: a later run must not wait for it."""
     there = torch.distributed.is_initialized()
-    yield
-    if torch.distributed.is_initialized() and not there:
-        torch.distributed.destroy_process_group()
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized() and not there:
+            torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:
