@@ -81,7 +81,7 @@ def check_config(config: RunConfig) -> None:
         InvalidInput: If a setting is out of its range or names something unknown; the message has the name of the
             field, its value and what is allowed.
     """
-    check_ticket(config, (*DENSE, *TRAINED, *scores.names()))
+    check_ticket(config, (*DENSE, *TRAINED))
     _check_ranges(config, _TRAINING)
     _check_augmentation(config)
     _check_name("loss", config.loss, LOSSES)
@@ -140,16 +140,15 @@ def _check_dynamic(config: RunConfig) -> None:
     dynamic.check_options(config.dynamic_options)
 
 
-def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> None:
+def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     """Check every setting of a ticket that can be checked without the data.
 
     Args:
         config: The settings.
-        methods: Names that ``method`` may have; None is those of the scorers.
+        others: Names that ``method`` may have beside those of the scorers.
     """
     _check_ranges(config, _TICKET)
-    if ":" not in config.method:
-        _check_name("method", config.method, methods or scores.names())
+    _check_method(config.method, others)
     _check_name("budget", config.budget, BUDGETS)
     _check_name("schedule", config.schedule, SCHEDULES)
     _check_allocation(config.allocation)
@@ -165,6 +164,15 @@ def check_ticket(config: TicketConfig, methods: Sequence[str] | None = None) -> 
             method.check(config.method_options)
         else:
             scores.check_call(method, config.method_options)
+
+
+def _check_method(method: str, others: Sequence[str]) -> None:
+    if ":" in method or method in others:
+        return
+    try:
+        scores.find(method)
+    except UnknownName:
+        raise UnknownName("method", method, (*others, *scores.names())) from None
 
 
 def _check_augmentation(config: RunConfig) -> None:
