@@ -130,8 +130,9 @@ def check_format(form: str, path: str | os.PathLike[str]) -> None:
     """
     if form not in FORMATS:
         raise UnknownName("mask format", form, FORMATS)
-    if form != "pathex" and Path(path).suffix not in (_SAFETENSORS, *_TORCH):
-        raise InvalidInput(f"{str(path)!r} must end in one of {', '.join((_SAFETENSORS, *_TORCH))}")
+    endings = (_SAFETENSORS,) if form == "pathex" else (_SAFETENSORS, *_TORCH)
+    if Path(path).suffix not in endings:
+        raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(endings)}")
 
 
 def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:

@@ -60,7 +60,7 @@ def test_run_prints_the_folder_last_and_passes_the_settings(command: Command, ru
     assert runs == [RunConfig(method="random", batch_size=4, model_options={"width": 2})]
     assert Path(out.splitlines()[-1]).is_dir()
     assert "kept 1,000 of 4,000 weights" in err and "resumed after epoch 0" in err and "50.00 %" in err
-    assert err.count("epoch 2 of 20") == 1 and err.count(" of 20:") == 10
+    assert err.count("epoch 2 of 20") == 1 and err.count(" of 20:") == 11
 
 
 def test_run_reads_a_file_that_print_config_wrote(command: Command, runs: list[RunConfig]) -> None:
@@ -245,3 +245,17 @@ def test_allocations_from_files_and_other_weights(command: Command) -> None:
     assert other.metadata["allocation"]["in proportion to"]["fc.weight"] == 0.25
     code, _, err = command(*words, "o.safetensors", "--prunable", "['*.bn1.bias']", "--allocation", "uniform")
     assert (code, err) == (0, "") and Mask.load("o.safetensors").counts()["blocks.0.bn1.bias"].total == 2
+
+
+def test_methods_of_runs_are_listed_too(command: Command) -> None:
+    from pathex.cli._methods import _OF_RUNS
+    from pathex.runs._stages import DENSE, TRAINED
+
+    assert set(_OF_RUNS) == {*DENSE, *TRAINED}
+    code, out, _ = command("methods", "imp")
+    assert code == 0 and "levels" in out
+
+
+def test_a_data_set_tells_its_options(command: Command) -> None:
+    code, out, _ = command("datasets", "voc2012")
+    assert code == 0 and "--data-options.root" in out

@@ -14,7 +14,7 @@ def feed(display: RunDisplay, epochs: int) -> None:
     display("something new", {})
 
 
-@pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (3, 3), (10, 10), (11, 6), (160, 10)])
+@pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (3, 3), (10, 10), (11, 7), (160, 11)])
 def test_without_a_terminal_there_are_a_few_short_lines(
     capsys: pytest.CaptureFixture[str], epochs: int, lines: int
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -35,6 +35,13 @@ _WORDS = {
 
 class _Parser(ArgumentParser):
     """A parser whose help reads well on a terminal, where docstrings are written for another place."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        added = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            if action.help:  # before lines are broken
+                action.help = action.help.replace("``", "")
+        return added
 
     def format_help(self) -> str:
         return super().format_help().replace("``", "")

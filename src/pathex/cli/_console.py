@@ -138,7 +138,8 @@ class RunDisplay:
         self._advance(training or "train", epoch, epochs, note)
         # A run that finds its mask by training has many trainings: a line for each of them is enough.
         every = epochs if "level" in payload else -(-epochs // _MOST_LINES)
-        if self._progress.disable and (epoch % every == 0 or epoch == epochs):
+        first = epoch == 1 and "level" not in payload  # a sign of life
+        if self._progress.disable and (first or epoch % every == 0 or epoch == epochs):
             self._line(f"{training + ', ' if training else ''}epoch {epoch} of {epochs}: {note}")
 
     def _advance(self, stage: str, done: float, total: float, note: str | None = None) -> None:

@@ -16,5 +16,8 @@ def execute(words: Sequence[str]) -> None:
     name = wanted("datasets", words, "Lists the data sets, or tells of one.")
     from pathex import data
 
-    known = data.names() if name is None else [name]
-    show("data set", [(each, data.describe(each)) for each in known])
+    if name is None:
+        show("data set", [(each, data.describe(each)) for each in data.names()])
+    else:
+        options = " ".join(f"--data-options.{option}" for option in data.option_names(name))
+        show("data set", [(name, data.describe(name)), ("options", options)])

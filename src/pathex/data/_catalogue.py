@@ -17,7 +17,7 @@ from pathex.data._source import FINISHING, Source, finish
 from pathex.data._voc import load_voc
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["describe", "load", "names"]
+__all__ = ["describe", "load", "names", "option_names"]
 
 _Loader = Callable[..., Any]
 
@@ -101,11 +101,9 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
         _entry(name)
         raise InvalidInput(f"data {name!r} needs a path: {form}:{_FORMS[form][2]}")
     loader, _ = _entry(name)
-    parameters = inspect.signature(loader).parameters.values()
-    allowed = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    allowed, known = _own_options(loader), option_names(name)
     if root is not None and "root" in allowed:
         options["root"] = root
-    known = list(dict.fromkeys([*allowed, *(() if loader is load_voc else FINISHING)]))
     for option in options:
         if option not in known:
             raise InvalidInput(f"unknown option {option!r} of data {name!r}. Known: {', '.join(known)}")
@@ -114,6 +112,24 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
     loaded: Any = loader(path, **own) if colon else loader(**own)
     data: ImageData = finish(loaded, **rest) if isinstance(loaded, Source) else loaded
     return data
+
+
+def option_names(name: str) -> list[str]:
+    """Options of a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`.
+
+    Args:
+        name: One of :func:`names`, with or without a path of its own.
+
+    Returns:
+        Names of keywords of :func:`load`.
+    """
+    loader, _ = _entry(name)
+    return list(dict.fromkeys([*_own_options(loader), *(() if loader is load_voc else FINISHING)]))
+
+
+def _own_options(loader: _Loader) -> list[str]:
+    parameters = inspect.signature(loader).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def names() -> list[str]:

@@ -71,8 +71,8 @@ class Style:
 
     Attributes:
         colour: Colour of its method.
-        marker: Marker of its method.
-        dash: Line style; tells settings of one method apart.
+        marker: Marker; like the dash, it tells settings of one method apart.
+        dash: Line style.
     """
 
     colour: str
@@ -104,5 +104,7 @@ def styles(series: Iterable[tuple[str, str]]) -> dict[str, Style]:
         rank = known.index(method) if method in _COLOURS else len(known) + others.index(method)
         colour = _COLOURS.get(method) or _OTHER_COLOURS[others.index(method) % len(_OTHER_COLOURS)]
         for number, name in enumerate(name for owner, name in pairs if owner == method):
-            drawn[name] = Style(colour, _MARKERS[rank % len(_MARKERS)], _DASHES[number % len(_DASHES)])
+            # A single point has no line: settings of one method have markers of their own too.
+            marker = _MARKERS[(rank + 3 * number) % len(_MARKERS)]
+            drawn[name] = Style(colour, marker, _DASHES[number % len(_DASHES)])
     return drawn
