@@ -43,9 +43,6 @@ class _Parser(ArgumentParser):
                 action.help = action.help.replace("``", "")
         return added
 
-    def format_help(self) -> str:
-        return super().format_help().replace("``", "")
-
 
 def parse(
     command: str, kind: type[Options], words: Sequence[str], description: str, positional: tuple[str, int] | None = None

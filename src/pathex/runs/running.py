@@ -121,11 +121,9 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
 
 def _check_training(config: RunConfig, task: Task) -> None:
     """Refuse now what the training would refuse after pruning."""
-    options = train_options(config)
+    options = task.augmented(train_options(config))
     task.groups(options)
-    augment, chosen = options.augment, dict(options.augment_options)
-    if augment == "auto":
-        augment, chosen = task.augment, {**task.augment_options, **chosen}
+    augment, chosen = options.augment, options.augment_options
     task.feed("train", torch.device("cpu"), config.batch_size, augment=augment, augment_options=chosen)
 
 

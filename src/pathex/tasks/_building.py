@@ -12,7 +12,7 @@ from pathex.data._pairs import SegmentationData
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.models import expected_normalisation
 
-__all__ = ["compare_normalisation", "training_rows"]
+__all__ = ["about", "compare_normalisation", "failure", "part_of", "training_rows"]
 
 # The statistics of CIFAR, Tiny-ImageNet, ImageNet and CLIP are closer to each other than this.
 _FARTHEST_MEAN, _LARGEST_RATIO = 0.1, 1.5
@@ -32,6 +32,54 @@ def training_rows(labels: Tensor, validation: float, seed: int) -> tuple[Tensor,
     if validation == 0:
         return torch.arange(len(labels)), None
     return validation_split(labels, validation, seed)
+
+
+def part_of(data: Any, part: str, trained: Tensor, held_out: Tensor | None) -> tuple[Any, Tensor | None] | None:
+    """One part of a data set.
+
+    Args:
+        data: The data set.
+        part: ``train``, ``validation`` or ``test``.
+        trained: Training images that are trained on.
+        held_out: Validation images; None without validation.
+
+    Returns:
+        The split and which of its images, None for all; None where no validation images were held out.
+    """
+    if part == "test":
+        return data.test, None
+    indices = trained if part == "train" else held_out
+    return None if indices is None else (data.train, indices)
+
+
+def about(data: ImageData | SegmentationData) -> dict[str, Any]:
+    """What a result tells about a data set.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        ``normalisation`` and ``classes``, as plain values.
+    """
+    normalisation = {"mean": data.mean.tolist(), "std": data.std.tolist()}
+    return {"normalisation": normalisation, "classes": list(data.classes)}
+
+
+def failure(model: str, data: str, image: Tensor, error: Exception) -> str:
+    """The message about a network that fails on an image, which it does in ways of its own.
+
+    Args:
+        model: Name of the model.
+        data: Name of the data set.
+        image: The image (1, C, H, W).
+        error: What the network raised.
+
+    Returns:
+        One line.
+    """
+    reason = " ".join(str(error).split())[:200]
+    size = tuple(image.shape[1:])
+    return f"model {model!r} fails on an image of {data!r}, {size}: {type(error).__name__}: {reason}"
 
 
 def compare_normalisation(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.tasks._ridge import RidgeMoments
-from pathex.train import Batches
+from pathex.train import Batches, memory_format
 
 __all__ = ["Head", "fit_head", "head_layer", "install_head", "linear"]
 
@@ -72,11 +72,11 @@ def fit_head(network: nn.Module, name: str, images: Batches, classes: int, alpha
     """
     layer = linear(network, name)
     moments = RidgeMoments(layer.in_features, classes, layer.weight.device)
-    seen: list[Tensor] = []
+    layout, seen = memory_format(network), list[Tensor]()
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         for inputs, labels in images.in_order():
-            network(inputs.to(layer.weight.dtype).contiguous(memory_format=torch.channels_last))
+            network(inputs.to(layer.weight.dtype).contiguous(memory_format=layout))
             moments.add(seen.pop(), F.one_hot(labels, classes))
     finally:
         hook.remove()

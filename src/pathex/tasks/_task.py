@@ -154,6 +154,20 @@ class Task(ABC):
             Plain values.
         """
 
+    def augmented(self, options: TrainOptions) -> TrainOptions:
+        """The options with the data set's own augmentation in place of ``auto``.
+
+        Args:
+            options: How the network is trained.
+
+        Returns:
+            Options that name an augmentation.
+        """
+        if options.augment != "auto":
+            return options
+        chosen = {**self.augment_options, **options.augment_options}
+        return replace(options, augment=self.augment, augment_options=chosen)
+
     def groups(self, options: TrainOptions) -> list[dict[str, Any]]:
         """Parameters for the optimizer; those that need no gradient are left out.
 
@@ -196,9 +210,7 @@ class Task(ABC):
         Returns:
             The network as Fabric runs it, and a row for each epoch.
         """
-        if options.augment == "auto":
-            chosen = {**self.augment_options, **options.augment_options}
-            options = replace(options, augment=self.augment, augment_options=chosen)
+        options = self.augmented(options)
         share = (fabric.global_rank, fabric.world_size)
         feed = self.feed(
             "train",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet, load, pruning_set
 from pathex.errors import InvalidInput
-from pathex.tasks._building import compare_normalisation, training_rows
+from pathex.tasks._building import about, compare_normalisation, failure, part_of, training_rows
 from pathex.tasks._task import Task, create_network
 from pathex.train import Batches, Feed
 
@@ -84,10 +84,10 @@ class Classification(Task):
         Returns:
             The batches; None where no validation images were held out.
         """
-        split = self.data.test if part == "test" else self.data.train
-        indices = {"train": self.train_indices, "validation": self.validation_indices, "test": None}[part]
-        if part == "validation" and indices is None:
+        chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
+        if chosen is None:
             return None
+        split, indices = chosen
         return Feed(
             self.data,
             split,
@@ -130,8 +130,7 @@ class Classification(Task):
         Returns:
             Plain values.
         """
-        normalisation = {"mean": self.data.mean.tolist(), "std": self.data.std.tolist()}
-        return {"normalisation": normalisation, "classes": list(self.data.classes)}
+        return about(self.data)
 
 
 def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -191,10 +190,7 @@ def build_classification(
         with torch.no_grad():
             outputs = network(first)
     except Exception as error:  # the network is the user's, and fails in its own ways
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(
-            f"model {model!r} fails on an image of {data!r}, {tuple(first.shape[1:])}: {type(error).__name__}: {reason}"
-        ) from error
+        raise InvalidInput(failure(model, data, first, error)) from error
     if not isinstance(outputs, Tensor) or outputs.shape != (1, images.num_classes):
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InvalidInput(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathex.data import PruningSet, load
 from pathex.data._pairs import IGNORED, Frame, SegmentationData, pair_pruning_set
 from pathex.errors import InvalidInput, UnknownName
-from pathex.tasks._building import compare_normalisation, training_rows
+from pathex.tasks._building import about, compare_normalisation, part_of, training_rows
 from pathex.tasks._pair_feed import EVALUATIONS, PairFeed
 from pathex.tasks._sliding import SlidingWindow
 from pathex.tasks._task import Task, create_network
@@ -112,10 +112,10 @@ class Segmentation(Task):
         Returns:
             The batches; None where no validation images were held out.
         """
-        split = self.data.test if part == "test" else self.data.train
-        indices = {"train": self.train_indices, "validation": self.validation_indices, "test": None}[part]
-        if part == "validation" and indices is None:
+        chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
+        if chosen is None:
             return None
+        split, indices = chosen
         return PairFeed(
             self.data,
             split,
@@ -167,8 +167,7 @@ class Segmentation(Task):
             Plain values.
         """
         return {
-            "normalisation": {"mean": self.data.mean.tolist(), "std": self.data.std.tolist()},
-            "classes": list(self.data.classes),
+            **about(self.data),
             "crop": self.frame.crop,
             "padded_to": self.frame.side,
             "evaluation": self.evaluation,

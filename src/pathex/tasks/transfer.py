@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet, load
 from pathex.errors import InvalidInput
-from pathex.tasks._building import compare_normalisation, training_rows
+from pathex.tasks._building import about, compare_normalisation, failure, training_rows
 from pathex.tasks._linear_head import Head, fit_head, head_layer, install_head, linear
 from pathex.tasks._task import Task, create_network
 from pathex.tasks._transfer_options import TransferOptions, images_of, transfer_options
 from pathex.tasks.classification import Classification
-from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, replacing
+from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format, replacing
 
 __all__ = ["OneTask", "Transfer", "Transferred", "build_transfer"]
 
@@ -199,8 +199,7 @@ class Transfer(Task):
             Plain values.
         """
         return {
-            "normalisation": {"mean": self.data.mean.tolist(), "std": self.data.std.tolist()},
-            "classes": list(self.data.classes),
+            **about(self.data),
             "source": self.options.source,
             "source_classes": self._names(self.options.source),
             "alpha": self.options.alpha,
@@ -274,7 +273,7 @@ class Transfer(Task):
             for network in (self._with_head(model.pruned, model.heads[number]), after):
                 part = self._part(number, network, test=True)
                 # As in training: the layout of the weights decides how convolutions round.
-                prepared = fabric.setup_module(network.to(memory_format=torch.channels_last))
+                prepared = fabric.setup_module(network.to(memory_format=memory_format(network)))
                 values.append(part.test(prepared, fabric=fabric, batch_size=batch_size))
             images += values[0]["test_images"]
             before, tuned = (value["test_accuracy"] for value in values)
@@ -413,11 +412,7 @@ def build_transfer(
     try:
         layer = head_layer(network, example)
     except Exception as error:  # the network is the user's, and fails in its own ways
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(
-            f"model {model!r} fails on an image of {data!r}, {tuple(example.shape[1:])}: "
-            f"{type(error).__name__}: {reason}"
-        ) from error
+        raise InvalidInput(failure(model, data, example, error)) from error
     if layer is None or linear(network, layer).out_features != classes:
         raise InvalidInput(
             f"model {model!r}: task 'transfer' replaces the last layer by a ridge regression, and needs outputs "

@@ -2,10 +2,20 @@
 
 from pathex.train.checkpoint import load_checkpoint, replacing
 from pathex.train.feed import Feed
-from pathex.train.loop import Batches, Companion, Events, Prepare, TrainingDiverged, TrainOptions, evaluate, fit
+from pathex.train.loop import (
+    Batches,
+    Companion,
+    Events,
+    Prepare,
+    TrainingDiverged,
+    TrainOptions,
+    evaluate,
+    fit,
+    memory_format,
+)
 from pathex.train.machine import PRECISIONS, check_machine, fabric, is_first_process
 from pathex.train.seeding import epoch_generator, epoch_seed
-from pathex.train.tracking import check_logger, loggers
+from pathex.train.tracking import check_logger
 
 __all__ = [
     "PRECISIONS",
@@ -25,6 +35,6 @@ __all__ = [
     "fit",
     "is_first_process",
     "load_checkpoint",
-    "loggers",
+    "memory_format",
     "replacing",
 ]

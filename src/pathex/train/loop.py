@@ -21,7 +21,17 @@ from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
 from pathex.train.seeding import epoch_seed
 from pathex.train.sharding import like, whole
 
-__all__ = ["Batches", "Companion", "Events", "TrainOptions", "TrainingDiverged", "evaluate", "fit", "milestone_epochs"]
+__all__ = [
+    "Batches",
+    "Companion",
+    "Events",
+    "TrainOptions",
+    "TrainingDiverged",
+    "evaluate",
+    "fit",
+    "memory_format",
+    "milestone_epochs",
+]
 
 Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""

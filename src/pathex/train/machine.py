@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,7 +67,6 @@ def fabric(
     *,
     devices: int = 1,
     strategy: str = "auto",
-    loggers: Sequence[Any] = (),
 ) -> Any:
     """A Lightning Fabric, with its processes started.
 
@@ -77,7 +76,6 @@ def fabric(
         devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where ``torchrun`` or
             ``fabric run`` started none, :func:`pathex.train.launching.launched` has to be around this call.
         strategy: One of ``STRATEGIES``.
-        loggers: Loggers of Fabric.
 
     Returns:
         The ``lightning_fabric.Fabric``; ``.device`` is the device that this process uses.
@@ -105,7 +103,6 @@ def fabric(
         num_nodes=nodes,
         strategy=_strategy(strategy, wanted * nodes),
         precision=None if double else precision,
-        loggers=list(loggers),
         # The environment is named, or Fabric would read a cluster's variables and expect a process for each of its
         # tasks.
         plugins=[
