@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class _Pool:
 
     def __init__(self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], seed: int) -> None:
         self.shapes = {name: score.shape for name, score in scores.items()}
-        self.flat = torch.cat([score.detach().flatten().double().cpu() for score in scores.values()])
+        # Concatenation takes scores of several precisions to the highest of them.
+        self.flat = torch.cat([score.detach().flatten().cpu() for score in scores.values()])
         self.allowed = self.vector(allowed)
         self.seed = seed
 
@@ -56,20 +58,16 @@ class _Pool:
 
     def best(self, candidates: Tensor, count: int) -> Tensor:
         """The ``count`` best candidates (all are bool vectors); ties go to the lower number in the order."""
-        keep = torch.zeros_like(candidates)
-        keep[self._best_of(candidates.nonzero().squeeze(1), count)] = True
-        return keep
-
-    def _best_of(self, indices: Tensor, count: int) -> Tensor:
         if count <= 0:
-            return indices[:0]
-        values = self.flat[indices]
-        threshold = values.kthvalue(len(values) - count + 1).values
-        above, ties = indices[values > threshold], indices[values == threshold]
-        missing = count - len(above)
-        if missing < len(ties):
-            ties = ties[self.order[ties].argsort()[:missing]]
-        return torch.cat([above, ties])
+            return torch.zeros_like(candidates)
+        values = self.flat.numpy()[np.flatnonzero(candidates.numpy())]
+        place = len(values) - count
+        threshold = float(np.partition(values, place)[place])
+        keep = candidates & (self.flat >= threshold)
+        if surplus := int(keep.count_nonzero()) - count:
+            ties = (keep & (self.flat == threshold)).nonzero().squeeze(1)
+            keep[ties[self.order[ties].argsort(descending=True)[:surplus]]] = False
+        return keep
 
     def ranked(self, indices: Tensor) -> Tensor:
         """Indices from best to worst."""
@@ -84,8 +82,9 @@ class _Pool:
         begin = 0
         for name, shape in self.shapes.items():
             if floor := (at_least or {}).get(name, 0):
-                here = begin + self.allowed[begin : begin + shape.numel()].nonzero().squeeze(1)
-                secured[self._best_of(here, min(floor, len(here)))] = True
+                here = torch.zeros_like(self.allowed)
+                here[begin : begin + shape.numel()] = self.allowed[begin : begin + shape.numel()]
+                secured |= self.best(here, min(floor, int(here.count_nonzero())))
             begin += shape.numel()
         if int(secured.count_nonzero()) > count:
             raise InvalidInput(

@@ -53,6 +53,7 @@ class Securer:
 
     def __post_init__(self) -> None:
         self._checks = 0
+        self._sizes: dict[str, list[int]] = {}
 
     def keep(
         self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
@@ -71,8 +72,11 @@ class Securer:
         """
         if self.parts is None:
             self.parts = self._find(allowed)
-        floors = self._floors(scores, allowed, count)
-        chosen = keep(self._raised(scores, floors, count))
+            self._sizes = {name: [int(part.count_nonzero()) for part in parts] for name, parts in self.parts.items()}
+        chosen, floors = keep(self._raised(scores, None, count) if self.secured else scores), None
+        if self._short(chosen, count):
+            floors = self._floors(scores, allowed, count)
+            chosen = keep(self._raised(scores, floors, count))
         if not self.reads or not (last or any(map(_thin, chosen.values()))):
             return chosen
         if last:
@@ -83,8 +87,20 @@ class Securer:
             dead = self._dead(chosen)
             if not dead or not self._secure(scores, allowed, chosen, dead):
                 break
+            floors = floors or self._floors(scores, allowed, count)
             chosen = keep(self._raised(scores, floors, count))
         return chosen
+
+    def _short(self, chosen: Mapping[str, Tensor], count: int) -> bool:
+        """Whether a part may have less than its share; where none has, its best weights are there by themselves."""
+        assert self.parts is not None
+        share = self.share * count / sum(kept.numel() for kept in chosen.values())
+        for name, parts in self.parts.items():
+            best = chosen[name].cpu() & ~self.secured[name] if name in self.secured else chosen[name].cpu()
+            for part, size in zip(parts, self._sizes[name], strict=True):
+                if int((best & part).count_nonzero()) < max(1, int(share * size)):
+                    return True
+        return False
 
     def _forced(self, floors: Mapping[str, Tensor] | None) -> int:
         """How many weights are kept in any case."""

@@ -118,10 +118,20 @@ def test_the_variance_is_biased_and_layer_after_layer() -> None:
 
 
 def test_moments_are_exact_far_from_zero() -> None:
-    """In float32 too: accumulated in float64 around the mean."""
+    """In float32 too, to its precision: summed around the mean."""
     x = 1e4 + images(64, 2, 8, 8).float()
     (moments,) = calibrate(nn.BatchNorm2d(2), x, chunk=7)
-    torch.testing.assert_close(moments.var, x.double().var((0, 2, 3), unbiased=False), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(moments.mean, x.double().mean((0, 2, 3)), rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(moments.var, x.double().var((0, 2, 3), unbiased=False), rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_of_many_values_are_exact_to_the_precision_of_the_images(layout: torch.memory_format) -> None:
+    x = (2 + images(100, 16, 32, 32)).float().contiguous(memory_format=layout)
+    (moments,) = calibrate(nn.BatchNorm2d(16), x)
+    assert moments.var.dtype == torch.float64
+    torch.testing.assert_close(moments.mean, x.double().mean((0, 2, 3)), rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(moments.var, x.double().var((0, 2, 3), unbiased=False), rtol=1e-7, atol=0.0)
 
 
 def test_a_variance_over_one_value_falls_back_to_the_stored_one() -> None:

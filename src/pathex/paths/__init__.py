@@ -10,6 +10,7 @@ product of the weights along the path, its gate, and the input where it starts. 
 An operation without a rule raises `pathex.errors.UnsupportedOperation` that names the module and the function.
 """
 
+from pathex.paths._layout import layout_of
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings
@@ -33,6 +34,7 @@ __all__ = [
     "compute_dtype",
     "connectivity",
     "forward",
+    "layout_of",
     "read_scales",
     "record",
     "replay",

@@ -1,4 +1,4 @@
-"""Mean and variance of what reaches a BatchNorm layer, accumulated in float64 and merged over parts."""
+"""Mean and variance of what reaches a BatchNorm layer, merged over images and parts in float64."""
 
 from dataclasses import dataclass
 
@@ -16,29 +16,37 @@ class Moments:
     var: Tensor
 
 
-_CHUNK = 1 << 18  # elements taken to float64 at a time, which bounds the extra memory
+_CHUNK = 1 << 20  # elements at a time, which bounds the extra memory
 
 
 def moments_of(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and sum of squared deviations of each channel, accumulated in float64.
+    """Mean and sum of squared deviations of each channel, exact to the precision of ``x``.
+
+    Deviations from the mean are summed over each image in the precision of ``x`` (PyTorch adds up in cascades, whose
+    error does not grow with the number of terms), and over the images in float64.
 
     Args:
         x: ``(N, C, ...)``.
 
     Returns:
-        Mean ``(C,)``, sum of squared deviations ``(C,)`` and the number of values of a channel.
+        Mean ``(C,)``, sum of squared deviations ``(C,)``, both float64, and the number of values of a channel.
     """
     step = max(1, _CHUNK * len(x) // max(1, x.numel()))
-    dims = [d for d in range(x.dim()) if d != 1]
     total = None
     for part in x.split(step):
-        values = part.to(torch.float64, copy=True)
-        mean = values.mean(dims)
-        values -= mean.view(-1, *[1] * (x.dim() - 2))
-        here = mean, values.square_().sum(dims), values.numel() // values.shape[1]
+        count = part.numel() // part.shape[1]
+        center = (_sum(part) / count).to(x.dtype)
+        deviations = part - center.view(-1, *[1] * (x.dim() - 2))
+        off = _sum(deviations) / count
+        here = center + off, _sum(deviations.square_()) - count * off.square(), count
         total = here if total is None else merge(total, here)
     assert total is not None
     return total
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum of each channel, float64."""
+    return (x.sum(list(range(2, x.dim()))) if x.dim() > 2 else x).double().sum(0)
 
 
 def merge(a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor, int]:

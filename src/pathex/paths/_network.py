@@ -29,8 +29,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    modules = list(model.modules())
+    devices = {p.device for module in modules for p in module._parameters.values() if p is not None and p.is_cuda}
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
         for kind in {"cpu", *(d.type for d in devices)}:
@@ -43,22 +43,23 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
-        stored = [(module, dict(vars(module))) for module, _ in flags]
+        stored = [(module, module.training, dict(vars(module))) for module in modules]
         try:
-            for module, _ in flags:
-                module.training = False
+            for module in modules:
+                if module.training:
+                    module.training = False
             yield
         finally:
-            for module, training in flags:
-                module.training = training
-            for module, before in stored:
+            for module, training, before in stored:
+                if module.training != training:
+                    module.training = training
                 _put_back(module, before)
 
 
 def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
     """Undo what a forward pass left on a module: the old weight norm, for one, stores the weight of the call."""
     for name, value in list(vars(module).items()):
-        if isinstance(value, Tensor) and before.get(name) is not value:
+        if before.get(name) is not value and isinstance(value, Tensor):
             if name in before:
                 vars(module)[name] = before[name]
             else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.paths import Survey, compute_dtype, survey
+from pathex.paths import Survey, compute_dtype, layout_of, survey
 from pathex.processes import ALONE, Processes
 
 __all__ = ["Batch", "Problem", "fingerprint", "generator", "joined", "parse_memory", "read_batches"]
@@ -205,6 +205,21 @@ class Problem:
         images: Tensor = self._canonical[0]
         return images
 
+    def laid_out(self, output: str | int | None = None) -> Tensor:
+        """`images` in the layout of memory in which the network is read fastest.
+
+        Args:
+            output: Which of several outputs counts.
+
+        Returns:
+            Images ``(N, ...)``.
+        """
+        if "laid out" not in self.memo:
+            layout = layout_of(self.model, self.images, output=output)
+            self.memo["laid out"] = self.images.contiguous(memory_format=layout)
+        found: Tensor = self.memo["laid out"]
+        return found
+
     @property
     def labels(self) -> Tensor | None:
         """The labels of `images` in their order, on the model's device; None if any batch has none."""
@@ -276,8 +291,10 @@ class Problem:
         result, device, dtype = {}, self.device, dtype or self.dtype
         for name, own in self.prunable.items():
             weight = (tensors or {}).get(name, own).detach().to(device, dtype)
-            keep = None if self.mask is None else self.mask[name].to(device)
-            result[name] = weight.clone() if keep is None else torch.where(keep, weight, torch.zeros_like(weight))
+            # Products with bytes are many times faster than a choice by a bool tensor.
+            result[name] = (
+                weight.clone() if self.mask is None else weight * self.mask[name].to(device).view(torch.uint8)
+            )
         return result
 
     def budget(self) -> int:
@@ -292,16 +309,17 @@ class Problem:
             return torch.cuda.mem_get_info(self.device)[0] // 2
         return 2 * 2**30
 
-    def micro_batches(self, bytes_per_image: float) -> Iterator[Tensor]:
+    def micro_batches(self, bytes_per_image: float, output: str | int | None = None) -> Iterator[Tensor]:
         """The images in canonical order, as many at a time as the budget allows.
 
         Args:
             bytes_per_image: Bytes of activations that one image costs.
+            output: Which of several outputs counts.
 
         Yields:
-            Images ``(B, ...)``.
+            Images ``(B, ...)``, laid out as the network is read fastest.
         """
-        yield from self.images.split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
+        yield from self.laid_out(output).split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
 
 
 def fingerprint(tensor: Tensor) -> bytes:

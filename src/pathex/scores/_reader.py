@@ -35,6 +35,7 @@ __all__ = [
     "OPTIONS",
     "PER_SAMPLE",
     "READING",
+    "REUSE_GATES",
     "SMOOTH",
     "TOTAL",
     "ModelReader",
@@ -73,6 +74,10 @@ OPTIONS: Mapping[str, str] = _options("batch", "running")
 SMOOTH: Mapping[str, str] = {
     "smooth": "coefficient of smooth activations (GELU, SiLU, ...): secant phi(x)/x (default), tangent phi'(x), or "
     "mixed: the secant on the way and the tangent on the way back, as the kernel has it",
+}
+REUSE_GATES: Mapping[str, str] = {
+    "reuse_gates": "gates and statistics are recorded in every k-th round only, from the first on (default 1: each); "
+    "they are kept where all images fit in one pass, elsewhere they are recorded again with that round's weights",
 }
 PER_SAMPLE: Mapping[str, str] = {
     "per_sample": "coefficients that only a sample has (LayerNorm and its like, attention, gates, products of "
@@ -210,7 +215,7 @@ class Reader:
         """
         if self.calibration != "batch":
             return self.calibration  # type: ignore[return-value]
-        images = self.problem.images[: self.calibration_images]
+        images = self.problem.laid_out(self.output)[: self.calibration_images]
         tensors = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
         footprint = self.problem.survey(self.output).footprint
         fits = int(self.problem.budget() // max(1.0, footprint.largest * images.itemsize * _FORWARD_COST))
@@ -232,13 +237,17 @@ class PathReader(Reader):
     Attributes:
         smooth: The coefficient of smooth activations in a recorded pass.
         per_sample: What an open reading does with coefficients that belong to a sample.
+        reuse_gates: Gates and statistics are those of the last round whose number is one more than a multiple of this.
     """
 
     smooth: Smooth = "secant"
     per_sample: PerSample = "refuse"
+    reuse_gates: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.reuse_gates, bool) or not isinstance(self.reuse_gates, int) or self.reuse_gates < 1:
+            raise InvalidInput(f"reuse_gates must be an integer of at least 1, not {self.reuse_gates!r}")
         for name, known in (("smooth", get_args(Smooth)), ("per_sample", get_args(PerSample))):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)
@@ -266,19 +275,36 @@ class PathReader(Reader):
             For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
         """
         model, total = self.problem.model, self.problem.survey(self.output).footprint.total
-        parts = list(self.problem.micro_batches(total * self.precision.itemsize * _REPLAY_COST))
+        tensors, kept = self._of_recorded_round(tensors)
+        parts = list(self.problem.micro_batches(total * self.precision.itemsize * _REPLAY_COST, self.output))
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
         calibration: Any = "batch" if together and self.calibration == "batch" else self.statistics(tensors)
 
         def recorded(part: Tensor) -> tuple[Tensor, Recording]:
             x = part.to(self.precision)
-            return (
-                x,
-                record(model, x, tensors=tensors, calibration=calibration, smooth=self.smooth, output=self.output),
-            )
+            if self.precision in kept:
+                return x, kept[self.precision]
+            how: dict[str, Any] = {"calibration": calibration, "smooth": self.smooth, "output": self.output}
+            recording = record(model, x, tensors=tensors, **how)
+            if self.reuse_gates > 1 and len(parts) == 1:
+                kept[self.precision] = recording
+            return x, recording
 
         return [partial(recorded, part) for part in parts]
+
+    def _of_recorded_round(
+        self, tensors: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], dict[torch.dtype, Recording]]:
+        """The tensors of the round whose gates are used, and what was kept of its passes, by precision."""
+        if self.reuse_gates == 1:
+            return tensors, {}
+        memo, fresh = self.problem.memo, (self.problem.round - 1) % self.reuse_gates == 0
+        if "gates of round" not in memo or (fresh and memo["gates of round"] != self.problem.round):
+            own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            memo |= {"gates of round": self.problem.round, "gates of tensors": own, "gates": {}}
+        read = {name: tensor.to(self.precision) for name, tensor in memo["gates of tensors"].items()}
+        return read, memo["gates"]
 
 
 @dataclass(frozen=True)
@@ -331,7 +357,7 @@ class ModelReader(Reader):
             return
         total, given = self.problem.survey(self.output).footprint.total, self.problem.labels
         first = 0
-        for x in self.problem.micro_batches(total * self.precision.itemsize * _GRADIENT_COST):
+        for x in self.problem.micro_batches(total * self.precision.itemsize * _GRADIENT_COST, self.output):
             yield x.to(self.precision), None if given is None else given[first : first + len(x)]
             first += len(x)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import Recording, replay
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, READING, SMOOTH, TOTAL, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
@@ -43,7 +43,8 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
 
 
 def _zero(scores: Mapping[str, Tensor]) -> set[str]:
-    return {name for name, score in scores.items() if not score.any()}
+    found = torch.stack([score.any() for score in scores.values()]).tolist()  # brought to the CPU all at once
+    return {name for name, some in zip(scores, found, strict=True) if not some}
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
@@ -83,10 +84,10 @@ METHOD = Method(
         "VGG-16 at the published sparsities keep more than twice that by themselves. The printed product form is "
         "'px-literal'; what the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9, expected trace by all sign patterns",
-        options={**SMOOTH, **OPTIONS},
+        options={**SMOOTH, **REUSE_GATES, **OPTIONS},
     ),
     _score,
-    {**READING, "smooth": "secant"},
+    {**READING, "smooth": "secant", "reuse_gates": 1},
     floor=0.1,
     piecewise_linear=True,
 )

@@ -3,10 +3,12 @@ r"""Path eXclusion as printed: the product of two sums over paths (Iurada, Cicco
     R = sum_{n,k} ( sum_p a_p(x_n)^2 x_{n,s(p)}^2 ) ( sum_p v_p^2 ),        S_j = theta_j^2 dR / d(theta_j^2).
 
 The first factor is the network of ones with recorded gates and squared input, the second the open network of squared
-weights with an input of ones, which is the same for every image. Both are computed in float64: the network of ones
-leaves float32 in the first round of a ResNet-20.
+weights with an input of ones, which is the same for every image. From the images as they are the network of ones leaves
+float32 in the first round of a ResNet-20: it starts from images scaled down by a power of two, and where that is not
+enough (deeper networks) it is computed in float64, as the second factor always is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,37 +17,32 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import Moments, Recording, replay, replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, SMOOTH, TOTAL, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
 
+# Products of ones along paths reach this in float32 from a start that is as small as they are large.
+_WIDEST = 1e60
+
+
 def _score(reader: PathReader) -> dict[str, Tensor]:
-    problem = reader.problem
-    tensors = {**reader.other(), **reader.weights()}
-    ones = {n: torch.ones_like(p, dtype=torch.float64) for n, p in problem.model.named_parameters()}
-    # The masked ones need a gradient, which tells weights that are computed from parameters where these are.
-    kept = {name: mask.requires_grad_() for name, mask in problem.masked(ones, torch.float64).items()}
-    ones = {name: one.detach() for name, one in ones.items()} | kept
-    used: list[Sequence[Moments]] = []
-
-    def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
-        x, recording = recorded()
-        used.append(recording.statistics)  # the same in all parts
-        squared = x.double().square()
-        with torch.no_grad():
-            out = replay(problem.model, squared, recording, tensors=ones, coefficients="ones", output=reader.output)
-        return {TOTAL: out.sum(0, keepdim=True)}
-
-    seen = problem.processes.summed(reader.recordings(tensors), part)[TOTAL]
-    wide = reader.in_float64()
+    problem, wide = reader.problem, reader.in_float64()
+    scale = _scale(reader)
+    seen, statistics = _seen(reader, torch.float64 if scale is None else reader.precision, scale or 1.0)
+    if scale is not None:
+        # What is zero in float64 too is known to be on no path.
+        known = problem.memo.setdefault("zero outputs in float64", torch.zeros_like(seen, dtype=torch.bool))
+        if not seen.isfinite().all() or ((seen == 0) & ~known).any():
+            seen, statistics = _seen(reader, torch.float64, 1.0)
+            problem.memo["zero outputs in float64"] = seen == 0
     weights = {name: weight.double().requires_grad_() for name, weight in reader.weights().items()}
     start = torch.ones_like(problem.images[:1], dtype=torch.float64)
     with torch.enable_grad():
         reach = replay_open(
             problem.model,
             start,
-            statistics=used[0],
+            statistics=statistics,
             tensors={**wide.other(), **weights},
             per_sample=reader.per_sample,
             output=reader.output,
@@ -56,6 +53,61 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
                 "px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures"
             )
         return gradient_scores(total, weights)
+
+
+def _ones(reader: PathReader, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The mask in place of prunable weights, ones in place of all other parameters."""
+    ones = {n: torch.ones_like(p, dtype=dtype) for n, p in reader.problem.model.named_parameters()}
+    # The masked ones need a gradient, which tells weights that are computed from parameters where these are.
+    kept = {name: mask.requires_grad_() for name, mask in reader.problem.masked(ones, dtype).items()}
+    return {name: one.detach() for name, one in ones.items()} | kept
+
+
+def _scale(reader: PathReader) -> float | None:
+    """Factor of squared images that keeps the network of ones within float32; None where there is none.
+
+    With all gates open and the largest entry of all images everywhere no output can be larger. The mask of a later
+    round makes outputs smaller, by much less than there is room below.
+
+    Returns:
+        A power of two.
+    """
+    if reader.precision == torch.float64:
+        return None
+    memo, images = reader.problem.memo, reader.problem.images
+    if "scale of ones" not in memo:
+        with torch.no_grad():
+            start = torch.full_like(images[:1], float(images.abs().max()), dtype=torch.float64).square()
+            most = replay_open(
+                reader.problem.model,
+                start,
+                statistics="running",
+                tensors=_ones(reader, torch.float64),
+                coefficients="ones",
+                per_sample=reader.per_sample,
+                output=reader.output,
+            ).max()
+        fits = 0 < float(most) < _WIDEST
+        memo["scale of ones"] = 2.0 ** -round(math.log2(float(most)) / 2) if fits else None
+    found: float | None = memo["scale of ones"]
+    return found
+
+
+def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor, Sequence[Moments]]:
+    """The sum over images of each output of the network of ones; and the statistics of the pass."""
+    problem, tensors = reader.problem, {**reader.other(), **reader.weights()}
+    ones = _ones(reader, dtype)
+    used: list[Sequence[Moments]] = []
+
+    def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
+        x, recording = recorded()
+        used.append(recording.statistics)  # the same in all parts
+        squared = x.to(dtype).square() * scale
+        with torch.no_grad():
+            out = replay(problem.model, squared, recording, tensors=ones, coefficients="ones", output=reader.output)
+        return {TOTAL: out.double().sum(0, keepdim=True) / scale}
+
+    return problem.processes.summed(reader.recordings(tensors), part)[TOTAL], used[0]
 
 
 METHOD = Method(
@@ -70,16 +122,17 @@ METHOD = Method(
         batchnorm="1 in the network of ones; gamma^2 / (var + eps) in the squared network, calibrated through the "
         "masked network (calibration='batch') or stored ('running')",
         rounds=100,
-        cost="2 forward passes without gradient (one of them in float64), 1 forward and backward pass of one image",
+        cost="2 forward passes without gradient (one of them in float64 in deep networks, whose ones leave float32), 1 "
+        "forward and backward pass of one image in float64",
         holds_for="piecewise-linear activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="with weights of one, data enter only as one number per output: in round one it equals "
         "'synflow-l2' up to a factor, and with stored statistics both keep almost the same weights after 100 rounds "
         "too (rows: benchmarks/rows/literal_overlap-fashion-mini.csv); with calibration the mask feeds back on the "
         "statistics and they drift apart. What the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9",
-        options={**SMOOTH, **PER_SAMPLE, **OPTIONS},
+        options={**SMOOTH, **PER_SAMPLE, **REUSE_GATES, **OPTIONS},
     ),
     _score,
-    {**READING, "smooth": "secant", "per_sample": "refuse"},
+    {**READING, "smooth": "secant", "per_sample": "refuse", "reuse_gates": 1},
     piecewise_linear=True,
 )
