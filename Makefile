@@ -25,8 +25,8 @@ format: $(VENV)/dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## Measure seconds and memory of 100 rounds of each scorer
-	$(BIN)/python benchmarks/rounds.py
+bench: $(VENV)/installed ## Measure seconds and memory: every suite of pathex bench, into bench/
+	$(BIN)/pathex bench all
 
 docs: $(VENV)/dev ## Build the documentation into site/
 	$(BIN)/python scripts/make_docs.py
@@ -36,7 +36,7 @@ wheel-check: $(VENV)/dev ## Build a wheel, install it into an empty environment 
 	PYTHON=$(PYTHON) scripts/check_wheel.sh
 
 clean: ## Remove what the targets made, but not the environment
-	rm -rf build dist site pathex-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site bench pathex-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -26,7 +26,7 @@ def test_help_lists_exactly_the_commands_there_are(command: Command, words: str)
     listed = [
         line.split()[0] for line in out.split("commands:")[1].split("options:")[0].splitlines() if line[2:3].strip()
     ]
-    assert listed == ["demo", "run", "sweep", "prune", "convert", "report", "methods", "models", "datasets"]
+    assert listed == ["demo", "run", "sweep", "prune", "convert", "report", "bench", "methods", "models", "datasets"]
 
 
 def test_no_command_shows_help_and_is_an_error(command: Command) -> None:

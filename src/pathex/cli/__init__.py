@@ -20,12 +20,20 @@ _COMMANDS = MappingProxyType(
         "prune": "write the mask of one network",
         "convert": "a mask file in another form",
         "report": "tables, figures and one page from finished runs",
+        "bench": "seconds and memory on this machine, as rows and plots",
         "methods": "list the pruning methods, or show the card of one",
         "models": "list the networks",
         "datasets": "list the data sets",
     }
 )
-_RESUMABLE = frozenset({"demo", "run", "sweep"})
+_STOPPED = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("demo", "run", "sweep"), "; what is finished is saved, and the same command goes on from there"
+        ),
+        "bench": "; the rows so far are saved",
+    }
+)
 _INTERRUPTED = 130
 
 
@@ -36,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``pathex``; None takes them from the process.
 
     Returns:
-        0 when done, 1 when a run of a sweep failed, 2 on bad arguments or input, 130 after Ctrl-C.
+        0 when done, 1 when a run of a sweep or a case of a benchmark failed, 2 on bad arguments or input, 130 after
+        Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
@@ -47,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pathex: error: {_one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            how = (
-                "; what is finished is saved, and the same command goes on from there" if words[0] in _RESUMABLE else ""
-            )
+            how = _STOPPED.get(words[0], "")
             print(f"pathex: stopped{how}", file=sys.stderr)
             return _INTERRUPTED
         except SystemExit as stop:  # how help and --print_config end

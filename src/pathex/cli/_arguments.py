@@ -12,7 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["parse"]
+__all__ = ["parse", "separated"]
 
 Options = TypeVar("Options")
 
@@ -65,7 +65,7 @@ def parse(
     """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     parser = _parser(command, kind, description, positional)
-    named, free = _separated(words)
+    named, free = separated(words)
     if free:
         named += _as_option(free, positional, command)
     try:
@@ -92,7 +92,7 @@ def _parser(command: str, kind: type, description: str, positional: tuple[str, i
     return parser
 
 
-def _separated(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def separated(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tells options with their values from free words, every option but help and print_config taking one value.
 
     Args:

@@ -1,8 +1,8 @@
-"""Path eXclusion the plain way: what every ratio of `rounds.py` is measured against.
+"""Path eXclusion the plain way: what every ratio of the suite ``rounds`` is measured against.
 
-The computation that the code released with the paper does (docs: method card of ``px-cvpr24``), written from its
-description for networks that call ``F.relu``. Each round makes three deep copies of the masked network, runs two passes
-without gradient and one with gradient over the whole batch in float32, and finds one global threshold by sorting.
+The computation that the code released with the paper does (method card of ``px-cvpr24``), written from its description
+for networks that call ``F.relu``. Each round makes three deep copies of the masked network, runs two passes without
+gradient and one with gradient over the whole batch in float32, and finds one global threshold by sorting.
 """
 
 import copy
@@ -13,6 +13,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pathex.errors import InvalidInput
 
 __all__ = ["plain_px", "plain_scores"]
 
@@ -35,7 +37,8 @@ def plain_px(
         on_round: Called with the number of the round after each.
 
     Returns:
-        Name to a tensor of zeros and ones in the shape of the weight.
+        Name to a tensor of zeros and ones in the shape of the weight. A network without ReLU raises
+        :class:`~pathex.errors.InvalidInput`.
     """
     mask = {name: torch.ones_like(weight) for name, weight in _weights(model).items()}
     for number in range(1, rounds + 1):
@@ -67,7 +70,7 @@ def plain_scores(model: nn.Module, images: Tensor, mask: Mapping[str, Tensor]) -
             if "bn" not in name:
                 parameter.square_()
     squares = _weights(squared_network)
-    with _relu_is(lambda x: x):
+    with _relu_is(lambda x, inplace=False: x):
         z2 = squared_network(images)
     grads = torch.autograd.grad((z1 * z2).sum(), list(squares.values()))
     thetas = _weights(gated_network)
@@ -94,18 +97,20 @@ def _gated_output(gate_network: nn.Module, gated_network: nn.Module, images: Ten
     """Output of the second network, whose activations are switched by what reached those of the first."""
     reached: list[Tensor] = []
 
-    def recorded(x: Tensor) -> Tensor:
+    def recorded(x: Tensor, inplace: bool = False) -> Tensor:
         reached.append(x)
         return torch.relu(x)
 
     with _relu_is(recorded):
         gate_network(images)
+    if not reached:
+        raise InvalidInput("the plain implementation reads networks of nn.ReLU or F.relu; this one calls neither")
     gates = iter(reached)
-    with _relu_is(lambda x: x * (next(gates) > 0)):
+    with _relu_is(lambda x, inplace=False: x * (next(gates) > 0)):
         return gated_network(images)
 
 
 @contextmanager
-def _relu_is(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _relu_is(function: Callable[..., Tensor]) -> Iterator[None]:
     with mock.patch.object(F, "relu", function):
         yield
