@@ -88,6 +88,25 @@ def test_cifar_that_cannot_be_downloaded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("begun", "left"), [(False, ["there"]), (True, ["there", "there/mistyped", "there/mistyped/part"])]
+)
+def test_a_download_that_fails_leaves_no_folder(monkeypatch, tmp_path, begun, left):
+    """What was there before stays, and so does what has been fetched already."""
+
+    def fail(root, train, download):
+        root.mkdir(parents=True)  # as torchvision does, before it asks for the file
+        if begun:
+            (root / "part").touch()
+        raise urllib.error.URLError("no route")
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(InvalidInput, match="cannot be downloaded"):
+        data.load("cifar10", root=tmp_path / "there" / "mistyped" / ("" if begun else "deeper"))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("cifar11", {}, "unknown data 'cifar11'. Did you mean 'cifar10"),

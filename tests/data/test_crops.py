@@ -35,6 +35,14 @@ def test_boxes_equal_the_twin(shape):
         assert got.count([0, 15, 7, 9]) > 10  # the fallback in the centre
 
 
+@pytest.mark.parametrize("shape", [(9, 9), (7, 40), (40, 7), (375, 500)])
+def test_one_box_equals_its_row_of_the_boxes(shape):
+    augmentation = Augmentation.of("resized-crop", {"min_scale": 0.3})
+    draws = augmentation.draw(300, fresh(2))
+    rows = boxes(draws, *shape, augmentation.max_ratio).tolist()
+    assert [list(augmentation.cut(draws, place)(*shape)) for place in range(300)] == rows
+
+
 def test_boxes_are_distributed_like_those_of_torchvision():
     """20,000 boxes of each: means of area, log ratio and corners agree within 5 standard errors."""
     count, shape = 20_000, (50, 70)

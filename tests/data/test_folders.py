@@ -1,13 +1,15 @@
 """Image folders."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
+from torchvision.transforms.v2 import functional as transforms
 
-from pathex.data import ArraySplit, Split, load
+from pathex.data import ArraySplit, Split, load, reading_pool
 from pathex.data._folders import FolderSplit
 from pathex.errors import InvalidInput
 
@@ -142,6 +144,60 @@ def test_an_image_is_cut_from_the_original(tree):
     assert split.image(6, lambda height, width: (0, 0, height, width // 4)).eq(200).all()
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("shape", [(75, 100), (60, 41), (34, 34)])
+def test_pixels_are_those_of_pillow_within_a_level(tree, ending, mode, shape):
+    rng = np.random.default_rng(shape)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    file = tree / "train" / "cat" / f"picture.{ending}"
+    coarse.resize(shape[::-1], Image.Resampling.BICUBIC).convert(mode).save(file)
+    split = load(f"imagefolder:{tree}", image_size=30, resize=34, in_memory=0).train
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    resized = transforms.resize(picture, [34], antialias=True)
+    for expected, got in (
+        (transforms.center_crop(resized, [30, 30]), split.image(6)),
+        (
+            transforms.resized_crop(picture, 3, 5, 29, 22, [30, 30], antialias=True),
+            split.image(6, lambda *_: (3, 5, 29, 22)),
+        ),
+    ):
+        difference = got.int() - transforms.pil_to_tensor(expected).int()
+        assert difference.abs().max() <= 1
+        assert expected.getextrema() != ((0, 0),) * 3
+
+
+def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tree):
+    data = load(f"imagefolder:{tree}", image_size=8, in_memory=0, mean=0, std=1)
+    whole = (tree / "val" / "cat" / "0.png").read_bytes()
+    (tree / "val" / "cat" / "0.png").write_bytes(whole[:-30])
+    message = (
+        r"val.cat.0.png' cannot be read \(OSError.*\); verify=True looks for such images when the data are loaded$"
+    )
+    with pytest.raises(InvalidInput, match=message):
+        data.test.images(torch.tensor([0]))
+    with pytest.raises(InvalidInput, match=r"0.png' cannot be read \(OSError[^;]*; 1 of 7 images"):
+        load(f"imagefolder:{tree}", image_size=8, in_memory=0, mean=0, std=1, verify=True)
+
+
+def test_readers_work_alone_and_leave_the_threads_of_pytorch_as_they_were():
+    def number():
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(torch.get_num_threads).result()
+
+    own = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with reading_pool(2) as pool:
+            assert [pool.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3
+        assert number() == 3  # where new threads begin
+    finally:
+        torch.set_num_threads(own)
+
+
 def test_some_classes_of_files(tree):
     whole, one = load(f"imagefolder:{tree}", in_memory=0), load(f"imagefolder:{tree}", in_memory=0, classes=["cat"])
     assert (one.classes, one.train.labels.tolist(), len(one.test)) == (("cat",), [0, 0, 0], 1)
@@ -183,6 +239,6 @@ def test_damage_of_any_kind_is_one_line(tree, monkeypatch):
     def fail(*args, **kwargs):  # what a damaged TIFF file can do to the library
         raise TypeError("'str' object cannot be interpreted as an integer")
 
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(InvalidInput, match=r"cannot be read \(TypeError: .*; 7 of 7 images cannot be read"):
         load(f"imagefolder:{tree}")

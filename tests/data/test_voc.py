@@ -158,6 +158,7 @@ def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", fail)
     with pytest.raises(InvalidInput, match=r"no folder 'VOCdevkit/VOC2012' in .* \(OSError: no route to host\); put"):
         load("voc2012", root=tmp_path / "new")
+    assert not list(tmp_path.iterdir())  # the folder made for the download is gone
     ((url, archive, checksum),) = asked
     assert url.startswith("https://")
     assert (archive, checksum) == ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")

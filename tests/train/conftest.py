@@ -35,6 +35,9 @@ class Images:
 
     image_size = 8
 
+    def on(self, device: torch.device) -> "Images":
+        return self
+
     def resized(self, pixels: Tensor) -> Tensor:
         return pixels
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pathex.data import Augmentation, DecodedSplit, load
+from pathex.data import ArraySplit, Augmentation, DecodedSplit, ImageData, load, upload
 from pathex.errors import InvalidInput
 from pathex.train import Feed, epoch_generator
+from pathex.train.feed import RESIDENT_SHARE
 
 CPU = torch.device("cpu")
 PUBLISHED = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
@@ -98,6 +100,8 @@ def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_s
         ({"batch_size": -1}, "batch_size must be a positive integer, got -1"),
         ({"part": (0, 9)}, "batches of 8 images cannot be shared by 9 processes"),
         ({"part": (0, 3), "indices": torch.arange(2)}, "batches of 2 images"),
+        ({"workers": -1}, "workers must be an integer of at least 0, or None, got -1"),
+        ({"workers": True}, "got True"),
         ({"augment": "mixup"}, "unknown augmentation 'mixup'"),
         ({"augment": "flip", "augment_options": {"hue": 0.1}}, "unknown option 'hue'"),
     ],
@@ -224,3 +228,101 @@ def test_the_size_that_networks_see(tmp_path):
     black = data.normalise(torch.zeros(1, 1, 20, 20, dtype=torch.uint8))[0, 0, 0, 0]
     edges = [(images == black).all(3).sum(2).max().item() for images, _ in (*feed.shuffled(0, 1), *feed.shuffled(0, 2))]
     assert 0 < max(edges) <= 4
+
+
+def random_data(size=None):
+    pixels = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = ArraySplit(pixels, torch.arange(20) % 4)
+    third = torch.full((3,), 1 / 3)
+    return ImageData("random", split, split, 4, ("a", "b", "c", "d"), third, third, "flip", size=size)
+
+
+class Arrivals(TorchDispatchMode):
+    """Counts the tensors that are brought from the CPU to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.count += args[0].device.type == "cpu" != out.device.type
+        return out
+
+
+@pytest.mark.parametrize(
+    ("augment", "options", "expected"),
+    [
+        ("none", {}, 0),
+        ("flip", {}, 0),
+        ("crop-flip", {}, 0),
+        ("resized-crop", {"grayscale": 0.5}, 0),
+        ("resized-crop", {"jitter": 0.4, "hue": 0.4}, 1),  # which images change how
+    ],
+)
+@pytest.mark.parametrize("size", [None, 12])
+def test_resident_batches_neither_wait_for_the_device_nor_copy_to_it(augment, options, expected, size):
+    """On the device "meta" nothing has a value, so that whatever would have to wait for one raises."""
+    data = random_data(size)
+    meta = torch.device("meta")
+    feed = Feed(data, data.train, device=meta, batch_size=4, augment=augment, augment_options=options)
+    with Arrivals() as before:
+        passing = feed.shuffled(0, 1)
+        batches = [next(passing)]
+    assert before.count > 0  # order and random numbers of the whole pass
+    with Arrivals() as arrivals:
+        batches += passing
+    assert arrivals.count == expected * 4
+    side = size or 8
+    assert [(images.shape, images.device.type) for images, _ in batches] == [((4, 3, side, side), "meta")] * 5
+    assert all(labels.shape == (4,) and labels.device.type == "meta" for _, labels in batches)
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_images_are_resident_up_to_a_share_of_the_free_memory(monkeypatch, share):
+    from pathex.train.feed import _fits
+
+    pixels = torch.zeros(1000, dtype=torch.uint8)
+    free = int(len(pixels) / (RESIDENT_SHARE * share))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    assert _fits(pixels, torch.device("cuda")) is (share < 1)
+    assert _fits(pixels, CPU)
+
+
+def test_what_goes_to_a_gpu_is_pinned_first_and_not_waited_for():
+    calls = []
+
+    class Values:
+        device = CPU
+
+        def pin_memory(self):
+            calls.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            calls.append((device.type, non_blocking))
+            return self
+
+    upload(Values(), torch.device("cuda"))
+    upload(Values(), CPU)
+    assert calls == ["pinned", ("cuda", True), ("cpu", False)]
+
+
+def test_the_number_of_workers_does_not_matter(photographs):
+    def epoch(workers):
+        options = {"augment": "resized-crop", "augment_options": PUBLISHED, "workers": workers}
+        return list(Feed(photographs, photographs.train, device=CPU, batch_size=5, **options).shuffled(1, 1))
+
+    alone = epoch(0)
+    assert [len(labels) for _, labels in alone] == [5, 5, 5, 3]
+    for workers in (1, 7, None):
+        for (images, labels), (others, their_labels) in zip(alone, epoch(workers), strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(labels, their_labels)
+
+
+def test_without_workers_no_thread_is_started(photographs):
+    before = threading.active_count()
+    passing = Feed(photographs, photographs.train, device=CPU, batch_size=5, workers=0).in_order()
+    next(passing)
+    assert threading.active_count() == before
+    passing.close()

@@ -37,6 +37,9 @@ class Doubled:
     def __init__(self, images):
         self.train, self.test, self.resized, self._images = images.train, images.test, images.resized, images
 
+    def on(self, device):
+        return self
+
     def normalise(self, pixels):
         return self._images.normalise(pixels).double()
 

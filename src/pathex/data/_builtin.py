@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from pathex.data._archives import read_arrays, splits_of
-from pathex.data._imagenet import home
+from pathex.data._downloads import home, leaving_no_folder
 from pathex.data._source import Source
 from pathex.errors import InvalidInput
 
@@ -55,8 +55,9 @@ def load_cifar(name: str, *, root: str | Path | None = None) -> Source:
     base = home(root)
     base = base.parent if base.name == folder else base
     try:
-        train = getattr(datasets, factory)(base, train=True, download=True)
-        test = getattr(datasets, factory)(base, train=False, download=True)
+        with leaving_no_folder(base):
+            train = getattr(datasets, factory)(base, train=True, download=True)
+            test = getattr(datasets, factory)(base, train=False, download=True)
     except (OSError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InvalidInput(

@@ -1,11 +1,14 @@
 """Random parts of images, resized, for a whole batch at once."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["boxes", "resized_crops"]
+from pathex.data._pixels import upload
+
+__all__ = ["box", "boxes", "resized_crops"]
 
 
 def boxes(draws: Mapping[str, Tensor], height: int, width: int, max_ratio: float) -> Tensor:
@@ -22,7 +25,7 @@ def boxes(draws: Mapping[str, Tensor], height: int, width: int, max_ratio: float
         max_ratio: Largest ratio, and one over the smallest.
 
     Returns:
-        Top, left, height and width of each part, int64 (B, 4), on the CPU.
+        Top, left, height and width of each part, int64 (B, 4), where the draws are.
     """
     area = draws["area"] * (height * width)
     # Rounding half to even, as Python's round.
@@ -38,19 +41,50 @@ def boxes(draws: Mapping[str, Tensor], height: int, width: int, max_ratio: float
     return torch.cat([corner, rows[:, None], columns[:, None]], 1)
 
 
+def box(
+    areas: Sequence[float],
+    ratios: Sequence[float],
+    corner: Sequence[float],
+    height: int,
+    width: int,
+    max_ratio: float,
+) -> tuple[int, int, int, int]:
+    """One part, as :func:`boxes` chooses it: for threads, in which a few numbers are faster without tensors.
+
+    Args:
+        areas: Share of the area for each try.
+        ratios: Ratio of width to height for each try.
+        corner: Where the part lies in the room that is left.
+        height: Height of the image.
+        width: Width of the image.
+        max_ratio: Largest ratio, and one over the smallest.
+
+    Returns:
+        Top, left, height and width of the part.
+    """
+    for share, ratio in zip(areas, ratios, strict=True):
+        area = share * (height * width)
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
+            top, left = height - rows, width - columns
+            return min(top, int(corner[0] * (top + 1))), min(left, int(corner[1] * (left + 1))), rows, columns
+    rows, columns = min(height, round(width * max_ratio)), min(width, round(height * max_ratio))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
 def resized_crops(images: Tensor, where: Tensor, size: int) -> Tensor:
     """Cut a part of its own from each image and resize it, bilinear with antialiasing.
 
     Args:
         images: uint8 or float (B, C, H, W), on any device.
-        where: Top, left, height and width of each part, int64 (B, 4), on the CPU.
+        where: Top, left, height and width of each part, int64 (B, 4).
         size: Side of the result, in pixels.
 
     Returns:
         Images (B, C, size, size) of the same type and device; uint8 is rounded once.
     """
     count, channels, height, width = images.shape
-    top, left, rows, columns = where.to(images.device).unbind(1)
+    top, left, rows, columns = upload(where, images.device).unbind(1)
     dtype = images.dtype if images.is_floating_point() else torch.float32
     down, across = _weights(top, rows, height, size, dtype), _weights(left, columns, width, size, dtype)
     # Rows first for all channels side by side: two products of matrices for each image.

@@ -4,14 +4,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pathex.data._images import ArraySplit
+from pathex.data._pixels import resized, square
 from pathex.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ __all__ = [
     "check_integers",
     "common_size",
     "faults",
+    "reading_pool",
     "reading_threads",
     "to_rgb",
 ]
@@ -36,6 +39,7 @@ Cut = Callable[[int, int], tuple[int, int, int, int]]
 
 _CHUNK = 256
 _Self = TypeVar("_Self", bound="DecodedSplit")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +120,10 @@ class DecodedSplit(ABC):
         Raises:
             InvalidInput: If the image cannot be read.
         """
-        from torchvision.transforms.v2 import functional as transforms
-
-        rgb = self._read(number, to_rgb)
-        side = [self.image_size, self.image_size]
-        if cut is None:
-            square = transforms.center_crop(transforms.resize(rgb, [self.resize], antialias=True), side)
-        else:
-            square = transforms.resized_crop(rgb, *cut(rgb.height, rgb.width), side, antialias=True)
-        pixels: Tensor = transforms.pil_to_tensor(square)
-        return pixels
+        try:
+            return self._image(number, cut)
+        except InvalidInput as error:
+            raise InvalidInput(f"{error}; verify=True looks for such images when the data are loaded") from error
 
     def images(self, indices: Tensor) -> Tensor:
         """Decode images: RGB, the short side resized to ``resize``, then a square cut from the centre.
@@ -141,7 +139,7 @@ class DecodedSplit(ABC):
         def fill(place: int, number: int) -> None:
             out[place] = self.image(number)
 
-        with ThreadPoolExecutor(reading_threads()) as pool:
+        with reading_pool() as pool:
             list(pool.map(fill, range(len(indices)), indices.tolist()))
         return out
 
@@ -154,8 +152,12 @@ class DecodedSplit(ABC):
         Returns:
             Both, in pixels.
         """
-        size: tuple[int, int] = self._read(number, lambda image: image.size)
-        return size
+
+        def width_and_height() -> tuple[int, int]:
+            with self.open(number) as image:
+                return image.size
+
+        return self._read(number, width_and_height)
 
     def decoded(self) -> tuple[ArraySplit, list[str]]:
         """Decode everything once.
@@ -167,17 +169,43 @@ class DecodedSplit(ABC):
 
         def fill(number: int) -> str | None:
             try:
-                out[number] = self.image(number)
+                out[number] = self._image(number)
             except InvalidInput as error:
                 return str(error)
             return None
 
         return ArraySplit(out, self.labels), list(_lines(fill, len(self)))
 
-    def _read(self, number: int, read: Callable[["Image.Image"], Any]) -> Any:
+    def fault_in_pixels(self, number: int) -> str | None:
+        """What is wrong with an image when it is decoded.
+
+        Args:
+            number: Number of the image.
+
+        Returns:
+            One line, or None.
+        """
         try:
+            self._image(number)
+        except InvalidInput as error:
+            return str(error)
+        return None
+
+    def _image(self, number: int, cut: Cut | None = None) -> Tensor:
+        def decoded() -> Tensor:
             with self.open(number) as image:
-                return read(image)
+                rgb = to_rgb(image)
+                if cut is not None:
+                    top, left, rows, columns = cut(rgb.height, rgb.width)
+                    rgb = rgb.crop((left, top, left + columns, top + rows))
+                return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+        pixels, side = self._read(number, decoded), self.image_size
+        return square(pixels, self.resize, side) if cut is None else resized(pixels, side, side)
+
+    def _read(self, number: int, read: Callable[[], _T]) -> _T:
+        try:
+            return read()
         except Exception as error:  # damage reaches the library as errors of many kinds
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InvalidInput(f"image {self.describe(number)} cannot be read ({reason})") from error
@@ -205,6 +233,9 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in {"I", "F"}:
         raise ValueError(f"its pixels are of mode {image.mode}; allowed: 8 or 16 bits a channel")
+    elif image.mode == "RGB":
+        image.load()
+        return image  # conversion would copy it
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # in one step the library would warn
     return image.convert("RGB")
@@ -220,24 +251,14 @@ def faults(split: DecodedSplit, *, verify: bool) -> list[str]:
     Returns:
         A line for each, in order.
     """
-
-    def fault(number: int) -> str | None:
-        if not verify:
-            return split.fault(number)
-        try:
-            split.image(number)
-        except InvalidInput as error:
-            return str(error)
-        return None
-
-    return list(_lines(fault, len(split)))
+    return list(_lines(split.fault_in_pixels if verify else split.fault, len(split)))
 
 
 def _lines(look: Callable[[int], str | None], count: int) -> Iterator[str]:
     def chunk(start: int) -> list[str]:
         return [line for number in range(start, min(start + _CHUNK, count)) if (line := look(number)) is not None]
 
-    with ThreadPoolExecutor(reading_threads()) as pool:
+    with reading_pool() as pool:
         for lines in pool.map(chunk, range(0, count, _CHUNK)):
             yield from lines
 
@@ -267,11 +288,34 @@ def reading_threads() -> int:
     """Threads that decode images in this process: the cores it may use, shared with its siblings on the machine.
 
     Returns:
-        At least 2, as one often waits for the disk.
+        At least 2, as one often waits for the disk, and at most 32, as what they do in Python itself they do in turns.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     siblings = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(2, cores // (int(siblings) if siblings.isdigit() and int(siblings) else 1))
+    return min(32, max(2, cores // (int(siblings) if siblings.isdigit() and int(siblings) else 1)))
+
+
+@contextmanager
+def reading_pool(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read images side by side: decoding and resizing let go of Python's lock.
+
+    PyTorch works alone in each of them. Otherwise it would start a team of threads in every one, to copy an image.
+
+    Args:
+        threads: How many; None is :func:`reading_threads`.
+
+    Yields:
+        The pool. What is still waiting when it closes is dropped.
+    """
+    # The number of PyTorch's threads is each thread's own, but the last one that was set is where a new thread begins,
+    # and one that has not used it yet, such as this, if it did not ask.
+    torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads or reading_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def check_integers(name: str, **options: tuple[object, int]) -> None:

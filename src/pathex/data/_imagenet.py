@@ -1,6 +1,5 @@
 """ImageNet and Tiny-ImageNet, in the layouts in which they are published."""
 
-import os
 import tempfile
 import warnings
 from dataclasses import replace
@@ -9,11 +8,12 @@ from pathlib import Path
 import torch
 
 from pathex.data._decoding import IMAGENET_SIZE, check_integers
+from pathex.data._downloads import home, leaving_no_folder
 from pathex.data._folders import FolderSplit, check_sides, class_folders, list_images
 from pathex.data._source import Source
 from pathex.errors import InvalidInput, PathexWarning
 
-__all__ = ["home", "imagenet_sides", "imagenet_source", "load_imagenet", "load_tiny_imagenet"]
+__all__ = ["imagenet_sides", "imagenet_source", "load_imagenet", "load_tiny_imagenet"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _AUGMENT = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
@@ -26,18 +26,6 @@ _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _TINY_SIZE = 64
 _TINY_AUGMENT = {"min_scale": 0.1, "max_ratio": 1.25}
 _TINY_CLASS = {"train": 500, "val": 50}
-
-
-def home(root: str | Path | None) -> Path:
-    """The folder of downloads.
-
-    Args:
-        root: The folder; None is the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``.
-
-    Returns:
-        Its path.
-    """
-    return Path(root or os.environ.get("PATHEX_ROOT") or Path.home() / ".cache" / "pathex").expanduser()
 
 
 def imagenet_sides(name: str, image_size: int | None, resize: int | None) -> dict[str, int]:
@@ -217,12 +205,13 @@ def _download_tiny(base: Path) -> Path:
 
     archive = base / f"{_TINY}.zip"
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        download_url(_TINY_URL, str(base), archive.name, _TINY_MD5)
-        # Unpacked elsewhere first: what is interrupted must not look like the whole.
-        with tempfile.TemporaryDirectory(prefix=f".{_TINY}-", dir=base) as temporary:
-            extract_archive(str(archive), temporary)
-            (Path(temporary) / _TINY).rename(base / _TINY)
+        with leaving_no_folder(base):
+            base.mkdir(parents=True, exist_ok=True)
+            download_url(_TINY_URL, str(base), archive.name, _TINY_MD5)
+            # Unpacked elsewhere first: what is interrupted must not look like the whole.
+            with tempfile.TemporaryDirectory(prefix=f".{_TINY}-", dir=base) as temporary:
+                extract_archive(str(archive), temporary)
+                (Path(temporary) / _TINY).rename(base / _TINY)
     except (OSError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InvalidInput(

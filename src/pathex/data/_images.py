@@ -1,11 +1,13 @@
 """What a data set of labelled images is, wherever it came from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from pathex.data._pixels import upload
 
 __all__ = ["ArraySplit", "ImageData", "Split", "assemble", "channel_statistics", "usual_augmentation"]
 
@@ -116,6 +118,17 @@ class ImageData:
         """Side of the square images that networks see, in pixels."""
         return self.size or self.train.images(torch.tensor([0])).shape[-1]
 
+    def on(self, device: torch.device) -> "ImageData":
+        """The same data, with what normalises them on a device, so that no batch has to bring it there.
+
+        Args:
+            device: The device.
+
+        Returns:
+            A data set of its own; the images stay where they are.
+        """
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
+
     def resized(self, images: Tensor) -> Tensor:
         """Bring images to the side that networks see.
 
@@ -142,8 +155,8 @@ class ImageData:
             ``(images / 255 - mean) / std``, float32 (B, C, image_size, image_size), on the device of ``images``.
         """
         images = self.resized(images)
-        mean = self.mean.to(images.device).view(-1, 1, 1)
-        std = self.std.to(images.device).view(-1, 1, 1)
+        mean = upload(self.mean, images.device).view(-1, 1, 1)
+        std = upload(self.std, images.device).view(-1, 1, 1)
         return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 

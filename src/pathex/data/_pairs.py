@@ -4,14 +4,14 @@ import hashlib
 import math
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data._decoding import reading_threads, to_rgb
+from pathex.data._decoding import reading_pool, to_rgb
+from pathex.data._pixels import upload
 from pathex.data._selection import PruningSet
 from pathex.errors import InvalidInput, PathexWarning
 
@@ -155,8 +155,8 @@ class SegmentationData:
         Returns:
             ``(images / 255 - mean) / std``, float32 (B, C, H, W), on the device of ``images``.
         """
-        mean = self.mean.to(images.device).view(-1, 1, 1)
-        std = self.std.to(images.device).view(-1, 1, 1)
+        mean = upload(self.mean, images.device).view(-1, 1, 1)
+        std = upload(self.std, images.device).view(-1, 1, 1)
         return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
     def frame(self, crop: int, side: int | None = None) -> "Frame":
@@ -277,7 +277,7 @@ def check_pairs(split: PairFiles, name: str, *, decode: bool) -> None:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(reading_threads()) as pool:
+    with reading_pool() as pool:
         problems = [problem for problem in pool.map(look, range(len(split))) if problem is not None]
     if problems:
         more = f" (and {len(problems) - 1} more of {len(split)} pairs cannot be used)" if len(problems) > 1 else ""
@@ -341,7 +341,7 @@ def pair_pruning_set(
         counts = frame.centre((blank, labels))[1].flatten().bincount(minlength=IGNORED + 1)
         return counts[: data.num_classes] > 0
 
-    with ThreadPoolExecutor(reading_threads()) as pool:
+    with reading_pool() as pool:
         present = torch.stack(list(pool.map(shown, allowed)))
         present[:, data.background] = False
         _warn_short(data, present.sum(0), images_per_class)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pathex.data._decoding import check_integers
-from pathex.data._imagenet import home
+from pathex.data._downloads import home, leaving_no_folder
 from pathex.data._pairs import PairFiles, SegmentationData, check_pairs
 from pathex.data._source import channel_numbers
 from pathex.errors import InvalidInput, PathexWarning
@@ -88,8 +88,9 @@ def _download(base: Path) -> None:
     from torchvision.datasets import VOCSegmentation
 
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        VOCSegmentation(base, year="2012", image_set="train", download=True)
+        with leaving_no_folder(base):
+            base.mkdir(parents=True, exist_ok=True)
+            VOCSegmentation(base, year="2012", image_set="train", download=True)
     except (OSError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InvalidInput(

@@ -2,13 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.data import reading_threads
+from pathex.data import reading_pool, upload
 from pathex.data._pairs import Frame, PairFiles, SegmentationData
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train.batching import check_share, cut_batches, share_of
@@ -128,8 +128,8 @@ class PairFeed:
         return [share_of(batch, *self._share) for batch in cut_batches(self.images, self._batch_size, least)]
 
     def _put(self, batch: Sequence[Pair]) -> Pair:
-        images = torch.stack([image for image, _ in batch]).to(self._device)
-        labels = torch.stack([labels for _, labels in batch]).to(self._device)
+        images = upload(torch.stack([image for image, _ in batch]), self._device)
+        labels = upload(torch.stack([labels for _, labels in batch]), self._device)
         return self._data.normalise(images), labels.long()
 
 
@@ -153,13 +153,10 @@ def _scales(augment: str, options: Mapping[str, Any]) -> tuple[float, float] | N
 def _read_ahead(batches: Sequence[range], read: Callable[[int], Pair]) -> Iterator[list[Pair]]:
     """Every batch in order, the next ones being read meanwhile; threads change nothing in what is read."""
     pending: deque[list[Future[Pair]]] = deque()
-    with ThreadPoolExecutor(reading_threads()) as pool:
-        try:
-            for batch in batches:
-                pending.append([pool.submit(read, place) for place in batch])
-                if len(pending) > _AHEAD:
-                    yield [future.result() for future in pending.popleft()]
-            while pending:
+    with reading_pool() as pool:
+        for batch in batches:
+            pending.append([pool.submit(read, place) for place in batch])
+            if len(pending) > _AHEAD:
                 yield [future.result() for future in pending.popleft()]
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while pending:
+            yield [future.result() for future in pending.popleft()]
