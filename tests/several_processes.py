@@ -98,6 +98,9 @@ def masks() -> dict[str, Any]:
     return {
         "px": quiet(pathex.prune, network(), "px", rounds=10, memory=memory(2), **shared).mask,
         "px in chunks": quiet(pathex.prune, network(), "px", rounds=3, memory=memory(0), **shared).mask,
+        "adaptive": quiet(
+            pathex.prune, network(), "px", rounds=20, schedule="adaptive:0.02", memory=memory(2), **shared
+        ).mask,
         "effective": quiet(
             pathex.prune, network(), "force", rounds=3, budget="effective", calibration="batch", memory=1, **shared
         ).mask,

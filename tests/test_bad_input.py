@@ -72,7 +72,7 @@ PRUNE: dict[str, tuple[dict[str, Any], str]] = {
     "allocation": ({"allocation": "golbal"}, "unknown allocation 'golbal'. Did you mean 'global'.*erk"),
     "allocation of an unknown layer": ({"allocation": {"1.weight": 0.5}}, "'1.weight'.*Known: 0.weight, 2.weight"),
     "allocation in words": ({"allocation": {"0.weight": "half"}}, "'0.weight' density 'half'; allowed: 0 to 1"),
-    "schedule": ({"schedule": "cosine"}, "unknown schedule 'cosine'. Known: exponential, linear"),
+    "schedule": ({"schedule": "cosine"}, "unknown schedule 'cosine'. Known: adaptive, exponential, linear"),
     "budget": ({"budget": "real"}, "unknown budget 'real'. Known: effective, nominal"),
     "floor below zero": ({"min_per_layer": -1}, "min_per_layer must be an integer of at least 0, not -1"),
     "floor in words": ({"min_per_layer": "2"}, "min_per_layer must be an integer of at least 0, not '2'"),

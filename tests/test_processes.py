@@ -59,7 +59,7 @@ def test_every_method_is_among_the_cases() -> None:
     assert {method for method, _, _ in several.BASIC} == set(pathex.methods())
 
 
-@pytest.mark.parametrize("kind", ["px", "px in chunks", "effective"])
+@pytest.mark.parametrize("kind", ["px", "px in chunks", "adaptive", "effective"])
 def test_two_processes_prune_like_one(kind: str, masks: dict[str, pathex.Mask], two: list[dict[str, Any]]) -> None:
     assert masks[kind].sparsity == pytest.approx(0.9, abs=1e-3)
     for process in two:

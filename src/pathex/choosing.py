@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -31,9 +32,9 @@ class Chooser:
     Attributes:
         start: Mask before the first round.
         density: Density after the last round.
-        rounds: Number of rounds.
+        rounds: Number of planned rounds; an adaptive schedule leaves some out.
         allocation: See `pathex.allocate.layer_densities`, or ``global``.
-        schedule: ``exponential`` or ``linear``.
+        schedule: ``exponential``, ``linear``, ``adaptive`` or ``adaptive:TOLERANCE``; the last form once it is made.
         budget: ``nominal`` or ``effective``.
         min_per_layer: Weights that every layer keeps in any case.
         floor: Share of the network's density that every layer on a path keeps, and a path through it, if there is
@@ -41,11 +42,12 @@ class Chooser:
         revives: Whether weights that a round removed may return in a later one; those outside ``start`` never do.
         seed: Seed of the order that breaks ties.
         parts: From a mask to the parts of each layer that the floor holds for; None: layers are their own parts.
-        densities: Density after each round.
+        densities: Density after each planned round.
+        reached: The planned round that the mask is at: 0 before the first choice, ``rounds`` when all is done.
 
     Raises:
         InvalidInput: If the settings contradict each other or keep nothing.
-        UnknownName: If ``budget`` is not known.
+        UnknownName: If ``budget`` or ``schedule`` is not known.
     """
 
     start: Mask
@@ -63,6 +65,11 @@ class Chooser:
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
             raise UnknownName("budget", self.budget, BUDGETS)
+        self._name, self._tolerance = schedules.read_schedule(self.schedule)
+        if self._tolerance is not None:
+            self.schedule = f"{self._name}:{self._tolerance:g}"  # the default is written down with the mask
+        self.reached, self._step = 0, 1
+        self._before: dict[str, Tensor] | None = None
         self._securer: Securer | None = None
         self.total = self.start.total
         self.kept = round(self.density * self.total)
@@ -84,7 +91,7 @@ class Chooser:
             }
 
     def _steps(self, start: float, end: float) -> list[float]:
-        return schedules.densities(start, end, self.rounds, self.schedule)
+        return schedules.densities(start, end, self.rounds, self._name)
 
     def _final(self, limits: Mapping[str, int]) -> dict[str, int]:
         """Weights that each layer keeps in the end."""
@@ -96,7 +103,7 @@ class Chooser:
         return round_to_total(shares, self.kept, limits, dict.fromkeys(limits, self.min_per_layer))
 
     def choose(self, scores: Mapping[str, Tensor], current: Mask, number: int, connected: Connected) -> Mask:
-        """The mask after a round.
+        """The mask after a round; `reached` then says how far that is.
 
         Args:
             scores: Name to score, higher = keep.
@@ -109,44 +116,52 @@ class Chooser:
             if weights may return.
         """
         seed = (self.seed * 1_000_003 + number) % 2**63
-        kept = round(self.densities[number - 1] * self.total)
         allowed = self.start if self.revives else current
-        counts = allowed.counts()
-        floors = {name: min(self.min_per_layer, count.kept) for name, count in counts.items()}
-        if self.final is not None:
-            chosen = self.final if number == self.rounds else self._counts(kept, number, counts)
-            return self._with_paths(
-                scores,
-                allowed,
-                number,
-                connected,
-                lambda raised: keep_best_by_layer(raised, allowed, chosen, seed=seed),
-            )
-        if self.budget == "nominal":
-            return self._with_paths(
-                scores,
-                allowed,
-                number,
-                connected,
-                lambda raised: keep_best(raised, allowed, kept, seed=seed, at_least=floors),
-            )
-        return Mask(keep_connected(scores, allowed, kept, connected, seed=seed, at_least=floors))
-
-    def _with_paths(
-        self,
-        scores: Mapping[str, Tensor],
-        allowed: Mask,
-        number: int,
-        connected: Connected,
-        keep: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    ) -> Mask:
-        """What the allocation keeps; where the method wants a floor, with its share of every layer and a path."""
+        self.reached = number if self._tolerance is None else self._next(scores, allowed, seed)
+        if self.final is None and self.budget == "effective":
+            kept, floors = self._kept(self.reached), self._floors(allowed)
+            return Mask(keep_connected(scores, allowed, kept, connected, seed=seed, at_least=floors))
+        keep = self._keeper(allowed, self.reached, seed)
         if not self.floor:
             return Mask(keep(scores))
         if self._securer is None:
             self._securer = Securer(connected, self.parts or _whole, self.floor)
-        count = round(self.densities[number - 1] * self.total)
-        return Mask(self._securer.keep(scores, allowed, keep, count=count, last=number == self.rounds))
+        count, last = self._kept(self.reached), self.reached == self.rounds
+        return Mask(self._securer.keep(scores, allowed, keep, count=count, last=last))
+
+    def _next(self, scores: Mapping[str, Tensor], allowed: Mask, seed: int) -> int:
+        """The planned round that an adaptive schedule goes to."""
+        assert self._tolerance is not None
+        before = self._before
+
+        def error(step: int) -> float:
+            """Share of the weights kept after the step that the scores of the round before would not keep."""
+            assert before is not None
+            keep = self._keeper(allowed, self.reached + step, seed)
+            now, then = keep(scores), keep(before)
+            differ = sum(int((kept & ~then[name]).count_nonzero()) for name, kept in now.items())
+            return differ / self._kept(self.reached + step)
+
+        if before is not None:
+            self._step = schedules.next_step(self._step, self.rounds - self.reached, self._tolerance, error)
+        # Copies: a method may write the scores of its next round into the same tensors.
+        self._before = {name: score.clone() for name, score in scores.items()}
+        return self.reached + self._step
+
+    def _keeper(self, allowed: Mask, number: int, seed: int) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+        """What the allocation keeps of scores in a planned round, whether it lies on a path or not."""
+        if self.final is not None:
+            counts = self.final if number == self.rounds else self._counts(self._kept(number), number, allowed.counts())
+            return partial(keep_best_by_layer, allowed=allowed, counts=counts, seed=seed)
+        floors = self._floors(allowed)
+        return partial(keep_best, allowed=allowed, count=self._kept(number), seed=seed, at_least=floors)
+
+    def _kept(self, number: int) -> int:
+        """Weights left after a planned round."""
+        return round(self.densities[number - 1] * self.total)
+
+    def _floors(self, allowed: Mask) -> dict[str, int]:
+        return {name: min(self.min_per_layer, count.kept) for name, count in allowed.counts().items()}
 
     def _counts(self, kept: int, number: int, counts: Mapping[str, Count]) -> dict[str, int]:
         """Weights that each layer keeps in a round before the last, together ``kept``."""

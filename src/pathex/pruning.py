@@ -1,6 +1,7 @@
 """`score` and `prune`: from a model and a few images to a mask."""
 
 import copy
+import math
 import numbers
 import random
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathex import schedule as schedules
 from pathex import scores as scorers
 from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
@@ -36,7 +38,8 @@ class PruneResult:
 
     Attributes:
         mask: The mask.
-        history: One row a round: round, rounds, density, kept, emptied (weights without kept entries), seconds.
+        history: One row a round: round, rounds (planned), reached (planned round at whose density it is), density,
+            kept, emptied (weights without kept entries), seconds.
         report: Dead layers, dead channels, disconnected weights.
     """
 
@@ -145,7 +148,7 @@ def prune(
             ``package.module:name`` of one.
         sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
-        rounds: Score-and-keep rounds; None is the method's published number.
+        rounds: Score-and-keep rounds, at most; None is the method's published number.
         allocation: ``global`` (one threshold), ``layer``, ``uniform``, ``erk``, a mapping from weight names to final
             densities, another mask whose densities are taken in proportion, or a file of either (see
             `pathex.allocate.layer_densities`).
@@ -154,7 +157,9 @@ def prune(
         min_per_layer: Weights that every layer keeps in any case.
         mask: A mask to start from; a weight that it removed never returns.
         budget: ``nominal`` counts kept weights; ``effective`` swaps weights that lie on no path for connected ones.
-        schedule: ``exponential`` or ``linear`` fall of density.
+        schedule: ``exponential`` or ``linear`` fall of density. ``adaptive`` or ``adaptive:TOLERANCE``: the exponential
+            one, where rounds are left out as long as that changes at most this share of the weights kept (see
+            `pathex.schedule.next_step`).
         seed: Seed of whatever the method draws and of the order that breaks ties.
         memory: Budget for activations in bytes or as text such as ``2GiB``; results do not depend on it.
         strict: Whether a layer collapse is an error.
@@ -181,6 +186,7 @@ def prune(
     processes = processes_of(group)
     with processes.together():
         method_call = _method_call(method, options)
+        schedules.check_options(schedule, options)
         sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
         min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
         model, weights = _whole_weights(model, ignore, prunable)
@@ -203,7 +209,7 @@ def prune(
         )
         batches = joined(read_batches(data), processes)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(chooser.densities)}
-        how |= {"allocation": described(allocation), "schedule": schedule, "budget": budget}
+        how |= {"allocation": described(allocation), "schedule": chooser.schedule, "budget": budget}
         base = _in_agreement(
             Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes),
             method,
@@ -225,24 +231,25 @@ def _rounds(
     chooser: Chooser,
     output: str | int | None,
     on_round: OnRound | None,
-    advance: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> tuple[Mask, list[dict[str, Any]]]:
     """The mask after all rounds, and the history."""
-    steps, history = chooser.densities, []
-    current = Mask(base.mask or {})
+    history: list[dict[str, Any]] = []
+    current, reached = Mask(base.mask or {}), 0
 
     def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return connectivity(base.model, candidate, base.images[:1], output=output).effective
 
-    for number in range(1, len(steps) + 1):
-        began = time.perf_counter()
+    while reached < chooser.rounds:
+        began, number = time.perf_counter(), len(history) + 1
         scores = _scored(replace(base, mask=current, round=number), method_call)
         current = chooser.choose(scores, current, number, connected)
         history.append(
             {
                 "round": number,
-                "rounds": len(steps),
-                "density": steps[number - 1],
+                "rounds": chooser.rounds,
+                "reached": chooser.reached,
+                "density": chooser.densities[chooser.reached - 1],
                 "kept": current.kept,
                 "emptied": [name for name, count in current.counts().items() if not count.kept],
                 "seconds": time.perf_counter() - began,
@@ -250,7 +257,8 @@ def _rounds(
         )
         if on_round is not None:
             on_round(history[-1], current)
-        advance()
+        advance(chooser.reached - reached)
+        reached = chooser.reached
     return current, history
 
 
@@ -325,10 +333,12 @@ def _scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tens
         _check_scores(result, problem.prunable)
     # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.
     scores = problem.processes.same({name: result[name].detach() for name in problem.prunable})
-    for name, score in scores.items():
-        if score.isnan().any():
+    # Least and greatest score of each weight, NaN where one is NaN, all brought to the CPU at once.
+    extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
+    for name, (least, _) in zip(scores, extremes, strict=True):
+        if math.isnan(least):
             raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
-    _doubt_extremes(problem, scores)
+    _doubt_extremes(problem, dict(zip(scores, extremes, strict=True)))
     return scores
 
 
@@ -344,16 +354,16 @@ def _check_scores(result: Any, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def _doubt_extremes(problem: Problem, scores: Mapping[str, Tensor]) -> None:
-    """Name the weights whose scores say nothing."""
+def _doubt_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:
+    """Name the weights whose scores say nothing, from the least and the greatest of each."""
     said: set[str] = problem.memo.setdefault("extremes", set())
     infinite, zero = [], []
-    for name, score in scores.items():
+    for name, found in extremes.items():
         if name in said:
             continue
-        if score.isinf().any():
+        if any(map(math.isinf, found)):
             infinite.append(name)
-        elif problem.round == 1 and not score.any() and _is_there(problem, name):
+        elif problem.round == 1 and not any(found) and _is_there(problem, name):
             zero.append(name)
     said.update(infinite, zero)
     if infinite:
@@ -425,9 +435,9 @@ class _bar:  # noqa: N801  (a context manager used like a function)
     def __init__(self, wanted: bool, total: int) -> None:
         self.wanted, self.total = wanted and total > 1, total
 
-    def __enter__(self) -> Callable[[], None]:
+    def __enter__(self) -> Callable[[int], None]:
         if not self.wanted:
-            return lambda: None
+            return lambda rounds: None
         state = random.getstate()  # rich draws from the global generator when it is first imported
         from rich.console import Console
         from rich.progress import Progress
@@ -437,7 +447,7 @@ class _bar:  # noqa: N801  (a context manager used like a function)
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
         self.progress.start()
         task = self.progress.add_task("pruning", total=self.total)
-        return lambda: self.progress.advance(task)
+        return lambda rounds: self.progress.advance(task, rounds)
 
     def __exit__(self, *_: object) -> None:
         if self.wanted:

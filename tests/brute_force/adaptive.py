@@ -1,0 +1,54 @@
+"""An adaptive schedule under one threshold, written out: lists sorted, sets compared."""
+
+import math
+from collections.abc import Callable
+
+__all__ = ["prune"]
+
+
+def prune(
+    score: Callable[[set[int], int], list[float]],
+    start: set[int],
+    size: int,
+    density: float,
+    rounds: int,
+    tolerance: float,
+) -> list[tuple[int, set[int]]]:
+    """Prune one vector of weights.
+
+    Args:
+        score: From the weights that are there and the number of the round to a score for each of all weights.
+        start: The weights that are there before the first round.
+        size: Number of all weights.
+        density: Share of all weights that is there after the last round.
+        rounds: Number of planned rounds.
+        tolerance: Share of the weights kept that may differ in a step.
+
+    Returns:
+        For every round that is made, the planned round that it reaches and the weights that are there after it.
+    """
+    first = len(start) / size
+
+    def number_after(planned: int) -> int:
+        share = density if planned == rounds else first * math.exp(math.log(density / first) * planned / rounds)
+        return round(share * size)
+
+    def best(scores: list[float], there: set[int], planned: int) -> set[int]:
+        return set(sorted(there, key=lambda weight: -scores[weight])[: number_after(planned)])
+
+    made: list[tuple[int, set[int]]] = []
+    reached, step, there, before = 0, 1, start, None
+    while reached != rounds:
+        scores = score(there, len(made) + 1)
+        if before is not None:
+            longest = min(2 * step, rounds - reached)
+            now, then = best(scores, there, reached + longest), best(before, there, reached + longest)
+            share = len(now - then) / len(now)
+            # The longest step whose part of the difference is tolerated, by trying all of them.
+            allowed = [k for k in range(1, longest + 1) if share * k <= tolerance * longest and tolerance > 0]
+            step = max([1, *allowed])
+        reached += step
+        there = best(scores, there, reached)
+        made.append((reached, there))
+        before = scores
+    return made
