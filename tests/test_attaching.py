@@ -1,7 +1,9 @@
 """Masks on models that train."""
 
 import copy
+import gc
 import io
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -229,3 +231,64 @@ def test_an_attached_model_pickles(model: nn.Sequential, mask: pathex.Mask) -> N
     assert holds(loaded, mask)
     loaded.load_state_dict(network().state_dict())
     assert holds(loaded, mask)
+
+
+def test_zeroes_replace_what_is_no_number_and_leave_every_other_bit(model: nn.Sequential, mask: pathex.Mask) -> None:
+    handle = pathex.attach(model, mask)
+    bad = torch.tensor([float("nan"), float("inf"), -0.0, 1e-42])
+    with torch.no_grad():
+        for name in mask:
+            weight = model.get_parameter(name)
+            weight.copy_(bad.repeat(weight.numel() // 4 + 1)[: weight.numel()].view(weight.shape))
+    before = {name: model.get_parameter(name).detach().clone().view(torch.int32) for name in mask}
+    handle.apply()
+    for name, entry in mask.items():
+        after = model.get_parameter(name).detach().view(torch.int32)
+        assert torch.equal(after[entry], before[name][entry]) and not after[~entry].any()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_layouts_dtypes_and_large_weights(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("pathex.attaching._LARGE", 200)  # the middle one is large
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 9, 3), nn.Conv2d(9, 4, 1), nn.Flatten(), nn.Linear(16, 3))
+    model.to(dtype).to(memory_format=layout)
+    kept = half_mask(model)
+    optimizer = sgd(model)
+    pathex.attach(model, kept, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(2, 2, 6, 6, dtype=dtype)).square().sum().backward()
+        for name, entry in kept.items():
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None and not gradient[~entry].any() and gradient[entry].any()
+        optimizer.step()
+    assert all(not model.get_parameter(name)[~entry].any() for name, entry in kept.items())
+
+
+def test_a_backward_pass_that_fails_does_not_break_the_next(model: nn.Sequential, mask: pathex.Mask) -> None:
+    pathex.attach(model, mask)
+
+    def fails(gradient: torch.Tensor) -> None:
+        raise RuntimeError("no gradient")
+
+    x = torch.randn(8, 1, 4, 4, requires_grad=True)
+    x.register_hook(fails)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        model(x).sum().backward()
+    model.zero_grad()
+    model(torch.randn(8, 1, 4, 4)).sum().backward()
+    assert all(not model.get_parameter(name).grad[~entry].any() for name, entry in mask.items())  # type: ignore[index]
+
+
+def test_an_attached_model_can_be_collected(model: nn.Sequential, mask: pathex.Mask) -> None:
+    network = copy.deepcopy(model)
+    optimizer = sgd(network)
+    handle = pathex.attach(network, mask, optimizer)
+    train(network, optimizer, 1)
+    known = weakref.ref(network), weakref.ref(network[0].weight)
+    del network, optimizer, handle
+    gc.collect()
+    assert known[0]() is None and known[1]() is None

@@ -30,6 +30,9 @@ class Images:
     test: Split
     image_size = 8
 
+    def on(self, device: torch.device) -> "Images":
+        return self
+
     def resized(self, pixels: Tensor) -> Tensor:
         return pixels
 

@@ -1,8 +1,10 @@
 """Masks on a model that trains: weights zeroed now and kept zero."""
 
 import copy
+import weakref
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +16,14 @@ from pathex.masks import Mask
 from pathex.prunable import is_sharded, own_module
 
 __all__ = ["Handle", "attach", "make_permanent"]
+
+_LARGE = 2**20
+"""Weights of a tensor that is worth a kernel of its own, and whose mask is kept in bytes."""
+
+_INTEGERS: Mapping[int, torch.dtype] = MappingProxyType(
+    {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64},
+)
+"""Integers by their size in bytes."""
 
 
 class Handle:
@@ -32,6 +42,7 @@ class Handle:
         self.mask = mask
         self._model = model
         self._removed = _removed(model, mask)
+        self._zeros = _Zeros()
         self._hooks: list[Any] = [model.register_load_state_dict_post_hook(self._reapply)]
         if optimizer is not None:
             self._hooks.append(optimizer.register_step_post_hook(self._reapply))
@@ -40,19 +51,22 @@ class Handle:
 
     def _watch(self, parameters: Mapping[str, Tensor]) -> None:
         """Zero the gradient of removed weights whenever it has been computed."""
+        gradients = _Gradients({name: self._removed[name] for name in parameters})
         for name, parameter in parameters.items():
             if parameter.requires_grad and parameter.is_leaf:
-                zero = partial(_zero_gradient, self._removed[name])
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(zero))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(gradients.computed, name)))
 
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the removed weights now."""
-        for name, removed in self._removed.items():
-            # Looked up each time: load_state_dict(assign=True) replaces parameters.
-            parameter = self._model.get_parameter(name)
-            self._removed[name] = _fitted(removed, parameter)
-            _fill(parameter, self._removed[name])
+        # Looked up each time: load_state_dict(assign=True) replaces parameters.
+        parameters = {name: self._model.get_parameter(name) for name in self._removed}
+        for name, parameter in parameters.items():
+            removed = _fitted(self._removed[name], parameter)
+            if not is_sharded(parameter) and removed.stride() != parameter.stride():
+                removed = torch.empty_like(parameter, dtype=torch.bool).copy_(removed)  # in the order of its memory
+            self._removed[name] = removed
+        self._zeros.fill(parameters, self._removed)
 
     def _reapply(self, *_: object) -> None:
         self.apply()
@@ -62,6 +76,7 @@ class Handle:
         twin = object.__new__(Handle)
         twin.mask, twin._model, twin._hooks = self.mask, memo.get(id(self._model), nn.Module()), []
         twin._removed = dict(self._removed) if id(self._model) in memo else {}
+        twin._zeros = _Zeros()
         # Copied here, a parameter is the same one that the copied module gets.
         twin._watch({name: copy.deepcopy(self._model.get_parameter(name), memo) for name in twin._removed})
         return twin
@@ -73,9 +88,77 @@ class Handle:
         self._hooks.clear()
 
 
-def _zero_gradient(removed: Tensor, parameter: Tensor) -> None:
-    if parameter.grad is not None:
-        _fill(parameter.grad, _fitted(removed, parameter.grad))
+class _Gradients:
+    """Zeroes gradients of removed weights as soon as the backward pass that computes them is over.
+
+    It knows neither the handle nor the model: the hooks of a parameter keep alive what they know, and the collector
+    does not see it.
+    """
+
+    def __init__(self, removed: Mapping[str, Tensor]) -> None:
+        self._removed, self._zeros = removed, _Zeros()
+        self._pass = _NO_PASS
+        self._ready: dict[str, weakref.ref[Tensor]] = {}
+
+    def computed(self, name: str, parameter: Tensor) -> None:
+        """Take note of a parameter whose gradient has just been computed."""
+        if parameter.grad is None:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # At once: it is about to be sent to other processes.
+            _fill(parameter.grad, _fitted(self._removed[name], parameter.grad))
+            return
+        # The number tells this pass from one before that ended in an error.
+        if (number := torch._C._current_graph_task_id()) != self._pass:
+            self._pass, self._ready = number, {}
+            torch.autograd.Variable._execution_engine.queue_callback(self._over)
+        self._ready[name] = weakref.ref(parameter)
+
+    @torch.no_grad()
+    def _over(self) -> None:
+        ready, self._pass, self._ready = self._ready, _NO_PASS, {}
+        parameters = {name: known() for name, known in ready.items()}
+        found = {name: each.grad for name, each in parameters.items() if each is not None and each.grad is not None}
+        self._zeros.fill(found, {name: _fitted(self._removed[name], each) for name, each in found.items()})
+
+
+class _Zeros:
+    """Zeroes entries of many tensors at once.
+
+    Small tensors are multiplied by zeros and ones, all of them in one call, as the integers that their bits are: what
+    stays is unchanged in every bit, and what is removed is zero even where it was no number.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def fill(self, tensors: Mapping[str, Tensor], removed: Mapping[str, Tensor]) -> None:
+        """Zero what is removed.
+
+        Args:
+            tensors: The tensors, changed in place.
+            removed: True where an entry is removed, on their devices; more names than tensors are allowed.
+        """
+        small = [name for name, tensor in tensors.items() if _joins(tensor)]
+        for name, tensor in tensors.items():
+            if not _joins(tensor):
+                _fill(tensor, removed[name])
+        if small:
+            bits = [tensors[name].detach().view(_INTEGERS[tensors[name].element_size()]) for name in small]
+            kept = [self._ones(name, removed[name], each) for name, each in zip(small, bits, strict=True)]
+            torch._foreach_mul_(bits, kept)
+
+    def _ones(self, name: str, removed: Tensor, like: Tensor) -> Tensor:
+        """One where an entry stays and zero where not, in the form of a tensor."""
+        known = self._kept.get(name)
+        if known is None or known[0] is not removed or known[1].dtype != like.dtype or known[1].device != like.device:
+            known = self._kept[name] = (removed, torch.empty_like(like).copy_(~removed))
+        return known[1]
+
+
+def _joins(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return plain and tensor.numel() < _LARGE and tensor.element_size() in _INTEGERS
 
 
 def _fitted(removed: Any, tensor: Any) -> Tensor:
@@ -98,6 +181,10 @@ def _fill(tensor: Any, removed: Any) -> None:
     if is_sharded(tensor):
         tensor, removed = tensor.to_local(), removed.to_local()
     tensor.masked_fill_(removed, 0)
+
+
+_NO_PASS = -1
+"""In place of the number of a backward pass."""
 
 
 def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:

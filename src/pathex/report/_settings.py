@@ -26,7 +26,7 @@ EARLIER: Mapping[str, Any] = MappingProxyType(
 """Settings that folders of earlier versions do not have, with the values that these folders stand for."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
-_OF_PLACE = frozenset({"out", "device", "logger"})
+_OF_PLACE = frozenset({"out", "device", "logger", "capture"})
 _WITHOUT_EFFECT = _OF_PLACE | {"devices", "strategy", "memory", "strict"}
 _OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
 _OF_PRUNING = _OF_METHOD | {

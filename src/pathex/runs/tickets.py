@@ -14,7 +14,7 @@ from pathex.mask_files import read_allocation, read_mask
 from pathex.masks import Mask
 from pathex.pruning import PruneResult, default_rounds, prune
 from pathex.runs.config import RunConfig, TicketConfig
-from pathex.tasks import Task, build
+from pathex.tasks import Load, Task, build
 from pathex.train import TrainOptions
 
 __all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "start_mask", "train_options"]
@@ -23,12 +23,13 @@ OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
 
 
-def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
+def build_task(config: TicketConfig, validation: float = 0.0, load: Load | None = None) -> Task:
     """The network and the images of the settings.
 
     Args:
         config: The settings.
         validation: Fraction of the training images held out.
+        load: Loads data by name and options; None is ``pathex.data.load``.
 
     Returns:
         The task.
@@ -43,6 +44,7 @@ def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
         model_options=config.model_options,
         data_options=config.data_options,
         task_options=config.task_options,
+        load_data=load,
     )
 
 
@@ -106,7 +108,7 @@ def find_ticket(
         memory=config.memory,
         strict=config.strict,
         progress=False,
-        on_round=lambda row, mask: on_round({"round": row["round"], "rounds": rounds, "density": mask.density}),
+        on_round=lambda row, mask: on_round({"round": row["reached"], "rounds": rounds, "density": mask.density}),
         **config.method_options,
     )
     result.mask.metadata |= {"allocation": described(allocation), "start_mask": config.start_mask}

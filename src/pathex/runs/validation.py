@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pathex import dynamic, scores
+from pathex import dynamic, schedule, scores
 from pathex.choosing import BUDGETS
 from pathex.data import AUGMENTATIONS, Augmentation
 from pathex.errors import InvalidInput, UnknownName
@@ -17,9 +17,8 @@ from pathex.runs._small_dense import check_options
 from pathex.runs._stages import DENSE, SANITY, TRAINED
 from pathex.runs.config import RunConfig, TicketConfig
 from pathex.runs.tickets import OWN_ZEROS
-from pathex.schedule import SCHEDULES
 from pathex.tasks import LOSSES, kind
-from pathex.train import check_logger, check_machine
+from pathex.train import CAPTURES, check_logger, check_machine
 
 __all__ = ["check_config", "check_ticket"]
 
@@ -86,6 +85,7 @@ def check_config(config: RunConfig) -> None:
     _check_augmentation(config)
     _check_name("loss", config.loss, LOSSES)
     _check_name("sanity", config.sanity, SANITY)
+    _check_name("capture", config.capture, CAPTURES)
     _check_name("dynamic", config.dynamic, ("none", *dynamic.METHODS))
     for name in ("augment_options", "dynamic_options"):
         _check_plain(name, getattr(config, name))
@@ -150,7 +150,7 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     _check_ranges(config, _TICKET)
     _check_method(config.method, others)
     _check_name("budget", config.budget, BUDGETS)
-    _check_name("schedule", config.schedule, SCHEDULES)
+    _check_schedule(config)
     _check_allocation(config.allocation)
     _check_start_mask(config.start_mask)
     check_machine(config.device)
@@ -164,6 +164,16 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
             method.check(config.method_options)
         else:
             scores.check_call(method, config.method_options)
+
+
+def _check_schedule(config: TicketConfig) -> None:
+    name, _ = schedule.read_schedule(config.schedule)
+    schedule.check_options(config.schedule, config.method_options)
+    if name == schedule.ADAPTIVE and config.method in TRAINED:
+        raise InvalidInput(
+            f"schedule is {config.schedule!r} with method {config.method!r}, whose levels are planned ahead; "
+            "allowed: exponential, linear"
+        )
 
 
 def _check_method(method: str, others: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What carries out the runs of a sweep: one small interface, two kinds."""
+"""What carries out the runs of a sweep: one small interface, three kinds."""
 
 import os
 from abc import ABC, abstractmethod
@@ -9,7 +9,10 @@ from pathex.runs.config import RunConfig
 from pathex.sweep.config import SweepConfig
 from pathex.sweep.work import Job, Message
 
-__all__ = ["Executor", "Share", "create", "processors", "share"]
+__all__ = ["TOGETHER", "Executor", "Share", "create", "processors", "share"]
+
+TOGETHER = 12
+"""Runs at a time in one process, where nothing else is asked for."""
 
 
 class Executor(ABC):
@@ -106,7 +109,14 @@ def create(config: SweepConfig, runs: Iterable[RunConfig]) -> Executor:
         return RayExecutor(config.concurrent, config.threads, gpu=gpu, address=config.address)
     import torch
 
+    gpus = torch.cuda.device_count() if gpu else 0
+    if config.executor == "together":
+        from pathex.sweep.together import TogetherExecutor
+
+        device = torch.device("cuda", torch.cuda.current_device()) if gpus else None
+        # One run at a time is on the CPU; there the number of threads decides the last bits, as in `share`.
+        threads = config.threads or (processors() if gpus else 1)
+        return TogetherExecutor(config.concurrent or TOGETHER, threads, device)
     from pathex.sweep.local import LocalExecutor
 
-    gpus = torch.cuda.device_count() if gpu else 0
     return LocalExecutor(share(config.concurrent, config.threads, gpus, processors()))

@@ -56,7 +56,7 @@ def plan(config: SweepConfig) -> Plan:
         made = reader.run(reader.over(common, entry, place), place, config.out)
         entries += 1
         if (name := run_name(made)) not in runs:
-            _check(made, place)
+            _check(made, place, config.executor)
             runs[name] = made
     return Plan(runs, entries - len(runs))
 
@@ -102,7 +102,11 @@ def _size(place: str, grid: Any) -> int:
     return math.prod(len(values) for values in grid.values())
 
 
-def _check(run: RunConfig, place: str) -> None:
+def _check(run: RunConfig, place: str, executor: str) -> None:
+    if executor == "together" and run.logger == "wandb":
+        raise InvalidInput(
+            f"{place}: logger 'wandb' writes one run a process; allowed with executor 'together': others"
+        )
     if run.devices != 1:
         raise InvalidInput(f"{place}: devices is {run.devices}; allowed in a sweep: 1, one device for each run")
     try:

@@ -5,10 +5,10 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.errors import UnknownName
-from pathex.tasks._task import LOSSES, Task
+from pathex.tasks._task import LOSSES, Load, Task
 from pathex.tasks.classification import Classification, build_classification
 
-__all__ = ["LOSSES", "TASKS", "Classification", "Task", "build", "build_classification"]
+__all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "build_classification"]
 
 TASKS = ("auto", "classification", "segmentation", "transfer")
 """Tasks by name; ``auto`` follows from the data."""
@@ -30,8 +30,8 @@ def build(task: str, model: str, data: str, **options: Any) -> Task:
         task: One of :data:`TASKS`.
         model: Name of a model.
         data: Name of a data set.
-        **options: ``seed``, ``weights``, ``validation``, ``model_options``, ``data_options`` and ``task_options``; see
-            :func:`build_classification`.
+        **options: ``seed``, ``weights``, ``validation``, ``model_options``, ``data_options``, ``task_options`` and
+            ``load_data``; see :func:`build_classification`.
 
     Returns:
         The task; nothing is written.

@@ -14,10 +14,13 @@ from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.train import Batches, Events, Prepare, TrainOptions, evaluate, fit
 
-__all__ = ["LOSSES", "Task", "create_network"]
+__all__ = ["LOSSES", "Load", "Task", "create_network"]
 
 LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
+
+Load = Callable[..., Any]
+"""Loads data as ``pathex.data.load`` does, which several runs may want to do once."""
 
 
 _BATCH = 256

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pathex.data import ImageData, PruningSet, load, pruning_set
 from pathex.errors import InvalidInput
 from pathex.tasks._building import about, compare_normalisation, failure, part_of, training_rows
-from pathex.tasks._task import Task, create_network
+from pathex.tasks._task import Load, Task, create_network
 from pathex.train import Batches, Feed
 
 __all__ = ["Classification", "build_classification", "squared_error"]
@@ -156,6 +156,7 @@ def build_classification(
     model_options: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
     task_options: Mapping[str, Any] | None = None,
+    load_data: Load | None = None,
 ) -> Classification:
     """Load the data and build the network.
 
@@ -170,6 +171,7 @@ def build_classification(
         model_options: Options of the model's factory.
         data_options: Options of the data set.
         task_options: Must be empty: classification has none.
+        load_data: Loads the data; None is ``pathex.data.load``.
 
     Returns:
         The task; nothing is written.
@@ -180,7 +182,7 @@ def build_classification(
     """
     if task_options:
         raise InvalidInput(f"option {next(iter(task_options))!r} of task 'classification': it has no options")
-    images = load(data, **(data_options or {}))
+    images = (load_data or load)(data, **(data_options or {}))
     if not isinstance(images, ImageData):
         raise InvalidInput(f"data {data!r} has a label for each pixel; task 'classification' needs one for each image")
     create = partial(create_network, model, images.num_classes, images.in_channels, options=model_options or {})

@@ -16,7 +16,7 @@ from pathex.errors import InvalidInput, UnknownName
 from pathex.tasks._building import about, compare_normalisation, part_of, training_rows
 from pathex.tasks._pair_feed import EVALUATIONS, PairFeed
 from pathex.tasks._sliding import SlidingWindow
-from pathex.tasks._task import Task, create_network
+from pathex.tasks._task import Load, Task, create_network
 from pathex.train import Batches, evaluate
 from pathex.train.batching import cut_batches
 
@@ -242,6 +242,7 @@ def build_segmentation(
     model_options: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
     task_options: Mapping[str, Any] | None = None,
+    load_data: Load | None = None,
 ) -> Segmentation:
     """Load the data and build the network.
 
@@ -258,6 +259,7 @@ def build_segmentation(
         task_options: ``crop``, the side of the window in pixels (513); ``evaluation``, ``full`` (whole images by
             overlapping windows, the default) or ``crop``; ``stride`` of the windows of a full evaluation (two thirds
             of the crop).
+        load_data: Loads the data; None is ``pathex.data.load``.
 
     Returns:
         The task; nothing is written.
@@ -267,7 +269,7 @@ def build_segmentation(
             for each class and pixel.
     """
     crop, evaluation, stride = _options(task_options or {})
-    images: Any = load(data, **(data_options or {}))
+    images: Any = (load_data or load)(data, **(data_options or {}))
     if not isinstance(images, SegmentationData):
         raise InvalidInput(f"data {data!r} has one class an image; task 'segmentation' needs label maps: voc2012")
     # An image shows several classes: nothing to keep in proportion.

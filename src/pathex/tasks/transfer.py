@@ -15,7 +15,7 @@ from pathex.data import ImageData, PruningSet, load
 from pathex.errors import InvalidInput
 from pathex.tasks._building import about, compare_normalisation, failure, training_rows
 from pathex.tasks._linear_head import Head, fit_head, head_layer, install_head, linear
-from pathex.tasks._task import Task, create_network
+from pathex.tasks._task import Load, Task, create_network
 from pathex.tasks._transfer_options import TransferOptions, images_of, transfer_options
 from pathex.tasks.classification import Classification
 from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format, replacing
@@ -375,6 +375,7 @@ def build_transfer(
     model_options: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
     task_options: Mapping[str, Any] | None = None,
+    load_data: Load | None = None,
 ) -> Transfer:
     """Load the data, split their classes into tasks, and build the network.
 
@@ -392,6 +393,7 @@ def build_transfer(
             JSON file with one; ``task_seed`` of the split into a number of tasks (0); ``source``, the number of the
             task that the network is pruned on (0); ``targets``, numbers of those it then learns (all others);
             ``alpha``, the penalty of the ridge regression (1); ``head``, ``fixed`` or ``trained``.
+        load_data: Loads the data; None is ``pathex.data.load``.
 
     Returns:
         The task; nothing is written, and the head is fitted when the pruning set is drawn.
@@ -399,7 +401,7 @@ def build_transfer(
     Raises:
         InvalidInput: If an option, the data or the network cannot be used.
     """
-    images: Any = load(data, **(data_options or {}))
+    images: Any = (load_data or load)(data, **(data_options or {}))
     if not isinstance(images, ImageData):
         raise InvalidInput(f"data {data!r} has no class for each image, which task 'transfer' needs")
     options = transfer_options(task_options or {}, images)

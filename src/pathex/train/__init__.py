@@ -15,9 +15,11 @@ from pathex.train.loop import (
 )
 from pathex.train.machine import PRECISIONS, check_machine, fabric, is_first_process
 from pathex.train.seeding import epoch_generator, epoch_seed
+from pathex.train.stepping import CAPTURES
 from pathex.train.tracking import check_logger
 
 __all__ = [
+    "CAPTURES",
     "PRECISIONS",
     "Batches",
     "Companion",

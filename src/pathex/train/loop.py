@@ -5,7 +5,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from pathex.errors import PathexError
+from pathex.errors import InvalidInput, PathexError
+from pathex.layout import breaks_channels_last
 from pathex.prunable import is_sharded
 from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
+from pathex.train.measuring import Collected, LossWatch
 from pathex.train.seeding import epoch_seed
 from pathex.train.sharding import like, whole
+from pathex.train.stepping import CapturedStep, EagerStep, Step, obstacle
 
 __all__ = [
     "Batches",
@@ -86,7 +88,6 @@ Prepare = Callable[[nn.Module, Optimizer], object]
 """Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
-_NARROW = 16
 
 
 class TrainingDiverged(PathexError, ArithmeticError):
@@ -118,6 +119,8 @@ class TrainOptions:
             those of its own images, and the stored ones are the first device's.
         start: Epochs that count as done: learning rate, order and augmentation begin after them.
         keep: Epochs after which the network is kept as ``epoch-N.ckpt`` beside ``last.ckpt``.
+        capture: Whether a step is captured in a CUDA graph and replayed: ``auto`` (where that is possible), ``always``
+            (an error where it is not) or ``never``.
         seed: Seed of order, augmentation and dropout.
     """
 
@@ -139,6 +142,7 @@ class TrainOptions:
     sync_batchnorm: bool = False
     start: int = 0
     keep: tuple[int, ...] = ()
+    capture: str = "auto"
     seed: int = 0
 
 
@@ -173,14 +177,7 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     if any(is_sharded(parameter) for parameter in model.parameters()):
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    narrow = any(
-        isinstance(module, nn.Conv2d)
-        and set(module.kernel_size) == {1}
-        and max(module.stride) > 1
-        and module.in_channels < _NARROW
-        for module in model.modules()
-    )
-    return torch.contiguous_format if on_cpu and narrow else torch.channels_last
+    return torch.contiguous_format if on_cpu and breaks_channels_last(model) else torch.channels_last
 
 
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
@@ -235,16 +232,18 @@ def fit(
         model: The network; it is trained in place.
         feed: Training batches.
         options: Learning rate, epochs, seed.
-        fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
+        fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers. Its callbacks hear of
+            ``on_step_end`` after every step.
         loss: Mean loss of ``(outputs, targets)`` over the images.
-        metric: A torchmetrics metric of ``(outputs, targets)``.
+        metric: A torchmetrics metric of ``(outputs, targets)``; it may see several batches as one.
         folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
         validation: Batches to measure on after each epoch.
         metric_name: Name of the metric in the rows.
         groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
         prepare: Called with the network and its optimizer on the device before the first step, to attach a mask.
             Returns None, or an object whose ``state_dict`` belongs in the checkpoint.
-        on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
+        on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events, and ``uncaptured`` {reason}
+            where the steps on a GPU are not captured.
 
     Returns:
         The network as Fabric runs it (devices and precision), and one row for each epoch: ``epoch``, ``train_loss``,
@@ -258,6 +257,7 @@ def fit(
         if loop.resume() and on_event is not None:
             on_event("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
         measure = _Measure(loss, metric.to(device), metric_name)
+        loop.choose_step(measure, on_event)
         while loop.epoch < options.epochs:
             row = loop.train_epoch(feed, measure, on_event)
             if validation is not None:
@@ -295,6 +295,8 @@ class _Loop:
         model.to(memory_format=memory_format(model))
         self.model = fabric.setup_module(model)
         self._layout = memory_format(model)
+        # All weights in one kernel, which can be captured; sharded ones know no such kernel.
+        self._fused = (fabric.device.type == "cuda" and fabric.world_size == 1) or None
         self._optimizer = torch.optim.SGD(
             # Looked up by name: sharding puts other parameters in their place.
             [
@@ -305,6 +307,7 @@ class _Loop:
             momentum=options.momentum,
             nesterov=options.nesterov,
             weight_decay=options.weight_decay,
+            fused=self._fused,
         )
         milestones = milestone_epochs(options.epochs, options.milestones)
         self._scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, options.gamma)
@@ -346,6 +349,44 @@ class _Loop:
             for number, kept in optimizer["state"].items()
         }
         self._optimizer.load_state_dict({**optimizer, "state": momenta})
+        for group in self._optimizer.param_groups:
+            group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
+
+    def choose_step(self, measure: _Measure, on_event: Events | None) -> None:
+        """Decide how steps are carried out.
+
+        Args:
+            measure: Loss and metric.
+            on_event: Hears of it where the steps on a GPU are not captured.
+
+        Raises:
+            InvalidInput: If they are to be captured always, and cannot be.
+        """
+        self._collected = Collected(measure.metric.update)
+        eager = EagerStep(
+            self.model,
+            self.optimizer,
+            measure.loss,
+            self._collected,
+            fabric=self.fabric,
+            layout=self._layout,
+            accumulate=self.options.accumulate,
+        )
+        self._step: Step = eager
+        self._watch = LossWatch(eager.total)
+
+        def tell(reason: str) -> None:
+            if self.options.capture == "always":
+                raise InvalidInput(f"capture is 'always', but {reason}; allowed: auto, never")
+            if self.fabric.device.type == "cuda" and on_event is not None:
+                on_event("uncaptured", {"reason": reason})
+
+        if self.options.capture != "never":
+            reason = obstacle(self.fabric, self.options.accumulate, self._companion)
+            if reason is None:
+                self._step = CapturedStep(eager, self._optimizer, tell=tell)
+            else:
+                tell(reason)
 
     def train_epoch(self, feed: Batches, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
         self._started = last = time.monotonic()
@@ -353,22 +394,23 @@ class _Loop:
         # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
         torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
         measure.metric.reset()
+        self._collected.clear()
         self._begin_training()
-        # Sums over this process's images: of the loss, and of ones.
-        totals = torch.zeros(2, device=self.fabric.device, dtype=torch.float64)
+        self._step.total.zero_()
+        self._step.images = 0
         for step, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
-            self.optimizer.zero_grad()
-            totals += self._gradient(inputs, targets, measure)
-            self.optimizer.step()
-            # Reading the loss makes a GPU wait, so it is done as seldom as progress is shown.
+            self._step(inputs, targets)
+            self.fabric.call("on_step_end")
             if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_STEP_EVENTS:
                 last = now
                 if self.fabric.world_size == 1:  # several have to stop together, at the end of the epoch
-                    self._check(float(totals[0]), number)
+                    self._check(self._watch.read(), number)
                 if on_event is not None:
                     position = {"epoch": number, "epochs": self.options.epochs, "step": step, "steps": feed.batches}
                     on_event("step", position)
-        total, images = self._summed(totals).tolist()
+        self._collected.flush()
+        sums = torch.stack([self._step.total, self._step.total.new_tensor(self._step.images)])
+        total, images = self._summed(sums).tolist()
         self._check(total, number)
         self._share_buffers()
         return {
@@ -378,53 +420,10 @@ class _Loop:
             "lr": self._scheduler.get_last_lr()[0],
         }
 
-    def _gradient(self, inputs: Tensor, targets: Tensor, measure: _Measure) -> Tensor:
-        """Add the gradient of the mean loss over a batch, in parts.
-
-        Args:
-            inputs: This process's share of the batch.
-            targets: Its targets.
-            measure: Loss and metric.
-
-        Returns:
-            Sum of the loss over these images and their number, float64 (2,).
-        """
-        count = len(inputs)
-        total = torch.zeros((), device=inputs.device, dtype=torch.float64)
-        everyone = self._mean_share(count)
-        number = self._parts(everyone)
-        shares = zip(inputs.tensor_split(number), targets.tensor_split(number), strict=True)
-        for step, (part, wanted) in enumerate(shares, 1):
-            with self._unsynchronised(step < number):
-                outputs = self.model(part.contiguous(memory_format=self._layout))
-                loss = measure.loss(outputs, wanted)
-                self.fabric.backward(loss * (len(part) / everyone))
-            total += loss.detach() * len(part)
-            measure.metric.update(outputs.detach(), wanted)
-        return torch.stack([total, total.new_tensor(count)])
-
-    def _mean_share(self, count: int) -> Tensor | float:
-        """Images in the mean share of a batch: processes join gradients by their mean, as if all shares were equal."""
-        if self.fabric.world_size == 1:
-            return count
-        images = torch.tensor(float(count), device=self.fabric.device, dtype=torch.float64)
-        return self._summed(images) / self.fabric.world_size
-
-    def _parts(self, images: Tensor | float) -> int:
-        """Parts of a step, from the mean number of images in a share: as many in every process, and none empty."""
-        wanted = self.options.accumulate
-        return 1 if wanted == 1 else max(1, min(wanted, int(images)))
-
     def _summed(self, values: Tensor) -> Tensor:
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(values)  # Fabric's own leaves the dtype
         return values
-
-    def _unsynchronised(self, wanted: bool) -> AbstractContextManager[None]:
-        if self.fabric.world_size == 1:
-            return nullcontext()
-        context: AbstractContextManager[None] = self.fabric.no_backward_sync(self.model, enabled=wanted)
-        return context
 
     def _share_buffers(self) -> None:
         """Give every process the statistics of the first, which the checkpoint holds: all measure the same network."""
@@ -462,8 +461,8 @@ class _Loop:
             for _ in range(self.options.start):
                 self._scheduler.step()
 
-    def _check(self, total: float, number: int) -> None:
-        if not math.isfinite(total):
+    def _check(self, total: float | None, number: int) -> None:
+        if total is not None and not math.isfinite(total):
             raise TrainingDiverged(
                 f"the training loss became {total} in epoch {number} with lr {self._scheduler.get_last_lr()[0]:g}; "
                 "a smaller lr or precision 32-true usually helps"

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,7 @@ def fabric(
     *,
     devices: int = 1,
     strategy: str = "auto",
+    callbacks: Sequence[object] = (),
 ) -> Any:
     """A Lightning Fabric, with its processes started.
 
@@ -76,6 +77,7 @@ def fabric(
         devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where ``torchrun`` or
             ``fabric run`` started none, :func:`pathex.train.launching.launched` has to be around this call.
         strategy: One of ``STRATEGIES``.
+        callbacks: Objects whose methods are called, such as ``on_step_end`` after each step of a training.
 
     Returns:
         The ``lightning_fabric.Fabric``; ``.device`` is the device that this process uses.
@@ -109,6 +111,7 @@ def fabric(
             TorchElasticEnvironment() if started else LightningEnvironment(),
             *([DoublePrecision()] if double else []),
         ],
+        callbacks=list(callbacks),
     )
     if wanted * nodes > 1:
         with _quiet():
