@@ -356,7 +356,7 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was(
     def fail(module: nn.Module, args: Any) -> None:
         nonlocal left
         left -= 1
-        if not left:
+        if left <= 0:
             raise RuntimeError("in the middle")
 
     model.get_submodule("blocks.2").register_forward_pre_hook(fail)

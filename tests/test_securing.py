@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -88,9 +89,10 @@ def test_each_layer_gets_its_best_weight_on_a_path() -> None:
     }
     everything = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
 
-    def keep(raised: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def keep(raised: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The three best of all."""
-        flat = torch.cat([raised[name].flatten() for name in scores])
+        first = forced or {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
+        flat = torch.cat([raised[name].masked_fill(first[name], math.inf).flatten() for name in scores])
         chosen = torch.zeros_like(flat, dtype=torch.bool)
         chosen[flat.argsort(descending=True, stable=True)[:3]] = True
         return {"0.weight": chosen[:6].view(3, 2), "2.weight": chosen[6:].view(1, 3)}
@@ -121,7 +123,7 @@ def test_what_cannot_be_read_is_left_to_the_scores() -> None:
     )
     scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}
     mask = {name: score > 0 for name, score in scores.items()}
-    assert securer.keep(scores, mask, lambda _: mask, count=16, last=True) is mask
+    assert securer.keep(scores, mask, lambda _, forced: mask, count=16, last=True) is mask
     assert not securer.reads
 
 

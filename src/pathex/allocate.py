@@ -3,9 +3,11 @@
 Counts are exact. Ties, also among zero or infinite scores, are broken by a seeded order.
 """
 
+import functools
+import itertools
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -36,61 +38,117 @@ _TRIALS = 64  # weights that `keep_connected` tries to drop in vain before it gi
 
 
 class _Pool:
-    """All scores as one vector, in the order of the names, with a seeded order that breaks ties."""
+    """All scores as one vector, in the order of the names, with a seeded order that breaks ties.
 
-    def __init__(self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], seed: int) -> None:
+    Scores are read layer by layer where they are; only those that are compared are brought together.
+    """
+
+    def __init__(
+        self,
+        scores: Mapping[str, Tensor],
+        allowed: Mapping[str, Tensor],
+        seed: int,
+        forced: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.scores = {name: score.detach().cpu() for name, score in scores.items()}
         self.shapes = {name: score.shape for name, score in scores.items()}
-        # Concatenation takes scores of several precisions to the highest of them.
-        self.flat = torch.cat([score.detach().flatten().cpu() for score in scores.values()])
+        ends = list(itertools.accumulate((shape.numel() for shape in self.shapes.values()), initial=0))
+        self.places = {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.shapes)}
+        self.size = ends[-1]
+        # Scores of several precisions are compared in the highest of them.
+        found = functools.reduce(torch.promote_types, [score.dtype for score in self.scores.values()])
+        self.dtype = torch.float32 if found is torch.bfloat16 else found  # which NumPy does not know
         self.allowed = self.vector(allowed)
+        self.forced = None if forced is None else self.vector(forced)
         self.seed = seed
 
     @cached_property
     def order(self) -> Tensor:
-        return torch.randperm(len(self.flat), generator=torch.Generator().manual_seed(self.seed))
+        kind = torch.int32 if self.size < 2**31 else torch.int64  # the same order in half of the memory
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed), dtype=kind)
 
     def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([entries[name].flatten().cpu() for name in self.shapes])
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = vector.split([shape.numel() for shape in self.shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {name: vector[place].view(self.shapes[name]) for name, place in self.places.items()}
 
-    def best(self, candidates: Tensor, count: int) -> Tensor:
-        """The ``count`` best candidates (all are bool vectors); ties go to the lower number in the order."""
+    def best(self, candidates: Tensor, count: int, layer: str | None = None) -> Tensor:
+        """The ``count`` best candidates, all forced ones first; ties go to the lower number in the order."""
+        order_of = (lambda: self.order) if layer is None else (lambda: self.order[self.places[layer]])
+        # All vectors are bool, of all layers or of one.
         if count <= 0:
             return torch.zeros_like(candidates)
-        values = self.flat.numpy()[np.flatnonzero(candidates.numpy())]
-        place = len(values) - count
-        threshold = float(np.partition(values, place)[place])
-        keep = candidates & (self.flat >= threshold)
-        if surplus := int(keep.count_nonzero()) - count:
-            ties = (keep & (self.flat == threshold)).nonzero().squeeze(1)
-            keep[ties[self.order[ties].argsort(descending=True)[:surplus]]] = False
-        return keep
+        first: Tensor | None = None
+        if self.forced is not None:
+            first = candidates & (self.forced if layer is None else self.forced[self.places[layer]])
+            count -= int(first.count_nonzero())
+            if count <= 0:
+                return _without(first, first, -count, order_of)
+            candidates = candidates & ~first
+        scores = self.scores if layer is None else {layer: self.scores[layer]}
+        keep, ties, surplus = _cut([score.flatten() for score in scores.values()], candidates, count, self.dtype)
+        keep = _without(keep, ties, surplus, order_of)
+        return keep if first is None else keep.logical_or_(first)
 
     def ranked(self, indices: Tensor) -> Tensor:
         """Indices from best to worst."""
         indices = indices[self.order[indices].argsort()]
-        return indices[self.flat[indices].argsort(descending=True, stable=True)]
+        flat = torch.cat([score.flatten().to(self.dtype) for score in self.scores.values()])
+        return indices[flat[indices].argsort(descending=True, stable=True)]
 
     def secured(self, at_least: Mapping[str, int] | None, count: int) -> Tensor:
         """The best weights of every layer that has a floor; refuses a ``count`` that cannot be had."""
         if count > int(self.allowed.count_nonzero()):
             raise InvalidInput(f"{count} weights are to be kept but only {int(self.allowed.count_nonzero())} are left")
         secured = torch.zeros_like(self.allowed)
-        begin = 0
-        for name, shape in self.shapes.items():
+        for name, place in self.places.items():
             if floor := (at_least or {}).get(name, 0):
-                here = torch.zeros_like(self.allowed)
-                here[begin : begin + shape.numel()] = self.allowed[begin : begin + shape.numel()]
-                secured |= self.best(here, min(floor, int(here.count_nonzero())))
-            begin += shape.numel()
+                here = self.allowed[place]
+                secured[place] = self.best(here, min(floor, int(here.count_nonzero())), name)
         if int(secured.count_nonzero()) > count:
             raise InvalidInput(
                 f"min_per_layer secures {int(secured.count_nonzero())} weights but only {count} are to be kept"
             )
         return secured
+
+
+def _cut(
+    scores: Sequence[Tensor], candidates: Tensor, count: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, int]:
+    """The candidates that reach the score of the ``count``-th best one, those of exactly that score, the surplus."""
+    here = candidates.split([len(score) for score in scores])
+    numbers = [int(part.count_nonzero()) for part in here]
+    if count >= sum(numbers):
+        return candidates.clone(), None, 0
+    values = torch.empty(sum(numbers), dtype=dtype)
+    for score, part, target in zip(scores, here, values.split(numbers), strict=True):
+        np.compress(part.numpy(), score.to(dtype).numpy(), out=target.numpy())
+    place = len(values) - count
+    values.numpy().partition(place)
+    threshold = values[place].item()
+    del values
+    keep, level = torch.empty_like(candidates), functools.partial(_reaching, scores, here, threshold, dtype)
+    for part, found in zip(keep.split([len(score) for score in scores]), level(torch.ge), strict=True):
+        part.copy_(found)
+    surplus = int(keep.count_nonzero()) - count
+    return keep, torch.cat(list(level(torch.eq))) if surplus else None, surplus
+
+
+def _reaching(
+    scores: Sequence[Tensor], candidates: Sequence[Tensor], threshold: float, dtype: torch.dtype, compare: Any
+) -> Iterator[Tensor]:
+    """Layer by layer the candidates whose score compares to a threshold."""
+    for score, part in zip(scores, candidates, strict=True):
+        yield compare(score.to(dtype), threshold).logical_and_(part)
+
+
+def _without(keep: Tensor, ties: Tensor | None, surplus: int, order: Callable[[], Tensor]) -> Tensor:
+    """What is kept without as many of the ties as are too many, those of the highest numbers in the order."""
+    if surplus and ties is not None:
+        tied = ties.nonzero().squeeze(1)
+        keep[tied[order()[tied].argsort(descending=True)[:surplus]]] = False
+    return keep
 
 
 def keep_best(
@@ -100,6 +158,7 @@ def keep_best(
     *,
     seed: int = 0,
     at_least: Mapping[str, int] | None = None,
+    forced: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Keep the ``count`` weights of highest score, all layers together.
 
@@ -109,13 +168,16 @@ def keep_best(
         count: How many weights to keep, at most the number of allowed ones.
         seed: Seed of the order that breaks ties.
         at_least: Name to a number of weights that the layer keeps in any case.
+        forced: Name to bool tensor: allowed weights that come before all others, whatever their score.
 
     Returns:
         Name to bool tensor on the CPU with exactly ``count`` True entries in all. More weights than there are, or
         floors above ``count``, raise `pathex.errors.InvalidInput`.
     """
-    pool = _Pool(scores, allowed, seed)
+    pool = _Pool(scores, allowed, seed, forced)
     secured = pool.secured(at_least, count)
+    if not secured.any():
+        return pool.named(pool.best(pool.allowed, count))
     return pool.named(secured | pool.best(pool.allowed & ~secured, count - int(secured.count_nonzero())))
 
 
@@ -204,7 +266,12 @@ def _grown(pool: _Pool, chosen: Tensor, count: int, alive: Callable[[Tensor], Te
 
 
 def keep_best_by_layer(
-    scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], counts: Mapping[str, int], *, seed: int = 0
+    scores: Mapping[str, Tensor],
+    allowed: Mapping[str, Tensor],
+    counts: Mapping[str, int],
+    *,
+    seed: int = 0,
+    forced: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Keep a given number of weights in each layer, those of highest score.
 
@@ -213,12 +280,13 @@ def keep_best_by_layer(
         allowed: Name to bool tensor: the weights to choose from.
         counts: Name to the number of weights that the layer keeps.
         seed: Seed of the order that breaks ties.
+        forced: Name to bool tensor: allowed weights that come before all others, whatever their score.
 
     Returns:
         Name to bool tensor on the CPU.
     """
     return {
-        name: keep_best({name: score}, allowed, counts[name], seed=seed + index)[name]
+        name: keep_best({name: score}, allowed, counts[name], seed=seed + index, forced=forced)[name]
         for index, (name, score) in enumerate(scores.items())
     }
 

@@ -1,6 +1,6 @@
 """From the scores of a round to the mask of that round: allocation, schedule, floors and budget together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from pathex.allocate import (
 )
 from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import Count, Mask
-from pathex.securing import Connected, Parts, Securer
+from pathex.securing import Connected, Keep, Parts, Securer
 
 __all__ = ["BUDGETS", "Chooser"]
 
@@ -148,7 +148,7 @@ class Chooser:
         self._before = {name: score.clone() for name, score in scores.items()}
         return self.reached + self._step
 
-    def _keeper(self, allowed: Mask, number: int, seed: int) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    def _keeper(self, allowed: Mask, number: int, seed: int) -> Keep:
         """What the allocation keeps of scores in a planned round, whether it lies on a path or not."""
         if self.final is not None:
             counts = self.final if number == self.rounds else self._counts(self._kept(number), number, allowed.counts())

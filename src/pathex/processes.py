@@ -191,6 +191,7 @@ class Processes:
             for name, term in self._in_turn(part, range(len(group))):
                 # Gradients of two weights may be one tensor, so the first is copied before others are added to it.
                 sums[name] = sums[name].add_(term) if name in sums else term.clone()
+            del part, term  # not beside the next one
         return sums
 
     def same(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

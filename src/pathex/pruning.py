@@ -21,7 +21,7 @@ from pathex.collapse import PruneReport, examine, listed, warn_of_collapse
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
-from pathex.paths import connectivity, roles, untouched
+from pathex.paths import on_paths, roles, untouched
 from pathex.processes import Group, processes_of
 from pathex.prunable import Selector, is_sharded, own_module, prunable_weights
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
@@ -191,8 +191,7 @@ def prune(
         min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
         model, weights = _whole_weights(model, ignore, prunable)
         output = options.get("output")
-        full = {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
-        start = Mask(full) if mask is None else mask
+        start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
         _check_mask(start, weights)
         chooser = Chooser(
             start,
@@ -235,15 +234,16 @@ def _rounds(
 ) -> tuple[Mask, list[dict[str, Any]]]:
     """The mask after all rounds, and the history."""
     history: list[dict[str, Any]] = []
-    current, reached = Mask(base.mask or {}), 0
+    current, reached = chooser.start, 0
 
     def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return connectivity(base.model, candidate, base.images[:1], output=output).effective
+        return on_paths(base.model, candidate, base.images[:1], output=output)
 
     while reached < chooser.rounds:
         began, number = time.perf_counter(), len(history) + 1
         scores = _scored(replace(base, mask=current, round=number), method_call)
         current = chooser.choose(scores, current, number, connected)
+        del scores  # not beside those of the next round
         history.append(
             {
                 "round": number,

@@ -4,11 +4,12 @@ In networks whose blocks begin faint beside their shortcut, one threshold for al
 query and key of an attention. A layer is looked at in its parts: weights of different roles may be fused into one.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,14 @@ Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Parts = Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]]
 """From a mask to the parts of each layer on paths: disjoint bool tensors in its shape."""
 
-Keep = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""From scores to the mask that an allocation keeps of them."""
+
+class Keep(Protocol):
+    """From scores to the mask that an allocation keeps of them; what is forced comes before all others."""
+
+    def __call__(
+        self, scores: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Tensor]: ...
+
 
 _ATTEMPTS = 4  # a weight that makes room may cut another part off
 _CHECKS = 1000  # of what is connected, in the rounds before the last and again in the last
@@ -54,6 +61,7 @@ class Securer:
     def __post_init__(self) -> None:
         self._checks = 0
         self._sizes: dict[str, list[int]] = {}
+        self._shapes: dict[str, torch.Size] = {}
 
     def keep(
         self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
@@ -72,23 +80,24 @@ class Securer:
         """
         if self.parts is None:
             self.parts = self._find(allowed)
+            self._shapes = {name: kept.shape for name, kept in allowed.items()}
             self._sizes = {name: [int(part.count_nonzero()) for part in parts] for name, parts in self.parts.items()}
-        chosen, floors = keep(self._raised(scores, None, count) if self.secured else scores), None
+        chosen, floors = keep(scores, forced=self._forced(None, count)), None
         if self._short(chosen, count):
             floors = self._floors(scores, allowed, count)
-            chosen = keep(self._raised(scores, floors, count))
+            chosen = keep(scores, forced=self._forced(floors, count))
         if not self.reads or not (last or any(map(_thin, chosen.values()))):
             return chosen
         if last:
             self._checks = 0
         for _ in range(_ATTEMPTS):
-            if self._checks > _CHECKS or self._forced(floors) > count:
+            if self._checks > _CHECKS or _count(self._in_any_case(floors)) > count:
                 break
             dead = self._dead(chosen)
             if not dead or not self._secure(scores, allowed, chosen, dead):
                 break
             floors = floors or self._floors(scores, allowed, count)
-            chosen = keep(self._raised(scores, floors, count))
+            chosen = keep(scores, forced=self._forced(floors, count))
         return chosen
 
     def _short(self, chosen: Mapping[str, Tensor], count: int) -> bool:
@@ -102,11 +111,24 @@ class Securer:
                     return True
         return False
 
-    def _forced(self, floors: Mapping[str, Tensor] | None) -> int:
-        """How many weights are kept in any case."""
-        none = torch.zeros(1, dtype=torch.bool)
-        names = set(floors or {}) | set(self.secured)
-        return _count({n: (floors or {}).get(n, none).flatten() | self.secured.get(n, none).flatten() for n in names})
+    def _in_any_case(self, floors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What is kept in any case, by the layers that have such weights."""
+        result = dict(self.secured)
+        for name, floor in (floors or {}).items():
+            result[name] = floor | result[name] if name in result else floor
+        return result
+
+    def _forced(self, floors: Mapping[str, Tensor] | None, count: int) -> Mapping[str, Tensor] | None:
+        """What comes before all other weights of every layer; what is more than there is room for does not."""
+        for wanted in (floors, None):
+            forced = self._in_any_case(wanted)
+            if _count(forced) <= count:
+                return self._whole(forced) if forced else None
+        return None
+
+    def _whole(self, forced: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        assert self.parts is not None
+        return {n: forced[n] if n in forced else torch.zeros(s, dtype=torch.bool) for n, s in self._shapes.items()}
 
     def _joins(self, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         self._checks += 1
@@ -128,33 +150,14 @@ class Securer:
         for share in (self.share * density, 0.0):
             floors = {}
             for name, parts in self.parts.items():
-                there = (allowed[name].cpu() & (scores[name].detach().cpu() > 0)).flatten()
+                score = scores[name].detach().cpu()
+                there = allowed[name].cpu() & (score > 0)
                 floors[name] = torch.zeros_like(there)
-                for part in parts:
-                    number = max(1, int(share * int(part.count_nonzero())))
-                    candidates = (there & part.flatten()).nonzero().squeeze(1)
-                    values = scores[name].detach().cpu().double().flatten()[candidates]
-                    floors[name][candidates[values.topk(min(number, len(values))).indices]] = True
+                for part, size in zip(parts, self._sizes[name], strict=True):
+                    floors[name] |= _best(score, there & part, max(1, int(share * size)))
             if _count(floors) <= count:
                 return floors
         return None
-
-    def _raised(
-        self, scores: Mapping[str, Tensor], floors: Mapping[str, Tensor] | None, count: int
-    ) -> Mapping[str, Tensor]:
-        """The scores, infinite where a weight is kept in any case; what is more than there is room for is not."""
-        finite = [float(score[score.isfinite()].max()) for score in scores.values() if score.isfinite().any()]
-        # A method's own infinite scores give way to what is kept in any case.
-        ceiling = 2 * max([abs(value) for value in finite] or [1.0]) or 1.0
-        scores = {name: score.nan_to_num(posinf=ceiling, neginf=-math.inf) for name, score in scores.items()}
-        for floor in (floors, None):
-            forced = {}
-            for name, score in scores.items():
-                none = torch.zeros(score.shape, dtype=torch.bool)
-                forced[name] = (none if floor is None else floor[name].view(score.shape)) | self.secured.get(name, none)
-            if _count(forced) <= count:
-                return {n: s.masked_fill(forced[n].to(s.device), math.inf) for n, s in scores.items()}
-        return scores
 
     def _dead(self, mask: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         assert self.parts is not None
@@ -226,6 +229,20 @@ def _needed(score: Tensor, kept: Tensor, on_path: Tensor, enough: Callable[[Tens
         needed[ranked[many - 1]] = True
         ranked = ranked[: many - 1]
     return needed.view(kept.shape)
+
+
+def _best(score: Tensor, candidates: Tensor, number: int) -> Tensor:
+    """The best candidates, all in the shape of the score; which of equal ones, `torch.topk` decides."""
+    count = int(candidates.count_nonzero())
+    if count <= number:
+        return candidates
+    values = np.compress(candidates.flatten().numpy(), score.flatten().numpy())
+    threshold = float(np.partition(values, count - number)[count - number])
+    best = (score >= threshold).logical_and_(candidates)
+    if int(best.count_nonzero()) > number:
+        best = torch.zeros(score.shape, dtype=torch.bool)
+        best.view(-1)[candidates.flatten().nonzero().squeeze(1)[torch.from_numpy(values).topk(number).indices]] = True
+    return best
 
 
 def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tensor) -> bool:

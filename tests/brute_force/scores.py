@@ -11,7 +11,16 @@ from brute_force.cases import masked, prunable
 from brute_force.expand import Graph
 from brute_force.paths import flow, saliency
 
-__all__ = ["px", "px_cvpr24", "px_literal", "synflow", "synflow_l2", "synflow_released"]
+__all__ = [
+    "px",
+    "px_cvpr24",
+    "px_literal",
+    "reused_px",
+    "reused_px_literal",
+    "synflow",
+    "synflow_l2",
+    "synflow_released",
+]
 
 Scores = dict[str, Tensor]
 Keep = dict[str, Tensor] | None
@@ -27,6 +36,21 @@ def px_literal(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str 
     """The open squared paths through a weight, times what the ones-network sends to their output."""
     theta = masked(model, mask)
     graph = Graph(model, x, theta, calibration=calibration)
+    ones = {name: torch.ones_like(entry) for name, entry in theta.items()} | (mask or {})
+    activation = flow(graph, "ones", x**2, ones).sum(0)
+    return saliency(graph, "open", torch.ones_like(x[:1]), theta, activation)
+
+
+def reused_px(model: nn.Module, x: Tensor, mask: Keep, recorded: Keep, calibration: str = "batch") -> Scores:
+    """As `px`, with gates and statistics of the network under an earlier mask."""
+    graph = Graph(model, x, masked(model, recorded), calibration=calibration)
+    return saliency(graph, "squared", x**2, masked(model, mask))
+
+
+def reused_px_literal(model: nn.Module, x: Tensor, mask: Keep, recorded: Keep, calibration: str = "batch") -> Scores:
+    """As `px_literal`, with gates and statistics of the network under an earlier mask."""
+    theta = masked(model, mask)
+    graph = Graph(model, x, masked(model, recorded), calibration=calibration)
     ones = {name: torch.ones_like(entry) for name, entry in theta.items()} | (mask or {})
     activation = flow(graph, "ones", x**2, ones).sum(0)
     return saliency(graph, "open", torch.ones_like(x[:1]), theta, activation)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.paths import Moments, calibrate, record, replay
+from pathex.paths._moments import moments_of
 from paths.oracle import assert_equal, draws, images, with_statistics
 
 
@@ -134,6 +135,31 @@ def test_moments_of_many_values_are_exact_to_the_precision_of_the_images(layout:
     torch.testing.assert_close(moments.var, x.double().var((0, 2, 3), unbiased=False), rtol=1e-7, atol=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 20])
+@pytest.mark.parametrize("shape", [(7, 3), (7, 3, 5), (7, 3, 5, 4), (7, 3, 2, 3, 2), (1, 3, 4, 4)], ids=str)
+def test_moments_are_those_of_all_values_of_a_channel(
+    shape: tuple[int, ...], chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two channels far from zero, with spreads a million times apart."""
+    monkeypatch.setattr("pathex.paths._moments._CHUNK", chunk)
+    scale, shift = (torch.tensor(v, dtype=dtype).view(3, *[1] * (len(shape) - 2)) for v in ([1, 1e-3, 1e3], [0, -5, 9]))
+    x = (images(*shape).to(dtype) * scale + shift).clone()
+    layouts = [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
+    values = x.double().transpose(0, 1).flatten(1)
+    for each in layouts:
+        before = each.clone()
+        mean, spread, count = moments_of(each)
+        assert torch.equal(each, before)
+        assert mean.dtype == spread.dtype == torch.float64
+        assert count == values.shape[1]
+        rounding = 1e-6 if dtype == torch.float32 else 1e-12
+        expected = (values - values.mean(1, keepdim=True)).square().sum(1)
+        torch.testing.assert_close(spread, expected, rtol=rounding, atol=0.0)
+        allowed = rounding * (expected / count).sqrt() + 1e-15 * values.abs().amax(1)
+        assert ((mean - values.mean(1)).abs() <= allowed).all()
+
+
 def test_a_variance_over_one_value_falls_back_to_the_stored_one() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
     model[1].running_var.copy_(torch.tensor([0.5, 2.0, 9.0]))
@@ -184,7 +210,7 @@ def test_moments_may_be_given() -> None:
     assert found.statistics == given
 
 
-@pytest.mark.filterwarnings("ignore:px is derived")
+@pytest.mark.filterwarnings("ignore:px is derived", "ignore:one image takes")
 def test_a_norm_of_a_constant_is_not_calibrated() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -88,6 +88,42 @@ def test_gates(gate: str, shape: tuple[int, ...]) -> None:
     assert_replays(Between(layer).double(), images(*shape, scale=4.0))
 
 
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu_": torch.relu_,
+    "relu, keyword": lambda z: F.relu(z, inplace=True),
+    "relu, method": lambda z: z.relu_(),
+    "relu6": lambda z: F.relu6(z, inplace=True),
+    "clamp": lambda z: z.clamp_(-1, 1),
+    "leaky, no slope": lambda z: F.leaky_relu(z, 0.0),
+    "leaky": lambda z: F.leaky_relu(z, 0.2),
+    "leaky_": lambda z: F.leaky_relu_(z, 0.2),
+    "leaky, steep": lambda z: F.leaky_relu(z, 3.0, inplace=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_gate_is_the_slope_times_what_arrives(name: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """Written out by the derivative of the function itself; and replays leave the recorded gates as they are."""
+    function = IN_PLACE[name]
+    model = Between(function).to(dtype)
+    x = images(2, 4, 3, 3, scale=4.0).to(dtype).contiguous(memory_format=layout)
+    z = x.detach().double().requires_grad_()
+    (slope,) = torch.autograd.grad(function(z.clone()).sum(), z)
+    recording = record(model, x)
+    arriving = images(2, 4, 3, 3, seed=5).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    before = arriving.detach().clone()
+    for _ in range(2):
+        out = replay(model, arriving, recording)
+        torch.testing.assert_close(out, (arriving * slope**2).to(dtype))
+        (back,) = torch.autograd.grad((out * out.detach()).sum(), arriving)
+        torch.testing.assert_close(back, (out * slope**2).to(dtype))
+        assert out.dtype == back.dtype == dtype
+        assert torch.equal(arriving, before)
+
+
 def test_a_gate_at_its_kink_is_closed() -> None:
     x = torch.tensor([[0.0, 6.0, 3.0]], dtype=torch.float64)
     model = Between(nn.ReLU6())

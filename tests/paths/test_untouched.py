@@ -1,5 +1,6 @@
 """A reading leaves the network, its input and torch as they were, and what surrounds it does not reach into it."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pathex
-from pathex.paths import calibrate, connectivity, record, replay, replay_open, survey, untouched
+from pathex.paths import calibrate, connectivity, layout_of, record, replay, replay_open, survey, untouched
 
 
 def _network(*extra: nn.Module) -> nn.Sequential:
@@ -40,6 +41,7 @@ READINGS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "survey": survey,
     "connectivity": lambda model, x: connectivity(model, {"1.weight": torch.ones(4, 2, 3, 3, dtype=torch.bool)}, x),
     "score": _score,
+    "layout": layout_of,
 }
 every_reading = pytest.mark.parametrize("name", READINGS)
 
@@ -95,7 +97,7 @@ def test_nothing_is_left_behind(name: str, fails: bool) -> None:
     model[1].bias.requires_grad_(False)
     x = _images()
     images, before = x.clone(), _state(model)
-    if fails:
+    if fails and name != "layout":  # which leaves it to the reading itself to fail
         with pytest.raises(RuntimeError, match="a network that fails"):
             READINGS[name](model, x)
     else:
@@ -135,6 +137,54 @@ def test_images_made_in_inference_mode_can_be_read() -> None:
     with torch.inference_mode():
         x = _images() + 0
     _assert_same(_score(model, _images()), _score(model, x))
+
+
+class _SwitchesMode(nn.Module):
+    """Puts another module in training mode, itself in evaluation mode, and stores and replaces tensors."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.others = [other]  # no submodule
+        self.kept = torch.zeros(3)
+        self.removed: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.others[0].train()
+        self.eval()
+        self.kept, self.removed, self.new = torch.ones(3), torch.ones(3), torch.ones(3)
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "raises"])
+def test_training_flags_come_back_one_by_one(fails: bool) -> None:
+    frozen = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    switch = _SwitchesMode(frozen)
+    model = nn.Sequential(frozen, switch, *([_Fails()] if fails else []), nn.Linear(3, 2))
+    model.eval()
+    model[0][1].train()
+    switch.train()
+    before = {name: module.training for name, module in model.named_modules()}
+    kept = switch.kept
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext(), untouched(model):
+        assert not any(module.training for module in model.modules())
+        model(torch.randn(4, 3))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert set(before.values()) == {False, True}
+    assert switch.kept is kept and switch.removed is None and not hasattr(switch, "new")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("training", [False, True])
+def test_flags_of_scripted_modules_come_back(training: bool) -> None:
+    model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))), nn.Linear(3, 2))
+    model.train(training)
+    model[0][1].train(not training)
+    before = [module.training for module in model.modules()]
+    x = torch.ones(2, 3)
+    with untouched(model):
+        assert not any(module.training for module in model.modules())
+        assert torch.equal(model(x), model(x))
+    assert [module.training for module in model.modules()] == before
 
 
 @pytest.mark.parametrize("precision", ["medium", "high"])

@@ -1,6 +1,7 @@
 """What must hold for scores whatever the network's numbers are."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import pathex
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.models.resnet import CifarResNet
+from pathex.prunable import prunable_weights
 
 PATH_METHODS = ["px", "px-literal", "synflow-l2"]
 
@@ -60,6 +62,7 @@ DELIVERIES: dict[str, Callable[[Tensor], tuple[Any, dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:one image takes")
 @pytest.mark.parametrize("method", PATH_METHODS)
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_delivery_of_the_images_does_not_matter(model: nn.Module, images: Tensor, method: str, delivery: str) -> None:
@@ -82,11 +85,13 @@ def test_a_tiny_budget_really_splits_the_images(
     chunks: list[int | None] = []
     record, calibrate = reader.record, reader.calibrate
     monkeypatch.setattr(reader, "record", lambda m, x, **kw: (sizes.append(len(x)), record(m, x, **kw))[1])
-    monkeypatch.setattr(reader, "calibrate", lambda m, x, **kw: (chunks.append(kw["chunk"]), calibrate(m, x, **kw))[1])
+    monkeypatch.setattr(
+        reader, "calibrate", lambda m, x, **kw: (chunks.append(kw.get("chunk")), calibrate(m, x, **kw))[1]
+    )
     pathex.score(model, "px", images)
     assert sizes == [12] and not chunks
-    pathex.score(model, "px", images, memory="20KB")
-    assert sizes[1:] == [1] * 12 and len(chunks) == 1 and 1 <= (chunks[0] or 0) < 12
+    pathex.score(model, "px", images, memory="12KB")
+    assert sizes[-12:] == [1] * 12 and 1 <= (chunks[-1] or 0) < 12
 
 
 @pytest.mark.parametrize("method", PATH_METHODS)
@@ -249,6 +254,16 @@ def test_random_layers_have_about_one_density(model: nn.Module, images: Tensor) 
     mask = pathex.prune(CifarResNet(8, width=8), "random", sparsity=0.5, data=images).mask
     for kept, size in mask.counts().values():
         assert abs(kept - size / 2) < 4 * (size / 4) ** 0.5 + 1
+
+
+@pytest.mark.parametrize("method", ["px", "px-literal", "synflow", "magnitude"])
+def test_what_a_mask_removed_need_not_be_finite(model: nn.Module, images: Tensor, method: str) -> None:
+    mask = pathex.Mask({name: torch.rand(w.shape) > 0.2 for name, w in prunable_weights(model).items()})
+    expected = pathex.score(model, method, images, mask=mask)
+    with torch.no_grad():
+        for number, (name, weight) in enumerate(prunable_weights(model).items()):
+            weight[~mask[name]] = (math.nan, math.inf, 0.0)[number % 3]
+    assert_equal(pathex.score(model, method, images, mask=mask), expected)
 
 
 def test_float32_agrees_with_float64(model: nn.Module, images: Tensor) -> None:

@@ -15,7 +15,7 @@ from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings
 from pathex.paths._readings import Coefficients, PerSample, Smooth
-from pathex.paths.connectivity import Connectivity, connectivity, roles
+from pathex.paths.connectivity import Connectivity, connectivity, on_paths, roles
 from pathex.paths.observing import Statistics, calibrate, forward
 from pathex.paths.passes import Recording, record, replay, replay_open
 from pathex.paths.scales import Footprint, Survey, read_scales, survey
@@ -35,6 +35,7 @@ __all__ = [
     "connectivity",
     "forward",
     "layout_of",
+    "on_paths",
     "read_scales",
     "record",
     "replay",

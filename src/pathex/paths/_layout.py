@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pathex.errors import PathexError
 from pathex.layout import is_narrow
@@ -15,29 +16,45 @@ from pathex.paths.passes import record, replay
 
 __all__ = ["layout_of"]
 
-_CONVOLUTIONS = frozenset(spellings("conv2d"))
+_CONVOLUTION = torch.ops.aten.convolution.default
+_STRIDED = frozenset(spellings("as_strided", "as_strided_"))
 
 
-class _Convolutions(Observe):
-    """Runs a network and looks at its convolutions."""
+class _Convolutions(TorchDispatchMode):
+    """Looks at the convolutions of a network however they are called, inside scripted modules too.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.seen, self.narrow = 0, False
+    Attributes:
+        number: How many there are.
+        narrow: Whether one must not run in channels last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number, self.narrow = 0, False
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is _CONVOLUTION and result.dim() == 4:
+            self.number += 1
+            weight, stride, transposed, groups = args[1], args[3], args[6], args[8]
+            # The weights of a transposed convolution have the gradient of a convolution of its output.
+            channels = (result if transposed else args[0]).shape[1]
+            self.narrow |= is_narrow(channels, weight.shape[2:], stride, groups)
+        return result
+
+
+class _Strides(Observe):
+    """The plain forward pass; sees whether the network itself counts on strides, which belong to a layout."""
+
+    counted_on: bool = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _CONVOLUTIONS:
-            self._look(*args, **(kwargs or {}))
+        self.counted_on |= func in _STRIDED
         return super().__torch_function__(func, types, args, kwargs)
-
-    def _look(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, *_: Any, **__: Any
-    ) -> None:
-        strides = (stride,) if isinstance(stride, int) else tuple(stride)
-        self.seen += 1
-        self.narrow |= is_narrow(input.shape[-3], tuple(weight.shape[2:]), strides)
 
 
 def layout_of(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> torch.memory_format:
@@ -49,11 +66,9 @@ def layout_of(model: nn.Module, x: Tensor, *, output: str | int | None = None) -
         output: Which of several outputs counts.
 
     Returns:
-        Channels last for convolutional networks in float32 on the CPU that run in it; others as they are. On the CPU
-        convolutions of few channels are then up to three times faster, above all backwards.
-
-    Raises:
-        RuntimeError: What the network itself raises, except where a view does not suit the layout.
+        Channels last for convolutional networks in float32 on the CPU that run in it; others as they are, also those
+        that raise: they do so again where somebody hears it. On the CPU convolutions of few channels are then up to
+        three times faster, above all backwards.
     """
     if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.contiguous_format
@@ -61,18 +76,19 @@ def layout_of(model: nn.Module, x: Tensor, *, output: str | int | None = None) -
     try:
         with untouched(model), torch.no_grad():
             tensors = tensors_of(model, None, x.dtype)
-            reading = _Convolutions(model, tensors)
-            with reading:
+            reading, convolutions = _Strides(model, tensors), _Convolutions()
+            with convolutions, reading:
                 run(model, tensors, reading.carry(few.clone()), output)
-        if reading.narrow or not reading.seen:
+        if reading.counted_on or convolutions.narrow or not convolutions.number:
             return torch.contiguous_format
+    except Exception:  # a view that this layout does not have, or whatever a network says to it
+        return torch.contiguous_format
+    try:
         recording = record(model, few, output=output)
         with torch.no_grad():
             replay(model, few, recording, output=output)
     except PathexError:  # what cannot be read as paths; the network itself ran
-        pass
-    except RuntimeError as error:
-        if "view" not in str(error) and "stride" not in str(error):
-            raise
-        return torch.contiguous_format  # a view that the other layout does not have
+        return torch.channels_last
+    except Exception:
+        return torch.contiguous_format
     return torch.channels_last

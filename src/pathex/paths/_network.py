@@ -42,7 +42,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_written_out_attention())
         if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        grads = torch.is_grad_enabled()  # leaving inference mode would switch gradients on
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grads))
         stored = [(module, module.training, dict(vars(module))) for module in modules]
         try:
             for module in modules:

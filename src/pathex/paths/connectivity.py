@@ -12,7 +12,7 @@ from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import Rule, is_in_place
 from pathex.paths.passes import _reached
 
-__all__ = ["Connectivity", "connectivity", "roles"]
+__all__ = ["Connectivity", "connectivity", "on_paths", "roles"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def connectivity(
     Returns:
         Effective weights, dead layers and dead channels.
     """
-    effective, _ = _effective(model, mask, x, output)
+    effective = on_paths(model, mask, x, output=output)
     dead_channels = {
         name: int((~_by_output_channel(model, name, used).any(1)).sum()) for name, used in effective.items()
     }
@@ -116,6 +116,23 @@ def connectivity(
     return Connectivity(
         effective, kept_total - sum(int(e.count_nonzero()) for e in effective.values()), dead_layers, dead_channels
     )
+
+
+def on_paths(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+) -> dict[str, Tensor]:
+    """The kept weights that lie on a path from an input to an output, and nothing about them.
+
+    Args:
+        model: The network; left as it was.
+        mask: Name to bool tensor, True = kept.
+        x: Any input ``(N, ...)``; only its shape counts.
+        output: Which of several outputs counts.
+
+    Returns:
+        For each masked weight a bool tensor on the CPU.
+    """
+    return _effective(model, mask, x, output)[0]
 
 
 def roles(
@@ -140,10 +157,12 @@ def roles(
     if leaving:
         passing.append(_effective(model, mask, x, output, values_only=True)[0])
         passing += [_effective(model, mask, x, output, role=role, leaving=leaving)[0] for role in (0, 1)]
-    found = {}
+    found: dict[str, list[Tensor]] = {}
     for name, used in whole.items():
-        code = sum((part[name].int() << bit for bit, part in enumerate(passing)), start=torch.zeros_like(used).int())
-        found[name] = [used & (code == value) for value in code[used].unique().tolist()]
+        parts = [used]
+        for passed in reversed(passing):  # in the order of the numbers whose bits say what passes
+            parts = [half for part in parts for half in (part & ~passed[name], part & passed[name])]
+        found[name] = [part for part in parts if part.any()]
     return found
 
 
@@ -154,9 +173,10 @@ def _effective(
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
     with untouched(model), torch.enable_grad():
-        ones = {name: torch.ones_like(p, dtype=dtype) for name, p in model.named_parameters() if p.is_floating_point()}
         kept = {name: m.to(device, dtype, copy=True).requires_grad_() for name, m in mask.items()}
-        own = tensors_of(model, {**{n: t.requires_grad_(False) for n, t in ones.items()}, **kept}, dtype)
+        others = {n: p for n, p in model.named_parameters() if n not in kept and p.is_floating_point()}
+        ones = {name: torch.ones_like(p, dtype=dtype, requires_grad=False) for name, p in others.items()}
+        own = tensors_of(model, {**ones, **kept}, dtype)
         reading = _Connect(model, own, None, (), "connected", **how)
         start = reading.carry(torch.ones_like(x[:1], dtype=dtype, device=device))
         with reading:
@@ -166,8 +186,8 @@ def _effective(
         if kept and isinstance(total, Tensor) and total.requires_grad:
             grads = torch.autograd.grad(total, list(kept.values()), allow_unused=True)
     effective = {}
-    for (name, weight), grad in zip(kept.items(), grads, strict=True):
-        used = torch.zeros_like(weight, dtype=torch.bool) if grad is None else (weight > 0) & (grad > 0)
+    for (name, entry), grad in zip(mask.items(), grads, strict=True):
+        used = torch.zeros_like(entry) if grad is None else entry.cpu() & (grad > 0).cpu()
         effective[name] = used.cpu()
     return effective, reading.leaving
 

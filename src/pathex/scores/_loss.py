@@ -28,7 +28,11 @@ def require_labels(reader: ModelReader, method: str) -> None:
 
 
 def loss_terms(
-    reader: ModelReader, tensors: Mapping[str, Tensor], statistics: Statistics, temperature: float = 1.0
+    reader: ModelReader,
+    tensors: Mapping[str, Tensor],
+    statistics: Statistics,
+    use: Callable[[Callable[[], Tensor]], object],
+    temperature: float = 1.0,
 ) -> Iterator[Callable[[], Tensor]]:
     """The mean loss over the whole pruning set as a sum of one term a batch.
 
@@ -39,6 +43,7 @@ def loss_terms(
         reader: How the network is run.
         tensors: Masked weights and other replaced parameters.
         statistics: What BatchNorm uses.
+        use: What each term is used for, which costs memory.
         temperature: The output is divided by it.
 
     Yields:
@@ -55,7 +60,8 @@ def loss_terms(
     whole = sum(_counted(reader, y) for _, y in reader.problem.batches if y is not None)
     if not whole:
         raise InvalidInput(f"every label is {IGNORED}, which stands for no class")
-    for x, y in reader.batches():
+    key = getattr(use, "__qualname__", "")
+    for x, y in reader.batches(lambda batch: use(partial(term, *batch)), key=key):
         if _counted(reader, y):
             yield partial(term, x, y)
 
@@ -98,7 +104,7 @@ def loss_gradient(
             grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         return dict(zip(weights, grads, strict=True))
 
-    return reader.problem.processes.summed(loss_terms(reader, tensors, statistics, temperature), part)
+    return reader.problem.processes.summed(loss_terms(reader, tensors, statistics, part, temperature), part)
 
 
 def require_second_derivatives(value: Tensor, method: str) -> None:

@@ -205,19 +205,34 @@ class Problem:
         images: Tensor = self._canonical[0]
         return images
 
-    def laid_out(self, output: str | int | None = None) -> Tensor:
-        """`images` in the layout of memory in which the network is read fastest.
+    def laid_out(self, layout: torch.memory_format) -> Tensor:
+        """`images` in a layout of memory.
+
+        Args:
+            layout: See `layout`.
+
+        Returns:
+            Images ``(N, ...)``.
+        """
+        if layout == torch.contiguous_format:
+            return self.images
+        if "laid out" not in self.memo:
+            self.memo["laid out"] = self.images.contiguous(memory_format=layout)
+        found: Tensor = self.memo["laid out"]
+        return found
+
+    def layout(self, output: str | int | None = None) -> torch.memory_format:
+        """The layout of memory in which the network is read fastest.
 
         Args:
             output: Which of several outputs counts.
 
         Returns:
-            Images ``(N, ...)``.
+            See `pathex.paths.layout_of`.
         """
-        if "laid out" not in self.memo:
-            layout = layout_of(self.model, self.images, output=output)
-            self.memo["laid out"] = self.images.contiguous(memory_format=layout)
-        found: Tensor = self.memo["laid out"]
+        if "layout" not in self.memo:
+            self.memo["layout"] = layout_of(self.model, self.images, output=output)
+        found: torch.memory_format = self.memo["layout"]
         return found
 
     @property
@@ -291,11 +306,26 @@ class Problem:
         result, device, dtype = {}, self.device, dtype or self.dtype
         for name, own in self.prunable.items():
             weight = (tensors or {}).get(name, own).detach().to(device, dtype)
-            # Products with bytes are many times faster than a choice by a bool tensor.
-            result[name] = (
-                weight.clone() if self.mask is None else weight * self.mask[name].to(device).view(torch.uint8)
-            )
+            if self.mask is None:
+                result[name] = weight.clone()
+                continue
+            keep = self.mask[name].to(device)
+            # Products with bytes are many times faster than a choice, but of what is not finite they leave NaN.
+            if name in self._not_finite:
+                result[name] = torch.where(keep, weight, torch.zeros_like(weight))
+            else:
+                result[name] = weight * keep.view(torch.uint8)
         return result
+
+    @property
+    def _not_finite(self) -> frozenset[str]:
+        """The prunable weights that may have entries that are not finite: their sum is not."""
+        if "not finite" not in self.memo:
+            sums = torch.stack([weight.detach().sum().to(self.device).isfinite() for weight in self.prunable.values()])
+            finite = zip(self.prunable, sums.tolist(), strict=True)
+            self.memo["not finite"] = frozenset(name for name, each in finite if not each)
+        found: frozenset[str] = self.memo["not finite"]
+        return found
 
     def budget(self) -> int:
         """Bytes that activations may take.
@@ -309,17 +339,19 @@ class Problem:
             return torch.cuda.mem_get_info(self.device)[0] // 2
         return 2 * 2**30
 
-    def micro_batches(self, bytes_per_image: float, output: str | int | None = None) -> Iterator[Tensor]:
+    def micro_batches(
+        self, bytes_per_image: float, layout: torch.memory_format = torch.contiguous_format
+    ) -> Iterator[Tensor]:
         """The images in canonical order, as many at a time as the budget allows.
 
         Args:
             bytes_per_image: Bytes of activations that one image costs.
-            output: Which of several outputs counts.
+            layout: Their layout of memory (see `layout`).
 
         Yields:
-            Images ``(B, ...)``, laid out as the network is read fastest.
+            Images ``(B, ...)``.
         """
-        yield from self.laid_out(output).split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
+        yield from self.laid_out(layout).split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
 
 
 def fingerprint(tensor: Tensor) -> bytes:

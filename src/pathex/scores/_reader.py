@@ -5,7 +5,7 @@ itself.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, get_args
@@ -26,6 +26,7 @@ from pathex.paths import (
     read_scales,
     record,
 )
+from pathex.scores._memory import calibration_chunk, cost_of_image, doubt_batches, few
 from pathex.scores._problem import Problem, generator
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
 Scales = Literal["auto", "stored"]
 Initialiser = Callable[[str, Tensor, torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Recorded = Callable[[], tuple[Tensor, Recording]]
+Use = Callable[[Recorded], object]
 R = TypeVar("R", bound="Reader")
 
 _CALIBRATION = {
@@ -77,7 +80,8 @@ SMOOTH: Mapping[str, str] = {
 }
 REUSE_GATES: Mapping[str, str] = {
     "reuse_gates": "gates and statistics are recorded in every k-th round only, from the first on (default 1: each); "
-    "they are kept where all images fit in one pass, elsewhere they are recorded again with that round's weights",
+    "they are kept where all images fit in one pass, elsewhere they are recorded again with that round's weights. Not "
+    "with an adaptive schedule: re-used gates hide from it that scores age",
 }
 PER_SAMPLE: Mapping[str, str] = {
     "per_sample": "coefficients that only a sample has (LayerNorm and its like, attention, gates, products of "
@@ -99,10 +103,6 @@ READING: Mapping[str, Any] = {
 }
 MODEL_READING: Mapping[str, Any] = {**READING, "calibration": "train", "loss": None}
 
-# Bytes that one image costs in a recorded and replayed pass with gradient, in elements of all activations.
-_REPLAY_COST = 2.5
-_FORWARD_COST = 4.0
-_GRADIENT_COST = 1.5
 IGNORED = 255  # label of pixels that belong to no class
 TOTAL = ""  # what stands beside scores of weights, which have names, when both are summed
 
@@ -132,6 +132,7 @@ class Reader:
     calibrations: ClassVar[Sequence[str]] = ("batch", "running")
 
     def __post_init__(self) -> None:
+        self.problem.memo.setdefault("costs", {})  # known to problems that are made from this one
         if self.calibration not in self.calibrations:
             raise UnknownName("calibration", self.calibration, self.calibrations)
         if self.scales not in get_args(Scales):
@@ -155,6 +156,11 @@ class Reader:
     def precision(self) -> torch.dtype:
         """Precision of the passes."""
         return self.dtype or self.problem.dtype
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """In which layout of memory the images are read."""
+        return self.problem.layout(self.output)
 
     # -- tensors -------------------------------------------------------------------------------------------------------
 
@@ -215,19 +221,11 @@ class Reader:
         """
         if self.calibration != "batch":
             return self.calibration  # type: ignore[return-value]
-        images = self.problem.laid_out(self.output)[: self.calibration_images]
+        images = self.problem.laid_out(self.layout)[: self.calibration_images]
         tensors = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
-        footprint = self.problem.survey(self.output).footprint
-        fits = int(self.problem.budget() // max(1.0, footprint.largest * images.itemsize * _FORWARD_COST))
-        chunk = None if len(images) <= fits else max(1, fits)
-        return calibrate(
-            self.problem.model,
-            images,
-            tensors=tensors,
-            chunk=chunk,
-            output=self.output,
-            processes=self.problem.processes,
-        )
+        read = partial(calibrate, self.problem.model, tensors=tensors, output=self.output)
+        chunk = calibration_chunk(self.problem, images, partial(read, chunk=None), self.output)
+        return read(images, chunk=chunk, processes=self.problem.processes)
 
 
 @dataclass(frozen=True)
@@ -265,33 +263,47 @@ class PathReader(Reader):
         assert found != "train", "not among the calibrations of this reader"
         return found
 
-    def recordings(self, tensors: Mapping[str, Tensor]) -> list[Callable[[], tuple[Tensor, Recording]]]:
+    def recordings(self, tensors: Mapping[str, Tensor], use: Use, key: Hashable = "") -> list[Recorded]:
         """Recorded passes over the pruning set in micro-batches that the memory budget allows.
 
         Args:
             tensors: Masked weights and other replaced parameters.
+            use: What each of them is used for, which costs memory too.
+            key: Tells uses apart that cost different amounts.
 
         Returns:
             For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
         """
-        model, total = self.problem.model, self.problem.survey(self.output).footprint.total
         tensors, kept = self._of_recorded_round(tensors)
-        parts = list(self.problem.micro_batches(total * self.precision.itemsize * _REPLAY_COST, self.output))
+        how: dict[str, Any] = {"tensors": tensors, "smooth": self.smooth, "output": self.output}
+
+        def read(x: Tensor, calibration: Any = "batch") -> Recording:
+            return record(self.problem.model, x, calibration=calibration, **how)
+
+        cost = cost_of_image(self.problem, (key, self.precision), partial(self._trial, read, use), self.output)
+        parts = list(self.problem.micro_batches(cost, self.layout))
+        if len(parts) > 1:  # what was kept is of all images: less memory may be free than in the round that kept it
+            kept.clear()
+        if self.precision in kept:
+            return [lambda: (parts[0].to(self.precision), kept[self.precision])]
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
         calibration: Any = "batch" if together and self.calibration == "batch" else self.statistics(tensors)
 
         def recorded(part: Tensor) -> tuple[Tensor, Recording]:
             x = part.to(self.precision)
-            if self.precision in kept:
-                return x, kept[self.precision]
-            how: dict[str, Any] = {"calibration": calibration, "smooth": self.smooth, "output": self.output}
-            recording = record(model, x, tensors=tensors, **how)
+            recording = read(x, calibration=calibration)
             if self.reuse_gates > 1 and len(parts) == 1:
                 kept[self.precision] = recording
             return x, recording
 
         return [partial(recorded, part) for part in parts]
+
+    def _trial(self, read: Callable[..., Recording], use: Use) -> Callable[[int], object]:
+        """A recorded pass of few images and its use."""
+        x = few(self.problem.laid_out(self.layout)).to(self.precision)
+        known: Any = "running" if self.calibration == "running" else read(x).statistics
+        return lambda count: use(lambda: (x[:count], read(x[:count], calibration=known)))
 
     def _of_recorded_round(
         self, tensors: Mapping[str, Tensor]
@@ -313,9 +325,11 @@ class ModelReader(Reader):
 
     Attributes:
         loss: Function of outputs and labels; None is cross-entropy.
+        twice: Whether derivatives are taken of derivatives, which are slower in channels last.
     """
 
     loss: Loss | None = None
+    twice: bool = False
 
     calibrations: ClassVar[Sequence[str]] = ("train", "batch", "running")
 
@@ -323,6 +337,11 @@ class ModelReader(Reader):
         super().__post_init__()
         if self.loss is not None and not callable(self.loss):
             raise InvalidInput(f"loss must be a function (outputs, labels) -> mean loss, not {self.loss!r}")
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """In which layout of memory the images are read."""
+        return torch.contiguous_format if self.twice else super().layout
 
     def fixed(self) -> dict[str, Tensor]:
         """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart.
@@ -336,14 +355,18 @@ class ModelReader(Reader):
             found[name] = signs.to(found[name])
         return found
 
-    def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
+    def batches(
+        self, use: Callable[[tuple[Tensor, Any]], object], *, key: Hashable = "", labels: bool = True
+    ) -> Iterator[tuple[Tensor, Any]]:
         """The pruning set: with BatchNorm as in training the batches as delivered, otherwise canonical micro-batches.
 
         Args:
+            use: What each of them is used for, and that costs memory.
+            key: Tells uses apart.
             labels: Whether labels are needed.
 
         Yields:
-            Images ``(B, ...)`` in the precision of the passes, and their labels (or None) on the model's device.
+            Images ``(B, ...)`` as they are read and labels (or None), on the model's device.
 
         Raises:
             InvalidInput: If labels are needed and missing.
@@ -351,13 +374,20 @@ class ModelReader(Reader):
         if labels and any(y is None for _, y in self.problem.batches):
             raise InvalidInput("the method needs labels: data must deliver (x, y)")
         if self.calibration == "train":
+            doubt_batches(self.problem, self.output)
             device = self.problem.device
             for x, y in self.problem.batches:
-                yield x.to(device, self.precision), None if y is None else y.to(device)
+                images = x.to(device, self.precision).contiguous(memory_format=self.layout)
+                yield images, None if y is None else y.to(device)
             return
-        total, given = self.problem.survey(self.output).footprint.total, self.problem.labels
-        first = 0
-        for x in self.problem.micro_batches(total * self.precision.itemsize * _GRADIENT_COST, self.output):
+        given, first = self.problem.labels, 0
+
+        def trial() -> Callable[[int], object]:
+            x, y = few(self.problem.laid_out(self.layout)).to(self.precision), None if given is None else few(given)
+            return lambda count: use((x[:count], None if y is None else y[:count]))
+
+        cost = cost_of_image(self.problem, (key, self.precision), trial, self.output)
+        for x in self.problem.micro_batches(cost, self.layout):
             yield x.to(self.precision), None if given is None else given[first : first + len(x)]
             first += len(x)
 
@@ -462,8 +492,9 @@ def gradient_scores(total: Tensor, weights: Mapping[str, Tensor]) -> dict[str, T
     """
     if not total.requires_grad:
         raise InvalidInput("the output that counts depends on no prunable weight; name another one with output=")
-    grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(weight) if grad is None else weight.detach() * grad / 2
-        for (name, weight), grad in zip(weights.items(), grads, strict=True)
-    }
+    grads = list(torch.autograd.grad(total, list(weights.values()), allow_unused=True))[::-1]
+    scores = {}
+    for name, weight in weights.items():
+        grad = grads.pop()  # each goes when its score is there; two weights may have one tensor as their gradient
+        scores[name] = torch.zeros_like(weight) if grad is None else (weight.detach() * grad).div_(2)
+    return scores

@@ -8,7 +8,8 @@ Scores may be negative: such a weight dampens the flow and goes first.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def _score(reader: ModelReader, *, temperature: float = 200.0) -> dict[str, Tens
     if not positive or not math.isfinite(temperature):
         raise InvalidInput(f"temperature must be a positive number, not {temperature!r}")
     require_labels(reader, "grasp")
+    reader = replace(reader, twice=True)
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
     statistics = reader.statistics(tensors)
@@ -33,17 +35,15 @@ def _score(reader: ModelReader, *, temperature: float = 200.0) -> dict[str, Tens
     if reader.problem.mask is not None:
         # Pruned weights do not train: their part of the gradient is no flow.
         gradient = {name: part * reader.problem.mask[name].to(part) for name, part in gradient.items()}
-    product = _hessian_product(reader, loss_terms(reader, tensors, statistics, temperature), weights, gradient)
+    part = _hessian_product(weights, gradient)
+    product = reader.problem.processes.summed(loss_terms(reader, tensors, statistics, part, temperature), part)
     return {name: weight.detach() * product[name] for name, weight in weights.items()}
 
 
 def _hessian_product(
-    reader: ModelReader,
-    terms: Iterable[Callable[[], Tensor]],
-    weights: Mapping[str, Tensor],
-    vector: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """The Hessian of the sum of the terms with respect to all weights, times a vector."""
+    weights: Mapping[str, Tensor], vector: Mapping[str, Tensor]
+) -> Callable[[Callable[[], Tensor]], dict[str, Tensor]]:
+    """A function from a term to its Hessian with respect to all weights, times a vector."""
     leaves = list(weights.values())
 
     def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def _hessian_product(
             raise UnsupportedOperation(f"grasp needs second derivatives: {str(error).splitlines()[0]}") from error
         return dict(zip(weights, second, strict=True))
 
-    return reader.problem.processes.summed(terms, part)
+    return part
 
 
 METHOD = Method(

@@ -46,6 +46,7 @@ def _score(
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise InvalidInput(f"draws must be an integer of at least 1, not {draws!r}")
     step = None if exact else float(epsilon)
+    reader = replace(reader, twice=exact)
     total, scores = _summed(reader, inputs, step, draws)
     if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
         total, scores = _summed(reader.in_float64(), inputs, step, draws)
@@ -59,7 +60,8 @@ def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: i
     total, sums = 0.0, {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
-        scored = reader.problem.processes.summed(drawn.batches(labels=False), _part_of(drawn, epsilon))
+        part = _part_of(drawn, epsilon)
+        scored = reader.problem.processes.summed(drawn.batches(part, key=epsilon is None, labels=False), part)
         total += float(scored.pop(TOTAL))
         for name, derivative in scored.items():
             sums[name] += derivative
@@ -85,17 +87,17 @@ def _part_of(drawn: ModelReader, epsilon: float | None) -> Callable[[tuple[Tenso
 
 
 def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
-    """The reader of one draw: its own random stream, its own inputs, and room for two passes at a time."""
+    """The reader of one draw: its own random stream and its own inputs."""
     problem = reader.problem
     reader.fixed()  # looks at the given images, and warns, once for all rounds
-    room = max(1, problem.budget() // 2)
     if inputs == "data":
-        return replace(reader, problem=replace(problem, round=number, memory=room))
+        return replace(reader, problem=replace(problem, round=number))
     source = generator(problem.seed, number, _INPUTS)
     batches = [(_normal(x.to(problem.dtype), source), None) for x, _ in problem.batches]
     problem.survey(reader.output)
-    memo = {key: known for key, known in problem.memo.items() if key != "images"}
-    return replace(reader, problem=replace(problem, batches=batches, round=number, memory=room, memo=memo))
+    _ = reader.layout  # found out on the given images, once for all rounds
+    memo = {key: known for key, known in problem.memo.items() if key not in ("images", "laid out")}
+    return replace(reader, problem=replace(problem, batches=batches, round=number, memo=memo))
 
 
 def _normal(images: Tensor, source: torch.Generator) -> Tensor:

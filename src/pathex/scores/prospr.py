@@ -25,15 +25,13 @@ __all__ = ["METHOD"]
 
 State = dict[str, Tensor]
 
-# A second derivative holds about three times the activations of a gradient.
-_SECOND_ORDER_COST = 3
-
 
 def _score(
     reader: ModelReader, *, steps: int = 3, lr: float = 0.1, momentum: float = 0.0, first_order: bool = False
 ) -> dict[str, Tensor]:
     _check(steps, lr, momentum)
     require_labels(reader, "prospr")
+    reader = replace(reader, twice=not first_order)
     problem, weights = reader.problem, reader.weights()
     start = {n: p.detach().to(reader.precision) for n, p in problem.model.named_parameters() if p.is_floating_point()}
     start = start | reader.other() | weights
@@ -69,12 +67,15 @@ def _parts(reader: ModelReader, count: int) -> list[ModelReader]:
     groups = [pieces[i * len(pieces) // count : (i + 1) * len(pieces) // count] for i in range(count)]
     if len(pieces) < count:
         groups = [[pieces[i % len(pieces)]] for i in range(count)]
+    _ = reader.layout  # found out once for all parts
     return [replace(reader, problem=_part(problem, group, reader.output)) for group in groups]
 
 
 def _part(problem: Problem, batches: Sequence[Batch], output: str | int | None) -> Problem:
-    memo = {"survey": problem.survey(output), **{key: problem.memo[key] for key in ("scales",) if key in problem.memo}}
-    return replace(problem, batches=batches, memo=memo, memory=max(1, problem.budget() // _SECOND_ORDER_COST))
+    problem.survey(output)
+    shared = "survey", "scales", "layout", "costs"
+    memo = {key: known for key, known in problem.memo.items() if key in shared}
+    return replace(problem, batches=batches, memo=memo)
 
 
 def _leaves(state: Mapping[str, Tensor]) -> State:
@@ -149,7 +150,7 @@ def _hessian_product(
             ) from error
         return dict(zip(leaves, second, strict=True))
 
-    return part.problem.processes.summed(loss_terms(part, leaves, statistics), share)
+    return part.problem.processes.summed(loss_terms(part, leaves, statistics, share), share)
 
 
 METHOD = Method(

@@ -57,7 +57,7 @@ def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
             out = replay(reader.problem.model, x.square(), recording, tensors=tensors, output=reader.output).sum()
             return {TOTAL: out.detach().double(), **gradient_scores(out, weights)}
 
-    scores = reader.problem.processes.summed(reader.recordings(tensors), part)
+    scores = reader.problem.processes.summed(reader.recordings(tensors, part), part)
     return float(scores.pop(TOTAL)), scores
 
 

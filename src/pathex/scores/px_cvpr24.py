@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import run, spellings, tensors_of, untouched
+from pathex.scores._memory import doubt_batches
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Batch, Problem
 from pathex.scores._reader import OPTIONS
@@ -91,6 +92,7 @@ def _score(
             grads = torch.autograd.grad((z1 * z2).sum(), list(leaves.values()), materialize_grads=True)
         return dict(zip(weights, grads, strict=True))
 
+    doubt_batches(problem, output)
     sums = problem.processes.summed(problem.batches, part)
     return {name: sums[name].abs() * weight.abs() ** 5 for name, weight in weights.items()}
 

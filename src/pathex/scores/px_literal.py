@@ -107,7 +107,7 @@ def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor,
             out = replay(problem.model, squared, recording, tensors=ones, coefficients="ones", output=reader.output)
         return {TOTAL: out.double().sum(0, keepdim=True) / scale}
 
-    return problem.processes.summed(reader.recordings(tensors), part)[TOTAL], used[0]
+    return problem.processes.summed(reader.recordings(tensors, part, dtype), part)[TOTAL], used[-1]
 
 
 METHOD = Method(

@@ -1,0 +1,107 @@
+"""The memory budget is kept: what PyTorch allocates in a call, followed by its profiler."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from pathex.bench._measuring import tensor_peak
+from pathex.errors import InvalidInput, PathexWarning
+from pathex.scores._memory import Watch
+
+COUNT, SIZE = 24, 32
+# Bytes a parameter beside the budget, as the design page states them.
+FIRST_ORDER, WIDE = 20, 32
+CPU = torch.device("cpu")
+
+
+class _Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 24, 4, 4)
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.wide, self.narrow, self.head = nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head((x + self.narrow(nn.functional.gelu(self.wide(x)))).mean(1))
+
+
+def _network(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return pathex.models.CifarResNet(8, num_classes=5, width=8) if kind == "ResNet" else _Attending()
+
+
+def _images(count: int = COUNT) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), torch.arange(count) % 5
+
+
+def _peak(model: nn.Module, method: str, memory: int | str, count: int = COUNT, **options: Any) -> int:
+    def call() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "px is derived|px-literal is derived", PathexWarning)
+            pathex.score(model, method, _images(count), memory=memory, **options)
+
+    return tensor_peak(CPU, call)
+
+
+FIXED = {"calibration": "batch"}
+CASES: list[tuple[str, str, dict[str, Any], int]] = [
+    ("ResNet", "px", {}, FIRST_ORDER),
+    ("ResNet", "px", {"calibration": "running"}, FIRST_ORDER),
+    ("ResNet", "px-literal", {}, WIDE),
+    ("ResNet", "snip", FIXED, FIRST_ORDER),
+    ("ResNet", "grasp", FIXED, WIDE),
+    ("ResNet", "prospr", FIXED, WIDE),
+    ("ResNet", "ntk-sap", {}, WIDE),
+    ("ResNet", "ntk-diagonal", {"projections": 2}, WIDE),
+    ("ResNet", "fisher-diagonal", {"projections": 2}, WIDE),
+    ("attention", "px", {}, FIRST_ORDER),
+    ("attention", "snip", FIXED, FIRST_ORDER),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "options", "each"), CASES, ids=[f"{k}-{m}-{o}" for k, m, o, _ in CASES])
+def test_the_budget_is_kept(kind: str, method: str, options: dict[str, Any], each: int) -> None:
+    model = _network(kind)
+    everything = _peak(model, method, "1GiB", **options)
+    budget = everything // 3
+    peak = _peak(model, method, budget, **options)
+    images, parameters = _images()[0].nbytes, sum(p.numel() for p in model.parameters())
+    # Three copies of the images at most: joined, in canonical order, in the layout of the passes.
+    allowed = budget + each * parameters + 3 * images
+    assert allowed < everything, "a budget that forces several parts"
+    assert budget / 2 < peak <= allowed
+
+
+def test_one_image_that_is_too_large_is_said_once() -> None:
+    with pytest.warns(PathexWarning, match=r"one image takes .* MiB of memory, more than the budget of") as caught:
+        pathex.prune(_network("ResNet"), "px", sparsity=0.5, data=_images(3), rounds=3, memory="20KiB")
+    assert len(caught) == 1
+    with pytest.raises(InvalidInput, match="one image takes"):
+        pathex.score(_network("ResNet"), "px", _images(3), memory="20KiB", strict=True)
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "px-cvpr24"])
+def test_batches_that_cannot_be_cut_are_said_to_be_too_large(method: str) -> None:
+    with pytest.warns(PathexWarning, match="a batch of 6 images takes about .* deliver smaller batches"):
+        pathex.score(_network("ResNet"), method, _images(6), memory="100KiB")
+
+
+def test_tensors_are_followed_until_they_are_free() -> None:
+    with Watch() as watch:
+        a = torch.zeros(256)
+        b = a[3:] + 1  # a view is nothing new
+        del a
+        c = torch.zeros(64, dtype=torch.float64)
+        b.add_(1)
+        del b, c
+    assert watch.sizes == [1024, 4 * 253, 512]
+    assert watch.entries == [256, 253, 64]
+    assert watch.changes == [1, 2, -1, 3, -2, -3]
+    assert watch.peak() == 1024 + 4 * 253
+    assert watch.peak([1, 0, 0]) == 1

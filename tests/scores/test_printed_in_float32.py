@@ -1,0 +1,95 @@
+"""The network of ones of `px-literal`, in float32 where it fits and in float64 where it does not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from pathex.scores import px_literal
+
+
+def _mlp(width: int, depth: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width, bias=False), activation())]
+    return nn.Sequential(*layers, nn.Linear(width, 3, bias=False))
+
+
+def _resnet(depth: int) -> nn.Module:
+    torch.manual_seed(0)
+    return pathex.models.CifarResNet(depth, num_classes=3, width=4)
+
+
+def _images(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * scale
+
+
+def _assert_as_in_float64(model: nn.Module, x: Tensor) -> None:
+    """With stored statistics, so that both precisions record the same gates."""
+    expected = pathex.score(model.double(), "px-literal", x.double(), calibration="running")
+    found = pathex.score(model.float(), "px-literal", x, calibration="running")
+    for name, score in expected.items():
+        assert score.any()
+        torch.testing.assert_close(found[name], score, rtol=1e-4, atol=1e-6 * float(score.max()))
+
+
+@pytest.fixture
+def precisions(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """In which precisions networks of ones were computed."""
+    seen: list[torch.dtype] = []
+    replay = px_literal.replay
+
+    def spied(model: nn.Module, x: Tensor, *args: object, **options: object) -> Tensor:
+        seen.append(x.dtype)
+        return replay(model, x, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(px_literal, "replay", spied)
+    return seen
+
+
+NARROW: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "resnet": (lambda: _resnet(20), _images(4, 3, 16, 16)),
+    "perceptron": (lambda: _mlp(8, 3), _images(6, 8)),
+    "tiny images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e-12)),
+    "huge images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e12)),
+    "slopes": (lambda: _mlp(8, 3, lambda: nn.LeakyReLU(0.1)), _images(6, 8)),
+    "beyond float32 without a scale": (lambda: _mlp(64, 25), _images(3, 64)),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_float32_is_enough(name: str, precisions: list[torch.dtype]) -> None:
+    make, x = NARROW[name]
+    _assert_as_in_float64(make(), x)
+    assert precisions == [torch.float64, torch.float32]
+
+
+def test_a_deep_network_does_not_fit(precisions: list[torch.dtype]) -> None:
+    _assert_as_in_float64(_mlp(64, 35), _images(3, 64))  # 64^36 is beyond 1e60
+    assert precisions == [torch.float64, torch.float64]
+
+
+def test_steep_slopes_that_no_open_gate_foresees(precisions: list[torch.dtype]) -> None:
+    """An open gate counts 1, a slope of 100 counts 10000: beyond float32 after all, and computed again."""
+    _assert_as_in_float64(_mlp(8, 10, lambda: nn.LeakyReLU(100.0)), _images(6, 8))
+    assert precisions == [torch.float64, torch.float32, torch.float64]
+
+
+def test_images_of_zeros() -> None:
+    model = _mlp(8, 2)
+    with pytest.warns(pathex.errors.PathexWarning, match="all scores are zero"):
+        scores = pathex.score(model, "px-literal", torch.zeros(2, 8))
+    assert not any(score.any() for score in scores.values())
+
+
+def test_an_output_that_no_path_reaches_is_looked_at_once_in_float64(precisions: list[torch.dtype]) -> None:
+    model, x = _mlp(8, 2), _images(6, 8)
+    mask = pathex.Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in model.named_parameters()})
+    mask["4.weight"][1] = False
+    scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
+    assert precisions == [torch.float32, torch.float64]
+    assert not scores["4.weight"][1].any() and scores["4.weight"][0].any()
+    precisions.clear()
+    pathex.prune(model, "px-literal", sparsity=0.5, data=x, mask=mask, rounds=4, progress=False, calibration="running")
+    assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
