@@ -1,7 +1,6 @@
 """The study of fewer rounds: cases are read, means and differences are right, and a stopped study goes on."""
 
 import json
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ import pytest
 
 from pathex.errors import InvalidInput, UnknownName
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("benchmark_scripts")
 # Magnitudes need no pass, so that 100 rounds are quick, and never change: an adaptive schedule doubles every step.
 TINY = [
     "--models",
@@ -27,13 +26,6 @@ TINY = [
     "0",
     "1",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,14 +14,7 @@ from torch import nn
 
 import pathex
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield
+pytestmark = pytest.mark.usefixtures("benchmark_scripts")
 
 
 @pytest.fixture

@@ -11,14 +11,12 @@ from safetensors.torch import save_file
 import pathex
 from voc_folder import write_voc
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 # Windows of images that hold one of three classes: the others are named in a warning, as is the new decoder.
 pytestmark = pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def script(benchmark_scripts):
     return import_module("segmentation")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import csv
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +19,7 @@ from pathex.data._images import assemble
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train import Feed, TrainOptions, fabric, fit
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield
+pytestmark = pytest.mark.usefixtures("benchmark_scripts")
 
 
 @pytest.fixture

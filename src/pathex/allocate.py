@@ -20,6 +20,7 @@ from pathex.errors import InvalidInput, MaskMismatch, UnknownName
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "cut",
     "described",
     "fill",
     "keep_best",
@@ -56,8 +57,7 @@ class _Pool:
         self.places = {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.shapes)}
         self.size = ends[-1]
         # Scores of several precisions are compared in the highest of them.
-        found = functools.reduce(torch.promote_types, [score.dtype for score in self.scores.values()])
-        self.dtype = torch.float32 if found is torch.bfloat16 else found  # which NumPy does not know
+        self.dtype = functools.reduce(torch.promote_types, [score.dtype for score in self.scores.values()])
         self.allowed = self.vector(allowed)
         self.forced = None if forced is None else self.vector(forced)
         self.seed = seed
@@ -87,7 +87,7 @@ class _Pool:
                 return _without(first, first, -count, order_of)
             candidates = candidates & ~first
         scores = self.scores if layer is None else {layer: self.scores[layer]}
-        keep, ties, surplus = _cut([score.flatten() for score in scores.values()], candidates, count, self.dtype)
+        keep, ties, surplus = cut([score.flatten() for score in scores.values()], candidates, count, self.dtype)
         keep = _without(keep, ties, surplus, order_of)
         return keep if first is None else keep.logical_or_(first)
 
@@ -113,10 +113,22 @@ class _Pool:
         return secured
 
 
-def _cut(
+def cut(
     scores: Sequence[Tensor], candidates: Tensor, count: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, int]:
-    """The candidates that reach the score of the ``count``-th best one, those of exactly that score, the surplus."""
+    """The best of the candidates, with all that tie with the last of them.
+
+    Args:
+        scores: Vectors on the CPU, one for each layer.
+        candidates: Bool vector over all of them.
+        count: How many are wanted, at least 1.
+        dtype: The precision in which scores are compared.
+
+    Returns:
+        Bool vectors: the candidates that reach the score of the ``count``-th best one; those of exactly that score, if
+        there are too many; and by how many.
+    """
+    dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # which NumPy does not know
     here = candidates.split([len(score) for score in scores])
     numbers = [int(part.count_nonzero()) for part in here]
     if count >= sum(numbers):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pathex.allocate import cut
 from pathex.errors import UnsupportedOperation
 
 __all__ = ["Connected", "Parts", "Securer"]
@@ -233,16 +233,11 @@ def _needed(score: Tensor, kept: Tensor, on_path: Tensor, enough: Callable[[Tens
 
 def _best(score: Tensor, candidates: Tensor, number: int) -> Tensor:
     """The best candidates, all in the shape of the score; which of equal ones, `torch.topk` decides."""
-    count = int(candidates.count_nonzero())
-    if count <= number:
-        return candidates
-    values = np.compress(candidates.flatten().numpy(), score.flatten().numpy())
-    threshold = float(np.partition(values, count - number)[count - number])
-    best = (score >= threshold).logical_and_(candidates)
-    if int(best.count_nonzero()) > number:
-        best = torch.zeros(score.shape, dtype=torch.bool)
-        best.view(-1)[candidates.flatten().nonzero().squeeze(1)[torch.from_numpy(values).topk(number).indices]] = True
-    return best
+    best, _, surplus = cut([score.flatten()], candidates.flatten(), number, score.dtype)
+    if surplus:
+        indices = candidates.flatten().nonzero().squeeze(1)
+        best = torch.zeros_like(best).index_fill_(0, indices[score.flatten()[indices].topk(number).indices], True)
+    return best.view(score.shape)
 
 
 def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tensor) -> bool:
