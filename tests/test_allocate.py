@@ -13,6 +13,7 @@ from torch import Tensor
 import pathex.allocate
 from brute_force import mask_forms
 from pathex.allocate import (
+    _mixed,
     described,
     fill,
     keep_best,
@@ -207,6 +208,20 @@ def test_densities_in_proportion_to_a_mask(layers: list[tuple[int, float, float]
     found = layer_densities(like, target / sum(sizes.values()), {n: (s,) for n, s in sizes.items()}, start)
     assert found == pytest.approx(mask_forms.proportional(weights, target, sizes, caps), abs=1e-9)
     assert sum(found[name] * size for name, size in sizes.items()) == pytest.approx(target)
+
+
+def test_the_order_of_ties_has_every_weight_once_and_no_pattern() -> None:
+    places = torch.arange(1 << 16)
+    for seed in (0, 1, 2**63):
+        order = _mixed(places, seed)
+        assert len(order.unique()) == len(order)
+        assert torch.equal(order, _mixed(places[None], seed)[0])
+        first = order.topk(1 << 15).indices  # a half that looks drawn: of places, of even ones, of long stretches
+        assert int((first % 2).sum()) == pytest.approx(1 << 14, abs=6 * 64)
+        assert all(int(n) == pytest.approx(2048, abs=6 * 32) for n in (first // 4096).bincount())
+        assert int((first < (1 << 15)).sum()) == pytest.approx(1 << 14, abs=6 * 64)
+    a, b = (_mixed(places, seed).topk(1 << 15).indices for seed in (0, 1))
+    assert int(torch.isin(a, b).sum()) == pytest.approx(1 << 14, abs=6 * 64)
 
 
 @pytest.mark.parametrize("seed", range(5))

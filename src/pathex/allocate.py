@@ -162,10 +162,13 @@ def _without(keep: Tensor, ties: Tensor | None, surplus: int, order: Callable[[T
 
 
 def _mixed(indices: Tensor, seed: int) -> Tensor:
-    """A number for each index, no two alike, in an order that the seed decides.
+    """A number for each index, no two alike, as if drawn.
 
-    The finalizer of SplitMix64 (Steele, Lea, Flood, 2014), a bijection of 64 bits; far cheaper than a permutation of
-    all weights where few are tied.
+    The finalizer of SplitMix64 (Steele, Lea, Flood, 2014), a bijection of 64 bits. Where few are tied it costs far less
+    than a permutation of all weights.
+
+    Returns:
+        int64, in the shape of the indices.
     """
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     with np.errstate(over="ignore"):

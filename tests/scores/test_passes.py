@@ -86,7 +86,7 @@ CARDS: list[tuple[str, dict[str, Any], str, int, int]] = [
     ("px-literal", {}, "1 forward and backward pass of one image", 2 * IMAGES + 1, 1),
     ("px-cvpr24", {}, "1 forward pass without gradient, 1 forward and backward pass", 2 * IMAGES, IMAGES),
     ("synflow", {}, "1 forward and backward pass of one input", 1, 1),
-    ("synflow-l2", {"calibration": "running"}, "1 forward and backward pass of one input in float64", 1, 1),
+    ("synflow-l2", {"calibration": "running"}, "1 forward and backward pass of one input, in float32", 1, 1),
     ("synflow-l2", {"calibration": "batch"}, "with calibration 1 forward pass more", IMAGES + 1, 1),
     ("snip", {}, "1 forward and backward pass", IMAGES, IMAGES),
     ("iterative-snip", {}, "in each round 1 forward and backward pass", IMAGES, IMAGES),

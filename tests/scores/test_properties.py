@@ -2,8 +2,9 @@
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pathex
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.models.resnet import CifarResNet
 from pathex.prunable import prunable_weights
+from pathex.scores import px, synflow, synflow_l2
 
 PATH_METHODS = ["px", "px-literal", "synflow-l2"]
 
@@ -272,12 +274,35 @@ def test_float32_agrees_with_float64(model: nn.Module, images: Tensor) -> None:
         torch.testing.assert_close(flat(narrow), flat(wide), rtol=1e-3, atol=1e-5 * float(flat(wide).max()))
 
 
-def test_scores_that_leave_float32_are_computed_in_float64() -> None:
+@pytest.mark.parametrize("method", ["px", "synflow", "synflow-l2"])
+@pytest.mark.parametrize("factor", [30.0, 1e-3])
+def test_scores_that_leave_float32_are_computed_in_float64(method: str, factor: float) -> None:
     torch.manual_seed(0)
     layers = [layer for _ in range(30) for layer in (nn.Linear(8, 8, bias=False), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(8, 2))
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad():
         for layer in layers[::2]:
-            layer.weight.abs_().mul_(30)
-    scores = pathex.score(model, "px", torch.rand(3, 8))
+            layer.weight.abs_().mul_(factor)
+    images = torch.rand(3, 8)
+    scores = pathex.score(model, method, images)
     assert torch.isfinite(flat(scores)).all() and all(score.all() for score in scores.values())
+    expected = pathex.score(copy.deepcopy(model).double(), method, images.double())
+    torch.testing.assert_close(flat(scores), flat(expected), rtol=1e-4, atol=0)
+    # The next round starts where the last one ended.
+    precisions: list[torch.dtype] = []
+    with precisions_of_sums(precisions):
+        pathex.prune(model, method, sparsity=0.5, data=images, rounds=3)
+    assert precisions == [torch.float32, torch.float64, torch.float64, torch.float64]
+
+
+@contextmanager
+def precisions_of_sums(found: list[torch.dtype]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (px, synflow, synflow_l2):
+            patch.setattr(module, "_summed", partial(_noted, module._summed, found))
+        yield
+
+
+def _noted(summed: Any, found: list[torch.dtype], reader: Any) -> Any:
+    found.append(reader.precision)
+    return summed(reader)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["PLAIN", "SUITE", "Settings", "parse_case", "with_ratios"]
 
 PLAIN = "plain"
-_TURN = 5  # rounds
+_TURN = 5  # rounds, at least
+_LASTS = 1.0  # second, at least: what the last case left in the caches is no longer what is measured
 # What a label may say to `pathex.prune` beside the options of the method.
 _OF_PRUNE = frozenset(
     name
@@ -119,6 +120,7 @@ class Pace:
     device: torch.device
     laps: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
+    _turn: list[float] = field(default_factory=list)
     cpu: float = 0.0
 
     def around(self, call: Callable[[Callable[..., None]], Any]) -> Any:
@@ -159,7 +161,9 @@ class Pace:
         lap = now(self.device) - self._began
         self.laps.append(lap)
         self._total += lap
-        if len(self.laps) % _TURN == 0:
+        self._turn.append(lap)
+        if len(self._turn) >= _TURN and sum(self._turn) >= _LASTS:
+            self._turn.clear()
             self.wait((self.row(), False))
         self._began = now(self.device)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pathex.paths._products import multilinear, multilinear_replay
-from pathex.paths._reading import is_in_place
+from pathex.paths._reading import is_in_place, spellings
 from pathex.paths._readings import RECORD, REPLAY, Record, Replay
 
 __all__ = ["WEIGHTED"]
@@ -20,6 +20,8 @@ WEIGHTED = (
     *("linear", "conv1d", "conv2d", "conv3d"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
+# Those whose weight has one entry for each channel of the result first.
+_CONVOLUTIONS = frozenset(spellings("conv1d", "conv2d", "conv3d"))
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -36,7 +38,8 @@ def _weighted(
     **kwargs: Any,
 ) -> Tensor:
     _refuse_dynamic_bias(reading, func, bias)
-    return multilinear(reading, (input, weight), lambda factors: func(*factors, bias, *args, **kwargs))
+    result = multilinear(reading, (input, weight), lambda factors: func(*factors, bias, *args, **kwargs))
+    return reading.convolved(weight, result) if func in _CONVOLUTIONS else result
 
 
 @REPLAY.add(*WEIGHTED)
@@ -51,8 +54,20 @@ def _weighted_linear(
 ) -> Tensor:
     _refuse_dynamic_bias(reading, func, bias)
     if not reading.carries(weight):
-        return func(input, reading.coefficient(weight), None, *args, **kwargs)
+        coefficient = reading.coefficient(weight)
+        if func not in _CONVOLUTIONS:
+            return func(input, coefficient, None, *args, **kwargs)
+
+        def product(scale: Tensor | None) -> Tensor:
+            scaled = coefficient if scale is None else coefficient * _by_output(scale.to(coefficient.dtype), weight)
+            return func(input, scaled, None, *args, **kwargs)
+
+        return reading.convolved(weight, input, product)
     return multilinear_replay(reading, func, (input, weight), lambda factors: func(*factors, None, *args, **kwargs))
+
+
+def _by_output(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 def _refuse_dynamic_bias(reading: Record | Replay, func: Callable[..., Any], bias: Tensor | None) -> None:

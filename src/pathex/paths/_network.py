@@ -60,12 +60,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
     """Undo what a forward pass left on a module: the old weight norm, for one, stores the weight of the call."""
-    for name, value in list(vars(module).items()):
-        if before.get(name) is not value and isinstance(value, Tensor):
-            if name in before:
-                vars(module)[name] = before[name]
-            else:
-                del vars(module)[name]
+    own = vars(module)
+    for name in [n for n, value in own.items() if isinstance(value, Tensor) and before.get(n) is not value]:
+        if name in before:
+            own[name] = before[name]
+        else:
+            del own[name]
 
 
 @contextlib.contextmanager

@@ -72,11 +72,11 @@ def _batch_norm_linear(
 
 def _by_statistics(reading: Replay, input: Tensor, var: Tensor | None, weight: Tensor | None, eps: float) -> Tensor:
     if var is None or reading.coefficients in _WITHOUT_SCALE:
-        return _weighted(reading, input * 1, _by_channel(input, weight))
+        return _weighted(reading, reading.normalise(input, None), _by_channel(input, weight))
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    return input * reading.coefficient(scale).to(input.dtype).view(-1, *[1] * (input.dim() - 2))
+    return reading.normalise(input, reading.coefficient(scale))
 
 
 RECORD[F.batch_norm] = _batch_norm

@@ -160,7 +160,7 @@ class Reading(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.tensors = tensors
-        self._own = {id(tensor) for tensor in tensors.values()}
+        self._own = {id(tensor): name for name, tensor in tensors.items()}
         self._grad_enabled = torch.is_grad_enabled()
 
     def __enter__(self) -> Any:
@@ -202,6 +202,17 @@ class Reading(TorchFunctionMode):
         if value.grad_fn is not None and id(value) not in self._own and not getattr(value, "_pathex_constant", False):
             raise self.unsupported(value.grad_fn.name(), "it was computed where torch functions cannot be intercepted")
         return False
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer.
+
+        Args:
+            tensor: Any tensor.
+
+        Returns:
+            Its name, or None if it is not one of the network's.
+        """
+        return self._own.get(id(tensor))
 
     def constant(self, result: Any) -> Any:
         """Mark a result as computed from constants only.

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.paths._moments import Moments, finish, moments_of
-from pathex.paths._reading import Reading, RuleTable
+from pathex.paths._reading import Reading, RuleTable, tensors_in
 
 __all__ = [
     "RECORD",
@@ -96,6 +97,14 @@ class Decision:
 Site = Gate | ArgMax | Slope | Factors | Decision
 
 
+@dataclass
+class _Convolved:
+    """The shape of the result of a convolution, and for each use of it whether that is BatchNorm."""
+
+    shape: torch.Size
+    used_by: list[bool] = field(default_factory=list)
+
+
 @dataclass(eq=False)
 class Record(Reading):
     """The plain forward pass; keeps the coefficient of every non-linear site and the moments of every BatchNorm.
@@ -118,6 +127,46 @@ class Record(Reading):
 
     def __post_init__(self) -> None:
         Reading.__init__(self, self.model, self.tensors)
+        self._convolved: dict[str, list[_Convolved]] = {}
+
+    def convolved(self, weight: Tensor, result: Tensor) -> Tensor:
+        """Watch what the network does with the result of a convolution.
+
+        Args:
+            weight: Its weight.
+            result: Its result.
+
+        Returns:
+            The result.
+        """
+        if (name := self.name_of(weight)) is not None:
+            result._pathex_convolved = _Convolved(result.shape)  # type: ignore[attr-defined]
+            self._convolved.setdefault(name, []).append(result._pathex_convolved)  # type: ignore[attr-defined]
+        return result
+
+    def uses(self, *values: Any, normalises: bool = False) -> None:
+        """Take down that the network uses the results of convolutions.
+
+        Args:
+            *values: Tensors, or what holds them.
+            normalises: Whether it is BatchNorm that does.
+        """
+        for tensor in tensors_in(values):
+            if (convolved := getattr(tensor, "_pathex_convolved", None)) is not None:
+                convolved.used_by.append(normalises)
+
+    def normalised(self) -> dict[str, list[torch.Size]]:
+        """The weights of convolutions whose results BatchNorm alone uses.
+
+        Returns:
+            Name to the shapes of the results, in the order of the calls.
+        """
+        alone = {n: calls for n, calls in self._convolved.items() if all(call.used_by == [True] for call in calls)}
+        return {name: [call.shape for call in calls] for name, calls in alone.items()}
+
+    def _apply(self, rule: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.uses(args, kwargs, normalises=func is F.batch_norm)
+        return super()._apply(rule, func, args, kwargs)
 
     def site(self, site: Site) -> None:
         """Keep the coefficient of a non-linear site.
@@ -177,6 +226,8 @@ class Replay(Reading):
         per_sample: What an open reading does with coefficients that only a recorded sample has (normalisation over
             the units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1.
         values_only: Whether open paths do not pass what only makes a coefficient (softmax, sigmoid).
+        normalised: Name to shapes, as `Record.normalised` has them. These convolutions wait for their BatchNorm, whose
+            coefficient then multiplies their weight and not their result, which is many times larger.
     """
 
     model: nn.Module
@@ -187,11 +238,13 @@ class Replay(Reading):
     pools: Literal["sum", "max"] = "sum"
     per_sample: PerSample = "refuse"
     values_only: bool = False
+    normalised: Mapping[str, Sequence[torch.Size]] = field(default_factory=dict)
 
     rules: ClassVar[RuleTable] = REPLAY
 
     def __post_init__(self) -> None:
         Reading.__init__(self, self.model, self.tensors)
+        self._waiting = {name: iter(shapes) for name, shapes in self.normalised.items()}
         self._next_site = 0
         self._next_moments = 0
 
@@ -250,6 +303,45 @@ class Replay(Reading):
             Their sum.
         """
         return sum(terms[1:], start=terms[0])
+
+    def convolved(self, weight: Tensor, like: Tensor, product: Callable[[Tensor | None], Tensor]) -> Tensor:
+        """The result of a convolution, or what stands for it until its BatchNorm comes.
+
+        Args:
+            weight: Its weight.
+            like: A tensor of the same kind as its result.
+            product: From the coefficient of each channel, or None, to the result.
+
+        Returns:
+            The result, or a tensor of its shape that only `normalise` can read.
+        """
+        name = self.name_of(weight)
+        if name is None or name not in self._waiting:
+            return product(None)
+        held = like.new_empty(()).expand(next(self._waiting[name]))
+        held._pathex_product = product  # type: ignore[attr-defined]
+        return held
+
+    def normalise(self, input: Tensor, scale: Tensor | None) -> Tensor:
+        """What arrives at a BatchNorm times its coefficient.
+
+        Args:
+            input: ``(N, C, ...)``, or what `convolved` returned.
+            scale: ``(C,)``; None counts 1.
+
+        Returns:
+            A new tensor ``(N, C, ...)``.
+        """
+        product: Callable[[Tensor | None], Tensor] | None = getattr(input, "_pathex_product", None)
+        if product is not None:
+            return product(scale)
+        return input.clone() if scale is None else input * scale.to(input.dtype).view(-1, *[1] * (input.dim() - 2))
+
+    def _apply(self, rule: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is not F.batch_norm and any(hasattr(t, "_pathex_product") for t in tensors_in((args, kwargs))):
+            name = getattr(func, "__name__", str(func))
+            raise self.unsupported(name, "in the recorded pass only batch_norm used the result of this convolution")
+        return super()._apply(rule, func, args, kwargs)
 
     # -- the tape --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The three readings as functions: `record`, `replay`, `replay_open`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -37,11 +37,13 @@ class Recording:
         output: Output of the network, ``(N, ...)``.
         tape: The coefficient of every non-linear site, in the order of the calls.
         statistics: The moments that every BatchNorm used, in the order of the calls.
+        normalised: The weights of convolutions whose results BatchNorm alone uses, and the shapes of these results.
     """
 
     output: Tensor
     tape: Sequence[Site]
     statistics: Sequence[Moments]
+    normalised: Mapping[str, Sequence[torch.Size]] = field(default_factory=dict)
 
 
 def record(
@@ -93,7 +95,8 @@ def record(
         start = x.detach().to(dtype, copy=True).requires_grad_().clone()
         with torch.autograd.graph.saved_tensors_hooks(_forget, _forget), reading:
             result = run(model, own, reading.carry(start), output)
-    return Recording(_reached(reading, result).detach(), reading.sites, reading.moments)
+    reading.uses(result)
+    return Recording(_reached(reading, result).detach(), reading.sites, reading.moments, reading.normalised())
 
 
 def _forget(tensor: Any) -> Any:
@@ -127,7 +130,8 @@ def replay(
     Returns:
         Output of the linear map.
     """
-    return _linear(model, tensors, x, output, recording.tape, recording.statistics, coefficients)
+    how = {"normalised": recording.normalised}
+    return _linear(model, tensors, x, output, recording.tape, recording.statistics, coefficients, **how)
 
 
 def replay_open(
@@ -161,12 +165,17 @@ def replay_open(
 
 
 def _linear(
-    model: nn.Module, tensors: Mapping[str, Tensor] | None, x: Tensor, output: str | int | None, *how: Any
+    model: nn.Module,
+    tensors: Mapping[str, Tensor] | None,
+    x: Tensor,
+    output: str | int | None,
+    *how: Any,
+    **more: Any,
 ) -> Tensor:
     dtype = compute_dtype(model, tensors)
     with untouched(model):
         own = tensors_of(model, tensors, dtype)
-        reading = EffectiveReplay(model, own, *how)
+        reading = EffectiveReplay(model, own, *how, **more)
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTING), reading:
                 result = run(model, own, reading.carry(x.to(dtype, copy=True)), output)

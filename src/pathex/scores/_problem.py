@@ -197,7 +197,10 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of scoring: the model's, but at least float32."""
-        return compute_dtype(self.model)
+        if "dtype" not in self.memo:
+            self.memo["dtype"] = compute_dtype(self.model)
+        found: torch.dtype = self.memo["dtype"]
+        return found
 
     @property
     def images(self) -> Tensor:

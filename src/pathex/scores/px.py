@@ -9,42 +9,22 @@ with a the gates of the masked network itself, v the product of the weights alon
 pass, one replayed pass with squared input and squared weights, and its gradient.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.errors import PathexError
 from pathex.paths import Recording, replay
 from pathex.scores._method import Card, Method
+from pathex.scores._precision import safely
 from pathex.scores._reader import OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
-# Score is conserved: every layer on all paths holds R in all. Within these bounds no weight that matters under- or
-# overflows float32; beyond them the pass is repeated in float64.
-_SAFE = (1e-25, 1e30)
-
 
 def _score(reader: PathReader) -> dict[str, Tensor]:
-    total, scores = _summed(reader)
-    if reader.precision != torch.float64:
-        # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
-        known: set[str] = reader.problem.memo.setdefault("zero in float64", set())
-        vanished = _zero(scores) - known
-        if vanished or not _SAFE[0] < total < _SAFE[1]:
-            total, scores = _summed(reader.in_float64())
-            known |= _zero(scores)
-    if not math.isfinite(total):
-        raise PathexError(f"px: the sum over paths is {total} in float64; the network's weights or statistics overflow")
-    return scores
-
-
-def _zero(scores: Mapping[str, Tensor]) -> set[str]:
-    found = torch.stack([score.any() for score in scores.values()]).tolist()  # brought to the CPU all at once
-    return {name for name, some in zip(scores, found, strict=True) if not some}
+    return safely(reader, _summed, "px")
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:

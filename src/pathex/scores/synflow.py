@@ -13,6 +13,7 @@ from torch import Tensor
 from pathex.errors import UnknownName
 from pathex.paths import replay_open, run, tensors_of, untouched
 from pathex.scores._method import Card, Method
+from pathex.scores._precision import safely
 from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
@@ -23,28 +24,43 @@ Shifts = Literal["dropped", "released"]
 def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tensor]:
     if shifts not in get_args(Shifts):
         raise UnknownName("shifts", shifts, get_args(Shifts))
-    problem, reader = reader.problem, reader.in_float64()
+    if shifts == "released":
+        return _released(reader.in_float64())
+    return safely(reader, _summed, "synflow")
+
+
+def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
-    start = torch.ones_like(problem.images[:1], dtype=torch.float64)
     with torch.enable_grad():
-        if shifts == "released":
-            state = tensors_of(problem.model, tensors, torch.float64)
-            absolute = {name: entry.abs() if entry.is_floating_point() else entry for name, entry in state.items()}
-            with untouched(problem.model):
-                out = run(problem.model, absolute, start, reader.output)
-        else:
-            out = replay_open(
-                problem.model,
-                start,
-                statistics=reader.coefficients(tensors),
-                tensors=tensors,
-                coefficients="absolute",
-                pools="max",
-                per_sample=reader.per_sample,
-                output=reader.output,
-            )
-        return {name: 2 * score for name, score in gradient_scores(out.sum(), weights).items()}
+        total = replay_open(
+            reader.problem.model,
+            _ones(reader),
+            statistics=reader.coefficients(tensors),
+            tensors=tensors,
+            coefficients="absolute",
+            pools="max",
+            per_sample=reader.per_sample,
+            output=reader.output,
+        ).sum()
+        return float(total.detach()), _scores(total, weights)
+
+
+def _released(reader: PathReader) -> dict[str, Tensor]:
+    model, weights = reader.problem.model, reader.weights()
+    state = tensors_of(model, {**reader.other(), **weights}, torch.float64)
+    absolute = {name: entry.abs() if entry.is_floating_point() else entry for name, entry in state.items()}
+    with torch.enable_grad(), untouched(model):
+        leaves = {name: absolute[name].requires_grad_() for name in weights}
+        return _scores(run(model, absolute, _ones(reader), reader.output).sum(), leaves)
+
+
+def _ones(reader: PathReader) -> Tensor:
+    return torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
+
+
+def _scores(total: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: score.mul_(2) for name, score in gradient_scores(total, weights).items()}
 
 
 METHOD = Method(
@@ -59,7 +75,8 @@ METHOD = Method(
         batchnorm="|gamma| / sqrt(var + eps) with the stored variance (calibration='running', as published) or "
         "calibrated ('batch')",
         rounds=100,
-        cost="1 forward and backward pass of one input, in float64",
+        cost="1 forward and backward pass of one input, in float32 where the sum over paths fits; in float64 elsewhere "
+        "and with shifts='released'",
         holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="the released code takes the absolute value of every entry of the state, stored means included, "
         "and keeps shifts: shifts='released'",

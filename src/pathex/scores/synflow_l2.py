@@ -10,27 +10,31 @@ from torch import Tensor
 
 from pathex.paths import replay_open
 from pathex.scores._method import Card, Method
+from pathex.scores._precision import safely
 from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
 
 
 def _score(reader: PathReader) -> dict[str, Tensor]:
-    problem, reader = reader.problem, reader.in_float64()
+    return safely(reader, _summed, "synflow-l2")
+
+
+def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
     statistics = reader.coefficients(tensors)
-    start = torch.ones_like(problem.images[:1], dtype=torch.float64)
+    start = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
     with torch.enable_grad():
-        out = replay_open(
-            problem.model,
+        total = replay_open(
+            reader.problem.model,
             start,
             statistics=statistics,
             tensors=tensors,
             per_sample=reader.per_sample,
             output=reader.output,
-        )
-        return gradient_scores(out.sum(), weights)
+        ).sum()
+        return float(total.detach()), gradient_scores(total, weights)
 
 
 METHOD = Method(
@@ -44,7 +48,8 @@ METHOD = Method(
         needs="images",
         batchnorm="gamma^2 / (var + eps), calibrated as in 'px-literal' (default, needs images) or stored ('running')",
         rounds=100,
-        cost="1 forward and backward pass of one input in float64; with calibration 1 forward pass more",
+        cost="1 forward and backward pass of one input, in float32 where the sum over paths fits, else float64; "
+        "with calibration 1 forward pass more",
         holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="the code released with NTK-SAP multiplies by theta instead of theta^2",
         checked="path enumeration to 1e-10 in float64",

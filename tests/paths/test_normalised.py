@@ -1,0 +1,122 @@
+"""Convolutions that wait for their BatchNorm: the same linear map, and only where nothing else uses their result."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathex.errors import UnsupportedOperation
+from pathex.paths import record, replay
+from pathex.paths._readings import Coefficients
+
+
+class Block(nn.Module):
+    """Two convolutions, one of them used twice in some forms."""
+
+    def __init__(self, form: Callable[["Block", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.form = form
+        self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.bn1, self.bn2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False)
+        self.head = nn.Linear(6, 4)
+        nn.init.uniform_(self.bn1.weight, -2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.form(self, x).mean((2, 3)))
+
+
+def chain(net: Block, x: Tensor) -> Tensor:
+    return F.relu(net.bn2(net.second(F.relu(net.bn1(net.first(x))))))
+
+
+def result_also_added(net: Block, x: Tensor) -> Tensor:
+    y = net.first(x)
+    return F.relu(net.bn2(net.second(F.relu(net.bn1(y) + y))))
+
+
+def result_changed_in_place(net: Block, x: Tensor) -> Tensor:
+    y = net.first(x)
+    y.mul_(2)
+    return F.relu(net.bn2(net.second(F.relu_(net.bn1(y)))))
+
+
+def normalised_twice(net: Block, x: Tensor) -> Tensor:
+    y = net.first(x)
+    return F.relu(net.bn2(net.second(net.bn1(y))) + net.bn2(y))
+
+
+def weight_used_twice(net: Block, x: Tensor) -> Tensor:
+    y = F.relu(net.bn1(net.first(x)))
+    return F.relu(net.bn2(net.second(y))) + F.relu(net.bn1(net.second(F.max_pool2d(y, 2)))).mean((2, 3), keepdim=True)
+
+
+def weight_normalised_once(net: Block, x: Tensor) -> Tensor:
+    y = F.relu(net.bn1(net.first(x)))
+    return F.relu(net.second(net.bn2(net.second(y))))
+
+
+def asks_for_the_form(net: Block, x: Tensor) -> Tensor:
+    y = net.first(x)
+    assert y.shape[1] == 6 and y.dim() == 4 and y.is_floating_point()
+    return F.relu(net.bn2(net.second(F.relu(net.bn1(y)))))
+
+
+FORMS = {
+    chain: {"first.weight", "second.weight"},
+    result_also_added: {"second.weight"},
+    result_changed_in_place: {"second.weight"},
+    normalised_twice: {"second.weight"},
+    weight_used_twice: {"first.weight", "second.weight"},
+    weight_normalised_once: {"first.weight"},
+    asks_for_the_form: {"first.weight", "second.weight"},
+}
+
+
+@pytest.mark.parametrize("coefficients", ["plain", "squared", "ones", "absolute"])
+@pytest.mark.parametrize(("form", "waiting"), FORMS.items(), ids=lambda value: getattr(value, "__name__", None))
+def test_the_map_and_its_gradients_are_the_same(
+    form: Callable[[Block, Tensor], Tensor], waiting: set[str], coefficients: Coefficients
+) -> None:
+    torch.manual_seed(0)
+    net, x = Block(form).double(), torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    recording = record(net, x)
+    assert set(recording.normalised) == waiting
+    tensors = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters() if p.dim() > 1 or "bn" in n}
+    maps, gradients = [], []
+    for one in (recording, replace(recording, normalised={})):
+        out = replay(net, x, one, tensors=tensors, coefficients=coefficients)
+        maps.append(out)
+        gradients.append(torch.autograd.grad(out.square().sum(), list(tensors.values()), allow_unused=True))
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-11, atol=1e-12)
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-11)
+
+
+def test_a_convolution_that_is_the_output_does_not_wait() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            return y, self.bn(y)
+
+    net, x = Net().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    assert not record(net, x).normalised
+    recording = record(net, x, output=1)
+    torch.testing.assert_close(
+        replay(net, x, recording, output=1), replay(net, x, replace(recording, normalised={}), output=1)
+    )
+
+
+def test_another_route_than_the_recorded_one_is_refused() -> None:
+    net, x = Block(chain).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    recording = record(net, x)
+    net.form = lambda own, images: F.relu(own.bn2(own.second(F.relu(own.first(images)))))
+    with pytest.raises(UnsupportedOperation, match="only batch_norm used the result"):
+        replay(net, x, recording)
