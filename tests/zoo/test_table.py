@@ -97,7 +97,7 @@ def test_the_committed_rows_of_an_architecture_are_complete() -> None:
 def test_the_committed_rows_show_what_they_must(name: str) -> None:
     good, every = shares(read_rows())[name]
     assert good >= (0.97 * every if name == "px" else every)
-    assert every >= 275
+    assert every >= 315
 
 
 @committed

@@ -37,7 +37,11 @@ _CLASSES, _SIDE = 10, 32
 _EPOCHS = 4
 """Epochs of tickets that train side by side: the first and the last ones are not all at work."""
 
-_PLAIN = "plain loop"
+_PLAIN, _MASKED = "plain loop", "pathex, masked"
+_PAIRS = 12
+"""Pairs of groups of steps, with a mask and without, in each repeat; and the steps of a group."""
+
+_GROUP = 3
 _COLOURS = MappingProxyType({_PLAIN: "#8a8f98"})
 
 
@@ -69,7 +73,7 @@ def _rows(bench: Bench, options: Mapping[str, Any]) -> Iterator[Row]:
     cases: dict[str, Callable[[], float]] = {
         _PLAIN: lambda: _plain(work),
         "pathex, dense": lambda: _loop(work, None),
-        "pathex, masked": lambda: _loop(work, _mask(work)),
+        _MASKED: lambda: _loop(work, _mask(work)),
     }
     if (tickets := options["tickets"]) > 0:
         cases |= {
@@ -77,6 +81,7 @@ def _rows(bench: Bench, options: Mapping[str, Any]) -> Iterator[Row]:
             f"{tickets} processes": lambda: _tickets(work, "local"),
         }
     seconds: dict[str, list[float]] = defaultdict(list)
+    shares: list[float] = []
     failed: dict[str, str] = {}
     for repeat in range(bench.repeats):
         # In turn, so that whatever else the machine does meets all cases alike.
@@ -86,10 +91,15 @@ def _rows(bench: Bench, options: Mapping[str, Any]) -> Iterator[Row]:
             bench.say(f"repeat {repeat + 1} of {bench.repeats}: {name}")
             try:
                 seconds[name].append(case())
+                if name == _MASKED:
+                    shares += _shares_of_mask(work)
             except (PathexError, RuntimeError) as error:
                 failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     for name in cases:
-        yield _row(work, name, seconds, failed.get(name))
+        row = _row(work, name, seconds, failed.get(name))
+        if name == _MASKED and shares:
+            row |= dict(zip(("mask_low", "mask_share", "mask_high"), quartiles(shares), strict=True))
+        yield row
 
 
 def _row(work: _Work, name: str, seconds: Mapping[str, list[float]], error: str | None) -> Row:
@@ -212,6 +222,46 @@ def _loop(work: _Work, mask: Mask | None) -> float:
     return (ends[-1] - ends[0]) / work.options["epochs"]
 
 
+def _shares_of_mask(work: _Work) -> list[float]:
+    """What a mask adds to a step without a graph, as shares of the step: groups of steps with and without, in turn.
+
+    Returns:
+        A share for each pair of groups.
+    """
+    device, size = work.bench.device, work.options["batch_size"]
+    pixels, labels = work.pixels[:size].to(device), work.labels[:size].to(device)
+
+    def stepper(mask: Mask | None) -> Callable[[], None]:
+        model = copy.deepcopy(work.network).to(device).train()
+        layout = memory_format(model)
+        model.to(memory_format=layout)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+        if mask is not None:
+            attach(model, mask, optimizer)
+        images = (pixels.float() / 128 - 1).contiguous(memory_format=layout)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+        return step
+
+    both = [stepper(None), stepper(_mask(work))]
+    for step in both:
+        step()
+    shares = []
+    for pair in range(_PAIRS):
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if pair % 2 else (1, 0):
+            began = now(device)
+            for _ in range(_GROUP):
+                both[which]()
+            seconds[which] = now(device) - began
+        shares.append(seconds[1] / seconds[0] - 1)
+    return shares
+
+
 # -- many tickets ------------------------------------------------------------------------------------------------------
 
 
@@ -327,12 +377,11 @@ def _summary(frame: pd.DataFrame) -> list[str]:
     if "epoch_seconds" not in frame:
         return []
     measured = frame.dropna(subset=["epoch_seconds"])
-    known = dict(zip(measured["case"], measured["epoch_seconds"], strict=True))
     ratios = dict(zip(measured["case"], measured["ratio"], strict=True))
     lines = [f"{case}: {ratio:.3f} of the time of the {_PLAIN}" for case, ratio in ratios.items() if case != _PLAIN]
-    if {"pathex, dense", "pathex, masked"} <= known.keys():
-        share = known["pathex, masked"] / known["pathex, dense"] - 1
-        lines.append(f"the mask costs {100 * share:.1f} in 100 of a step")
+    if "mask_share" in measured:
+        low, share, high = (100 * measured[name].max() for name in ("mask_low", "mask_share", "mask_high"))
+        lines.append(f"the mask costs {share:.1f} in 100 of a step (quartiles {low:.1f} to {high:.1f})")
     return lines
 
 
