@@ -19,6 +19,7 @@ from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
 from pathex.collapse import PruneReport, examine, listed, warn_of_collapse
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.heap import keeps_freed_memory
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
 from pathex.paths import on_paths, roles, untouched
@@ -217,7 +218,7 @@ def prune(
             min_per_layer=min_per_layer,
             strict=strict,
         )
-        with _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
+        with keeps_freed_memory(), _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
             mask, history = _rounds(base, method_call, chooser, output, on_round, advance)
         report = examine(model, mask, base.images[:1], start=start, output=output)
         warn_of_collapse(report, strict)

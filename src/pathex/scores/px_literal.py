@@ -5,11 +5,12 @@ r"""Path eXclusion as printed: the product of two sums over paths (Iurada, Cicco
 The first factor is the network of ones with recorded gates and squared input, the second the open network of squared
 weights with an input of ones, which is the same for every image. From the images as they are the network of ones leaves
 float32 in the first round of a ResNet-20: it starts from images scaled down by a power of two, and where that is not
-enough (deeper networks) it is computed in float64, as the second factor always is.
+enough (deeper networks) it is computed in float64; so is the second factor where it leaves float32.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import Moments, Recording, replay, replay_open
 from pathex.scores._method import Card, Method
+from pathex.scores._precision import safely
 from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
@@ -27,7 +29,7 @@ _WIDEST = 1e60
 
 
 def _score(reader: PathReader) -> dict[str, Tensor]:
-    problem, wide = reader.problem, reader.in_float64()
+    problem = reader.problem
     scale = _scale(reader)
     seen, statistics = _seen(reader, torch.float64 if scale is None else reader.precision, scale or 1.0)
     if scale is not None:
@@ -36,23 +38,29 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
         if not seen.isfinite().all() or ((seen == 0) & ~known).any():
             seen, statistics = _seen(reader, torch.float64, 1.0)
             problem.memo["zero outputs in float64"] = seen == 0
-    weights = {name: weight.double().requires_grad_() for name, weight in reader.weights().items()}
-    start = torch.ones_like(problem.images[:1], dtype=torch.float64)
+    if not seen.isfinite().all():
+        raise PathexError("px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures")
+    # The second factor starts from numbers of about one, so that it fits where its paths do.
+    most = 2.0 ** math.frexp(float(seen.max()))[1]
+    scores = safely(reader, partial(_reached, seen=seen / most, statistics=statistics), "px-literal")
+    return {name: score.double().mul_(most) for name, score in scores.items()}
+
+
+def _reached(reader: PathReader, *, seen: Tensor, statistics: Sequence[Moments]) -> tuple[float, dict[str, Tensor]]:
+    """What the open network of squared weights brings to the outputs, as many times as they were seen; and scores."""
+    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
+    start = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
     with torch.enable_grad():
         reach = replay_open(
-            problem.model,
+            reader.problem.model,
             start,
             statistics=statistics,
-            tensors={**wide.other(), **weights},
+            tensors={**reader.other(), **weights},
             per_sample=reader.per_sample,
             output=reader.output,
         )
-        total = (reach * seen).sum()
-        if not torch.isfinite(total):
-            raise PathexError(
-                "px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures"
-            )
-        return gradient_scores(total, weights)
+        total = (reach * seen.to(reach)).sum()
+        return float(total.detach()), gradient_scores(total, weights)
 
 
 def _ones(reader: PathReader, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -123,7 +131,7 @@ METHOD = Method(
         "masked network (calibration='batch') or stored ('running')",
         rounds=100,
         cost="2 forward passes without gradient (one of them in float64 in deep networks, whose ones leave float32), 1 "
-        "forward and backward pass of one image in float64",
+        "forward and backward pass of one image, in float32 where its sum over paths fits",
         holds_for="piecewise-linear activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="with weights of one, data enter only as one number per output: in round one it equals "
         "'synflow-l2' up to a factor, and with stored statistics both keep almost the same weights after 100 rounds "

@@ -1,0 +1,72 @@
+"""Memory that stays with the process while it prunes."""
+
+import resource
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import pathex
+from pathex import heap
+from pathex.heap import keeps_freed_memory
+
+glibc = pytest.mark.skipif(heap._glibc() is None, reason="glibc only")
+
+
+def page_faults(passes: int) -> int:
+    """Of passes that each fill 40 MiB in blocks and free them."""
+
+    def one() -> None:
+        blocks = [torch.ones(2**20) for _ in range(10)]
+        del blocks
+
+    one()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(passes):
+        one()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@glibc
+def test_freed_memory_is_used_again() -> None:
+    with keeps_freed_memory():
+        assert page_faults(5) < 5 * 10 * 2**22 / 2**12 / 4  # one in four of the pages
+
+
+@glibc
+def test_the_last_one_out_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        calls: list[tuple[str, int]] = []
+
+        def mallopt(self, parameter: int, value: int) -> int:
+            self.calls.append((str(parameter), value))
+            return 1
+
+        def malloc_trim(self, pad: int) -> int:
+            self.calls.append(("trim", pad))
+            return 1
+
+    monkeypatch.setattr(heap, "_glibc", Library)
+
+    def fails() -> None:
+        with pytest.raises(KeyboardInterrupt), keeps_freed_memory():
+            raise KeyboardInterrupt
+
+    with keeps_freed_memory():
+        thread = threading.Thread(target=fails)
+        thread.start()
+        thread.join()
+        assert ("trim", 0) not in Library.calls
+    assert Library.calls[-2:] == [("-1", 64 * 2**20), ("trim", 0)] and heap._inside == 0
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    heap._glibc.cache_clear()
+    try:
+        assert heap._glibc() is None
+        net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        assert pathex.prune(net, "px", sparsity=0.5, data=torch.randn(4, 3), rounds=2).mask.kept == 10
+    finally:
+        heap._glibc.cache_clear()
