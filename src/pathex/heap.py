@@ -17,7 +17,7 @@ _AS_GROWN = {_MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB}
 _KEPT = 1024 * _MIB
 
 _lock = threading.Lock()
-_inside = 0
+_inside: list[int] = []  # threads
 
 
 @contextmanager
@@ -31,20 +31,19 @@ def keeps_freed_memory() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    global _inside
     library = _glibc()
     if library is None:
         yield
         return
     with _lock:
-        _inside += 1
+        _inside.append(threading.get_ident())
         library.mallopt(_MMAP_THRESHOLD, _AS_GROWN[_MMAP_THRESHOLD])
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _inside.remove(threading.get_ident())
             if not _inside:  # no other thread prunes
                 library.mallopt(_TRIM_THRESHOLD, _AS_GROWN[_TRIM_THRESHOLD])
                 library.malloc_trim(0)

@@ -338,7 +338,8 @@ class Replay(Reading):
         return input.clone() if scale is None else input * scale.to(input.dtype).view(-1, *[1] * (input.dim() - 2))
 
     def _apply(self, rule: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is not F.batch_norm and any(hasattr(t, "_pathex_product") for t in tensors_in((args, kwargs))):
+        watched = tensors_in((args, kwargs)) if self._waiting and func is not F.batch_norm else ()
+        if any(hasattr(tensor, "_pathex_product") for tensor in watched):
             name = getattr(func, "__name__", str(func))
             raise self.unsupported(name, "in the recorded pass only batch_norm used the result of this convolution")
         return super()._apply(rule, func, args, kwargs)
