@@ -84,7 +84,10 @@ def _finish(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
         _ticks(axes.xaxis)
     axes.xaxis.set_minor_locator(NullLocator())
     _ticks(axes.yaxis)
-    axes.legend(fontsize=8, handlelength=1.8, loc="best", frameon=True, framealpha=0.8, edgecolor="none")
+    # Room for the legend above all points.
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * (top / bottom) ** (0.12 * len(axes.get_legend_handles_labels()[0])))
+    axes.legend(fontsize=8, handlelength=1.8, loc="upper left", frameon=False)
 
 
 def _ticks(axis: Axis) -> None:
