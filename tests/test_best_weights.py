@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,13 +16,22 @@ VALUES = [0.0, -0.0, 1.0, 1.0 + 2**-20, 2.5, -1.0, 1e-30, 1e30, math.inf, -math.
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
+def split_mix(number: int) -> int:
+    """The finalizer of SplitMix64, as a signed number."""
+    state = number % 2**64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    state ^= state >> 31
+    return state - 2**64 if state >= 2**63 else state
+
+
 def sorted_out(
     scores: dict[str, Tensor], allowed: dict[str, Tensor], count: int, seed: int, at_least: dict[str, int]
 ) -> dict[str, Tensor]:
-    """Floors first, then everything by score; ties by a random order over all weights of all layers."""
+    """Floors first, then everything by score; ties by the hash of a weight's number among those of all layers."""
     where = [(name, index) for name, score in scores.items() for index in range(score.numel())]
-    order = torch.randperm(len(where), generator=torch.Generator().manual_seed(seed)).tolist()
-    place = dict(zip(where, order, strict=True))
+    start = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    place = {entry: split_mix(start + number) for number, entry in enumerate(where)}
 
     def ranked(layers: Any) -> list[tuple[str, int]]:
         there = [entry for entry in where if entry[0] in layers and bool(allowed[entry[0]].flatten()[entry[1]])]
