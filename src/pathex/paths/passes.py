@@ -130,8 +130,8 @@ def replay(
     Returns:
         Output of the linear map.
     """
-    how = {"normalised": recording.normalised}
-    return _linear(model, tensors, x, output, recording.tape, recording.statistics, coefficients, **how)
+    how = (recording.tape, recording.statistics, coefficients)
+    return _linear(model, tensors, x, output, *how, normalised=recording.normalised)
 
 
 def replay_open(

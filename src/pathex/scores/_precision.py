@@ -1,15 +1,17 @@
 """Sums over paths in float32 where that is safe, in float64 elsewhere."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.scores._reader import PathReader
+from pathex.paths import Moments, replay_open
+from pathex.scores._reader import PathReader, gradient_scores
 
-__all__ = ["safely"]
+__all__ = ["open_sum", "safely"]
 
 # Score is conserved: every layer on all paths holds the sum in all. Within these bounds no weight that matters under-
 # or overflows float32; beyond them the pass is repeated in float64.
@@ -55,3 +57,33 @@ def safely(
 def _zero(scores: dict[str, Tensor]) -> set[str]:
     found = torch.stack([score.any() for score in scores.values()]).tolist()  # brought to the CPU all at once
     return {name for name, some in zip(scores, found, strict=True) if not some}
+
+
+def open_sum(
+    reader: PathReader, *, statistics: Sequence[Moments] | None = None, seen: Tensor | None = None, **how: Any
+) -> tuple[float, dict[str, Tensor]]:
+    """What an input of ones brings to the outputs of the open network, and the scores of the weights it passes.
+
+    Args:
+        reader: The reader.
+        statistics: What BatchNorm is read with; None is what the reader says.
+        seen: Factor of each output, ``(1, ...)``; None is one.
+        **how: Further arguments of `pathex.paths.replay_open`.
+
+    Returns:
+        The sum over outputs, and ``theta^2 dR/d(theta^2)`` of it by name.
+    """
+    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
+    tensors = {**reader.other(), **weights}
+    with torch.enable_grad():
+        reach = replay_open(
+            reader.problem.model,
+            torch.ones_like(reader.problem.images[:1], dtype=reader.precision),
+            statistics=reader.coefficients(tensors) if statistics is None else statistics,
+            tensors=tensors,
+            per_sample=reader.per_sample,
+            output=reader.output,
+            **how,
+        )
+        total = (reach if seen is None else reach * seen.to(reach)).sum()
+        return float(total.detach()), gradient_scores(total, weights)

@@ -18,8 +18,8 @@ from torch import Tensor
 from pathex.errors import PathexError
 from pathex.paths import Moments, Recording, replay, replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._precision import safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
+from pathex.scores._precision import open_sum, safely
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
 
 __all__ = ["METHOD"]
 
@@ -42,25 +42,8 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
         raise PathexError("px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures")
     # The second factor starts from numbers of about one, so that it fits where its paths do.
     most = 2.0 ** math.frexp(float(seen.max()))[1]
-    scores = safely(reader, partial(_reached, seen=seen / most, statistics=statistics), "px-literal")
+    scores = safely(reader, partial(open_sum, seen=seen / most, statistics=statistics), "px-literal")
     return {name: score.double().mul_(most) for name, score in scores.items()}
-
-
-def _reached(reader: PathReader, *, seen: Tensor, statistics: Sequence[Moments]) -> tuple[float, dict[str, Tensor]]:
-    """What the open network of squared weights brings to the outputs, as many times as they were seen; and scores."""
-    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-    start = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
-    with torch.enable_grad():
-        reach = replay_open(
-            reader.problem.model,
-            start,
-            statistics=statistics,
-            tensors={**reader.other(), **weights},
-            per_sample=reader.per_sample,
-            output=reader.output,
-        )
-        total = (reach * seen.to(reach)).sum()
-        return float(total.detach()), gradient_scores(total, weights)
 
 
 def _ones(reader: PathReader, dtype: torch.dtype) -> dict[str, Tensor]:

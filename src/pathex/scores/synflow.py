@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pathex.errors import UnknownName
-from pathex.paths import replay_open, run, tensors_of, untouched
+from pathex.paths import run, tensors_of, untouched
 from pathex.scores._method import Card, Method
-from pathex.scores._precision import safely
+from pathex.scores._precision import open_sum, safely
 from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
 
 __all__ = ["METHOD"]
@@ -30,20 +30,8 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
-    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-    tensors = {**reader.other(), **weights}
-    with torch.enable_grad():
-        total = replay_open(
-            reader.problem.model,
-            _ones(reader),
-            statistics=reader.coefficients(tensors),
-            tensors=tensors,
-            coefficients="absolute",
-            pools="max",
-            per_sample=reader.per_sample,
-            output=reader.output,
-        ).sum()
-        return float(total.detach()), _scores(total, weights)
+    total, scores = open_sum(reader, coefficients="absolute", pools="max")
+    return total, _doubled(scores)
 
 
 def _released(reader: PathReader) -> dict[str, Tensor]:
@@ -52,15 +40,12 @@ def _released(reader: PathReader) -> dict[str, Tensor]:
     absolute = {name: entry.abs() if entry.is_floating_point() else entry for name, entry in state.items()}
     with torch.enable_grad(), untouched(model):
         leaves = {name: absolute[name].requires_grad_() for name in weights}
-        return _scores(run(model, absolute, _ones(reader), reader.output).sum(), leaves)
+        ones = torch.ones_like(reader.problem.images[:1], dtype=torch.float64)
+        return _doubled(gradient_scores(run(model, absolute, ones, reader.output).sum(), leaves))
 
 
-def _ones(reader: PathReader) -> Tensor:
-    return torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
-
-
-def _scores(total: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: score.mul_(2) for name, score in gradient_scores(total, weights).items()}
+def _doubled(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: score.mul_(2) for name, score in scores.items()}
 
 
 METHOD = Method(

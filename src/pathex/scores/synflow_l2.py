@@ -5,13 +5,11 @@ r"""SynFlow-L2 (Gebhart, Saxena, Schrater 2021): synaptic flow of squared weight
 The control of every PX experiment: `px-literal` is this times one number per output.
 """
 
-import torch
 from torch import Tensor
 
-from pathex.paths import replay_open
 from pathex.scores._method import Card, Method
-from pathex.scores._precision import safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
+from pathex.scores._precision import open_sum, safely
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader
 
 __all__ = ["METHOD"]
 
@@ -21,20 +19,7 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
-    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-    tensors = {**reader.other(), **weights}
-    statistics = reader.coefficients(tensors)
-    start = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
-    with torch.enable_grad():
-        total = replay_open(
-            reader.problem.model,
-            start,
-            statistics=statistics,
-            tensors=tensors,
-            per_sample=reader.per_sample,
-            output=reader.output,
-        ).sum()
-        return float(total.detach()), gradient_scores(total, weights)
+    return open_sum(reader)
 
 
 METHOD = Method(
