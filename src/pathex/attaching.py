@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput
 from pathex.masks import Mask
-from pathex.prunable import is_sharded, own_module
+from pathex.prunable import own_module
+from pathex.sharded import in_one_piece, is_sharded, like
 
 __all__ = ["Handle", "attach", "make_permanent"]
 
@@ -165,15 +166,9 @@ def _fitted(removed: Any, tensor: Any) -> Tensor:
     """The removed entries where a tensor is: on its device, and spread over processes as it is."""
     if not is_sharded(tensor):
         # Between its use and its next step, a sharded weight is there in one piece.
-        whole: Tensor = (removed.full_tensor() if is_sharded(removed) else removed).to(tensor.device)
-        return whole
-    if is_sharded(removed):
-        sharded: Tensor = removed
-        return sharded
-    from torch.distributed.tensor import distribute_tensor
-
-    # Every process has the whole mask, so that none has to send its part.
-    return distribute_tensor(removed.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+        return in_one_piece(removed).to(tensor.device)
+    spread: Tensor = like(removed, tensor)
+    return spread
 
 
 def _fill(tensor: Any, removed: Any) -> None:

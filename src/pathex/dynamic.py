@@ -20,8 +20,9 @@ from pathex import attaching
 from pathex.allocate import keep_best
 from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import Mask
-from pathex.prunable import is_sharded, own_module
+from pathex.prunable import own_module
 from pathex.scores._problem import generator
+from pathex.sharded import is_sharded
 
 __all__ = ["METHODS", "OPTIONS", "DynamicHandle", "attach", "check_options", "drop_fraction"]
 

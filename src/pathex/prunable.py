@@ -1,6 +1,5 @@
 """Which weights of a model are pruned: those of convolutions, linear layers and attention, and what the user adds."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from pathex.errors import InvalidInput
 
-__all__ = ["Selector", "is_sharded", "own_module", "prunable_weights"]
+__all__ = ["Selector", "own_module", "prunable_weights"]
 
 Selector = str | type | nn.Module
 """A glob over names of modules or parameters, a module class, or a module of the model."""
@@ -43,19 +42,6 @@ def own_module(model: nn.Module) -> nn.Module:
             "torch.distributed.fsdp.fully_shard, which takes masks"
         )
     return model
-
-
-def is_sharded(weight: Tensor) -> bool:
-    """Whether a weight is spread over processes (a ``DTensor``, as ``fully_shard`` makes them).
-
-    Args:
-        weight: A parameter.
-
-    Returns:
-        True for a ``DTensor``.
-    """
-    room = sys.modules.get("torch.distributed.tensor")  # there is none before this was imported
-    return room is not None and isinstance(weight, room.DTensor)
 
 
 def prunable_weights(

@@ -24,8 +24,9 @@ from pathex.mask_files import read_allocation
 from pathex.masks import Mask
 from pathex.paths import on_paths, roles, untouched
 from pathex.processes import Group, processes_of
-from pathex.prunable import Selector, is_sharded, own_module, prunable_weights
+from pathex.prunable import Selector, own_module, prunable_weights
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
+from pathex.sharded import in_one_piece, is_sharded, like
 
 __all__ = ["PruneReport", "PruneResult", "default_rounds", "examine", "prune", "score"]
 
@@ -95,7 +96,8 @@ def score(
         **options: Options of the method (see its card).
 
     Returns:
-        Name to score on the model's device, in the weight's shape; higher = keep.
+        Name to score on the model's device, in the weight's shape, and spread over processes as the weight is; higher =
+        keep.
 
     Raises:
         InvalidInput: If an argument cannot be used or the method returns scores that do not fit.
@@ -109,14 +111,15 @@ def score(
     with processes.together():
         method_call = _method_call(method, options)
         seed = _natural("seed", seed)
-        model, weights = _whole_weights(model, ignore, prunable)
+        model, weights = _weights_of(model, method, ignore, prunable)
         if mask is not None:
             _check_mask(mask, weights)
         batches = joined(read_batches(data), processes)
         problem = Problem(
             model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
         )
-        return _scored(_in_agreement(problem, method, options, strict=strict), method_call)
+        scores = _scored(_in_agreement(problem, method, options, strict=strict), method_call)
+        return {name: like(score, weights[name]) for name, score in scores.items()}
 
 
 def prune(
@@ -190,7 +193,7 @@ def prune(
         schedules.check_options(schedule, options)
         sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
         min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
-        model, weights = _whole_weights(model, ignore, prunable)
+        model, weights = _weights_of(model, method, ignore, prunable)
         output = options.get("output")
         start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
         _check_mask(start, weights)
@@ -287,16 +290,19 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
     return custom
 
 
-def _whole_weights(
-    model: nn.Module, ignore: Sequence[Selector], prunable: Sequence[Selector]
+def _weights_of(
+    model: nn.Module, method: str | CustomMethod, ignore: Sequence[Selector], prunable: Sequence[Selector]
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """The module itself and its prunable weights."""
     model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    if sharded := [name for name, weight in model.named_parameters() if is_sharded(weight)]:
+    sharded = [name for name, weight in model.named_parameters() if is_sharded(weight)]
+    if sharded and not getattr(scorers.resolve(method), "sharded", False):
+        able = [name for name in scorers.names() if scorers.find(name).sharded]
         raise InvalidInput(
-            f"{sharded[0]!r} is spread over processes, which cannot be scored: score the model before fully_shard, "
-            "and pathex.attach the mask afterwards"
+            f"{sharded[0]!r} is spread over processes, and {_name_of(method)} needs whole weights: score the model "
+            f"before fully_shard, and pathex.attach the mask afterwards. Methods that take such weights: "
+            f"{', '.join(able)}"
         )
     return model, weights
 
@@ -307,6 +313,8 @@ def _in_agreement(problem: Problem, method: str | CustomMethod, options: Mapping
     if processes.alone:
         return problem
     state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
+    # Of a tensor that is spread over them every process has another part.
+    state = {name: tensor for name, tensor in state.items() if not is_sharded(tensor)}
     processes.agree(
         {
             "method": _name_of(method),
@@ -376,7 +384,7 @@ def _doubt_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -
 
 
 def _is_there(problem: Problem, name: str) -> bool:
-    return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
+    return bool(in_one_piece(problem.prunable[name]).any()) and (problem.mask is None or bool(problem.mask[name].any()))
 
 
 def _check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:

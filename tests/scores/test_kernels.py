@@ -506,7 +506,7 @@ def test_an_output_without_weights_is_an_error(method: str) -> None:
             return x[:, :2] * 2, self.used(x)
 
     data = (torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
-    with pytest.raises(InvalidInput, match="depends on no prunable weight; name another one with output="):
+    with pytest.raises(InvalidInput, match="depends on no prunable weight; name another output with output="):
         pathex.score(Beside(), method, data)
     assert all(score.any() for score in pathex.score(Beside(), method, data, output=1).values())
 

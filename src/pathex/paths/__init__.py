@@ -11,6 +11,7 @@ An operation without a rule raises `pathex.errors.UnsupportedOperation` that nam
 """
 
 from pathex.paths._layout import layout_of
+from pathex.paths._made import Leaves, Made, Tensors
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import spellings
@@ -24,12 +25,15 @@ __all__ = [
     "Coefficients",
     "Connectivity",
     "Footprint",
+    "Leaves",
+    "Made",
     "Moments",
     "PerSample",
     "Recording",
     "Smooth",
     "Statistics",
     "Survey",
+    "Tensors",
     "calibrate",
     "compute_dtype",
     "connectivity",

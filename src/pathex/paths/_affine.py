@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathex.paths._made import entered
 from pathex.paths._products import multilinear, multilinear_replay
 from pathex.paths._reading import is_in_place, spellings
 from pathex.paths._readings import RECORD, REPLAY, Record, Replay
@@ -59,7 +60,9 @@ def _weighted_linear(
             return func(input, coefficient, None, *args, **kwargs)
 
         def product(scale: Tensor | None) -> Tensor:
-            scaled = coefficient if scale is None else coefficient * _by_output(scale.to(coefficient.dtype), weight)
+            if scale is None:
+                return func(input, coefficient, None, *args, **kwargs)
+            scaled = entered(torch.mul, coefficient, _by_output(scale.to(coefficient.dtype), weight))
             return func(input, scaled, None, *args, **kwargs)
 
         return reading.convolved(weight, input, product)

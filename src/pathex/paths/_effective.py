@@ -113,12 +113,12 @@ class EffectiveReplay(Replay):
             if is_in_place(func):
                 targets = [args[0]] if args[0]._base is None else [args[0], args[0]._base]
             for target in targets:
-                if id(target) not in self._own:
+                if self.name_of(target) is None:
                     target._pathex_origin = self._combined(func, args, known, target)  # type: ignore[attr-defined]
         return result
 
     def _origin(self, tensor: Tensor) -> _Origin | None:
-        if tensor.requires_grad and id(tensor) in self._own:
+        if self.name_of(tensor) is not None and (tensor.requires_grad or getattr(tensor, "_pathex_scored", False)):
             return _Origin(tensor, placed=True, linear=True)
         return getattr(tensor, "_pathex_origin", None)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pathex.errors import InvalidInput
+from pathex.paths._made import Made, Tensors, gathered, made_where_used
+from pathex.sharded import is_sharded
 
 __all__ = ["compute_dtype", "first_tensor", "run", "tensors_of", "untouched"]
 
@@ -105,7 +107,7 @@ def _full_cpu_precision() -> Iterator[None]:
             place.fp32_precision = precision
 
 
-def compute_dtype(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> torch.dtype:
+def compute_dtype(model: nn.Module, tensors: Tensors | None = None) -> torch.dtype:
     """The precision in which a model is scored: its own, but at least float32.
 
     Args:
@@ -120,7 +122,7 @@ def compute_dtype(model: nn.Module, tensors: Mapping[str, Tensor] | None = None)
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def tensors_of(model: nn.Module, replaced: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module, replaced: Tensors | None, dtype: torch.dtype) -> dict[str, Any]:
     """The parameters and buffers that a functional call uses.
 
     Args:
@@ -129,25 +131,36 @@ def tensors_of(model: nn.Module, replaced: Mapping[str, Tensor] | None, dtype: t
         dtype: Floating-point tensors that are not replaced are cast to it.
 
     Returns:
-        Name to tensor; buffers are copies, so that a forward pass that writes to them does not reach the model.
+        Name to tensor, or to what makes it where it is used (scored weights, and parameters that are spread over
+        processes); buffers are copies, so that a forward pass that writes to them does not reach the model.
 
     Raises:
         InvalidInput: If ``replaced`` names a tensor that the model does not have.
     """
-    tensors = {name: _cast(p.detach(), dtype) for name, p in model.named_parameters()}
+    replaced = replaced or {}
+    tensors: dict[str, Tensor | Made] = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = replaced[name] if name in replaced else _own(name, parameter.detach(), dtype)
     tensors |= {name: _cast(b.detach().clone(), dtype) for name, b in model.named_buffers()}
-    for name, tensor in (replaced or {}).items():
+    for name, tensor in replaced.items():
         if name not in tensors:
             raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
         tensors[name] = tensor.to(dtype) if tensor.dtype == torch.bool else tensor
     return tensors
 
 
+def _own(name: str, parameter: Tensor, dtype: torch.dtype) -> Tensor | Made:
+    if not is_sharded(parameter):
+        return _cast(parameter, dtype)
+    made = gathered(name, parameter)
+    return made.to(dtype) if made.dtype.is_floating_point else made
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def run(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str | int | None = None) -> Tensor:
+def run(model: nn.Module, tensors: Tensors, x: Tensor, output: str | int | None = None) -> Tensor:
     """One forward pass with the given tensors in place of the model's own.
 
     Args:
@@ -164,14 +177,23 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str 
     """
     if isinstance(model, nn.DataParallel):
         raise InvalidInput("a DataParallel wrapper cannot be read as paths; pass its .module")
-    # torch's own tying leaves the tensors of the call in a module that is used under two names: names are tied here.
-    return first_tensor(functional_call(model, _tied(model, tensors), (x,), tie_weights=False), output)
+    every = _tied(model, tensors)
+    made = {name: tensor for name, tensor in every.items() if isinstance(tensor, Made)}
+    plain = {name: tensor for name, tensor in every.items() if not isinstance(tensor, Made)}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # its parameters are not looked up in Python
+            for name in [f"{path}.{own}" if path else own for own in module._parameters.keys()]:  # noqa: SIM118
+                if name in made:
+                    plain[name] = made.pop(name).used()
+    with made_where_used(model, made):
+        # torch's own tying leaves the tensors of the call in a module that is used under two names: they are tied here.
+        return first_tensor(functional_call(model, plain, (x,), tie_weights=False), output)
 
 
-def _tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _tied(model: nn.Module, tensors: Tensors) -> dict[str, Tensor | Made]:
     """The tensors under every name of their parameter or buffer, each module once."""
     first: dict[int, str] = {}
-    every = {}
+    every: dict[str, Tensor | Made] = {}
     for path, module in model.named_modules():
         for own, entry in (*module._parameters.items(), *module._buffers.items()):
             name = f"{path}.{own}" if path else own

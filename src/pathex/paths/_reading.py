@@ -8,7 +8,7 @@ that come from the input carry paths; all others are constants and are computed 
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pathex.errors import UnsupportedOperation
+from pathex.paths._made import Made, Tensors
 
 __all__ = ["Reading", "RuleTable", "is_in_place", "spellings", "tensors_in", "without_autocast"]
 
@@ -156,11 +157,13 @@ class Reading(TorchFunctionMode):
 
     rules: ClassVar[RuleTable] = RuleTable()
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, tensors: Tensors) -> None:
         super().__init__()
         self.model = model
         self.tensors = tensors
-        self._own = {id(tensor): name for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor):
+                tensor._pathex_name = name  # type: ignore[attr-defined]
         self._grad_enabled = torch.is_grad_enabled()
 
     def __enter__(self) -> Any:
@@ -199,7 +202,7 @@ class Reading(TorchFunctionMode):
             return False
         if any(getattr(t, "_pathex_reading", None) is self for t in (value, value._base)):
             return True
-        if value.grad_fn is not None and id(value) not in self._own and not getattr(value, "_pathex_constant", False):
+        if value.grad_fn is not None and self.name_of(value) is None and not getattr(value, "_pathex_constant", False):
             raise self.unsupported(value.grad_fn.name(), "it was computed where torch functions cannot be intercepted")
         return False
 
@@ -212,7 +215,8 @@ class Reading(TorchFunctionMode):
         Returns:
             Its name, or None if it is not one of the network's.
         """
-        return self._own.get(id(tensor))
+        name: str | None = getattr(tensor, "_pathex_name", None)
+        return name
 
     def constant(self, result: Any) -> Any:
         """Mark a result as computed from constants only.
@@ -247,8 +251,8 @@ class Reading(TorchFunctionMode):
         """Parameters of a call may share memory with those of the model, which a forward pass must leave alone."""
         if not isinstance(target, Tensor):
             return
-        parameters = (self.tensors[name] for name, _ in self.model.named_parameters() if name in self.tensors)
-        if target.untyped_storage().data_ptr() in {p.untyped_storage().data_ptr() for p in parameters}:
+        memory = target.untyped_storage().data_ptr()
+        if any(_holds(self.tensors[n], memory) for n, _ in self.model.named_parameters() if n in self.tensors):
             raise self.unsupported(_name_of(func), "it writes into a parameter")
 
     def __torch_function__(
@@ -365,6 +369,10 @@ class Reading(TorchFunctionMode):
                 return f"module {names[id(owner)] or '(the whole network)'!r} ({type(owner).__name__})"
             frame = frame.f_back  # type: ignore[assignment]
         return "the network"
+
+
+def _holds(tensor: Tensor | Made, memory: int) -> bool:
+    return tensor.holds(memory) if isinstance(tensor, Made) else tensor.untyped_storage().data_ptr() == memory
 
 
 def _name_of(func: Callable[..., Any]) -> str:

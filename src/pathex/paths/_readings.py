@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathex.paths._made import Tensors, checkpoints, entered
 from pathex.paths._moments import Moments, finish, moments_of
 from pathex.paths._reading import Reading, RuleTable, tensors_in
 
@@ -117,7 +118,7 @@ class Record(Reading):
     """
 
     model: nn.Module
-    tensors: Mapping[str, Tensor]
+    tensors: Tensors
     given: Sequence[Moments] | Literal["running"] | None = None
     smooth: Smooth = "secant"
     sites: list[Site] = field(default_factory=list)
@@ -231,7 +232,7 @@ class Replay(Reading):
     """
 
     model: nn.Module
-    tensors: Mapping[str, Tensor]
+    tensors: Tensors
     sites: Sequence[Site] | None
     moments: Sequence[Moments] | Literal["running"]
     coefficients: Coefficients = "squared"
@@ -261,13 +262,13 @@ class Replay(Reading):
         """
         if self.coefficients == "plain":
             return value
-        if self.coefficients == "squared":
-            return value * value
         if self.coefficients == "connected":
             if not isinstance(value, Tensor):
                 return float(value != 0)
             return value if value.requires_grad else (value != 0).to(value.dtype)
-        return abs(value)
+        if not isinstance(value, Tensor):
+            return value * value if self.coefficients == "squared" else abs(value)
+        return entered(torch.square if self.coefficients == "squared" else torch.abs, value)
 
     def slope(self, value: Any) -> Any:
         """How the slope of a gate enters this reading.
@@ -338,6 +339,8 @@ class Replay(Reading):
         return input.clone() if scale is None else input * scale.to(input.dtype).view(-1, *[1] * (input.dim() - 2))
 
     def _apply(self, rule: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if checkpoints():
+            raise self.unsupported("torch.utils.checkpoint", "switch gradient checkpointing off")
         watched = tensors_in((args, kwargs)) if self._waiting and func is not F.batch_norm else ()
         if any(hasattr(tensor, "_pathex_product") for tensor in watched):
             name = getattr(func, "__name__", str(func))

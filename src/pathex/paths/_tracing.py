@@ -1,6 +1,6 @@
 """Open readings that know which parameter, entry by entry, the weight of each layer is made of."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.paths._affine import WEIGHTED
+from pathex.paths._made import Tensors, saved_to_be_made
 from pathex.paths._network import run, untouched
 from pathex.paths._reading import FORMED_LIKE, Rule, RuleTable, spellings, tensors_in
 from pathex.paths._readings import REPLAY, PerSample, Replay
 from pathex.paths._structure import MOVES
-from pathex.paths.passes import _CHECKPOINTING, _reached
+from pathex.paths.passes import _reached
 
 __all__ = ["Call", "Traced", "by_units", "from_units", "traverse"]
 
@@ -129,14 +130,16 @@ class Traced(Replay):
     rules = RuleTable(REPLAY)
 
     def __init__(
-        self, model: nn.Module, tensors: Mapping[str, Tensor], traced: Iterable[str], pools: Any, per_sample: PerSample
+        self, model: nn.Module, tensors: Tensors, traced: Iterable[str], pools: Any, per_sample: PerSample
     ) -> None:
         super().__init__(model, tensors, None, (), "ones", pools, per_sample)
         # The tensor is kept beside its origin, so that its id stays its own.
         self._origins: dict[int, tuple[Tensor, _Origin]] = {}
         for name in traced:
-            entries = torch.arange(tensors[name].numel(), device=tensors[name].device).view(tensors[name].shape)
-            self._origins[id(tensors[name])] = tensors[name], _Origin(name, entries)
+            tensor = tensors[name]
+            assert isinstance(tensor, Tensor)
+            entries = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+            self._origins[id(tensor)] = tensor, _Origin(name, entries)
 
     def layer(self, call: Call) -> Tensor:
         """What a call of a convolution or linear layer gives.
@@ -235,11 +238,6 @@ def traverse(reading: Traced, x: Tensor, output: str | int | None) -> tuple[Tens
     device = next(iter(reading.tensors.values())).device
     start = torch.ones_like(x[:1], dtype=torch.float64, device=device).requires_grad_()
     with untouched(reading.model), torch.enable_grad():
-        try:
-            with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTING), reading:
-                result = run(reading.model, reading.tensors, reading.carry(start.clone()), output)
-        except RuntimeError as error:
-            if _CHECKPOINTING in str(error):
-                raise reading.unsupported("torch.utils.checkpoint", "switch gradient checkpointing off") from error
-            raise
+        with saved_to_be_made(), reading:
+            result = run(reading.model, reading.tensors, reading.carry(start.clone()), output)
         return start, _reached(reading, result)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.paths._effective import EffectiveReplay
+from pathex.paths._made import Leaves, Made, saved_to_be_made
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import Rule, is_in_place
 from pathex.paths.passes import _reached
@@ -173,23 +174,24 @@ def _effective(
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
     with untouched(model), torch.enable_grad():
-        kept = {name: m.to(device, dtype, copy=True).requires_grad_() for name, m in mask.items()}
+        kept = Leaves({name: _indicators(name, entry, dtype, device) for name, entry in mask.items()})
         others = {n: p for n, p in model.named_parameters() if n not in kept and p.is_floating_point()}
-        ones = {name: torch.ones_like(p, dtype=dtype, requires_grad=False) for name, p in others.items()}
+        ones = {name: torch.ones(p.shape, dtype=dtype, device=device) for name, p in others.items()}
         own = tensors_of(model, {**ones, **kept}, dtype)
         reading = _Connect(model, own, None, (), "connected", **how)
         start = reading.carry(torch.ones_like(x[:1], dtype=dtype, device=device))
-        with reading:
+        with saved_to_be_made(), reading:
             result = run(model, own, start, output)
         total = _reached(reading, result).sum() if reading.role is None else sum(reading.ends)
-        grads: Sequence[Tensor | None] = [None] * len(kept)
-        if kept and isinstance(total, Tensor) and total.requires_grad:
-            grads = torch.autograd.grad(total, list(kept.values()), allow_unused=True)
-    effective = {}
-    for (name, entry), grad in zip(mask.items(), grads, strict=True):
-        used = torch.zeros_like(entry) if grad is None else entry.cpu() & (grad > 0).cpu()
-        effective[name] = used.cpu()
-    return effective, reading.leaving
+        if not isinstance(total, Tensor) or not total.requires_grad:
+            return {name: torch.zeros_like(entry, device="cpu") for name, entry in mask.items()}, reading.leaving
+        # Whatever lies on a path has a positive derivative.
+        return {name: (product > 0).cpu() for name, product in kept.products(total).items()}, reading.leaving
+
+
+def _indicators(name: str, kept: Tensor, dtype: torch.dtype, device: torch.device) -> Made:
+    """The entries of a mask as 0 and 1."""
+    return Made(name, lambda dtype: kept.to(device, dtype, copy=True), kept.shape, dtype, device)
 
 
 def _by_output_channel(model: nn.Module, name: str, weight: Tensor) -> Tensor:

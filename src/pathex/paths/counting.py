@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathex.paths._made import Tensors
 from pathex.paths._network import tensors_of
 from pathex.paths._readings import PerSample
 from pathex.paths._tracing import Call, Traced, by_units, from_units, traverse
@@ -128,7 +129,7 @@ class _Count(Traced):
     def __init__(
         self,
         model: nn.Module,
-        tensors: Mapping[str, Tensor],
+        tensors: Tensors,
         entries: Mapping[str, Tensor],
         per_sample: PerSample,
         scaled: bool,

@@ -4,6 +4,7 @@ The readings of paths know every function that they meet. What is here needs no 
 differentiate the network itself, and `calibrate` for the statistics that the masked network produces.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathex.errors import InvalidInput
+from pathex.paths._made import Made, Tensors, saved_to_be_made
 from pathex.paths._moments import Moments, finish, merge, moments_of
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import (
@@ -65,7 +67,7 @@ class Observe(Reading):
     """
 
     model: nn.Module
-    tensors: Mapping[str, Tensor]
+    tensors: Tensors
     statistics: Statistics | None = None
     moments: list[Moments] = field(default_factory=list)
 
@@ -159,7 +161,7 @@ def forward(
     model: nn.Module,
     x: Tensor,
     *,
-    tensors: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
     statistics: Statistics = "running",
     output: str | int | None = None,
 ) -> Tensor:
@@ -187,7 +189,8 @@ def forward(
         own = tensors_of(model, tensors, dtype)
         reading = Observe(model, own, statistics)
         start = x.to(dtype).clone()  # the network may write into its input
-        with reading:
+        made = any(isinstance(tensor, Made) for tensor in own.values())
+        with saved_to_be_made() if made else contextlib.nullcontext(), reading:
             return run(model, own, reading.carry(start), output)
 
 
@@ -213,7 +216,7 @@ def calibrate(
     model: nn.Module,
     x: Tensor,
     *,
-    tensors: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
     chunk: int | None = None,
     output: str | int | None = None,
     processes: Processes = ALONE,
@@ -258,7 +261,7 @@ def calibrate(
 
 
 def _next_norm(
-    model: nn.Module, tensors: Mapping[str, Tensor], known: list[Moments], output: str | int | None, x: Tensor
+    model: nn.Module, tensors: Tensors, known: list[Moments], output: str | int | None, x: Tensor
 ) -> tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor] | None] | None:
     """What reaches the first BatchNorm that is not known yet, and the mean and variance that it keeps."""
     reading = _UpToNextNorm(model, tensors, known)

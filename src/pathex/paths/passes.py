@@ -20,11 +20,10 @@ from pathex.paths import (  # noqa: F401  (they fill the tables of rules)
     _structure,
 )
 from pathex.paths._effective import EffectiveReplay
+from pathex.paths._made import Tensors, saved_to_be_made
 from pathex.paths._moments import Moments
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._readings import Coefficients, PerSample, Record, Replay, Site, Smooth
-
-_CHECKPOINTING = "saved tensor hooks are not read as paths"
 
 __all__ = ["Recording", "record", "replay", "replay_open"]
 
@@ -50,7 +49,7 @@ def record(
     model: nn.Module,
     x: Tensor,
     *,
-    tensors: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
     calibration: Literal["batch", "running"] | Sequence[Moments] = "batch",
     smooth: Smooth = "secant",
     output: str | int | None = None,
@@ -108,7 +107,7 @@ def replay(
     x: Tensor,
     recording: Recording,
     *,
-    tensors: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
     coefficients: Coefficients = "squared",
     output: str | int | None = None,
 ) -> Tensor:
@@ -139,7 +138,7 @@ def replay_open(
     x: Tensor,
     *,
     statistics: Sequence[Moments] | Literal["running"],
-    tensors: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
     coefficients: Coefficients = "squared",
     pools: Literal["sum", "max"] = "sum",
     per_sample: PerSample = "refuse",
@@ -166,7 +165,7 @@ def replay_open(
 
 def _linear(
     model: nn.Module,
-    tensors: Mapping[str, Tensor] | None,
+    tensors: Tensors | None,
     x: Tensor,
     output: str | int | None,
     *how: Any,
@@ -176,13 +175,8 @@ def _linear(
     with untouched(model):
         own = tensors_of(model, tensors, dtype)
         reading = EffectiveReplay(model, own, *how, **more)
-        try:
-            with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTING), reading:
-                result = run(model, own, reading.carry(x.to(dtype, copy=True)), output)
-        except RuntimeError as error:
-            if _CHECKPOINTING in str(error):
-                raise reading.unsupported("torch.utils.checkpoint", "switch gradient checkpointing off") from error
-            raise
+        with saved_to_be_made(), reading:
+            result = run(model, own, reading.carry(x.to(dtype, copy=True)), output)
     reading.finish()
     result = _reached(reading, result)
     result.__dict__.pop("_pathex_reading", None)

@@ -20,6 +20,7 @@ from pathex.paths._reading import spellings, tensors_in
 from pathex.paths._smooth import ACTIVATIONS, FUNCTIONS
 from pathex.paths._structure import MOVES
 from pathex.paths.observing import Observe
+from pathex.sharded import in_one_piece
 
 __all__ = ["Footprint", "Survey", "read_scales", "survey"]
 
@@ -106,19 +107,15 @@ class _Surveyor(Observe):
     footprint: Footprint = field(default_factory=Footprint)
     beyond: dict[str, None] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
-
     # -- constants: what they were computed from -----------------------------------------------------------------------
 
     def _weight(self, value: Any) -> str | None:
         """Name of the parameter whose entries, changed in place or moved, are those of ``value``."""
-        return getattr(value, "_pathex_weight", None) or self._names.get(id(value))
+        return getattr(value, "_pathex_weight", None) or self.name_of(value)
 
     def _product(self, value: Any) -> frozenset[str]:
         """Names of the parameters that ``value`` is a product of."""
-        own = self._names.get(id(value))
+        own = self.name_of(value)
         found: frozenset[str] = getattr(value, "_pathex_product", frozenset())
         return found if own is None else found | {own}
 
@@ -132,7 +129,7 @@ class _Surveyor(Observe):
                 args[:1] if func in MOVES else [s for s in tensors_in((args, kwargs)) if keeps_place(func, s, tensor)]
             )
             weight = next(filter(None, map(self._weight, sources)), None)
-            if id(tensor) in self._names:
+            if self.name_of(tensor) is not None:
                 continue
             if product:
                 tensor._pathex_product = product  # type: ignore[attr-defined]
@@ -218,11 +215,12 @@ def read_scales(model: nn.Module, survey: Survey, prunable: Collection[str]) -> 
         for name in sorted(survey.factors)
         if name in parameters and name not in prunable and _flat_and_tiny(parameters[name])
     ]
-    names += [name for name in survey.heads if name in prunable and not parameters[name].any()]
+    names += [name for name in survey.heads if name in prunable and not in_one_piece(parameters[name]).any()]
     dtype = compute_dtype(model)
-    return {name: torch.ones_like(parameters[name], dtype=dtype, requires_grad=False) for name in names}
+    return {name: torch.ones(parameters[name].shape, dtype=dtype, device=parameters[name].device) for name in names}
 
 
 def _flat_and_tiny(parameter: Tensor) -> bool:
-    first = parameter.detach().flatten()[:1]
-    return bool((parameter == first).all()) and bool(first.abs() < _TINY)
+    whole = in_one_piece(parameter.detach())
+    first = whole.flatten()[:1]
+    return bool((whole == first).all()) and bool(first.abs() < _TINY)

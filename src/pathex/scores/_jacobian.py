@@ -90,7 +90,7 @@ def gradients(
         InvalidInput: If ``total`` depends on none of the leaves.
     """
     if not total.requires_grad:
-        raise InvalidInput("the output that counts depends on no prunable weight; name another one with output=")
+        raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
     found = torch.autograd.grad(
         total, list(leaves.values()), weights, retain_graph=keep or create, create_graph=create, allow_unused=True
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.paths import Statistics
+from pathex.paths import Statistics, Tensors
 from pathex.scores._reader import IGNORED, ModelReader
 
 __all__ = ["loss_gradient", "loss_terms", "require_labels", "require_second_derivatives"]
@@ -29,7 +29,7 @@ def require_labels(reader: ModelReader, method: str) -> None:
 
 def loss_terms(
     reader: ModelReader,
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     statistics: Statistics,
     use: Callable[[Callable[[], Tensor]], object],
     temperature: float = 1.0,
@@ -76,7 +76,7 @@ def _counted(reader: ModelReader, labels: Tensor) -> int:
 def loss_gradient(
     reader: ModelReader,
     weights: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     statistics: Statistics,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:

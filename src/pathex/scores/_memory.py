@@ -153,9 +153,8 @@ def calibration_chunk(
     if cost * len(images) > problem.budget():
         costs, key = problem.memo.setdefault("costs", {}), ("calibration", images.dtype)
         if key not in costs:
-            with Watch() as watch:
-                run(images[:1])
-            costs[key] = _HIDDEN * watch.peak()
+            first = few(images)
+            costs[key] = _HIDDEN * _growth(lambda n: run(first[:n]), problem.prunable.values(), problem.budget())
         cost = costs[key]
     fits = int(problem.budget() // max(1.0, cost))
     return None if len(images) <= fits else max(1, fits)

@@ -71,6 +71,7 @@ class Method:
             that plays a role of its own (query, key, gate), together with a path through it; 0: none.
         piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
         revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
+        sharded: Whether it scores weights that are spread over processes: it needs one layer in one piece at a time.
     """
 
     card: Card
@@ -80,6 +81,7 @@ class Method:
     reader: type[Reader] = PathReader
     revives: bool = False
     piecewise_linear: bool = False
+    sharded: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:

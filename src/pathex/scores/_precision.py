@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import Moments, replay_open
+from pathex.paths import Moments, Tensors, replay_open
 from pathex.scores._reader import PathReader, gradient_scores
 
 __all__ = ["open_sum", "safely"]
@@ -73,8 +73,8 @@ def open_sum(
     Returns:
         The sum over outputs, and ``theta^2 dR/d(theta^2)`` of it by name.
     """
-    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-    tensors = {**reader.other(), **weights}
+    weights = reader.leaves()
+    tensors: Tensors = {**reader.other(), **weights}
     with torch.enable_grad():
         reach = replay_open(
             reader.problem.model,

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.paths import Survey, compute_dtype, layout_of, survey
+from pathex.paths import Leaves, Made, Survey, compute_dtype, layout_of, survey
 from pathex.processes import ALONE, Processes
+from pathex.sharded import in_one_piece, is_sharded
 
 __all__ = ["Batch", "Problem", "fingerprint", "generator", "joined", "parse_memory", "read_batches"]
 
@@ -306,26 +307,60 @@ class Problem:
         Returns:
             Name to a new tensor without gradient.
         """
-        result, device, dtype = {}, self.device, dtype or self.dtype
-        for name, own in self.prunable.items():
-            weight = (tensors or {}).get(name, own).detach().to(device, dtype)
-            if self.mask is None:
-                result[name] = weight.clone()
-                continue
-            keep = self.mask[name].to(device)
-            # Products with bytes are many times faster than a choice, but of what is not finite they leave NaN.
-            if name in self._not_finite:
-                result[name] = torch.where(keep, weight, torch.zeros_like(weight))
-            else:
-                result[name] = weight * keep.view(torch.uint8)
-        return result
+        weights = {name: leaf.make(leaf.dtype) for name, leaf in self.leaves(tensors, dtype).items()}
+        return weights if self.mask is not None else {name: weight.clone() for name, weight in weights.items()}
+
+    def leaves(self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> Leaves:
+        """The prunable weights times the mask, made where the network uses them.
+
+        Args:
+            tensors: Weights in place of the model's own.
+            dtype: Precision; None is that of scoring.
+
+        Returns:
+            Name to what makes the weight, which takes up gradients.
+        """
+        return Leaves(
+            {
+                name: self._made(name, own if tensors is None else tensors.get(name, own), dtype or self.dtype)
+                for name, own in self.prunable.items()
+            },
+            self.home,
+        )
+
+    def _made(self, name: str, weight: Tensor, dtype: torch.dtype) -> Made:
+        weight, device = weight.detach(), self.device
+        keep = None if self.mask is None else self.mask[name].to(device)
+        # Products with bytes are many times faster than a choice, but of what is not finite they leave NaN.
+        chosen = keep is not None and name in self._not_finite
+
+        def make(dtype: torch.dtype) -> Tensor:
+            whole = in_one_piece(weight).to(device, dtype)
+            if keep is None:
+                return whole
+            return torch.where(keep, whole, torch.zeros_like(whole)) if chosen else whole * keep.view(torch.uint8)
+
+        return Made(name, make, weight.shape, dtype, device)
+
+    @property
+    def home(self) -> torch.device:
+        """Where scores are: on the model's device, or on the CPU where weights are spread over processes."""
+        return torch.device("cpu") if self.sharded else self.device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are spread over processes."""
+        if "sharded" not in self.memo:
+            self.memo["sharded"] = any(map(is_sharded, self.model.parameters()))
+        found: bool = self.memo["sharded"]
+        return found
 
     @property
     def _not_finite(self) -> frozenset[str]:
         """The prunable weights that may have entries that are not finite: their sum is not."""
         if "not finite" not in self.memo:
-            sums = torch.stack([weight.detach().sum().to(self.device).isfinite() for weight in self.prunable.values()])
-            finite = zip(self.prunable, sums.tolist(), strict=True)
+            sums = [in_one_piece(weight.detach().sum()).to(self.device) for weight in self.prunable.values()]
+            finite = zip(self.prunable, torch.stack(sums).isfinite().tolist(), strict=True)
             self.memo["not finite"] = frozenset(name for name, each in finite if not each)
         found: frozenset[str] = self.memo["not finite"]
         return found

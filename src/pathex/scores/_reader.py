@@ -16,11 +16,13 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.paths import (
+    Leaves,
     Moments,
     PerSample,
     Recording,
     Smooth,
     Statistics,
+    Tensors,
     calibrate,
     forward,
     read_scales,
@@ -28,6 +30,7 @@ from pathex.paths import (
 )
 from pathex.scores._memory import calibration_chunk, cost_of_image, doubt_batches, few
 from pathex.scores._problem import Problem, generator
+from pathex.sharded import in_one_piece
 
 __all__ = [
     "IGNORED",
@@ -192,13 +195,26 @@ class Reader:
         Returns:
             Name to tensor.
         """
+        return self.problem.masked(self._read(), self.precision)
+
+    def leaves(self) -> Leaves:
+        """The same, made where the network uses them, for methods that need their gradient once.
+
+        Returns:
+            Name to what makes the weight, which takes up gradients.
+        """
+        return self.problem.leaves(self._read(), self.precision)
+
+    def _read(self) -> dict[str, Tensor]:
+        """What stands in for prunable weights."""
         fixed = self.fixed()
-        read = {name: fixed.get(name, own) for name, own in self.problem.prunable.items()}
+        read = {name: ones for name, ones in fixed.items() if name in self.problem.prunable}
         if self.redraw:
             draw = self.redraw if callable(self.redraw) else _own_spread(fixed)
             source = generator(self.problem.seed, self.problem.round)
-            read = {name: _drawn(draw, name, weight.detach(), source) for name, weight in read.items()}
-        return self.problem.masked(read, self.precision)
+            for name, own in self.problem.prunable.items():
+                read[name] = _drawn(draw, name, in_one_piece(read.get(name, own).detach()), source)
+        return read
 
     def other(self) -> dict[str, Tensor]:
         """What stands in for parameters that are not prunable.
@@ -210,7 +226,7 @@ class Reader:
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
-    def statistics(self, tensors: Mapping[str, Tensor]) -> Statistics:
+    def statistics(self, tensors: Tensors) -> Statistics:
         """What BatchNorm uses: calibrated moments, the stored statistics, or those of each batch.
 
         Args:
@@ -250,7 +266,7 @@ class PathReader(Reader):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)
 
-    def coefficients(self, tensors: Mapping[str, Tensor]) -> Sequence[Moments] | Literal["running"]:
+    def coefficients(self, tensors: Tensors) -> Sequence[Moments] | Literal["running"]:
         """What BatchNorm layers are read with: calibrated moments, or the stored statistics.
 
         Args:
@@ -263,7 +279,7 @@ class PathReader(Reader):
         assert found != "train", "not among the calibrations of this reader"
         return found
 
-    def recordings(self, tensors: Mapping[str, Tensor], use: Use, key: Hashable = "") -> list[Recorded]:
+    def recordings(self, tensors: Tensors, use: Use, key: Hashable = "") -> list[Recorded]:
         """Recorded passes over the pruning set in micro-batches that the memory budget allows.
 
         Args:
@@ -305,15 +321,13 @@ class PathReader(Reader):
         known: Any = "running" if self.calibration == "running" else read(x).statistics
         return lambda count: use(lambda: (x[:count], read(x[:count], calibration=known)))
 
-    def _of_recorded_round(
-        self, tensors: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Tensor], dict[torch.dtype, Recording]]:
+    def _of_recorded_round(self, tensors: Tensors) -> tuple[Tensors, dict[torch.dtype, Recording]]:
         """The tensors of the round whose gates are used, and what was kept of its passes, by precision."""
         if self.reuse_gates == 1:
             return tensors, {}
         memo, fresh = self.problem.memo, (self.problem.round - 1) % self.reuse_gates == 0
         if "gates of round" not in memo or (fresh and memo["gates of round"] != self.problem.round):
-            own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            own = {name: tensor.detach() for name, tensor in tensors.items()}
             memo |= {"gates of round": self.problem.round, "gates of tensors": own, "gates": {}}
         read = {name: tensor.to(self.precision) for name, tensor in memo["gates of tensors"].items()}
         return read, memo["gates"]
@@ -391,7 +405,7 @@ class ModelReader(Reader):
             yield x.to(self.precision), None if given is None else given[first : first + len(x)]
             first += len(x)
 
-    def forward(self, x: Tensor, tensors: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
+    def forward(self, x: Tensor, tensors: Tensors, statistics: Statistics) -> Tensor:
         """The output of the network, differentiable as often as its functions are.
 
         Args:
@@ -477,12 +491,12 @@ def _own_spread(fixed: Mapping[str, Tensor]) -> Initialiser:
     return draw
 
 
-def gradient_scores(total: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradient_scores(total: Tensor, weights: Leaves) -> dict[str, Tensor]:
     """``theta^2 dR/d(theta^2)`` for a sum R over squared weights, written as ``theta dR/dtheta / 2``.
 
     Args:
         total: R, a scalar.
-        weights: Leaves that R was computed from, by name.
+        weights: What R was computed from.
 
     Returns:
         Name to score; zero for a weight that R does not depend on.
@@ -490,11 +504,4 @@ def gradient_scores(total: Tensor, weights: Mapping[str, Tensor]) -> dict[str, T
     Raises:
         InvalidInput: If R depends on none of the weights.
     """
-    if not total.requires_grad:
-        raise InvalidInput("the output that counts depends on no prunable weight; name another one with output=")
-    grads = list(torch.autograd.grad(total, list(weights.values()), allow_unused=True))[::-1]
-    scores = {}
-    for name, weight in weights.items():
-        grad = grads.pop()  # each goes when its score is there; two weights may have one tensor as their gradient
-        scores[name] = torch.zeros_like(weight) if grad is None else (weight.detach() * grad).div_(2)
-    return scores
+    return {name: product.div_(2) for name, product in weights.products(total).items()}

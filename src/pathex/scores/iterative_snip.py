@@ -45,4 +45,5 @@ METHOD = Method(
     _score,
     MODEL_READING,
     reader=ModelReader,
+    sharded=True,
 )

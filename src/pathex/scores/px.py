@@ -10,12 +10,11 @@ pass, one replayed pass with squared input and squared weights, and its gradient
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.paths import Recording, replay
+from pathex.paths import Recording, Tensors, replay
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import safely
 from pathex.scores._reader import OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
@@ -28,8 +27,8 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
-    weights: dict[str, Any] = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-    tensors = {**reader.other(), **weights}
+    weights = reader.leaves()
+    tensors: Tensors = {**reader.other(), **weights}
 
     def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
         x, recording = recorded()
@@ -70,4 +69,5 @@ METHOD = Method(
     {**READING, "smooth": "secant", "reuse_gates": 1},
     floor=0.1,
     piecewise_linear=True,
+    sharded=True,
 )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import Moments, Recording, replay, replay_open
+from pathex.paths import Moments, Recording, Tensors, replay, replay_open
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
 from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
@@ -46,12 +46,11 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     return {name: score.double().mul_(most) for name, score in scores.items()}
 
 
-def _ones(reader: PathReader, dtype: torch.dtype) -> dict[str, Tensor]:
+def _ones(reader: PathReader, dtype: torch.dtype) -> Tensors:
     """The mask in place of prunable weights, ones in place of all other parameters."""
-    ones = {n: torch.ones_like(p, dtype=dtype) for n, p in reader.problem.model.named_parameters()}
-    # The masked ones need a gradient, which tells weights that are computed from parameters where these are.
-    kept = {name: mask.requires_grad_() for name, mask in reader.problem.masked(ones, dtype).items()}
-    return {name: one.detach() for name, one in ones.items()} | kept
+    one = torch.ones((), dtype=dtype, device=reader.problem.device)
+    ones = {name: one.expand(parameter.shape) for name, parameter in reader.problem.model.named_parameters()}
+    return {**ones, **reader.problem.leaves(ones, dtype)}
 
 
 def _scale(reader: PathReader) -> float | None:
@@ -86,7 +85,8 @@ def _scale(reader: PathReader) -> float | None:
 
 def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor, Sequence[Moments]]:
     """The sum over images of each output of the network of ones; and the statistics of the pass."""
-    problem, tensors = reader.problem, {**reader.other(), **reader.weights()}
+    problem = reader.problem
+    tensors: Tensors = {**reader.other(), **reader.leaves()}
     ones = _ones(reader, dtype)
     used: list[Sequence[Moments]] = []
 
@@ -126,4 +126,5 @@ METHOD = Method(
     _score,
     {**READING, "smooth": "secant", "per_sample": "refuse", "reuse_gates": 1},
     piecewise_linear=True,
+    sharded=True,
 )

@@ -12,7 +12,7 @@ __all__ = ["METHOD"]
 def _score(problem: Problem) -> dict[str, Tensor]:
     source = generator(problem.seed, problem.round)
     return {
-        name: torch.rand(weight.shape, generator=source, dtype=torch.float64).to(problem.device)
+        name: torch.rand(weight.shape, generator=source, dtype=torch.float64).to(problem.home)
         for name, weight in problem.prunable.items()
     }
 
@@ -34,4 +34,5 @@ METHOD = Method(
         options={},
     ),
     _score,
+    sharded=True,
 )

@@ -10,11 +10,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from pathex.errors import UnknownName
+from pathex.errors import InvalidInput, UnknownName
 from pathex.paths import run, tensors_of, untouched
+from pathex.scores._jacobian import gradients
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader, gradient_scores
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader
 
 __all__ = ["METHOD"]
 
@@ -25,13 +26,15 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
     if shifts not in get_args(Shifts):
         raise UnknownName("shifts", shifts, get_args(Shifts))
     if shifts == "released":
+        if reader.problem.sharded:
+            raise InvalidInput("shifts='released' needs whole weights, not weights that are spread over processes")
         return _released(reader.in_float64())
     return safely(reader, _summed, "synflow")
 
 
 def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
     total, scores = open_sum(reader, coefficients="absolute", pools="max")
-    return total, _doubled(scores)
+    return total, {name: score.mul_(2) for name, score in scores.items()}
 
 
 def _released(reader: PathReader) -> dict[str, Tensor]:
@@ -41,11 +44,8 @@ def _released(reader: PathReader) -> dict[str, Tensor]:
     with torch.enable_grad(), untouched(model):
         leaves = {name: absolute[name].requires_grad_() for name in weights}
         ones = torch.ones_like(reader.problem.images[:1], dtype=torch.float64)
-        return _doubled(gradient_scores(run(model, absolute, ones, reader.output).sum(), leaves))
-
-
-def _doubled(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: score.mul_(2) for name, score in scores.items()}
+        found = gradients(run(model, absolute, ones, reader.output).sum(), leaves)
+        return {name: leaf.detach() * found[name] for name, leaf in leaves.items()}
 
 
 METHOD = Method(
@@ -76,4 +76,5 @@ METHOD = Method(
     _score,
     {**READING, "calibration": "running", "per_sample": "refuse"},
     piecewise_linear=True,
+    sharded=True,
 )

@@ -43,4 +43,5 @@ METHOD = Method(
     _score,
     {**READING, "per_sample": "refuse"},
     piecewise_linear=True,
+    sharded=True,
 )

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput, PathexError
 from pathex.layout import breaks_channels_last
-from pathex.prunable import is_sharded
+from pathex.sharded import is_sharded, like
 from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
 from pathex.train.measuring import Collected, LossWatch
 from pathex.train.seeding import epoch_seed
-from pathex.train.sharding import like, whole
+from pathex.train.sharding import whole
 from pathex.train.stepping import CapturedStep, EagerStep, Step, obstacle
 
 __all__ = [

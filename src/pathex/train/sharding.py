@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.prunable import is_sharded
+from pathex.sharded import in_one_piece, is_sharded
 
-__all__ = ["like", "shard", "units", "whole"]
+__all__ = ["shard", "units", "whole"]
 
 _LEAST = 2**20
 """Parameters of a unit; fewer are not worth a message of their own."""
@@ -83,25 +83,6 @@ def whole(state: Any, *, keep: bool = True) -> Any:
     if isinstance(state, list | tuple):
         return [whole(value, keep=keep) for value in state]
     if isinstance(state, Tensor) and is_sharded(state):
-        full = state.full_tensor()  # type: ignore[attr-defined]
+        full = in_one_piece(state)
         return full.cpu() if keep else None
     return state
-
-
-def like(value: Any, place: Tensor) -> Any:
-    """A whole tensor, spread over processes as another tensor is.
-
-    Args:
-        value: The same tensor in every process, or anything else.
-        place: The tensor to follow.
-
-    Returns:
-        The part of this process, where ``place`` is sharded and the shapes agree; otherwise ``value`` itself.
-    """
-    if not is_sharded(place) or not isinstance(value, Tensor) or value.shape != place.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = place.device_mesh, place.placements  # type: ignore[attr-defined]
-    # Every process read the whole file, so that none has to send its part.
-    return distribute_tensor(value.to(place.device), mesh, placements, src_data_rank=None)
