@@ -219,7 +219,7 @@ def wrapped(rank: int) -> dict[str, Any]:
 
 
 def sharded(rank: int) -> dict[str, Any]:
-    """A model whose weights are spread over the processes: trained with a mask, and refused by scorers."""
+    """A model whose weights are spread over the processes: trained with a mask."""
     from torch.distributed.fsdp import fully_shard
 
     x, y = images(8)
@@ -229,10 +229,6 @@ def sharded(rank: int) -> dict[str, Any]:
         fully_shard(part)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     found: dict[str, Any] = {"mask": mask}
-    try:
-        pathex.score(model, "px", x)
-    except pathex.errors.PathexError as error:
-        found["refused"] = str(error)
     handle = pathex.attach(model, mask, optimizer)
     for step in range(3):
         optimizer.zero_grad()

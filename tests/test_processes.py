@@ -196,7 +196,6 @@ def test_groups_score_by_themselves(two: list[dict[str, Any]]) -> None:
 def test_masks_hold_on_weights_that_are_spread_over_processes(two: list[dict[str, Any]]) -> None:
     for process in two:
         found, mask = process["sharded"], process["sharded"]["mask"]
-        assert "'conv.weight' is spread over processes" in found["refused"]
         for name, keep in mask.items():
             for step in range(3):
                 assert not found[f"weights {step}"][name][~keep].any()

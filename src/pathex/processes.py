@@ -165,8 +165,10 @@ class Processes:
         """
         if self.alone:
             return [compute(item) for item in items]
+        whole = -(-len(items) // self.size) * self.size
         with self.together():
-            own = [compute(item) for item in items[self.rank :: self.size]]
+            # Who has nothing left repeats the first item: weights that are spread over processes need all of them.
+            own = [compute(items[n] if n < len(items) else items[0]) for n in range(self.rank, whole, self.size)]
         found = self.told(own)
         return [_moved(found[number % self.size][number // self.size], device) for number in range(len(items))]
 
@@ -261,11 +263,12 @@ def processes_of(group: Group = "default") -> Processes:
 
 
 def _bundles(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names of tensors of one dtype, in their order, that are small enough together to go in one message."""
+    """Names of tensors of one dtype and device, in their order, that are small enough together to go in one message."""
     bundle: list[str] = []
     entries = 0
     for name, tensor in tensors.items():
-        if bundle and (entries + tensor.numel() > _MESSAGE or tensor.dtype != tensors[bundle[0]].dtype):
+        alike = not bundle or (tensor.dtype, tensor.device) == (tensors[bundle[0]].dtype, tensors[bundle[0]].device)
+        if bundle and (entries + tensor.numel() > _MESSAGE or not alike):
             yield bundle
             bundle, entries = [], 0
         bundle.append(name)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import pathex
 from brute_force.norms import scores_of_two_layers, standardised, with_unit_norm
 from pathex.errors import UnsupportedOperation
-from pathex.paths import connectivity, record, replay
+from pathex.paths import Leaves, Made, connectivity, record, replay
 from pathex.scores._reader import gradient_scores
 from paths.oracle import assert_equal, assert_replays, images
 
@@ -54,8 +54,9 @@ def _parameters(model: nn.Module, *names: str) -> dict[str, Tensor]:
 
 
 def _px(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    recording = record(model, x, tensors=weights)
-    return gradient_scores(replay(model, x.square(), recording, tensors=weights).sum(), weights)
+    leaves = Leaves({n: Made(n, w.detach().to, w.shape, w.dtype, w.device) for n, w in weights.items()})
+    recording = record(model, x, tensors=leaves)
+    return gradient_scores(replay(model, x.square(), recording, tensors=leaves).sum(), leaves)
 
 
 def _standardise_in_place(theta: Tensor, gain: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ there, and its gradient becomes a score as soon as it is known.
 import contextlib
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -29,10 +29,15 @@ Make = Callable[[torch.dtype], Tensor]
 
 @dataclass
 class _Latest:
-    """The tensor that was made last: a layer asks several times in a row."""
+    """What was made last, which a layer asks for several times in a row, and what is too small to be made again."""
 
     key: Any = None
     tensor: Tensor | None = None
+    small: dict[Any, Tensor] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        self.key = self.tensor = None
+        self.small.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +82,23 @@ class Made:
         return self if dtype == self.dtype else replace(self, dtype=dtype, taken=None)
 
     def value(self) -> Tensor:
-        """The tensor, made if it is not the one made last.
+        """The tensor, made if it is not the one made last. Gradients are off where it is called.
 
         Returns:
             A tensor without gradient, which must not be written into.
         """
-        key = self.make, self.dtype
-        if self.latest.key != key or self.latest.tensor is None:
-            self.latest.key = self.latest.tensor = None  # not beside the new one
-            with torch.no_grad(), torch._C.DisableTorchFunction():
-                self.latest.key, self.latest.tensor = key, self.make(self.dtype)
-        return self.latest.tensor
+        latest, key = self.latest, (self.make, self.dtype)
+        if latest.key == key and latest.tensor is not None:
+            return latest.tensor
+        if key in latest.small:
+            return latest.small[key]
+        latest.key = latest.tensor = None  # not beside the new one
+        tensor = self.make(self.dtype)
+        if self.shape.numel() < _WORTH:
+            latest.small[key] = tensor
+        else:
+            latest.key, latest.tensor = key, tensor
+        return tensor
 
     def used(self) -> Tensor:
         """The tensor for a use of it; a gradient that arrives there goes to `taken`.
@@ -97,8 +108,13 @@ class Made:
         """
         tensor: Any
         with torch._C.DisableTorchFunction():
-            tensor = self.value().detach() if self.taken is None else _Use.apply(self.taken.anchor, self)
-        tensor._pathex_name, tensor._pathex_again, tensor._pathex_scored = self.name, self.value, self.taken is not None
+            if self.taken is not None:
+                tensor = _Use.apply(self.taken.anchor, self)
+                tensor._pathex_scored = True
+            else:
+                with torch.no_grad():
+                    tensor = self.value().detach()
+        tensor._pathex_name, tensor._pathex_again = self.name, self.value
         return tensor
 
     def holds(self, memory: int) -> bool:
@@ -110,7 +126,8 @@ class Made:
         Returns:
             True if so.
         """
-        return self.latest.tensor is not None and self.latest.tensor.untyped_storage().data_ptr() == memory
+        tensor = self.latest.small.get((self.make, self.dtype), self.latest.tensor)
+        return tensor is not None and tensor.untyped_storage().data_ptr() == memory
 
 
 Tensors = Mapping[str, Tensor | Made]
@@ -194,7 +211,7 @@ class Leaves(Mapping[str, Made]):
             found = taken.products
         finally:
             taken.products = {}
-            self._latest.key = self._latest.tensor = None
+            self._latest.forget()
         return {
             name: found.pop(name)
             if name in found
@@ -203,21 +220,24 @@ class Leaves(Mapping[str, Made]):
         }
 
 
-def gathered(name: str, parameter: Tensor) -> Made:
-    """A parameter that is spread over processes, which all have to use it together.
+def gathered(parameters: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Made]:
+    """Parameters that are spread over processes, which all have to use them together.
 
     Args:
-        name: Its name.
-        parameter: A ``DTensor``.
+        parameters: ``DTensor`` by name.
+        dtype: Precision of those that are floating-point.
 
     Returns:
-        What makes it in one piece.
+        Name to what makes the parameter in one piece.
     """
 
-    def make(dtype: torch.dtype) -> Tensor:
-        return in_one_piece(parameter.detach()).to(dtype)
+    def made(name: str, parameter: Tensor) -> Made:
+        own = dtype if parameter.is_floating_point() else parameter.dtype
+        whole = lambda dtype: in_one_piece(parameter.detach()).to(dtype)  # noqa: E731
+        return Made(name, whole, parameter.shape, own, parameter.device, latest=latest)
 
-    return Made(name, make, parameter.shape, parameter.dtype, parameter.device)
+    latest = _Latest()
+    return {name: made(name, parameter) for name, parameter in parameters.items()}
 
 
 # -- in a call ---------------------------------------------------------------------------------------------------------
@@ -250,37 +270,32 @@ class _Parameters(dict[str, Any]):
         return self[name] if name in self else default  # noqa: SIM401  (a dict's own knows nothing of what is made)
 
     def items(self) -> Any:
-        return [(name, self[name]) for name in self]
+        return ((name, self[name]) for name in self)
 
     def values(self) -> Any:
-        return [self[name] for name in self]
+        return (self[name] for name in self)
 
 
 @contextlib.contextmanager
-def made_where_used(model: nn.Module, made: Mapping[str, Made]) -> Iterator[None]:
+def made_where_used(model: nn.Module, made: Sequence[tuple[nn.Module, Mapping[str, Made]]]) -> Iterator[None]:
     """Let the modules of a network make parameters when they use them.
 
     Args:
         model: The network; its modules have their parameters back afterwards.
-        made: The parameters under every name that they have in the network.
+        made: Modules and their parameters.
 
     Yields:
         Nothing.
     """
-    swapped: list[tuple[nn.Module, Any]] = []
+    before = [(module, module._parameters) for module, _ in made]
     try:
-        for path, module in model.named_modules():
-            prefix = f"{path}." if path else ""
-            entries = module._parameters
-            own = {name: made[prefix + name] for name in entries.keys() if prefix + name in made}  # noqa: SIM118
-            if own:
-                swapped.append((module, entries))
-                module.__dict__["_parameters"] = _Parameters(entries, own)
+        for module, own in made:
+            module.__dict__["_parameters"] = _Parameters(module._parameters, own)
         with _without_gathering(model):
             yield
     finally:
-        for module, entries in swapped:
-            module.__dict__["_parameters"] = entries
+        for module, parameters in before:
+            module.__dict__["_parameters"] = parameters
 
 
 @contextlib.contextmanager

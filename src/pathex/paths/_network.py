@@ -63,7 +63,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
     """Undo what a forward pass left on a module: the old weight norm, for one, stores the weight of the call."""
     own = vars(module)
-    for name in [n for n, value in own.items() if isinstance(value, Tensor) and before.get(n) is not value]:
+    # Most are the same objects as before, which is known sooner than what they are.
+    for name in [n for n, value in own.items() if before.get(n) is not value and isinstance(value, Tensor)]:
         if name in before:
             own[name] = before[name]
         else:
@@ -138,22 +139,16 @@ def tensors_of(model: nn.Module, replaced: Tensors | None, dtype: torch.dtype) -
         InvalidInput: If ``replaced`` names a tensor that the model does not have.
     """
     replaced = replaced or {}
-    tensors: dict[str, Tensor | Made] = {}
-    for name, parameter in model.named_parameters():
-        tensors[name] = replaced[name] if name in replaced else _own(name, parameter.detach(), dtype)
+    own = {name: parameter for name, parameter in model.named_parameters() if name not in replaced}
+    tensors: dict[str, Any] = {n: _cast(p.detach(), dtype) for n, p in own.items() if not is_sharded(p)}
+    tensors |= gathered({name: parameter for name, parameter in own.items() if is_sharded(parameter)}, dtype)
     tensors |= {name: _cast(b.detach().clone(), dtype) for name, b in model.named_buffers()}
+    known = {name for name, _ in model.named_parameters()} | tensors.keys()
     for name, tensor in replaced.items():
-        if name not in tensors:
+        if name not in known:
             raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
         tensors[name] = tensor.to(dtype) if tensor.dtype == torch.bool else tensor
     return tensors
-
-
-def _own(name: str, parameter: Tensor, dtype: torch.dtype) -> Tensor | Made:
-    if not is_sharded(parameter):
-        return _cast(parameter, dtype)
-    made = gathered(name, parameter)
-    return made.to(dtype) if made.dtype.is_floating_point else made
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -177,29 +172,33 @@ def run(model: nn.Module, tensors: Tensors, x: Tensor, output: str | int | None 
     """
     if isinstance(model, nn.DataParallel):
         raise InvalidInput("a DataParallel wrapper cannot be read as paths; pass its .module")
-    every = _tied(model, tensors)
-    made = {name: tensor for name, tensor in every.items() if isinstance(tensor, Made)}
-    plain = {name: tensor for name, tensor in every.items() if not isinstance(tensor, Made)}
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):  # its parameters are not looked up in Python
-            for name in [f"{path}.{own}" if path else own for own in module._parameters.keys()]:  # noqa: SIM118
-                if name in made:
-                    plain[name] = made.pop(name).used()
+    plain, made = _by_module(model, tensors)
     with made_where_used(model, made):
         # torch's own tying leaves the tensors of the call in a module that is used under two names: they are tied here.
         return first_tensor(functional_call(model, plain, (x,), tie_weights=False), output)
 
 
-def _tied(model: nn.Module, tensors: Tensors) -> dict[str, Tensor | Made]:
-    """The tensors under every name of their parameter or buffer, each module once."""
+def _by_module(model: nn.Module, tensors: Tensors) -> tuple[dict[str, Tensor], list[tuple[nn.Module, dict[str, Made]]]]:
+    """The tensors under every name of their parameter or buffer, and by module those that are made in it."""
     first: dict[int, str] = {}
-    every: dict[str, Tensor | Made] = {}
+    plain: dict[str, Tensor] = {}
+    found: list[tuple[nn.Module, dict[str, Made]]] = []
     for path, module in model.named_modules():
+        made: dict[str, Made] = {}
         for own, entry in (*module._parameters.items(), *module._buffers.items()):
             name = f"{path}.{own}" if path else own
-            if entry is not None and first.setdefault(id(entry), name) in tensors:
-                every[name] = tensors[first[id(entry)]]
-    return every
+            if entry is None or (known := first.setdefault(id(entry), name)) not in tensors:
+                continue
+            tensor = tensors[known]
+            if not isinstance(tensor, Made):
+                plain[name] = tensor
+            elif isinstance(module, torch.jit.ScriptModule):  # its parameters are not looked up in Python
+                plain[name] = tensor.used()
+            else:
+                made[own] = tensor
+        if made:
+            found.append((module, made))
+    return plain, found
 
 
 def first_tensor(result: Any, output: str | int | None = None) -> Tensor:

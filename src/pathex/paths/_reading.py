@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -252,8 +253,14 @@ class Reading(TorchFunctionMode):
         if not isinstance(target, Tensor):
             return
         memory = target.untyped_storage().data_ptr()
-        if any(_holds(self.tensors[n], memory) for n, _ in self.model.named_parameters() if n in self.tensors):
+        if any(_holds(self.tensors[name], memory) for name in self._parameters if name in self.tensors):
             raise self.unsupported(_name_of(func), "it writes into a parameter")
+
+    @cached_property
+    def _parameters(self) -> list[str]:
+        """Names of the network's parameters."""
+        modules = self.model.named_modules()
+        return [f"{path}.{own}" if path else own for path, module in modules for own in module._parameters]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
