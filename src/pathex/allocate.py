@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName
+from pathex.selecting import cut
 
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
-    "cut",
     "described",
     "fill",
     "keep_best",
@@ -111,53 +111,13 @@ class _Pool:
         return secured
 
 
-def cut(
-    scores: Sequence[Tensor], candidates: Tensor, count: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None, int]:
-    """The best of the candidates, with all that tie with the last of them.
-
-    Args:
-        scores: Vectors on the CPU, one for each layer.
-        candidates: Bool vector over all of them.
-        count: How many are wanted, at least 1.
-        dtype: The precision in which scores are compared.
-
-    Returns:
-        Bool vectors: the candidates that reach the score of the ``count``-th best one; those of exactly that score, if
-        there are too many; and by how many.
-    """
-    dtype = torch.float32 if dtype is torch.bfloat16 else dtype  # which NumPy does not know
-    here = candidates.split([len(score) for score in scores])
-    numbers = [int(part.count_nonzero()) for part in here]
-    if count >= sum(numbers):
-        return candidates.clone(), None, 0
-    values = torch.empty(sum(numbers), dtype=dtype)
-    for score, part, target in zip(scores, here, values.split(numbers), strict=True):
-        np.compress(part.numpy(), score.to(dtype).numpy(), out=target.numpy())
-    place = len(values) - count
-    values.numpy().partition(place)
-    threshold = values[place].item()
-    del values
-    keep, level = torch.empty_like(candidates), functools.partial(_reaching, scores, here, threshold, dtype)
-    for part, found in zip(keep.split([len(score) for score in scores]), level(torch.ge), strict=True):
-        part.copy_(found)
-    surplus = int(keep.count_nonzero()) - count
-    return keep, torch.cat(list(level(torch.eq))) if surplus else None, surplus
-
-
-def _reaching(
-    scores: Sequence[Tensor], candidates: Sequence[Tensor], threshold: float, dtype: torch.dtype, compare: Any
-) -> Iterator[Tensor]:
-    """Layer by layer the candidates whose score compares to a threshold."""
-    for score, part in zip(scores, candidates, strict=True):
-        yield compare(score.to(dtype), threshold).logical_and_(part)
-
-
 def _without(keep: Tensor, ties: Tensor | None, surplus: int, order: Callable[[Tensor], Tensor]) -> Tensor:
     """What is kept without as many of the ties as are too many, those of the highest numbers in the order."""
     if surplus and ties is not None:
         tied = ties.nonzero().squeeze(1)
-        keep[tied[order(tied).topk(surplus).indices]] = False
+        numbers = order(tied)
+        least = torch.from_numpy(np.partition(numbers.numpy(), -surplus))[-surplus]
+        keep[tied[numbers >= least]] = False
     return keep
 
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pathex.allocate import cut
 from pathex.errors import UnsupportedOperation
+from pathex.selecting import cut
 
 __all__ = ["Connected", "Parts", "Securer"]
 

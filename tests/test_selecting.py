@@ -1,0 +1,56 @@
+"""The best of many scores: counting digits finds what sorting does."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pathex import selecting
+from pathex.selecting import cut
+
+SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 1e-40, -1e-40, 1.0, 1.0]
+
+
+def _scores(dtype: torch.dtype, seed: int, spread: float) -> Tensor:
+    """Scores of many magnitudes and both signs, ties and extremes among them."""
+    source = torch.Generator().manual_seed(seed)
+    values = torch.randn(600, generator=source, dtype=torch.float64) * torch.exp2(
+        spread * torch.randn(600, generator=source, dtype=torch.float64)
+    )
+    values = torch.cat([values, values[:100], torch.tensor(SPECIAL, dtype=torch.float64)])
+    return values.to(dtype)[torch.randperm(len(values), generator=source)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.1, 8.0])
+def test_counting_finds_what_sorting_does(dtype: torch.dtype, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selecting, "_COUNTED", 0)
+    monkeypatch.setattr(selecting, "_AT_A_TIME", 70)
+    for seed in range(5):
+        scores = _scores(dtype, seed, spread)
+        candidates = torch.rand(len(scores), generator=torch.Generator().manual_seed(seed)) < 0.8
+        layers = scores.split([300, 0, 408])
+        ranked = scores[candidates].double().sort(descending=True).values
+        for count in [1, 2, 17, 200, 499, len(ranked) - 1, len(ranked), len(ranked) + 1]:
+            keep, ties, surplus = cut(layers, candidates, count, dtype)
+            least = ranked[min(count, len(ranked)) - 1]
+            assert torch.equal(keep, candidates & (scores.double() >= least))
+            assert surplus == max(0, int(keep.count_nonzero()) - count)
+            if surplus:
+                assert ties is not None and torch.equal(ties, candidates & (scores.double() == least))
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, float("inf")])
+def test_scores_that_are_all_equal_tie(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selecting, "_COUNTED", 0)
+    keep, ties, surplus = cut([torch.full((9,), value)], torch.ones(9, dtype=torch.bool), 4, torch.float32)
+    assert keep.all() and ties is not None and ties.all() and surplus == 5
+
+
+def test_both_ways_agree_on_a_large_pool() -> None:
+    scores = [torch.rand(2_200_000, generator=torch.Generator().manual_seed(n)) ** 3 for n in range(2)]
+    candidates = torch.rand(4_400_000, generator=torch.Generator().manual_seed(2)) < 0.99
+    assert int(candidates.count_nonzero()) > selecting._COUNTED
+    here = candidates.split(2_200_000)
+    for count in (1, 1234, 4_000_000):
+        found = [way(scores, here, count, torch.float32) for way in (selecting._by_counting, selecting._by_partition)]
+        assert found[0] == found[1]
