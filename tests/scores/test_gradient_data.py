@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import pathex
 from brute_force.cases import draw, random_mask
 from brute_force.gradients import TWINS, assert_close, labelled
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
 from pathex.models.resnet import CifarResNet
 
 METHODS = ["snip", "iterative-snip", "force", "grasp"]
@@ -235,3 +236,23 @@ def test_the_model_is_left_as_it_was(method: str) -> None:
     assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
     assert all((p.grad is None) == (n != "0.weight") and p.requires_grad for n, p in model.named_parameters())
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+
+
+class _Checkpointed(nn.Module):
+    """Runs its second layer once more in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = checkpoint(self.second, self.first(x).relu(), use_reentrant=False)
+        return self.fc(hidden)
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "ntk-diagonal", "px"])
+def test_checkpoints_would_run_again_without_the_mask(method: str) -> None:
+    data = (torch.randn(4, 6), torch.arange(4) % 3)
+    with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
+        pathex.score(_Checkpointed(), method, data)
+    pathex.score(_Checkpointed(), "magnitude", data)

@@ -372,10 +372,11 @@ class _Saved(NamedTuple):
 
 
 def _pack(tensor: Tensor) -> Any:
-    whole = tensor if tensor._base is None else tensor._base
-    if whole.numel() >= _WORTH and (again := _again(tensor)) is not None:
-        return again
-    return _Saved(tensor.detach(), tensor._version)
+    with torch._C.DisableTorchFunction():
+        whole = tensor if tensor._base is None else tensor._base
+        if whole.numel() >= _WORTH and (again := _again(tensor)) is not None:
+            return again
+        return _Saved(tensor.detach(), tensor._version)
 
 
 def _unpack(saved: Any) -> Tensor:
@@ -398,10 +399,10 @@ def saved_to_be_made() -> contextlib.AbstractContextManager[Any]:
 
 
 def checkpoints() -> bool:
-    """Whether a network called within `saved_to_be_made` saves tensors in its own way, as checkpointing does.
+    """Whether a network is in a checkpoint, which saves nothing and runs again in the backward pass.
 
     Returns:
-        True if it does.
+        True if it is.
     """
     top = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return top is not None and top[0] is not _pack
+    return top is not None and getattr(top[0], "__module__", None) == "torch.utils.checkpoint"

@@ -367,6 +367,14 @@ class Reading(TorchFunctionMode):
         reason = f": {why}" if why else ""
         return UnsupportedOperation(f"no rule to read {function} in {self._running_module()} as paths{reason}")
 
+    def checkpointed(self) -> UnsupportedOperation:
+        """The error for a network that checkpoints its activations.
+
+        Returns:
+            The exception, ready to be raised.
+        """
+        return self.unsupported("torch.utils.checkpoint", "switch gradient checkpointing off")
+
     def _running_module(self) -> str:
         names = {id(module): name for name, module in self.model.named_modules()}
         frame = sys._getframe(1)

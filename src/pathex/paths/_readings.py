@@ -340,7 +340,7 @@ class Replay(Reading):
 
     def _apply(self, rule: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if checkpoints():
-            raise self.unsupported("torch.utils.checkpoint", "switch gradient checkpointing off")
+            raise self.checkpointed()
         watched = tensors_in((args, kwargs)) if self._waiting and func is not F.batch_norm else ()
         if any(hasattr(tensor, "_pathex_product") for tensor in watched):
             name = getattr(func, "__name__", str(func))

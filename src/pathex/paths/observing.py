@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathex.errors import InvalidInput
-from pathex.paths._made import Made, Tensors, saved_to_be_made
+from pathex.paths._made import Made, Tensors, checkpoints, saved_to_be_made
 from pathex.paths._moments import Moments, finish, merge, moments_of
 from pathex.paths._network import compute_dtype, run, tensors_of, untouched
 from pathex.paths._reading import (
@@ -105,6 +105,9 @@ class Observe(Reading):
             return self.on_constant(func, args, kwargs)
         if func in CREATIONS:
             return func(*args, **kwargs)
+        # Its backward pass would run the network once more, with the module's tensors in place of those of the call.
+        if torch.is_grad_enabled() and checkpoints():
+            raise self.checkpointed()
         with without_autocast():
             if func is F.batch_norm:
                 result = _batch_norm(self, *args, **kwargs)
@@ -182,7 +185,7 @@ def forward(
 
     Raises:
         InvalidInput: If a BatchNorm on the statistics of the batch gets a single value a channel.
-        UnsupportedOperation: If the network writes into its parameters.
+        UnsupportedOperation: If the network writes into its parameters, or checkpoints its activations.
     """
     dtype = compute_dtype(model, tensors)
     with untouched(model), sdpa_kernel(SDPBackend.MATH):
