@@ -35,8 +35,10 @@ def cut(
     numbers = [int(part.count_nonzero()) for part in here]
     if count >= sum(numbers):
         return candidates.clone(), None, 0
-    many = sum(numbers) > _COUNTED
-    threshold = (_by_counting if many else _by_partition)(scores, here, count, dtype)
+    if sum(numbers) > _COUNTED:
+        threshold = _by_counting(scores, here, count, dtype)
+    else:
+        threshold = _by_partition(scores, here, numbers, count, dtype)
     keep, level = torch.empty_like(candidates), functools.partial(_reaching, scores, here, threshold, dtype)
     for part, found in zip(keep.split([len(score) for score in scores]), level(torch.ge), strict=True):
         part.copy_(found)
@@ -52,11 +54,12 @@ def _reaching(
         yield compare(score.to(dtype), threshold).logical_and_(part)
 
 
-def _by_partition(scores: Sequence[Tensor], candidates: Sequence[Tensor], count: int, dtype: torch.dtype) -> float:
-    """The ``count``-th best score of the candidates."""
-    values = torch.empty(sum(int(part.count_nonzero()) for part in candidates), dtype=dtype)
-    parts = values.split([int(part.count_nonzero()) for part in candidates])
-    for score, part, target in zip(scores, candidates, parts, strict=True):
+def _by_partition(
+    scores: Sequence[Tensor], candidates: Sequence[Tensor], numbers: Sequence[int], count: int, dtype: torch.dtype
+) -> float:
+    """The ``count``-th best score of the candidates, of which each layer has a number."""
+    values = torch.empty(sum(numbers), dtype=dtype)
+    for score, part, target in zip(scores, candidates, values.split(list(numbers)), strict=True):
         np.compress(part.numpy(), score.to(dtype).numpy(), out=target.numpy())
     place = len(values) - count
     values.numpy().partition(place)

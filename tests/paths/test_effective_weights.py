@@ -17,7 +17,7 @@ import pathex
 from brute_force.norms import scores_of_two_layers, standardised, with_unit_norm
 from pathex.errors import UnsupportedOperation
 from pathex.paths import Leaves, Made, connectivity, record, replay
-from pathex.scores._reader import gradient_scores
+from pathex.scores._precision import gradient_scores
 from paths.oracle import assert_equal, assert_replays, images
 
 pytestmark = pytest.mark.filterwarnings(

@@ -139,13 +139,13 @@ def tensors_of(model: nn.Module, replaced: Tensors | None, dtype: torch.dtype) -
         InvalidInput: If ``replaced`` names a tensor that the model does not have.
     """
     replaced = replaced or {}
-    own = {name: parameter for name, parameter in model.named_parameters() if name not in replaced}
+    parameters = dict(model.named_parameters())
+    own = {name: parameter for name, parameter in parameters.items() if name not in replaced}
     tensors: dict[str, Any] = {n: _cast(p.detach(), dtype) for n, p in own.items() if not is_sharded(p)}
     tensors |= gathered({name: parameter for name, parameter in own.items() if is_sharded(parameter)}, dtype)
     tensors |= {name: _cast(b.detach().clone(), dtype) for name, b in model.named_buffers()}
-    known = {name for name, _ in model.named_parameters()} | tensors.keys()
     for name, tensor in replaced.items():
-        if name not in known:
+        if name not in parameters and name not in tensors:
             raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
         tensors[name] = tensor.to(dtype) if tensor.dtype == torch.bool else tensor
     return tensors

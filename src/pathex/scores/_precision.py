@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import Moments, Tensors, replay_open
-from pathex.scores._reader import PathReader, gradient_scores
+from pathex.paths import Leaves, Moments, Tensors, replay_open
+from pathex.scores._reader import PathReader
 
-__all__ = ["open_sum", "safely"]
+__all__ = ["gradient_scores", "open_sum", "safely"]
 
 # Score is conserved: every layer on all paths holds the sum in all. Within these bounds no weight that matters under-
 # or overflows float32; beyond them the pass is repeated in float64.
@@ -87,3 +87,19 @@ def open_sum(
         )
         total = (reach if seen is None else reach * seen.to(reach)).sum()
         return float(total.detach()), gradient_scores(total, weights)
+
+
+def gradient_scores(total: Tensor, weights: Leaves) -> dict[str, Tensor]:
+    """``theta^2 dR/d(theta^2)`` for a sum R over squared weights, written as ``theta dR/dtheta / 2``.
+
+    Args:
+        total: R, a scalar.
+        weights: What R was computed from.
+
+    Returns:
+        Name to score; zero for a weight that R does not depend on.
+
+    Raises:
+        InvalidInput: If R depends on none of the weights.
+    """
+    return {name: product.div_(2) for name, product in weights.products(total).items()}

@@ -45,7 +45,6 @@ __all__ = [
     "ModelReader",
     "PathReader",
     "Reader",
-    "gradient_scores",
 ]
 
 Scales = Literal["auto", "stored"]
@@ -489,19 +488,3 @@ def _own_spread(fixed: Mapping[str, Tensor]) -> Initialiser:
         return torch.randn(weight.shape, dtype=torch.float64, generator=source) * spread
 
     return draw
-
-
-def gradient_scores(total: Tensor, weights: Leaves) -> dict[str, Tensor]:
-    """``theta^2 dR/d(theta^2)`` for a sum R over squared weights, written as ``theta dR/dtheta / 2``.
-
-    Args:
-        total: R, a scalar.
-        weights: What R was computed from.
-
-    Returns:
-        Name to score; zero for a weight that R does not depend on.
-
-    Raises:
-        InvalidInput: If R depends on none of the weights.
-    """
-    return {name: product.div_(2) for name, product in weights.products(total).items()}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pathex.paths import Recording, Tensors, replay
 from pathex.scores._method import Card, Method
-from pathex.scores._precision import safely
-from pathex.scores._reader import OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader, gradient_scores
+from pathex.scores._precision import gradient_scores, safely
+from pathex.scores._reader import OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
 
 __all__ = ["METHOD"]
 
