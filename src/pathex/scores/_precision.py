@@ -78,7 +78,7 @@ def open_sum(
     with torch.enable_grad():
         reach = replay_open(
             reader.problem.model,
-            torch.ones_like(reader.problem.images[:1], dtype=reader.precision),
+            torch.ones_like(reader.problem.laid_out(reader.layout)[:1], dtype=reader.precision),
             statistics=reader.coefficients(tensors) if statistics is None else statistics,
             tensors=tensors,
             per_sample=reader.per_sample,
