@@ -83,13 +83,29 @@ def test_images_of_zeros() -> None:
     assert not any(score.any() for score in scores.values())
 
 
-def test_an_output_that_no_path_reaches_is_looked_at_once_in_float64(precisions: list[torch.dtype]) -> None:
+def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions: list[torch.dtype]) -> None:
     model, x = _mlp(8, 2), _images(6, 8)
-    mask = pathex.Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in model.named_parameters()})
+    mask = _all_kept(model)
     mask["4.weight"][1] = False
+    scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
+    assert precisions == [torch.float32]
+    assert not scores["4.weight"][1].any() and scores["4.weight"][0].any()
+
+
+def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions: list[torch.dtype]) -> None:
+    model, x = _mlp(8, 2), _images(6, 8).abs()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] = -1.0  # closed for all images
+    mask = _all_kept(model)
+    mask["2.weight"][0, 1:] = False
+    mask["4.weight"][1, 1:] = False
     scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
     assert precisions == [torch.float32, torch.float64]
     assert not scores["4.weight"][1].any() and scores["4.weight"][0].any()
     precisions.clear()
     pathex.prune(model, "px-literal", sparsity=0.5, data=x, mask=mask, rounds=4, progress=False, calibration="running")
     assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
+
+
+def _all_kept(model: nn.Module) -> pathex.Mask:
+    return pathex.Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in model.named_parameters()})

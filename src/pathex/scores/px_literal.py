@@ -33,11 +33,13 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     scale = _scale(reader)
     seen, statistics = _seen(reader, torch.float64 if scale is None else reader.precision, scale or 1.0)
     if scale is not None:
-        # What is zero in float64 too is known to be on no path.
+        # What is zero in float64 too is known to be on no path: with all gates open, or else with those of the images.
         known = problem.memo.setdefault("zero outputs in float64", torch.zeros_like(seen, dtype=torch.bool))
+        if ((seen == 0) & ~known).any():
+            known |= _open_ones(reader) == 0
         if not seen.isfinite().all() or ((seen == 0) & ~known).any():
             seen, statistics = _seen(reader, torch.float64, 1.0)
-            problem.memo["zero outputs in float64"] = seen == 0
+            known |= seen == 0
     if not seen.isfinite().all():
         raise PathexError("px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures")
     # The second factor starts from numbers of about one, so that it fits where its paths do.
@@ -64,23 +66,26 @@ def _scale(reader: PathReader) -> float | None:
     """
     if reader.precision == torch.float64:
         return None
-    memo, images = reader.problem.memo, reader.problem.images
+    memo = reader.problem.memo
     if "scale of ones" not in memo:
-        with torch.no_grad():
-            start = torch.full_like(images[:1], float(images.abs().max()), dtype=torch.float64).square()
-            most = replay_open(
-                reader.problem.model,
-                start,
-                statistics="running",
-                tensors=_ones(reader, torch.float64),
-                coefficients="ones",
-                per_sample=reader.per_sample,
-                output=reader.output,
-            ).max()
-        fits = 0 < float(most) < _WIDEST
-        memo["scale of ones"] = 2.0 ** -round(math.log2(float(most)) / 2) if fits else None
+        most = float(_open_ones(reader).max()) * float(reader.problem.images.abs().max()) ** 2
+        memo["scale of ones"] = 2.0 ** -round(math.log2(most) / 2) if 0 < most < _WIDEST else None
     found: float | None = memo["scale of ones"]
     return found
+
+
+def _open_ones(reader: PathReader) -> Tensor:
+    """The outputs of the network of ones in float64 for an image of ones, with all gates open, ``(1, ...)``."""
+    with torch.no_grad():
+        return replay_open(
+            reader.problem.model,
+            torch.ones_like(reader.problem.images[:1], dtype=torch.float64),
+            statistics="running",
+            tensors=_ones(reader, torch.float64),
+            coefficients="ones",
+            per_sample=reader.per_sample,
+            output=reader.output,
+        )
 
 
 def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor, Sequence[Moments]]:
