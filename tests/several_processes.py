@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import pathex
 from pathex.models.resnet import CifarResNet
 from pathex.paths import survey
+from pathex.prunable import prunable_weights
 
 METHODS = pathex.methods()
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -69,8 +70,13 @@ def batches(x: Tensor, y: Tensor, size: int = 2) -> list[tuple[Tensor, Tensor]]:
 
 
 def memory(per_part: float) -> int:
-    """A budget for micro-batches of so many images in a replayed pass, of which one takes 4.3 bytes a result."""
-    return int(survey(network(), images()[0]).footprint.total * 4.3 * (per_part + 0.1))
+    """A budget for micro-batches of so many images in a replayed pass, of which one takes 4.3 bytes a result.
+
+    Beside them are 16 bytes a weight and three copies of the images, or half of the budget if that is less.
+    """
+    room = survey(network(), images()[0]).footprint.total * 4.3 * (per_part + 0.1)
+    held = 16 * sum(weight.numel() for weight in prunable_weights(network()).values()) + 3 * images()[0].nbytes
+    return int(room + min(room, held))
 
 
 def quiet(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -72,7 +72,7 @@ def test_more_processes_prune_like_one(masks: dict[str, pathex.Mask], more: list
     assert all(process["masks"] == masks for process in more)
 
 
-@pytest.mark.filterwarnings("ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     import pathex.scores._reader as reader
 
@@ -102,6 +102,7 @@ def test_one_process_may_score_by_itself(two: list[dict[str, Any]]) -> None:
 # -- own parts of the data ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_parts_of_the_images_are_joined(two: list[dict[str, Any]]) -> None:
     x, y = several.joined_parts()
     batches = [pair for part in (slice(0, 5), slice(5, 10)) for pair in several.batches(x[part], y[part])]
@@ -115,6 +116,7 @@ def test_parts_of_the_images_are_joined(two: list[dict[str, Any]]) -> None:
             assert_same(process["parts"][name], scores)
 
 
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_the_same_images_in_another_order_count_once(two: list[dict[str, Any]]) -> None:
     x, y = several.images()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # that of process 0
@@ -185,6 +187,7 @@ def test_a_model_in_ddp_has_the_names_of_the_module(two: list[dict[str, Any]]) -
         assert all(torch.equal(~process["wrapped"]["zeros"][name], keep) for name, keep in expected.items())
 
 
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_groups_score_by_themselves(two: list[dict[str, Any]]) -> None:
     x, _ = several.images()
     for rank, process in enumerate(two):

@@ -86,7 +86,7 @@ def score(
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         mask: Weights that are there; None is all.
         seed: Seed of whatever the method draws.
-        memory: Budget for activations in bytes or as text such as ``2GiB``; results do not depend on it.
+        memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
         strict: Whether doubts are errors.
         ignore: What is not scored: globs over module or parameter names, classes, modules.
         prunable: What is scored beside convolutions, linear layers and attention projections, likewise.
@@ -165,7 +165,7 @@ def prune(
             one, where rounds are left out as long as that changes at most this share of the weights kept (see
             `pathex.schedule.next_step`).
         seed: Seed of whatever the method draws and of the order that breaks ties.
-        memory: Budget for activations in bytes or as text such as ``2GiB``; results do not depend on it.
+        memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
         strict: Whether a layer collapse is an error.
         progress: Whether a progress bar is shown on a terminal.
         on_round: Called after each round with the history row and the mask.

@@ -210,7 +210,7 @@ def test_moments_may_be_given() -> None:
     assert found.statistics == given
 
 
-@pytest.mark.filterwarnings("ignore:px is derived", "ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:px is derived", "ignore:.* of memory, more than")
 def test_a_norm_of_a_constant_is_not_calibrated() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -404,7 +404,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-@pytest.mark.filterwarnings("ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @every_variant
 def test_memory_order_and_batches_play_no_part(variant: str) -> None:
     method, options = VARIANTS[variant]

@@ -64,7 +64,7 @@ DELIVERIES: dict[str, Callable[[Tensor], tuple[Any, dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize("method", PATH_METHODS)
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_delivery_of_the_images_does_not_matter(model: nn.Module, images: Tensor, method: str, delivery: str) -> None:
@@ -72,12 +72,14 @@ def test_delivery_of_the_images_does_not_matter(model: nn.Module, images: Tensor
     assert_equal(pathex.score(model, method, data, **options), pathex.score(model, method, images))
 
 
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize("memory", ["200KB", "50KB", None])
 def test_kept_sets_do_not_depend_on_memory(model: nn.Module, images: Tensor, memory: str | None) -> None:
     whole = pathex.prune(model, "px", sparsity=0.9, data=images, rounds=5).mask
     assert pathex.prune(model, "px", sparsity=0.9, data=images.flip(0), rounds=5, memory=memory).mask == whole
 
 
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_a_tiny_budget_really_splits_the_images(
     model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +109,7 @@ def test_the_released_px_does_depend_on_batches(model: nn.Module, images: Tensor
     assert not torch.allclose(whole, halves, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_calibration_reads_the_first_images_in_canonical_order(model: nn.Module, images: Tensor) -> None:
     few = pathex.score(model, "px", images, calibration_images=4)
     assert_equal(pathex.score(model, "px", images.flip(0), calibration_images=4, memory="50KB"), few)

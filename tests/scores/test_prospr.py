@@ -108,7 +108,7 @@ def test_parts_of_the_pruning_set() -> None:
     assert all(value.isfinite().all() for value in single.values())
 
 
-@pytest.mark.filterwarnings("ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_memory_changes_nothing() -> None:
     torch.manual_seed(1)
     model, data = convolutional().double(), labelled(1, [12, 9], (2, 6, 6))

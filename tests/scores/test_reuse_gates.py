@@ -18,7 +18,7 @@ from pathex.runs import RunConfig, run
 from pathex.scores import Problem, read_batches
 
 # A budget of one byte is doubted, and takes images one at a time.
-pytestmark = pytest.mark.filterwarnings("ignore:one image takes:pathex.errors.PathexWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* of memory, more than:pathex.errors.PathexWarning")
 METHODS = ["px", "px-literal"]
 TWINS: dict[str, Callable[..., dict[str, Tensor]]] = {"px": twins.reused_px, "px-literal": twins.reused_px_literal}
 CASES = ["mlp", "dilated", "residual", "max-pool", "average-branch"]
@@ -81,7 +81,7 @@ def test_fresh_gates_differ_and_those_of_the_recorded_rounds_do_not(
         assert same == (number % 2 == 0)
 
 
-@pytest.mark.filterwarnings("ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize(
     "options", [{}, {"calibration_images": 3}, {"redraw": True}, {"calibration": "running"}], ids=str
 )
@@ -94,7 +94,7 @@ def test_micro_batches_give_the_same(
         assert_equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:one image takes")
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_memory_that_becomes_scarce_does_not_matter(
     network: tuple[nn.Module, Tensor, list[Keep]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

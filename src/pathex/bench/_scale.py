@@ -289,7 +289,7 @@ SUITE = Suite(
             "round_counts": "Numbers of rounds.",
             "method": "A name of pathex methods.",
             "sparsity": "Fraction of the weights removed.",
-            "memory": "Budget for activations, such as 2GiB.",
+            "memory": "Budget of scoring, such as 2GiB.",
         }
     ),
     _summary,

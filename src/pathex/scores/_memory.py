@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pathex.scores._problem import Problem
+from pathex.scores._problem import Problem, mib
 
 __all__ = ["Watch", "calibration_chunk", "cost_of_image", "doubt_batches", "few"]
 
@@ -102,22 +102,22 @@ def cost_of_image(
     Returns:
         Bytes; where all images fit in any case, no fewer.
     """
-    found, budget, costs = problem.survey(output), problem.budget(), problem.memo.setdefault("costs", {})
+    found, room, costs = problem.survey(output), problem.room(), problem.memo.setdefault("costs", {})
     attends = any("softmax" in name or "attention" in name for name in found.beyond)
     entries = found.footprint.total * (_AT_MOST_WITH_ATTENTION if attends else _AT_MOST)
-    if 8 * entries * len(problem.images) <= budget:
+    if 8 * entries * len(problem.images) <= room:
         return float(8 * entries)
     if key not in costs:
-        costs[key] = _HIDDEN * _growth(make(), problem.prunable.values(), budget)
-    if costs[key] > budget:
+        costs[key] = _HIDDEN * _growth(make(), problem.prunable.values(), room)
+    if costs[key] > room:
         problem.doubt(
-            f"one image takes {_mib(costs[key])} of memory, more than the budget of {_mib(budget)}: images are taken "
-            "one at a time"
+            f"one image takes {mib(costs[key])} of memory, more than the budget of {mib(problem.budget())} leaves "
+            f"({mib(room)}): images are taken one at a time"
         )
     return float(costs[key])
 
 
-def _growth(run: Callable[[int], object], weights: Iterable[Tensor], budget: int) -> int:
+def _growth(run: Callable[[int], object], weights: Iterable[Tensor], room: int) -> int:
     """What the peak of a pass grows by with an image."""
     run(1)  # whatever is kept from pass to pass is there now
     first = Watch()
@@ -126,7 +126,7 @@ def _growth(run: Callable[[int], object], weights: Iterable[Tensor], budget: int
     known = {weight.numel() for weight in weights}
     pieces = zip(first.sizes, first.entries, strict=True)
     alone = first.peak([0 if entries in known else size for size, entries in pieces])
-    if 2 * alone > budget:
+    if 2 * alone > room:
         return alone
     second = Watch()
     with second:
@@ -151,13 +151,13 @@ def calibration_chunk(
         Their number; None: all.
     """
     cost = problem.survey(output).footprint.largest * images.itemsize * _FORWARD_AT_MOST
-    if cost * len(images) > problem.budget():
+    if cost * len(images) > problem.room():
         costs, key = problem.memo.setdefault("costs", {}), ("calibration", images.dtype)
         if key not in costs:
             first = few(images)
-            costs[key] = _HIDDEN * _growth(lambda n: run(first[:n]), problem.prunable.values(), problem.budget())
+            costs[key] = _HIDDEN * _growth(lambda n: run(first[:n]), problem.prunable.values(), problem.room())
         cost = costs[key]
-    fits = int(problem.budget() // max(1.0, cost))
+    fits = int(problem.room() // max(1.0, cost))
     return None if len(images) <= fits else max(1, fits)
 
 
@@ -174,10 +174,6 @@ def doubt_batches(problem: Problem, output: str | int | None) -> None:
     cost = largest * problem.survey(output).footprint.total * problem.dtype.itemsize
     if cost > problem.memory:
         problem.doubt(
-            f"a batch of {largest} images takes about {_mib(cost)} of memory, more than the budget of "
-            f"{_mib(problem.memory)}, and is not cut, as BatchNorm uses its statistics: deliver smaller batches"
+            f"a batch of {largest} images takes about {mib(cost)} of memory, more than the budget of "
+            f"{mib(problem.memory)}, and is not cut, as BatchNorm uses its statistics: deliver smaller batches"
         )
-
-
-def _mib(size: float) -> str:
-    return f"{size / 2**20:.4g} MiB"

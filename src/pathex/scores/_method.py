@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -71,6 +71,7 @@ class Method:
             that plays a role of its own (query, key, gate), together with a path through it; 0: none.
         piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
         revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
+        beside: Bytes that it holds for a prunable weight beside the model, at most, however many images there are.
         sharded: Whether it scores weights that are spread over processes: it needs one layer in one piece at a time.
     """
 
@@ -81,6 +82,7 @@ class Method:
     reader: type[Reader] = PathReader
     revives: bool = False
     piecewise_linear: bool = False
+    beside: int = 16
     sharded: bool = False
 
     @property
@@ -115,6 +117,7 @@ class Method:
             Name to score, higher = keep.
         """
         self.check(options)
+        problem = replace(problem, beside=self.beside)
         if self.reading is None:
             return self.function(problem, **options)
         if self.piecewise_linear and (beyond := problem.survey(options.get("output")).beyond):

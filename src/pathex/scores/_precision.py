@@ -19,14 +19,14 @@ _SAFE = (1e-25, 1e30)
 
 
 def safely(
-    reader: PathReader, summed: Callable[[PathReader], tuple[float, dict[str, Tensor]]], method: str
+    reader: PathReader, summed: Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]], method: str
 ) -> dict[str, Tensor]:
     """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32.
 
     Args:
         reader: The reader.
-        summed: From a reader to the sum over paths and the scores, each layer's in proportion to what of the sum passes
-            through it.
+        summed: From a reader to the sum over paths, a scalar, and the scores, each layer's in proportion to what of the
+            sum passes through it.
         method: Name for the error message.
 
     Returns:
@@ -39,13 +39,13 @@ def safely(
     # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
     if reader.precision != torch.float64 and memo.get("sum leaves float32", False):
         reader = reader.in_float64()
-    total, scores = summed(reader)
+    total, zero, scores = _read(*summed(reader))
     if reader.precision != torch.float64:
         # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
         known: set[str] = memo.setdefault("zero in float64", set())
-        if _zero(scores) - known or not _SAFE[0] < total < _SAFE[1]:
-            total, scores = summed(reader.in_float64())
-            known |= _zero(scores)
+        if zero - known or not _SAFE[0] < total < _SAFE[1]:
+            total, zero, scores = _read(*summed(reader.in_float64()))
+            known |= zero
     memo["sum leaves float32"] = not _SAFE[0] < total < _SAFE[1]
     if not math.isfinite(total):
         raise PathexError(
@@ -54,14 +54,16 @@ def safely(
     return scores
 
 
-def _zero(scores: dict[str, Tensor]) -> set[str]:
-    found = torch.stack([score.any() for score in scores.values()]).tolist()  # brought to the CPU all at once
-    return {name for name, some in zip(scores, found, strict=True) if not some}
+def _read(total: Tensor, scores: dict[str, Tensor]) -> tuple[float, set[str], dict[str, Tensor]]:
+    """The sum as a number, the names of scores that are zero, and the scores: brought to the CPU all at once."""
+    some = torch.stack([score.any() for score in scores.values()])
+    number, *found = torch.cat([total.detach().double().view(1), some.to(total.device).double()]).tolist()
+    return number, {name for name, each in zip(scores, found, strict=True) if not each}, scores
 
 
 def open_sum(
     reader: PathReader, *, statistics: Sequence[Moments] | None = None, seen: Tensor | None = None, **how: Any
-) -> tuple[float, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """What an input of ones brings to the outputs of the open network, and the scores of the weights it passes.
 
     Args:
@@ -71,7 +73,7 @@ def open_sum(
         **how: Further arguments of `pathex.paths.replay_open`.
 
     Returns:
-        The sum over outputs, and ``theta^2 dR/d(theta^2)`` of it by name.
+        The sum over outputs, a scalar, and ``theta^2 dR/d(theta^2)`` of it by name.
     """
     weights = reader.leaves()
     tensors: Tensors = {**reader.other(), **weights}
@@ -86,7 +88,7 @@ def open_sum(
             **how,
         )
         total = (reach if seen is None else reach * seen.to(reach)).sum()
-        return float(total.detach()), gradient_scores(total, weights)
+        return total.detach(), gradient_scores(total, weights)
 
 
 def gradient_scores(total: Tensor, weights: Leaves) -> dict[str, Tensor]:

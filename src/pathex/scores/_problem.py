@@ -149,6 +149,18 @@ def parse_memory(memory: int | str | None) -> int | None:
     return int(size)
 
 
+def mib(size: float) -> str:
+    """A number of bytes for a message.
+
+    Args:
+        size: Bytes.
+
+    Returns:
+        MiB with their unit.
+    """
+    return f"{size / 2**20:.4g} MiB"
+
+
 def generator(*key: int) -> torch.Generator:
     """A CPU generator whose stream depends on every number of the key.
 
@@ -173,10 +185,11 @@ class Problem:
         mask: Name to bool tensor of the round; None keeps everything.
         seed: Seed of whatever a scorer draws.
         round: Number of the round, from 1.
-        memory: Memory budget in bytes for activations; None is chosen from what is free.
+        memory: Memory budget in bytes beside the model; None is chosen from what is free.
         strict: Whether doubts are errors.
         memo: What stays the same over the rounds of one prune.
         processes: Those that share the work; each of them has the same problem.
+        beside: Bytes that the method holds for a prunable weight, however many images there are.
     """
 
     model: nn.Module
@@ -189,6 +202,7 @@ class Problem:
     strict: bool = False
     memo: dict[str, Any] = field(default_factory=dict)
     processes: Processes = ALONE
+    beside: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -366,7 +380,7 @@ class Problem:
         return found
 
     def budget(self) -> int:
-        """Bytes that activations may take.
+        """Bytes that scoring may take beside the model and the images as delivered.
 
         Returns:
             The given budget, or half of the free GPU memory, or 2 GiB on a CPU.
@@ -376,6 +390,22 @@ class Problem:
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0] // 2
         return 2 * 2**30
+
+    def room(self) -> int:
+        """Bytes that activations may take.
+
+        Returns:
+            What the budget leaves beside what is held of the weights and three copies of the images (joined, in
+            canonical order, in the layout of the passes), at least half of it; a `doubt` says where that is too much.
+        """
+        budget = self.budget()
+        held = self.beside * sum(weight.numel() for weight in self.prunable.values()) + 3 * self.images.nbytes
+        if 2 * held > budget and self.memory is not None and self.processes.alone:
+            self.doubt(
+                f"weights, scores and images take about {mib(held)} of memory, more than half of the budget of "
+                f"{mib(budget)}: activations have the other half"
+            )
+        return max(budget - held, budget // 2)
 
     def micro_batches(
         self, bytes_per_image: float, layout: torch.memory_format = torch.contiguous_format
@@ -389,7 +419,7 @@ class Problem:
         Yields:
             Images ``(B, ...)``.
         """
-        yield from self.laid_out(layout).split(max(1, math.floor(self.budget() / max(1.0, bytes_per_image))))
+        yield from self.laid_out(layout).split(max(1, math.floor(self.room() / max(1.0, bytes_per_image))))
 
 
 def fingerprint(tensor: Tensor) -> bytes:

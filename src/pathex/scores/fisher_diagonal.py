@@ -96,4 +96,5 @@ METHOD = Method(
     _score,
     READING,
     reader=ModelReader,
+    beside=32,
 )

@@ -55,4 +55,5 @@ METHOD = Method(
     MODEL_READING,
     reader=ModelReader,
     revives=True,
+    beside=20,
 )

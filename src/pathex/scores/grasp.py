@@ -101,4 +101,5 @@ METHOD = Method(
     _score,
     MODEL_READING,
     reader=ModelReader,
+    beside=20,
 )

@@ -49,4 +49,5 @@ METHOD = Method(
     _score,
     READING,
     reader=ModelReader,
+    beside=32,
 )

@@ -227,4 +227,5 @@ METHOD = Method(
     _score,
     {**READING, "redraw": True},
     reader=ModelReader,
+    beside=36,
 )

@@ -193,4 +193,5 @@ METHOD = Method(
     _score,
     MODEL_READING,
     reader=ModelReader,
+    beside=48,
 )

@@ -26,7 +26,7 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     return safely(reader, _summed, "px")
 
 
-def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
+def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     weights = reader.leaves()
     tensors: Tensors = {**reader.other(), **weights}
 
@@ -37,7 +37,7 @@ def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
             return {TOTAL: out.detach().double(), **gradient_scores(out, weights)}
 
     scores = reader.problem.processes.summed(reader.recordings(tensors, part), part)
-    return float(scores.pop(TOTAL)), scores
+    return scores.pop(TOTAL), scores
 
 
 METHOD = Method(

@@ -132,4 +132,5 @@ METHOD = Method(
     {**READING, "smooth": "secant", "per_sample": "refuse", "reuse_gates": 1},
     piecewise_linear=True,
     sharded=True,
+    beside=20,
 )

@@ -32,7 +32,7 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
     return safely(reader, _summed, "synflow")
 
 
-def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
+def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     total, scores = open_sum(reader, coefficients="absolute", pools="max")
     return total, {name: score.mul_(2) for name, score in scores.items()}
 

@@ -18,7 +18,7 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     return safely(reader, _summed, "synflow-l2")
 
 
-def _summed(reader: PathReader) -> tuple[float, dict[str, Tensor]]:
+def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     return open_sum(reader)
 
 
