@@ -55,7 +55,7 @@ class Settings:
         images: The pruning set.
         rounds: Score-and-keep rounds.
         sparsity: Fraction of the prunable weights removed, in [0, 1).
-        memory: Budget for activations; None is the choice of `pathex.prune`.
+        memory: Budget of scoring; None is the choice of `pathex.prune`.
         device: The device.
         repeats: How often each case prunes.
         seed: Seed of weights and images.
@@ -340,7 +340,7 @@ SUITE = Suite(
             "classes": "Outputs of the network.",
             "rounds": "Rounds of every method, also of those that are published with one.",
             "sparsity": "Fraction of the weights removed.",
-            "memory": "Budget for activations, such as 2GiB; null is the choice of pathex.prune.",
+            "memory": "Budget of scoring, such as 2GiB; null is the choice of pathex.prune.",
         }
     ),
     _summary,

@@ -60,7 +60,7 @@ class Case:
         rounds: Rounds of a whole call that is timed; 0: single rounds are timed.
         method: Name of a method.
         sparsity: Fraction of the prunable weights removed.
-        memory: Budget for activations.
+        memory: Budget of scoring.
         device: The device.
         repeats: Rounds or calls that are timed.
         seed: Seed of weights and images.
