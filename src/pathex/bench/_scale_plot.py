@@ -74,7 +74,7 @@ def _finish(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
         factor = np.exp(np.median(np.log(rows[y] / rows[x])))
         axes.plot([low, high], [factor * low, factor * high], ":", color=INK, lw=1.2, label="linear")
     if y == "tensor_mib":
-        axes.axhline(rows["budget_mib"].iloc[0], color="#D55E00", lw=1, ls="--", label="budget of activations")
+        axes.axhline(rows["budget_mib"].iloc[0], color="#D55E00", lw=1, ls="--", label="budget")
     axes.set_xscale("log")
     axes.set_yscale("log")
     if high < 1000:
