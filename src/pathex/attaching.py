@@ -220,8 +220,8 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
         if not isinstance(optimizer, Optimizer):
             raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         parameters = dict(model.named_parameters())
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(parameters.get(name)) in trained for name in mask):
+        trained = {p for group in optimizer.param_groups for p in group["params"]}
+        if not any(parameters.get(name) in trained for name in mask):
             raise InvalidInput("the optimizer trains none of the masked weights: was it made for another model?")
     return Handle(model, mask, optimizer)
 

@@ -170,7 +170,7 @@ def from_torch_prune(pruned: Weights) -> Mask:
     if not names:
         raise MaskMismatch("nothing is pruned by torch.nn.utils.prune: no tensor NAME_mask stands beside a NAME_orig")
     entries: dict[str, Tensor] = {}
-    first: dict[int, str] = {}
+    first: dict[Tensor, str] = {}
     for name in names:
         entry, weight = _binary(name, tensors[f"{name}_mask"]), tensors[f"{name}_orig"]
         if entry.shape != weight.shape:
@@ -178,7 +178,7 @@ def from_torch_prune(pruned: Weights) -> Mask:
                 f"'{name}_mask' has shape {tuple(entry.shape)} and '{name}_orig' has {tuple(weight.shape)}"
             )
         # A model may use one weight under several names; a mask has the first.
-        own = first.setdefault(id(weight), name) if isinstance(pruned, nn.Module) else name
+        own = first.setdefault(weight, name) if isinstance(pruned, nn.Module) else name
         if own != name and not torch.equal(entries[own], entry):
             raise MaskMismatch(f"{own!r} and {name!r} are one weight and have different masks")
         entries[own] = entry
@@ -360,12 +360,12 @@ def complete(
     """
     model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    first = {id(p): name for name, p in model.named_parameters()}
+    first = {p: name for name, p in model.named_parameters()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     mask.check(parameters)
     entries = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
     for name, entry in mask.items():
-        own = first[id(parameters[name])]
+        own = first[parameters[name]]
         if own in entries:
             entries[own] &= entry
         elif not entry.all():
@@ -385,8 +385,8 @@ def _tensors(weights: Weights, *, every_name: bool = False) -> dict[str, Tensor]
 
 def _names_of(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     """The entries of a mask under every name that the model has for their parameters."""
-    first = {id(p): name for name, p in model.named_parameters()}
-    every = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    first = {p: name for name, p in model.named_parameters()}
+    every = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
     return {name: mask[own] for name, own in every.items() if own in mask}
 
 

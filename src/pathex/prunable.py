@@ -73,7 +73,7 @@ def prunable_weights(
     globs = [selector for selector in prunable if isinstance(selector, str) and not _fits_module(selector, model)]
     modules = [selector for selector in prunable if not isinstance(selector, str) or selector not in globs]
     named = {name for name, _ in model.named_parameters(remove_duplicate=False) if _fits(name, globs)}
-    first = {id(p): name for name, p in model.named_parameters()}
+    first = {p: name for name, p in model.named_parameters()}
     chosen: set[str] = set()
     dense: set[str] = set()
     for path, module in model.named_modules():
@@ -81,11 +81,11 @@ def prunable_weights(
         for own in dict.fromkeys((*usual, *(own for own in module._parameters if _joined(path, own) in named))):
             weight = module._parameters.get(own)
             if _matches(ignore, path, module) or _fits(_joined(path, own), ignore):
-                dense |= set() if weight is None else {first[id(weight)]}
+                dense |= set() if weight is None else {first[weight]}
                 continue
             _check_plain(path, module, own, named)
             if weight is not None and weight.is_floating_point():
-                chosen.add(first[id(weight)])
+                chosen.add(first[weight])
     found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in chosen - dense}
     if not found:
         raise InvalidInput(f"{type(model).__name__} has nothing to prune: no convolution or linear weight is selected")
@@ -122,8 +122,8 @@ def _check_selector(kind: str, selector: Any, model: nn.Module) -> None:
 
 
 def _example(model: nn.Module, module: nn.Module) -> str:
-    own = {id(p) for p in module.parameters()}
-    return next((name for name, p in model.named_parameters() if id(p) in own), "*.weight_*")
+    own = set(module.parameters())
+    return next((name for name, p in model.named_parameters() if p in own), "*.weight_*")
 
 
 def _check_plain(path: str, module: nn.Module, own: str, named: Iterable[str]) -> None:

@@ -81,7 +81,6 @@ def test_fresh_gates_differ_and_those_of_the_recorded_rounds_do_not(
         assert same == (number % 2 == 0)
 
 
-@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize(
     "options", [{}, {"calibration_images": 3}, {"redraw": True}, {"calibration": "running"}], ids=str
 )
@@ -94,7 +93,6 @@ def test_micro_batches_give_the_same(
         assert_equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_memory_that_becomes_scarce_does_not_matter(
     network: tuple[nn.Module, Tensor, list[Keep]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,14 +180,14 @@ def run(model: nn.Module, tensors: Tensors, x: Tensor, output: str | int | None 
 
 def _by_module(model: nn.Module, tensors: Tensors) -> tuple[dict[str, Tensor], list[tuple[nn.Module, dict[str, Made]]]]:
     """The tensors under every name of their parameter or buffer, and by module those that are made in it."""
-    first: dict[int, str] = {}
+    first: dict[Tensor, str] = {}
     plain: dict[str, Tensor] = {}
     found: list[tuple[nn.Module, dict[str, Made]]] = []
     for path, module in model.named_modules():
         made: dict[str, Made] = {}
         for own, entry in (*module._parameters.items(), *module._buffers.items()):
             name = f"{path}.{own}" if path else own
-            if entry is None or (known := first.setdefault(id(entry), name)) not in tensors:
+            if entry is None or (known := first.setdefault(entry, name)) not in tensors:
                 continue
             tensor = tensors[known]
             if not isinstance(tensor, Made):

@@ -28,7 +28,7 @@ def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
     """
     uses = Counter(_own(model))
     found: list[nn.Module] = []
-    taken: set[int] = set()
+    taken: set[nn.Parameter] = set()
     blocks = [
         child
         for module in model.modules()
@@ -38,16 +38,19 @@ def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
     ]
     for block in reversed(list(dict.fromkeys(blocks))):
         own = Counter(_own(block))
-        left = [weight for weight in block.parameters() if id(weight) not in taken]
-        if all(uses[key] == count for key, count in own.items()) and sum(weight.numel() for weight in left) >= least:
+        left = [weight for weight in block.parameters() if weight not in taken]
+        if (
+            all(uses[weight] == count for weight, count in own.items())
+            and sum(weight.numel() for weight in left) >= least
+        ):
             found.append(block)
             taken.update(own)
     return found
 
 
-def _own(model: nn.Module) -> list[int]:
+def _own(model: nn.Module) -> list[nn.Parameter]:
     """Every use of a parameter by a module."""
-    return [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
+    return [weight for _, weight in model.named_parameters(remove_duplicate=False)]
 
 
 def shard(model: nn.Module, mesh: Any) -> nn.Module:
