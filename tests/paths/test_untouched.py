@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -185,6 +186,40 @@ def test_flags_of_scripted_modules_come_back(training: bool) -> None:
         assert not any(module.training for module in model.modules())
         assert torch.equal(model(x), model(x))
     assert [module.training for module in model.modules()] == before
+
+
+def _precisions() -> list[str]:
+    backends: Any = torch.backends
+    cuda, cpu = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn), backends.mkldnn
+    return [place.fp32_precision for place in (*cuda, cpu.matmul, cpu.conv, cpu.rnn)]
+
+
+@pytest.fixture
+def torch_backends() -> Iterator[Any]:
+    """``torch.backends``, whose precisions come back after the test."""
+    backends: Any = torch.backends
+    places = backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn
+    places += backends.mkldnn, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn
+    before = [place.fp32_precision for place in places]
+    yield backends
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision
+
+
+@pytest.mark.parametrize("place", ["", "cuda.matmul", "cudnn.conv", "mkldnn.conv"])
+def test_precision_lowered_by_its_newer_names_is_put_aside_and_back(torch_backends: Any, place: str) -> None:
+    lowered = attrgetter(place)(torch_backends) if place else torch_backends
+    lowered.fp32_precision = "tf32"
+    before = _precisions()
+    assert "tf32" in before
+    model, x = _network(), _images()
+    with untouched(model):
+        assert set(_precisions()) <= {"ieee", "none"}
+        model(x).sum().backward()
+    assert _precisions() == before
+    if not place:  # what followed the setting for all operations does so still
+        torch_backends.fp32_precision = "ieee"
+        assert set(_precisions()) == {"ieee"}
 
 
 @pytest.mark.parametrize("precision", ["medium", "high"])

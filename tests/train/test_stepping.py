@@ -14,11 +14,12 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 import pathex
+from pathex.capturing import cuda_graph
 from pathex.errors import InvalidInput
 from pathex.train import Feed, TrainOptions, fabric, fit
 from pathex.train.measuring import Collected, LossWatch
 from pathex.train.seeding import host_generators, same_generators
-from pathex.train.stepping import CapturedStep, EagerStep, cuda_graph, obstacle
+from pathex.train.stepping import CapturedStep, EagerStep, obstacle
 
 CPU = torch.device("cpu")
 

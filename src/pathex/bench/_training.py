@@ -21,6 +21,7 @@ from pathex.attaching import attach
 from pathex.bench._figures import INK, save, styled
 from pathex.bench._measuring import now, quartiles
 from pathex.bench._suite import ERROR, Bench, Row, Suite
+from pathex.capturing import cuda_graph
 from pathex.data import ArraySplit, ImageData
 from pathex.errors import PathexError
 from pathex.masks import Mask
@@ -29,7 +30,6 @@ from pathex.sweep import SweepConfig, plan
 from pathex.sweep.executors import create
 from pathex.sweep.work import ENDED, Job
 from pathex.train import Feed, TrainOptions, fabric, fit, memory_format
-from pathex.train.stepping import cuda_graph
 
 __all__ = ["SUITE"]
 

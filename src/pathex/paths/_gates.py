@@ -129,6 +129,7 @@ def _gate(
     gate: Gate = reading.next_site(Gate, input.shape, func)
     factor = gate.open.view(torch.uint8)  # products with bool are several times slower than with bytes
     if isinstance(gate.slope, Tensor) or gate.slope != 0:
-        slope = torch.as_tensor(reading.slope(gate.slope), dtype=input.dtype, device=input.device)
-        factor = torch.where(gate.open, torch.ones((), dtype=input.dtype, device=input.device), slope)
+        slope = reading.slope(gate.slope)
+        slope = slope.to(input) if isinstance(slope, Tensor) else input.new_full((), slope)
+        factor = torch.where(gate.open, input.new_ones(()), slope)
     return input.mul_(factor) if in_place else input * factor

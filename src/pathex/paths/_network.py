@@ -34,13 +34,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     devices = {p.device for module in modules for p in module._parameters.values() if p is not None and p.is_cuda}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
+        # While work is captured the state of a GPU's generator cannot be set; then who captures has forked it.
+        forked = [] if devices and torch.cuda.is_current_stream_capturing() else [d.index or 0 for d in devices]
+        stack.enter_context(torch.random.fork_rng(devices=forked))
         for kind in {"cpu", *(d.type for d in devices)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if devices:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-            stack.enter_context(_full_matmul_precision())
-        stack.enter_context(_full_cpu_precision())
+        stack.enter_context(_full_precision())
         stack.enter_context(_written_out_attention())
         if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -83,29 +82,24 @@ def _written_out_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_matmul_precision() -> Iterator[None]:
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-@contextlib.contextmanager
-def _full_cpu_precision() -> Iterator[None]:
-    """Products in full float32: oneDNN takes them to bfloat16 when torch's matmul precision is lowered."""
-    mkldnn: Any = torch.backends.mkldnn
-    places = mkldnn.matmul, mkldnn.conv
-    before = [place.fp32_precision for place in places]
-    lowered = [(place, precision) for place, precision in zip(places, before, strict=True) if precision != "none"]
+def _full_precision() -> Iterator[None]:
+    """Products in full float32: neither TF32 on a GPU nor bfloat16 by oneDNN."""
+    backends: Any = torch.backends
+    # Torch's older names for the same read and write several of these at once and refuse a mix of them.
+    places = (
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    )
+    lowered = [(place, place.fp32_precision) for place in places if place.fp32_precision not in ("none", "ieee")]
     for place, _ in lowered:
         place.fp32_precision = "ieee"
     try:
         yield
     finally:
         for place, precision in lowered:
-            place.fp32_precision = precision
+            place.fp32_precision = "none"  # which takes over what is said of all operations
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
 
 
 def compute_dtype(model: nn.Module, tensors: Tensors | None = None) -> torch.dtype:

@@ -253,7 +253,7 @@ class Reading(TorchFunctionMode):
         if not isinstance(target, Tensor):
             return
         memory = target.untyped_storage().data_ptr()
-        if any(_holds(self.tensors[name], memory) for name in self._parameters if name in self.tensors):
+        if memory and any(_holds(self.tensors[name], memory) for name in self._parameters if name in self.tensors):
             raise self.unsupported(_name_of(func), "it writes into a parameter")
 
     @cached_property

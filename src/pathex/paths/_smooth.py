@@ -79,10 +79,8 @@ def _activation(reading: Record, func: Callable[..., Any], input: Tensor, *args:
         return result
     zero = before == 0
     secant = result.detach() / torch.where(zero, torch.ones_like(before), before)
-    if zero.any():
-        limit = derivative(func, torch.zeros_like(before[:1]).flatten()[:1], *args, **kwargs)
-        secant = torch.where(zero, limit, secant)
-    reading.site(Slope(secant, before.shape, tangent))
+    limit = derivative(func, torch.zeros((1,), dtype=before.dtype, device=before.device), *args, **kwargs)
+    reading.site(Slope(torch.where(zero, limit, secant), before.shape, tangent))
     return result
 
 

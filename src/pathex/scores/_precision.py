@@ -1,7 +1,7 @@
 """Sums over paths in float32 where that is safe, in float64 elsewhere."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pathex.errors import PathexError
 from pathex.paths import Leaves, Moments, Tensors, replay_open
+from pathex.scores._capturing import Summed, captured
 from pathex.scores._reader import PathReader
 
 __all__ = ["gradient_scores", "open_sum", "safely"]
@@ -18,9 +19,7 @@ __all__ = ["gradient_scores", "open_sum", "safely"]
 _SAFE = (1e-25, 1e30)
 
 
-def safely(
-    reader: PathReader, summed: Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]], method: str
-) -> dict[str, Tensor]:
+def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]:
     """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32.
 
     Args:
@@ -39,12 +38,12 @@ def safely(
     # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
     if reader.precision != torch.float64 and memo.get("sum leaves float32", False):
         reader = reader.in_float64()
-    total, zero, scores = _read(*summed(reader))
+    total, zero, scores = _read(*captured(reader, summed))
     if reader.precision != torch.float64:
         # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
         known: set[str] = memo.setdefault("zero in float64", set())
         if zero - known or not _SAFE[0] < total < _SAFE[1]:
-            total, zero, scores = _read(*summed(reader.in_float64()))
+            total, zero, scores = _read(*captured(reader.in_float64(), summed))
             known |= zero
     memo["sum leaves float32"] = not _SAFE[0] < total < _SAFE[1]
     if not math.isfinite(total):

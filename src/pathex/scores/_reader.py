@@ -251,16 +251,20 @@ class PathReader(Reader):
         smooth: The coefficient of smooth activations in a recorded pass.
         per_sample: What an open reading does with coefficients that belong to a sample.
         reuse_gates: Gates and statistics are those of the last round whose number is one more than a multiple of this.
+        capture: Whether the passes are captured on a GPU and replayed.
     """
 
     smooth: Smooth = "secant"
     per_sample: PerSample = "refuse"
     reuse_gates: int = 1
+    capture: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.reuse_gates, bool) or not isinstance(self.reuse_gates, int) or self.reuse_gates < 1:
             raise InvalidInput(f"reuse_gates must be an integer of at least 1, not {self.reuse_gates!r}")
+        if not isinstance(self.capture, bool):
+            raise InvalidInput(f"capture must be True or False, not {self.capture!r}")
         for name, known in (("smooth", get_args(Smooth)), ("per_sample", get_args(PerSample))):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)

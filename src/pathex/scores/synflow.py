@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
 from pathex.paths import run, tensors_of, untouched
+from pathex.scores._capturing import CAPTURE
 from pathex.scores._jacobian import gradients
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
@@ -28,6 +29,8 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
     if shifts == "released":
         if reader.problem.sharded:
             raise InvalidInput("shifts='released' needs whole weights, not weights that are spread over processes")
+        if reader.capture:
+            raise InvalidInput("capture=True needs shifts='dropped', not 'released'; leave it out")
         return _released(reader.in_float64())
     return safely(reader, _summed, "synflow")
 
@@ -69,12 +72,13 @@ METHOD = Method(
         options={
             "shifts": "dropped (default): no biases, means and shifts; released: absolute state, plain network",
             **PER_SAMPLE,
+            **CAPTURE,
             **OPTIONS,
             "calibration": "running (default): stored statistics, as published; batch: calibrated on the pruning set",
         },
     ),
     _score,
-    {**READING, "calibration": "running", "per_sample": "refuse"},
+    {**READING, "calibration": "running", "per_sample": "refuse", "capture": False},
     piecewise_linear=True,
     sharded=True,
 )

@@ -7,6 +7,7 @@ The control of every PX experiment: `px-literal` is this times one number per ou
 
 from torch import Tensor
 
+from pathex.scores._capturing import CAPTURE
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
 from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader
@@ -38,10 +39,10 @@ METHOD = Method(
         holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="the code released with NTK-SAP multiplies by theta instead of theta^2",
         checked="path enumeration to 1e-10 in float64",
-        options={**PER_SAMPLE, **OPTIONS},
+        options={**PER_SAMPLE, **CAPTURE, **OPTIONS},
     ),
     _score,
-    {**READING, "per_sample": "refuse"},
+    {**READING, "per_sample": "refuse", "capture": False},
     piecewise_linear=True,
     sharded=True,
 )

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pathex.capturing import Capture, cuda_graph
 from pathex.train.seeding import host_generators, same_generators, set_host_generators
 
-__all__ = ["CAPTURES", "Capture", "CapturedStep", "EagerStep", "Record", "Step", "cuda_graph", "obstacle"]
+__all__ = ["CAPTURES", "CapturedStep", "EagerStep", "Record", "Step", "obstacle"]
 
 CAPTURES = ("auto", "always", "never")
 """Whether steps are captured; ``auto`` is wherever that is possible."""
 
 Record = Callable[[Tensor, Tensor], object]
 """Receives outputs, without gradient, and targets of what a step has seen."""
-
-Capture = Callable[[Callable[[], None], torch.device], Callable[[], object]]
-"""Captures what a function does on a device; what is returned does it again."""
 
 _WARM_UP = 3
 """Steps before a capture: libraries choose their kernels and allocate what they keep."""
@@ -159,23 +157,6 @@ class EagerStep:
             return nullcontext()
         context: AbstractContextManager[None] = self._fabric.no_backward_sync(self.model, enabled=wanted)
         return context
-
-
-def cuda_graph(work: Callable[[], None], device: torch.device) -> Callable[[], object]:
-    """Capture what a function does on a GPU.
-
-    Args:
-        work: What to capture; it is called once, and nothing of it takes effect.
-        device: The GPU.
-
-    Returns:
-        A function that does it again, on the current stream.
-    """
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may pin memory meanwhile, which a capture of the whole process forbids.
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
 
 
 class CapturedStep:

@@ -1,0 +1,122 @@
+"""In the passes of a round the host never waits for the device and sends it nothing: they can be queued, or captured.
+
+Tensors on the device ``meta`` have shapes but no values, so whatever reads a value in Python raises; and an operation
+that takes tensors of two devices is seen.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import pathex
+from pathex import scores
+from pathex.errors import PathexWarning
+from pathex.prunable import prunable_weights
+from pathex.scores import Problem, px, synflow, synflow_l2
+from pathex.scores._precision import gradient_scores
+
+NETWORKS = {
+    "resnet20": 32,
+    "vgg11_bn": 32,
+    "torchvision:mobilenet_v3_small": 32,
+    "torchvision:convnext_tiny": 32,
+    "torchvision:googlenet": 64,
+    "timm:darknet53": 32,
+    "timm:vit_tiny_patch16_224": 32,
+}
+SUMMED = {"px": px._summed, "synflow": synflow._summed, "synflow-l2": synflow_l2._summed}
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = {tensor.device.type for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, Tensor)}
+        assert len(found) <= 1, f"{func} on {found}"
+        return result
+
+
+def without_values(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, Mapping):
+        return {name: without_values(entry) for name, entry in value.items()}
+    return tuple(map(without_values, value)) if isinstance(value, tuple) else value
+
+
+def summed(method: str, problem: Problem, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    found = scores.find(method)
+    assert found.reading is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PathexWarning)
+        return SUMMED[method](found.reader(problem, **{**found.reading, **options}))
+
+
+def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The passes of a second round, on tensors without values."""
+    mask = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
+    # All images at once: how many fit is a question to the host.
+    problem = Problem(model, prunable_weights(model), [(x, None)], mask, memory=2**40)
+    summed(method, problem, **options)
+    model.to("meta")
+    memo = {name: entry if name == "survey" else without_values(entry) for name, entry in problem.memo.items()}
+    held = {"prunable": prunable_weights(model), "batches": [(x.to("meta"), None)], "mask": without_values(mask)}
+    with OneDevice():
+        return summed(method, replace(problem, round=2, memo=memo, **held), **options)
+
+
+@pytest.mark.parametrize("method", SUMMED)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_pass_reads_a_value(name: str, method: str) -> None:
+    side = NETWORKS[name]
+    options: dict[str, Any] = {"img_size": side} if "vit" in name else {}
+    model = pathex.models.create(name, num_classes=3, **options).eval()
+    how = {} if method == "px" else {"per_sample": "one"}
+    total, found = of_second_round(model, torch.randn(3, 3, side, side), method, **how)
+    assert total.shape == ()
+    assert {weight: score.device.type for weight, score in found.items()} == dict.fromkeys(
+        prunable_weights(model), "meta"
+    )
+
+
+@pytest.mark.parametrize("smooth", ["secant", "tangent", "mixed"])
+@pytest.mark.parametrize("calibration", ["batch", "running"])
+def test_no_option_of_px_reads_a_value(calibration: str, smooth: str) -> None:
+    layers = (
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.1),
+        nn.PReLU(4),
+        nn.ReLU6(),
+        nn.GELU(),
+        nn.MaxPool2d(2),
+    )
+    model = nn.Sequential(*layers, nn.RReLU(), nn.Sigmoid(), nn.Flatten(), nn.LazyLinear(3)).eval()
+    x = torch.randn(3, 3, 8, 8)
+    model(x)
+    of_second_round(model, x, "px", calibration=calibration, smooth=smooth)
+
+
+def reading(total: Tensor, weights: Any) -> dict[str, Tensor]:
+    assert math.isfinite(total.detach())
+    return gradient_scores(total, weights)
+
+
+def sending(total: Tensor, weights: Any) -> dict[str, Tensor]:
+    return gradient_scores(total * torch.ones(()), weights)
+
+
+@pytest.mark.parametrize("wrong", [reading, sending])
+def test_a_pass_that_waits_or_sends_is_seen(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    monkeypatch.setattr(px, "gradient_scores", wrong)
+    with pytest.raises((RuntimeError, AssertionError), match="meta"):
+        of_second_round(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2), "px")
