@@ -28,6 +28,16 @@ def test_labels_name_a_method_and_its_options_and_those_of_prune() -> None:
         parse_case(label)
 
 
+def test_on_a_gpu_captured_rounds_are_measured_too_if_nothing_is_said() -> None:
+    options = {**SUITE.defaults, "images": 2}
+    labels = {name: rounds._settings(Bench(torch.device(name), 1, 0, 1), options)[1] for name in ("cpu", "cuda")}
+    assert labels["cuda"] == [*labels["cpu"], "px:capture=true", "px:capture=true,tf32=true", "synflow:capture=true"]
+    for label in labels["cuda"]:
+        parse_case(label)
+    said = {**options, "methods": ["px"]}
+    assert rounds._settings(Bench(torch.device("cuda"), 1, 0, 1), said)[1] == ["plain", "px"]
+
+
 @pytest.mark.parametrize(
     ("label", "kind", "message"),
     [

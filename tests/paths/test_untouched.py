@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import pathex
-from pathex.paths import calibrate, connectivity, layout_of, record, replay, replay_open, survey, untouched
+from pathex.paths import (
+    calibrate,
+    connectivity,
+    layout_of,
+    record,
+    replay,
+    replay_open,
+    survey,
+    tf32_products,
+    untouched,
+)
 
 
 def _network(*extra: nn.Module) -> nn.Sequential:
@@ -220,6 +230,21 @@ def test_precision_lowered_by_its_newer_names_is_put_aside_and_back(torch_backen
     if not place:  # what followed the setting for all operations does so still
         torch_backends.fp32_precision = "ieee"
         assert set(_precisions()) == {"ieee"}
+
+
+def test_products_in_tf32_where_they_are_asked_for(torch_backends: Any) -> None:
+    """On GPUs alone; and only there, so that what runs inside finds full precision again."""
+    torch_backends.mkldnn.conv.fp32_precision = "tf32"
+    before = _precisions()
+    model = nn.Linear(1, 1)
+    with untouched(model), tf32_products(), untouched(model):
+        assert _precisions()[:3] == ["tf32"] * 3
+        assert set(_precisions()[3:]) <= {"ieee", "none"}
+    assert _precisions() == before
+    with tf32_products():
+        pass
+    with untouched(model):
+        assert set(_precisions()) <= {"ieee", "none"}
 
 
 @pytest.mark.parametrize("precision", ["medium", "high"])

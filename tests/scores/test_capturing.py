@@ -140,6 +140,8 @@ def test_the_graph_goes_with_the_prune(traced: Traced, monkeypatch: pytest.Monke
 NEEDED = {
     "a CUDA device": ("px", {}, "capture=True needs a CUDA device, not 'cpu'; leave it out"),
     "True or False": ("px", {"capture": 1}, "capture must be True or False, not 1"),
+    "products too": ("px", {"capture": False, "tf32": True}, "tf32=True needs a CUDA device, not 'cpu'; leave it out"),
+    "nor other products": ("px", {"tf32": "yes"}, "tf32 must be True or False, not 'yes'"),
     "shifts": ("synflow", {"shifts": "released"}, "capture=True needs shifts='dropped', not 'released'"),
     "no method without it": ("snip", {}, "method 'snip' has no option 'capture'"),
 }

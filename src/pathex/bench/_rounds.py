@@ -41,6 +41,12 @@ _OF_PRUNE = frozenset(
 ) - {"sparsity", "data", "mask", "progress", "on_round", "group"}
 _RATIOS = MappingProxyType({"time_ratio": "round_seconds", "cpu_ratio": "cpu_seconds", "memory_ratio": "tensor_mib"})
 _SPEED_UPS = MappingProxyType({"speed_up": "round_seconds", "prune_speed_up": "seconds"})
+# What is measured if nothing is said, and on a GPU beside it.
+_METHODS = (
+    *("px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "ntk-sap", "snip", "magnitude", "random"),
+    *("px:redraw=true", "px:calibration=running", "px:rounds=25"),
+)
+_ON_GPU = ("px:capture=true", "px:capture=true,tf32=true", "synflow:capture=true")
 # How many times faster than the plain implementation a round is to be, and where that was asked for.
 _AIMS = MappingProxyType({"px": 1.6, "px-literal": 2.5, "synflow": 20.0})
 _AIMS_HOLD = MappingProxyType({"model": "resnet20", "images": 100, "image_size": 32, "device": "cpu"})
@@ -248,7 +254,10 @@ def _settings(bench: Bench, options: Mapping[str, Any]) -> tuple[Settings, list[
         raise InvalidInput(f"--image-size must be at least 0, got {options['image_size']}")
     if not 0 <= options["sparsity"] < 1:
         raise InvalidInput(f"--sparsity must be a fraction in [0, 1), got {options['sparsity']}")
-    labels = list(dict.fromkeys([PLAIN, *options["methods"]]))
+    methods = tuple(options["methods"])
+    if bench.device.type == "cuda" and methods == _METHODS:
+        methods += _ON_GPU
+    labels = list(dict.fromkeys([PLAIN, *methods]))
     for label in labels:
         parse_case(label)
     scores.parse_memory(options["memory"])
@@ -306,20 +315,7 @@ SUITE = Suite(
     "seconds and memory of the rounds of each method, against a plain implementation of px",
     MappingProxyType(
         {
-            "methods": (
-                "px",
-                "px-literal",
-                "px-cvpr24",
-                "synflow",
-                "synflow-l2",
-                "ntk-sap",
-                "snip",
-                "magnitude",
-                "random",
-                "px:redraw=true",
-                "px:calibration=running",
-                "px:rounds=25",
-            ),
+            "methods": _METHODS,
             "model": "resnet20",
             "images": 100,
             "image_size": 0,
@@ -333,7 +329,8 @@ SUITE = Suite(
     _plot,
     MappingProxyType(
         {
-            "methods": "NAME or NAME:OPTION=VALUE,...; options of the method or of pathex.prune (px:rounds=25).",
+            "methods": "NAME or NAME:OPTION=VALUE,...; options of the method or of pathex.prune (px:rounds=25). If not "
+            "given, on a GPU px and synflow with capture=true too.",
             "model": "A name of pathex models.",
             "images": "Images of the pruning set.",
             "image_size": "Their height and width; 0 is 32, 64 for the tiny networks and 224 for those of libraries.",

@@ -13,7 +13,7 @@ An operation without a rule raises `pathex.errors.UnsupportedOperation` that nam
 from pathex.paths._layout import layout_of
 from pathex.paths._made import Leaves, Made, Tensors
 from pathex.paths._moments import Moments
-from pathex.paths._network import compute_dtype, run, tensors_of, untouched
+from pathex.paths._network import compute_dtype, run, tensors_of, tf32_products, untouched
 from pathex.paths._reading import spellings
 from pathex.paths._readings import Coefficients, PerSample, Smooth
 from pathex.paths.connectivity import Connectivity, connectivity, on_paths, roles
@@ -49,5 +49,6 @@ __all__ = [
     "spellings",
     "survey",
     "tensors_of",
+    "tf32_products",
     "untouched",
 ]

@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from pathex.errors import InvalidInput
 from pathex.paths._made import Made, Tensors, gathered, made_where_used
 from pathex.sharded import is_sharded
 
-__all__ = ["compute_dtype", "first_tensor", "run", "tensors_of", "untouched"]
+__all__ = ["compute_dtype", "first_tensor", "run", "tensors_of", "tf32_products", "untouched"]
+
+_TF32: ContextVar[bool] = ContextVar("tf32_products", default=False)
 
 
 @contextlib.contextmanager
@@ -83,20 +86,41 @@ def _written_out_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products in full float32: neither TF32 on a GPU nor bfloat16 by oneDNN."""
+    """Products in full float32, neither TF32 on a GPU (without `tf32_products`) nor bfloat16 by oneDNN."""
     backends: Any = torch.backends
     # Torch's older names for the same read and write several of these at once and refuse a mix of them.
-    places = (
-        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
-        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
-    )
-    lowered = [(place, place.fp32_precision) for place in places if place.fp32_precision not in ("none", "ieee")]
-    for place, _ in lowered:
-        place.fp32_precision = "ieee"
+    gpu = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    cpu = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    with _precision_of(cpu, "ieee"), _precision_of(gpu, "tf32" if _TF32.get() else "ieee"):
+        yield
+
+
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """Products in TF32 on GPUs that have it, also in what is `untouched` inside.
+
+    Yields:
+        Nothing.
+    """
+    before = _TF32.set(True)
+    try:
+        with _full_precision():
+            yield
+    finally:
+        _TF32.reset(before)
+
+
+@contextlib.contextmanager
+def _precision_of(places: Sequence[Any], wanted: str) -> Iterator[None]:
+    full = ("none", "ieee")
+    before = [(place, place.fp32_precision) for place in places]
+    changed = [(place, found) for place, found in before if found != wanted and {found, wanted} != set(full)]
+    for place, _ in changed:
+        place.fp32_precision = wanted
     try:
         yield
     finally:
-        for place, precision in lowered:
+        for place, precision in changed:
             place.fp32_precision = "none"  # which takes over what is said of all operations
             if place.fp32_precision != precision:
                 place.fp32_precision = precision

@@ -4,7 +4,7 @@ The passes read masks from fixed buffers and everything else from tensors that s
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,15 +14,10 @@ from pathex.capturing import cuda_graph
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.scores._reader import PathReader
 
-__all__ = ["CAPTURE", "Summed", "captured", "obstacle"]
+__all__ = ["Summed", "captured", "obstacle"]
 
 Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
 """From a reader to a scalar and scores by name, by work on the device alone."""
-
-CAPTURE: Mapping[str, str] = {
-    "capture": "True: on a GPU the passes of the second round are captured in a CUDA graph, which later rounds replay "
-    "(default False: they are carried out one function at a time); scores are the same",
-}
 
 
 def obstacle(reader: PathReader) -> str | None:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.errors import PathexError
-from pathex.paths import Leaves, Moments, Tensors, replay_open
+from pathex.errors import InvalidInput, PathexError
+from pathex.paths import Leaves, Moments, Tensors, replay_open, tf32_products
 from pathex.scores._capturing import Summed, captured
 from pathex.scores._reader import PathReader
 
@@ -38,12 +39,12 @@ def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]
     # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
     if reader.precision != torch.float64 and memo.get("sum leaves float32", False):
         reader = reader.in_float64()
-    total, zero, scores = _read(*captured(reader, summed))
+    total, zero, scores = _passes(reader, summed)
     if reader.precision != torch.float64:
         # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
         known: set[str] = memo.setdefault("zero in float64", set())
         if zero - known or not _SAFE[0] < total < _SAFE[1]:
-            total, zero, scores = _read(*captured(reader.in_float64(), summed))
+            total, zero, scores = _passes(reader.in_float64(), summed)
             known |= zero
     memo["sum leaves float32"] = not _SAFE[0] < total < _SAFE[1]
     if not math.isfinite(total):
@@ -53,8 +54,12 @@ def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]
     return scores
 
 
-def _read(total: Tensor, scores: dict[str, Tensor]) -> tuple[float, set[str], dict[str, Tensor]]:
+def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[str, Tensor]]:
     """The sum as a number, the names of scores that are zero, and the scores: brought to the CPU all at once."""
+    if reader.tf32 and reader.problem.device.type != "cuda":
+        raise InvalidInput(f"tf32=True needs a CUDA device, not {reader.problem.device.type!r}; leave it out")
+    with tf32_products() if reader.tf32 else nullcontext():
+        total, scores = captured(reader, summed)
     some = torch.stack([score.any() for score in scores.values()])
     number, *found = torch.cat([total.detach().double().view(1), some.to(total.device).double()]).tolist()
     return number, {name for name, each in zip(scores, found, strict=True) if not each}, scores

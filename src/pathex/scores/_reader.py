@@ -36,6 +36,7 @@ __all__ = [
     "IGNORED",
     "MODEL_OPTIONS",
     "MODEL_READING",
+    "ON_GPU",
     "OPTIONS",
     "PER_SAMPLE",
     "READING",
@@ -84,6 +85,11 @@ REUSE_GATES: Mapping[str, str] = {
     "reuse_gates": "gates and statistics are recorded in every k-th round only, from the first on (default 1: each); "
     "they are kept where all images fit in one pass, elsewhere they are recorded again with that round's weights. Not "
     "with an adaptive schedule: re-used gates hide from it that scores age",
+}
+ON_GPU: Mapping[str, str] = {
+    "capture": "True: on a GPU the passes of the second round are captured in a CUDA graph, which later rounds replay "
+    "(default False: they are carried out one function at a time); scores are the same",
+    "tf32": "True: on a GPU products are taken in TF32, with 10 bits behind the leading one (default False: float32)",
 }
 PER_SAMPLE: Mapping[str, str] = {
     "per_sample": "coefficients that only a sample has (LayerNorm and its like, attention, gates, products of "
@@ -252,19 +258,22 @@ class PathReader(Reader):
         per_sample: What an open reading does with coefficients that belong to a sample.
         reuse_gates: Gates and statistics are those of the last round whose number is one more than a multiple of this.
         capture: Whether the passes are captured on a GPU and replayed.
+        tf32: Whether products are taken in TF32 on a GPU.
     """
 
     smooth: Smooth = "secant"
     per_sample: PerSample = "refuse"
     reuse_gates: int = 1
     capture: bool = False
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.reuse_gates, bool) or not isinstance(self.reuse_gates, int) or self.reuse_gates < 1:
             raise InvalidInput(f"reuse_gates must be an integer of at least 1, not {self.reuse_gates!r}")
-        if not isinstance(self.capture, bool):
-            raise InvalidInput(f"capture must be True or False, not {self.capture!r}")
+        for name in ("capture", "tf32"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInput(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name, known in (("smooth", get_args(Smooth)), ("per_sample", get_args(PerSample))):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from pathex.paths import Recording, Tensors, replay
-from pathex.scores._capturing import CAPTURE
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import gradient_scores, safely
-from pathex.scores._reader import OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
+from pathex.scores._reader import ON_GPU, OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
 
 __all__ = ["METHOD"]
 
@@ -64,10 +63,10 @@ METHOD = Method(
         "VGG-16 at the published sparsities keep more than twice that by themselves. The printed product form is "
         "'px-literal'; what the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9, expected trace by all sign patterns",
-        options={**SMOOTH, **REUSE_GATES, **CAPTURE, **OPTIONS},
+        options={**SMOOTH, **REUSE_GATES, **ON_GPU, **OPTIONS},
     ),
     _score,
-    {**READING, "smooth": "secant", "reuse_gates": 1, "capture": False},
+    {**READING, "smooth": "secant", "reuse_gates": 1, "capture": False, "tf32": False},
     floor=0.1,
     piecewise_linear=True,
     sharded=True,

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
 from pathex.paths import run, tensors_of, untouched
-from pathex.scores._capturing import CAPTURE
 from pathex.scores._jacobian import gradients
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader
+from pathex.scores._reader import ON_GPU, OPTIONS, PER_SAMPLE, READING, PathReader
 
 __all__ = ["METHOD"]
 
@@ -29,8 +28,9 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
     if shifts == "released":
         if reader.problem.sharded:
             raise InvalidInput("shifts='released' needs whole weights, not weights that are spread over processes")
-        if reader.capture:
-            raise InvalidInput("capture=True needs shifts='dropped', not 'released'; leave it out")
+        if reader.capture or reader.tf32:
+            name = "capture" if reader.capture else "tf32"
+            raise InvalidInput(f"{name}=True needs shifts='dropped', not 'released'; leave it out")
         return _released(reader.in_float64())
     return safely(reader, _summed, "synflow")
 
@@ -72,13 +72,13 @@ METHOD = Method(
         options={
             "shifts": "dropped (default): no biases, means and shifts; released: absolute state, plain network",
             **PER_SAMPLE,
-            **CAPTURE,
+            **ON_GPU,
             **OPTIONS,
             "calibration": "running (default): stored statistics, as published; batch: calibrated on the pruning set",
         },
     ),
     _score,
-    {**READING, "calibration": "running", "per_sample": "refuse", "capture": False},
+    {**READING, "calibration": "running", "per_sample": "refuse", "capture": False, "tf32": False},
     piecewise_linear=True,
     sharded=True,
 )

@@ -7,10 +7,9 @@ The control of every PX experiment: `px-literal` is this times one number per ou
 
 from torch import Tensor
 
-from pathex.scores._capturing import CAPTURE
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, PathReader
+from pathex.scores._reader import ON_GPU, OPTIONS, PER_SAMPLE, READING, PathReader
 
 __all__ = ["METHOD"]
 
@@ -39,10 +38,10 @@ METHOD = Method(
         holds_for="homogeneous activations; per-sample coefficients (LayerNorm, attention) have no open reading",
         differences="the code released with NTK-SAP multiplies by theta instead of theta^2",
         checked="path enumeration to 1e-10 in float64",
-        options={**PER_SAMPLE, **CAPTURE, **OPTIONS},
+        options={**PER_SAMPLE, **ON_GPU, **OPTIONS},
     ),
     _score,
-    {**READING, "per_sample": "refuse", "capture": False},
+    {**READING, "per_sample": "refuse", "capture": False, "tf32": False},
     piecewise_linear=True,
     sharded=True,
 )
