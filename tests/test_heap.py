@@ -2,6 +2,7 @@
 
 import resource
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +57,48 @@ def test_the_last_one_out_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> 
         thread.start()
         thread.join()
         assert ("trim", 0) not in calls
-    assert calls[-2:] == [(-1, 64 * 2**20), ("trim", 0)] and not heap._inside
+    assert calls[-3:] == [(-3, 32 * 2**20), (-1, 64 * 2**20), ("trim", 0)] and not heap._inside
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@glibc
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only")
+def test_under_a_budget_what_is_free_goes_back() -> None:
+    before = resident()
+    with keeps_freed_memory(256 * 2**20):
+        blocks = [torch.ones(2**20) for _ in range(50)]  # of 4 MiB each
+        del blocks[::2]
+        assert resident() - before < 150 * 2**20
+        blocks.clear()
+        assert resident() - before < 50 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted"),
+    [
+        (None, {-3: 2**25, -1: 2**30}),
+        ("2GiB", {-3: 2**23, -1: 2**28}),
+        ("100GiB", {-3: 2**25, -1: 2**30}),
+        (1, {-3: 2**20, -1: 2**20}),
+    ],
+)
+def test_a_prune_keeps_as_much_as_its_budget_allows(
+    memory: str | int | None, wanted: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> None:
+            calls.append((parameter, value))
+
+        def malloc_trim(self, pad: int) -> None: ...
+
+    monkeypatch.setattr(heap, "_glibc", Library)
+    pathex.prune(nn.Linear(3, 4), "px", sparsity=0.5, data=torch.randn(4, 3), rounds=2, memory=memory)
+    assert wanted.items() <= dict(calls[:2]).items()
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

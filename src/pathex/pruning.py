@@ -221,7 +221,8 @@ def prune(
             min_per_layer=min_per_layer,
             strict=strict,
         )
-        with keeps_freed_memory(), _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
+        host = memory if base.device.type == "cpu" else None
+        with keeps_freed_memory(host), _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
             mask, history = _rounds(base, method_call, chooser, output, on_round, advance)
         report = examine(model, mask, base.images[:1], start=start, output=output)
         warn_of_collapse(report, strict)
