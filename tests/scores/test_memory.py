@@ -45,7 +45,7 @@ def _peak(model: nn.Module, method: str, memory: int | str, count: int = COUNT, 
 
     def call() -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "px is derived|px-literal is derived", PathexWarning)
+            warnings.filterwarnings("ignore", "px is derived|px-literal is derived|calibrating on", PathexWarning)
             pathex.score(model, method, images, memory=memory, **options)
 
     return tensor_peak(CPU, call)
@@ -79,11 +79,15 @@ def test_what_does_not_fit_is_said_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pathex.prune(_network("ResNet"), "px", sparsity=0.5, data=_images(3), rounds=3, memory="20KiB", progress=False)
-    beside, image = [str(warning.message) for warning in caught]
+    beside, image, calibration = [str(warning.message) for warning in caught]
     assert re.fullmatch(
         r"weights, scores and images take about 0\.\d+ MiB of memory, more than half .* 0.01953 MiB.*", beside
     )
     assert re.match(r"one image takes 0\.\d+ MiB of memory, more than the budget of 0.01953 MiB leaves", image)
+    assert re.match(
+        r"calibrating on 3 images at once takes about .* in parts it takes the time of 5 passes; allow more memory or",
+        calibration,
+    )
     with pytest.raises(InvalidInput, match="weights, scores and images take about"):
         pathex.score(_network("ResNet"), "px", _images(3), memory="20KiB", strict=True)
 

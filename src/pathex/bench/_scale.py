@@ -269,7 +269,7 @@ _DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "round_counts": (10, 20, 50, 100),
         "method": "px",
         "sparsity": 0.9,
-        "memory": "2GiB",
+        "memory": "8GiB",
     }
 )
 SUITE = Suite(

@@ -5,15 +5,17 @@ as with one belongs to the weights; the rest grows with the images, and its peak
 """
 
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pathex.errors import PathexWarning
 from pathex.scores._problem import Problem, mib
 
 __all__ = ["Watch", "calibration_chunk", "cost_of_image", "doubt_batches", "few"]
@@ -158,7 +160,25 @@ def calibration_chunk(
             costs[key] = _HIDDEN * _growth(lambda n: run(first[:n]), problem.prunable.values(), problem.room())
         cost = costs[key]
     fits = int(problem.room() // max(1.0, cost))
-    return None if len(images) <= fits else max(1, fits)
+    if len(images) <= fits:
+        return None
+    _say_slow(problem, cost * len(images), len(images))
+    return max(1, fits)
+
+
+def _say_slow(problem: Problem, size: float, count: int) -> None:
+    """Say once per prune that calibration has to start again for every BatchNorm."""
+    norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in problem.model.modules())
+    if norms < 2 or problem.memo.setdefault("calibration in parts", False):
+        return
+    problem.memo["calibration in parts"] = True
+    warnings.warn(
+        f"calibrating on {count} images at once takes about {mib(size)} of memory, more than the budget of "
+        f"{mib(problem.budget())} leaves ({mib(problem.room())}): in parts it takes the time of {(norms + 1) / 2:g} "
+        "passes; allow more memory or fewer calibration_images",
+        PathexWarning,
+        stacklevel=2,
+    )
 
 
 def doubt_batches(problem: Problem, output: str | int | None) -> None:
