@@ -31,7 +31,7 @@ def keeps_freed_memory(budget: int | None = None) -> Iterator[None]:
     kept, 1 GiB in all. Other C libraries are left alone.
 
     Args:
-        budget: Bytes that the process may grow by: blocks are kept of at most one part in 256 (but 1 MiB), and one part
+        budget: Bytes that all tensors take at most: blocks are kept of at most one part in 256 (but 1 MiB), and one part
             in 8 in all, which costs time where tensors are larger. None: no bound. Of several threads the one that came
             last decides.
 

@@ -23,6 +23,7 @@ __all__ = ["Watch", "calibration_chunk", "cost_of_image", "doubt_batches", "few"
 # What an image takes in any pass, at most, in the results of all functions: so few images are not measured.
 _AT_MOST, _AT_MOST_WITH_ATTENTION = 4, 32
 _FORWARD_AT_MOST = 16.0  # in the largest result
+_LATER = 12  # bytes a weight of products, their sums and gradients, which come after calibration
 _HIDDEN = 1.1  # what PyTorch's functions take for themselves is not seen from outside
 
 
@@ -152,21 +153,21 @@ def calibration_chunk(
     Returns:
         Their number; None: all.
     """
-    cost = problem.survey(output).footprint.largest * images.itemsize * _FORWARD_AT_MOST
-    if cost * len(images) > problem.room():
+    cost, room = problem.survey(output).footprint.largest * images.itemsize * _FORWARD_AT_MOST, problem.room(_LATER)
+    if cost * len(images) > room:
         costs, key = problem.memo.setdefault("costs", {}), ("calibration", images.dtype)
         if key not in costs:
             first = few(images)
-            costs[key] = _HIDDEN * _growth(lambda n: run(first[:n]), problem.prunable.values(), problem.room())
+            costs[key] = _HIDDEN * _growth(lambda n: run(first[:n]), problem.prunable.values(), room)
         cost = costs[key]
-    fits = int(problem.room() // max(1.0, cost))
+    fits = int(room // max(1.0, cost))
     if len(images) <= fits:
         return None
-    _say_slow(problem, cost * len(images), len(images))
+    _say_slow(problem, cost * len(images), room, len(images))
     return max(1, fits)
 
 
-def _say_slow(problem: Problem, size: float, count: int) -> None:
+def _say_slow(problem: Problem, size: float, room: int, count: int) -> None:
     """Say once per prune that calibration has to start again for every BatchNorm."""
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in problem.model.modules())
     if norms < 2 or problem.memo.setdefault("calibration in parts", False):
@@ -174,7 +175,7 @@ def _say_slow(problem: Problem, size: float, count: int) -> None:
     problem.memo["calibration in parts"] = True
     warnings.warn(
         f"calibrating on {count} images at once takes about {mib(size)} of memory, more than the budget of "
-        f"{mib(problem.budget())} leaves ({mib(problem.room())}): in parts it takes the time of {(norms + 1) / 2:g} "
+        f"{mib(problem.budget())} leaves ({mib(room)}): in parts it takes the time of {(norms + 1) / 2:g} "
         "passes; allow more memory or fewer calibration_images",
         PathexWarning,
         stacklevel=2,

@@ -391,16 +391,20 @@ class Problem:
             return torch.cuda.mem_get_info(self.device)[0] // 2
         return 2 * 2**30
 
-    def room(self) -> int:
+    def room(self, later: int = 0) -> int:
         """Bytes that activations may take.
+
+        Args:
+            later: Bytes of `beside` that are not held yet.
 
         Returns:
             What the budget leaves beside what is held of the weights and three copies of the images (joined, in
             canonical order, in the layout of the passes), at least half of it; a `doubt` says where that is too much.
         """
         budget = self.budget()
-        held = self.beside * sum(weight.numel() for weight in self.prunable.values()) + 3 * self.images.nbytes
-        if 2 * held > budget and self.memory is not None and self.processes.alone:
+        beside = self.beside - later
+        held = beside * sum(weight.numel() for weight in self.prunable.values()) + 3 * self.images.nbytes
+        if not later and 2 * held > budget and self.memory is not None and self.processes.alone:
             self.doubt(
                 f"weights, scores and images take about {mib(held)} of memory, more than half of the budget of "
                 f"{mib(budget)}: activations have the other half"
