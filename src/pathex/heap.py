@@ -31,7 +31,7 @@ def keeps_freed_memory(budget: int | None = None) -> Iterator[None]:
     kept, 1 GiB in all. Other C libraries are left alone.
 
     Args:
-        budget: Bytes that all tensors take at most: blocks of at most one part in 256 (but 1 MiB) are kept, and one part
+        budget: Most bytes of all tensors: blocks of at most one part in 256 (but 1 MiB) are kept, and one part
             in 8 in all, which costs time where tensors are larger. None: no bound. Of several threads the last one to
             come decides.
 
