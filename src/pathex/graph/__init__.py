@@ -1,0 +1,23 @@
+"""A network traced once, as a graph of operators that everything else reads."""
+
+from pathex.graph.graph import Graph, Node
+from pathex.graph.interpreter import Interpreter
+from pathex.graph.operators import ACTIVATIONS, FORMED_LIKE, FUNCTIONS, NEVER_ZERO, STRUCTURE, WEIGHTED
+from pathex.graph.state import compute_dtype, tf32_products, untouched
+from pathex.graph.trace import trace
+
+__all__ = [
+    "ACTIVATIONS",
+    "FORMED_LIKE",
+    "FUNCTIONS",
+    "NEVER_ZERO",
+    "STRUCTURE",
+    "WEIGHTED",
+    "Graph",
+    "Interpreter",
+    "Node",
+    "compute_dtype",
+    "tf32_products",
+    "trace",
+    "untouched",
+]

@@ -1,0 +1,170 @@
+"""What every reading of a graph shares: nodes one after another, each value dropped after its last use."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.errors import UnsupportedOperation
+from pathex.graph.graph import Graph, Node
+
+__all__ = ["Interpreter"]
+
+Tensors = Callable[[str], Tensor]
+"""From the name of a parameter or buffer to the tensor that is read in its place."""
+
+_CASTS = frozenset("to _to_copy type_as float double half bfloat16".split())
+_VIEWS = frozenset("view _unsafe_view reshape".split())
+_DROPOUTS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout".split())
+
+
+class Interpreter:
+    """Runs a graph as it stands; readings say what else a node means.
+
+    Floating-point values stay in the precision of the reading, whatever a network casts them to.
+
+    Args:
+        graph: The graph.
+        tensors: Parameters and buffers by name.
+        dtype: Precision.
+    """
+
+    def __init__(self, graph: Graph, tensors: Tensors, dtype: torch.dtype) -> None:
+        self.graph, self.tensors, self.dtype = graph, tensors, dtype
+        self.values: dict[Node, Any] = {}
+        self._constants: dict[Node, Any] = {}
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """What is run, in order."""
+        return self.graph.path
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The value of the output.
+
+        Args:
+            *inputs: What the network gets, in the order of `Graph.inputs`.
+
+        Returns:
+            The value.
+        """
+        self.values = dict(zip(self.graph.inputs, inputs, strict=True))
+        self.device = inputs[0].device
+        nodes = self.nodes
+        last = self.graph.last_uses(nodes)
+        try:
+            for node in nodes:
+                if node not in self.values:
+                    self.values[node] = self.visit(node)
+                for done in last.get(node, ()):
+                    self.values.pop(done, None)
+            return self.values[self.graph.output]
+        finally:
+            self.values, self._constants = {}, {}
+
+    def visit(self, node: Node) -> Any:
+        """The value of a node on the way from the input.
+
+        Args:
+            node: The node.
+
+        Returns:
+            Its value.
+        """
+        return self.plain(node)
+
+    def __call__(self, argument: Any) -> Any:
+        """The value of an argument; what no input reaches is computed when it is asked for.
+
+        Args:
+            argument: A node, anything else, or nested tuples and lists of these.
+
+        Returns:
+            Its value.
+        """
+        if isinstance(argument, Node):
+            return self.values[argument] if argument in self.values else self.constant(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self(entry) for entry in argument]
+        return argument
+
+    def constant(self, node: Node) -> Any:
+        """The value of a node that no input reaches.
+
+        Args:
+            node: The node.
+
+        Returns:
+            Its value.
+        """
+        if node not in self._constants:
+            self._constants[node] = self._own(self.given(node) if node.op in _GIVEN else self.plain(node))
+        return self._constants[node]
+
+    def given(self, node: Node) -> Any:
+        """The value of a parameter, a buffer or a tensor of the graph.
+
+        Args:
+            node: Its node.
+
+        Returns:
+            The tensor.
+        """
+        return node.target if node.op == "constant" else self.tensors(node.target)
+
+    def plain(self, node: Node) -> Any:
+        """What the operator of a node gives.
+
+        Args:
+            node: The node.
+
+        Returns:
+            Its value.
+
+        Raises:
+            UnsupportedOperation: If the operator does not take the values that arrive.
+        """
+        if node.op in _CASTS and node.dtype is not None and node.dtype.is_floating_point:
+            value = self(node.args[0])
+            return value.to(self.dtype)
+        if node.op in _DROPOUTS:  # scoring is evaluation, whatever a network says in its forward pass
+            return self(node.args[0])
+        args, kwargs = [self(argument) for argument in node.args], {k: self(v) for k, v in node.kwargs.items()}
+        if node.op in _VIEWS:  # another layout of memory may not have the view that the network took
+            return args[0].reshape(args[1])
+        return node.target(*args, **kwargs)
+
+    def _own(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point() and value.dtype != self.dtype:
+            return value.to(self.device, self.dtype)
+        return value.to(self.device) if value.device != self.device else value
+
+    def carries(self, argument: Any) -> bool:
+        """Whether an argument is a node that paths reach.
+
+        Args:
+            argument: Anything.
+
+        Returns:
+            True if it is.
+        """
+        return isinstance(argument, Node) and argument in self.graph.carried
+
+    def unsupported(self, node: Node, why: str = "") -> UnsupportedOperation:
+        """The error for a node that cannot be read.
+
+        Args:
+            node: The node.
+            why: What is special about it.
+
+        Returns:
+            The exception, ready to be raised.
+        """
+        where = f"module {node.module!r}" if node.module else "the network"
+        return UnsupportedOperation(f"no rule to read {node.op} in {where} as paths{f': {why}' if why else ''}")
+
+
+_GIVEN = frozenset({"parameter", "buffer", "constant"})

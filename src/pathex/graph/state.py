@@ -1,0 +1,145 @@
+"""The state of PyTorch and of a model while it is scored: full precision, evaluation mode, nothing left behind."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["compute_dtype", "evaluated", "tf32_products", "untouched"]
+
+_TF32: ContextVar[bool] = ContextVar("tf32_products", default=False)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run scoring code on a model and leave the model and torch's global state as they were: `evaluated`, without TF32.
+
+    Args:
+        model: The model that is scored.
+
+    Yields:
+        Nothing.
+    """
+    with evaluated(model), _full_precision():
+        yield
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode and uncompiled, autocast off, random generators forked.
+
+    Training flags, generators and tensors that a forward pass stores on its modules come back also when an exception is
+    raised.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    modules = list(model.modules())
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device.index or 0 for device in devices]))
+        for kind in {"cpu", *(device.type for device in devices)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_written_out_attention())
+        if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        grads = torch.is_grad_enabled()  # leaving inference mode would switch gradients on
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grads))
+        stored = [(module, module.training, dict(vars(module))) for module in modules]
+        try:
+            for module in modules:
+                if module.training:
+                    module.training = False
+            yield
+        finally:
+            for module, training, before in stored:
+                if module.training != training:
+                    module.training = training
+                _put_back(module, before)
+
+
+def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
+    """Undo what a forward pass left on a module: the old weight norm, for one, stores the weight of the call."""
+    own = vars(module)
+    # Most are the same objects as before, which is known sooner than what they are.
+    for name in [n for n, value in own.items() if before.get(n) is not value and isinstance(value, Tensor)]:
+        if name in before:
+            own[name] = before[name]
+        else:
+            del own[name]
+
+
+@contextlib.contextmanager
+def _written_out_attention() -> Iterator[None]:
+    """Transformer layers as they are written: their shortcut in evaluation mode leaves torch functions."""
+    allowed = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(allowed)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in full float32, neither TF32 on a GPU (without `tf32_products`) nor bfloat16 by oneDNN."""
+    backends: Any = torch.backends
+    # Torch's older names for the same read and write several of these at once and refuse a mix of them.
+    gpu = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    cpu = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    with _precision_of(cpu, "ieee"), _precision_of(gpu, "tf32" if _TF32.get() else "ieee"):
+        yield
+
+
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """Products in TF32 on GPUs that have it, also in what is `untouched` inside.
+
+    Yields:
+        Nothing.
+    """
+    before = _TF32.set(True)
+    try:
+        with _full_precision():
+            yield
+    finally:
+        _TF32.reset(before)
+
+
+@contextlib.contextmanager
+def _precision_of(places: Sequence[Any], wanted: str) -> Iterator[None]:
+    full = ("none", "ieee")
+    before = [(place, place.fp32_precision) for place in places]
+    changed = [(place, found) for place, found in before if found != wanted and {found, wanted} != set(full)]
+    for place, _ in changed:
+        place.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        for place, precision in changed:
+            place.fp32_precision = "none"  # which takes over what is said of all operations
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
+
+
+def compute_dtype(model: nn.Module, tensors: Mapping[str, Any] | None = None) -> torch.dtype:
+    """The precision in which a model is scored: its own, but at least float32.
+
+    Args:
+        model: The model.
+        tensors: Tensors that stand in for parameters, by name.
+
+    Returns:
+        ``torch.float64`` if any floating-point parameter or any of the tensors is float64, otherwise
+        ``torch.float32``.
+    """
+    dtypes = {p.dtype for p in model.parameters()} | {tensor.dtype for tensor in (tensors or {}).values()}
+    return torch.float64 if torch.float64 in dtypes else torch.float32

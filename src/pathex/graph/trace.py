@@ -1,0 +1,219 @@
+"""From a module to its graph, by PyTorch's exporter."""
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils._pytree import tree_map_only
+
+from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
+from pathex.graph.functional import resolve
+from pathex.graph.graph import Graph, Node
+from pathex.graph.state import evaluated
+
+__all__ = ["trace"]
+
+_CACHED = 64  # graphs, without the tensors of their networks
+_known: OrderedDict[str, Graph] = OrderedDict()
+
+
+def trace(model: nn.Module, example: Any, *, output: str | int | None = None) -> Graph:
+    """The graph of a network in evaluation mode, for any number of images.
+
+    A network is traced once for each structure and shape of its images; its weights may change. Its structure is what
+    its modules are, their parameters' names, shapes and sharing, and what they hold of numbers, text and other tensors.
+
+    Args:
+        model: The network; left as it is, also when tracing fails.
+        example: Images ``(N, ...)``; or a tuple of positional arguments, or a dictionary of keyword arguments, tensors
+            or nested tuples, lists and dictionaries of them, the images first in each.
+        output: Which of several outputs counts: a key or an index; None is the first tensor.
+
+    Returns:
+        The graph.
+
+    Raises:
+        UnsupportedOperation: If the exporter refuses the network; the message names the module and the reason.
+        InvalidInput: If there is no such output, or the network is wrapped for several devices.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> print(trace(net, torch.ones(1, 3)))
+        x                        structure      Nx3              input()
+        linear                   weighted       Nx4              linear(x, 0.weight, 0.bias)  0
+        relu                     gate           Nx4              relu(linear)  1
+        linear_1                 weighted       Nx2              linear(relu, 2.weight, 2.bias)  2
+    """
+    if isinstance(model, nn.DataParallel):
+        raise InvalidInput("a DataParallel wrapper cannot be read as paths; pass its .module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedOperation("a scripted network cannot be traced; pass the module that it was made of")
+    args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
+    kwargs = example if isinstance(example, dict) else {}
+    key = _fingerprint(model, (args, kwargs), output)
+    if key not in _known:
+        _known[key] = _traced(model, args, kwargs, output)
+        while len(_known) > _CACHED:
+            _known.popitem(last=False)
+    _known.move_to_end(key)
+    graph = _known[key]
+    return graph if graph.fixed_batch is None else _for_batch(model, args, kwargs, output, key, graph)
+
+
+def _for_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, key: str, graph: Graph
+) -> Graph:
+    """The graph for the very number of images, of a network whose forward pass depends on it."""
+    count = next(len(t) for t in _tensors((args, kwargs)))
+    if count == graph.fixed_batch:
+        return graph
+    own = f"{key} {count}"
+    if own not in _known:
+        _known[own] = _traced(model, args, kwargs, output, dynamic=False)
+    return _known[own]
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, dynamic: bool = True
+) -> Graph:
+    if dynamic:  # traced with one image, a program refuses other numbers
+        args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
+    shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs)) if dynamic else (None, None)
+    with evaluated(model), torch.no_grad():
+        try:
+            program = torch.export.export(
+                model, args, kwargs or None, dynamic_shapes=_as_one(shapes, kwargs), strict=False
+            )
+        except PathexError:
+            raise
+        except Exception as error:  # whatever the code of a network raises when it is traced
+            raise UnsupportedOperation(_reason(model, error)) from error
+        nodes, inputs, leaves = resolve(program, _names(model))
+    result = program.call_spec.out_spec.unflatten(leaves)
+    batched = any(node.batched for node in inputs)
+    fixed = None if batched else next((node.shape[0] for node in inputs if node.shape), None)
+    return Graph(nodes, inputs, _chosen(result, output), fixed)
+
+
+def _two(tensor: Tensor) -> Tensor:
+    if not tensor.dim():
+        return tensor
+    return tensor[:2].detach() if len(tensor) > 1 else torch.cat([tensor.detach(), tensor.detach()])
+
+
+def _as_one(shapes: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Dynamic shapes as the exporter takes them: by argument, those by keyword beside the positional ones."""
+    positional, named = shapes
+    if positional is None or not kwargs:
+        return positional
+    return (*positional, *named.values()) if positional else dict(named)
+
+
+def _names(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter the first one."""
+    first: dict[Tensor, str] = {}
+    return {name: first.setdefault(p, name) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _chosen(result: Any, output: str | int | None) -> Node:
+    if output is not None:
+        if isinstance(result, Node):
+            raise InvalidInput(f"the network has one output, a tensor; output must be None, not {output!r}")
+        try:
+            result = getattr(result, output) if isinstance(output, str) and hasattr(result, output) else result[output]
+        except (KeyError, IndexError, TypeError) as error:
+            known = f" (known: {', '.join(map(str, result))})" if isinstance(result, Mapping) else ""
+            raise InvalidInput(f"the network has no output {output!r}{known}") from error
+    if isinstance(result, Node):
+        return result
+    parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, (tuple, list)) else ()
+    for part in parts:
+        if isinstance(part, (Node, Mapping, tuple, list)):
+            return _chosen(part, None)
+    raise InvalidInput(f"the network returned no tensor but {type(result).__name__}; name one with output=")
+
+
+# -- what the exporter says ------------------------------------------------------------------------------------------
+
+
+def _reason(model: nn.Module, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.split(r" (?:From user code|The following call raised|Set TORCH|For more information|\(Size-like|Traceback)", text)[0]
+    where = _module_of(model, error)
+    return f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {text[:300]}"
+
+
+def _module_of(model: nn.Module, error: Exception) -> str:
+    """The innermost module of the network whose forward pass was running."""
+    names = {module: name for name, module in model.named_modules()}
+    found, trail = None, error.__traceback__
+    while trail is not None:
+        owner = trail.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and owner in names:
+            found = owner
+        trail = trail.tb_next
+    return "" if found is None else f" in module {names[found] or '(the whole network)'!r} ({type(found).__name__})"
+
+
+# -- once for each structure ---------------------------------------------------------------------------------------------
+
+
+def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str:
+    digest = hashlib.sha1(usedforsecurity=False)
+    shared: dict[Tensor, int] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}:{id(type(module))}".encode())
+        for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                number = shared.setdefault(tensor, len(shared))
+                digest.update(f"{own}{tuple(tensor.shape)}{tensor.dtype}{tensor.device}{number}".encode())
+            else:
+                digest.update(f"{own}None".encode())
+        for own, value in vars(module).items():
+            if not own.startswith("_") and own != "training":
+                digest.update(f"{own}={_content(value)}".encode())
+    for tensor in _tensors(inputs):
+        digest.update(f"{tuple(tensor.shape[1:])}{tensor.dtype}{tensor.device}".encode())
+    digest.update(f"{_form(inputs)}{output!r}".encode())
+    return digest.hexdigest()
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        data = plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+        return hashlib.sha1(data, usedforsecurity=False).hexdigest() + str((tuple(value.shape), value.dtype))
+    if isinstance(value, (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)):
+        return repr(value)
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return f"{type(value).__name__}({','.join(map(_content, value))})"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key!r}:{_content(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, nn.Module):
+        return f"module {id(type(value))}"
+    # Functions, and objects that only their class tells apart.
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__}({','.join(map(_form, value))})"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_form(entry)}' for key, entry in value.items())}}}"
+    return "tensor" if isinstance(value, Tensor) else repr(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _tensors(entry)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))

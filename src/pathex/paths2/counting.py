@@ -1,0 +1,140 @@
+"""How many input-output paths of a masked network go through each weight, and which weights share a unit."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex.graph import Graph, Node, trace, untouched
+from pathex.paths2.linear import Linear, PerSample, run_linear
+from pathex.paths2.lowering import lowered
+from pathex.paths2.units import by_units, from_units, is_layer, layout_of
+from pathex.paths2.weights import Call, Weights
+
+__all__ = ["PathCounts", "Use", "count_paths"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a convolution or linear layer that uses a weight.
+
+    Attributes:
+        index: For each entry of the layer's weight its flat index in the parameter.
+        groups: Number of groups of the convolution.
+        transposed: Whether it is a transposed convolution.
+    """
+
+    index: Tensor
+    groups: int
+    transposed: bool
+
+    def by_units(self, values: Tensor) -> Tensor:
+        """Values of the parameter's entries in the order (groups, outputs of a group, inputs of a group, kernel).
+
+        Args:
+            values: In the shape of the parameter.
+
+        Returns:
+            The values.
+        """
+        return by_units(values.flatten()[self.index.to(values.device)], self.groups, self.transposed)
+
+    def add_to(self, total: Tensor, values: Tensor) -> None:
+        """Add values in the order of `by_units` to a total in the shape of the parameter.
+
+        Args:
+            total: The total, changed in place.
+            values: (groups, outputs of a group, inputs of a group, kernel).
+        """
+        back = from_units(values, self.index.shape, self.transposed)
+        total.view(-1).index_add_(0, self.index.to(total.device).flatten(), back.flatten().to(total))
+
+
+@dataclass(frozen=True)
+class PathCounts:
+    """Paths through the weights of a masked network.
+
+    Attributes:
+        through: For each weight the number of paths through it, once for each time that a path uses it. Where the
+            number of all paths leaves float64, every layer is divided by its mean number of weights to an output unit.
+        total: Number of all paths, divided alike.
+        uses: For each weight the calls that use it.
+    """
+
+    through: dict[str, Tensor]
+    total: float
+    uses: dict[str, list[Use]]
+
+
+def count_paths(
+    model: nn.Module,
+    x: Tensor,
+    mask: Mapping[str, Tensor],
+    *,
+    per_sample: PerSample = "refuse",
+    output: str | int | None = None,
+) -> PathCounts:
+    """Count the input-output paths through each weight of a masked network.
+
+    Positions count: a channel at another position is another start, end or stop of a path. All gates are open, max
+    pools pass their whole window, coefficients between layers count 1 (averages their shares), and every parameter
+    that is not masked counts as present.
+
+    Args:
+        model: The network; left as it was.
+        x: An image ``(1, ...)``; only its shape counts.
+        mask: Name to bool tensor, True = kept.
+        per_sample: ``refuse``, or ``one``: coefficients that belong to a sample count 1.
+        output: Which of several outputs counts.
+
+    Returns:
+        Counts in float64, on the model's device.
+
+    Raises:
+        UnsupportedOperation: If the network cannot be read as open paths.
+    """
+    graph = lowered(trace(model, x[:1], output=output))
+    counts = _counted(graph, model, x, mask, per_sample, False)
+    if math.isfinite(counts.total):
+        return counts
+    return _counted(graph, model, x, mask, per_sample, True)
+
+
+def _counted(
+    graph: Graph, model: nn.Module, x: Tensor, mask: Mapping[str, Tensor], per_sample: PerSample, scaled: bool
+) -> PathCounts:
+    device = next(iter(model.parameters())).device
+    # Whatever is not masked counts as present, parameters that start at zero too.
+    one = torch.ones((), dtype=torch.float64, device=device)
+    ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
+    weights = Weights(model, torch.float64, mask=mask, replaced=ones, scored=list(mask))
+    with untouched(model), torch.enable_grad():
+        reading = _Count(graph, weights, per_sample, scaled)
+        total = run_linear(reading, [torch.ones_like(x[:1], dtype=torch.float64, device=device)]).sum()
+        through = reading.scores(total) if total.requires_grad else weights.take()
+    return PathCounts(through, float(total.detach()), reading.uses)
+
+
+class _Count(Linear):
+    def __init__(self, graph: Graph, weights: Weights, per_sample: PerSample, scaled: bool) -> None:
+        super().__init__(graph, weights, None, coefficients="connected", per_sample=per_sample)
+        self.scaled = scaled
+        self.uses: dict[str, list[Use]] = {name: [] for name in weights.scores}
+
+    def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
+        origin = self.origins.of_weight(argument)
+        groups, transposed = layout_of(node)
+        if origin is not None:
+            if not is_layer(node) or len(origin.names) > 1 or origin.index is None or (origin.index < 0).any():
+                why = f"it uses {origin.names[0]!r} as no convolution or linear layer does"
+                raise self.unsupported(node, why)
+            start = self.origins.starts[origin.names[0]]
+            self.uses[origin.names[0]].append(Use(origin.index - start, groups, transposed))
+        if self.scaled:
+            weight = self.effective(argument)
+            outputs = weight.shape[1] * groups if transposed else weight.shape[0]
+            scale = (outputs / weight.sum().clamp_min(1.0)).expand(weight.shape[0])
+        return super().weighed(node, x, argument, call, scale)

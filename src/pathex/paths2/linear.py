@@ -1,0 +1,426 @@
+"""A network as a linear map of its input: with recorded coefficients, or with every gate open."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from pathex.errors import InvalidInput, UnsupportedOperation
+from pathex.graph import NEVER_ZERO, STRUCTURE, Graph, Node, Interpreter
+from pathex.paths2.lowering import lowered
+from pathex.paths2.moments import Moments
+from pathex.paths2.origins import Origins
+from pathex.paths2.record import Recording
+from pathex.paths2.weights import Call, Weights, call_of, weigh
+
+__all__ = ["LINEAR", "Coefficients", "Linear", "PerSample", "replay", "replay_open", "rule", "run_linear"]
+
+Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
+PerSample = Literal["refuse", "one"]
+Rule = Callable[["Linear", Node], Any]
+
+LINEAR: dict[str, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register what a linear reading does at a node.
+
+    Args:
+        *ops: Names of operators.
+
+    Returns:
+        A decorator.
+    """
+
+    def register(function: Rule) -> Rule:
+        LINEAR.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+class Linear(Interpreter):
+    """Additive constants count zero, weights and other factors are coefficients of the paths that pass.
+
+    Args:
+        graph: A lowered graph.
+        weights: Its tensors.
+        tape: Recorded coefficients by node; None opens every gate.
+        statistics: The moments of the BatchNorm layers in the order of their calls, or ``running`` for the stored ones.
+        coefficients: How coefficients enter. ``plain``: as they are. ``squared``: weights, BatchNorm and fixed
+            coefficients squared where they act. ``absolute``: their absolute values. ``ones``: as ``absolute``, but
+            BatchNorm counts 1 (for tensors that are ones, or a mask). ``connected``: 1 where not zero. Gates enter as
+            they are in ``plain``, squared otherwise.
+        pools: How an open max pool reads its window: ``sum`` or ``max``.
+        per_sample: What an open reading does with coefficients that only a recorded sample has (normalisation over the
+            units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Weights,
+        tape: Mapping[Node, Any] | None,
+        statistics: Sequence[Moments] | Literal["running"] = "running",
+        coefficients: Coefficients = "squared",
+        *,
+        pools: Literal["sum", "max"] = "sum",
+        per_sample: PerSample = "refuse",
+    ) -> None:
+        super().__init__(graph, weights, weights.dtype)
+        self.weights, self.tape, self.statistics = weights, tape, statistics
+        self.coefficients, self.pools, self.per_sample = coefficients, pools, per_sample
+        scored = bool(weights.scores) and torch.is_grad_enabled()
+        self.anchor = torch.zeros((), requires_grad=True) if scored else None
+        self.origins = _origins(graph, tuple(weights.scores))
+        self.numbers = _numbers(graph)
+        self.values_only = False
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return self.graph.carried_path
+
+    @property
+    def opened(self) -> bool:
+        """Whether every gate is open."""
+        return self.tape is None
+
+    def visit(self, node: Node) -> Any:
+        if node not in self.graph.carried:  # what only the form of the input decides
+            return self.plain(node)
+        found = LINEAR.get(node.op)
+        if found is None:
+            raise self.unsupported(node)
+        return found(self, node)
+
+    def __call__(self, argument: Any) -> Any:
+        if isinstance(argument, Node) and argument in self.graph.dependent and argument not in self.graph.carried:
+            return self.decided(argument)
+        return super().__call__(argument)
+
+    def decided(self, node: Node) -> Any:
+        """The value of a decision in the recorded pass.
+
+        Args:
+            node: Its node.
+
+        Returns:
+            The value.
+
+        Raises:
+            UnsupportedOperation: If there is no recorded pass.
+        """
+        if self.tape is None:
+            raise self.unsupported(node, "it decides by values that this reading does not have")
+        value = self.tape[node]
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    # -- coefficients --------------------------------------------------------------------------------------------------
+
+    def coefficient(self, value: Any) -> Any:
+        """How a fixed coefficient (a number, a filter, a scale) enters this reading.
+
+        Args:
+            value: A number or a tensor.
+
+        Returns:
+            The number or tensor to multiply with.
+        """
+        if self.coefficients == "plain":
+            return value
+        if self.coefficients == "connected":
+            return (value != 0).to(self.dtype) if isinstance(value, Tensor) else float(value != 0)
+        if self.coefficients == "squared":
+            return value * value
+        return abs(value)
+
+    def slope(self, value: Any) -> Any:
+        """How the slope of a gate enters this reading.
+
+        Args:
+            value: A number or a tensor.
+
+        Returns:
+            The number or tensor to multiply with.
+        """
+        return value if self.coefficients == "plain" else value * value
+
+    def open_per_sample(self, node: Node) -> None:
+        """Called by the rule of a node whose coefficients belong to a sample, where every gate is open.
+
+        Args:
+            node: The node.
+
+        Raises:
+            UnsupportedOperation: If such coefficients are refused.
+        """
+        if self.per_sample == "refuse":
+            why = "its coefficients depend on the sample and have no open reading; per_sample='one' reads them as 1"
+            raise self.unsupported(node, why)
+
+    def passes(self, x: Tensor, node: Node) -> Tensor:
+        """What an open reading lets through a function whose coefficient belongs to a sample.
+
+        Args:
+            x: What arrives.
+            node: The function.
+
+        Returns:
+            What passes.
+        """
+        self.open_per_sample(node)
+        return x * 0 if self.values_only else x
+
+    def presence(self, argument: Node, value: Tensor) -> Tensor:
+        """The open coefficient of an operand for the others of its product: 1, or 0 where the operand is zero.
+
+        Args:
+            argument: The operand.
+            value: What arrives there.
+
+        Returns:
+            A tensor in the shape of ``value``.
+        """
+        return torch.ones_like(value) if _never_zero(argument) else (value.detach() != 0).to(value.dtype)
+
+    def joined(self, node: Node, terms: Sequence[Tensor]) -> Tensor:
+        """What a product of several factors passes on.
+
+        Args:
+            node: The product.
+            terms: For each factor in turn what its paths bring.
+
+        Returns:
+            Their sum.
+        """
+        return sum(terms[1:], start=terms[0])
+
+    def scale(self, node: Node) -> Tensor | None:
+        """The coefficient of a BatchNorm for each channel, without its weight; None counts 1.
+
+        Args:
+            node: Its node.
+
+        Returns:
+            ``(C,)``.
+
+        Raises:
+            UnsupportedOperation: If it keeps no statistics, or moments of fewer BatchNorms are given.
+        """
+        if self.coefficients in ("ones", "connected"):
+            return None
+        if self.statistics == "running":
+            var = self(node["running_var"])
+        elif self.numbers[node] < len(self.statistics):
+            var = self.statistics[self.numbers[node]].var
+        else:
+            raise self.unsupported(node, f"moments of {len(self.statistics)} BatchNorm calls were given")
+        if var is None:
+            raise self.unsupported(node, "it keeps no statistics; use calibration='batch'")
+        return cast(Tensor, self.coefficient((var + node["eps"]).rsqrt())).to(self.dtype)
+
+    def affine(self, weight: Any) -> Tensor | None:
+        """The coefficient that the weight of a normalisation is: a mask on it, where normalisations count 1.
+
+        Args:
+            weight: Its node, or None.
+
+        Returns:
+            In its shape.
+        """
+        if weight is None:
+            return None
+        value: Tensor = self(weight)
+        return (value != 0).to(self.dtype) if self.coefficients == "ones" else self.coefficient(value)
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
+        """What arrives times a weight that no input reaches; its score is taken up in the backward pass.
+
+        Args:
+            node: The node of the layer.
+            x: What arrives.
+            argument: The node of the weight.
+            call: How the layer maps its input.
+            scale: Factor of each entry of the first dimension of the weight.
+
+        Returns:
+            The result.
+        """
+        origin = self.origins.of_weight(argument)
+
+        def made() -> Tensor:
+            weight = self.effective(argument)
+            return weight if scale is None else weight * scale.view(-1, *[1] * (weight.dim() - 1))
+
+        def take(product: Tensor) -> None:
+            assert origin is not None
+            parts = self.origins.split(origin, product) if len(origin.names) > 1 or not self.origins.direct(argument) else {
+                origin.names[0]: product
+            }
+            for name, part in parts.items():
+                self.weights.add(name, part)
+
+        return weigh(x, call, made, self.anchor, None if origin is None else take)
+
+    def by_weight(self, node: Node, x: Tensor, weight: Any, form: Sequence[int]) -> Tensor:
+        """What arrives times the weight of a normalisation.
+
+        Args:
+            node: Its node.
+            x: What arrives.
+            weight: The node of the weight, or None.
+            form: The shape in which the weight is broadcast.
+
+        Returns:
+            The product.
+        """
+        if weight is None:
+            return x
+        if self.origins.origin(weight) is not None:
+            call = call_of(node, lambda x, w: x * w.view(form))
+            return self.weighed(node, x, weight, call)
+        affine = self.affine(weight)
+        return x if affine is None else x * affine.view(form)
+
+    def effective(self, argument: Any) -> Tensor:
+        """The coefficient that a weight is to a path.
+
+        Args:
+            argument: The node of the weight.
+
+        Returns:
+            A new tensor, or the weight itself.
+        """
+        before = dict(self._constants)
+        value: Tensor = self.tensors(argument.target) if argument.op == "parameter" else self(argument)
+        self._constants = before  # what weights are computed from is as large as they
+        value = value.to(self.dtype)
+        origin = None if self.origins.direct(argument) else self.origins.origin(argument)
+        if origin is None or self.coefficients == "plain":
+            return cast(Tensor, self.coefficient(value))
+        own = self.origins.gather(origin, self.weights)
+        if self.coefficients == "ones" and not origin.linear:
+            return own.abs()
+        present = own != 0
+        if not origin.aligned:
+            assert origin.index is not None
+            present |= origin.index.to(value.device) < 0
+        if self.coefficients == "connected":
+            return present.to(value.dtype) if origin.aligned else (present & (value != 0) | (own != 0)).to(value.dtype)
+        value = torch.where(present, value, 0)
+        return cast(Tensor, self.coefficient(torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)))
+
+    def scores(self, total: Tensor) -> dict[str, Tensor]:
+        """For a sum over outputs the effective weights times its derivatives with respect to them.
+
+        Args:
+            total: A scalar.
+
+        Returns:
+            Name to product in the weight's shape; ``theta^2 dR/d(theta^2)`` where weights are squared.
+
+        Raises:
+            InvalidInput: If the sum depends on none of the weights.
+        """
+        if self.anchor is None or not total.requires_grad:
+            raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
+        torch.autograd.grad(total, self.anchor, allow_unused=True)
+        return self.weights.take()
+
+
+def _never_zero(node: Node) -> bool:
+    """Whether a value is not zero even where no path arrives at it."""
+    while node.op in STRUCTURE and node.op != "getitem" and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.op in NEVER_ZERO
+
+
+def _origins(graph: Graph, names: tuple[str, ...]) -> Origins:
+    known: dict[tuple[str, ...], Origins] = graph.memo.setdefault("origins", {})
+    if names not in known:
+        known[names] = Origins(graph, names)
+    return known[names]
+
+
+def _numbers(graph: Graph) -> dict[Node, int]:
+    """Number of each BatchNorm in the order of the calls."""
+    if "norms" not in graph.memo:
+        norms = [node for node in graph.path if node.op == "batch_norm" and node in graph.dependent]
+        graph.memo["norms"] = {node: number for number, node in enumerate(norms)}
+    return cast(dict[Node, int], graph.memo["norms"])
+
+
+def run_linear(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
+    """Run a reading.
+
+    Args:
+        reading: The reading.
+        inputs: What the network gets.
+
+    Returns:
+        Its output.
+
+    Raises:
+        UnsupportedOperation: If no path reaches the output.
+    """
+    if reading.graph.output not in reading.graph.carried:
+        raise UnsupportedOperation("no path from the input reaches the output through operations that can be read")
+    result: Tensor = reading.run(*(x.to(reading.dtype) if x.is_floating_point() else x for x in inputs))
+    return result
+
+
+def replay(
+    graph: Graph, weights: Weights, recording: Recording, *inputs: Tensor, coefficients: Coefficients = "squared"
+) -> tuple[Tensor, Linear]:
+    """Read the network as a linear map of its input, with the coefficients of a recorded pass.
+
+    Biases and shifts are dropped.
+
+    Args:
+        graph: The network.
+        weights: Its tensors.
+        recording: The recorded pass over the same images.
+        *inputs: Input of the map, ``(N, ...)``, used as given: pass ``x**2`` for squared paths.
+        coefficients: ``plain``: weights and coefficients as they are. ``squared``: weights, BatchNorm coefficients and
+            fixed coefficients (average pools, interpolation, constants) squared where they act, gates squared.
+            ``ones``: weights as given (ones, or a mask), BatchNorm counts 1, fixed coefficients in absolute value, gates
+            squared. ``absolute``: absolute values.
+
+    Returns:
+        Output of the linear map, and the reading, whose `Linear.scores` differentiates it.
+    """
+    reading = Linear(lowered(graph), weights, recording.tape, recording.statistics, coefficients)
+    return run_linear(reading, inputs), reading
+
+
+def replay_open(
+    graph: Graph,
+    weights: Weights,
+    *inputs: Tensor,
+    statistics: Sequence[Moments] | Literal["running"],
+    coefficients: Coefficients = "squared",
+    pools: Literal["sum", "max"] = "sum",
+    per_sample: PerSample = "refuse",
+) -> tuple[Tensor, Linear]:
+    """Read the network with every gate open: all paths. A product is zero where one of its factors is.
+
+    Args:
+        graph: The network.
+        weights: Its tensors.
+        *inputs: Input of the map, ``(N, ...)``, used as given.
+        statistics: Moments by BatchNorm call, or ``running`` for the stored ones.
+        coefficients: As for `replay`.
+        pools: What a max pool does with its window: ``sum``, or ``max`` of what arrives.
+        per_sample: Coefficients that belong to a sample (LayerNorm, attention, gates): ``refuse``, or ``one``: they
+            count 1.
+
+    Returns:
+        Output of the linear map (linear up to ``pools="max"``), and the reading.
+    """
+    reading = Linear(
+        lowered(graph), weights, None, statistics, coefficients, pools=pools, per_sample=per_sample
+    )
+    return run_linear(reading, inputs), reading

@@ -1,0 +1,213 @@
+"""Which kept weights lie on a path from input to output, and what died with those that do not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex.graph import Graph, Node, compute_dtype, trace, untouched
+from pathex.paths2.linear import Linear, run_linear
+from pathex.paths2.lowering import lowered
+from pathex.paths2.weights import Weights
+
+__all__ = ["Connectivity", "connectivity", "off_path", "on_paths", "roles"]
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """Kept weights on input-output paths.
+
+    Attributes:
+        effective: For each masked weight a bool tensor: kept and on a path.
+        disconnected: Number of kept weights that lie on no path.
+        dead_layers: Names of the weights of which nothing lies on a path.
+        dead_channels: For each weight the indices of its output channels of which no weight lies on a path.
+    """
+
+    effective: dict[str, Tensor]
+    disconnected: int
+    dead_layers: list[str]
+    dead_channels: dict[str, list[int]]
+
+
+class _Indicator(torch.autograd.Function):
+    """1 where positive, forwards and backwards, so that reachability neither overflows nor underflows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return (grads[0] > 0).to(grads[0].dtype)
+
+
+class _Liveness(Linear):
+    """Open reading in which every value is 0 (no path from the input arrives) or 1.
+
+    Args:
+        graph: A lowered graph.
+        weights: The masks in place of the weights.
+        role: None: paths go through every factor of a product. A number: they end at the next product, where they must
+            enter as the factor of that number, and what leaves it must reach the output.
+        leaving: For each product which of its results reach the output.
+        values_only: Whether paths do not pass what only makes a coefficient (softmax, sigmoid).
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Weights,
+        *,
+        role: int | None = None,
+        leaving: dict[Node, Tensor] | None = None,
+        values_only: bool = False,
+    ) -> None:
+        super().__init__(graph, weights, None, coefficients="connected", per_sample="one")
+        self.role, self.leaving, self.values_only = role, {} if leaving is None else leaving, values_only
+        self.ends: list[Tensor] = []
+
+    def visit(self, node: Node) -> Any:
+        result = super().visit(node)
+        return _Indicator.apply(result) if isinstance(result, Tensor) and node in self.graph.carried else result
+
+    def joined(self, node: Node, terms: Sequence[Tensor]) -> Tensor:
+        result = super().joined(node, terms)
+        if self.role is None:
+            if result.requires_grad:
+                result.register_hook(lambda grad: self.leaving.__setitem__(node, (grad > 0).to(grad.dtype)))
+            return result
+        if node in self.leaving and self.role < len(terms):
+            self.ends.append((terms[self.role] * self.leaving[node]).sum())
+        return result.detach()
+
+
+def connectivity(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+) -> Connectivity:
+    """Find the kept weights that lie on no path from an input to an output.
+
+    All gates are open, max pools pass their whole window, and every parameter that is not masked counts as present. A
+    product is dead where one of its factors is; what a sigmoid or a softmax makes of a dead input is not zero, and so
+    no dead factor.
+
+    Args:
+        model: The network; left as it was.
+        mask: Name to bool tensor, True = kept.
+        x: Any input ``(N, ...)``; only its shape counts.
+        output: Which of several outputs counts.
+
+    Returns:
+        Effective weights, dead layers and dead channels.
+    """
+    graph = trace(model, x[:1], output=output)
+    effective = on_paths(model, mask, x, output=output)
+    dead_channels = {
+        name: (~_by_output_channel(graph, name, used).any(1)).nonzero().flatten().tolist()
+        for name, used in effective.items()
+    }
+    kept = sum(int(entry.count_nonzero()) for entry in mask.values())
+    dead_layers = [name for name, used in effective.items() if not used.any()]
+    disconnected = kept - sum(int(used.count_nonzero()) for used in effective.values())
+    return Connectivity(effective, disconnected, dead_layers, dead_channels)
+
+
+def on_paths(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+) -> dict[str, Tensor]:
+    """The kept weights that lie on a path from an input to an output, and nothing about them.
+
+    Args:
+        model: The network; left as it was.
+        mask: Name to bool tensor, True = kept.
+        x: Any input ``(N, ...)``; only its shape counts.
+        output: Which of several outputs counts.
+
+    Returns:
+        For each masked weight a bool tensor on the CPU.
+    """
+    return _effective(model, mask, x, output)[0]
+
+
+def roles(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+) -> dict[str, list[Tensor]]:
+    """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
+
+    Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
+    whether paths of values go through them, and as which factor they enter the next product.
+
+    Args:
+        model: The network; left as it was.
+        mask: Name to bool tensor, True = kept.
+        x: Any input ``(N, ...)``; only its shape counts.
+        output: Which of several outputs counts.
+
+    Returns:
+        For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
+    """
+    whole, leaving = _effective(model, mask, x, output)
+    passing = []
+    if leaving:
+        passing.append(_effective(model, mask, x, output, values_only=True)[0])
+        passing += [_effective(model, mask, x, output, role=role, leaving=leaving)[0] for role in (0, 1)]
+    found: dict[str, list[Tensor]] = {}
+    for name, used in whole.items():
+        parts = [used]
+        for passed in reversed(passing):  # in the order of the numbers whose bits say what passes
+            parts = [half for part in parts for half in (part & ~passed[name], part & passed[name])]
+        found[name] = [part for part in parts if part.any()]
+    return found
+
+
+def off_path(graph: Graph, names: Sequence[str]) -> list[str]:
+    """The parameters that the network does not use on any path from its input: position biases, constant queries.
+
+    Args:
+        graph: The network.
+        names: Names of parameters.
+
+    Returns:
+        Those that the output is computed from, but never together with what the input reaches.
+    """
+    reached = set(graph.inputs)
+    weighing: set[Node] = set()
+    for node in graph.path:
+        if node in graph.carried and graph.role(node) not in ("sum", "structure"):
+            weighing.update(source for source in node.inputs if source not in graph.dependent)
+    for node in reversed(graph.nodes):
+        if node in weighing and node not in reached:
+            weighing.update(node.inputs)
+    used = {node.target for node in graph.leading if node.op == "parameter"}
+    on = {node.target for node in weighing if node.op == "parameter"}
+    return [name for name in names if name in used and name not in on]
+
+
+def _effective(
+    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, output: str | int | None, **how: Any
+) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+    """The kept entries on a path, on the CPU, and for each product which of its results reach the output."""
+    device = next(iter(model.parameters())).device
+    dtype = compute_dtype(model)
+    graph = lowered(trace(model, x[:1], output=output))
+    one = torch.ones((), dtype=dtype, device=device)
+    ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
+    with untouched(model), torch.enable_grad():
+        reading = _Liveness(graph, Weights(model, dtype, mask=mask, replaced=ones, scored=list(mask)), **how)
+        result = run_linear(reading, [torch.ones_like(x[:1], dtype=dtype, device=device)])
+        total = result.sum() if reading.role is None else sum(reading.ends)
+        if not isinstance(total, Tensor) or not total.requires_grad:
+            return {name: torch.zeros_like(entry, device="cpu") for name, entry in mask.items()}, reading.leaving
+        # Whatever lies on a path has a positive derivative.
+        return {name: (score > 0).cpu() for name, score in reading.scores(total).items()}, reading.leaving
+
+
+def _by_output_channel(graph: Graph, name: str, weight: Tensor) -> Tensor:
+    """``(output channels, weights of each)``; transposed convolutions keep output channels second, per group."""
+    node = graph.parameters.get(name)
+    user = next(iter(graph.users[node]), None) if node is not None else None
+    if user is None or "transpose" not in user.op or not user.op.startswith("conv"):
+        return weight.flatten(1) if weight.dim() > 1 else weight[:, None]
+    return weight.unflatten(0, (user["groups"], -1)).transpose(1, 2).flatten(0, 1).flatten(1)

@@ -1,0 +1,219 @@
+"""Which entries of which parameters the entries of a computed weight are made of.
+
+Networks compute weights from parameters: standardised, divided by their norm, scaled, moved, put together. A path is
+weighed with the effective weight w, and the score of the parameter's entry theta_j in its place is
+``w_j^2 dR / d(w_j^2)``. A standardisation is not differentiated: its output hardly depends on the size of theta, so that
+the scores of a filter would cancel. There w is read as ``theta (w / theta)`` with the ratio fixed, and as 0 where theta
+is 0 (pruned).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.errors import UnsupportedOperation
+from pathex.graph import FORMED_LIKE, STRUCTURE, Graph, Node
+
+__all__ = ["PLACED", "Origin", "Origins"]
+
+_SUMS = frozenset("sum nansum cumsum col2im".split())
+_JOINS = frozenset("cat concat concatenate stack hstack vstack dstack column_stack pad constant_pad_nd write copy".split())
+_FACTORS = frozenset("mul multiply div divide true_divide neg negative".split())
+# Functions whose result has for each entry of a weight one that belongs to it.
+PLACED = _FACTORS | frozenset(
+    "add sub subtract rsub pow square sqrt rsqrt abs absolute sign sgn exp log tanh sigmoid relu clamp clip clamp_min "
+    "clamp_max round floor ceil trunc where masked_fill nan_to_num addcmul addcdiv lerp maximum minimum leaky_relu "
+    "hardtanh erf reciprocal threshold softmax softplus gelu silu elu batch_norm layer_norm group_norm instance_norm "
+    "rms_norm _weight_norm dropout hardsigmoid fake_quantize_per_tensor_affine fake_quantize_per_channel_affine "
+    "log_softmax softsign atan sin cos log1p expm1 log_sigmoid".split()
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the entries of a weight come from.
+
+    Attributes:
+        names: The parameters that it is made of.
+        index: For each entry the flat index of the parameter's entry in all of them laid end to end, -1 where there is
+            none; None where entries are mixed.
+        linear: Whether the parameters were only moved and multiplied by fixed factors.
+    """
+
+    names: tuple[str, ...]
+    index: Tensor | None
+    linear: bool = True
+
+    @cached_property
+    def aligned(self) -> bool:
+        """Whether the weight has the entries of one parameter, all of them in their order."""
+        if self.index is None or len(self.names) > 1 or not self.index.numel():
+            return False
+        flat = self.index.flatten()
+        return bool((flat.diff() == 1).all())
+
+
+class Origins:
+    """The origins of the weights of a graph.
+
+    Args:
+        graph: The graph.
+        names: The parameters that count.
+    """
+
+    def __init__(self, graph: Graph, names: Collection[str]) -> None:
+        self.starts: dict[str, int] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        self._known: dict[Node, Origin | None] = {}
+        self._dependent = graph.dependent
+        end = 0
+        for name in names:
+            node = graph.parameters.get(name)
+            if node is not None and node.shape is not None:
+                self.shapes[name] = torch.Size(node.shape)
+                self.starts[name], end = end, end + self.shapes[name].numel()
+
+    def direct(self, node: Node) -> str | None:
+        """The name of a parameter that counts, if a node is one."""
+        return node.target if node.op == "parameter" and node.target in self.starts else None
+
+    def origin(self, node: Any) -> Origin | None:
+        """Where a constant comes from.
+
+        Args:
+            node: A node, or anything else.
+
+        Returns:
+            Its origin; None if no parameter that counts is part of it.
+        """
+        if not isinstance(node, Node) or node in self._dependent:
+            return None
+        if node not in self._known:
+            self._known[node] = self._found(node)
+        return self._known[node]
+
+    def of_weight(self, node: Node) -> Origin | None:
+        """`origin` of a weight, whose entries must not be mixed.
+
+        Args:
+            node: Its node.
+
+        Returns:
+            The origin.
+
+        Raises:
+            UnsupportedOperation: If they are.
+        """
+        origin = self.origin(node)
+        if origin is not None and origin.index is None:
+            raise UnsupportedOperation(
+                f"no rule to read a weight in module {node.module!r} as paths: it is computed from prunable weights "
+                f"({', '.join(origin.names)}) in a way that does not keep their entries in place; leave them dense with "
+                "ignore="
+            )
+        return origin
+
+    def split(self, origin: Origin, values: Tensor) -> dict[str, Tensor]:
+        """Values of a weight's entries summed over the entries of the parameters that they come from.
+
+        Args:
+            origin: Where the weight comes from.
+            values: In the shape of the weight.
+
+        Returns:
+            Name to sums in the parameter's shape.
+        """
+        assert origin.index is not None
+        if self._whole(origin):
+            return {origin.names[0]: values.reshape(self.shapes[origin.names[0]])}
+        index, flat = origin.index.to(values.device).flatten(), values.flatten()
+        result = {}
+        for name in origin.names:
+            start, size = self.starts[name], self.shapes[name].numel()
+            inside = (index >= start) & (index < start + size)
+            total = torch.zeros(size, dtype=values.dtype, device=values.device)
+            result[name] = total.index_add_(0, index[inside] - start, flat[inside]).view(self.shapes[name])
+        return result
+
+    def gather(self, origin: Origin, tensors: Any) -> Tensor:
+        """The parameters' entries in the places of a weight's entries, zero where there is none.
+
+        Args:
+            origin: Where the weight comes from.
+            tensors: From a name to the parameter.
+
+        Returns:
+            A tensor in the shape of the weight.
+        """
+        assert origin.index is not None
+        if self._whole(origin):
+            whole: Tensor = tensors(origin.names[0]).reshape(origin.index.shape)
+            return whole
+        result = None
+        for name in origin.names:
+            tensor, start = tensors(name).flatten(), self.starts[name]
+            index = origin.index.to(tensor.device) - start
+            inside = (index >= 0) & (index < tensor.numel())
+            part = tensor[index.clamp(0, tensor.numel() - 1)] * inside
+            result = part if result is None else result + part
+        assert result is not None
+        return result
+
+    def _whole(self, origin: Origin) -> bool:
+        assert origin.index is not None
+        return origin.index.numel() == self.shapes[origin.names[0]].numel() and origin.aligned
+
+    def _found(self, node: Node) -> Origin | None:
+        if (name := self.direct(node)) is not None:
+            size, start = self.shapes[name], self.starts[name]
+            return Origin((name,), torch.arange(start, start + size.numel()).view(size))
+        sources = [(source, o) for source in node.inputs if (o := self.origin(source)) is not None]
+        if not sources:
+            return None
+        names = tuple(dict.fromkeys(name for _, origin in sources for name in origin.names))
+        linear = all(origin.linear for _, origin in sources)
+        if node.op in STRUCTURE - _SUMS and isinstance(node.args[0], Node):
+            moved = self.origin(node.args[0])  # another operand gives the form alone
+            if moved is None or moved.index is None:
+                return moved
+            return Origin(moved.names, self._moved(node, moved.index), moved.linear)
+        if node.op in _JOINS:
+            return Origin(names, self._joined(node), linear)
+        placed = [o for s, o in sources if node.op in PLACED and s.shape == node.shape and o.index is not None]
+        factor = node.op in _FACTORS and len(sources) == 1 and node.args[0] is sources[0][0] or (
+            node.op in ("mul", "multiply") and len(sources) == 1
+        )
+        same = placed and all(o.names == names and torch.equal(o.index, placed[0].index) for o in placed)  # type: ignore[arg-type]
+        return Origin(names, placed[0].index if same else None, linear and factor)
+
+    def _moved(self, node: Node, index: Tensor) -> Tensor | None:
+        if node.op in ("to", "_to_copy", "type_as", "dropout", "detach", "alias", "contiguous", "clone", "float", "double"):
+            return index
+        if node.op in FORMED_LIKE:
+            return index.expand(node.shape) if node.op == "expand_as" else index.reshape(node.shape or ())
+        args = [index, *node.args[1:]]
+        if any(isinstance(argument, Node) for argument in args):
+            return None
+        moved: Tensor = node.target(*args, **node.kwargs)
+        return moved
+
+    def _joined(self, node: Node) -> Tensor | None:
+        def placed(value: Any) -> Any:
+            if isinstance(value, Node):
+                origin = self.origin(value)
+                if origin is None:
+                    return torch.full(value.shape or (), -1)
+                return origin.index
+            return [placed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+        if any(o is not None and o.index is None for o in map(self.origin, node.inputs)):
+            return None
+        if node.op in ("pad", "constant_pad_nd"):
+            result: Tensor = torch.nn.functional.pad(placed(node.args[0]), list(node.args[1]), value=-1)
+            return result
+        joined: Tensor = node.target(*placed(node.args), **node.kwargs)
+        return joined

@@ -1,0 +1,34 @@
+"""Extremes over dimensions: the recorded share of each entry; open: the sum."""
+
+import torch
+from torch import Tensor
+
+from pathex.graph import Node
+from pathex.paths2 import record
+from pathex.paths2.linear import Linear, rule
+from pathex.paths2.record import Record, Slope
+from pathex.paths2.rules.smooth import scaled
+
+__all__: list[str] = []
+
+
+def _dims(node: Node, x: Tensor) -> tuple[int, ...]:
+    dim = node.arguments.get("dim") or ()
+    return (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(x.dim()))
+
+
+@record.rule("amax", "amin")
+def _extreme(reading: Record, node: Node) -> Tensor:
+    x: Tensor = reading(node.args[0])
+    largest = (torch.amax if node.op == "amax" else torch.amin)(x, _dims(node, x), keepdim=True)
+    reached = (x == largest).to(x.dtype)
+    reading.keep(node, Slope(reached / reached.sum(_dims(node, x), keepdim=True)))
+    result: Tensor = reading.plain(node)
+    return result
+
+
+@rule("amax", "amin")
+def _extreme_linear(reading: Linear, node: Node) -> Tensor:
+    x: Tensor = reading(node.args[0])
+    routed = x if reading.opened else scaled(reading, node, x)
+    return routed.sum(_dims(node, x), keepdim=node["keepdim"])

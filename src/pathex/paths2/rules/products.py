@@ -1,0 +1,104 @@
+"""Products and quotients: linear in each factor.
+
+Where the input reaches one factor, the others are coefficients. Where it reaches several (gates, attention, products of
+two branches), the product is read by its local Jacobian, squared in squared networks: ``out = A^2 b + B^2 a`` with the
+recorded factors A and B, so that a path goes through each of them. Open, A and B count 1, and 0 where they are zero.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.graph import Node
+from pathex.paths2 import record
+from pathex.paths2.linear import Linear, rule
+from pathex.paths2.record import Factors, Record
+from pathex.paths2.weights import call_of
+
+__all__ = ["multilinear"]
+
+_ELEMENTWISE = ("mul", "multiply")
+_QUOTIENTS = ("div", "divide", "true_divide")
+_MATRICES = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "vdot")
+
+
+def _operands(node: Node) -> Sequence[Any]:
+    return node.args[1] if node.op == "einsum" else node.args[:2]
+
+
+@record.rule(*_ELEMENTWISE, *_MATRICES, "einsum")
+def _product(reading: Record, node: Node) -> Tensor:
+    carried = [operand for operand in _operands(node) if reading.carries(operand)]
+    if len(carried) > 1:
+        reading.keep(node, Factors(tuple(map(reading, carried))))
+    result: Tensor = reading.plain(node)
+    return result
+
+
+def multilinear(
+    reading: Linear, node: Node, operands: Sequence[Any], call: Callable[[Sequence[Any]], Tensor]
+) -> Tensor:
+    """Read a function that is linear in each of its operands.
+
+    Args:
+        reading: The reading.
+        node: Its node.
+        operands: The arguments in their places.
+        call: The function of the operands.
+
+    Returns:
+        The sum over the operands that paths reach, of the function with the coefficients in all other places.
+    """
+    places = [place for place, operand in enumerate(operands) if reading.carries(operand)]
+    scored = [place for place, operand in enumerate(operands) if reading.origins.origin(operand) is not None]
+    if len(places) == 1 and len(scored) == 1:
+        fixed = {p: reading.coefficient(reading(o)) for p, o in enumerate(operands) if p not in (*places, *scored)}
+
+        def apply(x: Tensor, weight: Tensor) -> Tensor:
+            return call([fixed.get(p, x if p == places[0] else weight) for p in range(len(operands))])
+
+        return reading.weighed(node, reading(operands[places[0]]), operands[scored[0]], call_of(node, apply))
+    if scored:
+        raise reading.unsupported(node, "it multiplies several prunable weights")
+    arriving = {place: reading(operands[place]) for place in places}
+    factors = [
+        arriving[place] if place in places else reading.coefficient(reading(operand))
+        for place, operand in enumerate(operands)
+    ]
+    if len(places) == 1:
+        return call(factors)
+    if reading.tape is None:
+        reading.open_per_sample(node)
+        recorded = [reading.presence(operands[place], arriving[place]) for place in places]
+    else:
+        site: Factors = reading.tape[node]
+        recorded = [reading.slope(tensor).to(reading.dtype) for tensor in site.operands]
+    for place, tensor in zip(places, recorded, strict=True):
+        factors[place] = tensor
+    terms = [call([*factors[:place], arriving[place], *factors[place + 1 :]]) for place in places]
+    return reading.joined(node, terms)
+
+
+@rule(*_ELEMENTWISE)
+def _product_linear(reading: Linear, node: Node) -> Tensor:
+    return multilinear(reading, node, node.args[:2], lambda factors: torch.mul(*factors))
+
+
+@rule(*_QUOTIENTS)
+def _quotient_linear(reading: Linear, node: Node) -> Tensor:
+    if node.kwargs.get("rounding_mode") is not None or reading.carries(node.args[1]):
+        raise reading.unsupported(node, "it is not linear in what depends on the input")
+    x: Tensor = reading(node.args[0])
+    return x / reading.coefficient(reading(node.args[1]))
+
+
+@rule(*_MATRICES)
+def _matrices_linear(reading: Linear, node: Node) -> Tensor:
+    return multilinear(reading, node, node.args[:2], lambda factors: node.target(*factors))
+
+
+@rule("einsum")
+def _einsum_linear(reading: Linear, node: Node) -> Tensor:
+    return multilinear(reading, node, node.args[1], lambda factors: torch.einsum(node.args[0], *factors))

@@ -1,0 +1,119 @@
+"""Sums and what puts tensors together: what no path reaches (a bias, a class token, a padding) counts zero."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathex.graph import Node
+from pathex.paths2.linear import Linear, rule
+
+__all__: list[str] = []
+
+
+def _zeros(reading: Linear, argument: Any) -> Tensor:
+    """Zeros in the form of a constant."""
+    return torch.zeros_like(reading(argument), dtype=reading.dtype)
+
+
+@rule("add", "sub", "subtract", "rsub")
+def _sum(reading: Linear, node: Node) -> Tensor:
+    alpha = node.arguments.get("alpha", 1)
+    signs = {"add": (1, alpha), "rsub": (-alpha, 1)}.get(node.op, (1, -alpha))
+    terms = [
+        (reading(argument), reading.coefficient(sign))
+        for argument, sign in zip(node.args[:2], signs, strict=True)
+        if reading.carries(argument)
+    ]
+    (first, weight), *others = terms
+    result: Tensor = first if weight == 1 else first * weight
+    if others:
+        return torch.add(result, others[0][0], alpha=others[0][1])
+    other = next((a for a in node.args[:2] if not reading.carries(a)), None)
+    shape = other.shape if isinstance(other, Node) and other.shape is not None else ()
+    return result if _fits(shape, result.shape) else result + _zeros(reading, other)
+
+
+def _fits(shape: Any, into: torch.Size) -> bool:
+    """Whether a shape is broadcast to another one, whatever the number of images."""
+    if len(shape) > len(into):
+        return False
+    return all(a in (1, b) or place == 0 for place, (a, b) in enumerate(zip(shape, into[len(into) - len(shape) :], strict=True)))
+
+
+@rule("neg", "negative")
+def _negative(reading: Linear, node: Node) -> Tensor:
+    x: Tensor = reading(node.args[0])
+    return -x if reading.coefficients == "plain" else x
+
+
+@rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack")
+def _join(reading: Linear, node: Node) -> Tensor:
+    parts = [reading(part) if reading.carries(part) else _zeros(reading, part) for part in node.args[0]]
+    result: Tensor = node.target(parts, *node.args[1:], **node.kwargs)
+    return result
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+      "replication_pad2d", "replication_pad3d")
+def _pad(reading: Linear, node: Node) -> Tensor:
+    if node.op not in ("pad", "constant_pad_nd"):
+        result: Tensor = reading.plain(node)
+        return result
+    return F.pad(reading(node.args[0]), reading(node["pad"]), node.arguments.get("mode", "constant"))
+
+
+@rule("write")
+def _write(reading: Linear, node: Node) -> Tensor:
+    whole, part = (reading(a) if reading.carries(a) else _zeros(reading, a) for a in node.args[:2])
+    result: Tensor = node.target(whole, part, reading(node.args[2]))
+    return result
+
+
+@rule("copy", "fill")
+def _copy(reading: Linear, node: Node) -> Tensor:
+    """The first operand gives the form alone."""
+    form: Tensor = reading(node.args[0])
+    value = reading(node.args[1]) if reading.carries(node.args[1]) else 0
+    return (form * 0 + value).to(reading.dtype) if isinstance(value, Tensor) else torch.zeros_like(form, dtype=reading.dtype)
+
+
+@rule("index_put")
+def _index_put(reading: Linear, node: Node) -> Tensor:
+    whole, values = (reading(a) if reading.carries(a) else _zeros(reading, a) for a in (node.args[0], node.args[2]))
+    result: Tensor = node.target(whole, reading(node.args[1]), values, *node.args[3:])
+    return result
+
+
+@rule("where")
+def _where(reading: Linear, node: Node) -> Tensor:
+    parts = [reading(a) if reading.carries(a) else 0.0 for a in node.args[1:3]]
+    forms = [a for a in node.args[1:3] if isinstance(a, Node) and not reading.carries(a)]
+    if reading.opened and node.args[0] in reading.graph.dependent:  # either may be chosen
+        total = parts[0] + parts[1]
+        return _broadcast(reading, total, node)
+    condition = reading(node.args[0])
+    if reading.opened and not forms:
+        return _broadcast(reading, parts[0] + parts[1], node)
+    filled = [p if isinstance(p, Tensor) else torch.zeros((), dtype=reading.dtype, device=condition.device) for p in parts]
+    return _broadcast(reading, torch.where(condition, *filled), node)
+
+
+def _broadcast(reading: Linear, value: Tensor, node: Node) -> Tensor:
+    size = list(node.shape or ())
+    if len(size) == value.dim() and all(a == b for a, b in zip(size[1:], value.shape[1:], strict=True)):
+        return value
+    if node.batched and size:
+        size[0] = -1 if len(size) == value.dim() else next(len(reading(a)) for a in node.inputs if reading.carries(a))
+    return value.expand(size)
+
+
+@rule("masked_fill")
+def _masked_fill(reading: Linear, node: Node) -> Tensor:
+    x: Tensor = reading(node.args[0])
+    if reading.carries(node.args[2]):
+        raise reading.unsupported(node, "its value depends on the input")
+    if reading.opened:  # any may stay
+        return _broadcast(reading, x, node)
+    return x.masked_fill(reading(node.args[1]), 0.0)
