@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation
+from pathex.graph import untouched
 from pathex.masks import Mask
-from pathex.paths import Connectivity, connectivity, untouched
+from pathex.paths import Connectivity, connectivity
 
 __all__ = ["PruneReport", "examine", "listed", "warn_of_collapse"]
 

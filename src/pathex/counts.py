@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from pathex.errors import InvalidInput, MaskMismatch
+from pathex.graph import compute_dtype, untouched
 from pathex.masks import Mask
-from pathex.paths import compute_dtype, run, tensors_of, untouched
+from pathex.paths import tensors_of
 from pathex.prunable import own_module
 
 __all__ = ["Counts", "count"]
@@ -167,7 +169,7 @@ def count(model: nn.Module, shape: Sequence[int]) -> Counts:
         x = torch.zeros(1, *shape, dtype=dtype, device=device)
         try:
             with counter:
-                run(model, tensors, x)
+                functional_call(model, tensors, (x,))
         except Exception as error:  # the network is the user's, and fails in its own ways
             reason = " ".join(str(error).split())[:200]
             raise InvalidInput(

@@ -19,10 +19,11 @@ from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
 from pathex.collapse import PruneReport, examine, listed, warn_of_collapse
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.graph import untouched
 from pathex.heap import keeps_freed_memory
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
-from pathex.paths import on_paths, roles, untouched
+from pathex.paths import on_paths, roles
 from pathex.processes import Group, processes_of
 from pathex.prunable import Selector, own_module, prunable_weights
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches

@@ -1,10 +1,11 @@
 """A network traced once, as a graph of operators that everything else reads."""
 
+from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import ACTIVATIONS, FORMED_LIKE, FUNCTIONS, NEVER_ZERO, STRUCTURE, WEIGHTED
 from pathex.graph.state import compute_dtype, tf32_products, untouched
-from pathex.graph.trace import trace
+from pathex.graph.trace import first_tensor, trace
 
 __all__ = [
     "ACTIVATIONS",
@@ -13,10 +14,14 @@ __all__ = [
     "NEVER_ZERO",
     "STRUCTURE",
     "WEIGHTED",
+    "Cost",
     "Graph",
     "Interpreter",
     "Node",
     "compute_dtype",
+    "cost",
+    "first_tensor",
+    "held_bytes",
     "tf32_products",
     "trace",
     "untouched",

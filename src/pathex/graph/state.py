@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["compute_dtype", "evaluated", "tf32_products", "untouched"]
+__all__ = ["compute_dtype", "evaluated", "tf32_products", "uniform_precision", "untouched"]
 
 _TF32: ContextVar[bool] = ContextVar("tf32_products", default=False)
 
@@ -112,6 +112,26 @@ def tf32_products() -> Iterator[None]:
             yield
     finally:
         _TF32.reset(before)
+
+
+@contextlib.contextmanager
+def uniform_precision() -> Iterator[None]:
+    """The one precision of cuDNN with which the exporter, which computes nothing, can ask for it by its older name.
+
+    Yields:
+        Nothing.
+    """
+    places: list[Any] = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = "none"  # which takes over what is said of all operations
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_map_only
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
 from pathex.graph.functional import resolve
 from pathex.graph.graph import Graph, Node
-from pathex.graph.state import evaluated
+from pathex.graph.state import evaluated, uniform_precision
 
-__all__ = ["trace"]
+__all__ = ["first_tensor", "trace"]
 
 _CACHED = 64  # graphs, without the tensors of their networks
 _known: OrderedDict[str, Graph] = OrderedDict()
@@ -85,7 +85,7 @@ def _traced(
     if dynamic:  # traced with one image, a program refuses other numbers
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs)) if dynamic else (None, None)
-    with evaluated(model), torch.no_grad():
+    with evaluated(model), uniform_precision(), torch.no_grad():
         try:
             program = torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=_as_one(shapes, kwargs), strict=False
@@ -98,7 +98,7 @@ def _traced(
     result = program.call_spec.out_spec.unflatten(leaves)
     batched = any(node.batched for node in inputs)
     fixed = None if batched else next((node.shape[0] for node in inputs if node.shape), None)
-    return Graph(nodes, inputs, _chosen(result, output), fixed)
+    return Graph(nodes, inputs, first_tensor(result, output, Node), fixed)
 
 
 def _two(tensor: Tensor) -> Tensor:
@@ -121,21 +121,34 @@ def _names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(p, name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def _chosen(result: Any, output: str | int | None) -> Node:
+def first_tensor(result: Any, output: str | int | None = None, leaf: type = Tensor) -> Any:
+    """The tensor that counts as the output of a network.
+
+    Args:
+        result: What the network returned: a tensor, or tuples, lists and mappings of them.
+        output: A key (or attribute) or an index of ``result``; None is the first tensor found.
+        leaf: What stands for a tensor.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InvalidInput: If there is no such tensor.
+    """
     if output is not None:
-        if isinstance(result, Node):
+        if isinstance(result, leaf):
             raise InvalidInput(f"the network has one output, a tensor; output must be None, not {output!r}")
         try:
             result = getattr(result, output) if isinstance(output, str) and hasattr(result, output) else result[output]
         except (KeyError, IndexError, TypeError) as error:
             known = f" (known: {', '.join(map(str, result))})" if isinstance(result, Mapping) else ""
             raise InvalidInput(f"the network has no output {output!r}{known}") from error
-    if isinstance(result, Node):
+    if isinstance(result, leaf):
         return result
     parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, (tuple, list)) else ()
     for part in parts:
-        if isinstance(part, (Node, Mapping, tuple, list)):
-            return _chosen(part, None)
+        if isinstance(part, (leaf, Mapping, tuple, list)):
+            return first_tensor(part, None, leaf)
     raise InvalidInput(f"the network returned no tensor but {type(result).__name__}; name one with output=")
 
 

@@ -1,54 +1,59 @@
-"""A network seen as paths: gates recorded, replayed, removed, on unmodified modules.
+"""A network seen as paths: gates recorded, replayed, removed, on the graph of an unmodified module.
 
 The forward pass of a piecewise-linear network is a sum over paths, ``f_k(x) = sum_p v_p(theta) a_p(x) x_s(p)``: the
-product of the weights along the path, its gate, and the input where it starts. Three readings of the same module:
+product of the weights along the path, its gate, and the input where it starts. Three readings of the same graph:
 
 - `record`: the plain forward pass; keeps the local coefficient of every non-linear site;
 - `replay`: the same linear map, with chosen parameters and input, the coefficients replayed;
 - `replay_open`: every gate 1, hence all paths.
 
-An operation without a rule raises `pathex.errors.UnsupportedOperation` that names the module and the function.
+An operator without a rule raises `pathex.errors.UnsupportedOperation` that names the module and the operator.
 """
 
-from pathex.paths._layout import layout_of
-from pathex.paths._made import Leaves, Made, Tensors
-from pathex.paths._moments import Moments
-from pathex.paths._network import compute_dtype, run, tensors_of, tf32_products, untouched
-from pathex.paths._reading import spellings
-from pathex.paths._readings import Coefficients, PerSample, Smooth
-from pathex.paths.connectivity import Connectivity, connectivity, on_paths, roles
-from pathex.paths.observing import Statistics, calibrate, forward
-from pathex.paths.passes import Recording, record, replay, replay_open
-from pathex.paths.scales import Footprint, Survey, read_scales, survey
+from pathex.paths import rules
+from pathex.paths.counting import PathCounts, Use, count_paths
+from pathex.paths.forward import Statistics, calibrate, footprint, forward, tensors_of
+from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
+from pathex.paths.liveness import Connectivity, connectivity, off_path, on_paths, roles
+from pathex.paths.lowering import lowered
+from pathex.paths.moments import Moments
+from pathex.paths.passes import record, replay, replay_open
+from pathex.paths.recording import Record, Recording, Smooth
+from pathex.paths.scales import TINY_SCALE, Survey, read_scales, survey
+from pathex.paths.walking import Walker
+from pathex.paths.weights import Weights
 
 __all__ = [
+    "TINY_SCALE",
     "Coefficients",
     "Connectivity",
-    "Footprint",
-    "Leaves",
-    "Made",
+    "Linear",
     "Moments",
+    "PathCounts",
     "PerSample",
+    "Record",
     "Recording",
     "Smooth",
     "Statistics",
     "Survey",
-    "Tensors",
+    "Use",
+    "Walker",
+    "Weights",
     "calibrate",
-    "compute_dtype",
     "connectivity",
+    "count_paths",
+    "footprint",
     "forward",
-    "layout_of",
+    "lowered",
+    "off_path",
     "on_paths",
     "read_scales",
     "record",
     "replay",
     "replay_open",
     "roles",
-    "run",
-    "spellings",
+    "rules",
+    "run_linear",
     "survey",
     "tensors_of",
-    "tf32_products",
-    "untouched",
 ]

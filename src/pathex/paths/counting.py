@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.paths._made import Tensors
-from pathex.paths._network import tensors_of
-from pathex.paths._readings import PerSample
-from pathex.paths._tracing import Call, Traced, by_units, from_units, traverse
+from pathex.graph import Graph, Node, trace, untouched
+from pathex.paths.linear import Linear, PerSample, run_linear
+from pathex.paths.lowering import lowered
+from pathex.paths.units import by_units, from_units, is_layer, layout_of
+from pathex.paths.weights import Call, Weights
 
 __all__ = ["PathCounts", "Use", "count_paths"]
 
@@ -39,7 +40,7 @@ class Use:
         Returns:
             The values.
         """
-        return by_units(values.flatten()[self.index], self.groups, self.transposed)
+        return by_units(values.flatten()[self.index.to(values.device)], self.groups, self.transposed)
 
     def add_to(self, total: Tensor, values: Tensor) -> None:
         """Add values in the order of `by_units` to a total in the shape of the parameter.
@@ -49,7 +50,7 @@ class Use:
             values: (groups, outputs of a group, inputs of a group, kernel).
         """
         back = from_units(values, self.index.shape, self.transposed)
-        total.view(-1).index_add_(0, self.index.flatten(), back.flatten().to(total))
+        total.view(-1).index_add_(0, self.index.to(total.device).flatten(), back.flatten().to(total))
 
 
 @dataclass(frozen=True)
@@ -95,59 +96,45 @@ def count_paths(
     Raises:
         UnsupportedOperation: If the network cannot be read as open paths.
     """
-    counts = _counted(model, x, mask, per_sample, output, False)
+    graph = lowered(trace(model, x[:1], output=output))
+    counts = _counted(graph, model, x, mask, per_sample, False)
     if math.isfinite(counts.total):
         return counts
-    return _counted(model, x, mask, per_sample, output, True)
+    return _counted(graph, model, x, mask, per_sample, True)
 
 
 def _counted(
-    model: nn.Module,
-    x: Tensor,
-    mask: Mapping[str, Tensor],
-    per_sample: PerSample,
-    output: str | int | None,
-    scaled: bool,
+    graph: Graph, model: nn.Module, x: Tensor, mask: Mapping[str, Tensor], per_sample: PerSample, scaled: bool
 ) -> PathCounts:
     device = next(iter(model.parameters())).device
-    entries = {name: kept.to(device, torch.float64, copy=True).requires_grad_() for name, kept in mask.items()}
     # Whatever is not masked counts as present, parameters that start at zero too.
-    others = {n: p for n, p in model.named_parameters() if n not in mask and p.is_floating_point()}
-    ones = {name: torch.ones_like(p, dtype=torch.float64) for name, p in others.items()}
-    reading = _Count(model, tensors_of(model, ones, torch.float64), entries, per_sample, scaled)
-    _, result = traverse(reading, x, output)
-    total = result.sum()
-    grads = torch.autograd.grad(total, list(entries.values()), allow_unused=True) if total.requires_grad else ()
-    through = {name: torch.zeros_like(entry, requires_grad=False) for name, entry in entries.items()}
-    for (name, entry), grad in zip(entries.items(), grads, strict=False):
-        if grad is not None:
-            through[name] = entry.detach() * grad
+    one = torch.ones((), dtype=torch.float64, device=device)
+    ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
+    weights = Weights(model, torch.float64, mask=mask, replaced=ones, scored=list(mask))
+    with untouched(model), torch.enable_grad():
+        reading = _Count(graph, weights, per_sample, scaled)
+        total = run_linear(reading, [torch.ones_like(x[:1], dtype=torch.float64, device=device)]).sum()
+        through = reading.scores(total) if total.requires_grad else weights.take()
     return PathCounts(through, float(total.detach()), reading.uses)
 
 
-class _Count(Traced):
-    def __init__(
-        self,
-        model: nn.Module,
-        tensors: Tensors,
-        entries: Mapping[str, Tensor],
-        per_sample: PerSample,
-        scaled: bool,
-    ) -> None:
-        super().__init__(model, tensors, entries, "sum", per_sample)
-        self.entries, self.scaled = entries, scaled
-        self.uses: dict[str, list[Use]] = {name: [] for name in entries}
+class _Count(Linear):
+    def __init__(self, graph: Graph, weights: Weights, per_sample: PerSample, scaled: bool) -> None:
+        super().__init__(graph, weights, None, coefficients="connected", per_sample=per_sample)
+        self.scaled = scaled
+        self.uses: dict[str, list[Use]] = {name: [] for name in weights.scores}
 
-    def coefficient(self, value: Any) -> Any:
-        return (value != 0).to(value.dtype) if isinstance(value, Tensor) else float(value != 0)
-
-    def layer(self, call: Call) -> Tensor:
-        if call.name is None or call.index is None:
-            weight = self.coefficient(call.weight.detach())
-        else:
-            weight = self.entries[call.name].flatten()[call.index]
-            self.uses[call.name].append(Use(call.index, call.groups, call.transposed))
+    def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
+        origin = self.origins.of_weight(argument)
+        groups, transposed = layout_of(node)
+        if origin is not None:
+            if not is_layer(node) or len(origin.names) > 1 or origin.index is None or (origin.index < 0).any():
+                why = f"it uses {origin.names[0]!r} as no convolution or linear layer does"
+                raise self.unsupported(node, why)
+            start = self.origins.starts[origin.names[0]]
+            self.uses[origin.names[0]].append(Use(origin.index - start, groups, transposed))
         if self.scaled:
-            outputs = call.weight.shape[1] * call.groups if call.transposed else call.weight.shape[0]
-            weight = weight * (outputs / weight.detach().sum().clamp_min(1.0))
-        return call.apply(weight)
+            weight = self.effective(argument)
+            outputs = weight.shape[1] * groups if transposed else weight.shape[0]
+            scale = (outputs / weight.sum().clamp_min(1.0)).expand(weight.shape[0])
+        return super().weighed(node, x, argument, call, scale)

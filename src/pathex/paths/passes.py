@@ -1,56 +1,30 @@
-"""The three readings as functions: `record`, `replay`, `replay_open`."""
+"""The three readings of a network as functions: `record`, `replay`, `replay_open`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput
-from pathex.paths import (  # noqa: F401  (they fill the tables of rules)
-    _affine,
-    _attention,
-    _choices,
-    _gates,
-    _norms,
-    _pools,
-    _products,
-    _smooth,
-    _structure,
-)
-from pathex.paths._effective import EffectiveReplay
-from pathex.paths._made import Tensors, saved_to_be_made
-from pathex.paths._moments import Moments
-from pathex.paths._network import compute_dtype, run, tensors_of, untouched
-from pathex.paths._readings import Coefficients, PerSample, Record, Replay, Site, Smooth
+from pathex.graph import compute_dtype, trace, untouched
+from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
+from pathex.paths.lowering import lowered
+from pathex.paths.moments import Moments
+from pathex.paths.recording import Record, Recording, Smooth, Statistics
+from pathex.paths.weights import Weights
 
-__all__ = ["Recording", "record", "replay", "replay_open"]
+__all__ = ["record", "replay", "replay_open"]
 
-
-@dataclass(frozen=True)
-class Recording:
-    """What a recorded forward pass leaves.
-
-    Attributes:
-        output: Output of the network, ``(N, ...)``.
-        tape: The coefficient of every non-linear site, in the order of the calls.
-        statistics: The moments that every BatchNorm used, in the order of the calls.
-        normalised: The weights of convolutions whose results BatchNorm alone uses, and the shapes of these results.
-    """
-
-    output: Tensor
-    tape: Sequence[Site]
-    statistics: Sequence[Moments]
-    normalised: Mapping[str, Sequence[torch.Size]] = field(default_factory=dict)
+Tensors = Weights | Mapping[str, Tensor] | None
 
 
 def record(
     model: nn.Module,
     x: Tensor,
     *,
-    tensors: Tensors | None = None,
-    calibration: Literal["batch", "running"] | Sequence[Moments] = "batch",
+    tensors: Tensors = None,
+    calibration: Statistics = "batch",
     smooth: Smooth = "secant",
     output: str | int | None = None,
 ) -> Recording:
@@ -71,7 +45,7 @@ def record(
 
     Raises:
         InvalidInput: If ``calibration`` or ``smooth`` is not known.
-        UnsupportedOperation: If an operation has no rule.
+        UnsupportedOperation: If the network cannot be traced, or an operation has no rule.
 
     Example:
         >>> import torch
@@ -86,20 +60,11 @@ def record(
         raise InvalidInput(f"unknown calibration {calibration!r}. Known: batch, running")
     if smooth not in get_args(Smooth):
         raise InvalidInput(f"unknown smooth {smooth!r}. Known: {', '.join(get_args(Smooth))}")
-    dtype = compute_dtype(model, tensors)
-    with untouched(model), torch.enable_grad():
-        own = tensors_of(model, tensors, dtype)
-        reading = Record(model, own, None if calibration == "batch" else calibration, smooth)
-        # Whatever depends on the input has a gradient here, so that what cannot be intercepted shows itself.
-        start = x.detach().to(dtype, copy=True).requires_grad_().clone()
-        with torch.autograd.graph.saved_tensors_hooks(_forget, _forget), reading:
-            result = run(model, own, reading.carry(start), output)
-    reading.uses(result)
-    return Recording(_reached(reading, result).detach(), reading.sites, reading.moments, reading.normalised())
-
-
-def _forget(tensor: Any) -> Any:
-    """Saves nothing for the backward pass, which never comes."""
+    graph, weights = lowered(trace(model, x, output=output)), _weights(model, tensors)
+    reading = Record(graph, weights, calibration, smooth)
+    with untouched(model), torch.no_grad():
+        result = reading.run(x.detach().to(weights.dtype))
+    return Recording(result, reading.tape, reading.moments)
 
 
 def replay(
@@ -107,13 +72,13 @@ def replay(
     x: Tensor,
     recording: Recording,
     *,
-    tensors: Tensors | None = None,
+    tensors: Tensors = None,
     coefficients: Coefficients = "squared",
     output: str | int | None = None,
 ) -> Tensor:
     """Read the network as a linear map of its input, with the gates of a recorded pass.
 
-    Biases and shifts are dropped. Differentiable with respect to ``tensors``.
+    Biases and shifts are dropped.
 
     Args:
         model: The network; left as it was.
@@ -129,8 +94,9 @@ def replay(
     Returns:
         Output of the linear map.
     """
-    how = (recording.tape, recording.statistics, coefficients)
-    return _linear(model, tensors, x, output, *how, normalised=recording.normalised)
+    graph = lowered(trace(model, x, output=output))
+    weights = _weights(model, tensors)
+    return _read(model, x, Linear(graph, weights, recording.tape, recording.statistics, coefficients))
 
 
 def replay_open(
@@ -138,13 +104,13 @@ def replay_open(
     x: Tensor,
     *,
     statistics: Sequence[Moments] | Literal["running"],
-    tensors: Tensors | None = None,
+    tensors: Tensors = None,
     coefficients: Coefficients = "squared",
     pools: Literal["sum", "max"] = "sum",
     per_sample: PerSample = "refuse",
     output: str | int | None = None,
 ) -> Tensor:
-    """Read the network with every gate open: all paths.
+    """Read the network with every gate open: all paths. A product is zero where one of its factors is.
 
     Args:
         model: The network; left as it was.
@@ -160,30 +126,17 @@ def replay_open(
     Returns:
         Output of the linear map (linear up to ``pools="max"``).
     """
-    return _linear(model, tensors, x, output, None, statistics, coefficients, pools, per_sample)
+    graph = lowered(trace(model, x, output=output))
+    how: dict[str, Any] = {"pools": pools, "per_sample": per_sample}
+    return _read(model, x, Linear(graph, _weights(model, tensors), None, statistics, coefficients, **how))
 
 
-def _linear(
-    model: nn.Module,
-    tensors: Tensors | None,
-    x: Tensor,
-    output: str | int | None,
-    *how: Any,
-    **more: Any,
-) -> Tensor:
-    dtype = compute_dtype(model, tensors)
+def _weights(model: nn.Module, tensors: Tensors) -> Weights:
+    if isinstance(tensors, Weights):
+        return tensors
+    return Weights(model, compute_dtype(model, tensors), replaced=tensors)
+
+
+def _read(model: nn.Module, x: Tensor, reading: Linear) -> Tensor:
     with untouched(model):
-        own = tensors_of(model, tensors, dtype)
-        reading = EffectiveReplay(model, own, *how, **more)
-        with saved_to_be_made(), reading:
-            result = run(model, own, reading.carry(x.to(dtype, copy=True)), output)
-    reading.finish()
-    result = _reached(reading, result)
-    result.__dict__.pop("_pathex_reading", None)
-    return result
-
-
-def _reached(reading: Record | Replay, result: Tensor) -> Tensor:
-    if not reading.carries(result):
-        raise reading.unsupported("the output", "no path from the input reaches it through operations that can be read")
-    return result
+        return run_linear(reading, [x])

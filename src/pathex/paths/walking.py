@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.paths._network import tensors_of
-from pathex.paths._readings import PerSample
-from pathex.paths._tracing import Call, Traced, by_units, traverse
+from pathex.graph import Node, trace, untouched
+from pathex.paths.linear import Linear, PerSample, run_linear
+from pathex.paths.lowering import lowered
+from pathex.paths.units import by_units, is_layer, layout_of
+from pathex.paths.weights import Call, Weights
 
 __all__ = ["Walker"]
 
@@ -52,11 +54,10 @@ class Walker:
         per_sample: PerSample = "refuse",
         output: str | int | None = None,
     ) -> None:
-        self.model, self.x, self.output, self.per_sample = model, x, output, per_sample
-        self.names, self.source, self.keep = list(weights), source, keep
-        self.tensors = tensors_of(
-            model, {**(other or {}), **{n: w.double() for n, w in weights.items()}}, torch.float64
-        )
+        self.model, self.x, self.per_sample, self.source, self.keep = model, x, per_sample, source, keep
+        self.graph = lowered(trace(model, x[:1], output=output))
+        replaced = {**(other or {}), **weights}
+        self.tensors = Weights(model, torch.float64, replaced=replaced, scored=list(weights))
         self.layers: list[_Layer] = []
 
     def walk(self, walks: int) -> dict[str, Tensor]:
@@ -73,27 +74,46 @@ class Walker:
             UnsupportedOperation: If the network cannot be read as open paths.
         """
         reading = _Walk(self, (walks - walks // 2, walks // 2))
-        start, result = traverse(reading, self.x, self.output)
-        torch.autograd.grad(result.sum(), start, allow_unused=True)
+        start = torch.ones_like(self.x[:1], dtype=torch.float64).requires_grad_()
+        with untouched(self.model), torch.enable_grad():
+            result = run_linear(reading, [start])
+            torch.autograd.grad(result.sum(), start, allow_unused=True)
         return {
             name: torch.cat(used) if used else torch.zeros(0, dtype=torch.long) for name, used in reading.used.items()
         }
 
 
-class _Walk(Traced):
+class _Walk(Linear):
     def __init__(self, walker: Walker, walks: tuple[int, int]) -> None:
-        super().__init__(walker.model, walker.tensors, walker.names, "max", walker.per_sample)
+        how: Any = {"pools": "max", "per_sample": walker.per_sample}
+        super().__init__(walker.graph, walker.tensors, None, coefficients="ones", **how)
         self.walker, self.walks, self.source = walker, walks, walker.source
-        self.used: dict[str, list[Tensor]] = {name: [] for name in walker.names}
+        self.used: dict[str, list[Tensor]] = {name: [] for name in walker.tensors.scores}
         self.number = 0
 
-    def layer(self, call: Call) -> Tensor:
+    def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
         layers = self.walker.layers
         if self.number == len(layers):
-            layers.append(_Layer.of(call, self.walker.keep))
+            layers.append(self._layer(node, x, argument, call))
         self.number += 1
-        result: Tensor = _Pass.apply(call.input, layers[self.number - 1], self)
-        return result
+        result: Tensor = _Pass.apply(x, layers[self.number - 1], self)
+        return result if scale is None else result * scale.view(-1, *[1] * (result.dim() - 2))
+
+    def _layer(self, node: Node, x: Tensor, argument: Any, call: Call) -> "_Layer":
+        if not is_layer(node):
+            raise self.unsupported(node, f"it uses {argument} as no convolution or linear layer does")
+        weight, (groups, transposed) = self.effective(argument), layout_of(node)
+        magnitudes, entries, name = weight.detach().abs().cpu(), None, None
+        if (origin := self.origins.of_weight(argument)) is not None:
+            if len(origin.names) > 1 or origin.index is None:
+                raise self.unsupported(node, "its weight is not made of one parameter entry by entry")
+            name = origin.names[0]
+            index = origin.index - self.origins.starts[name]
+            entries = by_units(index, groups, transposed)
+            if self.walker.keep is not None:
+                magnitudes = magnitudes * self.walker.keep[name].cpu().flatten()[index]
+        shape = call.forward(torch.empty_like(x, device="meta"), weight.to("meta")).shape
+        return _Layer(by_units(magnitudes, groups, transposed), entries, name, 1 - weight.dim(), shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,18 +133,6 @@ class _Layer:
     name: str | None
     axis: int
     shape: torch.Size
-
-    @classmethod
-    def of(cls, call: Call, keep: Mapping[str, Tensor] | None) -> "_Layer":
-        magnitudes, entries = call.weight.detach().abs().cpu(), None
-        if call.name is not None and call.index is not None:
-            index = call.index.cpu()
-            entries = by_units(index, call.groups, call.transposed)
-            if keep is not None:
-                magnitudes = magnitudes * keep[call.name].cpu().flatten()[index]
-        form = torch.empty_like(call.input, device="meta")
-        shape = call.func(form, call.weight.to("meta"), None, *call.rest, **call.options).shape
-        return cls(by_units(magnitudes, call.groups, call.transposed), entries, call.name, call.axis, shape)
 
     @cached_property
     def forward(self) -> "_Table":

@@ -119,15 +119,9 @@ class _Network:
     def _rows(self, x: Tensor, y: Any) -> Tensor:
         return self.rows(self.reader.forward(x, self.tensors, self.statistics), y)
 
-    def _once(self, batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
-        """A pass forward and back, which shows what memory an image takes."""
-        with torch.enable_grad():
-            rows = self._rows(*batch)
-        return gradients(rows, self.weights, weights=torch.ones_like(rows))
-
     def _independent(self) -> Iterator[tuple[Tensor, Any]]:
         """Parts of the pruning set that do not depend on each other: images, or whole batches in train mode."""
-        for x, y in self.reader.batches(self._once, labels=self.labels):
+        for x, y in self.reader.batches(labels=self.labels):
             if self.reader.calibration == "train":
                 yield x, y
                 continue
@@ -164,7 +158,7 @@ class _Network:
         def part(number: int) -> dict[str, Tensor]:
             source = generator(problem.seed, problem.round, number)
             whole = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-            for x, y in self.reader.batches(self._once, labels=self.labels):
+            for x, y in self.reader.batches(labels=self.labels):
                 with torch.enable_grad():
                     rows = self._rows(x, y)
                 for name, derivative in gradients(rows, self.weights, weights=_signs(rows, source)).items():

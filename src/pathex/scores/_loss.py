@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.paths import Statistics, Tensors
+from pathex.paths import Statistics
 from pathex.scores._reader import IGNORED, ModelReader
 
 __all__ = ["loss_gradient", "loss_terms", "require_labels", "require_second_derivatives"]
@@ -29,9 +29,8 @@ def require_labels(reader: ModelReader, method: str) -> None:
 
 def loss_terms(
     reader: ModelReader,
-    tensors: Tensors,
+    tensors: Mapping[str, Tensor],
     statistics: Statistics,
-    use: Callable[[Callable[[], Tensor]], object],
     temperature: float = 1.0,
 ) -> Iterator[Callable[[], Tensor]]:
     """The mean loss over the whole pruning set as a sum of one term a batch.
@@ -43,7 +42,6 @@ def loss_terms(
         reader: How the network is run.
         tensors: Masked weights and other replaced parameters.
         statistics: What BatchNorm uses.
-        use: What each term is used for, which costs memory.
         temperature: The output is divided by it.
 
     Yields:
@@ -60,8 +58,7 @@ def loss_terms(
     whole = sum(_counted(reader, y) for _, y in reader.problem.batches if y is not None)
     if not whole:
         raise InvalidInput(f"every label is {IGNORED}, which stands for no class")
-    key = getattr(use, "__qualname__", "")
-    for x, y in reader.batches(lambda batch: use(partial(term, *batch)), key=key):
+    for x, y in reader.batches():
         if _counted(reader, y):
             yield partial(term, x, y)
 
@@ -76,7 +73,7 @@ def _counted(reader: ModelReader, labels: Tensor) -> int:
 def loss_gradient(
     reader: ModelReader,
     weights: Mapping[str, Tensor],
-    tensors: Tensors,
+    tensors: Mapping[str, Tensor],
     statistics: Statistics,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
@@ -104,7 +101,7 @@ def loss_gradient(
             grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         return dict(zip(weights, grads, strict=True))
 
-    return reader.problem.processes.summed(loss_terms(reader, tensors, statistics, part, temperature), part)
+    return reader.problem.processes.summed(loss_terms(reader, tensors, statistics, temperature), part)
 
 
 def require_second_derivatives(value: Tensor, method: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pathex.errors import InvalidInput
+from pathex.paths import survey
 from pathex.scores._problem import Problem
 from pathex.scores._reader import PathReader, Reader
 
@@ -120,7 +121,7 @@ class Method:
         problem = replace(problem, beside=self.beside)
         if self.reading is None:
             return self.function(problem, **options)
-        if self.piecewise_linear and (beyond := problem.survey(options.get("output")).beyond):
+        if self.piecewise_linear and (beyond := survey(problem.graph(options.get("output"))).beyond):
             problem.doubt(
                 f"{self.card.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
                 f"{', '.join(beyond)}, which are read by generalised rules (see its card)"

@@ -1,7 +1,7 @@
 """Sums over paths in float32 where that is safe, in float64 elsewhere."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexError
-from pathex.paths import Leaves, Moments, Tensors, replay_open, tf32_products
-from pathex.scores._capturing import Summed, captured
+from pathex.graph import tf32_products
+from pathex.paths import Linear, Moments, run_linear
 from pathex.scores._reader import PathReader
 
-__all__ = ["gradient_scores", "open_sum", "safely"]
+__all__ = ["open_sum", "safely"]
+
+Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
+"""From a reader to a scalar and scores by name."""
 
 # Score is conserved: every layer on all paths holds the sum in all. Within these bounds no weight that matters under-
 # or overflows float32; beyond them the pass is repeated in float64.
@@ -59,7 +62,7 @@ def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[s
     if reader.tf32 and reader.problem.device.type != "cuda":
         raise InvalidInput(f"tf32=True needs a CUDA device, not {reader.problem.device.type!r}; leave it out")
     with tf32_products() if reader.tf32 else nullcontext():
-        total, scores = captured(reader, summed)
+        total, scores = summed(reader)
     some = torch.stack([score.any() for score in scores.values()])
     number, *found = torch.cat([total.detach().double().view(1), some.to(total.device).double()]).tolist()
     return number, {name for name, each in zip(scores, found, strict=True) if not each}, scores
@@ -74,38 +77,16 @@ def open_sum(
         reader: The reader.
         statistics: What BatchNorm is read with; None is what the reader says.
         seen: Factor of each output, ``(1, ...)``; None is one.
-        **how: Further arguments of `pathex.paths.replay_open`.
+        **how: Further arguments of `pathex.paths.Linear`.
 
     Returns:
         The sum over outputs, a scalar, and ``theta^2 dR/d(theta^2)`` of it by name.
     """
-    weights = reader.leaves()
-    tensors: Tensors = {**reader.other(), **weights}
+    tensors = reader.tensors()
     with torch.enable_grad():
-        reach = replay_open(
-            reader.problem.model,
-            torch.ones_like(reader.problem.laid_out(reader.layout)[:1], dtype=reader.precision),
-            statistics=reader.coefficients(tensors) if statistics is None else statistics,
-            tensors=tensors,
-            per_sample=reader.per_sample,
-            output=reader.output,
-            **how,
-        )
+        known = reader.coefficients() if statistics is None else statistics
+        reading = Linear(reader.graph, tensors, None, known, per_sample=reader.per_sample, **how)
+        ones = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
+        reach = run_linear(reading, [reader.laid_out(ones)])
         total = (reach if seen is None else reach * seen.to(reach)).sum()
-        return total.detach(), gradient_scores(total, weights)
-
-
-def gradient_scores(total: Tensor, weights: Leaves) -> dict[str, Tensor]:
-    """``theta^2 dR/d(theta^2)`` for a sum R over squared weights, written as ``theta dR/dtheta / 2``.
-
-    Args:
-        total: R, a scalar.
-        weights: What R was computed from.
-
-    Returns:
-        Name to score; zero for a weight that R does not depend on.
-
-    Raises:
-        InvalidInput: If R depends on none of the weights.
-    """
-    return {name: product.div_(2) for name, product in weights.products(total).items()}
+        return total.detach(), reading.scores(total)

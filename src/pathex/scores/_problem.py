@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.paths import Leaves, Made, Survey, compute_dtype, layout_of, survey
+from pathex.graph import Graph, compute_dtype, trace
+from pathex.paths import Weights
 from pathex.processes import ALONE, Processes
-from pathex.sharded import in_one_piece, is_sharded
 
 __all__ = ["Batch", "Problem", "fingerprint", "generator", "joined", "parse_memory", "read_batches"]
 
@@ -223,36 +223,6 @@ class Problem:
         images: Tensor = self._canonical[0]
         return images
 
-    def laid_out(self, layout: torch.memory_format) -> Tensor:
-        """`images` in a layout of memory.
-
-        Args:
-            layout: See `layout`.
-
-        Returns:
-            Images ``(N, ...)``.
-        """
-        if layout == torch.contiguous_format:
-            return self.images
-        if "laid out" not in self.memo:
-            self.memo["laid out"] = self.images.contiguous(memory_format=layout)
-        found: Tensor = self.memo["laid out"]
-        return found
-
-    def layout(self, output: str | int | None = None) -> torch.memory_format:
-        """The layout of memory in which the network is read fastest.
-
-        Args:
-            output: Which of several outputs counts.
-
-        Returns:
-            See `pathex.paths.layout_of`.
-        """
-        if "layout" not in self.memo:
-            self.memo["layout"] = layout_of(self.model, self.images, output=output)
-        found: torch.memory_format = self.memo["layout"]
-        return found
-
     @property
     def labels(self) -> Tensor | None:
         """The labels of `images` in their order, on the model's device; None if any batch has none."""
@@ -295,19 +265,44 @@ class Problem:
             said.add(message)
             warnings.warn(message, PathexWarning, stacklevel=2)
 
-    def survey(self, output: str | int | None = None) -> Survey:
-        """What one forward pass shows of the network.
+    def graph(self, output: str | int | None = None) -> Graph:
+        """The network, traced.
 
         Args:
             output: Which of several outputs counts.
 
         Returns:
-            The survey, made once.
+            The graph.
+
+        Raises:
+            UnsupportedOperation: If the network cannot be traced.
         """
-        if "survey" not in self.memo:
-            self.memo["survey"] = survey(self.model, self.images, output=output)
-        found: Survey = self.memo["survey"]
+        key = f"graph {output!r}"
+        if key not in self.memo:
+            self.memo[key] = trace(self.model, self.images, output=output)
+        found: Graph = self.memo[key]
         return found
+
+    def weights(
+        self,
+        replaced: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scored: bool = False,
+    ) -> Weights:
+        """The network's tensors as a reading sees them, the prunable ones times the mask.
+
+        Args:
+            replaced: Tensors in place of the model's own, by name.
+            dtype: Precision; None is that of scoring.
+            scored: Whether the scores of prunable weights are asked for.
+
+        Returns:
+            The tensors, made where they are used.
+        """
+        names = list(self.prunable) if scored else ()
+        how: dict[str, Any] = {"mask": self.mask, "replaced": replaced, "scored": names, "infinite": self._not_finite}
+        return Weights(self.model, dtype or self.dtype, **how)
 
     def masked(
         self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
@@ -321,60 +316,16 @@ class Problem:
         Returns:
             Name to a new tensor without gradient.
         """
-        weights = {name: leaf.make(leaf.dtype) for name, leaf in self.leaves(tensors, dtype).items()}
-        return weights if self.mask is not None else {name: weight.clone() for name, weight in weights.items()}
-
-    def leaves(self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> Leaves:
-        """The prunable weights times the mask, made where the network uses them.
-
-        Args:
-            tensors: Weights in place of the model's own.
-            dtype: Precision; None is that of scoring.
-
-        Returns:
-            Name to what makes the weight, which takes up gradients.
-        """
-        return Leaves(
-            {
-                name: self._made(name, own if tensors is None else tensors.get(name, own), dtype or self.dtype)
-                for name, own in self.prunable.items()
-            },
-            self.home,
-        )
-
-    def _made(self, name: str, weight: Tensor, dtype: torch.dtype) -> Made:
-        weight, device = weight.detach(), self.device
-        keep = None if self.mask is None else self.mask[name].to(device)
-        # Products with bytes are many times faster than a choice, but of what is not finite they leave NaN.
-        chosen = keep is not None and name in self._not_finite
-
-        def make(dtype: torch.dtype) -> Tensor:
-            whole = in_one_piece(weight).to(device, dtype)
-            if keep is None:
-                return whole
-            return torch.where(keep, whole, torch.zeros_like(whole)) if chosen else whole * keep.view(torch.uint8)
-
-        return Made(name, make, weight.shape, dtype, device)
-
-    @property
-    def home(self) -> torch.device:
-        """Where scores are: on the model's device, or on the CPU where weights are spread over processes."""
-        return torch.device("cpu") if self.sharded else self.device
-
-    @property
-    def sharded(self) -> bool:
-        """Whether weights are spread over processes."""
-        if "sharded" not in self.memo:
-            self.memo["sharded"] = any(map(is_sharded, self.model.parameters()))
-        found: bool = self.memo["sharded"]
-        return found
+        weights = self.weights(tensors, dtype)
+        # Of what is not masked a copy: methods may write into it.
+        return {name: weights(name).clone() if self.mask is None else weights(name) for name in self.prunable}
 
     @property
     def _not_finite(self) -> frozenset[str]:
         """The prunable weights that may have entries that are not finite: their sum is not."""
         if "not finite" not in self.memo:
-            sums = [in_one_piece(weight.detach().sum()).to(self.device) for weight in self.prunable.values()]
-            finite = zip(self.prunable, torch.stack(sums).isfinite().tolist(), strict=True)
+            sums = torch.stack([weight.detach().sum().double() for weight in self.prunable.values()])
+            finite = zip(self.prunable, sums.isfinite().tolist(), strict=True)
             self.memo["not finite"] = frozenset(name for name, each in finite if not each)
         found: frozenset[str] = self.memo["not finite"]
         return found
@@ -398,12 +349,12 @@ class Problem:
             later: Bytes of `beside` that are not held yet.
 
         Returns:
-            What the budget leaves beside what is held of the weights and three copies of the images (joined, in
-            canonical order, in the layout of the passes), at least half of it; a `doubt` says where that is too much.
+            What the budget leaves beside what is held of the weights and two copies of the images (joined, and in
+            canonical order), at least half of it; a `doubt` says where that is too much.
         """
         budget = self.budget()
         beside = self.beside - later
-        held = beside * sum(weight.numel() for weight in self.prunable.values()) + 3 * self.images.nbytes
+        held = beside * sum(weight.numel() for weight in self.prunable.values()) + 2 * self.images.nbytes
         if not later and 2 * held > budget and self.memory is not None and self.processes.alone:
             self.doubt(
                 f"weights, scores and images take about {mib(held)} of memory, more than half of the budget of "
@@ -411,19 +362,22 @@ class Problem:
             )
         return max(budget - held, budget // 2)
 
-    def micro_batches(
-        self, bytes_per_image: float, layout: torch.memory_format = torch.contiguous_format
-    ) -> Iterator[Tensor]:
+    def micro_batches(self, bytes_per_image: float) -> Iterator[Tensor]:
         """The images in canonical order, as many at a time as the budget allows.
 
         Args:
-            bytes_per_image: Bytes of activations that one image costs.
-            layout: Their layout of memory (see `layout`).
+            bytes_per_image: Bytes of activations that one image costs; a `doubt` says if one alone costs too many.
 
         Yields:
             Images ``(B, ...)``.
         """
-        yield from self.laid_out(layout).split(max(1, math.floor(self.room() / max(1.0, bytes_per_image))))
+        room = self.room()
+        if bytes_per_image > room:
+            self.doubt(
+                f"one image takes {mib(bytes_per_image)} of memory, more than the budget of {mib(self.budget())} leaves "
+                f"({mib(room)}): images are taken one at a time"
+            )
+        yield from self.images.split(max(1, math.floor(room / max(1.0, bytes_per_image))))
 
 
 def fingerprint(tensor: Tensor) -> bytes:

@@ -5,32 +5,35 @@ itself.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
+from pathex.graph import Graph, held_bytes
 from pathex.paths import (
-    Leaves,
+    TINY_SCALE,
+    Linear,
     Moments,
     PerSample,
+    Record,
     Recording,
     Smooth,
     Statistics,
-    Tensors,
+    Weights,
     calibrate,
     forward,
+    lowered,
     read_scales,
-    record,
+    survey,
 )
-from pathex.scores._memory import calibration_chunk, cost_of_image, doubt_batches, few
+from pathex.scores._memory import calibration_chunk, doubt_batches, entries_of_image
 from pathex.scores._problem import Problem, generator
-from pathex.sharded import in_one_piece
 
 __all__ = [
     "IGNORED",
@@ -40,7 +43,6 @@ __all__ = [
     "OPTIONS",
     "PER_SAMPLE",
     "READING",
-    "REUSE_GATES",
     "SMOOTH",
     "TOTAL",
     "ModelReader",
@@ -52,7 +54,7 @@ Scales = Literal["auto", "stored"]
 Initialiser = Callable[[str, Tensor, torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Recorded = Callable[[], tuple[Tensor, Recording]]
-Use = Callable[[Recorded], object]
+Tensors = Mapping[str, Tensor]
 R = TypeVar("R", bound="Reader")
 
 _CALIBRATION = {
@@ -81,14 +83,7 @@ SMOOTH: Mapping[str, str] = {
     "smooth": "coefficient of smooth activations (GELU, SiLU, ...): secant phi(x)/x (default), tangent phi'(x), or "
     "mixed: the secant on the way and the tangent on the way back, as the kernel has it",
 }
-REUSE_GATES: Mapping[str, str] = {
-    "reuse_gates": "gates and statistics are recorded in every k-th round only, from the first on (default 1: each); "
-    "they are kept where all images fit in one pass, elsewhere they are recorded again with that round's weights. Not "
-    "with an adaptive schedule: re-used gates hide from it that scores age",
-}
 ON_GPU: Mapping[str, str] = {
-    "capture": "True: on a GPU the passes of the second round are captured in a CUDA graph, which later rounds replay "
-    "(default False: they are carried out one function at a time); scores are the same",
     "tf32": "True: on a GPU products are taken in TF32, with 10 bits behind the leading one (default False: float32)",
 }
 PER_SAMPLE: Mapping[str, str] = {
@@ -140,7 +135,6 @@ class Reader:
     calibrations: ClassVar[Sequence[str]] = ("batch", "running")
 
     def __post_init__(self) -> None:
-        self.problem.memo.setdefault("costs", {})  # known to problems that are made from this one
         if self.calibration not in self.calibrations:
             raise UnknownName("calibration", self.calibration, self.calibrations)
         if self.scales not in get_args(Scales):
@@ -165,11 +159,6 @@ class Reader:
         """Precision of the passes."""
         return self.dtype or self.problem.dtype
 
-    @property
-    def layout(self) -> torch.memory_format:
-        """In which layout of memory the images are read."""
-        return self.problem.layout(self.output)
-
     # -- tensors -------------------------------------------------------------------------------------------------------
 
     def fixed(self) -> dict[str, Tensor]:
@@ -182,7 +171,7 @@ class Reader:
             return {}
         memo = self.problem.memo
         if "scales" not in memo:
-            memo["scales"] = read_scales(self.problem.model, self.problem.survey(self.output), self.problem.prunable)
+            memo["scales"] = self._zero_scales()
             if memo["scales"]:
                 names = list(memo["scales"])
                 more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -194,31 +183,34 @@ class Reader:
                 )
         return {name: ones.to(self.precision) for name, ones in memo["scales"].items()}
 
+    def _zero_scales(self) -> dict[str, Tensor]:
+        """The network is traced for them only where a parameter may be one."""
+        problem = self.problem
+        if not _may_be_scales(problem.model, problem.prunable):
+            return {}
+        return read_scales(problem.model, survey(problem.graph(self.output)), problem.prunable)
+
     def weights(self) -> dict[str, Tensor]:
         """The masked prunable weights that are read in this round.
 
         Returns:
             Name to tensor.
         """
-        return self.problem.masked(self._read(), self.precision)
+        return self.problem.masked(self.read(), self.precision)
 
-    def leaves(self) -> Leaves:
-        """The same, made where the network uses them, for methods that need their gradient once.
+    def read(self) -> dict[str, Tensor]:
+        """What stands in for prunable weights.
 
         Returns:
-            Name to what makes the weight, which takes up gradients.
+            Name to tensor, of the redrawn weights and of those that are read as one.
         """
-        return self.problem.leaves(self._read(), self.precision)
-
-    def _read(self) -> dict[str, Tensor]:
-        """What stands in for prunable weights."""
         fixed = self.fixed()
         read = {name: ones for name, ones in fixed.items() if name in self.problem.prunable}
         if self.redraw:
             draw = self.redraw if callable(self.redraw) else _own_spread(fixed)
             source = generator(self.problem.seed, self.problem.round)
             for name, own in self.problem.prunable.items():
-                read[name] = _drawn(draw, name, in_one_piece(read.get(name, own).detach()), source)
+                read[name] = _drawn(draw, name, read.get(name, own).detach(), source)
         return read
 
     def other(self) -> dict[str, Tensor]:
@@ -242,11 +234,11 @@ class Reader:
         """
         if self.calibration != "batch":
             return self.calibration  # type: ignore[return-value]
-        images = self.problem.laid_out(self.layout)[: self.calibration_images]
-        tensors = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
-        read = partial(calibrate, self.problem.model, tensors=tensors, output=self.output)
-        chunk = calibration_chunk(self.problem, images, partial(read, chunk=None), self.output)
-        return read(images, chunk=chunk, processes=self.problem.processes)
+        images = self.problem.images[: self.calibration_images]
+        own = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
+        chunk = calibration_chunk(self.problem, images, self.output)
+        how: dict[str, Any] = {"output": self.output, "processes": self.problem.processes}
+        return calibrate(self.problem.model, images, tensors=own, chunk=chunk, **how)
 
 
 @dataclass(frozen=True)
@@ -256,93 +248,100 @@ class PathReader(Reader):
     Attributes:
         smooth: The coefficient of smooth activations in a recorded pass.
         per_sample: What an open reading does with coefficients that belong to a sample.
-        reuse_gates: Gates and statistics are those of the last round whose number is one more than a multiple of this.
-        capture: Whether the passes are captured on a GPU and replayed.
         tf32: Whether products are taken in TF32 on a GPU.
     """
 
     smooth: Smooth = "secant"
     per_sample: PerSample = "refuse"
-    reuse_gates: int = 1
-    capture: bool = False
     tf32: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.reuse_gates, bool) or not isinstance(self.reuse_gates, int) or self.reuse_gates < 1:
-            raise InvalidInput(f"reuse_gates must be an integer of at least 1, not {self.reuse_gates!r}")
-        for name in ("capture", "tf32"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidInput(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.tf32, bool):
+            raise InvalidInput(f"tf32 must be True or False, not {self.tf32!r}")
         for name, known in (("smooth", get_args(Smooth)), ("per_sample", get_args(PerSample))):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)
 
-    def coefficients(self, tensors: Tensors) -> Sequence[Moments] | Literal["running"]:
-        """What BatchNorm layers are read with: calibrated moments, or the stored statistics.
+    @property
+    def graph(self) -> Graph:
+        """The network, lowered."""
+        return lowered(self.problem.graph(self.output))
+
+    def tensors(self, *, scored: bool = True) -> Weights:
+        """The tensors of the network that are read in this round.
 
         Args:
-            tensors: Masked weights and other replaced parameters.
+            scored: Whether the scores of prunable weights are asked for.
+
+        Returns:
+            The tensors, made where they are used.
+        """
+        return self.problem.weights({**self.other(), **self.read()}, self.precision, scored=scored)
+
+    def coefficients(self) -> Sequence[Moments] | Literal["running"]:
+        """What BatchNorm layers are read with: calibrated moments, or the stored statistics.
 
         Returns:
             Moments by BatchNorm call, or ``running``.
         """
-        found = self.statistics(tensors)
+        if self.calibration == "running":
+            return "running"
+        found = self.statistics({**self.other(), **self.weights()})
         assert found != "train", "not among the calibrations of this reader"
         return found
 
-    def recordings(self, tensors: Tensors, use: Use, key: Hashable = "") -> list[Recorded]:
+    def recordings(self, tensors: Weights) -> list[Recorded]:
         """Recorded passes over the pruning set in micro-batches that the memory budget allows.
 
         Args:
-            tensors: Masked weights and other replaced parameters.
-            use: What each of them is used for, which costs memory too.
-            key: Tells uses apart that cost different amounts.
+            tensors: The tensors of the network.
 
         Returns:
             For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
         """
-        tensors, kept = self._of_recorded_round(tensors)
-        how: dict[str, Any] = {"tensors": tensors, "smooth": self.smooth, "output": self.output}
-
-        def read(x: Tensor, calibration: Any = "batch") -> Recording:
-            return record(self.problem.model, x, calibration=calibration, **how)
-
-        cost = cost_of_image(self.problem, (key, self.precision), partial(self._trial, read, use), self.output)
-        parts = list(self.problem.micro_batches(cost, self.layout))
-        if len(parts) > 1:  # what was kept is of all images: less memory may be free than in the round that kept it
-            kept.clear()
-        if self.precision in kept:
-            return [lambda: (parts[0].to(self.precision), kept[self.precision])]
+        graph = self.graph
+        parts = list(self.problem.micro_batches(held_bytes(graph, self.precision)))
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
-        calibration: Any = "batch" if together and self.calibration == "batch" else self.statistics(tensors)
+        statistics: Any = "batch" if together and self.calibration == "batch" else self.coefficients()
 
         def recorded(part: Tensor) -> tuple[Tensor, Recording]:
-            x = part.to(self.precision)
-            recording = read(x, calibration=calibration)
-            if self.reuse_gates > 1 and len(parts) == 1:
-                kept[self.precision] = recording
-            return x, recording
+            x = self.laid_out(part)
+            reading = Record(graph, tensors, statistics, self.smooth)
+            with torch.no_grad():
+                output = reading.run(x)
+            return x, Recording(output, reading.tape, reading.moments)
 
         return [partial(recorded, part) for part in parts]
 
-    def _trial(self, read: Callable[..., Recording], use: Use) -> Callable[[int], object]:
-        """A recorded pass of few images and its use."""
-        x = few(self.problem.laid_out(self.layout)).to(self.precision)
-        known: Any = "running" if self.calibration == "running" else read(x).statistics
-        return lambda count: use(lambda: (x[:count], read(x[:count], calibration=known)))
+    def linear(self, tensors: Weights, recording: Recording, **how: Any) -> Linear:
+        """The network as a linear map, with the coefficients of a recorded pass.
 
-    def _of_recorded_round(self, tensors: Tensors) -> tuple[Tensors, dict[torch.dtype, Recording]]:
-        """The tensors of the round whose gates are used, and what was kept of its passes, by precision."""
-        if self.reuse_gates == 1:
-            return tensors, {}
-        memo, fresh = self.problem.memo, (self.problem.round - 1) % self.reuse_gates == 0
-        if "gates of round" not in memo or (fresh and memo["gates of round"] != self.problem.round):
-            own = {name: tensor.detach() for name, tensor in tensors.items()}
-            memo |= {"gates of round": self.problem.round, "gates of tensors": own, "gates": {}}
-        read = {name: tensor.to(self.precision) for name, tensor in memo["gates of tensors"].items()}
-        return read, memo["gates"]
+        Args:
+            tensors: The tensors of the network.
+            recording: The pass.
+            **how: Further arguments of `pathex.paths.Linear`.
+
+        Returns:
+            The reading.
+        """
+        return Linear(self.graph, tensors, recording.tape, recording.statistics, **how)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images as they are read: in channels last where that is faster.
+
+        Args:
+            images: ``(N, ...)``.
+
+        Returns:
+            The same.
+        """
+        images = images.to(self.precision)
+        fast = images.dim() == 4 and self.precision == torch.float32 and images.device.type == "cpu"
+        if fast and any(node.op == "conv2d" for node in self.graph.path):
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
 
 @dataclass(frozen=True)
@@ -351,11 +350,9 @@ class ModelReader(Reader):
 
     Attributes:
         loss: Function of outputs and labels; None is cross-entropy.
-        twice: Whether derivatives are taken of derivatives, which are slower in channels last.
     """
 
     loss: Loss | None = None
-    twice: bool = False
 
     calibrations: ClassVar[Sequence[str]] = ("train", "batch", "running")
 
@@ -363,11 +360,6 @@ class ModelReader(Reader):
         super().__post_init__()
         if self.loss is not None and not callable(self.loss):
             raise InvalidInput(f"loss must be a function (outputs, labels) -> mean loss, not {self.loss!r}")
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """In which layout of memory the images are read."""
-        return torch.contiguous_format if self.twice else super().layout
 
     def fixed(self) -> dict[str, Tensor]:
         """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart.
@@ -381,14 +373,10 @@ class ModelReader(Reader):
             found[name] = signs.to(found[name])
         return found
 
-    def batches(
-        self, use: Callable[[tuple[Tensor, Any]], object], *, key: Hashable = "", labels: bool = True
-    ) -> Iterator[tuple[Tensor, Any]]:
+    def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
         """The pruning set: with BatchNorm as in training the batches as delivered, otherwise canonical micro-batches.
 
         Args:
-            use: What each of them is used for, and that costs memory.
-            key: Tells uses apart.
             labels: Whether labels are needed.
 
         Yields:
@@ -403,17 +391,12 @@ class ModelReader(Reader):
             doubt_batches(self.problem, self.output)
             device = self.problem.device
             for x, y in self.problem.batches:
-                images = x.to(device, self.precision).contiguous(memory_format=self.layout)
-                yield images, None if y is None else y.to(device)
+                yield x.to(device, self.precision), None if y is None else y.to(device)
             return
         given, first = self.problem.labels, 0
-
-        def trial() -> Callable[[int], object]:
-            x, y = few(self.problem.laid_out(self.layout)).to(self.precision), None if given is None else few(given)
-            return lambda count: use((x[:count], None if y is None else y[:count]))
-
-        cost = cost_of_image(self.problem, (key, self.precision), trial, self.output)
-        for x in self.problem.micro_batches(cost, self.layout):
+        # What each function leaves for the backward pass, and what that makes of it.
+        cost = 2 * self.precision.itemsize * entries_of_image(self.problem, self.output)[0]
+        for x in self.problem.micro_batches(cost):
             yield x.to(self.precision), None if given is None else given[first : first + len(x)]
             first += len(x)
 
@@ -485,6 +468,18 @@ class ModelReader(Reader):
             wrong = int(seen.min()) if int(seen.min()) < 0 else int(seen.max())
             raise InvalidInput(f"label {wrong} is no class of an output with {classes} classes (0 to {classes - 1})")
         return labels.long()
+
+
+def _may_be_scales(model: nn.Module, prunable: Collection[str]) -> bool:
+    """Whether a parameter may be a scale or a head that starts at zero."""
+    for name, parameter in model.named_parameters():
+        whole = parameter.detach()
+        if name in prunable:
+            if not whole.any():
+                return True
+        elif not name.endswith("bias") and whole.numel() and float(whole.abs().max()) < TINY_SCALE:
+            return True
+    return False
 
 
 def _drawn(draw: Initialiser, name: str, weight: Tensor, source: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ Scores may be negative: such a weight dampens the flow and goes first.
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ def _score(reader: ModelReader, *, temperature: float = 200.0) -> dict[str, Tens
     if not positive or not math.isfinite(temperature):
         raise InvalidInput(f"temperature must be a positive number, not {temperature!r}")
     require_labels(reader, "grasp")
-    reader = replace(reader, twice=True)
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
     statistics = reader.statistics(tensors)
@@ -36,7 +34,7 @@ def _score(reader: ModelReader, *, temperature: float = 200.0) -> dict[str, Tens
         # Pruned weights do not train: their part of the gradient is no flow.
         gradient = {name: part * reader.problem.mask[name].to(part) for name, part in gradient.items()}
     part = _hessian_product(weights, gradient)
-    product = reader.problem.processes.summed(loss_terms(reader, tensors, statistics, part, temperature), part)
+    product = reader.problem.processes.summed(loss_terms(reader, tensors, statistics, temperature), part)
     return {name: weight.detach() * product[name] for name, weight in weights.items()}
 
 

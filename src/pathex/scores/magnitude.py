@@ -9,7 +9,7 @@ __all__ = ["METHOD"]
 
 
 def _score(problem: Problem) -> dict[str, Tensor]:
-    return {name: weight.value().abs().to(problem.home) for name, weight in problem.leaves().items()}
+    return {name: weight.abs() for name, weight in problem.masked().items()}
 
 
 METHOD = Method(

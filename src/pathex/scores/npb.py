@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.paths.counting import Use, count_paths
+from pathex.paths import Use, count_paths
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Problem, generator
 from pathex.scores._reader import OPTIONS

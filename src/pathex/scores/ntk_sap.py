@@ -46,7 +46,6 @@ def _score(
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise InvalidInput(f"draws must be an integer of at least 1, not {draws!r}")
     step = None if exact else float(epsilon)
-    reader = replace(reader, twice=exact)
     total, scores = _summed(reader, inputs, step, draws)
     if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
         total, scores = _summed(reader.in_float64(), inputs, step, draws)
@@ -61,7 +60,7 @@ def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: i
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
         part = _part_of(drawn, epsilon)
-        scored = reader.problem.processes.summed(drawn.batches(part, key=epsilon is None, labels=False), part)
+        scored = reader.problem.processes.summed(drawn.batches(labels=False), part)
         total += float(scored.pop(TOTAL))
         for name, derivative in scored.items():
             sums[name] += derivative
@@ -94,9 +93,7 @@ def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
         return replace(reader, problem=replace(problem, round=number))
     source = generator(problem.seed, number, _INPUTS)
     batches = [(_normal(x.to(problem.dtype), source), None) for x, _ in problem.batches]
-    problem.survey(reader.output)
-    _ = reader.layout  # found out on the given images, once for all rounds
-    memo = {key: known for key, known in problem.memo.items() if key not in ("images", "laid out")}
+    memo = {key: known for key, known in problem.memo.items() if key != "images"}
     return replace(reader, problem=replace(problem, batches=batches, round=number, memo=memo))
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.paths.counting import count_paths
-from pathex.paths.walking import Walker
+from pathex.paths import Walker, count_paths
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Problem, generator
 from pathex.scores._reader import OPTIONS, PathReader

@@ -31,7 +31,6 @@ def _score(
 ) -> dict[str, Tensor]:
     _check(steps, lr, momentum)
     require_labels(reader, "prospr")
-    reader = replace(reader, twice=not first_order)
     problem, weights = reader.problem, reader.weights()
     start = {n: p.detach().to(reader.precision) for n, p in problem.model.named_parameters() if p.is_floating_point()}
     start = start | reader.other() | weights
@@ -67,13 +66,11 @@ def _parts(reader: ModelReader, count: int) -> list[ModelReader]:
     groups = [pieces[i * len(pieces) // count : (i + 1) * len(pieces) // count] for i in range(count)]
     if len(pieces) < count:
         groups = [[pieces[i % len(pieces)]] for i in range(count)]
-    _ = reader.layout  # found out once for all parts
-    return [replace(reader, problem=_part(problem, group, reader.output)) for group in groups]
+    return [replace(reader, problem=_part(problem, group)) for group in groups]
 
 
-def _part(problem: Problem, batches: Sequence[Batch], output: str | int | None) -> Problem:
-    problem.survey(output)
-    shared = "survey", "scales", "layout", "costs"
+def _part(problem: Problem, batches: Sequence[Batch]) -> Problem:
+    shared = "scales", "footprint"
     memo = {key: known for key, known in problem.memo.items() if key in shared}
     return replace(problem, batches=batches, memo=memo)
 
@@ -150,7 +147,7 @@ def _hessian_product(
             ) from error
         return dict(zip(leaves, second, strict=True))
 
-    return part.problem.processes.summed(loss_terms(part, leaves, statistics, share), share)
+    return part.problem.processes.summed(loss_terms(part, leaves, statistics), share)
 
 
 METHOD = Method(

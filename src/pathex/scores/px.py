@@ -14,10 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pathex.paths import Recording, Tensors, replay
+from pathex.paths import Recording, run_linear
 from pathex.scores._method import Card, Method
-from pathex.scores._precision import gradient_scores, safely
-from pathex.scores._reader import ON_GPU, OPTIONS, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
+from pathex.scores._precision import safely
+from pathex.scores._reader import ON_GPU, OPTIONS, READING, SMOOTH, TOTAL, PathReader
 
 __all__ = ["METHOD"]
 
@@ -27,16 +27,16 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
 
 
 def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
-    weights = reader.leaves()
-    tensors: Tensors = {**reader.other(), **weights}
+    tensors = reader.tensors()
 
     def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
         x, recording = recorded()
         with torch.enable_grad():
-            out = replay(reader.problem.model, x.square(), recording, tensors=tensors, output=reader.output).sum()
-            return {TOTAL: out.detach().double(), **gradient_scores(out, weights)}
+            reading = reader.linear(tensors, recording)
+            out = run_linear(reading, [x.square()]).sum()
+            return {TOTAL: out.detach().double(), **reading.scores(out)}
 
-    scores = reader.problem.processes.summed(reader.recordings(tensors, part), part)
+    scores = reader.problem.processes.summed(reader.recordings(tensors), part)
     return scores.pop(TOTAL), scores
 
 
@@ -63,10 +63,10 @@ METHOD = Method(
         "VGG-16 at the published sparsities keep more than twice that by themselves. The printed product form is "
         "'px-literal'; what the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9, expected trace by all sign patterns",
-        options={**SMOOTH, **REUSE_GATES, **ON_GPU, **OPTIONS},
+        options={**SMOOTH, **ON_GPU, **OPTIONS},
     ),
     _score,
-    {**READING, "smooth": "secant", "reuse_gates": 1, "capture": False, "tf32": False},
+    {**READING, "smooth": "secant", "tf32": False},
     floor=0.1,
     piecewise_linear=True,
     sharded=True,

@@ -6,17 +6,17 @@ parameters and no activation: z2. With ``R = sum z1 z2`` and ``g = dR / d(theta^
 ``|g| |theta|^5``; g is summed over the batches as delivered.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.paths import run, spellings, tensors_of, untouched
+from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, untouched
+from pathex.paths import tensors_of
 from pathex.scores._memory import doubt_batches
 from pathex.scores._method import Card, Method
 from pathex.scores._problem import Batch, Problem
@@ -24,58 +24,37 @@ from pathex.scores._reader import OPTIONS
 
 __all__ = ["METHOD"]
 
-_RELU = frozenset(spellings("relu", "relu_"))
-_DROPOUT = frozenset(spellings("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"))
-_OTHER_ACTIVATIONS = frozenset(
-    spellings(
-        *("relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh", "hardtanh_", "gelu", "silu", "silu_"),
-        *("mish", "mish_", "elu", "elu_", "selu", "celu", "tanh", "tanh_", "sigmoid", "sigmoid_", "hardsigmoid"),
-        *("hardswish", "softplus", "logsigmoid", "softmax", "glu", "threshold"),
-    )
+_OTHER_ACTIVATIONS = ACTIVATIONS | frozenset(
+    "relu6 leaky_relu prelu rrelu hardtanh sigmoid hardsigmoid softplus log_sigmoid softmax glu threshold".split()
 )
 
 
-class _BatchStatistics(TorchFunctionMode):
-    """BatchNorm on the statistics of the batch, stored ones untouched; dropout off; ReLU removed on demand."""
+class _Copy(Interpreter):
+    """BatchNorm on the statistics of the batch; ReLU removed on demand."""
 
-    def __init__(self, linear: bool) -> None:
-        super().__init__()
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], dtype: torch.dtype, linear: bool) -> None:
+        super().__init__(graph, tensors.__getitem__, dtype)
         self.linear = linear
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        if func in _DROPOUT or (self.linear and func in _RELU):
-            return args[0] if args else kwargs["input"]
-        if func in _OTHER_ACTIVATIONS:
-            raise UnsupportedOperation(f"px-cvpr24 is defined for ReLU only; the network calls {func.__name__}")
-        return func(*args, **kwargs)
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if input.numel() // input.shape[1] < 2:
-        raise InvalidInput(
-            "px-cvpr24 normalises by the statistics of each batch: a batch of one image is too small here"
-        )
-    return F.batch_norm(input, None, None, weight, bias, True, 0.0, eps)
+    def visit(self, node: Node) -> Any:
+        if node.op in _OTHER_ACTIVATIONS:
+            raise UnsupportedOperation(f"px-cvpr24 is defined for ReLU only; the network calls {node.op}")
+        if node.op == "relu" and self.linear:
+            return self(node.args[0])
+        if node.op != "batch_norm":
+            return self.plain(node)
+        x: Tensor = self(node["input"])
+        if x.numel() // x.shape[1] < 2:
+            raise InvalidInput(
+                "px-cvpr24 normalises by the statistics of each batch: a batch of one image is too small here"
+            )
+        return F.batch_norm(x, None, None, self(node["weight"]), self(node["bias"]), True, 0.0, node["eps"])
 
 
 def _score(
     problem: Problem, *, squared_norms: Sequence[str] = (), output: str | int | None = None
 ) -> dict[str, Tensor]:
-    weights = problem.masked()
+    weights, graph = problem.masked(), problem.graph(output)
     plain = tensors_of(problem.model, weights, problem.dtype)
     squares = {name: tensor.square() for name, tensor in plain.items()}
     for name in _kept_as_they_are(problem.model, squared_norms):
@@ -85,21 +64,16 @@ def _score(
 
     def part(batch: Batch) -> dict[str, Tensor]:
         x = batch[0].to(problem.device, problem.dtype)
-        with torch.no_grad():
-            z1 = _forward(problem.model, plain, x, output, linear=False)
-        with torch.enable_grad():
-            z2 = _forward(problem.model, squares, x, output, linear=True)
+        with untouched(problem.model), torch.no_grad():
+            z1 = _Copy(graph, plain, problem.dtype, linear=False).run(x)
+        with untouched(problem.model), torch.enable_grad():
+            z2 = _Copy(graph, squares, problem.dtype, linear=True).run(x)
             grads = torch.autograd.grad((z1 * z2).sum(), list(leaves.values()), materialize_grads=True)
         return dict(zip(weights, grads, strict=True))
 
     doubt_batches(problem, output)
     sums = problem.processes.summed(problem.batches, part)
     return {name: sums[name].abs() * weight.abs() ** 5 for name, weight in weights.items()}
-
-
-def _forward(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: Any, *, linear: bool) -> Tensor:
-    with untouched(model), _BatchStatistics(linear):
-        return run(model, tensors, x.clone(), output)
 
 
 def _kept_as_they_are(model: nn.Module, squared_norms: Sequence[str]) -> list[str]:

@@ -11,15 +11,16 @@ enough (deeper networks) it is computed in float64; so is the second factor wher
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import Moments, Recording, Tensors, replay, replay_open
+from pathex.paths import Linear, Moments, Recording, Weights, run_linear
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, REUSE_GATES, SMOOTH, TOTAL, PathReader
+from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, SMOOTH, TOTAL, PathReader
 
 __all__ = ["METHOD"]
 
@@ -48,11 +49,11 @@ def _score(reader: PathReader) -> dict[str, Tensor]:
     return {name: score.double().mul_(most) for name, score in scores.items()}
 
 
-def _ones(reader: PathReader, dtype: torch.dtype) -> Tensors:
+def _ones(reader: PathReader, dtype: torch.dtype) -> Weights:
     """The mask in place of prunable weights, ones in place of all other parameters."""
     one = torch.ones((), dtype=dtype, device=reader.problem.device)
     ones = {name: one.expand(parameter.shape) for name, parameter in reader.problem.model.named_parameters()}
-    return {**ones, **reader.problem.leaves(ones, dtype)}
+    return reader.problem.weights(ones, dtype)
 
 
 def _scale(reader: PathReader) -> float | None:
@@ -76,23 +77,15 @@ def _scale(reader: PathReader) -> float | None:
 
 def _open_ones(reader: PathReader) -> Tensor:
     """The outputs of the network of ones in float64 for an image of ones, with all gates open, ``(1, ...)``."""
+    how: Any = {"coefficients": "ones", "per_sample": reader.per_sample}
     with torch.no_grad():
-        return replay_open(
-            reader.problem.model,
-            torch.ones_like(reader.problem.images[:1], dtype=torch.float64),
-            statistics="running",
-            tensors=_ones(reader, torch.float64),
-            coefficients="ones",
-            per_sample=reader.per_sample,
-            output=reader.output,
-        )
+        reading = Linear(reader.graph, _ones(reader, torch.float64), None, **how)
+        return run_linear(reading, [torch.ones_like(reader.problem.images[:1], dtype=torch.float64)])
 
 
 def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor, Sequence[Moments]]:
     """The sum over images of each output of the network of ones; and the statistics of the pass."""
-    problem = reader.problem
-    tensors: Tensors = {**reader.other(), **reader.leaves()}
-    ones = _ones(reader, dtype)
+    tensors, ones = reader.tensors(scored=False), _ones(reader, dtype)
     used: list[Sequence[Moments]] = []
 
     def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
@@ -100,10 +93,10 @@ def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor,
         used.append(recording.statistics)  # the same in all parts
         squared = x.to(dtype).square() * scale
         with torch.no_grad():
-            out = replay(problem.model, squared, recording, tensors=ones, coefficients="ones", output=reader.output)
+            out = run_linear(reader.linear(ones, recording, coefficients="ones"), [squared])
         return {TOTAL: out.double().sum(0, keepdim=True) / scale}
 
-    return problem.processes.summed(reader.recordings(tensors, part, dtype), part)[TOTAL], used[-1]
+    return reader.problem.processes.summed(reader.recordings(tensors), part)[TOTAL], used[-1]
 
 
 METHOD = Method(
@@ -126,10 +119,10 @@ METHOD = Method(
         "too (rows: benchmarks/rows/literal_overlap-fashion-mini.csv); with calibration the mask feeds back on the "
         "statistics and they drift apart. What the released code computes is 'px-cvpr24'",
         checked="path enumeration to 1e-10 in float64, golden scores to 1e-9",
-        options={**SMOOTH, **PER_SAMPLE, **REUSE_GATES, **OPTIONS},
+        options={**SMOOTH, **PER_SAMPLE, **OPTIONS},
     ),
     _score,
-    {**READING, "smooth": "secant", "per_sample": "refuse", "reuse_gates": 1},
+    {**READING, "smooth": "secant", "per_sample": "refuse"},
     piecewise_linear=True,
     sharded=True,
     beside=20,

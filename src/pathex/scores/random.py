@@ -12,7 +12,7 @@ __all__ = ["METHOD"]
 def _score(problem: Problem) -> dict[str, Tensor]:
     source = generator(problem.seed, problem.round)
     return {
-        name: torch.rand(weight.shape, generator=source, dtype=torch.float64).to(problem.home)
+        name: torch.rand(weight.shape, generator=source, dtype=torch.float64).to(problem.device)
         for name, weight in problem.prunable.items()
     }
 

@@ -3,13 +3,9 @@ r"""SNIP (Lee, Ajanthan, Torr, ICLR 2019): the sensitivity of the loss to the pr
 S_j = |dL / dc_j| = |theta_j dL/dtheta_j|        with weights c * theta at c = mask.
 """
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from pathex.paths import Tensors
-from pathex.scores._loss import loss_terms, require_labels
+from pathex.scores._loss import loss_gradient, require_labels
 from pathex.scores._method import Card, Method
 from pathex.scores._reader import MODEL_OPTIONS, MODEL_READING, ModelReader
 
@@ -25,15 +21,10 @@ def connection_sensitivity(reader: ModelReader) -> dict[str, Tensor]:
     Returns:
         Name to score; zero where the mask removed the weight.
     """
-    weights = reader.leaves()
-    tensors: Tensors = {**reader.other(), **weights}
-
-    def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
-        with torch.enable_grad():
-            return weights.products(term())
-
-    terms = loss_terms(reader, tensors, reader.statistics(tensors), part)
-    return {name: product.abs_() for name, product in reader.problem.processes.summed(terms, part).items()}
+    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
+    tensors = {**reader.other(), **weights}
+    gradient = loss_gradient(reader, weights, tensors, reader.statistics(tensors))
+    return {name: gradient[name].mul_(weight.detach()).abs_() for name, weight in weights.items()}
 
 
 def _score(reader: ModelReader) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.paths import run, tensors_of, untouched
+from pathex.graph import untouched
+from pathex.paths import forward, tensors_of
 from pathex.scores._jacobian import gradients
 from pathex.scores._method import Card, Method
 from pathex.scores._precision import open_sum, safely
@@ -26,18 +27,15 @@ def _score(reader: PathReader, *, shifts: Shifts = "dropped") -> dict[str, Tenso
     if shifts not in get_args(Shifts):
         raise UnknownName("shifts", shifts, get_args(Shifts))
     if shifts == "released":
-        if reader.problem.sharded:
-            raise InvalidInput("shifts='released' needs whole weights, not weights that are spread over processes")
-        if reader.capture or reader.tf32:
-            name = "capture" if reader.capture else "tf32"
-            raise InvalidInput(f"{name}=True needs shifts='dropped', not 'released'; leave it out")
+        if reader.tf32:
+            raise InvalidInput("tf32=True needs shifts='dropped', not 'released'; leave it out")
         return _released(reader.in_float64())
     return safely(reader, _summed, "synflow")
 
 
 def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     total, scores = open_sum(reader, coefficients="absolute", pools="max")
-    return total, {name: score.mul_(2) for name, score in scores.items()}
+    return total, scores
 
 
 def _released(reader: PathReader) -> dict[str, Tensor]:
@@ -47,7 +45,7 @@ def _released(reader: PathReader) -> dict[str, Tensor]:
     with torch.enable_grad(), untouched(model):
         leaves = {name: absolute[name].requires_grad_() for name in weights}
         ones = torch.ones_like(reader.problem.images[:1], dtype=torch.float64)
-        found = gradients(run(model, absolute, ones, reader.output).sum(), leaves)
+        found = gradients(forward(model, ones, tensors=absolute, output=reader.output).sum(), leaves)
         return {name: leaf.detach() * found[name] for name, leaf in leaves.items()}
 
 
@@ -78,7 +76,7 @@ METHOD = Method(
         },
     ),
     _score,
-    {**READING, "calibration": "running", "per_sample": "refuse", "capture": False, "tf32": False},
+    {**READING, "calibration": "running", "per_sample": "refuse", "tf32": False},
     piecewise_linear=True,
     sharded=True,
 )

@@ -41,7 +41,7 @@ METHOD = Method(
         options={**PER_SAMPLE, **ON_GPU, **OPTIONS},
     ),
     _score,
-    {**READING, "per_sample": "refuse", "capture": False, "tf32": False},
+    {**READING, "per_sample": "refuse", "tf32": False},
     piecewise_linear=True,
     sharded=True,
 )

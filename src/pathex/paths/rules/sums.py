@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.graph import Node
-from pathex.paths2.linear import Linear, rule
+from pathex.paths.linear import Linear, rule
 
 __all__: list[str] = []
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pathex.graph import Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import Record, Slope
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import Record, Slope
 
 __all__: list[str] = []
 
@@ -30,7 +30,7 @@ def _stored(node: Node) -> bool:
     return node.op == "instance_norm" and not node["use_input_stats"] and node["running_var"] is not None
 
 
-@record.rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
+@recording.rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
 def _norm(reading: Record, node: Node) -> Tensor:
     result: Tensor = reading.plain(node)
     if _stored(node):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pathex.graph import ACTIVATIONS, FUNCTIONS, Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import Record, Slope
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import Record, Slope
 
 __all__ = ["scaled"]
 
@@ -29,7 +29,7 @@ def _derivative(reading: Record, node: Node, x: Tensor) -> Tensor:
     return slope
 
 
-@record.rule(*ACTIVATIONS)
+@recording.rule(*ACTIVATIONS)
 def _activation(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     result: Tensor = reading.plain(node)
@@ -45,7 +45,7 @@ def _activation(reading: Record, node: Node) -> Tensor:
     return result
 
 
-@record.rule(*FUNCTIONS)
+@recording.rule(*FUNCTIONS)
 def _function(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0]) if reading.carries(node.args[0]) else None  # type: ignore[assignment]
     _refuse_second(reading, node, x)
@@ -115,7 +115,7 @@ def _function_linear(reading: Linear, node: Node) -> Tensor:
 # -- softmax -----------------------------------------------------------------------------------------------------------
 
 
-@record.rule("softmax", "_softmax", "log_softmax")
+@recording.rule("softmax", "_softmax", "log_softmax")
 def _softmax(reading: Record, node: Node) -> Tensor:
     x, dim = reading(node.args[0]), node["dim"]
     shares = torch.softmax(x, dim).masked_fill((x == -math.inf).all(dim, keepdim=True), 0.0)

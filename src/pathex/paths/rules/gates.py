@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pathex.graph import Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import Gate, Record
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import Gate, Record
 
 __all__: list[str] = []
 
@@ -16,7 +16,7 @@ _CLAMPS = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min",
 _BOUNDS = {"hardtanh": ("min_val", "max_val"), "relu": (0.0, None), "relu6": (0.0, 6.0), "threshold": ("threshold", None)}
 
 
-@record.rule("relu", "relu6", "hardtanh", "threshold", *_CLAMPS)
+@recording.rule("relu", "relu6", "hardtanh", "threshold", *_CLAMPS)
 def _bounded(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     gate: Any = None
@@ -38,7 +38,7 @@ def _bounded(reading: Record, node: Node) -> Tensor:
     return result
 
 
-@record.rule("leaky_relu", "prelu", "rrelu")
+@recording.rule("leaky_relu", "prelu", "rrelu")
 def _leaky(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     opened = (x > 0).view(torch.uint8)

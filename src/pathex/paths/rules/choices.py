@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from pathex.graph import Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import Record, Slope
-from pathex.paths2.rules.smooth import scaled
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import Record, Slope
+from pathex.paths.rules.smooth import scaled
 
 __all__: list[str] = []
 
@@ -17,7 +17,7 @@ def _dims(node: Node, x: Tensor) -> tuple[int, ...]:
     return (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(x.dim()))
 
 
-@record.rule("amax", "amin")
+@recording.rule("amax", "amin")
 def _extreme(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     largest = (torch.amax if node.op == "amax" else torch.amin)(x, _dims(node, x), keepdim=True)

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import NEVER_ZERO, STRUCTURE, Graph, Node, Interpreter
-from pathex.paths2.lowering import lowered
-from pathex.paths2.moments import Moments
-from pathex.paths2.origins import Origins
-from pathex.paths2.record import Recording
-from pathex.paths2.weights import Call, Weights, call_of, weigh
+from pathex.graph import NEVER_ZERO, STRUCTURE, Graph, Interpreter, Node
+from pathex.paths.moments import Moments
+from pathex.paths.origins import Origins
+from pathex.paths.weights import Call, Weights, call_of, weigh
 
-__all__ = ["LINEAR", "Coefficients", "Linear", "PerSample", "replay", "replay_open", "rule", "run_linear"]
+__all__ = ["LINEAR", "Coefficients", "Linear", "PerSample", "rule", "run_linear"]
 
 Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
 PerSample = Literal["refuse", "one"]
@@ -370,57 +368,3 @@ def run_linear(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
         raise UnsupportedOperation("no path from the input reaches the output through operations that can be read")
     result: Tensor = reading.run(*(x.to(reading.dtype) if x.is_floating_point() else x for x in inputs))
     return result
-
-
-def replay(
-    graph: Graph, weights: Weights, recording: Recording, *inputs: Tensor, coefficients: Coefficients = "squared"
-) -> tuple[Tensor, Linear]:
-    """Read the network as a linear map of its input, with the coefficients of a recorded pass.
-
-    Biases and shifts are dropped.
-
-    Args:
-        graph: The network.
-        weights: Its tensors.
-        recording: The recorded pass over the same images.
-        *inputs: Input of the map, ``(N, ...)``, used as given: pass ``x**2`` for squared paths.
-        coefficients: ``plain``: weights and coefficients as they are. ``squared``: weights, BatchNorm coefficients and
-            fixed coefficients (average pools, interpolation, constants) squared where they act, gates squared.
-            ``ones``: weights as given (ones, or a mask), BatchNorm counts 1, fixed coefficients in absolute value, gates
-            squared. ``absolute``: absolute values.
-
-    Returns:
-        Output of the linear map, and the reading, whose `Linear.scores` differentiates it.
-    """
-    reading = Linear(lowered(graph), weights, recording.tape, recording.statistics, coefficients)
-    return run_linear(reading, inputs), reading
-
-
-def replay_open(
-    graph: Graph,
-    weights: Weights,
-    *inputs: Tensor,
-    statistics: Sequence[Moments] | Literal["running"],
-    coefficients: Coefficients = "squared",
-    pools: Literal["sum", "max"] = "sum",
-    per_sample: PerSample = "refuse",
-) -> tuple[Tensor, Linear]:
-    """Read the network with every gate open: all paths. A product is zero where one of its factors is.
-
-    Args:
-        graph: The network.
-        weights: Its tensors.
-        *inputs: Input of the map, ``(N, ...)``, used as given.
-        statistics: Moments by BatchNorm call, or ``running`` for the stored ones.
-        coefficients: As for `replay`.
-        pools: What a max pool does with its window: ``sum``, or ``max`` of what arrives.
-        per_sample: Coefficients that belong to a sample (LayerNorm, attention, gates): ``refuse``, or ``one``: they
-            count 1.
-
-    Returns:
-        Output of the linear map (linear up to ``pools="max"``), and the reading.
-    """
-    reading = Linear(
-        lowered(graph), weights, None, statistics, coefficients, pools=pools, per_sample=per_sample
-    )
-    return run_linear(reading, inputs), reading

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pathex.graph import Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import Factors, Record
-from pathex.paths2.weights import call_of
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import Factors, Record
+from pathex.paths.weights import call_of
 
 __all__ = ["multilinear"]
 
@@ -28,7 +28,7 @@ def _operands(node: Node) -> Sequence[Any]:
     return node.args[1] if node.op == "einsum" else node.args[:2]
 
 
-@record.rule(*_ELEMENTWISE, *_MATRICES, "einsum")
+@recording.rule(*_ELEMENTWISE, *_MATRICES, "einsum")
 def _product(reading: Record, node: Node) -> Tensor:
     carried = [operand for operand in _operands(node) if reading.carries(operand)]
     if len(carried) > 1:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from pathex.graph import STRUCTURE, Node
-from pathex.paths2.linear import Linear, rule
+from pathex.paths.linear import Linear, rule
 
 __all__: list[str] = []
 

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pathex.graph import WEIGHTED, Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import Factors, Record
-from pathex.paths2.rules.products import multilinear
-from pathex.paths2.weights import call_of
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import Factors, Record
+from pathex.paths.rules.products import multilinear
+from pathex.paths.weights import call_of
 
 __all__ = ["norm_of"]
 
@@ -44,7 +43,7 @@ def _function(node: Node, extra: Sequence[Any]) -> Callable[[Tensor, Tensor], Te
     return lambda x, weight: target(x, weight, None, *extra, **kwargs)
 
 
-@record.rule(*WEIGHTED)
+@recording.rule(*WEIGHTED)
 def _layer(reading: Record, node: Node) -> Tensor:
     _refuse_dynamic_bias(reading, node)
     if reading.carries(node.args[1]) and reading.carries(node.args[0]):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.graph import Node
-from pathex.paths2 import record
-from pathex.paths2.linear import Linear, rule
-from pathex.paths2.record import ArgMax, Record
+from pathex.paths import recording
+from pathex.paths.linear import Linear, rule
+from pathex.paths.recording import ArgMax, Record
 
 __all__: list[str] = []
 
@@ -44,7 +44,7 @@ def _window(node: Node) -> tuple[Any, ...]:
     return kernel, node["stride"] or kernel, node["padding"], node["dilation"], node["ceil_mode"]
 
 
-@record.rule(*_MAX, *_ADAPTIVE_MAX)
+@recording.rule(*_MAX, *_ADAPTIVE_MAX)
 def _max_pool(reading: Record, node: Node) -> Any:
     x: Tensor = reading(node.args[0])
     if node.op in _MAX:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pathex.graph import Graph, Node, compute_dtype, trace, untouched
-from pathex.paths2.linear import Linear, run_linear
-from pathex.paths2.lowering import lowered
-from pathex.paths2.weights import Weights
+from pathex.paths.linear import Linear, run_linear
+from pathex.paths.lowering import lowered
+from pathex.paths.weights import Weights
 
 __all__ = ["Connectivity", "connectivity", "off_path", "on_paths", "roles"]
 

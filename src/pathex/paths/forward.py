@@ -1,0 +1,295 @@
+"""The plain forward pass of any network: nothing is refused, and BatchNorm uses the statistics that it is told to.
+
+The readings of paths know every operator that they meet. What is here needs no rules and no trace: `forward` for methods
+that differentiate the network itself, and `calibrate` for the statistics that the masked network produces.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pathex.errors import InvalidInput, UnsupportedOperation
+from pathex.graph import compute_dtype, first_tensor, untouched
+from pathex.paths.moments import Moments, finish, merge, moments_of
+from pathex.processes import ALONE, Processes
+
+__all__ = ["Statistics", "calibrate", "footprint", "forward", "tensors_of"]
+
+Statistics = Sequence[Moments] | Literal["running", "train"]
+"""What BatchNorm uses: moments in the order of the calls, the stored ones, or those of the batch as in training."""
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """Torch's own has no second derivative."""
+    gate = F.relu6(input + 3) / 6
+    return input.copy_(gate) if inplace else gate
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Torch's own has no second derivative at zero, where padding puts whole tokens."""
+    if p != 2 or out is not None:
+        return F.normalize(input, p, dim, eps, out)
+    return input * input.square().sum(dim, keepdim=True).clamp_min(eps**2).rsqrt()
+
+
+_WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    F.hardsigmoid: _hardsigmoid,
+    F.normalize: _normalize,
+}
+
+
+class _Normalised(TorchFunctionMode):
+    """Runs every function as it is but BatchNorm of what depends on the input.
+
+    Args:
+        statistics: What BatchNorm uses; None: the moments of what reaches it, as constants, which are kept.
+        to_next: Whether the pass ends at the first BatchNorm whose moments are not known.
+    """
+
+    def __init__(self, statistics: Statistics | None = None, *, to_next: bool = False) -> None:
+        super().__init__()
+        self.statistics, self.to_next = statistics, to_next
+        self.moments: list[Moments] = []
+        self.entries = [0, 0]
+        self._reached = WeakIdKeyDictionary()
+
+    def reach(self, result: Any) -> Any:
+        """Note that a tensor, or each in a tuple or list, depends on the input."""
+        for tensor in [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else ():
+            if isinstance(tensor, Tensor):
+                self._reached[tensor] = True
+                self.entries = [self.entries[0] + tensor.numel(), max(self.entries[1], tensor.numel())]
+        return result
+
+    def _depends(self, values: Any) -> bool:
+        return any(
+            value in self._reached if isinstance(value, Tensor) else isinstance(value, (tuple, list)) and self._depends(value)
+            for value in values
+        )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        depends = self._depends((*args, *kwargs.values()))
+        stored = func is F.batch_norm and self.statistics == "train" and _stored(*args, **kwargs) is not None
+        if func is F.batch_norm and (depends or stored):
+            return self.reach(self._batch_norm(*args, **kwargs))
+        result = _WRITTEN_OUT.get(func, func)(*args, **kwargs)
+        if not depends:
+            return result
+        if result is None and args and isinstance(args[0], Tensor):  # what is written into a tensor
+            self.reach(args[0])
+        return self.reach(result)
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if self.statistics == "train":
+            if input.numel() // input.shape[1] < 2:
+                raise InvalidInput(
+                    "BatchNorm on the statistics of a batch needs more than one value a channel: pass larger batches, "
+                    "or calibration='batch' or 'running'"
+                )
+            return F.batch_norm(input, None, None, weight, bias, True, 0.0, eps)
+        stored = _stored(input, running_mean, running_var)
+        number = len(self.moments)
+        if self.statistics == "running" and stored is not None:
+            moments = stored
+        elif self.statistics is not None and not isinstance(self.statistics, str) and number < len(self.statistics):
+            moments = self.statistics[number]
+        elif self.to_next:
+            raise _Reached(moments_of(input), stored)
+        else:
+            moments = finish(moments_of(input.detach()), stored)
+        self.moments.append(moments)
+        return F.batch_norm(input, moments.mean.to(input), moments.var.to(input), weight, bias, False, 0.0, eps)
+
+
+@dataclass(eq=False)
+class _Reached(Exception):
+    moments: tuple[Tensor, Tensor, int]
+    stored: Moments | None
+
+
+def _stored(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, *_: Any, **__: Any
+) -> Moments | None:
+    return None if running_mean is None or running_var is None else Moments(running_mean, running_var)
+
+
+def tensors_of(model: nn.Module, replaced: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The parameters and buffers of a functional call.
+
+    Args:
+        model: The model.
+        replaced: Tensors that stand in for parameters or buffers, by name; bool masks become 0 and 1.
+        dtype: Floating-point tensors that are not replaced are cast to it.
+
+    Returns:
+        Name to tensor; buffers are copies, so that a forward pass that writes to them does not reach the model.
+
+    Raises:
+        InvalidInput: If ``replaced`` names a tensor that the model does not have.
+    """
+    tensors = {name: _cast(p.detach(), dtype) for name, p in model.named_parameters()}
+    tensors |= {name: _cast(b.detach().clone(), dtype) for name, b in model.named_buffers()}
+    for name, tensor in (replaced or {}).items():
+        if name not in tensors:
+            raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
+        tensors[name] = tensor.to(dtype) if tensor.dtype == torch.bool else tensor
+    return tensors
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def forward(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    statistics: Statistics = "running",
+    output: str | int | None = None,
+) -> Tensor:
+    """The output of the network itself, in evaluation mode, differentiable as often as its functions are.
+
+    Attention runs on torch's own products (the fused kernels have no second derivative).
+
+    Args:
+        model: The network; left as it was, its stored statistics too.
+        x: Images ``(N, ...)``.
+        tensors: Tensors that stand in for parameters or buffers (masked weights, for instance), by name.
+        statistics: What BatchNorm uses: moments by call (see `calibrate`), ``running`` for the stored ones, ``train``
+            for those of this batch, through which gradients flow as in training.
+        output: Which of several outputs counts; None is the first tensor.
+
+    Returns:
+        The output tensor.
+
+    Raises:
+        InvalidInput: If a BatchNorm on the statistics of the batch gets a single value a channel.
+        UnsupportedOperation: If the network checkpoints its activations: its backward pass would run it again with its
+            own weights.
+    """
+    dtype = compute_dtype(model, tensors)
+    with untouched(model), sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTS):
+        try:
+            return _run(model, tensors_of(model, tensors, dtype), x.to(dtype), output, _Normalised(statistics))
+        except RuntimeError as error:
+            if _CHECKPOINTS in str(error):
+                raise UnsupportedOperation(_CHECKPOINTS) from error
+            raise
+
+
+_CHECKPOINTS = "the network checkpoints its activations (torch.utils.checkpoint): switch gradient checkpointing off"
+
+
+def _run(
+    model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str | int | None, mode: _Normalised
+) -> Tensor:
+    if isinstance(model, nn.DataParallel):
+        raise InvalidInput("a DataParallel wrapper cannot be scored; pass its .module")
+    with mode:
+        start = x.clone()  # the network may write into its input
+        own = _under_every_name(model, tensors)
+        # Torch's own tying leaves the tensors of the call in a module that is used under two names.
+        return first_tensor(functional_call(model, own, (mode.reach(start),), tie_weights=False), output)
+
+
+def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    first: dict[Tensor, str] = {}
+    entries = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tensors[known] for name, entry in entries if (known := first.setdefault(entry, name)) in tensors}
+
+
+def footprint(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> tuple[int, int]:
+    """Entries of the activations of a forward pass.
+
+    Args:
+        model: The network; left as it was.
+        x: Images ``(N, ...)``.
+        output: Which of several outputs counts.
+
+    Returns:
+        Those of the results of all functions, and of the largest result.
+    """
+    dtype, mode = compute_dtype(model), _Normalised("running")
+    with untouched(model), torch.no_grad():
+        _run(model, tensors_of(model, None, dtype), x.to(dtype), output, mode)
+    return mode.entries[0], mode.entries[1]
+
+
+def calibrate(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    chunk: int | None = None,
+    output: str | int | None = None,
+    processes: Processes = ALONE,
+) -> Sequence[Moments]:
+    """Mean and biased variance of what reaches each BatchNorm, over all images together, layer after layer.
+
+    Every layer sees the outputs of the layers before it normalised by their own calibrated moments. The network's
+    stored statistics are neither used nor changed.
+
+    Args:
+        model: The network; left as it was.
+        x: Calibration images ``(N, ...)``.
+        tensors: Tensors that stand in for parameters, by name.
+        chunk: Images in memory at a time. None runs one forward pass with all of them; a number bounds memory and
+            costs one partial forward pass for each BatchNorm call, with the same result up to rounding.
+        output: Which of several outputs counts.
+        processes: Those that share the chunks between them; each has all images and gets the same moments.
+
+    Returns:
+        Moments by BatchNorm call.
+    """
+    dtype = compute_dtype(model, tensors)
+    with untouched(model), torch.no_grad():
+        own = tensors_of(model, tensors, dtype)
+        x = x.to(dtype)
+        if chunk is None or chunk >= len(x):
+            whole = _Normalised()
+            _run(model, own, x, output, whole)
+            return whole.moments
+        known: list[Moments] = []
+        while True:
+            parts = processes.each(x.split(chunk), partial(_next_norm, model, own, known, output), x.device)
+            reached = [part for part in parts if part is not None]
+            if not reached:
+                return known
+            total, stored = reached[0]
+            for part, _ in reached[1:]:
+                total = merge(total, part)
+            known.append(finish(total, None if stored is None else Moments(*stored)))
+
+
+def _next_norm(
+    model: nn.Module, tensors: Mapping[str, Tensor], known: Sequence[Moments], output: str | int | None, x: Tensor
+) -> tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor] | None] | None:
+    """What reaches the first BatchNorm that is not known yet, and the mean and variance that it keeps."""
+    try:
+        _run(model, tensors, x, output, _Normalised(known, to_next=True))
+    except _Reached as reached:
+        return reached.moments, None if reached.stored is None else (reached.stored.mean, reached.stored.var)
+    return None

@@ -1,0 +1,143 @@
+"""The plain forward pass, which keeps the local coefficient of every non-linear node."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathex.graph import Graph, Interpreter, Node
+from pathex.paths.moments import Moments, finish, moments_of
+from pathex.paths.weights import Weights
+
+__all__ = ["ArgMax", "Factors", "Gate", "Record", "Recording", "Slope", "Smooth", "Statistics", "rule"]
+
+Smooth = Literal["secant", "tangent", "mixed"]
+Statistics = Sequence[Moments] | Literal["batch", "running"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Local slope at each unit: 1 where `open` (bytes), elsewhere `slope`, a number or a tensor that broadcasts."""
+
+    open: Tensor
+    slope: float | Tensor = 0.0
+
+
+@dataclass(frozen=True)
+class ArgMax:
+    """The route through a max pool: for each output the flat index of the winning input in its channel."""
+
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A coefficient at each unit, which broadcasts: `forward` on the way and `backward`, if another, on the way back."""
+
+    forward: Tensor
+    backward: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The recorded operands, in their order, of a product of several that the input reaches."""
+
+    operands: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a recorded forward pass leaves.
+
+    Attributes:
+        output: Output of the network, ``(N, ...)``.
+        tape: The coefficient of every non-linear node, and the value of every decision.
+        statistics: The moments that every BatchNorm used, in the order of the calls.
+    """
+
+    output: Tensor
+    tape: dict[Node, Any]
+    statistics: Sequence[Moments]
+
+
+RECORD: dict[str, Callable[["Record", Node], Any]] = {}
+
+
+class Record(Interpreter):
+    """Runs the network and keeps coefficients.
+
+    Args:
+        graph: A lowered graph.
+        weights: Its tensors.
+        statistics: What BatchNorm uses: moments in the order of the calls, ``running`` for the stored ones, ``batch`` for
+            the biased moments of what reaches it.
+        smooth: The coefficient of smooth activations.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Weights,
+        statistics: Statistics = "batch",
+        smooth: Smooth = "secant",
+    ) -> None:
+        super().__init__(graph, weights, weights.dtype)
+        self.statistics, self.smooth = statistics, smooth
+        self.tape: dict[Node, Any] = {}
+        self.moments: list[Moments] = []
+
+    def visit(self, node: Node) -> Any:
+        if node.op == "batch_norm" and node in self.graph.dependent:
+            return self._batch_norm(node)
+        if node not in self.graph.dependent:
+            return self.plain(node)
+        if node not in self.graph.carried:
+            value = self.plain(node)
+            if any(user in self.graph.carried or user not in self.graph.dependent for user in self.graph.users[node]):
+                self.tape[node] = value
+            return value
+        rule = RECORD.get(node.op)
+        return self.plain(node) if rule is None else rule(self, node)
+
+    def keep(self, node: Node, coefficient: Any) -> None:
+        """Keep the coefficient of a node.
+
+        Args:
+            node: The node.
+            coefficient: The coefficient.
+        """
+        self.tape[node] = coefficient
+
+    def _batch_norm(self, node: Node) -> Tensor:
+        x: Tensor = self(node["input"])
+        mean, var = self(node["running_mean"]), self(node["running_var"])
+        stored = None if mean is None or var is None else Moments(mean, var)
+        number = len(self.moments)
+        if self.statistics == "running" and stored is not None:
+            moments = stored
+        elif not isinstance(self.statistics, str) and number < len(self.statistics):
+            moments = self.statistics[number]
+        else:
+            moments = finish(moments_of(x), stored)
+        self.moments.append(moments)
+        weight, bias = self(node["weight"]), self(node["bias"])
+        return F.batch_norm(x, moments.mean.to(x), moments.var.to(x), weight, bias, False, 0.0, node["eps"])
+
+
+def rule(*ops: str) -> Callable[[Callable[[Record, Node], Any]], Callable[[Record, Node], Any]]:
+    """Register what a recorded pass does at a node.
+
+    Args:
+        *ops: Names of operators.
+
+    Returns:
+        A decorator.
+    """
+
+    def register(function: Callable[[Record, Node], Any]) -> Callable[[Record, Node], Any]:
+        RECORD.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
