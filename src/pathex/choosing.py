@@ -1,6 +1,6 @@
 """From the scores of a round to the mask of that round: allocation, schedule, floors and budget together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,6 +42,7 @@ class Chooser:
         revives: Whether weights that a round removed may return in a later one; those outside ``start`` never do.
         seed: Seed of the order that breaks ties.
         parts: From a mask to the parts of each layer that the floor holds for; None: layers are their own parts.
+        may_cut: From a mask to whether it may cut anything off; None: it always may.
         densities: Density after each planned round.
         reached: The planned round that the mask is at: 0 before the first choice, ``rounds`` when all is done.
 
@@ -61,6 +62,7 @@ class Chooser:
     revives: bool = False
     seed: int = 0
     parts: Parts | None = None
+    may_cut: Callable[[Mapping[str, Tensor]], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -125,7 +127,7 @@ class Chooser:
         if not self.floor:
             return Mask(keep(scores))
         if self._securer is None:
-            self._securer = Securer(connected, self.parts or _whole, self.floor)
+            self._securer = Securer(connected, self.parts or _whole, self.may_cut or _always, self.floor)
         count, last = self._kept(self.reached), self.reached == self.rounds
         return Mask(self._securer.keep(scores, allowed, keep, count=count, last=last))
 
@@ -170,6 +172,10 @@ class Chooser:
         steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
         shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
         return round_to_total(shares, kept, limits, self.final)
+
+
+def _always(mask: Mapping[str, Tensor]) -> bool:
+    return True
 
 
 def _whole(mask: Mapping[str, Tensor]) -> Mapping[str, list[Tensor]]:

@@ -13,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex import schedule as schedules
 from pathex import scores as scorers
 from pathex.allocate import Allocation, described
 from pathex.choosing import Chooser
 from pathex.collapse import PruneReport, examine, listed, warn_of_collapse
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
-from pathex.graph import untouched
+from pathex.graph import compute_dtype, trace, untouched
 from pathex.heap import keeps_freed_memory
 from pathex.mask_files import read_allocation
 from pathex.masks import Mask
-from pathex.paths import on_paths, roles
+from pathex.paths import has_empty_units, off_path, on_paths, roles
 from pathex.processes import Group, processes_of
 from pathex.prunable import Selector, own_module, prunable_weights
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
-from pathex.sharded import in_one_piece, is_sharded, like
+from pathex.sharded import is_sharded
 
 __all__ = ["PruneReport", "PruneResult", "default_rounds", "examine", "prune", "score"]
 
@@ -97,8 +96,8 @@ def score(
         **options: Options of the method (see its card).
 
     Returns:
-        Name to score on the model's device, in the weight's shape, and spread over processes as the weight is; higher =
-        keep.
+        Name to score on the model's device, in the weight's shape; higher = keep. Methods that read paths leave out the
+        weights that lie on none (see `PruneReport.off_path`).
 
     Raises:
         InvalidInput: If an argument cannot be used or the method returns scores that do not fit.
@@ -112,15 +111,15 @@ def score(
     with processes.together():
         method_call = _method_call(method, options)
         seed = _natural("seed", seed)
-        model, weights = _weights_of(model, method, ignore, prunable)
+        model, weights = _weights_of(model, ignore, prunable)
+        batches = joined(read_batches(data), processes)
+        weights, _ = _on_path(model, weights, method, batches, options)
         if mask is not None:
             _check_mask(mask, weights)
-        batches = joined(read_batches(data), processes)
         problem = Problem(
             model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
         )
-        scores = _scored(_in_agreement(problem, method, options, strict=strict), method_call)
-        return {name: like(score, weights[name]) for name, score in scores.items()}
+        return _scored(_in_agreement(problem, method, options, strict=strict), method_call)
 
 
 def prune(
@@ -191,11 +190,12 @@ def prune(
     processes = processes_of(group)
     with processes.together():
         method_call = _method_call(method, options)
-        schedules.check_options(schedule, options)
         sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
         min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
-        model, weights = _weights_of(model, method, ignore, prunable)
+        model, weights = _weights_of(model, ignore, prunable)
         output = options.get("output")
+        batches = joined(read_batches(data), processes)
+        weights, unreached = _on_path(model, weights, method, batches, options)
         start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
         _check_mask(start, weights)
         chooser = Chooser(
@@ -210,8 +210,8 @@ def prune(
             revives=getattr(scorers.resolve(method), "revives", False),
             seed=seed,
             parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
+            may_cut=lambda candidate: has_empty_units(base.graph(output), candidate),
         )
-        batches = joined(read_batches(data), processes)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(chooser.densities)}
         how |= {"allocation": described(allocation), "schedule": chooser.schedule, "budget": budget}
         base = _in_agreement(
@@ -225,7 +225,7 @@ def prune(
         host = memory if base.device.type == "cpu" else None
         with keeps_freed_memory(host), _bar(progress and processes.rank == 0, len(chooser.densities)) as advance:
             mask, history = _rounds(base, method_call, chooser, output, on_round, advance)
-        report = examine(model, mask, base.images[:1], start=start, output=output)
+        report = examine(model, mask, base.images[:1], start=start, output=output, off_path=unreached)
         warn_of_collapse(report, strict)
         return PruneResult(Mask(mask, _metadata(method, options, base, **how)), history, report)
 
@@ -293,20 +293,39 @@ def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Call
 
 
 def _weights_of(
-    model: nn.Module, method: str | CustomMethod, ignore: Sequence[Selector], prunable: Sequence[Selector]
+    model: nn.Module, ignore: Sequence[Selector], prunable: Sequence[Selector]
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """The module itself and its prunable weights."""
     model = own_module(model)
-    weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    sharded = [name for name, weight in model.named_parameters() if is_sharded(weight)]
-    if sharded and not getattr(scorers.resolve(method), "sharded", False):
-        able = [name for name in scorers.names() if scorers.find(name).sharded]
+    sharded = next((name for name, weight in model.named_parameters() if is_sharded(weight)), None)
+    if sharded is not None:
         raise InvalidInput(
-            f"{sharded[0]!r} is spread over processes, and {_name_of(method)} needs whole weights: score the model "
-            f"before fully_shard, and pathex.attach the mask afterwards. Methods that take such weights: "
-            f"{', '.join(able)}"
+            f"{sharded!r} is spread over processes: score the model before fully_shard, and pathex.attach the mask "
+            "afterwards"
         )
-    return model, weights
+    return model, prunable_weights(model, ignore=ignore, prunable=prunable)
+
+
+def _on_path(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    method: str | CustomMethod,
+    batches: Sequence[Batch],
+    options: Mapping[str, Any],
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """For methods that read paths the weights that lie on one, and the names of the others."""
+    if not getattr(scorers.resolve(method), "paths", False):
+        return weights, []
+    x = batches[0][0][:1].to(next(iter(weights.values())).device, compute_dtype(model))
+    off = off_path(trace(model, x, output=options.get("output")), list(weights))
+    if off:
+        warnings.warn(
+            f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as they "
+            f"are: {listed(off)}; result.report.off_path names them, for ignore= of other methods",
+            PathexWarning,
+            stacklevel=4,
+        )
+    return {name: weight for name, weight in weights.items() if name not in off}, off
 
 
 def _in_agreement(problem: Problem, method: str | CustomMethod, options: Mapping[str, Any], **how: object) -> Problem:
@@ -315,8 +334,6 @@ def _in_agreement(problem: Problem, method: str | CustomMethod, options: Mapping
     if processes.alone:
         return problem
     state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
-    # Of a tensor that is spread over them every process has another part.
-    state = {name: tensor for name, tensor in state.items() if not is_sharded(tensor)}
     processes.agree(
         {
             "method": _name_of(method),
@@ -386,7 +403,7 @@ def _doubt_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -
 
 
 def _is_there(problem: Problem, name: str) -> bool:
-    return bool(in_one_piece(problem.prunable[name]).any()) and (problem.mask is None or bool(problem.mask[name].any()))
+    return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
 
 
 def _check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:

@@ -1,11 +1,10 @@
 """How density falls from round to round."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["ADAPTIVE", "SCHEDULES", "TOLERANCE", "check_options", "densities", "next_step", "read_schedule"]
+__all__ = ["ADAPTIVE", "SCHEDULES", "TOLERANCE", "densities", "next_step", "read_schedule"]
 
 ADAPTIVE = "adaptive"
 SCHEDULES = ("exponential", "linear", ADAPTIVE)
@@ -45,22 +44,6 @@ def read_schedule(schedule: str) -> tuple[str, float | None]:
     if not 0 <= tolerance <= 1:
         raise InvalidInput(f"schedule {schedule!r}: the tolerance must be a number in [0, 1], not {text!r}")
     return name, tolerance
-
-
-def check_options(schedule: str, options: Mapping[str, Any]) -> None:
-    """Refuse options of a method that an adaptive schedule cannot work with.
-
-    Args:
-        schedule: See `read_schedule`.
-        options: Options of the method.
-
-    Raises:
-        InvalidInput: If gates are re-used, which hides from the schedule how fast scores age: it would take steps that
-            are far too long.
-    """
-    reused = options.get("reuse_gates", 1)
-    if read_schedule(schedule)[0] == ADAPTIVE and reused != 1:
-        raise InvalidInput(f"reuse_gates is {reused!r} with schedule {schedule!r}, which needs fresh gates; allowed: 1")
 
 
 def densities(start: float, end: float, rounds: int, schedule: str = "exponential") -> list[float]:

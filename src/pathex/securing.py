@@ -45,6 +45,7 @@ class Securer:
     Attributes:
         connected: From a mask to the part of it that lies on paths.
         parts_of: From a mask to the parts of each layer.
+        may_cut: From a mask to whether it may cut anything off, which costs less than to look.
         share: Each part keeps this share of the density of the whole network.
         parts: The parts by layer; None until the first call.
         secured: Name to bool tensor: weights that hold a path together.
@@ -53,6 +54,7 @@ class Securer:
 
     connected: Connected
     parts_of: Parts
+    may_cut: Callable[[Mapping[str, Tensor]], bool]
     share: float
     parts: dict[str, Sequence[Tensor]] | None = None
     secured: dict[str, Tensor] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class Securer:
             allowed: Name to bool tensor: the weights to choose from.
             keep: The allocation: from scores to a mask of ``count`` weights.
             count: Weights that it keeps.
-            last: Whether this is the last round; before it only thin layers are looked after.
+            last: Whether this is the last round.
 
         Returns:
             The mask.
@@ -86,7 +88,7 @@ class Securer:
         if self._short(chosen, count):
             floors = self._floors(scores, allowed, count)
             chosen = keep(scores, forced=self._forced(floors, count))
-        if not self.reads or not (last or any(map(_thin, chosen.values()))):
+        if not self.reads or not (last or self.may_cut(chosen)):
             return chosen
         if last:
             self._checks = 0
@@ -247,7 +249,3 @@ def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tens
 def _count(masks: Mapping[str, Tensor]) -> int:
     return sum(int(mask.count_nonzero()) for mask in masks.values())
 
-
-def _thin(kept: Tensor) -> bool:
-    """Few enough weights that none may lie on a path: fewer than the layer has inputs and outputs."""
-    return int(kept.count_nonzero()) < sum(kept.shape[:2])

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from pathex.paths._moments import moments_of
 from torch import Tensor, nn
 
 import pathex
 from pathex.paths import Moments, calibrate, record, replay
-from pathex.paths._moments import moments_of
 from paths.oracle import assert_equal, draws, images, with_statistics
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from pathex.paths._readings import Coefficients
 from torch import Tensor, nn
 
 from pathex.errors import UnsupportedOperation
 from pathex.paths import record, replay
-from pathex.paths._readings import Coefficients
 
 
 class Block(nn.Module):

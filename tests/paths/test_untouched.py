@@ -12,16 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import pathex
+from pathex.graph import tf32_products, trace, untouched
 from pathex.paths import (
     calibrate,
     connectivity,
-    layout_of,
     record,
     replay,
     replay_open,
     survey,
-    tf32_products,
-    untouched,
 )
 
 
@@ -49,10 +47,9 @@ READINGS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "record": record,
     "replay": _replay,
     "calibrate": lambda model, x: calibrate(model, x, chunk=2),
-    "survey": survey,
+    "survey": lambda model, x: survey(trace(model, x)),
     "connectivity": lambda model, x: connectivity(model, {"1.weight": torch.ones(4, 2, 3, 3, dtype=torch.bool)}, x),
     "score": _score,
-    "layout": layout_of,
 }
 every_reading = pytest.mark.parametrize("name", READINGS)
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from pathex.graph import Graph, Node, compute_dtype, trace, untouched
 from pathex.paths.linear import Linear, run_linear
 from pathex.paths.lowering import lowered
+from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Weights
 
-__all__ = ["Connectivity", "connectivity", "off_path", "on_paths", "roles"]
+__all__ = ["Connectivity", "connectivity", "has_empty_units", "off_path", "on_paths", "roles"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,34 @@ def roles(
             parts = [half for part in parts for half in (part & ~passed[name], part & passed[name])]
         found[name] = [part for part in parts if part.any()]
     return found
+
+
+def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
+    """Whether a unit of a layer has no kept weight to it, or from it: if not, a mask cuts nothing off.
+
+    Args:
+        graph: The network.
+        mask: Name to bool tensor, True = kept.
+
+    Returns:
+        True if there is one; where a weight is no convolution's and no linear layer's, where it is not all there.
+    """
+    layouts: dict[str, tuple[int, bool] | None] = graph.memo.setdefault("layouts", {})
+    for name, kept in mask.items():
+        if name not in layouts:
+            node = graph.parameters.get(name)
+            users = graph.users[node] if node is not None else ()
+            layer = next((user for user in users if is_layer(user)), None)
+            layouts[name] = None if layer is None or len(users) > 1 else layout_of(layer)
+        layout = layouts[name]
+        if layout is None:
+            if not kept.all():
+                return True
+            continue
+        units = by_units(kept, *layout).any(3)
+        if not units.any(1).all() or not units.any(2).all():
+            return True
+    return False
 
 
 def off_path(graph: Graph, names: Sequence[str]) -> list[str]:

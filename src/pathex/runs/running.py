@@ -270,7 +270,7 @@ def _result(stage: Stage, ticket: Ticket, rows: list[dict[str, Any]], measured: 
         "train_seconds": round(sum(row["seconds"] for row in rows), 3),
         "dead_layers": len(dead),
         "dead_layer_names": dead,
-        "dead_channels": sum(ticket.report["dead_channels"].values()),
+        "dead_channels": sum(map(len, ticket.report["dead_channels"].values())),
         "disconnected": ticket.report["disconnected"],
         "epochs": config.epochs,
         "rounds": ticket.rounds,

@@ -73,7 +73,7 @@ class Method:
         piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
         revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
         beside: Bytes that it holds for a prunable weight beside the model, at most, however many images there are.
-        sharded: Whether it scores weights that are spread over processes: it needs one layer in one piece at a time.
+        paths: Whether it reads paths, so that weights on none of them have no score.
     """
 
     card: Card
@@ -84,7 +84,7 @@ class Method:
     revives: bool = False
     piecewise_linear: bool = False
     beside: int = 16
-    sharded: bool = False
+    paths: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -45,5 +45,4 @@ METHOD = Method(
     _score,
     MODEL_READING,
     reader=ModelReader,
-    sharded=True,
 )

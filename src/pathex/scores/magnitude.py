@@ -30,5 +30,4 @@ METHOD = Method(
         options={},
     ),
     _score,
-    sharded=True,
 )

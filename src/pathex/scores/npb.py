@@ -107,4 +107,5 @@ METHOD = Method(
         },
     ),
     _score,
+    paths=True,
 )

@@ -115,4 +115,5 @@ METHOD = Method(
         },
     ),
     _score,
+    paths=True,
 )

@@ -69,5 +69,5 @@ METHOD = Method(
     {**READING, "smooth": "secant", "tf32": False},
     floor=0.1,
     piecewise_linear=True,
-    sharded=True,
+    paths=True,
 )

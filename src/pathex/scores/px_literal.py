@@ -124,6 +124,6 @@ METHOD = Method(
     _score,
     {**READING, "smooth": "secant", "per_sample": "refuse"},
     piecewise_linear=True,
-    sharded=True,
+    paths=True,
     beside=20,
 )

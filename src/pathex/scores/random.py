@@ -34,5 +34,4 @@ METHOD = Method(
         options={},
     ),
     _score,
-    sharded=True,
 )

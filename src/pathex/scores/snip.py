@@ -60,5 +60,4 @@ METHOD = Method(
     _score,
     MODEL_READING,
     reader=ModelReader,
-    sharded=True,
 )

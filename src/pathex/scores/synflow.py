@@ -78,5 +78,5 @@ METHOD = Method(
     _score,
     {**READING, "calibration": "running", "per_sample": "refuse", "tf32": False},
     piecewise_linear=True,
-    sharded=True,
+    paths=True,
 )

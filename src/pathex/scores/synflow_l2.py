@@ -43,5 +43,5 @@ METHOD = Method(
     _score,
     {**READING, "per_sample": "refuse", "tf32": False},
     piecewise_linear=True,
-    sharded=True,
+    paths=True,
 )
