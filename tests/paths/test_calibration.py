@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from pathex.paths._moments import moments_of
 from torch import Tensor, nn
 
 import pathex
 from pathex.paths import Moments, calibrate, record, replay
+from pathex.paths.moments import moments_of
 from paths.oracle import assert_equal, draws, images, with_statistics
 
 
@@ -142,7 +142,7 @@ def test_moments_are_those_of_all_values_of_a_channel(
     shape: tuple[int, ...], chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two channels far from zero, with spreads a million times apart."""
-    monkeypatch.setattr("pathex.paths._moments._CHUNK", chunk)
+    monkeypatch.setattr("pathex.paths.moments._CHUNK", chunk)
     scale, shift = (torch.tensor(v, dtype=dtype).view(3, *[1] * (len(shape) - 2)) for v in ([1, 1e-3, 1e3], [0, -5, 9]))
     x = (images(*shape).to(dtype) * scale + shift).clone()
     layouts = [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]

@@ -16,8 +16,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import pathex
 from brute_force.norms import scores_of_two_layers, standardised, with_unit_norm
 from pathex.errors import UnsupportedOperation
-from pathex.paths import Leaves, Made, connectivity, record, replay
-from pathex.scores._precision import gradient_scores
+from pathex.graph import trace
+from pathex.paths import Linear, Weights, connectivity, lowered, record, run_linear
 from paths.oracle import assert_equal, assert_replays, images
 
 pytestmark = pytest.mark.filterwarnings(
@@ -54,9 +54,10 @@ def _parameters(model: nn.Module, *names: str) -> dict[str, Tensor]:
 
 
 def _px(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    leaves = Leaves({n: Made(n, w.detach().to, w.shape, w.dtype, w.device) for n, w in weights.items()})
-    recording = record(model, x, tensors=leaves)
-    return gradient_scores(replay(model, x.square(), recording, tensors=leaves).sum(), leaves)
+    own = Weights(model, torch.float64, replaced=weights, scored=list(weights))
+    recording = record(model, x, tensors=own)
+    reading = Linear(lowered(trace(model, x)), own, recording.tape, recording.statistics)
+    return reading.scores(run_linear(reading, [x.square()]).sum())
 
 
 def _standardise_in_place(theta: Tensor, gain: Tensor) -> Tensor:

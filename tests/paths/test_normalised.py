@@ -1,16 +1,15 @@
 """Convolutions that wait for their BatchNorm: the same linear map, and only where nothing else uses their result."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pathex.paths._readings import Coefficients
 from torch import Tensor, nn
 
-from pathex.errors import UnsupportedOperation
-from pathex.paths import record, replay
+from pathex.graph import trace
+from pathex.paths import Coefficients, Linear, Weights, lowered, record, replay, run_linear
+from pathex.paths.rules import layers
 
 
 class Block(nn.Module):
@@ -71,32 +70,36 @@ FORMS = {
     result_changed_in_place: {"second.weight"},
     normalised_twice: {"second.weight"},
     weight_used_twice: {"first.weight", "second.weight"},
-    weight_normalised_once: {"first.weight"},
+    weight_normalised_once: {"first.weight", "second.weight"},
     asks_for_the_form: {"first.weight", "second.weight"},
 }
 
 
 @pytest.mark.parametrize("coefficients", ["plain", "squared", "ones", "absolute"])
-@pytest.mark.parametrize(("form", "waiting"), FORMS.items(), ids=lambda value: getattr(value, "__name__", None))
-def test_the_map_and_its_gradients_are_the_same(
-    form: Callable[[Block, Tensor], Tensor], waiting: set[str], coefficients: Coefficients
+@pytest.mark.parametrize(("form", "fused"), FORMS.items(), ids=lambda value: getattr(value, "__name__", None))
+def test_the_map_and_its_scores_are_the_same(
+    form: Callable[[Block, Tensor], Tensor], fused: set[str], coefficients: Coefficients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     net, x = Block(form).double(), torch.randn(5, 3, 6, 6, dtype=torch.float64)
     recording = record(net, x)
-    assert set(recording.normalised) == waiting
-    tensors = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters() if p.dim() > 1 or "bn" in n}
-    maps, gradients = [], []
-    for one in (recording, replace(recording, normalised={})):
-        out = replay(net, x, one, tensors=tensors, coefficients=coefficients)
-        maps.append(out)
-        gradients.append(torch.autograd.grad(out.square().sum(), list(tensors.values()), allow_unused=True))
-    torch.testing.assert_close(maps[0], maps[1], rtol=1e-11, atol=1e-12)
-    for fast, slow in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-11)
+    graph = lowered(trace(net, x))
+    found = []
+    for fuses in (True, False):
+        if not fuses:
+            monkeypatch.setattr("pathex.paths.rules.layers.norm_of", lambda reading, node: None)
+        weights = Weights(net, torch.float64, scored=["first.weight", "second.weight", "head.weight"])
+        reading = Linear(graph, weights, recording.tape, recording.statistics, coefficients)
+        convolutions = [node for node in graph.path if node.op == "conv2d"]
+        if fuses:
+            alone = [node["weight"].target for node in convolutions if layers.norm_of(reading, node) is not None]
+            assert set(alone) == fused
+        out = run_linear(reading, [x])
+        found.append((out.detach(), reading.scores(out.square().sum())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-11)
 
 
-def test_a_convolution_that_is_the_output_does_not_wait() -> None:
+def test_a_convolution_that_is_the_output_is_not_fused() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,16 +110,7 @@ def test_a_convolution_that_is_the_output_does_not_wait() -> None:
             return y, self.bn(y)
 
     net, x = Net().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    assert not record(net, x).normalised
-    recording = record(net, x, output=1)
-    torch.testing.assert_close(
-        replay(net, x, recording, output=1), replay(net, x, replace(recording, normalised={}), output=1)
-    )
-
-
-def test_another_route_than_the_recorded_one_is_refused() -> None:
-    net, x = Block(chain).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
     recording = record(net, x)
-    net.form = lambda own, images: F.relu(own.bn2(own.second(F.relu(own.first(images)))))
-    with pytest.raises(UnsupportedOperation, match="only batch_norm used the result"):
-        replay(net, x, recording)
+    torch.testing.assert_close(
+        replay(net, x, recording), F.conv2d(x, net.conv.weight.square()), rtol=1e-11, atol=1e-12
+    )

@@ -1,7 +1,9 @@
 """From a module to its graph, by PyTorch's exporter."""
 
+import functools
 import hashlib
 import re
+import types
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -96,8 +98,8 @@ def _traced(
             raise UnsupportedOperation(_reason(model, error)) from error
         nodes, inputs, leaves = resolve(program, _names(model))
     result = program.call_spec.out_spec.unflatten(leaves)
-    batched = any(node.batched for node in inputs)
-    fixed = None if batched else next((node.shape[0] for node in inputs if node.shape), None)
+    # Without a range for it the exporter has bound the number of images, as the network asked for it.
+    fixed = None if program.range_constraints else next((node.shape[0] for node in inputs if node.shape), None)
     return Graph(nodes, inputs, first_tensor(result, output, Node), fixed)
 
 
@@ -181,7 +183,7 @@ def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str
     digest = hashlib.sha1(usedforsecurity=False)
     shared: dict[Tensor, int] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}:{id(type(module))}".encode())
+        digest.update(f"{name}:{_content(type(module))}:{_content(type(module).forward)}".encode())
         for own, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 number = shared.setdefault(tensor, len(shared))
@@ -208,10 +210,17 @@ def _content(value: Any) -> str:
         return f"{type(value).__name__}({','.join(map(_content, value))})"
     if isinstance(value, dict):
         return f"{{{','.join(f'{key!r}:{_content(entry)}' for key, entry in value.items())}}}"
-    if isinstance(value, nn.Module):
-        return f"module {id(type(value))}"
-    # Functions, and objects that only their class tells apart.
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, functools.partial):
+        return f"partial({_content(value.func)},{_content(value.args)},{_content(value.keywords)})"
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, types.MethodType):
+        value = value.__func__
+    if isinstance(value, types.FunctionType):
+        # What functions of one name do, and what they have from outside.
+        cells = [cell.cell_contents for cell in value.__closure__ or () if not isinstance(cell.cell_contents, type)]
+        outside = _content([entry for entry in cells if not isinstance(entry, (nn.Module, types.FunctionType))])
+        return f"{name} {hash(value.__code__)} {_content(value.__defaults__)} {outside}"
+    return name
 
 
 def _form(value: Any) -> str:

@@ -64,7 +64,7 @@ def record(
     reading = Record(graph, weights, calibration, smooth)
     with untouched(model), torch.no_grad():
         result = reading.run(x.detach().to(weights.dtype))
-    return Recording(result, reading.tape, reading.moments)
+    return Recording(graph, result, reading.tape, reading.moments)
 
 
 def replay(
@@ -93,8 +93,13 @@ def replay(
 
     Returns:
         Output of the linear map.
+
+    Raises:
+        InvalidInput: If the recording is not of this network.
     """
     graph = lowered(trace(model, x, output=output))
+    if graph is not recording.graph:
+        raise InvalidInput("the recording is of another network, another output or images of another shape")
     weights = _weights(model, tensors)
     return _read(model, x, Linear(graph, weights, recording.tape, recording.statistics, coefficients))
 

@@ -52,11 +52,13 @@ class Recording:
     """What a recorded forward pass leaves.
 
     Attributes:
+        graph: What was read, lowered.
         output: Output of the network, ``(N, ...)``.
         tape: The coefficient of every non-linear node, and the value of every decision.
         statistics: The moments that every BatchNorm used, in the order of the calls.
     """
 
+    graph: Graph
     output: Tensor
     tape: dict[Node, Any]
     statistics: Sequence[Moments]

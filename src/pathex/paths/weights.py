@@ -120,6 +120,12 @@ class _Convolution:
             if any(t % 2 for t in total):
                 self.uneven = [n for t in reversed(total) for n in (0, t % 2)]
         self.padding = self._all_of(0 if padding == "valid" else padding)
+        # A strided convolution of single points reads some of them. oneDNN 3.12 writes beyond the memory of its gradient
+        # for few channels in channels last (https://github.com/uxlfoundation/oneDNN/issues/6035).
+        points = all(size == 1 for size in (node["weight"].shape or ())[2:]) and not any(self.padding)
+        self.read = None if self.transposed or not points or set(self.stride) == {1} else self.stride
+        if self.read:
+            self.stride = [1] * self.rank
         self.output_padding = self._all_of(node.arguments.get("output_padding", 0))
         self.groups = int(node["groups"])
 
@@ -131,19 +137,23 @@ class _Convolution:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.uneven:
-            x = F.pad(x, self.uneven)
-        return torch.convolution(x, weight, None, *self._options())
+        return torch.convolution(self._read(x), weight, None, *self._options())
 
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool) -> tuple[Tensor | None, Tensor]:
-        shape = x.shape
-        if self.uneven:
-            x = F.pad(x, self.uneven)
-        wanted = (wants_input, True, False)
-        at_x, at_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *self._options(), wanted)
+        read, wanted = self._read(x), (wants_input, True, False)
+        at_x, at_weight, _ = torch.ops.aten.convolution_backward(grad, read, weight, None, *self._options(), wanted)
         if self.uneven and at_x is not None:
-            at_x = at_x[(..., *(slice(n) for n in shape[2:]))]
+            at_x = at_x[(..., *(slice(n) for n in x.shape[2:]))]
+        if self.read and at_x is not None:
+            whole = torch.zeros_like(x)
+            whole[(..., *(slice(None, None, step) for step in self.read))] = at_x
+            at_x = whole
         return at_x, at_weight
+
+    def _read(self, x: Tensor) -> Tensor:
+        if self.read:
+            return x[(..., *(slice(None, None, step) for step in self.read))]
+        return F.pad(x, self.uneven) if self.uneven else x
 
 
 class _Other:

@@ -85,8 +85,8 @@ def open_sum(
     tensors = reader.tensors()
     with torch.enable_grad():
         known = reader.coefficients() if statistics is None else statistics
-        reading = Linear(reader.graph, tensors, None, known, per_sample=reader.per_sample, **how)
         ones = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
+        reading = Linear(reader.graph(ones), tensors, None, known, per_sample=reader.per_sample, **how)
         reach = run_linear(reading, [reader.laid_out(ones)])
         total = (reach if seen is None else reach * seen.to(reach)).sum()
         return total.detach(), reading.scores(total)

@@ -265,11 +265,12 @@ class Problem:
             said.add(message)
             warnings.warn(message, PathexWarning, stacklevel=2)
 
-    def graph(self, output: str | int | None = None) -> Graph:
+    def graph(self, output: str | int | None = None, images: Tensor | None = None) -> Graph:
         """The network, traced.
 
         Args:
             output: Which of several outputs counts.
+            images: What it is run on: matters to a network that can be traced for a fixed number of images only.
 
         Returns:
             The graph.
@@ -281,7 +282,9 @@ class Problem:
         if key not in self.memo:
             self.memo[key] = trace(self.model, self.images, output=output)
         found: Graph = self.memo[key]
-        return found
+        if found.fixed_batch is None or images is None:
+            return found
+        return trace(self.model, images, output=output)
 
     def weights(
         self,

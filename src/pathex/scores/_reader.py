@@ -263,10 +263,16 @@ class PathReader(Reader):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)
 
-    @property
-    def graph(self) -> Graph:
-        """The network, lowered."""
-        return lowered(self.problem.graph(self.output))
+    def graph(self, images: Tensor | None = None) -> Graph:
+        """The network, lowered.
+
+        Args:
+            images: What it is run on.
+
+        Returns:
+            The graph.
+        """
+        return lowered(self.problem.graph(self.output, images))
 
     def tensors(self, *, scored: bool = True) -> Weights:
         """The tensors of the network that are read in this round.
@@ -300,18 +306,18 @@ class PathReader(Reader):
         Returns:
             For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
         """
-        graph = self.graph
-        parts = list(self.problem.micro_batches(held_bytes(graph, self.precision)))
+        parts = list(self.problem.micro_batches(held_bytes(self.graph(), self.precision)))
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
         statistics: Any = "batch" if together and self.calibration == "batch" else self.coefficients()
 
         def recorded(part: Tensor) -> tuple[Tensor, Recording]:
             x = self.laid_out(part)
+            graph = self.graph(x)
             reading = Record(graph, tensors, statistics, self.smooth)
             with torch.no_grad():
                 output = reading.run(x)
-            return x, Recording(output, reading.tape, reading.moments)
+            return x, Recording(graph, output, reading.tape, reading.moments)
 
         return [partial(recorded, part) for part in parts]
 
@@ -326,7 +332,7 @@ class PathReader(Reader):
         Returns:
             The reading.
         """
-        return Linear(self.graph, tensors, recording.tape, recording.statistics, **how)
+        return Linear(recording.graph, tensors, recording.tape, recording.statistics, **how)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Images as they are read: in channels last where that is faster.
@@ -339,7 +345,7 @@ class PathReader(Reader):
         """
         images = images.to(self.precision)
         fast = images.dim() == 4 and self.precision == torch.float32 and images.device.type == "cpu"
-        if fast and any(node.op == "conv2d" for node in self.graph.path):
+        if fast and any(node.op == "conv2d" for node in self.graph().path):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 

@@ -54,7 +54,7 @@ class _Copy(Interpreter):
 def _score(
     problem: Problem, *, squared_norms: Sequence[str] = (), output: str | int | None = None
 ) -> dict[str, Tensor]:
-    weights, graph = problem.masked(), problem.graph(output)
+    weights = problem.masked()
     plain = tensors_of(problem.model, weights, problem.dtype)
     squares = {name: tensor.square() for name, tensor in plain.items()}
     for name in _kept_as_they_are(problem.model, squared_norms):
@@ -64,6 +64,7 @@ def _score(
 
     def part(batch: Batch) -> dict[str, Tensor]:
         x = batch[0].to(problem.device, problem.dtype)
+        graph = problem.graph(output, x)
         with untouched(problem.model), torch.no_grad():
             z1 = _Copy(graph, plain, problem.dtype, linear=False).run(x)
         with untouched(problem.model), torch.enable_grad():

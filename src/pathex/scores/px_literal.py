@@ -79,8 +79,8 @@ def _open_ones(reader: PathReader) -> Tensor:
     """The outputs of the network of ones in float64 for an image of ones, with all gates open, ``(1, ...)``."""
     how: Any = {"coefficients": "ones", "per_sample": reader.per_sample}
     with torch.no_grad():
-        reading = Linear(reader.graph, _ones(reader, torch.float64), None, **how)
-        return run_linear(reading, [torch.ones_like(reader.problem.images[:1], dtype=torch.float64)])
+        ones = torch.ones_like(reader.problem.images[:1], dtype=torch.float64)
+        return run_linear(Linear(reader.graph(ones), _ones(reader, torch.float64), None, **how), [ones])
 
 
 def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor, Sequence[Moments]]:

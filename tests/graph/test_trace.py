@@ -1,0 +1,281 @@
+"""A traced network computes what its module computes, for any number of images, and the module stays as it is."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pathex.errors import InvalidInput, UnsupportedOperation
+from pathex.graph import Graph, Interpreter, trace
+
+Form = Callable[[nn.Module, Tensor], Any]
+
+
+class Net(nn.Module):
+    """Two layers, and whatever a form does with them."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4)
+        self.register_buffer("steps", torch.zeros(1))
+        self.scale = torch.tensor([1.0, -2.0, 0.5, 3.0])
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self, x)
+
+
+def tensors_of(model: nn.Module) -> Callable[[str], Tensor]:
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return lambda name: own[name].detach()
+
+
+def run(model: nn.Module, graph: Graph, *inputs: Tensor) -> Tensor:
+    dtype = next(model.parameters()).dtype
+    result: Tensor = Interpreter(graph, tensors_of(model), dtype).run(*inputs)
+    return result
+
+
+# -- in place and aliases ----------------------------------------------------------------------------------------------
+
+
+def written_through_views(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    y[:, :2].mul_(2.0)
+    y[:, 0] = 0.5
+    y[:, 1, ::2] += y[:, 2, ::2]
+    return y.relu_().mean((2, 3))
+
+
+def views_see_later_writes(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    flat, part = y.flatten(2), y[:, 1:3]
+    y.add_(1.0)
+    part.neg_()
+    return flat.sum(-1) + part.sum((2, 3)).repeat(1, 2)
+
+
+def chunks_of_a_written_tensor(net: nn.Module, x: Tensor) -> Tensor:
+    a, b = net.conv(x).chunk(2, 1)
+    a.mul_(b)
+    b.add_(a)
+    return torch.cat([a, b], 1).mean((2, 3))
+
+
+def filled_buffer(net: nn.Module, x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 4, device=x.device, dtype=x.dtype)
+    y = net.conv(x).mean((2, 3))
+    out[:, :2] = y[:, :2]
+    out[:, 2:].copy_(y[:, 2:] * 3)
+    return net.head(out)
+
+
+def copies_are_not_written(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.conv(x).mean((2, 3))
+    kept, moved = y.clone(), y.t().repeat(1, 1)
+    y.mul_(0.0)
+    moved.add_(1.0)
+    return kept + moved.t() + y
+
+
+def counts_its_calls(net: nn.Module, x: Tensor) -> Tensor:
+    net.steps += 1
+    return net.conv(x).mean((2, 3)) * net.scale + net.steps
+
+
+def casts_and_switches(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = net.conv(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+        y = y * 2
+    return net.head(y.mean((2, 3)))
+
+
+def one_layer_twice(net: nn.Module, x: Tensor) -> Tensor:
+    return net.head(F.relu_(net.head(net.conv(x).mean((2, 3)))))
+
+
+def activations_checkpointed(net: nn.Module, x: Tensor) -> Tensor:
+    return net.head(checkpoint(lambda z: F.relu(net.conv(z)), x, use_reentrant=False).mean((2, 3)))
+
+
+FORMS: list[Form] = [
+    written_through_views,
+    views_see_later_writes,
+    chunks_of_a_written_tensor,
+    filled_buffer,
+    copies_are_not_written,
+    counts_its_calls,
+    casts_and_switches,
+    one_layer_twice,
+    activations_checkpointed,
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_the_graph_computes_what_the_module_computes(form: Form, count: int) -> None:
+    torch.manual_seed(0)
+    model = Net(form).double().eval()
+    model.scale = model.scale.double()
+    x = torch.randn(count, 3, 5, 5, dtype=torch.float64)
+    before = copy.deepcopy(model.state_dict())
+    graph = trace(model, x)
+    found = run(model, graph, x)
+    assert all(torch.equal(before[name], entry) for name, entry in model.state_dict().items())
+    with torch.no_grad():
+        truth = copy.deepcopy(model)(x)
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-13)
+
+
+STEPS: list[Callable[[Tensor, Tensor], Any]] = [
+    lambda y, z: y.add_(z),
+    lambda y, z: y.mul_(0.5),
+    lambda y, z: y[:, :2].sub_(1.0),
+    lambda y, z: y[:, 1].copy_(z[:, 0]),
+    lambda y, z: y.transpose(0, 1)[2].fill_(0.25),
+    lambda y, z: z[:, 1:3].add_(y[:, :2]),
+    lambda y, z: y.view(-1, 2, 2)[:, 0].neg_(),
+    lambda y, z: z.clamp_(-1, 1),
+    lambda y, z: y.__setitem__((slice(None), 3), z[:, 1] * 2),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=6))
+def test_programs_of_writes(program: list[int]) -> None:
+    """Views are taken before the writes and read after them."""
+
+    class Writes(nn.Linear):
+        steps = tuple(program)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, z = super().forward(x), x * 2
+            seen = y[:, 1:], z.t()
+            for number in self.steps:
+                STEPS[number](y, z)
+            return y + z + seen[0].sum(1, keepdim=True) + seen[1].sum(0)[:, None]
+
+    model = Writes(4, 4).double()
+    model.program = program  # two programs are two structures
+    x = torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach(), rtol=1e-12, atol=1e-13)
+
+
+# -- inputs and outputs --------------------------------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, other: Any = None, *, weight: Tensor | None = None) -> dict[str, Any]:
+        z = self.b(other["y"] if isinstance(other, dict) else other)
+        total = self.a(x) + (z if weight is None else z * weight)
+        return {"sum": total, "parts": [self.a(x), z]}
+
+
+def test_several_inputs_and_outputs() -> None:
+    model, x, y = Pair().double(), torch.randn(5, 3).double(), torch.randn(5, 4).double()
+    truth = model(x, y)
+    for example, inputs in (((x, y), (x, y)), ((x, {"y": y}), (x, y)), ({"x": x, "other": y}, (x, y))):
+        graph = trace(model, example)
+        torch.testing.assert_close(run(model, graph, *inputs), truth["sum"].detach())
+    chosen = trace(model, (x, y), output="parts")
+    torch.testing.assert_close(run(model, chosen, x, y), truth["parts"][0].detach())
+    with pytest.raises(InvalidInput, match=r"no output 'nothing' \(known: sum, parts\)"):
+        trace(model, (x, y), output="nothing")
+
+
+def test_a_network_that_counts_its_images_is_traced_for_each_number() -> None:
+    class Counts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return sum(super(Counts, self).forward(row) for row in x.unbind(0)).expand(len(x), -1)
+
+    model = Counts(3, 2).double()
+    for count in (1, 2, 4):
+        x = torch.randn(count, 3).double()
+        torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach())
+
+
+# -- the cache -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_structure_is_traced_once() -> None:
+    first, second = (nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(2))
+    x = torch.ones(2, 3)
+    assert trace(first, x) is trace(second, x) is trace(first, x[:1])
+    assert trace(first, x) is not trace(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), x)
+    assert trace(first, x) is not trace(first, torch.ones(2, 4, 3))
+
+
+CHANGES: dict[str, Callable[[Net], Any]] = {
+    "a module": lambda net: setattr(net, "conv", nn.Conv2d(3, 4, 3, padding=1, bias=False)),
+    "a function": lambda net: setattr(net, "form", one_layer_twice),
+    "a lambda": lambda net: setattr(net, "form", lambda own, x: own.head(own.conv(x).mean((2, 3))) * 2),
+    "a number": lambda net: setattr(net.conv, "padding", (2, 2)),
+    "a tensor": lambda net: setattr(net, "scale", torch.ones(4)),
+    "sharing": lambda net: setattr(net.head, "bias", net.conv.bias),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_structure_is_traced_anew(change: str) -> None:
+    model = Net(lambda own, x: own.head(own.conv(x).mean((2, 3))) * own.scale)
+    x = torch.randn(2, 3, 5, 5)
+    before = trace(model, x)
+    CHANGES[change](model)
+    after = trace(model, x)
+    assert after is not before
+    torch.testing.assert_close(run(model, after, x), model(x).detach())
+
+
+def test_weights_are_no_structure() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(2, 3)
+    before = trace(model, x)
+    with torch.no_grad():
+        model[0].weight.mul_(-1)
+    assert trace(model, x) is before
+    torch.testing.assert_close(run(model, before, x), model(x).detach())
+
+
+# -- what cannot be traced -----------------------------------------------------------------------------------------------
+
+
+def decides_by_values(net: nn.Module, x: Tensor) -> Tensor:
+    return net.conv(x) if x.sum() > 0 else net.conv(-x)
+
+
+def leaves_torch(net: nn.Module, x: Tensor) -> Tensor:
+    return net.conv(x) + float(x.detach().numpy().sum())
+
+
+@pytest.mark.parametrize("form", [decides_by_values, leaves_torch], ids=lambda form: form.__name__)
+def test_a_refusal_is_one_line_that_names_the_module(form: Form) -> None:
+    model = nn.Sequential(nn.Identity(), Net(form)).train()
+    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    with pytest.raises(UnsupportedOperation, match=r"cannot be traced in module '1' \(Net\)") as refusal:
+        trace(model, torch.randn(2, 3, 5, 5))
+    assert "\n" not in str(refusal.value)
+    assert before == {name: sorted(vars(module)) for name, module in model.named_modules()}
+    assert model.training and model[1].training
+    assert all(isinstance(entry, nn.Parameter) and type(entry.data) is Tensor for entry in model.parameters())
+
+
+def test_wrappers_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="DataParallel"):
+        trace(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still used
+        scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(UnsupportedOperation, match="scripted"):
+        trace(scripted, torch.ones(1, 2))
