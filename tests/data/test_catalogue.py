@@ -35,8 +35,8 @@ def test_no_test_image_is_a_training_image():
 
 
 def test_names_and_lines():
-    sets = ["fashion-mini", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "voc2012"]
-    assert data.names() == [*sets, "imagefolder:PATH", "npz:PATH", "hf:NAME_OR_PATH"]
+    sets = ["fashion-mini", "cifar10", "cifar100", "imagenet", "tiny-imagenet", "voc2012"]
+    assert data.names() == [*sets, "npz:PATH", "imagefolder:PATH", "hf:NAME_OR_PATH"]
     assert all(data.describe(name) and "\n" not in data.describe(name) for name in data.names())
     assert data.describe("npz:other.npz") == data.describe("npz:PATH")
 
@@ -94,7 +94,7 @@ def test_a_download_that_fails_leaves_no_folder(monkeypatch, tmp_path, begun, le
     """What was there before stays, and so does what has been fetched already."""
 
     def fail(root, train, download):
-        root.mkdir(parents=True)  # as torchvision does, before it asks for the file
+        root.mkdir(parents=True, exist_ok=True)  # as torchvision does, before it asks for the file
         if begun:
             (root / "part").touch()
         raise urllib.error.URLError("no route")
@@ -118,7 +118,7 @@ def test_a_download_that_fails_leaves_no_folder(monkeypatch, tmp_path, begun, le
         ("fashion-mini", {"verify": True}, "'verify' of data 'fashion-mini'. Known: classes, tasks, .*image_size"),
         ("npz:file", {"in_memory": 3}, "Known: num_classes, classes, tasks, task, task_seed, mean, std, image_size"),
         ("voc2012", {"classes": [1]}, "unknown option 'classes' of data 'voc2012'"),
-        ("fashion-mini", {"image_size": 0}, "option 'image_size' of data 'fashion-mini' must be an integer from 1 on"),
+        ("fashion-mini", {"image_size": 0}, "option 'image_size' of data 'fashion-mini' must be a positive integer"),
         ("fashion-mini", {"mean": 127}, r"option 'mean' .* each of the 1 channels, in \[0, 1\], got 127"),
         ("fashion-mini", {"mean": [0.1, 0.2]}, r"got \[0.1, 0.2\]"),
         ("fashion-mini", {"std": 0}, "option 'std' of data 'fashion-mini'"),

@@ -68,7 +68,7 @@ def test_pruning_set_from_a_subset_in_any_order(toy):
         ((1, 0, torch.tensor([5, 43])), r"must lie in 0..42, got 5..43"),
         ((0, 0), "images_per_class must be a positive integer, got 0"),
         ((2.0, 0), "got 2.0"),
-        ((1, -1), "seed must be an integer of at least 0, got -1"),
+        ((1, -1), "seed must be an integer in 0..* got -1"),
     ],
 )
 def test_pruning_set_that_cannot_be_drawn(toy, arguments, message):

@@ -26,7 +26,7 @@ def test_pairs_are_those_of_the_lists(base, tmp_path):
     assert (len(data.train), len(data.test), data.num_classes, data.in_channels) == (5, 2, 21, 3)
     assert data.classes[0] == "background"
     assert data.classes[15] == "person"
-    image, labels = data.train.pair(3)
+    image, labels = data.train.sample(3)
     with Image.open(base / "JPEGImages" / "train_003.jpg") as opened:
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(opened))
     assert set(labels.unique().tolist()) == {0, 1, 255}  # turns of classes 1, 2, 3
@@ -34,7 +34,7 @@ def test_pairs_are_those_of_the_lists(base, tmp_path):
         np.testing.assert_array_equal(labels.numpy(), np.asarray(opened))
     assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     half = load("voc2012", root=tmp_path, mean=[0.5] * 3, std=[0.5] * 3, image_size=15, verify=False)
-    assert half.test.pair(0)[0].shape == (3, 15, 20)
+    assert half.test.sample(0)[0].shape == (3, 15, 20)
     assert half.std.tolist() == [0.5] * 3
     assert load("voc2012", root=tmp_path, mean=0.5, std=0.25).std.tolist() == [0.25] * 3
 
@@ -52,7 +52,7 @@ def test_the_folder_itself_or_one_that_holds_it(base, tmp_path, monkeypatch, ins
 def test_images_of_sixteen_bits_keep_their_brightness(base, tmp_path):
     ramp = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
     Image.fromarray(ramp).save(base / "JPEGImages" / "train_003.jpg", format="PNG")
-    image, _ = load("voc2012", root=tmp_path).train.pair(3)
+    image, _ = load("voc2012", root=tmp_path).train.sample(3)
     np.testing.assert_array_equal(image.numpy(), np.stack([ramp // 256] * 3))
 
 
@@ -156,7 +156,9 @@ def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", fail)
-    with pytest.raises(InvalidInput, match=r"no folder 'VOCdevkit/VOC2012' in .* \(OSError: no route to host\); put"):
+    with pytest.raises(
+        InvalidInput, match=r"\(OSError: no route to host\); there is no folder 'VOCdevkit/VOC2012' in .*: put"
+    ):
         load("voc2012", root=tmp_path / "new")
     assert not list(tmp_path.iterdir())  # the folder made for the download is gone
     ((url, archive, checksum),) = asked
@@ -170,7 +172,7 @@ def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
 def test_the_subset_of_the_original():
     data = load("voc2012", root=os.environ["PATHEX_DATA"])
     assert (len(data.train), len(data.test)) == (70, 40)
-    image, labels = data.train.pair(0)
+    image, labels = data.train.sample(0)
     assert image.shape[1:] == labels.shape
     seen = torch.cat([data.test.labels(number).flatten().unique() for number in range(40)]).unique()
     assert seen.tolist() == [0, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 255]

@@ -1,0 +1,72 @@
+"""Labelled images that can be fetched by number."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["ArraySplit", "Split"]
+
+
+@runtime_checkable
+class Split(Protocol):
+    """Labelled images that can be fetched by number.
+
+    Attributes:
+        labels: Class of each image, int64 (N,), on the CPU.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of each image, int64 (N,)."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Fetch images.
+
+        Args:
+            indices: Numbers of the images, int64 (B,).
+
+        Returns:
+            Images, uint8 (B, C, H, W).
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """Labelled images in memory.
+
+    Attributes:
+        data: Images, uint8 (N, C, H, W).
+        labels: Class of each image, int64 (N,).
+    """
+
+    data: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Fetch images.
+
+        Args:
+            indices: Numbers of the images, int64 (B,), on any device.
+
+        Returns:
+            Images, uint8 (B, C, H, W), on the device of ``data``.
+        """
+        return self.data[indices.to(self.data.device)]
+
+    def subset(self, rows: Tensor, labels: Tensor) -> "ArraySplit":
+        """Some of the images, under other labels.
+
+        Args:
+            rows: Numbers of the images, int64 (M,).
+            labels: Their classes, int64 (M,).
+
+        Returns:
+            A split of its own.
+        """
+        return ArraySplit(self.data[rows], labels)
