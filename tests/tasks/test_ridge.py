@@ -53,7 +53,7 @@ def test_processes_join_their_sums():
     features, targets = torch.rand(20, 5, generator=draws), torch.rand(20, 2, generator=draws)
     whole, _ = moments(features, targets).solve(1.0)
     mine, theirs = moments(features[:8], targets[:8]), moments(features[8:], targets[8:])
-    mine.join(lambda sums: sums + theirs._sums)
+    mine.all_reduce(lambda sums: sums + theirs._sums)
     assert torch.allclose(mine.solve(1.0)[0], whole, rtol=1e-10, atol=1e-12)
 
 

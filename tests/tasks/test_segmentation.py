@@ -15,7 +15,7 @@ from brute_force import segmentation as twin
 from pathex import prune
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.tasks import build
-from pathex.tasks.segmentation import Segmentation, build_segmentation, class_iou, pixel_loss
+from pathex.tasks.segmentation import Segmentation, class_iou, pixel_loss
 from pathex.train import TrainOptions, fabric
 from voc_folder import write_voc
 
@@ -36,7 +36,7 @@ def root(tmp_path):
 
 def made(root, model=TINY, **options):
     options = {"seed": 0, "task_options": {"crop": 32}, **options}
-    return build_segmentation(model, "voc2012", data_options={"root": str(root)}, **options)
+    return build("segmentation", model, "voc2012", data_options={"root": str(root)}, **options)
 
 
 def scored(task, model, tmp_path):
@@ -120,7 +120,7 @@ def test_without_a_labelled_pixel_the_loss_is_zero_and_so_is_its_gradient():
 def test_the_task_follows_from_the_data(root):
     task = build("auto", TINY, "voc2012", seed=0, data_options={"root": str(root)}, task_options={"crop": 32})
     assert isinstance(task, Segmentation)
-    assert (task.metric_name, task.frame.crop, task.frame.side, task.stride) == ("miou", 32, 32, 21)
+    assert (task.metric_name, task.window.crop, task.window.side, task.stride) == ("miou", 32, 32, 21)
     assert task.example.shape == (1, 3, 32, 32)
     assert not task.model.training
     json.dumps(task.facts())
@@ -175,7 +175,7 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
             return task.model.eval()(torch.from_numpy(tile).float()[None])[0].double().numpy()
 
     for number in range(4):
-        image, labels = task.data.test.pair(number)
+        image, labels = task.data.test.sample(number)
         pixels = task.data.normalise(image[None])[0].numpy()
         predictions.append(twin.averaged(plain, pixels, 24, 10, 24, 21).argmax(0))
         truths.append(labels.numpy())
@@ -189,7 +189,7 @@ def test_the_crop_is_measured_where_asked_for(root, tmp_path):
     task = made(root, task_options={"crop": 20, "evaluation": "crop"})
     predictions, truths = [], []
     for number in range(4):
-        image, labels = task.frame.fitted(task.data.test.pair(number))
+        image, labels = task.window.fitted(task.data.test.sample(number))
         with torch.no_grad():
             predictions.append(task.model(task.data.normalise(image[None]))[0].argmax(0).numpy())
         truths.append(labels.numpy())
@@ -218,7 +218,7 @@ def test_a_stopped_training_ends_with_the_same_weights(root, tmp_path):
 
 def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path):
     task = made(root, "smp:DeepLabV3Plus", model_options=DEEPLAB, task_options={"crop": 33}, validation=0.25)
-    assert (task.frame.crop, task.frame.side) == (33, 40)  # multiples of the output stride
+    assert (task.window.crop, task.window.side) == (33, 40)  # multiples of the output stride
     assert len(task.train_indices) == 10
     # 10 images by 3 leave one, whose pooled branch would have one value a channel.
     options = TrainOptions(epochs=1, batch_size=3, lr=0.01, head_lr=0.1, augment="auto")
@@ -257,7 +257,7 @@ def test_a_pruned_network_trains(root, tmp_path):
     [
         ({"size": 3}, "unknown option 'size' of task 'segmentation'. Known: crop, evaluation, stride"),
         ({"crop": 0}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
-        ({"crop": 20, "stride": 21}, r"'stride' of task 'segmentation' must lie in 1 to 20 \(the crop\), got 21"),
+        ({"crop": 20, "stride": 21}, r"'stride' of task 'segmentation' must be an integer in 1..20, got 21"),
         ({"evaluation": "half"}, "unknown evaluation 'half'. Known: crop, full"),
     ],
 )
@@ -274,7 +274,7 @@ def test_networks_and_data_that_cannot_be_used(root):
     with pytest.raises(InvalidInput, match=r"gives \(1, 21\) for one image"):
         made(root, "torchvision:squeezenet1_1")
     with pytest.raises(InvalidInput, match="data 'fashion-mini' has one class an image; task 'segmentation' needs"):
-        build_segmentation(TINY, "fashion-mini", seed=0)
+        build("segmentation", TINY, "fashion-mini", seed=0)
     with pytest.raises(InvalidInput, match="loss 'mse': segmentation has auto and cross-entropy"):
         made(root).loss("mse", 0.0)
     with pytest.raises(UnknownName, match="unknown augment 'crop-flip'"):
