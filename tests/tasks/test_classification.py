@@ -48,7 +48,7 @@ def test_validation_images_are_neither_trained_on_nor_pruned_with(data):
 
 def test_training_learns_and_the_test_split_is_measured(data, tmp_path):
     task = build("classification", "resnet20", data, seed=0, validation=0.2, model_options=TINY)
-    options = TrainOptions(epochs=12, batch_size=8, lr=0.1, augment="auto")
+    options = TrainOptions(epochs=20, batch_size=8, lr=0.1, augment="auto")
     machine = fabric("cpu")
     model, rows = task.train(options, fabric=machine, folder=tmp_path)
     assert {"train_accuracy", "val_accuracy"} <= set(rows[-1])
