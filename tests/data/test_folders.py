@@ -1,13 +1,12 @@
 """Image folders."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
 from torchvision.transforms.v2 import functional as transforms
 
+from damage import spoil
 from pathex.data import ArraySplit, DecodedSplit, Split, load
 from pathex.errors import InvalidInput
 
@@ -61,31 +60,25 @@ def test_test_comes_before_val(tree):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("path", "content", "message"),
     [
-        (lambda tree: shutil.rmtree(tree / "train"), "no folder 'train'"),
-        (lambda tree: shutil.rmtree(tree / "val"), "neither folder 'test' nor 'val'"),
-        (lambda tree: shutil.rmtree(tree / "val" / "cat"), "no images below 'val'"),
-        (lambda tree: (tree / "train" / "dog").mkdir(), r"class 'dog' has no training image \(1 of 3 classes\)"),
-        (lambda tree: write(tree / "val" / "dog" / "0.png"), "class 'dog' of 'val' is no class of 'train'"),
-        (lambda tree: (tree / "train" / "cat" / "0.png").write_bytes(b"no png"), r"image '.*0.png' cannot be read"),
-        (lambda tree: (tree / "val" / "cat" / "0.png").write_bytes(b""), r"image '.*val.*0.png' cannot be read"),
-        (lambda tree: [shutil.rmtree(entry) for entry in (tree / "train").iterdir()], "no folder of a class below"),
+        ("train", None, "no folder 'train'"),
+        ("val", None, "neither folder 'test' nor 'val'"),
+        ("val/cat", None, "no images below 'val'"),
+        ("train/dog/notes.txt", "", r"class 'dog' has no training image \(1 of 3 classes\)"),
+        ("val/dog/0.png", "", "class 'dog' of 'val' is no class of 'train'"),
+        ("train/cat/0.png", "no png", r"image '.*0.png' cannot be read"),
+        ("train/cat/0.png", 30, r"image '.*0.png' cannot be read"),
+        ("val/cat/0.png", "", r"image '.*val.*0.png' cannot be read"),
+        ("train/cat train/ant", None, "no folder of a class below"),
     ],
 )
-def test_unusable_trees_are_one_line(tree, change, message):
-    change(tree)
+def test_unusable_trees_are_one_line(tree, path, content, message):
+    for each in path.split():
+        spoil(tree / each, content)
     with pytest.raises(InvalidInput, match=message) as caught:
         load(f"imagefolder:{tree}")
     assert "\n" not in str(caught.value)
-
-
-def damage(tree):
-    """Two files that are no images, one without content, and one that breaks off."""
-    (tree / "train" / "ant" / "images" / "1.png").write_bytes(b"no image at all")
-    (tree / "train" / "cat" / "0.png").write_bytes(b"")
-    whole = (tree / "val" / "cat" / "0.png").read_bytes()
-    (tree / "val" / "cat" / "0.png").write_bytes(whole[:-30])
 
 
 @pytest.mark.parametrize(
@@ -93,8 +86,9 @@ def damage(tree):
     [({}, 3), ({"in_memory": 0, "verify": True, "mean": 0, "std": 1}, 3), ({"in_memory": 0, "mean": 0, "std": 1}, 2)],
 )
 def test_the_first_damaged_image_and_their_number(tree, options, count):
-    """Without decoding, what breaks off later is not seen."""
-    damage(tree)
+    """Two files that are no images, and one that breaks off: without decoding it is not seen."""
+    for path, content in (("train/ant/images/1.png", "no image"), ("train/cat/0.png", ""), ("val/cat/0.png", 30)):
+        spoil(tree / path, content)
     with pytest.raises(InvalidInput, match=rf"ant.images.1.png' cannot be read .*; {count} of 7 images") as caught:
         load(f"imagefolder:{tree}", image_size=8, **options)
     assert "\n" not in str(caught.value)
@@ -146,8 +140,7 @@ def test_pixels_are_those_of_pillow_within_a_level(tree, ending, mode, shape):
 
 def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tree):
     data = load(f"imagefolder:{tree}", image_size=8, in_memory=0, mean=0, std=1)
-    whole = (tree / "val" / "cat" / "0.png").read_bytes()
-    (tree / "val" / "cat" / "0.png").write_bytes(whole[:-30])
+    spoil(tree / "val" / "cat" / "0.png", 30)
     message = (
         r"val.cat.0.png' cannot be read \(OSError.*\); verify=True looks for such images when the data are loaded$"
     )

@@ -46,19 +46,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, kind: str, options: Mapping[str, Any] | None = None) -> "Augmentation":
-        """Check names and numbers.
-
-        Args:
-            kind: Name of the augmentation.
-            options: Its options; None is none.
-
-        Returns:
-            The augmentation.
-
-        Raises:
-            UnknownName: If the name is not known.
-            InvalidInput: If it has no such option, or a number is out of range.
-        """
+        """Check name and options; :class:`~pathex.errors.InvalidInput` if one is unknown or out of range."""
         if kind not in AUGMENTATIONS:
             raise UnknownName("augmentation", kind, AUGMENTATIONS)
         ranges = {"min_scale": (1e-4, 1), "max_ratio": (1, 100), "grayscale": (0, 1), "jitter": (0, 1), "hue": (0, 0.5)}
@@ -72,15 +60,7 @@ class Augmentation:
         return cls(kind, **(options or {}))
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
-        """Draw random numbers.
-
-        Args:
-            count: Number of images.
-            generator: A generator of the CPU.
-
-        Returns:
-            Random numbers, each tensor with ``count`` rows, on the CPU.
-        """
+        """Random numbers of ``count`` images by their purpose, each with a row for each image, on the CPU."""
         if self.kind == "none":
             return {}
         if self.kind == "resized-crop":
@@ -91,19 +71,7 @@ class Augmentation:
         return draws
 
     def transform(self, size: int, channels: int) -> Callable[[Any], Any] | None:
-        """What changes one image, in the process in which it is read, by PyTorch's global generator.
-
-        Args:
-            size: Side of the result, in pixels.
-            channels: Channels of the images.
-
-        Returns:
-            From an image (of Pillow, or a tensor (C, H, W)) to another, the transforms of torchvision; None for an
-            augmentation that changes whole batches, see :meth:`apply`.
-
-        Raises:
-            InvalidInput: If there are no colours to change.
-        """
+        """What changes an image, of Pillow or a tensor (C, H, W), by the global generator; None where `apply` does."""
         if self.kind != "resized-crop":
             return None
         from torchvision.transforms import v2
@@ -117,15 +85,7 @@ class Augmentation:
         return v2.Compose([*steps, v2.RandomHorizontalFlip()])
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Change a batch.
-
-        Args:
-            images: uint8 or float (B, C, H, W), on any device.
-            draws: Its random numbers; where they are on the device of the images, nothing waits for it.
-
-        Returns:
-            Images of the same shape, type and device; ``images`` itself for ``none``.
-        """
+        """Change a batch, uint8 or float (B, C, H, W); where ``draws`` are on its device, nothing waits for it."""
         if self.kind == "none":
             return images
         if self.kind == "resized-crop":
@@ -139,7 +99,7 @@ class Augmentation:
 
 
 def apply_each(transform: Callable[[Any], Tensor], images: Iterable[Any], seeds: Iterable[int]) -> Tensor:
-    """Stack what becomes of each image, each with PyTorch's generator at its own seed; it is put back afterwards."""
+    """Stack what becomes of each image, each with PyTorch's global generator at its own seed; it is put back."""
     changed = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds, strict=True):

@@ -54,37 +54,19 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
 
 
 def option_names(name: str) -> list[str]:
-    """Options of a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`.
-
-    Args:
-        name: One of :func:`names`, with or without a path of its own.
-
-    Returns:
-        Names of keywords of :func:`load`.
-    """
+    """Keywords of :func:`load` for a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
     loader = _entry(name).load
     return list(dict.fromkeys([*_own_options(loader), *(() if loader is _voc.load_voc else FINISHING)]))
 
 
 def names() -> list[str]:
-    """Names of data sets, and the forms that take a path.
-
-    Returns:
-        ``fashion-mini``, ..., ``imagefolder:PATH``, ``npz:PATH``, ``hf:NAME_OR_PATH``.
-    """
+    """Names of data sets, and the forms that take a path (``npz:PATH``, ...)."""
     whole = [name for name, entry in DATASETS.items() if entry.place is None]
     return [*whole, *(f"{form}:{entry.place}" for form, entry in DATASETS.items() if entry.place is not None)]
 
 
 def describe(name: str) -> str:
-    """One line about a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`.
-
-    Args:
-        name: One of :func:`names`, with or without a path of its own.
-
-    Returns:
-        The line.
-    """
+    """One line about a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
     return _entry(name).line
 
 

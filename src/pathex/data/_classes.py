@@ -19,19 +19,14 @@ _SHOWN = 5
 def task_splits(num_classes: int, tasks: int, seed: int = 0) -> list[list[int]]:
     """Split classes into tasks at random.
 
-    The draw has a generator of its own: it neither reads nor moves the global one.
-
     Args:
         num_classes: Number of classes.
         tasks: Number of tasks.
-        seed: Seed of the draw.
+        seed: Seed of the draw, which neither reads nor moves the global generator.
 
     Returns:
         For each task ``num_classes // tasks`` classes in rising order; no class is in two tasks, and what is left over
-        is in none.
-
-    Raises:
-        InvalidInput: If there are fewer classes than tasks, or an argument is no integer in range.
+        is in none. Numbers that cannot be used raise `pathex.errors.InvalidInput`.
 
     Example:
         >>> task_splits(7, 3, seed=0)

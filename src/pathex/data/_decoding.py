@@ -90,45 +90,18 @@ class DecodedSplit:
         return len(self.labels)
 
     def subset(self, rows: Tensor, labels: Tensor) -> "DecodedSplit":
-        """Some of the images, under other labels.
-
-        Args:
-            rows: Numbers of the images, int64 (M,).
-            labels: Their classes, int64 (M,).
-
-        Returns:
-            A split of its own.
-        """
+        """The images of some numbers (M,), under other labels (M,)."""
         return replace(self, labels=labels, rows=self.rows[rows])
 
     def image(self, number: int, transform: "Callable[[Image.Image], Image.Image] | None" = None) -> Tensor:
-        """Decode one image.
-
-        Args:
-            number: Number of the image.
-            transform: From the whole image in RGB to a square of ``image_size``; None is the usual square from the
-                centre.
-
-        Returns:
-            uint8 (3, image_size, image_size).
-
-        Raises:
-            InvalidInput: If the image cannot be read.
-        """
+        """Decode one image to uint8 (3, side, side): its centre, or what ``transform`` makes of all of it in RGB."""
         try:
             return self.pixels(number, transform)
         except InvalidInput as error:
             raise InvalidInput(f"{error}; verify=True looks for such images when the data are loaded") from error
 
     def images(self, indices: Tensor) -> Tensor:
-        """Decode images: RGB, the short side resized to ``resize``, then a square cut from the centre.
-
-        Args:
-            indices: Numbers of the images, int64 (B,).
-
-        Returns:
-            Images, uint8 (B, 3, image_size, image_size).
-        """
+        """Images of some numbers (B,), uint8 (B, 3, image_size, image_size)."""
         return torch.stack([self.image(number) for number in indices.tolist()])
 
     def size(self, number: int) -> tuple[int, int]:

@@ -59,25 +59,11 @@ class ImageData:
         return self.size or self.train.images(torch.tensor([0])).shape[-1]
 
     def on(self, device: torch.device) -> "ImageData":
-        """The same data, with what normalises them on a device, so that no batch has to bring it there.
-
-        Args:
-            device: The device.
-
-        Returns:
-            A data set of its own; the images stay where they are.
-        """
+        """The same data, with what normalises them on a device, so that no batch has to bring it there."""
         return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def resized(self, images: Tensor) -> Tensor:
-        """Bring images to the side that networks see.
-
-        Args:
-            images: uint8 (B, C, H, W), on any device.
-
-        Returns:
-            uint8 (B, C, size, size), bilinear with antialiasing; ``images`` themselves without a ``size``.
-        """
+        """Bring uint8 images (B, C, H, W) to ``size``, if there is one: bilinear with antialiasing."""
         if self.size is None or images.shape[-1] == self.size:
             return images
         from torchvision.transforms.v2 import functional as transforms
@@ -86,14 +72,7 @@ class ImageData:
         return resized
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Resize images to the side that networks see, and bring their channels to mean 0 and standard deviation 1.
-
-        Args:
-            images: uint8 (B, C, H, W), on any device.
-
-        Returns:
-            ``(images / 255 - mean) / std``, float32 (B, C, image_size, image_size), on the device of ``images``.
-        """
+        """``(images / 255 - mean) / std`` of resized uint8 images (B, C, H, W), float32, where they are."""
         return normalise(self.resized(images), self.mean, self.std)
 
 

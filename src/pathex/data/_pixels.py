@@ -7,15 +7,7 @@ __all__ = ["normalise", "upload"]
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Bring a tensor to a device without waiting for what the device is doing.
-
-    Args:
-        values: On any device.
-        device: The device.
-
-    Returns:
-        The tensor there, ``values`` itself if it is there already.
-    """
+    """Bring a tensor to a device without waiting for what the device is doing."""
     if device.type == "cuda" and values.device.type == "cpu":
         # Only copies from pinned memory let the host go on.
         return values.pin_memory().to(device, non_blocking=True)

@@ -43,17 +43,7 @@ class SegmentationSplit:
         return len(self.image_files)
 
     def sample(self, number: int) -> Sample:
-        """Decode an image and its labels.
-
-        Args:
-            number: Which.
-
-        Returns:
-            Image, uint8 (3, H, W), and labels, uint8 (H, W).
-
-        Raises:
-            InvalidInput: If a file cannot be read, sizes differ, or a label is no class.
-        """
+        """Image, uint8 (3, H, W), and labels, uint8 (H, W); whatever is wrong with them names the file."""
         from torchvision.transforms.v2 import functional as transforms
 
         path = self.image_files[number]
@@ -66,14 +56,7 @@ class SegmentationSplit:
         return image, self._resized(labels)
 
     def labels(self, number: int) -> Tensor:
-        """Decode labels alone.
-
-        Args:
-            number: Which.
-
-        Returns:
-            Labels, uint8 (H, W), as :meth:`sample` gives them.
-        """
+        """Labels alone, uint8 (H, W), as :meth:`sample` gives them."""
         return self._resized(self._decoded_labels(number))
 
     def _decoded_labels(self, number: int) -> Tensor:
@@ -134,26 +117,11 @@ class SegmentationData:
         return len(self.mean)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Bring images to mean 0 and standard deviation 1 in each channel.
-
-        Args:
-            images: uint8 (B, C, H, W), on any device.
-
-        Returns:
-            ``(images / 255 - mean) / std``, float32 (B, C, H, W), on the device of ``images``.
-        """
+        """``(images / 255 - mean) / std`` of uint8 images (B, C, H, W), float32, where they are."""
         return normalise(images, self.mean, self.std)
 
     def window(self, crop: int, side: int | None = None) -> Window:
-        """The square that a network sees of these images, padded with the mean colour.
-
-        Args:
-            crop: Side of the window, in pixels.
-            side: Side of the square that the window is padded to; None is ``crop``.
-
-        Returns:
-            The window.
-        """
+        """The square of ``side`` (None: ``crop``) pixels that a network sees, padded with the mean colour."""
         return Window(crop, crop if side is None else side, tuple((self.mean * 255).round().int().tolist()))
 
 
@@ -167,19 +135,9 @@ def check_samples(split: SegmentationSplit, name: str, *, decode: bool) -> None:
 
 
 def choose_images(present: Tensor, wanted: int, generator: torch.Generator) -> list[int]:
-    """Draw images so that each class is in ``wanted`` of them, or in all it has.
-
-    Rare classes draw first. A class draws images that no other class has drawn yet, and where these are too few, those
-    drawn already that show it count for it too.
-
-    Args:
-        present: Whether an image shows a class, bool (N, K).
-        wanted: Images of each class.
-        generator: Source of the draw.
-
-    Returns:
-        Numbers of the images in random order.
-    """
+    """Draw images so that each class, which ``present`` (N, K) tells, is in ``wanted`` of them or in all it has."""
+    # Rare classes draw first. A class draws images that no other has drawn yet, and where these are too few, those
+    # drawn already that show it count for it too.
     drawn: set[int] = set()
     for column in present.sum(0).argsort(stable=True).tolist():
         members = present[:, column].nonzero().flatten()

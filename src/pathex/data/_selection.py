@@ -32,12 +32,10 @@ class PruningSet:
 def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from: Tensor | None = None) -> PruningSet:
     """Draw the same number of training images from each class, in random order.
 
-    The draw has a generator of its own: it neither reads nor moves the global one.
-
     Args:
         data: The data set.
         images_per_class: Images of each class, at least 1.
-        seed: Seed of the draw.
+        seed: Seed of the draw, which neither reads nor moves the global generator.
         indices_from: Training images that may be drawn, int64 (M,), in any order; None is all of them.
 
     Returns:
@@ -91,7 +89,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         seed: Seed of the draw, which has a generator of its own.
 
     Returns:
-        Numbers of the training images and of the validation images, int64, each in rising order.
+        Numbers of the training images and of the validation images, int64, rising.
 
     Raises:
         InvalidInput: If the fraction is out of range, or so small that no image is left for validation.

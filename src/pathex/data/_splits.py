@@ -23,14 +23,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: Tensor) -> Tensor:
-        """Fetch images.
-
-        Args:
-            indices: Numbers of the images, int64 (B,).
-
-        Returns:
-            Images, uint8 (B, C, H, W).
-        """
+        """Images of some numbers (B,), uint8 (B, C, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,24 +42,9 @@ class ArraySplit:
         return len(self.labels)
 
     def images(self, indices: Tensor) -> Tensor:
-        """Fetch images.
-
-        Args:
-            indices: Numbers of the images, int64 (B,), on any device.
-
-        Returns:
-            Images, uint8 (B, C, H, W), on the device of ``data``.
-        """
+        """Images of some numbers (B,), uint8 (B, C, H, W), on the device of ``data``."""
         return self.data[indices.to(self.data.device)]
 
     def subset(self, rows: Tensor, labels: Tensor) -> "ArraySplit":
-        """Some of the images, under other labels.
-
-        Args:
-            rows: Numbers of the images, int64 (M,).
-            labels: Their classes, int64 (M,).
-
-        Returns:
-            A split of its own.
-        """
+        """The images of some numbers (M,), under other labels (M,)."""
         return ArraySplit(self.data[rows], labels)

@@ -20,6 +20,8 @@ Sample = tuple[Tensor, Tensor]
 class Window:
     """A square window of an image and its labels; what lies outside the image is labelled :data:`IGNORED`.
 
+    Each method takes an image (3, H, W) and labels (H, W), and returns (3, side, side) and (side, side).
+
     Attributes:
         crop: Side of the window, in pixels.
         side: Side of what is returned: networks that need multiples of a number get the window with padding on its
@@ -32,14 +34,7 @@ class Window:
     colour: tuple[int, ...]
 
     def centre(self, sample: Sample) -> Sample:
-        """The window in the middle.
-
-        Args:
-            sample: Image (3, H, W) and labels (H, W).
-
-        Returns:
-            Image (3, side, side) and labels (side, side).
-        """
+        """The window in the middle."""
         from torchvision.transforms import v2
 
         height, width = sample[1].shape
@@ -49,28 +44,11 @@ class Window:
         return self._padded(*(v2.functional.crop(part, top, left, self.crop, self.crop) for part in padded))
 
     def fitted(self, sample: Sample) -> Sample:
-        """The middle of the image after its short side is brought to that of the window.
-
-        Args:
-            sample: Image (3, H, W) and labels (H, W).
-
-        Returns:
-            Image (3, side, side) and labels (side, side).
-        """
+        """The middle of the image after its short side is brought to that of the window."""
         return self.centre(_scaled(sample, self.crop / min(sample[1].shape)))
 
     def random(self, sample: Sample, scales: tuple[float, float]) -> Sample:
-        """The image scaled at random, a window at a random place, mirrored left to right with probability 1/2.
-
-        An image smaller than the window lies at a random place inside it. PyTorch's global generator is drawn from.
-
-        Args:
-            sample: Image (3, H, W) and labels (H, W).
-            scales: The smallest and the largest factor.
-
-        Returns:
-            Image (3, side, side) and labels (side, side).
-        """
+        """Image scaled by a factor in ``scales``, a window at any place, maybe mirrored: by the global generator."""
         from torchvision.transforms import v2
 
         crop = v2.RandomCrop(self.crop, pad_if_needed=True, fill=self._fill())

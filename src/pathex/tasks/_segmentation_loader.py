@@ -28,6 +28,8 @@ Batch = tuple[Tensor, Tensor]
 class SegmentationLoader:
     """Batches of one split, decoded and cut by worker processes, a few batches ahead.
 
+    A pass yields normalised images, float32 (B, C, H, W), and labels, int64 (B, H, W).
+
     Attributes:
         images: Number of images in one pass, over all processes.
         batches: Number of batches in one pass.
@@ -80,15 +82,7 @@ class SegmentationLoader:
         self.batches = len(cut_batches(self.images, batch_size, 2 * share[1]))
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """One training pass in random order, which depends on nothing but seed and epoch.
-
-        Args:
-            seed: Seed of the training.
-            epoch: Number of the epoch.
-
-        Returns:
-            Normalised images, float32 (B, C, side, side), and labels, int64 (B, side, side).
-        """
+        """One training pass in random order, which depends on nothing but seed and epoch."""
         generator = epoch_generator(seed, epoch)
         order = self._rows[torch.randperm(self.images, generator=generator)].tolist()
         seeds = torch.randint(2**62, (self.images,), generator=generator).tolist()
@@ -97,11 +91,7 @@ class SegmentationLoader:
         return self._loaded(partial(_training_batch, self._split, self._window, self._scales), batches)
 
     def in_order(self) -> Iterator[Batch]:
-        """One pass in the split's own order, not augmented.
-
-        Returns:
-            Normalised images, float32 (B, C, H, W), and labels, int64 (B, H, W).
-        """
+        """One pass in the split's own order, not augmented."""
         rows = self._rows.tolist()
         batches = [[rows[place] for place in piece] for piece in self._pieces(self._share[1])]
         if self._evaluation == "full":

@@ -44,11 +44,7 @@ class Task(ABC):
     unprunable: tuple[str, ...] = ()
 
     def source_task(self) -> "Task":
-        """The task that a mask is found on by training; for most tasks, this one.
-
-        Returns:
-            The task.
-        """
+        """The task that a mask is found on by training; for most tasks, this one."""
         return self
 
     @abstractmethod
@@ -64,14 +60,7 @@ class Task(ABC):
         """
 
     def scoring_batches(self, images: PruningSet) -> list[tuple[Tensor, Tensor]]:
-        """The pruning set as methods defined on train-mode BatchNorm see it; others cut it as memory allows.
-
-        Args:
-            images: The pruning set.
-
-        Returns:
-            Batches of 256, as in the code these methods were published with.
-        """
+        """The pruning set in batches of 256, as methods defined on train-mode BatchNorm were published with."""
         return list(zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True))
 
     @abstractmethod
@@ -99,44 +88,18 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss.
-
-        Args:
-            name: One of :data:`LOSSES`.
-            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-
-        Returns:
-            Mean loss of ``(outputs, targets)``.
-        """
+        """One of :data:`LOSSES` by its name: a function of ``(outputs, targets)`` that gives their mean loss."""
 
     @abstractmethod
     def metric(self, device: torch.device) -> Any:
-        """The metric.
-
-        Args:
-            device: Where outputs and targets are.
-
-        Returns:
-            A torchmetrics metric of ``(outputs, targets)``.
-        """
+        """A torchmetrics metric of ``(outputs, targets)``."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What a run's result tells about the data: normalisation, classes.
-
-        Returns:
-            Plain values.
-        """
+        """What a run's result tells about the data, as plain values: normalisation, classes."""
 
     def augmented(self, options: TrainOptions) -> TrainOptions:
-        """The options with the data set's own augmentation in place of ``auto``.
-
-        Args:
-            options: How the network is trained.
-
-        Returns:
-            Options that name an augmentation.
-        """
+        """The options with the data set's own augmentation in place of ``auto``."""
         if options.augment != "auto":
             return options
         chosen = {**self.augment_options, **options.augment_options}

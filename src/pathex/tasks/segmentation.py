@@ -145,16 +145,7 @@ class Segmentation(Task):
 
 
 def pixel_loss(outputs: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, averaged over the labelled pixels of all images together.
-
-    Args:
-        outputs: Logits (B, K, H, W).
-        labels: Classes, int64 (B, H, W), 255 where there is none.
-        label_smoothing: Label smoothing, in [0, 1).
-
-    Returns:
-        A scalar; zero if no pixel is labelled.
-    """
+    """Cross-entropy of logits (B, K, H, W), averaged over all pixels of labels (B, H, W) but 255; 0 without any."""
     total = F.cross_entropy(outputs, labels, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
 

@@ -100,16 +100,7 @@ class Transfer(Task):
         return source
 
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
-        """Training images of the source; the network gets the source's head, on which their gradients depend.
-
-        Args:
-            images_per_class: Images of each class of the source.
-            seed: Seed of the choice.
-
-        Returns:
-            The normalised images, not augmented, with their labels within the source and their numbers among all
-            training images of the data.
-        """
+        """Training images of the source; the network gets its head, on which their gradients depend."""
         chosen = self.source_task().pruning_set(images_per_class, seed)
         numbers, _ = images_of(self.data.train.labels, self.options.tasks[self.options.source])
         return replace(chosen, indices=numbers[chosen.indices].tolist())
@@ -154,7 +145,7 @@ class Transfer(Task):
         ``metrics.jsonl`` and, when it is done, ``task.json``. A target that is done is not trained again.
 
         Args:
-            options: How; ``loss="auto"`` is the mean squared error.
+            options: How; ``loss="auto"`` is the mean squared error, and ``head_lr`` needs a head that is trained.
             fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
             folder: Folder of the run.
             prepare: Called for each target with a network and its optimizer, and once before, to attach the mask.
