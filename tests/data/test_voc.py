@@ -80,10 +80,10 @@ LISTS = "ImageSets/Segmentation/"
         ("SegmentationClass/train_002.png", "", r"train_002.png' cannot be read", True),
         ("JPEGImages/train_004.jpg", 60, r"train_004.jpg' cannot be read \(OSError.*truncated", False),
         ("SegmentationClass/train_004.png", 60, r"train_004.png' cannot be read", True),
-        ("SegmentationClass/train_000.png", (28, 40), r"is 40 x 30 and its label map 40 x 28 pixels", True),
+        ("SegmentationClass/train_000.png", (28, 40, 1), r"is 40 x 30 and its label map 40 x 28 pixels", True),
         (
             "SegmentationClass/train_000.png",
-            (30, 40),
+            (30, 40, 21),
             r"train_000.png' holds label 21; allowed: 0 to 20, and 255",
             False,
         ),
@@ -95,7 +95,8 @@ LISTS = "ImageSets/Segmentation/"
 def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, paths, content, message, seen_in_headers):
     for path in paths.split():
         if isinstance(content, tuple):
-            Image.fromarray(np.full(content, 21, dtype=np.uint8)).save(base / path)
+            *size, label = content
+            Image.fromarray(np.full(size, label, dtype=np.uint8)).save(base / path)
         else:
             spoil(base / path, content)
     with pytest.raises(InvalidInput, match=message) as caught:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,17 +80,20 @@ class ImageData:
 def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and (biased) standard deviation of each channel, float32 (C,); 1 for a constant channel."""
     # From exact counts of the 256 values, so that the order of the images plays no part.
-    chunks = torch.arange(len(split)).split(_CHUNK)
-    counts = []
-    for images in read_ahead(split.images, chunks, workers=None if isinstance(split, DecodedSplit) else 0):
-        channels = images.transpose(0, 1).flatten(1)
-        counts.append(torch.stack([torch.bincount(values, minlength=256) for values in channels]))
-    shares = torch.stack(counts).sum(0).double()
+    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
+    counts = read_ahead(partial(_counts, split), chunks, workers=None if isinstance(split, DecodedSplit) else 0)
+    shares = torch.stack([*counts]).sum(0).double()
     shares /= shares.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ values
     std = (shares * (values - mean[:, None]).square()).sum(1).sqrt()
     return mean.float(), torch.where(std > 0, std, 1.0).float()
+
+
+def _counts(split: Split, numbers: range) -> Tensor:
+    """How often each of the 256 values is in each channel of some images, int64 (C, 256)."""
+    channels = split.images(torch.tensor(numbers)).transpose(0, 1).flatten(1)
+    return torch.stack([torch.bincount(values, minlength=256) for values in channels])
 
 
 def assemble(

@@ -140,11 +140,15 @@ class Feed:
     ) -> Iterator[Tensor]:
         pinned = self._device.type == "cuda"
         if augmentation is None or seeds is None:
-            batches: list[Any] = [order[piece] for piece in pieces]
-            return read_ahead(self._split.images, batches, workers=self._workers, pin_memory=pinned)
+            batches: list[Any] = [order[piece].tolist() for piece in pieces]
+            return read_ahead(partial(_fetched, self._split), batches, workers=self._workers, pin_memory=pinned)
         batches = [[*zip(order[piece].tolist(), seeds[piece].tolist(), strict=True)] for piece in pieces]
         change = partial(_changed, self._split, augmentation, self._data.image_size, self._data.in_channels)
         return read_ahead(change, batches, workers=self._workers, pin_memory=pinned)
+
+
+def _fetched(split: Split, rows: Sequence[int]) -> Tensor:
+    return split.images(torch.tensor(rows))
 
 
 def _changed(
