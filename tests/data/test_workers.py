@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ def test_every_batch_in_order(workers, processes):
     assert [values.tolist() for values, _ in found] == [[6, 2], [8, 2, 10], [18]]
     assert len({process for _, process in found} - {os.getpid()}) == processes
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_daemons_read_by_themselves(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
+    assert {process for _, process in read_ahead(read, BATCHES, workers=2)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -46,17 +46,14 @@ def factories(tmp_path, monkeypatch):
     sys.modules.pop("pathex_test_factories", None)
 
 
-def test_timm_with_grey_images():
-    model = models.create("timm:test_resnet", num_classes=6, in_channels=1)
-    assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 6)
-
-
-def test_torchvision_with_other_channels_keeps_the_scale_of_the_first_layer():
+def test_grey_images():
+    """torchvision keeps the scale of the first layer."""
     torch.manual_seed(0)
+    for name in ("timm:test_resnet", "torchvision:resnet18"):
+        model = models.create(name, num_classes=6, in_channels=1)
+        assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 6)
     usual = models.create("torchvision:resnet18", num_classes=4)
-    model = models.create("torchvision:resnet18", num_classes=4, in_channels=1)
     assert model.conv1.weight.std().item() == pytest.approx(usual.conv1.weight.std().item(), rel=0.1)
-    assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 4)
 
 
 def test_torchvision_googlenet_returns_one_tensor_in_training():
@@ -64,15 +61,12 @@ def test_torchvision_googlenet_returns_one_tensor_in_training():
     assert isinstance(model(torch.randn(2, 3, 64, 64)), torch.Tensor)
 
 
-def test_factory_gets_what_it_accepts(factories):
+def test_factory_gets_what_it_accepts(factories, tmp_path):
     model = models.create(f"{factories}:Net", num_classes=5, in_channels=2, hidden=9)
     assert (model.fc.out_features, model.fc.in_features, model.hidden) == (5, 2, 9)
     assert models.create(f"{factories}:fixed", num_classes=5).out_features == 3
     assert models.create(f"{factories}:open_ended", num_classes=5).out_features == 5
     assert models.create(f"{factories}:open_ended", num_classes=5, in_channels=1).fc.in_features == 1
-
-
-def test_factory_weights_from_a_file(factories, tmp_path):
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "w.pt")
     model = models.create(f"{factories}:fixed", num_classes=3, weights=tmp_path / "w.pt")
     assert torch.equal(model.weight, torch.load(tmp_path / "w.pt")["weight"])

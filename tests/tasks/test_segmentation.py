@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brute_force import segmentation as twin
-from pathex import prune
+from pathex import attach, prune
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.tasks import build
 from pathex.tasks.segmentation import Segmentation, class_iou, pixel_loss
@@ -39,11 +40,8 @@ def made(root, model=TINY, **options):
     return build("segmentation", model, "voc2012", data_options={"root": str(root)}, **options)
 
 
-def scored(task, model, tmp_path):
+def scored(task, model):
     return task.test(model, fabric=fabric("cpu"), batch_size=3)
-
-
-# -- the metric --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -87,21 +85,16 @@ def test_a_class_that_is_nowhere_does_not_count():
     assert float(metric.compute()) == 1.0
 
 
-# -- the loss ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_the_mean_over_labelled_pixels(smoothing):
     torch.manual_seed(0)
     outputs, labels = torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randint(0, 4, (3, 5, 6))
     labels[torch.rand(3, 5, 6) < 0.4] = 255
     every = []
-    for image in range(3):
-        for row in range(5):
-            for column in range(6):
-                if (label := int(labels[image, row, column])) != 255:
-                    logs = outputs[image, :, row, column].log_softmax(0)
-                    every.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
+    for image, row, column in product(range(3), range(5), range(6)):
+        if (label := int(labels[image, row, column])) != 255:
+            logs = outputs[image, :, row, column].log_softmax(0)
+            every.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
     expected = torch.stack(every).mean()
     torch.testing.assert_close(pixel_loss(outputs, labels, label_smoothing=smoothing), expected, atol=1e-12, rtol=0)
 
@@ -112,9 +105,6 @@ def test_without_a_labelled_pixel_the_loss_is_zero_and_so_is_its_gradient():
     loss.backward()
     assert loss.item() == 0
     assert not outputs.grad.any()
-
-
-# -- the task ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_task_follows_from_the_data(root):
@@ -166,7 +156,7 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
     options = TrainOptions(epochs=25, batch_size=4, lr=0.2, augment="auto", augment_options={"max_scale": 1.2})
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert {"train_miou", "val_miou"} <= set(rows[-1])
-    result = scored(task, model, tmp_path)
+    result = scored(task, model)
     assert result["test_images"] == 4
     predictions, truths = [], []
 
@@ -193,7 +183,7 @@ def test_the_crop_is_measured_where_asked_for(root, tmp_path):
         with torch.no_grad():
             predictions.append(task.model(task.data.normalise(image[None]))[0].argmax(0).numpy())
         truths.append(labels.numpy())
-    found = scored(task, task.model, tmp_path)["test_miou"]
+    found = scored(task, task.model)["test_miou"]
     assert found == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
 
 
@@ -224,7 +214,7 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
     options = TrainOptions(epochs=1, batch_size=3, lr=0.01, head_lr=0.1, augment="auto")
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert np.isfinite(rows[0]["train_loss"])
-    assert 0 <= scored(task, model, tmp_path)["test_miou"] <= 1
+    assert 0 <= scored(task, model)["test_miou"] <= 1
     backbone, head = task.groups(options)
     encoder = {id(parameter) for parameter in task.model.encoder.parameters()}
     assert {id(parameter) for parameter in backbone["params"]} == encoder
@@ -235,8 +225,6 @@ def test_a_pruned_network_trains(root, tmp_path):
     task = made(root)
     chosen = task.pruning_set(2, 0)
     result = prune(task.model, "px", sparsity=0.6, data=(chosen.images, chosen.labels), rounds=3, progress=False)
-    from pathex import attach
-
     model, _ = task.train(
         TrainOptions(epochs=1, batch_size=4, augment="auto"),
         fabric=fabric("cpu"),
@@ -246,10 +234,7 @@ def test_a_pruned_network_trains(root, tmp_path):
     weights = dict(task.model.named_parameters())
     for name, kept in result.mask.items():
         assert not weights[name][~kept].any()
-    assert scored(task, model, tmp_path)["test_images"] == 4
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
+    assert scored(task, model)["test_images"] == 4
 
 
 @pytest.mark.parametrize(
@@ -287,16 +272,12 @@ def test_the_subset_with_a_pre_trained_backbone(tmp_path):
     data = Path(os.environ["PATHEX_DATA"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)  # that the decoder is new is what is wanted
-        task = build(
-            "auto",
-            "smp:DeepLabV3Plus",
-            "voc2012",
-            seed=0,
-            weights=str(data / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
-            model_options={"encoder_name": "mobilenet_v2"},
-            data_options={"root": str(data), "image_size": 48},
-            task_options={"crop": 49},
-        )
+        settings = {
+            "weights": str(data / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
+            "model_options": {"encoder_name": "mobilenet_v2"},
+            "data_options": {"root": str(data), "image_size": 48},
+        }
+        task = build("auto", "smp:DeepLabV3Plus", "voc2012", seed=0, task_options={"crop": 49}, **settings)
     with pytest.warns(PathexWarning, match=r"show aeroplane \(0\), bicycle \(0\)"):
         chosen = task.pruning_set(1, 0)
     shown = {label for labels in chosen.labels for label in labels.unique().tolist()}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from brute_force import segmentation as twin
 from pathex.data import SegmentationData, SegmentationSplit
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput
 from pathex.tasks._segmentation_loader import SegmentationLoader
 from pathex.train.batching import cut_batches, share_of
 
@@ -132,12 +132,6 @@ def test_a_part_of_the_images(data):
     assert [len(images) for images, _ in part.shuffled(0, 1)] == [3]
 
 
-def test_an_abandoned_pass_ends(data):
-    started = loader(data, batch_size=2).shuffled(0, 1)
-    next(started)
-    started.close()
-
-
 def test_an_unreadable_file_is_named_while_training(data):
     Path(data.train.image_files[6]).write_bytes(b"nothing")
     with pytest.raises(InvalidInput, match=r"6.png' cannot be read"):
@@ -158,28 +152,18 @@ def test_every_place_is_in_one_batch_and_one_share(images, batch_size, least, ra
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 4, "share": (0, 5)}, "batches of 4 images cannot be shared by 5 processes"),
+        ({"share": (0, 5)}, "batches of 4 images cannot be shared by 5 processes"),
         ({"indices": torch.arange(1), "share": (1, 2)}, "batches of 1 images cannot be shared by 2 processes"),
         ({"share": (2, 2)}, r"part must be .* got \(2, 2\)"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"augment": "crop-flip"}, "unknown augment 'crop-flip'"),
+        ({"evaluation": "half"}, "unknown evaluation 'half'"),
+        ({"augment_options": {"scale": 2}}, "'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
+        ({"augment_options": {"min_scale": 0}}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
+        ({"augment_options": {"min_scale": 3.0}}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),
+        ({"augment": "none", "augment_options": {"min_scale": 1.0}}, r"'min_scale' of augment 'none'\. Known: none"),
     ],
 )
-def test_batches_that_cannot_be_shared(data, options, message):
+def test_what_cannot_be_used(data, options, message):
     with pytest.raises(InvalidInput, match=message):
-        loader(data, **options)
-
-
-def test_names_and_options_that_cannot_be_used(data):
-    with pytest.raises(UnknownName, match="unknown augment 'crop-flip'"):
-        loader(data, augment="crop-flip")
-    with pytest.raises(UnknownName, match="unknown evaluation 'half'"):
-        loader(data, evaluation="half")
-    for options, message in (
-        ({"scale": 2}, "unknown option 'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
-        ({"min_scale": 0}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
-        ({"min_scale": 3.0}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),
-    ):
-        with pytest.raises(InvalidInput, match=message):
-            loader(data, augment="scale-crop", augment_options=options)
-    with pytest.raises(InvalidInput, match=r"unknown option 'min_scale' of augment 'none'\. Known: none"):
-        loader(data, augment_options={"min_scale": 1.0})
+        loader(data, **{"augment": "scale-crop", **options})

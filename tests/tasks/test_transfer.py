@@ -89,9 +89,14 @@ def attached(mask):
 
 
 def numbers_of(data, part, classes):
-    return {
-        ("test" if part == "test" else "train", n) for n, c in enumerate(getattr(data, part).labels) if c in classes
-    }
+    return {(part, number) for number in rows_of(data, part, classes)[0]}
+
+
+def rows_of(data, part, classes):
+    """Numbers of the images of some classes, and their labels among these."""
+    labels = getattr(data, part).labels.tolist()
+    rows = [number for number, label in enumerate(labels) if label in classes]
+    return rows, torch.tensor([classes.index(labels[row]) for row in rows])
 
 
 def features(network, images):
@@ -110,10 +115,9 @@ def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
     task = transfer(data, validation=0.2)
     source, *targets = task.options.tasks
     held_out = {
-        ("train", int(numbers[row]))
-        for classes in task.options.tasks
-        for numbers in [torch.tensor(sorted(n for _, n in numbers_of(data, "train", classes)))]
-        for row in task._part(task.options.tasks.index(classes), task.model).validation_indices
+        ("train", rows_of(data, "train", classes)[0][row])
+        for number, classes in enumerate(task.options.tasks)
+        for row in task._part(number, task.model).validation_indices
     }
     assert len(held_out) == 12
     read.clear()
@@ -135,6 +139,9 @@ def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
     measured = task.test(model, fabric=machine, batch_size=8)
     assert set(read) == numbers_of(data, "test", sum(targets, ()))
     assert measured["test_images"] == 16
+    model, rows = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path / "heads", prepare=attached(mask))
+    assert rows == []
+    assert all(row["fine_tuned"] == row["zero_shot"] for row in task.test(model, fabric=machine, batch_size=8)["tasks"])
 
 
 def test_other_test_images_change_neither_mask_nor_heads_nor_training(data, tmp_path):
@@ -165,10 +172,8 @@ def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_
         classes = list(task.options.tasks[number])
         x, y = {}, {}
         for part in ("train", "test"):
-            split = getattr(data, part)
-            rows = [n for n, c in enumerate(split.labels.tolist()) if c in classes]
-            x[part] = features(network, data.normalise(split.pixels[rows]))
-            y[part] = torch.tensor([classes.index(c) for c in split.labels[rows].tolist()])
+            rows, y[part] = rows_of(data, part, classes)
+            x[part] = features(network, data.normalise(getattr(data, part).pixels[rows]))
         weight, bias = ridge(x["train"].numpy(), np.eye(len(classes))[y["train"]], 0.5)
         head = load_file(tmp_path / "tasks" / f"0{number}" / "head.safetensors")
         # Features are float32 and the network's memory layout may differ, so the last digits do.
@@ -183,25 +188,18 @@ def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_
         assert measured[name] == pytest.approx(np.mean([row[column] for row in measured["tasks"]]), abs=1e-6)
 
 
-def test_the_source_has_a_head_when_the_network_is_scored(data):
-    task = transfer(data)
-    task.pruning_set(2, seed=0)
-    classes = list(task.options.tasks[0])
-    rows = [n for n, c in enumerate(data.train.labels.tolist()) if c in classes]
-    labels = [classes.index(c) for c in data.train.labels[rows].tolist()]
-    x = features(task.model, data.normalise(data.train.pixels[rows]))
-    weight, bias = ridge(x.numpy(), np.eye(2)[labels], 1.0)
-    assert task.model.fc.weight.detach().numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
-    assert task.model.fc.bias.detach().numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
-
-
-def test_numbers_of_the_pruning_set_are_those_of_the_whole_data(data):
+def test_the_pruning_set_is_of_the_source_which_has_a_head(data):
     task = transfer(data)
     images = task.pruning_set(4, seed=1)
     assert len(set(images.indices)) == 8
     assert torch.equal(images.images, data.normalise(data.train.pixels[images.indices]))
-    classes = torch.tensor(task.options.tasks[0])
-    assert torch.equal(classes[images.labels], data.train.labels[images.indices])
+    classes = list(task.options.tasks[0])
+    assert torch.equal(torch.tensor(classes)[images.labels], data.train.labels[images.indices])
+    rows, labels = rows_of(data, "train", classes)
+    x = features(task.model, data.normalise(data.train.pixels[rows]))
+    weight, bias = ridge(x.numpy(), np.eye(2)[labels], 1.0)
+    assert task.model.fc.weight.detach().numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
+    assert task.model.fc.bias.detach().numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("head", ["fixed", "trained"])
@@ -231,32 +229,19 @@ def test_every_target_starts_from_the_same_pruned_weights(data, tmp_path, head):
     assert "fc.weight" not in mask
 
 
-def test_without_epochs_nothing_is_fine_tuned(data, tmp_path):
-    task, machine = transfer(data), fabric("cpu")
-    model, rows = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path, prepare=attached(mask_of(task)))
-    assert rows == []
-    for row in task.test(model, fabric=machine, batch_size=8)["tasks"]:
-        assert row["fine_tuned"] == row["zero_shot"]
-
-
 def test_the_loss_is_the_squared_error_unless_asked_otherwise(data, tmp_path):
     task, losses = transfer(data, targets=[1]), {}
     for name in ("auto", "mse", "cross-entropy"):
         options = chosen(loss=name, augment="none", lr=1e-9, freeze_batchnorm=True)
         _, (row,) = task.train(options, fabric=fabric("cpu"), folder=tmp_path / name)
         losses[name] = row["train_loss"]
-    classes = list(task.options.tasks[1])
-    rows = [n for n, c in enumerate(data.train.labels.tolist()) if c in classes]
-    labels = torch.tensor([classes.index(c) for c in data.train.labels[rows].tolist()])
+    rows, labels = rows_of(data, "train", list(task.options.tasks[1]))
     network = copy.deepcopy(task.model)
     network.fc.load_state_dict(load_file(tmp_path / "auto" / "tasks" / "01" / "head.safetensors"))
     with torch.no_grad():
         outputs = network(data.normalise(data.train.pixels[rows]))
-    assert (
-        losses["auto"]
-        == losses["mse"]
-        == pytest.approx(float((outputs - torch.eye(2)[labels]).square().mean()), rel=1e-3)
-    )
+    squared = float((outputs - torch.eye(2)[labels]).square().mean())
+    assert losses["auto"] == losses["mse"] == pytest.approx(squared, rel=1e-3)
     assert losses["cross-entropy"] == pytest.approx(float(nn.functional.cross_entropy(outputs, labels)), rel=1e-3)
 
 
@@ -339,17 +324,17 @@ def test_options_that_cannot_be_used_are_refused(data, options, message):
         transfer(data, **options)
 
 
+def test_a_class_without_test_images_is_refused(data):
+    data.test.labels[data.test.labels == 4] = 5
+    with pytest.raises(InvalidInput, match=r"class 'e' of task \d has no test images"):
+        transfer(data)
+
+
 def test_a_learning_rate_for_a_fixed_head_is_refused(data, tmp_path):
     with pytest.raises(InvalidInput, match=r"head_lr is 0\.1, and the head is fixed"):
         transfer(data).train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)
     rows = transfer(data, head="trained").train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)[1]
     assert len(rows) == 2
-
-
-def test_a_class_without_test_images_is_refused(data):
-    data.test.labels[data.test.labels == 4] = 5
-    with pytest.raises(InvalidInput, match=r"class 'e' of task \d has no test images"):
-        transfer(data)
 
 
 class TwoHeads(nn.Module):
@@ -418,15 +403,8 @@ def test_two_tasks_of_five_classes_of_imagenet(tmp_path, monkeypatch):
     )
     machine = fabric("cpu")
     images = task.pruning_set(2, seed=0)
-    mask = pathex.prune(
-        task.model,
-        "px",
-        sparsity=0.36,
-        data=[(images.images, images.labels)],
-        rounds=3,
-        ignore=task.unprunable,
-        progress=False,
-    ).mask
+    batches, settings = [(images.images, images.labels)], {"rounds": 3, "ignore": task.unprunable, "progress": False}
+    mask = pathex.prune(task.model, "px", sparsity=0.36, data=batches, **settings).mask
     options = TrainOptions(epochs=1, batch_size=64, lr=5e-5, augment="none", freeze_batchnorm=True)
     model, _ = task.train(options, fabric=machine, folder=tmp_path, prepare=attached(mask))
     test_images = {digest(task.data.test.images(torch.tensor([n]))[0]) for n in range(len(task.data.test))}
