@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pathex.data import load, task_splits
-from pathex.data._classes import choose_classes
+from pathex.data import choose_classes, load, task_splits
 from pathex.errors import InvalidInput
 
 NAMES = ("ant", "bee", "cat", "dog", "7")

@@ -90,32 +90,6 @@ def test_tag_of_a_timm_encoder_goes_through_timm(weights, name, monkeypatch):
     assert (name, True) in calls
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("smp:Unett", {}, "unknown segmentation model 'Unett'. Did you mean Unet"),
-        ("smp:create_model", {}, "unknown segmentation model"),
-        ("smp:Unet", {"encoder_name": "resnet19"}, "unknown encoder 'resnet19'. Did you mean"),
-        ("smp:Unet", {"encoder_name": "tu-resnet19"}, r"cannot be made .*resnet19"),
-        ("smp:Unet", {"encoder_name": "tu-test_resnet", "nothing": 3}, "cannot be made .*'nothing'"),
-        ("smp:Unet", {"encoder_name": "resnet19", "weights": "imagenet"}, "unknown encoder 'resnet19'. Did you mean"),
-        ("smp:Unet", {"encoder_name": 50}, "option 'encoder_name' of model 'smp:Unet' must be the name .*, got 50"),
-        ("smp:Unet", {"encoder_weights": None}, "option 'encoder_weights' of model 'smp:Unet' is set by weights"),
-        ("smp:Unet", {"classes": 3}, "option 'classes' .* is set by num_classes"),
-        ("smp:Unet", {"nothing": 3}, "unknown option of model 'smp:Unet': 'nothing'. Known: activation, aux_params, "),
-        ("smp:DeepLabV3Plus", {"encoder_output_stride": 4}, "output stride 8 or 16, got 4"),
-        ("smp:Unet", {"weights": "in22k"}, "no tag of model 'smp:Unet with resnet34'. Tags: imagenet, imagenet$"),
-        ("smp:Unet", {"encoder_name": "resnet18", "weights": "x"}, "Tags: imagenet, imagenet, ssl, swsl$"),
-        ("smp:Unet", {"encoder_name": "tu-tf_efficientnet_lite0", "weights": "x"}, "Tags: imagenet, .*in1k"),
-        ("smp:Unet", {"weights": "absent.pth"}, "'absent.pth' does not exist"),
-    ],
-)
-def test_bad_input_is_one_line(name, options, message):
-    with pytest.raises(InvalidInput, match=message) as caught:
-        models.create(name, **options)
-    assert "\n" not in str(caught.value)
-
-
 def test_missing_package_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(

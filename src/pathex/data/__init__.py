@@ -2,7 +2,7 @@
 
 from pathex.data._augmentation import AUGMENTATIONS, Augmentation, Draws, apply_each, augment
 from pathex.data._catalogue import describe, load, names, option_names
-from pathex.data._classes import task_splits
+from pathex.data._classes import choose_classes, task_splits
 from pathex.data._decoding import DecodedSplit
 from pathex.data._images import ImageData
 from pathex.data._pixels import upload
@@ -27,6 +27,7 @@ __all__ = [
     "Window",
     "apply_each",
     "augment",
+    "choose_classes",
     "default_workers",
     "describe",
     "load",

@@ -11,8 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from pathex.data import ImageData
-from pathex.data._classes import choose_classes, task_splits
+from pathex.data import ImageData, choose_classes, task_splits
 from pathex.errors import InvalidInput, UnknownName, reason
 from pathex.tasks._building import check_names
 
