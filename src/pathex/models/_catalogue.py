@@ -101,20 +101,12 @@ def _create_own(
 
 
 def names() -> list[str]:
-    """Names of the project's own networks.
-
-    Returns:
-        The names, smallest network of each family first.
-    """
+    """Names of the project's own networks, smallest of each family first."""
     return list(_OWN)
 
 
 def prefixes() -> dict[str, str]:
-    """The forms of name that lead to other packages.
-
-    Returns:
-        Form (``timm:NAME``) and one line each.
-    """
+    """The forms of name that lead to other packages (``timm:NAME``), with a line about each."""
     forms = {f"{prefix}:NAME": line for prefix, (_, line) in LIBRARIES.items()}
     return {
         **forms,
@@ -123,14 +115,7 @@ def prefixes() -> dict[str, str]:
 
 
 def describe(name: str) -> str:
-    """One line about a network or a form of name. An unknown name raises :class:`~pathex.errors.InvalidInput`.
-
-    Args:
-        name: An own name, or a name with a prefix.
-
-    Returns:
-        The line.
-    """
+    """One line about a network or a form of name. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
     prefix, colon, _ = name.partition(":")
     return prefixes().get(f"{prefix}:NAME", prefixes()[_FACTORY_FORM]) if colon else _own(name)[1]
 

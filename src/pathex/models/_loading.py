@@ -41,11 +41,7 @@ class WeightsReport:
     classes: tuple[int, int] | None = None
 
     def summary(self) -> str:
-        """The report in one line.
-
-        Returns:
-            The line.
-        """
+        """The report in one line."""
         parts = [f"{len(self.loaded)} tensors loaded"]
         missing = _without_counters(self.missing)
         if missing:

@@ -22,8 +22,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             ``model``. The prefixes of ``DataParallel`` and ``torch.compile`` are taken off.
 
     Returns:
-        Names with tensors. A file that is missing or damaged or holds a pickle of more than tensors or no state dict
-        raises `pathex.errors.InvalidInput`.
+        Names with tensors. A file that cannot be used raises `pathex.errors.InvalidInput`.
     """
     return tensors_of(read_file(path), path)
 

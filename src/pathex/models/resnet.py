@@ -98,14 +98,7 @@ class CifarResNet(nn.Module):
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: Images (N, in_channels, H, W).
-
-        Returns:
-            Logits (N, num_classes).
-        """
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
         features = self.blocks(F.relu(self.bn(self.conv(x))))
         return self.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))
 

@@ -58,14 +58,7 @@ Linear(in_features=64, out_features=200, bias=True))
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: Images (N, in_channels, H, W).
-
-        Returns:
-            Logits (N, num_classes).
-        """
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
         features = F.relu(self.bn1(self.conv1(x)))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         return self.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))

@@ -54,12 +54,5 @@ class CifarVGG(nn.Module):
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: Images (N, in_channels, H, W).
-
-        Returns:
-            Logits (N, num_classes).
-        """
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
         return self.fc(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))

@@ -26,10 +26,8 @@ class Feed:
     piece, and batches are gathered, changed and normalised there. Worker processes read all others a few batches ahead,
     and change those that ``resized-crop`` changes, which it cuts from the undecoded original.
 
-    With several processes each whole batch, its order and its augmentation included, is drawn as for one process, and
-    cut into contiguous pieces in the order of the processes: together they see what one would see. Pieces of a batch
-    that does not divide evenly differ by one image, so that each image counts once; whoever averages over the
-    processes has to weight by their sizes.
+    With several processes each whole batch is drawn as for one process, and cut into contiguous pieces in their order.
+    Pieces differ by one image at most: whoever averages over the processes has to weight by their sizes.
 
     Attributes:
         images: Number of images in one pass, over all processes.
@@ -87,11 +85,7 @@ class Feed:
         self.batches = len(self._cut())
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass in random order, augmented.
-
-        Args:
-            seed: Seed of the training.
-            epoch: Number of the epoch.
+        """One training pass in random order, augmented, which follows from seed and epoch.
 
         Returns:
             Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.
@@ -101,11 +95,7 @@ class Feed:
         return self._read(order, self._augmentation, self._augmentation.draw(self.images, generator))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in the split's own order, not augmented.
-
-        Returns:
-            Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.
-        """
+        """One pass in the split's own order, not augmented; see :meth:`shuffled`."""
         return self._read(self._rows, Augmentation(), {})
 
     def _cut(self) -> list[range]:
