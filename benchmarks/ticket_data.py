@@ -215,8 +215,8 @@ def epoch_plan(sizes: Sequence[int], seed: int, epoch: int, augment: str) -> Ten
     plan = torch.full((4, sum(sizes)), PADDING)
     plan[0] = torch.randperm(sum(sizes), generator=generator)
     plan[3] = 0
-    for part in plan.split(list(sizes), dim=1) if augment != "none" else ():
-        part[3] = torch.rand(part.shape[1], generator=generator) < 0.5
-        if augment == "crop-flip":
-            part[1:3] = torch.randint(0, 2 * PADDING + 1, (2, part.shape[1], 1), generator=generator)[..., 0]
+    if augment != "none":
+        plan[3] = torch.rand(plan.shape[1], generator=generator) < 0.5
+    if augment == "crop-flip":
+        plan[1:3] = torch.randint(2 * PADDING + 1, (plan.shape[1], 2), generator=generator).T
     return plan

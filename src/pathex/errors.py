@@ -5,6 +5,7 @@ Each message names the culprit and, where there is a choice, the allowed values.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "FolderInUse",
@@ -15,6 +16,8 @@ __all__ = [
     "PathexWarning",
     "UnknownName",
     "UnsupportedOperation",
+    "check_integer",
+    "reason",
 ]
 
 
@@ -60,3 +63,19 @@ class UnknownName(InvalidInput):
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
+
+
+def check_integer(what: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raise :class:`InvalidInput` unless ``value`` is an integer (no bool) from ``least`` to ``most``."""
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
+        return
+    if most is not None:
+        allowed = f"an integer in {least}..{most}"
+    else:
+        allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
+    raise InvalidInput(f"{what} must be {allowed}, got {value!r}")
+
+
+def reason(error: BaseException) -> str:
+    """Kind and text of somebody else's error, in one line of at most 200 characters of text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,22 +1,34 @@
-"""Augmentation of batches against a loop over single images."""
+"""Augmentation of batches against a loop over single images, and of single images against torchvision."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
 
-from pathex.data import AUGMENTATIONS, augment
+from pathex.data import AUGMENTATIONS, Augmentation, augment
 from pathex.errors import InvalidInput
+
+FULL = {"min_scale": 0.2, "grayscale": 0.3, "jitter": 0.4, "hue": 0.3}
+
+
+def fresh(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(*shape, seed=0, dtype=torch.uint8):
+    return torch.randint(1, 256, shape, generator=fresh(seed)).to(dtype)
 
 
 def image_by_image(images, kind, generator):
     """The obvious twin: the same draws, applied to one image at a time."""
     flips = torch.rand(len(images), generator=generator) < 0.5
-    shifts = torch.randint(0, 9, (2, len(images), 1), generator=generator) if kind == "crop-flip" else None
+    shifts = torch.randint(0, 9, (len(images), 2), generator=generator) if kind == "crop-flip" else None
     out = []
     for number, image in enumerate(images):
         window = image
         if shifts is not None:
-            top, left = int(shifts[0, number]), int(shifts[1, number])
+            top, left = shifts[number].tolist()
             window = F.pad(image, (4, 4, 4, 4))[:, top : top + image.shape[1], left : left + image.shape[2]]
         out.append(window.flip(2) if flips[number] else window)
     return torch.stack(out)
@@ -25,26 +37,39 @@ def image_by_image(images, kind, generator):
 @pytest.mark.parametrize("kind", ["flip", "crop-flip"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_equals_the_loop(kind, dtype):
-    images = torch.randint(1, 256, (16, 3, 7, 9), generator=torch.Generator().manual_seed(1)).to(dtype)
-    changed = augment(images, kind, torch.Generator().manual_seed(5))
+    images = pictures(16, 3, 7, 9, dtype=dtype)
+    changed = augment(images, kind, fresh(5))
     assert changed.dtype == dtype
-    assert torch.equal(changed, image_by_image(images, kind, torch.Generator().manual_seed(5)))
+    assert torch.equal(changed, image_by_image(images, kind, fresh(5)))
 
 
 def test_every_window_occurs_in_both_directions():
     image = torch.arange(1, 17, dtype=torch.uint8).view(1, 1, 4, 4)
-    changed = augment(image.expand(3000, -1, -1, -1), "crop-flip", torch.Generator().manual_seed(0))
+    changed = augment(image.expand(3000, -1, -1, -1), "crop-flip", fresh(0))
     # 7 x 7 of the 81 windows show some of the image, the others are black.
     assert len(changed.flatten(1).unique(dim=0)) == 2 * 49 + 1
 
 
-def test_moves_only_its_own_generator_and_not_the_images():
-    before, images = torch.get_rng_state(), torch.ones(4, 1, 5, 5)
-    generator = torch.Generator().manual_seed(0)
-    first, second = augment(images, "crop-flip", generator), augment(images, "crop-flip", generator)
+@pytest.mark.parametrize(("kind", "options"), [("flip", {}), ("crop-flip", {}), ("resized-crop", FULL)])
+def test_moves_only_its_own_generator_and_not_the_images(kind, options):
+    before, images, generator = torch.get_rng_state(), pictures(8, 3, 12, 12), fresh(0)
+    original = images.clone()
+    first, second = (augment(images, kind, generator, **options) for _ in range(2))
     assert not torch.equal(first, second)
-    assert images.eq(1).all()
+    assert (first.shape, first.dtype) == (images.shape, torch.uint8)
+    assert torch.equal(images, original)
     assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, augment(images, kind, fresh(0), **options))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("flip", {}), ("crop-flip", {}), ("resized-crop", FULL)])
+def test_a_part_of_a_batch_is_what_it_is_in_the_whole(kind, options):
+    images, augmentation = pictures(13, 3, 20, 20), Augmentation.of(kind, options)
+    draws = augmentation.draw(13, fresh(3))
+    whole = augmentation.apply(images, draws)
+    for part in torch.arange(13).tensor_split(3):
+        some = augmentation.apply(images[part], {name: values[part] for name, values in draws.items()})
+        assert torch.equal(some, whole[part])
 
 
 def test_none_and_empty():
@@ -53,14 +78,77 @@ def test_none_and_empty():
     assert augment(images[:0], "crop-flip", torch.Generator()).shape == (0, 1, 3, 3)
 
 
-def test_unknown_kind():
-    with pytest.raises(InvalidInput, match=f"'mixup'. Known: {', '.join(sorted(AUGMENTATIONS))}"):
-        augment(torch.ones(1, 1, 2, 2), "mixup", torch.Generator())
+def test_resized_crop_is_the_published_recipe():
+    transform = Augmentation.of("resized-crop", {**FULL, "max_ratio": 1.5}).transform(8, 3)
+    crop, grey, jitter, flip = transform.transforms
+    assert [type(step) for step in transform.transforms] == [
+        v2.RandomResizedCrop, v2.RandomGrayscale, v2.ColorJitter, v2.RandomHorizontalFlip,
+    ]  # fmt: skip
+    assert (tuple(crop.size), crop.scale, crop.ratio, crop.antialias) == ((8, 8), (0.2, 1.0), (1 / 1.5, 1.5), True)
+    assert (grey.p, flip.p) == (0.3, 0.5)
+    assert [list(getattr(jitter, name)) for name in ("brightness", "contrast", "saturation")] == [[0.6, 1.4]] * 3
+    assert list(jitter.hue) == [-0.3, 0.3]
+    plain = Augmentation.of("resized-crop").transform(8, 3).transforms[0]
+    assert plain.scale == (0.08, 1.0)
+    assert plain.ratio == pytest.approx((3 / 4, 4 / 3))
+
+
+def test_the_whole_image_when_nothing_may_be_left_out():
+    images = pictures(16, 3, 9, 9)
+    same = augment(images, "resized-crop", fresh(0), min_scale=1.0, max_ratio=1)
+    mirrored = [torch.equal(image, old.flip(2)) for image, old in zip(same, images, strict=True)]
+    assert 0 < sum(mirrored) < 16
+    assert all(turned or torch.equal(*pair) for turned, *pair in zip(mirrored, same, images, strict=True))
+
+
+def test_gradually_less_of_the_image():
+    """With a small least scale the parts are smaller: a gradient image spans less."""
+    ramp = torch.arange(64, dtype=torch.float32).expand(200, 1, 64, 64)
+    spans = [
+        (out.amax(3) - out.amin(3)).mean().item()
+        for out in (augment(ramp, "resized-crop", fresh(0), min_scale=scale) for scale in (0.9, 0.5, 0.05))
+    ]
+    assert spans == sorted(spans, reverse=True)
+
+
+def test_grey_takes_the_colours_of_a_share():
+    images = pictures(200, 3, 5, 5)
+    got = augment(images, "resized-crop", fresh(1), min_scale=1.0, max_ratio=1, grayscale=0.3)
+    grey = (got == got[:, :1]).flatten(1).all(1)
+    assert 0.2 < grey.float().mean() < 0.4
+    expected = transforms.rgb_to_grayscale(images[grey], 3)
+    flipped = torch.where((got[grey] == expected).flatten(1).all(1)[:, None, None, None], expected, expected.flip(3))
+    assert torch.equal(got[grey], flipped)
+
+
+def test_colours_of_other_images():
+    single = augment(pictures(5, 1, 12, 12), "resized-crop", fresh(0), **FULL)
+    assert single.shape == (5, 1, 12, 12)
+    with pytest.raises(InvalidInput, match="1 or 3 channels, got 2"):
+        augment(pictures(5, 2, 12, 12), "resized-crop", fresh(0), **FULL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("flip", {"jitter": 0.1}, "unknown option 'jitter' of augmentation 'flip'. Known: none"),
+        ("resized-crop", {"scale": 0.1}, "'scale' .* Known: min_scale, max_ratio, grayscale, jitter, hue"),
+        ("resized-crop", {"min_scale": 0}, r"'min_scale' of 'resized-crop' must be a number in \[0.0001, 1\], got 0"),
+        ("resized-crop", {"grayscale": "no"}, "got 'no'"),
+        ("resized-crop", {"hue": 0.6}, r"\[0, 0.5\]"),
+        ("resized-crop", {"jitter": True}, "got True"),
+        ("mixup", {}, f"unknown augmentation 'mixup'. Known: {', '.join(sorted(AUGMENTATIONS))}"),
+    ],
+)
+def test_bad_options(kind, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        Augmentation.of(kind, options)
 
 
 @pytest.mark.gpu
-def test_cuda_draws_the_same():
-    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
-    there = augment(images.cuda(), "crop-flip", torch.Generator().manual_seed(2))
+@pytest.mark.parametrize(("kind", "options", "step"), [("crop-flip", {}, 0), ("resized-crop", {"min_scale": 0.2}, 1)])
+def test_cuda_changes_like_the_cpu(kind, options, step):
+    images = pictures(32, 3, 24, 24)
+    there, here = (augment(part, kind, fresh(5), **options) for part in (images.cuda(), images))
     assert there.is_cuda
-    assert torch.equal(there.cpu(), augment(images, "crop-flip", torch.Generator().manual_seed(2)))
+    assert (there.cpu().int() - here.int()).abs().max() <= step

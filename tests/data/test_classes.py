@@ -1,14 +1,10 @@
 """Restriction to some classes, and splits into tasks."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from pathex.data import load, task_splits
-from pathex.data._classes import choose_classes
+from pathex.data import choose_classes, load, task_splits
 from pathex.errors import InvalidInput
 
 NAMES = ("ant", "bee", "cat", "dog", "7")
@@ -32,37 +28,41 @@ def test_tasks_depend_on_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("classes", "chosen"),
+    ("name", "text", "chosen"),
     [
-        ([3, 0], [3, 0]),
-        (["dog", "ant"], [3, 0]),
-        (["dog", 0, "2"], [3, 0, 2]),
-        (["7"], [4]),  # a name comes before a number
-        (None, [0, 1, 2, 3, 4]),
+        ("", [3, 0], [3, 0]),
+        ("", ["dog", 0, "2"], [3, 0, 2]),
+        ("", ["7"], [4]),  # a name comes before a number
+        ("", None, [0, 1, 2, 3, 4]),
+        ("classes.yaml", "- dog\n- '1'\n", [3, 1]),
+        ("classes.yml", "[dog, 1]", [3, 1]),
+        ("classes.json", '["dog", "1"]', [3, 1]),
+        ("classes.txt", "dog\n1", [3, 1]),
     ],
 )
-def test_numbers_and_names_in_the_given_order(classes, chosen):
-    assert choose_classes(NAMES, classes=classes) == chosen
-
-
-@pytest.mark.parametrize("suffix", ["yaml", "yml", "json", "txt"])
-def test_files(tmp_path, suffix):
-    file = tmp_path / f"classes.{suffix}"
-    write = {"json": json.dumps, "txt": "\n".join}.get(suffix, yaml.safe_dump)
-    file.write_text(write(["dog", "1"]))
-    assert choose_classes(NAMES, classes=str(file)) == [3, 1]
-    assert choose_classes(NAMES, classes=file) == [3, 1]
+def test_numbers_and_names_in_the_given_order(tmp_path, name, text, chosen):
+    if not name:
+        assert choose_classes(NAMES, classes=text) == chosen
+        return
+    file = tmp_path / name
+    file.write_text(text)
+    assert choose_classes(NAMES, classes=str(file)) == choose_classes(NAMES, classes=file) == chosen
 
 
 def test_a_file_of_tasks(tmp_path):
     file = tmp_path / "tasks.json"
     file.write_text("[[3, 0], [1, 2]]")
     assert choose_classes(NAMES, classes=str(file), task=1) == [1, 2]
-    for options, message in (({"task": 2}, r"'task' must be an integer in 0..1, got 2"), ({"task": None}, "got None")):
+    for options, message in (
+        ({"task": 2}, r"'task' must be an integer in 0..1, got 2"),
+        ({"task": None}, "got None"),
+        ({"task": 0, "tasks": 2}, "do not go with 'classes' that are split into tasks"),
+    ):
         with pytest.raises(InvalidInput, match=message):
             choose_classes(NAMES, classes=str(file), **options)
-    with pytest.raises(InvalidInput, match="do not go with 'classes' that are split into tasks"):
-        choose_classes(NAMES, classes=str(file), task=0, tasks=2)
+    file.write_text("[1, 2")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        choose_classes(NAMES, classes=str(file))
 
 
 def test_seeded_tasks_of_chosen_classes():
@@ -94,13 +94,6 @@ def test_bad_choices(options, message):
     with pytest.raises(InvalidInput, match=message) as caught:
         choose_classes(NAMES, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_unreadable_files(tmp_path):
-    file = tmp_path / "classes.json"
-    file.write_text("[1, 2")
-    with pytest.raises(InvalidInput, match="cannot be read"):
-        choose_classes(NAMES, classes=str(file))
 
 
 @pytest.fixture

@@ -117,10 +117,9 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path):
 
 
 def test_imagenet_is_normalised_and_cut_as_usual(tmp_path):
-    folder = tmp_path / "mini-imagenet"
-    parquet(folder, "train", [0, 1, 2], size=(30, 20))
-    parquet(folder, "validation", [0, 1, 2], size=(30, 20))
-    data = load(f"hf:{folder}")
+    for part in ("train", "validation"):
+        parquet(tmp_path / "mini-imagenet", part, [0, 1, 2], size=(30, 20))
+    data = load(f"hf:{tmp_path / 'mini-imagenet'}")
     assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert isinstance(data.train, DecodedSplit)
     assert (data.train.image_size, data.train.resize, data.augment) == (224, 256, "resized-crop")

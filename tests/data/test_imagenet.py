@@ -1,11 +1,7 @@
 """Tiny-ImageNet and ImageNet: layouts, what is missing or damaged, the published subset."""
 
-import functools
 import hashlib
-import http.server
 import os
-import shutil
-import threading
 import zipfile
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from damage import spoil
 from pathex.data import ArraySplit, DecodedSplit, load
 from pathex.data import _imagenet as room
 from pathex.errors import InvalidInput, PathexWarning
@@ -59,28 +56,6 @@ def imagenet(tmp_path):
     return tmp_path / "imagenet"
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    """Serves a folder on this machine."""
-    running = []
-
-    def serve(folder):
-        handler = functools.partial(Quiet, directory=str(folder))
-        running.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=running[0].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{running[0].server_port}"
-
-    yield serve
-    for each in running:
-        each.shutdown()
-        each.server_close()
-
-
 @SUBSET
 @pytest.mark.parametrize("inside", [False, True])
 def test_tiny_layout(tiny, inside):
@@ -107,46 +82,36 @@ def test_a_subset_is_a_warning(tiny, imagenet):
         load("imagenet", root=imagenet)
 
 
+TABLE = "val/val_annotations.txt"
+
+
 @SUBSET
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("path", "content", "message"),
     [
-        (lambda root: (root / "wnids.txt").unlink(), "no file 'wnids.txt'"),
-        (lambda root: (root / "wnids.txt").write_text(" "), "wnids.txt' is empty"),
-        (lambda root: shutil.rmtree(root / "train"), "no folder 'train'"),
-        (lambda root: shutil.rmtree(root / "val" / "images"), "no folder 'val/images'"),
+        ("wnids.txt", None, "no file 'wnids.txt'"),
+        ("wnids.txt", " ", "wnids.txt' is empty"),
+        ("train", None, "no folder 'train'"),
+        ("val/images", None, "no folder 'val/images'"),
+        ("train/n03 train/n01", None, "no folder 'n01' .*; 2 of 3 classes"),
+        ("train/n04/notes.txt", "", "class 'n04' of 'train' is no class"),
+        ("train/n02/images", None, "class 'n02' has no image in .*; 1 of 3 classes"),
+        (TABLE, None, "no file 'val_annotations.txt'"),
+        ("val/images/val_0.JPEG", None, "val_0.JPEG' is missing; 1 such images"),
+        ("val/images/val_9.JPEG", "", "val_9.JPEG' has no line in val_annotations.txt"),
+        (TABLE, "val_0.JPEG\tn09\n", "line 1 of .* 'val_0.JPEG"),
+        (TABLE, "val_0.JPEG n01\n", "line 1 of"),
+        (TABLE, "val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2 of .* no new image"),
         (
-            lambda root: [shutil.rmtree(root / "train" / each) for each in WNIDS[:2]],
-            "no folder 'n01' .*; 2 of 3 classes",
-        ),
-        (lambda root: (root / "train" / "n04").mkdir(), "class 'n04' of 'train' is no class"),
-        (
-            lambda root: shutil.rmtree(root / "train" / "n02" / "images"),
-            "class 'n02' has no image in .*; 1 of 3 classes",
-        ),
-        (lambda root: (root / "val" / "val_annotations.txt").unlink(), "no file 'val_annotations.txt'"),
-        (lambda root: (root / "val" / "images" / "val_0.JPEG").unlink(), "val_0.JPEG' is missing; 1 such images"),
-        (
-            lambda root: write(root / "val" / "images" / "val_9.JPEG", 3),
-            "val_9.JPEG' has no line in val_annotations.txt",
-        ),
-        (
-            lambda root: (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn09\n"),
-            "line 1 of .* 'val_0.JPEG",
-        ),
-        (lambda root: (root / "val" / "val_annotations.txt").write_text("val_0.JPEG n01\n"), "line 1 of"),
-        (
-            lambda root: (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn01\nval_0.JPEG\tn02\n"),
-            "line 2 of .* no new image",
-        ),
-        (
-            lambda root: [file.write_bytes(b"") for file in (root / "train" / "n02" / "images").iterdir()],
+            "train/n02/images/n02_0.JPEG train/n02/images/n02_1.JPEG",
+            "",
             r"n02_0.JPEG' cannot be read .*; 2 of 9 images",
         ),
     ],
 )
-def test_tiny_that_is_incomplete_or_damaged(tiny, change, message):
-    change(tiny)
+def test_tiny_that_is_incomplete_or_damaged(tiny, path, content, message):
+    for each in path.split():
+        spoil(tiny / each, content)
     with pytest.raises(InvalidInput, match=message) as caught:
         load("tiny-imagenet", root=tiny.parent)
     assert str(caught.value).startswith("data 'tiny-imagenet'")
@@ -154,13 +119,19 @@ def test_tiny_that_is_incomplete_or_damaged(tiny, change, message):
 
 
 @SUBSET
-def test_tiny_is_downloaded_once(tmp_path, monkeypatch, server):
+def test_tiny_is_downloaded_once(tmp_path, monkeypatch):
     source = make_tiny(tmp_path / "server")
     archive = tmp_path / "server" / "tiny-imagenet-200.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(source.rglob("*")):
             file.write(path, path.relative_to(source.parent))
-    monkeypatch.setattr(room, "_TINY_URL", server(archive.parent) + "/tiny-imagenet-200.zip")
+
+    def download(url, root, filename, md5):
+        (Path(root) / filename).write_bytes(archive.read_bytes())
+        if hashlib.md5(archive.read_bytes()).hexdigest() != md5:
+            raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
     home = tmp_path / "home"
     with pytest.raises(InvalidInput, match=r"cannot be downloaded .*; put tiny-imagenet-200.zip, or its folder"):
         load("tiny-imagenet", root=home)  # another checksum
@@ -193,22 +164,20 @@ def test_imagenet_layout(imagenet, inside):
 
 @SUBSET
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("path", "content", "message"),
     [
-        (shutil.rmtree, r"no folder 'train' in .* It is not downloaded: register at https://image-net.org"),
-        (lambda root: shutil.rmtree(root / "val"), "no folder 'val' in"),
-        (lambda root: shutil.rmtree(root / "val" / "n02"), "no folder 'n02' in .*val'; 1 of 3 classes"),
-        (lambda root: (root / "val" / "n07").mkdir(), "class 'n07' of 'val' is no class of 'train'"),
-        (
-            lambda root: (root / "train" / "n07").mkdir() or (root / "val" / "n07").mkdir(),
-            "class 'n07' has no image in",
-        ),
-        (lambda root: (root / "val" / "n02" / "val.JPEG").write_bytes(b""), "an empty file.; 1 of 9 images"),
-        (lambda root: (root / "train" / "n02" / "1.JPEG").write_bytes(b"<html>"), "no image file.; 1 of 9 images"),
+        (".", None, r"no folder 'train' in .* It is not downloaded: register at https://image-net.org"),
+        ("val", None, "no folder 'val' in"),
+        ("val/n02", None, "no folder 'n02' in .*val'; 1 of 3 classes"),
+        ("val/n07/notes.txt", "", "class 'n07' of 'val' is no class of 'train'"),
+        ("train/n07/notes.txt val/n07/notes.txt", "", "class 'n07' has no image in"),
+        ("val/n02/val.JPEG", "", "n02/val.JPEG' cannot be read .*; 1 of 9 images"),
+        ("train/n02/1.JPEG", "<html>", "n02/1.JPEG' cannot be read .*; 1 of 9 images"),
     ],
 )
-def test_imagenet_that_is_incomplete_or_damaged(imagenet, change, message):
-    change(imagenet)
+def test_imagenet_that_is_incomplete_or_damaged(imagenet, path, content, message):
+    for each in path.split():
+        spoil(imagenet / each, content)
     with pytest.raises(InvalidInput, match=message) as caught:
         load("imagenet", root=imagenet.parent)
     assert "\n" not in str(caught.value)
@@ -219,7 +188,7 @@ def test_an_image_that_breaks_off_is_found_on_request(imagenet):
     file = imagenet / "train" / "n03" / "1.JPEG"
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(file)
-    file.write_bytes(file.read_bytes()[:-2000])
+    spoil(file, 2000)
     load("imagenet", root=imagenet)
     with pytest.raises(InvalidInput, match=r"n03/1.JPEG' cannot be read .* 1 of 9 images"):
         load("imagenet", root=imagenet, verify=True)

@@ -1,13 +1,13 @@
 """VOC 2012 from its own layout; what is missing or damaged is named before anything begins."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from damage import spoil
 from pathex.data import load
 from pathex.errors import InvalidInput, PathexWarning
 from voc_folder import write_voc
@@ -26,7 +26,7 @@ def test_pairs_are_those_of_the_lists(base, tmp_path):
     assert (len(data.train), len(data.test), data.num_classes, data.in_channels) == (5, 2, 21, 3)
     assert data.classes[0] == "background"
     assert data.classes[15] == "person"
-    image, labels = data.train.pair(3)
+    image, labels = data.train.sample(3)
     with Image.open(base / "JPEGImages" / "train_003.jpg") as opened:
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(opened))
     assert set(labels.unique().tolist()) == {0, 1, 255}  # turns of classes 1, 2, 3
@@ -34,7 +34,7 @@ def test_pairs_are_those_of_the_lists(base, tmp_path):
         np.testing.assert_array_equal(labels.numpy(), np.asarray(opened))
     assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     half = load("voc2012", root=tmp_path, mean=[0.5] * 3, std=[0.5] * 3, image_size=15, verify=False)
-    assert half.test.pair(0)[0].shape == (3, 15, 20)
+    assert half.test.sample(0)[0].shape == (3, 15, 20)
     assert half.std.tolist() == [0.5] * 3
     assert load("voc2012", root=tmp_path, mean=0.5, std=0.25).std.tolist() == [0.25] * 3
 
@@ -52,7 +52,7 @@ def test_the_folder_itself_or_one_that_holds_it(base, tmp_path, monkeypatch, ins
 def test_images_of_sixteen_bits_keep_their_brightness(base, tmp_path):
     ramp = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
     Image.fromarray(ramp).save(base / "JPEGImages" / "train_003.jpg", format="PNG")
-    image, _ = load("voc2012", root=tmp_path).train.pair(3)
+    image, _ = load("voc2012", root=tmp_path).train.sample(3)
     np.testing.assert_array_equal(image.numpy(), np.stack([ramp // 256] * 3))
 
 
@@ -61,82 +61,52 @@ def test_fewer_images_than_published_are_mentioned(base, tmp_path):
         load("voc2012", root=tmp_path)
 
 
-def replace_by(path, content):
-    path.write_bytes(content)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-60])
-
-
-DAMAGE = {
-    "an image is missing": (lambda base: (base / "JPEGImages/train_001.jpg").unlink(), r"train_001.jpg' is missing$"),
-    "a label map is missing": (
-        lambda base: (base / "SegmentationClass/val_000.png").unlink(),
-        r"val_000.png' is missing$",
-    ),
-    "three are missing": (
-        lambda base: [(base / f"JPEGImages/train_00{number}.jpg").unlink() for number in (1, 2, 4)],
-        r"train_001.jpg' is missing \(and 2 more of 5 pairs cannot be used\)",
-    ),
-    "an image is no image": (
-        lambda base: replace_by(base / "JPEGImages/train_002.jpg", b"<html>"),
-        r"train_002.jpg' cannot be read \(UnidentifiedImageError",
-    ),
-    "a label map is empty": (
-        lambda base: replace_by(base / "SegmentationClass/train_002.png", b""),
-        r"train_002.png' cannot be read",
-    ),
-    "an image is truncated": (
-        lambda base: truncate(base / "JPEGImages/train_004.jpg"),
-        r"train_004.jpg' cannot be read \(OSError.*truncated",
-    ),
-    "a label map is truncated": (
-        lambda base: truncate(base / "SegmentationClass/train_004.png"),
-        r"train_004.png' cannot be read",
-    ),
-    "sizes differ": (
-        lambda base: shutil.copy(
-            write_voc(base / "other", 1, 1, size=(28, 40)) / "SegmentationClass/val_000.png",
-            base / "SegmentationClass/train_000.png",
-        ),
-        r"train_000.jpg' is 40 x 30 and its label map 40 x 28 pixels",
-    ),
-    "a label is no class": (
-        lambda base: Image.fromarray(np.full((30, 40), 21, dtype=np.uint8)).save(
-            base / "SegmentationClass/train_000.png"
-        ),
-        r"train_000.png' holds label 21; allowed: 0 to 20, and 255",
-    ),
-    "a list is missing": (
-        lambda base: (base / "ImageSets/Segmentation/val.txt").unlink(),
-        r"the list '.*val.txt' cannot be read \(FileNotFoundError\)",
-    ),
-    "a list is empty": (
-        lambda base: (base / "ImageSets/Segmentation/train.txt").write_text(""),
-        r"the list '.*train.txt' is empty",
-    ),
-    "an image is in both lists": (
-        lambda base: (base / "ImageSets/Segmentation/val.txt").write_text("val_000\ntrain_003\n"),
-        r"'train_003' is in both lists",
-    ),
-}
-ONLY_DECODING = {"an image is truncated", "a label is no class"}
+LISTS = "ImageSets/Segmentation/"
 
 
 @pytest.mark.filterwarnings(SUBSET)
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, damage):
-    spoil, message = DAMAGE[damage]
-    spoil(base)
+@pytest.mark.parametrize(
+    ("paths", "content", "message", "seen_in_headers"),
+    [
+        ("JPEGImages/train_001.jpg", None, r"train_001.jpg' is missing$", True),
+        ("SegmentationClass/val_000.png", None, r"val_000.png' is missing$", True),
+        (
+            "JPEGImages/train_001.jpg JPEGImages/train_002.jpg JPEGImages/train_004.jpg",
+            None,
+            r"train_001.jpg' is missing \(and 2 more of 5 pairs cannot be used\)",
+            True,
+        ),
+        ("JPEGImages/train_002.jpg", "<html>", r"train_002.jpg' cannot be read \(UnidentifiedImageError", True),
+        ("SegmentationClass/train_002.png", "", r"train_002.png' cannot be read", True),
+        ("JPEGImages/train_004.jpg", 60, r"train_004.jpg' cannot be read \(OSError.*truncated", False),
+        ("SegmentationClass/train_004.png", 60, r"train_004.png' cannot be read", True),
+        ("SegmentationClass/train_000.png", (28, 40, 1), r"is 40 x 30 and its label map 40 x 28 pixels", True),
+        (
+            "SegmentationClass/train_000.png",
+            (30, 40, 21),
+            r"train_000.png' holds label 21; allowed: 0 to 20, and 255",
+            False,
+        ),
+        (LISTS + "val.txt", None, r"the list '.*val.txt' cannot be read \(FileNotFoundError\)", True),
+        (LISTS + "train.txt", "", r"the list '.*train.txt' is empty", True),
+        (LISTS + "val.txt", "val_000\ntrain_003\n", r"'train_003' is in both lists", True),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, paths, content, message, seen_in_headers):
+    for path in paths.split():
+        if isinstance(content, tuple):
+            *size, label = content
+            Image.fromarray(np.full(size, label, dtype=np.uint8)).save(base / path)
+        else:
+            spoil(base / path, content)
     with pytest.raises(InvalidInput, match=message) as caught:
         load("voc2012", root=tmp_path)
     assert "\n" not in str(caught.value)
-    if damage in ONLY_DECODING:
-        load("voc2012", root=tmp_path, verify=False)
-    else:
+    if seen_in_headers:
         with pytest.raises(InvalidInput, match=message):
             load("voc2012", root=tmp_path, verify=False)
+    else:
+        load("voc2012", root=tmp_path, verify=False)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +126,9 @@ def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", fail)
-    with pytest.raises(InvalidInput, match=r"no folder 'VOCdevkit/VOC2012' in .* \(OSError: no route to host\); put"):
+    with pytest.raises(
+        InvalidInput, match=r"\(OSError: no route to host\); there is no folder 'VOCdevkit/VOC2012' in .*: put"
+    ):
         load("voc2012", root=tmp_path / "new")
     assert not list(tmp_path.iterdir())  # the folder made for the download is gone
     ((url, archive, checksum),) = asked
@@ -170,7 +142,7 @@ def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
 def test_the_subset_of_the_original():
     data = load("voc2012", root=os.environ["PATHEX_DATA"])
     assert (len(data.train), len(data.test)) == (70, 40)
-    image, labels = data.train.pair(0)
+    image, labels = data.train.sample(0)
     assert image.shape[1:] == labels.shape
     seen = torch.cat([data.test.labels(number).flatten().unique() for number in range(40)]).unique()
     assert seen.tolist() == [0, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 255]

@@ -96,24 +96,23 @@ def test_moco(name, prefix, tmp_path):
     left = {key for key in network.state_dict() if key.startswith(("encoder_k.", "encoder_q.fc.", "queue"))}
     assert set(report.unexpected) == left
     assert all(torch.equal(model.state_dict()[key], head[key]) for key in report.missing)
+    with pytest.warns(PathexWarning, match="left out"):
+        assert torch.equal(
+            models.create(TV, weights=source).layer4[1].bn2.running_var, backbone.layer4[1].bn2.running_var
+        )
 
 
 @pytest.mark.parametrize(("name", "prefix"), BOTH)
-@pytest.mark.parametrize("form", ["module.", ""])
-def test_dino_takes_the_teacher(name, prefix, form, tmp_path):
+def test_dino(name, prefix, tmp_path):
+    """The teacher of a training, with and without the prefix of DDP, or a file of the backbone alone."""
     torch.manual_seed(1)
     network = shake(DinoNetwork())
-    backbone, source = save_dino(network, tmp_path / "dino.pth", prefix=form)
-    model = empty(name)
-    with pytest.warns(PathexWarning, match=r"left out of the file: teacher \(6\), student \(126\)$"):
-        report = models.load_weights(model, source)
-    check_backbone(model, prefix, backbone, report)
-
-
-@pytest.mark.parametrize(("name", "prefix"), BOTH)
-def test_dino_file_of_the_backbone_alone(name, prefix, tmp_path):
-    torch.manual_seed(2)
-    backbone = shake(DinoNetwork()).backbone
+    for form in ("module.", ""):
+        backbone, source = save_dino(network, tmp_path / "dino.pth", prefix=form)
+        model = empty(name)
+        with pytest.warns(PathexWarning, match=r"left out of the file: teacher \(6\), student \(126\)$"):
+            report = models.load_weights(model, source)
+        check_backbone(model, prefix, backbone, report)
     torch.save(backbone.state_dict(), tmp_path / "dino_pretrain.pth")
     model = empty(name)
     with warnings.catch_warnings(record=True) as caught:
@@ -123,15 +122,6 @@ def test_dino_file_of_the_backbone_alone(name, prefix, tmp_path):
     assert [str(item.message) for item in caught] == ([] if prefix else [report.summary()])
     check_backbone(model, prefix, backbone, report)
     assert not report.unexpected
-
-
-def test_create_takes_the_same_sources(tmp_path):
-    torch.manual_seed(3)
-    backbone, source = save_moco(shake(Moco()), tmp_path / "moco.pth.tar")
-    with pytest.warns(PathexWarning, match="fc.weight, fc.bias stay"):
-        model = models.create(TV, num_classes=5, weights=source)
-    assert torch.equal(model.layer4[1].bn2.running_var, backbone.layer4[1].bn2.running_var)
-    assert model.fc.out_features == 5
 
 
 def without(part):

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brute_force import segmentation as twin
-from pathex import prune
+from pathex import attach, prune
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.tasks import build
-from pathex.tasks.segmentation import Segmentation, build_segmentation, class_iou, pixel_loss
+from pathex.tasks.segmentation import Segmentation, class_iou, pixel_loss
 from pathex.train import TrainOptions, fabric
 from voc_folder import write_voc
 
@@ -36,14 +37,11 @@ def root(tmp_path):
 
 def made(root, model=TINY, **options):
     options = {"seed": 0, "task_options": {"crop": 32}, **options}
-    return build_segmentation(model, "voc2012", data_options={"root": str(root)}, **options)
+    return build("segmentation", model, "voc2012", data_options={"root": str(root)}, **options)
 
 
-def scored(task, model, tmp_path):
+def scored(task, model):
     return task.test(model, fabric=fabric("cpu"), batch_size=3)
-
-
-# -- the metric --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -87,21 +85,16 @@ def test_a_class_that_is_nowhere_does_not_count():
     assert float(metric.compute()) == 1.0
 
 
-# -- the loss ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_the_mean_over_labelled_pixels(smoothing):
     torch.manual_seed(0)
     outputs, labels = torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randint(0, 4, (3, 5, 6))
     labels[torch.rand(3, 5, 6) < 0.4] = 255
     every = []
-    for image in range(3):
-        for row in range(5):
-            for column in range(6):
-                if (label := int(labels[image, row, column])) != 255:
-                    logs = outputs[image, :, row, column].log_softmax(0)
-                    every.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
+    for image, row, column in product(range(3), range(5), range(6)):
+        if (label := int(labels[image, row, column])) != 255:
+            logs = outputs[image, :, row, column].log_softmax(0)
+            every.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
     expected = torch.stack(every).mean()
     torch.testing.assert_close(pixel_loss(outputs, labels, label_smoothing=smoothing), expected, atol=1e-12, rtol=0)
 
@@ -114,13 +107,10 @@ def test_without_a_labelled_pixel_the_loss_is_zero_and_so_is_its_gradient():
     assert not outputs.grad.any()
 
 
-# -- the task ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_task_follows_from_the_data(root):
     task = build("auto", TINY, "voc2012", seed=0, data_options={"root": str(root)}, task_options={"crop": 32})
     assert isinstance(task, Segmentation)
-    assert (task.metric_name, task.frame.crop, task.frame.side, task.stride) == ("miou", 32, 32, 21)
+    assert (task.metric_name, task.window.crop, task.window.side, task.stride) == ("miou", 32, 32, 21)
     assert task.example.shape == (1, 3, 32, 32)
     assert not task.model.training
     json.dumps(task.facts())
@@ -166,7 +156,7 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
     options = TrainOptions(epochs=25, batch_size=4, lr=0.2, augment="auto", augment_options={"max_scale": 1.2})
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert {"train_miou", "val_miou"} <= set(rows[-1])
-    result = scored(task, model, tmp_path)
+    result = scored(task, model)
     assert result["test_images"] == 4
     predictions, truths = [], []
 
@@ -175,7 +165,7 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
             return task.model.eval()(torch.from_numpy(tile).float()[None])[0].double().numpy()
 
     for number in range(4):
-        image, labels = task.data.test.pair(number)
+        image, labels = task.data.test.sample(number)
         pixels = task.data.normalise(image[None])[0].numpy()
         predictions.append(twin.averaged(plain, pixels, 24, 10, 24, 21).argmax(0))
         truths.append(labels.numpy())
@@ -189,11 +179,11 @@ def test_the_crop_is_measured_where_asked_for(root, tmp_path):
     task = made(root, task_options={"crop": 20, "evaluation": "crop"})
     predictions, truths = [], []
     for number in range(4):
-        image, labels = task.frame.fitted(task.data.test.pair(number))
+        image, labels = task.window.fitted(task.data.test.sample(number))
         with torch.no_grad():
             predictions.append(task.model(task.data.normalise(image[None]))[0].argmax(0).numpy())
         truths.append(labels.numpy())
-    found = scored(task, task.model, tmp_path)["test_miou"]
+    found = scored(task, task.model)["test_miou"]
     assert found == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
 
 
@@ -218,13 +208,13 @@ def test_a_stopped_training_ends_with_the_same_weights(root, tmp_path):
 
 def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path):
     task = made(root, "smp:DeepLabV3Plus", model_options=DEEPLAB, task_options={"crop": 33}, validation=0.25)
-    assert (task.frame.crop, task.frame.side) == (33, 40)  # multiples of the output stride
+    assert (task.window.crop, task.window.side) == (33, 40)  # multiples of the output stride
     assert len(task.train_indices) == 10
     # 10 images by 3 leave one, whose pooled branch would have one value a channel.
     options = TrainOptions(epochs=1, batch_size=3, lr=0.01, head_lr=0.1, augment="auto")
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert np.isfinite(rows[0]["train_loss"])
-    assert 0 <= scored(task, model, tmp_path)["test_miou"] <= 1
+    assert 0 <= scored(task, model)["test_miou"] <= 1
     backbone, head = task.groups(options)
     encoder = {id(parameter) for parameter in task.model.encoder.parameters()}
     assert {id(parameter) for parameter in backbone["params"]} == encoder
@@ -235,8 +225,6 @@ def test_a_pruned_network_trains(root, tmp_path):
     task = made(root)
     chosen = task.pruning_set(2, 0)
     result = prune(task.model, "px", sparsity=0.6, data=(chosen.images, chosen.labels), rounds=3, progress=False)
-    from pathex import attach
-
     model, _ = task.train(
         TrainOptions(epochs=1, batch_size=4, augment="auto"),
         fabric=fabric("cpu"),
@@ -246,10 +234,7 @@ def test_a_pruned_network_trains(root, tmp_path):
     weights = dict(task.model.named_parameters())
     for name, kept in result.mask.items():
         assert not weights[name][~kept].any()
-    assert scored(task, model, tmp_path)["test_images"] == 4
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
+    assert scored(task, model)["test_images"] == 4
 
 
 @pytest.mark.parametrize(
@@ -257,7 +242,7 @@ def test_a_pruned_network_trains(root, tmp_path):
     [
         ({"size": 3}, "unknown option 'size' of task 'segmentation'. Known: crop, evaluation, stride"),
         ({"crop": 0}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
-        ({"crop": 20, "stride": 21}, r"'stride' of task 'segmentation' must lie in 1 to 20 \(the crop\), got 21"),
+        ({"crop": 20, "stride": 21}, r"'stride' of task 'segmentation' must be an integer in 1..20, got 21"),
         ({"evaluation": "half"}, "unknown evaluation 'half'. Known: crop, full"),
     ],
 )
@@ -274,7 +259,7 @@ def test_networks_and_data_that_cannot_be_used(root):
     with pytest.raises(InvalidInput, match=r"gives \(1, 21\) for one image"):
         made(root, "torchvision:squeezenet1_1")
     with pytest.raises(InvalidInput, match="data 'fashion-mini' has one class an image; task 'segmentation' needs"):
-        build_segmentation(TINY, "fashion-mini", seed=0)
+        build("segmentation", TINY, "fashion-mini", seed=0)
     with pytest.raises(InvalidInput, match="loss 'mse': segmentation has auto and cross-entropy"):
         made(root).loss("mse", 0.0)
     with pytest.raises(UnknownName, match="unknown augment 'crop-flip'"):
@@ -287,16 +272,12 @@ def test_the_subset_with_a_pre_trained_backbone(tmp_path):
     data = Path(os.environ["PATHEX_DATA"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)  # that the decoder is new is what is wanted
-        task = build(
-            "auto",
-            "smp:DeepLabV3Plus",
-            "voc2012",
-            seed=0,
-            weights=str(data / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
-            model_options={"encoder_name": "mobilenet_v2"},
-            data_options={"root": str(data), "image_size": 48},
-            task_options={"crop": 49},
-        )
+        settings = {
+            "weights": str(data / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
+            "model_options": {"encoder_name": "mobilenet_v2"},
+            "data_options": {"root": str(data), "image_size": 48},
+        }
+        task = build("auto", "smp:DeepLabV3Plus", "voc2012", seed=0, task_options={"crop": 49}, **settings)
     with pytest.warns(PathexWarning, match=r"show aeroplane \(0\), bicycle \(0\)"):
         chosen = task.pruning_set(1, 0)
     shown = {label for labels in chosen.labels for label in labels.unique().tolist()}

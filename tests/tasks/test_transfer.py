@@ -45,7 +45,7 @@ def read():
 
 
 @pytest.fixture
-def data(monkeypatch, read):
+def data(read):
     """Six classes of 10 + 4 images of 8 pixels whose brightness and tint tell the class, in mixed order."""
     generator = torch.Generator().manual_seed(0)
     splits = {}
@@ -55,22 +55,19 @@ def data(monkeypatch, read):
         tint = torch.tensor([[0, 0, 0], [90, 0, 0], [0, 90, 0], [0, 0, 90], [90, 90, 0], [90, 0, 90]])[labels]
         splits[part] = Watched(part, (noise + tint[:, :, None, None]).to(torch.uint8), labels, read)
     mean, std = torch.full((3,), 0.2), torch.full((3,), 0.2)
-    images = ImageData("six", splits["train"], splits["test"], 6, NAMES, mean, std, "crop-flip")
-    monkeypatch.setattr("pathex.tasks.transfer.load", lambda name, **_: images)
-    return images
+    return ImageData("six", splits["train"], splits["test"], 6, NAMES, mean, std, "crop-flip")
 
 
-def transfer(tasks=3, validation=0.0, **options):
+def transfer(data, tasks=3, validation=0.0, **options):
     return build(
         "transfer",
         "resnet20",
         "six",
         seed=0,
-        weights=None,
         validation=validation,
         model_options=TINY,
-        data_options={},
         task_options={"tasks": tasks, **options},
+        load_data=lambda name: data,
     )
 
 
@@ -92,9 +89,14 @@ def attached(mask):
 
 
 def numbers_of(data, part, classes):
-    return {
-        ("test" if part == "test" else "train", n) for n, c in enumerate(getattr(data, part).labels) if c in classes
-    }
+    return {(part, number) for number in rows_of(data, part, classes)[0]}
+
+
+def rows_of(data, part, classes):
+    """Numbers of the images of some classes, and their labels among these."""
+    labels = getattr(data, part).labels.tolist()
+    rows = [number for number, label in enumerate(labels) if label in classes]
+    return rows, torch.tensor([classes.index(labels[row]) for row in rows])
 
 
 def features(network, images):
@@ -110,13 +112,12 @@ def pruned(task, mask):
 
 
 def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
-    task = transfer(validation=0.2)
+    task = transfer(data, validation=0.2)
     source, *targets = task.options.tasks
     held_out = {
-        ("train", int(numbers[row]))
-        for classes in task.options.tasks
-        for numbers in [torch.tensor(sorted(n for _, n in numbers_of(data, "train", classes)))]
-        for row in task._part(task.options.tasks.index(classes), task.model).validation_indices
+        ("train", rows_of(data, "train", classes)[0][row])
+        for number, classes in enumerate(task.options.tasks)
+        for row in task._part(number, task.model).validation_indices
     }
     assert len(held_out) == 12
     read.clear()
@@ -126,7 +127,8 @@ def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
 
     read.clear()
     machine = fabric("cpu")
-    model, _ = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path / "heads", prepare=attached(mask))
+    heads, rows = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path / "heads", prepare=attached(mask))
+    assert rows == []
     assert set(read) == numbers_of(data, "train", sum(targets, ())) - held_out
 
     read.clear()
@@ -138,12 +140,13 @@ def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
     measured = task.test(model, fabric=machine, batch_size=8)
     assert set(read) == numbers_of(data, "test", sum(targets, ()))
     assert measured["test_images"] == 16
+    assert all(row["fine_tuned"] == row["zero_shot"] for row in task.test(heads, fabric=machine, batch_size=8)["tasks"])
 
 
 def test_other_test_images_change_neither_mask_nor_heads_nor_training(data, tmp_path):
     left = []
     for folder in ("as it is", "poisoned"):
-        task = transfer()
+        task = transfer(data)
         mask = mask_of(task)
         task.train(chosen(), fabric=fabric("cpu"), folder=tmp_path / folder, prepare=attached(mask))
         files = sorted((tmp_path / folder).rglob("*.safetensors"))
@@ -159,7 +162,7 @@ def test_other_test_images_change_neither_mask_nor_heads_nor_training(data, tmp_
 
 
 def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_path):
-    task = transfer(alpha=0.5)
+    task = transfer(data, alpha=0.5)
     mask, machine = mask_of(task), fabric("cpu")
     model, _ = task.train(chosen(), fabric=machine, folder=tmp_path, prepare=attached(mask))
     measured = task.test(model, fabric=machine, batch_size=5)
@@ -168,10 +171,8 @@ def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_
         classes = list(task.options.tasks[number])
         x, y = {}, {}
         for part in ("train", "test"):
-            split = getattr(data, part)
-            rows = [n for n, c in enumerate(split.labels.tolist()) if c in classes]
-            x[part] = features(network, data.normalise(split.pixels[rows]))
-            y[part] = torch.tensor([classes.index(c) for c in split.labels[rows].tolist()])
+            rows, y[part] = rows_of(data, part, classes)
+            x[part] = features(network, data.normalise(getattr(data, part).pixels[rows]))
         weight, bias = ridge(x["train"].numpy(), np.eye(len(classes))[y["train"]], 0.5)
         head = load_file(tmp_path / "tasks" / f"0{number}" / "head.safetensors")
         # Features are float32 and the network's memory layout may differ, so the last digits do.
@@ -186,30 +187,23 @@ def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_
         assert measured[name] == pytest.approx(np.mean([row[column] for row in measured["tasks"]]), abs=1e-6)
 
 
-def test_the_source_has_a_head_when_the_network_is_scored(data):
-    task = transfer()
-    task.pruning_set(2, seed=0)
+def test_the_pruning_set_is_of_the_source_which_has_a_head(data):
+    task = transfer(data)
+    images = task.pruning_set(4, seed=1)
+    assert len(set(images.indices)) == 8
+    assert torch.equal(images.images, data.normalise(data.train.pixels[images.indices]))
     classes = list(task.options.tasks[0])
-    rows = [n for n, c in enumerate(data.train.labels.tolist()) if c in classes]
-    labels = [classes.index(c) for c in data.train.labels[rows].tolist()]
+    assert torch.equal(torch.tensor(classes)[images.labels], data.train.labels[images.indices])
+    rows, labels = rows_of(data, "train", classes)
     x = features(task.model, data.normalise(data.train.pixels[rows]))
     weight, bias = ridge(x.numpy(), np.eye(2)[labels], 1.0)
     assert task.model.fc.weight.detach().numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
     assert task.model.fc.bias.detach().numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
 
 
-def test_numbers_of_the_pruning_set_are_those_of_the_whole_data(data):
-    task = transfer()
-    images = task.pruning_set(4, seed=1)
-    assert len(set(images.indices)) == 8
-    assert torch.equal(images.images, data.normalise(data.train.pixels[images.indices]))
-    classes = torch.tensor(task.options.tasks[0])
-    assert torch.equal(classes[images.labels], data.train.labels[images.indices])
-
-
 @pytest.mark.parametrize("head", ["fixed", "trained"])
 def test_every_target_starts_from_the_same_pruned_weights(data, tmp_path, head):
-    task = transfer(head=head, targets=[1, 2, 0])
+    task = transfer(data, head=head, targets=[1, 2, 0])
     mask, begun = mask_of(task), []
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
 
@@ -234,37 +228,24 @@ def test_every_target_starts_from_the_same_pruned_weights(data, tmp_path, head):
     assert "fc.weight" not in mask
 
 
-def test_without_epochs_nothing_is_fine_tuned(data, tmp_path):
-    task, machine = transfer(), fabric("cpu")
-    model, rows = task.train(chosen(epochs=0), fabric=machine, folder=tmp_path, prepare=attached(mask_of(task)))
-    assert rows == []
-    for row in task.test(model, fabric=machine, batch_size=8)["tasks"]:
-        assert row["fine_tuned"] == row["zero_shot"]
-
-
 def test_the_loss_is_the_squared_error_unless_asked_otherwise(data, tmp_path):
-    task, losses = transfer(targets=[1]), {}
+    task, losses = transfer(data, targets=[1]), {}
     for name in ("auto", "mse", "cross-entropy"):
         options = chosen(loss=name, augment="none", lr=1e-9, freeze_batchnorm=True)
         _, (row,) = task.train(options, fabric=fabric("cpu"), folder=tmp_path / name)
         losses[name] = row["train_loss"]
-    classes = list(task.options.tasks[1])
-    rows = [n for n, c in enumerate(data.train.labels.tolist()) if c in classes]
-    labels = torch.tensor([classes.index(c) for c in data.train.labels[rows].tolist()])
+    rows, labels = rows_of(data, "train", list(task.options.tasks[1]))
     network = copy.deepcopy(task.model)
     network.fc.load_state_dict(load_file(tmp_path / "auto" / "tasks" / "01" / "head.safetensors"))
     with torch.no_grad():
         outputs = network(data.normalise(data.train.pixels[rows]))
-    assert (
-        losses["auto"]
-        == losses["mse"]
-        == pytest.approx(float((outputs - torch.eye(2)[labels]).square().mean()), rel=1e-3)
-    )
+    squared = float((outputs - torch.eye(2)[labels]).square().mean())
+    assert losses["auto"] == losses["mse"] == pytest.approx(squared, rel=1e-3)
     assert losses["cross-entropy"] == pytest.approx(float(nn.functional.cross_entropy(outputs, labels)), rel=1e-3)
 
 
 def test_a_target_that_is_done_is_not_trained_again(data, tmp_path):
-    task, machine, events = transfer(), fabric("cpu"), []
+    task, machine, events = transfer(data), fabric("cpu"), []
 
     def stop(kind, payload):
         if kind == "epoch" and payload["task"] == 2:
@@ -289,7 +270,7 @@ def test_a_target_that_is_done_is_not_trained_again(data, tmp_path):
 
 
 def test_the_source_is_a_task_of_its_own_for_masks_that_are_found_by_training(data, read, tmp_path):
-    task = transfer()
+    task = transfer(data)
     read.clear()
     source = task.source_task()
     _, rows = source.train(chosen(), fabric=fabric("cpu"), folder=tmp_path)
@@ -300,15 +281,15 @@ def test_the_source_is_a_task_of_its_own_for_masks_that_are_found_by_training(da
 
 
 def test_tasks_by_name_by_number_and_from_a_file(data, tmp_path):
-    listed = transfer([["a", "d"], [4, "b", 5], ["c", "f"]], source=1, targets=[0])
+    listed = transfer(data, [["a", "d"], [4, "b", 5], ["c", "f"]], source=1, targets=[0])
     assert listed.options.tasks == ((0, 3), (4, 1, 5), (2, 5))
     assert (listed.options.source, listed.options.targets) == (1, (0,))
     for name, text in (("t.yaml", "- [a, d]\n- [4, b, 5]\n- [c, f]\n"), ("t.json", '[["a", 3], [4, 1, 5], [2, 5]]')):
         (tmp_path / name).write_text(text)
-        assert transfer(str(tmp_path / name)).options.tasks == listed.options.tasks
-    seeded = transfer(2, task_seed=3).options.tasks
+        assert transfer(data, str(tmp_path / name)).options.tasks == listed.options.tasks
+    seeded = transfer(data, 2, task_seed=3).options.tasks
     assert sorted(sum(seeded, ())) == list(range(6))
-    assert seeded != transfer(2, task_seed=4).options.tasks
+    assert seeded != transfer(data, 2, task_seed=4).options.tasks
     # Three classes in the source, two in the target: every task has a head of its own size.
     machine = fabric("cpu")
     model, _ = listed.train(chosen(), fabric=machine, folder=tmp_path, prepare=attached(mask_of(listed)))
@@ -339,20 +320,20 @@ def test_tasks_by_name_by_number_and_from_a_file(data, tmp_path):
 )
 def test_options_that_cannot_be_used_are_refused(data, options, message):
     with pytest.raises(InvalidInput, match=message):
-        transfer(**options)
-
-
-def test_a_learning_rate_for_a_fixed_head_is_refused(data, tmp_path):
-    with pytest.raises(InvalidInput, match=r"head_lr is 0\.1, and the head is fixed"):
-        transfer().train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)
-    rows = transfer(head="trained").train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)[1]
-    assert len(rows) == 2
+        transfer(data, **options)
 
 
 def test_a_class_without_test_images_is_refused(data):
     data.test.labels[data.test.labels == 4] = 5
     with pytest.raises(InvalidInput, match=r"class 'e' of task \d has no test images"):
-        transfer()
+        transfer(data)
+
+
+def test_a_learning_rate_for_a_fixed_head_is_refused(data, tmp_path):
+    with pytest.raises(InvalidInput, match=r"head_lr is 0\.1, and the head is fixed"):
+        transfer(data).train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)
+    rows = transfer(data, head="trained").train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)[1]
+    assert len(rows) == 2
 
 
 class TwoHeads(nn.Module):
@@ -387,10 +368,10 @@ def test_networks_without_such_a_layer_are_refused(data, monkeypatch):
     assert head_layer(TwoHeads().eval(), torch.zeros(1, 3, 8, 8)) is None
     monkeypatch.setattr("pathex.models.create", lambda *_, **__: TwoHeads())
     with pytest.raises(InvalidInput, match=r"model 'resnet20': .* needs outputs \(B, 2\)"):
-        transfer()
+        transfer(data)
     monkeypatch.setattr("pathex.models.create", lambda *_, **__: nn.Linear(7, 2))
     with pytest.raises(InvalidInput, match="fails on an image of 'six'"):
-        transfer()
+        transfer(data)
 
 
 def digest(pixels):
@@ -416,22 +397,13 @@ def test_two_tasks_of_five_classes_of_imagenet(tmp_path, monkeypatch):
         "imagenet",
         seed=0,
         weights=str(folder / "checkpoints" / "tf_efficientnet_lite0-imagenet.safetensors"),
-        validation=0.0,
-        model_options={},
         data_options={"root": str(folder), "image_size": 96, "mean": 0.5, "std": 0.5},
         task_options={"tasks": 2, "targets": [0, 1]},
     )
     machine = fabric("cpu")
     images = task.pruning_set(2, seed=0)
-    mask = pathex.prune(
-        task.model,
-        "px",
-        sparsity=0.36,
-        data=[(images.images, images.labels)],
-        rounds=3,
-        ignore=task.unprunable,
-        progress=False,
-    ).mask
+    batches, settings = [(images.images, images.labels)], {"rounds": 3, "ignore": task.unprunable, "progress": False}
+    mask = pathex.prune(task.model, "px", sparsity=0.36, data=batches, **settings).mask
     options = TrainOptions(epochs=1, batch_size=64, lr=5e-5, augment="none", freeze_batchnorm=True)
     model, _ = task.train(options, fabric=machine, folder=tmp_path, prepare=attached(mask))
     test_images = {digest(task.data.test.images(torch.tensor([n]))[0]) for n in range(len(task.data.test))}

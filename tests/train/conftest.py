@@ -33,7 +33,7 @@ class Images:
     train: LazySplit
     test: LazySplit
 
-    image_size = 8
+    image_size, in_channels = 8, 3
 
     def on(self, device: torch.device) -> "Images":
         return self

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathex.bench._measuring import now, quartiles
 from pathex.bench._suite import Bench, Row, Suite
-from pathex.data import ArraySplit, DecodedSplit, ImageData, load, reading_threads
+from pathex.data import ArraySplit, DecodedSplit, ImageData, default_workers, load
 from pathex.errors import InvalidInput
 from pathex.train import Feed
 
@@ -50,7 +50,7 @@ class _Case:
 
 
 def _rows(bench: Bench, options: Mapping[str, Any]) -> Iterator[Row]:
-    workers = tuple(dict.fromkeys(options["workers"] or (0, 1, reading_threads())))
+    workers = tuple(dict.fromkeys(options["workers"] or (0, 1, default_workers())))
     for name, least in (("images", 2), ("batch_size", 2), ("image_size", 1), ("resident", 2)):
         if options[name] < least:
             raise InvalidInput(f"--{name.replace('_', '-')} must be at least {least}, got {options[name]}")
@@ -147,7 +147,7 @@ def _decoding(split: DecodedSplit, workers: int) -> Pass:
     """The files turned into pixels, and nothing else: no input from files can be faster."""
 
     def decode(number: int) -> None:
-        with split.open(number) as image:
+        with split.source.open(int(split.rows[number])) as image:
             image.load()
 
     def run() -> Iterator[object]:
@@ -182,7 +182,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
         return len(self._labels)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        with self._split.open(number) as image:
+        with self._split.source.open(int(self._split.rows[number])) as image:
             return self._recipe(image.convert("RGB")), self._labels[number]
 
 
@@ -278,7 +278,7 @@ SUITE = Suite(
             "image_size": 224,
             "augment": "resized-crop",
             "batch_size": 64,
-            "workers": (0, 1, reading_threads()),
+            "workers": (0, 1, default_workers()),
             "resident": 10_000,
         }
     ),

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data._images import ArraySplit
+from pathex.data._registry import dataset
 from pathex.data._source import Source
-from pathex.errors import InvalidInput
+from pathex.data._splits import ArraySplit
+from pathex.errors import InvalidInput, check_integer, reason
 
 __all__ = ["load_npz", "read_arrays", "splits_of"]
 
@@ -17,95 +18,58 @@ _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MOST_CHANNELS = 4
 
 
+@dataset(
+    "npz",
+    "archive with the keys of medmnist: train_images, train_labels, test_images, test_labels (num_classes=K)",
+    "PATH",
+)
 def load_npz(path: str, *, num_classes: int | None = None) -> Source:
-    """Load ``npz:PATH``.
-
-    Args:
-        path: An npz file with ``train_images`` and ``test_images``, uint8 (N, H, W) or (N, H, W, C) with H = W, and
-            ``train_labels`` and ``test_labels``, integers (N,) or (N, 1). Other entries are not read.
-        num_classes: Number of classes; None is the largest training label plus one.
-
-    Returns:
-        The data set; classes are named by their numbers.
-
-    Raises:
-        InvalidInput: If the file or anything in it cannot be used.
-    """
-    file = Path(path).expanduser()
+    """Load ``npz:PATH``; classes are named by their numbers, and other entries are not read."""
+    name, file = f"npz:{path}", Path(path).expanduser()
     if not file.is_file():
-        raise InvalidInput(f"data 'npz:{path}': no such file")
-    if num_classes is not None and (
-        isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
-    ):
-        raise InvalidInput(f"option 'num_classes' of data 'npz:{path}' must be a positive integer, got {num_classes!r}")
-    train, test, count = splits_of(_read(file, f"npz:{path}"), f"npz:{path}", num_classes)
-    return Source(f"npz:{path}", train, test, tuple(map(str, range(count))))
-
-
-def splits_of(arrays: dict[str, Any], name: str, num_classes: int | None = None) -> tuple[ArraySplit, ArraySplit, int]:
-    """Check arrays and turn them into splits.
-
-    Args:
-        arrays: The four arrays.
-        name: Name of the data set, for messages.
-        num_classes: Number of classes; None is the largest training label plus one.
-
-    Returns:
-        Training split, test split, number of classes.
-
-    Raises:
-        InvalidInput: If shapes, types or labels cannot be used.
-    """
-    splits = [
-        ArraySplit(_images(arrays[f"{part}_images"], name, part), _labels(arrays[f"{part}_labels"], name, part))
-        for part in ("train", "test")
-    ]
-    for part, split in zip(("train", "test"), splits, strict=True):
-        if len(split.data) != len(split.labels):
-            raise InvalidInput(f"data {name!r}: {len(split.data)} {part}_images but {len(split.labels)} {part}_labels")
-    train, test = splits
-    if train.data.shape[1:] != test.data.shape[1:]:
-        shapes = f"{tuple(train.data.shape[1:])} and {tuple(test.data.shape[1:])}"
-        raise InvalidInput(f"data {name!r}: train_images and test_images differ in shape (C, H, W): {shapes}")
-    count = _count_classes(train.labels, name) if num_classes is None else num_classes
-    for part, split in zip(("train", "test"), splits, strict=True):
-        if int(split.labels.max()) >= count:
-            raise InvalidInput(
-                f"data {name!r}: {part}_labels must lie in 0..{count - 1}, got {int(split.labels.max())}"
-            )
-    return train, test, count
+        raise InvalidInput(f"data {name!r}: no such file")
+    if num_classes is not None:
+        check_integer(f"option 'num_classes' of data {name!r}", num_classes)
+    try:
+        with file.open("rb") as stream:
+            arrays = read_arrays(stream)
+    except Exception as error:  # damage reaches numpy and zipfile as errors of many kinds
+        # Further sentences are numpy's advice to load what is not safe.
+        first, _, _ = reason(error).partition(". ")
+        raise InvalidInput(f"data {name!r}: not a readable npz file ({first})") from error
+    missing = [key for key in _KEYS if key not in arrays]
+    if missing:
+        raise InvalidInput(f"data {name!r}: the file lacks {', '.join(missing)}. Needed: {', '.join(_KEYS)}")
+    train, test, count = splits_of(arrays, name, num_classes)
+    return Source(name, train, test, tuple(map(str, range(count))))
 
 
 def read_arrays(file: IO[bytes]) -> dict[str, Any]:
-    """Read the four arrays of an archive, without pickles.
-
-    Args:
-        file: The archive, open for reading.
-
-    Returns:
-        The arrays that are there, by key.
-
-    Raises:
-        ValueError: If the file is no archive, or holds pickled objects.
-    """
+    """Those of the four arrays that an archive holds, without pickles."""
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("a single array, not an archive")
     return {key: archive[key] for key in _KEYS if key in archive.files}
 
 
-def _read(file: Path, name: str) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            arrays = read_arrays(stream)
-    except Exception as error:  # damage reaches numpy and zipfile as errors of many kinds
-        # Further sentences are numpy's advice to load what is not safe.
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise InvalidInput(f"data {name!r}: not a readable npz file ({type(error).__name__}: {reason})") from error
-    missing = [key for key in _KEYS if key not in arrays]
-    if missing:
-        raise InvalidInput(f"data {name!r}: the file lacks {', '.join(missing)}. Needed: {', '.join(_KEYS)}")
-    return arrays
+def splits_of(arrays: dict[str, Any], name: str, num_classes: int | None = None) -> tuple[ArraySplit, ArraySplit, int]:
+    """Check the four arrays of data set ``name``: training split, test split, number of classes."""
+    train, test = (
+        ArraySplit(_images(arrays[f"{part}_images"], name, part), _labels(arrays[f"{part}_labels"], name, part))
+        for part in ("train", "test")
+    )
+    for part, split in (("train", train), ("test", test)):
+        if len(split.data) != len(split.labels):
+            raise InvalidInput(f"data {name!r}: {len(split.data)} {part}_images but {len(split.labels)} {part}_labels")
+    if train.data.shape[1:] != test.data.shape[1:]:
+        shapes = f"{tuple(train.data.shape[1:])} and {tuple(test.data.shape[1:])}"
+        raise InvalidInput(f"data {name!r}: train_images and test_images differ in shape (C, H, W): {shapes}")
+    count = _count_classes(train.labels, name) if num_classes is None else num_classes
+    for part, split in (("train", train), ("test", test)):
+        largest = int(split.labels.max())
+        if largest >= count:
+            raise InvalidInput(f"data {name!r}: {part}_labels must lie in 0..{count - 1}, got {largest}")
+    return train, test, count
 
 
 def _images(array: Any, name: str, part: str) -> Tensor:

@@ -1,40 +1,31 @@
-"""Augmentation of whole batches where the images are."""
+"""Random changes of images."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathex.data._colour import grey, jittered
-from pathex.data._crops import box, boxes, resized_crops
-from pathex.data._decoding import Cut
 from pathex.data._pixels import upload
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["AUGMENTATIONS", "ON_HOST", "PADDING", "Augmentation", "Draws", "augment"]
+__all__ = ["AUGMENTATIONS", "PADDING", "Augmentation", "Draws", "apply_each", "augment"]
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")
 PADDING = 4
-_TRIES = 10
 
 Draws = dict[str, Tensor]
-"""Random numbers of a batch by their purpose, each with one row for each image."""
-
-ON_HOST = ("order",)
-"""Random numbers that stay on the CPU, where they decide what is computed."""
+"""Random numbers by their purpose, each with one row for each image."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A way to change each image of a batch at random.
+    """A way to change each image at random.
 
-    All random numbers are drawn first, for a whole batch and whatever the sizes of its images, so that any part of the
-    batch can be changed by itself, on any device.
+    All random numbers, or for ``resized-crop`` a seed for each image, are drawn first. So any part of the images can be
+    changed by itself, in any process.
 
     Attributes:
         kind: One of :data:`AUGMENTATIONS`, see :func:`augment`.
@@ -55,19 +46,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, kind: str, options: Mapping[str, Any] | None = None) -> "Augmentation":
-        """Check names and numbers.
-
-        Args:
-            kind: Name of the augmentation.
-            options: Its options; None is none.
-
-        Returns:
-            The augmentation.
-
-        Raises:
-            UnknownName: If the name is not known.
-            InvalidInput: If it has no such option, or a number is out of range.
-        """
+        """Check name and options; :class:`~pathex.errors.InvalidInput` if one is unknown or out of range."""
         if kind not in AUGMENTATIONS:
             raise UnknownName("augmentation", kind, AUGMENTATIONS)
         ranges = {"min_scale": (1e-4, 1), "max_ratio": (1, 100), "grayscale": (0, 1), "jitter": (0, 1), "hue": (0, 0.5)}
@@ -81,81 +60,52 @@ class Augmentation:
         return cls(kind, **(options or {}))
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
-        """Draw the random numbers of a batch.
-
-        Args:
-            count: Number of images.
-            generator: A generator of the CPU.
-
-        Returns:
-            Random numbers, each tensor with ``count`` rows, on the CPU.
-        """
+        """Random numbers of ``count`` images by their purpose, each with a row for each image, on the CPU."""
         if self.kind == "none":
             return {}
+        if self.kind == "resized-crop":
+            return {"seed": torch.randint(2**62, (count,), generator=generator)}
         draws = {"flip": torch.rand(count, generator=generator) < 0.5}
         if self.kind == "crop-flip":
-            draws["offset"] = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator).transpose(0, 1)
-        if self.kind == "resized-crop":
-            uniform = partial(torch.rand, dtype=torch.float64, generator=generator)
-            draws["area"] = self.min_scale + (1 - self.min_scale) * uniform(count, _TRIES)
-            draws["ratio"] = ((2 * uniform(count, _TRIES) - 1) * math.log(self.max_ratio)).exp()
-            draws["corner"] = uniform(count, 2)
-            if self.grayscale:
-                draws["grey"] = uniform(count) < self.grayscale
-            if self.jitter or self.hue:
-                draws["factor"] = 1 + self.jitter * (2 * uniform(count, 3) - 1)
-                draws["hue"] = self.hue * (2 * uniform(count, 1) - 1)
-                draws["order"] = uniform(count, 4).argsort(1)
+            draws["offset"] = torch.randint(2 * PADDING + 1, (count, 2, 1), generator=generator)
         return draws
 
-    def cut(self, draws: Draws, place: int) -> Cut | None:
-        """Where to cut an image of the batch from its original, for images that are decoded when they are needed.
-
-        Args:
-            draws: Random numbers of the batch.
-            place: Place of the image in the batch.
-
-        Returns:
-            The part to keep, as a function of height and width; None if this augmentation takes the usual square.
-        """
+    def transform(self, size: int, channels: int) -> Callable[[Any], Any] | None:
+        """What changes an image, of Pillow or a tensor (C, H, W), by the global generator; None where `apply` does."""
         if self.kind != "resized-crop":
             return None
+        from torchvision.transforms import v2
 
-        def part(height: int, width: int) -> tuple[int, int, int, int]:
-            area, ratio, corner = (draws[name][place].tolist() for name in ("area", "ratio", "corner"))
-            return box(area, ratio, corner, height, width, self.max_ratio)
+        ratio = (1 / self.max_ratio, self.max_ratio)
+        steps = [v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), ratio=ratio, antialias=True)]
+        if self.grayscale or self.jitter or self.hue:
+            if channels not in {1, 3}:
+                raise InvalidInput(f"grayscale, jitter and hue need images of 1 or 3 channels, got {channels}")
+            steps += [v2.RandomGrayscale(self.grayscale), v2.ColorJitter(*[self.jitter] * 3, self.hue)]
+        return v2.Compose([*steps, v2.RandomHorizontalFlip()])
 
-        return part
-
-    def apply(self, images: Tensor, draws: Draws, *, size: int | None = None, cut: bool = False) -> Tensor:
-        """Change a batch.
-
-        Args:
-            images: uint8 or float (B, C, H, W), on any device; floats in [0, 255] where colours are changed.
-            draws: Its random numbers, on the CPU or, all but :data:`ON_HOST`, on the device of the images: then nothing
-                waits for the device.
-            size: Side of the crops, in pixels; None is that of the images.
-            cut: Whether the images were cut from their originals already, see :meth:`cut`.
-
-        Returns:
-            Images of the same type and device, (B, C, size, size) for ``resized-crop``, else (B, C, H, W);
-            ``images`` itself for ``none``.
-        """
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """Change a batch, uint8 or float (B, C, H, W); where ``draws`` are on its device, nothing waits for it."""
         if self.kind == "none":
             return images
+        if self.kind == "resized-crop":
+            transform = self.transform(images.shape[-1], images.shape[1])
+            assert transform is not None
+            return apply_each(transform, images, draws["seed"].tolist())
         flips = upload(draws["flip"], images.device)[:, None, None, None]
         if self.kind == "crop-flip":
             return _windows(images, flips, upload(draws["offset"], images.device))
-        if self.kind == "resized-crop":
-            if not cut:
-                where = boxes(draws, images.shape[-2], images.shape[-1], self.max_ratio)
-                images = resized_crops(images, where, size or images.shape[-1])
-            if "grey" in draws:
-                images = grey(images, draws["grey"])
-            if "order" in draws:
-                changes = [*([0, 1, 2] if self.jitter else []), *([3] if self.hue else [])]
-                images = jittered(images, torch.cat([draws["factor"], draws["hue"]], 1), draws["order"], changes)
         return torch.where(flips, images.flip(3), images)
+
+
+def apply_each(transform: Callable[[Any], Tensor], images: Iterable[Any], seeds: Iterable[int]) -> Tensor:
+    """Stack what becomes of each image, each with PyTorch's global generator at its own seed; it is put back."""
+    changed = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            changed.append(transform(image))
+    return torch.stack(changed)
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator, **options: float) -> Tensor:
@@ -163,8 +113,8 @@ def augment(images: Tensor, kind: str, generator: torch.Generator, **options: fl
 
     ``flip`` mirrors an image left to right with probability 1/2. ``crop-flip`` also pads it with 4 zeros (black) on
     each side and cuts a window of the old size at a random place, as the published CIFAR protocol does on images that
-    are not normalised yet. ``resized-crop`` cuts out a random share of the area with a random aspect ratio and resizes
-    it to the old size, as torchvision's ``RandomResizedCrop`` does, may change colours, and flips.
+    are not normalised yet. ``resized-crop`` is torchvision's ``RandomResizedCrop`` to the old size, maybe followed by
+    ``RandomGrayscale`` and ``ColorJitter``, and flips.
 
     Args:
         images: uint8 or float (B, C, H, W), on any device.
@@ -173,10 +123,8 @@ def augment(images: Tensor, kind: str, generator: torch.Generator, **options: fl
         **options: Options of the kind, see :class:`Augmentation`.
 
     Returns:
-        Images of the same shape, type and device; ``images`` itself for ``none``.
-
-    Raises:
-        InvalidInput: If the kind or an option is not known.
+        Images of the same shape, type and device; ``images`` itself for ``none``. A kind or an option that is not
+        known raises `pathex.errors.InvalidInput`.
 
     Example:
         >>> batch = torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, check_integer, reason
 
 __all__ = ["choose_classes", "task_splits"]
 
@@ -19,27 +19,22 @@ _SHOWN = 5
 def task_splits(num_classes: int, tasks: int, seed: int = 0) -> list[list[int]]:
     """Split classes into tasks at random.
 
-    The draw has a generator of its own: it neither reads nor moves the global one.
-
     Args:
         num_classes: Number of classes.
         tasks: Number of tasks.
-        seed: Seed of the draw.
+        seed: Seed of the draw, which neither reads nor moves the global generator.
 
     Returns:
         For each task ``num_classes // tasks`` classes in rising order; no class is in two tasks, and what is left over
-        is in none.
-
-    Raises:
-        InvalidInput: If there are fewer classes than tasks, or an argument is no integer in range.
+        is in none. Numbers that cannot be used raise `pathex.errors.InvalidInput`.
 
     Example:
         >>> task_splits(7, 3, seed=0)
         [[0, 4], [3, 5], [2, 6]]
     """
-    _check("num_classes", num_classes, 1, None)
-    _check("tasks", tasks, 1, num_classes)
-    _check("task_seed", seed, 0, 2**63 - 1)
+    check_integer("num_classes", num_classes)
+    check_integer("option 'tasks'", tasks, 1, num_classes)
+    check_integer("option 'task_seed'", seed, 0, 2**63 - 1)
     order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed)).tolist()
     size = num_classes // tasks
     return [sorted(order[task * size : (task + 1) * size]) for task in range(tasks)]
@@ -53,41 +48,25 @@ def choose_classes(
     task: int | None = None,
     task_seed: int | None = None,
 ) -> list[int]:
-    """The classes that a data set is restricted to.
-
-    Args:
-        names: Names of all its classes.
-        classes: A list of class numbers or names; a list of such lists, of which ``task`` picks one; or a file with
-            one of them (YAML, JSON, or text with one class in each line). None is all classes.
-        tasks: Number of seeded tasks into which ``classes`` are split, see :func:`task_splits`.
-        task: Number of the task, from 0 on.
-        task_seed: Seed of the split; None is 0.
-
-    Returns:
-        Numbers of the classes, in the order of their new labels.
-
-    Raises:
-        InvalidInput: If an option cannot be used.
-    """
+    """Numbers of the classes that a data set is restricted to, in the order of their new labels; see ``load``."""
     entries: list[Any] = list(range(len(names))) if classes is None else _entries(classes)
-    if not entries:
-        raise InvalidInput("option 'classes' must name at least one class, got none")
     if all(isinstance(entry, list | tuple) for entry in entries):
         if tasks is not None or task_seed is not None:
             raise InvalidInput("options 'tasks' and 'task_seed' do not go with 'classes' that are split into tasks")
-        _check("task", task, 0, len(entries) - 1)
-        entries, task = list(entries[task or 0]), None
-    chosen = [_number(entry, names) for entry in entries]
-    twice = [number for number, times in Counter(chosen).items() if times > 1]
-    if twice:
-        raise InvalidInput(f"option 'classes' names class {names[twice[0]]!r} twice")
-    if tasks is None:
-        if task is not None or task_seed is not None:
-            raise InvalidInput("options 'task' and 'task_seed' need option 'tasks', or 'classes' with a list for each")
-        return chosen
-    groups = task_splits(len(chosen), tasks, 0 if task_seed is None else task_seed)
-    _check("task", task, 0, tasks - 1)
-    return [chosen[place] for place in groups[task or 0]]
+        return _numbers(entries[_place(task, len(entries))], names)
+    chosen = _numbers(entries, names)
+    if tasks is not None:
+        groups = task_splits(len(chosen), tasks, 0 if task_seed is None else task_seed)
+        return [chosen[place] for place in groups[_place(task, tasks)]]
+    if task is not None or task_seed is not None:
+        raise InvalidInput("options 'task' and 'task_seed' need option 'tasks', or 'classes' with a list for each")
+    return chosen
+
+
+def _place(task: Any, tasks: int) -> int:
+    check_integer("option 'task'", task, 0, tasks - 1)
+    number: int = task
+    return number
 
 
 def _entries(classes: Any) -> list[Any]:
@@ -96,8 +75,9 @@ def _entries(classes: Any) -> list[Any]:
     if not isinstance(classes, list | tuple):
         kind = type(classes).__name__
         raise InvalidInput(f"option 'classes' must be a list of class numbers or names, or a file of one, got {kind}")
-    entries: list[Any] = list(classes)
-    return entries
+    if not classes:
+        raise InvalidInput("option 'classes' must name at least one class, got none")
+    return list(classes)
 
 
 def _read(file: Path) -> Any:
@@ -110,8 +90,15 @@ def _read(file: Path) -> Any:
     try:
         return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(f"option 'classes': {str(file)!r} cannot be read ({reason})") from error
+        raise InvalidInput(f"option 'classes': {str(file)!r} cannot be read ({reason(error)})") from error
+
+
+def _numbers(entries: Sequence[Any], names: Sequence[str]) -> list[int]:
+    chosen = [_number(entry, names) for entry in entries]
+    twice = [number for number, times in Counter(chosen).items() if times > 1]
+    if twice:
+        raise InvalidInput(f"option 'classes' names class {names[twice[0]]!r} twice")
+    return chosen
 
 
 def _number(entry: Any, names: Sequence[str]) -> int:
@@ -123,9 +110,3 @@ def _number(entry: Any, names: Sequence[str]) -> int:
         return entry
     shown = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
     raise InvalidInput(f"option 'classes': no class {entry!r}. Known: 0..{len(names) - 1} or {shown}")
-
-
-def _check(option: str, value: Any, least: int, most: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"from {least} on" if most is None else f"in {least}..{most}"
-        raise InvalidInput(f"option {option!r} must be an integer {allowed}, got {value!r}")

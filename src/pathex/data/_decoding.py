@@ -1,231 +1,138 @@
 """Images that are decoded when they are asked for."""
 
-import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data._images import ArraySplit
-from pathex.data._pixels import resized, square
-from pathex.errors import InvalidInput
+from pathex.data._splits import ArraySplit
+from pathex.data._workers import read_ahead
+from pathex.errors import InvalidInput, check_integer, reason
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "IMAGENET_SIZE",
-    "Cut",
-    "DecodedSplit",
-    "check_integers",
-    "common_size",
-    "faults",
-    "reading_pool",
-    "reading_threads",
-    "to_rgb",
-]
+__all__ = ["DecodedSplit", "Files", "Table", "common_size", "decoded", "faults", "to_rgb", "with_sides"]
 
-IMAGENET_SIZE = 224
+_USUAL_SIZE = 224
 """Side of images whose own size says nothing."""
-
-Cut = Callable[[int, int], tuple[int, int, int, int]]
-"""From height and width of an image to top, left, height and width of the part to keep."""
-
 _CHUNK = 256
-_Self = TypeVar("_Self", bound="DecodedSplit")
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
-class DecodedSplit(ABC):
+class Files:
+    """Image files."""
+
+    paths: tuple[str, ...]
+    quick_to_open: ClassVar[bool] = True
+
+    def open(self, row: int) -> "Image.Image":
+        """Open an image; pixels are read when they are first used."""
+        from PIL import Image
+
+        return Image.open(self.paths[row])
+
+    def describe(self, row: int) -> str:
+        """Where an image comes from, for messages."""
+        return repr(self.paths[row])
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Encoded images in a column of a ``datasets.Dataset``, which comes from ``place``."""
+
+    table: Any
+    column: str
+    place: str
+    quick_to_open: ClassVar[bool] = False
+
+    def open(self, row: int) -> "Image.Image":
+        """Open an image; pixels are read when they are first used."""
+        from PIL import Image
+
+        cell = self.table[row][self.column] or {}
+        if cell.get("bytes"):
+            return Image.open(io.BytesIO(cell["bytes"]))
+        if cell.get("path"):
+            return Image.open(cell["path"])
+        raise OSError("no image there")
+
+    def describe(self, row: int) -> str:
+        """Where an image comes from, for messages."""
+        return f"in row {row} of {self.place!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedSplit:
     """Labelled images that are decoded when they are asked for, each as an RGB square.
 
     Attributes:
         labels: Class of each image, int64 (N,).
+        source: What the images are read from.
+        rows: Place of each image in the source, int64 (N,).
         image_size: Side of the decoded images, in pixels.
         resize: Short side to which an image is brought before a square is cut from its centre, in pixels.
     """
 
     labels: Tensor
-    image_size: int
-    resize: int
+    source: Files | Table
+    rows: Tensor
+    image_size: int = 0
+    resize: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
-    def open(self, number: int) -> "Image.Image":
-        """Open an image; pixels are read when they are first used.
+    def subset(self, rows: Tensor, labels: Tensor) -> "DecodedSplit":
+        """The images of some numbers (M,), under other labels (M,)."""
+        return replace(self, labels=labels, rows=self.rows[rows])
 
-        Args:
-            number: Number of the image.
-        """
-
-    @abstractmethod
-    def describe(self, number: int) -> str:
-        """Where an image comes from, for messages.
-
-        Args:
-            number: Number of the image.
-        """
-
-    @abstractmethod
-    def fault(self, number: int) -> str | None:
-        """What can be found wrong with an image without decoding it.
-
-        Args:
-            number: Number of the image.
-
-        Returns:
-            One line, or None.
-        """
-
-    @abstractmethod
-    def subset(self: _Self, rows: Tensor, labels: Tensor) -> _Self:
-        """Some of the images, under other labels.
-
-        Args:
-            rows: Numbers of the images, int64 (M,).
-            labels: Their classes, int64 (M,).
-        """
-
-    def with_sides(self: _Self, image_size: int, resize: int) -> _Self:
-        """The same images at another size.
-
-        Args:
-            image_size: Side of the decoded images, in pixels.
-            resize: Short side before the square is cut out, in pixels.
-
-        Returns:
-            A split of its own.
-        """
-        return replace(self, image_size=image_size, resize=resize)
-
-    def image(self, number: int, cut: Cut | None = None) -> Tensor:
-        """Decode one image.
-
-        Args:
-            number: Number of the image.
-            cut: The part of the whole image to resize; None is the usual square from the centre.
-
-        Returns:
-            uint8 (3, image_size, image_size).
-
-        Raises:
-            InvalidInput: If the image cannot be read.
-        """
+    def image(self, number: int, transform: "Callable[[Image.Image], Image.Image] | None" = None) -> Tensor:
+        """Decode one image to uint8 (3, side, side): its centre, or what ``transform`` makes of all of it in RGB."""
         try:
-            return self._image(number, cut)
+            return self.pixels(number, transform)
         except InvalidInput as error:
             raise InvalidInput(f"{error}; verify=True looks for such images when the data are loaded") from error
 
     def images(self, indices: Tensor) -> Tensor:
-        """Decode images: RGB, the short side resized to ``resize``, then a square cut from the centre.
-
-        Args:
-            indices: Numbers of the images, int64 (B,).
-
-        Returns:
-            Images, uint8 (B, 3, image_size, image_size).
-        """
-        out = torch.empty(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
-
-        def fill(place: int, number: int) -> None:
-            out[place] = self.image(number)
-
-        with reading_pool() as pool:
-            list(pool.map(fill, range(len(indices)), indices.tolist()))
-        return out
+        """Images of some numbers (B,), uint8 (B, 3, image_size, image_size)."""
+        return torch.stack([self.image(number) for number in indices.tolist()])
 
     def size(self, number: int) -> tuple[int, int]:
-        """Width and height of the undecoded image.
+        """Width and height of the undecoded image."""
+        return self._read(number, lambda image: image.size)
 
-        Args:
-            number: Number of the image.
+    def pixels(self, number: int, transform: "Callable[[Image.Image], Image.Image] | None" = None) -> Tensor:
+        """Decode one image, as :meth:`image` does."""
+        # A note of the camera on how it was held is not followed: label maps, and other training tools, do not.
+        from torchvision.transforms.v2 import functional as transforms
 
-        Returns:
-            Both, in pixels.
-        """
+        def square(image: "Image.Image") -> Tensor:
+            rgb = to_rgb(image)
+            if transform is not None:
+                return transforms.pil_to_tensor(transform(rgb))
+            pixels = transforms.resize(transforms.pil_to_tensor(rgb), [self.resize], antialias=True)
+            return transforms.center_crop(pixels, [self.image_size, self.image_size])
 
-        def width_and_height() -> tuple[int, int]:
-            with self.open(number) as image:
-                return image.size
+        return self._read(number, square)
 
-        return self._read(number, width_and_height)
-
-    def decoded(self) -> tuple[ArraySplit, list[str]]:
-        """Decode everything once.
-
-        Returns:
-            The same images in memory, and a line for each that cannot be read.
-        """
-        out = torch.empty(len(self), 3, self.image_size, self.image_size, dtype=torch.uint8)
-
-        def fill(number: int) -> str | None:
-            try:
-                out[number] = self._image(number)
-            except InvalidInput as error:
-                return str(error)
-            return None
-
-        return ArraySplit(out, self.labels), list(_lines(fill, len(self)))
-
-    def fault_in_pixels(self, number: int) -> str | None:
-        """What is wrong with an image when it is decoded.
-
-        Args:
-            number: Number of the image.
-
-        Returns:
-            One line, or None.
-        """
+    def _read(self, number: int, use: "Callable[[Image.Image], _T]") -> _T:
+        row = int(self.rows[number])
         try:
-            self._image(number)
-        except InvalidInput as error:
-            return str(error)
-        return None
-
-    def _image(self, number: int, cut: Cut | None = None) -> Tensor:
-        def decoded() -> Tensor:
-            with self.open(number) as image:
-                rgb = to_rgb(image)
-                if cut is not None:
-                    top, left, rows, columns = cut(rgb.height, rgb.width)
-                    rgb = rgb.crop((left, top, left + columns, top + rows))
-                return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-        pixels, side = self._read(number, decoded), self.image_size
-        return square(pixels, self.resize, side) if cut is None else resized(pixels, side, side)
-
-    def _read(self, number: int, read: Callable[[], _T]) -> _T:
-        try:
-            return read()
+            with self.source.open(row) as image:
+                return use(image)
         except Exception as error:  # damage reaches the library as errors of many kinds
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InvalidInput(f"image {self.describe(number)} cannot be read ({reason})") from error
+            raise InvalidInput(f"image {self.source.describe(row)} cannot be read ({reason(error)})") from error
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":
-    """Decode an image to three channels of 8 bits.
-
-    Grey becomes colour, transparency is dropped (what lies below it shows), and of 16 bits the upper 8 are kept. A
-    note of the camera on how it was held is not followed: label maps, and the tools that others train with, do not.
-
-    Args:
-        image: The image.
-
-    Returns:
-        The same in mode RGB.
-
-    Raises:
-        ValueError: If the range of its values is unknown (32-bit integers, floating point).
-    """
+    """Decode an image to mode RGB: grey becomes colour, transparency is dropped, of 16 bits the upper 8 are kept."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -233,101 +140,76 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in {"I", "F"}:
         raise ValueError(f"its pixels are of mode {image.mode}; allowed: 8 or 16 bits a channel")
-    elif image.mode == "RGB":
-        image.load()
-        return image  # conversion would copy it
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # in one step the library would warn
     return image.convert("RGB")
 
 
+def decoded(split: DecodedSplit) -> tuple[ArraySplit, list[str]]:
+    """The same images in memory, and a line for each that cannot be read."""
+    out = torch.zeros(len(split), 3, split.image_size, split.image_size, dtype=torch.uint8)
+    lines: list[str] = []
+    chunks = _chunks(split)
+    for chunk, (images, problems) in zip(chunks, read_ahead(partial(_pixels, split), chunks), strict=True):
+        out[chunk.start : chunk.stop] = images
+        lines += problems
+    return ArraySplit(out, split.labels), lines
+
+
 def faults(split: DecodedSplit, *, verify: bool) -> list[str]:
-    """Look for images that will not do, before training begins.
-
-    Args:
-        split: The images.
-        verify: Whether to decode them all; otherwise only what :meth:`DecodedSplit.fault` sees.
-
-    Returns:
-        A line for each, in order.
-    """
-    return list(_lines(split.fault_in_pixels if verify else split.fault, len(split)))
-
-
-def _lines(look: Callable[[int], str | None], count: int) -> Iterator[str]:
-    def chunk(start: int) -> list[str]:
-        return [line for number in range(start, min(start + _CHUNK, count)) if (line := look(number)) is not None]
-
-    with reading_pool() as pool:
-        for lines in pool.map(chunk, range(0, count, _CHUNK)):
-            yield from lines
+    """A line for each image that cannot be decoded (``verify``) or, where that is quick, opened."""
+    if not (verify or split.source.quick_to_open):
+        return []
+    found = read_ahead(partial(_faults, split, verify), _chunks(split))
+    return [line for lines in found for line in lines]
 
 
 def common_size(split: DecodedSplit) -> int:
-    """The side of the images if they are square and all of one size, else 224.
-
-    Args:
-        split: The images; those that cannot be read play no part.
-
-    Returns:
-        The side, in pixels.
-    """
+    """The side of the images if they are square and all of one size, else 224; unreadable ones play no part."""
     common: int | None = None
     for number in range(len(split)):
-        try:
-            width, height = split.size(number)
-        except InvalidInput:
+        size = _attempt(split.size, number)
+        if isinstance(size, str):
             continue
-        if width != height or common not in {None, width}:
-            return IMAGENET_SIZE
-        common = width
-    return common or IMAGENET_SIZE
+        if size[0] != size[1] or common not in {None, size[0]}:
+            return _USUAL_SIZE
+        common = size[0]
+    return common or _USUAL_SIZE
 
 
-def reading_threads() -> int:
-    """Threads that decode images in this process: the cores it may use, shared with its siblings on the machine.
+def with_sides(
+    name: str, splits: Sequence[DecodedSplit], *, image_size: int | None, resize: int | None, imagenet: bool = False
+) -> list[DecodedSplit]:
+    """The splits of data set ``name`` with checked sides; None is what is usual, or the size of the images."""
+    for option, value in (("image_size", image_size), ("resize", resize)):
+        if value is not None:
+            check_integer(f"option {option!r} of data {name!r}", value)
+    size = image_size or (_USUAL_SIZE if imagenet else common_size(splits[0]))
+    short = resize or (round(size * 256 / 224) if imagenet else size)
+    if short < size:
+        raise InvalidInput(f"option 'resize' of data {name!r} must be at least image_size={size}, got {short}")
+    return [replace(split, image_size=size, resize=short) for split in splits]
 
-    Returns:
-        At least 2, as one often waits for the disk, and at most 32, as what they do in Python itself they do in turns.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    siblings = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return min(32, max(2, cores // (int(siblings) if siblings.isdigit() and int(siblings) else 1)))
+
+def _chunks(split: DecodedSplit) -> list[range]:
+    return [range(len(split))[start : start + _CHUNK] for start in range(0, len(split), _CHUNK)]
 
 
-@contextmanager
-def reading_pool(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Threads that read images side by side: decoding and resizing let go of Python's lock.
+def _pixels(split: DecodedSplit, numbers: range) -> tuple[Tensor, list[str]]:
+    blank = torch.zeros(3, split.image_size, split.image_size, dtype=torch.uint8)
+    found = [_attempt(split.pixels, number) for number in numbers]
+    images = [blank if isinstance(one, str) else one for one in found]
+    return torch.stack(images), [line for line in found if isinstance(line, str)]
 
-    PyTorch works alone in each of them. Otherwise it would start a team of threads in every one, to copy an image.
 
-    Args:
-        threads: How many; None is :func:`reading_threads`.
+def _faults(split: DecodedSplit, verify: bool, numbers: range) -> list[str]:
+    found = (_attempt(split.pixels if verify else split.size, number) for number in numbers)
+    return [line for line in found if isinstance(line, str)]
 
-    Yields:
-        The pool. What is still waiting when it closes is dropped.
-    """
-    # The number of PyTorch's threads is each thread's own, but the last one that was set is where a new thread begins,
-    # and one that has not used it yet, such as this, if it did not ask.
-    torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads or reading_threads(), initializer=torch.set_num_threads, initargs=(1,))
+
+def _attempt(read: Callable[[int], _T], number: int) -> _T | str:
+    """What is read, or the line that says why it cannot be."""
     try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(torch.get_num_threads())
-
-
-def check_integers(name: str, **options: tuple[object, int]) -> None:
-    """Check options that are whole numbers or None.
-
-    Args:
-        name: Name of the data set, for messages.
-        **options: Value and least value of each option.
-
-    Raises:
-        InvalidInput: If one is something else.
-    """
-    for option, (value, least) in options.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InvalidInput(f"option {option!r} of data {name!r} must be an integer from {least} on, got {value!r}")
+        return read(number)
+    except InvalidInput as error:
+        return str(error)

@@ -5,37 +5,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["home", "leaving_no_folder"]
+from pathex.errors import InvalidInput, reason
+
+__all__ = ["downloading", "home"]
 
 
 def home(root: str | Path | None) -> Path:
-    """The folder of downloads.
-
-    Args:
-        root: The folder; None is the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``.
-
-    Returns:
-        Its path.
-    """
+    """The folder of downloads: ``root``, else the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``."""
     return Path(root or os.environ.get("PATHEX_ROOT") or Path.home() / ".cache" / "pathex").expanduser()
 
 
 @contextmanager
-def leaving_no_folder(base: Path) -> Iterator[None]:
-    """Take away the folders made for a download that failed, so that a mistyped name leaves nothing behind.
-
-    Args:
-        base: The folder of the download. What was there before, and what holds anything, stays.
-
-    Yields:
-        Nothing.
-    """
+def downloading(name: str, base: Path, remedy: str) -> Iterator[None]:
+    """A download of data set ``name`` into a folder; one that fails leaves no empty folder and says the remedy."""
     missing = [folder for folder in (base, *base.parents) if not folder.exists()]
     try:
+        base.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
+    except (OSError, RuntimeError) as error:
+        raise InvalidInput(f"data {name!r} cannot be downloaded ({reason(error)}); {remedy}") from error
+    finally:
         # Innermost first; one that holds anything ends it.
         with suppress(OSError):
             for folder in missing:
                 folder.rmdir()
-        raise

@@ -1,103 +1,38 @@
 """Data sets of Hugging Face: from the hub, or a local folder of parquet or webdataset shards."""
 
-import io
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data._decoding import DecodedSplit, check_integers, common_size
-from pathex.data._folders import check_sides
-from pathex.data._imagenet import imagenet_sides, imagenet_source
-from pathex.data._source import IN_MEMORY, Source
-from pathex.errors import InvalidInput
+from pathex.data._decoding import DecodedSplit, Table, with_sides
+from pathex.data._imagenet import imagenet_source
+from pathex.data._registry import dataset
+from pathex.data._source import IN_MEMORY, Source, check_in_memory
+from pathex.errors import InvalidInput, reason
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-__all__ = ["HubSplit", "load_hub"]
+__all__ = ["load_hub"]
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
-_LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
-_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
+# Usual names of the column that an option names, the type that tells it, and what is said about another.
+_COLUMNS = {
+    "image_column": (("image", "img", "jpg", "jpeg", "png", "webp"), "Image", "is no column of images"),
+    "label_column": (
+        ("label", "labels", "fine_label", "cls", "class", "target"), "ClassLabel", "holds no classes",
+    ),
+}  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class HubSplit(DecodedSplit):
-    """Labelled images in the rows of a table.
-
-    Attributes:
-        table: A ``datasets.Dataset`` with one column of encoded images.
-        column: Name of the column.
-        rows: Row of each image, int64 (N,).
-        place: Where the table comes from, for messages.
-    """
-
-    table: Any
-    column: str
-    rows: Tensor
-    place: str
-
-    def open(self, number: int) -> "Image.Image":
-        """Open an image.
-
-        Args:
-            number: Number of the image.
-
-        Returns:
-            The image, not decoded yet.
-
-        Raises:
-            OSError: If the row holds none.
-        """
-        from PIL import Image
-
-        cell = self.table[int(self.rows[number])][self.column] or {}
-        if cell.get("bytes"):
-            return Image.open(io.BytesIO(cell["bytes"]))
-        if cell.get("path"):
-            return Image.open(cell["path"])
-        raise OSError("no image there")
-
-    def describe(self, number: int) -> str:
-        """The row of an image.
-
-        Args:
-            number: Number of the image.
-
-        Returns:
-            Table and row.
-        """
-        return f"in row {int(self.rows[number])} of {self.place}"
-
-    def fault(self, number: int) -> str | None:
-        """Nothing: the library checks its tables itself, and images are seen when they are decoded.
-
-        Args:
-            number: Number of the image.
-
-        Returns:
-            None.
-        """
-        return None
-
-    def subset(self, rows: Tensor, labels: Tensor) -> "HubSplit":
-        """Some of the images, under other labels.
-
-        Args:
-            rows: Numbers of the images, int64 (M,).
-            labels: Their classes, int64 (M,).
-
-        Returns:
-            A split of its own.
-        """
-        return replace(self, labels=labels, rows=self.rows[rows])
-
-
+@dataset(
+    "hf",
+    "Hugging Face data set, or local parquet or webdataset shards; extra pathex[hf] (config=, train_split=,"
+    " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=)",
+    "NAME_OR_PATH",
+)
 def load_hub(
     path: str,
     *,
@@ -112,62 +47,26 @@ def load_hub(
     in_memory: int = IN_MEMORY,
     verify: bool = False,
 ) -> Source:
-    """Load ``hf:NAME`` through the library ``datasets`` (extra ``pathex[hf]``).
-
-    Data sets with ``imagenet`` in their name (and not ``tiny``) are treated like ``imagenet``.
-
-    Args:
-        path: Name on the hub, or a local folder of parquet, webdataset or other files that the library knows.
-        root: Folder of its cache; None is the library's own.
-        config: Configuration of the data set, where it has several.
-        train_split: Name of the training split.
-        test_split: Name of the test split; None is the first of test, validation, val, valid that has labels.
-        image_column: Column of the images; None finds it.
-        label_column: Column of the classes (numbers or text); None finds it.
-        image_size: Side to which images are brought, in pixels; None is the size of the training images if they are
-            square and all of one size, else 224.
-        resize: Short side before the centre is cut out, in pixels; None is ``image_size``.
-        in_memory: Largest data set that is decoded into memory, in bytes; above it images are decoded when needed.
-        verify: Whether images that are decoded when needed are all decoded once beforehand.
-
-    Returns:
-        The data set.
-
-    Raises:
-        InvalidInput: If the library or the data set is missing, or columns, splits or labels cannot be used.
-    """
+    """Load ``hf:NAME``; what has ``imagenet`` in its name (and not ``tiny``) is treated like ``imagenet``."""
     name = f"hf:{path}"
-    check_integers(name, image_size=(image_size, 1), resize=(resize, 1), in_memory=(in_memory, 0))
+    check_in_memory(name, in_memory)
     tables = _load(name, path, config, root)
     if train_split not in tables:
         raise InvalidInput(f"data {name!r}: no split {train_split!r}. There: {', '.join(tables)}")
-    train = tables[train_split]
-    image, label = _image_column(train, image_column, name), _label_column(train, label_column, name)
-    names, numbers = _numbered(train, label, name, train_split)
-    candidates = [part for part in _TEST_SPLITS if part in tables] if test_split is None else [test_split]
-    if not candidates or candidates[0] not in tables:
-        wanted = test_split or " or ".join(_TEST_SPLITS)
-        raise InvalidInput(f"data {name!r}: no split {wanted} to test on. There: {', '.join(tables)}")
-    # Published test splits often carry -1 in place of each label.
-    test_part = next((part for part in candidates if _labelled(tables[part], label)), candidates[0])
-    if test_part == train_split:
-        raise InvalidInput(f"data {name!r}: {test_part!r} cannot be both training and test split")
-    _, test_numbers = _numbered(tables[test_part], label, name, test_part, names)
+    image = _column(name, tables[train_split], "image_column", image_column)
+    label = _column(name, tables[train_split], "label_column", label_column)
+    test_split = _test_split(name, tables, train_split, test_split, label)
+    names, train_labels = _numbered(tables[train_split], label, name, train_split)
+    _, test_labels = _numbered(tables[test_split], label, name, test_split, names)
     splits = [
         _split(tables[part], labels, image, f"{name} ({part})")
-        for part, labels in ((train_split, numbers), (test_part, test_numbers))
+        for part, labels in ((train_split, train_labels), (test_split, test_labels))
     ]
     lowered = Path(path).name.lower()
     like_imagenet = "imagenet" in lowered and "tiny" not in lowered
-    if like_imagenet:
-        sides = imagenet_sides(name, image_size, resize)
-    else:
-        size = common_size(splits[0]) if image_size is None else image_size
-        sides = {"image_size": size, "resize": size if resize is None else resize}
-        check_sides(name, **sides)
-    train_images, test_images = (split.with_sides(**sides) for split in splits)
-    source = Source(name, train_images, test_images, names, in_memory=in_memory, verify=verify)
-    return replace(imagenet_source(source), in_memory=0) if like_imagenet else source
+    train, test = with_sides(name, splits, image_size=image_size, resize=resize, imagenet=like_imagenet)
+    source = Source(name, train, test, names, in_memory=in_memory, verify=verify)
+    return imagenet_source(source) if like_imagenet else source
 
 
 def _load(name: str, path: str, config: str | None, root: str | Path | None) -> dict[str, Any]:
@@ -183,51 +82,46 @@ def _load(name: str, path: str, config: str | None, root: str | Path | None) -> 
             str(local) if local.exists() else path, config, cache_dir=None if root is None else str(root)
         )
     except Exception as error:  # the library passes on errors of its many readers
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InvalidInput(f"data {name!r} cannot be loaded ({reason})") from error
+        raise InvalidInput(f"data {name!r} cannot be loaded ({reason(error)})") from error
     finally:
         if not quiet:
             datasets.enable_progress_bars()
     return dict(loaded)
 
 
-def _image_column(table: Any, wanted: str | None, name: str) -> str:
+def _column(name: str, table: Any, option: str, wanted: str | None) -> str:
+    """The column of the images or of the classes: the wanted one, or what types and usual names tell."""
     import datasets
 
-    images = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
-    if wanted is None:
-        return _only(images, _IMAGES, "image_column", table, name)
-    if wanted not in images:
-        shown = ", ".join(images) or "none"
-        raise InvalidInput(f"option 'image_column' of data {name!r}: {wanted!r} is no column of images. Known: {shown}")
-    return wanted
+    usual, kind, what = _COLUMNS[option]
+    certain = [column for column, feature in table.features.items() if isinstance(feature, getattr(datasets, kind))]
+    fitting = certain
+    if kind == "ClassLabel":
+        plain = [column for column, feature in table.features.items() if isinstance(feature, datasets.Value)]
+        fitting = [*certain, *(column for column in plain if re.search("string|int", table.features[column].dtype))]
+    if wanted is not None:
+        if wanted not in fitting:
+            raise InvalidInput(
+                f"option {option!r} of data {name!r}: {wanted!r} {what}. Known: {', '.join(fitting) or 'none'}"
+            )
+        return wanted
+    named = [column for column in usual if column in fitting]
+    found = named or certain
+    if not named and len(certain) != 1:
+        raise InvalidInput(f"data {name!r}: give option {option!r}; the columns are {', '.join(table.features)}")
+    return found[0]
 
 
-def _label_column(table: Any, wanted: str | None, name: str) -> str:
-    import datasets
-
-    labels = [
-        column
-        for column, feature in table.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-        or (isinstance(feature, datasets.Value) and (feature.dtype == "string" or "int" in feature.dtype))
-    ]
-    if wanted is None:
-        certain = [column for column in labels if isinstance(table.features[column], datasets.ClassLabel)]
-        usual = [column for column in labels if column in _LABELS]
-        return _only(usual or certain, _LABELS, "label_column", table, name)
-    if wanted not in labels:
-        shown = ", ".join(labels) or "none"
-        raise InvalidInput(f"option 'label_column' of data {name!r}: {wanted!r} holds no classes. Known: {shown}")
-    return wanted
-
-
-def _only(found: Sequence[str], usual: Sequence[str], option: str, table: Any, name: str) -> str:
-    ordered = [column for column in usual if column in found]
-    if len(found) != 1 and not ordered:
-        columns = ", ".join(table.features)
-        raise InvalidInput(f"data {name!r}: give option {option!r}; the columns are {columns}")
-    return ordered[0] if ordered else found[0]
+def _test_split(name: str, tables: dict[str, Any], train: str, wanted: str | None, label: str) -> str:
+    candidates = [part for part in _TEST_SPLITS if part in tables] if wanted is None else [wanted]
+    if not candidates or candidates[0] not in tables:
+        sought = wanted or " or ".join(_TEST_SPLITS)
+        raise InvalidInput(f"data {name!r}: no split {sought} to test on. There: {', '.join(tables)}")
+    # Published test splits often carry -1 in place of each label.
+    chosen = next((part for part in candidates if _labelled(tables[part], label)), candidates[0])
+    if chosen == train:
+        raise InvalidInput(f"data {name!r}: {chosen!r} cannot be both training and test split")
+    return chosen
 
 
 def _labelled(table: Any, column: str) -> bool:
@@ -265,7 +159,7 @@ def _numbered(
     return names, numbers
 
 
-def _names(values: Any, name: str, column: str) -> list[str]:
+def _names(values: Any, name: str, column: str) -> Sequence[str]:
     if values.dtype.kind not in "iu":
         return sorted({str(value) for value in values})
     used = np.unique(values)
@@ -277,10 +171,10 @@ def _names(values: Any, name: str, column: str) -> list[str]:
     return [str(number) for number in used.tolist()]
 
 
-def _split(table: Any, labels: Tensor, column: str, place: str) -> HubSplit:
+def _split(table: Any, labels: Tensor, column: str, place: str) -> DecodedSplit:
     import datasets
 
     if column not in table.features:
         raise InvalidInput(f"data {place!r}: no column {column!r}")
     encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return HubSplit(labels, 0, 0, encoded, column, torch.arange(len(labels)), repr(place))
+    return DecodedSplit(labels, Table(encoded, column, place), torch.arange(len(labels)))

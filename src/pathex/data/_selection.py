@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pathex.data._images import ImageData
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, check_integer
 
-__all__ = ["PruningSet", "pruning_set", "validation_split"]
+__all__ = ["PruningSet", "content_hash", "draw_generator", "pruning_set", "validation_split"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,10 @@ class PruningSet:
 def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from: Tensor | None = None) -> PruningSet:
     """Draw the same number of training images from each class, in random order.
 
-    The draw has a generator of its own: it neither reads nor moves the global one.
-
     Args:
         data: The data set.
         images_per_class: Images of each class, at least 1.
-        seed: Seed of the draw.
+        seed: Seed of the draw, which neither reads nor moves the global generator.
         indices_from: Training images that may be drawn, int64 (M,), in any order; None is all of them.
 
     Returns:
@@ -46,9 +44,7 @@ def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from:
     Raises:
         InvalidInput: If a class has too few images, or an argument cannot be used.
     """
-    if isinstance(images_per_class, bool) or not isinstance(images_per_class, int) or images_per_class < 1:
-        raise InvalidInput(f"images_per_class must be a positive integer, got {images_per_class!r}")
-    generator = _generator(seed)
+    generator = draw_generator(images_per_class, seed)
     labels = data.train.labels
     allowed = torch.arange(len(labels)) if indices_from is None else indices_from.unique()
     if len(allowed) and not 0 <= int(allowed[0]) <= int(allowed[-1]) < len(labels):
@@ -65,10 +61,22 @@ def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from:
     # Batches in class order would bias scorers that are defined on batch statistics.
     indices = torch.cat(drawn)[torch.randperm(images_per_class * data.num_classes, generator=generator)]
     images = data.train.images(indices).cpu()
+    digest = content_hash(indices, images, labels[indices])
+    return PruningSet(data.normalise(images), labels[indices], indices.tolist(), digest)
+
+
+def draw_generator(images_per_class: int, seed: int) -> torch.Generator:
+    """The generator that a pruning set is drawn with, after a check of both numbers."""
+    check_integer("images_per_class", images_per_class)
+    return _generator(seed)
+
+
+def content_hash(*parts: Tensor) -> str:
+    """SHA-256 of the bytes of tensors, hexadecimal."""
     digest = hashlib.sha256()
-    for part in (indices, images, labels[indices]):
+    for part in parts:
         digest.update(part.contiguous().numpy().tobytes())
-    return PruningSet(data.normalise(images), labels[indices], indices.tolist(), digest.hexdigest())
+    return digest.hexdigest()
 
 
 def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +89,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         seed: Seed of the draw, which has a generator of its own.
 
     Returns:
-        Numbers of the training images and of the validation images, int64, each in rising order.
+        Numbers of the training images and of the validation images, int64, rising.
 
     Raises:
         InvalidInput: If the fraction is out of range, or so small that no image is left for validation.
@@ -107,6 +115,5 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def _generator(seed: int) -> torch.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
+    check_integer("seed", seed, 0, 2**63 - 1)
     return torch.Generator().manual_seed(seed)

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from pathex.data._classes import choose_classes
-from pathex.data._decoding import DecodedSplit, check_integers, faults
-from pathex.data._images import ArraySplit, ImageData, assemble
-from pathex.errors import InvalidInput
+from pathex.data._decoding import DecodedSplit, decoded, faults
+from pathex.data._images import ImageData, assemble
+from pathex.data._splits import ArraySplit
+from pathex.errors import InvalidInput, check_integer
 
-__all__ = ["FINISHING", "IN_MEMORY", "Source", "channel_numbers", "finish"]
+__all__ = ["FINISHING", "IMAGENET", "IN_MEMORY", "Source", "channel_numbers", "check_in_memory", "finish"]
 
 FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
 """Options of every data set."""
 
 IN_MEMORY = 4 * 2**30
 """Largest data set that is decoded into memory, in bytes."""
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the channels of ImageNet, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,46 +56,47 @@ class Source:
 
 
 def finish(
-    source: Source,
-    *,
-    mean: Any = None,
-    std: Any = None,
-    image_size: int | None = None,
-    **choice: Any,
+    source: Source, *, mean: Any = None, std: Any = None, image_size: int | None = None, **choice: Any
 ) -> ImageData:
-    """Make a data set of what a loader found.
-
-    Args:
-        source: What was found.
-        mean: Mean of each channel, or of all, in [0, 1]; None is the data set's own.
-        std: Standard deviation of each channel, or of all; None is the data set's own.
-        image_size: Side to which the images are brought on their way into the network; None leaves it.
-        **choice: ``classes``, ``tasks``, ``task``, ``task_seed``: see ``choose_classes``.
-
-    Returns:
-        The data set.
-
-    Raises:
-        InvalidInput: If an option cannot be used, or an image cannot be read.
-    """
-    check_integers(source.name, image_size=(image_size, 1))
+    """Make a data set of what a loader found, with the options :data:`FINISHING` of ``pathex.data.load``."""
+    name = source.name
+    if image_size is not None:
+        check_integer(f"option 'image_size' of data {name!r}", image_size)
     try:
         numbers = choose_classes(source.classes, **choice)
     except InvalidInput as error:
-        raise InvalidInput(f"data {source.name!r}: {error}") from error
+        raise InvalidInput(f"data {name!r}: {error}") from error
     if numbers != list(range(len(source.classes))):
         source = _restricted(source, numbers)
     source = _checked(source)
     channels = source.train.images(torch.tensor([0])).shape[1]
-    wanted = {"mean": source.mean if mean is None else mean, "std": source.std if std is None else std}
-    given = {
-        option: None if value is None else channel_numbers(source.name, option, value, channels)
-        for option, value in wanted.items()
-    }
-    data = assemble(source.name, source.train, source.test, source.classes, **given)
+    mean, std = source.mean if mean is None else mean, source.std if std is None else std
+    means = None if mean is None else channel_numbers(name, "mean", mean, channels)
+    stds = None if std is None else channel_numbers(name, "std", std, channels)
+    data = assemble(name, source.train, source.test, source.classes, mean=means, std=stds)
     if source.augment is not None:
         data = replace(data, augment=source.augment, augment_options=source.augment_options)
     return data if image_size in {None, data.image_size} else replace(data, size=image_size)
+
+
+def check_in_memory(name: str, in_memory: Any) -> None:
+    """Check the option ``in_memory`` of data set ``name``."""
+    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
+
+
+def channel_numbers(name: str, option: str, given: Any, channels: int) -> Tensor:
+    """A number, or one for each channel, as float32 (C,); ``option`` of data set ``name`` is ``mean`` or ``std``."""
+    values = list(given) if isinstance(given, list | tuple) else [given] * channels
+    least = 0.0 if option == "mean" else 1e-6
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not len(numbers) == len(values) == channels or not all(
+        math.isfinite(number) and least <= number <= 1 for number in numbers
+    ):
+        raise InvalidInput(
+            f"option {option!r} of data {name!r} must be a number for each of the {channels} channels, in"
+            f" [{least:g}, 1], got {given!r}"
+        )
+    return torch.tensor(numbers, dtype=torch.float32)
 
 
 def _restricted(source: Source, numbers: Sequence[int]) -> Source:
@@ -115,38 +120,10 @@ def _checked(source: Source) -> Source:
         return source
     images = len(train) + len(test)
     if 3 * train.image_size**2 * images <= source.in_memory:
-        (held_train, bad_train), (held_test, bad_test) = train.decoded(), test.decoded()
-        source, bad = replace(source, train=held_train, test=held_test), bad_train + bad_test
+        (train_array, bad_train), (test_array, bad_test) = decoded(train), decoded(test)
+        source, bad = replace(source, train=train_array, test=test_array), bad_train + bad_test
     else:
         bad = faults(train, verify=source.verify) + faults(test, verify=source.verify)
     if bad:
         raise InvalidInput(f"data {source.name!r}: {bad[0]}; {len(bad)} of {images} images cannot be read")
     return source
-
-
-def channel_numbers(name: str, option: str, given: Any, channels: int) -> Tensor:
-    """Check the mean or the standard deviation of channels.
-
-    Args:
-        name: Name of the data set, for messages.
-        option: ``mean`` or ``std``.
-        given: A number, or a list of one for each channel.
-        channels: Number of channels.
-
-    Returns:
-        The numbers, float32 (C,).
-
-    Raises:
-        InvalidInput: If there is not one for each channel, or one is out of range.
-    """
-    values = list(given) if isinstance(given, list | tuple) else [given] * channels
-    least = 0.0 if option == "mean" else 1e-6
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if not len(numbers) == len(values) == channels or not all(
-        math.isfinite(number) and least <= number <= 1 for number in numbers
-    ):
-        raise InvalidInput(
-            f"option {option!r} of data {name!r} must be a number for each of the {channels} channels, in"
-            f" [{least:g}, 1], got {given!r}"
-        )
-    return torch.tensor(numbers, dtype=torch.float32)

@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from pathex.data._decoding import check_integers
-from pathex.data._downloads import home, leaving_no_folder
-from pathex.data._pairs import PairFiles, SegmentationData, check_pairs
-from pathex.data._source import channel_numbers
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.data._downloads import downloading, home
+from pathex.data._registry import dataset
+from pathex.data._segmentation import SegmentationData, SegmentationSplit, check_samples
+from pathex.data._source import IMAGENET, channel_numbers
+from pathex.errors import InvalidInput, PathexWarning, check_integer
 
 __all__ = ["load_voc"]
 
@@ -19,11 +19,13 @@ _CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-# Statistics of ImageNet, which the backbones of the published experiments were trained with.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PUBLISHED = {"train": 1464, "val": 1449}
+_PUBLISHED = (1464, 1449)
 
 
+@dataset(
+    "voc2012",
+    "segmentation: 21 classes, 1,464 + 1,449 colour images with label maps (download; image_size=PIXELS)",
+)
 def load_voc(
     *,
     root: str | Path | None = None,
@@ -32,46 +34,26 @@ def load_voc(
     std: float | Sequence[float] | None = None,
     verify: bool = True,
 ) -> SegmentationData:
-    """Load the segmentation part of Pascal VOC 2012 through torchvision, which downloads it once (2 GB).
-
-    The training images are those of the list ``train``, the test images those of ``val``: the labels of VOC's own test
-    images are not public.
-
-    Args:
-        root: The folder ``VOC2012``, the one that holds it or ``VOCdevkit/VOC2012``, or that of the download; None is
-            the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``. The lists in ``ImageSets/Segmentation``
-            may name fewer images than published.
-        image_size: Short side to which images and label maps are brought, in pixels; None is their own size.
-        mean: Mean of each channel, or of all, that images are normalised with, in [0, 1]; None is ImageNet's.
-        std: Standard deviation of each channel, likewise.
-        verify: Whether every file is decoded once here (20 s of one core for all of VOC); without it only their
-            headers are looked at.
-
-    Returns:
-        The data set: 21 classes, the first of which is the background.
-
-    Raises:
-        InvalidInput: If an option cannot be used, or files are not to be had, missing or damaged.
-    """
-    check_integers(_NAME, image_size=(image_size, 1))
-    means = channel_numbers(_NAME, "mean", _MEAN if mean is None else mean, 3)
-    stds = channel_numbers(_NAME, "std", _STD if std is None else std, 3)
+    """Load the segmentation part of Pascal VOC 2012 through torchvision, which downloads it once (2 GB)."""
+    # The test images are those of the list val: the labels of VOC's own test images are not public.
+    if image_size is not None:
+        check_integer(f"option 'image_size' of data {_NAME!r}", image_size)
+    # Statistics of ImageNet, which the backbones of the published experiments were trained with.
+    means, stds = (
+        channel_numbers(_NAME, option, usual if given is None else given, 3)
+        for option, given, usual in zip(("mean", "std"), (mean, std), IMAGENET, strict=True)
+    )
     folder = _folder(home(root))
-    splits = {part: _split(folder, part, image_size) for part in _PUBLISHED}
-    shared = sorted(set(splits["train"].image_files) & set(splits["val"].image_files))
+    train, val = (_split(folder, part, image_size) for part in ("train", "val"))
+    shared = sorted(set(train.image_files) & set(val.image_files))
     if shared:
         raise InvalidInput(f"data {_NAME!r}: {Path(shared[0]).stem!r} is in both lists, train.txt and val.txt")
-    for split in splits.values():
-        check_pairs(split, _NAME, decode=verify)
-    found = {part: len(split) for part, split in splits.items()}
-    if found != _PUBLISHED:
-        warnings.warn(
-            f"data {_NAME!r}: {found['train']} + {found['val']} images, published {_PUBLISHED['train']} +"
-            f" {_PUBLISHED['val']}",
-            PathexWarning,
-            stacklevel=2,
-        )
-    return SegmentationData(_NAME, splits["train"], splits["val"], _CLASSES, means, stds)
+    for split in (train, val):
+        check_samples(split, _NAME, decode=verify)
+    if (len(train), len(val)) != _PUBLISHED:
+        found, published = f"{len(train)} + {len(val)}", f"{_PUBLISHED[0]} + {_PUBLISHED[1]}"
+        warnings.warn(f"data {_NAME!r}: {found} images, published {published}", PathexWarning, stacklevel=2)
+    return SegmentationData(_NAME, train, val, _CLASSES, means, stds)
 
 
 def _folder(base: Path) -> Path:
@@ -80,26 +62,18 @@ def _folder(base: Path) -> Path:
         if (place / _LISTS).is_dir():
             return place
     if not (base / _FOLDER).is_dir():
-        _download(base)
+        from torchvision.datasets import VOCSegmentation
+
+        remedy = (
+            f"there is no folder {str(_FOLDER)!r} in {str(base)!r}: put VOCtrainval_11-May-2012.tar or what it holds"
+            " there, or name another folder with root="
+        )
+        with downloading(_NAME, base, remedy):
+            VOCSegmentation(base, year="2012", image_set="train", download=True)
     return base / _FOLDER
 
 
-def _download(base: Path) -> None:
-    from torchvision.datasets import VOCSegmentation
-
-    try:
-        with leaving_no_folder(base):
-            base.mkdir(parents=True, exist_ok=True)
-            VOCSegmentation(base, year="2012", image_set="train", download=True)
-    except (OSError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InvalidInput(
-            f"data {_NAME!r}: no folder {str(_FOLDER)!r} in {str(base)!r}, and it cannot be downloaded ({reason}); put"
-            " VOCtrainval_11-May-2012.tar or what it holds there, or name another folder with root="
-        ) from error
-
-
-def _split(folder: Path, part: str, image_size: int | None) -> PairFiles:
+def _split(folder: Path, part: str, image_size: int | None) -> SegmentationSplit:
     path = folder / _LISTS / f"{part}.txt"
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -111,4 +85,4 @@ def _split(folder: Path, part: str, image_size: int | None) -> PairFiles:
         )
     images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)
     labels = tuple(str(folder / "SegmentationClass" / f"{line}.png") for line in lines)
-    return PairFiles(images, labels, len(_CLASSES), image_size)
+    return SegmentationSplit(images, labels, len(_CLASSES), image_size)

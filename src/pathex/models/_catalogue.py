@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from pathex.errors import InvalidInput, UnknownName
-from pathex.models import _libraries
+from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.models._libraries import LIBRARIES, from_factory
 from pathex.models._loading import load_weights
 from pathex.models._sources import is_file
 from pathex.models.resnet import CifarResNet
@@ -19,38 +19,31 @@ from pathex.models.vgg import CifarVGG
 
 __all__ = ["create", "describe", "names", "prefixes"]
 
-_Library = Callable[[str, int, int, str | None, dict[str, Any]], nn.Module]
-
+_FAMILIES: tuple[tuple[Callable[..., nn.Module], tuple[int, ...], str, str], ...] = (
+    (
+        CifarResNet,
+        (20, 32, 44, 56, 110),
+        "resnet{}",
+        "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)",
+    ),
+    (
+        TinyResNet,
+        (18, 34, 50),
+        "resnet{}_tiny",
+        "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)",
+    ),
+    (
+        CifarVGG,
+        (11, 16, 19),
+        "vgg{}_bn",
+        "VGG-{} with BatchNorm for small images, one linear layer (option width=1.0, a factor)",
+    ),
+)
 _OWN: Mapping[str, tuple[Callable[..., nn.Module], str]] = MappingProxyType(
     {
-        **{
-            f"resnet{depth}": (
-                partial(CifarResNet, depth),
-                f"CIFAR ResNet-{depth}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)",
-            )
-            for depth in (20, 32, 44, 56, 110)
-        },
-        **{
-            f"resnet{depth}_tiny": (
-                partial(TinyResNet, depth),
-                f"ResNet-{depth} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)",
-            )
-            for depth in (18, 34, 50)
-        },
-        **{
-            f"vgg{depth}_bn": (
-                partial(CifarVGG, depth),
-                f"VGG-{depth} with BatchNorm for small images, one linear layer (option width=1.0, a factor)",
-            )
-            for depth in (11, 16, 19)
-        },
-    }
-)
-_PREFIXES: Mapping[str, tuple[_Library, str]] = MappingProxyType(
-    {
-        "timm": (_libraries.from_timm, "every model of timm: timm:NAME"),
-        "torchvision": (_libraries.from_torchvision, "classification models of torchvision: torchvision:NAME"),
-        "smp": (_libraries.from_smp, "segmentation models of segmentation-models-pytorch (extra seg): smp:NAME"),
+        name.format(depth): (partial(factory, depth), line.format(depth))
+        for factory, depths, name, line in _FAMILIES
+        for depth in depths
     }
 )
 _FACTORY_FORM = "package.module:factory"
@@ -73,38 +66,32 @@ def create(
         **options: Options of this network, such as ``width``.
 
     Returns:
-        The network, on the CPU, in training mode.
-
-    Raises:
-        InvalidInput: If a name, an option or the weights cannot be used.
+        The network, on the CPU, in training mode. A name, an option or weights that cannot be used raise
+        `pathex.errors.InvalidInput`.
 
     Example:
         >>> model = create("resnet20", num_classes=10, in_channels=1, width=4)
         >>> model.conv
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
-    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInput(f"{argument} must be a positive integer, got {value!r}")
+    check_integer("num_classes", num_classes)
+    check_integer("in_channels", in_channels)
     text = None if weights is None else str(weights)
     prefix, colon, rest = name.partition(":")
-    if prefix in _PREFIXES and colon:
-        return _PREFIXES[prefix][0](rest, num_classes, in_channels, text, options)
-    if colon:
-        return _libraries.from_factory(name, num_classes, in_channels, text, options)
-    return _create_own(name, num_classes, in_channels, text, options)
+    if colon and prefix in LIBRARIES:
+        return LIBRARIES[prefix][0](rest, num_classes, in_channels, text, options)
+    make = from_factory if colon else _create_own
+    return make(name, num_classes, in_channels, text, options)
 
 
 def _create_own(
     name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
 ) -> nn.Module:
-    _check_name("model", name, [*_OWN, *prefixes()])
-    factory = _OWN[name][0]
-    allowed = [
-        option for option in inspect.signature(factory).parameters if option not in {"num_classes", "in_channels"}
-    ]
+    factory, _ = _own(name)
+    allowed = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels"}
     for option in options:
-        _check_name(f"option of model {name!r}:", option, allowed)
+        if option not in allowed:
+            raise UnknownName(f"option of model {name!r}:", option, allowed)
     if weights is not None and not is_file(weights):
         raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and own models have no tags")
     model = factory(num_classes=num_classes, in_channels=in_channels, **options)
@@ -114,21 +101,13 @@ def _create_own(
 
 
 def names() -> list[str]:
-    """Names of the project's own networks.
-
-    Returns:
-        The names, smallest network of each family first.
-    """
+    """Names of the project's own networks, smallest of each family first."""
     return list(_OWN)
 
 
 def prefixes() -> dict[str, str]:
-    """The forms of name that lead to other packages.
-
-    Returns:
-        Form (``timm:NAME``) and one line each.
-    """
-    forms = {f"{prefix}:NAME": text for prefix, (_, text) in _PREFIXES.items()}
+    """The forms of name that lead to other packages (``timm:NAME``), with a line about each."""
+    forms = {f"{prefix}:NAME": line for prefix, (_, line) in LIBRARIES.items()}
     return {
         **forms,
         _FACTORY_FORM: "any importable factory or class; gets num_classes and in_channels if it takes them",
@@ -136,21 +115,12 @@ def prefixes() -> dict[str, str]:
 
 
 def describe(name: str) -> str:
-    """One line about a network or a form of name. An unknown name raises :class:`~pathex.errors.InvalidInput`.
-
-    Args:
-        name: An own name, or a name with a prefix.
-
-    Returns:
-        The line.
-    """
+    """One line about a network or a form of name. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
     prefix, colon, _ = name.partition(":")
-    if colon:
-        return prefixes().get(f"{prefix}:NAME", prefixes()[_FACTORY_FORM])
-    _check_name("model", name, [*_OWN, *prefixes()])
-    return _OWN[name][1]
+    return prefixes().get(f"{prefix}:NAME", prefixes()[_FACTORY_FORM]) if colon else _own(name)[1]
 
 
-def _check_name(kind: str, name: str, allowed: list[str]) -> None:
-    if name not in allowed:
-        raise UnknownName(kind, name, allowed)
+def _own(name: str) -> tuple[Callable[..., nn.Module], str]:
+    if name not in _OWN:
+        raise UnknownName("model", name, [*_OWN, *prefixes()])
+    return _OWN[name]

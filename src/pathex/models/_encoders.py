@@ -1,4 +1,4 @@
-"""Segmentation networks of segmentation-models-pytorch, and how the weights of a classifier fit their encoders."""
+"""Encoders of segmentation-models-pytorch, and how the weights of a classifier fit them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,21 +9,11 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput
 from pathex.models._heads import CLASSIFIERS, is_segmentation
 
-__all__ = ["place_in_encoder", "smp_package", "timm_network"]
+__all__ = ["place_in_encoder", "smp_package", "timm_network", "timm_tags"]
 
 
 def smp_package(name: str) -> Any:
-    """The package segmentation-models-pytorch.
-
-    Args:
-        name: The model it is needed for, for the message.
-
-    Returns:
-        The module.
-
-    Raises:
-        InvalidInput: If it is not installed.
-    """
+    """The package segmentation-models-pytorch, which model ``name`` needs."""
     try:
         import segmentation_models_pytorch
     except ImportError as error:
@@ -33,22 +23,20 @@ def smp_package(name: str) -> Any:
     return segmentation_models_pytorch
 
 
+def timm_tags(name: str) -> list[str]:
+    """Tags of the weights that timm has for an architecture."""
+    import timm
+
+    return [full.partition(".")[2] for full in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
+
+
 def timm_network(model: nn.Module) -> nn.Module | None:
-    """The timm classifier that a network is, or whose layers its encoder has.
-
-    Args:
-        model: A network of timm, or one of segmentation-models-pytorch.
-
-    Returns:
-        The network itself if timm made it; for an encoder ``tu-NAME`` the whole network NAME, whose tensors hold no
-        numbers; None for others.
-    """
+    """The timm classifier that a network is, or whose layers its encoder ``tu-NAME`` has (without numbers)."""
     if type(model).__module__.startswith("timm."):
         return model
     encoder = getattr(model, "encoder", None)
     name = getattr(encoder, "name", None)
-    inside = getattr(encoder, "model", None)
-    if not is_segmentation(model) or not isinstance(name, str) or not isinstance(inside, nn.Module):
+    if not is_segmentation(model) or not isinstance(name, str) or not hasattr(encoder, "model"):
         return None
     import timm
 
@@ -61,19 +49,15 @@ def timm_network(model: nn.Module) -> nn.Module | None:
 
 
 def place_in_encoder(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Give the tensors of a classification network the names that they have in an encoder.
-
-    Args:
-        model: A network of segmentation-models-pytorch.
-        tensors: Tensors by their names in the classification network.
+    """Rename the tensors of a classification network to those of the encoder of ``model``.
 
     Returns:
-        The tensors by their names in ``model``, and the names of those that an encoder has no use for: the classifier,
-        and whatever else of timm's network lies behind the features. Tensors that are neither keep their names.
+        The tensors by their names in ``model``, and the names of those behind the features, which an encoder has no
+        use for. What is neither keeps its name.
     """
     own = set(model.state_dict())
     whole = timm_network(model)
-    known = set() if whole is None else set(whole.state_dict())
+    behind = set() if whole is None else set(whole.state_dict())
     placed: dict[str, Tensor] = {}
     dropped: list[str] = []
     for name, tensor in tensors.items():
@@ -82,7 +66,7 @@ def place_in_encoder(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[d
         target = next((target for target in targets if target in own), None)
         if target is not None:
             placed[target] = tensor
-        elif name in known or (whole is None and name.partition(".")[0] in CLASSIFIERS):
+        elif name in behind or (whole is None and name.partition(".")[0] in CLASSIFIERS):
             dropped.append(name)
         else:
             placed[name] = tensor

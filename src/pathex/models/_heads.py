@@ -1,7 +1,5 @@
 """Which part of a network is its head: the classifier, or the decoder of a segmentation network."""
 
-from collections.abc import Iterator
-
 from torch import nn
 
 from pathex.errors import InvalidInput
@@ -11,7 +9,6 @@ __all__ = ["CLASSIFIERS", "head_modules", "head_parameters", "is_inside", "is_se
 
 CLASSIFIERS = ("fc", "classifier", "head", "heads")
 """What torchvision and most others call the classifier of a network."""
-_SEGMENTATION = ("encoder", "decoder", "segmentation_head")
 
 
 def head_parameters(model: nn.Module, num_classes: int | None = None) -> list[str]:
@@ -45,63 +42,30 @@ def head_parameters(model: nn.Module, num_classes: int | None = None) -> list[st
 
 
 def head_modules(model: nn.Module, num_classes: int | None = None) -> list[str]:
-    """Names of the modules that make up the head; see :func:`head_parameters`.
-
-    Args:
-        model: The network.
-        num_classes: As in :func:`head_parameters`.
-
-    Returns:
-        Names of modules; ``""`` is the network itself, and the list is empty if there is no head.
-    """
+    """Names of the modules that make up the head; ``""`` is the network itself."""
     if is_segmentation(model):
         return [name for name, _ in model.named_children() if name != "encoder"]
-    named = set(_own_classifiers(model))
-    found = [name for name, module in model.named_modules() if module in named and _has_parameters(module)]
-    if found:
-        return found
-    for name in CLASSIFIERS:
-        part = getattr(model, name, None)
-        if isinstance(part, nn.Module) and _has_parameters(part):
-            return [name]
+    get_classifier = getattr(model, "get_classifier", None)
+    own = get_classifier() if callable(get_classifier) else None
+    own = own if isinstance(own, (tuple, list)) else [own]
+    named = [name for name, module in model.named_modules() if any(module is part for part in own)]
+    usual = [name for name in CLASSIFIERS if isinstance(getattr(model, name, None), nn.Module)]
+    for heads in (named, *([name] for name in usual)):
+        filled = [name for name in heads if any(True for _ in model.get_submodule(name).parameters())]
+        if filled:
+            return filled
     return _last_layer(model, num_classes)
 
 
 def is_segmentation(model: nn.Module) -> bool:
-    """Whether a network is built as those of segmentation-models-pytorch.
-
-    Args:
-        model: The network.
-
-    Returns:
-        True if it has an encoder, a decoder and a segmentation head.
-    """
-    return all(isinstance(getattr(model, part, None), nn.Module) for part in _SEGMENTATION)
+    """Whether a network has the parts of those of segmentation-models-pytorch."""
+    parts = ("encoder", "decoder", "segmentation_head")
+    return all(isinstance(getattr(model, part, None), nn.Module) for part in parts)
 
 
 def is_inside(name: str, modules: list[str]) -> bool:
-    """Whether a tensor belongs to one of some modules.
-
-    Args:
-        name: Name of a parameter or buffer.
-        modules: Names of modules.
-
-    Returns:
-        True if it does.
-    """
+    """Whether a parameter or buffer belongs to one of some modules."""
     return any(not module or name.startswith(f"{module}.") for module in modules)
-
-
-def _own_classifiers(model: nn.Module) -> Iterator[nn.Module]:
-    get_classifier = getattr(model, "get_classifier", None)
-    found = get_classifier() if callable(get_classifier) else None
-    for part in found if isinstance(found, (tuple, list)) else (found,):
-        if isinstance(part, nn.Module):
-            yield part
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _last_layer(model: nn.Module, num_classes: int | None) -> list[str]:
@@ -109,7 +73,5 @@ def _last_layer(model: nn.Module, num_classes: int | None) -> list[str]:
         weights = prunable_weights(model)
     except InvalidInput:  # nothing to prune: no layer
         return []
-    names = [name for name, weight in weights.items() if num_classes is None or weight.shape[0] == num_classes] or list(
-        weights
-    )
-    return [names[-1].rpartition(".")[0]]
+    fitting = [name for name, weight in weights.items() if num_classes in {None, weight.shape[0]}]
+    return [(fitting or list(weights))[-1].rpartition(".")[0]]

@@ -18,7 +18,6 @@ from pathex.prunable import own_module
 __all__ = ["WeightsReport", "fit", "load_weights"]
 
 _LISTED = 5
-_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,14 @@ class WeightsReport:
     classes: tuple[int, int] | None = None
 
     def summary(self) -> str:
-        """The report in one line.
-
-        Returns:
-            The line.
-        """
+        """The report in one line."""
         parts = [f"{len(self.loaded)} tensors loaded"]
         missing = _without_counters(self.missing)
         if missing:
-            reason = "not in the file"
+            why = "not in the file"
             if self.classes is not None:
-                reason = f"the weights are for {self.classes[0]} classes, the model has {self.classes[1]}"
-            parts.append(f"{_listed(missing)} stay at their initialization ({reason})")
+                why = f"the weights are for {self.classes[0]} classes, the model has {self.classes[1]}"
+            parts.append(f"{_listed(missing)} stay at their initialization ({why})")
         groups = Counter(name.partition(".")[0] for name in self.unexpected if name not in self.missing)
         if groups:
             parts.append(f"left out of the file: {_listed([f'{name} ({count})' for name, count in groups.items()])}")
@@ -93,67 +88,53 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, left_out: Iterable[str] = ()) -> WeightsReport:
-    """Copy tensors into a network after every name and shape has been compared.
-
-    Args:
-        model: The network, changed in place only if everything fits.
-        tensors: Names with tensors.
-        source: What messages call the weights.
-        left_out: Tensors of the file that are not for this network.
-
-    Returns:
-        The report.
-
-    Raises:
-        InvalidInput: If tensors are missing, unexpected or of another shape; the message lists them.
-    """
-    unused = list(left_out)
-    given = dict(tensors)
-    if isinstance(model, CifarResNet):
-        given = from_stage_names(model, given)
-    only_encoder = is_segmentation(model) and not any(name.startswith("encoder.") for name in given)
-    if only_encoder:
-        given, dropped = place_in_encoder(model, given)
-        unused += dropped
+    """Load tensors after every name and shape has been compared; ``left_out`` are those of the file not among them."""
+    given, dropped = _adapted(model, tensors)
+    unused = [*left_out, *dropped]
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    absent = [name for name in own if name not in given]
     differing = [name for name in own if name in given and own[name].shape != given[name].shape]
-    open_head = _open_head(own, given, head_modules(model))
-    missing = [name for name in _without_counters(absent) if name not in open_head]
-    unexpected = [name for name in given if name not in own]
-    wrong = [name for name in differing if name not in open_head]
-    if missing or unexpected or wrong:
-        shapes = [f"{name} ({_shape(given[name])}, model {_shape(own[name])})" for name in differing]
-        parts = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
-        listing = "; ".join(f"{title}: {_listed(entries)}" for title, entries in parts if entries)
-        raise InvalidInput(f"weights {source!r} do not fit {type(model).__name__}: {listing}")
+    _compare(model, own, given, differing, source)
     loaded = {name: given[name] for name in own if name in given and name not in differing}
     # Not by the method of the model: segmentation networks warn and rename there.
     nn.Module.load_state_dict(model, loaded, strict=False)
     classes = (given[differing[0]].shape[0], own[differing[0]].shape[0]) if differing else None
-    stay = tuple(name for name in own if name not in loaded)
-    report = WeightsReport(source, tuple(loaded), stay, (*unused, *differing), classes)
+    missing = tuple(name for name in own if name not in loaded)
+    report = WeightsReport(source, tuple(loaded), missing, (*unused, *differing), classes)
+    only_encoder = is_segmentation(model) and not any(name.startswith("encoder.") for name in tensors)
     notable = [name for name in unused if name.partition(".")[0] not in CLASSIFIERS]
-    if notable or (_without_counters(stay) and not only_encoder):
+    if notable or (_without_counters(missing) and not only_encoder):
         warnings.warn(report.summary(), PathexWarning, stacklevel=2)
     return report
 
 
-def _open_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: list[str]) -> set[str]:
-    """Tensors that may stay as they are: all of a head that is not in the file, or its layer for other classes."""
-    inside = [name for name in own if is_inside(name, heads)]
-    if not any(name in given for name in inside):
-        return set(inside)
-    return {name for name in inside if name in given and _only_classes_differ(own[name], given[name])}
+def _adapted(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by their names in the network, and the names of those that its kind has no use for."""
+    if isinstance(model, CifarResNet):
+        return from_stage_names(model, tensors), []
+    if is_segmentation(model) and not any(name.startswith("encoder.") for name in tensors):
+        return place_in_encoder(model, tensors)
+    return dict(tensors), []
 
 
-def _only_classes_differ(own: Tensor, given: Tensor) -> bool:
-    # In a layer before the last this would be another width, and the next layer then differs in its inputs too.
-    return own.ndim == given.ndim > 0 and own.shape[1:] == given.shape[1:] and own.shape != given.shape
+def _compare(
+    model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], differing: list[str], source: str
+) -> None:
+    """Raise unless only a head may stay as it is: all of it is not in the file, or its layer has other classes."""
+    head = [name for name in own if is_inside(name, head_modules(model))]
+    if any(name in given for name in head):
+        # In a layer before the last this would be another width, and the next layer then differs in its inputs too.
+        head = [name for name in head if name in differing and own[name].shape[1:] == given[name].shape[1:]]
+    missing = [name for name in _without_counters(own) if name not in given and name not in head]
+    unexpected = [name for name in given if name not in own]
+    if missing or unexpected or set(differing) - set(head):
+        shapes = [f"{name} ({_shape(given[name])}, model {_shape(own[name])})" for name in differing]
+        parts = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        listing = "; ".join(f"{title}: {_listed(entries)}" for title, entries in parts if entries)
+        raise InvalidInput(f"weights {source!r} do not fit {type(model).__name__}: {listing}")
 
 
 def _without_counters(names: Iterable[str]) -> list[str]:
-    return [name for name in names if not name.endswith(_COUNTER)]
+    return [name for name in names if not name.endswith("num_batches_tracked")]
 
 
 def _shape(tensor: Tensor) -> str:

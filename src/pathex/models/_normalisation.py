@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, reason
 from pathex.models._encoders import smp_package
 from pathex.models._sources import is_file, split_source
 
@@ -38,66 +38,67 @@ def expected_normalisation(name: str, weights: str | Path | None, **options: Any
     from timm.data import constants
 
     text = str(weights)
-    kind = split_source(text)[0] if is_file(text) else ""
-    if kind == "clip":
-        return _pair(constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
-    if kind:
-        return _pair(constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
     file = is_file(text)
+    kind = split_source(text)[0] if file else ""
+    if kind == "clip":
+        return _floats(constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
+    if kind:
+        return _imagenet()
     tag = None if file or text == "imagenet" else text
     library, _, own = name.partition(":")
     if library == "timm":
-        return _of_timm(own, tag)
+        return _timm(own, tag)
     if library == "torchvision":
-        return _of_torchvision(own, tag)
-    return _of_encoder(own, tag, file, options) if library == "smp" else None
+        return _torchvision(own, tag)
+    return _smp(own, tag, file, options) if library == "smp" else None
 
 
-def _pair(mean: Any, std: Any) -> Statistics:
-    return tuple(float(value) for value in mean), tuple(float(value) for value in std)
+def _floats(mean: Any, std: Any) -> Statistics:
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _of_timm(name: str, tag: str | None) -> Statistics | None:
+def _imagenet() -> Statistics:
+    from timm.data import constants
+
+    return _floats(constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
+
+
+def _timm(name: str, tag: str | None) -> Statistics | None:
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(name if tag is None else f"{name.partition('.')[0]}.{tag}", allow_unregistered=True)
-    return None if config is None else _pair(config.mean, config.std)
+    return None if config is None else _floats(config.mean, config.std)
 
 
-def _of_torchvision(name: str, tag: str | None) -> Statistics | None:
+def _torchvision(name: str, tag: str | None) -> Statistics | None:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        return None
-    known = models.get_model_weights(name)
-    if tag is not None and tag not in known.__members__:
+    known = models.get_model_weights(name) if name in models.list_models(module=models) else ()
+    if not known or (tag is not None and tag not in known.__members__):
         return None
     transforms = (known.DEFAULT if tag is None else known[tag]).transforms()
-    return _pair(transforms.mean, transforms.std)
+    return _floats(transforms.mean, transforms.std)
 
 
-def _of_encoder(name: str, tag: str | None, file: bool, options: dict[str, Any]) -> Statistics | None:
+def _smp(name: str, tag: str | None, file: bool, options: dict[str, Any]) -> Statistics | None:
     smp = smp_package(f"smp:{name}")
     network = getattr(smp, name, None)
     if network is None:
         return None
     encoder = options.get("encoder_name", inspect.signature(network).parameters["encoder_name"].default)
     if encoder.startswith("tu-"):
-        return _of_timm(encoder.removeprefix("tu-"), tag)
+        return _timm(encoder.removeprefix("tu-"), tag)
     kind = smp.encoders.encoders.get(encoder)
     if kind is None:
         return None
     if any(base.__module__.startswith("torchvision.") for base in kind["encoder"].__mro__):
-        from timm.data import constants
-
-        return _pair(constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
+        return _imagenet()
     if file:  # where these networks come from, images were normalised in ways of their own
         return None
     try:
         found = smp.encoders.get_preprocessing_params(encoder, tag or "imagenet")
     except Exception as error:  # read from the hub, whose failures are of many kinds
-        reason = " ".join(str(error).split())[:200]
         raise InvalidInput(
-            f"the normalisation that encoder {encoder!r} expects cannot be looked up ({type(error).__name__}: {reason})"
+            f"the normalisation that encoder {encoder!r} expects cannot be looked up ({reason(error)})"
         ) from error
-    return _pair(found["mean"], found["std"])
+    return _floats(found["mean"], found["std"])

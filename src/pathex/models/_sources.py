@@ -1,6 +1,6 @@
 """What ``weights=`` may name besides the tags of a library: a file, and which checkpoint it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,63 +17,33 @@ _FILE_ENDINGS = frozenset({".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin"
 
 
 class Stored(NamedTuple):
-    """Tensors of a file.
-
-    Attributes:
-        tensors: Those of the network, by the names they have in it.
-        left_out: Names of the others, which the checkpoint holds beside the network.
-    """
+    """Tensors of the network by the names they have in it, and the names of what else the file holds."""
 
     tensors: dict[str, Tensor]
     left_out: list[str]
 
 
 def is_file(weights: str) -> bool:
-    """Whether a text names a file of weights, there or not, rather than a tag.
-
-    Args:
-        weights: A path, a path with the kind of checkpoint before it, or a tag.
-
-    Returns:
-        True for existing files and for texts that look like one.
-    """
+    """Whether a text names a file of weights, there or not, rather than a tag."""
     path = Path(weights).expanduser()
     kind, colon, _ = weights.partition(":")
     return path.is_file() or path.suffix in _FILE_ENDINGS or len(path.parts) > 1 or (colon == ":" and kind in _KINDS)
 
 
 def split_source(weights: str) -> tuple[str, Path]:
-    """Kind of checkpoint and path.
-
-    Args:
-        weights: ``PATH``, ``mocov2:PATH``, ``dino:PATH`` or ``clip:PATH``.
-
-    Returns:
-        The kind, ``""`` for a plain file, and the path.
-
-    Raises:
-        UnknownName: If the kind is not known.
-    """
+    """Kind of checkpoint, ``""`` for a plain file, and path of ``PATH`` or ``KIND:PATH``."""
     kind, colon, rest = weights.partition(":")
-    if not colon or (kind not in _KINDS and Path(weights).expanduser().is_file()):
-        return "", Path(weights).expanduser()
+    if colon and kind in _KINDS:
+        return kind, Path(rest).expanduser()
+    path = Path(weights).expanduser()
     # One letter is the drive of a path.
-    if kind not in _KINDS and kind.isalnum() and len(kind) > 1:
+    if colon and kind.isalnum() and len(kind) > 1 and not path.is_file():
         raise UnknownName("kind of weights", kind, _KINDS)
-    return (kind, Path(rest).expanduser()) if kind in _KINDS else ("", Path(weights).expanduser())
+    return "", path
 
 
 def read_source(weights: str, model: nn.Module) -> Stored:
-    """Read the tensors that a file holds for a network.
-
-    Args:
-        weights: As in :func:`split_source`.
-        model: The network that they are for.
-
-    Returns:
-        The tensors, and the names of what else the file holds. A file that cannot be read or is of another kind
-        raises `pathex.errors.InvalidInput`.
-    """
+    """The tensors that a file holds for a network; see :func:`split_source`."""
     kind, path = split_source(weights)
     content = read_file(path)
     return _KINDS[kind](content, path, model) if kind else Stored(tensors_of(content, path), [])
@@ -82,25 +52,28 @@ def read_source(weights: str, model: nn.Module) -> Stored:
 def _moco(content: object, path: Path, model: nn.Module) -> Stored:
     """MoCo v2: the query encoder without its projection head; not the momentum encoder and its queue."""
     tensors = tensors_of(content, path)
-    inside = _below(tensors, "encoder_q.")
-    if not inside:
+    encoder = _below(tensors, "encoder_q.")
+    if not encoder:
         raise _wrong_kind(path, "MoCo v2 checkpoint", "encoder_q.*", tensors)
-    return _without_rest(tensors, {name: key for name, key in inside.items() if not name.startswith("fc.")})
+    backbone = {name: value for name, value in encoder.items() if not name.startswith("fc.")}
+    return Stored(backbone, _without(tensors, (f"encoder_q.{name}" for name in backbone)))
 
 
 def _dino(content: object, path: Path, model: nn.Module) -> Stored:
     """DINO: the teacher's backbone without its projection head, or a file of the backbone alone."""
-    if not isinstance(content, Mapping) or not isinstance(content.get("teacher"), Mapping):
-        tensors = tensors_of(content, path)
-        inside = _below(tensors, "backbone.")
-        return _without_rest(tensors, inside) if inside else Stored(tensors, [])
-    tensors = tensors_of(content["teacher"], path)
-    inside = _below(tensors, "backbone.")
-    if not inside:
-        raise _wrong_kind(path, "DINO checkpoint", "teacher: backbone.*", tensors)
-    found, rest = _without_rest(tensors, inside)
-    student = tensors_of(content["student"], path) if isinstance(content.get("student"), Mapping) else {}
-    return Stored(found, [*(f"teacher.{name}" for name in rest), *(f"student.{name}" for name in student)])
+    networks = content if isinstance(content, Mapping) else {}
+    whole = isinstance(networks.get("teacher"), Mapping)
+    teacher = tensors_of(networks["teacher"] if whole else content, path)
+    backbone = _below(teacher, "backbone.")
+    if whole and not backbone:
+        raise _wrong_kind(path, "DINO checkpoint", "teacher: backbone.*", teacher)
+    if not backbone:
+        return Stored(teacher, [])
+    rest = _without(teacher, (f"backbone.{name}" for name in backbone))
+    if not whole:
+        return Stored(backbone, rest)
+    student = tensors_of(networks["student"], path) if isinstance(networks.get("student"), Mapping) else {}
+    return Stored(backbone, [*(f"teacher.{name}" for name in rest), *(f"student.{name}" for name in student)])
 
 
 def _clip(content: object, path: Path, model: nn.Module) -> Stored:
@@ -126,14 +99,13 @@ _KINDS: Mapping[str, Callable[[object, Path, nn.Module], Stored]] = MappingProxy
 )
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
-    """Names without a prefix, with the names that they have in the file."""
-    return {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _without_rest(tensors: Mapping[str, Tensor], chosen: Mapping[str, str]) -> Stored:
-    taken = set(chosen.values())
-    return Stored({name: tensors[key] for name, key in chosen.items()}, [name for name in tensors if name not in taken])
+def _without(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+    taken = set(names)
+    return [name for name in tensors if name not in taken]
 
 
 def _wrong_kind(path: Path, kind: str, needed: str, tensors: Mapping[str, Tensor]) -> InvalidInput:

@@ -11,22 +11,14 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, check_integer
 from pathex.models._initialization import kaiming_normal
 
 __all__ = ["CifarResNet", "from_stage_names"]
 
-_SHORTCUTS = ("conv", "pad")
-
 
 class PadShortcut(nn.Module):
-    """The shortcut without parameters: every ``stride``-th position, zero channels before and behind.
-
-    Args:
-        in_channels: Channels that arrive.
-        channels: Channels that leave; half of the new ones (the smaller half) come first.
-        stride: Step in both directions.
-    """
+    """The shortcut without parameters: every ``stride``-th position, new channels of zeros before (half) and behind."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -35,26 +27,12 @@ class PadShortcut(nn.Module):
         self.behind = channels - in_channels - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subsample and pad.
-
-        Args:
-            x: Features (N, in_channels, H, W).
-
-        Returns:
-            Features (N, channels, H / stride, W / stride).
-        """
+        """From (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.behind))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut.
-
-    Args:
-        in_channels: Channels that arrive.
-        channels: Channels of both convolutions.
-        stride: Stride of the first convolution and of the shortcut.
-        shortcut: ``conv`` or ``pad``: how the shortcut follows a change of shape.
-    """
+    """Two 3x3 convolutions beside a shortcut, which follows a change of shape by ``conv`` or ``pad``."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__()
@@ -72,14 +50,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply both convolutions and the shortcut.
-
-        Args:
-            x: Features (N, in_channels, H, W).
-
-        Returns:
-            Features (N, channels, H / stride, W / stride).
-        """
+        """From (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -110,9 +81,8 @@ class CifarResNet(nn.Module):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise InvalidInput(f"depth of a CIFAR ResNet must be 6 n + 2 (8, 14, 20, ...), got {depth!r}")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise InvalidInput(f"option 'width' of a CIFAR ResNet must be a positive integer, got {width!r}")
-        if shortcut not in _SHORTCUTS:
+        check_integer("option 'width' of a CIFAR ResNet", width)
+        if shortcut not in {"conv", "pad"}:
             raise InvalidInput(f"option 'shortcut' of a CIFAR ResNet must be conv or pad, got {shortcut!r}")
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
@@ -128,28 +98,13 @@ class CifarResNet(nn.Module):
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: Images (N, in_channels, H, W).
-
-        Returns:
-            Logits (N, num_classes).
-        """
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
         features = self.blocks(F.relu(self.bn(self.conv(x))))
         return self.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
 
 def from_stage_names(model: CifarResNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a file whose names count the blocks of each stage, as torchvision does, by the names used here.
-
-    Args:
-        model: The network they are for.
-        tensors: Tensors of a file; ``layer2.0.conv1.weight`` becomes ``blocks.3.conv1.weight`` in a ResNet-20.
-
-    Returns:
-        The same tensors. What has no place keeps its name.
-    """
+    """Rename tensors that count the blocks of each stage, as torchvision does: ``layer2.0.x`` to ``blocks.3.x``."""
     if not any(name.startswith("layer1.0.") for name in tensors):
         return dict(tensors)
     count = len(model.blocks) // 3

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, check_integer
 from pathex.models._initialization import kaiming_normal
 
 __all__ = ["TinyResNet"]
@@ -44,46 +44,33 @@ Linear(in_features=64, out_features=200, bias=True))
         super().__init__()
         if depth not in _BLOCKS:
             raise InvalidInput(f"depth of a ResNet for 64 pixels must be 18, 34 or 50, got {depth!r}")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise InvalidInput(f"option 'width' of a ResNet must be a positive integer, got {width!r}")
+        check_integer("option 'width' of a ResNet", width)
         kind, counts = _BLOCKS[depth]
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         incoming = width
-        stages: list[nn.Sequential] = []
+        stages = []
         for number, count in enumerate(counts):
-            stages.append(_stage(kind, incoming, width * 2**number, count, stride=1 if number == 0 else 2))
-            incoming = width * 2**number * (4 if kind == "Bottleneck" else 1)
+            stage, incoming = _stage(kind, incoming, width * 2**number, count, stride=1 if number == 0 else 2)
+            stages.append(stage)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(incoming, num_classes)
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: Images (N, in_channels, H, W).
-
-        Returns:
-            Logits (N, num_classes).
-        """
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
         features = F.relu(self.bn1(self.conv1(x)))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         return self.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
 
-def _stage(kind: str, incoming: int, channels: int, count: int, stride: int) -> nn.Sequential:
+def _stage(kind: str, incoming: int, channels: int, count: int, stride: int) -> tuple[nn.Sequential, int]:
     from torchvision.models import resnet
 
     block = getattr(resnet, kind)
     outgoing = channels * block.expansion
-    blocks: list[nn.Module] = []
-    for number in range(count):
-        shortcut = None
-        if number == 0 and (stride != 1 or incoming != outgoing):
-            shortcut = nn.Sequential(
-                nn.Conv2d(incoming, outgoing, 1, stride=stride, bias=False), nn.BatchNorm2d(outgoing)
-            )
-        blocks.append(block(incoming, channels, stride if number == 0 else 1, shortcut))
-        incoming = outgoing
-    return nn.Sequential(*blocks)
+    shortcut = None
+    if stride != 1 or incoming != outgoing:
+        shortcut = nn.Sequential(nn.Conv2d(incoming, outgoing, 1, stride=stride, bias=False), nn.BatchNorm2d(outgoing))
+    first = block(incoming, channels, stride, shortcut)
+    return nn.Sequential(first, *(block(outgoing, channels) for _ in range(count - 1))), outgoing

@@ -4,9 +4,6 @@ Simonyan, Zisserman, "Very Deep Convolutional Networks" (ICLR 2015), in the form
 after each convolution, the last of the five max pools replaced by a global average pool, one linear layer.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,10 +12,8 @@ from pathex.models._initialization import kaiming_normal
 
 __all__ = ["CifarVGG"]
 
-_STAGE_CHANNELS = (64, 128, 256, 512, 512)
-_STAGE_LAYERS: Mapping[int, tuple[int, ...]] = MappingProxyType(
-    {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-)
+_CHANNELS = (64, 128, 256, 512, 512)
+_LAYERS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class CifarVGG(nn.Module):
@@ -41,14 +36,14 @@ class CifarVGG(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        if depth not in _STAGE_LAYERS:
+        if depth not in _LAYERS:
             raise InvalidInput(f"depth of VGG must be 11, 16 or 19, got {depth!r}")
         if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < float("inf"):
             raise InvalidInput(f"option 'width' of VGG must be a positive number, got {width!r}")
         layers: list[nn.Module] = []
         incoming = in_channels
-        for stage, count in enumerate(_STAGE_LAYERS[depth]):
-            channels = max(1, round(_STAGE_CHANNELS[stage] * width))
+        for stage, (full_width, count) in enumerate(zip(_CHANNELS, _LAYERS[depth], strict=True)):
+            channels = max(1, round(full_width * width))
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(count):
@@ -59,12 +54,5 @@ class CifarVGG(nn.Module):
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: Images (N, in_channels, H, W).
-
-        Returns:
-            Logits (N, num_classes).
-        """
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
         return self.fc(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))

@@ -1,43 +1,49 @@
 """What a network is trained to do: what it is built from, its loss, and how it is measured."""
 
 import importlib
-from types import MappingProxyType
 from typing import Any
 
 from pathex.errors import UnknownName
-from pathex.tasks._task import LOSSES, Load, Task
-from pathex.tasks.classification import Classification, build_classification
+from pathex.tasks._building import Load, Setup
+from pathex.tasks._task import LOSSES, Task
+from pathex.tasks.classification import Classification
 
-__all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "build_classification"]
+__all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "kind"]
 
 TASKS = ("auto", "classification", "segmentation", "transfer")
-"""Tasks by name; ``auto`` follows from the data."""
+"""Tasks by name; ``auto`` follows from the data. Each has a module with a function ``build``."""
 
-_BUILDERS = MappingProxyType(
-    {
-        "classification": ("classification", "build_classification"),
-        "segmentation": ("segmentation", "build_segmentation"),
-        "transfer": ("transfer", "build_transfer"),
-    }
-)
 _SEGMENTATION_DATA = frozenset({"voc2012"})
 
 
 def build(task: str, model: str, data: str, **options: Any) -> Task:
     """Load the data and build the network of a task.
 
+    The initial weights follow from the seed alone: the random state before the call plays no part and is restored.
+
     Args:
         task: One of :data:`TASKS`.
         model: Name of a model.
         data: Name of a data set.
-        **options: ``seed``, ``weights``, ``validation``, ``model_options``, ``data_options``, ``task_options`` and
-            ``load_data``; see :func:`build_classification`.
+        **options: ``seed`` of initialization and of the validation split; ``weights`` to start from, None is random
+            initialization; ``validation``, the fraction of the training images held out, in [0, 1); ``model_options``,
+            ``data_options`` and ``task_options``; ``load_data``, which loads the data, None is ``pathex.data.load``.
+
+            Options of ``segmentation``: ``crop``, the side of the window in pixels (513); ``evaluation``, ``full``
+            (whole images by overlapping windows, the default) or ``crop``; ``stride`` of the windows of a full
+            evaluation (two thirds of the crop).
+
+            Options of ``transfer``: ``tasks``, the number of tasks, or a list of classes (numbers or names) for each,
+            or a YAML or JSON file with one; ``task_seed`` of the split into a number of tasks (0); ``source``, the
+            number of the task that the network is pruned on (0); ``targets``, numbers of those it then learns (all
+            others); ``alpha``, the penalty of the ridge regression (1); ``head``, ``fixed`` or ``trained``.
 
     Returns:
-        The task; nothing is written.
+        The task; nothing is written. An option, data or a network that cannot be used raises
+        `pathex.errors.InvalidInput`.
     """
-    module, builder = _BUILDERS[kind(task, data)]
-    built: Task = getattr(importlib.import_module(f"pathex.tasks.{module}"), builder)(model, data, **options)
+    module = importlib.import_module(f"pathex.tasks.{kind(task, data)}")
+    built: Task = module.build(Setup(model, data, **options))
     return built
 
 

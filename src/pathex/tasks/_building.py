@@ -1,51 +1,87 @@
 """What the builders of several tasks have in common."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pathex.data import ImageData, validation_split
-from pathex.data._pairs import SegmentationData
-from pathex.errors import InvalidInput, PathexWarning
-from pathex.models import expected_normalisation
+from pathex import models
+from pathex.data import ImageData, SegmentationData, load, validation_split
+from pathex.errors import InvalidInput, PathexWarning, reason
 
-__all__ = ["about", "compare_normalisation", "failure", "part_of", "training_rows"]
+__all__ = ["Load", "Setup", "about", "check_names", "failure", "part_of", "training_rows"]
+
+Load = Callable[..., Any]
+"""Loads data as ``pathex.data.load`` does, which several runs may want to do once."""
 
 # The statistics of CIFAR, Tiny-ImageNet, ImageNet and CLIP are closer to each other than this.
 _FARTHEST_MEAN, _LARGEST_RATIO = 0.1, 1.5
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a task is built from; see :func:`pathex.tasks.build`."""
+
+    model: str
+    data: str
+    seed: int
+    weights: str | None = None
+    validation: float = 0.0
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    load_data: Load | None = None
+
+    def images(self) -> Any:
+        """Load the data."""
+        return (self.load_data or load)(self.data, **self.data_options)
+
+    def networks(
+        self, images: ImageData | SegmentationData, num_classes: int
+    ) -> tuple[nn.Module, Callable[[int], nn.Module]]:
+        """The network, in eval mode, and what makes it anew from a seed without the weights."""
+        create = partial(_create, self.model, num_classes, images.in_channels, dict(self.model_options))
+        network = create(self.weights, self.seed)
+        self._compare_normalisation(images)
+        return network, partial(create, None)
+
+    def _compare_normalisation(self, data: ImageData | SegmentationData) -> None:
+        """Warn if images are normalised quite otherwise than those that pre-trained weights saw."""
+        try:
+            expected = models.expected_normalisation(self.model, self.weights, **self.model_options)
+        except InvalidInput:  # it has to be downloaded, and cannot be now
+            return
+        if expected is None or len(expected[0]) != data.in_channels:
+            return
+        mean, std = (torch.tensor(values) for values in expected)
+        ratio = (std / data.std).log().abs().exp()
+        if (mean - data.mean).abs().max() <= _FARTHEST_MEAN and ratio.max() <= _LARGEST_RATIO:
+            return
+        wanted, given = (
+            f"mean {[round(value, 3) for value in one.tolist()]} and std {[round(value, 3) for value in two.tolist()]}"
+            for one, two in ((mean, std), (data.mean, data.std))
+        )
+        warnings.warn(
+            f"weights {self.weights!r} of {self.model!r} saw images normalised by {wanted}, and data {data.name!r} has"
+            f" {given}; options mean and std of the data set change it",
+            PathexWarning,
+            stacklevel=4,
+        )
+
+
 def training_rows(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Training images, and those of them that are held out.
-
-    Args:
-        labels: Class of each image, int64 (N,).
-        validation: Fraction held out, in [0, 1).
-        seed: Seed of the draw.
-
-    Returns:
-        Numbers of the images that are trained on, and of the validation images, None without validation.
-    """
+    """Numbers of the images that are trained on, and of those held out, None without validation."""
     if validation == 0:
         return torch.arange(len(labels)), None
     return validation_split(labels, validation, seed)
 
 
 def part_of(data: Any, part: str, trained: Tensor, held_out: Tensor | None) -> tuple[Any, Tensor | None] | None:
-    """One part of a data set.
-
-    Args:
-        data: The data set.
-        part: ``train``, ``validation`` or ``test``.
-        trained: Training images that are trained on.
-        held_out: Validation images; None without validation.
-
-    Returns:
-        The split and which of its images, None for all; None where no validation images were held out.
-    """
+    """The split of ``train``, ``validation`` or ``test`` and which of its images, None for all; None without images."""
     if part == "test":
         return data.test, None
     indices = trained if part == "train" else held_out
@@ -53,63 +89,28 @@ def part_of(data: Any, part: str, trained: Tensor, held_out: Tensor | None) -> t
 
 
 def about(data: ImageData | SegmentationData) -> dict[str, Any]:
-    """What a result tells about a data set.
-
-    Args:
-        data: The data set.
-
-    Returns:
-        ``normalisation`` and ``classes``, as plain values.
-    """
+    """What a result tells about a data set, as plain values."""
     normalisation = {"mean": data.mean.tolist(), "std": data.std.tolist()}
     return {"normalisation": normalisation, "classes": list(data.classes)}
 
 
-def failure(model: str, data: str, image: Tensor, error: Exception) -> str:
-    """The message about a network that fails on an image, which it does in ways of its own.
-
-    Args:
-        model: Name of the model.
-        data: Name of the data set.
-        image: The image (1, C, H, W).
-        error: What the network raised.
-
-    Returns:
-        One line.
-    """
-    reason = " ".join(str(error).split())[:200]
-    size = tuple(image.shape[1:])
-    return f"model {model!r} fails on an image of {data!r}, {size}: {type(error).__name__}: {reason}"
+def check_names(task: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Check the names of a task's options."""
+    for name in options:
+        if name not in known:
+            raise InvalidInput(f"unknown option {name!r} of task {task!r}. Known: {', '.join(known)}")
 
 
-def compare_normalisation(
-    model: str, weights: str | None, options: Mapping[str, Any], data: ImageData | SegmentationData
-) -> None:
-    """Warn if images are normalised quite otherwise than those that pre-trained weights saw.
-
-    Args:
-        model: Name of the model.
-        weights: Its weights; nothing is compared where their normalisation is not known.
-        options: Its options.
-        data: The data set.
-    """
-    try:
-        expected = expected_normalisation(model, weights, **options)
-    except InvalidInput:  # it has to be downloaded, and cannot be now
-        return
-    if expected is None or len(expected[0]) != data.in_channels:
-        return
-    mean, std = (torch.tensor(values) for values in expected)
-    ratio = (std / data.std).log().abs().exp()
-    if (mean - data.mean).abs().max() <= _FARTHEST_MEAN and ratio.max() <= _LARGEST_RATIO:
-        return
-    wanted, given = (
-        f"mean {[round(value, 3) for value in one.tolist()]} and std {[round(value, 3) for value in two.tolist()]}"
-        for one, two in ((mean, std), (data.mean, data.std))
+def failure(setup: Setup, image: Tensor, error: Exception) -> InvalidInput:
+    """The error about a network that fails on an image (1, C, H, W), which it does in ways of its own."""
+    return InvalidInput(
+        f"model {setup.model!r} fails on an image of {setup.data!r}, {tuple(image.shape[1:])}: {reason(error)}"
     )
-    warnings.warn(
-        f"weights {weights!r} of {model!r} saw images normalised by {wanted}, and data {data.name!r} has {given};"
-        " options mean and std of the data set change it",
-        PathexWarning,
-        stacklevel=3,
-    )
+
+
+def _create(
+    model: str, num_classes: int, in_channels: int, options: dict[str, Any], weights: str | None, seed: int
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return models.create(model, num_classes, in_channels, weights=weights, **options).eval()

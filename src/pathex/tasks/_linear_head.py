@@ -17,15 +17,7 @@ Head = tuple[Tensor, Tensor | None]
 
 
 def head_layer(network: nn.Module, example: Tensor) -> str | None:
-    """The linear layer whose outputs are those of the network.
-
-    Args:
-        network: The network, in eval mode.
-        example: An image (1, C, H, W).
-
-    Returns:
-        Name of the layer, which must take (B, features); None if there is no such layer.
-    """
+    """Name of the linear layer on (B, D) whose outputs are those of a network in eval mode, None if there is none."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -57,19 +49,7 @@ def head_layer(network: nn.Module, example: Tensor) -> str | None:
 
 @torch.no_grad()
 def fit_head(network: nn.Module, name: str, images: Batches, classes: int, alpha: float, *, fabric: Any = None) -> Head:
-    """The ridge regression from the inputs of a layer to one-hot labels.
-
-    Args:
-        network: The network, in eval mode; it is left as it was.
-        name: Name of the layer.
-        images: Images and labels; one pass in order is made.
-        classes: Number of classes.
-        alpha: Penalty; see :meth:`RidgeMoments.solve`.
-        fabric: The ``lightning_fabric.Fabric`` where each process has its share of the images; None for one process.
-
-    Returns:
-        The head, as the layer's weights are: device and precision.
-    """
+    """The ridge regression from the inputs of a layer to one-hot labels, in one pass over all processes."""
     layer = linear(network, name)
     moments = RidgeMoments(layer.in_features, classes, layer.weight.device)
     layout, seen = memory_format(network), list[Tensor]()
@@ -81,20 +61,13 @@ def fit_head(network: nn.Module, name: str, images: Batches, classes: int, alpha
     finally:
         hook.remove()
     if fabric is not None and fabric.world_size > 1:
-        moments.join(lambda sums: fabric.all_reduce(sums, reduce_op="sum"))
+        moments.all_reduce(lambda sums: fabric.all_reduce(sums, reduce_op="sum"))
     weight, bias = moments.solve(alpha, intercept=layer.bias is not None)
     return weight.to(layer.weight), None if layer.bias is None else bias.to(layer.weight)
 
 
 def install_head(network: nn.Module, name: str, head: Head, *, trained: bool) -> None:
-    """Replace the parameters of a layer.
-
-    Args:
-        network: The network, changed in place.
-        name: Name of the layer.
-        head: Its new parameters, maybe for another number of classes.
-        trained: Whether they require a gradient.
-    """
+    """Replace the parameters of a layer, maybe by those for another number of classes."""
     layer, (weight, bias) = linear(network, name), head
     layer.out_features = len(weight)
     layer.weight = nn.Parameter(weight.clone(), requires_grad=trained)
@@ -103,15 +76,7 @@ def install_head(network: nn.Module, name: str, head: Head, *, trained: bool) ->
 
 
 def linear(network: nn.Module, name: str) -> nn.Linear:
-    """A linear layer by name.
-
-    Args:
-        network: The network.
-        name: Name of the layer.
-
-    Returns:
-        The layer.
-    """
+    """A linear layer by name."""
     layer = network.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     return layer

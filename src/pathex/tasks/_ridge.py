@@ -11,41 +11,25 @@ __all__ = ["RidgeMoments"]
 
 
 class RidgeMoments:
-    """Sums over images from which a ridge regression follows in closed form.
+    """Sums over images of D features and K targets, from which a ridge regression follows in closed form.
 
-    The sums are taken in float64. Batches and their order play no part beyond its rounding.
+    They are taken in float64: batches and their order play no part beyond its rounding.
     """
 
     def __init__(self, features: int, targets: int, device: torch.device) -> None:
-        """Begin with no images.
-
-        Args:
-            features: Number D of features.
-            targets: Number K of targets.
-            device: Where the sums are kept.
-        """
         self._features = features
         # Products of all pairs of columns of [features, 1, targets].
         side = features + 1 + targets
         self._sums = torch.zeros(side, side, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """Add a batch of images.
-
-        Args:
-            features: (B, D), on the device of the sums.
-            targets: (B, K), likewise.
-        """
+        """Add a batch: features (B, D) and targets (B, K), on the device of the sums."""
         ones = features.new_ones(len(features), 1, dtype=torch.float64)
         rows = torch.cat([features.double(), ones, targets.double()], dim=1)
         self._sums += rows.T @ rows
 
-    def join(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Add what other processes have seen.
-
-        Args:
-            total: Sum of a tensor over all processes.
-        """
+    def all_reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add what other processes have seen; ``total`` sums a tensor over all of them."""
         self._sums = total(self._sums)
 
     def solve(self, alpha: float, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
@@ -74,8 +58,7 @@ class RidgeMoments:
         if intercept:
             gram = gram - images * torch.outer(features, features)
             cross = cross - images * torch.outer(features, targets)
-        values, vectors = torch.linalg.eigh(gram)
-        # No eigenvalue is below zero but by rounding, which features of 1e10 raise far above alpha.
-        shrunk = (vectors.T @ cross) / (values.clamp(min=0) + alpha)[:, None]
-        weights = (vectors @ shrunk).T
+        penalised = gram + alpha * torch.eye(size, dtype=gram.dtype)
+        # Beside features of 1e10 the penalty is lost in rounding: by singular values the solution stays finite.
+        weights = torch.linalg.lstsq(penalised, cross, driver="gelsd").solution.T
         return weights, (targets - weights @ features) * float(intercept)

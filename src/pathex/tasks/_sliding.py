@@ -10,20 +10,7 @@ __all__ = ["SlidingWindow", "window_starts"]
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """Where the windows begin that cover a length.
-
-    Args:
-        size: The length.
-        window: Length of a window.
-        stride: Distance from one window to the next, at most ``window``.
-
-    Returns:
-        Starts in order; the last window ends where the length does, so that it may be closer to the one before.
-
-    Example:
-        >>> window_starts(10, 4, 3), window_starts(11, 4, 3), window_starts(3, 4, 3)
-        ([0, 3, 6], [0, 3, 6, 7], [0])
-    """
+    """Where windows begin that cover a length; the last ends where the length does."""
     return [*range(0, size - window, stride), max(0, size - window)]
 
 
@@ -32,32 +19,23 @@ class SlidingWindow(nn.Module):
 
     An image smaller than a window is padded with zeros (the mean colour, in normalised images) to the right and below.
     Every window is padded likewise to what the network takes. Where windows overlap the logits are averaged.
+
+    Args:
+        network: From (B, C, side, side) to logits (B, K, side, side).
+        window: Side of a window, in pixels, at most ``side``.
+        stride: Distance from one window to the next, at most ``window``.
+        side: Side of what the network is given.
+        at_once: Windows in a forward pass.
     """
 
     def __init__(self, network: nn.Module, window: int, stride: int, side: int, at_once: int = 1) -> None:
-        """Wrap a network.
-
-        Args:
-            network: From (B, C, side, side) to logits (B, K, side, side).
-            window: Side of a window, in pixels, at most ``side``.
-            stride: Distance from one window to the next, at most ``window``.
-            side: Side of what the network is given.
-            at_once: Windows in a forward pass.
-        """
         super().__init__()
         self.network = network
         self.window, self.stride, self.side, self.at_once = window, stride, side, at_once
         self.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of every pixel.
-
-        Args:
-            images: (B, C, H, W).
-
-        Returns:
-            (B, K, H, W).
-        """
+        """Logits (B, K, H, W) of images (B, C, H, W)."""
         window, (count, _, height, width) = self.window, images.shape
         padded = F.pad(images, (0, max(0, window - width), 0, max(0, window - height)))
         starts = [window_starts(size, window, self.stride) for size in padded.shape[2:]]

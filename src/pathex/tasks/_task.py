@@ -14,39 +14,12 @@ from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.train import Batches, Events, Prepare, TrainOptions, evaluate, fit
 
-__all__ = ["LOSSES", "Load", "Task", "create_network"]
+__all__ = ["LOSSES", "Task"]
 
 LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
 
-Load = Callable[..., Any]
-"""Loads data as ``pathex.data.load`` does, which several runs may want to do once."""
-
-
 _BATCH = 256
-
-
-def create_network(
-    model: str, num_classes: int, in_channels: int, *, seed: int, weights: str | None, options: Mapping[str, Any]
-) -> nn.Module:
-    """Make a network whose initial weights follow from a seed alone.
-
-    The random state before the call plays no part and is restored.
-
-    Args:
-        model: Name of a model.
-        num_classes: Outputs.
-        in_channels: Channels of the images.
-        seed: Seed of the initialization.
-        weights: Weights to start from; None is random initialization.
-        options: Options of the model's factory.
-
-    Returns:
-        The network, on the CPU, in eval mode.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return models.create(model, num_classes, in_channels, weights=weights, **options).eval()
 
 
 class Task(ABC):
@@ -71,11 +44,7 @@ class Task(ABC):
     unprunable: tuple[str, ...] = ()
 
     def source_task(self) -> "Task":
-        """The task that a mask is found on by training; for most tasks, this one.
-
-        Returns:
-            The task.
-        """
+        """The task that a mask is found on by training; for most tasks, this one."""
         return self
 
     @abstractmethod
@@ -91,14 +60,7 @@ class Task(ABC):
         """
 
     def scoring_batches(self, images: PruningSet) -> list[tuple[Tensor, Tensor]]:
-        """The pruning set as methods defined on train-mode BatchNorm see it; others cut it as memory allows.
-
-        Args:
-            images: The pruning set.
-
-        Returns:
-            Batches of 256, as in the code these methods were published with.
-        """
+        """The pruning set in batches of 256, as methods defined on train-mode BatchNorm were published with."""
         return list(zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True))
 
     @abstractmethod
@@ -108,9 +70,8 @@ class Task(ABC):
         device: torch.device,
         batch_size: int,
         *,
-        augment: str = "none",
-        augment_options: Mapping[str, Any] | None = None,
         share: tuple[int, int] = (0, 1),
+        **options: Any,
     ) -> Batches | None:
         """Batches of one part of the data.
 
@@ -118,9 +79,8 @@ class Task(ABC):
             part: ``train``, ``validation`` or ``test``.
             device: Where the batches are wanted.
             batch_size: Images in a batch, over all processes.
-            augment: Name of the augmentation, for the training part.
-            augment_options: Its options.
             share: Number of this process and of all of them.
+            **options: ``augment`` and ``augment_options``, for the training part.
 
         Returns:
             The batches; None where no validation images were held out.
@@ -128,44 +88,18 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss.
-
-        Args:
-            name: One of :data:`LOSSES`.
-            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-
-        Returns:
-            Mean loss of ``(outputs, targets)``.
-        """
+        """One of :data:`LOSSES` by its name: a function of ``(outputs, targets)`` that gives their mean loss."""
 
     @abstractmethod
     def metric(self, device: torch.device) -> Any:
-        """The metric.
-
-        Args:
-            device: Where outputs and targets are.
-
-        Returns:
-            A torchmetrics metric of ``(outputs, targets)``.
-        """
+        """A torchmetrics metric of ``(outputs, targets)``."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What a run's result tells about the data: normalisation, classes.
-
-        Returns:
-            Plain values.
-        """
+        """What a run's result tells about the data, as plain values: normalisation, classes."""
 
     def augmented(self, options: TrainOptions) -> TrainOptions:
-        """The options with the data set's own augmentation in place of ``auto``.
-
-        Args:
-            options: How the network is trained.
-
-        Returns:
-            Options that name an augmentation.
-        """
+        """The options with the data set's own augmentation in place of ``auto``."""
         if options.augment != "auto":
             return options
         chosen = {**self.augment_options, **options.augment_options}
@@ -214,15 +148,9 @@ class Task(ABC):
             The network as Fabric runs it, and a row for each epoch.
         """
         options = self.augmented(options)
-        share = (fabric.global_rank, fabric.world_size)
-        feed = self.feed(
-            "train",
-            fabric.device,
-            options.batch_size,
-            augment=options.augment,
-            augment_options=options.augment_options,
-            share=share,
-        )
+        device, size, share = fabric.device, options.batch_size, (fabric.global_rank, fabric.world_size)
+        change = {"augment": options.augment, "augment_options": options.augment_options}
+        feed = self.feed("train", device, size, share=share, **change)
         assert feed is not None
         return fit(
             self.model,
@@ -230,11 +158,11 @@ class Task(ABC):
             options,
             fabric=fabric,
             loss=self.loss(options.loss, options.label_smoothing),
-            metric=self.metric(fabric.device),
+            metric=self.metric(device),
             metric_name=self.metric_name,
             groups=self.groups(options),
             folder=folder,
-            validation=self.feed("validation", fabric.device, options.batch_size, share=share),
+            validation=self.feed("validation", device, size, share=share),
             prepare=prepare,
             on_event=on_event,
         )

@@ -11,9 +11,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from pathex.data import ImageData
-from pathex.data._classes import choose_classes, task_splits
-from pathex.errors import InvalidInput, UnknownName
+from pathex.data import ImageData, choose_classes, task_splits
+from pathex.errors import InvalidInput, UnknownName, reason
+from pathex.tasks._building import check_names
 
 __all__ = ["HEADS", "TransferOptions", "images_of", "transfer_options"]
 
@@ -41,33 +41,13 @@ class TransferOptions:
 
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "tasks": None,
-        "task_seed": None,
-        "source": 0,
-        "targets": None,
-        "alpha": 1.0,
-        "head": "fixed",
-    }
+    {"tasks": None, "task_seed": None, "source": 0, "targets": None, "alpha": 1.0, "head": "fixed"}
 )
 
 
 def transfer_options(given: Mapping[str, Any], data: ImageData) -> TransferOptions:
-    """Check the options of the task.
-
-    Args:
-        given: Options by name; see ``build_transfer``.
-        data: The images.
-
-    Returns:
-        The options, every task as numbers of classes.
-
-    Raises:
-        InvalidInput: If an option is unknown or cannot be used, or a class has no images.
-    """
-    for name in given:
-        if name not in _DEFAULTS:
-            raise InvalidInput(f"unknown option {name!r} of task 'transfer'. Known: {', '.join(_DEFAULTS)}")
+    """Check the options of the task; every task of the result is numbers of classes."""
+    check_names("transfer", given, tuple(_DEFAULTS))
     options = {**_DEFAULTS, **given}
     tasks = _tasks(options["tasks"], options["task_seed"], data.classes)
     for number, classes in enumerate(tasks):
@@ -124,8 +104,9 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(f"option 'tasks' of task 'transfer': {str(path)!r} cannot be read ({reason})") from error
+        raise InvalidInput(
+            f"option 'tasks' of task 'transfer': {str(path)!r} cannot be read ({reason(error)})"
+        ) from error
 
 
 def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:
@@ -147,14 +128,6 @@ def _wrong(option: str, value: Any, allowed: str) -> InvalidInput:
 
 
 def images_of(labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The images of some classes.
-
-    Args:
-        labels: Class of each image, int64 (N,).
-        classes: Numbers of classes.
-
-    Returns:
-        Numbers of the images, int64 (M,), rising, and their labels: places in ``classes``, int64 (M,).
-    """
+    """Numbers of the images of some classes, rising, and their labels: places in ``classes``, both int64 (M,)."""
     places = (labels[:, None] == torch.tensor(classes, dtype=labels.dtype)).nonzero()
     return places[:, 0], places[:, 1]

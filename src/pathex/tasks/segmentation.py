@@ -10,17 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.data import PruningSet, load
-from pathex.data._pairs import IGNORED, Frame, SegmentationData, pair_pruning_set
-from pathex.errors import InvalidInput, UnknownName
-from pathex.tasks._building import about, compare_normalisation, part_of, training_rows
-from pathex.tasks._pair_feed import EVALUATIONS, PairFeed
+from pathex.data import IGNORED, PruningSet, SegmentationData, Window, segmentation_pruning_set
+from pathex.errors import InvalidInput, UnknownName, check_integer, reason
+from pathex.tasks._building import Setup, about, check_names, part_of, training_rows
+from pathex.tasks._segmentation_loader import EVALUATIONS, SegmentationLoader
 from pathex.tasks._sliding import SlidingWindow
-from pathex.tasks._task import Load, Task, create_network
+from pathex.tasks._task import Task
 from pathex.train import Batches, evaluate
 from pathex.train.batching import cut_batches
 
-__all__ = ["Segmentation", "build_segmentation", "class_iou", "pixel_loss"]
+__all__ = ["Segmentation", "build", "class_iou", "pixel_loss"]
 
 _CROP = 513
 _SCORING_BATCH = 4
@@ -39,7 +38,7 @@ class Segmentation(Task):
         data: The images.
         train_indices: (n,) training images that are trained on.
         validation_indices: (m,) training images held out; None without validation.
-        frame: The window that the network sees.
+        window: What the network sees of an image.
         evaluation: How test images are measured: ``full`` or ``crop``.
         stride: Distance of the windows of a full evaluation, in pixels.
     """
@@ -51,7 +50,7 @@ class Segmentation(Task):
     data: SegmentationData
     train_indices: Tensor
     validation_indices: Tensor | None
-    frame: Frame
+    window: Window
     evaluation: str
     stride: int
 
@@ -66,110 +65,53 @@ class Segmentation(Task):
         return {}
 
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
-        """Training images so that each class but the background is in as many; never validation images.
-
-        Args:
-            images_per_class: Images of each class.
-            seed: Seed of the choice.
-
-        Returns:
-            Windows in the middle of the images, normalised, not augmented, with label maps int64 (N, side, side).
-        """
-        return pair_pruning_set(self.data, images_per_class, seed, self.frame, self.train_indices)
+        """Windows in the middle of training images, so that each class but the background is in as many."""
+        return segmentation_pruning_set(self.data, images_per_class, seed, self.window, self.train_indices)
 
     def scoring_batches(self, images: PruningSet) -> list[tuple[Tensor, Tensor]]:
-        """The pruning set in the batches of the published training, so that scoring needs no more memory than that.
-
-        Args:
-            images: The pruning set.
-
-        Returns:
-            Batches of four; none of a single image, on which BatchNorm has no statistics.
-        """
+        """The pruning set in batches of four, as in the published training; none of a single image, for BatchNorm."""
         places = cut_batches(len(images.images), _SCORING_BATCH, 2)
         return [(images.images[p.start : p.stop], images.labels[p.start : p.stop]) for p in places]
 
     def feed(
-        self,
-        part: str,
-        device: torch.device,
-        batch_size: int,
-        *,
-        augment: str = "none",
-        augment_options: Mapping[str, Any] | None = None,
-        share: tuple[int, int] = (0, 1),
+        self, part: str, device: torch.device, batch_size: int, *, share: tuple[int, int] = (0, 1), **options: Any
     ) -> Batches | None:
-        """Batches of one part of the data.
-
-        Args:
-            part: ``train``, ``validation`` (the middle of the images, as with ``crop``) or ``test``.
-            device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes.
-            augment: ``none`` or ``scale-crop``, for the training part.
-            augment_options: Its options.
-            share: Number of this process and of all of them.
-
-        Returns:
-            The batches; None where no validation images were held out.
-        """
+        """Batches of one part of the data, see :meth:`Task.feed`; validation is measured as with ``crop``."""
         chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
         if chosen is None:
             return None
         split, indices = chosen
-        return PairFeed(
+        return SegmentationLoader(
             self.data,
             split,
-            self.frame,
+            self.window,
             device=device,
             batch_size=batch_size,
             indices=indices,
-            augment=augment,
-            augment_options=augment_options,
             evaluation=self.evaluation if part == "test" else "crop",
             share=share,
+            **options,
         )
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss.
-
-        Args:
-            name: ``auto`` or ``cross-entropy``.
-            label_smoothing: Label smoothing, in [0, 1).
-
-        Returns:
-            Mean loss of ``(outputs, labels)`` over the labelled pixels.
-
-        Raises:
-            InvalidInput: For another loss.
-        """
+        """Cross-entropy (``auto``), averaged over the labelled pixels."""
         if name not in {"auto", "cross-entropy"}:
             raise InvalidInput(f"loss {name!r}: segmentation has auto and cross-entropy")
         return partial(pixel_loss, label_smoothing=label_smoothing)
 
     def metric(self, device: torch.device) -> Any:
-        """Mean IoU, from one confusion matrix over all images, of the classes that are predicted or there.
-
-        Args:
-            device: Where outputs and labels are.
-
-        Returns:
-            A torchmetrics metric of ``(outputs, labels)``.
-        """
+        """Mean IoU, from one confusion matrix over all images, of the classes that are predicted or there."""
         from torchmetrics.classification import MulticlassJaccardIndex
 
         metric = MulticlassJaccardIndex(self.data.num_classes, ignore_index=IGNORED, validate_args=False)
         return metric.to(device)
 
     def facts(self) -> dict[str, Any]:
-        """Normalisation and classes of the data, and how images are cut.
-
-        Returns:
-            Plain values.
-        """
+        """Normalisation and classes of the data, and how images are cut."""
         return {
             **about(self.data),
-            "crop": self.frame.crop,
-            "padded_to": self.frame.side,
+            "crop": self.window.crop,
+            "padded_to": self.window.side,
             "evaluation": self.evaluation,
             "stride": self.stride,
         }
@@ -192,7 +134,7 @@ class Segmentation(Task):
         share = (0, 1) if whole else (fabric.global_rank, fabric.world_size)
         feed = self.feed("test", fabric.device, batch_size, share=share)
         assert feed is not None
-        crop, side = self.frame.crop, self.frame.side
+        crop, side = self.window.crop, self.window.side
         network = SlidingWindow(model, crop, self.stride, side, batch_size) if whole else model
         metric = self.metric(fabric.device)
         value = evaluate(network, feed, metric)
@@ -203,116 +145,46 @@ class Segmentation(Task):
 
 
 def pixel_loss(outputs: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, averaged over the labelled pixels of all images together.
-
-    Args:
-        outputs: Logits (B, K, H, W).
-        labels: Classes, int64 (B, H, W), 255 where there is none.
-        label_smoothing: Label smoothing, in [0, 1).
-
-    Returns:
-        A scalar; zero if no pixel is labelled.
-    """
+    """Cross-entropy of logits (B, K, H, W), averaged over all pixels of labels (B, H, W) but 255; 0 without any."""
     total = F.cross_entropy(outputs, labels, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def class_iou(confusion: Tensor) -> list[float | None]:
-    """Intersection over union of each class.
-
-    Args:
-        confusion: Pixels by true class (rows) and predicted class, int64 (K, K).
-
-    Returns:
-        Fractions; None for a class without a pixel in either.
-    """
+    """Intersection over union of each class from pixels by true and predicted class (K, K); None without a pixel."""
     counts = confusion.double()
     hits = counts.diag()
     unions = counts.sum(0) + counts.sum(1) - hits
     return [float(hit / union) if union else None for hit, union in zip(hits, unions, strict=True)]
 
 
-def build_segmentation(
-    model: str,
-    data: str,
-    *,
-    seed: int,
-    weights: str | None = None,
-    validation: float = 0.0,
-    model_options: Mapping[str, Any] | None = None,
-    data_options: Mapping[str, Any] | None = None,
-    task_options: Mapping[str, Any] | None = None,
-    load_data: Load | None = None,
-) -> Segmentation:
-    """Load the data and build the network.
-
-    The initial weights follow from ``seed`` alone: the random state before the call plays no part and is restored.
-
-    Args:
-        model: Name of a model, such as ``smp:DeepLabV3Plus``.
-        data: Name of a data set, such as ``voc2012``.
-        seed: Seed of initialization and of the validation split.
-        weights: Weights to start from; None is random initialization.
-        validation: Fraction of the training images held out, in [0, 1).
-        model_options: Options of the model's factory.
-        data_options: Options of the data set.
-        task_options: ``crop``, the side of the window in pixels (513); ``evaluation``, ``full`` (whole images by
-            overlapping windows, the default) or ``crop``; ``stride`` of the windows of a full evaluation (two thirds
-            of the crop).
-        load_data: Loads the data; None is ``pathex.data.load``.
-
-    Returns:
-        The task; nothing is written.
-
-    Raises:
-        InvalidInput: If an option cannot be used, the data have no label maps, or the network does not give one number
-            for each class and pixel.
-    """
-    crop, evaluation, stride = _options(task_options or {})
-    images: Any = (load_data or load)(data, **(data_options or {}))
+def build(setup: Setup) -> Segmentation:
+    """Load the data and build the network; see :func:`pathex.tasks.build`."""
+    crop, evaluation, stride = _options(setup.task_options)
+    images = setup.images()
     if not isinstance(images, SegmentationData):
-        raise InvalidInput(f"data {data!r} has one class an image; task 'segmentation' needs label maps: voc2012")
+        raise InvalidInput(f"data {setup.data!r} has one class an image; task 'segmentation' needs label maps: voc2012")
     # An image shows several classes: nothing to keep in proportion.
-    rows, held_out = training_rows(torch.zeros(len(images.train), dtype=torch.long), validation, seed)
+    rows, held_out = training_rows(torch.zeros(len(images.train), dtype=torch.long), setup.validation, setup.seed)
     if len(rows) < 2:
-        raise InvalidInput(f"data {data!r} has {len(rows)} image to train on; BatchNorm needs two in a batch")
-    create = partial(create_network, model, images.num_classes, images.in_channels, options=model_options or {})
-    network = create(seed=seed, weights=weights)
-    compare_normalisation(model, weights, model_options or {}, images)
-    frame = images.frame(crop, _side(network, crop, images, model))
-    first, _ = frame.centre(images.train.pair(int(rows[0])))
-    return Segmentation(
-        network,
-        lambda other: create(seed=other, weights=None),
-        images.normalise(first[None]),
-        images,
-        rows,
-        held_out,
-        frame,
-        evaluation,
-        stride,
-    )
+        raise InvalidInput(f"data {setup.data!r} has {len(rows)} image to train on; BatchNorm needs two in a batch")
+    network, create = setup.networks(images, images.num_classes)
+    window = images.window(crop, _side(network, crop, images, setup.model))
+    first, _ = window.centre(images.train.sample(int(rows[0])))
+    example = images.normalise(first[None])
+    return Segmentation(network, create, example, images, rows, held_out, window, evaluation, stride)
 
 
 def _options(options: Mapping[str, Any]) -> tuple[int, str, int]:
-    known = ("crop", "evaluation", "stride")
-    for name in options:
-        if name not in known:
-            raise InvalidInput(f"unknown option {name!r} of task 'segmentation'. Known: {', '.join(known)}")
-    crop, evaluation, stride = options.get("crop", _CROP), options.get("evaluation", "full"), options.get("stride")
-    if not _is_natural(crop):
-        raise InvalidInput(f"option 'crop' of task 'segmentation' must be a positive integer, got {crop!r}")
+    check_names("segmentation", options, ("crop", "evaluation", "stride"))
+    crop, evaluation = options.get("crop", _CROP), options.get("evaluation", "full")
+    check_integer("option 'crop' of task 'segmentation'", crop)
     if evaluation not in EVALUATIONS:
         raise UnknownName("evaluation", evaluation, EVALUATIONS)
-    if stride is None:
-        stride = max(1, round(crop * 2 / 3))
-    if not _is_natural(stride) or stride > crop:
-        raise InvalidInput(f"option 'stride' of task 'segmentation' must lie in 1 to {crop} (the crop), got {stride!r}")
+    stride = options.get("stride")
+    stride = max(1, round(crop * 2 / 3)) if stride is None else stride
+    check_integer("option 'stride' of task 'segmentation'", stride, 1, crop)
     return crop, evaluation, stride
-
-
-def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _side(network: nn.Module, crop: int, data: SegmentationData, name: str) -> int:
@@ -325,7 +197,7 @@ def _side(network: nn.Module, crop: int, data: SegmentationData, name: str) -> i
             with torch.no_grad():
                 outputs = network(torch.zeros(1, data.in_channels, probe, probe))
         except Exception as error:  # the network is the user's, and fails in its own ways
-            problem = f"fails on {probe} x {probe} pixels: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = f"fails on {probe} x {probe} pixels: {reason(error)}"
             continue
         wanted = (1, data.num_classes, probe, probe)
         if isinstance(outputs, Tensor) and outputs.shape == wanted:

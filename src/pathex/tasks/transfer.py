@@ -11,67 +11,42 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pathex.data import ImageData, PruningSet, load
+from pathex.data import ImageData, PruningSet
 from pathex.errors import InvalidInput
-from pathex.tasks._building import about, compare_normalisation, failure, training_rows
+from pathex.tasks._building import Setup, about, failure, training_rows
 from pathex.tasks._linear_head import Head, fit_head, head_layer, install_head, linear
-from pathex.tasks._task import Load, Task, create_network
+from pathex.tasks._task import Task
 from pathex.tasks._transfer_options import TransferOptions, images_of, transfer_options
 from pathex.tasks.classification import Classification
 from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format, replacing
 
-__all__ = ["OneTask", "Transfer", "Transferred", "build_transfer"]
+__all__ = ["OneTask", "Transfer", "Transferred", "build"]
 
 # Features are computed in batches of this size whatever the training's, so that a head does not depend on it.
 _BATCH = 64
 
 
 class Transferred(nn.Module):
-    """What the training leaves: the pruned network, the head of each target, and the folder of what was fine-tuned.
-
-    Attributes:
-        pruned: The network as it was before fine-tuning, removed weights zero.
-        heads: Head of each target, by its number.
-        folder: Folder of the run.
-    """
+    """What the training leaves: the pruned network, the head of each target, and the folder of what was fine-tuned."""
 
     def __init__(self, pruned: nn.Module, heads: Mapping[int, Head], folder: Path) -> None:
         super().__init__()
         self.pruned, self.heads, self.folder = pruned, dict(heads), folder
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs for the task that the network was pruned on.
-
-        Args:
-            inputs: Normalised images (B, C, H, W).
-
-        Returns:
-            (B, K).
-        """
+        """Outputs (B, K) for the task that the network was pruned on."""
         outputs: Tensor = self.pruned(inputs)
         return outputs
 
 
 @dataclass(frozen=True)
 class OneTask(Classification):
-    """One of the tasks, with a network that has a head for it.
-
-    Attributes:
-        unprunable: The head, which every task replaces by its own.
-    """
+    """One of the tasks, with a network that has a head for it, which is not to be pruned."""
 
     unprunable: tuple[str, ...] = ()
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss.
-
-        Args:
-            name: ``auto`` is ``mse``, which ridge regression minimises; or ``cross-entropy``.
-            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-
-        Returns:
-            Mean loss of ``(outputs, labels)``.
-        """
+        """Squared error (``auto``, ``mse``), which ridge regression minimises, or ``cross-entropy``."""
         return super().loss("mse" if name == "auto" else name, label_smoothing)
 
 
@@ -119,85 +94,34 @@ class Transfer(Task):
         return (self.layer,)
 
     def source_task(self) -> OneTask:
-        """The task that the network is pruned on.
-
-        Returns:
-            This network, with a head that is fitted here on the source's training images, and these images.
-        """
+        """This network on the source's images, with a head that is fitted here on those for training."""
         source = self._part(self.options.source, self.model)
         self._install(self.model, self._fitted(source))
         return source
 
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
-        """Training images of the source; the network gets the source's head, on which their gradients depend.
-
-        Args:
-            images_per_class: Images of each class of the source.
-            seed: Seed of the choice.
-
-        Returns:
-            The normalised images, not augmented, with their labels within the source and their numbers among all
-            training images of the data.
-        """
+        """Training images of the source; the network gets its head, on which their gradients depend."""
         chosen = self.source_task().pruning_set(images_per_class, seed)
         numbers, _ = images_of(self.data.train.labels, self.options.tasks[self.options.source])
         return replace(chosen, indices=numbers[chosen.indices].tolist())
 
     def feed(
-        self,
-        part: str,
-        device: torch.device,
-        batch_size: int,
-        *,
-        augment: str = "none",
-        augment_options: Mapping[str, Any] | None = None,
-        share: tuple[int, int] = (0, 1),
+        self, part: str, device: torch.device, batch_size: int, *, share: tuple[int, int] = (0, 1), **options: Any
     ) -> Batches | None:
-        """Batches of one part of the source.
-
-        Args:
-            part: ``train``, ``validation`` or ``test``.
-            device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes.
-            augment: Name of the augmentation, for the training part.
-            augment_options: Its options.
-            share: Number of this process and of all of them.
-
-        Returns:
-            The batches; None where no validation images were held out.
-        """
+        """Batches of one part of the source; see :meth:`Task.feed`."""
         source = self._part(self.options.source, self.model, test=part == "test")
-        return source.feed(part, device, batch_size, augment=augment, augment_options=augment_options, share=share)
+        return source.feed(part, device, batch_size, share=share, **options)
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of every task; see :meth:`OneTask.loss`.
-
-        Args:
-            name: ``auto``, ``mse`` or ``cross-entropy``.
-            label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-
-        Returns:
-            Mean loss of ``(outputs, labels)``.
-        """
+        """The loss of every task; see :meth:`OneTask.loss`."""
         return self._part(self.options.source, self.model).loss(name, label_smoothing)
 
     def metric(self, device: torch.device) -> Any:
-        """Accuracy over all images of the source.
-
-        Args:
-            device: Where outputs and labels are.
-
-        Returns:
-            A torchmetrics metric of ``(outputs, labels)``.
-        """
+        """Accuracy over all images of the source."""
         return self._part(self.options.source, self.model).metric(device)
 
     def facts(self) -> dict[str, Any]:
-        """Normalisation and classes of the data, and what the network was pruned on.
-
-        Returns:
-            Plain values.
-        """
+        """Normalisation and classes of the data, and what the network was pruned on."""
         return {
             **about(self.data),
             "source": self.options.source,
@@ -221,7 +145,7 @@ class Transfer(Task):
         ``metrics.jsonl`` and, when it is done, ``task.json``. A target that is done is not trained again.
 
         Args:
-            options: How; ``loss="auto"`` is the mean squared error.
+            options: How; ``loss="auto"`` is the mean squared error, and ``head_lr`` needs a head that is trained.
             fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
             folder: Folder of the run.
             prepare: Called for each target with a network and its optimizer, and once before, to attach the mask.
@@ -365,66 +289,28 @@ class Transfer(Task):
         return rows
 
 
-def build_transfer(
-    model: str,
-    data: str,
-    *,
-    seed: int,
-    weights: str | None = None,
-    validation: float = 0.0,
-    model_options: Mapping[str, Any] | None = None,
-    data_options: Mapping[str, Any] | None = None,
-    task_options: Mapping[str, Any] | None = None,
-    load_data: Load | None = None,
-) -> Transfer:
-    """Load the data, split their classes into tasks, and build the network.
-
-    The initial weights follow from ``seed`` alone: the random state before the call plays no part and is restored.
-
-    Args:
-        model: Name of a model whose outputs are those of one linear layer.
-        data: Name of a data set.
-        seed: Seed of initialization and of the validation splits.
-        weights: Weights to start from; None is random initialization.
-        validation: Fraction of the training images of each task held out, in [0, 1).
-        model_options: Options of the model's factory.
-        data_options: Options of the data set.
-        task_options: ``tasks``, the number of tasks, or a list of classes (numbers or names) for each, or a YAML or
-            JSON file with one; ``task_seed`` of the split into a number of tasks (0); ``source``, the number of the
-            task that the network is pruned on (0); ``targets``, numbers of those it then learns (all others);
-            ``alpha``, the penalty of the ridge regression (1); ``head``, ``fixed`` or ``trained``.
-        load_data: Loads the data; None is ``pathex.data.load``.
-
-    Returns:
-        The task; nothing is written, and the head is fitted when the pruning set is drawn.
-
-    Raises:
-        InvalidInput: If an option, the data or the network cannot be used.
-    """
-    images: Any = (load_data or load)(data, **(data_options or {}))
+def build(setup: Setup) -> Transfer:
+    """Load the data, split their classes into tasks, and build the network; see :func:`pathex.tasks.build`."""
+    images = setup.images()
     if not isinstance(images, ImageData):
-        raise InvalidInput(f"data {data!r} has no class for each image, which task 'transfer' needs")
-    options = transfer_options(task_options or {}, images)
+        raise InvalidInput(f"data {setup.data!r} has no class for each image, which task 'transfer' needs")
+    options = transfer_options(setup.task_options, images)
     classes = len(options.tasks[options.source])
-    create = partial(create_network, model, classes, images.in_channels, options=model_options or {})
-    network = create(seed=seed, weights=weights)
-    compare_normalisation(model, weights, model_options or {}, images)
+    network, create = setup.networks(images, classes)
     rows, _ = images_of(images.train.labels, options.tasks[options.source])
     example = images.normalise(images.train.images(rows[:1]))
     try:
         layer = head_layer(network, example)
     except Exception as error:  # the network is the user's, and fails in its own ways
-        raise InvalidInput(failure(model, data, example, error)) from error
+        raise failure(setup, example, error) from error
     if layer is None or linear(network, layer).out_features != classes:
         raise InvalidInput(
-            f"model {model!r}: task 'transfer' replaces the last layer by a ridge regression, and needs outputs "
+            f"model {setup.model!r}: task 'transfer' replaces the last layer by a ridge regression, and needs outputs "
             f"(B, {classes}) that are those of one nn.Linear on features (B, D)"
         )
     for parameter in linear(network, layer).parameters():
         parameter.requires_grad_(options.head == "trained")
-    return Transfer(
-        network, lambda other: create(seed=other, weights=None), example, images, options, layer, validation, seed
-    )
+    return Transfer(network, create, example, images, options, layer, setup.validation, setup.seed)
 
 
 def _restricted(split: Any, classes: Sequence[int]) -> Any:

@@ -1,27 +1,14 @@
 """Batches of a split on the device of the training."""
 
-import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.data import (
-    ON_HOST,
-    Augmentation,
-    DecodedSplit,
-    Draws,
-    ImageData,
-    Split,
-    reading_pool,
-    reading_threads,
-    upload,
-)
-from pathex.errors import InvalidInput
+from pathex.data import ArraySplit, Augmentation, DecodedSplit, Draws, ImageData, Split, apply_each, read_ahead, upload
+from pathex.errors import check_integer
 from pathex.train.batching import check_share, cut_batches, share_of
 from pathex.train.seeding import epoch_generator
 
@@ -30,33 +17,17 @@ __all__ = ["RESIDENT_SHARE", "Feed"]
 RESIDENT_SHARE = 0.5
 """Share of the memory that is free on a device up to which the images of a split are put there."""
 
-_AHEAD = 3
-"""Batches that are read while one is trained on, at least."""
-
-_AT_ONCE = 4
-"""Images that a thread is given at a time: each handing over takes time of the thread that trains."""
-
-_Piece = tuple[Tensor, Draws]
-"""Numbers of the images of a piece, and its random numbers, on the CPU."""
-
 
 class Feed:
     """Batches of one split, or of a part of it, shared out among processes.
 
     A split that holds its images in memory (an attribute ``data``) is put on the device once, as bytes, when it takes
-    less than half of what is free there (:data:`RESIDENT_SHARE`). Order and random numbers of a pass follow it in one
-    piece, and batches are gathered, changed and normalised there. Nothing is copied but, for ``jitter`` and
-    ``hue``, a list of which image changes how, and the host never waits.
+    less than half of what is free there (:data:`RESIDENT_SHARE`); order and random numbers of a pass follow it in one
+    piece, and batches are gathered, changed and normalised there. Worker processes read all others a few batches ahead,
+    and change those that ``resized-crop`` changes, which it cuts from the undecoded original.
 
-    All others are read by index, a few batches ahead, into pinned memory. Images that are decoded when they are needed
-    are read by threads, and ``resized-crop`` cuts them from the undecoded original; bytes go to the device, where the
-    rest happens. Threads do it, not processes: reading, decoding and resizing let go of Python's lock, and nothing has
-    to be started, passed on or copied.
-
-    With several processes each whole batch, its order and its augmentation included, is drawn as for one process, and
-    cut into contiguous pieces in the order of the processes: together they see what one would see. Pieces of a batch
-    that does not divide evenly differ by one image, so that each image counts once; whoever averages over the
-    processes has to weight by their sizes.
+    With several processes each whole batch is drawn as for one process, and cut into contiguous pieces in their order.
+    Pieces differ by one image at most: whoever averages over the processes has to weight by their sizes.
 
     Attributes:
         images: Number of images in one pass, over all processes.
@@ -89,141 +60,97 @@ class Feed:
             augment: Name of the augmentation of :meth:`shuffled`, as ``pathex.data.augment`` knows it.
             augment_options: Its options.
             part: Number of this process, and of all processes.
-            workers: Threads that decode images; 0 leaves it to the caller's. None is as many as this process may use
-                cores (:func:`pathex.data.reading_threads`). It makes no difference to the batches.
-
-        Raises:
-            InvalidInput: If augmentation, part or workers cannot be used, or a batch has fewer images than processes.
+            workers: Processes that read images; 0 leaves it to the caller's. None is as many as this process may use
+                cores (:func:`pathex.data.default_workers`), or fewer for few images. It makes no difference to the
+                batches. Arguments that cannot be used raise `pathex.errors.InvalidInput`.
         """
-        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-            raise InvalidInput(f"workers must be an integer of at least 0, or None, got {workers!r}")
+        if workers is not None:
+            check_integer("workers", workers, 0)
         # What normalises has to be on the device too: a copy for each batch would wait for it.
         self._data = data.on(device)
-        self._split, self._device, self._batch_size, self._workers = split, device, batch_size, workers
-        self._share = part
+        self._split, self._device, self._batch_size, self._part = split, device, batch_size, part
         self._augmentation = Augmentation.of(augment, augment_options)
+        if self._augmentation.kind == "resized-crop":
+            self._augmentation.transform(data.image_size, data.in_channels)  # where it cannot, it says so here
         self._rows = torch.arange(len(split)) if indices is None else indices
         self._labels = split.labels.to(device)
         pixels = getattr(split, "data", None)
         self._pixels: Tensor | None = None
         if isinstance(pixels, Tensor) and _fits(pixels, device):
             self._pixels = pixels.to(device)
+        # Other splits may not bear to be used by several processes.
+        self._workers = workers if isinstance(split, ArraySplit | DecodedSplit) else 0
         self.images = len(self._rows)
         check_share(self.images, batch_size, part)
         self.batches = len(self._cut())
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass in random order, augmented.
-
-        Args:
-            seed: Seed of the training.
-            epoch: Number of the epoch.
+        """One training pass in random order, augmented, which follows from seed and epoch.
 
         Returns:
             Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.
         """
         generator = epoch_generator(seed, epoch)
         order = self._rows[torch.randperm(self.images, generator=generator)]
-        return self._read(order, self._augmentation, generator)
+        return self._read(order, self._augmentation, self._augmentation.draw(self.images, generator))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in the split's own order, not augmented.
-
-        Returns:
-            Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.
-        """
-        return self._read(self._rows, Augmentation(), torch.Generator())
+        """One pass in the split's own order, not augmented; see :meth:`shuffled`."""
+        return self._read(self._rows, Augmentation(), {})
 
     def _cut(self) -> list[range]:
-        return cut_batches(self.images, self._batch_size, max(2, self._share[1]))
+        return cut_batches(self.images, self._batch_size, max(2, self._part[1]))
 
-    def _read(
-        self, order: Tensor, augmentation: Augmentation, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The pieces of this process, with random numbers drawn batch by batch."""
-        originals = self._pixels is None and isinstance(self._split, DecodedSplit)
-        size = self._data.image_size if augmentation.kind == "resized-crop" and not originals else None
-        pieces = self._pieces(order, augmentation, generator)
-        read = self._fetched(pieces, augmentation) if self._pixels is None else self._resident(self._pixels, pieces)
-        for labels, draws, fetched in read:
-            # Its padding is of the resized image; the others resize as they cut, or while they normalise.
-            pixels = self._data.resized(fetched) if augmentation.kind == "crop-flip" else fetched
-            changed = augmentation.apply(pixels, draws, size=size, cut=originals)
-            yield self._data.normalise(changed), labels
+    def _read(self, order: Tensor, augmentation: Augmentation, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+        """The pieces of this process; what they need besides the images is brought to the device at once."""
+        shares = [share_of(batch, *self._part) for batch in self._cut()]
+        pieces = [slice(share.start, share.stop) for share in shares]
+        rows = upload(order, self._device)
+        if "seed" in draws:
+            read = self._loaded(order, pieces, augmentation, draws.pop("seed"))
+            augmentation = Augmentation()
+        elif self._pixels is None:
+            read = self._loaded(order, pieces)
+        else:
+            read = (self._pixels.index_select(0, rows[piece]) for piece in pieces)
+        draws = {name: upload(values, self._device) for name, values in draws.items()}
+        for piece, images in zip(pieces, read, strict=True):
+            pixels = images.to(self._device, non_blocking=True)
+            if augmentation.kind == "crop-flip":  # its padding is of the resized image
+                pixels = self._data.resized(pixels)
+            changed = augmentation.apply(pixels, {name: values[piece] for name, values in draws.items()})
+            yield self._data.normalise(changed), self._labels.index_select(0, rows[piece])
 
-    def _pieces(self, order: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Iterator[_Piece]:
-        for batch in self._cut():
-            draws = augmentation.draw(len(batch), generator)
-            own = share_of(range(len(batch)), *self._share)
-            piece = slice(own.start, own.stop)
-            yield order[batch.start : batch.stop][piece], {name: values[piece] for name, values in draws.items()}
-
-    def _resident(self, pixels: Tensor, pieces: Iterator[_Piece]) -> Iterator[tuple[Tensor, Draws, Tensor]]:
-        """Labels, random numbers and pixels of each piece, from the device: what they need is brought there at once."""
-        rows, draws = zip(*pieces, strict=True)
-        sizes = [len(piece) for piece in rows]
-        order = upload(torch.cat(rows), self._device)
-        there = {
-            name: upload(torch.cat([each[name] for each in draws]), self._device).split(sizes)
-            for name in draws[0]
-            if name not in ON_HOST
-        }
-        pieces_of_order = zip(order.split(sizes), self._labels.index_select(0, order).split(sizes), strict=True)
-        for place, (piece, labels) in enumerate(pieces_of_order):
-            own = {**draws[place], **{name: values[place] for name, values in there.items()}}
-            yield labels, own, pixels.index_select(0, piece)
-
-    def _fetched(self, pieces: Iterator[_Piece], augmentation: Augmentation) -> Iterator[tuple[Tensor, Draws, Tensor]]:
-        """The same for pieces that are read meanwhile."""
-        # Images are decoded one by one; any other split takes a whole piece, and may not bear several threads.
-        decoding = isinstance(self._split, DecodedSplit)
-        threads = (reading_threads() if self._workers is None else self._workers) if decoding else 1
-        if threads == 0:
-            for rows, draws in pieces:
-                *_, images = (read() for read in self._parts(rows, draws, augmentation))
-                yield self._moved(rows, draws, images)
-            return
-        ahead = max(_AHEAD, math.ceil(2 * _AT_ONCE * threads / self._batch_size))
-        waiting: deque[tuple[Tensor, Draws, list[Future[Tensor]]]] = deque()
-        with reading_pool(threads) as pool:
-            for rows, draws in pieces:
-                futures = [pool.submit(read) for read in self._parts(rows, draws, augmentation)]
-                waiting.append((rows, draws, futures))
-                if len(waiting) > ahead:
-                    yield self._moved(*_waited(waiting.popleft()))
-            while waiting:
-                yield self._moved(*_waited(waiting.popleft()))
-
-    def _parts(self, rows: Tensor, draws: Draws, augmentation: Augmentation) -> list[Callable[[], Tensor]]:
-        """What has to be done to read a piece; everything done, each gives the whole piece."""
-        split, pinned = self._split, self._device.type == "cuda"
-        if not isinstance(split, DecodedSplit):
-
-            def read() -> Tensor:
-                images = split.images(rows)
-                return images.pin_memory() if pinned and images.device.type == "cpu" else images
-
-            return [read]
-        side, numbers = split.image_size, rows.tolist()
-        out = torch.empty(len(rows), 3, side, side, dtype=torch.uint8, pin_memory=pinned)
-
-        def fill(places: range) -> Tensor:
-            for place in places:
-                out[place] = split.image(numbers[place], augmentation.cut(draws, place))
-            return out
-
-        places = range(len(numbers))
-        return [partial(fill, places[first : first + _AT_ONCE]) for first in places[::_AT_ONCE]]
-
-    def _moved(self, rows: Tensor, draws: Draws, images: Tensor) -> tuple[Tensor, Draws, Tensor]:
-        labels = self._labels.index_select(0, upload(rows, self._device))
-        return labels, draws, images.to(self._device, non_blocking=True)
+    def _loaded(
+        self,
+        order: Tensor,
+        pieces: Sequence[slice],
+        augmentation: Augmentation | None = None,
+        seeds: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        pinned = self._device.type == "cuda"
+        if augmentation is None or seeds is None:
+            batches: list[Any] = [order[piece].tolist() for piece in pieces]
+            return read_ahead(partial(_fetched, self._split), batches, workers=self._workers, pin_memory=pinned)
+        batches = [[*zip(order[piece].tolist(), seeds[piece].tolist(), strict=True)] for piece in pieces]
+        change = partial(_changed, self._split, augmentation, self._data.image_size, self._data.in_channels)
+        return read_ahead(change, batches, workers=self._workers, pin_memory=pinned)
 
 
-def _waited(piece: tuple[Tensor, Draws, list["Future[Tensor]"]]) -> tuple[Tensor, Draws, Tensor]:
-    rows, draws, futures = piece
-    *_, images = (future.result() for future in futures)
-    return rows, draws, images
+def _fetched(split: Split, rows: Sequence[int]) -> Tensor:
+    return split.images(torch.tensor(rows))
+
+
+def _changed(
+    split: Split, augmentation: Augmentation, size: int, channels: int, batch: Sequence[tuple[int, int]]
+) -> Tensor:
+    """The images of some rows, each changed by the random numbers of its seed, uint8 (B, C, size, size)."""
+    transform = augmentation.transform(size, channels)
+    assert transform is not None
+    rows, seeds = zip(*batch, strict=True)
+    if isinstance(split, DecodedSplit):
+        return apply_each(lambda row: split.image(row, transform), rows, seeds)
+    return apply_each(transform, split.images(torch.tensor(rows)), seeds)
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

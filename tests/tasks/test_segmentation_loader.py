@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brute_force import segmentation as twin
-from pathex.data._pairs import PairFiles, SegmentationData
-from pathex.errors import InvalidInput, UnknownName
-from pathex.tasks._pair_feed import PairFeed
+from pathex.data import SegmentationData, SegmentationSplit
+from pathex.errors import InvalidInput
+from pathex.tasks._segmentation_loader import SegmentationLoader
 from pathex.train.batching import cut_batches, share_of
 
 CPU = torch.device("cpu")
@@ -28,14 +28,14 @@ def data(tmp_path):
         masks.append(str(tmp_path / f"mask{number}.png"))
         Image.fromarray(np.full((*size, 3), 15 * number, dtype=np.uint8)).save(images[-1])
         Image.fromarray(draws.integers(0, 4, size, dtype=np.uint8)).save(masks[-1])
-    split = PairFiles(tuple(images), tuple(masks), 4)
+    split = SegmentationSplit(tuple(images), tuple(masks), 4)
     return SegmentationData(
         "toy", split, split, ("ground", "a", "b", "c"), torch.full((3,), 0.5), torch.full((3,), 0.5)
     )
 
 
-def feed(data, **options):
-    return PairFeed(data, data.train, data.frame(10), **{"device": CPU, "batch_size": 4, **options})
+def loader(data, **options):
+    return SegmentationLoader(data, data.train, data.window(10), **{"device": CPU, "batch_size": 4, **options})
 
 
 def numbers(images):
@@ -50,29 +50,29 @@ def numbers(images):
 
 
 def test_an_epoch_has_every_image_once_and_follows_from_seed_and_epoch(data):
-    batches = list(feed(data, augment="scale-crop").shuffled(3, 1))
+    batches = list(loader(data, augment="scale-crop").shuffled(3, 1))
     assert [len(images) for images, _ in batches] == [4, 4, 5]  # none is alone
-    assert feed(data).batches == 3
+    assert loader(data).batches == 3
     assert sorted(number for images, _ in batches for number in numbers(images)) == list(range(13))
     images, labels = batches[0]
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
     assert (images.shape[1:], labels.shape[1:]) == ((3, 10, 10), (10, 10))
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
-    again = list(feed(data, augment="scale-crop").shuffled(3, 1))
+    again = list(loader(data, augment="scale-crop").shuffled(3, 1))
     assert torch.equal(before, torch.random.get_rng_state())
     for (x, y), (u, v) in zip(batches, again, strict=True):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
     for seed, epoch in ((3, 2), (4, 1)):
-        other = list(feed(data, augment="scale-crop").shuffled(seed, epoch))
+        other = list(loader(data, augment="scale-crop").shuffled(seed, epoch))
         assert not all(torch.equal(x, u) for (x, _), (u, _) in zip(batches, other, strict=True) if x.shape == u.shape)
 
 
 def test_without_augmentation_the_centre_is_seen(data):
-    for images, labels in feed(data).shuffled(0, 1):
+    for images, labels in loader(data).shuffled(0, 1):
         for image, marks, number in zip(images, labels, numbers(images), strict=True):
-            pair = data.train.pair(number)
+            pair = data.train.sample(number)
             height, width = pair[1].shape
             corner = ((height - 10) // 2, (width - 10) // 2)
             expected = twin.window(*(part.numpy() for part in pair), *corner, 10, 10, (128, 128, 128))
@@ -81,16 +81,18 @@ def test_without_augmentation_the_centre_is_seen(data):
 
 
 def test_augmentation_moves_scales_and_mirrors(data):
-    plain = {number: labels for x, y in feed(data).shuffled(0, 1) for number, labels in zip(numbers(x), y, strict=True)}
+    plain = {
+        number: labels for x, y in loader(data).shuffled(0, 1) for number, labels in zip(numbers(x), y, strict=True)
+    }
     changed = 0
-    for images, labels in feed(data, augment="scale-crop").shuffled(0, 1):
+    for images, labels in loader(data, augment="scale-crop").shuffled(0, 1):
         changed += sum(
             not torch.equal(plain[number], marks) for number, marks in zip(numbers(images), labels, strict=True)
         )
     assert changed >= 11
     # At one half no image of at most 11 pixels fills the window; with no scaling the mirrored centre is all there is.
     options = {"min_scale": 0.5, "max_scale": 0.5}
-    for _, labels in feed(data, augment="scale-crop", augment_options=options).shuffled(0, 1):
+    for _, labels in loader(data, augment="scale-crop", augment_options=options).shuffled(0, 1):
         assert ((labels != 255).flatten(1).sum(1) <= 36).all()
 
 
@@ -98,8 +100,8 @@ def test_augmentation_moves_scales_and_mirrors(data):
 @pytest.mark.parametrize("evaluation", ["crop", "full"])
 def test_processes_together_see_what_one_would(data, ranks, evaluation):
     options = {"augment": "scale-crop", "batch_size": 6, "evaluation": evaluation}
-    shares = [feed(data, share=(rank, ranks), **options) for rank in range(ranks)]
-    alone = feed(data, **options)
+    shares = [loader(data, share=(rank, ranks), **options) for rank in range(ranks)]
+    alone = loader(data, **options)
     assert {share.images for share in shares} == {13}
     together = [
         torch.cat([part[0] for part in parts]) for parts in zip(*(s.shuffled(1, 2) for s in shares), strict=True)
@@ -115,31 +117,25 @@ def test_processes_together_see_what_one_would(data, ranks, evaluation):
 
 
 def test_whole_images_come_one_by_one_in_their_own_size(data):
-    passes = list(feed(data, evaluation="full").in_order())
+    passes = list(loader(data, evaluation="full").in_order())
     assert len(passes) == 13
     for number, (image, labels) in enumerate(passes):
-        pair = data.train.pair(number)
+        pair = data.train.sample(number)
         assert torch.equal(labels[0], pair[1].long())
         assert torch.equal(image, data.normalise(pair[0][None]))
 
 
 def test_a_part_of_the_images(data):
-    part = feed(data, indices=torch.tensor([12, 3, 5]), batch_size=2)
+    part = loader(data, indices=torch.tensor([12, 3, 5]), batch_size=2)
     assert part.images == 3
     assert [numbers(images) for images, _ in part.in_order()] == [[12, 3], [5]]
     assert [len(images) for images, _ in part.shuffled(0, 1)] == [3]
 
 
-def test_an_abandoned_pass_ends(data):
-    started = feed(data, batch_size=2).shuffled(0, 1)
-    next(started)
-    started.close()
-
-
 def test_an_unreadable_file_is_named_while_training(data):
     Path(data.train.image_files[6]).write_bytes(b"nothing")
     with pytest.raises(InvalidInput, match=r"6.png' cannot be read"):
-        list(feed(data).shuffled(0, 1))
+        list(loader(data).shuffled(0, 1))
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(1, 5))
@@ -156,28 +152,18 @@ def test_every_place_is_in_one_batch_and_one_share(images, batch_size, least, ra
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 4, "share": (0, 5)}, "batches of 4 images cannot be shared by 5 processes"),
+        ({"share": (0, 5)}, "batches of 4 images cannot be shared by 5 processes"),
         ({"indices": torch.arange(1), "share": (1, 2)}, "batches of 1 images cannot be shared by 2 processes"),
         ({"share": (2, 2)}, r"part must be .* got \(2, 2\)"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"augment": "crop-flip"}, "unknown augment 'crop-flip'"),
+        ({"evaluation": "half"}, "unknown evaluation 'half'"),
+        ({"augment_options": {"scale": 2}}, "'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
+        ({"augment_options": {"min_scale": 0}}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
+        ({"augment_options": {"min_scale": 3.0}}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),
+        ({"augment": "none", "augment_options": {"min_scale": 1.0}}, r"'min_scale' of augment 'none'\. Known: none"),
     ],
 )
-def test_batches_that_cannot_be_shared(data, options, message):
+def test_what_cannot_be_used(data, options, message):
     with pytest.raises(InvalidInput, match=message):
-        feed(data, **options)
-
-
-def test_names_and_options_that_cannot_be_used(data):
-    with pytest.raises(UnknownName, match="unknown augment 'crop-flip'"):
-        feed(data, augment="crop-flip")
-    with pytest.raises(UnknownName, match="unknown evaluation 'half'"):
-        feed(data, evaluation="half")
-    for options, message in (
-        ({"scale": 2}, "unknown option 'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
-        ({"min_scale": 0}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
-        ({"min_scale": 3.0}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),
-    ):
-        with pytest.raises(InvalidInput, match=message):
-            feed(data, augment="scale-crop", augment_options=options)
-    with pytest.raises(InvalidInput, match=r"unknown option 'min_scale' of augment 'none'\. Known: none"):
-        feed(data, augment_options={"min_scale": 1.0})
+        loader(data, **{"augment": "scale-crop", **options})

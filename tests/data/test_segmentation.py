@@ -1,5 +1,7 @@
 """Images and label maps are cut alike, what lies outside is labelled 255, and enough images show each class."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brute_force import segmentation as twin
-from pathex.data._pairs import Frame, PairFiles, SegmentationData, choose_pairs, pair_pruning_set
+from pathex.data import SegmentationData, SegmentationSplit, Window, segmentation_pruning_set
+from pathex.data._segmentation import choose_images
 from pathex.errors import InvalidInput, PathexWarning
 
 COLOUR = (7, 99, 201)
 
 
-def random_pair(height, width, seed=0):
+def random_sample(height, width, seed=0):
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
     labels = torch.randint(21, (height, width), dtype=torch.uint8, generator=generator)
@@ -22,37 +25,38 @@ def random_pair(height, width, seed=0):
     return image, labels
 
 
+def seeded(window, sample, scales, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return window.random(sample, scales)
+
+
 def assert_same(actual, expected):
     np.testing.assert_array_equal(actual[0].numpy(), expected[0])
     np.testing.assert_array_equal(actual[1].numpy(), expected[1])
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
-    crop=st.integers(1, 12),
-    margin=st.integers(0, 5),
-    draws=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 3),
-)
-def test_unscaled_windows_are_those_cut_pixel_by_pixel(size, crop, margin, draws):
-    frame, pair = Frame(crop, crop + margin, COLOUR), random_pair(*size)
-    row, column, mirror = draws
-    places = []
-    for length, draw in zip(size, (row, column), strict=True):
-        # Every place at which the smaller of window and image lies within the larger, all equally likely.
-        allowed = range(min(0, length - crop), max(0, length - crop) + 1)
-        places.append(allowed[int(draw * len(allowed))])
-    expected = twin.window(*(part.numpy() for part in pair), *places, crop, crop + margin, COLOUR)
-    if mirror < 0.5:  # the window is mirrored, its padding to ``side`` stays on the right
-        expected = tuple(np.concatenate([part[..., :crop][..., ::-1], part[..., crop:]], axis=-1) for part in expected)
-    assert_same(frame.drawn(pair, (0.0, *draws), (1.0, 1.0)), expected)
+@pytest.mark.parametrize("size", [(5, 7), (8, 9), (6, 4), (6, 6)])
+@pytest.mark.parametrize("margin", [0, 3])
+def test_unscaled_windows_are_those_cut_pixel_by_pixel(size, margin):
+    """Every place at which the smaller of window and image lies within the larger occurs, in both directions."""
+    crop, sample = 6, random_sample(*size)
+    expected = set()
+    for top, left in product(*(range(min(0, n - crop), max(0, n - crop) + 1) for n in size)):
+        image, labels = twin.window(*(part.numpy() for part in sample), top, left, crop, crop + margin, COLOUR)
+        expected.add(image.tobytes() + labels.tobytes())
+        # The window is mirrored, its padding to ``side`` stays on the right.
+        mirrored = (np.concatenate([p[..., :crop][..., ::-1], p[..., crop:]], axis=-1) for p in (image, labels))
+        expected.add(b"".join(part.tobytes() for part in mirrored))
+    found = [seeded(Window(crop, crop + margin, COLOUR), sample, (1.0, 1.0), seed) for seed in range(200)]
+    assert {image.numpy().tobytes() + labels.numpy().tobytes() for image, labels in found} == expected
 
 
 @pytest.mark.parametrize(("size", "first"), [((10, 12), (1, 2)), ((9, 8), (0, 0)), ((5, 6), (-2, -1))])
 def test_the_centre_is_in_the_middle(size, first):
-    pair = random_pair(*size)
-    expected = twin.window(*(part.numpy() for part in pair), *first, 8, 11, COLOUR)
-    assert_same(Frame(8, 11, COLOUR).centre(pair), expected)
+    sample = random_sample(*size)
+    expected = twin.window(*(part.numpy() for part in sample), *first, 8, 11, COLOUR)
+    assert_same(Window(8, 11, COLOUR).centre(sample), expected)
 
 
 def blocks(height, width, block):
@@ -68,27 +72,25 @@ def colours_that_contradict_labels(image, labels):
     return float(((image - wanted).abs().amax(0) > 20)[labels != 255].double().mean())
 
 
-@pytest.mark.parametrize("draws", [(0.0, 0.3, 0.8, 0.1), (0.4, 0.9, 0.0, 0.7), (1.0 - 1e-9, 0.5, 0.5, 0.2)])
-def test_scaled_images_and_labels_stay_on_top_of_each_other(draws):
-    pair = blocks(120, 150, 30)
-    image, labels = Frame(70, 70, COLOUR).drawn(pair, draws, (0.5, 2.0))
+@pytest.mark.parametrize("seed", range(4))
+def test_scaled_images_and_labels_stay_on_top_of_each_other(seed):
+    image, labels = seeded(Window(70, 70, COLOUR), blocks(120, 150, 30), (0.5, 2.0), seed)
     # Blocks of 15 to 60 pixels: only the pixels at their edges are mixtures.
     assert colours_that_contradict_labels(image, labels) < 0.14
-    turned = Frame(70, 70, COLOUR).drawn(pair, (*draws[:3], 1 - draws[3]), (0.5, 2.0))
-    assert torch.equal(turned[1].flip(1), labels)
-    assert torch.equal(turned[0].flip(2), image)
 
 
 def test_the_scale_is_uniform_between_its_bounds():
-    labels = torch.arange(100, dtype=torch.uint8).repeat(40, 1)
-    pair = torch.zeros(3, 40, 100, dtype=torch.uint8), labels
-    for draw, columns in ((0.0, 50), (0.5, 125), (0.999999, 200)):
-        _, found = Frame(300, 300, COLOUR).drawn(pair, (draw, 0, 0, 0.9), (0.5, 2.0))
-        assert int((found != 255).any(0).sum()) == columns
+    sample = torch.zeros(3, 40, 100, dtype=torch.uint8), torch.arange(100, dtype=torch.uint8).repeat(40, 1)
+    columns = []
+    for seed in range(200):
+        _, labels = seeded(Window(200, 200, COLOUR), sample, (0.5, 2.0), seed)
+        columns.append(int((labels != 255).any(0).sum()))
+    assert 50 <= min(columns) < 60 and 190 < max(columns) <= 200
+    assert np.mean(columns) == pytest.approx(125, abs=10)  # three standard errors of a uniform mean
 
 
 def test_a_fitted_image_has_its_short_side_in_the_window():
-    image, labels = Frame(60, 64, COLOUR).fitted(blocks(120, 180, 30))
+    image, labels = Window(60, 64, COLOUR).fitted(blocks(120, 180, 30))
     assert image.shape == (3, 64, 64)
     assert (labels[60:] == 255).all()
     assert (labels[:, 60:] == 255).all()
@@ -102,7 +104,7 @@ def test_a_fitted_image_has_its_short_side_in_the_window():
 @given(st.integers(1, 25), st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 0.9), st.integers(0, 99))
 def test_every_class_gets_its_images(count, classes, wanted, share, seed):
     present = torch.rand(count, classes, generator=torch.Generator().manual_seed(seed)) < share
-    chosen = choose_pairs(present, wanted, torch.Generator().manual_seed(seed))
+    chosen = choose_images(present, wanted, torch.Generator().manual_seed(seed))
     assert len(set(chosen)) == len(chosen)
     assert present[chosen].any(1).all()  # none is there for nothing
     for column in range(classes):
@@ -114,9 +116,9 @@ def test_classes_draw_different_images_where_there_are_enough():
     present = torch.zeros(30, 3, dtype=torch.bool)
     for column in range(3):
         present[column * 8 : column * 8 + 14, column] = True
-    chosen = choose_pairs(present, 4, torch.Generator().manual_seed(0))
+    chosen = choose_images(present, 4, torch.Generator().manual_seed(0))
     assert len(chosen) == 12
-    again, other = (choose_pairs(present, 4, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    again, other = (choose_images(present, 4, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert chosen == again != other
 
 
@@ -136,13 +138,13 @@ def data(tmp_path):
         masks.append(str(tmp_path / f"mask{number}.png"))
         Image.fromarray(pixels).save(images[-1])
         Image.fromarray(labels).save(masks[-1])
-    split = PairFiles(tuple(images), tuple(masks), 3)
+    split = SegmentationSplit(tuple(images), tuple(masks), 3)
     return SegmentationData("toy", split, split, ("ground", "corner", "middle"), torch.full((3,), 0.5), torch.ones(3))
 
 
 def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
     before = torch.random.get_rng_state()
-    chosen = pair_pruning_set(data, 2, 0, data.frame(8, 12), torch.arange(12))
+    chosen = segmentation_pruning_set(data, 2, 0, data.window(8, 12), torch.arange(12))
     assert torch.equal(before, torch.random.get_rng_state())
     # The corners of images 0 to 3 are outside the window, so that they do not show class 1.
     assert set(chosen.indices) >= {4, 5}
@@ -156,36 +158,38 @@ def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
         seen = image[:, :8, :8]
         torch.testing.assert_close(seen, torch.full_like(seen, 10 * index / 255 - 0.5))
         assert image[:, 8:].abs().max() <= 0.5 / 255 + 1e-6  # the mean colour, rounded to a byte
-    assert pair_pruning_set(data, 2, 0, data.frame(8, 12), torch.arange(12)).hash == chosen.hash
-    assert {pair_pruning_set(data, 2, seed, data.frame(8), torch.arange(12)).hash for seed in range(6)} != {chosen.hash}
+    assert segmentation_pruning_set(data, 2, 0, data.window(8, 12), torch.arange(12)).hash == chosen.hash
+    assert {segmentation_pruning_set(data, 2, seed, data.window(8), torch.arange(12)).hash for seed in range(6)} != {
+        chosen.hash
+    }
 
 
 def test_classes_with_too_few_images_are_named(data):
     with pytest.warns(PathexWarning, match=r"fewer than 3 training images .* show corner \(2\)$"):
-        chosen = pair_pruning_set(data, 3, 0, data.frame(8), torch.arange(12))
+        chosen = segmentation_pruning_set(data, 3, 0, data.window(8), torch.arange(12))
     assert len(chosen.indices) == 5
     with pytest.warns(PathexWarning, match=r"show corner \(0\), middle \(2\)$"):
-        chosen = pair_pruning_set(data, 3, 0, data.frame(8), torch.tensor([0, 9, 6]))
+        chosen = segmentation_pruning_set(data, 3, 0, data.window(8), torch.tensor([0, 9, 6]))
     assert set(chosen.indices) == {6, 9}
     with (
         pytest.warns(PathexWarning, match="corner"),
         pytest.raises(InvalidInput, match="no training image shows a class in its middle 8 pixels"),
     ):
-        pair_pruning_set(data, 3, 0, data.frame(8), torch.tensor([0, 1]))
+        segmentation_pruning_set(data, 3, 0, data.window(8), torch.tensor([0, 1]))
     for wrong in ({"images_per_class": 0, "seed": 0}, {"images_per_class": 1, "seed": -1}):
         with pytest.raises(InvalidInput, match=r"images_per_class|seed"):
-            pair_pruning_set(data, **wrong, frame=data.frame(8), indices_from=torch.arange(12))
+            segmentation_pruning_set(data, **wrong, window=data.window(8), indices_from=torch.arange(12))
 
 
 def test_normalised_colours(data):
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(data.normalise(pixels).flatten(), torch.tensor([0, 128 / 255, 1]) - 0.5)
-    assert data.frame(5) == Frame(5, 5, (128, 128, 128))
+    assert data.window(5) == Window(5, 5, (128, 128, 128))
 
 
 def test_a_short_side_may_be_asked_for(data):
-    split = PairFiles(data.train.image_files, data.train.label_files, 3, image_size=10)
-    image, labels = split.pair(7)
+    split = SegmentationSplit(data.train.image_files, data.train.label_files, 3, image_size=10)
+    image, labels = split.sample(7)
     assert image.shape == (3, 10, 12)
     assert labels.shape == (10, 12)
     assert torch.equal(split.labels(7), labels)
@@ -195,7 +199,7 @@ def test_a_short_side_may_be_asked_for(data):
 def test_a_damaged_label_map_is_named(data):
     Image.new("RGB", (24, 20)).save(data.train.label_files[3])
     with pytest.raises(InvalidInput, match=r"mask3.png' is of mode RGB; allowed: one byte a pixel"):
-        data.train.pair(3)
+        data.train.sample(3)
     Image.fromarray(np.full((20, 24), 3, dtype=np.uint8)).save(data.train.label_files[3])
     with pytest.raises(InvalidInput, match=r"mask3.png' holds label 3; allowed: 0 to 2, and 255"):
         data.train.labels(3)
