@@ -11,7 +11,7 @@ from pathex.runs.config import RunConfig
 
 __all__ = ["run_name", "settings"]
 
-_PLACE = ("out", "device", "logger", "capture")
+_PLACE = ("out", "device", "logger")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
@@ -47,8 +47,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
         config: Settings of the run.
 
     Returns:
-        Every field but ``out``, ``device``, ``logger`` and ``capture``. Fields without effect on the method have their
-        default values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
+        Every field but ``out``, ``device`` and ``logger``. Fields without effect on the method have their default
+        values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
     """
     values = asdict(config)
     without = _WITHOUT_EFFECT.get(config.method, ())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pathex.errors import FolderInUse, PathexError, PathexWarning
 from pathex.runs.config import RunConfig
 
-__all__ = ["ENDED", "Job", "Message", "carry_out", "ended", "failure"]
+__all__ = ["ENDED", "Job", "Message", "carry_out", "ended"]
 
 ENDED = "ended"
 """Kind of the last message about a job. Its payload has ``status``: ``done``, ``failed``, ``busy`` (another process has
@@ -62,13 +62,12 @@ def ended(status: str, error: str | None = None, trace: str = "") -> dict[str, A
     return {"status": status, "error": error, "traceback": trace}
 
 
-def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None], **shared: Any) -> dict[str, Any]:
+def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
     """Carry out one run in this process.
 
     Args:
         job: The run.
         send: Receives ``(kind, payload)``: ``start``, ``warning`` and the events of the run.
-        **shared: Further arguments of :func:`pathex.runs.run`, for what runs in one process share.
 
     Returns:
         The payload of the job's last message. Whatever goes wrong in the run is told there, not raised.
@@ -82,29 +81,17 @@ def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None], **shared: A
         _check_free(Path(job.config.out) / job.name)
         send("start", {})
         with _warnings_sent(send):
-            run(job.config, on_event=send, **shared)
+            run(job.config, on_event=send)
     except FolderInUse:
         return ended("busy")
     except Exception as error:
-        return failure(error)
+        said = " ".join(str(error).split())
+        # Errors raised on purpose say all there is to say; of others the kind is half the message.
+        line = said if isinstance(error, PathexError) else f"{type(error).__name__}: {said}".removesuffix(": ")
+        return ended("failed", line, "".join(traceback.format_exception(error)))
     finally:
         _clear_memory()
     return ended("done")
-
-
-def failure(error: Exception) -> dict[str, Any]:
-    """The payload of the last message about a job that failed.
-
-    Args:
-        error: Why.
-
-    Returns:
-        The payload.
-    """
-    told = " ".join(str(error).split())
-    # Errors raised on purpose say all there is to say; of others the kind is half the message.
-    line = told if isinstance(error, PathexError) else f"{type(error).__name__}: {told}".removesuffix(": ")
-    return ended("failed", line, "".join(traceback.format_exception(error)))
 
 
 def _check_free(folder: Path) -> None:
@@ -119,23 +106,23 @@ def _check_free(folder: Path) -> None:
 @contextlib.contextmanager
 def _warnings_sent(send: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
     """Warnings of pathex become messages; others go to the output of the process. Each comes once in a run."""
-    told: set[tuple[Any, ...]] = set()
+    seen: set[tuple[Any, ...]] = set()
     with warnings.catch_warnings():
-        # Which were shown is remembered here: what Python remembers, it forgets whenever runs take turns.
+        # Python itself forgets which were shown whenever somebody catches warnings.
         warnings.simplefilter("always")
         show = warnings.showwarning
 
-        def tell(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        def handle(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
             key = (str(message), category, *place[:2])
-            if key in told:
+            if key in seen:
                 return
-            told.add(key)
+            seen.add(key)
             if issubclass(category, PathexWarning):
                 send("warning", {"message": " ".join(str(message).split())})
             else:
                 show(message, category, *place, **options)
 
-        warnings.showwarning = tell
+        warnings.showwarning = handle
         yield
 
 
