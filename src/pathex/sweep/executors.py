@@ -25,13 +25,9 @@ class Executor(ABC):
 
     @abstractmethod
     def listen(self, seconds: float) -> list[Message]:
-        """What was heard since the last call; every job submitted is heard of in the end.
+        """What was heard since the last call, after waiting so long for the first message.
 
-        Args:
-            seconds: How long to wait for the first message.
-
-        Returns:
-            Messages in order for each job; the last one of a job is of the kind ``ended``.
+        Messages are in order for each job. Every job is heard of in the end: its last one is of the kind ``ended``.
         """
 
     @abstractmethod
@@ -49,14 +45,7 @@ class Executor(ABC):
 
 @dataclass(frozen=True)
 class Share:
-    """How runs share a machine.
-
-    Attributes:
-        workers: Runs at a time.
-        threads: Threads of each.
-        gpus: GPUs that they are spread over; 0 is the CPU alone.
-        each: Runs at a time on each GPU, or on the CPU.
-    """
+    """How runs share a machine: how many at a time, threads of each, GPUs (0: the CPU alone), runs on each of these."""
 
     workers: int
     threads: int
@@ -70,13 +59,7 @@ def processors() -> int:
 
 
 def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) -> Share:
-    """Decide how many runs go on at a time, and with how many threads.
-
-    Args:
-        concurrent: Runs at a time on each GPU, or on the CPU; None chooses.
-        threads: Threads of each run; None chooses.
-        gpus: GPUs of the machine; 0 is the CPU alone.
-        cores: Processors of the machine.
+    """Decide how many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open.
 
     Returns:
         The share. On the CPU the number of threads never follows from the number of runs, because it decides the last

@@ -10,15 +10,7 @@ __all__ = ["create"]
 
 
 def create(config: SweepConfig, runs: Iterable[RunConfig]) -> Executor:
-    """The executor that a sweep asks for.
-
-    Args:
-        config: Options of the sweep.
-        runs: Settings of its runs.
-
-    Returns:
-        The executor.
-    """
+    """The executor that the options of a sweep ask for, with a GPU if one of its runs may use it."""
     gpu = any(run.device != "cpu" for run in runs)
     if config.executor == "ray":
         from pathex.sweep.ray_tasks import RayExecutor

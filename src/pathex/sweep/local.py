@@ -43,14 +43,7 @@ class LocalExecutor(Executor):
         self._waiting.append(job)
 
     def listen(self, seconds: float) -> list[Message]:
-        """What was heard of the workers since the last call.
-
-        Args:
-            seconds: How long to wait for the first message.
-
-        Returns:
-            Messages, in order for each job.
-        """
+        """What was heard of the workers since the last call."""
         for slot in range(self._share.workers):
             if self._waiting and (slot not in self._workers or self._workers[slot].job is None):
                 self._free(slot).give(self._waiting.popleft())

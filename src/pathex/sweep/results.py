@@ -1,7 +1,6 @@
 """What a sweep leaves beside its runs: their table, and a record of each failure."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pathex.errors import PathexError
 from pathex.runs.config import RunConfig
 from pathex.runs.folder import check_same, finished_result, write_json
-from pathex.runs.naming import settings
+from pathex.runs.naming import WITHOUT_EFFECT, settings
 from pathex.train import replacing
 
 if TYPE_CHECKING:
@@ -135,23 +134,11 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     """The settings that count for a run, options under dotted names, lists and mappings as text."""
     flat: dict[str, Any] = {}
     for name, value in settings(config).items():
-        if name in _without_part(config.method):
+        if name in WITHOUT_EFFECT.get(config.method, ()) and name not in _ALWAYS:
             continue
         options = {f"{name}.{option}": each for option, each in value.items()} if name.endswith("_options") else None
         flat |= {name: value} if options is None else options
     return {name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in flat.items()}
-
-
-@functools.cache
-def _without_part(method: str) -> frozenset[str]:
-    """The settings that play no part with a method, such as those of pruning in a dense run: any value counts alike."""
-    config = RunConfig(method=method)
-
-    def counts(name: str) -> bool:
-        mark: dict[str, Any] = {name: "?"}
-        return bool(settings(dataclasses.replace(config, **mark))[name] == "?")
-
-    return frozenset(name for name in settings(config) if name not in _ALWAYS and not counts(name))
 
 
 def _has_pyarrow() -> bool:

@@ -21,13 +21,7 @@ the folder) or ``lost`` (the process ended without a word); and ``error``, ``tra
 
 @dataclass(frozen=True)
 class Job:
-    """One run, to be carried out by some process.
-
-    Attributes:
-        name: Name of the run's folder.
-        config: Its settings.
-        threads: Threads of its tensors' operations on the CPU.
-    """
+    """One run by the name of its folder, to be carried out by some process with so many threads."""
 
     name: str
     config: RunConfig
@@ -35,13 +29,7 @@ class Job:
 
 
 class Message(NamedTuple):
-    """What is heard of a job: ``start``, ``warning``, an event of ``pathex.runs.run``, or ``ended``.
-
-    Attributes:
-        name: Name of the job.
-        kind: Kind of the message.
-        payload: What belongs to it, as plain values.
-    """
+    """What is heard of a job: ``start``, ``warning``, an event of ``pathex.runs.run``, or ``ended``."""
 
     name: str
     kind: str
@@ -49,16 +37,7 @@ class Message(NamedTuple):
 
 
 def ended(status: str, error: str | None = None, trace: str = "") -> dict[str, Any]:
-    """The payload of the last message about a job.
-
-    Args:
-        status: ``done``, ``failed``, ``busy`` or ``lost``.
-        error: What went wrong, in one line.
-        trace: Where it went wrong.
-
-    Returns:
-        The payload.
-    """
+    """The payload of the last message about a job: its status, and in one line and in full what went wrong."""
     return {"status": status, "error": error, "traceback": trace}
 
 
@@ -90,7 +69,10 @@ def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str
         line = said if isinstance(error, PathexError) else f"{type(error).__name__}: {said}".removesuffix(": ")
         return ended("failed", line, "".join(traceback.format_exception(error)))
     finally:
-        _clear_memory()
+        # The process goes on to other runs, and on a GPU others share the memory that a cache would hold.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
     return ended("done")
 
 
@@ -124,12 +106,3 @@ def _warnings_sent(send: Callable[[str, dict[str, Any]], None]) -> Iterator[None
 
         warnings.showwarning = handle
         yield
-
-
-def _clear_memory() -> None:
-    # The process goes on to other runs, and on a GPU others share the memory that a cache would hold.
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

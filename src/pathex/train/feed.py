@@ -44,19 +44,12 @@ class Feed:
     """Batches of one split, or of a part of it, shared out among processes.
 
     A split that holds its images in memory (an attribute ``data``) is put on the device once, as bytes, when it takes
-    less than half of what is free there (:data:`RESIDENT_SHARE`). Order and random numbers of a pass follow it in one
-    piece, and batches are gathered, changed and normalised there. Nothing is copied but, for ``jitter`` and
-    ``hue``, a list of which image changes how, and the host never waits.
+    less than half of what is free there (:data:`RESIDENT_SHARE`); batches are gathered, changed and normalised there,
+    and the host never waits. All others are read by threads, a few batches ahead: reading, decoding and resizing let go
+    of Python's lock.
 
-    All others are read by index, a few batches ahead, into pinned memory. Images that are decoded when they are needed
-    are read by threads, and ``resized-crop`` cuts them from the undecoded original; bytes go to the device, where the
-    rest happens. Threads do it, not processes: reading, decoding and resizing let go of Python's lock, and nothing has
-    to be started, passed on or copied.
-
-    With several processes each whole batch, its order and its augmentation included, is drawn as for one process, and
-    cut into contiguous pieces in the order of the processes: together they see what one would see. Pieces of a batch
-    that does not divide evenly differ by one image, so that each image counts once; whoever averages over the
-    processes has to weight by their sizes.
+    With several processes each whole batch is drawn as for one process, and cut into contiguous pieces in their order.
+    Pieces differ by one image at most: whoever averages over the processes has to weight by their sizes.
 
     Attributes:
         images: Number of images in one pass, over all processes.
@@ -113,11 +106,7 @@ class Feed:
         self.batches = len(self._cut())
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass in random order, augmented.
-
-        Args:
-            seed: Seed of the training.
-            epoch: Number of the epoch.
+        """One training pass in random order, augmented, which follows from seed and epoch.
 
         Returns:
             Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.

@@ -31,10 +31,6 @@ class Batches(Protocol):
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One training pass, which depends on nothing but seed and epoch.
 
-        Args:
-            seed: Seed of the training.
-            epoch: Number of the epoch.
-
         Yields:
             Inputs and targets on the device of the training; this process's share of each batch.
         """

@@ -48,12 +48,7 @@ class Step:
         self.images = 0
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> None:
-        """Carry out one step.
-
-        Args:
-            inputs: This process's share of a batch.
-            targets: Its targets.
-        """
+        """Carry out one step with this process's share of a batch."""
         self._optimizer.zero_grad()
         mean = self._mean_share(len(inputs))
         # As many parts in every process, and none empty.
