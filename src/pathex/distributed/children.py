@@ -23,7 +23,7 @@ class Child:
     Args:
         work: Called as ``work(connection, *arguments)``.
         *arguments: What can be pickled.
-        environment: Variables of the child, set before anything of ``work`` is imported.
+        environment: Variables of the child, set before ``work`` is imported; torch is there already.
 
     Attributes:
         connection: The parent's end of the pipe; it ends with the child.
