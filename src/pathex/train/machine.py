@@ -40,21 +40,30 @@ def check_machine(
     Raises:
         InvalidInput: If a name is unknown, there are not so many CUDA devices, or a setting needs one.
     """
-    _check_name("device", device, DEVICES)
-    _check_name("precision", precision, PRECISIONS)
-    _check_name("strategy", strategy, STRATEGIES)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("device 'cuda': PyTorch finds no CUDA device here. Allowed here: auto, cpu")
-    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if precision == "16-mixed" and accelerator == "cpu":
-        allowed = ", ".join(name for name in PRECISIONS if name != "16-mixed")
-        raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {allowed}")
+    for kind, name, allowed in (
+        ("device", device, DEVICES),
+        ("precision", precision, PRECISIONS),
+        ("strategy", strategy, STRATEGIES),
+    ):
+        if name not in allowed:
+            raise UnknownName(kind, name, allowed)
+    accelerator = _accelerator(device, precision)
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise InvalidInput(f"devices is {devices}; CUDA devices here: {torch.cuda.device_count()}")
     if strategy == "fsdp" and precision not in _SHARDED:
         raise InvalidInput(f"precision {precision!r} with strategy 'fsdp'; allowed: {', '.join(_SHARDED)}")
     if sync_batchnorm and accelerator == "cpu":
         raise InvalidInput("sync_batchnorm is True on the CPU, which has none; allowed: False")
+    return accelerator
+
+
+def _accelerator(device: str, precision: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device 'cuda': PyTorch finds no CUDA device here. Allowed here: auto, cpu")
+    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if precision == "16-mixed" and accelerator == "cpu":
+        allowed = ", ".join(name for name in PRECISIONS if name != "16-mixed")
+        raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {allowed}")
     return accelerator
 
 
@@ -127,8 +136,3 @@ def _strategy(name: str, processes: int) -> Any:
     from lightning_fabric.strategies import ModelParallelStrategy
 
     return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
-
-
-def _check_name(kind: str, name: str, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        raise UnknownName(kind, name, allowed)
