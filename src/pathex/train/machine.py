@@ -38,7 +38,8 @@ def check_machine(
         ``cpu`` or ``cuda``.
 
     Raises:
-        InvalidInput: If a name is unknown, there are not so many CUDA devices, or a setting needs one.
+        UnknownName: If there is no device, precision or strategy of this name.
+        InvalidInput: If there are not so many CUDA devices, or a setting needs one.
     """
     for kind, name, allowed in (
         ("device", device, DEVICES),
