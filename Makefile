@@ -25,8 +25,8 @@ format: $(VENV)/dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/installed ## Measure seconds and memory: every suite of pathex bench, into bench/
-	$(BIN)/pathex bench all
+bench: $(VENV)/installed ## Measure seconds and memory on this machine, into bench/
+	for suite in rounds scale training; do $(BIN)/python -m benchmarks.$$suite --out bench/$$suite.csv || exit 1; done
 
 docs: $(VENV)/dev ## Build the documentation into site/
 	$(BIN)/python scripts/make_docs.py

@@ -1,6 +1,6 @@
 """How close the scores of `px` come to the diagonal of the kernel, beyond ReLU networks.
 
-    python benchmarks/kernel_agreement.py             # 20 embedded images, minutes on one core
+    python -m benchmarks.kernel_agreement             # 20 embedded images, minutes on one core
 
 `px` is an expectation over the signs of the weights of what `ntk-diagonal` computes for the weights as they are,
 ``theta_j^2 sum_{n,k} (df_k(x_n) / dtheta_j)^2``. On ReLU networks that shows how close one draw of the weights can
@@ -16,25 +16,24 @@ float64, with one row for each network, seed and coefficient of smooth activatio
 | `gate_share_of_kernel` | the same of the kernel |
 """
 
-import argparse
 import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import timm
 import torch
-from ticket_network import swap_relu
 from torch import Tensor, nn
 
 import pathex
+from benchmarks import networks
+from benchmarks.measure import Table, arguments, command
 from pathex.errors import PathexWarning
 
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
-    "resnet20 relu": lambda: _resnet("relu"),
-    "resnet20 gelu": lambda: _resnet("gelu"),
-    "resnet20 silu": lambda: _resnet("silu"),
+    "resnet20 relu": lambda: pathex.models.create("resnet20", num_classes=10, in_channels=1),
+    "resnet20 gelu": lambda: networks.resnet20(10, 1),
+    "resnet20 silu": lambda: networks.resnet20(10, 1, "silu"),
     "vit_tiny, 4 blocks": lambda: timm.create_model(
         "vit_tiny_patch16_224", img_size=28, patch_size=7, depth=4, in_chans=1, num_classes=10
     ),
@@ -44,10 +43,6 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "efficientnet_b0": lambda: timm.create_model("efficientnet_b0", in_chans=1, num_classes=10),
     "mobilenetv3_small_050": lambda: timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=10),
 }
-
-
-def _resnet(activation: str) -> nn.Module:
-    return swap_relu(pathex.models.create("resnet20", num_classes=10, in_channels=1), activation)
 
 
 def _compare(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:
@@ -79,28 +74,28 @@ def _spearman(a: Tensor, b: Tensor) -> float:
     return float(pd.Series(a.numpy()).rank().corr(pd.Series(b.numpy()).rank()))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser = arguments(__doc__, "kernel_agreement")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--images-per-class", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows" / "kernel_agreement.csv")
-    args = parser.parse_args()
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore", PathexWarning)
-    rows = []
-    for network in args.networks:
-        for seed in args.seeds:
-            images = pathex.data.pruning_set(pathex.data.load("fashion-mini"), args.images_per_class, seed).images
+    table = Table(given.out, {"seeds": given.seeds, "images_per_class": given.images_per_class}, threads=given.threads)
+    for network in given.networks:
+        for seed in given.seeds:
+            images = pathex.data.pruning_set(pathex.data.load("fashion-mini"), given.images_per_class, seed).images
             torch.manual_seed(seed)
             model = NETWORKS[network]().double()
             exact = pathex.score(model, "ntk-diagonal", images.double())
             for smooth in ("secant", "tangent", "mixed"):
-                found = pathex.score(model, "px", images.double(), smooth=smooth)
-                rows.append({"network": network, "seed": seed, "smooth": smooth, **_compare(found, exact)})
-                print(rows[-1], flush=True)
-                pd.DataFrame(rows).round(4).to_csv(args.out, index=False)
+                found = _compare(pathex.score(model, "px", images.double(), smooth=smooth), exact)
+                rounded = {name: round(value, 4) for name, value in found.items()}
+                table.add({"network": network, "seed": seed, "smooth": smooth, **rounded})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command(main))

@@ -1,33 +1,25 @@
 """How many multiply-adds of a network's convolutions would be left in each round if dead channels were skipped.
 
-    python benchmarks/live_channels.py                            # ResNet-20, 100 embedded images, 100 rounds
-    python benchmarks/live_channels.py --model vgg16_bn --methods magnitude
+    python -m benchmarks.live_channels                            # ResNet-20, 100 embedded images, 100 rounds
+    python -m benchmarks.live_channels --model vgg16_bn --methods magnitude
 
 A channel is dead here if no kept weight leads to it or none leads on from it. One row for each method, sparsity and
 tenth round: density, and the share of the dense multiply-adds between live channels.
 """
 
-import argparse
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 import pathex
+from benchmarks.measure import Row, Table, arguments, command
+
+__all__ = ["live", "main", "positions"]
 
 
 def positions(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Output positions of each ungrouped convolution, by the name of its weight.
-
-    Args:
-        model: The network.
-        image: One image ``(1, C, H, W)``.
-
-    Returns:
-        Name to height times width.
-    """
+    """Output positions of each ungrouped convolution for one image ``(1, C, H, W)``, by the name of its weight."""
     found: dict[str, int] = {}
     hooks = [
         module.register_forward_hook(lambda _, __, out, name=name: found.update({f"{name}.weight": out[0, 0].numel()}))
@@ -42,15 +34,7 @@ def positions(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 
 def live(mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> float:
-    """Share of the multiply-adds that lie between live channels.
-
-    Args:
-        mask: Name to bool tensor.
-        sizes: Output positions by name.
-
-    Returns:
-        The share, in [0, 1].
-    """
+    """Share of the multiply-adds that lie between live channels, from output positions by name."""
     dense = sum(mask[name].numel() * size for name, size in sizes.items())
     left = 0
     for name, size in sizes.items():
@@ -59,43 +43,34 @@ def live(mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> float:
     return left / dense
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "live_channels")
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--data", default="fashion-mini")
     parser.add_argument("--methods", nargs="+", default=["px", "magnitude"])
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.982, 0.995])
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows" / "live_channels.csv")
-    args = parser.parse_args()
-    data = pathex.data.load(args.data)
-    images = pathex.data.pruning_set(data, 10, 0).images
-    torch.manual_seed(0)
-    model = pathex.models.create(args.model, data.num_classes, data.in_channels)
-    sizes, rows = positions(model, images[:1]), []
-    for method in args.methods:
-        for sparsity in args.sparsity:
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    data = pathex.data.load(given.data)
+    images = pathex.data.pruning_set(data, 10, given.seed).images
+    torch.manual_seed(given.seed)
+    model = pathex.models.create(given.model, data.num_classes, data.in_channels)
+    table = Table(given.out, {"data": data.name, "rounds": given.rounds, "seed": given.seed}, threads=given.threads)
+    sizes = positions(model, images[:1])
+    for method in given.methods:
+        for sparsity in given.sparsity:
+            about = {"model": given.model, "method": method, "sparsity": sparsity}
 
-            def note(
-                row: dict[str, float], mask: pathex.Mask, method: str = method, sparsity: float = sparsity
-            ) -> None:
+            def note(row: Row, mask: pathex.Mask, about: Row = about) -> None:
                 if row["round"] % 10 == 0:
-                    rows.append(
-                        {
-                            "model": args.model,
-                            "method": method,
-                            "sparsity": sparsity,
-                            "round": row["round"],
-                            "density": round(row["density"], 4),
-                            "multiply_adds_left": round(live(mask, sizes), 4),
-                        }
-                    )
-                    print(rows[-1], flush=True)
+                    left = {"density": round(row["density"], 4), "multiply_adds_left": round(live(mask, sizes), 4)}
+                    table.add({**about, "round": row["round"], **left})
 
-            pathex.prune(model, method, data=images, sparsity=sparsity, rounds=args.rounds, on_round=note)
-    pd.DataFrame(rows).to_csv(args.out, index=False)
+            pathex.prune(model, method, data=images, sparsity=sparsity, rounds=given.rounds, on_round=note)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command(main))

@@ -45,6 +45,9 @@ def test_the_same_settings_on_another_device_are_the_same_run(tmp_path):
     check_same(tmp_path, RunConfig())
     write_config(tmp_path, RunConfig(device="cpu"))
     check_same(tmp_path, RunConfig(out="elsewhere"))
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("capture: auto\n")  # as earlier versions wrote it
+    check_same(tmp_path, RunConfig())
     with pytest.raises(InvalidInput, match="seed 0 there, 1 here"):
         check_same(tmp_path, RunConfig(seed=1))
 

@@ -8,7 +8,7 @@ import yaml
 
 from pathex.runs import RunConfig, check_config
 from pathex.tasks import kind
-from pathex.train.loop import milestone_epochs
+from pathex.train.options import milestone_epochs
 
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))}
 STARTS = {"data": "cifar10", "model": "torchvision:resnet50", "weights": "IMAGENET1K_V1", "image_size": 224}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pathex
-from pathex.bench._measuring import tensor_peak
+from benchmarks.measure import tensor_peak
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.scores._memory import Watch
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from pathex.cli import main
 from pathex.cli._sweep import SweepDisplay
 from pathex.runs import RunConfig
-from pathex.sweep import Plan, SweepConfig, executors
+from pathex.sweep import Plan, SweepConfig, factory
 from pathex.sweep.work import ENDED, Job, ended
 from sweep.conftest import InProcess
 
@@ -45,7 +45,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SweepConfig, list[Ru
         asked.append((config, list(runs)))
         return InProcess()
 
-    monkeypatch.setattr(executors, "create", create)
+    monkeypatch.setattr(factory, "create", create)
     return asked
 
 
@@ -137,7 +137,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
         made.append(InProcess(stop))
         return made[0]
 
-    monkeypatch.setattr(executors, "create", create)
+    monkeypatch.setattr(factory, "create", create)
     code, out, err = command("--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made[0].closed
 

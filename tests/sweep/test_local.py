@@ -13,7 +13,8 @@ import torch
 
 from pathex.runs import run
 from pathex.sweep import Plan, SweepConfig, plan, sweep
-from pathex.sweep.executors import create, share
+from pathex.sweep.executors import share
+from pathex.sweep.factory import create
 from pathex.sweep.local import LocalExecutor, _visible
 from pathex.sweep.work import ENDED, Job
 
@@ -102,7 +103,7 @@ def test_what_is_closed_stops_at_once_and_goes_on_later(tiny: dict[str, Any], tm
         while "epoch" not in seen:
             seen += [message.kind for message in executor.listen(1.0)]
             assert ENDED not in seen
-        process = executor._workers[0].process  # type: ignore[union-attr]
+        process = executor._workers[0].child.process
         started = time.monotonic()
     assert time.monotonic() - started < 9 and process.exitcode == 0  # it stopped when asked, and was not killed
     assert "stopped by KeyboardInterrupt" in (tmp_path / name / "log.txt").read_text()
@@ -117,12 +118,10 @@ def test_a_worker_whose_sweep_is_gone_ends(tiny: dict[str, Any], tmp_path: Path)
         executor.submit(Job(name, config, 1))
         while "epoch" not in [message.kind for message in executor.listen(1.0)]:
             pass
-        worker = executor._workers[0]
-        assert worker is not None
-        worker.connection.close()  # what the system does when the sweep is killed
-        worker.process.join(20)
-        assert worker.process.exitcode == 0
-        executor._workers = []
+        child = executor._workers.pop(0).child
+        child.connection.close()  # what the system does when the sweep is killed
+        child.process.join(20)
+        assert child.process.exitcode == 0
 
 
 @pytest.mark.parametrize(

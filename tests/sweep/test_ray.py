@@ -9,7 +9,7 @@ import pytest
 
 from pathex.errors import InvalidInput
 from pathex.sweep import SweepConfig, plan, sweep
-from pathex.sweep.executors import create
+from pathex.sweep.factory import create
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray")

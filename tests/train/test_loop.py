@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from pathex.errors import InvalidInput
 from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit
-from pathex.train.loop import milestone_epochs
+from pathex.train.options import milestone_epochs
 
 CPU = torch.device("cpu")
 OPTIONS = TrainOptions(epochs=4, lr=0.05, augment="crop-flip", milestones=(0.5,))

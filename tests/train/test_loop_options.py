@@ -8,6 +8,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from pathex.train import Feed, TrainOptions, fabric, fit, load_checkpoint
+from pathex.train.step import Collected
 
 CPU = torch.device("cpu")
 
@@ -130,3 +131,16 @@ def test_groups_have_their_own_learning_rate_and_fixed_parameters_stay(network, 
     assert torch.equal(before["0.weight"], after["0.weight"])
     torch.testing.assert_close(before["5.weight"], after["5.weight"], rtol=0, atol=1e-9)
     assert (before["1.weight"] - after["1.weight"]).abs().max() > 1e-4
+
+
+def test_collected_outputs_arrive_in_order_and_all():
+    seen = []
+    collected = Collected(lambda *pair: seen.append(pair))
+    pairs = [(torch.full((2, 2**15), float(number)), torch.full((2,), number)) for number in range(10)]
+    for pair in pairs:
+        collected(*pair)
+    collected.flush()
+    collected.flush()
+    assert len(seen) == 3  # four batches fill what is collected
+    for place in range(2):
+        assert torch.equal(torch.cat([pair[place] for pair in seen]), torch.cat([pair[place] for pair in pairs]))

@@ -91,28 +91,11 @@ def test_two_processes_have_the_mask_and_the_curve_of_one(settings, tmp_path, la
     assert results[1]["test_images"] == 9
 
 
-def test_an_error_is_one_line_and_leaves_no_process(settings, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pathex",
-        "run",
-        "--devices",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "runs"),
-    ]
+def test_an_error_is_one_line_and_leaves_no_process(tmp_path):
+    words = ["--devices", "2", "--device", "cpu", "--out", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "pathex", "run", *words, "--data", f"npz:{tmp_path / 'none.npz'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--data", f"npz:{tmp_path / 'none.npz'}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "none.npz" in done.stderr

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from pathex.distributed import ProcessFailed, launched
 from pathex.train import load_checkpoint
-from pathex.train.launching import ProcessFailed, launched
 from pathex.train.sharding import units
 from training_in_processes import fail, work
 

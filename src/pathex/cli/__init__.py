@@ -20,19 +20,14 @@ _COMMANDS = MappingProxyType(
         "prune": "write the mask of one network",
         "convert": "a mask file in another form",
         "report": "tables, figures and one page from finished runs",
-        "bench": "seconds and memory on this machine, as rows and plots",
+        "bench": "will measure your own network in a later release",
         "methods": "list the pruning methods, or show the card of one",
         "models": "list the networks",
         "datasets": "list the data sets",
     }
 )
-_STOPPED = MappingProxyType(
-    {
-        **dict.fromkeys(
-            ("demo", "run", "sweep"), "; what is finished is saved, and the same command goes on from there"
-        ),
-        "bench": "; the rows so far are saved",
-    }
+_STOPPED = dict.fromkeys(
+    ("demo", "run", "sweep"), "; what is finished is saved, and the same command goes on from there"
 )
 _INTERRUPTED = 130
 
@@ -44,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``pathex``; None takes them from the process.
 
     Returns:
-        0 when done, 1 when a run of a sweep or a case of a benchmark failed, 2 on bad arguments or input, 130 after
-        Ctrl-C.
+        0 when done, 1 when a run of a sweep failed, 2 on bad arguments or input, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():

@@ -19,8 +19,8 @@ def execute(words: Sequence[str]) -> None:
     """
     config = parse("run", RunConfig, words, _DESCRIPTION)
     from pathex.cli._console import RunDisplay
+    from pathex.distributed import is_first_process
     from pathex.runs import run
-    from pathex.train import is_first_process
 
     with RunDisplay() as display:
         display.begin(config.method)

@@ -33,7 +33,7 @@ def execute(words: Sequence[str]) -> None:
     """
     config = _parsed(words)
     from pathex.sweep import plan, sweep
-    from pathex.sweep.executors import create
+    from pathex.sweep.factory import create
 
     planned = plan(config)
     with SweepDisplay(planned) as display:

@@ -76,8 +76,8 @@ class RunConfig(TicketConfig):
 
     Beside the scorers, ``method`` may be ``dense`` (no pruning), ``small-dense`` (a dense network as small as the
     ticket), ``imp`` (iterative magnitude pruning with rewinding) or ``magnitude-after-training``. The defaults are the
-    CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder, device, logger and the capture of
-    steps do not decide results and are not part of the run's name.
+    CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder, device and logger do not
+    decide results and are not part of the run's name.
 
     Attributes:
         epochs: Passes over the training images.
@@ -93,8 +93,6 @@ class RunConfig(TicketConfig):
         loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
         freeze_batchnorm: Whether BatchNorm keeps its stored statistics while training.
-        capture: Whether training steps on a GPU are captured in a CUDA graph and replayed, which small networks train
-            faster by: ``auto`` (where that is possible), ``always`` (an error where it is not) or ``never``.
         augment: ``auto`` (the data set's own), ``none``, ``flip``, ``crop-flip`` (zero padding of 4, random crop,
             horizontal flip), ``resized-crop`` (random area and aspect ratio, horizontal flip).
         augment_options: Options of the augmentation, such as ``min_scale`` of ``resized-crop``.
@@ -124,7 +122,6 @@ class RunConfig(TicketConfig):
     loss: str = "auto"
     label_smoothing: float = 0.0
     freeze_batchnorm: bool = False
-    capture: str = "auto"
     augment: str = "auto"
     augment_options: dict[str, Any] = field(default_factory=dict)
     sanity: str = "none"

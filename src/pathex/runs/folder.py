@@ -93,8 +93,10 @@ def check_same(folder: Path, config: RunConfig) -> None:
     if not path.exists():
         return
     try:
-        theirs = settings(RunConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        left = yaml.safe_load(path.read_text(encoding="utf-8"))
+        left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
+        theirs = settings(RunConfig(**left))
+    except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"{path} cannot be read ({error}); delete its folder or choose another 'out'") from error
     ours = settings(config)
     different = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in ours if ours[name] != theirs[name]]

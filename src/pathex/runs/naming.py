@@ -9,9 +9,9 @@ from typing import Any
 
 from pathex.runs.config import RunConfig
 
-__all__ = ["run_name", "settings"]
+__all__ = ["WITHOUT_EFFECT", "run_name", "settings"]
 
-_PLACE = ("out", "device", "logger", "capture")
+_PLACE = ("out", "device", "logger")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
@@ -30,7 +30,7 @@ _PRUNING = (
     "memory",
     "strict",
 )
-_WITHOUT_EFFECT = MappingProxyType(
+WITHOUT_EFFECT = MappingProxyType(
     {
         "dense": _PRUNING,
         "small-dense": tuple({*_PRUNING} - {"sparsity", "ignore", "prunable", "method_options"}),
@@ -38,6 +38,7 @@ _WITHOUT_EFFECT = MappingProxyType(
         "magnitude-after-training": _PRUNING_SET,
     }
 )
+"""Settings that decide nothing, by method."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -47,11 +48,11 @@ def settings(config: RunConfig) -> dict[str, Any]:
         config: Settings of the run.
 
     Returns:
-        Every field but ``out``, ``device``, ``logger`` and ``capture``. Fields without effect on the method have their
-        default values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
+        Every field but ``out``, ``device`` and ``logger``. Fields without effect on the method have their default
+        values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
     """
     values = asdict(config)
-    without = _WITHOUT_EFFECT.get(config.method, ())
+    without = WITHOUT_EFFECT.get(config.method, ())
     values.update({name: value for name, value in asdict(RunConfig()).items() if name in without})
     if config.method == "dense":
         values["sparsity"] = 0.0

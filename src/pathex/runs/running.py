@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pathex import dynamic
 from pathex.attaching import Handle, attach
 from pathex.collapse import examine
 from pathex.counts import count
+from pathex.distributed import is_first_process, launched
 from pathex.errors import InvalidInput, PathexError, PathexWarning
 from pathex.masks import Mask
 from pathex.prunable import prunable_weights
@@ -28,9 +29,8 @@ from pathex.runs.folder import Journal, check_same, finished_result, locked, wri
 from pathex.runs.naming import run_name, settings
 from pathex.runs.tickets import build_task, pruning_seed, train_options
 from pathex.runs.validation import check_config
-from pathex.tasks import Load, Task
-from pathex.train import Events, fabric, is_first_process
-from pathex.train.launching import launched
+from pathex.tasks import Task
+from pathex.train import Events, fabric
 from pathex.train.tracking import tracked
 
 __all__ = ["RunResult", "run"]
@@ -49,13 +49,7 @@ class RunResult:
     result: dict[str, Any]
 
 
-def run(
-    config: RunConfig,
-    *,
-    on_event: Events | None = None,
-    callbacks: Sequence[object] = (),
-    load: Load | None = None,
-) -> RunResult:
+def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     """Carry out a run, or what is left of it.
 
     The same settings lead to the same folder. A run that is done is returned at once; one that was stopped continues
@@ -67,13 +61,9 @@ def run(
         on_event: Receives ``(kind, payload)``: ``resumed`` {stage, ...}, ``prune_round`` {round, rounds, density},
             ``prune_done`` {seconds, kept, total, dead_layers}, ``narrowed`` {width, parameters, multiply_adds} of
             ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a second, ``epoch`` {epoch, epochs,
-            train_loss, train_<metric>, ...}, ``uncaptured`` {reason} where the steps on a GPU could not be captured,
-            ``done`` {result, folder}. Steps and epochs of trainings that find a
-            mask have ``level`` and ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several
+            train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and epochs of trainings that find a mask
+            have ``level`` and ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several
             processes only the first calls it.
-        callbacks: Objects whose method ``on_step_end`` is called after each step of a training; see
-            :func:`pathex.train.fabric`.
-        load: Loads data by name and options; None is ``pathex.data.load``.
 
     Returns:
         Folder and result.
@@ -83,30 +73,22 @@ def run(
     check_same(folder, config)
     if (result := finished_result(folder)) is None:
         with launched(config.devices, run, config):
-            result = _carry_out(config, folder, on_event, callbacks, load)
+            result = _carry_out(config, folder, on_event)
     elif on_event is not None and is_first_process():
         on_event("resumed", {"stage": "done"})
         on_event("done", {"result": result, "folder": str(folder)})
     return RunResult(folder, result)
 
 
-def _carry_out(
-    config: RunConfig, folder: Path, on_event: Events | None, callbacks: Sequence[object], load: Load | None
-) -> dict[str, Any]:
+def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
     # Before the processes meet: what is wrong with the data then shows in each of them, and none waits for another.
-    task = build_task(config, config.validation, load)
-    machine = fabric(
-        config.device,
-        config.precision,
-        devices=config.devices,
-        strategy=config.strategy,
-        callbacks=callbacks,
-    )
+    task = build_task(config, config.validation)
+    machine = fabric(config.device, config.precision, devices=config.devices, strategy=config.strategy)
     total = sum(weight.numel() for weight in prunable_weights(task.model, ignore=task.unprunable).values())
     width = None
     if config.method == "small-dense":
         narrow = shrunk(config, task)
-        task, width = build_task(narrow, config.validation, load), narrow.model_options["width"]
+        task, width = build_task(narrow, config.validation), narrow.model_options["width"]
     _check_training(config, task)
     task.model.to(machine.device)
     scored = config.method not in (*DENSE, *TRAINED)

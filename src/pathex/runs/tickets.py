@@ -14,7 +14,7 @@ from pathex.mask_files import read_allocation, read_mask
 from pathex.masks import Mask
 from pathex.pruning import PruneResult, default_rounds, prune
 from pathex.runs.config import RunConfig, TicketConfig
-from pathex.tasks import Load, Task, build
+from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
 __all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "start_mask", "train_options"]
@@ -23,13 +23,12 @@ OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
 
 
-def build_task(config: TicketConfig, validation: float = 0.0, load: Load | None = None) -> Task:
+def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
     """The network and the images of the settings.
 
     Args:
         config: The settings.
         validation: Fraction of the training images held out.
-        load: Loads data by name and options; None is ``pathex.data.load``.
 
     Returns:
         The task.
@@ -44,7 +43,6 @@ def build_task(config: TicketConfig, validation: float = 0.0, load: Load | None 
         model_options=config.model_options,
         data_options=config.data_options,
         task_options=config.task_options,
-        load_data=load,
     )
 
 

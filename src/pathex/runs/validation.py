@@ -18,7 +18,7 @@ from pathex.runs._stages import DENSE, SANITY, TRAINED
 from pathex.runs.config import RunConfig, TicketConfig
 from pathex.runs.tickets import OWN_ZEROS
 from pathex.tasks import LOSSES, kind
-from pathex.train import CAPTURES, check_logger, check_machine
+from pathex.train import check_logger, check_machine
 
 __all__ = ["check_config", "check_ticket"]
 
@@ -85,7 +85,6 @@ def check_config(config: RunConfig) -> None:
     _check_augmentation(config)
     _check_name("loss", config.loss, LOSSES)
     _check_name("sanity", config.sanity, SANITY)
-    _check_name("capture", config.capture, CAPTURES)
     _check_name("dynamic", config.dynamic, ("none", *dynamic.METHODS))
     for name in ("augment_options", "dynamic_options"):
         _check_plain(name, getattr(config, name))

@@ -12,7 +12,7 @@ else:
 
 __all__ = ["EXECUTORS", "SweepConfig"]
 
-EXECUTORS = ("local", "together", "ray")
+EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,9 @@ class SweepConfig:
         base: Settings to begin with: a file of ``pathex run`` (relative to the sweep file), or a mapping.
         settings: Settings of every run, over those of the base.
         grid: Mapping of settings to lists of values; every combination is a run. Several grids are a list of mappings.
-        executor: ``local`` (processes of this machine), ``together`` (side by side in one process, on one GPU) or
-            ``ray`` (tasks of Ray, here or on a cluster).
+        executor: ``local`` (processes of this machine) or ``ray`` (tasks of Ray, here or on a cluster).
         concurrent: Runs at a time, on each GPU or on the CPU; null is one on each GPU, or as many as the processors
-            allow; 12 for ``together``.
+            allow.
         threads: Threads of each run; null is 1 on the CPU, where their number decides the last bits of the results, and
             an equal share of the processors beside GPUs.
         retries: How often a run goes on after its process was lost (killed, out of memory, a node gone).

@@ -1,18 +1,13 @@
-"""What carries out the runs of a sweep: one small interface, three kinds."""
+"""The interface of what carries out the runs of a sweep, and how runs share a machine."""
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from dataclasses import dataclass
 from types import TracebackType
 
-from pathex.runs.config import RunConfig
-from pathex.sweep.config import SweepConfig
 from pathex.sweep.work import Job, Message
 
-__all__ = ["TOGETHER", "Executor", "Share", "create", "processors", "share"]
-
-TOGETHER = 12
-"""Runs at a time in one process, where nothing else is asked for."""
+__all__ = ["Executor", "Share", "processors", "share"]
 
 
 class Executor(ABC):
@@ -30,13 +25,9 @@ class Executor(ABC):
 
     @abstractmethod
     def listen(self, seconds: float) -> list[Message]:
-        """What was heard since the last call; every job submitted is heard of in the end.
+        """What was heard since the last call, after waiting so long for the first message.
 
-        Args:
-            seconds: How long to wait for the first message.
-
-        Returns:
-            Messages in order for each job; the last one of a job is of the kind ``ended``.
+        Messages are in order for each job. Every job is heard of in the end: its last one is of the kind ``ended``.
         """
 
     @abstractmethod
@@ -52,18 +43,14 @@ class Executor(ABC):
         self.close()
 
 
+@dataclass(frozen=True)
 class Share:
-    """How runs share a machine.
+    """How runs share a machine: how many at a time, threads of each, GPUs (0: the CPU alone), runs on each of these."""
 
-    Attributes:
-        workers: Runs at a time.
-        threads: Threads of each.
-        gpus: GPUs that they are spread over; 0 is the CPU alone.
-        each: Runs at a time on each GPU, or on the CPU.
-    """
-
-    def __init__(self, workers: int, threads: int, gpus: int, each: int) -> None:
-        self.workers, self.threads, self.gpus, self.each = workers, threads, gpus, each
+    workers: int
+    threads: int
+    gpus: int
+    each: int
 
 
 def processors() -> int:
@@ -72,13 +59,7 @@ def processors() -> int:
 
 
 def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) -> Share:
-    """Decide how many runs go on at a time, and with how many threads.
-
-    Args:
-        concurrent: Runs at a time on each GPU, or on the CPU; None chooses.
-        threads: Threads of each run; None chooses.
-        gpus: GPUs of the machine; 0 is the CPU alone.
-        cores: Processors of the machine.
+    """Decide how many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open.
 
     Returns:
         The share. On the CPU the number of threads never follows from the number of runs, because it decides the last
@@ -90,33 +71,3 @@ def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) ->
         return Share(each, threads, 0, each)
     each = concurrent or 1
     return Share(each * gpus, threads or max(1, cores // (each * gpus)), gpus, each)
-
-
-def create(config: SweepConfig, runs: Iterable[RunConfig]) -> Executor:
-    """The executor that a sweep asks for.
-
-    Args:
-        config: Options of the sweep.
-        runs: Settings of its runs.
-
-    Returns:
-        The executor.
-    """
-    gpu = any(run.device != "cpu" for run in runs)
-    if config.executor == "ray":
-        from pathex.sweep.ray_tasks import RayExecutor
-
-        return RayExecutor(config.concurrent, config.threads, gpu=gpu, address=config.address)
-    import torch
-
-    gpus = torch.cuda.device_count() if gpu else 0
-    if config.executor == "together":
-        from pathex.sweep.together import TogetherExecutor
-
-        device = torch.device("cuda", torch.cuda.current_device()) if gpus else None
-        # One run at a time is on the CPU; there the number of threads decides the last bits, as in `share`.
-        threads = config.threads or (processors() if gpus else 1)
-        return TogetherExecutor(config.concurrent or TOGETHER, threads, device)
-    from pathex.sweep.local import LocalExecutor
-
-    return LocalExecutor(share(config.concurrent, config.threads, gpus, processors()))

@@ -19,6 +19,8 @@ from pathex.sweep.config import EXECUTORS, SweepConfig
 __all__ = ["Plan", "plan"]
 
 _MOST_ENTRIES = 100_000
+_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.name != "out"}
+_WITH_OPTIONS = [name for name, field in _FIELDS.items() if field.default_factory is dict]
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,17 @@ def plan(config: SweepConfig) -> Plan:
         InvalidInput: If an option or a setting cannot be used; the message names it, and the entry it belongs to.
     """
     _check_options(config)
-    reader = _Reader()
-    common = reader.over(reader.base(config.base), config.settings, "settings")
+    typed = _Types()
+    common = _over(typed.base(config.base), config.settings, "settings")
     runs: dict[str, RunConfig] = {}
     entries = 0
     for place, entry in _entries(config):
-        made = reader.run(reader.over(common, entry, place), place, config.out)
+        values = _over(common, entry, place)
+        run = RunConfig(**{name: typed(name, value, place) for name, value in values.items()}, out=config.out)
         entries += 1
-        if (name := run_name(made)) not in runs:
-            _check(made, place, config.executor)
-            runs[name] = made
+        if (name := run_name(run)) not in runs:
+            _check(run, place)
+            runs[name] = run
     return Plan(runs, entries - len(runs))
 
 
@@ -74,19 +77,20 @@ def _check_options(config: SweepConfig) -> None:
 
 def _entries(config: SweepConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The settings of each run beyond the common ones, with their place in the sweep file."""
-    several = not isinstance(config.grid, Mapping)
     # An empty grid alone is none; one of several is a mistake.
-    grids: list[Any] = list(config.grid) if several else [config.grid] if config.grid else []
+    grids: dict[str, Any] = {"grid": config.grid} if config.grid else {}
+    if not isinstance(config.grid, Mapping):
+        grids = {f"grid {number}": grid for number, grid in enumerate(config.grid, 1)}
     if not grids and not config.list:
         raise InvalidInput("the sweep has no runs; allowed: a grid, a list, or both")
-    places = [f"grid {number}" if several else "grid" for number in range(1, len(grids) + 1)]
-    entries = len(config.list) + sum(_size(place, grid) for place, grid in zip(places, grids, strict=True))
+    entries = len(config.list) + sum(_size(place, grid) for place, grid in grids.items())
     if entries > _MOST_ENTRIES:
         raise InvalidInput(f"the sweep has {entries:,} entries; allowed: at most {_MOST_ENTRIES:,}")
-    for place, grid in zip(places, grids, strict=True):
+    for place, grid in grids.items():
         for values in itertools.product(*grid.values()):
             entry = dict(zip(grid, values, strict=True))
-            yield f"{place} at {_text(entry)}", entry
+            shown = ", ".join(f"{name}: {value}" for name, value in entry.items())
+            yield f"{place} at {{{shown}}}", entry
     for number, entry in enumerate(config.list, 1):
         yield f"list entry {number}", entry
 
@@ -102,11 +106,7 @@ def _size(place: str, grid: Any) -> int:
     return math.prod(len(values) for values in grid.values())
 
 
-def _check(run: RunConfig, place: str, executor: str) -> None:
-    if executor == "together" and run.logger == "wandb":
-        raise InvalidInput(
-            f"{place}: logger 'wandb' writes one run a process; allowed with executor 'together': others"
-        )
+def _check(run: RunConfig, place: str) -> None:
     if run.devices != 1:
         raise InvalidInput(f"{place}: devices is {run.devices}; allowed in a sweep: 1, one device for each run")
     try:
@@ -115,28 +115,45 @@ def _check(run: RunConfig, place: str, executor: str) -> None:
         raise InvalidInput(f"{place}: {error}") from None
 
 
-def _text(entry: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{name}: {value}" for name, value in entry.items()) + "}"
+def _over(below: Mapping[str, Any], above: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The settings of ``below`` with those of ``above`` in their place."""
+    if not isinstance(above, Mapping):
+        raise InvalidInput(f"{place} is {above!r}; allowed: a mapping of settings")
+    values = dict(below)
+    for dotted, value in above.items():
+        name, *options = str(dotted).split(".")
+        if name == "out":
+            raise InvalidInput(f"{place}: out is an option of the sweep, not of one of its runs")
+        if name not in _FIELDS:
+            raise InvalidInput(f"{place}: {UnknownName('setting', name, _FIELDS)}")
+        if options and name not in _WITH_OPTIONS:
+            raise InvalidInput(f"{place}: {name} has no options; those that have: {', '.join(_WITH_OPTIONS)}")
+        values[name] = _replaced(values.get(name, {}), options, value, f"{place}: {dotted}")
+    return values
 
 
-class _Reader:
-    """Settings with the names and types of ``pathex run``, so that a sweep names its runs as that command does."""
+def _replaced(whole: Any, options: Sequence[str], value: Any, place: str) -> Any:
+    """A mapping with one value, at the end of a path of names, in place of what was there."""
+    if not options:
+        return value
+    if not isinstance(whole, Mapping):
+        raise InvalidInput(f"{place}: {whole!r} below it is no mapping, so it has no option {options[0]!r}")
+    return {**whole, options[0]: _replaced(whole.get(options[0], {}), options[1:], value, place)}
+
+
+class _Types:
+    """Settings with the types of ``pathex run``, so that a sweep names its runs as that command does."""
 
     def __init__(self) -> None:
         self._parser = ArgumentParser(exit_on_error=False)
         self._parser.add_class_arguments(RunConfig, None, as_group=False)
-        fields = dataclasses.fields(RunConfig)
-        self._names = [field.name for field in fields]
-        self._mappings = [field.name for field in fields if field.default_factory is dict]
         self._types = get_type_hints(RunConfig)
         self._known: dict[tuple[str, str], Any] = {}
 
     def base(self, base: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
         """The settings to begin with; where they are to be written is for the sweep to say."""
-        if base is None:
-            return {}
-        if isinstance(base, dict):
-            return self.over({}, {name: value for name, value in base.items() if name != "out"}, "base")
+        if base is None or isinstance(base, dict):
+            return _over({}, {name: value for name, value in (base or {}).items() if name != "out"}, "base")
         path = Path(base)
         if not path.is_file():
             raise InvalidInput(f"base: {os.fspath(base)!r} is no file; allowed: a file of settings of pathex run")
@@ -144,34 +161,9 @@ class _Reader:
             values = self._parser.parse_path(str(path), defaults=False).as_dict()
         except argparse.ArgumentError as error:
             raise InvalidInput(f"base {path}: {' '.join(str(error).split())}") from None
-        return {name: value for name, value in values.items() if name in self._names and name != "out"}
+        return {name: value for name, value in values.items() if name in _FIELDS}
 
-    def over(self, below: Mapping[str, Any], above: Mapping[str, Any], place: str) -> dict[str, Any]:
-        """The settings of ``below`` with those of ``above`` in their place."""
-        if not isinstance(above, Mapping):
-            raise InvalidInput(f"{place} is {above!r}; allowed: a mapping of settings")
-        values = dict(below)
-        for dotted, value in above.items():
-            name, *options = str(dotted).split(".")
-            self._check_name(name, options, place)
-            values[name] = _replaced(values.get(name, {}), options, value, f"{place}: {dotted}")
-        return values
-
-    def _check_name(self, name: str, options: Sequence[str], place: str) -> None:
-        if name == "out":
-            raise InvalidInput(f"{place}: out is an option of the sweep, not of one of its runs")
-        if name not in self._names:
-            known = [known for known in self._names if known != "out"]
-            raise InvalidInput(f"{place}: {UnknownName('setting', name, known)}")
-        if options and name not in self._mappings:
-            raise InvalidInput(f"{place}: {name} has no options; those that have: {', '.join(self._mappings)}")
-
-    def run(self, values: Mapping[str, Any], place: str, out: str) -> RunConfig:
-        """The settings of one run, complete."""
-        typed = {name: self._typed(name, value, place) for name, value in values.items()}
-        return RunConfig(**typed, out=out)
-
-    def _typed(self, name: str, value: Any, place: str) -> Any:
+    def __call__(self, name: str, value: Any, place: str) -> Any:
         # Reading is slow beside the rest, and a grid has few values.
         key = (name, repr(value))
         if key not in self._known:
@@ -184,12 +176,3 @@ class _Reader:
                 allowed = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
                 raise InvalidInput(f"{place}: {name} is {value!r}; allowed: {allowed}") from None
         return self._known[key]
-
-
-def _replaced(whole: Any, options: Sequence[str], value: Any, place: str) -> Any:
-    """A mapping with one value, at the end of a path of names, in place of what was there."""
-    if not options:
-        return value
-    if not isinstance(whole, Mapping):
-        raise InvalidInput(f"{place}: {whole!r} below it is no mapping, so it has no option {options[0]!r}")
-    return {**whole, options[0]: _replaced(whole.get(options[0], {}), options[1:], value, place)}

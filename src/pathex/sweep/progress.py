@@ -18,7 +18,7 @@ class Stage:
     """Where one run stands.
 
     Attributes:
-        text: Stage for people, such as ``epoch 3 of 160``.
+        text: Stage for people, such as ``epoch 3/160``.
         loss: Training loss of the last whole epoch, or None.
         done: Fraction of the training that is done.
         begun: That fraction when the sweep took the run up.
@@ -30,6 +30,24 @@ class Stage:
     done: float = 0.0
     begun: float = 0.0
     levels: int = 0
+
+    def advance(self, kind: str, payload: dict[str, Any]) -> None:
+        """Take an event of the run; unknown ones are passed over."""
+        self.levels = payload.get("levels", self.levels)
+        epoch = payload.get("epoch")
+        if kind == "prune_round":
+            self.text = f"prune {payload['round']}/{payload['rounds']}"
+        elif kind == "resumed" and epoch is None and "level" in payload:  # a level that was over before
+            self.text = _place(payload)
+            self.done = self.begun = payload["level"] / (self.levels + 1)
+        elif kind in {"resumed", "step", "epoch"} and epoch is not None:
+            self.text = f"{_place(payload)}epoch {epoch}/{payload['epochs']}"
+            whole = epoch - 1 + (payload["step"] / payload["steps"] if kind == "step" else 1.0)
+            # The trainings of a run follow each other: those of the levels and its own, or one for each target.
+            before = payload["level"] - 1 if "level" in payload else self.levels + payload.get("target", 1) - 1
+            self.done = (before + whole / max(1, payload["epochs"])) / (payload.get("targets", 1) + self.levels)
+            self.begun = self.done if kind == "resumed" else self.begun
+            self.loss = payload.get("train_loss", self.loss)
 
 
 class Progress:
@@ -47,33 +65,21 @@ class Progress:
         self._worked = 0.0
 
     def __call__(self, name: str, kind: str, payload: dict[str, Any]) -> None:
-        """Take a message.
-
-        Args:
-            name: Name of the run.
-            kind: Kind of the message; unknown ones are passed over.
-            payload: What belongs to it.
-        """
+        """Take a message; unknown kinds are passed over."""
         if kind in {ENDED, "busy", "again"}:
-            self._end(name, payload["status"] if kind == ENDED else "waiting")
-            return
-        if kind == "start":
+            self.status[name] = status = payload["status"] if kind == ENDED else "waiting"
+            if (stage := self.running.pop(name, None)) is not None:
+                self._worked += (1.0 if status == "done" else stage.done) - stage.begun
+        elif kind == "start":
             self.status[name], self.running[name] = "running", Stage()
-        stage = self.running.get(name)
-        if stage is not None:
-            _advance(stage, kind, payload)
-
-    def _end(self, name: str, status: str) -> None:
-        stage = self.running.pop(name, None)
-        if stage is not None:
-            self._worked += (1.0 if status == "done" else stage.done) - stage.begun
-        self.status[name] = status
+        elif name in self.running:
+            self.running[name].advance(kind, payload)
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of runs that are done, running, failed and waiting."""
-        found = Counter(self.status.values())
-        return {status: found[status] for status in ("done", "running", "failed", "waiting")}
+        counted = Counter(self.status.values())
+        return {status: counted[status] for status in ("done", "running", "failed", "waiting")}
 
     def seconds_left(self) -> float | None:
         """How long the rest takes if runs go on as fast as so far; None while there is too little to tell from.
@@ -88,30 +94,7 @@ class Progress:
         return left * (self._clock() - self._start) / worked
 
 
-def _advance(stage: Stage, kind: str, payload: dict[str, Any]) -> None:
-    stage.levels = payload.get("levels", stage.levels)
-    if kind == "prune_round":
-        stage.text = f"prune {payload['round']}/{payload['rounds']}"
-    elif kind == "resumed" and "level" in payload and "epoch" not in payload:  # a level that was over before
-        stage.text = _where(payload)
-        stage.done = stage.begun = payload["level"] / (stage.levels + 1)
-    elif kind in {"resumed", "step", "epoch"} and "epoch" in payload:
-        part = payload["step"] / payload["steps"] if kind == "step" else 1.0
-        stage.text = f"{_where(payload)}epoch {payload['epoch']}/{payload['epochs']}"
-        trained = (payload["epoch"] - 1 + part) / max(1, payload["epochs"])
-        # The trainings of a run follow each other: those of the levels and its own, or one for each target.
-        stage.done = (_trainings_before(stage, payload) + trained) / (payload.get("targets", 1) + stage.levels)
-        stage.begun = stage.done if kind == "resumed" else stage.begun
-        stage.loss = payload.get("train_loss", stage.loss)
-
-
-def _trainings_before(stage: Stage, payload: dict[str, Any]) -> int:
-    if "level" in payload:
-        return int(payload["level"]) - 1
-    return stage.levels + int(payload.get("target", 1)) - 1
-
-
-def _where(payload: dict[str, Any]) -> str:
+def _place(payload: dict[str, Any]) -> str:
     for part in ("level", "target"):
         if part in payload:
             return f"{part} {payload[part]}/{payload[part + 's']} "

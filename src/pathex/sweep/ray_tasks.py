@@ -66,23 +66,13 @@ class RayExecutor(Executor):
         self._running[self._task.remote(job, self._mailbox, str(Path.cwd()))] = job
 
     def listen(self, seconds: float) -> list[Message]:
-        """What was heard of the tasks since the last call.
-
-        Args:
-            seconds: How long to wait for the first task to end.
-
-        Returns:
-            Messages, in order for each job.
-        """
+        """What was heard of the tasks since the last call."""
         if not self._running:
             time.sleep(seconds)
             return []
         over, _ = self._ray.wait(list(self._running), timeout=seconds)
-        messages: list[Message] = [Message(*message) for message in self._ray.get(self._mailbox.take.remote())]
-        for task in over:
-            job = self._running.pop(task)
-            messages.append(Message(job.name, ENDED, self._outcome(task)))
-        return messages
+        messages = [Message(*message) for message in self._ray.get(self._mailbox.take.remote())]
+        return messages + [Message(self._running.pop(task).name, ENDED, self._outcome(task)) for task in over]
 
     def close(self) -> None:
         """Cancel the tasks and leave the cluster; a cluster that was started here ends."""
@@ -136,9 +126,7 @@ def _task(job: Job, mailbox: Any, folder: str) -> dict[str, Any]:
     try:
         os.chdir(folder)
     except OSError as error:
-        line = (
-            f"the folder {folder} of the sweep is not on this node ({error.strerror}); a cluster needs shared storage"
-        )
-        return ended("failed", line)
+        where = f"the folder {folder} of the sweep is not on this node ({error.strerror})"
+        return ended("failed", f"{where}; a cluster needs shared storage")
     # Nobody waits for a message to arrive: a run goes on when its sweep is slow.
     return carry_out(job, lambda kind, payload: mailbox.post.remote(job.name, kind, payload))

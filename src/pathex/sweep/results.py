@@ -1,18 +1,20 @@
 """What a sweep leaves beside its runs: their table, and a record of each failure."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathex.errors import PathexError
 from pathex.runs.config import RunConfig
 from pathex.runs.folder import check_same, finished_result, write_json
-from pathex.runs.naming import settings
+from pathex.runs.naming import WITHOUT_EFFECT, settings
 from pathex.train import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["FAILED", "Table", "forget_failure", "record_failure"]
 
@@ -22,13 +24,7 @@ _MEASURED = ("test_accuracy", "test_miou", "kept", "total", "dead_layers", "prun
 
 
 def record_failure(folder: Path, outcome: Mapping[str, Any], attempts: int) -> None:
-    """Write ``failed.json`` into a run's folder.
-
-    Args:
-        folder: The run's folder; it is made where there is none.
-        outcome: ``error`` and ``traceback`` of the last attempt.
-        attempts: How often the run was started.
-    """
+    """Write ``failed.json``: ``error`` and ``traceback`` of the last attempt, and how many there were."""
     folder.mkdir(parents=True, exist_ok=True)
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     known = {"error": outcome["error"], "traceback": outcome["traceback"], "attempts": attempts, "time": when}
@@ -36,11 +32,7 @@ def record_failure(folder: Path, outcome: Mapping[str, Any], attempts: int) -> N
 
 
 def forget_failure(folder: Path) -> None:
-    """Remove the record of a failure, where there is one.
-
-    Args:
-        folder: The run's folder.
-    """
+    """Remove the record of a failure, where there is one."""
     (folder / FAILED).unlink(missing_ok=True)
 
 
@@ -58,19 +50,11 @@ class Table:
         self.path = out / "results.csv"
         self.parquet = _has_pyarrow()
         self._out, self._runs = out, runs
-        self._settings = _varying({name: _deciding(config) for name, config in runs.items()})
+        self._settings = _columns(runs)
         self._finished: dict[str, dict[str, Any]] = {}
 
     def finished(self, name: str) -> bool:
-        """Whether a run is done.
-
-        Args:
-            name: Name of its folder.
-
-        Returns:
-            False also for a folder that cannot be read, or that holds other settings under this name: to carry out that
-            run tells what is wrong.
-        """
+        """Whether a run is done; no for what cannot be read or has other settings: carrying it out tells why."""
         if name not in self._finished:
             folder = self._out / name
             try:
@@ -106,11 +90,11 @@ class Table:
                     frame.to_parquet(temporary, index=False)
 
     def _row(self, name: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": name, "status": "unfinished", **self._settings[name]}
         result = self._finished[name] if self.finished(name) else {}
         error = None if result else _read_error(self._out / name / FAILED)
-        row["status"] = "done" if result else "unfinished" if error is None else "failed"
-        return {**row, **{key: result.get(key) for key in _MEASURED}, "error": error}
+        status = "done" if result else "unfinished" if error is None else "failed"
+        known = {"name": name, "status": status, **self._settings.loc[name]}
+        return {**known, **{key: result.get(key) for key in _MEASURED}, "error": error}
 
 
 def _read_error(path: Path) -> str | None:
@@ -122,59 +106,39 @@ def _read_error(path: Path) -> str | None:
         return f"{path.name} cannot be read"
 
 
-def _deciding(config: RunConfig) -> dict[str, Any]:
+def _columns(runs: Mapping[str, RunConfig]) -> "pd.DataFrame":
+    """The settings that are not the same in all runs, and a few that are always of interest; one type a column."""
+    import pandas as pd
+
+    flat = {run: _flat(config) for run, config in runs.items()}
+    frame = pd.DataFrame.from_dict(flat, orient="index").astype(object)
+    # As text, so that a setting that is null is told from one that plays no part in a run.
+    texts = pd.DataFrame.from_dict(
+        {run: {name: json.dumps(value) for name, value in values.items()} for run, values in flat.items()},
+        orient="index",
+    )
+    order = [field.name for field in dataclasses.fields(RunConfig)]
+    kept = [
+        name
+        for name in sorted(frame, key=lambda name: order.index(name.partition(".")[0]))
+        # An option that only some runs give is a difference; a setting that plays no part in some is none.
+        if name in _ALWAYS or texts[name].nunique(dropna="." not in name) > 1
+    ]
+    for name in kept:
+        if pd.api.types.infer_dtype(frame[name], skipna=True) in {"mixed", "mixed-integer"}:
+            frame[name] = frame[name].map(str, na_action="ignore")
+    return frame[kept]
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
     """The settings that count for a run, options under dotted names, lists and mappings as text."""
     flat: dict[str, Any] = {}
     for name, value in settings(config).items():
-        if name in _without_part(config.method):
+        if name in WITHOUT_EFFECT.get(config.method, ()) and name not in _ALWAYS:
             continue
-        if name.endswith("_options"):
-            flat |= {f"{name}.{option}": _plain(known) for option, known in value.items()}
-        else:
-            flat[name] = _plain(value)
-    return flat
-
-
-@functools.cache
-def _without_part(method: str) -> frozenset[str]:
-    """The settings that play no part with a method, such as those of pruning in a dense run: any value counts alike."""
-    config = RunConfig(method=method)
-
-    def counts(name: str) -> bool:
-        mark: dict[str, Any] = {name: "?"}
-        return bool(settings(dataclasses.replace(config, **mark))[name] == "?")
-
-    return frozenset(name for name in settings(config) if name not in _ALWAYS and not counts(name))
-
-
-def _plain(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
-
-
-def _varying(runs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings that are not the same in all runs, and a few that are always of interest; one type a column."""
-    order = [field.name for field in dataclasses.fields(RunConfig)]
-    found = dict.fromkeys(name for values in runs.values() for name in values)
-    names = sorted(found, key=lambda name: order.index(name.partition(".")[0]))
-    columns = {name: [values[name] for values in runs.values() if name in values] for name in names}
-    kept = [name for name, column in columns.items() if name in _ALWAYS or _varies(name, column, len(runs))]
-    mixed = [name for name in kept if len({_kind(value) for value in columns[name] if value is not None}) > 1]
-    return {
-        run: {
-            name: str(values[name]) if name in mixed and values.get(name) is not None else values.get(name)
-            for name in kept
-        }
-        for run, values in runs.items()
-    }
-
-
-def _varies(name: str, column: list[Any], runs: int) -> bool:
-    # An option that only some runs give is a difference; a setting that plays no part in some is none.
-    return any(value != column[0] for value in column) or ("." in name and len(column) < runs)
-
-
-def _kind(value: Any) -> type:
-    return float if type(value) is int else type(value)
+        options = {f"{name}.{option}": each for option, each in value.items()} if name.endswith("_options") else None
+        flat |= {name: value} if options is None else options
+    return {name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in flat.items()}
 
 
 def _has_pyarrow() -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pathex.errors import FolderInUse, PathexError, PathexWarning
 from pathex.runs.config import RunConfig
 
-__all__ = ["ENDED", "Job", "Message", "carry_out", "ended", "failure"]
+__all__ = ["ENDED", "Job", "Message", "carry_out", "ended"]
 
 ENDED = "ended"
 """Kind of the last message about a job. Its payload has ``status``: ``done``, ``failed``, ``busy`` (another process has
@@ -21,13 +21,7 @@ the folder) or ``lost`` (the process ended without a word); and ``error``, ``tra
 
 @dataclass(frozen=True)
 class Job:
-    """One run, to be carried out by some process.
-
-    Attributes:
-        name: Name of the run's folder.
-        config: Its settings.
-        threads: Threads of its tensors' operations on the CPU.
-    """
+    """One run by the name of its folder, to be carried out by some process with so many threads."""
 
     name: str
     config: RunConfig
@@ -35,13 +29,7 @@ class Job:
 
 
 class Message(NamedTuple):
-    """What is heard of a job: ``start``, ``warning``, an event of ``pathex.runs.run``, or ``ended``.
-
-    Attributes:
-        name: Name of the job.
-        kind: Kind of the message.
-        payload: What belongs to it, as plain values.
-    """
+    """What is heard of a job: ``start``, ``warning``, an event of ``pathex.runs.run``, or ``ended``."""
 
     name: str
     kind: str
@@ -49,26 +37,16 @@ class Message(NamedTuple):
 
 
 def ended(status: str, error: str | None = None, trace: str = "") -> dict[str, Any]:
-    """The payload of the last message about a job.
-
-    Args:
-        status: ``done``, ``failed``, ``busy`` or ``lost``.
-        error: What went wrong, in one line.
-        trace: Where it went wrong.
-
-    Returns:
-        The payload.
-    """
+    """The payload of the last message about a job: its status, and in one line and in full what went wrong."""
     return {"status": status, "error": error, "traceback": trace}
 
 
-def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None], **shared: Any) -> dict[str, Any]:
+def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
     """Carry out one run in this process.
 
     Args:
         job: The run.
         send: Receives ``(kind, payload)``: ``start``, ``warning`` and the events of the run.
-        **shared: Further arguments of :func:`pathex.runs.run`, for what runs in one process share.
 
     Returns:
         The payload of the job's last message. Whatever goes wrong in the run is told there, not raised.
@@ -82,29 +60,20 @@ def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None], **shared: A
         _check_free(Path(job.config.out) / job.name)
         send("start", {})
         with _warnings_sent(send):
-            run(job.config, on_event=send, **shared)
+            run(job.config, on_event=send)
     except FolderInUse:
         return ended("busy")
     except Exception as error:
-        return failure(error)
+        said = " ".join(str(error).split())
+        # Errors raised on purpose say all there is to say; of others the kind is half the message.
+        line = said if isinstance(error, PathexError) else f"{type(error).__name__}: {said}".removesuffix(": ")
+        return ended("failed", line, "".join(traceback.format_exception(error)))
     finally:
-        _clear_memory()
+        # The process goes on to other runs, and on a GPU others share the memory that a cache would hold.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
     return ended("done")
-
-
-def failure(error: Exception) -> dict[str, Any]:
-    """The payload of the last message about a job that failed.
-
-    Args:
-        error: Why.
-
-    Returns:
-        The payload.
-    """
-    told = " ".join(str(error).split())
-    # Errors raised on purpose say all there is to say; of others the kind is half the message.
-    line = told if isinstance(error, PathexError) else f"{type(error).__name__}: {told}".removesuffix(": ")
-    return ended("failed", line, "".join(traceback.format_exception(error)))
 
 
 def _check_free(folder: Path) -> None:
@@ -119,30 +88,21 @@ def _check_free(folder: Path) -> None:
 @contextlib.contextmanager
 def _warnings_sent(send: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
     """Warnings of pathex become messages; others go to the output of the process. Each comes once in a run."""
-    told: set[tuple[Any, ...]] = set()
+    seen: set[tuple[Any, ...]] = set()
     with warnings.catch_warnings():
-        # Which were shown is remembered here: what Python remembers, it forgets whenever runs take turns.
+        # Python itself forgets which were shown whenever somebody catches warnings.
         warnings.simplefilter("always")
         show = warnings.showwarning
 
-        def tell(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        def handle(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
             key = (str(message), category, *place[:2])
-            if key in told:
+            if key in seen:
                 return
-            told.add(key)
+            seen.add(key)
             if issubclass(category, PathexWarning):
                 send("warning", {"message": " ".join(str(message).split())})
             else:
                 show(message, category, *place, **options)
 
-        warnings.showwarning = tell
+        warnings.showwarning = handle
         yield
-
-
-def _clear_memory() -> None:
-    # The process goes on to other runs, and on a GPU others share the memory that a cache would hold.
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -6,12 +6,7 @@ __all__ = ["check_share", "cut_batches", "share_of"]
 
 
 def check_share(images: int, batch_size: int, share: tuple[int, int]) -> None:
-    """Check that every process gets an image of every whole batch.
-
-    Args:
-        images: Images in a pass.
-        batch_size: Images in a batch, over all processes.
-        share: Number of this process and of all of them.
+    """Check that each process, ``share`` being its number and their number, gets an image of every whole batch.
 
     Raises:
         InvalidInput: If it does not, or a number is out of range.
@@ -31,13 +26,8 @@ def check_share(images: int, batch_size: int, share: tuple[int, int]) -> None:
 def cut_batches(images: int, batch_size: int, least: int) -> list[range]:
     """Cut a pass into batches.
 
-    Args:
-        images: Number of images.
-        batch_size: Images in a batch.
-        least: A last batch of fewer joins the one before.
-
     Returns:
-        Places of the images of each batch.
+        Places of the images of each batch; a last batch of fewer than ``least`` joins the one before.
 
     Example:
         >>> cut_batches(9, 4, 2), cut_batches(10, 4, 2)
@@ -50,15 +40,10 @@ def cut_batches(images: int, batch_size: int, least: int) -> list[range]:
 
 
 def share_of(batch: range, rank: int, ranks: int) -> range:
-    """The contiguous piece of a batch that one of several processes sees.
-
-    Args:
-        batch: The whole batch.
-        rank: Number of the process.
-        ranks: Number of processes.
+    """The piece of a batch that one of several processes sees.
 
     Returns:
-        The piece; the pieces of all processes have every image once, and the first ones may be larger by one.
+        A contiguous piece; those of the first processes may be larger by one.
 
     Example:
         >>> [share_of(range(10, 17), rank, 3) for rank in range(3)]

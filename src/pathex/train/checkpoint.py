@@ -30,12 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically.
-
-    Args:
-        path: The file to write.
-        state: Nested dictionaries and lists of tensors, numbers and text.
-    """
+    """Save nested dictionaries and lists of tensors, numbers and text atomically."""
     # Fabric's own save goes through the system's temporary folder, from where no rename is atomic.
     with replacing(path) as temporary:
         torch.save(state, temporary)

@@ -4,163 +4,31 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
-from pathex.errors import InvalidInput, PathexError
+from pathex.errors import PathexError
 from pathex.layout import breaks_channels_last
 from pathex.sharded import is_sharded, like
 from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
-from pathex.train.measuring import Collected, LossWatch
+from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
 from pathex.train.seeding import epoch_seed
 from pathex.train.sharding import whole
-from pathex.train.stepping import CapturedStep, EagerStep, Step, obstacle
+from pathex.train.step import Collected, Step
 
-__all__ = [
-    "Batches",
-    "Companion",
-    "Events",
-    "TrainOptions",
-    "TrainingDiverged",
-    "evaluate",
-    "fit",
-    "memory_format",
-    "milestone_epochs",
-]
-
-Events = Callable[[str, dict[str, Any]], None]
-"""Receiver of events: ``(kind, payload)``."""
-
-
-class Batches(Protocol):
-    """What the loop trains and measures on; :class:`pathex.train.Feed` is one.
-
-    Attributes:
-        images: Number of images in one pass, over all processes.
-        batches: Number of batches in one pass.
-    """
-
-    images: int
-    batches: int
-
-    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass, which depends on nothing but seed and epoch.
-
-        Args:
-            seed: Seed of the training.
-            epoch: Number of the epoch.
-
-        Yields:
-            Inputs and targets on the device of the training; this process's share of each batch.
-        """
-        ...
-
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in fixed order, not augmented.
-
-        Yields:
-            Inputs and targets on the device of the training; this process's share of each batch.
-        """
-        ...
-
-
-@runtime_checkable
-class Companion(Protocol):
-    """What changes beside the network while it trains, such as a dynamic mask; checkpoints hold its state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as tensors and plain values."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Take up a saved state."""
-        ...
-
-
-Prepare = Callable[[nn.Module, Optimizer], object]
-"""Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
+__all__ = ["TrainingDiverged", "evaluate", "fit", "memory_format"]
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 
 
 class TrainingDiverged(PathexError, ArithmeticError):
     """The training loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a network is trained.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images in a step, over all processes.
-        lr: Learning rate at the start.
-        head_lr: Learning rate of the head at the start; None is ``lr``.
-        momentum: Momentum of SGD.
-        nesterov: Whether the momentum is Nesterov's.
-        weight_decay: L2 penalty, on every parameter that is trained.
-        milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
-        gamma: Factor of the learning rate at each milestone.
-        loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
-        label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-        augment: ``auto`` (the data set's own) or a name that ``pathex.data`` knows.
-        augment_options: Options of the augmentation.
-        accumulate: Parts in which the gradient of a step is computed, to save memory.
-        freeze_batchnorm: Whether BatchNorm uses its stored statistics and leaves them as they are; its scales and
-            shifts are trained all the same.
-        sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only). Without it each device uses
-            those of its own images, and the stored ones are the first device's.
-        start: Epochs that count as done: learning rate, order and augmentation begin after them.
-        keep: Epochs after which the network is kept as ``epoch-N.ckpt`` beside ``last.ckpt``.
-        capture: Whether a step is captured in a CUDA graph and replayed: ``auto`` (where that is possible), ``always``
-            (an error where it is not) or ``never``.
-        seed: Seed of order, augmentation and dropout.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    lr: float = 0.1
-    head_lr: float | None = None
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    loss: str = "auto"
-    label_smoothing: float = 0.0
-    augment: str = "none"
-    augment_options: dict[str, Any] = field(default_factory=dict)
-    accumulate: int = 1
-    freeze_batchnorm: bool = False
-    sync_batchnorm: bool = False
-    start: int = 0
-    keep: tuple[int, ...] = ()
-    capture: str = "auto"
-    seed: int = 0
-
-
-def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
-    """The number of finished epochs at which the learning rate falls.
-
-    Args:
-        epochs: Epochs of the training.
-        milestones: Fractions of the training, in (0, 1).
-
-    Returns:
-        The nearest ends of an epoch, in order. The first epoch always has the full learning rate.
-
-    Example:
-        >>> milestone_epochs(160, (0.5, 0.75))
-        [80, 120]
-    """
-    return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
@@ -232,8 +100,7 @@ def fit(
         model: The network; it is trained in place.
         feed: Training batches.
         options: Learning rate, epochs, seed.
-        fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers. Its callbacks hear of
-            ``on_step_end`` after every step.
+        fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
         loss: Mean loss of ``(outputs, targets)`` over the images.
         metric: A torchmetrics metric of ``(outputs, targets)``; it may see several batches as one.
         folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
@@ -242,8 +109,7 @@ def fit(
         groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
         prepare: Called with the network and its optimizer on the device before the first step, to attach a mask.
             Returns None, or an object whose ``state_dict`` belongs in the checkpoint.
-        on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events, and ``uncaptured`` {reason}
-            where the steps on a GPU are not captured.
+        on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
 
     Returns:
         The network as Fabric runs it (devices and precision), and one row for each epoch: ``epoch``, ``train_loss``,
@@ -257,7 +123,6 @@ def fit(
         if loop.resume() and on_event is not None:
             on_event("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
         measure = _Measure(loss, metric.to(device), metric_name)
-        loop.choose_step(measure, on_event)
         while loop.epoch < options.epochs:
             row = loop.train_epoch(feed, measure, on_event)
             if validation is not None:
@@ -295,7 +160,7 @@ class _Loop:
         model.to(memory_format=memory_format(model))
         self.model = fabric.setup_module(model)
         self._layout = memory_format(model)
-        # All weights in one kernel, which can be captured; sharded ones know no such kernel.
+        # All weights in one kernel; sharded ones know no such kernel.
         self._fused = (fabric.device.type == "cuda" and fabric.world_size == 1) or None
         self._optimizer = torch.optim.SGD(
             # Looked up by name: sharding puts other parameters in their place.
@@ -352,65 +217,34 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
 
-    def choose_step(self, measure: _Measure, on_event: Events | None) -> None:
-        """Decide how steps are carried out.
-
-        Args:
-            measure: Loss and metric.
-            on_event: Hears of it where the steps on a GPU are not captured.
-
-        Raises:
-            InvalidInput: If they are to be captured always, and cannot be.
-        """
-        self._collected = Collected(measure.metric.update)
-        eager = EagerStep(
-            self.model,
-            self.optimizer,
-            measure.loss,
-            self._collected,
-            fabric=self.fabric,
-            layout=self._layout,
-            accumulate=self.options.accumulate,
-        )
-        self._step: Step = eager
-        self._watch = LossWatch(eager.total)
-
-        def tell(reason: str) -> None:
-            if self.options.capture == "always":
-                raise InvalidInput(f"capture is 'always', but {reason}; allowed: auto, never")
-            if self.fabric.device.type == "cuda" and on_event is not None:
-                on_event("uncaptured", {"reason": reason})
-
-        if self.options.capture != "never":
-            reason = obstacle(self.fabric, self.options.accumulate, self._companion)
-            if reason is None:
-                self._step = CapturedStep(eager, self._optimizer, tell=tell)
-            else:
-                tell(reason)
-
     def train_epoch(self, feed: Batches, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
         self._started = last = time.monotonic()
         number = self.epoch + 1
         # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
         torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
         measure.metric.reset()
-        self._collected.clear()
+        collected = Collected(measure.metric.update)
+        step = Step(
+            self.model,
+            self.optimizer,
+            measure.loss,
+            collected,
+            fabric=self.fabric,
+            layout=self._layout,
+            accumulate=self.options.accumulate,
+        )
         self._begin_training()
-        self._step.total.zero_()
-        self._step.images = 0
-        for step, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
-            self._step(inputs, targets)
-            self.fabric.call("on_step_end")
+        for count, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
+            step(inputs, targets)
             if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_STEP_EVENTS:
                 last = now
                 if self.fabric.world_size == 1:  # several have to stop together, at the end of the epoch
-                    self._check(self._watch.read(), number)
+                    self._check(float(step.total), number)
                 if on_event is not None:
-                    position = {"epoch": number, "epochs": self.options.epochs, "step": step, "steps": feed.batches}
+                    position = {"epoch": number, "epochs": self.options.epochs, "step": count, "steps": feed.batches}
                     on_event("step", position)
-        self._collected.flush()
-        sums = torch.stack([self._step.total, self._step.total.new_tensor(self._step.images)])
-        total, images = self._summed(sums).tolist()
+        collected.flush()
+        total, images = self._summed(torch.stack([step.total, step.total.new_tensor(step.images)])).tolist()
         self._check(total, number)
         self._share_buffers()
         return {
@@ -461,8 +295,8 @@ class _Loop:
             for _ in range(self.options.start):
                 self._scheduler.step()
 
-    def _check(self, total: float | None, number: int) -> None:
-        if total is not None and not math.isfinite(total):
+    def _check(self, total: float, number: int) -> None:
+        if not math.isfinite(total):
             raise TrainingDiverged(
                 f"the training loss became {total} in epoch {number} with lr {self._scheduler.get_last_lr()[0]:g}; "
                 "a smaller lr or precision 32-true usually helps"

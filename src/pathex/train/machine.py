@@ -1,9 +1,6 @@
 """The device and the precision that a network is trained with."""
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +8,7 @@ import torch
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train.sharding import shard
 
-__all__ = ["DEVICES", "PRECISIONS", "STRATEGIES", "check_machine", "fabric", "is_first_process"]
+__all__ = ["DEVICES", "PRECISIONS", "STRATEGIES", "check_machine", "fabric"]
 
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -41,17 +38,17 @@ def check_machine(
         ``cpu`` or ``cuda``.
 
     Raises:
-        InvalidInput: If a name is unknown, there are not so many CUDA devices, or a setting needs one.
+        UnknownName: If there is no device, precision or strategy of this name.
+        InvalidInput: If there are not so many CUDA devices, or a setting needs one.
     """
-    _check_name("device", device, DEVICES)
-    _check_name("precision", precision, PRECISIONS)
-    _check_name("strategy", strategy, STRATEGIES)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("device 'cuda': PyTorch finds no CUDA device here. Allowed here: auto, cpu")
-    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if precision == "16-mixed" and accelerator == "cpu":
-        allowed = ", ".join(name for name in PRECISIONS if name != "16-mixed")
-        raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {allowed}")
+    for kind, name, allowed in (
+        ("device", device, DEVICES),
+        ("precision", precision, PRECISIONS),
+        ("strategy", strategy, STRATEGIES),
+    ):
+        if name not in allowed:
+            raise UnknownName(kind, name, allowed)
+    accelerator = _accelerator(device, precision)
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise InvalidInput(f"devices is {devices}; CUDA devices here: {torch.cuda.device_count()}")
     if strategy == "fsdp" and precision not in _SHARDED:
@@ -61,23 +58,31 @@ def check_machine(
     return accelerator
 
 
+def _accelerator(device: str, precision: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device 'cuda': PyTorch finds no CUDA device here. Allowed here: auto, cpu")
+    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if precision == "16-mixed" and accelerator == "cpu":
+        allowed = ", ".join(name for name in PRECISIONS if name != "16-mixed")
+        raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {allowed}")
+    return accelerator
+
+
 def fabric(
     device: str = "auto",
     precision: str = "32-true",
     *,
     devices: int = 1,
     strategy: str = "auto",
-    callbacks: Sequence[object] = (),
 ) -> Any:
     """A Lightning Fabric, with its processes started.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: One of ``PRECISIONS``.
-        devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where ``torchrun`` or
-            ``fabric run`` started none, :func:`pathex.train.launching.launched` has to be around this call.
+        devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where it started none,
+            :func:`pathex.distributed.launched` has to be around this call.
         strategy: One of ``STRATEGIES``.
-        callbacks: Objects whose methods are called, such as ``on_step_end`` after each step of a training.
 
     Returns:
         The ``lightning_fabric.Fabric``; ``.device`` is the device that this process uses.
@@ -87,7 +92,7 @@ def fabric(
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import DoublePrecision
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
     accelerator = check_machine(device, precision, devices=devices, strategy=strategy)
     started = TorchElasticEnvironment.detect()
@@ -96,39 +101,34 @@ def fabric(
         raise InvalidInput(f"devices is {devices}, but torchrun started {here} processes here; allowed: 0, {here}")
     wanted = devices or here
     nodes = max(1, int(os.environ.get("WORLD_SIZE", "1")) // here) if started else 1
-    sharded = strategy == "fsdp" and wanted * nodes > 1
     # Fabric knows doubles with sharded weights only as a plugin.
-    double = sharded and precision == "64-true"
+    double = [DoublePrecision()] if strategy == "fsdp" and wanted * nodes > 1 and precision == "64-true" else []
     made = Fabric(
         accelerator=accelerator,
         devices=wanted,
         num_nodes=nodes,
         strategy=_strategy(strategy, wanted * nodes),
         precision=None if double else precision,
-        # The environment is named, or Fabric would read a cluster's variables and expect a process for each of its
-        # tasks.
-        plugins=[
-            TorchElasticEnvironment() if started else LightningEnvironment(),
-            *([DoublePrecision()] if double else []),
-        ],
-        callbacks=list(callbacks),
+        # Named, or Fabric would read a cluster's variables and expect a process for each of its tasks.
+        plugins=[TorchElasticEnvironment() if started else _environment(), *double],
     )
     if wanted * nodes > 1:
-        with _quiet():
-            made.launch()
+        made.launch()
     return made
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Fabric's announcement of its processes."""
-    logger = logging.getLogger("lightning_fabric")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def _environment() -> Any:
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    class Launched(LightningEnvironment):
+        """The processes of :func:`pathex.distributed.launched`, whose group is there already."""
+
+        creates_processes_externally = True
+
+        def local_rank(self) -> int:
+            return torch.distributed.get_rank()
+
+    return Launched() if torch.distributed.is_initialized() else LightningEnvironment()
 
 
 def _strategy(name: str, processes: int) -> Any:
@@ -137,17 +137,3 @@ def _strategy(name: str, processes: int) -> Any:
     from lightning_fabric.strategies import ModelParallelStrategy
 
     return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints, of those that work on one run.
-
-    Returns:
-        True where ``torchrun``, ``fabric run`` or :func:`fabric` started no others.
-    """
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
-def _check_name(kind: str, name: str, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        raise UnknownName(kind, name, allowed)

@@ -18,10 +18,6 @@ _LEAST = 2**20
 def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
     """The modules whose weights are gathered together when they are used: the blocks of a network.
 
-    Args:
-        model: The network.
-        least: Parameters that a unit has at least, without those of the units inside it.
-
     Returns:
         Members of ``nn.Sequential`` and ``nn.ModuleList`` that are large enough, innermost first, without those that
         share a parameter with a module outside. What is left over belongs to the network as a whole.

@@ -11,15 +11,11 @@ from pathex.errors import InvalidInput, UnknownName
 __all__ = ["LOGGERS", "check_logger", "loggers", "tracked"]
 
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
-_NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _PROJECT = "pathex"
 
 
 def check_logger(name: str) -> None:
-    """Refuse a logger that is unknown or not installed.
-
-    Args:
-        name: One of :data:`LOGGERS`.
+    """Refuse a logger that is not one of :data:`LOGGERS`, or not installed.
 
     Raises:
         UnknownName: If there is no such logger.
@@ -29,9 +25,7 @@ def check_logger(name: str) -> None:
 
     if name not in LOGGERS:
         raise UnknownName("logger", name, LOGGERS)
-    if name == "none":
-        return
-    needed = [_NEEDS[name]] if name == "tensorboard" else [_NEEDS[name], "pytorch_lightning"]
+    needed = {"none": [], "tensorboard": [name]}.get(name, [name, "pytorch_lightning"])
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         raise InvalidInput(f"logger {name!r} needs {missing[0]}: pip install 'pathex[tracking]'")
@@ -62,8 +56,7 @@ def loggers(name: str, folder: Path) -> list[Any]:
     place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
     files = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlflow").absolute().as_uri()
     known = _known_run(place, folder.name)
-    made = outside.MLFlowLogger(_PROJECT, folder.name, place, run_id=known, artifact_location=files)
-    return [made]
+    return [outside.MLFlowLogger(_PROJECT, folder.name, place, run_id=known, artifact_location=files)]
 
 
 def _known_run(place: str, name: str) -> str | None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
-from pathex.bench._plain import plain_px, plain_scores
+from benchmarks.plain import plain_px, plain_scores
 from pathex.errors import InvalidInput
 
 # The names that the released code takes for weights although they belong to normalisation layers.

@@ -1,4 +1,4 @@
-"""Path eXclusion the plain way: what every ratio of the suite ``rounds`` is measured against.
+"""Path eXclusion the plain way: what every ratio of ``benchmarks/rounds.py`` is measured against.
 
 The computation that the code released with the paper does (method card of ``px-cvpr24``), written from its description
 for networks that call ``F.relu``. Each round makes three deep copies of the masked network, runs two passes without

@@ -1,0 +1,257 @@
+"""What benchmarks share: clocks, peaks of memory, fresh processes, rows with their environment, plots."""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from pathex import models
+from pathex.distributed import Child, stop
+from pathex.errors import PathexError
+from pathex.runs.environment import environment
+from pathex.train import replacing
+
+__all__ = [
+    "ERROR",
+    "MIB",
+    "CaseFailed",
+    "Process",
+    "Row",
+    "Table",
+    "arguments",
+    "bars",
+    "command",
+    "now",
+    "peak_memory",
+    "problem",
+    "quartiles",
+    "save",
+    "tensor_peak",
+]
+
+MIB = 2**20
+ERROR = "error"  # column of a row whose case failed: why, in one line
+Row = dict[str, Any]
+_LONGEST = 300
+# What pathex.prune keeps of freed memory between its passes; here every case does, so that none has an advantage.
+_KEEPS_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(1024 * MIB)}
+
+
+# -- time and memory ---------------------------------------------------------------------------------------------------
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile; of a single number three times that number."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def tensor_peak(device: torch.device, work: Callable[[], object]) -> int:
+    """Most bytes of tensors alive at a time, above what was there before.
+
+    On the CPU the work runs under PyTorch's profiler, which is no time to measure.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+@contextmanager
+def peak_memory(row: Row) -> Iterator[None]:
+    """Write ``resident_mib`` into a row: the peak of resident memory in the block above what was resident before."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():  # Linux tells
+        yield
+        return
+    reset.write_text("5")
+    start = _resident("VmRSS")
+    yield
+    row["resident_mib"] = round((_resident("VmHWM") - start) / 1024, 1)
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+# -- networks and processes --------------------------------------------------------------------------------------------
+
+
+def problem(
+    name: str, images: int, classes: int, seed: int, device: torch.device, size: int = 0
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network at its own initialization, normal numbers in place of images ``(N, 3, H, W)``, and labels in turn."""
+    size = size or (224 if ":" in name else 64 if name.endswith("_tiny") else 32)
+    # Vision transformers hold an embedding for each place of the image.
+    options = {"img_size": size} if name.startswith("timm:vit") else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = models.create(name, num_classes=classes, **options)
+    x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return model.to(device), x.to(device), (torch.arange(images) % classes).to(device)
+
+
+class CaseFailed(Exception):
+    """A case whose process ended with an error; the message is its last line."""
+
+
+class Process:
+    """A case in a fresh process, so that it finds nothing that another one left behind.
+
+    Args:
+        work: A function of a module, called as ``work(connection, *arguments)``.
+        *arguments: What can be pickled.
+        threads: Threads of PyTorch.
+    """
+
+    def __init__(self, work: Callable[..., object], *arguments: Any, threads: int) -> None:
+        with mock.patch.dict(os.environ, _KEEPS_FREED_MEMORY):  # read where a process starts
+            self._child = Child(_serve, work, arguments, threads, environment={"KINETO_LOG_LEVEL": "99"})
+
+    def tell(self, message: object = None) -> None:
+        """Say something to the process."""
+        self._child.connection.send(message)
+
+    def answer(self) -> Any:
+        """What the process says; a :class:`CaseFailed` if it failed or was killed."""
+        try:
+            message = self._child.connection.recv()
+        except EOFError:
+            raise CaseFailed(f"its process {self._child.ending()}") from None
+        if isinstance(message, CaseFailed):
+            raise message
+        return message
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        stop([self._child])
+
+
+def _serve(connection: Connection, work: Callable[..., object], arguments: tuple[Any, ...], threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        work(connection, *arguments)
+    except Exception as error:
+        connection.send(CaseFailed(" ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]))
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """Rows in a csv file, settings and environment in the json file beside it; each row is written as it comes.
+
+    Args:
+        path: The csv file.
+        settings: What the rows were made with.
+        device: Where.
+        threads: Threads of each process.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], device: str = "cpu", threads: int = 1) -> None:
+        self.path, self.rows = path, list[Row]()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "settings": settings,
+            "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
+            "environment": {**environment(torch.device(device)), "threads": threads, "cpu": _cpu()},
+        }
+        with replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+
+    def add(self, row: Row) -> None:
+        """Write and print a row."""
+        self.rows.append(row)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        self.write(self.frame(), self.path)
+
+    def frame(self) -> pd.DataFrame:
+        """All rows; whole numbers stay whole in a column that not every row has."""
+        return pd.DataFrame(self.rows).convert_dtypes()
+
+    @staticmethod
+    def write(frame: pd.DataFrame, path: Path) -> None:
+        """Write a table in one step."""
+        with replacing(path) as temporary:
+            frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _cpu() -> str | None:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def arguments(doc: str | None, rows: str) -> argparse.ArgumentParser:
+    """A parser with the options of all benchmarks; rows go into ``benchmarks/rows/`` unless told otherwise."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows" / f"{rows}.csv", help="file of rows")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def command(main: Callable[[], int]) -> int:
+    """Carry out a benchmark as a command: bad input is one line and status 2."""
+    try:
+        return main()
+    except PathexError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+# -- plots -------------------------------------------------------------------------------------------------------------
+
+
+def bars(axes: Axes, rows: pd.DataFrame, labels: str, column: str, title: str, errors: Sequence[str] = ()) -> None:
+    """One bar for each row, with its number and the range between two other columns; the first row is grey."""
+    values = rows[column].astype(float)
+    ends = [(rows[end].astype(float) - values).abs() for end in errors] or None
+    colours = ["#8a8f98", *["#0072B2"] * (len(rows) - 1)]
+    drawn = axes.barh(rows[labels], values, color=colours, xerr=ends, error_kw={"elinewidth": 1})
+    axes.bar_label(drawn, fmt="{:.3g}", padding=4, fontsize=8)
+    axes.set_title(title, fontsize=9)
+    axes.margins(x=0.25)
+    axes.set_xticks([])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and SVG beside the rows."""
+    for form in ("png", "svg"):
+        with replacing(path.with_suffix(f".{form}")) as temporary:
+            figure.savefig(temporary, format=form, dpi=150, bbox_inches="tight")

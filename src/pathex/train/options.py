@@ -1,0 +1,124 @@
+"""What a training is asked for, and what it works with."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["Batches", "Companion", "Events", "Prepare", "TrainOptions", "milestone_epochs"]
+
+Events = Callable[[str, dict[str, Any]], None]
+"""Receiver of events: ``(kind, payload)``."""
+
+Prepare = Callable[[nn.Module, Optimizer], object]
+"""Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
+
+
+class Batches(Protocol):
+    """What the loop trains and measures on; :class:`pathex.train.Feed` is one.
+
+    Attributes:
+        images: Number of images in one pass, over all processes.
+        batches: Number of batches in one pass.
+    """
+
+    images: int
+    batches: int
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One training pass, which depends on nothing but seed and epoch.
+
+        Yields:
+            Inputs and targets on the device of the training; this process's share of each batch.
+        """
+        ...
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in fixed order, not augmented.
+
+        Yields:
+            Inputs and targets on the device of the training; this process's share of each batch.
+        """
+        ...
+
+
+@runtime_checkable
+class Companion(Protocol):
+    """What changes beside the network while it trains, such as a dynamic mask; checkpoints hold its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Take up a saved state."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images in a step, over all processes.
+        lr: Learning rate at the start.
+        head_lr: Learning rate of the head at the start; None is ``lr``.
+        momentum: Momentum of SGD.
+        nesterov: Whether the momentum is Nesterov's.
+        weight_decay: L2 penalty, on every parameter that is trained.
+        milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
+        gamma: Factor of the learning rate at each milestone.
+        loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+        augment: ``auto`` (the data set's own) or a name that ``pathex.data`` knows.
+        augment_options: Options of the augmentation.
+        accumulate: Parts in which the gradient of a step is computed, to save memory.
+        freeze_batchnorm: Whether BatchNorm uses its stored statistics and leaves them as they are; its scales and
+            shifts are trained all the same.
+        sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only). Without it each device uses
+            those of its own images, and the stored ones are the first device's.
+        start: Epochs that count as done: learning rate, order and augmentation begin after them.
+        keep: Epochs after which the network is kept as ``epoch-N.ckpt`` beside ``last.ckpt``.
+        seed: Seed of order, augmentation and dropout.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    head_lr: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    loss: str = "auto"
+    label_smoothing: float = 0.0
+    augment: str = "none"
+    augment_options: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    freeze_batchnorm: bool = False
+    sync_batchnorm: bool = False
+    start: int = 0
+    keep: tuple[int, ...] = ()
+    seed: int = 0
+
+
+def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
+    """The number of finished epochs at which the learning rate falls.
+
+    Args:
+        epochs: Epochs of the training.
+        milestones: Fractions of the training, in (0, 1).
+
+    Returns:
+        The nearest ends of an epoch, in order. The first epoch always has the full learning rate.
+
+    Example:
+        >>> milestone_epochs(160, (0.5, 0.75))
+        [80, 120]
+    """
+    return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)

@@ -1,0 +1,61 @@
+"""The study of fewer rounds: means and differences are right, and runs of one seed are compared."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks import fewer_rounds
+from sweep.conftest import InProcess, tiny
+
+__all__ = ["tiny"]  # a fixture: the settings of a run that takes a second
+
+
+def test_differences_are_taken_in_pairs_of_one_seed() -> None:
+    size, seeds = 6, [0, 1, 2, 2, 1, 0]
+    shared = {name: [value] * size for name, value in {"model": "m", "sparsity": 0.9, "dead_layers": 0}.items()}
+    rows = pd.DataFrame(
+        {
+            **shared,
+            "case": ["rounds=100"] * 3 + ["rounds=20"] * 3,
+            "seed": seeds,
+            "rounds": [100] * 3 + [20] * 3,
+            "seconds": [10.0, 20.0, 30.0, 5.0, 5.0, 5.0],
+            "same": [1.0] * 3 + [0.9, 0.8, 0.7],
+            "disconnected": 0,
+            "accuracy": [0.5, 0.6, 0.7, 0.72, 0.6, 0.51],
+        }
+    )
+    table = fewer_rounds.summary(rows).set_index("case")
+    assert table.loc["rounds=20", "faster"] == pytest.approx((30 / 5 + 20 / 5 + 10 / 5) / 3)
+    assert table.loc["rounds=20", "same"] == pytest.approx(0.8)
+    # 0.01, 0 and 0.02: mean 0.01, deviation 0.01.
+    assert table.loc["rounds=20", "difference"] == pytest.approx(0.01)
+    assert table.loc["rounds=20", "standard_error"] == pytest.approx(0.01 / 3**0.5, abs=1e-5)
+    assert list(table["seeds"]) == [3, 3] and table.loc["rounds=100", "difference"] == 0
+
+
+def test_the_study_runs_and_goes_on(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executors: list[InProcess] = []
+
+    def create(*_: object) -> InProcess:
+        executors.append(InProcess())
+        return executors[-1]
+
+    monkeypatch.setattr(fewer_rounds, "create", create)
+    words = ["--models", "resnet20:2", "--data", tiny["data"], "--method", "magnitude", "--sparsity", "0.5"]
+    words += ["--seeds", "0", "1", "--epochs", "1", "--cases", "pruning_seed=7", "rounds=10,images_per_class=5"]
+    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
+    assert fewer_rounds.main(words) == 0 and fewer_rounds.main(words) == 0
+    assert [len(each.seen) for each in executors] == [6]
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index(["case", "seed"])
+    # Neither other images nor fewer rounds move magnitudes.
+    assert (rows["same"] == 1).all() and len(rows) == 6
+    assert (
+        rows.loc[("rounds=10,images_per_class=5", 1), "rounds"] == 10
+        and rows.loc[("pruning_seed=7", 0), "rounds"] == 100
+    )
+    table = pd.read_csv(tmp_path / "rows-summary.csv")
+    assert (table["difference"] == 0).all() and (table["seeds"] == 2).all()
+    assert all((tmp_path / f"rows.{form}").stat().st_size > 1000 for form in ("png", "svg"))

@@ -1,0 +1,177 @@
+"""Each benchmark runs and writes its rows."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import (
+    float32_trajectories,
+    kernel_agreement,
+    literal_overlap,
+    live_channels,
+    measure,
+    networks,
+    rounds,
+    scale,
+    training,
+)
+from benchmarks.measure import ERROR, CaseFailed
+from pathex.errors import UnknownName
+
+
+def test_rounds_of_a_label_of_its_own_and_a_case_that_fails(tmp_path: Path) -> None:
+    labels = ["magnitude:rounds=2", "magnitude:speed=9"]
+    words = ["--methods", *labels, "--rounds", "1", "--images", "2", "--threads", "1"]
+    assert rounds.main([*words, "--out", str(tmp_path / "r.csv")]) == 1
+    frame = pd.read_csv(tmp_path / "r.csv").set_index("method")
+    assert frame.index.tolist() == ["plain", *labels]
+    assert frame["rounds"].tolist()[:2] == [1, 2] and frame["kept"].tolist()[:2] == [4876] * 2  # of 270,896
+    assert "has no option 'speed'" in frame.loc[labels[1], ERROR]
+    well = frame[frame[ERROR].isna()]
+    assert (well["seconds"] >= well["round_seconds"]).all() and (well["tensor_mib"] > 1).all()
+    assert well[["speed_up", "prune_speed_up", "memory_ratio"]].notna().all(axis=None)
+    assert well.loc["plain", "speed_up"] == 1
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".json", ".png", ".svg"}
+
+
+def test_labels_name_a_method_and_its_options() -> None:
+    assert rounds.options_of("px:redraw=true,rounds=25") == ("px", {"redraw": True, "rounds": 25})
+    assert rounds.options_of("plain") == ("plain", {})
+    with pytest.raises(UnknownName, match="pxx"):
+        rounds.options_of("pxx")
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--methods", "pxx", "--out", str(tmp_path / "r.csv")]
+    assert measure.command(lambda: rounds.main(words)) == 2
+    assert capsys.readouterr().err.startswith("error: unknown method 'pxx'") and not list(tmp_path.iterdir())
+
+
+def test_ratios_are_to_the_plain_row() -> None:
+    plain = {"round_seconds": 4.0, "seconds": 400.0, "tensor_mib": 100.0}
+    px = {"round_seconds": 2.0, "seconds": 50.0, "tensor_mib": 25.0}
+    assert rounds.with_ratios(px, plain) == {**px, "speed_up": 2.0, "prune_speed_up": 8.0, "memory_ratio": 0.25}
+    assert rounds.with_ratios(px, {ERROR: "broken"}) == px
+
+
+class PowerLaw:
+    """A machine on which seconds grow with the 1.5th power of images and the square of rounds, memory with neither."""
+
+    def __init__(self, _: object, case: scale.Case, __: Namespace, *, threads: int) -> None:
+        self.case = case
+
+    def answer(self) -> dict[str, Any]:
+        if self.case.model == "resnet44":
+            raise CaseFailed("too large")
+        depth = int(self.case.model[-2:])
+        row = {
+            "parameters": depth,
+            "multiply_adds": depth**2,
+            "rounds": self.case.rounds or 1,
+            "tensor_mib": 7.0 * depth,
+        }
+        return row | {"round_seconds": float(self.case.images) ** 1.5 * depth, "seconds": float(self.case.rounds) ** 2}
+
+    def end(self) -> None:
+        pass
+
+
+def test_exponents_are_fitted_by_series(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(scale, "Process", PowerLaw)
+    words = [
+        "--models",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "--image-counts",
+        "1",
+        "2",
+        "4",
+        "--round-counts",
+        "2",
+        "4",
+    ]
+    assert scale.main([*words, "--out", str(tmp_path / "s.csv")]) == 1
+    frame = pd.read_csv(tmp_path / "s.csv")
+    fits = frame[frame["kind"] == "fit"].set_index("against")
+    assert fits.index.tolist() == ["parameters", "images", "rounds"]
+    assert fits["time_exponent"].tolist() == [1.0, 1.5, 2.0] and fits["memory_exponent"].tolist()[:2] == [1.0, 0.0]
+    assert fits.loc["parameters", "work_exponent"] == 0.5
+    assert frame[ERROR].dropna().tolist() == ["too large"]
+    row = {"against": "images", "series": "a", "images": 2, "round_seconds": 1.0, "tensor_mib": 1.0}
+    assert list(scale.fit([row, row])) == [] == list(scale.fit([]))
+
+
+def test_series_are_networks_that_differ_in_size() -> None:
+    models = ["torchvision:resnet18", "resnet20", "timm:vit_tiny_patch16_224", "resnet110"]
+    shared = {"models": models, "model": "resnet20", "images": 5, "image_size": 64}
+    cases = scale.cases(Namespace(**shared, image_counts=[25], round_counts=[10]))
+    assert [(case.series, case.model, case.image_size) for case in cases[:4]] == [
+        ("resnet", "resnet20", 0),
+        ("resnet", "resnet110", 0),
+        ("timm:vit", "timm:vit_tiny_patch16_224", 64),
+        ("torchvision:resnet", "torchvision:resnet18", 64),
+    ]
+    assert [(case.against, case.images, case.rounds) for case in cases[4:]] == [("images", 25, 0), ("rounds", 5, 10)]
+
+
+@pytest.mark.slow
+def test_a_case_of_scale_in_a_fresh_process(tmp_path: Path) -> None:
+    words = ["--models", "--image-counts", "--round-counts", "2", "--images", "1", "--method", "magnitude"]
+    assert scale.main([*words, "--memory", "1KiB", "--threads", "1", "--out", str(tmp_path / "s.csv")]) == 0
+    (row,) = pd.read_csv(tmp_path / "s.csv").to_dict("records")
+    assert row["parameters"] == 272_474 and row["weights_mib"] == round(4 * 270_896 / 2**20, 1)
+    assert not row["within_budget"]  # the weights alone are more than a KiB
+    assert 0 < row["round_seconds"] <= row["seconds"]
+
+
+def test_training_and_the_cost_of_a_mask(tmp_path: Path) -> None:
+    words = ["--images", "8", "--batch-size", "4", "--epochs", "1", "--repeats", "1", "--pairs", "1", "--threads", "1"]
+    assert training.main([*words, "--out", str(tmp_path / "t.csv")]) == 0
+    frame = pd.read_csv(tmp_path / "t.csv").set_index("case")
+    assert frame.index.tolist() == ["plain", "dense", "masked"]
+    assert frame["ratio"]["plain"] == 1 and (frame["epoch_low"] <= frame["epoch_high"]).all()
+    assert frame["mask_share"].notna().tolist() == [False, False, True]
+    assert (tmp_path / "t.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize(
+    ("module", "words", "expected"),
+    [
+        (float32_trajectories, ["--cases", "plain20"], {"same", "finite", "free_jaccard"}),
+        (literal_overlap, ["--rounds", "1", "--images-per-class", "1"], {"same_kept", "jaccard", "decided_alike"}),
+        (live_channels, ["--rounds", "10", "--methods", "magnitude", "--sparsity", "0.98"], {"multiply_adds_left"}),
+        (kernel_agreement, ["--networks", "resnet20 gelu", "--seeds", "0", "--images-per-class", "1"], {"correlation"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_other_benchmarks_write_shares(
+    module: Any, words: list[str], expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = float32_trajectories.Case(lambda: float32_trajectories.plain(4, 4), 8, 2, 2, 0.5)
+    monkeypatch.setitem(float32_trajectories.CASES, "plain20", small)  # type: ignore[index]
+    assert module.main([*words, "--threads", "1", "--out", str(tmp_path / "rows.csv")]) == 0
+    frame = pd.read_csv(tmp_path / "rows.csv")
+    assert expected <= {*frame} and frame[[*expected]].astype(float).stack().between(-1, 1).all()
+
+
+def test_the_share_of_live_channels() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(3, 2, 1, groups=1))
+    sizes = live_channels.positions(model, torch.zeros(1, 2, 4, 5))
+    assert sizes == {"0.weight": 20, "1.weight": 20}
+    mask = {name: torch.ones(model.get_parameter(name).shape, dtype=torch.bool) for name in sizes}
+    assert live_channels.live(mask, sizes) == 1
+    mask["0.weight"][:, 1] = False  # one of two inputs
+    assert live_channels.live(mask, sizes) == (3 + 6) / 12
+
+
+def test_another_activation_takes_the_place_of_every_relu() -> None:
+    model = networks.resnet20(4, 1, "silu", width=2)
+    names = [getattr(node.target, "__name__", "") for node in model.graph.nodes]
+    assert names.count("silu") == 19 and "relu" not in names
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
