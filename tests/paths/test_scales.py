@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.errors import PathexWarning
+from pathex.graph import trace
 from pathex.paths import read_scales, survey
 from pathex.prunable import prunable_weights
 
@@ -31,7 +32,7 @@ class _Scaled(nn.Module):
 
 
 def _read(model: nn.Module, x: Tensor = X) -> dict[str, Tensor]:
-    return read_scales(model, survey(model, x), set(prunable_weights(model)))
+    return read_scales(model, survey(trace(model, x)), set(prunable_weights(model)))
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -72,7 +73,7 @@ def test_what_is_added_is_no_factor() -> None:
     for name, entry in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(entry)
-    assert survey(model, X).factors == {"1.weight"}
+    assert survey(trace(model, X)).factors == {"1.weight"}
     assert _read(model) == {}
     assert _read(_Scaled(0.0, lambda x, g: x + g.view(-1, 1, 1))) == {}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.errors import PathexWarning
+from pathex.graph import trace
 from pathex.paths import read_scales, survey
 from pathex.prunable import prunable_weights
 
@@ -32,7 +33,7 @@ class _Block(nn.Module):
 
 
 def _read(model: nn.Module, x: Tensor = X) -> dict[str, Tensor]:
-    return read_scales(model, survey(model, x), set(prunable_weights(model)))
+    return read_scales(model, survey(trace(model, x)), set(prunable_weights(model)))
 
 
 def _across(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -112,7 +113,7 @@ def test_the_gain_of_a_computed_weight(form: str) -> None:
             return F.conv2d(x, GAINS[form](self.weight, self.gain), self.bias)
 
     model = nn.Sequential(Gained(), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    found = survey(model, X)
+    found = survey(trace(model, X))
     assert found.weights == ("0.weight", "2.weight")
     assert found.factors == {"0.gain"}
     assert list(_read(model)) == ["0.gain"]
@@ -148,7 +149,7 @@ class _Heads(nn.Module):
 )
 def test_heads_are_what_reaches_the_output(result: Callable[..., Any], output: str | None, heads: list[str]) -> None:
     model, x = _Heads(result), torch.randn(3, 4)
-    found = survey(model, x, output=output)
+    found = survey(trace(model, x, output=output))
     assert found.heads == tuple(f"{name}.weight" for name in heads)
     assert list(read_scales(model, found, set(prunable_weights(model)))) == list(found.heads)
 
@@ -164,7 +165,7 @@ def test_a_head_written_as_a_matrix_product() -> None:
 
     model = Projected()
     nn.init.zeros_(model.body.weight)
-    found = survey(model, torch.randn(3, 4))
+    found = survey(trace(model, torch.randn(3, 4)))
     assert (found.weights, found.heads) == (("body.weight", "proj"), ("proj",))
     assert list(read_scales(model, found, {"body.weight", "proj"})) == ["proj"]
 

@@ -173,7 +173,7 @@ class _Resolver:
             calls = tuple((v.target, tuple(v.args[1:]), dict(v.kwargs)) for v in alias.views)
             calls = tuple((function, self.fetch(args), self.fetch(kwargs)) for function, args, kwargs in calls)
             arguments = {"whole": whole, "part": new, "views": calls}
-            node = replace(whole, name="write", op="write", target=write, args=(whole, new, calls), arguments=arguments)
+            node = replace(whole, name="write", op="write", target=write, args=(whole, new, calls), kwargs={}, arguments=arguments)
             node.__dict__.pop("inputs", None)
             new_root: Any = self._append(node)
         else:

@@ -4,8 +4,10 @@ import functools
 import hashlib
 import re
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +89,9 @@ def _traced(
     if dynamic:  # traced with one image, a program refuses other numbers
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs)) if dynamic else (None, None)
-    with evaluated(model), uniform_precision(), torch.no_grad():
+    args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
+    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
             program = torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=_as_one(shapes, kwargs), strict=False
@@ -107,6 +111,12 @@ def _two(tensor: Tensor) -> Tensor:
     if not tensor.dim():
         return tensor
     return tensor[:2].detach() if len(tensor) > 1 else torch.cat([tensor.detach(), tensor.detach()])
+
+
+def _in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
+    """Floating-point inputs as the network takes them; readings have a precision of their own."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), tensor.dtype)
+    return tensor.detach().to(own) if tensor.is_floating_point() else tensor
 
 
 def _as_one(shapes: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.errors import PathexError
-from pathex.layout import breaks_channels_last
 from pathex.sharded import is_sharded, like
 from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
@@ -31,6 +30,16 @@ class TrainingDiverged(PathexError, ArithmeticError):
     """The training loss is no longer a finite number."""
 
 
+def _breaks_channels_last(module: nn.Module) -> bool:
+    """The backward pass of narrow strided 1x1 convolutions in channels_last writes beyond its memory in oneDNN 3.12.
+
+    https://github.com/uxlfoundation/oneDNN/issues/6035; not with several groups.
+    """
+    if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.in_channels >= 16:
+        return False
+    return set(module.kernel_size) == {1} and max(module.stride) > 1
+
+
 def memory_format(model: nn.Module) -> torch.memory_format:
     """The layout of images and weights in which a network trains.
 
@@ -45,7 +54,7 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     if any(is_sharded(parameter) for parameter in model.parameters()):
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return torch.contiguous_format if on_cpu and breaks_channels_last(model) else torch.channels_last
+    return torch.contiguous_format if on_cpu and any(map(_breaks_channels_last, model.modules())) else torch.channels_last
 
 
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
