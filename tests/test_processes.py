@@ -12,7 +12,6 @@ import several_processes as several
 from pathex.errors import InvalidInput
 from pathex.processes import ALONE, processes_of
 
-
 TOLERANCE = 1e-9  # float64, in which sums over processes come in another order than in one process
 
 

@@ -197,7 +197,7 @@ class Processes:
                         "in the same way (or each by itself, with group=None)"
                     )
 
-    # -- names that `pathex.scores`, `pathex.paths` and `pathex.pruning` use until they take those above ----------------
+    # -- names that scores, paths and pruning use until they take those above ---------------------------------------
 
     told, agree, together, each, summed = all_gather, check_consistent, barrier, map, sum_over
 
