@@ -31,12 +31,7 @@ class ListOptions:
 
 
 def show(heading: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Prints a table of names.
-
-    Args:
-        heading: Heading of the names.
-        rows: Name and description.
-    """
+    """Prints a table of names."""
     from rich.text import Text
 
     from pathex.cli._console import console, table
@@ -50,12 +45,12 @@ def show(heading: str, rows: Iterable[tuple[str, str]]) -> None:
 def _methods(options: ListOptions) -> None:
     import pathex
 
-    if options.name in OF_RUNS:
-        show("method of pathex run", [(options.name, OF_RUNS[options.name])])
-    elif options.name is not None:
-        print(pathex.methods(options.name))
+    if (name := options.name) in OF_RUNS:
+        show("method of pathex run", [(str(name), OF_RUNS[str(name)])])
+    elif name is not None:
+        print(pathex.methods(name))
     else:
-        show("method", [(name, pathex.methods(name).title) for name in pathex.methods()])
+        show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
         print()
         show("method of pathex run only", OF_RUNS.items())
 

@@ -48,19 +48,7 @@ class _Parser(ArgumentParser):
 
 
 def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, Any]:
-    """Reads a command line; ``--help``, ``--version`` and ``--print_config`` end the process with 0.
-
-    Args:
-        words: What follows ``pathex``.
-        commands: The commands by name.
-
-    Returns:
-        Name of the command, and its options.
-
-    Raises:
-        InvalidInput: If a word, a value or a configuration file cannot be used, in one line.
-        UnknownName: If there is no such command or option.
-    """
+    """Reads a command line; ``--help``, ``--version`` and ``--print_config`` end the process with 0."""
     if not words[0].startswith("-"):
         if words[0] not in commands:
             raise UnknownName("command", words[0], commands)

@@ -74,13 +74,7 @@ class SweepDisplay:
             self._live.stop()
 
     def __call__(self, name: str, kind: str, payload: dict[str, Any]) -> None:
-        """Shows one message; kinds it does not know are passed over.
-
-        Args:
-            name: Name of the run.
-            kind: Kind of the message.
-            payload: What belongs to it.
-        """
+        """Shows one message; kinds it does not know are passed over."""
         self._progress(name, kind, payload)
         if kind == "ended" and not payload["before"]:
             counts = self._progress.counts
@@ -95,11 +89,7 @@ class SweepDisplay:
             self._say(f"{name}: warning: {payload['message']}")
 
     def summarise(self, result: "SweepResult") -> None:
-        """Shows what has become of all runs.
-
-        Args:
-            result: The finished sweep.
-        """
+        """Shows what has become of all runs."""
         before = f" ({result.before} of them before)" if result.before else ""
         self._say(f"{result.done} done{before}, {len(result.failed)} failed")
         for name, error in result.failed.items():

@@ -36,18 +36,7 @@ _LABEL_GAP = 0.062
 
 
 def curves(panel: Panel) -> Picture:
-    """The main figure.
-
-    Args:
-        panel: The runs, some of them pruned.
-
-    Returns:
-        The picture.
-
-    Raises:
-        InvalidInput: If no run says how many parameters or multiply-adds it has and the figure is to be drawn against
-            them.
-    """
+    """The main figure."""
     title = f"{panel.label[0].upper()}{panel.label[1:]} after training"
     if panel.x != "sparsity":
         figure, caption = _against_size(panel)
@@ -215,14 +204,7 @@ def _value_axis(panel: Panel, axes: Axes) -> None:
 
 
 def _frame(panel: Panel) -> tuple[float, float]:
-    """Limits that show every run and published value, and of each interval no more than half of what they span.
-
-    Args:
-        panel: The runs.
-
-    Returns:
-        Lower and upper limit in per cent.
-    """
+    """Limits that show every run and published value, and of each interval no more than half of what they span."""
     values = 100 * pd.concat([panel.runs["value"], panel.behind.values["value"].dropna()])
     low, high = values.min(), values.max()
     margin = max(0.08 * (high - low), 0.5)
@@ -244,14 +226,7 @@ def _sparsity_axis(axes: Axes, sparsities: Sequence[float]) -> None:
 
 
 def _labels(sparsities: Sequence[float]) -> list[str]:
-    """A label for each tick, empty where it would run into the one before; the last, which figures are read at, stays.
-
-    Args:
-        sparsities: The sparsities, rising.
-
-    Returns:
-        The labels.
-    """
+    """A label for each tick, empty where it would run into the one before; the last, which figures are read at, stays."""
     places = [-math.log(1 - value) for value in sparsities]
     gap = _LABEL_GAP * (places[-1] - places[0])
     labels, last = [], -math.inf

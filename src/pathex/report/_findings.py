@@ -15,14 +15,7 @@ _NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
 
 
 def what_was_run(runs: pd.DataFrame) -> str:
-    """The runs in one sentence.
-
-    Args:
-        runs: The table of runs.
-
-    Returns:
-        The sentence.
-    """
+    """The runs in one sentence."""
     beside = runs["method"].isin(_NOT_PRUNED)
     pruned = runs[~beside]
     methods = pruned["method"].unique().tolist()
@@ -41,14 +34,7 @@ def what_was_run(runs: pd.DataFrame) -> str:
 
 
 def headline(runs: pd.DataFrame) -> str:
-    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart.
-
-    Args:
-        runs: The rows of one experiment.
-
-    Returns:
-        One or two sentences.
-    """
+    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart."""
     pruned = runs[runs["method"] != "dense"]
     metric = str(runs["metric"].iloc[0])
     if pruned.empty:

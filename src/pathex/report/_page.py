@@ -33,21 +33,7 @@ def page(
     shared: str,
     commands: Sequence[str],
 ) -> str:
-    """Renders the page.
-
-    Args:
-        title: Title and heading.
-        lead: What was run, in a sentence.
-        sections: One an experiment.
-        records: The runs.
-        problems: The runs left out.
-        look: Style of each series.
-        shared: The settings all runs share, as YAML.
-        commands: The command line of each run.
-
-    Returns:
-        HTML with styles and figures inside.
-    """
+    """Renders the page."""
     environment = Environment(
         loader=PackageLoader("pathex.report"),
         autoescape=True,

@@ -103,38 +103,19 @@ class Published:
         return self.values["source"].unique().tolist()
 
     def between(self, lowest: float, highest: float) -> "Published":
-        """The curves as far as they lie in the range of some runs.
-
-        Args:
-            lowest: Lowest sparsity of the runs.
-            highest: Highest sparsity of the runs.
-
-        Returns:
-            The rows whose density is between those of the runs or near them, and the dense values.
-        """
+        """The curves as far as they lie in the range of some runs."""
         density = 1 - self.values["sparsity"]
         return self._where((density >= (1 - highest) / _NEAR) & (density <= (1 - lowest) * _NEAR))
 
     def at(self, sparsity: float) -> "Published":
-        """The values at the sparsity of some runs.
-
-        Args:
-            sparsity: The sparsity.
-
-        Returns:
-            The rows of this sparsity up to rounding, and the dense values.
-        """
+        """The values at the sparsity of some runs."""
         return self._where((self.values["sparsity"] - sparsity).abs() < _SAME)
 
     def _where(self, inside: "pd.Series[bool]") -> "Published":
         return Published(self.values[inside | (self.values["method"] == "dense")])
 
     def caption(self) -> str:
-        """Where the values come from and how far to trust them.
-
-        Returns:
-            Sentences for the caption of a figure; empty without rows.
-        """
+        """Where the values come from and how far to trust them."""
         if self.values.empty:
             return ""
         said = []
@@ -151,28 +132,14 @@ class Published:
 
 @cache
 def published_table() -> pd.DataFrame:
-    """All published values.
-
-    Returns:
-        One row for each source, setting, method and sparsity: ``reading`` is ``printed`` (a table of the paper) or
-        ``digitised`` (its figure, within 0.0005 for the PX paper and 0.002 for the NTK-SAP paper); ``value`` and
-        ``std`` are fractions; ``flag`` is ``exact``, ``hidden`` (under another curve: no value) or ``below:BOUND``
-        (below the axis, which begins at BOUND: no value).
-    """
+    """All published values."""
     with (files("pathex.report") / _FILE).open(encoding="utf-8") as stream:
         table: pd.DataFrame = pd.read_csv(stream)
     return table
 
 
 def published_for(records: Sequence[RunRecord]) -> Published:
-    """The published curves of one experiment.
-
-    Args:
-        records: The runs of the experiment.
-
-    Returns:
-        The rows for the methods of the runs, and the dense values, if every run has the same published setting.
-    """
+    """The published curves of one experiment."""
     settings = {setting_of(record) for record in records}
     [setting] = settings if len(settings) == 1 else [None]
     if setting is None:
@@ -186,14 +153,7 @@ def published_for(records: Sequence[RunRecord]) -> Published:
 
 
 def setting_of(record: RunRecord) -> Setting | None:
-    """The published setting that a run has, by its data, network, weights and task.
-
-    Args:
-        record: The run.
-
-    Returns:
-        The setting, or None if a part of it is not one that was published.
-    """
+    """The published setting that a run has, by its data, network, weights and task."""
     data, model, weights = _data(record), _model(record), _weights(record)
     if data is None or model is None or weights is None or record.task == "transfer":
         return None

@@ -114,17 +114,7 @@ class _UnreadableError(Exception):
 
 
 def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
-    """Finds and reads every run in or below some folders.
-
-    Args:
-        folders: Run folders, or folders that contain run folders at any depth.
-
-    Returns:
-        The finished runs and the runs left out, each in order of their folders.
-
-    Raises:
-        InvalidInput: If a folder does not exist or no finished run is found.
-    """
+    """Finds and reads every run in or below some folders."""
     records: list[RunRecord] = []
     problems: list[Problem] = []
     for folder in _find(folders):

@@ -48,15 +48,7 @@ _WITHOUT = MappingProxyType(
 
 
 def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
-    """What tells this run's series from others of its method in the same experiment.
-
-    Args:
-        record: The run.
-        records: All runs.
-
-    Returns:
-        The settings that differ between the runs, but for values that stand for nothing special, as ``name=value``.
-    """
+    """What tells this run's series from others of its method in the same experiment."""
     panel = [peer for peer in records if _experiment(peer) == _experiment(record)]
     shown = []
     for name in (*record.config, "from"):
@@ -89,27 +81,13 @@ def _value(record: RunRecord, name: str) -> Any:
 
 
 def short(text: str) -> str:
-    """A name without the folders of the path in it.
-
-    Args:
-        text: Name of a model, data set or source of weights.
-
-    Returns:
-        ``npz:/data/cifar10.npz`` becomes ``npz:cifar10.npz``.
-    """
+    """A name without the folders of the path in it."""
     prefix, colon, rest = text.rpartition(":")
     return prefix + colon + rest.rstrip("/").rpartition("/")[2]
 
 
 def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """The settings with one value in all runs, where they are run being left out.
-
-    Args:
-        records: Finished runs.
-
-    Returns:
-        The settings, options with dotted names.
-    """
+    """The settings with one value in all runs, where they are run being left out."""
     first, rest = records[0].config, records[1:]
     return {
         name: value
@@ -119,14 +97,7 @@ def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a configuration file has them.
-
-    Args:
-        settings: Settings with dotted names of options.
-
-    Returns:
-        The same with options in mappings.
-    """
+    """Settings as a configuration file has them."""
     tree: dict[str, Any] = {}
     for name, value in settings.items():
         group, dot, option = name.partition(".")
@@ -138,16 +109,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_file: str) -> list[str]:
-    """The command line of each run.
-
-    Args:
-        records: Finished runs.
-        shared: The settings that ``settings_file`` holds.
-        settings_file: Name of the file of shared settings.
-
-    Returns:
-        One command a run, in the order of the runs.
-    """
+    """The command line of each run."""
     lines = []
     for record in records:
         words = ["pathex", "run", "--config", settings_file]

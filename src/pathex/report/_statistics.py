@@ -33,14 +33,7 @@ class Estimate:
         return None if self.half_width is None else self.mean + self.half_width
 
     def overlaps(self, other: "Estimate") -> bool:
-        """Whether the two intervals share a point; one without an interval overlaps everything.
-
-        Args:
-            other: The estimate compared with.
-
-        Returns:
-            Whether they overlap.
-        """
+        """Whether the two intervals share a point; one without an interval overlaps everything."""
         if self.half_width is None or other.half_width is None:
             return True
         return abs(self.mean - other.mean) <= self.half_width + other.half_width
@@ -85,14 +78,7 @@ def _central_probability(angle: float, degrees: int) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval by Student's t.
-
-    Args:
-        values: One number a seed, at least one.
-
-    Returns:
-        The estimate.
-    """
+    """Mean and 95 % interval by Student's t."""
     n = len(values)
     if n < 2:
         return Estimate(n, fmean(values), None)
@@ -100,15 +86,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Difference of two means with Welch's 95 % interval (degrees of freedom rounded down).
-
-    Args:
-        first: One number a seed.
-        second: The same for what is subtracted.
-
-    Returns:
-        The difference; without an interval when either side has one value.
-    """
+    """Difference of two means with Welch's 95 % interval (degrees of freedom rounded down)."""
     mean, n = fmean(first) - fmean(second), min(len(first), len(second))
     if n < 2:
         return Estimate(n, mean, None)

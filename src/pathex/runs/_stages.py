@@ -80,17 +80,7 @@ class Ticket:
 
 
 def find(stage: Stage) -> Ticket:
-    """The ticket of a run: from its folder if it is there, otherwise found and written there.
-
-    Args:
-        stage: The run.
-
-    Returns:
-        The ticket, the same in every process.
-
-    Raises:
-        InvalidInput: If the data changed since the run was begun.
-    """
+    """The ticket of a run: from its folder if it is there, otherwise found and written there."""
     if stage.config.method in DENSE:
         return _dense(stage)
     path = stage.folder / "mask.safetensors"
@@ -179,13 +169,7 @@ def _shuffled(stage: Stage, found: _Found) -> _Found:
 
 @torch.no_grad()
 def alter_weights(config: RunConfig, task: Task, mask: Mask | None) -> None:
-    """Give a ticket other weights than those it was found on, where ``sanity`` asks for it.
-
-    Args:
-        config: Settings of the run.
-        task: The network, changed in place; the same in every process and whenever a run is taken up again.
-        mask: The ticket's mask: signs change in the weights that it names.
-    """
+    """Give a ticket other weights than those it was found on, where ``sanity`` asks for it."""
     if config.sanity == "reinit":
         task.model.load_state_dict(task.create(epoch_seed(config.seed, 1)).state_dict())
     elif config.sanity == "flip-signs":

@@ -31,14 +31,7 @@ _PLAIN = types.MappingProxyType(
 
 
 def allowed_values(hint: Any) -> str:
-    """What a setting may be.
-
-    Args:
-        hint: Its type.
-
-    Returns:
-        Text for people.
-    """
+    """What a setting may be."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return repr(arguments[1])

@@ -41,15 +41,7 @@ _WITHOUT_EFFECT = MappingProxyType(
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide a run's numbers, as plain values.
-
-    Args:
-        config: Settings of the run.
-
-    Returns:
-        Every field but ``out``, ``device``, ``logger`` and ``capture``. Fields without effect on the method have their
-        default values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
-    """
+    """The settings that decide a run's numbers, as plain values."""
     values = asdict(config)
     without = _WITHOUT_EFFECT.get(config.method, ())
     values.update({name: value for name, value in asdict(RunConfig()).items() if name in without})

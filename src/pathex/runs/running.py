@@ -148,14 +148,7 @@ def _describe(config: RunConfig, folder: Path, machine: Any, journal: Journal) -
 
 
 def _staged(stage: Stage) -> dict[str, Any]:
-    """The stages of a run, which every process goes through alike.
-
-    Args:
-        stage: The run.
-
-    Returns:
-        Its result.
-    """
+    """The stages of a run, which every process goes through alike."""
     ticket = find(stage)
     start = rewind(stage.config, stage.task, stage.folder) if stage.config.method in TRAINED else 0
     alter_weights(stage.config, stage.task, ticket.mask)

@@ -88,15 +88,7 @@ def _check_dynamic(config: RunConfig) -> None:
 
 
 def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
-    """Check every setting of a ticket that can be checked without the data.
-
-    Args:
-        config: The settings.
-        others: Names that ``method`` may have beside those of the scorers.
-
-    Raises:
-        InvalidInput: If a setting is out of its range or names something unknown.
-    """
+    """Check every setting of a ticket that can be checked without the data."""
     _check_types(config)
     _check_method(config.method, others)
     _check_schedule(config)
