@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathex import converters
 from pathex.allocate import ALLOCATIONS, Allocation
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName
+from pathex.files import replacing
 from pathex.masks import Mask
 from pathex.models._weights import read_weights
 from pathex.prunable import Selector
@@ -208,17 +209,14 @@ def _form(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.suffix == _SAFETENSORS:
-            temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
-        else:
-            torch.save(dict(tensors), temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            if path.suffix == _SAFETENSORS:
+                temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
+            else:
+                torch.save(dict(tensors), temporary)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
         raise InvalidInput(f"cannot write {str(path)!r}: {_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pathex._version import __version__
 from pathex.errors import InvalidInput, MaskMismatch
+from pathex.files import replacing
 
 __all__ = ["Count", "Mask"]
 
@@ -207,14 +208,11 @@ class Mask(Mapping[str, Tensor]):
             text = json.dumps(header)
         except TypeError as error:
             raise InvalidInput(f"the metadata of a mask must be JSON-serialisable: {error}") from error
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(save(bits, {"pathex_mask": text}))
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(save(bits, {"pathex_mask": text}))
         except OSError as error:
             raise InvalidInput(f"cannot write the mask file {path}: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":

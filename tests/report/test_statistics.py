@@ -1,18 +1,22 @@
+import itertools
 import math
 
 import pytest
 
 from pathex.report._statistics import difference, estimate, student_quantile
 
-# Printed tables of Student's t, two-sided 95 % and 99 %.
-PRINTED = {1: (12.706, 63.657), 2: (4.303, 9.925), 5: (2.571, 4.032), 30: (2.042, 2.750), 120: (1.980, 2.617)}
+# Printed tables of Student's t, two-sided 95 %.
+PRINTED = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 20: 2.086, 30: 2.042, 31: 2.040, 40: 2.021, 120: 1.980}
 
 
 @pytest.mark.parametrize("degrees", PRINTED)
 def test_quantile_is_that_of_the_printed_tables(degrees: int) -> None:
-    at95, at99 = PRINTED[degrees]
-    assert student_quantile(degrees) == pytest.approx(at95, abs=6e-4)
-    assert student_quantile(degrees, 0.99) == pytest.approx(at99, abs=6e-4)
+    assert student_quantile(degrees) == pytest.approx(PRINTED[degrees], abs=6e-4)
+
+
+def test_quantile_falls_with_the_degrees() -> None:
+    quantiles = [student_quantile(degrees) for degrees in range(1, 200)]
+    assert all(first > second > 1.96 for first, second in itertools.pairwise(quantiles))
 
 
 def test_interval_of_three_values() -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pathex.report._metrics import metric_label
-from pathex.report._published import Published
+from pathex.report._published import no_curves, within
 from pathex.report._records import RunRecord
 from pathex.report._style import Style
 
@@ -35,7 +35,7 @@ class Panel:
     records: Mapping[str, RunRecord]
     look: Mapping[str, Style]
     x: str = "sparsity"
-    published: Published = field(default_factory=Published)
+    published: pd.DataFrame = field(default_factory=no_curves)
 
     @property
     def metric(self) -> str:
@@ -63,12 +63,10 @@ class Panel:
         return self.pruned[self.pruned["sparsity"] == self.pruned["sparsity"].max()]
 
     @property
-    def behind(self) -> Published:
-        """The published curves that can be drawn behind the runs: those against sparsity, where the runs are."""
-        levels = self.pruned["sparsity"].unique().tolist()
-        if self.x != "sparsity" or not levels:
-            return Published()
-        return self.published.at(levels[0]) if len(levels) == 1 else self.published.between(min(levels), max(levels))
+    def behind(self) -> pd.DataFrame:
+        """The published values that can be drawn behind the runs: those against sparsity, where the runs are."""
+        levels = self.pruned["sparsity"].unique().tolist() if self.x == "sparsity" else []
+        return within(self.published, levels)
 
     def series(self, rows: pd.DataFrame) -> list[str]:
         """Names of the series of some rows, in the order of their styles."""

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.report._records import RunRecord
+from pathex.runs.naming import PLACE, WITHOUT_EFFECT
 
 __all__ = ["EARLIER", "commands", "nested", "series_settings", "shared_settings", "short"]
 
@@ -26,25 +27,8 @@ EARLIER: Mapping[str, Any] = MappingProxyType(
 """Settings that folders of earlier versions do not have, with the values that these folders stand for."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
-_OF_PLACE = frozenset({"out", "device", "logger", "capture"})
-_WITHOUT_EFFECT = _OF_PLACE | {"devices", "strategy", "memory", "strict"}
+_WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
 _OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
-_OF_PRUNING = _OF_METHOD | {
-    "allocation",
-    "budget",
-    "ignore",
-    "images_per_class",
-    "min_per_layer",
-    "prunable",
-    "pruning_seed",
-    "sanity",
-    "schedule",
-    "start_mask",
-}
-_WITHOUT = MappingProxyType(
-    {"dense": _OF_PRUNING, "small-dense": _OF_PRUNING - {"method_options", "ignore", "prunable"}}
-)
-"""Settings that have no effect with these methods."""
 
 
 def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
@@ -71,7 +55,8 @@ def _group(name: str) -> str:
 
 def _counts(name: str, record: RunRecord) -> bool:
     """Whether a setting decides numbers of the run and is no column of the tables by itself."""
-    return _group(name) not in _COLUMNS | _WITHOUT_EFFECT | _WITHOUT.get(record.method, frozenset())
+    without = WITHOUT_EFFECT.get(record.method, ())
+    return _group(name) not in _COLUMNS | _WITHOUT_EFFECT | {*without}
 
 
 def _value(record: RunRecord, name: str) -> Any:
@@ -121,7 +106,7 @@ def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_f
 
 
 def _is_place(name: str) -> bool:
-    return _group(name) in _OF_PLACE
+    return _group(name) in PLACE
 
 
 def _hyphened(name: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from pathex.runs.config import RunConfig
 
-__all__ = ["run_name", "settings"]
+__all__ = ["PLACE", "WITHOUT_EFFECT", "run_name", "settings"]
 
-_PLACE = ("out", "device", "logger", "capture")
+PLACE = ("out", "device", "logger", "capture")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
@@ -30,7 +30,7 @@ _PRUNING = (
     "memory",
     "strict",
 )
-_WITHOUT_EFFECT = MappingProxyType(
+WITHOUT_EFFECT = MappingProxyType(
     {
         "dense": _PRUNING,
         "small-dense": tuple({*_PRUNING} - {"sparsity", "ignore", "prunable", "method_options"}),
@@ -43,11 +43,11 @@ _WITHOUT_EFFECT = MappingProxyType(
 def settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers, as plain values."""
     values = asdict(config)
-    without = _WITHOUT_EFFECT.get(config.method, ())
+    without = WITHOUT_EFFECT.get(config.method, ())
     values.update({name: value for name, value in asdict(RunConfig()).items() if name in without})
     if config.method == "dense":
         values["sparsity"] = 0.0
-    for name in _PLACE:
+    for name in PLACE:
         del values[name]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
