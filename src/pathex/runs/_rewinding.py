@@ -187,7 +187,7 @@ class _Level:
         first, handles = self.number == 1, list[Handle]()
         epoch = self.plan.epoch or 0
 
-        def hold(model: nn.Module, optimizer: Optimizer) -> None:
+        def prepare(model: nn.Module, optimizer: Optimizer) -> None:
             if mask is not None:
                 handles.append(attach(model, mask, optimizer))
 
@@ -199,7 +199,7 @@ class _Level:
         )
         try:
             _, rows = self.task.train(
-                options, fabric=self.fabric, folder=self.folder, prepare=hold, on_event=self._report
+                options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=self._report
             )
         finally:
             for handle in handles:
