@@ -103,16 +103,7 @@ def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
 
 
 def check_optimizer(model: nn.Module, mask: Mask, optimizer: Any) -> None:
-    """Refuse an optimizer that does not train the masked weights of a model.
-
-    Args:
-        model: The model itself, not a wrapper.
-        mask: The mask.
-        optimizer: The optimizer.
-
-    Raises:
-        InvalidInput: If it is none, or holds none of the masked weights.
-    """
+    """Refuse what is no optimizer, or one that trains none of the masked weights (`InvalidInput`)."""
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     parameters = dict(model.named_parameters())

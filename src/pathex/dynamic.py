@@ -87,11 +87,7 @@ class DynamicHandle(attaching.Handle):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model and its optimizer.
-
-        Returns:
-            ``mask`` (name to bool tensor), ``step`` and ``updates``.
-        """
+        """What a checkpoint needs beside model and optimizer: ``mask`` (name to bool tensor), ``step``, ``updates``."""
         return {"mask": {name: entry.clone() for name, entry in self.mask.items()}} | {
             "step": self.step,
             "updates": self.updates,
@@ -187,15 +183,7 @@ def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `attach` that cannot be used.
-
-    Args:
-        options: Some of :data:`OPTIONS`.
-
-    Raises:
-        UnknownName: If there is no such option.
-        InvalidInput: If a value is out of its range.
-    """
+    """Refuse options of `attach` that are not in :data:`OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
     for name, value in options.items():
         if name not in OPTIONS:
             raise UnknownName("option of dynamic sparse training", name, OPTIONS)

@@ -119,16 +119,7 @@ _WRITERS = {
 
 
 def check_format(form: str, path: str | os.PathLike[str]) -> None:
-    """Check that a file can be written in a form.
-
-    Args:
-        form: One of `FORMATS`.
-        path: The file.
-
-    Raises:
-        UnknownName: If the form is not known.
-        InvalidInput: If the file has another ending than the form allows.
-    """
+    """Refuse an unknown form (`UnknownName`), and a file whose ending the form does not allow."""
     if form not in FORMATS:
         raise UnknownName("mask format", form, FORMATS)
     endings = (_SAFETENSORS,) if form == "pathex" else (_SAFETENSORS, *_TORCH)
@@ -137,14 +128,7 @@ def check_format(form: str, path: str | os.PathLike[str]) -> None:
 
 
 def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
-    """The weights in a file that `read_mask` reads.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Names with tensors; None if the file holds a mask only.
-    """
+    """The weights in a file that `read_mask` reads, by name; None if the file holds a mask only."""
     path = Path(path)
     if _holds_pathex_mask(path):
         return None

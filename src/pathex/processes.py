@@ -44,14 +44,7 @@ class Processes:
 
     @contextlib.contextmanager
     def barrier(self) -> Iterator[None]:
-        """Leave a block when all processes have done so, all with an error if one of them failed.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            PathexError: If another process failed, of the same class if that was one of pathex's own errors.
-        """
+        """Leave a block when all processes have done so; an error in one of them is raised in all."""
         try:
             yield
         except Exception as error:
@@ -76,14 +69,7 @@ class Processes:
             raise _remote_error(name, f"process {rank} of {self.world_size}: {message}", self.group)
 
     def all_gather(self, value: T) -> list[T]:
-        """The values of all processes.
-
-        Args:
-            value: Plain data and tensors, in tuples, lists or dictionaries.
-
-        Returns:
-            The values by rank; tensors on the CPU if there are other processes.
-        """
+        """The values of all processes by rank: plain data, and tensors, which come on the CPU if there are others."""
         if self.world_size == 1:
             return [value]
         with self.barrier():
@@ -96,16 +82,7 @@ class Processes:
         return found
 
     def broadcast(self, value: T, device: torch.device, source: int = 0) -> T:
-        """The value of one process.
-
-        Args:
-            value: Plain data and tensors, in tuples, lists or dictionaries; only that of the source counts.
-            device: Where tensors go.
-            source: Rank of the process.
-
-        Returns:
-            The value of the source.
-        """
+        """The value of the process with rank ``source``, its tensors on ``device``."""
         if self.world_size == 1:
             return value
         found = [_to(value, torch.device("cpu")) if self.rank == source else None]
@@ -180,14 +157,7 @@ class Processes:
         return [_to(found[n % self.world_size][n // self.world_size], device) for n in range(len(items))]
 
     def check_consistent(self, facts: Mapping[str, object]) -> None:
-        """Refuse processes that are about to do different things.
-
-        Args:
-            facts: What has to be the same everywhere, as plain data by what it is.
-
-        Raises:
-            InvalidInput: If something is not; the message names it.
-        """
+        """Raise `InvalidInput`, which names it, if one of the facts is not the same in all processes."""
         first, *others = self.all_gather(dict(facts))
         for rank, other in enumerate(others, 1):
             for what in {**first, **other}:
