@@ -63,12 +63,14 @@ def check_config(config: RunConfig) -> None:
         sync_batchnorm=config.sync_batchnorm,
     )
     if config.strategy == "fsdp":
-        if config.dynamic != "none":
-            raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
-        if config.method in TRAINED or kind(config.task, config.data) == "transfer":
-            raise InvalidInput(
-                "strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp"
-            )
+        _check_sharding(config)
+
+
+def _check_sharding(config: RunConfig) -> None:
+    if config.dynamic != "none":
+        raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
+    if config.method in TRAINED or kind(config.task, config.data) == "transfer":
+        raise InvalidInput("strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp")
 
 
 def _check_dynamic(config: RunConfig) -> None:
@@ -161,8 +163,8 @@ def _check_types(config: TicketConfig) -> None:
             continue
         if get_origin(hint) is Literal:
             raise UnknownName(name, value, get_args(hint))
-        hint_of_percent = name == "sparsity" and _conforms(value, float) and value > 1
-        more = f" (did you mean {value / 100:g}?)" if hint_of_percent else ""
+        in_percent = name == "sparsity" and _conforms(value, float) and value > 1
+        more = f" (did you mean {value / 100:g}?)" if in_percent else ""
         raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
 
 
