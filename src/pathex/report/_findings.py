@@ -60,7 +60,7 @@ def headline(runs: pd.DataFrame) -> str:
 def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int = 2) -> str:
     first, second = estimate(values[best]), estimate(values[other])
     means = f"{best} {_percent(first.mean)}, {other} {_percent(second.mean)}"
-    if first.half_width is None or second.half_width is None:
+    if min(first.n, second.n) < 2:
         return f"{where}: {means}, with one seed for at least one of them: no claim. Repeat with more seeds."
     if first.overlaps(second):
         return f"{where}: {means}, but their 95 % intervals overlap: no claim."
@@ -69,7 +69,7 @@ def _against(values: dict[str, list[float]], best: str, other: str, where: str, 
     seeds = f"{first.n} seeds each" if first.n == second.n else f"{first.n} and {second.n} seeds"
     return (
         f"{where}, {best}{rank} is {100 * gap.mean:.1f} points above {other} (95 % interval "
-        f"{100 * (gap.low or 0):.1f} to {100 * (gap.high or 0):.1f}): "
+        f"{100 * gap.low:.1f} to {100 * gap.high:.1f}): "
         f"{_percent(first.mean)} against {_percent(second.mean)}, {seeds}."
     )
 

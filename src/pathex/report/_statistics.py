@@ -15,28 +15,26 @@ class Estimate:
     Attributes:
         n: Number of values.
         mean: Their mean.
-        half_width: Half the width of the interval; None when one value gives none.
+        half_width: Half the width of the interval; NaN when one value gives none.
     """
 
     n: int
     mean: float
-    half_width: float | None
+    half_width: float
 
     @property
-    def low(self) -> float | None:
+    def low(self) -> float:
         """Lower end of the interval."""
-        return None if self.half_width is None else self.mean - self.half_width
+        return self.mean - self.half_width
 
     @property
-    def high(self) -> float | None:
+    def high(self) -> float:
         """Upper end of the interval."""
-        return None if self.half_width is None else self.mean + self.half_width
+        return self.mean + self.half_width
 
     def overlaps(self, other: "Estimate") -> bool:
         """Whether the two intervals share a point; one without an interval overlaps everything."""
-        if self.half_width is None or other.half_width is None:
-            return True
-        return abs(self.mean - other.mean) <= self.half_width + other.half_width
+        return not abs(self.mean - other.mean) > self.half_width + other.half_width
 
 
 # Two-sided 95 % quantiles for 1 to 30 degrees of freedom.
@@ -59,7 +57,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval by Student's t."""
     n = len(values)
     if n < 2:
-        return Estimate(n, fmean(values), None)
+        return Estimate(n, fmean(values), math.nan)
     return Estimate(n, fmean(values), student_quantile(n - 1) * math.sqrt(variance(values) / n))
 
 
@@ -67,7 +65,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
     """Difference of two means with Welch's 95 % interval (degrees of freedom rounded down)."""
     mean, n = fmean(first) - fmean(second), min(len(first), len(second))
     if n < 2:
-        return Estimate(n, mean, None)
+        return Estimate(n, mean, math.nan)
     parts = [variance(values) / len(values) for values in (first, second)]
     spread = sum(parts)
     if spread == 0:

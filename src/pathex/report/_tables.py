@@ -9,7 +9,7 @@ import pandas as pd
 from pathex.report._metrics import metric_label
 from pathex.report._records import RunRecord
 from pathex.report._settings import series_settings, short
-from pathex.report._statistics import Estimate, estimate
+from pathex.report._statistics import estimate
 
 __all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "markdown", "runs_table", "summary_table"]
 
@@ -75,18 +75,13 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         found = estimate(by_seed(group))
         rows.append(
             dict(zip(GROUP, key, strict=True))
-            | {"n": found.n, "mean": found.mean, **_bounds(found)}
+            | {"n": found.n, "mean": found.mean}
+            | {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
             | group[_MEANS].mean().to_dict()
         )
-    frame = pd.DataFrame(rows).astype({"ci95_low": float, "ci95_high": float})
+    frame = pd.DataFrame(rows)
     order = [*EXPERIMENT, "sparsity", "mean", "series"]
     return frame.sort_values(order, ascending=[column != "mean" for column in order]).reset_index(drop=True)
-
-
-def _bounds(found: Estimate) -> dict[str, float | None]:
-    if found.low is None or found.high is None:
-        return {"ci95_low": None, "ci95_high": None}
-    return {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
 
 
 def csv(frame: pd.DataFrame) -> str:

@@ -53,7 +53,7 @@ def _groups(panel: Panel, axes: Axes, column: str, levels: list[float]) -> None:
             if not values:
                 continue
             found, place = estimate(values), group + (number - (len(names) - 1) / 2) * width
-            if found.low is not None and found.high is not None:
+            if found.n > 1:
                 axes.vlines(place, found.low, found.high, color=style.colour, alpha=0.3, lw=4)
             face = style.colour if style.dash == "-" else "white"
             axes.plot(place, found.mean, style.marker, color=style.colour, ms=6, markerfacecolor=face, zorder=3)
