@@ -15,7 +15,7 @@ from pathex.errors import InvalidInput
 from pathex.report._panel import Panel, Picture, legend, picture, seeds_said
 from pathex.report._published import ALIASES
 from pathex.report._published import caption as published_caption
-from pathex.report._style import INK, Style
+from pathex.report._style import INK
 from pathex.report._tables import summary_table
 
 __all__ = ["X_AXES", "curves"]
@@ -60,10 +60,7 @@ def _against_sparsity(panel: Panel) -> tuple[Figure, str]:
     figure = Figure(figsize=(9.0, 5.0))
     axes = figure.add_subplot()
     sources = _published_curves(panel, axes)
-    for name, rows in _by_series(panel, panel.pruned):
-        _curve(axes, 1 - rows["sparsity"], rows, panel.look[name], name)
-        seeds = panel.pruned[panel.pruned["series"] == name]
-        _seeds(axes, 1 - seeds["sparsity"], seeds["value"], panel.look[name])
+    _draw_series(panel, axes, panel.pruned, lambda rows: 1 - rows["sparsity"])
     _dense_lines(panel, axes.axhline, axes.axhspan)
     _sparsity_axis(axes, sorted(panel.pruned["sparsity"].unique()))
     _value_axis(panel, axes)
@@ -83,10 +80,7 @@ def _against_size(panel: Panel) -> tuple[Figure, str]:
         )
     figure = Figure(figsize=(9.0, 5.0))
     axes = figure.add_subplot()
-    for name, rows in _by_series(panel, runs):
-        _curve(axes, rows[column], rows, panel.look[name], name)
-        seeds = runs[runs["series"] == name]
-        _seeds(axes, seeds[column], seeds["value"], panel.look[name])
+    _draw_series(panel, axes, runs, lambda rows: rows[column])
     _size_axis(axes, runs[column], _AXIS_LABELS[panel.x])
     _value_axis(panel, axes)
     legend(axes)
@@ -122,22 +116,20 @@ def _dots(panel: Panel) -> tuple[Figure, str]:
     return figure, (_caption(panel, "tick", "Bars") + published_caption(panel.behind)).strip()
 
 
-def _by_series(panel: Panel, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    summary = summary_table(rows).sort_values("sparsity")
-    return [(name, summary[summary["series"] == name]) for name in panel.series(rows)]
-
-
-def _curve(axes: Axes, x: pd.Series, rows: pd.DataFrame, style: Style, name: str) -> None:
-    low, mean, high = (100 * rows[column] for column in ("ci95_low", "mean", "ci95_high"))
-    if len(rows) > 1:
-        axes.fill_between(x, low, high, color=style.colour, alpha=0.11, lw=0)
-    else:  # a band needs two points
-        axes.vlines(x, low, high, color=style.colour, alpha=0.3, lw=4)
-    axes.plot(x, mean, style.dash, color=style.colour, marker=style.marker, ms=5.5, label=name, zorder=3)
-
-
-def _seeds(axes: Axes, x: pd.Series, values: pd.Series, style: Style) -> None:
-    axes.plot(x, 100 * values, ".", color=style.colour, ms=3.5, alpha=0.5)
+def _draw_series(
+    panel: Panel, axes: Axes, runs: pd.DataFrame, place: Callable[[pd.DataFrame], "pd.Series[float]"]
+) -> None:
+    """Draws mean and interval of each series, and a dot for each of its runs."""
+    summary = summary_table(runs).sort_values("sparsity")
+    for name in panel.series(runs):
+        rows, seeds, style = summary[summary["series"] == name], runs[runs["series"] == name], panel.look[name]
+        x, (low, mean, high) = place(rows), (100 * rows[column] for column in ("ci95_low", "mean", "ci95_high"))
+        if len(rows) > 1:
+            axes.fill_between(x, low, high, color=style.colour, alpha=0.11, lw=0)
+        else:  # a band needs two points
+            axes.vlines(x, low, high, color=style.colour, alpha=0.3, lw=4)
+        axes.plot(x, mean, style.dash, color=style.colour, marker=style.marker, ms=5.5, label=name, zorder=3)
+        axes.plot(place(seeds), 100 * seeds["value"], ".", color=style.colour, ms=3.5, alpha=0.5)
 
 
 def _published_curves(panel: Panel, axes: Axes) -> list[Line2D]:
