@@ -36,18 +36,18 @@ def times(state: State, mask: pathex.Mask) -> State:
     return {name: tensor * mask[name] if name in mask else tensor for name, tensor in state.items()}
 
 
+def numbers(path: Path) -> list[dict[str, Any]]:
+    rows = entries(path) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
 def assert_same_outcome(folder: Path, other: Path) -> None:
     """Two folders of the same run hold the same files, numbers, masks, weights and momenta."""
     assert folder.name == other.name
     files = {path.relative_to(folder) for path in folder.rglob("*")}
     assert files == {path.relative_to(other) for path in other.rglob("*")}
-    for name in ("result.json", "metrics.jsonl"):
-        first, second = (
-            [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines]
-            for lines in ([path.read_text()] if name == "result.json" else path.read_text().splitlines()
-                          for path in (folder / name, other / name))
-        )  # fmt: skip
-        assert first == second
+    assert numbers(folder / "result.json") == numbers(other / "result.json")
+    assert numbers(folder / "metrics.jsonl") == numbers(other / "metrics.jsonl")
     for name in files:
         if name.suffix == ".safetensors":
             assert pathex.Mask.load(folder / name) == pathex.Mask.load(other / name)
