@@ -91,14 +91,7 @@ class Processes:
         return received
 
     def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the processes.
-
-        Args:
-            tensors: By name, the same names, shapes and dtypes everywhere.
-
-        Returns:
-            Name to sum, on the devices of ``tensors``; a single process gets its own tensors.
-        """
+        """Sums over the processes of tensors by name, with the same names, shapes and dtypes everywhere."""
         if self.world_size == 1:
             return dict(tensors)
         devices, sums = self._devices(), {}
@@ -136,16 +129,7 @@ class Processes:
         return self.all_reduce(sums)
 
     def map(self, items: Sequence[T], compute: Callable[[T], R], device: torch.device) -> list[R]:
-        """Something small about every item, computed once and known to all.
-
-        Args:
-            items: The same in every process.
-            compute: From an item to plain data and tensors.
-            device: Where tensors go.
-
-        Returns:
-            The results in the order of the items.
-        """
+        """Results in the order of the items, which the processes share out; tensors in them go to ``device``."""
         if self.world_size == 1:
             return [compute(item) for item in items]
         padded = -(-len(items) // self.world_size) * self.world_size

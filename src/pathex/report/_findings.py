@@ -20,14 +20,12 @@ def what_was_run(runs: pd.DataFrame) -> str:
     pruned = runs[~beside]
     methods = pruned["method"].unique().tolist()
     others = [f"the {_NOT_PRUNED[name]}" for name in _NOT_PRUNED if name in set(runs["method"])]
-    what = f"training of {_listed(others)}" if others != ["the dense network"] and others else "dense training"
+    what = f"training of {_in_words(others)}" if others != ["the dense network"] and others else "dense training"
     if methods:
         sparsities = [f"{value:.6g}" for value in sorted(pruned["sparsity"].unique())]
-        what = (
-            f"{_count(len(methods), 'pruning method')} ({_listed(sorted(methods))}) at sparsity {_listed(sparsities)}"
-        )
-        what += f" beside {_listed(others)}" if others else ""
-    models, data = (_listed(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
+        what = f"{_count(len(methods), 'pruning method')} ({_in_words(sorted(methods))}) at sparsity {_in_words(sparsities)}"
+        what += f" beside {_in_words(others)}" if others else ""
+    models, data = (_in_words(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
     where = f"{models} on {data}"
     seeds, count = _count(runs["seed"].nunique(), "seed"), _count(len(runs), "run")
     return f"{what[0].upper()}{what[1:]}: {where}, {seeds}, {count} in all."
@@ -82,5 +80,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _in_words(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
