@@ -23,7 +23,8 @@ def what_was_run(runs: pd.DataFrame) -> str:
     what = f"training of {_in_words(others)}" if others != ["the dense network"] and others else "dense training"
     if methods:
         sparsities = [f"{value:.6g}" for value in sorted(pruned["sparsity"].unique())]
-        what = f"{_count(len(methods), 'pruning method')} ({_in_words(sorted(methods))}) at sparsity {_in_words(sparsities)}"
+        what = f"{_count(len(methods), 'pruning method')} ({_in_words(sorted(methods))})"
+        what += f" at sparsity {_in_words(sparsities)}"
         what += f" beside {_in_words(others)}" if others else ""
     models, data = (_in_words(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
     where = f"{models} on {data}"
