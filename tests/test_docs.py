@@ -85,7 +85,7 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     settings = yaml.safe_load(capsys.readouterr().out)
     if words[0] == "run":
         pathex.runs.check_config(pathex.runs.RunConfig(**settings))
-    if words[0] == "methods" and settings["name"]:
+    if words[0] == "methods" and settings.get("name"):
         assert pathex.methods(settings["name"]).name == settings["name"]
 
 

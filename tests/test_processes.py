@@ -1,4 +1,4 @@
-"""Several processes find what one does, bit for bit, and share the work."""
+"""Several processes find what one does, to the last bits of float64, and share the work."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 import pathex
 import several_processes as several
-from pathex import processes
 from pathex.errors import InvalidInput
 from pathex.processes import ALONE, processes_of
+
+TOLERANCE = 1e-9  # float64, in which sums over processes come in another order than in one process
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def masks() -> dict[str, pathex.Mask]:
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, score in expected.items():
-        assert torch.equal(found[name], score), name
+        torch.testing.assert_close(found[name], score, rtol=TOLERANCE, atol=TOLERANCE * float(score.abs().max()))
         assert found[name].dtype == score.dtype
 
 
@@ -223,8 +224,8 @@ def test_the_first_generation_of_fsdp_is_refused() -> None:
 
 def test_without_others_a_process_is_alone() -> None:
     assert processes_of() is ALONE and processes_of(None) is ALONE
-    assert ALONE.told({"a": 1}) == [{"a": 1}]
-    assert ALONE.each([3, 1], lambda item: item + 1, torch.device("cpu")) == [4, 2]
+    assert ALONE.all_gather({"a": 1}) == [{"a": 1}] and ALONE.broadcast(1, torch.device("cpu")) == 1
+    assert ALONE.map([3, 1], lambda item: item + 1, torch.device("cpu")) == [4, 2]
 
 
 def test_sums_are_new_tensors_added_in_order() -> None:
@@ -234,18 +235,12 @@ def test_sums_are_new_tensors_added_in_order() -> None:
     def part(item: float) -> dict[str, Tensor]:
         return {"a": item * same, "b": same.expand(2), "c": same}  # b and c are one tensor, as gradients may be
 
-    found = ALONE.summed(items, part)
+    found = ALONE.sum_over(items, part)
     assert found["a"].tolist() == [0.0, 0.0]  # (1 + 1e16) - 1e16; in another order it would be 1
     assert found["b"].tolist() == found["c"].tolist() == [3.0, 3.0]
     assert same.tolist() == [1.0, 1.0]
 
 
-def test_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_MESSAGE", 5)
-    tensors = {"a": torch.ones(3), "b": torch.ones(2), "c": torch.ones(9), "d": torch.ones(1), "e": torch.ones(1).int()}
-    assert list(processes._bundles(tensors)) == [["a", "b"], ["c"], ["d"], ["e"]]
-
-
 def test_an_error_leaves_a_block_as_it_is() -> None:
-    with pytest.raises(KeyError, match="mine"), ALONE.together(), ALONE.together():
+    with pytest.raises(KeyError, match="mine"), ALONE.barrier(), ALONE.barrier():
         raise KeyError("mine")

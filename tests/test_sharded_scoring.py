@@ -23,7 +23,8 @@ def test_scores_are_those_of_one_process(name: str, two: list[dict[str, Any]]) -
     for process in two:
         found = process["scores"][name]
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[weight], score) for weight, score in expected.items())
+        for weight, score in expected.items():  # float64, in which the processes add in another order
+            torch.testing.assert_close(found[weight], score, rtol=1e-9, atol=1e-9 * float(score.abs().max()))
 
 
 @pytest.mark.parametrize("name", sharded.MASKS)

@@ -41,15 +41,11 @@ def shuffled(mask: Mask, seed: int) -> Mask:
         >>> moved == mask, moved.counts() == mask.counts()
         (False, True)
     """
-    return Mask(
-        {
-            name: entry.flatten()[torch.randperm(entry.numel(), generator=_source(seed, _SHUFFLE, name))].view(
-                entry.shape
-            )
-            for name, entry in mask.items()
-        },
-        mask.metadata,
-    )
+    entries = {}
+    for name, entry in mask.items():
+        order = torch.randperm(entry.numel(), generator=_source(seed, _SHUFFLE, name))
+        entries[name] = entry.flatten()[order].view(entry.shape)
+    return Mask(entries, mask.metadata)
 
 
 def reinitialised(
@@ -91,12 +87,11 @@ def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) 
     Returns:
         Name to tensor, as ``model.load_state_dict(..., strict=False)`` takes them.
     """
-    return {
-        name: torch.where(
-            (torch.rand(weight.shape, generator=_source(seed, _FLIP, name)) < 0.5).to(weight.device), -weight, weight
-        )
-        for name, weight in _weights(model, names).items()
-    }
+    flipped_weights = {}
+    for name, weight in _weights(model, names).items():
+        flip = torch.rand(weight.shape, generator=_source(seed, _FLIP, name)) < 0.5
+        flipped_weights[name] = torch.where(flip.to(weight.device), -weight, weight)
+    return flipped_weights
 
 
 def _weights(model: nn.Module, names: Iterable[str] | None) -> Mapping[str, Tensor]:
@@ -121,11 +116,8 @@ def _fresh_state(model: nn.Module, seed: int, factory: Callable[[], nn.Module]) 
         torch.default_generator.manual_seed(seed)
         fresh: dict[str, Tensor] = own_module(factory()).state_dict()
     state = model.state_dict()
-    different = sorted(
-        name
-        for name in {*state, *fresh}
-        if name not in state or name not in fresh or state[name].shape != fresh[name].shape
-    )
+    shapes, others = ({name: tensor.shape for name, tensor in each.items()} for each in (state, fresh))
+    different = sorted({name for name, _ in shapes.items() ^ others.items()})
     if different:
         raise InvalidInput(f"the factory makes another network than {type(model).__name__}: {different[0]!r} differs")
     return {name: tensor.detach().to(state[name]) for name, tensor in fresh.items()}

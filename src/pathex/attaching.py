@@ -1,10 +1,8 @@
 """Masks on a model that trains: weights zeroed now and kept zero."""
 
 import copy
-import weakref
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,15 +14,7 @@ from pathex.masks import Mask
 from pathex.prunable import own_module
 from pathex.sharded import in_one_piece, is_sharded, like
 
-__all__ = ["Handle", "attach", "make_permanent"]
-
-_LARGE = 2**20
-"""Weights of a tensor that is worth a kernel of its own, and whose mask is kept in bytes."""
-
-_INTEGERS: Mapping[int, torch.dtype] = MappingProxyType(
-    {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64},
-)
-"""Integers by their size in bytes."""
+__all__ = ["Handle", "attach", "check_optimizer", "make_permanent"]
 
 
 class Handle:
@@ -43,43 +33,38 @@ class Handle:
         self.mask = mask
         self._model = model
         self._removed = _removed(model, mask)
-        self._zeros = _Zeros()
         self._hooks: list[Any] = [model.register_load_state_dict_post_hook(self._reapply)]
         if optimizer is not None:
             self._hooks.append(optimizer.register_step_post_hook(self._reapply))
-        self._watch({name: model.get_parameter(name) for name in self._removed})
+        self._hook_gradients({name: model.get_parameter(name) for name in self._removed})
         self.apply()
 
-    def _watch(self, parameters: Mapping[str, Tensor]) -> None:
-        """Zero the gradient of removed weights whenever it has been computed."""
-        gradients = _Gradients({name: self._removed[name] for name in parameters})
+    def _hook_gradients(self, parameters: Mapping[str, Tensor]) -> None:
         for name, parameter in parameters.items():
             if parameter.requires_grad and parameter.is_leaf:
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(gradients.computed, name)))
+                # A parameter's hook keeps alive what it refers to, unseen by the garbage collector: not the model.
+                hook = partial(_mask_gradient, self._removed, name)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))
 
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the removed weights now."""
-        # Looked up each time: load_state_dict(assign=True) replaces parameters.
-        parameters = {name: self._model.get_parameter(name) for name in self._removed}
-        for name, parameter in parameters.items():
-            removed = _fitted(self._removed[name], parameter)
-            if not is_sharded(parameter) and removed.stride() != parameter.stride():
-                removed = torch.empty_like(parameter, dtype=torch.bool).copy_(removed)  # in the order of its memory
-            self._removed[name] = removed
-        self._zeros.fill(parameters, self._removed)
+        for name, removed in self._removed.items():
+            # Looked up each time: load_state_dict(assign=True) replaces parameters.
+            parameter = self._model.get_parameter(name)
+            self._removed[name] = _place(removed, parameter)
+            _fill_zeros(parameter, self._removed[name])
 
     def _reapply(self, *_: object) -> None:
         self.apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Handle":
-        """The hook of a copied model: it holds the copy, as far as the copy is this handle's model."""
+        """The hook of a copied model: it belongs to the copy, as far as that is a copy of this handle's model."""
         twin = object.__new__(Handle)
         twin.mask, twin._model, twin._hooks = self.mask, memo.get(id(self._model), nn.Module()), []
         twin._removed = dict(self._removed) if id(self._model) in memo else {}
-        twin._zeros = _Zeros()
         # Copied here, a parameter is the same one that the copied module gets.
-        twin._watch({name: copy.deepcopy(self._model.get_parameter(name), memo) for name in twin._removed})
+        twin._hook_gradients({name: copy.deepcopy(self._model.get_parameter(name), memo) for name in twin._removed})
         return twin
 
     def remove(self) -> None:
@@ -89,104 +74,42 @@ class Handle:
         self._hooks.clear()
 
 
-class _Gradients:
-    """Zeroes gradients of removed weights as soon as the backward pass that computes them is over.
-
-    It knows neither the handle nor the model: the hooks of a parameter keep alive what they know, and the collector
-    does not see it.
-    """
-
-    def __init__(self, removed: Mapping[str, Tensor]) -> None:
-        self._removed, self._zeros = removed, _Zeros()
-        self._pass = _NO_PASS
-        self._ready: dict[str, weakref.ref[Tensor]] = {}
-
-    def computed(self, name: str, parameter: Tensor) -> None:
-        """Take note of a parameter whose gradient has just been computed."""
-        if parameter.grad is None:
-            return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # At once: it is about to be sent to other processes.
-            _fill(parameter.grad, _fitted(self._removed[name], parameter.grad))
-            return
-        # The number tells this pass from one before that ended in an error.
-        if (number := torch._C._current_graph_task_id()) != self._pass:
-            self._pass, self._ready = number, {}
-            torch.autograd.Variable._execution_engine.queue_callback(self._over)
-        self._ready[name] = weakref.ref(parameter)
-
-    @torch.no_grad()
-    def _over(self) -> None:
-        ready, self._pass, self._ready = self._ready, _NO_PASS, {}
-        parameters = {name: known() for name, known in ready.items()}
-        found = {name: each.grad for name, each in parameters.items() if each is not None and each.grad is not None}
-        self._zeros.fill(found, {name: _fitted(self._removed[name], each) for name, each in found.items()})
+@torch.no_grad()
+def _mask_gradient(removed: Mapping[str, Tensor], name: str, parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        _fill_zeros(parameter.grad, _place(removed[name], parameter.grad))
 
 
-class _Zeros:
-    """Zeroes entries of many tensors at once.
-
-    Small tensors are multiplied by zeros and ones, all of them in one call, as the integers that their bits are: what
-    stays is unchanged in every bit, and what is removed is zero even where it was no number.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def fill(self, tensors: Mapping[str, Tensor], removed: Mapping[str, Tensor]) -> None:
-        """Zero what is removed.
-
-        Args:
-            tensors: The tensors, changed in place.
-            removed: True where an entry is removed, on their devices; more names than tensors are allowed.
-        """
-        small = [name for name, tensor in tensors.items() if _joins(tensor)]
-        for name, tensor in tensors.items():
-            if not _joins(tensor):
-                _fill(tensor, removed[name])
-        if small:
-            bits = [tensors[name].detach().view(_INTEGERS[tensors[name].element_size()]) for name in small]
-            kept = [self._ones(name, removed[name], each) for name, each in zip(small, bits, strict=True)]
-            torch._foreach_mul_(bits, kept)
-
-    def _ones(self, name: str, removed: Tensor, like: Tensor) -> Tensor:
-        """One where an entry stays and zero where not, in the form of a tensor."""
-        known = self._kept.get(name)
-        if known is None or known[0] is not removed or known[1].dtype != like.dtype or known[1].device != like.device:
-            known = self._kept[name] = (removed, torch.empty_like(like).copy_(~removed))
-        return known[1]
-
-
-def _joins(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return plain and tensor.numel() < _LARGE and tensor.element_size() in _INTEGERS
-
-
-def _fitted(removed: Any, tensor: Any) -> Tensor:
-    """The removed entries where a tensor is: on its device, and spread over processes as it is."""
+def _place(removed: Tensor, tensor: Tensor) -> Tensor:
+    """The removed entries on the device of a tensor, and spread over processes as it is."""
     if not is_sharded(tensor):
         # Between its use and its next step, a sharded weight is there in one piece.
         return in_one_piece(removed).to(tensor.device)
-    spread: Tensor = like(removed, tensor)
-    return spread
+    placed: Tensor = like(removed, tensor)
+    return placed
 
 
-def _fill(tensor: Any, removed: Any) -> None:
-    """Zero what is removed, of a sharded tensor the part that is here."""
+def _fill_zeros(tensor: Any, removed: Any) -> None:
     if is_sharded(tensor):
         tensor, removed = tensor.to_local(), removed.to_local()
-    tensor.masked_fill_(removed, 0)
-
-
-_NO_PASS = -1
-"""In place of the number of a backward pass."""
+    tensor.masked_fill_(removed, 0)  # a product would keep NaN
 
 
 def _removed(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
     mask.check(model)
-    return {name: _fitted(~entry, model.get_parameter(name)) for name, entry in mask.items()}
+    return {name: _place(~entry, model.get_parameter(name)) for name, entry in mask.items()}
+
+
+def check_optimizer(model: nn.Module, mask: Mask, optimizer: Any) -> None:
+    """Refuse what is no optimizer, or one that trains none of the masked weights (`InvalidInput`)."""
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    parameters = dict(model.named_parameters())
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    if not any(parameters.get(name) in trained for name in mask):
+        raise InvalidInput("the optimizer trains none of the masked weights: was it made for another model?")
 
 
 def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> Handle:
@@ -217,12 +140,7 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
     """
     model = own_module(model)
     if optimizer is not None:
-        if not isinstance(optimizer, Optimizer):
-            raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        parameters = dict(model.named_parameters())
-        trained = {p for group in optimizer.param_groups for p in group["params"]}
-        if not any(parameters.get(name) in trained for name in mask):
-            raise InvalidInput("the optimizer trains none of the masked weights: was it made for another model?")
+        check_optimizer(model, mask, optimizer)
     return Handle(model, mask, optimizer)
 
 
@@ -242,5 +160,5 @@ def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
     """
     own = own_module(model)
     for name, removed in _removed(own, mask).items():
-        _fill(own.get_parameter(name), removed)
+        _fill_zeros(own.get_parameter(name), removed)
     return model

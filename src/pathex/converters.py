@@ -41,30 +41,12 @@ _PARTS = ("compressed", "bitmask", "shape", "row_offsets")
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Mask:
-    """A mask from a dictionary of tensors that hold 0 and 1 only, in any dtype.
-
-    Args:
-        tensors: Name to tensor, 1 or True = kept.
-
-    Returns:
-        The mask.
-
-    Raises:
-        MaskMismatch: If something is no tensor or holds another value.
-    """
+    """A mask from tensors by name that hold 0 and 1 only, in any dtype; other values raise `MaskMismatch`."""
     return Mask({name: _binary(name, tensor) for name, tensor in tensors.items()})
 
 
 def to_tensors(mask: Mask, dtype: torch.dtype = torch.bool) -> dict[str, Tensor]:
-    """A mask as a dictionary of tensors.
-
-    Args:
-        mask: The mask.
-        dtype: Type of the tensors.
-
-    Returns:
-        Name to tensor, 1 or True = kept.
-    """
+    """A mask as tensors by name, 1 or True = kept."""
     return {name: entry.to(dtype, copy=True) for name, entry in mask.items()}
 
 
@@ -139,7 +121,7 @@ def to_zeros(mask: Mask, weights: Weights) -> dict[str, Tensor]:
         MaskMismatch: If the mask does not fit.
         InvalidInput: If a kept weight is zero, so that the zeros would not be the mask.
     """
-    tensors, entries = _fitted(mask, weights)
+    tensors, entries = _tensors_and_entries(mask, weights)
     for name, entry in entries.items():
         if zeros := int((tensors[name][entry] == 0).sum()):
             raise InvalidInput(f"{zeros} kept weights of {name!r} are zero: zeros alone cannot tell them from removed")
@@ -164,24 +146,23 @@ def from_torch_prune(pruned: Weights) -> Mask:
     Raises:
         MaskMismatch: If nothing is pruned, or a mask does not fit its tensor or holds other values than 0 and 1.
     """
-    tensors = _tensors(pruned, every_name=True)
+    tensors = _tensors(pruned)
     names = [name.removesuffix("_mask") for name in tensors if name.endswith("_mask")]
     names = [name for name in names if f"{name}_orig" in tensors]
     if not names:
         raise MaskMismatch("nothing is pruned by torch.nn.utils.prune: no tensor NAME_mask stands beside a NAME_orig")
+    # A model may use one weight under several names; a mask has the first.
+    first = _first_names(own_module(pruned)) if isinstance(pruned, nn.Module) else {}
     entries: dict[str, Tensor] = {}
-    first: dict[Tensor, str] = {}
     for name in names:
         entry, weight = _binary(name, tensors[f"{name}_mask"]), tensors[f"{name}_orig"]
         if entry.shape != weight.shape:
             raise MaskMismatch(
                 f"'{name}_mask' has shape {tuple(entry.shape)} and '{name}_orig' has {tuple(weight.shape)}"
             )
-        # A model may use one weight under several names; a mask has the first.
-        own = first.setdefault(weight, name) if isinstance(pruned, nn.Module) else name
-        if own != name and not torch.equal(entries[own], entry):
+        own = first.get(f"{name}_orig", name).removesuffix("_orig")
+        if not torch.equal(entries.setdefault(own, entry), entry):
             raise MaskMismatch(f"{own!r} and {name!r} are one weight and have different masks")
-        entries[own] = entry
     return Mask(entries)
 
 
@@ -196,7 +177,7 @@ def to_torch_prune(mask: Mask, weights: Weights) -> dict[str, Tensor]:
         The tensors of ``weights``, copied; a masked ``NAME`` becomes ``NAME_orig`` (with its removed weights) and
         ``NAME_mask`` (0 and 1 in its dtype). A mask that does not fit raises `MaskMismatch`.
     """
-    tensors, entries = _fitted(mask, weights)
+    tensors, entries = _tensors_and_entries(mask, weights)
     for name, entry in entries.items():
         weight = tensors.pop(name)
         tensors[f"{name}_orig"] = weight
@@ -217,10 +198,10 @@ def apply_torch_prune(model: nn.Module, mask: Mask) -> nn.Module:
     """
     own = own_module(model)
     mask.check(own)
-    for name, entry in _names_of(own, mask).items():
+    for name, entry in _under_every_name(mask, own).items():
         path, _, leaf = name.rpartition(".")
         module = own.get_submodule(path)
-        weight = module._parameters.get(leaf)
+        weight = dict(module.named_parameters(recurse=False)).get(leaf)
         if weight is not None:  # a module that is there twice is pruned at its first name
             torch_prune.custom_from_mask(module, leaf, entry.to(weight.device))
     return model
@@ -248,7 +229,7 @@ def to_compressed(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     Raises:
         InvalidInput: If a masked tensor has a name that the format cannot hold.
     """
-    tensors, entries = _fitted(mask, weights)
+    tensors, entries = _tensors_and_entries(mask, weights)
     for name, entry in entries.items():
         prefix = name.removesuffix(".weight")
         if _full_name(prefix) != name or entry.dim() == 0:
@@ -360,43 +341,40 @@ def complete(
     """
     model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    first = {p: name for name, p in model.named_parameters()}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    mask.check(parameters)
+    first = _first_names(model)
+    mask.check(dict(model.named_parameters(remove_duplicate=False)))
     entries = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
     for name, entry in mask.items():
-        own = first[parameters[name]]
-        if own in entries:
-            entries[own] &= entry
+        if first[name] in entries:
+            entries[first[name]] &= entry
         elif not entry.all():
             raise MaskMismatch(f"the mask removes weights of {name!r}, which is not prunable in this model")
     return Mask(entries, mask.metadata)
 
 
-def _tensors(weights: Weights, *, every_name: bool = False) -> dict[str, Tensor]:
-    if not isinstance(weights, nn.Module):
-        return dict(weights)
-    model = own_module(weights)
-    if every_name:  # the parameters themselves, so that one that is shared can be told
-        buffers = dict(model.named_buffers(remove_duplicate=False))
-        return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+def _tensors(weights: Weights) -> dict[str, Tensor]:
+    tensors = own_module(weights).state_dict() if isinstance(weights, nn.Module) else weights
+    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
-def _names_of(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
-    """The entries of a mask under every name that the model has for their parameters."""
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name that a model has for its parameters, and the first one for the same parameter."""
     first = {p: name for name, p in model.named_parameters()}
-    every = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
-    return {name: mask[own] for name, own in every.items() if own in mask}
+    return {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def _fitted(mask: Mask, weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _under_every_name(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
+    return {name: mask[first] for name, first in _first_names(model).items() if first in mask}
+
+
+def _tensors_and_entries(mask: Mask, weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Copies of all tensors on the CPU, and the entries by the names of the tensors that they belong to."""
-    mask.check(own_module(weights) if isinstance(weights, nn.Module) else weights)
+    model = own_module(weights) if isinstance(weights, nn.Module) else None
+    mask.check(weights if model is None else model)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(weights).items()}
     for name in mask:
         if name in tensors and not tensors[name].is_floating_point():
             raise InvalidInput(
                 f"{name!r} of the weights is {tensors[name].dtype}, not floating point: are these masks?"
             )
-    return tensors, _names_of(own_module(weights), mask) if isinstance(weights, nn.Module) else dict(mask)
+    return tensors, dict(mask) if model is None else _under_every_name(mask, model)

@@ -7,7 +7,7 @@ sparse connectivity inspired by network science" (Nature Communications 2018).
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -74,15 +74,12 @@ class DynamicHandle(attaching.Handle):
         optimizer: Optimizer,
         *,
         method: str,
-        steps: int,
         every: int,
-        fraction: float,
-        until: float,
+        fraction: Callable[[int], float],
         seed: int,
     ) -> None:
         self.step = self.updates = 0
-        self._method, self._every, self._seed = method, every, seed
-        self._fraction = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
+        self._method, self._every, self._fraction, self._seed = method, every, fraction, seed
         super().__init__(model, mask, optimizer)
         self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
         self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -90,11 +87,7 @@ class DynamicHandle(attaching.Handle):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model and its optimizer.
-
-        Returns:
-            ``mask`` (name to bool tensor), ``step`` and ``updates``.
-        """
+        """What a checkpoint needs beside model and optimizer: ``mask`` (name to bool tensor), ``step``, ``updates``."""
         return {"mask": {name: entry.clone() for name, entry in self.mask.items()}} | {
             "step": self.step,
             "updates": self.updates,
@@ -122,8 +115,7 @@ class DynamicHandle(attaching.Handle):
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
-    def _watch(self, parameters: Mapping[str, Tensor]) -> None:
-        """Zero the gradients of removed weights, but not those that decide where weights grow."""
+    def _hook_gradients(self, parameters: Mapping[str, Tensor]) -> None:
         for name, parameter in parameters.items():
             if parameter.requires_grad and parameter.is_leaf:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._mask_gradient, name)))
@@ -191,25 +183,16 @@ def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `attach` that cannot be used.
-
-    Args:
-        options: Some of :data:`OPTIONS`.
-
-    Raises:
-        UnknownName: If there is no such option.
-        InvalidInput: If a value is out of its range.
-    """
-    for name in options:
+    """Refuse options of `attach` that are not in :data:`OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
+    for name, value in options.items():
         if name not in OPTIONS:
             raise UnknownName("option of dynamic sparse training", name, OPTIONS)
-    chosen: dict[str, float] = {**OPTIONS, **options}
-    _check_count("every", chosen["every"])
-    for name, most in (("fraction", "1)"), ("until", "1]")):
-        value = chosen[name]
-        holds = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
-        if not holds or (most == "1)" and value == 1):
-            raise InvalidInput(f"{name} is {value!r}; allowed: a number in (0, {most}")
+        if name == "every":
+            _check_count(name, value)
+            continue
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not (0 < value < 1 or (name == "until" and value == 1)):
+            raise InvalidInput(f"{name} is {value!r}; allowed: a number in (0, 1{']' if name == 'until' else ')'}")
 
 
 def _check_count(name: str, count: Any) -> None:
@@ -283,20 +266,9 @@ def attach(
         raise UnknownName("method of dynamic sparse training", method, METHODS)
     _check_count("steps", steps)
     check_options({"every": every, "fraction": fraction, "until": until})
-    if not isinstance(optimizer, Optimizer):
-        raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     model = own_module(model)
     if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
         raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
-    attaching.attach(model, mask, optimizer).remove()  # the same checks
-    return DynamicHandle(
-        model,
-        mask,
-        optimizer,
-        method=method,
-        steps=steps,
-        every=every,
-        fraction=fraction,
-        until=until,
-        seed=seed,
-    )
+    attaching.check_optimizer(model, mask, optimizer)
+    drop = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
+    return DynamicHandle(model, mask, optimizer, method=method, every=every, fraction=drop, seed=seed)

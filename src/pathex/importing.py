@@ -10,18 +10,7 @@ __all__ = ["import_callable"]
 
 
 def import_callable(kind: str, name: str) -> Callable[..., Any]:
-    """Import what a name points to.
-
-    Args:
-        kind: What is looked for, for error messages: ``model``, ``method``.
-        name: ``package.module:name``, where the second part may have dots.
-
-    Returns:
-        The callable.
-
-    Raises:
-        InvalidInput: If the module cannot be imported or has no such callable.
-    """
+    """What ``package.module:name`` points to (the name may have dots); ``kind`` is for error messages."""
     module_name, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathex import converters
 from pathex.allocate import ALLOCATIONS, Allocation
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName
+from pathex.files import replacing
 from pathex.masks import Mask
 from pathex.models._weights import read_weights
 from pathex.prunable import Selector
@@ -118,16 +119,7 @@ _WRITERS = {
 
 
 def check_format(form: str, path: str | os.PathLike[str]) -> None:
-    """Check that a file can be written in a form.
-
-    Args:
-        form: One of `FORMATS`.
-        path: The file.
-
-    Raises:
-        UnknownName: If the form is not known.
-        InvalidInput: If the file has another ending than the form allows.
-    """
+    """Refuse an unknown form (`UnknownName`), and a file whose ending the form does not allow."""
     if form not in FORMATS:
         raise UnknownName("mask format", form, FORMATS)
     endings = (_SAFETENSORS,) if form == "pathex" else (_SAFETENSORS, *_TORCH)
@@ -136,14 +128,7 @@ def check_format(form: str, path: str | os.PathLike[str]) -> None:
 
 
 def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
-    """The weights in a file that `read_mask` reads.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Names with tensors; None if the file holds a mask only.
-    """
+    """The weights in a file that `read_mask` reads, by name; None if the file holds a mask only."""
     path = Path(path)
     if _holds_pathex_mask(path):
         return None
@@ -208,17 +193,14 @@ def _form(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.suffix == _SAFETENSORS:
-            temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
-        else:
-            torch.save(dict(tensors), temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            if path.suffix == _SAFETENSORS:
+                temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
+            else:
+                torch.save(dict(tensors), temporary)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
         raise InvalidInput(f"cannot write {str(path)!r}: {_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _line(error: BaseException) -> str:

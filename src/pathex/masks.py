@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pathex._version import __version__
 from pathex.errors import InvalidInput, MaskMismatch
+from pathex.files import replacing
 
 __all__ = ["Count", "Mask"]
 
@@ -81,11 +82,7 @@ class Mask(Mapping[str, Tensor]):
     # -- report --------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, Count]:
-        """Kept and total weights of every tensor.
-
-        Returns:
-            Name to `Count`, a tuple ``(kept, total)``.
-        """
+        """Name of every tensor to its `Count`, a tuple ``(kept, total)``."""
         return {name: Count(int(entry.count_nonzero()), entry.numel()) for name, entry in self.items()}
 
     @property
@@ -109,11 +106,7 @@ class Mask(Mapping[str, Tensor]):
         return 1 - self.density
 
     def summary(self) -> str:
-        """A table of the tensors with shape, kept, total and density.
-
-        Returns:
-            Lines of text.
-        """
+        """A table of the tensors with shape, kept, total and density, as lines of text."""
         counts = [(name, "x".join(map(str, self[name].shape)), *count) for name, count in self.counts().items()]
         counts.append(("total", "", self.kept, self.total))
         rows = [(n, shape, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}") for n, shape, kept, total in counts]
@@ -139,14 +132,7 @@ class Mask(Mapping[str, Tensor]):
         return self._combined(other, lambda a, b: a & ~b)
 
     def jaccard_by_layer(self, other: "Mask") -> dict[str, float]:
-        """Overlap of the kept weights of every tensor.
-
-        Args:
-            other: A mask over the same tensors.
-
-        Returns:
-            Name to intersection over union; 1 where both keep nothing.
-        """
+        """Overlap with a mask over the same tensors: name to intersection over union, 1 where both are empty."""
         self._check_same(other)
         return {
             name: _jaccard(int((a & other[name]).count_nonzero()), int((a | other[name]).count_nonzero()))
@@ -154,14 +140,7 @@ class Mask(Mapping[str, Tensor]):
         }
 
     def jaccard(self, other: "Mask") -> float:
-        """Overlap of the kept weights of all tensors together.
-
-        Args:
-            other: A mask over the same tensors.
-
-        Returns:
-            Intersection over union; 1 if both keep nothing.
-        """
+        """Intersection over union of the kept weights of all tensors together; 1 if both masks keep nothing."""
         return _jaccard((self & other).kept, (self | other).kept)
 
     def _check_same(self, other: "Mask") -> None:
@@ -207,14 +186,11 @@ class Mask(Mapping[str, Tensor]):
             text = json.dumps(header)
         except TypeError as error:
             raise InvalidInput(f"the metadata of a mask must be JSON-serialisable: {error}") from error
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(save(bits, {"pathex_mask": text}))
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(save(bits, {"pathex_mask": text}))
         except OSError as error:
             raise InvalidInput(f"cannot write the mask file {path}: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":

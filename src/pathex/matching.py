@@ -49,8 +49,15 @@ def matching_width(
         >>> matching_width("resnet20", parameters=5000)
         2
     """
-    unit = _unit(name)
-    what, most = _target(parameters, multiply_adds)
+    if name not in _OWN:
+        raise UnknownName("model with a width", name, _OWN)
+    if (parameters is None) == (multiply_adds is None):
+        raise InvalidInput(f"parameters is {parameters!r}, multiply_adds is {multiply_adds!r}; allowed: one of the two")
+    what, most = ("parameters", parameters) if multiply_adds is None else ("multiply_adds", multiply_adds)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise InvalidInput(f"{what} is {most!r}; allowed: a whole number of at least 1")
+    default = inspect.signature(_OWN[name][0]).parameters["width"].default
+    unit = 1 if isinstance(default, int) else 1 / _STEPS
     shape = (in_channels, *((image_size, image_size) if isinstance(image_size, int) else image_size))
 
     def cost(steps: int) -> int:
@@ -67,23 +74,6 @@ def matching_width(
             f"no dense {name!r} has at most {most:,} {counted}; the narrowest, of width {unit}, has {least:,}"
         )
     return _last(cost, most) * unit
-
-
-def _unit(name: str) -> int | float:
-    if name not in _OWN:
-        raise UnknownName("model with a width", name, _OWN)
-    width = inspect.signature(_OWN[name][0]).parameters["width"].default
-    return 1 if isinstance(width, int) else 1 / _STEPS
-
-
-def _target(parameters: int | None, multiply_adds: int | None) -> tuple[str, int]:
-    given = {"parameters": parameters, "multiply_adds": multiply_adds}
-    (what, most), *others = [(key, value) for key, value in given.items() if value is not None] or [("", 0)]
-    if not what or others:
-        raise InvalidInput(f"parameters is {parameters!r}, multiply_adds is {multiply_adds!r}; allowed: one of the two")
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise InvalidInput(f"{what} is {most!r}; allowed: a whole number of at least 1")
-    return what, most
 
 
 def _last(cost: Callable[[int], int], most: int) -> int:

@@ -1,6 +1,6 @@
 """Which weights of a model are pruned: those of convolutions, linear layers and attention, and what the user adds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -66,7 +66,7 @@ def prunable_weights(
     Raises:
         InvalidInput: If nothing is left to prune or a selector matches nothing.
     """
-    ignore, prunable = _listed(ignore), _listed(prunable)
+    ignore, prunable = _as_sequence(ignore), _as_sequence(prunable)
     for kind, selectors in (("ignore", ignore), ("prunable", prunable)):
         for selector in selectors:
             _check_selector(kind, selector, model)
@@ -76,27 +76,40 @@ def prunable_weights(
     first = {p: name for name, p in model.named_parameters()}
     chosen: set[str] = set()
     dense: set[str] = set()
-    for path, module in model.named_modules():
-        usual = _usual(module) or (("weight",) if _matches(modules, path, module) else ())
-        for own in dict.fromkeys((*usual, *(own for own in module._parameters if _joined(path, own) in named))):
-            weight = module._parameters.get(own)
-            if _matches(ignore, path, module) or _fits(_joined(path, own), ignore):
-                dense |= set() if weight is None else {first[weight]}
-                continue
-            _check_plain(path, module, own, named)
-            if weight is not None and weight.is_floating_point():
-                chosen.add(first[weight])
+    for path, module, own in _candidates(model, modules, named):
+        weight = _parameters(module).get(own)
+        if _matches(ignore, path, module) or _fits(_join(path, own), ignore):
+            dense.update([] if weight is None else [first[weight]])
+            continue
+        _check_plain(path, module, own, named)
+        if weight is not None and weight.is_floating_point():
+            chosen.add(first[weight])
     found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in chosen - dense}
     if not found:
         raise InvalidInput(f"{type(model).__name__} has nothing to prune: no convolution or linear weight is selected")
     return found
 
 
-def _listed(selectors: Selector | Sequence[Selector]) -> Sequence[Selector]:
+def _candidates(
+    model: nn.Module, modules: Sequence[Selector], named: Collection[str]
+) -> Iterator[tuple[str, nn.Module, str]]:
+    """Modules and names of their own tensors that are pruned if nothing ignores them."""
+    for path, module in model.named_modules():
+        usual = _usual(module) or (("weight",) if _matches(modules, path, module) else ())
+        picked = (own for own in _parameters(module) if _join(path, own) in named)
+        for own in dict.fromkeys((*usual, *picked)):
+            yield path, module, own
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
+def _as_sequence(selectors: Selector | Sequence[Selector]) -> Sequence[Selector]:
     return [selectors] if isinstance(selectors, (str, type, nn.Module)) else selectors
 
 
-def _joined(path: str, own: str) -> str:
+def _join(path: str, own: str) -> str:
     return f"{path}.{own}" if path else own
 
 
@@ -128,14 +141,15 @@ def _example(model: nn.Module, module: nn.Module) -> str:
 
 def _check_plain(path: str, module: nn.Module, own: str, named: Iterable[str]) -> None:
     """Refuse a tensor that cannot be pruned as it is, unless the user named what it is computed from."""
-    name, weight = _joined(path, own), module._parameters.get(own)
-    if f"{own}_mask" in module._buffers and f"{own}_orig" in module._parameters:
+    name, parameters = _join(path, own), _parameters(module)
+    weight = parameters.get(own)
+    if f"{own}_mask" in dict(module.named_buffers(recurse=False)) and f"{own}_orig" in parameters:
         raise InvalidInput(
             f"{name!r} is pruned by torch.nn.utils.prune: take its mask with pathex.converters.from_torch_prune, then "
             "torch.nn.utils.prune.remove it"
         )
     if parametrize.is_parametrized(module, own) or (weight is None and _usual(module) == ("weight",)):
-        if any(each.startswith(_joined(path, "")) for each in named):
+        if any(each.startswith(_join(path, "")) for each in named):
             return
         raise InvalidInput(
             f"the {own} of {path!r} is a parametrization, which may fill removed entries or divide by a norm that they "
@@ -152,7 +166,7 @@ def _behind(path: str, module: nn.Module, own: str) -> str:
     """Name of the largest tensor that a parametrized weight is computed from."""
     prefixes = (f"parametrizations.{own}.", f"{own}_")
     sources = {name: p.numel() for name, p in module.named_parameters() if name.startswith(prefixes)}
-    return _joined(path, max(sources, key=sources.__getitem__, default=f"{own}_*"))
+    return _join(path, max(sources, key=sources.__getitem__, default=f"{own}_*"))
 
 
 def _fits(name: str, selectors: Iterable[Any]) -> bool:
@@ -166,19 +180,17 @@ def _fits_module(glob: str, model: nn.Module) -> bool:
 
 def _matches(selectors: Iterable[Any], path: str, module: nn.Module) -> bool:
     """Whether a module is among those of the selectors."""
-    for selector in selectors:
-        if isinstance(selector, str):
-            if fnmatchcase(path, selector):
-                return True
-        elif isinstance(selector, type):
-            if isinstance(module, selector):
-                return True
-        elif isinstance(selector, nn.Module):
-            if module is selector or any(module is part for part in selector.modules()):
-                return True
-        else:
-            raise InvalidInput(f"a selector is a glob, a module class or a module, not {_shown(selector)}")
-    return False
+    return any(_selects(selector, path, module) for selector in selectors)
+
+
+def _selects(selector: Any, path: str, module: nn.Module) -> bool:
+    if isinstance(selector, str):
+        return fnmatchcase(path, selector)
+    if isinstance(selector, type):
+        return isinstance(module, selector)
+    if isinstance(selector, nn.Module):
+        return any(module is part for part in selector.modules())
+    raise InvalidInput(f"a selector is a glob, a module class or a module, not {_shown(selector)}")
 
 
 def _shown(selector: object) -> str:

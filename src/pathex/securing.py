@@ -248,4 +248,3 @@ def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tens
 
 def _count(masks: Mapping[str, Tensor]) -> int:
     return sum(int(mask.count_nonzero()) for mask in masks.values())
-

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pathex.report._published import Setting, published_for, published_table, setting_of
+from pathex.report._published import caption, published_for, published_table, setting_of, within
 from pathex.report._records import read_all
 from report.fake_run_folders import GRID
 
@@ -141,14 +141,14 @@ def test_a_run_has_a_published_setting_by_data_network_and_weights(
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text + "".join(f"{k}: {v}\n" for k, v in config.items()))
     [record] = read_all([folder])[0]
-    assert setting_of(record) == (None if expected is None else Setting(*expected, "classification"))
+    assert setting_of(record) == (None if expected is None else (*expected, "classification"))
 
 
 def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run: MakeRun) -> None:
     network = {"model": "smp:DeepLabV3Plus", "model_options": SEGMENTATION, "weights": "dino:w.pth"}
     folder = make_run("px", data="voc2012", metric="miou", **network)
     [record] = read_all([folder])[0]
-    assert setting_of(record) == Setting("voc2012", "deeplabv3plus-resnet50", "dino", "segmentation")
+    assert setting_of(record) == ("voc2012", "deeplabv3plus-resnet50", "dino", "segmentation")
     tasks = [{"task": 0, "zero_shot": 0.5, "fine_tuned": 0.6}]
     [record] = read_all([make_run("px", data="imagenet", model="torchvision:resnet50", tasks=tasks)])[0]
     assert setting_of(record) is None
@@ -157,15 +157,16 @@ def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run: MakeRu
 def test_curves_are_those_of_the_methods_that_were_run(make_run: MakeRun) -> None:
     folders = [make_run(method, data="cifar10") for method in ("px-cvpr24", "random", "force")]
     found = published_for(read_all(folders)[0])
-    assert set(found.values["method"]) == {"px", "random"}
-    assert found.sources == ["PX paper"]
-    assert set(found.at(0.98199).values["sparsity"]) == {0.982}
-    assert sorted(found.between(0.9, 0.95).values["sparsity"].unique()) == [0.893, 0.9312, 0.956]
+    assert set(found["method"]) == {"px", "random"}
+    assert set(found["source"]) == {"PX paper"}
+    assert set(within(found, [0.98199])["sparsity"]) == {0.982}
+    assert sorted(within(found, [0.9, 0.95])["sparsity"].unique()) == [0.893, 0.9312, 0.956]
+    assert within(found, []).empty
 
 
 def test_two_settings_in_one_experiment_have_no_curves(make_run: MakeRun) -> None:
     folders = [make_run("px", data="cifar10"), make_run("px", data="cifar10", model_options={"width": 8})]
-    assert published_for(read_all(folders)[0]).values.empty
+    assert published_for(read_all(folders)[0]).empty
 
 
 @pytest.mark.parametrize(("weights", "doubt"), [("imagenet", True), (None, False)])
@@ -174,8 +175,8 @@ def test_caption_names_sources_and_doubts_the_pre_trained_panels(
 ) -> None:
     model = "torchvision:resnet50" if weights else "resnet20"
     folder = make_run("ntk-sap", data="cifar10", model=model, weights=weights)
-    caption = published_for(read_all([folder])[0]).caption()
-    assert "PX paper, CVPR 2024, read off its figure to 0.05 points" in caption
-    assert ("NTK-SAP paper, ICLR 2023, read off its figure to 0.2 points" in caption) is not doubt
-    assert ("low confidence" in caption) is doubt
-    assert published_for(read_all([make_run("force")])[0]).caption() == ""
+    said = caption(published_for(read_all([folder])[0]))
+    assert "PX paper, CVPR 2024, read off its figure to 0.05 points" in said
+    assert ("NTK-SAP paper, ICLR 2023, read off its figure to 0.2 points" in said) is not doubt
+    assert ("low confidence" in said) is doubt
+    assert caption(published_for(read_all([make_run("force")])[0])) == ""

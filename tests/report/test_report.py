@@ -167,12 +167,6 @@ def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run: Mak
     assert all(path.exists() for path in report.figures)
 
 
-def test_published_curves_can_be_left_away(make_run: MakeRun, tmp_path: Path) -> None:
-    folders = [make_run("px", sparsity, data="cifar10") for sparsity in (0.9, 0.982)]
-    assert "PX paper" in build(folders, tmp_path / "a").page.read_text()
-    assert "PX paper" not in build(folders, tmp_path / "b", published="none").page.read_text()
-
-
 def test_the_axis_is_a_choice(make_run: MakeRun, tmp_path: Path) -> None:
     folders = [make_run("px", sparsity, parameters=round(1000 * (1 - sparsity))) for sparsity in (0.5, 0.9)]
     report = build(folders, tmp_path / "a", x="parameters")

@@ -22,6 +22,7 @@ from pathex.runs import RunConfig, run, run_name
 from pathex.runs.tickets import build_task
 from pathex.train import loop
 from pathex.train.seeding import epoch_seed
+from runs.outcomes import assert_same_outcome, entries, equal, mask_of, state_of, times
 
 Settings = dict[str, Any]
 
@@ -31,28 +32,8 @@ MOVING = {"method": "px", "dynamic": "rigl", "dynamic_options": {"every": 1}}
 ONE_STEP = {"epochs": 1, "batch_size": 64, "augment": "none", "momentum": 0.0, "weight_decay": 0.0}
 
 
-def entries(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def mask_of(folder: Path, name: str = "mask") -> pathex.Mask:
-    return pathex.Mask.load(folder / f"{name}.safetensors")
-
-
-def state_of(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, weights_only=True)["model"]
-
-
 def initial(settings: Settings, **changes: Any) -> dict[str, Tensor]:
     return build_task(RunConfig(**settings | changes)).model.state_dict()
-
-
-def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return set(state) == set(other) and all(torch.equal(state[name], other[name]) for name in state)
-
-
-def times(state: dict[str, Tensor], mask: pathex.Mask) -> dict[str, Tensor]:
-    return {name: tensor * mask[name] if name in mask else tensor for name, tensor in state.items()}
 
 
 @pytest.fixture
@@ -147,13 +128,6 @@ def stop_at(kind: str, **known: Any) -> Callable[[str, dict[str, Any]], None]:
     return on_event
 
 
-def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor], set[str]]:
-    result = {k: v for k, v in json.loads((folder / "result.json").read_text()).items() if "seconds" not in k}
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in entries(folder / "metrics.jsonl")]
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return result, rows, state_of(folder / "last.ckpt"), files
-
-
 STOPS: list[tuple[Settings, list[Callable[[str, dict[str, Any]], None]]]] = [
     (
         IMP | {"method_options": {"levels": 2, "rewind": "epoch:1"}},
@@ -180,13 +154,7 @@ def test_stopped_runs_end_with_the_same_numbers(
         with pytest.raises(KeyboardInterrupt):
             run(broken, on_event=stop)
         assert not (tmp_path / "broken" / whole.name / "result.json").exists()
-    again = run(broken).folder
-    assert again.name == whole.name
-    (result, rows, state, files), (result_again, rows_again, state_again, files_again) = outcome(whole), outcome(again)
-    assert (result_again, rows_again, files_again) == (result, rows, files)
-    assert equal(state, state_again)
-    for mask in whole.rglob("*.safetensors"):
-        assert pathex.Mask.load(again / mask.relative_to(whole)) == pathex.Mask.load(mask)
+    assert_same_outcome(whole, run(broken).folder)
 
 
 # -- small dense networks ----------------------------------------------------------------------------------------------

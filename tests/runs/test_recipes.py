@@ -11,87 +11,33 @@ from pathex.tasks import kind
 from pathex.train.options import milestone_epochs
 
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))}
-STARTS = {"data": "cifar10", "model": "torchvision:resnet50", "weights": "IMAGENET1K_V1", "image_size": 224}
-PRETRAINED = {**STARTS, "epochs": 182, "falls": [91, 136], "batch_size": 256}
-THIRDS = {"epochs": 90, "falls": [30, 60, 80]}
-PUBLISHED = {
-    "cifar10-resnet20": {"data": "cifar10"},
-    "cifar100-vgg16": {
-        "data": "cifar100",
-        "model": "vgg16_bn",
-        "nesterov": True,
-        "weight_decay": 0.0005,
-        "falls": [60, 120],
-    },
-    "tiny-imagenet-resnet18": {
-        "data": "tiny-imagenet",
-        "model": "resnet18_tiny",
-        "lr": 0.2,
-        "epochs": 200,
-        "falls": [100, 150],
-        "batch_size": 256,
-    },
-    "imagenet-resnet50": {
-        "data": "imagenet",
-        "model": "torchvision:resnet50",
-        **THIRDS,
-        "batch_size": 448,
-        "sparsity": 0.8926,
-    },
-    "pretrained-cifar10": PRETRAINED,
-    "pretrained-cifar10-clip": {**PRETRAINED, "model": "timm:resnet50_clip", "weights": "openai"},
-    "pretrained-cifar100": {**PRETRAINED, "data": "cifar100"},
-    "pretrained-tiny-imagenet": {**PRETRAINED, "data": "tiny-imagenet"},
-    "voc2012-deeplabv3plus": {
-        "data": "voc2012",
-        "model": "smp:DeepLabV3Plus",
-        "weights": "imagenet",
-        "encoder_name": "resnet50",
-        "encoder_output_stride": 8,
-        "decoder_aspp_separable": False,
-        "decoder_aspp_dropout": 0.1,
-        "lr": 0.001,
-        "head_lr": 0.01,
-        "epochs": 80,
-        "falls": [50, 60],
-        "batch_size": 4,
-        "kind": "segmentation",
-    },
-    "transfer-imagenet10": {
-        "data": "imagenet",
-        "model": "torchvision:resnet50",
-        "weights": "IMAGENET1K_V1",
-        "lr": 0.00005,
-        **THIRDS,
-        "batch_size": 64,
-        "freeze_batchnorm": True,
-        "kind": "transfer",
-    },
-}
-USUAL = {
-    "kind": "classification",
-    "model": "resnet20",
-    "weights": None,
-    "method": "px",
-    "sparsity": 0.982,
-    "rounds": None,
-    "images_per_class": 10,
-    "epochs": 160,
-    "falls": [80, 120],
-    "gamma": 0.1,
-    "batch_size": 128,
-    "accumulate": 1,
-    "lr": 0.1,
-    "head_lr": None,
-    "momentum": 0.9,
-    "nesterov": False,
-    "weight_decay": 0.0001,
-    "label_smoothing": 0.0,
-    "loss": "auto",
-    "freeze_batchnorm": False,
-    "validation": 0.0,
-    "augment": "auto",
-}
+PUBLISHED = yaml.safe_load("""
+cifar10-resnet20: {data: cifar10}
+cifar100-vgg16: {data: cifar100, model: vgg16_bn, nesterov: true, weight_decay: 0.0005, falls: [60, 120]}
+tiny-imagenet-resnet18:
+  {data: tiny-imagenet, model: resnet18_tiny, lr: 0.2, epochs: 200, falls: [100, 150], batch_size: 256}
+imagenet-resnet50:
+  {data: imagenet, model: "torchvision:resnet50", sparsity: 0.8926, epochs: 90, falls: [30, 60, 80], batch_size: 448}
+pretrained-cifar10: &pretrained
+  {data: cifar10, model: "torchvision:resnet50", weights: IMAGENET1K_V1, image_size: 224, epochs: 182,
+   falls: [91, 136], batch_size: 256}
+pretrained-cifar10-clip: {<<: *pretrained, model: "timm:resnet50_clip", weights: openai}
+pretrained-cifar100: {<<: *pretrained, data: cifar100}
+pretrained-tiny-imagenet: {<<: *pretrained, data: tiny-imagenet}
+voc2012-deeplabv3plus:
+  {kind: segmentation, data: voc2012, model: "smp:DeepLabV3Plus", weights: imagenet, encoder_name: resnet50,
+   encoder_output_stride: 8, decoder_aspp_separable: false, decoder_aspp_dropout: 0.1, lr: 0.001, head_lr: 0.01,
+   epochs: 80, falls: [50, 60], batch_size: 4}
+transfer-imagenet10:
+  {kind: transfer, data: imagenet, model: "torchvision:resnet50", weights: IMAGENET1K_V1, lr: 0.00005, epochs: 90,
+   falls: [30, 60, 80], batch_size: 64, freeze_batchnorm: true}
+""")
+USUAL = yaml.safe_load("""
+{kind: classification, model: resnet20, weights: null, method: px, sparsity: 0.982, rounds: null, images_per_class: 10,
+ epochs: 160, falls: [80, 120], gamma: 0.1, batch_size: 128, accumulate: 1, lr: 0.1, head_lr: null, momentum: 0.9,
+ nesterov: false, weight_decay: 0.0001, label_smoothing: 0.0, loss: auto, freeze_batchnorm: false, validation: 0.0,
+ augment: auto}
+""")
 
 
 def settings(name: str) -> RunConfig:

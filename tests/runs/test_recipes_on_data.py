@@ -21,8 +21,8 @@ import yaml
 
 from brute_force.clip_resnet import VisualTower
 from pathex import Mask
-from pathex.cli import main
-from pathex.cli._arguments import parse
+from pathex.cli import COMMANDS, main
+from pathex.cli._parser import parse
 from pathex.runs import RunConfig, run, run_name
 
 pytestmark = [
@@ -112,7 +112,7 @@ def words_of(name, files, out, *more):
 def by_command(words):
     """Carry a run out by the command line, and read what it left."""
     assert main(["run", *words]) == 0
-    config = parse("run", RunConfig, words, "")
+    config = parse(["run", *words], COMMANDS)[1]
     return config, outcome(Path(config.out) / run_name(config))
 
 
@@ -178,7 +178,7 @@ def test_a_recipe_runs_and_goes_on_where_it_was_stopped(name, files, tmp_path, m
     check_result(config, unbroken[0], tmp_path / "unbroken" / run_name(config))
 
     words = words_of(name, files, tmp_path / "broken")
-    broken = parse("run", RunConfig, words, "")
+    broken = parse(["run", *words], COMMANDS)[1]
     with pytest.raises(KeyboardInterrupt):
         run(broken, on_event=interrupted(*WHERE.get(name, ("epoch", 1))))
     assert not (tmp_path / "broken" / run_name(broken) / "result.json").exists()

@@ -1,9 +1,7 @@
 """Masks found by training, and where weights go back to in between."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +20,7 @@ from pathex.runs.folder import Journal
 from pathex.runs.tickets import build_task, train_options
 from pathex.tasks import Task
 from pathex.train import fabric, loop
+from runs.outcomes import equal, state_of, times
 
 IMP = {"method": "imp", "method_options": {"levels": 3}, "sparsity": 0.8, "epochs": 3}
 
@@ -39,7 +38,7 @@ def level_masks(folder: Path) -> list[pathex.Mask]:
 
 
 def trained(folder: Path, level: int) -> dict[str, Tensor]:
-    return torch.load(folder / "levels" / f"{level:02}" / "last.ckpt", weights_only=True)["model"]
+    return state_of(folder / "levels" / f"{level:02}" / "last.ckpt")
 
 
 def first_epochs(config: RunConfig, folder: Path, epochs: int) -> dict[str, Tensor]:
@@ -55,14 +54,6 @@ def first_epochs(config: RunConfig, folder: Path, epochs: int) -> dict[str, Tens
         with pytest.raises(KeyboardInterrupt):
             task.train(options, fabric=fabric("cpu", "32-true"), folder=folder, on_event=stop)
     return {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-
-
-def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return set(state) == set(other) and all(torch.equal(state[name], other[name]) for name in state)
-
-
-def times(state: dict[str, Tensor], mask: pathex.Mask) -> dict[str, Tensor]:
-    return {name: tensor * mask[name] if name in mask else tensor for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("where", ["init", "epoch:2", "learning-rate"])
@@ -151,68 +142,6 @@ def test_magnitude_after_training_is_one_level(settings: dict[str, Any], tmp_pat
     assert rewind(config, task, tmp_path / "run") == 0
     assert equal(dict(task.model.state_dict()), trained(tmp_path / "run", 1))
     assert not equal(dict(task.model.state_dict()), first_epochs(config, tmp_path / "none", 0))
-
-
-CHILD = """
-import json, sys
-from pathlib import Path
-import torch
-from pathex.train import loop
-
-sys.path.insert(0, sys.argv[1])
-from test_rewinding import RunConfig, found
-
-loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0
-torch.set_num_threads(int(sys.argv[5]))
-kind, level, number = json.loads(sys.argv[4])
-
-def on_event(event, payload):
-    if event == kind and (payload["level"], payload["epoch"]) == (level, number):
-        Path(sys.argv[3], "flag").touch()
-        sys.stdin.read()
-
-settings = json.loads(sys.argv[2])
-found(RunConfig(**settings), Path(sys.argv[3]), on_event)
-"""
-
-
-def start_and_kill(settings: dict[str, Any], folder: Path, moment: list[Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    place, threads = str(Path(__file__).parent), str(torch.get_num_threads())
-    command = [sys.executable, "-c", CHILD, place, json.dumps(settings), str(folder), json.dumps(moment), threads]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        while not (folder / "flag").exists():
-            if child.poll() is not None:
-                assert child.stderr is not None
-                raise AssertionError(child.stderr.read().decode())
-            try:
-                child.wait(0.02)
-            except subprocess.TimeoutExpired:
-                continue
-        os.kill(child.pid, signal.SIGKILL)
-    (folder / "flag").unlink()
-    assert child.returncode == -signal.SIGKILL
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings: dict[str, Any], tmp_path: Path) -> None:
-    options = settings | IMP | {"method_options": {"levels": 3, "rewind": "epoch:1"}}
-    mask, rows, _ = found(RunConfig(**options), tmp_path / "whole")
-    broken = tmp_path / "broken"
-    start_and_kill(options, broken, ["step", 1, 2])
-    assert not level_masks(broken)
-    start_and_kill(options, broken, ["step", 2, 3])
-    assert len(level_masks(broken)) == 1 and len(trained(broken, 2)) > 0
-    events: list[str] = []
-    again, rows_again, task = found(RunConfig(**options), broken, lambda kind, _: events.append(kind))
-    assert again == mask and level_masks(broken) == level_masks(tmp_path / "whole")
-    assert events.count("resumed") == 2 and again.metadata == mask.metadata
-    for row, other in zip(rows, rows_again, strict=True):
-        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
-    for level in (1, 2, 3):
-        assert equal(trained(broken, level), trained(tmp_path / "whole", level))
-    assert rewind(RunConfig(**options), task, broken) == 1
-    assert equal(dict(task.model.state_dict()), first_epochs(RunConfig(**options), tmp_path / "first", 1))
 
 
 PROCESSES = """

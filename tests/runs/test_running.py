@@ -10,10 +10,7 @@ import pathex
 from pathex.errors import InvalidInput
 from pathex.runs import RunConfig, run
 from pathex.runs.folder import locked
-
-
-def entries(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from runs.outcomes import entries
 
 
 def by_size(model, batches, mask):

@@ -93,11 +93,11 @@ def test_failed_runs_are_listed_and_the_exit_code_is_one(command: Command, execu
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--base", "nope.yaml"], "base: 'nope.yaml' is no file"),
+        (["--base", "nope.yaml"], "--base is 'nope.yaml'; allowed: a file"),
         (["--grid.sparsity", "[0.5, 5]"], "sparsity is 5"),
         (["--grid.sparsty", "[0.5]"], "unknown setting 'sparsty'"),
         (["--conkurrent", "3"], "unknown option"),
-        (["--concurrent", "many"], "--concurrent must be a whole number"),
+        (["--concurrent", "many"], "allowed: a whole number or null"),
         (["--executor", "slurm"], "unknown executor 'slurm'"),
         ([], "no runs"),
     ],
@@ -118,7 +118,8 @@ def test_printed_options_are_a_sweep_file(command: Command, executor: list[Any],
 
 def test_the_options_are_known_before_torch_is(file: Path) -> None:
     program = (
-        "import sys; from pathex.cli._sweep import _parsed; config = _parsed(sys.argv[1:]); "
+        "import sys; from pathex.cli import COMMANDS; from pathex.cli._parser import parse; "
+        "config = parse(['sweep', *sys.argv[1:]], COMMANDS)[1]; "
         "sys.exit('torch' in sys.modules or not str(config.base).endswith('base.yaml'))"
     )
     words = [sys.executable, "-c", program, "--config", str(file)]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pathex.cli._sweep import _parsed
+from pathex.cli import COMMANDS
+from pathex.cli._parser import parse
 from pathex.runs import RunConfig
 from pathex.sweep import Plan, plan
 
@@ -16,7 +17,7 @@ PARTS = {"pretrained": 3, "voc2012": 3, "transfer": 3}
 
 
 def planned(path: Path) -> Plan:
-    return plan(_parsed(["--config", str(path)]))
+    return plan(parse(["sweep", "--config", str(path)], COMMANDS)[1])
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -1,15 +1,13 @@
 """``pathex bench``: a place kept for measuring the user's own network."""
 
-from collections.abc import Sequence
+from pathex.cli._parser import Command
 
-__all__ = ["execute"]
+__all__ = ["COMMAND"]
 
 
-def execute(words: Sequence[str]) -> None:
-    """Says what the command will be.
-
-    Args:
-        words: What follows ``pathex bench``; nothing is read yet.
-    """
+def _execute(_: object) -> None:
     suites = "the suites of pathex itself are in benchmarks/ of its repository"
     print(f"pathex bench will measure your own network in a later release; {suites}")
+
+
+COMMAND = Command("will measure your own network in a later release", _execute)

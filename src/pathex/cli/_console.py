@@ -1,7 +1,7 @@
 """Where text goes: tables to standard output, progress to standard error and only on a terminal."""
 
 import sys
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,25 +19,13 @@ _METRICS = MappingProxyType({"accuracy": "accuracy", "miou": "mIoU"})
 
 
 def console() -> Console:
-    """The console of results.
-
-    Returns:
-        A console on standard output, wide enough for tables when it is no terminal.
-    """
+    """The console of results."""
     terminal = sys.stdout.isatty()
     return Console(width=None if terminal else _PIPED_WIDTH, highlight=False)
 
 
 def table(*columns: str, right: int = 0) -> Table:
-    """An empty table in the style of all commands.
-
-    Args:
-        columns: Headings.
-        right: How many of the last columns hold numbers.
-
-    Returns:
-        The table.
-    """
+    """An empty table in the style of all commands."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for number, heading in enumerate(columns):
         numeric = number >= len(columns) - right
@@ -46,14 +34,7 @@ def table(*columns: str, right: int = 0) -> Table:
 
 
 def mask_table(mask: "Mask") -> Table:
-    """What a mask keeps of each layer and of all.
-
-    Args:
-        mask: The mask.
-
-    Returns:
-        A table with a row for each layer; layers that keep nothing stand out.
-    """
+    """What a mask keeps of each layer and of all."""
     counts = mask.counts()
     layers = table("layer", "kept", "of", "density", right=3)
     for name, (kept, total) in counts.items():
@@ -89,27 +70,16 @@ class RunDisplay:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def begin(self, label: str) -> None:
-        """Starts to show another run.
-
-        Args:
-            label: Its name for people.
-        """
+        """Starts to show another run."""
         self._clear()
         self._label = label
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
-        """Shows one event; kinds it does not know are passed over.
-
-        Args:
-            kind: Name of the event.
-            payload: What belongs to it.
-        """
+        """Shows one event; kinds it does not know are passed over."""
         if kind == "prune_round":
             self._advance("prune", payload["round"], payload["rounds"], f"density {payload['density']:.4g}")
         elif kind == "prune_done":

@@ -5,19 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathex.cli._arguments import parse
+from pathex.cli._parser import Command
 
 if TYPE_CHECKING:
     from pathex.runs import RunConfig, RunResult
 
-__all__ = ["DemoConfig", "execute"]
-
-_DESCRIPTION = """Trains a ResNet-20 on the embedded images, dense and pruned by each method to one sparsity,
-shows the results and writes a report. The same command again resumes what was stopped and skips what is done."""
+__all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoOptions:
     """Options of ``pathex demo``.
 
     Attributes:
@@ -45,13 +42,7 @@ class DemoConfig:
     out: str = "pathex-demo"
 
 
-def execute(words: Sequence[str]) -> None:
-    """Carries out the command.
-
-    Args:
-        words: What follows ``pathex demo``.
-    """
-    config = parse("demo", DemoConfig, words, _DESCRIPTION)
+def _execute(config: DemoOptions) -> None:
     from pathex.cli._console import RunDisplay
     from pathex.report import build
     from pathex.runs import check_config, run
@@ -69,21 +60,11 @@ def execute(words: Sequence[str]) -> None:
     print(f"report: {report.page}")
 
 
-def _run_config(config: DemoConfig, method: str) -> "RunConfig":
+def _run_config(config: DemoOptions, method: str) -> "RunConfig":
     from pathex.runs import RunConfig
 
-    return RunConfig(
-        method=method,
-        sparsity=config.sparsity,
-        model_options={"width": config.width},
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        images_per_class=config.images_per_class,
-        seed=config.seed,
-        device=config.device,
-        out=str(Path(config.out) / "runs"),
-    )
+    shared = {name: value for name, value in vars(config).items() if name not in {"methods", "width", "out"}}
+    return RunConfig(method=method, model_options={"width": config.width}, out=str(Path(config.out) / "runs"), **shared)
 
 
 def _show(results: "Sequence[RunResult]") -> None:
@@ -102,3 +83,13 @@ def _show(results: "Sequence[RunResult]") -> None:
             f"{result['train_seconds']:.1f} s",
         )
     console().print(shown)
+
+
+COMMAND = Command(
+    "dense, random, magnitude, synflow and px on the embedded images, then a report",
+    _execute,
+    DemoOptions,
+    "Trains a ResNet-20 on the embedded images, dense and pruned by each method to one sparsity, shows the results and "
+    "writes a report. The same command again resumes what was stopped and skips what is done.",
+    stopped="; what is finished is saved, and the same command goes on from there",
+)

@@ -1,11 +1,10 @@
 """``pathex prune``: the mask of one network, without training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pathex.cli._arguments import parse
+from pathex.cli._parser import Command
 from pathex.errors import InvalidInput
 from pathex.runs.config import TicketConfig
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     from pathex import Mask
 
-__all__ = ["execute"]
+__all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True)
@@ -23,26 +22,14 @@ class PruneConfig(TicketConfig):
 
     Attributes:
         out: File of the mask.
-        format: Form of the file: ``pathex``, ``tensors``, ``torch-prune``, ``compressed-tensors`` or ``zeros``; the
-            last three hold the network's weights too.
+        format: Form of the file; the last three hold the network's weights too.
     """
 
     out: str = "mask.safetensors"
-    format: str = "pathex"
+    format: Literal["pathex", "tensors", "torch-prune", "compressed-tensors", "zeros"] = "pathex"
 
 
-def execute(words: Sequence[str]) -> None:
-    """Carries out the command.
-
-    Args:
-        words: What follows ``pathex prune``.
-
-    Raises:
-        InvalidInput: If the mask cannot be written where it should be, or a setting cannot be used.
-    """
-    description = """Prunes one network and writes its mask. With the same settings and seed, the mask is the one that
-    pathex run trains."""
-    config = parse("prune", PruneConfig, words, description)
+def _execute(config: PruneConfig) -> None:
     from pathex.cli._console import console, mask_table
     from pathex.mask_files import check_format, write_mask
     from pathex.runs.validation import check_ticket
@@ -73,3 +60,12 @@ def _prune(config: PruneConfig) -> tuple["Mask", "nn.Module", float]:
         display.begin(config.method)
         result, seconds = find_ticket(config, task, images, lambda known: display("prune_round", known))
         return result.mask, task.model, seconds
+
+
+COMMAND = Command(
+    "write the mask of one network",
+    _execute,
+    PruneConfig,
+    "Prunes one network and writes its mask. With the same settings and seed, the mask is the one that pathex run "
+    "trains.",
+)

@@ -1,23 +1,12 @@
 """``pathex run``: prune, train, evaluate."""
 
-from collections.abc import Sequence
-
-from pathex.cli._arguments import parse
+from pathex.cli._parser import Command
 from pathex.runs.config import RunConfig
 
-__all__ = ["execute"]
-
-_DESCRIPTION = """Prunes one network, trains it and measures it on the test images. Prints the run folder last. The same
-command again resumes what was stopped, or says done."""
+__all__ = ["COMMAND"]
 
 
-def execute(words: Sequence[str]) -> None:
-    """Carries out the command.
-
-    Args:
-        words: What follows ``pathex run``.
-    """
-    config = parse("run", RunConfig, words, _DESCRIPTION)
+def _execute(config: RunConfig) -> None:
     from pathex.cli._console import RunDisplay
     from pathex.distributed import is_first_process
     from pathex.runs import run
@@ -27,3 +16,13 @@ def execute(words: Sequence[str]) -> None:
         result = run(config, on_event=display)
     if is_first_process():
         print(result.folder)
+
+
+COMMAND = Command(
+    "prune, train and evaluate one network",
+    _execute,
+    RunConfig,
+    "Prunes one network, trains it and measures it on the test images. Prints the run folder last. The same command "
+    "again resumes what was stopped, or says done.",
+    stopped="; what is finished is saved, and the same command goes on from there",
+)

@@ -1,12 +1,10 @@
 """``pathex sweep``: many runs from one file."""
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pathex.cli._arguments import parse
-from pathex.errors import InvalidInput
+from pathex.cli._parser import Command
 from pathex.sweep.config import SweepConfig
 
 if TYPE_CHECKING:
@@ -14,24 +12,13 @@ if TYPE_CHECKING:
 
     from pathex.sweep import Plan, SweepResult
 
-__all__ = ["SweepDisplay", "execute"]
+__all__ = ["COMMAND", "SweepDisplay"]
 
-_DESCRIPTION = """Carries out all runs of a sweep file, several at a time, and writes one table of their results. Runs
-that are done are skipped, runs that were stopped go on, runs that failed are tried again and listed at the end."""
 _FAILED = 1
 _MOST_RUNNING = 32
 
 
-def execute(words: Sequence[str]) -> None:
-    """Carries out the command.
-
-    Args:
-        words: What follows ``pathex sweep``.
-
-    Raises:
-        SystemExit: With 1 if a run failed.
-    """
-    config = _parsed(words)
+def _execute(config: SweepConfig) -> int:
     from pathex.sweep import plan, sweep
     from pathex.sweep.factory import create
 
@@ -44,42 +31,9 @@ def execute(words: Sequence[str]) -> None:
             retries=config.retries,
             on_event=display,
         )
-    _summarise(result)
+    display.summarise(result)
     print(result.table)
-    if result.failed:
-        raise SystemExit(_FAILED)
-
-
-def _parsed(words: Sequence[str]) -> SweepConfig:
-    try:
-        return parse("sweep", SweepConfig, words, _DESCRIPTION)
-    except InvalidInput as error:
-        if str(error).startswith("--base must be"):
-            found = str(error).rpartition("got ")[2]
-            raise InvalidInput(f"base: {found} is no file; allowed: a file of settings of pathex run") from None
-        raise
-
-
-def _summarise(result: "SweepResult") -> None:
-    say = _Screen()
-    before = f" ({result.before} of them before)" if result.before else ""
-    say(f"{result.done} done{before}, {len(result.failed)} failed")
-    for name, error in result.failed.items():
-        say(f"failed: {name}: {error}")
-    if not result.parquet:
-        say("pyarrow is not installed, so there is a CSV file only, and no parquet file")
-
-
-class _Screen:
-    """Lines on standard error, never cut."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True, highlight=False)
-
-    def __call__(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+    return _FAILED if result.failed else 0
 
 
 class SweepDisplay:
@@ -92,17 +46,18 @@ class SweepDisplay:
     """
 
     def __init__(self, planned: "Plan") -> None:
+        from rich.console import Console
         from rich.live import Live
 
         from pathex.sweep import Progress
 
-        self._say = _Screen()
         self._planned = planned
         self._progress = Progress(planned.runs)
-        terminal = self._say.console.is_terminal
+        screen = Console(stderr=True, highlight=False)
+        self._say = partial(screen.print, soft_wrap=True, markup=False)
         self._live = (
-            Live(get_renderable=self._table, console=self._say.console, refresh_per_second=4, transient=True)
-            if terminal
+            Live(get_renderable=self._table, console=screen, refresh_per_second=4, transient=True)
+            if screen.is_terminal
             else None
         )
 
@@ -114,20 +69,12 @@ class SweepDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, name: str, kind: str, payload: dict[str, Any]) -> None:
-        """Shows one message; kinds it does not know are passed over.
-
-        Args:
-            name: Name of the run.
-            kind: Kind of the message.
-            payload: What belongs to it.
-        """
+        """Shows one message; kinds it does not know are passed over."""
         self._progress(name, kind, payload)
         if kind == "ended" and not payload["before"]:
             counts = self._progress.counts
@@ -140,6 +87,15 @@ class SweepDisplay:
             self._say(f"{name}: in use by another process; waiting for it")
         elif kind == "warning":
             self._say(f"{name}: warning: {payload['message']}")
+
+    def summarise(self, result: "SweepResult") -> None:
+        """Shows what has become of all runs."""
+        before = f" ({result.before} of them before)" if result.before else ""
+        self._say(f"{result.done} done{before}, {len(result.failed)} failed")
+        for name, error in result.failed.items():
+            self._say(f"failed: {name}: {error}")
+        if not result.parquet:
+            self._say("pyarrow is not installed, so there is a CSV file only, and no parquet file")
 
     def _table(self) -> "RenderableType":
         from rich.console import Group
@@ -163,3 +119,13 @@ def _duration(seconds: float) -> str:
     if minutes < 1:
         return "a minute"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+COMMAND = Command(
+    "many runs from one file, here or on a cluster, and one table of their results",
+    _execute,
+    SweepConfig,
+    "Carries out all runs of a sweep file, several at a time, and writes one table of their results. Runs that are "
+    "done are skipped, runs that were stopped go on, runs that failed are tried again and listed at the end.",
+    stopped="; what is finished is saved, and the same command goes on from there",
+)

@@ -1,8 +1,6 @@
 """From run folders to the files of a report."""
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,13 @@ import pandas as pd
 import yaml
 
 from pathex.errors import InvalidInput, UnknownName
+from pathex.files import replacing
 from pathex.report._curves import X_AXES
 from pathex.report._figures import draw
 from pathex.report._findings import headline, what_was_run
 from pathex.report._page import Section, page
 from pathex.report._panel import Panel, Picture
-from pathex.report._published import Published, published_for
+from pathex.report._published import no_curves, published_for
 from pathex.report._records import Problem, RunRecord, read_all
 from pathex.report._settings import commands, nested, shared_settings, short
 from pathex.report._style import Style, styles
@@ -81,7 +80,8 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _write(out / name, content)
+            with replacing(out / name) as temporary:
+                temporary.write_bytes(content)
     except OSError as error:
         raise InvalidInput(f"report cannot be written to {out}: {error.strerror or error}") from error
     return ReportFiles(
@@ -137,7 +137,7 @@ def _sections(
     parts = summary.groupby([*EXPERIMENT, "metric"])
     for number, (key, rows) in enumerate(experiments, 1):
         records = {name: named[name] for name in rows["run"]}
-        curves = published_for(list(records.values())) if published == "auto" else Published()
+        curves = published_for(list(records.values())) if published == "auto" else no_curves()
         pictures: list[Picture] = draw(Panel(rows, records, look, x, curves))
         heading = _heading(rows.iloc[0])
         names = heading.replace(" on ", " ").replace(" weights ", " ")
@@ -161,16 +161,3 @@ def _title(runs: pd.DataFrame) -> str:
     experiments = runs[EXPERIMENT].drop_duplicates()
     where = _heading(experiments.iloc[0]) if len(experiments) == 1 else f"{len(experiments)} experiments"
     return f"Pruning before training: {where}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

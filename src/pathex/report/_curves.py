@@ -14,7 +14,8 @@ from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, LogLoc
 from pathex.errors import InvalidInput
 from pathex.report._panel import Panel, Picture, legend, picture, seeds_said
 from pathex.report._published import ALIASES
-from pathex.report._style import INK, Style
+from pathex.report._published import caption as published_caption
+from pathex.report._style import INK
 from pathex.report._tables import summary_table
 
 __all__ = ["X_AXES", "curves"]
@@ -36,18 +37,7 @@ _LABEL_GAP = 0.062
 
 
 def curves(panel: Panel) -> Picture:
-    """The main figure.
-
-    Args:
-        panel: The runs, some of them pruned.
-
-    Returns:
-        The picture.
-
-    Raises:
-        InvalidInput: If no run says how many parameters or multiply-adds it has and the figure is to be drawn against
-            them.
-    """
+    """The main figure."""
     title = f"{panel.label[0].upper()}{panel.label[1:]} after training"
     if panel.x != "sparsity":
         figure, caption = _against_size(panel)
@@ -70,17 +60,14 @@ def _against_sparsity(panel: Panel) -> tuple[Figure, str]:
     figure = Figure(figsize=(9.0, 5.0))
     axes = figure.add_subplot()
     sources = _published_curves(panel, axes)
-    for name, rows in _by_series(panel, panel.pruned):
-        _curve(axes, 1 - rows["sparsity"], rows, panel.look[name], name)
-        seeds = panel.pruned[panel.pruned["series"] == name]
-        _seeds(axes, 1 - seeds["sparsity"], seeds["value"], panel.look[name])
+    _draw_series(panel, axes, panel.pruned, lambda rows: 1 - rows["sparsity"])
     _dense_lines(panel, axes.axhline, axes.axhspan)
     _sparsity_axis(axes, sorted(panel.pruned["sparsity"].unique()))
     _value_axis(panel, axes)
     legend(axes, extra=sources)
     caption = _caption(panel, "dot", "Bands")
     caption += "The axis is the density on a log scale, labelled with the sparsity. "
-    return figure, (caption + panel.behind.caption()).strip()
+    return figure, (caption + published_caption(panel.behind)).strip()
 
 
 def _against_size(panel: Panel) -> tuple[Figure, str]:
@@ -93,10 +80,7 @@ def _against_size(panel: Panel) -> tuple[Figure, str]:
         )
     figure = Figure(figsize=(9.0, 5.0))
     axes = figure.add_subplot()
-    for name, rows in _by_series(panel, runs):
-        _curve(axes, rows[column], rows, panel.look[name], name)
-        seeds = runs[runs["series"] == name]
-        _seeds(axes, seeds[column], seeds["value"], panel.look[name])
+    _draw_series(panel, axes, runs, lambda rows: rows[column])
     _size_axis(axes, runs[column], _AXIS_LABELS[panel.x])
     _value_axis(panel, axes)
     legend(axes)
@@ -129,32 +113,30 @@ def _dots(panel: Panel) -> tuple[Figure, str]:
     axes.set_xlabel(f"{panel.label} (%) at sparsity {panel.pruned['sparsity'].iloc[0]:.6g}")
     axes.grid(axis="y", visible=False)
     legend(axes, extra=sources)
-    return figure, (_caption(panel, "tick", "Bars") + panel.behind.caption()).strip()
+    return figure, (_caption(panel, "tick", "Bars") + published_caption(panel.behind)).strip()
 
 
-def _by_series(panel: Panel, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    summary = summary_table(rows).sort_values("sparsity")
-    return [(name, summary[summary["series"] == name]) for name in panel.series(rows)]
-
-
-def _curve(axes: Axes, x: pd.Series, rows: pd.DataFrame, style: Style, name: str) -> None:
-    low, mean, high = (100 * rows[column] for column in ("ci95_low", "mean", "ci95_high"))
-    if len(rows) > 1:
-        axes.fill_between(x, low, high, color=style.colour, alpha=0.11, lw=0)
-    else:  # a band needs two points
-        axes.vlines(x, low, high, color=style.colour, alpha=0.3, lw=4)
-    axes.plot(x, mean, style.dash, color=style.colour, marker=style.marker, ms=5.5, label=name, zorder=3)
-
-
-def _seeds(axes: Axes, x: pd.Series, values: pd.Series, style: Style) -> None:
-    axes.plot(x, 100 * values, ".", color=style.colour, ms=3.5, alpha=0.5)
+def _draw_series(
+    panel: Panel, axes: Axes, runs: pd.DataFrame, place: Callable[[pd.DataFrame], "pd.Series[float]"]
+) -> None:
+    """Draws mean and interval of each series, and a dot for each of its runs."""
+    summary = summary_table(runs).sort_values("sparsity")
+    for name in panel.series(runs):
+        rows, seeds, style = summary[summary["series"] == name], runs[runs["series"] == name], panel.look[name]
+        x, (low, mean, high) = place(rows), (100 * rows[column] for column in ("ci95_low", "mean", "ci95_high"))
+        if len(rows) > 1:
+            axes.fill_between(x, low, high, color=style.colour, alpha=0.11, lw=0)
+        else:  # a band needs two points
+            axes.vlines(x, low, high, color=style.colour, alpha=0.3, lw=4)
+        axes.plot(x, mean, style.dash, color=style.colour, marker=style.marker, ms=5.5, label=name, zorder=3)
+        axes.plot(place(seeds), 100 * seeds["value"], ".", color=style.colour, ms=3.5, alpha=0.5)
 
 
 def _published_curves(panel: Panel, axes: Axes) -> list[Line2D]:
     """Draws the published curves; returns entries of the legend that name the sources."""
-    shown, entries = panel.behind, []
-    for number, source in enumerate(shown.sources):
-        rows, dash = shown.values[shown.values["source"] == source], _SOURCE_DASHES[number]
+    entries = []
+    for number, (source, rows) in enumerate(panel.behind.groupby("source", sort=False)):
+        dash = _SOURCE_DASHES[number]
         pruned = rows[rows["method"] != "dense"].sort_values("sparsity")
         for method, curve in pruned.groupby("method"):
             look = _muted(panel, str(method)) | {"linestyle": dash}
@@ -162,15 +144,14 @@ def _published_curves(panel: Panel, axes: Axes) -> list[Line2D]:
         if not pruned.empty:
             look = {**_HOLLOW, "color": _GREY, "marker": "o", "linestyle": dash}
             entries.append(Line2D([], [], label=f"published: {source}", **look))
-        entries += _published_dense(axes.axhline, rows, source, dash)
+        entries += _published_dense(axes.axhline, rows, dash)
     return entries
 
 
 def _published_dots(panel: Panel, axes: Axes, methods: Sequence[str]) -> list[Line2D]:
     """Draws the published values beside those of the same method; returns the legend's entries for the sources."""
-    shown, entries = panel.behind, []
-    for number, source in enumerate(shown.sources):
-        rows = shown.values[shown.values["source"] == source]
+    entries = []
+    for number, (source, rows) in enumerate(panel.behind.groupby("source", sort=False)):
         kind = {"marker": _SOURCE_MARKERS[number], "ms": 7, "linestyle": "none", "markerfacecolor": "none", "zorder": 4}
         values = rows.set_index("method")["value"].dropna()
         found = [(height, ALIASES.get(method, method)) for height, method in enumerate(methods)]
@@ -179,13 +160,14 @@ def _published_dots(panel: Panel, axes: Axes, methods: Sequence[str]) -> list[Li
             axes.plot(100 * values[method], height, **(dict(_HOLLOW) | {"color": INK} | kind))
         if found:
             entries.append(Line2D([], [], label=f"published: {source}", **(dict(_HOLLOW) | {"color": INK} | kind)))
-        entries += _published_dense(axes.axvline, rows, source, _SOURCE_DASHES[number])
+        entries += _published_dense(axes.axvline, rows, _SOURCE_DASHES[number])
     return entries
 
 
-def _published_dense(line: Callable[..., object], rows: pd.DataFrame, source: str, dash: Any) -> list[Line2D]:
+def _published_dense(line: Callable[..., object], rows: pd.DataFrame, dash: Any) -> list[Line2D]:
     entries = []
-    for value in 100 * rows.loc[rows["method"] == "dense", "value"]:
+    for row in rows[rows["method"] == "dense"].to_dict("records"):
+        source, value = row["source"], 100 * row["value"]
         line(value, color=_GREY, linestyle=dash, lw=1.1, zorder=1.5)
         entries.append(Line2D([], [], color=_GREY, linestyle=dash, lw=1.1, label=f"dense, {source} ({value:.1f})"))
     return entries
@@ -215,15 +197,8 @@ def _value_axis(panel: Panel, axes: Axes) -> None:
 
 
 def _frame(panel: Panel) -> tuple[float, float]:
-    """Limits that show every run and published value, and of each interval no more than half of what they span.
-
-    Args:
-        panel: The runs.
-
-    Returns:
-        Lower and upper limit in per cent.
-    """
-    values = 100 * pd.concat([panel.runs["value"], panel.behind.values["value"].dropna()])
+    """Limits that show every run and published value, and of each interval no more than half of what they span."""
+    values = 100 * pd.concat([panel.runs["value"], panel.behind["value"].dropna()])
     low, high = values.min(), values.max()
     margin = max(0.08 * (high - low), 0.5)
     room = max(0.5 * (high - low), 1.0)
@@ -244,14 +219,7 @@ def _sparsity_axis(axes: Axes, sparsities: Sequence[float]) -> None:
 
 
 def _labels(sparsities: Sequence[float]) -> list[str]:
-    """A label for each tick, empty where it would run into the one before; the last, which figures are read at, stays.
-
-    Args:
-        sparsities: The sparsities, rising.
-
-    Returns:
-        The labels.
-    """
+    """A label for each tick, empty where it would run into the one before or into the last."""
     places = [-math.log(1 - value) for value in sparsities]
     gap = _LABEL_GAP * (places[-1] - places[0])
     labels, last = [], -math.inf

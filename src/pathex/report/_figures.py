@@ -19,14 +19,7 @@ _MOST_NUMBERS = 24
 
 
 def draw(panel: Panel) -> list[Picture]:
-    """Draws every figure that the runs have numbers for.
-
-    Args:
-        panel: The runs.
-
-    Returns:
-        The pictures, most telling first.
-    """
+    """Draws every figure that the runs have numbers for."""
     pictures: list[Picture] = []
     with mpl.rc_context(dict(SETTINGS)):
         if panel.runs["zero_shot"].notna().any():

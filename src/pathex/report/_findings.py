@@ -15,89 +15,62 @@ _NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
 
 
 def what_was_run(runs: pd.DataFrame) -> str:
-    """The runs in one sentence.
-
-    Args:
-        runs: The table of runs.
-
-    Returns:
-        The sentence.
-    """
+    """The runs in one sentence."""
     beside = runs["method"].isin(_NOT_PRUNED)
     pruned = runs[~beside]
     methods = pruned["method"].unique().tolist()
     others = [f"the {_NOT_PRUNED[name]}" for name in _NOT_PRUNED if name in set(runs["method"])]
-    what = f"training of {_listed(others)}" if others != ["the dense network"] and others else "dense training"
+    what = f"training of {_in_words(others)}" if others != ["the dense network"] and others else "dense training"
     if methods:
         sparsities = [f"{value:.6g}" for value in sorted(pruned["sparsity"].unique())]
-        what = (
-            f"{_count(len(methods), 'pruning method')} ({_listed(sorted(methods))}) at sparsity {_listed(sparsities)}"
-        )
-        what += f" beside {_listed(others)}" if others else ""
-    models, data = (_listed(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
+        what = f"{_count(len(methods), 'pruning method')} ({_in_words(sorted(methods))})"
+        what += f" at sparsity {_in_words(sparsities)}"
+        what += f" beside {_in_words(others)}" if others else ""
+    models, data = (_in_words(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
     where = f"{models} on {data}"
     seeds, count = _count(runs["seed"].nunique(), "seed"), _count(len(runs), "run")
     return f"{what[0].upper()}{what[1:]}: {where}, {seeds}, {count} in all."
 
 
 def headline(runs: pd.DataFrame) -> str:
-    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart.
-
-    Args:
-        runs: The rows of one experiment.
-
-    Returns:
-        One or two sentences.
-    """
+    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart."""
     pruned = runs[runs["method"] != "dense"]
     metric = str(runs["metric"].iloc[0])
     if pruned.empty:
         return f"Only dense runs: {metric_label(metric)} {_percent(runs['value'].mean())} on average."
-    sparsity = pruned["sparsity"].max()
-    values = {str(series): by_seed(group) for series, group in pruned[pruned["sparsity"] == sparsity].groupby("series")}
-    ranking = sorted(values, key=lambda name: -estimate(values[name]).mean)
+    sparsest = pruned[pruned["sparsity"] == pruned["sparsity"].max()]
+    values = {str(series): by_seed(group) for series, group in sparsest.groupby("series")}
+    best, *others = sorted(values, key=lambda name: -estimate(values[name]).mean)
     where = "At" if metric == "accuracy" else f"In {metric_label(metric)} at"
-    where += f" sparsity {sparsity:.6g}"
-    baselines = pruned.loc[(pruned["method"] == "random") & (pruned["sparsity"] == sparsity), "series"].unique()
-    if len(ranking) == 1:
-        return f"{where}, {ranking[0]} reaches {_percent(estimate(values[ranking[0]]).mean)}; nothing to compare with."
-    if len(baselines) != 1:
-        return _against(values, ranking[0], ranking[1], where)
-    if ranking[0] == baselines[0]:
-        return f"{where}, no method has a higher mean than random pruning. " + _against(
-            values, ranking[0], ranking[1], where
-        )
-    finding = _against(values, ranking[0], str(baselines[0]), where, of=len(ranking))
-    runner_up = ranking[1]
-    if "no claim" in finding or runner_up == baselines[0]:
-        return finding
-    if estimate(values[ranking[0]]).overlaps(estimate(values[runner_up])):
-        finding += f" The intervals of {ranking[0]} and {runner_up} overlap: between these two, no claim."
+    where += f" sparsity {sparsest['sparsity'].iloc[0]:.6g}"
+    if not others:
+        return f"{where}, {best} reaches {_percent(estimate(values[best]).mean)}; nothing to compare with."
+    baselines = sparsest.loc[sparsest["method"] == "random", "series"].unique()
+    if len(baselines) != 1 or best == baselines[0]:
+        finding = f"{where}, no method has a higher mean than random pruning. " if best in baselines else ""
+        return finding + _against(values, best, others[0], where)
+    finding = _against(values, best, str(baselines[0]), where, of=len(values))
+    told_apart = not estimate(values[best]).overlaps(estimate(values[others[0]]))
+    if "no claim" not in finding and not told_apart:
+        finding += f" The intervals of {best} and {others[0]} overlap: between these two, no claim."
     return finding
 
 
-def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int | None = None) -> str:
+def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int = 2) -> str:
     first, second = estimate(values[best]), estimate(values[other])
     means = f"{best} {_percent(first.mean)}, {other} {_percent(second.mean)}"
-    if first.half_width is None or second.half_width is None:
+    if min(first.n, second.n) < 2:
         return f"{where}: {means}, with one seed for at least one of them: no claim. Repeat with more seeds."
     if first.overlaps(second):
         return f"{where}: {means}, but their 95 % intervals overlap: no claim."
     gap = difference(values[best], values[other])
-    rank = f", the highest mean of {of} methods," if of is not None and of > 2 else ""
+    rank = f", the highest mean of {of} methods," if of > 2 else ""
+    seeds = f"{first.n} seeds each" if first.n == second.n else f"{first.n} and {second.n} seeds"
     return (
         f"{where}, {best}{rank} is {100 * gap.mean:.1f} points above {other} (95 % interval "
-        f"{_points(gap.low)} to {_points(gap.high)}): {_percent(first.mean)} against {_percent(second.mean)}, "
-        f"{_seeds(first.n, second.n)}."
+        f"{100 * gap.low:.1f} to {100 * gap.high:.1f}): "
+        f"{_percent(first.mean)} against {_percent(second.mean)}, {seeds}."
     )
-
-
-def _seeds(first: int, second: int) -> str:
-    return f"{first} seeds each" if first == second else f"{first} and {second} seeds"
-
-
-def _points(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f}"
 
 
 def _percent(value: float) -> str:
@@ -108,5 +81,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _in_words(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -6,24 +6,10 @@ _NAMES = {"accuracy": "accuracy", "miou": "mean IoU"}
 
 
 def metric_name(metric: str) -> str:
-    """The metric in words.
-
-    Args:
-        metric: Name of the metric in ``result.json``.
-
-    Returns:
-        Its name for people.
-    """
+    """The metric in words."""
     return _NAMES.get(metric, metric)
 
 
 def metric_label(metric: str) -> str:
-    """What heads a column or an axis of the metric on the test images.
-
-    Args:
-        metric: Name of the metric in ``result.json``.
-
-    Returns:
-        The heading.
-    """
+    """What heads a column or an axis of the metric on the test images."""
     return "mean IoU" if metric == "miou" else f"test {metric_name(metric)}"

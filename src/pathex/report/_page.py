@@ -1,6 +1,8 @@
 """The report as one page that needs nothing beside it."""
 
 import base64
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,21 +35,7 @@ def page(
     shared: str,
     commands: Sequence[str],
 ) -> str:
-    """Renders the page.
-
-    Args:
-        title: Title and heading.
-        lead: What was run, in a sentence.
-        sections: One an experiment.
-        records: The runs.
-        problems: The runs left out.
-        look: Style of each series.
-        shared: The settings all runs share, as YAML.
-        commands: The command line of each run.
-
-    Returns:
-        HTML with styles and figures inside.
-    """
+    """Renders the page."""
     environment = Environment(
         loader=PackageLoader("pathex.report"),
         autoescape=True,
@@ -119,13 +107,5 @@ def _details(record: RunRecord) -> dict[str, Any]:
 
 
 def _environments(records: Sequence[RunRecord]) -> list[tuple[dict[str, Any], int]]:
-    distinct: list[tuple[dict[str, Any], int]] = []
-    for record in records:
-        content = dict(record.environment)
-        for place, (other, count) in enumerate(distinct):
-            if other == content:
-                distinct[place] = (other, count + 1)
-                break
-        else:
-            distinct.append((content, 1))
-    return [(content, count) for content, count in distinct if content]
+    counts = Counter(json.dumps(dict(record.environment)) for record in records if record.environment)
+    return [(json.loads(content), count) for content, count in counts.items()]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pathex.report._metrics import metric_label
-from pathex.report._published import Published
+from pathex.report._published import no_curves, within
 from pathex.report._records import RunRecord
 from pathex.report._style import Style
 
@@ -35,7 +35,7 @@ class Panel:
     records: Mapping[str, RunRecord]
     look: Mapping[str, Style]
     x: str = "sparsity"
-    published: Published = field(default_factory=Published)
+    published: pd.DataFrame = field(default_factory=no_curves)
 
     @property
     def metric(self) -> str:
@@ -63,22 +63,13 @@ class Panel:
         return self.pruned[self.pruned["sparsity"] == self.pruned["sparsity"].max()]
 
     @property
-    def behind(self) -> Published:
-        """The published curves that can be drawn behind the runs: those against sparsity, where the runs are."""
-        levels = self.pruned["sparsity"].unique().tolist()
-        if self.x != "sparsity" or not levels:
-            return Published()
-        return self.published.at(levels[0]) if len(levels) == 1 else self.published.between(min(levels), max(levels))
+    def behind(self) -> pd.DataFrame:
+        """The published values that can be drawn behind the runs: those against sparsity, where the runs are."""
+        levels = self.pruned["sparsity"].unique().tolist() if self.x == "sparsity" else []
+        return within(self.published, levels)
 
     def series(self, rows: pd.DataFrame) -> list[str]:
-        """Names of the series of some rows, in the order of their styles.
-
-        Args:
-            rows: Rows of the table of runs.
-
-        Returns:
-            The names.
-        """
+        """Names of the series of some rows, in the order of their styles."""
         present = set(rows["series"])
         return [name for name in self.look if name in present]
 
@@ -103,17 +94,7 @@ class Picture:
 
 
 def picture(figure: Figure, name: str, title: str, caption: str) -> Picture:
-    """A figure as files.
-
-    Args:
-        figure: The figure.
-        name: Name of its files, without suffix.
-        title: Its heading.
-        caption: What it shows.
-
-    Returns:
-        The picture; the same figure gives the same bytes.
-    """
+    """A figure as files."""
     files = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         stream = BytesIO()
@@ -123,13 +104,7 @@ def picture(figure: Figure, name: str, title: str, caption: str) -> Picture:
 
 
 def legend(axes: Axes, above: float = 1.02, extra: Sequence[Line2D] = ()) -> None:
-    """Puts the legend above the axes, in as many columns as the names leave room for.
-
-    Args:
-        axes: The axes.
-        above: Height of the legend's foot, in heights of the axes.
-        extra: Entries that stand for no drawn line.
-    """
+    """Puts the legend above the axes, in as many columns as the names leave room for."""
     handles, names = axes.get_legend_handles_labels()
     handles, names = [*handles, *extra], [*names, *(str(line.get_label()) for line in extra)]
     if not names:
@@ -148,14 +123,7 @@ def legend(axes: Axes, above: float = 1.02, extra: Sequence[Line2D] = ()) -> Non
 
 
 def seeds_said(runs: pd.DataFrame) -> str:
-    """How many seeds a mean is over.
-
-    Args:
-        runs: Rows of the table of runs.
-
-    Returns:
-        For instance ``n = 3 seeds``, or ``n = 1 to 3 seeds``.
-    """
+    """How many seeds a mean is over."""
     counts = runs.groupby(["series", "sparsity"])["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     return f"n = {low if low == high else f'{low} to {high}'} seed{'' if high == 1 else 's'}"

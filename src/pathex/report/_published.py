@@ -1,7 +1,6 @@
 """Curves that papers published, and which experiments they belong to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -10,9 +9,10 @@ import pandas as pd
 
 from pathex.report._records import RunRecord
 
-__all__ = ["ALIASES", "Published", "Setting", "published_for", "published_table", "setting_of"]
+__all__ = ["ALIASES", "caption", "no_curves", "published_for", "published_table", "setting_of", "within"]
 
 _FILE = "published.csv"
+_SETTING = ("data", "model", "weights", "task")
 
 _DATA: Mapping[str, tuple[str, int]] = MappingProxyType(
     {
@@ -65,142 +65,68 @@ _NEAR = 1.15
 _SAME = 0.002
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a published curve was measured on.
-
-    Attributes:
-        data: Name of the data set.
-        model: Name of the network.
-        weights: ``random``, or what the network was pre-trained with: ``imagenet``, ``mocov2``, ``clip``, ``dino``.
-        task: ``classification`` or ``segmentation``.
-    """
-
-    data: str
-    model: str
-    weights: str
-    task: str
-
-
-@dataclass(frozen=True)
-class Published:
-    """Published curves for one experiment; without rows there are none.
-
-    Attributes:
-        rows: Rows of the table of published values: one method of one source at one sparsity.
-    """
-
-    rows: pd.DataFrame | None = None
-
-    @property
-    def values(self) -> pd.DataFrame:
-        """The rows, none of them if there are no curves."""
-        return published_table().iloc[:0] if self.rows is None else self.rows
-
-    @property
-    def sources(self) -> list[str]:
-        """Names of the sources, in the order of the table."""
-        return self.values["source"].unique().tolist()
-
-    def between(self, lowest: float, highest: float) -> "Published":
-        """The curves as far as they lie in the range of some runs.
-
-        Args:
-            lowest: Lowest sparsity of the runs.
-            highest: Highest sparsity of the runs.
-
-        Returns:
-            The rows whose density is between those of the runs or near them, and the dense values.
-        """
-        density = 1 - self.values["sparsity"]
-        return self._where((density >= (1 - highest) / _NEAR) & (density <= (1 - lowest) * _NEAR))
-
-    def at(self, sparsity: float) -> "Published":
-        """The values at the sparsity of some runs.
-
-        Args:
-            sparsity: The sparsity.
-
-        Returns:
-            The rows of this sparsity up to rounding, and the dense values.
-        """
-        return self._where((self.values["sparsity"] - sparsity).abs() < _SAME)
-
-    def _where(self, inside: "pd.Series[bool]") -> "Published":
-        return Published(self.values[inside | (self.values["method"] == "dense")])
-
-    def caption(self) -> str:
-        """Where the values come from and how far to trust them.
-
-        Returns:
-            Sentences for the caption of a figure; empty without rows.
-        """
-        if self.values.empty:
-            return ""
-        said = []
-        for source, reading in self.values.groupby("source", sort=False)["reading"].first().items():
-            place, error = _SOURCES[str(source)]
-            how = "its table" if reading == "printed" else f"read off its figure to {error} points"
-            said.append(f"{source}, {place}, {how}")
-        text = f"Hollow markers are published values ({'; '.join(said)}), whose protocol these runs need not share; "
-        text += "points that a source hides under another curve or cuts off below its axis are left out."
-        if (self.values["weights"] != "random").any():
-            text += " Some published curves of pre-trained networks coincide exactly: low confidence."
-        return text
-
-
 @cache
 def published_table() -> pd.DataFrame:
-    """All published values.
-
-    Returns:
-        One row for each source, setting, method and sparsity: ``reading`` is ``printed`` (a table of the paper) or
-        ``digitised`` (its figure, within 0.0005 for the PX paper and 0.002 for the NTK-SAP paper); ``value`` and
-        ``std`` are fractions; ``flag`` is ``exact``, ``hidden`` (under another curve: no value) or ``below:BOUND``
-        (below the axis, which begins at BOUND: no value).
-    """
+    """All published values: one row for a method of a source at a sparsity."""
     with (files("pathex.report") / _FILE).open(encoding="utf-8") as stream:
         table: pd.DataFrame = pd.read_csv(stream)
     return table
 
 
-def published_for(records: Sequence[RunRecord]) -> Published:
-    """The published curves of one experiment.
+def no_curves() -> pd.DataFrame:
+    """A table without rows."""
+    return published_table().iloc[:0]
 
-    Args:
-        records: The runs of the experiment.
 
-    Returns:
-        The rows for the methods of the runs, and the dense values, if every run has the same published setting.
-    """
+def published_for(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """The published values for the methods of one experiment, if it has a published setting."""
     settings = {setting_of(record) for record in records}
     [setting] = settings if len(settings) == 1 else [None]
     if setting is None:
-        return Published()
+        return no_curves()
     methods = {ALIASES.get(record.method, record.method) for record in records} | {"dense"}
     table = published_table()
-    same = table["method"].isin(methods)
-    for column, value in vars(setting).items():
-        same &= table[column] == value
-    return Published(table[same])
+    same = table["method"].isin(methods) & (table[list(_SETTING)] == list(setting)).all(axis=1)
+    return table[same]
 
 
-def setting_of(record: RunRecord) -> Setting | None:
-    """The published setting that a run has, by its data, network, weights and task.
+def within(curves: pd.DataFrame, sparsities: Sequence[float]) -> pd.DataFrame:
+    """The values at the one sparsity of some runs, or in the range of several, and those of the dense network."""
+    if not sparsities:
+        return no_curves()
+    lowest, highest = min(sparsities), max(sparsities)
+    if lowest == highest:
+        inside = (curves["sparsity"] - lowest).abs() < _SAME
+    else:
+        inside = (1 - curves["sparsity"]).between((1 - highest) / _NEAR, (1 - lowest) * _NEAR)
+    return curves[inside | (curves["method"] == "dense")]
 
-    Args:
-        record: The run.
 
-    Returns:
-        The setting, or None if a part of it is not one that was published.
-    """
+def caption(curves: pd.DataFrame) -> str:
+    """Where the values come from and how far to trust them."""
+    if curves.empty:
+        return ""
+    said = []
+    for source, reading in curves.groupby("source", sort=False)["reading"].first().items():
+        place, error = _SOURCES[str(source)]
+        how = "its table" if reading == "printed" else f"read off its figure to {error} points"
+        said.append(f"{source}, {place}, {how}")
+    text = f"Hollow markers are published values ({'; '.join(said)}), whose protocol these runs need not share; "
+    text += "points that a source hides under another curve or cuts off below its axis are left out."
+    if (curves["weights"] != "random").any():
+        text += " Some published curves of pre-trained networks coincide exactly: low confidence."
+    return text
+
+
+def setting_of(record: RunRecord) -> tuple[str, str, str, str] | None:
+    """The published setting that a run has: its data, network, weights (``random`` or a pre-training) and task."""
     data, model, weights = _data(record), _model(record), _weights(record)
     if data is None or model is None or weights is None or record.task == "transfer":
         return None
     # CLIP's own ResNet-50 is another network than that of the other starts.
     if ("_clip" in str(record.config["model"])) != (weights == "clip"):
         return None
-    return Setting(data, model, weights, record.task)
+    return data, model, weights, record.task
 
 
 def _data(record: RunRecord) -> str | None:

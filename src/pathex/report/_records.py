@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -114,31 +114,17 @@ class _UnreadableError(Exception):
 
 
 def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
-    """Finds and reads every run in or below some folders.
-
-    Args:
-        folders: Run folders, or folders that contain run folders at any depth.
-
-    Returns:
-        The finished runs and the runs left out, each in order of their folders.
-
-    Raises:
-        InvalidInput: If a folder does not exist or no finished run is found.
-    """
-    records: list[RunRecord] = []
-    problems: list[Problem] = []
-    for folder in _find(folders):
-        read = _read_or_explain(folder)
-        if isinstance(read, Problem):
-            problems.append(read)
-        else:
-            records.append(read)
-    if records:
-        return records, problems
-    places = ", ".join(str(folder) for folder in folders) or "nothing"
-    if not problems:
+    """Finds and reads every run in or below some folders."""
+    found = [_read_or_explain(folder) for folder in _find(folders)]
+    records = [entry for entry in found if isinstance(entry, RunRecord)]
+    problems = [entry for entry in found if isinstance(entry, Problem)]
+    if not records and not problems:
+        places = ", ".join(str(folder) for folder in folders) or "nothing"
         raise InvalidInput(f"no run found in {places}: a run folder holds {_CONFIG} and {_RESULT}")
-    raise InvalidInput(f"no finished run in {places}: {problems[0].folder.name}: {problems[0].reason}")
+    if not records:
+        places = ", ".join(str(folder) for folder in folders)
+        raise InvalidInput(f"no finished run in {places}: {problems[0].folder.name}: {problems[0].reason}")
+    return records, problems
 
 
 def _find(folders: Iterable[Path]) -> list[Path]:
@@ -214,10 +200,7 @@ def _metric(result: Mapping[str, Any]) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise _UnreadableError(f"{_CONFIG} is missing")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise _UnreadableError(f"{_CONFIG} cannot be read: {_first_line(error)}") from error
+    config = _parse(path, yaml.safe_load)
     if not isinstance(config, dict):
         raise _UnreadableError(f"{_CONFIG} holds no settings")
     missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
@@ -229,10 +212,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise _UnreadableError(f"{path.name} cannot be read: {_first_line(error)}") from error
+    content = _parse(path, json.loads)
     if not isinstance(content, dict):
         raise _UnreadableError(f"{path.name} holds no object")
     return content
@@ -241,9 +221,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
+    return list(_parse(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]))
+
+
+def _parse(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (ValueError, OSError) as error:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, yaml.YAMLError) as error:
         raise _UnreadableError(f"{path.name} cannot be read: {_first_line(error)}") from error
 
 

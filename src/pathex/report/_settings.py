@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.report._records import RunRecord
+from pathex.runs.naming import PLACE, WITHOUT_EFFECT
 
 __all__ = ["EARLIER", "commands", "nested", "series_settings", "shared_settings", "short"]
 
@@ -26,37 +27,12 @@ EARLIER: Mapping[str, Any] = MappingProxyType(
 """Settings that folders of earlier versions do not have, with the values that these folders stand for."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
-_OF_PLACE = frozenset({"out", "device", "logger", "capture"})
-_WITHOUT_EFFECT = _OF_PLACE | {"devices", "strategy", "memory", "strict"}
+_WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
 _OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
-_OF_PRUNING = _OF_METHOD | {
-    "allocation",
-    "budget",
-    "ignore",
-    "images_per_class",
-    "min_per_layer",
-    "prunable",
-    "pruning_seed",
-    "sanity",
-    "schedule",
-    "start_mask",
-}
-_WITHOUT = MappingProxyType(
-    {"dense": _OF_PRUNING, "small-dense": _OF_PRUNING - {"method_options", "ignore", "prunable"}}
-)
-"""Settings that have no effect with these methods."""
 
 
 def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
-    """What tells this run's series from others of its method in the same experiment.
-
-    Args:
-        record: The run.
-        records: All runs.
-
-    Returns:
-        The settings that differ between the runs, but for values that stand for nothing special, as ``name=value``.
-    """
+    """What tells this run's series from others of its method in the same experiment."""
     panel = [peer for peer in records if _experiment(peer) == _experiment(record)]
     shown = []
     for name in (*record.config, "from"):
@@ -79,7 +55,8 @@ def _group(name: str) -> str:
 
 def _counts(name: str, record: RunRecord) -> bool:
     """Whether a setting decides numbers of the run and is no column of the tables by itself."""
-    return _group(name) not in _COLUMNS | _WITHOUT_EFFECT | _WITHOUT.get(record.method, frozenset())
+    without = WITHOUT_EFFECT.get(record.method, ())
+    return _group(name) not in _COLUMNS | _WITHOUT_EFFECT | {*without}
 
 
 def _value(record: RunRecord, name: str) -> Any:
@@ -89,27 +66,13 @@ def _value(record: RunRecord, name: str) -> Any:
 
 
 def short(text: str) -> str:
-    """A name without the folders of the path in it.
-
-    Args:
-        text: Name of a model, data set or source of weights.
-
-    Returns:
-        ``npz:/data/cifar10.npz`` becomes ``npz:cifar10.npz``.
-    """
+    """A name without the folders of the path in it."""
     prefix, colon, rest = text.rpartition(":")
     return prefix + colon + rest.rstrip("/").rpartition("/")[2]
 
 
 def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """The settings with one value in all runs, where they are run being left out.
-
-    Args:
-        records: Finished runs.
-
-    Returns:
-        The settings, options with dotted names.
-    """
+    """The settings with one value in all runs, where they are run being left out."""
     first, rest = records[0].config, records[1:]
     return {
         name: value
@@ -119,14 +82,7 @@ def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a configuration file has them.
-
-    Args:
-        settings: Settings with dotted names of options.
-
-    Returns:
-        The same with options in mappings.
-    """
+    """Settings as a configuration file has them."""
     tree: dict[str, Any] = {}
     for name, value in settings.items():
         group, dot, option = name.partition(".")
@@ -138,16 +94,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_file: str) -> list[str]:
-    """The command line of each run.
-
-    Args:
-        records: Finished runs.
-        shared: The settings that ``settings_file`` holds.
-        settings_file: Name of the file of shared settings.
-
-    Returns:
-        One command a run, in the order of the runs.
-    """
+    """The command line of each run."""
     lines = []
     for record in records:
         words = ["pathex", "run", "--config", settings_file]
@@ -159,7 +106,7 @@ def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_f
 
 
 def _is_place(name: str) -> bool:
-    return _group(name) in _OF_PLACE
+    return _group(name) in PLACE
 
 
 def _hyphened(name: str) -> str:

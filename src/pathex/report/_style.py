@@ -86,14 +86,7 @@ class Style:
 
 
 def styles(series: Iterable[tuple[str, str]]) -> dict[str, Style]:
-    """One style a series.
-
-    Args:
-        series: Pairs of method and series name.
-
-    Returns:
-        Styles by series name: methods first as in the fixed list, then by name.
-    """
+    """One style a series."""
     pairs = sorted(set(series))
     known = list(_COLOURS)
     methods = sorted({method for method, _ in pairs})

@@ -9,7 +9,7 @@ import pandas as pd
 from pathex.report._metrics import metric_label
 from pathex.report._records import RunRecord
 from pathex.report._settings import series_settings, short
-from pathex.report._statistics import Estimate, estimate
+from pathex.report._statistics import estimate
 
 __all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "markdown", "runs_table", "summary_table"]
 
@@ -25,16 +25,7 @@ _OPTIONAL = ["parameters", "multiply_adds", "zero_shot", "fine_tuned"]
 
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """One row a run.
-
-    Args:
-        records: Finished runs.
-
-    Returns:
-        A frame ordered by experiment, sparsity, series and seed. ``settings`` names what differs between runs beyond
-        experiment, method, sparsity and seed; ``series`` is the method with these settings; ``value`` is the metric on
-        the test images, a fraction.
-    """
+    """One row a run."""
     rows = [_row(record, series_settings(record, records)) for record in records]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(_OPTIONAL, float))
     return frame.sort_values([*EXPERIMENT, "sparsity", "series", "seed", "run"]).reset_index(drop=True)
@@ -72,58 +63,29 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
 
 
 def by_seed(runs: pd.DataFrame, column: str = "value") -> list[float]:
-    """One value a seed: runs of one seed, computed in two places for instance, are not two independent repeats.
-
-    Args:
-        runs: Rows of one setting in the table of runs.
-        column: What is averaged over the runs of each seed.
-
-    Returns:
-        The means, without seeds that have no value.
-    """
+    """One value a seed: runs of one seed, computed in two places for instance, are not two independent repeats."""
     means: list[float] = runs.groupby("seed")[column].mean().dropna().tolist()
     return means
 
 
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each experiment, method, setting and sparsity.
-
-    Args:
-        runs: The table of runs.
-
-    Returns:
-        Means over the ``n`` seeds; ``mean`` is that of the metric, ``ci95_low`` and ``ci95_high`` bound it by Student's
-        t, within 0 and 1 (missing for one seed). Ordered by experiment, sparsity and falling mean.
-    """
+    """One row for each experiment, method, setting and sparsity."""
     rows = []
     for key, group in runs.groupby(GROUP, sort=False):
         found = estimate(by_seed(group))
         rows.append(
             dict(zip(GROUP, key, strict=True))
-            | {"n": found.n, "mean": found.mean, **_bounds(found)}
+            | {"n": found.n, "mean": found.mean}
+            | {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
             | group[_MEANS].mean().to_dict()
         )
-    frame = pd.DataFrame(rows).astype({"ci95_low": float, "ci95_high": float})
+    frame = pd.DataFrame(rows)
     order = [*EXPERIMENT, "sparsity", "mean", "series"]
     return frame.sort_values(order, ascending=[column != "mean" for column in order]).reset_index(drop=True)
 
 
-def _bounds(found: Estimate) -> dict[str, float | None]:
-    if found.low is None or found.high is None:
-        return {"ci95_low": None, "ci95_high": None}
-    return {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
-
-
 def csv(frame: pd.DataFrame) -> str:
-    """A table of runs or a summary as text, the metric in columns of its name.
-
-    Args:
-        frame: The table of runs, whose ``value`` becomes ``test_accuracy`` and the like, or the summary, whose ``mean``
-            becomes ``mean_accuracy`` and the like; runs with another metric have no entry there.
-
-    Returns:
-        Comma-separated values; columns that no run has an entry for are left out.
-    """
+    """A table of runs or a summary as text, the metric in columns of its name."""
     column, prefix = ("value", "test") if "value" in frame else ("mean", "mean")
     written = frame.copy()
     for metric in frame["metric"].unique():
@@ -134,14 +96,7 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def markdown(summary: pd.DataFrame) -> str:
-    """The summary in Markdown, a table for each metric.
-
-    Args:
-        summary: The summary table.
-
-    Returns:
-        The text, with a final newline.
-    """
+    """The summary in Markdown, a table for each metric."""
     return "\n".join(_markdown(rows, str(metric)) for metric, rows in summary.groupby("metric"))
 
 

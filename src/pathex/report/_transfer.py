@@ -15,14 +15,7 @@ _PARTS = {"zero_shot": "zero-shot", "fine_tuned": "after fine-tuning"}
 
 
 def transfer(panel: Panel) -> Picture:
-    """Means over tasks and seeds, grouped by sparsity: zero-shot above, after fine-tuning below.
-
-    Args:
-        panel: Transfer runs.
-
-    Returns:
-        The picture.
-    """
+    """Means over tasks and seeds, grouped by sparsity: zero-shot above, after fine-tuning below."""
     tasks = [len(panel.records[run].tasks) for run in panel.runs["run"]]
     several = f"{min(tasks)} to {max(tasks)} tasks" if min(tasks) < max(tasks) else f"{tasks[0]} tasks"
     caption = (
@@ -36,14 +29,7 @@ def transfer(panel: Panel) -> Picture:
 
 
 def figure(panel: Panel) -> Figure:
-    """The figure by itself.
-
-    Args:
-        panel: Transfer runs.
-
-    Returns:
-        Axes of zero-shot values and below them axes of values after fine-tuning.
-    """
+    """The figure by itself."""
     levels = sorted(panel.pruned["sparsity"].unique())
     drawn = Figure(figsize=(9.0, 5.6))
     for place, (column, label) in enumerate(_PARTS.items()):
@@ -67,7 +53,7 @@ def _groups(panel: Panel, axes: Axes, column: str, levels: list[float]) -> None:
             if not values:
                 continue
             found, place = estimate(values), group + (number - (len(names) - 1) / 2) * width
-            if found.low is not None and found.high is not None:
+            if found.n > 1:
                 axes.vlines(place, found.low, found.high, color=style.colour, alpha=0.3, lw=4)
             face = style.colour if style.dash == "-" else "white"
             axes.plot(place, found.mean, style.marker, color=style.colour, ms=6, markerfacecolor=face, zorder=3)

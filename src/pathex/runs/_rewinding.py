@@ -82,18 +82,7 @@ class Plan:
 
 
 def plan(config: RunConfig) -> Plan:
-    """Read the method's options.
-
-    Args:
-        config: Settings of a run whose method finds its mask by training.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UnknownName: If an option is not known.
-        InvalidInput: If an option has a value that is not allowed.
-    """
+    """Read the method's options."""
     known = OPTIONS[config.method]
     for name in config.method_options:
         if name not in known:
@@ -120,20 +109,7 @@ def _epoch(text: Any, most: int) -> int | None:
 def rewound_mask(
     config: RunConfig, task: Task, folder: Path, fabric: Any, journal: Journal
 ) -> tuple[Mask, list[dict[str, Any]]]:
-    """Find a mask by training, or go on where another process stopped.
-
-    Args:
-        config: Settings of the run.
-        task: Network and images; the network is at its initialization, on the device. It is trained in place and left
-            in evaluation mode with the weights of the last level; `rewind` puts it where the run's training begins.
-        folder: Folder of the run.
-        fabric: The ``lightning_fabric.Fabric``.
-        journal: Receives ``prune_round`` after each level, and the events of the loop with ``level`` and ``levels``.
-
-    Returns:
-        The mask of the last level, and a row for each: round, rounds, density, kept, emptied, seconds, and the last
-        metrics of its training.
-    """
+    """Find a mask by training, or go on where another process stopped."""
     chosen = plan(config)
     start = start_mask(config, task)
     before = 1.0 if start is None else start.density
@@ -155,16 +131,7 @@ def rewound_mask(
 
 
 def rewind(config: RunConfig, task: Task, folder: Path) -> int:
-    """Put the network where the run's own training begins; called in every process, also when the mask was there.
-
-    Args:
-        config: Settings of the run.
-        task: The network, changed in place. Its mask is not applied.
-        folder: Folder of the run, with all its levels.
-
-    Returns:
-        The epoch at which the training begins (``TrainOptions.start``).
-    """
+    """Put the network where the run's own training begins; called in every process, also when the mask was there."""
     chosen = plan(config)
     last = len(list((folder / "levels").glob("[0-9]*/mask.safetensors")))
     _restore(task.model, _state(chosen, folder, last + 1))
@@ -220,7 +187,7 @@ class _Level:
         first, handles = self.number == 1, list[Handle]()
         epoch = self.plan.epoch or 0
 
-        def hold(model: nn.Module, optimizer: Optimizer) -> None:
+        def prepare(model: nn.Module, optimizer: Optimizer) -> None:
             if mask is not None:
                 handles.append(attach(model, mask, optimizer))
 
@@ -232,7 +199,7 @@ class _Level:
         )
         try:
             _, rows = self.task.train(
-                options, fabric=self.fabric, folder=self.folder, prepare=hold, on_event=self._report
+                options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=self._report
             )
         finally:
             for handle in handles:

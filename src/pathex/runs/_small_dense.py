@@ -29,15 +29,7 @@ _TOLERANCE = 5e-4
 
 
 def check_options(config: RunConfig) -> None:
-    """Refuse settings that cannot be used.
-
-    Args:
-        config: Settings of a run whose method is ``small-dense``.
-
-    Raises:
-        UnknownName: If an option or its value is not known.
-        InvalidInput: If the task is not classification, there are weights, or the mask is no file.
-    """
+    """Refuse settings that cannot be used."""
     if (task := kind(config.task, config.data)) != "classification":
         raise InvalidInput(f"task {task!r} with method 'small-dense'; allowed: classification")
     if config.weights is not None:
@@ -56,18 +48,7 @@ def check_options(config: RunConfig) -> None:
 
 
 def shrunk(config: RunConfig, task: Task) -> RunConfig:
-    """The settings with the width at which the dense network costs no more than a ticket of the whole one.
-
-    Args:
-        config: Settings of the run.
-        task: The whole network, dense.
-
-    Returns:
-        The settings with another ``width`` among the options of the model.
-
-    Raises:
-        InvalidInput: If the mask has another sparsity than the run, or no such network is small enough.
-    """
+    """The settings with the width at which the dense network costs no more than a ticket of the whole one."""
     assert isinstance(task, Classification)
     chosen = {**OPTIONS, **config.method_options}
     shape = tuple(task.example.shape[1:])

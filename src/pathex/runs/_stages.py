@@ -1,9 +1,8 @@
 """Where a run's ticket comes from, each taken up where the last process left it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,16 +20,13 @@ from pathex.runs.tickets import find_ticket, pruning_seed
 from pathex.tasks import Task
 from pathex.train.seeding import epoch_seed
 
-__all__ = ["DENSE", "SANITY", "TRAINED", "Stage", "Ticket", "alter_weights", "find"]
+__all__ = ["DENSE", "TRAINED", "Stage", "Ticket", "alter_weights", "find"]
 
 DENSE = ("dense", "small-dense")
 """Methods that keep every weight."""
 
 TRAINED = tuple(OPTIONS)
 """Methods that find their mask by training."""
-
-SANITY = ("none", "shuffle", "reinit", "flip-signs")
-"""What may be done to a ticket before it is trained."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +76,7 @@ class Ticket:
 
 
 def find(stage: Stage) -> Ticket:
-    """The ticket of a run: from its folder if it is there, otherwise found and written there.
-
-    Args:
-        stage: The run.
-
-    Returns:
-        The ticket, the same in every process.
-
-    Raises:
-        InvalidInput: If the data changed since the run was begun.
-    """
+    """The ticket of a run: from its folder if it is there, otherwise found and written there."""
     if stage.config.method in DENSE:
         return _dense(stage)
     path = stage.folder / "mask.safetensors"
@@ -128,25 +114,25 @@ def _dense(stage: Stage) -> Ticket:
     return Ticket(None, kept=kept, total=stage.total, rounds=0, seconds=0.0, report=report)
 
 
-@dataclass(frozen=True)
-class _Found:
-    mask: Mask
-    history: list[dict[str, Any]]
-    report: PruneReport
-    seconds: float
-
-
 def _find_and_write(stage: Stage) -> None:
     config = stage.config
-    found = _shuffled(stage, _SOURCES.get(config.method, _scored)(stage))
+    mask, history, report, seconds = (_rewound if config.method in TRAINED else _scored)(stage)
+    if config.sanity == "shuffle":
+        mask, report = shuffled(mask, config.seed), None
+        mask.metadata["sanity"] = "shuffle"
+    report = report or examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
     if stage.fabric.is_global_zero:
-        write_lines(stage.folder / "history.jsonl", found.history)
-        known = {"rounds": len(found.history), "seconds": found.seconds, "report": found.report.asdict()}
+        write_lines(stage.folder / "history.jsonl", history)
+        known = {"rounds": len(history), "seconds": seconds, "report": report.asdict()}
         write_json(stage.folder / "pruning.json", known)
         # The mask is written last: where it is, pruning is over.
-        found.mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
-    counts = {"seconds": found.seconds, "kept": found.mask.kept, "total": found.mask.total}
-    stage.journal("prune_done", {**counts, "dead_layers": len(found.report.dead_layers)})
+        mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
+    counts = {"seconds": seconds, "kept": mask.kept, "total": mask.total}
+    stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
+
+
+_Found = tuple[Mask, list[dict[str, Any]], PruneReport | None, float]
+"""A mask, a row for each round, what died if that is known, and seconds."""
 
 
 def _scored(stage: Stage) -> _Found:
@@ -154,38 +140,17 @@ def _scored(stage: Stage) -> _Found:
     result, seconds = find_ticket(
         stage.config, stage.task, stage.images, lambda known: stage.journal("prune_round", known)
     )
-    return _Found(result.mask, result.history, result.report, seconds)
+    return result.mask, result.history, result.report, seconds
 
 
 def _rewound(stage: Stage) -> _Found:
     mask, history = rewound_mask(stage.config, stage.task.source_task(), stage.folder, stage.fabric, stage.journal)
-    return _Found(mask, history, _examined(stage, mask), round(sum(row["seconds"] for row in history), 3))
-
-
-_SOURCES: Mapping[str, Callable[[Stage], _Found]] = MappingProxyType(dict.fromkeys(TRAINED, _rewound))
-
-
-def _examined(stage: Stage, mask: Mask) -> PruneReport:
-    return examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
-
-
-def _shuffled(stage: Stage, found: _Found) -> _Found:
-    if stage.config.sanity != "shuffle":
-        return found
-    mask = shuffled(found.mask, stage.config.seed)
-    mask.metadata.update(found.mask.metadata, sanity="shuffle")
-    return replace(found, mask=mask, report=_examined(stage, mask))
+    return mask, history, None, round(sum(row["seconds"] for row in history), 3)
 
 
 @torch.no_grad()
 def alter_weights(config: RunConfig, task: Task, mask: Mask | None) -> None:
-    """Give a ticket other weights than those it was found on, where ``sanity`` asks for it.
-
-    Args:
-        config: Settings of the run.
-        task: The network, changed in place; the same in every process and whenever a run is taken up again.
-        mask: The ticket's mask: signs change in the weights that it names.
-    """
+    """Give a ticket other weights than those it was found on, where ``sanity`` asks for it."""
     if config.sanity == "reinit":
         task.model.load_state_dict(task.create(epoch_seed(config.seed, 1)).state_dict())
     elif config.sanity == "flip-signs":

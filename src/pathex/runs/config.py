@@ -1,9 +1,66 @@
 """The settings of one ticket and of one run, as data."""
 
+import os
+import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-__all__ = ["RunConfig", "TicketConfig"]
+__all__ = ["Allowed", "RunConfig", "TicketConfig", "allowed_values"]
+
+
+@dataclass(frozen=True, repr=False)
+class Allowed:
+    """The values of a type that a setting may have.
+
+    Attributes:
+        text: What they are, for people.
+        holds: Whether a value is one of them.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+_PLAIN = types.MappingProxyType(
+    {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+)
+
+
+def allowed_values(hint: Any) -> str:
+    """What a setting may be."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return repr(arguments[1])
+    if origin is Literal:
+        return ", ".join(arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(allowed_values(argument) for argument in arguments)
+    if origin in (tuple, dict):
+        return "a list" if origin is tuple else "a mapping such as {name: value}"
+    return _PLAIN.get(hint) or ("a file" if issubclass(hint, os.PathLike) else hint.__name__)
+
+
+PositiveInt = Annotated[int, Allowed("a whole number of at least 1", lambda value: value >= 1)]
+NonNegativeInt = Annotated[int, Allowed("a whole number of at least 0", lambda value: value >= 0)]
+Seed = Annotated[int, Allowed("a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)]
+Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)]
+NonNegative = Annotated[float, Allowed("a number of at least 0", lambda value: value >= 0)]
+Fraction = Annotated[float, Allowed("a number in [0, 1)", lambda value: 0 <= value < 1)]
+Moments = Annotated[
+    tuple[float, ...], Allowed("a list of numbers in (0, 1)", lambda values: all(0 < value < 1 for value in values))
+]
+PositiveIntOrNone = Annotated[
+    int | None, Allowed("a whole number of at least 1, or null", lambda value: value is None or value >= 1)
+]
+SeedOrNone = Annotated[
+    int | None,
+    Allowed("a whole number from 0 to 2**63 - 1, or null", lambda value: value is None or 0 <= value < 2**63),
+]
+PositiveOrNone = Annotated[float | None, Allowed("a number above 0, or null", lambda value: value is None or value > 0)]
 
 
 @dataclass(frozen=True)
@@ -45,28 +102,28 @@ class TicketConfig:
     """
 
     method: str = "px"
-    sparsity: float = 0.9
+    sparsity: Fraction = 0.9
     model: str = "resnet20"
     data: str = "fashion-mini"
     task: str = "auto"
     task_options: dict[str, Any] = field(default_factory=dict)
-    rounds: int | None = None
+    rounds: PositiveIntOrNone = None
     allocation: str | dict[str, float] = "global"
     ignore: tuple[str, ...] = ()
     prunable: tuple[str, ...] = ()
     start_mask: str | None = None
-    min_per_layer: int = 0
-    budget: str = "nominal"
+    min_per_layer: NonNegativeInt = 0
+    budget: Literal["nominal", "effective"] = "nominal"
     schedule: str = "exponential"
-    images_per_class: int = 10
-    pruning_seed: int | None = None
+    images_per_class: PositiveInt = 10
+    pruning_seed: SeedOrNone = None
     weights: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
     method_options: dict[str, Any] = field(default_factory=dict)
     memory: str | int | None = None
     strict: bool = False
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
 
 
@@ -109,27 +166,27 @@ class RunConfig(TicketConfig):
         out: Folder in which the run's own folder is made.
     """
 
-    epochs: int = 160
-    batch_size: int = 128
-    accumulate: int = 1
-    lr: float = 0.1
-    head_lr: float | None = None
-    momentum: float = 0.9
+    epochs: NonNegativeInt = 160
+    batch_size: PositiveInt = 128
+    accumulate: PositiveInt = 1
+    lr: Positive = 0.1
+    head_lr: PositiveOrNone = None
+    momentum: Fraction = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    loss: str = "auto"
-    label_smoothing: float = 0.0
+    weight_decay: NonNegative = 1e-4
+    milestones: Moments = (0.5, 0.75)
+    gamma: Positive = 0.1
+    loss: Literal["auto", "cross-entropy", "mse"] = "auto"
+    label_smoothing: Fraction = 0.0
     freeze_batchnorm: bool = False
     augment: str = "auto"
     augment_options: dict[str, Any] = field(default_factory=dict)
-    sanity: str = "none"
-    dynamic: str = "none"
+    sanity: Literal["none", "shuffle", "reinit", "flip-signs"] = "none"
+    dynamic: Literal["none", "rigl", "set"] = "none"
     dynamic_options: dict[str, Any] = field(default_factory=dict)
-    validation: float = 0.0
+    validation: Fraction = 0.0
     precision: str = "32-true"
-    devices: int = 1
+    devices: NonNegativeInt = 1
     strategy: str = "auto"
     sync_batchnorm: bool = False
     logger: str = "none"

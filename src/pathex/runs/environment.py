@@ -13,14 +13,7 @@ _PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torc
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, without anything that names the machine or its user.
-
-    Args:
-        device: The device of the run.
-
-    Returns:
-        Plain values: versions of Python and packages, platform, processors, threads, device.
-    """
+    """Versions and hardware, without anything that names the machine or its user."""
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},

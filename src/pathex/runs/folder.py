@@ -27,39 +27,19 @@ __all__ = [
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step.
-
-    Args:
-        path: The file.
-        value: Plain values.
-    """
+    """Write a JSON file in one step."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file in one step.
-
-    Args:
-        path: The file.
-        rows: One mapping of plain values for each line.
-    """
+    """Write a JSON-lines file in one step."""
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of the run.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        InvalidInput: If it cannot be read.
-    """
+    """Read a JSON file of the run."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -68,27 +48,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """Write ``config.yaml``, which reproduces the run when it is given as ``--config``.
-
-    Args:
-        folder: Folder of the run.
-        config: Settings of the run.
-    """
+    """Write ``config.yaml``, which reproduces the run when it is given as ``--config``."""
     values = {**vars(config), "milestones": list(config.milestones)}
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def check_same(folder: Path, config: RunConfig) -> None:
-    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions.
-
-    Args:
-        folder: Folder of the run; it need not exist.
-        config: Settings of the run.
-
-    Raises:
-        InvalidInput: If ``config.yaml`` is there and differs, or cannot be read.
-    """
+    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions."""
     path = folder / "config.yaml"
     if not path.exists():
         return
@@ -105,14 +72,7 @@ def check_same(folder: Path, config: RunConfig) -> None:
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a run that is done.
-
-    Args:
-        folder: Folder of the run; it need not exist.
-
-    Returns:
-        The content of ``result.json``, or None if the run is not done.
-    """
+    """The result of a run that is done."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -122,17 +82,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of the lock when the process ends, however it ends.
-
-    Args:
-        folder: Folder of the run.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FolderInUse: If another process holds it.
-    """
+    """Hold the folder against other processes; the lock ends with the process, however that ends."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock", timeout=0)
@@ -173,20 +123,11 @@ class Journal:
             handler.close()
 
     def note(self, message: str) -> None:
-        """Log a line.
-
-        Args:
-            message: One line of text.
-        """
+        """Log a line."""
         self._logger.info(message)
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
-        """Log an event and pass it on.
-
-        Args:
-            kind: Name of the event.
-            payload: What belongs to it.
-        """
+        """Log an event and pass it on."""
         if kind != "step":
             self._logger.info("%s %s", kind, json.dumps(payload, default=str))
         if self._on_event is not None:

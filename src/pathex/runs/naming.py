@@ -9,9 +9,9 @@ from typing import Any
 
 from pathex.runs.config import RunConfig
 
-__all__ = ["WITHOUT_EFFECT", "run_name", "settings"]
+__all__ = ["PLACE", "WITHOUT_EFFECT", "run_name", "settings"]
 
-_PLACE = ("out", "device", "logger")
+PLACE = ("out", "device", "logger")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
@@ -42,21 +42,13 @@ WITHOUT_EFFECT = MappingProxyType(
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide a run's numbers, as plain values.
-
-    Args:
-        config: Settings of the run.
-
-    Returns:
-        Every field but ``out``, ``device`` and ``logger``. Fields without effect on the method have their default
-        values, and ``sparsity`` of ``dense`` is 0, so that a grid of sparsities trains the dense network once.
-    """
+    """The settings that decide a run's numbers, as plain values."""
     values = asdict(config)
     without = WITHOUT_EFFECT.get(config.method, ())
     values.update({name: value for name, value in asdict(RunConfig()).items() if name in without})
     if config.method == "dense":
         values["sparsity"] = 0.0
-    for name in _PLACE:
+    for name in PLACE:
         del values[name]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -93,19 +93,19 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
     task.model.to(machine.device)
     scored = config.method not in (*DENSE, *TRAINED)
     images = task.pruning_set(config.images_per_class, pruning_seed(config)) if scored else None
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         journal = Journal(None, None)
         if machine.is_global_zero:  # the folder belongs to the first process; the others wait for it
-            held.enter_context(_made(folder))
-            held.enter_context(locked(folder))
-            journal = held.enter_context(Journal(folder, on_event))
-            held.enter_context(tracked(machine, config.logger, folder, settings(config)))
+            stack.enter_context(_new_folder(folder))
+            stack.enter_context(locked(folder))
+            journal = stack.enter_context(Journal(folder, on_event))
+            stack.enter_context(tracked(machine, config.logger, folder, settings(config)))
         machine.barrier()
         result: dict[str, Any] | None = machine.broadcast(finished_result(folder))
         if result is None:
             if machine.is_global_zero:
                 _describe(config, folder, machine, journal)
-            result = _staged(Stage(config, folder, task, images, machine, journal, total, width))
+            result = _complete(Stage(config, folder, task, images, machine, journal, total, width))
             if machine.is_global_zero:
                 test = f"test_{result['metric']}"
                 machine.log_dict({test: result[test]}, step=config.epochs)
@@ -129,15 +129,8 @@ def _describe(config: RunConfig, folder: Path, machine: Any, journal: Journal) -
     journal.note(f"start of {folder.name} with {computed_with}")
 
 
-def _staged(stage: Stage) -> dict[str, Any]:
-    """The stages of a run, which every process goes through alike.
-
-    Args:
-        stage: The run.
-
-    Returns:
-        Its result.
-    """
+def _complete(stage: Stage) -> dict[str, Any]:
+    """The stages of a run, which every process goes through alike."""
     ticket = find(stage)
     start = rewind(stage.config, stage.task, stage.folder) if stage.config.method in TRAINED else 0
     alter_weights(stage.config, stage.task, ticket.mask)
@@ -160,7 +153,7 @@ def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _new_folder(folder: Path) -> Iterator[None]:
     """The run's folder; if it is new and bad input shows before there is a ticket, nothing of it stays."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -183,19 +176,19 @@ def _train(
     stage: Stage, ticket: Ticket, start: int
 ) -> tuple[nn.Module, list[dict[str, Any]], dynamic.DynamicHandle | None]:
     options = replace(train_options(stage.config), start=start)
-    held: list[Handle] = []
+    handles: list[Handle] = []
 
-    def hold(model: nn.Module, optimizer: Optimizer) -> object:
+    def prepare(model: nn.Module, optimizer: Optimizer) -> object:
         if ticket.mask is None:
             return None
-        held.append(_held(stage, ticket.mask, model, optimizer, start))
-        return held[-1]
+        handles.append(_attach(stage, ticket.mask, model, optimizer, start))
+        return handles[-1]
 
     model, rows = stage.task.train(
-        options, fabric=stage.fabric, folder=stage.folder, prepare=hold, on_event=stage.journal
+        options, fabric=stage.fabric, folder=stage.folder, prepare=prepare, on_event=stage.journal
     )
-    moved = held[-1] if held and isinstance(held[-1], dynamic.DynamicHandle) else None
-    return model, rows, moved
+    moved = [handle for handle in handles if isinstance(handle, dynamic.DynamicHandle)]
+    return model, rows, moved[-1] if moved else None
 
 
 def _final(stage: Stage, ticket: Ticket, moved: dynamic.DynamicHandle | None) -> dict[str, Any]:
@@ -214,7 +207,7 @@ def _final(stage: Stage, ticket: Ticket, moved: dynamic.DynamicHandle | None) ->
     }
 
 
-def _held(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer, start: int) -> Handle:
+def _attach(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer, start: int) -> Handle:
     config = stage.config
     if config.dynamic == "none":
         return attach(model, mask, optimizer)

@@ -24,15 +24,7 @@ OWN_ZEROS = "zeros"
 
 
 def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
-    """The network and the images of the settings.
-
-    Args:
-        config: The settings.
-        validation: Fraction of the training images held out.
-
-    Returns:
-        The task.
-    """
+    """The network and the images of the settings."""
     return build(
         config.task,
         config.model,
@@ -47,26 +39,12 @@ def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
 
 
 def pruning_seed(config: TicketConfig) -> int:
-    """Seed of the choice of the pruning set.
-
-    Args:
-        config: The settings.
-
-    Returns:
-        ``pruning_seed`` where it is given, else ``seed``.
-    """
+    """Seed of the choice of the pruning set."""
     return config.seed if config.pruning_seed is None else config.pruning_seed
 
 
 def train_options(config: RunConfig) -> TrainOptions:
-    """How the network of a run is trained.
-
-    Args:
-        config: Settings of the run.
-
-    Returns:
-        The part of the settings that the loop needs.
-    """
+    """How the network of a run is trained."""
     names = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(config)}
     chosen = {name: getattr(config, name) for name in names}
     return TrainOptions(**{**chosen, "milestones": tuple(config.milestones)})
@@ -75,17 +53,7 @@ def train_options(config: RunConfig) -> TrainOptions:
 def find_ticket(
     config: TicketConfig, task: Task, images: PruningSet, on_round: Callable[[dict[str, Any]], object]
 ) -> tuple[PruneResult, float]:
-    """Prune the network of a task where it lives.
-
-    Args:
-        config: The settings.
-        task: The network.
-        images: The pruning set.
-        on_round: Receives {round, rounds, density} after each round.
-
-    Returns:
-        The result and the seconds it took.
-    """
+    """Prune the network of a task where it lives."""
     rounds = config.rounds or default_rounds(config.method)
     allocation = read_allocation(config.allocation)
     started = time.monotonic()
@@ -114,15 +82,7 @@ def find_ticket(
 
 
 def start_mask(config: TicketConfig, task: Task) -> Mask | None:
-    """The mask that pruning starts from.
-
-    Args:
-        config: The settings.
-        task: The network.
-
-    Returns:
-        The mask; None is all weights.
-    """
+    """The mask that pruning starts from."""
     if config.start_mask is None:
         return None
     ignore = (*config.ignore, *task.unprunable)

@@ -2,72 +2,24 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pathex import dynamic, schedule, scores
-from pathex.choosing import BUDGETS
 from pathex.data import AUGMENTATIONS, Augmentation
 from pathex.errors import InvalidInput, UnknownName
 from pathex.mask_files import read_allocation
-from pathex.masks import Mask
 from pathex.runs._rewinding import plan
 from pathex.runs._small_dense import check_options
-from pathex.runs._stages import DENSE, SANITY, TRAINED
-from pathex.runs.config import RunConfig, TicketConfig
+from pathex.runs._stages import DENSE, TRAINED
+from pathex.runs.config import RunConfig, TicketConfig, allowed_values
 from pathex.runs.tickets import OWN_ZEROS
-from pathex.tasks import LOSSES, kind
+from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
 __all__ = ["check_config", "check_ticket"]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(least: int) -> tuple[Callable[[Any], bool], str]:
-    return (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"a whole number of at least {least}",
-    )
-
-
-_FRACTION: tuple[Callable[[Any], bool], str] = (
-    lambda value: _is_number(value) and 0 <= value < 1,
-    "a number in [0, 1)",
-)
-_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: _is_number(value) and value > 0, "a number above 0")
-_SEED: tuple[Callable[[Any], bool], str] = (
-    lambda value: _integer(0)[0](value) and value < 2**63,
-    "a whole number from 0 to 2**63 - 1",
-)
-_TICKET: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "sparsity": _FRACTION,
-    "rounds": (lambda value: value is None or _integer(1)[0](value), "a whole number of at least 1, or none"),
-    "images_per_class": _integer(1),
-    "min_per_layer": _integer(0),
-    "seed": _SEED,
-    "pruning_seed": (lambda value: value is None or _SEED[0](value), f"{_SEED[1]}, or none"),
-}
-_TRAINING: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": _integer(0),
-    "batch_size": _integer(1),
-    "accumulate": _integer(1),
-    "devices": _integer(0),
-    "lr": _POSITIVE,
-    "head_lr": (lambda value: value is None or _POSITIVE[0](value), "a number above 0, or none"),
-    "momentum": _FRACTION,
-    "weight_decay": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
-    "milestones": (
-        lambda value: isinstance(value, tuple | list) and all(_is_number(part) and 0 < part < 1 for part in value),
-        "a list of numbers in (0, 1)",
-    ),
-    "gamma": _POSITIVE,
-    "label_smoothing": _FRACTION,
-    "validation": _FRACTION,
-}
 
 
 def check_config(config: RunConfig) -> None:
@@ -81,11 +33,7 @@ def check_config(config: RunConfig) -> None:
             field, its value and what is allowed.
     """
     check_ticket(config, (*DENSE, *TRAINED))
-    _check_ranges(config, _TRAINING)
     _check_augmentation(config)
-    _check_name("loss", config.loss, LOSSES)
-    _check_name("sanity", config.sanity, SANITY)
-    _check_name("dynamic", config.dynamic, ("none", *dynamic.METHODS))
     for name in ("augment_options", "dynamic_options"):
         _check_plain(name, getattr(config, name))
     _check_dynamic(config)
@@ -115,12 +63,14 @@ def check_config(config: RunConfig) -> None:
         sync_batchnorm=config.sync_batchnorm,
     )
     if config.strategy == "fsdp":
-        if config.dynamic != "none":
-            raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
-        if config.method in TRAINED or kind(config.task, config.data) == "transfer":
-            raise InvalidInput(
-                "strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp"
-            )
+        _check_sharding(config)
+
+
+def _check_sharding(config: RunConfig) -> None:
+    if config.dynamic != "none":
+        raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
+    if config.method in TRAINED or kind(config.task, config.data) == "transfer":
+        raise InvalidInput("strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp")
 
 
 def _check_dynamic(config: RunConfig) -> None:
@@ -140,18 +90,13 @@ def _check_dynamic(config: RunConfig) -> None:
 
 
 def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
-    """Check every setting of a ticket that can be checked without the data.
-
-    Args:
-        config: The settings.
-        others: Names that ``method`` may have beside those of the scorers.
-    """
-    _check_ranges(config, _TICKET)
+    """Check every setting of a ticket that can be checked without the data."""
+    _check_types(config)
     _check_method(config.method, others)
-    _check_name("budget", config.budget, BUDGETS)
     _check_schedule(config)
     _check_allocation(config.allocation)
-    _check_start_mask(config.start_mask)
+    if config.start_mask not in (None, OWN_ZEROS) and not Path(config.start_mask).is_file():
+        raise InvalidInput(f"start_mask {config.start_mask!r} is no file; allowed: a file, {OWN_ZEROS!r} or none")
     check_machine(config.device)
     kind(config.task, config.data)
     scores.parse_memory(config.memory)
@@ -167,7 +112,6 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
 
 def _check_schedule(config: TicketConfig) -> None:
     name, _ = schedule.read_schedule(config.schedule)
-    schedule.check_options(config.schedule, config.method_options)
     if name == schedule.ADAPTIVE and config.method in TRAINED:
         raise InvalidInput(
             f"schedule is {config.schedule!r} with method {config.method!r}, whose levels are planned ahead; "
@@ -185,35 +129,21 @@ def _check_method(method: str, others: Sequence[str]) -> None:
 
 
 def _check_augmentation(config: RunConfig) -> None:
-    if kind(config.task, config.data) == "segmentation":
-        _check_name("augment", config.augment, ("auto", "none", "scale-crop"))
-        return
-    _check_name("augment", config.augment, ("auto", *AUGMENTATIONS))
-    if config.augment != "auto":
+    segmentation = kind(config.task, config.data) == "segmentation"
+    known = ("auto", "none", "scale-crop") if segmentation else ("auto", *AUGMENTATIONS)
+    if config.augment not in known:
+        raise UnknownName("augment", config.augment, known)
+    if config.augment != "auto" and not segmentation:
         Augmentation.of(config.augment, config.augment_options)
-
-
-def _check_ranges(config: TicketConfig, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
-    for name, (holds, allowed) in rules.items():
-        if not holds(getattr(config, name)):
-            value = getattr(config, name)
-            hint = f" (did you mean {value / 100:g}?)" if name == "sparsity" and _is_number(value) and value > 1 else ""
-            raise InvalidInput(f"{name} is {value!r}; allowed: {allowed}{hint}")
 
 
 def _check_allocation(allocation: Any) -> None:
     if isinstance(allocation, str):
         allocation = read_allocation(allocation)
-    if isinstance(allocation, str | Mask):
-        return
-    wrong = [name for name, density in allocation.items() if not (_is_number(density) and 0 <= density <= 1)]
-    if wrong:
-        raise InvalidInput(f"allocation of {wrong[0]!r} is {allocation[wrong[0]]!r}; allowed: a density in [0, 1]")
-
-
-def _check_start_mask(start_mask: Any) -> None:
-    if start_mask not in (None, OWN_ZEROS) and not Path(start_mask).is_file():
-        raise InvalidInput(f"start_mask {start_mask!r} is no file; allowed: a file, {OWN_ZEROS!r} or none")
+    if isinstance(allocation, dict):
+        for name, density in allocation.items():
+            if not _conforms(density, float) or not 0 <= density <= 1:
+                raise InvalidInput(f"allocation of {name!r} is {density!r}; allowed: a density in [0, 1]")
 
 
 def _check_plain(name: str, options: dict[str, Any]) -> None:
@@ -225,6 +155,32 @@ def _check_plain(name: str, options: dict[str, Any]) -> None:
         ) from None
 
 
-def _check_name(kind: str, name: str, allowed: Sequence[str]) -> None:
-    if name not in allowed:
-        raise UnknownName(kind, name, allowed)
+def _check_types(config: TicketConfig) -> None:
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if _conforms(value, hint):
+            continue
+        if get_origin(hint) is Literal:
+            raise UnknownName(name, value, get_args(hint))
+        in_percent = name == "sparsity" and _conforms(value, float) and value > 1
+        more = f" (did you mean {value / 100:g}?)" if in_percent else ""
+        raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    """Whether a value is one of a type, as the types of settings go."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _conforms(value, arguments[0]) and bool(arguments[1].holds(value))
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_conforms(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_conforms(entry, arguments[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_conforms(entry, arguments[1]) for entry in value.values())
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return hint is Any or isinstance(value, hint)

@@ -54,7 +54,9 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     if any(is_sharded(parameter) for parameter in model.parameters()):
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return torch.contiguous_format if on_cpu and any(map(_breaks_channels_last, model.modules())) else torch.channels_last
+    return (
+        torch.contiguous_format if on_cpu and any(map(_breaks_channels_last, model.modules())) else torch.channels_last
+    )
 
 
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
