@@ -320,8 +320,8 @@ def _on_path(
     off = off_path(trace(model, x, output=options.get("output")), list(weights))
     if off:
         warnings.warn(
-            f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as they "
-            f"are: {listed(off)}; result.report.off_path names them, for ignore= of other methods",
+            f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as "
+            f"they are: {listed(off)}; result.report.off_path names them, for ignore= of other methods",
             PathexWarning,
             stacklevel=4,
         )

@@ -170,7 +170,7 @@ def test_programs_of_writes(program: list[int]) -> None:
     torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach(), rtol=1e-12, atol=1e-13)
 
 
-# -- inputs and outputs --------------------------------------------------------------------------------------------------
+# -- inputs and outputs ------------------------------------------------------------------------------------------------
 
 
 class Pair(nn.Module):
@@ -207,7 +207,7 @@ def test_a_network_that_counts_its_images_is_traced_for_each_number() -> None:
         torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach())
 
 
-# -- the cache -----------------------------------------------------------------------------------------------------------
+# -- the cache ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_structure_is_traced_once() -> None:
@@ -248,7 +248,7 @@ def test_weights_are_no_structure() -> None:
     torch.testing.assert_close(run(model, before, x), model(x).detach())
 
 
-# -- what cannot be traced -----------------------------------------------------------------------------------------------
+# -- what cannot be traced ---------------------------------------------------------------------------------------------
 
 
 def decides_by_values(net: nn.Module, x: Tensor) -> Tensor:

@@ -78,7 +78,10 @@ FORMS = {
 @pytest.mark.parametrize("coefficients", ["plain", "squared", "ones", "absolute"])
 @pytest.mark.parametrize(("form", "fused"), FORMS.items(), ids=lambda value: getattr(value, "__name__", None))
 def test_the_map_and_its_scores_are_the_same(
-    form: Callable[[Block, Tensor], Tensor], fused: set[str], coefficients: Coefficients, monkeypatch: pytest.MonkeyPatch
+    form: Callable[[Block, Tensor], Tensor],
+    fused: set[str],
+    coefficients: Coefficients,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     net, x = Block(form).double(), torch.randn(5, 3, 6, 6, dtype=torch.float64)
@@ -111,6 +114,4 @@ def test_a_convolution_that_is_the_output_is_not_fused() -> None:
 
     net, x = Net().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
     recording = record(net, x)
-    torch.testing.assert_close(
-        replay(net, x, recording), F.conv2d(x, net.conv.weight.square()), rtol=1e-11, atol=1e-12
-    )
+    torch.testing.assert_close(replay(net, x, recording), F.conv2d(x, net.conv.weight.square()), rtol=1e-11, atol=1e-12)

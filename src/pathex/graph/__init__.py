@@ -3,7 +3,7 @@
 from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node
 from pathex.graph.interpreter import Interpreter
-from pathex.graph.operators import ACTIVATIONS, FORMED_LIKE, FUNCTIONS, NEVER_ZERO, STRUCTURE, WEIGHTED
+from pathex.graph.operators import ACTIVATIONS, FORMED_LIKE, FUNCTIONS, NEVER_ZERO, STRUCTURE, WEIGHTED, words
 from pathex.graph.state import compute_dtype, tf32_products, untouched
 from pathex.graph.trace import first_tensor, trace
 
@@ -25,4 +25,5 @@ __all__ = [
     "tf32_products",
     "trace",
     "untouched",
+    "words",
 ]

@@ -10,8 +10,6 @@ from pathex.graph.graph import Graph, Node
 
 __all__ = ["Cost", "cost", "held_bytes"]
 
-_MATRICES = frozenset("matmul bmm mm mv addmm baddbmm einsum".split())
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -90,8 +88,8 @@ def _parameters_of(graph: Graph, node: Node) -> list[str]:
 def held_bytes(graph: Graph, dtype: torch.dtype) -> int:
     """Bytes for each image that a recorded pass, its replay and the gradient of that hold at most.
 
-    A replay keeps what reaches each layer, and the recorded coefficient of every other site: a byte a unit of a gate, the
-    place in a pool, one number a unit of a smooth function and its square, two for each factor of a product. What
+    A replay keeps what reaches each layer, and the recorded coefficient of every other site: a byte a unit of a gate,
+    the place in a pool, one number a unit of a smooth function and its square, two for each factor of a product. What
     is on the way meanwhile is counted as three of the largest activations.
 
     Args:

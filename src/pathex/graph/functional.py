@@ -18,24 +18,29 @@ from torch.export.graph_signature import InputKind
 
 from pathex.errors import UnsupportedOperation
 from pathex.graph.graph import Node
+from pathex.graph.operators import words
 
 __all__ = ["resolve", "write"]
 
 _INLINED = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}  # place of the sub-graph among the arguments
-_DROPPED = frozenset(
-    "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size".split()
+_DROPPED = words(
+    "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size"
 )
 # Plain forms that have another name than the in-place form without its underscore.
 _PLAIN = {"zero": torch.ops.aten.zeros_like.default}
 
 
-def write(whole: Tensor, part: Tensor, views: Sequence[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]) -> Tensor:
+View = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A call: the function, and what it gets beside the tensor that is viewed."""
+
+
+def write(whole: Tensor, part: Tensor, views: Sequence[View]) -> Tensor:
     """A tensor in which a view of it is replaced.
 
     Args:
         whole: The tensor.
         part: What comes in the place of the view; it is broadcast and cast.
-        views: The calls that lead from the tensor to the view: functions with further arguments.
+        views: The calls that lead from the tensor to the view.
 
     Returns:
         A new tensor in the shape of ``whole``.
@@ -130,7 +135,7 @@ class _Resolver:
         if name in _INLINED:
             self._inline(source, name)
         elif target is operator.getitem and not isinstance(self.value(source.args[0]), Node):  # type: ignore[arg-type]
-            self._bind(source, self.value(source.args[0])[source.args[1]])  # type: ignore[arg-type, index]
+            self._bind(source, self.value(source.args[0])[source.args[1]])  # type: ignore[arg-type]
         elif name.endswith("_") and not name.startswith("__"):
             self._write(source, name[:-1])
         else:
@@ -139,7 +144,7 @@ class _Resolver:
 
     def _inline(self, source: fx.Node, name: str) -> None:
         place = _INLINED[name]
-        inner = getattr(source.graph.owning_module, source.args[place].target)  # type: ignore[union-attr]
+        inner = getattr(source.graph.owning_module, str(source.args[place].target))  # type: ignore[union-attr]
         operands = list(source.args[place + 1 :])
         for node in inner.graph.nodes:
             if node.op == "placeholder":
@@ -173,7 +178,8 @@ class _Resolver:
             calls = tuple((v.target, tuple(v.args[1:]), dict(v.kwargs)) for v in alias.views)
             calls = tuple((function, self.fetch(args), self.fetch(kwargs)) for function, args, kwargs in calls)
             arguments = {"whole": whole, "part": new, "views": calls}
-            node = replace(whole, name="write", op="write", target=write, args=(whole, new, calls), kwargs={}, arguments=arguments)
+            call: dict[str, Any] = {"args": (whole, new, calls), "kwargs": {}, "arguments": arguments}
+            node = replace(whole, name="write", op="write", target=write, **call)
             node.__dict__.pop("inputs", None)
             new_root: Any = self._append(node)
         else:
@@ -219,7 +225,7 @@ def resolve(program: ExportedProgram, names: Mapping[str, str]) -> tuple[list[No
 
 
 def _node(source: fx.Node, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
-    value = source.meta.get("val")
+    value: Any = source.meta.get("val")
     is_tensor = isinstance(value, Tensor)
     arguments: dict[str, Any] = {}
     if hasattr(target, "_schema"):

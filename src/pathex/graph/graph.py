@@ -192,8 +192,12 @@ class Graph:
         lines = []
         for node in self.nodes:
             if node in self.leading and node.op not in ("parameter", "buffer", "constant"):
-                shape = "" if node.shape is None else "x".join(
-                    "N" if place == 0 and node.batched else str(size) for place, size in enumerate(node.shape)
+                shape = (
+                    ""
+                    if node.shape is None
+                    else "x".join(
+                        "N" if place == 0 and node.batched else str(size) for place, size in enumerate(node.shape)
+                    )
                 )
                 names = ", ".join(map(_shown, node.args))
                 lines.append(f"{node.name:<24} {self.role(node):<14} {shape:<16} {node.op}({names})  {node.module}")

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
 from pathex.graph.graph import Graph, Node
+from pathex.graph.operators import words
 
 __all__ = ["Interpreter"]
 
 Tensors = Callable[[str], Tensor]
 """From the name of a parameter or buffer to the tensor that is read in its place."""
 
-_CASTS = frozenset("to _to_copy type_as float double half bfloat16".split())
-_VIEWS = frozenset("view _unsafe_view reshape".split())
-_DROPOUTS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout".split())
+_CASTS = words("to _to_copy type_as float double half bfloat16")
+_VIEWS = words("view _unsafe_view reshape")
+_DROPOUTS = words("dropout feature_dropout alpha_dropout feature_alpha_dropout")
 
 
 class Interpreter:

@@ -88,13 +88,13 @@ def _traced(
 ) -> Graph:
     if dynamic:  # traced with one image, a program refuses other numbers
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
-    shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs)) if dynamic else (None, None)
+    shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
     with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
             program = torch.export.export(
-                model, args, kwargs or None, dynamic_shapes=_as_one(shapes, kwargs), strict=False
+                model, args, kwargs or None, dynamic_shapes=_as_one(*shapes) if dynamic else None, strict=False
             )
         except PathexError:
             raise
@@ -119,12 +119,9 @@ def _in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.detach().to(own) if tensor.is_floating_point() else tensor
 
 
-def _as_one(shapes: Any, kwargs: Mapping[str, Any]) -> Any:
+def _as_one(positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """Dynamic shapes as the exporter takes them: by argument, those by keyword beside the positional ones."""
-    positional, named = shapes
-    if positional is None or not kwargs:
-        return positional
-    return (*positional, *named.values()) if positional else dict(named)
+    return positional if not named else (*positional, *named.values()) if positional else named
 
 
 def _names(model: nn.Module) -> dict[str, str]:
@@ -167,9 +164,14 @@ def first_tensor(result: Any, output: str | int | None = None, leaf: type = Tens
 # -- what the exporter says ------------------------------------------------------------------------------------------
 
 
+_END_OF_REASON = re.compile(
+    r" (?:From user code|The following call raised|Set TORCH|For more information|\(Size-like|Traceback)"
+)
+
+
 def _reason(model: nn.Module, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    text = re.split(r" (?:From user code|The following call raised|Set TORCH|For more information|\(Size-like|Traceback)", text)[0]
+    text = _END_OF_REASON.split(text)[0]
     where = _module_of(model, error)
     return f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {text[:300]}"
 
@@ -186,7 +188,7 @@ def _module_of(model: nn.Module, error: Exception) -> str:
     return "" if found is None else f" in module {names[found] or '(the whole network)'!r} ({type(found).__name__})"
 
 
-# -- once for each structure ---------------------------------------------------------------------------------------------
+# -- once for each structure -------------------------------------------------------------------------------------------
 
 
 def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str:

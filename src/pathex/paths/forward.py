@@ -1,10 +1,11 @@
 """The plain forward pass of any network: nothing is refused, and BatchNorm uses the statistics that it is told to.
 
-The readings of paths know every operator that they meet. What is here needs no rules and no trace: `forward` for methods
-that differentiate the network itself, and `calibrate` for the statistics that the masked network produces.
+The readings of paths know every operator that they meet. What is here needs no rules and no trace: `forward` for
+methods that differentiate the network itself, and `calibrate` for the statistics that the masked network produces.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -72,8 +73,9 @@ class _Normalised(TorchFunctionMode):
 
     def _depends(self, values: Any) -> bool:
         return any(
-            value in self._reached if isinstance(value, Tensor) else isinstance(value, (tuple, list)) and self._depends(value)
+            self._depends(value) if isinstance(value, (tuple, list)) else value in self._reached
             for value in values
+            if isinstance(value, (Tensor, tuple, list))
         )
 
     def __torch_function__(
@@ -191,16 +193,22 @@ def forward(
             own weights.
     """
     dtype = compute_dtype(model, tensors)
-    with untouched(model), sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTS):
-        try:
-            return _run(model, tensors_of(model, tensors, dtype), x.to(dtype), output, _Normalised(statistics))
-        except RuntimeError as error:
-            if _CHECKPOINTS in str(error):
-                raise UnsupportedOperation(_CHECKPOINTS) from error
-            raise
+    with untouched(model), sdpa_kernel(SDPBackend.MATH), _without_checkpoints():
+        return _run(model, tensors_of(model, tensors, dtype), x.to(dtype), output, _Normalised(statistics))
 
 
 _CHECKPOINTS = "the network checkpoints its activations (torch.utils.checkpoint): switch gradient checkpointing off"
+
+
+@contextlib.contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTS):  # with which checkpoints work
+            yield
+    except RuntimeError as error:
+        if _CHECKPOINTS in str(error):
+            raise UnsupportedOperation(_CHECKPOINTS) from error
+        raise
 
 
 def _run(

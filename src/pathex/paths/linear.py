@@ -77,6 +77,7 @@ class Linear(Interpreter):
 
     @property
     def nodes(self) -> tuple[Node, ...]:
+        """What is run: no decisions, which are recorded."""
         return self.graph.carried_path
 
     @property
@@ -85,6 +86,7 @@ class Linear(Interpreter):
         return self.tape is None
 
     def visit(self, node: Node) -> Any:
+        """What the rule of a node's operator makes of it."""
         if node not in self.graph.carried:  # what only the form of the input decides
             return self.plain(node)
         found = LINEAR.get(node.op)
@@ -93,6 +95,7 @@ class Linear(Interpreter):
         return found(self, node)
 
     def __call__(self, argument: Any) -> Any:
+        """The value of an argument, of a decision that of the recorded pass."""
         if isinstance(argument, Node) and argument in self.graph.dependent and argument not in self.graph.carried:
             return self.decided(argument)
         return super().__call__(argument)
@@ -255,10 +258,7 @@ class Linear(Interpreter):
 
         def take(product: Tensor) -> None:
             assert origin is not None
-            parts = self.origins.split(origin, product) if len(origin.names) > 1 or not self.origins.direct(argument) else {
-                origin.names[0]: product
-            }
-            for name, part in parts.items():
+            for name, part in self.origins.split(origin, product).items():
                 self.weights.add(name, part)
 
         return weigh(x, call, made, self.anchor, None if origin is None else take)

@@ -2,9 +2,9 @@
 
 Networks compute weights from parameters: standardised, divided by their norm, scaled, moved, put together. A path is
 weighed with the effective weight w, and the score of the parameter's entry theta_j in its place is
-``w_j^2 dR / d(w_j^2)``. A standardisation is not differentiated: its output hardly depends on the size of theta, so that
-the scores of a filter would cancel. There w is read as ``theta (w / theta)`` with the ratio fixed, and as 0 where theta
-is 0 (pruned).
+``w_j^2 dR / d(w_j^2)``. A standardisation is not differentiated: its output hardly depends on the size of theta, so
+that the scores of a filter would cancel. There w is read as ``theta (w / theta)`` with the ratio fixed, and as 0 where
+theta is 0 (pruned).
 """
 
 from collections.abc import Collection
@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
-from pathex.graph import FORMED_LIKE, STRUCTURE, Graph, Node
+from pathex.graph import FORMED_LIKE, STRUCTURE, Graph, Node, words
 
 __all__ = ["PLACED", "Origin", "Origins"]
 
-_SUMS = frozenset("sum nansum cumsum col2im".split())
-_JOINS = frozenset("cat concat concatenate stack hstack vstack dstack column_stack pad constant_pad_nd write copy".split())
-_FACTORS = frozenset("mul multiply div divide true_divide neg negative".split())
+_SUMS = words("sum nansum cumsum col2im")
+_JOINS = words("cat concat concatenate stack hstack vstack dstack column_stack pad constant_pad_nd write copy")
+_SAME = words("to _to_copy type_as dropout detach alias contiguous clone float double")
+_FACTORS = words("mul multiply div divide true_divide neg negative")
 # Functions whose result has for each entry of a weight one that belongs to it.
-PLACED = _FACTORS | frozenset(
+PLACED = _FACTORS | words(
     "add sub subtract rsub pow square sqrt rsqrt abs absolute sign sgn exp log tanh sigmoid relu clamp clip clamp_min "
     "clamp_max round floor ceil trunc where masked_fill nan_to_num addcmul addcdiv lerp maximum minimum leaky_relu "
     "hardtanh erf reciprocal threshold softmax softplus gelu silu elu batch_norm layer_norm group_norm instance_norm "
     "rms_norm _weight_norm dropout hardsigmoid fake_quantize_per_tensor_affine fake_quantize_per_channel_affine "
-    "log_softmax softsign atan sin cos log1p expm1 log_sigmoid".split()
+    "log_softmax softsign atan sin cos log1p expm1 log_sigmoid"
 )
 
 
@@ -112,8 +113,8 @@ class Origins:
         if origin is not None and origin.index is None:
             raise UnsupportedOperation(
                 f"no rule to read a weight in module {node.module!r} as paths: it is computed from prunable weights "
-                f"({', '.join(origin.names)}) in a way that does not keep their entries in place; leave them dense with "
-                "ignore="
+                f"({', '.join(origin.names)}) in a way that does not keep their entries in place; leave them dense "
+                "with ignore="
             )
         return origin
 
@@ -184,17 +185,17 @@ class Origins:
         if node.op in _JOINS:
             return Origin(names, self._joined(node), linear)
         placed = [o for s, o in sources if node.op in PLACED and s.shape == node.shape and o.index is not None]
-        factor = node.op in _FACTORS and len(sources) == 1 and node.args[0] is sources[0][0] or (
+        factor = (node.op in _FACTORS and len(sources) == 1 and node.args[0] is sources[0][0]) or (
             node.op in ("mul", "multiply") and len(sources) == 1
         )
         same = placed and all(o.names == names and torch.equal(o.index, placed[0].index) for o in placed)  # type: ignore[arg-type]
         return Origin(names, placed[0].index if same else None, linear and factor)
 
     def _moved(self, node: Node, index: Tensor) -> Tensor | None:
-        if node.op in ("to", "_to_copy", "type_as", "dropout", "detach", "alias", "contiguous", "clone", "float", "double"):
+        if node.op in _SAME:
             return index
         if node.op in FORMED_LIKE:
-            return index.expand(node.shape) if node.op == "expand_as" else index.reshape(node.shape or ())
+            return index.expand(node.shape or ()) if node.op == "expand_as" else index.reshape(node.shape or ())
         args = [index, *node.args[1:]]
         if any(isinstance(argument, Node) for argument in args):
             return None

@@ -34,7 +34,7 @@ class ArgMax:
 
 @dataclass(frozen=True)
 class Slope:
-    """A coefficient at each unit, which broadcasts: `forward` on the way and `backward`, if another, on the way back."""
+    """A coefficient at each unit, which broadcasts: `forward` on the way; `backward` on the way back, None if alike."""
 
     forward: Tensor
     backward: Tensor | None = None
@@ -73,8 +73,8 @@ class Record(Interpreter):
     Args:
         graph: A lowered graph.
         weights: Its tensors.
-        statistics: What BatchNorm uses: moments in the order of the calls, ``running`` for the stored ones, ``batch`` for
-            the biased moments of what reaches it.
+        statistics: What BatchNorm uses: moments in the order of the calls, ``running`` for the stored ones, ``batch``
+            for the biased moments of what reaches it.
         smooth: The coefficient of smooth activations.
     """
 
@@ -91,6 +91,7 @@ class Record(Interpreter):
         self.moments: list[Moments] = []
 
     def visit(self, node: Node) -> Any:
+        """The value of a node; what its rule keeps of it goes to the tape."""
         if node.op == "batch_norm" and node in self.graph.dependent:
             return self._batch_norm(node)
         if node not in self.graph.dependent:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import STRUCTURE, Graph, Node, compute_dtype
+from pathex.graph import STRUCTURE, Graph, Node, compute_dtype, words
 from pathex.paths.origins import PLACED
 
 __all__ = ["TINY_SCALE", "Survey", "read_scales", "survey"]
@@ -19,8 +19,8 @@ __all__ = ["TINY_SCALE", "Survey", "read_scales", "survey"]
 TINY_SCALE = 0.01
 """Absolute value below which a scale that starts flat is read as one."""
 
-_PRODUCTS = frozenset("mul multiply div divide true_divide matmul bmm mm mv einsum addmm addmv baddbmm addcmul".split())
-_NOT_BEYOND = frozenset("abs absolute hardshrink softshrink".split())
+_PRODUCTS = words("mul multiply div divide true_divide matmul bmm mm mv einsum addmm addmv baddbmm addcmul")
+_NOT_BEYOND = words("abs absolute hardshrink softshrink")
 # Where operators take factors. A divisor that starts small makes nothing vanish.
 _FACTORS: Mapping[str, Sequence[Any]] = {
     **dict.fromkeys(("mul", "multiply"), (0, 1)),
@@ -119,7 +119,7 @@ def _product(node: Node) -> frozenset[str]:
     if node.op == "parameter":
         return frozenset({node.target})
     moved = node.op in STRUCTURE or node.op == "tanh"
-    operands = [a for a in node.args[:1] if isinstance(a, Node)] if moved else _arguments(node, _FACTORS.get(node.op, ()))
+    operands = _arguments(node, (0,) if moved else _FACTORS.get(node.op, ()))
     return frozenset[str]().union(*map(_product, operands))
 
 

@@ -50,6 +50,7 @@ class Weights:
         self.scores: dict[str, Tensor | None] = dict.fromkeys(scored)
 
     def __call__(self, name: str) -> Tensor:
+        """The tensor of a name: new, or the network's own."""
         own = self.own[name].detach()
         if own.is_floating_point() or own.dtype == torch.bool:
             own = own.to(self.dtype)
@@ -120,12 +121,14 @@ class _Convolution:
             if any(t % 2 for t in total):
                 self.uneven = [n for t in reversed(total) for n in (0, t % 2)]
         self.padding = self._all_of(0 if padding == "valid" else padding)
-        # A strided convolution of single points reads some of them. oneDNN 3.12 writes beyond the memory of its gradient
-        # for few channels in channels last (https://github.com/uxlfoundation/oneDNN/issues/6035).
+        # A strided convolution of single points reads some of them. In channels last oneDNN 3.12 writes beyond the
+        # memory of its gradient for few channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
         points = all(size == 1 for size in (node["weight"].shape or ())[2:]) and not any(self.padding)
         self.read = None if self.transposed or not points or set(self.stride) == {1} else self.stride
         if self.read:
             self.stride = [1] * self.rank
+        every = slice(None)
+        self.taken = (every, every, *(slice(None, None, step) for step in self.read or ()))
         self.output_padding = self._all_of(node.arguments.get("output_padding", 0))
         self.groups = int(node["groups"])
 
@@ -143,16 +146,17 @@ class _Convolution:
         read, wanted = self._read(x), (wants_input, True, False)
         at_x, at_weight, _ = torch.ops.aten.convolution_backward(grad, read, weight, None, *self._options(), wanted)
         if self.uneven and at_x is not None:
-            at_x = at_x[(..., *(slice(n) for n in x.shape[2:]))]
+            inside = (slice(None), slice(None), *map(slice, x.shape[2:]))
+            at_x = at_x[inside]
         if self.read and at_x is not None:
             whole = torch.zeros_like(x)
-            whole[(..., *(slice(None, None, step) for step in self.read))] = at_x
+            whole[self.taken] = at_x
             at_x = whole
         return at_x, at_weight
 
     def _read(self, x: Tensor) -> Tensor:
         if self.read:
-            return x[(..., *(slice(None, None, step) for step in self.read))]
+            return x[self.taken]
         return F.pad(x, self.uneven) if self.uneven else x
 
 

@@ -377,8 +377,8 @@ class Problem:
         room = self.room()
         if bytes_per_image > room:
             self.doubt(
-                f"one image takes {mib(bytes_per_image)} of memory, more than the budget of {mib(self.budget())} leaves "
-                f"({mib(room)}): images are taken one at a time"
+                f"one image takes {mib(bytes_per_image)} of memory, more than the budget of {mib(self.budget())} "
+                f"leaves ({mib(room)}): images are taken one at a time"
             )
         yield from self.images.split(max(1, math.floor(room / max(1.0, bytes_per_image))))
 

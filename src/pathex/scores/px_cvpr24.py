@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, untouched
+from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, untouched, words
 from pathex.paths import tensors_of
 from pathex.scores._memory import doubt_batches
 from pathex.scores._method import Card, Method
@@ -24,8 +24,8 @@ from pathex.scores._reader import OPTIONS
 
 __all__ = ["METHOD"]
 
-_OTHER_ACTIVATIONS = ACTIVATIONS | frozenset(
-    "relu6 leaky_relu prelu rrelu hardtanh sigmoid hardsigmoid softplus log_sigmoid softmax glu threshold".split()
+_OTHER_ACTIVATIONS = ACTIVATIONS | words(
+    "relu6 leaky_relu prelu rrelu hardtanh sigmoid hardsigmoid softplus log_sigmoid softmax glu threshold"
 )
 
 

@@ -31,10 +31,8 @@ class TrainingDiverged(PathexError, ArithmeticError):
 
 
 def _breaks_channels_last(module: nn.Module) -> bool:
-    """The backward pass of narrow strided 1x1 convolutions in channels_last writes beyond its memory in oneDNN 3.12.
-
-    https://github.com/uxlfoundation/oneDNN/issues/6035; not with several groups.
-    """
+    # In oneDNN 3.12 the backward pass of a narrow strided 1x1 convolution writes beyond its memory in channels_last, if
+    # it has one group: https://github.com/uxlfoundation/oneDNN/issues/6035
     if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.in_channels >= 16:
         return False
     return set(module.kernel_size) == {1} and max(module.stride) > 1
@@ -54,9 +52,8 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     if any(is_sharded(parameter) for parameter in model.parameters()):
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return (
-        torch.contiguous_format if on_cpu and any(map(_breaks_channels_last, model.modules())) else torch.channels_last
-    )
+    breaks = on_cpu and any(map(_breaks_channels_last, model.modules()))
+    return torch.contiguous_format if breaks else torch.channels_last
 
 
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:

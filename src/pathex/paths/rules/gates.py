@@ -13,7 +13,12 @@ from pathex.paths.recording import Gate, Record
 __all__: list[str] = []
 
 _CLAMPS = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min", None), "clamp_max": (None, "max")}
-_BOUNDS = {"hardtanh": ("min_val", "max_val"), "relu": (0.0, None), "relu6": (0.0, 6.0), "threshold": ("threshold", None)}
+_BOUNDS = {
+    "hardtanh": ("min_val", "max_val"),
+    "relu": (0.0, None),
+    "relu6": (0.0, 6.0),
+    "threshold": ("threshold", None),
+}
 
 
 @recording.rule("relu", "relu6", "hardtanh", "threshold", *_CLAMPS)

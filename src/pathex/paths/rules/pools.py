@@ -98,7 +98,8 @@ def _window_sum(x: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, di
 def _average_pool_linear(reading: Linear, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     rank, divisor = _AVERAGE[node.op], node.arguments.get("divisor_override")
-    window = [_all_of(value, rank) for value in (node["kernel_size"], node["stride"] or node["kernel_size"], node["padding"])]
+    kernel = node["kernel_size"]
+    window = [_all_of(value, rank) for value in (kernel, node["stride"] or kernel, node["padding"])]
     how = (node["ceil_mode"], node["count_include_pad"])
     mean = _average(x, rank, window, *how, divisor)
     if reading.coefficients != "squared":

@@ -39,7 +39,8 @@ def _fits(shape: Any, into: torch.Size) -> bool:
     """Whether a shape is broadcast to another one, whatever the number of images."""
     if len(shape) > len(into):
         return False
-    return all(a in (1, b) or place == 0 for place, (a, b) in enumerate(zip(shape, into[len(into) - len(shape) :], strict=True)))
+    pairs = zip(shape, into[len(into) - len(shape) :], strict=True)
+    return all(a in (1, b) or place == 0 for place, (a, b) in enumerate(pairs))
 
 
 @rule("neg", "negative")
@@ -55,8 +56,16 @@ def _join(reading: Linear, node: Node) -> Tensor:
     return result
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-      "replication_pad2d", "replication_pad3d")
+@rule(
+    "pad",
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+)
 def _pad(reading: Linear, node: Node) -> Tensor:
     if node.op not in ("pad", "constant_pad_nd"):
         result: Tensor = reading.plain(node)
@@ -74,9 +83,8 @@ def _write(reading: Linear, node: Node) -> Tensor:
 @rule("copy", "fill")
 def _copy(reading: Linear, node: Node) -> Tensor:
     """The first operand gives the form alone."""
-    form: Tensor = reading(node.args[0])
-    value = reading(node.args[1]) if reading.carries(node.args[1]) else 0
-    return (form * 0 + value).to(reading.dtype) if isinstance(value, Tensor) else torch.zeros_like(form, dtype=reading.dtype)
+    form = _zeros(reading, node.args[0])
+    return form + reading(node.args[1]) if reading.carries(node.args[1]) else form
 
 
 @rule("index_put")
@@ -88,16 +96,12 @@ def _index_put(reading: Linear, node: Node) -> Tensor:
 
 @rule("where")
 def _where(reading: Linear, node: Node) -> Tensor:
-    parts = [reading(a) if reading.carries(a) else 0.0 for a in node.args[1:3]]
-    forms = [a for a in node.args[1:3] if isinstance(a, Node) and not reading.carries(a)]
-    if reading.opened and node.args[0] in reading.graph.dependent:  # either may be chosen
-        total = parts[0] + parts[1]
-        return _broadcast(reading, total, node)
-    condition = reading(node.args[0])
-    if reading.opened and not forms:
+    parts: list[Any] = [reading(a) if reading.carries(a) else 0.0 for a in node.args[1:3]]
+    if reading.opened:  # either may be chosen
         return _broadcast(reading, parts[0] + parts[1], node)
-    filled = [p if isinstance(p, Tensor) else torch.zeros((), dtype=reading.dtype, device=condition.device) for p in parts]
-    return _broadcast(reading, torch.where(condition, *filled), node)
+    condition: Tensor = reading(node.args[0])
+    filled = [torch.as_tensor(part, dtype=reading.dtype, device=condition.device) for part in parts]
+    return _broadcast(reading, torch.where(condition, filled[0], filled[1]), node)
 
 
 def _broadcast(reading: Linear, value: Tensor, node: Node) -> Tensor:
