@@ -316,7 +316,7 @@ def _on_path(
     """For methods that read paths the weights that lie on one, and the names of the others."""
     if not getattr(scorers.resolve(method), "paths", False):
         return weights, []
-    x = batches[0][0][:1].to(next(iter(weights.values())).device, compute_dtype(model))
+    x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
     off = off_path(trace(model, x, output=options.get("output")), list(weights))
     if off:
         warnings.warn(

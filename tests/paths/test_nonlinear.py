@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, Form] = {
     "elu": nn.ELU(0.7),
     "elu in place": nn.ELU(0.7, inplace=True),
     "selu": nn.SELU(),
-    "celu": nn.CELU(1.3, inplace=True),
+    "celu": nn.CELU(0.5, inplace=True),
     "tanh": torch.tanh,
     "tanh method": lambda x: x.tanh(),
     "tanh in place": lambda x: x.clone().tanh_(),

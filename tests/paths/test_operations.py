@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.paths import record, replay, replay_open
+from pathex.paths import Linear, Weights, record, replay, replay_open, run_linear
 from paths.oracle import Between, assert_equal, assert_replays, draws, images, linear_map
 
 
@@ -313,7 +313,7 @@ def test_the_gradient_of_a_replay_is_that_of_its_linear_map() -> None:
     """Weights times their gradient give the output again: every path passes each layer once."""
     model, x = draws(_mixed()), images(3, 2, 5, 5)
     for name in ("0.weight", "4.weight", "10.weight"):
-        weight = model.get_parameter(name).detach().clone().requires_grad_()
-        total = replay(model, x.square(), record(model, x), tensors={name: weight}).sum()
-        (gradient,) = torch.autograd.grad(total, weight)
-        assert_equal((weight * gradient).sum() / 2, total)
+        recording, weights = record(model, x), Weights(model, torch.float64, scored=[name])
+        reading = Linear(recording.graph, weights, recording.tape, recording.statistics)
+        total = run_linear(reading, [x.square()]).sum()
+        assert_equal(reading.scores(total)[name].sum(), total)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.errors import PathexWarning
-from pathex.graph import trace
+from pathex.graph import cost, trace
 from pathex.paths import read_scales, survey
 from pathex.prunable import prunable_weights
 
@@ -106,14 +106,15 @@ def test_weights_come_in_the_order_of_their_calls() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.stem(x).relu().mean((2, 3)))
 
-    assert survey(Backwards(), X).weights == ("stem.weight", "head.weight")
+    assert survey(trace(Backwards(), X)).weights == ("stem.weight", "head.weight")
 
 
-def test_the_footprint_is_that_of_one_image() -> None:
+def test_the_cost_is_that_of_one_image() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
     for count in (1, 2, 3):
-        footprint = survey(model, X[:count]).footprint
-        assert (footprint.total, footprint.largest) == (288 + 288 + 5, 288)
+        found = cost(trace(model, X[:count]))
+        assert (found.activations, found.largest) == (288 + 288 + 5, 288)
+        assert found.products == {"0.weight": 36 * 32, "0.bias": 0, "3.weight": 288 * 5, "3.bias": 0}
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "resnet26", "regnetx_002"])

@@ -3,12 +3,22 @@
 from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node
 from pathex.graph.interpreter import Interpreter
-from pathex.graph.operators import ACTIVATIONS, FORMED_LIKE, FUNCTIONS, NEVER_ZERO, STRUCTURE, WEIGHTED, words
+from pathex.graph.operators import (
+    ACTIVATIONS,
+    DECISIONS,
+    FORMED_LIKE,
+    FUNCTIONS,
+    NEVER_ZERO,
+    STRUCTURE,
+    WEIGHTED,
+    words,
+)
 from pathex.graph.state import compute_dtype, tf32_products, untouched
 from pathex.graph.trace import first_tensor, trace
 
 __all__ = [
     "ACTIVATIONS",
+    "DECISIONS",
     "FORMED_LIKE",
     "FUNCTIONS",
     "NEVER_ZERO",

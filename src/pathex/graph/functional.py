@@ -132,6 +132,9 @@ class _Resolver:
         target, name = source.target, _name_of(source.target)
         if name in _DROPPED:
             return
+        if isinstance(source.kwargs.get("out"), fx.Node):
+            place = _node(source, "", None, (), {}).place
+            raise UnsupportedOperation(f"no rule to read {name} in {place}: it writes into out=")
         if name in _INLINED:
             self._inline(source, name)
         elif target is operator.getitem and not isinstance(self.value(source.args[0]), Node):  # type: ignore[arg-type]
@@ -232,7 +235,6 @@ def _node(source: fx.Node, name: str, target: Any, args: tuple[Any, ...], kwargs
         for place, argument in enumerate(target._schema.arguments):
             default = argument.default_value if argument.has_default_value() else None
             arguments[argument.name] = args[place] if place < len(args) else kwargs.get(argument.name, default)
-    stack = list((source.meta.get("nn_module_stack") or {}).values())
     return Node(
         name,
         _name_of(target),
@@ -243,8 +245,18 @@ def _node(source: fx.Node, name: str, target: Any, args: tuple[Any, ...], kwargs
         tuple(int(size) for size in value.shape) if is_tensor else None,
         value.dtype if is_tensor else None,
         is_tensor and any(isinstance(size, torch.SymInt) for size in value.shape),
-        stack[-1][0] if stack else "",
+        _module(source),
+        str((source.meta.get("torch_fn") or ("", ""))[1]).rpartition(".")[2],
     )
+
+
+def _module(source: fx.Node) -> tuple[str, str]:
+    """Path and class of the module that computes a node."""
+    stack = list((source.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return "", ""
+    path, kind = stack[-1]
+    return path, (kind if isinstance(kind, str) else kind.__qualname__).rpartition(".")[2]
 
 
 def _name_of(target: Any) -> str:

@@ -28,7 +28,8 @@ class Node:
         shape: Shape for an example of two images; None for what is no tensor.
         dtype: Its dtype; None for what is no tensor.
         batched: Whether its shape depends on the number of images.
-        module: Path of the module whose forward pass computes it.
+        module: Path of the module whose forward pass computes it, and its class.
+        function: Name of the function of torch that the network called, which may be made of several operators.
     """
 
     name: str
@@ -40,12 +41,19 @@ class Node:
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     batched: bool = False
-    module: str = ""
+    module: tuple[str, str] = ("", "")
+    function: str = ""
 
     @cached_property
     def inputs(self) -> tuple["Node", ...]:
         """The nodes among the arguments, each once."""
         return tuple(dict.fromkeys(nodes_in((*self.args, *self.kwargs.values()))))
+
+    @property
+    def place(self) -> str:
+        """The module, for messages."""
+        path, kind = self.module
+        return f"module {path!r} ({kind})" if path else "the network"
 
     @property
     def numel(self) -> int:
@@ -125,12 +133,11 @@ class Graph:
     @cached_property
     def path(self) -> tuple[Node, ...]:
         """What the output is computed from and the input reaches, or whose form the input decides, in order."""
-        reached = self.dependent
-        return tuple(
-            node
-            for node in self.nodes
-            if node in self.leading and (node in reached or any(source in reached for source in node.inputs))
-        )
+        reached = set(self.dependent)
+        for node in self.nodes:
+            if any(source in reached for source in node.inputs):
+                reached.add(node)
+        return tuple(node for node in self.nodes if node in self.leading and node in reached)
 
     @cached_property
     def carried_path(self) -> tuple[Node, ...]:
@@ -181,7 +188,7 @@ class Graph:
             node: A node.
 
         Returns:
-            ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``, ``product``,
+            ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``, ``product``,
             ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it) or ``other`` (no rule).
         """
         if node not in self.dependent:
@@ -200,12 +207,12 @@ class Graph:
                     )
                 )
                 names = ", ".join(map(_shown, node.args))
-                lines.append(f"{node.name:<24} {self.role(node):<14} {shape:<16} {node.op}({names})  {node.module}")
+                lines.append(f"{node.name:<24} {self.role(node):<14} {shape:<16} {node.op}({names})  {node.module[0]}")
         return "\n".join(line.rstrip() for line in lines)
 
 
 def _is_float(node: Node) -> bool:
-    return node.dtype is not None and node.dtype.is_floating_point
+    return node.dtype is not None and (node.dtype.is_floating_point or node.dtype.is_complex)
 
 
 def _shown(value: Any) -> str:

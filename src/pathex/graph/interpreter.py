@@ -132,7 +132,9 @@ class Interpreter:
         if node.op in _DROPOUTS:  # scoring is evaluation, whatever a network says in its forward pass
             return self(node.args[0])
         args, kwargs = [self(argument) for argument in node.args], {k: self(v) for k, v in node.kwargs.items()}
-        if node.op in _VIEWS:  # another layout of memory may not have the view that the network took
+        if node.op in _VIEWS and isinstance(
+            args[1], list
+        ):  # another layout of memory may not have the view that the network took
             return args[0].reshape(args[1])
         return node.target(*args, **kwargs)
 
@@ -164,8 +166,7 @@ class Interpreter:
         Returns:
             The exception, ready to be raised.
         """
-        where = f"module {node.module!r}" if node.module else "the network"
-        return UnsupportedOperation(f"no rule to read {node.op} in {where} as paths{f': {why}' if why else ''}")
+        return UnsupportedOperation(f"no rule to read {node.op} in {node.place} as paths{f': {why}' if why else ''}")
 
 
 _GIVEN = frozenset({"parameter", "buffer", "constant"})

@@ -41,7 +41,7 @@ DECISIONS = words(
     "gt ge lt le eq ne greater greater_equal less less_equal not_equal argmax argmin argsort searchsorted sign sgn "
     "round "
     "floor ceil trunc isnan isinf isfinite heaviside bucketize count_nonzero nonzero multinomial bernoulli signbit "
-    "logical_and logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or one_hot any all"
+    "recorded logical_and logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or one_hot any all"
 )
 WEIGHTED = words("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
 # Operations that move numbers or add them up without weighing them: linear with coefficient 1.
@@ -79,6 +79,7 @@ FUNCTIONS = words(
 )
 
 _ROLES: Mapping[str, str] = {
+    "input": "input",
     **dict.fromkeys(STRUCTURE, "structure"),
     **dict.fromkeys(WEIGHTED, "weighted"),
     **dict.fromkeys(

@@ -67,10 +67,10 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
-    """Undo what a forward pass left on a module: the old weight norm, for one, stores the weight of the call."""
-    own = vars(module)
+    """Undo what a forward pass left on a module: a count of its calls, or the weight of the call."""
+    own, plain = vars(module), (Tensor, bool, int, float, str, type(None))
     # Most are the same objects as before, which is known sooner than what they are.
-    for name in [n for n, value in own.items() if before.get(n) is not value and isinstance(value, Tensor)]:
+    for name in [n for n, value in own.items() if before.get(n) is not value and isinstance(value, plain)]:
         if name in before:
             own[name] = before[name]
         else:

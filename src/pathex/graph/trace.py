@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
@@ -49,8 +50,8 @@ def trace(model: nn.Module, example: Any, *, output: str | int | None = None) ->
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> print(trace(net, torch.ones(1, 3)))
-        x                        structure      Nx3              input()
-        linear                   weighted       Nx4              linear(x, 0.weight, 0.bias)  0
+        input                    input          Nx3              input()
+        linear                   weighted       Nx4              linear(input, 0.weight, 0.bias)  0
         relu                     gate           Nx4              relu(linear)  1
         linear_1                 weighted       Nx2              linear(relu, 2.weight, 2.bias)  2
     """
@@ -90,7 +91,7 @@ def _traced(
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
-    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings():
+    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _DataByDetach():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
             program = torch.export.export(
@@ -105,6 +106,17 @@ def _traced(
     # Without a range for it the exporter has bound the number of images, as the network asked for it.
     fixed = None if program.range_constraints else next((node.shape[0] for node in inputs if node.shape), None)
     return Graph(nodes, inputs, first_tensor(result, output, Node), fixed)
+
+
+class _DataByDetach(TorchFunctionMode):
+    """The exporter does not see ``tensor.data``."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 def _two(tensor: Tensor) -> Tensor:
@@ -211,7 +223,11 @@ def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str
     return digest.hexdigest()
 
 
-def _content(value: Any) -> str:
+def _content(value: Any, depth: int = 0) -> str:
+    """Text that tells apart what a forward pass may depend on."""
+    inner = partial(_content, depth=depth + 1)
+    if depth > _DEEPEST:
+        return ""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         data = plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
@@ -219,20 +235,26 @@ def _content(value: Any) -> str:
     if isinstance(value, (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)):
         return repr(value)
     if isinstance(value, (tuple, list, set, frozenset)):
-        return f"{type(value).__name__}({','.join(map(_content, value))})"
+        return f"{type(value).__name__}({','.join(map(inner, value))})"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key!r}:{_content(entry)}' for key, entry in value.items())}}}"
+        return f"{{{','.join(f'{key!r}:{inner(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, functools.partial):
-        return f"partial({_content(value.func)},{_content(value.args)},{_content(value.keywords)})"
+        return f"partial({inner(value.func)},{inner(value.args)},{inner(value.keywords)})"
     name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     if isinstance(value, types.MethodType):
         value = value.__func__
     if isinstance(value, types.FunctionType):
         # What functions of one name do, and what they have from outside.
-        cells = [cell.cell_contents for cell in value.__closure__ or () if not isinstance(cell.cell_contents, type)]
-        outside = _content([entry for entry in cells if not isinstance(entry, (nn.Module, types.FunctionType))])
-        return f"{name} {hash(value.__code__)} {_content(value.__defaults__)} {outside}"
+        cells = [inner(cell.cell_contents) for cell in value.__closure__ or () if cell != _EMPTY]
+        outside = [inner(value.__globals__[n]) for n in value.__code__.co_names if n in value.__globals__]
+        return f"{name} {inner(value.__code__)} {inner(value.__defaults__)} {cells} {outside}"
+    if isinstance(value, types.CodeType):
+        return f"{value.co_code.hex()} {value.co_names} {inner(value.co_consts)}"
     return name
+
+
+_DEEPEST = 4
+_EMPTY = types.CellType()
 
 
 def _form(value: Any) -> str:

@@ -10,15 +10,16 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import NEVER_ZERO, STRUCTURE, Graph, Interpreter, Node
 from pathex.paths.moments import Moments
 from pathex.paths.origins import Origins
+from pathex.paths.recording import LINEAR
 from pathex.paths.weights import Call, Weights, call_of, weigh
 
-__all__ = ["LINEAR", "Coefficients", "Linear", "PerSample", "rule", "run_linear"]
+__all__ = ["LINEAR", "NO_PATH", "Coefficients", "Linear", "PerSample", "rule", "run_linear"]
 
 Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
 PerSample = Literal["refuse", "one"]
-Rule = Callable[["Linear", Node], Any]
+NO_PATH = "no path from the input reaches the output through operations that can be read"
 
-LINEAR: dict[str, Rule] = {}
+Rule = Callable[["Linear", Node], Any]
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
@@ -365,6 +366,6 @@ def run_linear(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
         UnsupportedOperation: If no path reaches the output.
     """
     if reading.graph.output not in reading.graph.carried:
-        raise UnsupportedOperation("no path from the input reaches the output through operations that can be read")
+        raise UnsupportedOperation(NO_PATH)
     result: Tensor = reading.run(*(x.to(reading.dtype) if x.is_floating_point() else x for x in inputs))
     return result

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.graph import Graph, Node
@@ -130,9 +131,28 @@ def _product(of: _Lowering, node: Node) -> Any:
     return of.call(aten.square.default, a) if a is b else of._same(node)
 
 
+@_lower("sub")
+def _difference(of: _Lowering, node: Node) -> Any:
+    if node.function == "tanhshrink":
+        return of.call(F.tanhshrink, of(node.args[0]), op="tanhshrink")
+    return of._same(node)
+
+
+@_lower("pow")
+def _power(of: _Lowering, node: Node) -> Any:
+    base, exponent = node.args[:2]
+    if isinstance(base, Node):
+        return of._same(node)
+    return of.call(lambda x, base: torch.pow(base, x), of(exponent), base, op="pow")
+
+
 @_lower("div", "divide", "true_divide")
 def _quotient(of: _Lowering, node: Node) -> Any:
     divisor = node.args[1]
+    if node.function == "softsign":
+        return of.call(F.softsign, of(node.args[0]), op="softsign")
+    if node.function == "local_response_norm":  # like every norm of a sample a recorded scale
+        return of.call(aten.div.Tensor, of(node.args[0]), of.call(torch.detach, of(divisor), op="recorded"))
     if divisor not in of.source.carried or node.kwargs.get("rounding_mode") is not None:
         return of._same(node)
     reciprocal = of.call(aten.reciprocal.default, of(divisor))
@@ -242,12 +262,14 @@ def _sorted(of: _Lowering, node: Node) -> Any:
     return values if keeps else of.call(aten.squeeze.dim, values, dim), order
 
 
-@_lower("linalg_vector_norm", "norm")
+@_lower("linalg_vector_norm", "linalg_norm", "norm")
 def _norm(of: _Lowering, node: Node) -> Any:
     order = node.arguments.get("ord", node.arguments.get("p"))
     order = 2 if order is None else order
     value = of(node["self"])
-    if order not in (1, 2):
+    several = node.op == "linalg_norm" and len(value.shape) > 1 and not isinstance(node["dim"], int)
+    matrix = several and node["ord"] is not None and len(node["dim"] or value.shape) > 1
+    if order not in (1, 2, "fro") or (matrix and order != "fro"):
         return of._same(node)
     dims = node.arguments.get("dim")
     dims = list(range(len(value.shape))) if not dims else [dims] if isinstance(dims, int) else list(dims)

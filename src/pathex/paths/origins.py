@@ -112,7 +112,7 @@ class Origins:
         origin = self.origin(node)
         if origin is not None and origin.index is None:
             raise UnsupportedOperation(
-                f"no rule to read a weight in module {node.module!r} as paths: it is computed from prunable weights "
+                f"no rule to read a weight in {node.place} as paths: it is computed from prunable weights "
                 f"({', '.join(origin.names)}) in a way that does not keep their entries in place; leave them dense "
                 "with ignore="
             )

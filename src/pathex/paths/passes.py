@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import compute_dtype, trace, untouched
-from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
+from pathex.paths.linear import NO_PATH, Coefficients, Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
 from pathex.paths.recording import Record, Recording, Smooth, Statistics
@@ -61,6 +61,8 @@ def record(
     if smooth not in get_args(Smooth):
         raise InvalidInput(f"unknown smooth {smooth!r}. Known: {', '.join(get_args(Smooth))}")
     graph, weights = lowered(trace(model, x, output=output)), _weights(model, tensors)
+    if graph.output not in graph.carried:
+        raise UnsupportedOperation(NO_PATH)
     reading = Record(graph, weights, calibration, smooth)
     with untouched(model), torch.no_grad():
         result = reading.run(x.detach().to(weights.dtype))

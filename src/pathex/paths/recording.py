@@ -7,11 +7,23 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathex.graph import Graph, Interpreter, Node
+from pathex.graph import DECISIONS, Graph, Interpreter, Node, words
 from pathex.paths.moments import Moments, finish, moments_of
 from pathex.paths.weights import Weights
 
-__all__ = ["ArgMax", "Factors", "Gate", "Record", "Recording", "Slope", "Smooth", "Statistics", "rule"]
+__all__ = [
+    "LINEAR",
+    "RECORD",
+    "ArgMax",
+    "Factors",
+    "Gate",
+    "Record",
+    "Recording",
+    "Slope",
+    "Smooth",
+    "Statistics",
+    "rule",
+]
 
 Smooth = Literal["secant", "tangent", "mixed"]
 Statistics = Sequence[Moments] | Literal["batch", "running"]
@@ -65,6 +77,11 @@ class Recording:
 
 
 RECORD: dict[str, Callable[["Record", Node], Any]] = {}
+LINEAR: dict[str, Callable[[Any, Node], Any]] = {}
+"""What operators do in linear readings; one that is not there is refused in a recorded pass too."""
+
+
+_DECIDES = DECISIONS | words("to _to_copy getitem sym_size")
 
 
 class Record(Interpreter):
@@ -97,11 +114,15 @@ class Record(Interpreter):
         if node not in self.graph.dependent:
             return self.plain(node)
         if node not in self.graph.carried:
+            if node.op not in _DECIDES and any(source in self.graph.carried for source in node.inputs):
+                raise self.unsupported(node, f"its result is {node.dtype}")
             value = self.plain(node)
             if any(user in self.graph.carried or user not in self.graph.dependent for user in self.graph.users[node]):
                 self.tape[node] = value
             return value
         rule = RECORD.get(node.op)
+        if rule is None and node.op not in LINEAR:
+            raise self.unsupported(node)
         return self.plain(node) if rule is None else rule(self, node)
 
     def keep(self, node: Node, coefficient: Any) -> None:
@@ -120,7 +141,9 @@ class Record(Interpreter):
         number = len(self.moments)
         if self.statistics == "running" and stored is not None:
             moments = stored
-        elif not isinstance(self.statistics, str) and number < len(self.statistics):
+        elif not isinstance(self.statistics, str):
+            if number >= len(self.statistics):
+                raise self.unsupported(node, f"moments of {len(self.statistics)} BatchNorm calls were given")
             moments = self.statistics[number]
         else:
             moments = finish(moments_of(x), stored)

@@ -30,8 +30,14 @@ def _stored(node: Node) -> bool:
     return node.op == "instance_norm" and not node["use_input_stats"] and node["running_var"] is not None
 
 
+def _refuse_dynamic(reading: Record | Linear, node: Node) -> None:
+    if any(map(reading.carries, (node["weight"], node.arguments.get("bias")))):
+        raise reading.unsupported(node, "its weight or bias depends on the input")
+
+
 @recording.rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
 def _norm(reading: Record, node: Node) -> Tensor:
+    _refuse_dynamic(reading, node)
     result: Tensor = reading.plain(node)
     if _stored(node):
         return result
@@ -53,9 +59,8 @@ def _norm(reading: Record, node: Node) -> Tensor:
 
 @rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
 def _norm_linear(reading: Linear, node: Node) -> Tensor:
+    _refuse_dynamic(reading, node)
     weight = node["weight"]
-    if any(map(reading.carries, (weight, node.arguments.get("bias")))):
-        raise reading.unsupported(node, "its weight or bias depends on the input")
     x: Tensor = reading(node["input"])
     form = (*reading(node["normalized_shape"]),) if node.op in ("layer_norm", "rms_norm") else _by_channel(x)
     if _stored(node):

@@ -91,6 +91,11 @@ def _quotient_linear(reading: Linear, node: Node) -> Tensor:
     if node.kwargs.get("rounding_mode") is not None or reading.carries(node.args[1]):
         raise reading.unsupported(node, "it is not linear in what depends on the input")
     x: Tensor = reading(node.args[0])
+    if reading.opened and node.args[1] in reading.graph.dependent:  # a recorded scale
+        reading.open_per_sample(node)
+        return x
+    if reading.coefficients == "ones" and node.args[1] in reading.graph.dependent:
+        return x
     return x / reading.coefficient(reading(node.args[1]))
 
 
