@@ -111,6 +111,7 @@ COMPUTED: dict[str, Weight] = {
     "data": lambda t, g: t.data * g.data,
     "without gradient": _without_gradient,
     "cast": lambda t, g: t.to(torch.float64).clone(),
+    "written in part": lambda t, g: _written_in_part(t),
 }
 
 
@@ -232,8 +233,6 @@ REFUSED: dict[str, Weight] = {
     "sums of entries": lambda t, g: t.sum(1, keepdim=True).expand_as(t).contiguous(),
     "running sums": lambda t, g: t.cumsum(1),
     "mixed": lambda t, g: (torch.full((4, 4), 0.25, dtype=t.dtype) @ t.flatten(1)).view_as(t),
-    "moved after": lambda t, g: (t - t.mean()).flip(0),
-    "written in part": lambda t, g: _written_in_part(t),
 }
 
 

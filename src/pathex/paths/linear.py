@@ -72,7 +72,7 @@ class Linear(Interpreter):
         self.coefficients, self.pools, self.per_sample = coefficients, pools, per_sample
         scored = bool(weights.scores) and torch.is_grad_enabled()
         self.anchor = torch.zeros((), requires_grad=True) if scored else None
-        self.origins = _origins(graph, tuple(weights.scores))
+        self.origins = _origins(graph, weights.prunable)
         self.numbers = _numbers(graph)
         self.values_only = False
 
@@ -308,7 +308,7 @@ class Linear(Interpreter):
             assert origin.index is not None
             present |= origin.index.to(value.device) < 0
         if self.coefficients == "connected":
-            return present.to(value.dtype) if origin.aligned else (present & (value != 0) | (own != 0)).to(value.dtype)
+            return ((value != 0) if origin.linear else present).to(value.dtype)
         value = torch.where(present, value, 0)
         return cast(Tensor, self.coefficient(torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)))
 

@@ -188,8 +188,11 @@ class Origins:
         factor = (node.op in _FACTORS and len(sources) == 1 and node.args[0] is sources[0][0]) or (
             node.op in ("mul", "multiply") and len(sources) == 1
         )
-        same = placed and all(o.names == names and torch.equal(o.index, placed[0].index) for o in placed)  # type: ignore[arg-type]
-        return Origin(names, placed[0].index if same else None, linear and factor)
+        # Of a weight and what was moved of it, the one whose entries are in their places.
+        placed = [origin for origin in placed if origin.aligned] or placed
+        index = placed[0].index if placed else None
+        known = index is not None and all(o.names == names and o.index is not None and torch.equal(index, o.index) for o in placed)
+        return Origin(names, index if known else None, linear and factor)
 
     def _moved(self, node: Node, index: Tensor) -> Tensor | None:
         if node.op in _SAME:

@@ -100,13 +100,15 @@ class _Walk(Linear):
         return result if scale is None else result * scale.view(-1, *[1] * (result.dim() - 2))
 
     def _layer(self, node: Node, x: Tensor, argument: Any, call: Call) -> "_Layer":
+        origin, (groups, transposed) = self.origins.origin(argument), layout_of(node)
         if not is_layer(node):
-            raise self.unsupported(node, f"it uses {argument} as no convolution or linear layer does")
-        weight, (groups, transposed) = self.effective(argument), layout_of(node)
+            used = argument if origin is None else repr(origin.names[0])
+            raise self.unsupported(node, f"it uses {used} as no convolution or linear layer does")
+        if origin is not None and (len(origin.names) > 1 or origin.index is None):
+            raise self.unsupported(node, "its weight is not made of one parameter entry by entry")
+        weight = self(argument)
         magnitudes, entries, name = weight.detach().abs().cpu(), None, None
-        if (origin := self.origins.of_weight(argument)) is not None:
-            if len(origin.names) > 1 or origin.index is None:
-                raise self.unsupported(node, "its weight is not made of one parameter entry by entry")
+        if origin is not None and origin.index is not None:
             name = origin.names[0]
             index = origin.index - self.origins.starts[name]
             entries = by_units(index, groups, transposed)

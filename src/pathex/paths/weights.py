@@ -25,6 +25,7 @@ class Weights:
         mask: Name to bool tensor, True = kept.
         replaced: Tensors that stand in for parameters or buffers, by name.
         scored: Names of the parameters whose scores are asked for.
+        prunable: Names of those that weights are known by which a network computes from them; None: the scored ones.
         infinite: Names of those whose entries may be infinite or NaN: a choice removes them, a product would not.
 
     Raises:
@@ -39,6 +40,7 @@ class Weights:
         mask: Mapping[str, Tensor] | None = None,
         replaced: Mapping[str, Tensor] | None = None,
         scored: Collection[str] = (),
+        prunable: Collection[str] | None = None,
         infinite: Collection[str] = (),
     ) -> None:
         self.dtype, self.mask, self.infinite = dtype, mask or {}, infinite
@@ -48,6 +50,7 @@ class Weights:
                 raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
             self.own[name] = tensor
         self.scores: dict[str, Tensor | None] = dict.fromkeys(scored)
+        self.prunable = tuple(scored if prunable is None else prunable)
 
     def __call__(self, name: str) -> Tensor:
         """The tensor of a name: new, or the network's own."""

@@ -303,9 +303,9 @@ class Problem:
         Returns:
             The tensors, made where they are used.
         """
-        names = list(self.prunable) if scored else ()
-        how: dict[str, Any] = {"mask": self.mask, "replaced": replaced, "scored": names, "infinite": self._not_finite}
-        return Weights(self.model, dtype or self.dtype, **how)
+        names = list(self.prunable)
+        how: dict[str, Any] = {"mask": self.mask, "replaced": replaced, "infinite": self._not_finite}
+        return Weights(self.model, dtype or self.dtype, scored=names if scored else (), prunable=names, **how)
 
     def masked(
         self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
