@@ -14,6 +14,8 @@ from brute_force.cases import CASES, build, random_mask
 from brute_force.node_paths import paths_through, units_of
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
 from pathex.masks import Mask
+from pathex.graph import trace
+from pathex.paths import lowered
 from pathex.paths.counting import _counted, count_paths
 from pathex.prunable import prunable_weights
 from pathex.scores import Problem, read_batches
@@ -93,7 +95,8 @@ def test_more_paths_than_float64_holds() -> None:
         assert float(through.sum()) == pytest.approx(counts.total)
     # On a chain dividing each layer changes no share.
     model, x = build("max-pool", seed=3)
-    plain, scaled = (_counted(model, x, everything(model), "refuse", None, flag) for flag in (False, True))
+    graph = lowered(trace(model, x))
+    plain, scaled = (_counted(graph, model, x, everything(model), "refuse", flag) for flag in (False, True))
     for name, through in plain.through.items():
         torch.testing.assert_close(scaled.through[name] / scaled.total, through / plain.total)
 

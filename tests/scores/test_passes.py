@@ -61,6 +61,8 @@ def of_one_round(problem: tuple[nn.Module, Tensor, Tensor], method: str, **optio
     model, x, y = problem
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     counted = []
+    with quiet():  # a network is traced once
+        pathex.score(model, method, [(x, y)], **options)
     for rounds in (2, 3):
         with quiet(), Passes() as passes:
             pathex.prune(model, method, sparsity=0.02, data=[(x, y)], rounds=rounds, progress=False, **options)

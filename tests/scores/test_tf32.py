@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 import pathex
 from pathex import scores
 from pathex.errors import PathexWarning
+from pathex.graph import untouched
 from pathex.prunable import prunable_weights
 from pathex.scores import Problem, _precision
 
@@ -82,7 +83,7 @@ def test_passes_are_in_tf32_and_nothing_else(method: str, monkeypatch: pytest.Mo
     assert found.reading is not None
     for tf32 in (True, False):
         problem = OnGpu(model, prunable_weights(model), [(torch.randn(2, 3), None)])
-        with warnings.catch_warnings(), pathex.paths.untouched(model):
+        with warnings.catch_warnings(), untouched(model):
             warnings.simplefilter("ignore", PathexWarning)
             reader = found.reader(problem, **{**found.reading, "tf32": tf32})
             monkeypatch.setattr(type(reader), "precision", torch.float32)
