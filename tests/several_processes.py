@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pathex
-from pathex.models.resnet import CifarResNet
 from pathex.graph import held_bytes, trace
+from pathex.models.resnet import CifarResNet
 from pathex.paths import lowered
 from pathex.prunable import prunable_weights
 

@@ -53,11 +53,10 @@ def without_values(value: Any) -> Any:
 
 
 def summed(method: str, problem: Problem, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    found = scores.find(method)
-    assert found.reading is not None
+    found: Any = scores.find(method).having(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)
-        return SUMMED[method](found.reader(problem, **{**found.reading, **options}))
+        return SUMMED[method](found.reader(problem))
 
 
 def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:

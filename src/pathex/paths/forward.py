@@ -223,10 +223,8 @@ def _run(
 
 
 def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a call, a shared one under each of its modules.
-
-    A module that is used under two names has its own once: torch would leave the tensors of the call in it.
-    """
+    """The tensors of a call, a shared one under each of its modules."""
+    # A module that is used under two names has its own once: torch would leave the tensors of the call in it.
     first: dict[Tensor, str] = {}
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():

@@ -73,7 +73,7 @@ def doubt_batches(problem: Problem, output: str | int | None) -> None:
         problem: Model, batches and budget.
         output: Which of several outputs counts.
     """
-    if problem.memory is None or not problem.processes.alone:
+    if problem.memory is None or problem.processes.world_size > 1:
         return
     largest = max(len(x) for x, _ in problem.batches)
     cost = largest * entries_of_image(problem, output)[0] * torch.finfo(problem.dtype).bits // 8
