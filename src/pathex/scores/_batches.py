@@ -131,13 +131,5 @@ def fingerprint(tensor: Tensor) -> bytes:
 
 
 def label_fingerprint(labels: Tensor | None, index: int) -> bytes:
-    """That of one label; of none without labels.
-
-    Args:
-        labels: ``(N, ...)`` or None.
-        index: Number of the image.
-
-    Returns:
-        20 bytes, or none.
-    """
+    """That of one label; of none without labels."""
     return b"" if labels is None else fingerprint(labels[index])

@@ -14,15 +14,7 @@ __all__ = ["loss_gradient", "loss_terms", "require_labels", "require_second_deri
 
 
 def require_labels(reader: ModelReader, method: str) -> None:
-    """Refuse a pruning set without labels.
-
-    Args:
-        reader: How the network is run.
-        method: Name of the method, for the message.
-
-    Raises:
-        InvalidInput: If a batch has no labels.
-    """
+    """Refuse a pruning set without labels."""
     if any(y is None for _, y in reader.problem.batches):
         raise InvalidInput(f"method {method!r} needs labels: data must deliver (x, y), not x alone")
 

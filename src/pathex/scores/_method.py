@@ -65,14 +65,7 @@ class Method(ABC):
         """
 
     def __call__(self, problem: Problem) -> dict[str, Tensor]:
-        """As `score`, with a warning on a network for which the derivation does not hold.
-
-        Args:
-            problem: Model, mask and pruning set.
-
-        Returns:
-            Name to score.
-        """
+        """`score`, with a warning on a network for which the derivation does not hold."""
         problem = replace(problem, beside=self.beside)
         if self.piecewise_linear and (beyond := survey(problem.graph(self.options.get("output"))).beyond):
             problem.doubt(
@@ -152,14 +145,7 @@ class PathMethod(_ReadingMethod):
     calibration: Literal["batch", "running"] = "batch"
 
     def reader(self, problem: Problem) -> PathReader:
-        """The network of a problem, as this method reads it.
-
-        Args:
-            problem: Model, mask and pruning set.
-
-        Returns:
-            The reader.
-        """
+        """The network of a problem, as this method reads it."""
         return PathReader(problem, **self._options_of(PathReader))
 
 
@@ -177,14 +163,7 @@ class ModelMethod(_ReadingMethod):
     calibration: Literal["train", "batch", "running"] = "batch"
 
     def reader(self, problem: Problem) -> ModelReader:
-        """The network of a problem, as this method runs it.
-
-        Args:
-            problem: Model, mask and pruning set.
-
-        Returns:
-            The reader.
-        """
+        """The network of a problem, as this method runs it."""
         return ModelReader(problem, **self._options_of(ModelReader))
 
 

@@ -70,16 +70,7 @@ class ModelReader(Reader):
             first += len(x)
 
     def forward(self, x: Tensor, tensors: Tensors, statistics: Statistics) -> Tensor:
-        """The output of the network, differentiable as often as its functions are.
-
-        Args:
-            x: Images ``(B, ...)``.
-            tensors: Masked weights and other replaced parameters.
-            statistics: What BatchNorm uses (see `statistics`).
-
-        Returns:
-            Output ``(B, ...)``.
-        """
+        """The output of the network, differentiable as often as its functions are."""
         return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
 
     def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:

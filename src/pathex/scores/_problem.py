@@ -49,26 +49,12 @@ def parse_memory(memory: int | str | None) -> int | None:
 
 
 def mib(size: float) -> str:
-    """A number of bytes for a message.
-
-    Args:
-        size: Bytes.
-
-    Returns:
-        MiB with their unit.
-    """
+    """A number of bytes for a message."""
     return f"{size / 2**20:.4g} MiB"
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator whose stream depends on every number of the key.
-
-    Args:
-        *key: Non-negative integers, such as seed and round.
-
-    Returns:
-        The generator.
-    """
+    """A CPU generator whose stream depends on every number of the key."""
     state = np.random.SeedSequence([abs(k) for k in key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
@@ -192,16 +178,7 @@ class Problem:
         *,
         scored: bool = False,
     ) -> Weights:
-        """The network's tensors as a reading sees them, the prunable ones times the mask.
-
-        Args:
-            replaced: Tensors in place of the model's own, by name.
-            dtype: Precision; None is that of scoring.
-            scored: Whether the scores of prunable weights are asked for.
-
-        Returns:
-            The tensors, made where they are used.
-        """
+        """The network's tensors as a reading sees them, the prunable ones times the mask."""
         names = list(self.prunable) if scored else ()
         how: dict[str, Any] = {"mask": self.mask, "replaced": replaced, "scored": names, "infinite": self._not_finite}
         return Weights(self.model, dtype or self.dtype, **how)

@@ -62,11 +62,7 @@ class Reader:
     dtype: torch.dtype | None = None
 
     def in_float64(self: R) -> R:
-        """The same reader in float64.
-
-        Returns:
-            A new reader.
-        """
+        """The same reader in float64."""
         return replace(self, dtype=torch.float64)
 
     @property
@@ -77,11 +73,7 @@ class Reader:
     # -- tensors -------------------------------------------------------------------------------------------------------
 
     def fixed(self) -> dict[str, Tensor]:
-        """Parameters that are read as one because they start at zero, by name; warns once per prune.
-
-        Returns:
-            Name to ones.
-        """
+        """Parameters that are read as one because they start at zero, by name; warns once per prune."""
         if self.scales == "stored":
             return {}
         memo = self.problem.memo
@@ -106,19 +98,11 @@ class Reader:
         return read_scales(problem.model, survey(problem.graph(self.output)), problem.prunable)
 
     def weights(self) -> dict[str, Tensor]:
-        """The masked prunable weights that are read in this round.
-
-        Returns:
-            Name to tensor.
-        """
+        """The masked prunable weights that are read in this round."""
         return self.problem.masked(self.read(), self.precision)
 
     def read(self) -> dict[str, Tensor]:
-        """What stands in for prunable weights.
-
-        Returns:
-            Name to tensor, of the redrawn weights and of those that are read as one.
-        """
+        """What stands in for prunable weights: those that are redrawn, and those that are read as one."""
         fixed = self.fixed()
         read = {name: ones for name, ones in fixed.items() if name in self.problem.prunable}
         if self.redraw:
@@ -129,24 +113,13 @@ class Reader:
         return read
 
     def other(self) -> dict[str, Tensor]:
-        """What stands in for parameters that are not prunable.
-
-        Returns:
-            Name to tensor.
-        """
+        """What stands in for parameters that are not prunable, by name."""
         return {name: ones for name, ones in self.fixed().items() if name not in self.problem.prunable}
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def statistics(self, tensors: Tensors) -> Statistics:
-        """What BatchNorm uses: calibrated moments, the stored statistics, or those of each batch.
-
-        Args:
-            tensors: Masked weights and other replaced parameters.
-
-        Returns:
-            Moments by BatchNorm call, ``running`` or ``train``.
-        """
+        """What BatchNorm uses: calibrated moments, the stored statistics, or those of each batch."""
         if self.calibration != "batch":
             return self.calibration  # type: ignore[return-value]
         images = self.problem.images[: self.calibration_images]
@@ -171,33 +144,15 @@ class PathReader(Reader):
     tf32: bool = False
 
     def graph(self, images: Tensor | None = None) -> Graph:
-        """The network, lowered.
-
-        Args:
-            images: What it is run on.
-
-        Returns:
-            The graph.
-        """
+        """The network, lowered."""
         return lowered(self.problem.graph(self.output, images))
 
     def tensors(self, *, scored: bool = True) -> Weights:
-        """The tensors of the network that are read in this round.
-
-        Args:
-            scored: Whether the scores of prunable weights are asked for.
-
-        Returns:
-            The tensors, made where they are used.
-        """
+        """The tensors of the network that are read in this round."""
         return self.problem.weights({**self.other(), **self.read()}, self.precision, scored=scored)
 
     def coefficients(self) -> Sequence[Moments] | Literal["running"]:
-        """What BatchNorm layers are read with: calibrated moments, or the stored statistics.
-
-        Returns:
-            Moments by BatchNorm call, or ``running``.
-        """
+        """What BatchNorm layers are read with: calibrated moments, or the stored statistics."""
         if self.calibration == "running":
             return "running"
         found = self.statistics({**self.other(), **self.weights()})
@@ -229,27 +184,11 @@ class PathReader(Reader):
         return [partial(recorded, part) for part in parts]
 
     def linear(self, tensors: Weights, recording: Recording, **how: Any) -> Linear:
-        """The network as a linear map, with the coefficients of a recorded pass.
-
-        Args:
-            tensors: The tensors of the network.
-            recording: The pass.
-            **how: Further arguments of `pathex.paths.Linear`.
-
-        Returns:
-            The reading.
-        """
+        """The network as a linear map, with the coefficients of a recorded pass."""
         return Linear(recording.graph, tensors, recording.tape, recording.statistics, **how)
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images as they are read: in channels last where that is faster.
-
-        Args:
-            images: ``(N, ...)``.
-
-        Returns:
-            The same.
-        """
+        """Images as they are read: in channels last where that is faster."""
         images = images.to(self.precision)
         fast = images.dim() == 4 and self.precision == torch.float32 and images.device.type == "cpu"
         if fast and any(node.op == "conv2d" for node in self.graph().path):
