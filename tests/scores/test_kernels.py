@@ -17,7 +17,7 @@ from brute_force.cases import CASES, build, draw, masked, prunable, random_mask
 from pathex import scores
 from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
 from pathex.scores import Problem, _jacobian, ntk_sap
-from pathex.scores._reader import ModelReader
+from pathex.scores._model_reader import ModelReader
 
 pytestmark = [
     # torch.func.jvp, which the twin uses, loads compiled rules when it is first called.
