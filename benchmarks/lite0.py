@@ -86,7 +86,7 @@ class Case:
 def cases(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]) -> list[Case]:
     """Every run and the dense ones, those that take longest first, so that no process is left with one at the end."""
     pruned = [Case(method, sparsity, seed) for method in methods for sparsity in sparsities for seed in seeds]
-    pruned.sort(key=lambda case: -scores.find(case.method).card.rounds)
+    pruned.sort(key=lambda case: -scores.find(case.method).rounds)
     return pruned + [Case(DENSE, 0.0, seed) for seed in seeds]
 
 
@@ -127,7 +127,7 @@ def run_case(case: Case, protocol: Protocol) -> Row:
         method,
         sparsity=case.sparsity,
         data=(_centre(chosen.images, protocol), chosen.labels),
-        rounds=min(scores.find(method).card.rounds, protocol.px_rounds),
+        rounds=min(scores.find(method).rounds, protocol.px_rounds),
         ignore=[head],
         seed=case.seed,
         progress=False,

@@ -44,7 +44,7 @@ _FROM_RESULT = (
 def configs(given: argparse.Namespace) -> list[RunConfig]:
     """Every run, those that take longest first, so that no process is left with one at the end."""
     tickets = [(method, sparsity) for method in given.methods for sparsity in given.sparsity]
-    tickets.sort(key=lambda ticket: -scores.find(ticket[0]).card.rounds)
+    tickets.sort(key=lambda ticket: -scores.find(ticket[0]).rounds)
     return [
         _config(given, method, sparsity, given.weights if init == "pretrained" else None, seed)
         for method, sparsity in [*tickets, (DENSE, 0.0)]
@@ -58,7 +58,7 @@ def _config(given: argparse.Namespace, method: str, sparsity: float, weights: st
     return RunConfig(
         method=method,
         sparsity=sparsity,
-        rounds=None if method == DENSE else min(scores.find(method).card.rounds, given.px_rounds),
+        rounds=None if method == DENSE else min(scores.find(method).rounds, given.px_rounds),
         model="smp:DeepLabV3Plus",
         model_options={"encoder_name": given.encoder, "encoder_output_stride": given.output_stride},
         weights=weights,

@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pathex
+from pathex.graph import held_bytes, trace
 from pathex.models.resnet import CifarResNet
-from pathex.paths import survey
+from pathex.paths import lowered
 from pathex.prunable import prunable_weights
 
 METHODS = pathex.methods()
@@ -70,12 +71,13 @@ def batches(x: Tensor, y: Tensor, size: int = 2) -> list[tuple[Tensor, Tensor]]:
 
 
 def memory(per_part: float) -> int:
-    """A budget for micro-batches of so many images in a replayed pass, of which one takes 4.3 bytes a result.
+    """A budget for micro-batches of so many images in a replayed pass.
 
-    Beside them are 16 bytes a weight and three copies of the images, or half of the budget if that is less.
+    Beside them are 16 bytes a weight and two copies of the images, or half of the budget if that is less.
     """
-    room = survey(network(), images()[0]).footprint.total * 4.3 * (per_part + 0.1)
-    held = 16 * sum(weight.numel() for weight in prunable_weights(network()).values()) + 3 * images()[0].nbytes
+    x = images()[0]
+    room = held_bytes(lowered(trace(network(), x)), x.dtype) * (per_part + 0.1)
+    held = 16 * sum(weight.numel() for weight in prunable_weights(network()).values()) + 2 * x.nbytes
     return int(room + min(room, held))
 
 
@@ -234,7 +236,7 @@ def sharded(rank: int) -> dict[str, Any]:
     for part in (model.fc, model):
         fully_shard(part)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    found: dict[str, Any] = {"mask": mask}
+    found: dict[str, Any] = {"mask": mask, "refused": raised(lambda: pathex.score(model, "magnitude", x))}
     handle = pathex.attach(model, mask, optimizer)
     for step in range(3):
         optimizer.zero_grad()

@@ -273,15 +273,6 @@ def test_fixed_schedules_take_no_tolerance(schedule: str) -> None:
         read_schedule(schedule)
 
 
-def test_gates_that_stay_are_refused(model: nn.Module, images: Tensor) -> None:
-    """They hide how fast scores age."""
-    shared: dict[str, Any] = {"sparsity": 0.5, "data": images, "rounds": 4}
-    with pytest.raises(InvalidInput, match=r"reuse_gates is 2 with schedule 'adaptive:0\.1'.*allowed: 1"):
-        pathex.prune(model, "px", schedule="adaptive:0.1", reuse_gates=2, **shared)
-    pathex.prune(model, "px", reuse_gates=2, **shared)
-    pathex.prune(model, "px", schedule="adaptive:0.1", reuse_gates=1, **shared)
-
-
 @pytest.mark.parametrize("schedule", ["cosine:0.1", "adaptively", "", None, 3])
 def test_unknown_schedules_list_the_known(schedule: Any) -> None:
     with pytest.raises(UnknownName, match="Known: adaptive, exponential, linear"):

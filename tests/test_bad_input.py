@@ -26,16 +26,10 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "method of another type": ({"method": 3}, r"a name or a callable.*not 3"),
     "unknown option": (
         {"calibraton": "batch"},
-        r"'px' has no option 'calibraton'. Known: calibration,.*redraw, reuse_gates, scales",
+        r"'px' has no option 'calibraton'. Known: calibration,.*redraw, scales, smooth",
     ),
     "option of another method": ({"method": "magnitude", "redraw": True}, "no option 'redraw'. Known: none"),
     "unknown calibration": ({"calibration": "both"}, r"unknown calibration 'both'.*Known: batch, running"),
-    "no rounds to re-use gates in": ({"reuse_gates": 0}, "reuse_gates must be an integer of at least 1, not 0"),
-    "re-used gates in words": ({"reuse_gates": True}, "reuse_gates must be an integer of at least 1, not True"),
-    "re-used gates of another method": (
-        {"method": "synflow", "reuse_gates": 2},
-        "'synflow' has no option 'reuse_gates'",
-    ),
     "unknown scales": ({"scales": "one"}, "unknown scales 'one'. Known: auto, stored"),
     "unknown shifts": ({"method": "synflow", "shifts": "kept"}, "unknown shifts 'kept'.*dropped, released"),
     "no calibration images": ({"calibration_images": 0}, "at least 1, not 0"),

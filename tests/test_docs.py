@@ -89,22 +89,19 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         assert pathex.methods(settings["name"]).name == settings["name"]
 
 
-def test_method_cards_are_up_to_date(made: dict[str, Any]) -> None:
-    pages = made["pages"]()
-    there = {DOCS / "methods.md", *(DOCS / "methods").glob("*.md")}
-    assert there == set(pages), "run python scripts/make_docs.py"
-    for path, text in pages.items():
-        assert path.read_text(encoding="utf-8") == text, "run python scripts/make_docs.py"
+def test_tables_of_methods_are_up_to_date(made: dict[str, Any]) -> None:
+    for page, link in made["LINKS"].items():
+        text = page.read_text(encoding="utf-8")
+        assert text == made["renewed"](text, link), "run python scripts/make_docs.py"
 
 
-def test_method_table_of_the_readme_is_up_to_date(made: dict[str, Any]) -> None:
-    text = made["README"].read_text(encoding="utf-8")
-    assert text == made["readme"](text), "run python scripts/make_docs.py"
+def test_every_method_has_its_page() -> None:
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(pathex.methods())
 
 
-def test_a_readme_without_marks_is_refused(made: dict[str, Any]) -> None:
+def test_a_page_without_marks_is_refused(made: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="lacks the marks"):
-        made["readme"]("# pathex\n")
+        made["renewed"]("# pathex\n", "methods")
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -147,7 +144,7 @@ def test_the_scorer_of_the_contribution_guide_works() -> None:
     first.weight = nn.Parameter(torch.tensor([[3.0, -1.0, 0.0], [0.5, -2.0, 1.5]]))
     nn.init.zeros_(second.weight)
     model = nn.Sequential(first, second)
-    scores = names["METHOD"](Problem(model, prunable_weights(model), [(torch.ones(1, 3), None)]))
+    scores = names["Lamp"]()(Problem(model, prunable_weights(model), [(torch.ones(1, 3), None)]))
     squares = first.weight.detach().square().flatten().tolist()
     expected = [own / sum(other for other in squares if other >= own) for own in squares]
     assert scores["0.weight"].flatten().tolist() == pytest.approx(expected)

@@ -79,12 +79,12 @@ def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch: pytest.Mon
 
     sizes: list[int] = []
     chunks: list[int | None] = []
-    record, calibrate = reader.record, reader.calibrate
-    monkeypatch.setattr(reader, "record", lambda m, x, **kw: (sizes.append(len(x)), record(m, x, **kw))[1])
+    run, calibrate = reader.Record.run, reader.calibrate
+    monkeypatch.setattr(reader.Record, "run", lambda self, x: (sizes.append(len(x)), run(self, x))[1])
     monkeypatch.setattr(
         reader, "calibrate", lambda m, x, **kw: (chunks.append(kw.get("chunk")), calibrate(m, x, **kw))[1]
     )
-    for per_part, expected in ((2, [2, 2, 2, 2, 1]), (0, [1] * 9)):  # after the passes that show what an image takes
+    for per_part, expected in ((2, [2, 2, 2, 2, 1]), (0, [1] * 9)):
         pathex.score(several.network(), "px", several.images()[0], memory=several.memory(per_part))
         assert sizes[-len(expected) :] == expected
     assert 1 <= (chunks[-1] or 0) < 5  # several chunks for each of two and three processes
@@ -209,6 +209,11 @@ def test_masks_hold_on_weights_that_are_spread_over_processes(two: list[dict[str
             assert torch.equal(found["loaded"][name] != 0, keep)
             assert found["free"][name].all()
             assert torch.equal(found["permanent"][name] != 0, keep)
+
+
+def test_scores_of_weights_that_are_spread_over_processes_are_refused(two: list[dict[str, Any]]) -> None:
+    for process in two:
+        assert "is spread over processes: score the model before fully_shard" in process["sharded"]["refused"]
 
 
 def test_the_first_generation_of_fsdp_is_refused() -> None:

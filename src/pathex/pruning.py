@@ -30,7 +30,7 @@ from pathex.sharded import is_sharded
 
 __all__ = ["PruneReport", "PruneResult", "default_rounds", "examine", "prune", "score"]
 
-CustomMethod = scorers.Method | Callable[[nn.Module, list[Batch], Mask], Mapping[str, Tensor]]
+CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -54,13 +54,13 @@ def default_rounds(method: str | CustomMethod) -> int:
     """Published number of rounds of a method.
 
     Args:
-        method: Name, or a callable (1 round).
+        method: Name, method, or a callable (1 round).
 
     Returns:
         The number.
     """
     found = scorers.resolve(method)
-    return found.card.rounds if isinstance(found, scorers.Method) else 1
+    return found.rounds if isinstance(found, scorers.Method) else 1
 
 
 def score(
@@ -81,8 +81,9 @@ def score(
 
     Args:
         model: The network, on any device and in any dtype; left exactly as it is.
-        method: Name (see `pathex.methods`), a `pathex.scores.Method`, a callable ``(model, batches, mask) -> dict``,
-            which gets a copy of the model with the mask applied, or ``package.module:name`` of one.
+        method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a callable
+            ``(model, batches, mask) -> dict``, which gets a copy of the model with the mask applied, or
+            ``package.module:name`` of one.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         mask: Weights that are there; None is all.
         seed: Seed of whatever the method draws.
@@ -93,7 +94,7 @@ def score(
         group: The processes that score together, each with the same call: a ``torch.distributed.ProcessGroup``, or
             ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
             would. None: this process does it alone.
-        **options: Options of the method (see its card).
+        **options: Options of a method that is given by name, or of a callable; a method object has its own.
 
     Returns:
         Name to score on the model's device, in the weight's shape; higher = keep. Methods that read paths leave out the
@@ -109,17 +110,18 @@ def score(
     """
     processes = processes_of(group)
     with processes.together():
-        method_call = _method_call(method, options)
+        found = scorers.resolve(method, options)
+        options, method_call = _options_of(found, options), _method_call(found, options)
         seed = _natural("seed", seed)
         model, weights = _weights_of(model, ignore, prunable)
         batches = joined(read_batches(data), processes)
-        weights, _ = _on_path(model, weights, method, batches, options)
+        weights, _ = _on_path(model, weights, found, batches, options)
         if mask is not None:
             _check_mask(mask, weights)
         problem = Problem(
             model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
         )
-        return _scored(_in_agreement(problem, method, options, strict=strict), method_call)
+        return _scored(_in_agreement(problem, _name_of(method), options, strict=strict), method_call)
 
 
 def prune(
@@ -148,8 +150,8 @@ def prune(
 
     Args:
         model: The network, on any device and in any dtype; left exactly as it is.
-        method: Name (see `pathex.methods`), a `pathex.scores.Method`, a callable ``(model, batches, mask) -> dict``, or
-            ``package.module:name`` of one.
+        method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a
+            callable ``(model, batches, mask) -> dict``, or ``package.module:name`` of one.
         sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         rounds: Score-and-keep rounds, at most; None is the method's published number.
@@ -172,7 +174,7 @@ def prune(
         group: The processes that prune together, each with the same call: a ``torch.distributed.ProcessGroup``, or
             ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
             would. None: this process does it alone.
-        **options: Options of the method (see its card).
+        **options: Options of a method that is given by name, or of a callable; a method object has its own.
 
     Returns:
         Mask, history and report.
@@ -189,13 +191,14 @@ def prune(
     """
     processes = processes_of(group)
     with processes.together():
-        method_call = _method_call(method, options)
+        found = scorers.resolve(method, options)
+        options, method_call = _options_of(found, options), _method_call(found, options)
         sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
         min_per_layer, allocation = _natural("min_per_layer", min_per_layer), read_allocation(allocation)
         model, weights = _weights_of(model, ignore, prunable)
         output = options.get("output")
         batches = joined(read_batches(data), processes)
-        weights, unreached = _on_path(model, weights, method, batches, options)
+        weights, unreached = _on_path(model, weights, found, batches, options)
         start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
         _check_mask(start, weights)
         chooser = Chooser(
@@ -206,8 +209,8 @@ def prune(
             schedule=schedule,
             budget=budget,
             min_per_layer=min_per_layer,
-            floor=getattr(scorers.resolve(method), "floor", 0),
-            revives=getattr(scorers.resolve(method), "revives", False),
+            floor=getattr(found, "floor", 0),
+            revives=getattr(found, "revives", False),
             seed=seed,
             parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
             may_cut=lambda candidate: has_empty_units(base.graph(output), candidate),
@@ -216,7 +219,7 @@ def prune(
         how |= {"allocation": described(allocation), "schedule": chooser.schedule, "budget": budget}
         base = _in_agreement(
             Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes),
-            method,
+            _name_of(method),
             options,
             **how,
             min_per_layer=min_per_layer,
@@ -227,7 +230,7 @@ def prune(
             mask, history = _rounds(base, method_call, chooser, output, on_round, advance)
         report = examine(model, mask, base.images[:1], start=start, output=output, off_path=unreached)
         warn_of_collapse(report, strict)
-        return PruneResult(Mask(mask, _metadata(method, options, base, **how)), history, report)
+        return PruneResult(Mask(mask, _metadata(_name_of(method), options, base, **how)), history, report)
 
 
 def _rounds(
@@ -271,13 +274,15 @@ def _rounds(
 # -- scoring -----------------------------------------------------------------------------------------------------------
 
 
-def _method_call(method: str | CustomMethod, options: Mapping[str, Any]) -> Callable[[Problem], Mapping[str, Tensor]]:
-    """What scores a problem; unknown methods and options are refused here, before anything is computed."""
-    found = scorers.resolve(method)
+def _options_of(found: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not as the method has it by itself."""
+    return found.changed if isinstance(found, scorers.Method) else dict(options)
+
+
+def _method_call(found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[Problem], Mapping[str, Tensor]]:
+    """What scores a problem: a method itself, or a callable with a copy of the masked model."""
     if isinstance(found, scorers.Method):
-        found.check(options)
-        return lambda problem: found(problem, **options)
-    scorers.check_call(found, options)
+        return found
 
     def custom(problem: Problem) -> Mapping[str, Tensor]:
         masked = copy.deepcopy(problem.model)
@@ -309,12 +314,12 @@ def _weights_of(
 def _on_path(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    method: str | CustomMethod,
+    found: Callable[..., Any],
     batches: Sequence[Batch],
     options: Mapping[str, Any],
 ) -> tuple[Mapping[str, Tensor], list[str]]:
     """For methods that read paths the weights that lie on one, and the names of the others."""
-    if not getattr(scorers.resolve(method), "paths", False):
+    if not getattr(found, "paths", False):
         return weights, []
     x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
     off = off_path(trace(model, x, output=options.get("output")), list(weights))
@@ -328,7 +333,7 @@ def _on_path(
     return {name: weight for name, weight in weights.items() if name not in off}, off
 
 
-def _in_agreement(problem: Problem, method: str | CustomMethod, options: Mapping[str, Any], **how: object) -> Problem:
+def _in_agreement(problem: Problem, method: str, options: Mapping[str, Any], **how: object) -> Problem:
     """The problem as all processes have it, who must be about to do the same."""
     processes = problem.processes
     if processes.alone:
@@ -336,7 +341,7 @@ def _in_agreement(problem: Problem, method: str | CustomMethod, options: Mapping
     state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
     processes.agree(
         {
-            "method": _name_of(method),
+            "method": method,
             **{f"option {name!r}": _comparable(value) for name, value in options.items()},
             **{name: repr(value) for name, value in how.items()},
             "seed": problem.seed,
@@ -434,10 +439,10 @@ def _natural(name: str, value: int) -> int:
 
 
 def _metadata(
-    method: str | CustomMethod, options: Mapping[str, Any], problem: Problem, *, sparsity: float, **how: Any
+    method: str, options: Mapping[str, Any], problem: Problem, *, sparsity: float, **how: Any
 ) -> dict[str, Any]:
     return {
-        "method": _name_of(method),
+        "method": method,
         "options": {name: value if _plain(value) else repr(value) for name, value in options.items()},
         "model": type(problem.model).__name__,
         "requested_sparsity": sparsity,
@@ -448,9 +453,10 @@ def _metadata(
 
 
 def _name_of(method: str | CustomMethod) -> str:
-    if isinstance(method, scorers.Method):
-        return method.card.name
-    return method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    if isinstance(method, str):
+        return method
+    found = scorers.resolve(method)
+    return found.name if isinstance(found, scorers.Method) else getattr(method, "__name__", "callable")
 
 
 def _plain(value: Any) -> bool:

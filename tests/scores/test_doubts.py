@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.errors import InvalidInput, PathexWarning
+from pathex.graph import trace
 from pathex.paths import survey
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -56,4 +57,4 @@ def test_methods_of_any_network_raise_no_doubt(method: str) -> None:
 
 def test_the_survey_names_what_goes_beyond() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.LayerNorm(4), nn.ReLU(), _Gate(), nn.SiLU())
-    assert survey(model, X).beyond == ("silu", "layer_norm", "mul")
+    assert survey(trace(model, X)).beyond == ("silu", "layer_norm", "mul")

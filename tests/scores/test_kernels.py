@@ -17,7 +17,7 @@ from brute_force.cases import CASES, build, draw, masked, prunable, random_mask
 from pathex import scores
 from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
 from pathex.scores import Problem, _jacobian, ntk_sap
-from pathex.scores._reader import ModelReader
+from pathex.scores._model_reader import ModelReader
 
 pytestmark = [
     # torch.func.jvp, which the twin uses, loads compiled rules when it is first called.
@@ -516,8 +516,8 @@ def test_a_problem_of_a_later_round_draws_anew() -> None:
     own = {name: model.get_parameter(name) for name in prunable(model)}
     problem = Problem(model, own, [(x, None)])
     for name, options in (("ntk-sap", {}), ("ntk-diagonal", {"projections": 2})):
-        method = scores.find(name)
-        first, same = method(problem, **options), method(replace(problem, memo={}), **options)
-        later = method(replace(problem, round=2), **options)
+        method = scores.find(name).having(options)
+        first, same = method(problem), method(replace(problem, memo={}))
+        later = method(replace(problem, round=2))
         assert all(torch.equal(first[weight], same[weight]) for weight in own)
         assert all(not torch.equal(first[weight], later[weight]) for weight in own)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import pathex
 from benchmarks.measure import tensor_peak
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.scores._memory import Watch
 
 COUNT, SIZE = 40, 32
-LOOSE = {"prospr": 1.05, "ntk-sap": 1.05}  # images of their own
+# Images of their own; and what is on the way inside of attention, which is counted as one function.
+LOOSE = {"ResNet-prospr": 1.05, "ResNet-ntk-sap": 1.05, "attention-px": 1.05, "attention-snip": 1.15}
 CPU = torch.device("cpu")
 
 
@@ -72,7 +72,7 @@ def test_the_budget_is_kept(kind: str, method: str, options: dict[str, Any]) -> 
     model = _network(kind)
     everything = _peak(model, method, "1GiB", **options)
     budget = everything // 2
-    assert budget / 2 < _peak(model, method, budget, **options) <= budget * LOOSE.get(method, 1)
+    assert budget / 2 < _peak(model, method, budget, **options) <= budget * LOOSE.get(f"{kind}-{method}", 1)
 
 
 def test_what_does_not_fit_is_said_once() -> None:
@@ -102,18 +102,3 @@ def test_one_image_that_does_not_fit_is_an_error_with_strict() -> None:
 def test_batches_that_cannot_be_cut_are_said_to_be_too_large(method: str) -> None:
     with pytest.warns(PathexWarning, match="a batch of 6 images takes about .* deliver smaller batches"):
         pathex.score(_network("ResNet"), method, _images(6), memory="100KiB")
-
-
-def test_tensors_are_followed_until_they_are_free() -> None:
-    with Watch() as watch:
-        a = torch.zeros(256)
-        b = a[3:] + 1  # a view is nothing new
-        del a
-        c = torch.zeros(64, dtype=torch.float64)
-        b.add_(1)
-        del b, c
-    assert watch.sizes == [1024, 4 * 253, 512]
-    assert watch.entries == [256, 253, 64]
-    assert watch.changes == [1, 2, -1, 3, -2, -3]
-    assert watch.peak() == 1024 + 4 * 253
-    assert watch.peak([1, 0, 0]) == 1

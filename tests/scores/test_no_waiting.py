@@ -21,7 +21,6 @@ from pathex import scores
 from pathex.errors import PathexWarning
 from pathex.prunable import prunable_weights
 from pathex.scores import Problem, px, synflow, synflow_l2
-from pathex.scores._precision import gradient_scores
 
 NETWORKS = {
     "resnet20": 32,
@@ -54,11 +53,10 @@ def without_values(value: Any) -> Any:
 
 
 def summed(method: str, problem: Problem, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    found = scores.find(method)
-    assert found.reading is not None
+    found: Any = scores.find(method).having(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)
-        return SUMMED[method](found.reader(problem, **{**found.reading, **options}))
+        return SUMMED[method](found.reader(problem))
 
 
 def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,7 +66,7 @@ def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) ->
     problem = Problem(model, prunable_weights(model), [(x, None)], mask, memory=2**40)
     summed(method, problem, **options)
     model.to("meta")
-    memo = {name: entry if name == "survey" else without_values(entry) for name, entry in problem.memo.items()}
+    memo = {name: without_values(entry) for name, entry in problem.memo.items()}
     held = {"prunable": prunable_weights(model), "batches": [(x.to("meta"), None)], "mask": without_values(mask)}
     with OneDevice():
         return summed(method, replace(problem, round=2, memo=memo, **held), **options)
@@ -106,17 +104,18 @@ def test_no_option_of_px_reads_a_value(calibration: str, smooth: str) -> None:
     of_second_round(model, x, "px", calibration=calibration, smooth=smooth)
 
 
-def reading(total: Tensor, weights: Any) -> dict[str, Tensor]:
-    assert math.isfinite(total.detach())
-    return gradient_scores(total, weights)
+def reading(inputs: Any, out: Tensor) -> Tensor:
+    assert math.isfinite(out.detach().sum())
+    return out
 
 
-def sending(total: Tensor, weights: Any) -> dict[str, Tensor]:
-    return gradient_scores(total * torch.ones(()), weights)
+def sending(inputs: Any, out: Tensor) -> Tensor:
+    return out * torch.ones(3)
 
 
 @pytest.mark.parametrize("wrong", [reading, sending])
 def test_a_pass_that_waits_or_sends_is_seen(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
-    monkeypatch.setattr(px, "gradient_scores", wrong)
+    run = px.run_linear
+    monkeypatch.setattr(px, "run_linear", lambda linear, inputs: wrong(inputs, run(linear, inputs)))
     with pytest.raises((RuntimeError, AssertionError), match="meta"):
         of_second_round(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2), "px")

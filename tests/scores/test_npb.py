@@ -13,15 +13,16 @@ import pathex
 from brute_force.cases import CASES, build, random_mask
 from brute_force.node_paths import paths_through, units_of
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.graph import trace
 from pathex.masks import Mask
+from pathex.paths import lowered
 from pathex.paths.counting import _counted, count_paths
 from pathex.prunable import prunable_weights
-from pathex.scores import Problem, read_batches
-from pathex.scores.npb import METHOD
+from pathex.scores import Npb, Problem, read_batches
 
 
 def score(model: nn.Module, x: Tensor, mask: dict[str, Tensor] | None = None, **options: Any) -> dict[str, Tensor]:
-    return METHOD(Problem(model, prunable_weights(model), read_batches(x), mask), **options)
+    return Npb(**options)(Problem(model, prunable_weights(model), read_batches(x), mask))
 
 
 def everything(model: nn.Module) -> dict[str, Tensor]:
@@ -93,7 +94,8 @@ def test_more_paths_than_float64_holds() -> None:
         assert float(through.sum()) == pytest.approx(counts.total)
     # On a chain dividing each layer changes no share.
     model, x = build("max-pool", seed=3)
-    plain, scaled = (_counted(model, x, everything(model), "refuse", None, flag) for flag in (False, True))
+    graph = lowered(trace(model, x))
+    plain, scaled = (_counted(graph, model, x, everything(model), "refuse", flag) for flag in (False, True))
     for name, through in plain.through.items():
         torch.testing.assert_close(scaled.through[name] / scaled.total, through / plain.total)
 
@@ -189,7 +191,7 @@ def test_weights_play_no_part_and_seeds_break_ties() -> None:
     first = score(model, x)
     assert all(torch.equal(entry, first[name]) for name, entry in score(other, x).items())
     problem = Problem(model, prunable_weights(model), read_batches(x), seed=1)
-    assert any(not torch.equal(entry, first[name]) for name, entry in METHOD(problem).items())
+    assert any(not torch.equal(entry, first[name]) for name, entry in Npb()(problem).items())
 
 
 def test_scales_that_start_at_zero_count_as_present() -> None:

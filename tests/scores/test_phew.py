@@ -13,12 +13,12 @@ from pathex.masks import Mask
 from pathex.paths import connectivity
 from pathex.prunable import prunable_weights
 from pathex.scores import Problem, read_batches
-from pathex.scores.phew import METHOD, _batches
+from pathex.scores.phew import Phew, _batches
 
 
 def score(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
     about = {name: options.pop(name) for name in ("mask", "seed", "round") if name in options}
-    return METHOD(Problem(model, prunable_weights(model), read_batches(x), **about), **options)
+    return Phew(**options)(Problem(model, prunable_weights(model), read_batches(x), **about))
 
 
 def perceptron(width: int = 40) -> nn.Sequential:

@@ -1,12 +1,13 @@
 """The network of ones of `px-literal`, in float32 where it fits and in float64 where it does not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pathex
+from pathex.paths import Linear
 from pathex.scores import px_literal
 
 
@@ -38,13 +39,14 @@ def _assert_as_in_float64(model: nn.Module, x: Tensor) -> None:
 def precisions(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """In which precisions networks of ones were computed."""
     seen: list[torch.dtype] = []
-    replay = px_literal.replay
+    run = px_literal.run_linear
 
-    def spied(model: nn.Module, x: Tensor, *args: object, **options: object) -> Tensor:
-        seen.append(x.dtype)
-        return replay(model, x, *args, **options)  # type: ignore[arg-type]
+    def spied(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
+        if reading.tape is not None:  # with the gates of images
+            seen.append(inputs[0].dtype)
+        return run(reading, inputs)
 
-    monkeypatch.setattr(px_literal, "replay", spied)
+    monkeypatch.setattr(px_literal, "run_linear", spied)
     return seen
 
 

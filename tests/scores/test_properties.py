@@ -87,8 +87,8 @@ def test_a_tiny_budget_really_splits_the_images(
 
     sizes: list[int] = []
     chunks: list[int | None] = []
-    record, calibrate = reader.record, reader.calibrate
-    monkeypatch.setattr(reader, "record", lambda m, x, **kw: (sizes.append(len(x)), record(m, x, **kw))[1])
+    run, calibrate = reader.Record.run, reader.calibrate
+    monkeypatch.setattr(reader.Record, "run", lambda self, x: (sizes.append(len(x)), run(self, x))[1])
     monkeypatch.setattr(
         reader, "calibrate", lambda m, x, **kw: (chunks.append(kw.get("chunk")), calibrate(m, x, **kw))[1]
     )

@@ -12,14 +12,13 @@ from brute_force import prospr as twin
 from pathex.errors import InvalidInput, PathexError
 from pathex.masks import Mask
 from pathex.prunable import prunable_weights
-from pathex.scores import Problem, read_batches
-from pathex.scores.prospr import METHOD
+from pathex.scores import Problem, ProsPr, read_batches
 
 
 def score(model: nn.Module, data: Any, **options: Any) -> dict[str, Tensor]:
     keep = options.pop("mask", None)
     problem = Problem(model, prunable_weights(model), read_batches(data), None if keep is None else Mask(keep))
-    return METHOD(problem, **options)
+    return ProsPr(**options)(problem)
 
 
 def perceptron(seed: int) -> nn.Sequential:
@@ -115,8 +114,8 @@ def test_memory_changes_nothing() -> None:
     problem = Problem(model, prunable_weights(model), read_batches(data))
     small = Problem(model, prunable_weights(model), read_batches(data), memory=1)
     for calibration in ("batch", "running"):
-        wide = METHOD(problem, calibration=calibration)
-        for name, value in METHOD(small, calibration=calibration).items():
+        wide = ProsPr(calibration=calibration)(problem)
+        for name, value in ProsPr(calibration=calibration)(small).items():
             torch.testing.assert_close(value, wide[name], rtol=1e-9, atol=1e-12)
 
 

@@ -1,8 +1,11 @@
-"""Names, cards and options of methods, and methods of other packages."""
+"""Names and options of methods, methods as objects, and methods of other packages."""
 
 import inspect
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,25 +15,32 @@ from torch import Tensor, nn
 import pathex
 from pathex import scores
 from pathex.errors import InvalidInput, UnknownName
-from pathex.scores import Card, Method, Problem
+from pathex.scores import Method, Problem
 
-OUTSIDE = Card("outside", "From outside", *[""] * 3, needs="nothing", batchnorm="", rounds=3, cost="", holds_for="",
-               differences="", checked="", options={"power": "exponent"})  # fmt: skip
-
-
-def _outside(problem: Problem, *, power: float = 1.0) -> dict[str, Tensor]:
-    return {name: weight.abs() ** power for name, weight in problem.masked().items()}
+DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
 
-METHOD = Method(OUTSIDE, _outside)
+@dataclass(frozen=True, kw_only=True)
+class Outside(Method):
+    """A power of the magnitude."""
+
+    name, title, citation, equation, rounds = "outside", "From outside", "nowhere", "S_j = |theta_j|^power", 3
+
+    power: float = 1.0
+
+    def score(self, problem: Problem) -> dict[str, Tensor]:
+        return {name: weight.abs() ** self.power for name, weight in problem.masked().items()}
+
+
+METHOD = Outside(power=3.0)
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another package that names two scorers; the second is none."""
-    points = [EntryPoint("outside", f"{__name__}:METHOD", "pathex.scorers"),
-              EntryPoint("broken", f"{__name__}:OUTSIDE", "pathex.scorers")]  # fmt: skip
-    loaded = {"outside": METHOD, "broken": OUTSIDE}
+    points = [EntryPoint("outside", f"{__name__}:Outside", "pathex.scorers"),
+              EntryPoint("broken", f"{__name__}:by_size", "pathex.scorers")]  # fmt: skip
+    loaded: dict[str, object] = {"outside": Outside, "broken": by_size}
     monkeypatch.setattr(EntryPoint, "load", lambda point: loaded[point.name])
     monkeypatch.setattr(scores, "entry_points", lambda group: points if group == "pathex.scorers" else [])
 
@@ -40,12 +50,36 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("name", pathex.methods())
-def test_cards_are_complete_and_list_every_option(name: str) -> None:
-    card = pathex.methods(name)
-    assert card.name == name
-    assert all(getattr(card, text) for text in inspect.signature(Card).parameters if text != "options")
-    assert set(card.options) == set(scores.find(name).defaults)
-    assert str(card).startswith(f"{name}: ") and card.citation in str(card)
+def test_what_is_said_of_a_method(name: str) -> None:
+    method = pathex.methods(name)
+    assert method.name == name and method == type(method)() and method.changed == {}
+    assert all((method.title, method.citation, method.equation, method.needs)) and method.rounds >= 1
+    text, page = str(method), (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"{name}: {method.title}") and method.citation in text
+    described = "".join(inspect.getdoc(kind) or "" for kind in type(method).__mro__)
+    for option, value in method.options.items():
+        assert f"{option}={value!r}" in text
+        assert re.search(rf"^ +{option}: ", described, re.MULTILINE), option
+        assert f"| `{option}` | `{value!r}` |" in page
+    assert len(re.findall(r"^\| `", page, re.MULTILINE)) == len(method.options)
+
+
+def test_methods_as_objects() -> None:
+    model, x = network(), torch.randn(4, 3)
+    by_name = pathex.prune(model, "px", sparsity=0.5, data=x, redraw=True)
+    by_object = pathex.prune(model, pathex.PX(redraw=True), sparsity=0.5, data=x)
+    assert by_name.mask == by_object.mask and by_name.mask.metadata == by_object.mask.metadata
+    assert by_object.mask.metadata["options"] == {"redraw": True}
+    for method in ("synflow", pathex.SynFlow(), pathex.SynFlow):
+        found = pathex.score(model, method, x)
+        assert all(torch.equal(found[name], same) for name, same in pathex.score(model, "synflow", x).items())
+    with pytest.raises(InvalidInput, match=r"options redraw beside a method object.*PX\(redraw=\.\.\.\)"):
+        pathex.prune(model, pathex.PX(), sparsity=0.5, data=x, redraw=True)
+    with pytest.raises(TypeError, match="redrw"):
+        pathex.PX(redrw=True)  # type: ignore[call-arg]
+    with pytest.raises(UnknownName, match=r"unknown scales 'one'. Known: auto, stored"):
+        pathex.PX(scales="one")  # type: ignore[arg-type]
+    assert repr(pathex.Magnitude()) == "Magnitude()"
 
 
 def test_the_headline_methods_are_there() -> None:
@@ -57,14 +91,14 @@ def test_the_headline_methods_are_there() -> None:
 @pytest.mark.usefixtures("installed")
 def test_methods_of_other_packages() -> None:
     assert pathex.methods()[-2:] == ["broken", "outside"]
-    assert pathex.methods("outside") is OUTSIDE
+    assert pathex.methods("outside") == Outside()
     model, x = network(), torch.randn(2, 3)
     result = pathex.prune(model, "outside", sparsity=0.5, data=x, power=2.0)
     assert len(result.history) == 3 and result.mask.metadata["method"] == "outside"
     assert result.mask == pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
     with pytest.raises(InvalidInput, match=r"'outside' has no option 'powre'. Known: power"):
         pathex.score(model, "outside", x, powre=2)
-    with pytest.raises(InvalidInput, match=r"test_registry:OUTSIDE.*'broken' is not a pathex\.scores\.Method"):
+    with pytest.raises(InvalidInput, match=r"test_registry:by_size.*'broken' is not a pathex\.scores\.Method"):
         pathex.score(model, "broken", x)
 
 
@@ -73,14 +107,16 @@ def by_size(model: nn.Module, batches: Any, mask: Any, *, power: float = 1.0) ->
     return {name: model.get_parameter(name).detach().abs() ** power for name in mask}
 
 
-@pytest.mark.parametrize("method", [METHOD, by_size, f"{__name__}:METHOD", f"{__name__}:by_size"], ids=str)
+@pytest.mark.parametrize(
+    "method", [by_size, *(f"{__name__}:{name}" for name in ("METHOD", "Outside", "by_size"))], ids=str
+)
 def test_a_method_may_be_given_instead_of_named(method: Any) -> None:
     model, x = network(), torch.randn(2, 3)
     result = pathex.prune(model, method, sparsity=0.5, data=x, power=2.0)
     assert result.mask == pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
     assert len(result.history) == (1 if "by_size" in str(method) else 3)
-    scores = pathex.score(model, method, x)
-    assert all(torch.equal(scores[name], model.get_parameter(name).detach().abs()) for name in scores)
+    scores, power = pathex.score(model, method, x), 3.0 if "METHOD" in str(method) else 1.0
+    assert all(torch.equal(scores[name], model.get_parameter(name).detach().abs() ** power) for name in scores)
 
 
 def test_options_that_a_callable_does_not_take() -> None:
@@ -90,9 +126,9 @@ def test_options_that_a_callable_does_not_take() -> None:
         pathex.score(network(), lambda model: {}, torch.randn(2, 3))
 
 
-def test_cards_of_methods_by_module() -> None:
-    assert pathex.methods(f"{__name__}:METHOD") is OUTSIDE
-    with pytest.raises(InvalidInput, match="plain callable, which has no card"):
+def test_methods_by_module() -> None:
+    assert pathex.methods(f"{__name__}:METHOD") == METHOD
+    with pytest.raises(InvalidInput, match="plain callable, of which nothing is known"):
         pathex.methods(f"{__name__}:by_size")
 
 
@@ -107,10 +143,6 @@ def test_cards_of_methods_by_module() -> None:
 def test_a_method_that_cannot_be_imported(name: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=rf"method '{name}'.*{message}"):
         pathex.score(network(), name, torch.randn(2, 3))
-
-
-def test_every_name_has_its_module_and_is_loaded_on_demand() -> None:
-    assert all(scores.find(name).card.name == name for name in scores.names())
 
 
 def test_unknown_names_get_a_hint() -> None:

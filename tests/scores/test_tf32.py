@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 import pathex
 from pathex import scores
 from pathex.errors import PathexWarning
+from pathex.graph import untouched
 from pathex.prunable import prunable_weights
 from pathex.scores import Problem, _precision
 
@@ -78,13 +79,12 @@ def test_passes_are_in_tf32_and_nothing_else(method: str, monkeypatch: pytest.Mo
         device = torch.device("cuda")  # type: ignore[assignment]
 
     model = nn.Linear(3, 2)
-    found = scores.find(method)
-    assert found.reading is not None
+    found: Any = scores.find(method)
     for tf32 in (True, False):
         problem = OnGpu(model, prunable_weights(model), [(torch.randn(2, 3), None)])
-        with warnings.catch_warnings(), pathex.paths.untouched(model):
+        with warnings.catch_warnings(), untouched(model):
             warnings.simplefilter("ignore", PathexWarning)
-            reader = found.reader(problem, **{**found.reading, "tf32": tf32})
+            reader = found.having({"tf32": tf32}).reader(problem)
             monkeypatch.setattr(type(reader), "precision", torch.float32)
             _precision.safely(reader, summed, method)  # type: ignore[arg-type]
     assert seen[0] == ("tf32", "tf32")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathex import scores
 from pathex.errors import UnsupportedOperation
-from pathex.scores import Method, Problem
+from pathex.scores import Problem
 from zoo import trial as trial_module
 from zoo.trial import Outcome, call_of, is_known, trial
 
@@ -37,7 +37,11 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Tried:
     x, y, find = torch.randn(4, 3, 8, 8), torch.arange(4), scores.find
 
     def run(scorer: Scorer, name: str = "faulty", model: nn.Module | None = None) -> Outcome:
-        method = Method(replace(find("magnitude").card, name=name), scorer)
+        class Faulty(type(find("magnitude"))):  # type: ignore[misc]
+            def score(self, problem: Problem) -> dict[str, Tensor]:
+                return scorer(problem)
+
+        Faulty.name, method = name, Faulty()
         monkeypatch.setattr(scores, "find", lambda asked: method if asked == name else find(asked))
         return trial(model or small, x, y, name)
 

@@ -1,6 +1,5 @@
 """One scorer on one network: what came of it, and whether everything that must hold did."""
 
-import functools
 import hashlib
 import pickle
 import random
@@ -22,6 +21,7 @@ import pathex
 from pathex import scores
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation
 from pathex.pruning import PruneResult
+from pathex.scores import Problem
 from zoo.catalogue import first_output
 
 __all__ = ["Outcome", "call_of", "is_known", "trial"]
@@ -83,7 +83,7 @@ def is_known(label: str) -> bool:
         True if `trial` can run it.
     """
     name, options = call_of(label)
-    return name in pathex.methods() and set(options) <= set(scores.find(name).defaults)
+    return name in pathex.methods() and set(options) <= set(scores.find(name).options)
 
 
 def trial(model: nn.Module, x: Tensor, y: Tensor, label: str, *, rounds: int = 2) -> Outcome:
@@ -175,17 +175,17 @@ def _finite_scores(name: str) -> Iterator[set[str]]:
     method = scores.find(name)
     silent: set[str] = set()
 
-    @functools.wraps(method.function)
-    def checked(*args: Any, **options: Any) -> dict[str, Tensor]:
-        found = method.function(*args, **options)
-        wrong = [entry for entry, score in found.items() if not score.isfinite().all()]
-        if wrong:
-            raise _Defect(f"scores are not finite: {', '.join(wrong)}")
-        silent.update(entry for entry, score in found.items() if not score.any())
-        return found
+    class Watched(type(method)):  # type: ignore[misc]
+        def score(self, problem: Problem) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = super().score(problem)
+            wrong = [entry for entry, score in found.items() if not score.isfinite().all()]
+            if wrong:
+                raise _Defect(f"scores are not finite: {', '.join(wrong)}")
+            silent.update(entry for entry, score in found.items() if not score.any())
+            return found
 
     find: Callable[[str], Any] = scores.find
-    watched = replace(method, function=checked)
+    watched = Watched(**method.options)
     with patch.object(scores, "find", lambda asked: watched if asked == name else find(asked)):
         yield silent
 

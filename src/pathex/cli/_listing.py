@@ -48,7 +48,10 @@ def _methods(options: ListOptions) -> None:
     if (name := options.name) in OF_RUNS:
         show("method of pathex run", [(str(name), OF_RUNS[str(name)])])
     elif name is not None:
-        print(pathex.methods(name))
+        method = pathex.methods(name)
+        print(method)
+        if type(method).__module__.startswith("pathex.scores."):
+            print(f"  more      docs/methods/{method.name}.md")
     else:
         show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
         print()
@@ -78,6 +81,6 @@ def _command(purpose: str, execute: object) -> Command:
     return Command(purpose, execute, ListOptions, positional=("name", "?", "Show this one only."))  # type: ignore[arg-type]
 
 
-METHODS = _command("list the pruning methods, or show the card of one", _methods)
+METHODS = _command("list the pruning methods, or tell of one", _methods)
 MODELS = _command("list the networks, or tell of one", _models)
 DATASETS = _command("list the data sets, or tell of one", _datasets)

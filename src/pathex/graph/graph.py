@@ -188,8 +188,8 @@ class Graph:
             node: A node.
 
         Returns:
-            ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``, ``product``,
-            ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it) or ``other`` (no rule).
+            ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``,
+            ``product``, ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it) or ``other`` (no rule).
         """
         if node not in self.dependent:
             return "constant"

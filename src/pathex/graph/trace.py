@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -91,12 +91,11 @@ def _traced(
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
-    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _DataByDetach():
+    dynamic_shapes = _as_one(*shapes) if dynamic else None
+    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
-            program = torch.export.export(
-                model, args, kwargs or None, dynamic_shapes=_as_one(*shapes) if dynamic else None, strict=False
-            )
+            program = _exported(model, args, kwargs, dynamic_shapes)
         except PathexError:
             raise
         except Exception as error:  # whatever the code of a network raises when it is traced
@@ -106,6 +105,15 @@ def _traced(
     # Without a range for it the exporter has bound the number of images, as the network asked for it.
     fixed = None if program.range_constraints else next((node.shape[0] for node in inputs if node.shape), None)
     return Graph(nodes, inputs, first_tensor(result, output, Node), fixed)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    export = partial(torch.export.export, model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+    try:
+        return export()
+    except RuntimeError:
+        with _DataByDetach():  # which costs time, and few networks need
+            return export()
 
 
 class _DataByDetach(TorchFunctionMode):
@@ -214,6 +222,8 @@ def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str
                 digest.update(f"{own}{tuple(tensor.shape)}{tensor.dtype}{tensor.device}{number}".encode())
             else:
                 digest.update(f"{own}None".encode())
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            digest.update(f"{[_content(hook) for hook in hooks.values()]}".encode())
         for own, value in vars(module).items():
             if not own.startswith("_") and own != "training":
                 digest.update(f"{own}={_content(value)}".encode())

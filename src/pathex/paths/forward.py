@@ -219,14 +219,20 @@ def _run(
     with mode:
         start = x.clone()  # the network may write into its input
         own = _under_every_name(model, tensors)
-        # Torch's own tying leaves the tensors of the call in a module that is used under two names.
         return first_tensor(functional_call(model, own, (mode.reach(start),), tie_weights=False), output)
 
 
 def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a call, a shared one under each of its modules."""
+    # A module that is used under two names has its own once: torch would leave the tensors of the call in it.
     first: dict[Tensor, str] = {}
-    entries = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tensors[known] for name, entry in entries if (known := first.setdefault(entry, name)) in tensors}
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        how: dict[str, Any] = {"prefix": path, "recurse": False, "remove_duplicate": False}
+        for name, entry in (*module.named_parameters(**how), *module.named_buffers(**how)):
+            if (known := first.setdefault(entry, name)) in tensors:
+                found[name] = tensors[known]
+    return found
 
 
 def footprint(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> tuple[int, int]:

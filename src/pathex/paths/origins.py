@@ -191,7 +191,9 @@ class Origins:
         # Of a weight and what was moved of it, the one whose entries are in their places.
         placed = [origin for origin in placed if origin.aligned] or placed
         index = placed[0].index if placed else None
-        known = index is not None and all(o.names == names and o.index is not None and torch.equal(index, o.index) for o in placed)
+        known = index is not None and all(
+            o.names == names and o.index is not None and torch.equal(index, o.index) for o in placed
+        )
         return Origin(names, index if known else None, linear and factor)
 
     def _moved(self, node: Node, index: Tensor) -> Tensor | None:

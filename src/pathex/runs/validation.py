@@ -103,11 +103,7 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     for name in ("model_options", "data_options", "task_options", "method_options"):
         _check_plain(name, getattr(config, name))
     if config.method not in (*DENSE, *TRAINED):
-        method = scores.resolve(config.method)
-        if isinstance(method, scores.Method):
-            method.check(config.method_options)
-        else:
-            scores.check_call(method, config.method_options)
+        scores.resolve(config.method, config.method_options)
 
 
 def _check_schedule(config: TicketConfig) -> None:

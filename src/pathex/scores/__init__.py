@@ -1,9 +1,8 @@
 """Scorers: one method per file, and the registry that names them.
 
-Other packages add names by the entry-point group ``pathex.scorers``, each pointing to a `Method`.
+Other packages add names by the entry-point group ``pathex.scorers``, each pointing to a `Method`: a class or an object.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -11,15 +10,51 @@ from typing import Any, overload
 
 from pathex.errors import InvalidInput, UnknownName
 from pathex.importing import import_callable
-from pathex.scores._method import Card, Method
-from pathex.scores._problem import Batch, Problem, fingerprint, joined, parse_memory, read_batches
+from pathex.scores._batches import Batch, fingerprint, joined, read_batches
+from pathex.scores._method import LossMethod, Method, ModelMethod, PathMethod
+from pathex.scores._problem import Problem, parse_memory
+from pathex.scores.fisher_diagonal import FisherDiagonal
+from pathex.scores.force import Force
+from pathex.scores.grasp import Grasp
+from pathex.scores.iterative_snip import IterativeSnip
+from pathex.scores.magnitude import Magnitude
+from pathex.scores.npb import Npb
+from pathex.scores.ntk_diagonal import NtkDiagonal
+from pathex.scores.ntk_sap import NtkSap
+from pathex.scores.phew import Phew
+from pathex.scores.prospr import ProsPr
+from pathex.scores.px import PX
+from pathex.scores.px_cvpr24 import PXCvpr24
+from pathex.scores.px_literal import PXLiteral
+from pathex.scores.random import Random
+from pathex.scores.snip import Snip
+from pathex.scores.synflow import SynFlow
+from pathex.scores.synflow_l2 import SynFlowL2
 
 __all__ = [
+    "PX",
     "Batch",
-    "Card",
+    "FisherDiagonal",
+    "Force",
+    "Grasp",
+    "IterativeSnip",
+    "LossMethod",
+    "Magnitude",
     "Method",
+    "ModelMethod",
+    "Npb",
+    "NtkDiagonal",
+    "NtkSap",
+    "PXCvpr24",
+    "PXLiteral",
+    "PathMethod",
+    "Phew",
     "Problem",
-    "check_call",
+    "ProsPr",
+    "Random",
+    "Snip",
+    "SynFlow",
+    "SynFlowL2",
     "find",
     "fingerprint",
     "joined",
@@ -30,26 +65,28 @@ __all__ = [
     "resolve",
 ]
 
-# Each is the module of its name in this package.
-_BUILT_IN = (
-    "px",
-    "px-literal",
-    "px-cvpr24",
-    "synflow",
-    "synflow-l2",
-    "snip",
-    "iterative-snip",
-    "force",
-    "grasp",
-    "ntk-sap",
-    "ntk-diagonal",
-    "fisher-diagonal",
-    "prospr",
-    "phew",
-    "npb",
-    "magnitude",
-    "random",
-)
+_BUILT_IN: Mapping[str, type[Method]] = {
+    method.name: method
+    for method in (
+        PX,
+        PXLiteral,
+        PXCvpr24,
+        SynFlow,
+        SynFlowL2,
+        Snip,
+        IterativeSnip,
+        Force,
+        Grasp,
+        NtkSap,
+        NtkDiagonal,
+        FisherDiagonal,
+        ProsPr,
+        Phew,
+        Npb,
+        Magnitude,
+        Random,
+    )
+}
 
 
 def names() -> list[str]:
@@ -62,7 +99,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Method:
-    """The method of a name.
+    """The method of a name, with the defaults of its options.
 
     Args:
         name: One of `names`.
@@ -72,50 +109,58 @@ def find(name: str) -> Method:
 
     Raises:
         UnknownName: If there is no such method.
-        InvalidInput: If the entry point of another package is not a `Method`.
+        InvalidInput: If the entry point of another package is no `Method`.
     """
     if name in _BUILT_IN:
-        built_in: Method = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
-        return built_in
+        return _BUILT_IN[name]()
     for point in entry_points(group="pathex.scorers"):
         if point.name == name:
-            method = point.load()
+            method = _object(point.load())
             if not isinstance(method, Method):
                 raise InvalidInput(f"entry point {point.value!r} of method {name!r} is not a pathex.scores.Method")
             return method
     raise UnknownName("method", name, names())
 
 
-def resolve(method: str | Callable[..., Any]) -> Callable[..., Any]:
+def resolve(method: str | Callable[..., Any], options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """What a method is given as: a name, a `Method`, a callable, or ``package.module:name`` of one of these.
 
     Args:
         method: The method.
+        options: Its options, beside a name or a callable; an object has its own. None: they are not known yet.
 
     Returns:
-        A `Method`, or a callable ``(model, batches, mask) -> dict``.
+        A `Method` with these options, or a callable ``(model, batches, mask, **options) -> dict``.
 
     Raises:
         UnknownName: If there is no method of that name.
-        InvalidInput: If it is nothing of all this.
+        InvalidInput: If it is nothing of all this, or does not take the options.
     """
+    found: Any = method
     if isinstance(method, str):
-        return import_callable("method", method) if ":" in method else find(method)
-    if not callable(method):
+        found = import_callable("method", method) if ":" in method else find(method)
+    elif not callable(method):
         raise InvalidInput(f"method must be a name or a callable (model, batches, mask) -> dict, not {method!r}")
-    return method
+    found = _object(found)
+    if not isinstance(found, Method):
+        if options is not None:
+            _check_call(found, options)
+        return found
+    if options and not isinstance(method, str):
+        raise InvalidInput(
+            f"options {', '.join(sorted(options))} beside a method object; give them to the object: "
+            f"{type(found).__name__}({next(iter(options))}=...)"
+        )
+    return found.having(options or {})
 
 
-def check_call(scorer: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that a plain callable does not take.
+def _object(found: Any) -> Any:
+    """A method of its class; anything else as it is."""
+    return found() if inspect.isclass(found) and issubclass(found, Method) else found
 
-    Args:
-        scorer: A callable ``(model, batches, mask, **options) -> dict``.
-        options: The options of a call.
 
-    Raises:
-        InvalidInput: If it cannot be called so.
-    """
+def _check_call(scorer: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a plain callable does not take."""
     try:
         signature = inspect.signature(scorer)
     except (TypeError, ValueError):  # some built-in callables do not tell
@@ -133,18 +178,18 @@ def check_call(scorer: Callable[..., Any], options: Mapping[str, Any]) -> None:
 @overload
 def methods() -> list[str]: ...
 @overload
-def methods(name: str) -> Card: ...
-def methods(name: str | None = None) -> list[str] | Card:
-    """Names of all methods, or the card of one.
+def methods(name: str) -> Method: ...
+def methods(name: str | None = None) -> list[str] | Method:
+    """Names of all methods, or one of them.
 
     Args:
         name: A method, by name or as ``package.module:name``; None lists the names.
 
     Returns:
-        The names, or the card (citation, equation, cost, needs, options).
+        The names, or the method (name, title, citation, equation, needs, rounds, options).
 
     Raises:
-        InvalidInput: If it is a plain callable, which has no card.
+        InvalidInput: If it is a plain callable, of which nothing is known.
 
     Example:
         >>> methods("magnitude").equation
@@ -154,5 +199,5 @@ def methods(name: str | None = None) -> list[str] | Card:
         return names()
     found = resolve(name)
     if not isinstance(found, Method):
-        raise InvalidInput(f"method {name!r} is a plain callable, which has no card")
-    return found.card
+        raise InvalidInput(f"method {name!r} is a plain callable, of which nothing is known")
+    return found

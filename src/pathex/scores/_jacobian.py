@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexError
 from pathex.paths import Statistics
+from pathex.scores._model_reader import ModelReader
 from pathex.scores._problem import generator
-from pathex.scores._reader import ModelReader
 
-__all__ = ["PROJECTIONS", "Rows", "gradients", "squared_jacobian"]
+__all__ = ["Rows", "gradients", "squared_jacobian"]
 
 Rows = Callable[[Tensor, Any], Tensor]
 """From outputs ``(B, ...)`` and labels to the numbers ``(B, ...)`` whose derivatives are squared."""
@@ -21,11 +21,6 @@ Rows = Callable[[Tensor, Any], Tensor]
 # Backward passes of one image up to which the exact sum is the default, and the projections beyond them.
 _EXACT_UP_TO = 4096
 _PROJECTIONS = 32
-
-PROJECTIONS = (
-    f"None (default): exact up to {_EXACT_UP_TO} backward passes of one image, beyond them {_PROJECTIONS} random "
-    "projections; 0: exact; P: P random projections, whose relative standard error is at most sqrt(2 / P)"
-)
 
 
 def squared_jacobian(
@@ -47,14 +42,9 @@ def squared_jacobian(
         Name to score, float64.
 
     Raises:
-        InvalidInput: If ``projections`` cannot be used, labels are needed and missing, or no row depends on a prunable
-            weight.
+        InvalidInput: If labels are needed and missing, or no row depends on a prunable weight.
         PathexError: If a score is not finite.
     """
-    if projections is not None and (isinstance(projections, bool) or not isinstance(projections, int)):
-        raise InvalidInput(f"projections must be None or an integer of at least 0, not {projections!r}")
-    if projections is not None and projections < 0:
-        raise InvalidInput(f"projections must be None or an integer of at least 0, not {projections}")
     network = _Network(reader, rows, labels)
     if projections is None:
         projections = 0 if network.exact_passes() <= _EXACT_UP_TO else _PROJECTIONS
@@ -149,7 +139,7 @@ class _Network:
                     sums[name] = sums[name].add_(square) if name in sums else square
             return sums
 
-        return self.reader.problem.processes.summed(self._independent(), part)
+        return self.reader.problem.processes.sum_over(self._independent(), part)
 
     def projected(self, count: int) -> dict[str, Tensor]:
         """Mean over random signs of the squared derivative of the signed sum of all rows."""
@@ -165,7 +155,7 @@ class _Network:
                     whole[name] += derivative
             return {name: derivative.double().square_().div_(count) for name, derivative in whole.items()}
 
-        return problem.processes.summed(range(1, count + 1), part)
+        return problem.processes.sum_over(range(1, count + 1), part)
 
 
 def _signs(rows: Tensor, source: torch.Generator) -> Tensor:

@@ -8,21 +8,13 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import Statistics
-from pathex.scores._reader import IGNORED, ModelReader
+from pathex.scores._model_reader import IGNORED, ModelReader
 
 __all__ = ["loss_gradient", "loss_terms", "require_labels", "require_second_derivatives"]
 
 
 def require_labels(reader: ModelReader, method: str) -> None:
-    """Refuse a pruning set without labels.
-
-    Args:
-        reader: How the network is run.
-        method: Name of the method, for the message.
-
-    Raises:
-        InvalidInput: If a batch has no labels.
-    """
+    """Refuse a pruning set without labels."""
     if any(y is None for _, y in reader.problem.batches):
         raise InvalidInput(f"method {method!r} needs labels: data must deliver (x, y), not x alone")
 
@@ -101,7 +93,7 @@ def loss_gradient(
             grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         return dict(zip(weights, grads, strict=True))
 
-    return reader.problem.processes.summed(loss_terms(reader, tensors, statistics, temperature), part)
+    return reader.problem.processes.sum_over(loss_terms(reader, tensors, statistics, temperature), part)
 
 
 def require_second_derivatives(value: Tensor, method: str) -> None:

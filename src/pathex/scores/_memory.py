@@ -17,15 +17,7 @@ _LATER = 12  # bytes a weight of products, their sums and gradients, which come 
 
 
 def entries_of_image(problem: Problem, output: str | int | None) -> tuple[int, int]:
-    """Entries of the activations of one image, by a forward pass of one image, once a prune.
-
-    Args:
-        problem: Model and images.
-        output: Which of several outputs counts.
-
-    Returns:
-        Those of all results, and of the largest.
-    """
+    """Entries of the activations of one image, by a forward pass of one image, once a prune."""
     if "footprint" not in problem.memo:
         problem.memo["footprint"] = footprint(problem.model, problem.images[:1], output=output)
     found: tuple[int, int] = problem.memo["footprint"]
@@ -33,16 +25,7 @@ def entries_of_image(problem: Problem, output: str | int | None) -> tuple[int, i
 
 
 def calibration_chunk(problem: Problem, images: Tensor, output: str | int | None) -> int | None:
-    """How many images a forward pass without gradient may take at a time.
-
-    Args:
-        problem: Model and budget.
-        images: All of them, ``(N, ...)``.
-        output: Which of several outputs counts.
-
-    Returns:
-        Their number; None: all.
-    """
+    """How many images a forward pass without gradient may take at a time."""
     cost, room = _FORWARD * images.itemsize * entries_of_image(problem, output)[1], problem.room(_LATER)
     fits = int(room // max(1, cost))
     if len(images) <= fits:
@@ -67,13 +50,8 @@ def _say_slow(problem: Problem, size: float, room: int, count: int) -> None:
 
 
 def doubt_batches(problem: Problem, output: str | int | None) -> None:
-    """Say that batches as delivered, which cannot be cut, may need more than the memory that was asked for.
-
-    Args:
-        problem: Model, batches and budget.
-        output: Which of several outputs counts.
-    """
-    if problem.memory is None or not problem.processes.alone:
+    """Say that batches as delivered, which cannot be cut, may need more than the memory that was asked for."""
+    if problem.memory is None or problem.processes.world_size > 1:
         return
     largest = max(len(x) for x, _ in problem.batches)
     cost = largest * entries_of_image(problem, output)[0] * torch.finfo(problem.dtype).bits // 8

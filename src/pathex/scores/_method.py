@@ -1,131 +1,181 @@
-"""What a method is: a card that says what it computes, and a function from a problem to scores."""
+"""What a method is: a frozen dataclass whose fields are its options, with one method that scores."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from torch import Tensor
 
 from pathex.errors import InvalidInput
-from pathex.paths import survey
+from pathex.paths import PerSample, Smooth, survey
+from pathex.scores._model_reader import ModelReader
+from pathex.scores._options import Count, LossOrNone, Output, Redraw, Scales, check_options
 from pathex.scores._problem import Problem
-from pathex.scores._reader import PathReader, Reader
+from pathex.scores._reader import PathReader
 
-__all__ = ["Card", "Method"]
+__all__ = ["LossMethod", "Method", "ModelMethod", "PathMethod", "PerSample", "Smooth"]
+
+M = TypeVar("M", bound="Method")
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a user must know of a method.
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A scorer. The fields of a subclass are its options; what is said of all of its objects are class variables.
 
     Attributes:
         name: Name in `pathex.methods`.
         title: Name in prose.
         citation: Paper.
         equation: The score of one weight.
-        summed: What is summed and what is averaged.
         needs: What it reads of the data: ``nothing`` (their shape only), ``images`` or ``labels``.
-        batchnorm: What BatchNorm uses while scoring.
         rounds: Published number of rounds.
-        cost: Passes and memory of one round.
-        holds_for: Activations and layers for which the derivation holds.
-        differences: What the original code does differently.
-        checked: How this implementation was checked.
-        options: Each option in a line; filled from the function by `Method`.
-    """
-
-    name: str
-    title: str
-    citation: str
-    equation: str
-    summed: str
-    needs: Literal["nothing", "images", "labels"]
-    batchnorm: str
-    rounds: int
-    cost: str
-    holds_for: str
-    differences: str
-    checked: str
-    options: Mapping[str, str]
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}: {self.title}"]
-        about = {field.name.replace("_", " "): getattr(self, field.name) for field in fields(self)[2:-1]}
-        lines += [f"  {name:<12} {text}" for name, text in about.items()]
-        lines += [f"  option       {name}: {text}" for name, text in self.options.items()]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A scorer with its card.
-
-    Attributes:
-        card: What a user must know.
-        function: ``function(problem, **options) -> dict name -> score``; its keyword-only arguments are the options.
-            With ``reading``, ``function(reader, **options)``.
-        reading: Defaults of the options of the reader (usually `READING` or `MODEL_READING`), which are options of the
-            method too. None for a method that needs no reader.
-        reader: `PathReader` for a method that reads paths, `ModelReader` for one that differentiates the network.
         floor: Share of the network's density that the method keeps in every layer on a path, and in each of its parts
             that plays a role of its own (query, key, gate), together with a path through it; 0: none.
-        piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
-        revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
-        beside: Bytes that it holds for a prunable weight beside the model, at most, however many images there are.
         paths: Whether it reads paths, so that weights on none of them have no score.
+        revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
+        piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
+        beside: Bytes that it holds for a prunable weight beside the model, at most, however many images there are.
     """
 
-    card: Card
-    function: Callable[..., dict[str, Tensor]]
-    reading: Mapping[str, Any] | None = None
-    floor: float = 0.0
-    reader: type[Reader] = PathReader
-    revives: bool = False
-    piecewise_linear: bool = False
-    beside: int = 16
-    paths: bool = False
+    name: ClassVar[str]
+    title: ClassVar[str]
+    citation: ClassVar[str]
+    equation: ClassVar[str]
+    needs: ClassVar[Literal["nothing", "images", "labels"]] = "nothing"
+    rounds: ClassVar[int] = 1
+    floor: ClassVar[float] = 0.0
+    paths: ClassVar[bool] = False
+    revives: ClassVar[bool] = False
+    piecewise_linear: ClassVar[bool] = False
+    beside: ClassVar[int] = 16
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Name and default of every option."""
-        parameters = inspect.signature(self.function).parameters.values()
-        own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        return {**own, **(self.reading or {})}
+    def __post_init__(self) -> None:
+        check_options(self.options, get_type_hints(type(self), include_extras=True))
 
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that the method does not have.
-
-        Args:
-            options: The options of a call.
-
-        Raises:
-            InvalidInput: If there is an unknown one; the message lists the known ones.
-        """
-        unknown = sorted(set(options) - set(self.defaults))
-        if unknown:
-            known = ", ".join(sorted(self.defaults)) or "none"
-            raise InvalidInput(f"method {self.card.name!r} has no option {unknown[0]!r}. Known: {known}")
-
-    def __call__(self, problem: Problem, **options: Any) -> dict[str, Tensor]:
+    @abstractmethod
+    def score(self, problem: Problem) -> dict[str, Tensor]:
         """Score every prunable weight.
 
         Args:
-            problem: Model, mask and pruning set.
-            **options: Options of the method.
+            problem: Model, mask and pruning set; left as they are.
 
         Returns:
-            Name to score, higher = keep.
+            Name to score in the shape of the weight, higher = keep.
         """
-        self.check(options)
+
+    def __call__(self, problem: Problem) -> dict[str, Tensor]:
+        """`score`, with a warning on a network for which the derivation does not hold."""
         problem = replace(problem, beside=self.beside)
-        if self.reading is None:
-            return self.function(problem, **options)
-        if self.piecewise_linear and (beyond := survey(problem.graph(options.get("output"))).beyond):
+        if self.piecewise_linear and (beyond := survey(problem.graph(self.options.get("output"))).beyond):
             problem.doubt(
-                f"{self.card.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
-                f"{', '.join(beyond)}, which are read by generalised rules (see its card)"
+                f"{self.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
+                f"{', '.join(beyond)}, which are read by generalised rules (see docs/methods/{self.name}.md)"
             )
-        own = {name: value for name, value in options.items() if name not in self.reading}
-        reading = {name: options.get(name, default) for name, default in self.reading.items()}
-        return self.function(self.reader(problem, **reading), **own)
+        return self.score(problem)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Name to value of every option."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Name to value of the options that are not at their defaults."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+    def having(self: M, options: Mapping[str, Any]) -> M:
+        """The method with other options.
+
+        Args:
+            options: Name to value.
+
+        Returns:
+            A new object.
+
+        Raises:
+            InvalidInput: If there is no such option (the message lists the known ones), or a value is not allowed.
+        """
+        if unknown := sorted(set(options) - set(self.options)):
+            known = ", ".join(sorted(self.options)) or "none"
+            raise InvalidInput(f"method {self.name!r} has no option {unknown[0]!r}. Known: {known}")
+        return replace(self, **options)
+
+    def __str__(self) -> str:
+        about = {"citation": self.citation, "equation": self.equation, "needs": self.needs, "rounds": self.rounds}
+        lines = [f"{self.name}: {self.title}", *(f"  {name:<9} {text}" for name, text in about.items())]
+        lines += [f"  option    {name}={value!r}" for name, value in self.options.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReadingMethod(Method):
+    """What methods that read the weights and statistics of the masked network share.
+
+    Attributes:
+        calibration_images: Most images that calibration reads, the first in canonical order.
+        redraw: True draws normal weights with each tensor's own standard deviation every round (seeded by seed and
+            round), or a function ``(name, tensor, generator) -> tensor``; the ticket keeps the original weights.
+        scales: ``auto``: multiplicative parameters that start equal and below 0.01, and a head of zeros, are read as
+            one, with a warning; ``stored``: as they are.
+        output: Which of several outputs counts: a key or an index; None: the first tensor.
+    """
+
+    calibration_images: Count = 1024
+    redraw: Redraw = False
+    scales: Scales = "auto"
+    output: Output = None
+
+    def _options_of(self, reader: type) -> dict[str, Any]:
+        names = {field.name for field in fields(reader)}
+        return {name: value for name, value in self.options.items() if name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathMethod(_ReadingMethod):
+    """A method that reads paths.
+
+    Attributes:
+        calibration: What BatchNorm uses: ``batch``, mean and biased variance of the masked network on the calibration
+            images, or ``running``, the stored statistics.
+    """
+
+    paths = True
+
+    calibration: Literal["batch", "running"] = "batch"
+
+    def reader(self, problem: Problem) -> PathReader:
+        """The network of a problem, as this method reads it."""
+        return PathReader(problem, **self._options_of(PathReader))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMethod(_ReadingMethod):
+    """A method that differentiates the network itself.
+
+    Attributes:
+        calibration: What BatchNorm uses: ``train``, the statistics of each batch as delivered, as in training,
+            ``batch``, mean and biased variance of the masked network on the calibration images, or ``running``, the
+            stored statistics.
+        scales: As in other methods, but a head of zeros is read as random signs drawn from the seed.
+    """
+
+    calibration: Literal["train", "batch", "running"] = "batch"
+
+    def reader(self, problem: Problem) -> ModelReader:
+        """The network of a problem, as this method runs it."""
+        return ModelReader(problem, **self._options_of(ModelReader))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossMethod(ModelMethod):
+    """A method that differentiates the loss.
+
+    Attributes:
+        loss: Function ``(outputs, labels) -> mean loss``; None: cross-entropy.
+    """
+
+    needs = "labels"
+
+    calibration: Literal["train", "batch", "running"] = "train"
+    loss: LossOrNone = None

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,112 +16,11 @@ from pathex.errors import InvalidInput, PathexWarning
 from pathex.graph import Graph, compute_dtype, trace
 from pathex.paths import Weights
 from pathex.processes import ALONE, Processes
+from pathex.scores._batches import Batch, fingerprint, label_fingerprint
 
-__all__ = ["Batch", "Problem", "fingerprint", "generator", "joined", "parse_memory", "read_batches"]
-
-Batch = tuple[Tensor, Tensor | None]
+__all__ = ["Batch", "Problem", "generator", "mib", "parse_memory"]
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def read_batches(data: Any) -> list[Batch]:
-    """Read the pruning set once.
-
-    Args:
-        data: A DataLoader, an iterable of ``(x, y)`` or ``x``, one tensor ``x``, or a pair of tensors ``(x, y)``.
-
-    Returns:
-        Batches ``(x, y)``; ``y`` is None without labels.
-
-    Raises:
-        InvalidInput: If there is no image, a batch is not made of tensors, images are not finite floating-point
-            numbers of one shape, or labels do not match their images.
-    """
-    if isinstance(data, Tensor):
-        data = [data]
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair(*data):
-        data = [tuple(data)]
-    elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
-        raise InvalidInput(
-            f"data must be a DataLoader, an iterable of (x, y) or x, or a tensor, not {type(data).__name__}"
-        )
-    # A DataLoader draws from torch's global generator when it starts.
-    with torch.random.fork_rng(devices=[]):
-        batches = [_checked(number, batch) for number, batch in enumerate(data)]
-    batches = [batch for batch in batches if len(batch[0])]
-    if not batches:
-        raise InvalidInput("data is empty: scores need at least one image")
-    return _of_one_shape(batches)
-
-
-def joined(batches: Sequence[Batch], processes: Processes) -> Sequence[Batch]:
-    """The pruning set of all processes, as if one had read it.
-
-    Args:
-        batches: What this process read.
-        processes: Those that score together.
-
-    Returns:
-        Where every process read the same images and labels, these, in the batches of process 0; otherwise what all of
-        them read, one process after another, with images that several read as often as they were read.
-
-    Raises:
-        InvalidInput: If images differ in shape between processes.
-    """
-    if processes.alone:
-        return batches
-    read = processes.told([[(_digest(x[i]), _label_digest(y, i)) for i in range(len(x))] for x, y in _on_cpu(batches)])
-    if all(delivered == read[0] for delivered in read):
-        return batches
-    contents = [sorted(image for batch in delivered for image in batch) for delivered in read]
-    sources = [0] if all(content == contents[0] for content in contents) else range(processes.size)
-    device = batches[0][0].device
-    result: list[Batch] = []
-    for source in sources:
-        images = processes.received_all([x for x, _ in batches], source, device)
-        labels = iter(processes.received_all([y for _, y in batches if y is not None], source, device))
-        labelled = processes.told([y is not None for _, y in batches])[source]
-        result += [(x, next(labels) if has else None) for x, has in zip(images, labelled, strict=True)]
-    return _of_one_shape(result)
-
-
-def _of_one_shape(batches: list[Batch]) -> list[Batch]:
-    shapes = {tuple(x.shape[1:]) for x, _ in batches}
-    if len(shapes) > 1:
-        raise InvalidInput(f"all images of the pruning set must have one shape, not {sorted(shapes)}")
-    return batches
-
-
-def _on_cpu(batches: Sequence[Batch]) -> Iterator[Batch]:
-    return ((x.cpu(), None if y is None else y.cpu()) for x, y in batches)
-
-
-def _is_pair(x: Any, y: Any) -> bool:
-    return (
-        isinstance(x, Tensor) and isinstance(y, Tensor) and x.is_floating_point() and not y.is_floating_point()
-    ) and x.shape[:1] == y.shape[:1] != ()
-
-
-def _checked(number: int, batch: Any) -> Batch:
-    x, y = (
-        (batch[0], batch[1] if len(batch) > 1 else None)
-        if isinstance(batch, (tuple, list)) and batch
-        else (batch, None)
-    )
-    if not isinstance(x, Tensor):
-        raise InvalidInput(f"batch {number} of data holds {type(x).__name__} where a tensor of images should be")
-    if not x.is_floating_point():
-        raise InvalidInput(f"batch {number} of data has images of {x.dtype}; convert them to floating point first")
-    if x.dim() < 2:
-        raise InvalidInput(f"batch {number} of data has shape {tuple(x.shape)}; images are (N, ...)")
-    if not torch.isfinite(x).all():
-        raise InvalidInput(f"batch {number} of data holds NaN or infinite values")
-    if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]):
-        count = len(y) if isinstance(y, Tensor) and y.dim() else "no"
-        raise InvalidInput(f"batch {number} of data has {len(x)} images and {count} labels")
-    with torch.inference_mode(False):  # what was made in inference mode cannot take part in a gradient
-        x = x.clone() if x.is_inference() else x.detach()
-    return x, None if y is None else y.detach()
 
 
 def parse_memory(memory: int | str | None) -> int | None:
@@ -150,26 +49,12 @@ def parse_memory(memory: int | str | None) -> int | None:
 
 
 def mib(size: float) -> str:
-    """A number of bytes for a message.
-
-    Args:
-        size: Bytes.
-
-    Returns:
-        MiB with their unit.
-    """
+    """A number of bytes for a message."""
     return f"{size / 2**20:.4g} MiB"
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator whose stream depends on every number of the key.
-
-    Args:
-        *key: Non-negative integers, such as seed and round.
-
-    Returns:
-        The generator.
-    """
+    """A CPU generator whose stream depends on every number of the key."""
     state = np.random.SeedSequence([abs(k) for k in key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
@@ -235,7 +120,7 @@ class Problem:
             given = [y.cpu() for _, y in self.batches if y is not None]
             y = torch.cat(given) if len(given) == len(self.batches) else None
             # Equal images are told apart by their labels.
-            keys = [(_digest(x[i]), _label_digest(y, i)) for i in range(len(x))]
+            keys = [(fingerprint(x[i]), label_fingerprint(y, i)) for i in range(len(x))]
             order = sorted(range(len(x)), key=keys.__getitem__)
             images = x[order].to(self.device, self.dtype).contiguous()
             self.memo["images"] = images, None if y is None else y[order].to(self.device)
@@ -246,7 +131,7 @@ class Problem:
     def fingerprint(self) -> str:
         """SHA-256 of the images, whatever their order and batches."""
         return hashlib.sha256(
-            b"".join(sorted(_digest(image) for x, _ in self.batches for image in x.cpu()))
+            b"".join(sorted(fingerprint(image) for x, _ in self.batches for image in x.cpu()))
         ).hexdigest()
 
     def doubt(self, message: str) -> None:
@@ -293,16 +178,7 @@ class Problem:
         *,
         scored: bool = False,
     ) -> Weights:
-        """The network's tensors as a reading sees them, the prunable ones times the mask.
-
-        Args:
-            replaced: Tensors in place of the model's own, by name.
-            dtype: Precision; None is that of scoring.
-            scored: Whether the scores of prunable weights are asked for.
-
-        Returns:
-            The tensors, made where they are used.
-        """
+        """The network's tensors as a reading sees them, the prunable ones times the mask."""
         names = list(self.prunable)
         how: dict[str, Any] = {"mask": self.mask, "replaced": replaced, "infinite": self._not_finite}
         return Weights(self.model, dtype or self.dtype, scored=names if scored else (), prunable=names, **how)
@@ -358,7 +234,7 @@ class Problem:
         budget = self.budget()
         beside = self.beside - later
         held = beside * sum(weight.numel() for weight in self.prunable.values()) + 2 * self.images.nbytes
-        if not later and 2 * held > budget and self.memory is not None and self.processes.alone:
+        if not later and 2 * held > budget and self.memory is not None and self.processes.world_size == 1:
             self.doubt(
                 f"weights, scores and images take about {mib(held)} of memory, more than half of the budget of "
                 f"{mib(budget)}: activations have the other half"
@@ -381,25 +257,3 @@ class Problem:
                 f"leaves ({mib(room)}): images are taken one at a time"
             )
         yield from self.images.split(max(1, math.floor(room / max(1.0, bytes_per_image))))
-
-
-def fingerprint(tensor: Tensor) -> bytes:
-    """A hash of the content of a tensor.
-
-    Args:
-        tensor: On any device, in any dtype.
-
-    Returns:
-        20 bytes, equal for tensors with equal entries in equal order.
-    """
-    return _digest(tensor.detach().cpu())
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.sha1(
-        image.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes(), usedforsecurity=False
-    ).digest()
-
-
-def _label_digest(labels: Tensor | None, index: int) -> bytes:
-    return b"" if labels is None else _digest(labels[index])

@@ -1,30 +1,24 @@
-r"""NTK-SAP (Wang, Li, Sun, ICLR 2023): what a connection does to the trace of the NTK, over random weights and inputs.
-
-    R = sum_n || f(theta m; x_n) - f((theta + delta) m; x_n) ||^2,      S_j = | dR / dm_j |,
-
-with delta normal with standard deviation epsilon, which makes ``R / epsilon^2`` an estimate of the trace of the NTK.
-Weights, inputs and delta are drawn anew in each round. For small epsilon ``R / epsilon^2`` tends to the square of the
-Jacobian-vector product with the unit normal direction of delta; ``exact`` scores with that.
-"""
+"""NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel."""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from numbers import Real
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
+from pathex.errors import PathexError, UnsupportedOperation
 from pathex.paths import Statistics
 from pathex.scores._jacobian import gradients
-from pathex.scores._method import Card, Method
-from pathex.scores._problem import generator
-from pathex.scores._reader import OPTIONS, READING, TOTAL, ModelReader
+from pathex.scores._method import ModelMethod
+from pathex.scores._model_reader import ModelReader
+from pathex.scores._options import Count, Positive, Redraw
+from pathex.scores._problem import Problem, generator
+from pathex.scores._reader import TOTAL
 
-__all__ = ["METHOD"]
+__all__ = ["NtkSap"]
 
 Inputs = Literal["normal", "data"]
 _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that of the weights
@@ -36,31 +30,13 @@ _TWICE = "ntk-sap with exact=True differentiates twice, which an operation of th
 _SAFE = (1e-25, 1e30)
 
 
-def _score(
-    reader: ModelReader, *, inputs: Inputs = "normal", epsilon: float = 0.01, exact: bool = False, draws: int = 1
-) -> dict[str, Tensor]:
-    if inputs not in get_args(Inputs):
-        raise UnknownName("inputs", inputs, get_args(Inputs))
-    if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 < epsilon < math.inf:
-        raise InvalidInput(f"epsilon must be a positive number, not {epsilon!r}")
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise InvalidInput(f"draws must be an integer of at least 1, not {draws!r}")
-    step = None if exact else float(epsilon)
-    total, scores = _summed(reader, inputs, step, draws)
-    if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
-        total, scores = _summed(reader.in_float64(), inputs, step, draws)
-    if not math.isfinite(total):
-        raise PathexError(f"ntk-sap: the change of the outputs is {total} in float64; the network overflows")
-    return {name: score.abs() for name, score in scores.items()}
-
-
 def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: int) -> tuple[float, dict[str, Tensor]]:
     """R and its derivatives by the mask, over all draws of the round; without epsilon the exact limit."""
     total, sums = 0.0, {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
         part = _part_of(drawn, epsilon)
-        scored = reader.problem.processes.summed(drawn.batches(labels=False), part)
+        scored = reader.problem.processes.sum_over(drawn.batches(labels=False), part)
         total += float(scored.pop(TOTAL))
         for name, derivative in scored.items():
             sums[name] += derivative
@@ -183,46 +159,54 @@ def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
 
 
-METHOD = Method(
-    Card(
-        name="ntk-sap",
-        title="NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel",
-        citation="Wang, Li, Sun: NTK-SAP: improving neural network pruning by aligning training dynamics. ICLR 2023, "
-        "arXiv 2304.02840",
-        equation="S_j = |dR/dm_j|, R = sum_n ||f(theta m; x_n) - f((theta + delta) m; x_n)||^2, "
-        "delta ~ N(0, epsilon^2), weights theta and inputs x_n ~ N(0, 1) drawn each round",
-        summed="summed over inputs, outputs and draws of the round; the absolute value is taken once, at the end",
-        needs="nothing",
-        batchnorm="constants calibrated on the inputs of the round through the masked, redrawn network, the same ones "
-        "for both passes (calibration='batch', as released, with the biased variance), stored ('running'), or the "
-        "statistics of each batch and each pass ('train')",
-        rounds=100,
-        cost="3 forward passes (one without gradient) and 2 backward passes for each draw; exact: 2 forward and 4 "
-        "backward passes. Memory: activations of one micro-batch twice, weights three times",
-        holds_for="any network (exact: that can be differentiated twice). Of piecewise-linear activations the limit "
-        "leaves out what the finite difference counts: gates that flip within the step, which move the kernel by as "
-        "much as the step does. On smooth networks both agree up to epsilon",
-        differences="the released code draws Kaiming-normal weights, gammas of one and betas of zero (here each "
-        "weight's own standard deviation, or redraw=function; other parameters stay), new weights and perturbation "
-        "for each batch of 256 (here for each draw), leaves the model with the drawn weights, and its CIFAR-10 script "
-        "runs 20 rounds of 5 draws (rounds=20, draws=5)",
-        checked="a written-out mask to 1e-9 in float64 and its central differences; exact by torch.func.jvp to "
-        "1e-10; the difference converges to it in proportion to epsilon, once no gate flips",
-        options={
-            "inputs": "normal (default): standard normal inputs of the images' shape and number, as published; data: "
-            "the pruning set",
-            "epsilon": "standard deviation of the perturbation (default 0.01, as published)",
-            "exact": "True scores with the limit of small epsilon, by Jacobian-vector products (default False)",
-            "draws": "weights, inputs and perturbations drawn in each round (default 1)",
-            **OPTIONS,
-            "calibration": "batch (default): BatchNorm uses mean and biased variance of the masked network on the "
-            "inputs of the round; running: the stored statistics; train: the statistics of each batch",
-            "redraw": "True (default) draws normal weights with each tensor's own standard deviation every round "
-            "(seeded by seed and round), or a function (name, tensor, generator) -> tensor; False: the model's own",
-        },
-    ),
-    _score,
-    {**READING, "redraw": True},
-    reader=ModelReader,
-    beside=36,
-)
+@dataclass(frozen=True, kw_only=True)
+class NtkSap(ModelMethod):
+    r"""NTK-SAP (Wang, Li, Sun, ICLR 2023): what a connection does to the trace of the NTK.
+
+    Over random weights and inputs,
+
+        R = sum_n || f(theta m; x_n) - f((theta + delta) m; x_n) ||^2,      S_j = | dR / dm_j |,
+
+    with delta normal with standard deviation epsilon, which makes ``R / epsilon^2`` an estimate of the trace of the
+    NTK. Weights, inputs and delta are drawn anew in each round. For small epsilon ``R / epsilon^2`` tends to the square
+    of the Jacobian-vector product with the unit normal direction of delta; ``exact`` scores with that.
+
+    Reads no data but their shape. Published rounds: 100.
+
+    Attributes:
+        inputs: ``normal``: standard normal inputs of the images' shape and number, as published; ``data``: the pruning
+            set.
+        epsilon: Standard deviation of the perturbation, as published.
+        exact: Whether it scores with the limit of small epsilon, by Jacobian-vector products.
+        draws: Weights, inputs and perturbations drawn in each round.
+        calibration: As in other methods, of the inputs of the round.
+        redraw: As in other methods; False: the model's own weights.
+    """
+
+    name = "ntk-sap"
+    title = "NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel"
+    citation = (
+        "Wang, Li, Sun: NTK-SAP: improving neural network pruning by aligning training dynamics. ICLR 2023, "
+        "arXiv 2304.02840"
+    )
+    equation = (
+        "S_j = |dR/dm_j|, R = sum_n ||f(theta m; x_n) - f((theta + delta) m; x_n)||^2, "
+        "delta ~ N(0, epsilon^2), weights theta and inputs x_n ~ N(0, 1) drawn each round"
+    )
+    rounds = 100
+    beside = 36
+
+    inputs: Inputs = "normal"
+    epsilon: Positive = 0.01
+    exact: bool = False
+    draws: Count = 1
+    redraw: Redraw = True
+
+    def score(self, problem: Problem) -> dict[str, Tensor]:
+        reader, step = self.reader(problem), None if self.exact else float(self.epsilon)
+        total, scores = _summed(reader, self.inputs, step, self.draws)
+        if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
+            total, scores = _summed(reader.in_float64(), self.inputs, step, self.draws)
+        if not math.isfinite(total):
+            raise PathexError(f"ntk-sap: the change of the outputs is {total} in float64; the network overflows")
+        return {name: score.abs() for name, score in scores.items()}

@@ -1,58 +1,23 @@
-r"""ProsPr, prospect pruning (Alizadeh et al., ICLR 2022): the effect of a weight on the loss after the first steps.
+"""ProsPr, prospect pruning."""
 
-    w_0 = c * theta,    w_{t+1} = w_t - lr grad L_t(w_t),    S_j = |d L_M(w_M) / d c_j|    at c = mask.
-
-L_t is the mean loss over the t-th part of the pruning set. The derivative is taken through all M steps. It is carried
-back step by step, ``dL/dw_t = dL/dw_{t+1} - lr H_t dL/dw_{t+1}``, so that no more than one step is in memory.
-"""
-
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
+from pathex.errors import PathexError, UnsupportedOperation
 from pathex.paths import Statistics
 from pathex.scores._loss import loss_gradient, loss_terms, require_labels
-from pathex.scores._method import Card, Method
+from pathex.scores._method import LossMethod
+from pathex.scores._model_reader import ModelReader
+from pathex.scores._options import Allowed, Natural, Positive, is_number
 from pathex.scores._problem import Batch, Problem
-from pathex.scores._reader import MODEL_OPTIONS, MODEL_READING, ModelReader
 
-__all__ = ["METHOD"]
+__all__ = ["ProsPr"]
 
 State = dict[str, Tensor]
-
-
-def _score(
-    reader: ModelReader, *, steps: int = 3, lr: float = 0.1, momentum: float = 0.0, first_order: bool = False
-) -> dict[str, Tensor]:
-    _check(steps, lr, momentum)
-    require_labels(reader, "prospr")
-    problem, weights = reader.problem, reader.weights()
-    start = {n: p.detach().to(reader.precision) for n, p in problem.model.named_parameters() if p.is_floating_point()}
-    start = start | reader.other() | weights
-    statistics = reader.statistics(start)
-    parts = _parts(reader, steps + 1)
-    trajectory = _descend(parts[:-1], start, statistics, lr, momentum)
-    effect = _gradient(parts[-1], trajectory[-1], statistics)
-    if not first_order:
-        effect = _carry_back(parts[:-1], trajectory[:-1], effect, statistics, lr, momentum)
-    scores = {name: (weight * effect[name]).abs() for name, weight in weights.items()}
-    if not all(score.isfinite().all() for score in scores.values()):
-        raise PathexError(f"prospr: the network diverges within {steps} steps of lr={lr:g}; allowed: a smaller lr")
-    return scores
-
-
-def _check(steps: int, lr: float, momentum: float) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InvalidInput(f"steps must be an integer of at least 0, not {steps!r}")
-    if not isinstance(lr, numbers.Real) or isinstance(lr, bool) or not 0 < lr < math.inf:
-        raise InvalidInput(f"lr must be a positive number, not {lr!r}")
-    if not isinstance(momentum, numbers.Real) or isinstance(momentum, bool) or not 0 <= momentum < 1:
-        raise InvalidInput(f"momentum must be a number in [0, 1), not {momentum!r}")
 
 
 def _parts(reader: ModelReader, count: int) -> list[ModelReader]:
@@ -147,48 +112,60 @@ def _hessian_product(
             ) from error
         return dict(zip(leaves, second, strict=True))
 
-    return part.problem.processes.summed(loss_terms(part, leaves, statistics), share)
+    return part.problem.processes.sum_over(loss_terms(part, leaves, statistics), share)
 
 
-METHOD = Method(
-    Card(
-        name="prospr",
-        title="ProsPr, prospect pruning",
-        citation="Alizadeh, Tailor, Zintgraf, van Amersfoort, Farquhar, Lane, Gal: Prospect pruning: finding trainable "
-        "weights at initialization using meta-gradients. ICLR 2022, arXiv 2202.08132",
-        equation="S_j = |d L_M(w_M) / d c_j|, w_0 = c theta, w_{t+1} = w_t - lr grad L_t(w_t), at c = mask",
-        summed="L_t is the mean loss of the t-th of steps + 1 successive parts of the pruning set; the absolute value "
-        "is taken once, of the derivative of the last",
-        needs="labels",
-        batchnorm="statistics of each batch as delivered, with derivatives through them (calibration='train'), or "
-        "fixed: those of the masked network before the first step ('batch'), the stored ones ('running')",
-        rounds=1,
-        cost="steps + 1 forward and backward passes over a part of the pruning set, and for each step one backward "
-        "pass through a backward pass; graph of one batch as delivered ('train') or of one micro-batch, and steps + 1 "
-        "copies of the parameters",
-        holds_for="any network whose functions have second derivatives (attention runs on torch's own products); "
-        "ReLU counts as linear on each side",
-        differences="the released code keeps the graph of all steps, and with momentum stops the derivative at the "
-        "first step's velocity, which is followed here; its command line repeats one batch of 128 unless told "
-        "otherwise (lr 0.1, no momentum: the defaults here), its README shows lr 0.5 and momentum 0.9. In the steps "
-        "weights that a mask removed stay zero and all other parameters move, biases and normalisation included, as "
-        "in the released code",
-        checked="an explicit perceptron in complex numbers (derivative by complex step) to 1e-9, finite differences "
-        "of the unrolled training with convolutions, BatchNorm and attention to 1e-5",
-        options={
-            "steps": "steps of gradient descent before the loss counts (default 3, as published); 0 is SNIP on the "
-            "whole pruning set",
-            "lr": "learning rate of the steps (default 0.1)",
-            "momentum": "momentum of the steps (default 0)",
-            "first_order": "True takes the derivative of the last loss alone, |theta dL_M/dw_M|, as published for "
-            "large networks (default False)",
-            **MODEL_OPTIONS,
-            "calibration": MODEL_OPTIONS["calibration"] + ". The parts are groups of batches as delivered (with fewer "
-            "batches than parts, the batches in turn), or with 'batch' and 'running' of images in canonical order",
-        },
-    ),
-    _score,
-    MODEL_READING,
-    reader=ModelReader,
-    beside=48,
-)
+@dataclass(frozen=True, kw_only=True)
+class ProsPr(LossMethod):
+    r"""ProsPr, prospect pruning (Alizadeh et al., ICLR 2022): the effect of a weight on the loss after the first steps.
+
+        w_0 = c * theta,    w_{t+1} = w_t - lr grad L_t(w_t),    S_j = |d L_M(w_M) / d c_j|    at c = mask.
+
+    L_t is the mean loss over the t-th part of the pruning set. The derivative is taken through all M steps. It is
+    carried back step by step, ``dL/dw_t = dL/dw_{t+1} - lr H_t dL/dw_{t+1}``, so that no more than one step is in
+    memory.
+
+    Reads images and labels. Published rounds: 1.
+
+    Attributes:
+        steps: Steps of gradient descent before the loss counts, as published; 0 is SNIP on the whole pruning set. Their
+            parts are groups of batches as delivered (with fewer batches than parts, the batches in turn), or with
+            calibration ``batch`` and ``running`` of images in canonical order.
+        lr: Learning rate of the steps.
+        momentum: Momentum of the steps.
+        first_order: Whether the derivative of the last loss alone is taken, ``|theta dL_M/dw_M|``, as published for
+            large networks.
+    """
+
+    name = "prospr"
+    title = "ProsPr, prospect pruning"
+    citation = (
+        "Alizadeh, Tailor, Zintgraf, van Amersfoort, Farquhar, Lane, Gal: Prospect pruning: finding trainable "
+        "weights at initialization using meta-gradients. ICLR 2022, arXiv 2202.08132"
+    )
+    equation = "S_j = |d L_M(w_M) / d c_j|, w_0 = c theta, w_{t+1} = w_t - lr grad L_t(w_t), at c = mask"
+    beside = 48
+
+    steps: Natural = 3
+    lr: Positive = 0.1
+    momentum: Annotated[float, Allowed("a number in [0, 1)", lambda value: is_number(value) and 0 <= value < 1)] = 0.0
+    first_order: bool = False
+
+    def score(self, problem: Problem) -> dict[str, Tensor]:
+        reader = self.reader(problem)
+        require_labels(reader, self.name)
+        weights = reader.weights()
+        own = {n: p.detach() for n, p in problem.model.named_parameters() if p.is_floating_point()}
+        start = {n: p.to(reader.precision) for n, p in own.items()} | reader.other() | weights
+        statistics = reader.statistics(start)
+        parts = _parts(reader, self.steps + 1)
+        trajectory = _descend(parts[:-1], start, statistics, self.lr, self.momentum)
+        effect = _gradient(parts[-1], trajectory[-1], statistics)
+        if not self.first_order:
+            effect = _carry_back(parts[:-1], trajectory[:-1], effect, statistics, self.lr, self.momentum)
+        scores = {name: (weight * effect[name]).abs() for name, weight in weights.items()}
+        if not all(score.isfinite().all() for score in scores.values()):
+            raise PathexError(
+                f"prospr: the network diverges within {self.steps} steps of lr={self.lr:g}; allowed: a smaller lr"
+            )
+        return scores

@@ -1,15 +1,8 @@
-r"""Path eXclusion as printed: the product of two sums over paths (Iurada, Ciccone, Tommasi, CVPR 2024, Eq. 12-14).
-
-    R = sum_{n,k} ( sum_p a_p(x_n)^2 x_{n,s(p)}^2 ) ( sum_p v_p^2 ),        S_j = theta_j^2 dR / d(theta_j^2).
-
-The first factor is the network of ones with recorded gates and squared input, the second the open network of squared
-weights with an input of ones, which is the same for every image. From the images as they are the network of ones leaves
-float32 in the first round of a ResNet-20: it starts from images scaled down by a power of two, and where that is not
-enough (deeper networks) it is computed in float64; so is the second factor where it leaves float32.
-"""
+"""Path eXclusion as printed."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,36 +10,16 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import Linear, Moments, Recording, Weights, run_linear
-from pathex.scores._method import Card, Method
+from pathex.paths import Linear, Moments, PerSample, Recording, Smooth, Weights, run_linear
+from pathex.scores._method import PathMethod
 from pathex.scores._precision import open_sum, safely
-from pathex.scores._reader import OPTIONS, PER_SAMPLE, READING, SMOOTH, TOTAL, PathReader
+from pathex.scores._problem import Problem
+from pathex.scores._reader import TOTAL, PathReader
 
-__all__ = ["METHOD"]
-
+__all__ = ["PXLiteral"]
 
 # Products of ones along paths reach this in float32 from a start that is as small as they are large.
 _WIDEST = 1e60
-
-
-def _score(reader: PathReader) -> dict[str, Tensor]:
-    problem = reader.problem
-    scale = _scale(reader)
-    seen, statistics = _seen(reader, torch.float64 if scale is None else reader.precision, scale or 1.0)
-    if scale is not None:
-        # What is zero in float64 too is known to be on no path: with all gates open, or else with those of the images.
-        known = problem.memo.setdefault("zero outputs in float64", torch.zeros_like(seen, dtype=torch.bool))
-        if ((seen == 0) & ~known).any():
-            known |= _open_ones(reader) == 0
-        if not seen.isfinite().all() or ((seen == 0) & ~known).any():
-            seen, statistics = _seen(reader, torch.float64, 1.0)
-            known |= seen == 0
-    if not seen.isfinite().all():
-        raise PathexError("px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures")
-    # The second factor starts from numbers of about one, so that it fits where its paths do.
-    most = 2.0 ** math.frexp(float(seen.max()))[1]
-    scores = safely(reader, partial(open_sum, seen=seen / most, statistics=statistics), "px-literal")
-    return {name: score.double().mul_(most) for name, score in scores.items()}
 
 
 def _ones(reader: PathReader, dtype: torch.dtype) -> Weights:
@@ -96,34 +69,62 @@ def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor,
             out = run_linear(reader.linear(ones, recording, coefficients="ones"), [squared])
         return {TOTAL: out.double().sum(0, keepdim=True) / scale}
 
-    return reader.problem.processes.summed(reader.recordings(tensors), part)[TOTAL], used[-1]
+    return reader.problem.processes.sum_over(reader.recordings(tensors), part)[TOTAL], used[-1]
 
 
-METHOD = Method(
-    Card(
-        name="px-literal",
-        title="Path eXclusion as printed",
-        citation="Iurada, Ciccone, Tommasi: Finding Lottery Tickets in Vision Models via Data-driven Spectral "
-        "Foresight Pruning. CVPR 2024, arXiv 2406.01820",
-        equation="S_j = theta_j^2 dR/d(theta_j^2), R = sum_{n,k} (sum_p a_p(x_n)^2 x_{n,s(p)}^2) (sum_p v_p^2)",
-        summed="summed over images, outputs and paths; nothing is averaged",
-        needs="images",
-        batchnorm="1 in the network of ones; gamma^2 / (var + eps) in the squared network, calibrated through the "
-        "masked network (calibration='batch') or stored ('running')",
-        rounds=100,
-        cost="2 forward passes without gradient (one of them in float64 in deep networks, whose ones leave float32), 1 "
-        "forward and backward pass of one image, in float32 where its sum over paths fits",
-        holds_for="piecewise-linear activations; per-sample coefficients (LayerNorm, attention) have no open reading",
-        differences="with weights of one, data enter only as one number per output: in round one it equals "
-        "'synflow-l2' up to a factor, and with stored statistics both keep almost the same weights after 100 rounds "
-        "too (rows: benchmarks/rows/literal_overlap-fashion-mini.csv); with calibration the mask feeds back on the "
-        "statistics and they drift apart. What the released code computes is 'px-cvpr24'",
-        checked="path enumeration to 1e-10 in float64, golden scores to 1e-9",
-        options={**SMOOTH, **PER_SAMPLE, **OPTIONS},
-    ),
-    _score,
-    {**READING, "smooth": "secant", "per_sample": "refuse"},
-    piecewise_linear=True,
-    paths=True,
-    beside=20,
-)
+@dataclass(frozen=True, kw_only=True)
+class PXLiteral(PathMethod):
+    r"""Path eXclusion as printed: the product of two sums over paths (Iurada, Ciccone, Tommasi, CVPR 2024, Eq. 12-14).
+
+        R = sum_{n,k} ( sum_p a_p(x_n)^2 x_{n,s(p)}^2 ) ( sum_p v_p^2 ),        S_j = theta_j^2 dR / d(theta_j^2).
+
+    The first factor is the network of ones with recorded gates and squared input, the second the open network of
+    squared weights with an input of ones, which is the same for every image. From the images as they are the network of
+    ones leaves float32 in the first round of a ResNet-20: it starts from images scaled down by a power of two, and
+    where that is not enough (deeper networks) it is computed in float64; so is the second factor where it leaves
+    float32.
+
+    Reads images. Published rounds: 100.
+
+    Attributes:
+        smooth: Coefficient of smooth activations (GELU, SiLU, ...): ``secant`` phi(x)/x, ``tangent`` phi'(x), or
+            ``mixed``: the secant on the way and the tangent on the way back, as the kernel has it.
+        per_sample: Coefficients that only a sample has (LayerNorm and its like, attention, gates, products of
+            branches): ``refuse``, or ``one``: they count 1 where every gate is open.
+    """
+
+    name = "px-literal"
+    title = "Path eXclusion as printed"
+    citation = (
+        "Iurada, Ciccone, Tommasi: Finding Lottery Tickets in Vision Models via Data-driven Spectral "
+        "Foresight Pruning. CVPR 2024, arXiv 2406.01820"
+    )
+    equation = "S_j = theta_j^2 dR/d(theta_j^2), R = sum_{n,k} (sum_p a_p(x_n)^2 x_{n,s(p)}^2) (sum_p v_p^2)"
+    needs = "images"
+    rounds = 100
+    piecewise_linear = True
+    beside = 20
+
+    smooth: Smooth = "secant"
+    per_sample: PerSample = "refuse"
+
+    def score(self, problem: Problem) -> dict[str, Tensor]:
+        reader = self.reader(problem)
+        scale = _scale(reader)
+        seen, statistics = _seen(reader, torch.float64 if scale is None else reader.precision, scale or 1.0)
+        if scale is not None:
+            # What is zero in float64 too is known to be on no path: with all gates open, or with those of the images.
+            known = problem.memo.setdefault("zero outputs in float64", torch.zeros_like(seen, dtype=torch.bool))
+            if ((seen == 0) & ~known).any():
+                known |= _open_ones(reader) == 0
+            if not seen.isfinite().all() or ((seen == 0) & ~known).any():
+                seen, statistics = _seen(reader, torch.float64, 1.0)
+                known |= seen == 0
+        if not seen.isfinite().all():
+            raise PathexError(
+                "px-literal: the network of ones leaves float64; use 'px', which agrees in what it measures"
+            )
+        # The second factor starts from numbers of about one, so that it fits where its paths do.
+        most = 2.0 ** math.frexp(float(seen.max()))[1]
+        scores = safely(reader, partial(open_sum, seen=seen / most, statistics=statistics), self.name)
+        return {name: score.double().mul_(most) for name, score in scores.items()}
