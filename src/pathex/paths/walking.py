@@ -86,10 +86,16 @@ class Walker:
 class _Walk(Linear):
     def __init__(self, walker: Walker, walks: tuple[int, int]) -> None:
         how: Any = {"pools": "max", "per_sample": walker.per_sample}
-        super().__init__(walker.graph, walker.tensors, None, coefficients="ones", **how)
+        super().__init__(walker.graph, walker.tensors, None, coefficients="absolute", **how)
         self.walker, self.walks, self.source = walker, walks, walker.source
         self.used: dict[str, list[Tensor]] = {name: [] for name in walker.tensors.scores}
         self.number = 0
+
+    def scale(self, node: Node) -> None:
+        """BatchNorm passes walks on."""
+
+    def affine(self, weight: Any) -> Tensor | None:
+        return None if weight is None else (self(weight) != 0).to(self.dtype)
 
     def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
         layers = self.walker.layers
@@ -101,10 +107,12 @@ class _Walk(Linear):
 
     def _layer(self, node: Node, x: Tensor, argument: Any, call: Call) -> "_Layer":
         if not is_layer(node):
-            raise self.unsupported(node, f"it uses {argument} as no convolution or linear layer does")
+            name = argument.target if argument.op == "parameter" else argument
+            raise self.unsupported(node, f"it uses {name!r} as no convolution or linear layer does")
+        origin = self.origins.of_weight(argument)
         weight, (groups, transposed) = self.effective(argument), layout_of(node)
         magnitudes, entries, name = weight.detach().abs().cpu(), None, None
-        if (origin := self.origins.of_weight(argument)) is not None:
+        if origin is not None:
             if len(origin.names) > 1 or origin.index is None:
                 raise self.unsupported(node, "its weight is not made of one parameter entry by entry")
             name = origin.names[0]
