@@ -186,6 +186,7 @@ def chain(names: list[str]) -> Wired:
     return Wired([(list(OPERATORS).index(name), 0, 0) for name in names], OPERATORS)
 
 
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")  # of smooth units, and of a tiny budget
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(chains)
 def test_every_layer_of_a_chain_has_the_same_sum(names: list[str]) -> None:
@@ -197,12 +198,13 @@ def test_every_layer_of_a_chain_has_the_same_sum(names: list[str]) -> None:
         torch.testing.assert_close(scores[name].sum(), total, rtol=1e-9, atol=0.0)
 
 
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")  # of smooth units, and of a tiny budget
 @settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(programs)
 def test_scores_depend_neither_on_the_order_of_images_nor_on_memory(program: list[Step]) -> None:
     model, x = Wired(program, LINEARISED), images(6)
     whole = pathex.score(model, "px", data=x)
     parts = [x[[4, 0]], x[[5, 3]], x[[1, 2]]]
-    for other in (pathex.score(model, "px", data=parts), pathex.score(model, "px", data=x, memory=1)):
+    for other in (pathex.score(model, "px", data=parts), pathex.score(model, "px", data=x, memory="20KiB")):
         for name, score in whole.items():
             torch.testing.assert_close(other[name], score, rtol=1e-8, atol=1e-14)

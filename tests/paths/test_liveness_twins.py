@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pathex
 from brute_force.liveness import by_deletion
 from pathex.paths import Connectivity, connectivity
 
@@ -242,3 +244,26 @@ def test_without_its_value_a_gate_is_dead() -> None:
     found = connectivity(model, mask, torch.randn(1, 6))
     assert found.disconnected == 42
     assert found.dead_layers == list(mask)
+
+
+_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}
+_SWIN = {"img_size": 32, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "num_classes": 4}
+TRANSFORMERS: dict[str, tuple[Net, int]] = {
+    "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16),
+    "deit": (lambda: timm.models.VisionTransformerDistilled(**_VIT), 16),
+    "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_synflow_keeps_the_values_of_attention(name: str) -> None:
+    """Without them every image has the same logits."""
+    torch.manual_seed(0)
+    make, size = TRANSFORMERS[name]
+    model, x = make().eval(), torch.randn(4, 3, size, size)
+    mask = pathex.prune(model, "synflow", per_sample="one", sparsity=0.9, rounds=10, data=x, progress=False).mask
+    spread = model(x).std(0).mean()
+    pathex.make_permanent(model, mask)
+    assert all(keep.chunk(3)[2].any() for weight, keep in mask.items() if weight.endswith("qkv.weight"))
+    assert model(x).std(0).mean() > 0.1 * spread
