@@ -104,7 +104,7 @@ def test_a_max_pool_passes_its_whole_window() -> None:
     mask["3.weight"][:, 0] = False
     found = connectivity(model, mask, torch.randn(1, 1, 2, 2))
     assert found.effective["0.weight"].flatten().tolist() == [False, True]
-    assert found.dead_channels == {"0.weight": 1, "3.weight": 0}
+    assert found.dead_channels == {"0.weight": [0], "3.weight": []}
     assert found.disconnected == 1
 
 
@@ -113,7 +113,7 @@ def test_dead_channels_of_a_transposed_convolution_are_output_channels() -> None
     mask = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable(model)}
     mask["0.weight"][2:, 1] = False  # fifth channel: the second one of the second group
     found = connectivity(model, mask, torch.randn(1, 4, 1, 1))
-    assert found.dead_channels == {"0.weight": 1, "2.weight": 0}
+    assert found.dead_channels == {"0.weight": [4], "2.weight": []}
     assert found.disconnected == 1
     assert not found.effective["2.weight"][0, 4]
 

@@ -185,7 +185,7 @@ class Product(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("mixed", "message"), [(True, "not made of one parameter entry by entry"), (False, "uses 'a' as no convolution")]
+    ("mixed", "message"), [(True, "does not keep their entries in place"), (False, "uses 'a' as no convolution")]
 )
 def test_weights_that_cannot_be_followed(mixed: bool, message: str) -> None:
     with pytest.raises(UnsupportedOperation, match=message):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import NEVER_ZERO, STRUCTURE, Graph, Interpreter, Node
+from pathex.graph import Graph, Interpreter, Node
 from pathex.paths.moments import Moments
 from pathex.paths.origins import Origins
 from pathex.paths.recording import LINEAR
@@ -75,6 +75,12 @@ class Linear(Interpreter):
         self.origins = _origins(graph, weights.prunable)
         self.numbers = _numbers(graph)
         self.values_only = False
+        self.present: dict[Node, Tensor] = {}
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The value of the output."""
+        self.inputs, self.present = inputs, {}
+        return super().run(*inputs)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -102,7 +108,7 @@ class Linear(Interpreter):
         return super().__call__(argument)
 
     def decided(self, node: Node) -> Any:
-        """The value of a decision in the recorded pass.
+        """The value of a decision in the recorded pass; where every gate is open, whatever lets through.
 
         Args:
             node: Its node.
@@ -111,10 +117,14 @@ class Linear(Interpreter):
             The value.
 
         Raises:
-            UnsupportedOperation: If there is no recorded pass.
+            UnsupportedOperation: If there is no recorded pass, and what it decides is no factor.
         """
         if self.tape is None:
-            raise self.unsupported(node, "it decides by values that this reading does not have")
+            if node.shape is None or node.dtype not in (torch.bool, self.dtype):
+                raise self.unsupported(node, "it decides by values that this reading does not have")
+            self.open_per_sample(node)
+            size = (len(self.inputs[0]), *node.shape[1:]) if node.batched else node.shape
+            return torch.ones(size, dtype=self.dtype, device=self.device)
         value = self.tape[node]
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -172,19 +182,8 @@ class Linear(Interpreter):
             What passes.
         """
         self.open_per_sample(node)
-        return x * 0 if self.values_only else x
-
-    def presence(self, argument: Node, value: Tensor) -> Tensor:
-        """The open coefficient of an operand for the others of its product: 1, or 0 where the operand is zero.
-
-        Args:
-            argument: The operand.
-            value: What arrives there.
-
-        Returns:
-            A tensor in the shape of ``value``.
-        """
-        return torch.ones_like(value) if _never_zero(argument) else (value.detach() != 0).to(value.dtype)
+        alone = "softmax" in node.op and x.shape[node["dim"]] == 1  # which is constant
+        return x * 0 if self.values_only or alone else x
 
     def joined(self, node: Node, terms: Sequence[Tensor]) -> Tensor:
         """What a product of several factors passes on.
@@ -328,13 +327,6 @@ class Linear(Interpreter):
             raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
         torch.autograd.grad(total, self.anchor, allow_unused=True)
         return self.weights.take()
-
-
-def _never_zero(node: Node) -> bool:
-    """Whether a value is not zero even where no path arrives at it."""
-    while node.op in STRUCTURE and node.op != "getitem" and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node.op in NEVER_ZERO
 
 
 def _origins(graph: Graph, names: tuple[str, ...]) -> Origins:

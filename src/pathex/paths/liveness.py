@@ -74,6 +74,11 @@ class _Liveness(Linear):
         result = super().visit(node)
         return _Indicator.apply(result) if isinstance(result, Tensor) and node in self.graph.carried else result
 
+    def passes(self, x: Tensor, node: Node) -> Tensor:
+        passed = super().passes(x, node)
+        # Each share of a softmax depends on all that reaches it.
+        return passed.sum(node["dim"], keepdim=True).expand_as(passed) if "softmax" in node.op else passed
+
     def joined(self, node: Node, terms: Sequence[Tensor]) -> Tensor:
         result = super().joined(node, terms)
         if self.role is None:

@@ -86,10 +86,16 @@ class Walker:
 class _Walk(Linear):
     def __init__(self, walker: Walker, walks: tuple[int, int]) -> None:
         how: Any = {"pools": "max", "per_sample": walker.per_sample}
-        super().__init__(walker.graph, walker.tensors, None, coefficients="ones", **how)
+        super().__init__(walker.graph, walker.tensors, None, coefficients="absolute", **how)
         self.walker, self.walks, self.source = walker, walks, walker.source
         self.used: dict[str, list[Tensor]] = {name: [] for name in walker.tensors.scores}
         self.number = 0
+
+    def scale(self, node: Node) -> None:
+        """BatchNorm passes walks on."""
+
+    def affine(self, weight: Any) -> Tensor | None:
+        return None if weight is None else (self(weight) != 0).to(self.dtype)
 
     def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
         layers = self.walker.layers

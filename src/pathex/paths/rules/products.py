@@ -14,6 +14,7 @@ from torch import Tensor
 from pathex.graph import Node
 from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
+from pathex.paths.presence import presence
 from pathex.paths.recording import Factors, Record
 from pathex.paths.weights import call_of
 
@@ -71,7 +72,8 @@ def multilinear(
         return call(factors)
     if reading.tape is None:
         reading.open_per_sample(node)
-        recorded = [reading.presence(operands[place], arriving[place]) for place in places]
+        present = presence(reading)
+        recorded = [present[operands[place]] for place in places]
     else:
         site: Factors = reading.tape[node]
         recorded = [reading.slope(tensor).to(reading.dtype) for tensor in site.operands]

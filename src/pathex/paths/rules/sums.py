@@ -97,7 +97,7 @@ def _index_put(reading: Linear, node: Node) -> Tensor:
 @rule("where")
 def _where(reading: Linear, node: Node) -> Tensor:
     parts: list[Any] = [reading(a) if reading.carries(a) else 0.0 for a in node.args[1:3]]
-    if reading.opened:  # either may be chosen
+    if reading.opened and node.args[0] in reading.graph.dependent:  # either may be chosen
         return _broadcast(reading, parts[0] + parts[1], node)
     condition: Tensor = reading(node.args[0])
     filled = [torch.as_tensor(part, dtype=reading.dtype, device=condition.device) for part in parts]
@@ -118,6 +118,6 @@ def _masked_fill(reading: Linear, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     if reading.carries(node.args[2]):
         raise reading.unsupported(node, "its value depends on the input")
-    if reading.opened:  # any may stay
+    if reading.opened and node.args[1] in reading.graph.dependent:  # any may stay
         return _broadcast(reading, x, node)
     return x.masked_fill(reading(node.args[1]), 0.0)

@@ -1,0 +1,269 @@
+"""Connectivity against the deletion of one weight after another, on networks with products, gates and attention."""
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathex
+from brute_force.liveness import by_deletion
+from pathex.paths import Connectivity, connectivity
+
+Net = Callable[[], nn.Module]
+
+
+class Wired(nn.Module):
+    """Named modules and what the forward pass does with them."""
+
+    def __init__(self, form: Callable[["Wired", Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.form = form
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self, x)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(
+            x, centred / (centred.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt(), self.bias
+        )
+
+
+class Attention(nn.Module):
+    """One head over tokens ``(N, T, C)`` from one weight."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v))
+
+
+class WrittenOut(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1)).unbind(2)
+        weights = (q @ k.transpose(1, 2) * 0.7).softmax(-1)
+        return self.proj(weights @ v)
+
+
+class Causal(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def _selected(net: "Wired", x: Tensor) -> Tensor:
+    """Selective kernels: shares of two branches."""
+    branches = torch.stack([net.one(x), net.two(x)], 1)
+    shares = torch.stack([net.sum(branches.sum(1)), branches[:, 1]], 1).softmax(1)
+    return net.out((branches * shares).sum(1))
+
+
+def _convolutional() -> nn.Module:
+    def form(net: Wired, x: Tensor) -> Tensor:
+        y = net.pool(net.act(net.norm(net.stem(x))))
+        y = net.act(y + net.two(net.act(net.one(y))))
+        return net.head(net.mean(y).flatten(1))
+
+    convs = {"stem": nn.Conv2d(2, 3, 3, padding=1), "one": nn.Conv2d(3, 3, 3, padding=1), "two": nn.Conv2d(3, 3, 1)}
+    pools = {"pool": nn.MaxPool2d(3, 2, 1), "mean": nn.AdaptiveAvgPool2d(1)}
+    return Wired(form, norm=nn.BatchNorm2d(3), act=nn.ReLU(True), head=nn.Linear(3, 2), **convs, **pools)
+
+
+def _squeezed(gate: nn.Module, value: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """Squeeze and excitation."""
+
+    def form(net: Wired, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        return net.head(value(y, net.gate(net.up(net.act(net.down(y.mean((2, 3), keepdim=True)))))))
+
+    convs = {"conv": nn.Conv2d(2, 4, 2), "down": nn.Conv2d(4, 2, 1), "up": nn.Conv2d(2, 4, 1)}
+    return Wired(form, gate=gate, act=nn.ReLU(), head=nn.Conv2d(4, 2, 2), **convs)
+
+
+def _gated(form: Callable[[Wired, Tensor], Tensor], width: int = 3) -> nn.Module:
+    """Two branches of one input."""
+    layers = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "out": nn.Linear(width, 2)}
+    return Wired(form, sigmoid=nn.Sigmoid(), act=nn.SiLU(), **layers)
+
+
+def _depthwise_gate() -> nn.Module:
+    def form(net: Wired, x: Tensor) -> Tensor:
+        gate, first, second = net.proj(x).split((4, 2, 2), 1)
+        return net.head(gate * torch.cat([first, net.deep(second)], 1))
+
+    return Wired(form, proj=nn.Conv2d(2, 8, 1), deep=nn.Conv2d(2, 2, 3, padding=1, groups=2), head=nn.Conv2d(4, 2, 2))
+
+
+def _tied() -> nn.Module:
+    tied = nn.Linear(3, 3)
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), tied, nn.ReLU(), tied, nn.Linear(3, 2))
+
+
+def _tokens(block: nn.Module) -> nn.Module:
+    def form(net: Wired, x: Tensor) -> Tensor:
+        y = net.stem(x)
+        return net.head((y + net.block(net.norm(y))).mean(1))
+
+    return Wired(form, stem=nn.Linear(2, 4), norm=nn.LayerNorm(4), block=block, head=nn.Linear(4, 2))
+
+
+def _alone(block: nn.Module) -> nn.Module:
+    """Attention without a way around it."""
+    return nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))
+
+
+class Multihead(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+NETWORKS: dict[str, tuple[Net, tuple[int, ...]]] = {
+    "perceptron": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)),
+        (3,),
+    ),
+    "convolutional": (_convolutional, (2, 5, 5)),
+    "grouped and transposed": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 2, groups=2),
+            nn.ReLU6(),
+            nn.Conv2d(4, 4, 3, padding=1, groups=4),
+            nn.PReLU(),
+            nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
+            nn.Conv2d(4, 2, 2, stride=3),
+        ),
+        (2, 3, 3),
+    ),
+    "squeezed": (lambda: _squeezed(nn.Sigmoid(), torch.mul), (2, 3, 3)),
+    "squeezed by a piecewise gate": (lambda: _squeezed(nn.Hardsigmoid(), torch.mul), (2, 3, 3)),
+    "squeezed by a doubled gate": (lambda: _squeezed(nn.Sigmoid(), lambda y, gate: y * (2 * gate)), (2, 3, 3)),
+    "squeezed by an open gate": (lambda: _squeezed(nn.ReLU(), torch.mul), (2, 3, 3)),
+    "gate": (lambda: _gated(lambda net, x: net.out(net.a(x) * net.sigmoid(net.b(x)))), (3,)),
+    "rest of a gate": (lambda: _gated(lambda net, x: net.out(net.a(x) * (1 - net.sigmoid(net.b(x))))), (3,)),
+    "highway": (lambda: _gated(lambda net, x: net.out((g := net.sigmoid(net.b(x))) * net.a(x) + (1 - g) * x)), (3,)),
+    "interpolation": (lambda: _gated(lambda net, x: net.out(torch.lerp(x, net.a(x), net.sigmoid(net.b(x))))), (3,)),
+    "two gates": (lambda: _gated(lambda net, x: net.out(x * (net.sigmoid(net.a(x)) * net.sigmoid(net.b(x))))), (3,)),
+    "mean of gates": (
+        lambda: _gated(lambda net, x: net.out(x * (net.sigmoid(net.a(x)) + net.sigmoid(net.b(x))) / 2)),
+        (3,),
+    ),
+    "gate in parts": (
+        lambda: _gated(
+            lambda net, x: net.out(torch.cat([x, x], 1) * torch.cat([net.sigmoid(net.a(x)), net.sigmoid(net.b(x))], 1)),
+            6,
+        ),
+        (3,),
+    ),
+    "product": (lambda: _gated(lambda net, x: net.out(net.a(x) * net.b(x))), (3,)),
+    "gated smoothly": (lambda: _gated(lambda net, x: net.out(net.a(x) * net.act(net.b(x)))), (3,)),
+    "quotient": (lambda: _gated(lambda net, x: net.out(net.a(x) / (1 + net.sigmoid(net.b(x))))), (3,)),
+    "glu": (lambda: nn.Sequential(nn.Linear(3, 6), nn.GLU(), nn.Linear(3, 2)), (3,)),
+    "depthwise gate": (_depthwise_gate, (2, 3, 3)),
+    "shares": (lambda: _gated(lambda net, x: net.out(net.a(x).softmax(1) * net.b(x))), (3,)),
+    "attention": (lambda: _tokens(Attention(4)), (3, 2)),
+    "attention written out": (lambda: _tokens(WrittenOut(4)), (3, 2)),
+    "attention alone": (lambda: _alone(WrittenOut(4)), (3, 2)),
+    "two heads": (lambda: _tokens(Multihead(4, 2, batch_first=True)), (3, 2)),
+    "two heads alone": (lambda: _alone(Multihead(4, 2, batch_first=True)), (3, 2)),
+    "causal attention": (lambda: _tokens(Causal(4)), (3, 2)),
+    "selective": (lambda: Wired(_selected, **{name: nn.Linear(2, 2) for name in ("one", "two", "sum", "out")}), (2,)),
+    "joined": (lambda: _gated(lambda net, x: net.out(torch.cat([net.a(x), x, net.act(net.b(net.a(x)))], 1)), 9), (3,)),
+    "tied": (_tied, (2,)),
+    "standardised": (
+        lambda: nn.Sequential(Standardised(2, 3, 2), nn.ReLU(), Standardised(3, 2, 2), nn.Flatten(), nn.Linear(2, 2)),
+        (2, 3, 3),
+    ),
+}
+
+
+def random_mask(model: nn.Module, seed: int, density: float) -> dict[str, Tensor]:
+    """Over every weight of two dimensions or more; now and then a whole one is empty."""
+    source = torch.Generator().manual_seed(seed)
+    mask = {}
+    for name, entry in model.named_parameters():
+        if entry.dim() > 1:
+            mask[name] = torch.rand(entry.shape, generator=source) < density
+            mask[name] &= torch.rand((), generator=source) > 0.08
+    return mask
+
+
+def agree(model: nn.Module, mask: dict[str, Tensor], shape: tuple[int, ...]) -> Connectivity:
+    expected = by_deletion(model, mask, shape)
+    found = connectivity(model, mask, torch.randn(2, *shape))
+    for name, connected in expected.items():
+        assert torch.equal(found.effective[name], connected), name
+    assert found.disconnected == sum(int((mask[name] & ~connected).sum()) for name, connected in expected.items())
+    assert found.dead_layers == [name for name, connected in expected.items() if not connected.any()]
+    for name, dead in found.dead_channels.items():
+        assert dead == [unit for unit, weights in enumerate(_units(model, expected, name)) if not weights.any()], name
+    return found
+
+
+def _units(model: nn.Module, weights: dict[str, Tensor], name: str) -> list[Tensor]:
+    """The weights of each output channel."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, nn.ConvTranspose2d):
+        return [unit for group in weights[name].chunk(layer.groups) for unit in group.unbind(1)]
+    return list(weights[name])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("density", "seed"), [(0.6, 0), (0.4, 1), (0.25, 2), (0.9, 3), (0.9, 4)])
+def test_connected_weights_are_those_whose_deletion_shows(name: str, density: float, seed: int) -> None:
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make()
+    agree(model, random_mask(model, 10 * seed + len(name), density), shape)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_empty_weight_after_another(name: str) -> None:
+    make, shape = NETWORKS[name]
+    model = make()
+    full = {entry: torch.ones_like(keep) for entry, keep in random_mask(model, 0, 1.0).items()}
+    for empty, keep in full.items():
+        agree(model, full | {empty: torch.zeros_like(keep)}, shape)
+
+
+def test_without_its_value_a_gate_is_dead() -> None:
+    layers = {"a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "out": nn.Linear(6, 1)}
+    model = Wired(lambda net, x: net.out(net.a(x) * net.b(x).sigmoid()), **layers)
+    mask = {
+        f"{name}.weight": torch.full_like(layer.weight, name != "a", dtype=torch.bool) for name, layer in layers.items()
+    }
+    found = connectivity(model, mask, torch.randn(1, 6))
+    assert found.disconnected == 42
+    assert found.dead_layers == list(mask)
+
+
+_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}
+_SWIN = {"img_size": 32, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "num_classes": 4}
+TRANSFORMERS: dict[str, tuple[Net, int]] = {
+    "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16),
+    "deit": (lambda: timm.models.VisionTransformerDistilled(**_VIT), 16),
+    "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_synflow_keeps_the_values_of_attention(name: str) -> None:
+    """Without them every image has the same logits."""
+    torch.manual_seed(0)
+    make, size = TRANSFORMERS[name]
+    model, x = make().eval(), torch.randn(4, 3, size, size)
+    mask = pathex.prune(model, "synflow", per_sample="one", sparsity=0.9, rounds=10, data=x, progress=False).mask
+    spread = model(x).std(0).mean()
+    pathex.make_permanent(model, mask)
+    assert all(keep.chunk(3)[2].any() for weight, keep in mask.items() if weight.endswith("qkv.weight"))
+    assert model(x).std(0).mean() > 0.1 * spread
