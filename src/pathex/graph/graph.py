@@ -189,7 +189,7 @@ class Graph:
 
         Returns:
             ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``,
-            ``product``, ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it) or ``other`` (no rule).
+            ``product``, ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it), ``other`` (no rule).
         """
         if node not in self.dependent:
             return "constant"
