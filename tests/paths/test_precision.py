@@ -92,7 +92,8 @@ def test_the_script_writes_rows_and_environment(script: ModuleType, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "CASES", {"small": case})
         assert script.main(["--cases", "small", "--out", str(tmp_path / "new" / "rows.csv")]) == 0
-        assert script.main(["--cases", "other", "--out", str(tmp_path / "no.csv")]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            script.main(["--cases", "other", "--out", str(tmp_path / "no.csv")])
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["rows.csv", "rows.json"]
     assert not (tmp_path / "no.csv").exists()
     assert len(pd.read_csv(tmp_path / "new" / "rows.csv")) == 2

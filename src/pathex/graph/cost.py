@@ -41,7 +41,7 @@ def cost(graph: Graph) -> Cost:
     others, activations, largest = 0, 0, 0
     for node in graph.path:
         size = node.numel // 2 if node.batched else node.numel
-        if graph.role(node) not in ("structure", "constant"):
+        if graph.role(node) not in ("input", "structure", "constant"):
             activations, largest = activations + size, max(largest, size)
         count = _multiply_adds(node)
         count = count // 2 if node.batched else count

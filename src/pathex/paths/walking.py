@@ -110,8 +110,9 @@ class _Walk(Linear):
         if not is_layer(node):
             used = argument if origin is None else repr(origin.names[0])
             raise self.unsupported(node, f"it uses {used} as no convolution or linear layer does")
-        if origin is not None and (len(origin.names) > 1 or origin.index is None):
-            raise self.unsupported(node, "its weight is not made of one parameter entry by entry")
+        origin = self.origins.of_weight(argument)
+        if origin is not None and len(origin.names) > 1:
+            raise self.unsupported(node, "its weight is made of several parameters")
         weight = self(argument)
         magnitudes, entries, name = weight.detach().abs().cpu(), None, None
         if origin is not None and origin.index is not None:
