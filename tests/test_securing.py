@@ -1,6 +1,5 @@
 """A path through every layer: what `px` keeps of blocks that carry little."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 import pathex
 from pathex.masks import Mask
 from pathex.paths import connectivity, roles
-from pathex.scores import Method, Problem
+from pathex.scores import Magnitude, Problem
 from pathex.securing import Securer
 
 
@@ -100,6 +99,7 @@ def test_each_layer_gets_its_best_weight_on_a_path() -> None:
     securer = Securer(
         lambda mask: connectivity(model, mask, torch.ones(1, 2)).effective,
         lambda mask: roles(model, mask, torch.ones(1, 2)),
+        lambda mask: True,
         0.1,
     )
     # Without help: 9 and 8 of the first layer, and one of the weights of score 3, which meets none of them.
@@ -119,6 +119,7 @@ def test_what_cannot_be_read_is_left_to_the_scores() -> None:
     securer = Securer(
         lambda mask: connectivity(net, mask, torch.ones(1, 4)).effective,
         lambda mask: roles(net, mask, torch.ones(1, 4)),
+        lambda mask: True,
         0.1,
     )
     scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}
@@ -166,11 +167,13 @@ def test_where_there_is_no_room_scores_decide(sparsity: float, rounds: int) -> N
 def test_infinite_scores_of_a_method_give_way_to_paths() -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
 
-    def function(problem: Problem) -> dict[str, Tensor]:
-        infinite = {"2.weight": float("inf")}
-        return {name: weight.abs() + infinite.get(name, 0.0) for name, weight in problem.masked().items()}
+    class Overflowing(Magnitude):
+        floor = 0.1
 
-    method = Method(dataclasses.replace(pathex.methods("magnitude")), function, floor=0.1)
+        def score(self, problem: Problem) -> dict[str, Tensor]:
+            infinite = {"2.weight": float("inf")}
+            return {name: score + infinite.get(name, 0.0) for name, score in super().score(problem).items()}
+
     with pytest.warns(pathex.errors.PathexWarning, match="overflow"):
-        result = pathex.prune(net, method, sparsity=0.8, data=torch.randn(4, 6))
+        result = pathex.prune(net, Overflowing(), sparsity=0.8, data=torch.randn(4, 6))
     assert result.report.dead_layers == []

@@ -151,30 +151,6 @@ class Processes:
                         "in the same way (or each by itself, with group=None)"
                     )
 
-    # -- names that scores, paths and pruning use until they take those above ---------------------------------------
-
-    told, agree, together, each, summed = all_gather, check_consistent, barrier, map, sum_over
-
-    @property
-    def alone(self) -> bool:
-        """Whether this is the only process."""
-        return self.world_size == 1
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return self.world_size
-
-    def same(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of process 0."""
-        return self.broadcast(dict(tensors), next(iter(tensors.values())).device)
-
-    def received_all(self, tensors: Sequence[Tensor], source: int, device: torch.device) -> list[Tensor]:
-        """The tensors of one process."""
-        return self.broadcast(list(tensors), device, source)
-
-    # ------------------------------------------------------------------------------------------------------------------
-
     def _devices(self) -> list[torch.device]:
         """Where tensors can be when they are sent: what the back ends of the group take, written ``cpu:gloo,...``."""
         backends = dist.get_backend_config(self.group)

@@ -109,7 +109,7 @@ def score(
         ['0.weight', '2.weight']
     """
     processes = processes_of(group)
-    with processes.together():
+    with processes.barrier():
         found = scorers.resolve(method, options)
         options, method_call = _options_of(found, options), _method_call(found, options)
         seed = _natural("seed", seed)
@@ -190,7 +190,7 @@ def prune(
         (10, 20)
     """
     processes = processes_of(group)
-    with processes.together():
+    with processes.barrier():
         found = scorers.resolve(method, options)
         options, method_call = _options_of(found, options), _method_call(found, options)
         sparsity, seed, memory = _fraction(sparsity), _natural("seed", seed), parse_memory(memory)
@@ -336,10 +336,10 @@ def _on_path(
 def _in_agreement(problem: Problem, method: str, options: Mapping[str, Any], **how: object) -> Problem:
     """The problem as all processes have it, who must be about to do the same."""
     processes = problem.processes
-    if processes.alone:
+    if processes.world_size == 1:
         return problem
     state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
-    processes.agree(
+    processes.check_consistent(
         {
             "method": method,
             **{f"option {name!r}": _comparable(value) for name, value in options.items()},
@@ -351,7 +351,7 @@ def _in_agreement(problem: Problem, method: str, options: Mapping[str, Any], **h
         }
     )
     # All cut the images alike: to what fits everywhere.
-    return replace(problem, memory=min(processes.told(problem.budget())))
+    return replace(problem, memory=min(processes.all_gather(problem.budget())))
 
 
 def _comparable(value: Any) -> str:
@@ -360,12 +360,12 @@ def _comparable(value: Any) -> str:
 
 
 def _scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    with problem.processes.together():
+    with problem.processes.barrier():
         with untouched(problem.model):
             result = method_call(problem)
         _check_scores(result, problem.prunable)
     # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.
-    scores = problem.processes.same({name: result[name].detach() for name in problem.prunable})
+    scores = problem.processes.broadcast({name: result[name].detach() for name in problem.prunable}, problem.device)
     # Least and greatest score of each weight, NaN where one is NaN, all brought to the CPU at once.
     extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
     for name, (least, _) in zip(scores, extremes, strict=True):

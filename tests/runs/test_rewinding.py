@@ -148,7 +148,7 @@ PROCESSES = """
 import json, sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_rewinding import Journal, RunConfig, build_task, fabric, rewound_mask
 
 config, folder = RunConfig(**json.loads(sys.argv[2])), Path(sys.argv[3])

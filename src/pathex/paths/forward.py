@@ -288,7 +288,7 @@ def calibrate(
             return whole.moments
         known: list[Moments] = []
         while True:
-            parts = processes.each(x.split(chunk), partial(_next_norm, model, own, known, output), x.device)
+            parts = processes.map(x.split(chunk), partial(_next_norm, model, own, known, output), x.device)
             reached = [part for part in parts if part is not None]
             if not reached:
                 return known
