@@ -1,7 +1,7 @@
 """A network traced once, as a graph of operators that everything else reads."""
 
 from pathex.graph.cost import Cost, cost, held_bytes
-from pathex.graph.graph import Graph, Node
+from pathex.graph.graph import Graph, Node, arguments_of
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import (
     ACTIVATIONS,
@@ -28,6 +28,7 @@ __all__ = [
     "Graph",
     "Interpreter",
     "Node",
+    "arguments_of",
     "compute_dtype",
     "cost",
     "first_tensor",

@@ -59,10 +59,10 @@ def _multiply_adds(node: Node) -> int:
     if node.op == "linear":
         return node.numel * shapes[1][-1]
     if node.op.startswith("conv"):
-        kernel, groups = shapes[1], node["groups"]
+        kernel = shapes[1]
         if "transpose" in node.op:
             return prod(shapes[0]) * prod(kernel[1:])
-        return node.numel * prod(kernel[1:]) if groups else 0
+        return node.numel * prod(kernel[1:])
     if node.op in ("matmul", "bmm", "mm", "mv"):
         return node.numel * shapes[0][-1]
     if node.op in ("addmm", "baddbmm"):

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from pathex.errors import UnsupportedOperation
-from pathex.graph.graph import Node
+from pathex.graph.graph import Node, arguments_of
 from pathex.graph.operators import words
 
 __all__ = ["resolve", "write"]
@@ -183,7 +183,6 @@ class _Resolver:
             arguments = {"whole": whole, "part": new, "views": calls}
             call: dict[str, Any] = {"args": (whole, new, calls), "kwargs": {}, "arguments": arguments}
             node = replace(whole, name="write", op="write", target=write, **call)
-            node.__dict__.pop("inputs", None)
             new_root: Any = self._append(node)
         else:
             new_root = new
@@ -230,18 +229,13 @@ def resolve(program: ExportedProgram, names: Mapping[str, str]) -> tuple[list[No
 def _node(source: fx.Node, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
     value: Any = source.meta.get("val")
     is_tensor = isinstance(value, Tensor)
-    arguments: dict[str, Any] = {}
-    if hasattr(target, "_schema"):
-        for place, argument in enumerate(target._schema.arguments):
-            default = argument.default_value if argument.has_default_value() else None
-            arguments[argument.name] = args[place] if place < len(args) else kwargs.get(argument.name, default)
     return Node(
         name,
         _name_of(target),
         target,
         args,
         kwargs,
-        arguments,
+        arguments_of(target, args, kwargs),
         tuple(int(size) for size in value.shape) if is_tensor else None,
         value.dtype if is_tensor else None,
         is_tensor and any(isinstance(size, torch.SymInt) for size in value.shape),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathex.graph.operators import CREATIONS, DECISIONS, FORMED_LIKE, role_of
 
-__all__ = ["Graph", "Node"]
+__all__ = ["Graph", "Node", "arguments_of"]
 
 
 @dataclass(eq=False)
@@ -65,6 +65,25 @@ class Node:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def arguments_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by the names of the operator's schema, defaults included.
+
+    Args:
+        target: The operator; one without a schema has no names.
+        args: Arguments in their order.
+        kwargs: Arguments by keyword.
+
+    Returns:
+        Name to argument.
+    """
+    arguments: dict[str, Any] = {}
+    if hasattr(target, "_schema"):
+        for place, argument in enumerate(target._schema.arguments):
+            default = argument.default_value if argument.has_default_value() else None
+            arguments[argument.name] = args[place] if place < len(args) else kwargs.get(argument.name, default)
+    return arguments
 
 
 def nodes_in(values: Any) -> Iterator[Node]:

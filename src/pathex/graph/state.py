@@ -121,17 +121,9 @@ def uniform_precision() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    places: list[Any] = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = "tf32"
+    cudnn: Any = torch.backends.cudnn
+    with _precision_of([cudnn.conv, cudnn.rnn], "tf32"):
         yield
-    finally:
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = "none"  # which takes over what is said of all operations
-            if place.fp32_precision != precision:
-                place.fp32_precision = precision
 
 
 @contextlib.contextmanager

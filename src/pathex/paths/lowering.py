@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathex.graph import Graph, Node
+from pathex.graph import Graph, Node, arguments_of
 
 __all__ = ["lowered"]
 
@@ -62,7 +62,6 @@ class _Lowering:
         return self._add(replace(node, args=args, kwargs=kwargs, arguments=arguments))
 
     def _add(self, node: Node) -> Node:
-        node.__dict__.pop("inputs", None)
         self.nodes.append(node)
         return node
 
@@ -77,11 +76,6 @@ class _Lowering:
     def call(self, target: Any, *args: Any, op: str | None = None, **kwargs: Any) -> Any:
         """A new node, its form found on tensors without values."""
         form = _form(target, args, kwargs)
-        arguments: dict[str, Any] = {}
-        if hasattr(target, "_schema"):
-            for place, argument in enumerate(target._schema.arguments):
-                default = argument.default_value if argument.has_default_value() else None
-                arguments[argument.name] = args[place] if place < len(args) else kwargs.get(argument.name, default)
         name = op or target.overloadpacket.__name__
         is_tensor = isinstance(form, Tensor)
         return self._add(
@@ -92,7 +86,7 @@ class _Lowering:
                 target=target,
                 args=args,
                 kwargs=kwargs,
-                arguments=arguments,
+                arguments=arguments_of(target, args, kwargs),
                 shape=tuple(form.shape) if is_tensor else None,
                 dtype=form.dtype if is_tensor else None,
             )
