@@ -29,10 +29,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import Row, Table, arguments, command, save
 from pathex import Mask
-from pathex.runs import RunConfig, run_name
-from pathex.runs.folder import finished_result
-from pathex.sweep import SweepConfig, plan, sweep
-from pathex.sweep.factory import create
+from pathex.experiments.runs import RunConfig, finished_result, run_name
+from pathex.experiments.sweep import SweepConfig, create, plan, sweep
 
 __all__ = ["REFERENCE", "configs", "main", "summary"]
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 import pathex
 from benchmarks.measure import Row, Table, arguments, command
-from pathex.allocate import keep_best
 from pathex.errors import PathexWarning
-from pathex.prunable import prunable_weights
-from pathex.schedule import densities
+from pathex.masks import prunable_weights
+from pathex.pruning import densities
+from pathex.pruning.topk import keep_best
 
 __all__ = ["CASES", "Case", "main", "plain", "trajectory"]
 

@@ -49,7 +49,7 @@ from benchmarks.measure import Row, Table, arguments, command
 from pathex import scores
 from pathex.data import ImageData
 from pathex.errors import PathexWarning
-from pathex.train.seeding import epoch_generator
+from pathex.train import epoch_generator
 
 __all__ = ["DENSE", "Case", "Protocol", "cases", "main", "network", "run_case", "summary"]
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from pathex import models
 from pathex.distributed import Child, stop
 from pathex.errors import PathexError
-from pathex.runs.environment import environment
-from pathex.train import replacing
+from pathex.experiments.runs import environment
+from pathex.masks import replacing
 
 __all__ = [
     "ERROR",

@@ -52,8 +52,8 @@ from benchmarks.measure import (
     save,
     tensor_peak,
 )
-from pathex.counts import count
-from pathex.prunable import prunable_weights
+from pathex.analysis import count
+from pathex.masks import prunable_weights
 
 __all__ = ["Case", "cases", "exponent", "fit", "main"]
 

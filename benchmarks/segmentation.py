@@ -25,12 +25,10 @@ from pathlib import Path
 
 from benchmarks.measure import Table, arguments, command
 from pathex import scores
-from pathex.runs import RunConfig, run_name
-from pathex.runs.folder import finished_result
-from pathex.runs.validation import check_config
-from pathex.sweep import sweep
-from pathex.sweep.executors import share
-from pathex.sweep.local import LocalExecutor
+from pathex.experiments.runs import RunConfig, check_config, finished_result, run_name
+from pathex.experiments.sweep import sweep
+from pathex.experiments.sweep.executors import share
+from pathex.experiments.sweep.local import LocalExecutor
 
 __all__ = ["DENSE", "configs", "main"]
 

@@ -31,7 +31,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from benchmarks.measure import Row, Table, arguments, bars, command, now, problem, quartiles, save
 from pathex import Mask, attach
 from pathex.data import ArraySplit, ImageData
-from pathex.prunable import prunable_weights
+from pathex.masks import prunable_weights
 from pathex.train import Feed, TrainOptions, fabric, fit, memory_format
 
 __all__ = ["main"]

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 import pathex
-from pathex.runs.environment import environment
+from pathex.experiments.runs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # before this folder, in which this file bears the name of the package

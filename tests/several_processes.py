@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pathex
 from pathex.graph import held_bytes, trace
-from pathex.models.resnet import CifarResNet
+from pathex.masks import prunable_weights
+from pathex.models import CifarResNet
 from pathex.paths import lowered
-from pathex.prunable import prunable_weights
 
 METHODS = pathex.methods()
 OPTIONS: dict[str, list[dict[str, Any]]] = {

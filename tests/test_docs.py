@@ -15,7 +15,7 @@ from torch import nn
 
 import pathex
 from pathex.cli import main
-from pathex.prunable import prunable_weights
+from pathex.masks import prunable_weights
 from pathex.scores import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main([*words, "--print_config"]) == 0, capsys.readouterr().err
     settings = yaml.safe_load(capsys.readouterr().out)
     if words[0] == "run":
-        pathex.runs.check_config(pathex.runs.RunConfig(**settings))
+        pathex.experiments.runs.check_config(pathex.experiments.runs.RunConfig(**settings))
     if words[0] == "methods" and settings.get("name"):
         assert pathex.methods(settings["name"]).name == settings["name"]
 

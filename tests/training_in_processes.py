@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 import pathex
-from pathex.sharded import is_sharded
+from pathex.distributed import is_sharded
 from pathex.train import Feed, TrainOptions, evaluate, fabric, fit
 
 

@@ -9,15 +9,19 @@ Everything is loaded on first use, so that importing pathex costs next to nothin
 """
 
 import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pathex._version import __version__
-
 if TYPE_CHECKING:
-    from pathex import ablations, converters, counts, data, dynamic, errors, mask_files, matching, models, paths
-    from pathex.attaching import attach, make_permanent
-    from pathex.masks import Mask
-    from pathex.pruning import prune, score
+    from pathex import analysis, data, errors, experiments, graph, masks, models, paths, pruning, scores, tasks, train
+    from pathex.masks import Mask, attach, make_permanent
+    from pathex.pruning import dynamic, prune, score
     from pathex.scores import (
         PX,
         FisherDiagonal,
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
         methods,
     )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PX",
     "FisherDiagonal",
@@ -59,80 +65,73 @@ __all__ = [
     "SynFlow",
     "SynFlowL2",
     "__version__",
-    "ablations",
+    "analysis",
     "attach",
-    "converters",
-    "counts",
     "data",
     "dynamic",
     "errors",
+    "experiments",
+    "graph",
     "make_permanent",
-    "mask_files",
-    "matching",
+    "masks",
     "methods",
     "models",
     "paths",
     "prune",
+    "pruning",
     "score",
+    "scores",
+    "tasks",
+    "train",
 ]
 
+_ROOMS = frozenset({"analysis", "data", "errors", "experiments", "graph", "masks"})
+_ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
 _HOME = {
-    "Mask": "masks",
-    "attach": "attaching",
-    "make_permanent": "attaching",
-    "methods": "scores",
-    **dict.fromkeys(
-        (
-            "PX",
-            "PXLiteral",
-            "PXCvpr24",
-            "SynFlow",
-            "SynFlowL2",
-            "Snip",
-            "IterativeSnip",
-            "Force",
-            "Grasp",
-            "NtkSap",
-            "NtkDiagonal",
-            "FisherDiagonal",
-            "ProsPr",
-            "Phew",
-            "Npb",
-            "Magnitude",
-            "Random",
-        ),
-        "scores",
-    ),
-    "prune": "pruning",
-    "score": "pruning",
+    **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
+    **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
 }
-_MODULES = frozenset(
-    {
-        "ablations",
-        "converters",
-        "counts",
-        "data",
-        "dynamic",
-        "errors",
-        "mask_files",
-        "matching",
-        "models",
-        "paths",
-        "report",
-        "runs",
-        "sweep",
-        "tasks",
-    }
-)
+_MOVED = {
+    "pathex.ablations": "pathex.analysis",
+    "pathex.converters": "pathex.masks.formats",
+    "pathex.counts": "pathex.analysis",
+    "pathex.dynamic": "pathex.pruning.dynamic",
+    "pathex.mask_files": "pathex.masks.files pathex.pruning",
+    "pathex.matching": "pathex.analysis",
+    "pathex.report": "pathex.experiments.report",
+    "pathex.runs": "pathex.experiments.runs",
+    "pathex.sweep": "pathex.experiments.sweep",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"pathex.{_HOME[name]}"), name)
-    if name in _MODULES:
+    if name in _ROOMS:
         return importlib.import_module(f"pathex.{name}")
+    if f"pathex.{name}" in _MOVED and name not in __all__:
+        return importlib.import_module(f"pathex.{name}")
+    if name in __all__:
+        return getattr(importlib.import_module(f"pathex.{_HOME.get(name, 'scores')}"), name)
     raise AttributeError(f"module 'pathex' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds modules where they are now, for imports by their names of 0.1."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return spec_from_loader(fullname, self) if fullname in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = _MOVED[module.__name__].split()
+        message = f"{module.__name__} is now {' and '.join(homes)}; the old name goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        for home in map(importlib.import_module, homes):
+            vars(module).update({name: getattr(home, name) for name in home.__all__})
+
+
+sys.meta_path.append(_Moved())

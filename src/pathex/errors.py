@@ -4,7 +4,9 @@ Each message names the culprit and, where there is a choice, the allowed values.
 """
 
 import difflib
-from collections.abc import Iterable
+import numbers
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "UnknownName",
     "UnsupportedOperation",
     "check_integer",
+    "import_callable",
+    "listed",
     "reason",
 ]
 
@@ -65,10 +69,11 @@ class UnknownName(InvalidInput):
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
 
 
-def check_integer(what: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raise :class:`InvalidInput` unless ``value`` is an integer (no bool) from ``least`` to ``most``."""
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
-        return
+def check_integer(what: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """The value, an integer (no bool) from ``least`` to ``most``; :class:`InvalidInput` for others."""
+    number = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    if number is not None and least <= number and (most is None or number <= most):
+        return number
     if most is not None:
         allowed = f"an integer in {least}..{most}"
     else:
@@ -77,5 +82,33 @@ def check_integer(what: str, value: Any, least: int = 1, most: int | None = None
 
 
 def reason(error: BaseException) -> str:
-    """Kind and text of somebody else's error, in one line of at most 200 characters of text."""
+    """Somebody else's error in one line of at most 200 characters; of the system's its text alone."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first four names and how many more there are, for a message."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
+def import_callable(kind: str, name: str) -> Callable[..., Any]:
+    """What ``package.module:name`` points to (the name may have dots); ``kind`` is for error messages."""
+    module, _, attribute = name.partition(":")
+    if not module:
+        raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name")
+    try:
+        found: Any = pkgutil.resolve_name(name)
+    except ValueError as error:
+        raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name") from error
+    except ImportError as error:
+        raise InvalidInput(
+            f"{kind} {name!r}: cannot import {module!r}: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    except AttributeError:
+        found = None
+    if not callable(found):
+        raise InvalidInput(f"{kind} {name!r}: {module!r} has no callable {attribute!r}")
+    return found

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import fewer_rounds
-from sweep.conftest import InProcess, tiny
+from experiments.sweep.conftest import InProcess, tiny
 
 __all__ = ["tiny"]  # a fixture: the settings of a run that takes a second
 

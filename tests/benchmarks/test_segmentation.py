@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 import pathex
 from benchmarks import segmentation
+from experiments.sweep.conftest import InProcess
 from pathex.errors import InvalidInput
-from sweep.conftest import InProcess
 from voc_folder import write_voc
 
 # Windows of images that hold one of three classes: the others are named in a warning, as is the new decoder.

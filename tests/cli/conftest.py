@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-import pathex.runs
+import pathex.experiments.runs
+from experiments.report.fake_run_folders import make_run
 from pathex.cli import main
 from pathex.errors import InvalidInput
-from pathex.runs import RunConfig
-from report.fake_run_folders import make_run
+from pathex.experiments.runs import RunConfig
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -29,7 +29,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunConfig]]:
-    """The settings ``pathex.runs.run`` got; in its place stands a fake that sends events and leaves a run folder."""
+    """The settings that a run got; in its place stands a fake that sends events and leaves a run folder."""
     seen: list[RunConfig] = []
 
     def fake(config: RunConfig, *, on_event: Callable[[str, dict[str, Any]], None]) -> SimpleNamespace:
@@ -50,5 +50,5 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunConfig]]:
         on_event("done", {"result": result, "folder": str(folder)})
         return SimpleNamespace(folder=folder, result=result)
 
-    monkeypatch.setattr(pathex.runs, "run", fake)
+    monkeypatch.setattr(pathex.experiments.runs, "run", fake)
     return seen

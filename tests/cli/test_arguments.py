@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pathex.cli._parser import Command, parse
+from pathex.cli.parser import Command, parse
 from pathex.errors import InvalidInput
 
 

@@ -12,9 +12,9 @@ import yaml
 
 import pathex
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.mask_files import FORMATS, read_mask
-from pathex.masks import Mask
-from pathex.runs import RunConfig
+from pathex.experiments.runs import RunConfig
+from pathex.masks import Mask, read_mask
+from pathex.masks.files import FORMATS
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -39,7 +39,15 @@ def test_version(command: Command) -> None:
 
 
 def test_help_imports_nothing_heavy_beyond_the_package() -> None:
-    heavy = {"torch", "matplotlib", "pandas", "rich", "timm", "pathex.runs.running", "pathex.report"}
+    heavy = {
+        "torch",
+        "matplotlib",
+        "pandas",
+        "rich",
+        "timm",
+        "pathex.experiments.runs.runner",
+        "pathex.experiments.report",
+    }
     program = (
         "import sys, pathex; before = set(sys.modules); from pathex.cli import main; code = main(['--help']); "
         f"sys.exit(code or 3 * bool({heavy!r} & (set(sys.modules) - before)))"
@@ -85,8 +93,8 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, monkeypatc
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pathex.runs.run", stopped)
-    monkeypatch.setattr("pathex.report.build", stopped)
+    monkeypatch.setattr("pathex.experiments.runs.run", stopped)
+    monkeypatch.setattr("pathex.experiments.report.build", stopped)
     assert command("run") == (
         130,
         "",
@@ -99,7 +107,7 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pathex.runs.run", broken)
+    monkeypatch.setattr("pathex.experiments.runs.run", broken)
     with pytest.raises(ZeroDivisionError):
         command("run")
 
@@ -110,7 +118,7 @@ def test_warnings_are_one_line(command: Command, monkeypatch: pytest.MonkeyPatch
         warnings.warn("two\nlines", PathexWarning, stacklevel=1)
         return SimpleNamespace(folder="f")
 
-    monkeypatch.setattr("pathex.runs.run", warned)
+    monkeypatch.setattr("pathex.experiments.runs.run", warned)
     assert command("run") == (0, "f\n", "pathex: warning: two lines\n")
 
 
@@ -247,8 +255,8 @@ def test_allocations_from_files_and_other_weights(command: Command) -> None:
 
 
 def test_methods_of_runs_are_listed_too(command: Command) -> None:
-    from pathex.cli._listing import OF_RUNS
-    from pathex.runs._stages import DENSE, TRAINED
+    from pathex.cli.listings import OF_RUNS
+    from pathex.experiments.runs.stages import DENSE, TRAINED
 
     assert set(OF_RUNS) == {*DENSE, *TRAINED}
     code, out, _ = command("methods", "imp")

@@ -1,6 +1,6 @@
 import pytest
 
-from pathex.cli._console import RunDisplay
+from pathex.cli.console import RunDisplay
 
 
 def feed(display: RunDisplay, epochs: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from damage import spoil
 from pathex.data import ArraySplit, DecodedSplit, load
-from pathex.data import _imagenet as room
+from pathex.data import imagenet as room
 from pathex.errors import InvalidInput, PathexWarning
 
 REAL = pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pathex.data import ArraySplit, ImageData, Split
-from pathex.data._images import assemble, channel_statistics
+from pathex.data.images import assemble, channel_statistics
 
 
 def split_of(count):

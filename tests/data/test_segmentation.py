@@ -11,7 +11,7 @@ from PIL import Image
 
 from brute_force import segmentation as twin
 from pathex.data import SegmentationData, SegmentationSplit, Window, segmentation_pruning_set
-from pathex.data._segmentation import choose_images
+from pathex.data.segmentation import choose_images
 from pathex.errors import InvalidInput, PathexWarning
 
 COLOUR = (7, 99, 201)

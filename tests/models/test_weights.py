@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import pathex
 from pathex import models
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.models._loading import fit
-from pathex.models._weights import read_weights
+from pathex.masks import read_weights
+from pathex.models.weights import fit
 
 
 def small(classes=10, **options):

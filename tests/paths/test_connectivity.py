@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from brute_force.cases import Branches, prunable, random_mask
+from pathex.masks import prunable_weights
 from pathex.paths import connectivity
-from pathex.prunable import prunable_weights
 
 
 def _positive(model: nn.Module) -> None:

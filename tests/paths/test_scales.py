@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import pathex
 from pathex.errors import PathexWarning
 from pathex.graph import cost, trace
+from pathex.masks import prunable_weights
 from pathex.paths import read_scales, survey
-from pathex.prunable import prunable_weights
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

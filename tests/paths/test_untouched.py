@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.graph import tf32_products, trace, untouched
-from pathex.paths import (
-    calibrate,
-    connectivity,
-    record,
-    replay,
-    replay_open,
-    survey,
-)
+from pathex.paths import calibrate, connectivity, record, replay, replay_open, survey
 
 
 def _network(*extra: nn.Module) -> nn.Sequential:

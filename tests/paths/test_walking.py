@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from brute_force.cases import Branches, draw
 from brute_force.walks import exact, exact_back, passed, passed_back, single_walks
 from pathex.errors import UnsupportedOperation
-from pathex.paths.walking import Walker
+from pathex.paths import Walker
 
 WALKS = 40_000
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import pathex
 from pathex.errors import PathexWarning
 from pathex.graph import trace
+from pathex.masks import prunable_weights
 from pathex.paths import read_scales, survey
-from pathex.prunable import prunable_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"

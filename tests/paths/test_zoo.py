@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 import pathex
+from pathex.masks import prunable_weights
 from pathex.paths import calibrate, connectivity, record
-from pathex.prunable import prunable_weights
 from paths.oracle import with_statistics
 
 

@@ -16,7 +16,7 @@ import pathex
 from brute_force.cases import draw, random_mask
 from brute_force.gradients import TWINS, assert_close, labelled
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
-from pathex.models.resnet import CifarResNet
+from pathex.models import CifarResNet
 
 METHODS = ["snip", "iterative-snip", "force", "grasp"]
 

@@ -16,7 +16,7 @@ from brute_force import gradients
 from brute_force.cases import draw, prunable, random_mask
 from brute_force.gradients import TWINS, Batches, assert_close, labelled
 from pathex.errors import UnsupportedOperation
-from pathex.models.resnet import CifarResNet
+from pathex.models import CifarResNet
 
 METHODS = ["snip", "iterative-snip", "force", "grasp"]
 CASES = ["mlp", "vector-norm", "dilated", "residual", "max-pool", "average-branch", "depthwise", "shared"]

@@ -16,8 +16,8 @@ from brute_force import kernels
 from brute_force.cases import CASES, build, draw, masked, prunable, random_mask
 from pathex import scores
 from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
-from pathex.scores import Problem, _jacobian, ntk_sap
-from pathex.scores._model_reader import ModelReader
+from pathex.scores import Problem, jacobian, ntk_sap
+from pathex.scores.model_reader import ModelReader
 
 pytestmark = [
     # torch.func.jvp, which the twin uses, loads compiled rules when it is first called.
@@ -153,7 +153,7 @@ def test_projections_are_exact_on_average(method: str, monkeypatch: pytest.Monke
     model, x = build("residual", 34, images=2)
     patterns = [torch.tensor(signs).double() for signs in itertools.product([1.0, -1.0], repeat=4)]
     left = iter(patterns)
-    monkeypatch.setattr(_jacobian, "_signs", lambda rows, source: next(left).view(rows.shape))
+    monkeypatch.setattr(jacobian, "_signs", lambda rows, source: next(left).view(rows.shape))
     options = {"labels": "model"} if method == "fisher-diagonal" else {}
     found = pathex.score(model, method, x, projections=len(patterns), **options)
     assert_equal(found, pathex.score(model, method, x, projections=0, **options))
@@ -183,7 +183,7 @@ def test_the_default_is_exact_until_it_gets_dear(monkeypatch: pytest.MonkeyPatch
     model, x = build("mlp", 36)
     default = pathex.score(model, "ntk-diagonal", x)
     assert_equal(default, pathex.score(model, "ntk-diagonal", x, projections=0), 1e-15)
-    monkeypatch.setattr(_jacobian, "_EXACT_UP_TO", 5)  # three images with two outputs are six
+    monkeypatch.setattr(jacobian, "_EXACT_UP_TO", 5)  # three images with two outputs are six
     projected = pathex.score(model, "ntk-diagonal", x)
     assert_equal(projected, pathex.score(model, "ntk-diagonal", x, projections=32), 1e-15)
     assert any(not torch.equal(default[name], projected[name]) for name in default)

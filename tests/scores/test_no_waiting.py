@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import pathex
 from pathex import scores
 from pathex.errors import PathexWarning
-from pathex.prunable import prunable_weights
+from pathex.masks import prunable_weights
 from pathex.scores import Problem, px, synflow, synflow_l2
 
 NETWORKS = {

@@ -14,10 +14,9 @@ from brute_force.cases import CASES, build, random_mask
 from brute_force.node_paths import paths_through, units_of
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
 from pathex.graph import trace
-from pathex.masks import Mask
-from pathex.paths import lowered
-from pathex.paths.counting import _counted, count_paths
-from pathex.prunable import prunable_weights
+from pathex.masks import Mask, prunable_weights
+from pathex.paths import count_paths, lowered
+from pathex.paths.counts import _counted
 from pathex.scores import Npb, Problem, read_batches
 
 

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 import pathex
 from brute_force.cases import build, random_mask
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
-from pathex.masks import Mask
+from pathex.masks import Mask, prunable_weights
 from pathex.paths import connectivity
-from pathex.prunable import prunable_weights
-from pathex.scores import Problem, read_batches
-from pathex.scores.phew import Phew, _batches
+from pathex.scores import Phew, Problem, read_batches
+from pathex.scores.phew import _batches
 
 
 def score(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import pathex
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.models.resnet import CifarResNet
-from pathex.prunable import prunable_weights
+from pathex.masks import prunable_weights
+from pathex.models import CifarResNet
 from pathex.scores import px, synflow, synflow_l2
 
 PATH_METHODS = ["px", "px-literal", "synflow-l2"]
@@ -83,7 +83,7 @@ def test_kept_sets_do_not_depend_on_memory(model: nn.Module, images: Tensor, mem
 def test_a_tiny_budget_really_splits_the_images(
     model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pathex.scores._reader as reader
+    from pathex.scores import reader
 
     sizes: list[int] = []
     chunks: list[int | None] = []

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import pathex
 from brute_force import prospr as twin
 from pathex.errors import InvalidInput, PathexError
-from pathex.masks import Mask
-from pathex.prunable import prunable_weights
+from pathex.masks import Mask, prunable_weights
 from pathex.scores import Problem, ProsPr, read_batches
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import pathex
+from pathex.masks import prunable_weights
 from pathex.paths import roles
-from pathex.prunable import prunable_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:px is derived for piecewise-linear", "ignore:read as one")
 

@@ -13,8 +13,8 @@ import pathex
 from pathex import scores
 from pathex.errors import PathexWarning
 from pathex.graph import untouched
-from pathex.prunable import prunable_weights
-from pathex.scores import Problem, _precision
+from pathex.masks import prunable_weights
+from pathex.scores import Problem, precision
 
 PRODUCTS = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward, torch.ops.aten.mm, torch.ops.aten.addmm}
 
@@ -86,7 +86,7 @@ def test_passes_are_in_tf32_and_nothing_else(method: str, monkeypatch: pytest.Mo
             warnings.simplefilter("ignore", PathexWarning)
             reader = found.having({"tf32": tf32}).reader(problem)
             monkeypatch.setattr(type(reader), "precision", torch.float32)
-            _precision.safely(reader, summed, method)  # type: ignore[arg-type]
+            precision.safely(reader, summed, method)  # type: ignore[arg-type]
     assert seen[0] == ("tf32", "tf32")
     assert "tf32" not in seen[1]
 

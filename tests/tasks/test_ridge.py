@@ -3,7 +3,7 @@ import torch
 
 from brute_force.ridge import ridge
 from pathex.errors import InvalidInput
-from pathex.tasks._ridge import RidgeMoments
+from pathex.tasks.ridge import RidgeMoments
 
 
 def moments(features, targets, batch=7):

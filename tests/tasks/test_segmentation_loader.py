@@ -12,8 +12,8 @@ from PIL import Image
 from brute_force import segmentation as twin
 from pathex.data import SegmentationData, SegmentationSplit
 from pathex.errors import InvalidInput
-from pathex.tasks._segmentation_loader import SegmentationLoader
-from pathex.train.batching import cut_batches, share_of
+from pathex.tasks.segmentation_loader import SegmentationLoader
+from pathex.train import cut_batches, share_of
 
 CPU = torch.device("cpu")
 

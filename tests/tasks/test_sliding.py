@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from brute_force import segmentation as twin
-from pathex.tasks._sliding import SlidingWindow, window_starts
+from pathex.tasks.sliding_window import SlidingWindow, window_starts
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from brute_force.ridge import ridge
 from pathex.data import ImageData
 from pathex.errors import InvalidInput
 from pathex.tasks import build
-from pathex.tasks._linear_head import head_layer
+from pathex.tasks.linear_head import head_layer
 from pathex.train import TrainOptions, fabric
 
 TINY = {"width": 4}

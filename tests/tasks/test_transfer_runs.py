@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pathex
-from pathex.runs import RunConfig, run
+from pathex.experiments.runs import RunConfig, run
 
 TINY = {"width": 4}
 
@@ -50,7 +50,7 @@ def archive(tmp_path):
 CHILD = """
 import json, os, signal, sys
 import torch
-from pathex.runs import RunConfig, run
+from pathex.experiments.runs import RunConfig, run
 from pathex.train import loop
 
 loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0  # an epoch of this test is shorter than the pause between two events

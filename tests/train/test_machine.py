@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from pathex.errors import InvalidInput
-from pathex.train import check_machine, fabric, replacing
-from pathex.train.checkpoint import load_checkpoint, save_checkpoint
+from pathex.masks import replacing
+from pathex.train import check_machine, fabric, load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize(

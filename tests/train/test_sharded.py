@@ -9,7 +9,7 @@ from torch import nn
 
 from pathex.distributed import ProcessFailed, launched
 from pathex.train import load_checkpoint
-from pathex.train.sharding import units
+from pathex.train.fsdp import units
 from training_in_processes import fail, work
 
 

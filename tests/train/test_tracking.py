@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pathex.errors import InvalidInput
-from pathex.runs import RunConfig, run
+from pathex.experiments.runs import RunConfig, run
 from pathex.train import check_logger
 
 SMALL = {"model_options": {"width": 2}, "method": "magnitude", "sparsity": 0.5, "batch_size": 256, "device": "cpu"}
@@ -67,7 +67,7 @@ def other_process(folder: Path, logger: str) -> None:
     """In a process of its own: these packages warn as they are imported."""
     code = f"""
 import sys
-from pathex.runs import RunConfig, run
+from pathex.experiments.runs import RunConfig, run
 class Stop(Exception): pass
 def stop(kind, payload):
     if kind == "epoch": raise Stop

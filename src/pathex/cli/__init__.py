@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TextIO
 
-from pathex.cli import _bench, _convert, _demo, _listing, _prune, _report, _run, _sweep
-from pathex.cli._parser import parse
+from pathex.cli import bench, convert, demo, listings, prune, report, run, sweep
+from pathex.cli.parser import parse
 from pathex.errors import PathexError
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = MappingProxyType(
     {
-        "demo": _demo.COMMAND,
-        "run": _run.COMMAND,
-        "sweep": _sweep.COMMAND,
-        "prune": _prune.COMMAND,
-        "convert": _convert.COMMAND,
-        "report": _report.COMMAND,
-        "bench": _bench.COMMAND,
-        "methods": _listing.METHODS,
-        "models": _listing.MODELS,
-        "datasets": _listing.DATASETS,
+        "demo": demo.COMMAND,
+        "run": run.COMMAND,
+        "sweep": sweep.COMMAND,
+        "prune": prune.COMMAND,
+        "convert": convert.COMMAND,
+        "report": report.COMMAND,
+        "bench": bench.COMMAND,
+        "methods": listings.METHODS,
+        "models": listings.MODELS,
+        "datasets": listings.DATASETS,
     }
 )
 _INTERRUPTED = 130

@@ -1,16 +1,16 @@
 """Data sets by name, the pruning set, and augmentation."""
 
-from pathex.data._augmentation import AUGMENTATIONS, Augmentation, Draws, apply_each, augment
-from pathex.data._catalogue import describe, load, names, option_names
-from pathex.data._classes import choose_classes, task_splits
-from pathex.data._decoding import DecodedSplit
-from pathex.data._images import ImageData
-from pathex.data._pixels import upload
-from pathex.data._segmentation import SegmentationData, SegmentationSplit, segmentation_pruning_set
-from pathex.data._selection import PruningSet, pruning_set, validation_split
-from pathex.data._splits import ArraySplit, Split
-from pathex.data._window import IGNORED, Window
-from pathex.data._workers import default_workers, read_ahead
+from pathex.data.augmentation import AUGMENTATIONS, Augmentation, Draws, apply_each, augment
+from pathex.data.catalogue import describe, load, names, option_names
+from pathex.data.classes import choose_classes, task_splits
+from pathex.data.decoder import DecodedSplit
+from pathex.data.images import ImageData
+from pathex.data.pixels import upload
+from pathex.data.segmentation import SegmentationData, SegmentationSplit, segmentation_pruning_set
+from pathex.data.selection import PruningSet, pruning_set, validation_split
+from pathex.data.splits import ArraySplit, Split
+from pathex.data.window import IGNORED, Window
+from pathex.data.workers import default_workers, read_ahead
 
 __all__ = [
     "AUGMENTATIONS",

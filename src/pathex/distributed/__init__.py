@@ -1,6 +1,21 @@
-"""Processes: those that this one starts, and several that work on one training."""
+"""Processes: those that this one starts, those that work on one training, and those that score together."""
 
 from pathex.distributed.children import Child, stop
-from pathex.distributed.launching import ProcessFailed, is_first_process, launched
+from pathex.distributed.collectives import ALONE, Group, Processes, processes_of
+from pathex.distributed.dtensor import in_one_piece, is_sharded, like
+from pathex.distributed.launcher import ProcessFailed, is_first_process, launched
 
-__all__ = ["Child", "ProcessFailed", "is_first_process", "launched", "stop"]
+__all__ = [
+    "ALONE",
+    "Child",
+    "Group",
+    "ProcessFailed",
+    "Processes",
+    "in_one_piece",
+    "is_first_process",
+    "is_sharded",
+    "launched",
+    "like",
+    "processes_of",
+    "stop",
+]

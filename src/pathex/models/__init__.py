@@ -1,12 +1,12 @@
 """Networks by name: own networks for small images, timm, torchvision, segmentation-models-pytorch, and any factory."""
 
-from pathex.models._catalogue import create, describe, names, prefixes
-from pathex.models._heads import head_parameters
-from pathex.models._loading import WeightsReport, load_weights
-from pathex.models._normalisation import expected_normalisation
+from pathex.models.catalogue import create, describe, names, own, prefixes
+from pathex.models.heads import head_parameters
+from pathex.models.normalisation import expected_normalisation
 from pathex.models.resnet import CifarResNet
 from pathex.models.resnet_tiny import TinyResNet
 from pathex.models.vgg import CifarVGG
+from pathex.models.weights import WeightsReport, load_weights
 
 __all__ = [
     "CifarResNet",
@@ -19,5 +19,6 @@ __all__ = [
     "head_parameters",
     "load_weights",
     "names",
+    "own",
     "prefixes",
 ]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, check_integer
-from pathex.models._initialization import kaiming_normal
+from pathex.models.initialization import kaiming_normal
 
 __all__ = ["TinyResNet"]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput
-from pathex.models._initialization import kaiming_normal
+from pathex.models.initialization import kaiming_normal
 
 __all__ = ["CifarVGG"]
 

@@ -11,7 +11,7 @@ An operator without a rule raises `pathex.errors.UnsupportedOperation` that name
 """
 
 from pathex.paths import rules
-from pathex.paths.counting import PathCounts, Use, count_paths
+from pathex.paths.counts import PathCounts, Use, count_paths
 from pathex.paths.forward import Statistics, calibrate, footprint, forward, tensors_of
 from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
 from pathex.paths.liveness import Connectivity, connectivity, has_empty_units, off_path, on_paths, roles
@@ -20,7 +20,7 @@ from pathex.paths.moments import Moments
 from pathex.paths.passes import record, replay, replay_open
 from pathex.paths.recording import Record, Recording, Smooth
 from pathex.paths.scales import TINY_SCALE, Survey, read_scales, survey
-from pathex.paths.walking import Walker
+from pathex.paths.walker import Walker
 from pathex.paths.weights import Weights
 
 __all__ = [

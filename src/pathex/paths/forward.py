@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import compute_dtype, first_tensor, untouched
 from pathex.paths.moments import Moments, finish, merge, moments_of
-from pathex.processes import ALONE, Processes
 
 __all__ = ["Statistics", "calibrate", "footprint", "forward", "tensors_of"]
 

@@ -8,20 +8,19 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, overload
 
-from pathex.errors import InvalidInput, UnknownName
-from pathex.importing import import_callable
-from pathex.scores._batches import Batch, fingerprint, joined, read_batches
-from pathex.scores._method import LossMethod, Method, ModelMethod, PathMethod
-from pathex.scores._problem import Problem, parse_memory
+from pathex.errors import InvalidInput, UnknownName, import_callable
+from pathex.scores.batches import Batch, fingerprint, joined, read_batches
 from pathex.scores.fisher_diagonal import FisherDiagonal
 from pathex.scores.force import Force
 from pathex.scores.grasp import Grasp
 from pathex.scores.iterative_snip import IterativeSnip
 from pathex.scores.magnitude import Magnitude
+from pathex.scores.method import LossMethod, Method, ModelMethod, PathMethod
 from pathex.scores.npb import Npb
 from pathex.scores.ntk_diagonal import NtkDiagonal
 from pathex.scores.ntk_sap import NtkSap
 from pathex.scores.phew import Phew
+from pathex.scores.problem import Problem, generator, parse_memory
 from pathex.scores.prospr import ProsPr
 from pathex.scores.px import PX
 from pathex.scores.px_cvpr24 import PXCvpr24
@@ -57,6 +56,7 @@ __all__ = [
     "SynFlowL2",
     "find",
     "fingerprint",
+    "generator",
     "joined",
     "methods",
     "names",

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.errors import InvalidInput
-from pathex.scores._jacobian import Rows, squared_jacobian
-from pathex.scores._loss import require_labels
-from pathex.scores._method import ModelMethod
-from pathex.scores._model_reader import IGNORED, ModelReader
-from pathex.scores._options import NaturalOrNone
-from pathex.scores._problem import Problem
+from pathex.scores.jacobian import Rows, squared_jacobian
+from pathex.scores.loss import require_labels
+from pathex.scores.method import ModelMethod
+from pathex.scores.model_reader import IGNORED, ModelReader
+from pathex.scores.options import NaturalOrNone
+from pathex.scores.problem import Problem
 
 __all__ = ["FisherDiagonal"]
 

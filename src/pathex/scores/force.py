@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pathex.scores._loss import loss_gradient, require_labels
-from pathex.scores._method import LossMethod
-from pathex.scores._problem import Problem
+from pathex.scores.loss import loss_gradient, require_labels
+from pathex.scores.method import LossMethod
+from pathex.scores.problem import Problem
 
 __all__ = ["Force"]
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
-from pathex.scores._loss import loss_gradient, loss_terms, require_labels, require_second_derivatives
-from pathex.scores._method import LossMethod
-from pathex.scores._options import Positive
-from pathex.scores._problem import Problem
+from pathex.scores.loss import loss_gradient, loss_terms, require_labels, require_second_derivatives
+from pathex.scores.method import LossMethod
+from pathex.scores.options import Positive
+from pathex.scores.problem import Problem
 
 __all__ = ["Grasp"]
 

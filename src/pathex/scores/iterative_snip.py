@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pathex.scores._loss import require_labels
-from pathex.scores._method import LossMethod
-from pathex.scores._problem import Problem
+from pathex.scores.loss import require_labels
+from pathex.scores.method import LossMethod
+from pathex.scores.problem import Problem
 from pathex.scores.snip import connection_sensitivity
 
 __all__ = ["IterativeSnip"]

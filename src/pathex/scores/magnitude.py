@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from pathex.scores._method import Method
-from pathex.scores._problem import Problem
+from pathex.scores.method import Method
+from pathex.scores.problem import Problem
 
 __all__ = ["Magnitude"]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pathex.paths import PerSample, Use, count_paths
-from pathex.scores._method import Method
-from pathex.scores._options import Allowed, Output, is_number
-from pathex.scores._problem import Problem, generator
+from pathex.scores.method import Method
+from pathex.scores.options import Allowed, Output, is_number
+from pathex.scores.problem import Problem, generator
 
 __all__ = ["Npb"]
 

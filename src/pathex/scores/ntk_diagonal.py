@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pathex.scores._jacobian import squared_jacobian
-from pathex.scores._method import ModelMethod
-from pathex.scores._options import NaturalOrNone
-from pathex.scores._problem import Problem
+from pathex.scores.jacobian import squared_jacobian
+from pathex.scores.method import ModelMethod
+from pathex.scores.options import NaturalOrNone
+from pathex.scores.problem import Problem
 
 __all__ = ["NtkDiagonal"]
 

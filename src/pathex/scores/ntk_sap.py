@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pathex.errors import PathexError, UnsupportedOperation
 from pathex.paths import Statistics
-from pathex.scores._jacobian import gradients
-from pathex.scores._method import ModelMethod
-from pathex.scores._model_reader import ModelReader
-from pathex.scores._options import Count, Positive, Redraw
-from pathex.scores._problem import Problem, generator
-from pathex.scores._reader import TOTAL
+from pathex.scores.jacobian import gradients
+from pathex.scores.method import ModelMethod
+from pathex.scores.model_reader import ModelReader
+from pathex.scores.options import Count, Positive, Redraw
+from pathex.scores.problem import Problem, generator
+from pathex.scores.reader import TOTAL
 
 __all__ = ["NtkSap"]
 

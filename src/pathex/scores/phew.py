@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pathex.paths import PerSample, Walker, count_paths
-from pathex.scores._method import Method
-from pathex.scores._options import CountOrNone, Output, Redraw, Scales
-from pathex.scores._problem import Problem, generator
-from pathex.scores._reader import PathReader
+from pathex.scores.method import Method
+from pathex.scores.options import CountOrNone, Output, Redraw, Scales
+from pathex.scores.problem import Problem, generator
+from pathex.scores.reader import PathReader
 
 __all__ = ["Phew"]
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pathex.errors import PathexError, UnsupportedOperation
 from pathex.paths import Statistics
-from pathex.scores._loss import loss_gradient, loss_terms, require_labels
-from pathex.scores._method import LossMethod
-from pathex.scores._model_reader import ModelReader
-from pathex.scores._options import Allowed, Natural, Positive, is_number
-from pathex.scores._problem import Batch, Problem
+from pathex.scores.loss import loss_gradient, loss_terms, require_labels
+from pathex.scores.method import LossMethod
+from pathex.scores.model_reader import ModelReader
+from pathex.scores.options import Allowed, Natural, Positive, is_number
+from pathex.scores.problem import Batch, Problem
 
 __all__ = ["ProsPr"]
 

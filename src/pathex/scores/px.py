@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pathex.paths import Recording, Smooth, run_linear
-from pathex.scores._method import PathMethod
-from pathex.scores._precision import safely
-from pathex.scores._problem import Problem
-from pathex.scores._reader import TOTAL, PathReader
+from pathex.scores.method import PathMethod
+from pathex.scores.precision import safely
+from pathex.scores.problem import Problem
+from pathex.scores.reader import TOTAL, PathReader
 
 __all__ = ["PX"]
 

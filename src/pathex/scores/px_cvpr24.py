@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, untouched, words
 from pathex.paths import tensors_of
-from pathex.scores._memory import doubt_batches
-from pathex.scores._method import Method
-from pathex.scores._options import Allowed, Output
-from pathex.scores._problem import Batch, Problem
+from pathex.scores.memory import doubt_batches
+from pathex.scores.method import Method
+from pathex.scores.options import Allowed, Output
+from pathex.scores.problem import Batch, Problem
 
 __all__ = ["PXCvpr24"]
 

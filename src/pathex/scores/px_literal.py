@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pathex.errors import PathexError
 from pathex.paths import Linear, Moments, PerSample, Recording, Smooth, Weights, run_linear
-from pathex.scores._method import PathMethod
-from pathex.scores._precision import open_sum, safely
-from pathex.scores._problem import Problem
-from pathex.scores._reader import TOTAL, PathReader
+from pathex.scores.method import PathMethod
+from pathex.scores.precision import open_sum, safely
+from pathex.scores.problem import Problem
+from pathex.scores.reader import TOTAL, PathReader
 
 __all__ = ["PXLiteral"]
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pathex.scores._method import Method
-from pathex.scores._problem import Problem, generator
+from pathex.scores.method import Method
+from pathex.scores.problem import Problem, generator
 
 __all__ = ["Random"]
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pathex.scores._loss import loss_gradient, require_labels
-from pathex.scores._method import LossMethod
-from pathex.scores._model_reader import ModelReader
-from pathex.scores._problem import Problem
+from pathex.scores.loss import loss_gradient, require_labels
+from pathex.scores.method import LossMethod
+from pathex.scores.model_reader import ModelReader
+from pathex.scores.problem import Problem
 
 __all__ = ["Snip", "connection_sensitivity"]
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from pathex.errors import InvalidInput
 from pathex.graph import untouched
 from pathex.paths import PerSample, forward, tensors_of
-from pathex.scores._jacobian import gradients
-from pathex.scores._method import PathMethod
-from pathex.scores._precision import open_sum, safely
-from pathex.scores._problem import Problem
-from pathex.scores._reader import PathReader
+from pathex.scores.jacobian import gradients
+from pathex.scores.method import PathMethod
+from pathex.scores.precision import open_sum, safely
+from pathex.scores.problem import Problem
+from pathex.scores.reader import PathReader
 
 __all__ = ["SynFlow"]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pathex.paths import PerSample
-from pathex.scores._method import PathMethod
-from pathex.scores._precision import open_sum, safely
-from pathex.scores._problem import Problem
-from pathex.scores._reader import PathReader
+from pathex.scores.method import PathMethod
+from pathex.scores.precision import open_sum, safely
+from pathex.scores.problem import Problem
+from pathex.scores.reader import PathReader
 
 __all__ = ["SynFlowL2"]
 

@@ -4,9 +4,9 @@ import importlib
 from typing import Any
 
 from pathex.errors import UnknownName
-from pathex.tasks._building import Load, Setup
-from pathex.tasks._task import LOSSES, Task
+from pathex.tasks.builders import Load, Setup
 from pathex.tasks.classification import Classification
+from pathex.tasks.task import LOSSES, Task
 
 __all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "kind"]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet, pruning_set
 from pathex.errors import InvalidInput
-from pathex.tasks._building import Setup, about, failure, part_of, training_rows
-from pathex.tasks._task import Task
+from pathex.tasks.builders import Setup, about, failure, part_of, training_rows
+from pathex.tasks.task import Task
 from pathex.train import Batches, Feed
 
 __all__ = ["Classification", "build", "squared_error"]

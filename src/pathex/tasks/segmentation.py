@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from pathex.data import IGNORED, PruningSet, SegmentationData, Window, segmentation_pruning_set
 from pathex.errors import InvalidInput, UnknownName, check_integer, reason
-from pathex.tasks._building import Setup, about, check_names, part_of, training_rows
-from pathex.tasks._segmentation_loader import EVALUATIONS, SegmentationLoader
-from pathex.tasks._sliding import SlidingWindow
-from pathex.tasks._task import Task
-from pathex.train import Batches, evaluate
-from pathex.train.batching import cut_batches
+from pathex.tasks.builders import Setup, about, check_names, part_of, training_rows
+from pathex.tasks.segmentation_loader import EVALUATIONS, SegmentationLoader
+from pathex.tasks.sliding_window import SlidingWindow
+from pathex.tasks.task import Task
+from pathex.train import Batches, cut_batches, evaluate
 
 __all__ = ["Segmentation", "build", "class_iou", "pixel_loss"]
 

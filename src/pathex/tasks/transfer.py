@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet
 from pathex.errors import InvalidInput
-from pathex.tasks._building import Setup, about, failure, training_rows
-from pathex.tasks._linear_head import Head, fit_head, head_layer, install_head, linear
-from pathex.tasks._task import Task
-from pathex.tasks._transfer_options import TransferOptions, images_of, transfer_options
+from pathex.masks import replacing
+from pathex.tasks.builders import Setup, about, failure, training_rows
 from pathex.tasks.classification import Classification
-from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format, replacing
+from pathex.tasks.linear_head import Head, fit_head, head_layer, install_head, linear
+from pathex.tasks.task import Task
+from pathex.tasks.transfer_options import TransferOptions, images_of, transfer_options
+from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format
 
 __all__ = ["OneTask", "Transfer", "Transferred", "build"]
 

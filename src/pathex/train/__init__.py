@@ -1,12 +1,13 @@
 """Training of one network: batches, the loop, its checkpoints and its measurements."""
 
-from pathex.train.checkpoint import load_checkpoint, replacing
+from pathex.train.batches import check_share, cut_batches, share_of
+from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.feed import Feed
 from pathex.train.loop import TrainingDiverged, evaluate, fit, memory_format
 from pathex.train.machine import PRECISIONS, check_machine, fabric
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
-from pathex.train.seeding import epoch_generator, epoch_seed
-from pathex.train.tracking import check_logger
+from pathex.train.seeds import epoch_generator, epoch_seed
+from pathex.train.trackers import check_logger, tracked
 
 __all__ = [
     "PRECISIONS",
@@ -19,6 +20,8 @@ __all__ = [
     "TrainingDiverged",
     "check_logger",
     "check_machine",
+    "check_share",
+    "cut_batches",
     "epoch_generator",
     "epoch_seed",
     "evaluate",
@@ -26,5 +29,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "memory_format",
-    "replacing",
+    "save_checkpoint",
+    "share_of",
+    "tracked",
 ]

@@ -1,32 +1,14 @@
 """Checkpoints that a killed process never leaves half-written."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pathex.errors import InvalidInput
+from pathex.masks import replacing
 
-__all__ = ["load_checkpoint", "replacing", "save_checkpoint"]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file in one step: the block writes a temporary file, which then takes the place of ``path``.
-
-    The temporary name is always the same, so that what a killed process left is overwritten by the next one.
-
-    Args:
-        path: The file to write.
-
-    Yields:
-        The temporary file, in the same folder.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    temporary.replace(path)
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pathex.data import ArraySplit, Augmentation, DecodedSplit, Draws, ImageData, Split, apply_each, read_ahead, upload
 from pathex.errors import check_integer
-from pathex.train.batching import check_share, cut_batches, share_of
-from pathex.train.seeding import epoch_generator
+from pathex.train.batches import check_share, cut_batches, share_of
+from pathex.train.seeds import epoch_generator
 
 __all__ = ["RESIDENT_SHARE", "Feed"]
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
-from pathex.sharded import is_sharded, like
-from pathex.train.checkpoint import load_checkpoint, replacing, save_checkpoint
+from pathex.masks import replacing
+from pathex.train.checkpoint import load_checkpoint, save_checkpoint
+from pathex.train.fsdp import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
-from pathex.train.seeding import epoch_seed
-from pathex.train.sharding import whole
+from pathex.train.seeds import epoch_seed
 from pathex.train.step import Collected, Step
 
 __all__ = ["TrainingDiverged", "evaluate", "fit", "memory_format"]

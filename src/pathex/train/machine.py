@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.train.sharding import shard
+from pathex.train.fsdp import shard
 
 __all__ = ["DEVICES", "PRECISIONS", "STRATEGIES", "check_machine", "fabric"]
 

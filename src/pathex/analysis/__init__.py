@@ -1,0 +1,19 @@
+"""What a mask does to a network: what died, what it costs, what it is worth without one of its parts."""
+
+from pathex.analysis.ablations import flipped, reinitialised, shuffled
+from pathex.analysis.collapse import PruneReport, examine, listed, warn_of_collapse
+from pathex.analysis.counts import Counts, count
+from pathex.analysis.width import matching_width
+
+__all__ = [
+    "Counts",
+    "PruneReport",
+    "count",
+    "examine",
+    "flipped",
+    "listed",
+    "matching_width",
+    "reinitialised",
+    "shuffled",
+    "warn_of_collapse",
+]

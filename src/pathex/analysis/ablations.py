@@ -1,0 +1,122 @@
+"""What a ticket is worth without one of its parts: the places of its weights, their values, or their signs.
+
+Frankle, Dziugaite, Roy, Carbin, "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?" (ICLR 2021),
+and the code released with the PX paper. Layers keep their number of weights in all of them. Draws come from generators
+on the CPU that depend on the seed and the name of the layer only.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput
+from pathex.masks import Mask, own_module, prunable_weights
+from pathex.scores import generator
+
+__all__ = ["flipped", "reinitialised", "shuffled"]
+
+# Each ablation has its own stream, so that none goes with another, or with a scorer of the same seed.
+_SHUFFLE, _REDRAW, _FLIP = range(0x5A17, 0x5A1A)
+
+
+def _source(seed: int, kind: int, name: str) -> torch.Generator:
+    return generator(seed, kind, *name.encode())
+
+
+def shuffled(mask: Mask, seed: int) -> Mask:
+    """A mask whose kept places are moved at random within each layer.
+
+    Args:
+        mask: The mask.
+        seed: Seed of the order.
+
+    Returns:
+        A new mask with the same counts and metadata.
+
+    Example:
+        >>> mask = Mask({"weight": torch.eye(4, dtype=torch.bool)})
+        >>> moved = shuffled(mask, seed=0)
+        >>> moved == mask, moved.counts() == mask.counts()
+        (False, True)
+    """
+    entries = {}
+    for name, entry in mask.items():
+        order = torch.randperm(entry.numel(), generator=_source(seed, _SHUFFLE, name))
+        entries[name] = entry.flatten()[order].view(entry.shape)
+    return Mask(entries, mask.metadata)
+
+
+def reinitialised(
+    model: nn.Module,
+    seed: int,
+    *,
+    names: Iterable[str] | None = None,
+    factory: Callable[[], nn.Module] | None = None,
+) -> dict[str, Tensor]:
+    """Other values for the weights of a model, as ``model.load_state_dict(..., strict=False)`` takes them.
+
+    Args:
+        model: The model; it is not changed.
+        seed: Seed of the draws.
+        names: Weights to draw anew (a mask will do); None is the prunable ones. Not used with a factory.
+        factory: Makes a new model of the same kind, which draws from PyTorch's global generator: its whole state is
+            returned, so that every tensor begins as the model's own initialization lets it. None draws each weight from
+            a normal distribution with the mean and the standard deviation that it has.
+
+    Returns:
+        Name to tensor on the device and in the dtype of the model's own. The global random state is as before.
+
+    Raises:
+        InvalidInput: If a name is unknown, or the factory's model has other tensors.
+    """
+    if factory is not None:
+        return _fresh_state(own_module(model), seed, factory)
+    return {name: _redrawn(weight, _source(seed, _REDRAW, name)) for name, weight in _weights(model, names).items()}
+
+
+def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The weights of a model, each with its sign flipped with probability 1/2.
+
+    Args:
+        model: The model; it is not changed.
+        seed: Seed of the signs.
+        names: Weights to flip (a mask will do); None is the prunable ones.
+
+    Returns:
+        Name to tensor, as ``model.load_state_dict(..., strict=False)`` takes them.
+    """
+    flipped_weights = {}
+    for name, weight in _weights(model, names).items():
+        flip = torch.rand(weight.shape, generator=_source(seed, _FLIP, name)) < 0.5
+        flipped_weights[name] = torch.where(flip.to(weight.device), -weight, weight)
+    return flipped_weights
+
+
+def _weights(model: nn.Module, names: Iterable[str] | None) -> Mapping[str, Tensor]:
+    own = own_module(model)
+    if names is None:
+        return {name: weight.detach() for name, weight in prunable_weights(own).items()}
+    parameters = dict(own.named_parameters())
+    chosen = list(names)
+    if unknown := [name for name in chosen if name not in parameters]:
+        raise InvalidInput(f"{type(own).__name__} has no parameter named {unknown[0]!r}")
+    return {name: parameters[name].detach() for name in chosen}
+
+
+def _redrawn(weight: Tensor, source: torch.Generator) -> Tensor:
+    values = weight.cpu().double()
+    spread = values.std(correction=0)
+    return (torch.randn(weight.shape, dtype=torch.float64, generator=source) * spread + values.mean()).to(weight)
+
+
+def _fresh_state(model: nn.Module, seed: int, factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh: dict[str, Tensor] = own_module(factory()).state_dict()
+    state = model.state_dict()
+    shapes, others = ({name: tensor.shape for name, tensor in each.items()} for each in (state, fresh))
+    different = sorted({name for name, _ in shapes.items() ^ others.items()})
+    if different:
+        raise InvalidInput(f"the factory makes another network than {type(model).__name__}: {different[0]!r} differs")
+    return {name: tensor.detach().to(state[name]) for name, tensor in fresh.items()}

@@ -1,0 +1,107 @@
+"""What a mask leaves dead: layers, channels and kept weights on no path from input to output."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex import paths
+from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation, listed
+from pathex.graph import trace, untouched
+from pathex.masks import Mask
+from pathex.paths import Connectivity, connectivity
+
+__all__ = ["PruneReport", "examine", "warn_of_collapse"]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What died.
+
+    Attributes:
+        dead_layers: Weights of which nothing lies on a path from input to output any more, by name.
+        dead_channels: Name to the indices of the output channels of which no weight lies on a path.
+        disconnected: Kept weights on no path; None where the network has operations that paths cannot be read
+            through, and then dead layers are those without kept weights.
+        unused: Weights that lay on no path before pruning.
+        off_path: Prunable weights that the network uses, but on no path from its input (position biases, constant
+            queries). Methods that read paths leave them out of the mask; others can be given them as ``ignore=``.
+    """
+
+    dead_layers: list[str]
+    dead_channels: dict[str, list[int]]
+    disconnected: int | None
+    unused: list[str]
+    off_path: list[str] = field(default_factory=list)
+
+    def asdict(self) -> dict[str, Any]:
+        """The report as plain data.
+
+        Returns:
+            A dictionary that JSON can hold.
+        """
+        return asdict(self)
+
+
+def examine(
+    model: nn.Module,
+    mask: Mask,
+    images: Tensor,
+    *,
+    start: Mask | None = None,
+    output: str | int | None = None,
+    off_path: Sequence[str] = (),
+) -> PruneReport:
+    """What a mask leaves dead in a network.
+
+    Where paths cannot be read through an operation, a `pathex.errors.PathexWarning` says so.
+
+    Args:
+        model: The network; left as it is.
+        mask: The mask.
+        images: Images ``(N, ...)`` on the model's device; the first is used, for its shape.
+        start: The mask before pruning; what was dead then is not counted again. None keeps all that ``mask`` names.
+        output: Which of several outputs counts.
+        off_path: Weights beside the mask that are known to lie on no path.
+
+    Returns:
+        The report.
+    """
+    before = _connected(model, start or Mask({n: torch.ones_like(entry) for n, entry in mask.items()}), images, output)
+    after = None if before is None else _connected(model, mask, images, output)
+    if before is None or after is None:
+        return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
+    dead = [name for name in after.dead_layers if name not in before.dead_layers]
+    off = [*off_path, *paths.off_path(trace(model, images[:1], output=output), list(mask))]
+    return PruneReport(dead, after.dead_channels, after.disconnected, before.dead_layers, off)
+
+
+def _connected(model: nn.Module, mask: Mask, images: Tensor, output: str | int | None) -> Connectivity | None:
+    with untouched(model):
+        try:
+            return connectivity(model, mask, images[:1], output=output)
+        except UnsupportedOperation as error:
+            warnings.warn(
+                f"dead channels and disconnected weights are not counted: {error}", PathexWarning, stacklevel=3
+            )
+            return None
+
+
+def warn_of_collapse(report: PruneReport, strict: bool) -> None:
+    """Say that layers died.
+
+    Args:
+        report: What died.
+        strict: Whether that is an error.
+
+    Raises:
+        LayerCollapse: With ``strict``, if a layer did.
+    """
+    if report.dead_layers:
+        message = f"{len(report.dead_layers)} layers lost every weight on every path: {listed(report.dead_layers)}"
+        if strict:
+            raise LayerCollapse(message)
+        warnings.warn(LayerCollapse(message), stacklevel=3)

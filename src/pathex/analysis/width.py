@@ -1,0 +1,87 @@
+"""Small dense networks: the width at which a network is no larger than a ticket."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pathex.analysis.counts import count
+from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.models import create, names, own
+
+__all__ = ["matching_width"]
+
+# Steps of a width that is a factor: one channel where VGG has its most, 512.
+_STEPS = 512
+
+
+def matching_width(
+    name: str,
+    *,
+    parameters: int | None = None,
+    multiply_adds: int | None = None,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+    **options: Any,
+) -> int | float:
+    """The largest width at which a dense network costs no more than a given number.
+
+    Args:
+        name: One of the project's own networks.
+        parameters: Parameters that the network may have, those of BatchNorm and biases included.
+        multiply_adds: Multiply-adds that it may need for one image, as `count` counts them. One of the two is
+            given.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images, or one number for both.
+        **options: Other options of the network.
+
+    Returns:
+        The option ``width`` of the network: channels, or a factor in steps of 1/512.
+
+    Raises:
+        UnknownName: If the network is not one of the project's own.
+        InvalidInput: If not exactly one number is given, or the narrowest network costs more.
+
+    Example:
+        >>> matching_width("resnet20", parameters=5000)
+        2
+    """
+    if name not in names():
+        raise UnknownName("model with a width", name, names())
+    if (parameters is None) == (multiply_adds is None):
+        raise InvalidInput(f"parameters is {parameters!r}, multiply_adds is {multiply_adds!r}; allowed: one of the two")
+    what, most = ("parameters", parameters) if multiply_adds is None else ("multiply_adds", multiply_adds)
+    most = check_integer(what, most)
+    default = inspect.signature(own(name)[0]).parameters["width"].default
+    unit = 1 if isinstance(default, int) else 1 / _STEPS
+    shape = (in_channels, *((image_size, image_size) if isinstance(image_size, int) else image_size))
+
+    def cost(steps: int) -> int:
+        with torch.device("meta"):  # nothing is drawn or held
+            model = create(name, num_classes, in_channels, **{**options, "width": steps * unit})
+        if what == "parameters":
+            return sum(parameter.numel() for parameter in model.parameters())
+        return count(model, shape).multiply_adds()
+
+    least = cost(1)
+    if least > most:
+        counted = what.replace("_", "-")
+        raise InvalidInput(
+            f"no dense {name!r} has at most {most:,} {counted}; the narrowest, of width {unit}, has {least:,}"
+        )
+    return _last(cost, most) * unit
+
+
+def _last(cost: Callable[[int], int], most: int) -> int:
+    """The last whole number from 1 at which a growing cost is within the limit, which it is at 1."""
+    high = 2
+    while cost(high) <= most:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= most else (low, middle)
+    return low

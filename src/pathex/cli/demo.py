@@ -1,0 +1,95 @@
+"""``pathex demo``: the quick start, on images that come with the package."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathex.cli.parser import Command
+
+if TYPE_CHECKING:
+    from pathex.experiments.runs import RunConfig, RunResult
+
+__all__ = ["COMMAND"]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of ``pathex demo``.
+
+    Attributes:
+        methods: Pruning methods; ``dense`` trains without pruning.
+        sparsity: Fraction of the prunable weights removed, in [0, 1).
+        width: Channels of the first stage of the ResNet-20.
+        epochs: Passes over the training images.
+        batch_size: Images in a training step.
+        lr: Learning rate at the start.
+        images_per_class: Images of each class in the pruning set.
+        seed: Seed of every run.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        out: Folder of the runs and the report.
+    """
+
+    methods: tuple[str, ...] = ("dense", "random", "magnitude", "synflow", "px")
+    sparsity: float = 0.985
+    width: int = 16
+    epochs: int = 5
+    batch_size: int = 64
+    lr: float = 0.05
+    images_per_class: int = 10
+    seed: int = 0
+    device: str = "auto"
+    out: str = "pathex-demo"
+
+
+def _execute(config: DemoOptions) -> None:
+    from pathex.cli.console import RunDisplay
+    from pathex.experiments.report import build
+    from pathex.experiments.runs import check_config, run
+
+    runs = [_run_config(config, method) for method in config.methods]
+    for each in runs:
+        check_config(each)
+    results = []
+    with RunDisplay() as display:
+        for each in runs:
+            display.begin(each.method)
+            results.append(run(each, on_event=display))
+    _show(results)
+    report = build([result.folder for result in results], Path(config.out) / "report")
+    print(f"report: {report.page}")
+
+
+def _run_config(config: DemoOptions, method: str) -> "RunConfig":
+    from pathex.experiments.runs import RunConfig
+
+    shared = {name: value for name, value in vars(config).items() if name not in {"methods", "width", "out"}}
+    return RunConfig(method=method, model_options={"width": config.width}, out=str(Path(config.out) / "runs"), **shared)
+
+
+def _show(results: "Sequence[RunResult]") -> None:
+    from pathex.cli.console import console, table
+
+    columns = ("method", "test accuracy", "kept weights", "density", "dead layers", "pruning", "training")
+    shown = table(*columns, right=len(columns) - 1)
+    for result in (each.result for each in results):
+        shown.add_row(
+            result["method"],
+            f"{100 * result['test_accuracy']:.2f} %",
+            f"{result['kept']:,}",
+            f"{result['kept'] / result['total']:.4g}",
+            str(result["dead_layers"]),
+            f"{result['prune_seconds']:.1f} s",
+            f"{result['train_seconds']:.1f} s",
+        )
+    console().print(shown)
+
+
+COMMAND = Command(
+    "dense, random, magnitude, synflow and px on the embedded images, then a report",
+    _execute,
+    DemoOptions,
+    "Trains a ResNet-20 on the embedded images, dense and pruned by each method to one sparsity, shows the results and "
+    "writes a report. The same command again resumes what was stopped and skips what is done.",
+    stopped="; what is finished is saved, and the same command goes on from there",
+)

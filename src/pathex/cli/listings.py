@@ -1,0 +1,86 @@
+"""``pathex methods``, ``pathex models`` and ``pathex datasets``: what there is."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pathex.cli.parser import Command
+
+__all__ = ["DATASETS", "METHODS", "MODELS", "OF_RUNS", "show"]
+
+OF_RUNS = MappingProxyType(
+    {
+        "dense": "No pruning",
+        "small-dense": "A dense network as small as the ticket (options match, mask)",
+        "imp": "Iterative magnitude pruning with rewinding (options levels, rewind, epochs)",
+        "magnitude-after-training": "Magnitude of trained weights, once (options rewind, epochs)",
+    }
+)
+"""Methods of ``pathex run`` that are no scorers."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Options of the listing commands.
+
+    Attributes:
+        name: Show this one only; null lists all.
+    """
+
+    name: str | None = None
+
+
+def show(heading: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Prints a table of names."""
+    from rich.text import Text
+
+    from pathex.cli.console import console, table
+
+    listed = table(heading, "")
+    for name, line in rows:
+        listed.add_row(Text(name, style="bold"), Text(line))
+    console().print(listed)
+
+
+def _methods(options: ListOptions) -> None:
+    import pathex
+
+    if (name := options.name) in OF_RUNS:
+        show("method of pathex run", [(str(name), OF_RUNS[str(name)])])
+    elif name is not None:
+        method = pathex.methods(name)
+        print(method)
+        if type(method).__module__.startswith("pathex.scores."):
+            print(f"  more      docs/methods/{method.name}.md")
+    else:
+        show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
+        print()
+        show("method of pathex run only", OF_RUNS.items())
+
+
+def _models(options: ListOptions) -> None:
+    from pathex import models
+
+    if options.name is not None:
+        show("model", [(options.name, models.describe(options.name))])
+    else:
+        show("model", [*((name, models.describe(name)) for name in models.names()), *models.prefixes().items()])
+
+
+def _datasets(options: ListOptions) -> None:
+    from pathex import data
+
+    if (name := options.name) is not None:
+        own = " ".join(f"--data-options.{option}" for option in data.option_names(name))
+        show("data set", [(name, data.describe(name)), ("options", own)])
+    else:
+        show("data set", [(name, data.describe(name)) for name in data.names()])
+
+
+def _command(purpose: str, execute: object) -> Command:
+    return Command(purpose, execute, ListOptions, positional=("name", "?", "Show this one only."))  # type: ignore[arg-type]
+
+
+METHODS = _command("list the pruning methods, or tell of one", _methods)
+MODELS = _command("list the networks, or tell of one", _models)
+DATASETS = _command("list the data sets, or tell of one", _datasets)

@@ -1,0 +1,122 @@
+"""From words to a command and its options."""
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from pathex import __version__
+from pathex.errors import InvalidInput, UnknownName
+from pathex.experiments.runs import allowed_values
+
+__all__ = ["Command", "parse"]
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        purpose: What it does, in one line.
+        execute: Carries it out; returns the exit code, None for 0.
+        options: A frozen dataclass whose fields, defaults and attribute docs are the options.
+        description: What it does, in full; empty for ``purpose``.
+        positional: The field that words without an option name belong to, how many (``?`` or ``*``), and its help.
+        stopped: What is said after Ctrl-C, beside that it stopped.
+    """
+
+    purpose: str
+    execute: Callable[[Any], int | None] = lambda _: None
+    options: type = _NoOptions
+    description: str = ""
+    positional: tuple[str, str, str] | None = None
+    stopped: str = ""
+
+
+class _Parser(ArgumentParser):
+    def format_help(self) -> str:
+        return super().format_help().replace("``", "")  # docstrings are written for another place
+
+
+def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, Any]:
+    """Reads a command line; ``--help``, ``--version`` and ``--print_config`` end the process with 0."""
+    if not words[0].startswith("-"):
+        if words[0] not in commands:
+            raise UnknownName("command", words[0], commands)
+        words = [words[0], *(_underscored(word) for word in words[1:])]
+        _check_names(words[1:], commands[words[0]].options)
+    try:
+        parsed = _parser(commands).parse_args(words).as_dict()
+    except argparse.ArgumentError as error:
+        _check_values(words[1:], commands[words[0]].options if words[0] in commands else _NoOptions)
+        raise InvalidInput(" ".join(str(error).split())) from None
+    name = parsed["subcommand"]
+    values = {key: value for key, value in parsed[name].items() if key != "config"}
+    return name, commands[name].options(**values)
+
+
+def _underscored(word: str) -> str:
+    """Names of options take hyphens or underscores alike."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def _check_names(words: Sequence[str], options: type) -> None:
+    known = {f"--{field.name}" for field in dataclasses.fields(options)} | {"--config", "--print_config", "--help"}
+    for word in words:
+        name = word.partition("=")[0].partition(".")[0]
+        if name.startswith("--") and name not in known:
+            hyphened = [f"--{known_name[2:].replace('_', '-')}" for known_name in known]
+            raise UnknownName("option", f"--{name[2:].replace('_', '-')}", hyphened)
+
+
+def _check_values(words: Sequence[str], options: type) -> None:
+    """Find the option that the parser refused: its own words about a union of types are many."""
+    hints = get_type_hints(options, include_extras=True)
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if (hint := hints.get(name[2:])) is None or not name.startswith("--") or (not equals and not following):
+            continue
+        single = ArgumentParser(exit_on_error=False)
+        single.add_argument(name, type=hint)
+        value = value if equals else following
+        try:
+            single.parse_args([f"{name}={value}"])
+        except argparse.ArgumentError:
+            raise InvalidInput(f"{name.replace('_', '-')} is {value!r}; allowed: {allowed_values(hint)}") from None
+
+
+def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
+    parser = _Parser(
+        prog="pathex",
+        description="Find lottery tickets in vision models before training. Start with: pathex demo",
+        exit_on_error=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pathex {__version__}")
+    added = parser.add_subcommands(required=False)
+    for name, command in commands.items():
+        free = "" if command.positional is None else f" [{command.positional[0].upper()}]"
+        sub = _Parser(
+            usage=f"pathex {name}{free} [--option value ...]",
+            description=command.description or command.purpose,
+            epilog="Names of options take hyphens or underscores alike; values are read as YAML.",
+            exit_on_error=False,
+        )
+        sub.add_argument("--config", action=ActionConfigFile, metavar="FILE", help="YAML file of options.")
+        if command.positional is not None:
+            field, count, text = command.positional
+            # Without a default, which would take the place of what a configuration file says.
+            sub.add_argument(field, nargs=count, type=str, default=argparse.SUPPRESS, help=text)
+        skip = set() if command.positional is None else {command.positional[0]}
+        sub.add_class_arguments(command.options, None, as_group=False, skip=skip)
+        added.add_subcommand(name, sub, help=command.purpose)
+    return parser

@@ -1,0 +1,28 @@
+"""``pathex run``: prune, train, evaluate."""
+
+from pathex.cli.parser import Command
+from pathex.experiments.runs import RunConfig
+
+__all__ = ["COMMAND"]
+
+
+def _execute(config: RunConfig) -> None:
+    from pathex.cli.console import RunDisplay
+    from pathex.distributed import is_first_process
+    from pathex.experiments.runs import run
+
+    with RunDisplay() as display:
+        display.begin(config.method)
+        result = run(config, on_event=display)
+    if is_first_process():
+        print(result.folder)
+
+
+COMMAND = Command(
+    "prune, train and evaluate one network",
+    _execute,
+    RunConfig,
+    "Prunes one network, trains it and measures it on the test images. Prints the run folder last. The same command "
+    "again resumes what was stopped, or says done.",
+    stopped="; what is finished is saved, and the same command goes on from there",
+)

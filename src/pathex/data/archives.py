@@ -1,0 +1,110 @@
+"""Images in npz archives, with the keys of medmnist."""
+
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathex.data.registry import dataset
+from pathex.data.source import Source
+from pathex.data.splits import ArraySplit
+from pathex.errors import InvalidInput, check_integer, reason
+
+__all__ = ["load_npz", "read_arrays", "splits_of"]
+
+_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+_MOST_CHANNELS = 4
+
+
+@dataset(
+    "npz",
+    "archive with the keys of medmnist: train_images, train_labels, test_images, test_labels (num_classes=K)",
+    "PATH",
+)
+def load_npz(path: str, *, num_classes: int | None = None) -> Source:
+    """Load ``npz:PATH``; classes are named by their numbers, and other entries are not read."""
+    name, file = f"npz:{path}", Path(path).expanduser()
+    if not file.is_file():
+        raise InvalidInput(f"data {name!r}: no such file")
+    if num_classes is not None:
+        check_integer(f"option 'num_classes' of data {name!r}", num_classes)
+    try:
+        with file.open("rb") as stream:
+            arrays = read_arrays(stream)
+    except Exception as error:  # damage reaches numpy and zipfile as errors of many kinds
+        # Further sentences are numpy's advice to load what is not safe.
+        first, _, _ = reason(error).partition(". ")
+        raise InvalidInput(f"data {name!r}: not a readable npz file ({first})") from error
+    missing = [key for key in _KEYS if key not in arrays]
+    if missing:
+        raise InvalidInput(f"data {name!r}: the file lacks {', '.join(missing)}. Needed: {', '.join(_KEYS)}")
+    train, test, count = splits_of(arrays, name, num_classes)
+    return Source(name, train, test, tuple(map(str, range(count))))
+
+
+def read_arrays(file: IO[bytes]) -> dict[str, Any]:
+    """Those of the four arrays that an archive holds, without pickles."""
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("a single array, not an archive")
+    return {key: archive[key] for key in _KEYS if key in archive.files}
+
+
+def splits_of(arrays: dict[str, Any], name: str, num_classes: int | None = None) -> tuple[ArraySplit, ArraySplit, int]:
+    """Check the four arrays of data set ``name``: training split, test split, number of classes."""
+    train, test = (
+        ArraySplit(_images(arrays[f"{part}_images"], name, part), _labels(arrays[f"{part}_labels"], name, part))
+        for part in ("train", "test")
+    )
+    for part, split in (("train", train), ("test", test)):
+        if len(split.data) != len(split.labels):
+            raise InvalidInput(f"data {name!r}: {len(split.data)} {part}_images but {len(split.labels)} {part}_labels")
+    if train.data.shape[1:] != test.data.shape[1:]:
+        shapes = f"{tuple(train.data.shape[1:])} and {tuple(test.data.shape[1:])}"
+        raise InvalidInput(f"data {name!r}: train_images and test_images differ in shape (C, H, W): {shapes}")
+    count = _count_classes(train.labels, name) if num_classes is None else num_classes
+    for part, split in (("train", train), ("test", test)):
+        largest = int(split.labels.max())
+        if largest >= count:
+            raise InvalidInput(f"data {name!r}: {part}_labels must lie in 0..{count - 1}, got {largest}")
+    return train, test, count
+
+
+def _images(array: Any, name: str, part: str) -> Tensor:
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in {3, 4}:
+        kind = _kind(array)
+        raise InvalidInput(f"data {name!r}: {part}_images must be uint8 (N, H, W) or (N, H, W, C), got {kind}")
+    shape = array.shape
+    if array.size == 0:
+        raise InvalidInput(f"data {name!r}: {part}_images is empty, shape {shape}")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.shape[1] != array.shape[2] or array.shape[3] > _MOST_CHANNELS:
+        raise InvalidInput(f"data {name!r}: {part}_images must be (N, H, W[, C]), H = W, C at most 4, got {shape}")
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def _labels(array: Any, name: str, part: str) -> Tensor:
+    integers = isinstance(array, np.ndarray) and array.dtype.kind in "iu"
+    if not integers or not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):
+        raise InvalidInput(f"data {name!r}: {part}_labels must be integers (N,) or (N, 1), got {_kind(array)}")
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < 2**63:
+        worst = array.min() if int(array.min()) < 0 else array.max()
+        raise InvalidInput(f"data {name!r}: {part}_labels must be class numbers from 0 on, got {int(worst)}")
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def _kind(array: Any) -> str:
+    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def _count_classes(labels: Tensor, name: str) -> int:
+    used = labels.unique()
+    if int(used[-1]) != len(used) - 1:
+        raise InvalidInput(
+            f"data {name!r}: train_labels reach {int(used[-1])} but only {len(used)} classes have images;"
+            " number the classes from 0 without gaps, or give num_classes"
+        )
+    return len(used)

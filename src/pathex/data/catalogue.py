@@ -1,0 +1,82 @@
+"""The names of data sets and how each is loaded."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Each of these modules registers its loaders.
+from pathex.data import archives, builtin, folders, hub, imagenet, voc  # noqa: F401
+from pathex.data.images import ImageData
+from pathex.data.registry import DATASETS, Entry
+from pathex.data.source import FINISHING, Source, finish
+from pathex.errors import InvalidInput, UnknownName
+
+__all__ = ["describe", "load", "names", "option_names"]
+
+
+def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageData:
+    """Load a data set by name.
+
+    Args:
+        name: One of :func:`names`, with a path in place of ``PATH``.
+        root: Folder for downloads, used by the sets that are downloaded; None is the environment variable
+            ``PATHEX_ROOT``, else ``~/.cache/pathex``.
+        **options: Options of this data set (see :func:`describe`), and of every data set: ``classes`` (a list of class
+            numbers or names, or a file with one), ``tasks``, ``task`` and ``task_seed`` (one of several disjoint groups
+            of classes, see :func:`task_splits`), ``mean`` and ``std`` (a number, or one for each channel, in [0, 1]),
+            ``image_size`` (side that networks see, in pixels).
+
+    Returns:
+        The data set.
+
+    Raises:
+        InvalidInput: If the name, an option or what is found cannot be used.
+
+    Example:
+        >>> data = load("fashion-mini")
+        >>> len(data.train), len(data.test), data.num_classes, data.in_channels, data.image_size
+        (5000, 1000, 10, 1, 28)
+    """
+    entry = _entry(name)
+    form, colon, path = name.partition(":")
+    if colon and not path:
+        raise InvalidInput(f"data {name!r} needs a path: {form}:{entry.place}")
+    own, known = _own_options(entry.load), option_names(name)
+    if root is not None and "root" in own:
+        options["root"] = root
+    for option in options:
+        if option not in known:
+            raise InvalidInput(f"unknown option {option!r} of data {name!r}. Known: {', '.join(known)}")
+    found: Any = entry.load(*([path] if colon else []), **{key: options.pop(key) for key in own if key in options})
+    data: ImageData = finish(found, **options) if isinstance(found, Source) else found
+    return data
+
+
+def option_names(name: str) -> list[str]:
+    """Keywords of :func:`load` for a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
+    loader = _entry(name).load
+    return list(dict.fromkeys([*_own_options(loader), *(() if loader is voc.load_voc else FINISHING)]))
+
+
+def names() -> list[str]:
+    """Names of data sets, and the forms that take a path (``npz:PATH``, ...)."""
+    whole = [name for name, entry in DATASETS.items() if entry.place is None]
+    return [*whole, *(f"{form}:{entry.place}" for form, entry in DATASETS.items() if entry.place is not None)]
+
+
+def describe(name: str) -> str:
+    """One line about a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
+    return _entry(name).line
+
+
+def _own_options(loader: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(loader).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _entry(name: str) -> Entry:
+    form, colon, _ = name.partition(":")
+    if form not in DATASETS or (DATASETS[form].place is not None) != bool(colon):
+        raise UnknownName("data", name, names())
+    return DATASETS[form]

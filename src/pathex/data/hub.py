@@ -1,0 +1,180 @@
+"""Data sets of Hugging Face: from the hub, or a local folder of parquet or webdataset shards."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathex.data.decoder import DecodedSplit, Table, with_sides
+from pathex.data.imagenet import imagenet_source
+from pathex.data.registry import dataset
+from pathex.data.source import IN_MEMORY, Source, check_in_memory
+from pathex.errors import InvalidInput, reason
+
+__all__ = ["load_hub"]
+
+_TEST_SPLITS = ("test", "validation", "val", "valid")
+# Usual names of the column that an option names, the type that tells it, and what is said about another.
+_COLUMNS = {
+    "image_column": (("image", "img", "jpg", "jpeg", "png", "webp"), "Image", "is no column of images"),
+    "label_column": (
+        ("label", "labels", "fine_label", "cls", "class", "target"), "ClassLabel", "holds no classes",
+    ),
+}  # fmt: skip
+
+
+@dataset(
+    "hf",
+    "Hugging Face data set, or local parquet or webdataset shards; extra pathex[hf] (config=, train_split=,"
+    " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=)",
+    "NAME_OR_PATH",
+)
+def load_hub(
+    path: str,
+    *,
+    root: str | Path | None = None,
+    config: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_size: int | None = None,
+    resize: int | None = None,
+    in_memory: int = IN_MEMORY,
+    verify: bool = False,
+) -> Source:
+    """Load ``hf:NAME``; what has ``imagenet`` in its name (and not ``tiny``) is treated like ``imagenet``."""
+    name = f"hf:{path}"
+    check_in_memory(name, in_memory)
+    tables = _load(name, path, config, root)
+    if train_split not in tables:
+        raise InvalidInput(f"data {name!r}: no split {train_split!r}. There: {', '.join(tables)}")
+    image = _column(name, tables[train_split], "image_column", image_column)
+    label = _column(name, tables[train_split], "label_column", label_column)
+    test_split = _test_split(name, tables, train_split, test_split, label)
+    names, train_labels = _numbered(tables[train_split], label, name, train_split)
+    _, test_labels = _numbered(tables[test_split], label, name, test_split, names)
+    splits = [
+        _split(tables[part], labels, image, f"{name} ({part})")
+        for part, labels in ((train_split, train_labels), (test_split, test_labels))
+    ]
+    lowered = Path(path).name.lower()
+    like_imagenet = "imagenet" in lowered and "tiny" not in lowered
+    train, test = with_sides(name, splits, image_size=image_size, resize=resize, imagenet=like_imagenet)
+    source = Source(name, train, test, names, in_memory=in_memory, verify=verify)
+    return imagenet_source(source) if like_imagenet else source
+
+
+def _load(name: str, path: str, config: str | None, root: str | Path | None) -> dict[str, Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidInput(f"data {name!r} needs the extra 'hf': pip install 'pathex[hf]'") from error
+    local = Path(path).expanduser()
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(
+            str(local) if local.exists() else path, config, cache_dir=None if root is None else str(root)
+        )
+    except Exception as error:  # the library passes on errors of its many readers
+        raise InvalidInput(f"data {name!r} cannot be loaded ({reason(error)})") from error
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
+    return dict(loaded)
+
+
+def _column(name: str, table: Any, option: str, wanted: str | None) -> str:
+    """The column of the images or of the classes: the wanted one, or what types and usual names tell."""
+    import datasets
+
+    usual, kind, what = _COLUMNS[option]
+    certain = [column for column, feature in table.features.items() if isinstance(feature, getattr(datasets, kind))]
+    fitting = certain
+    if kind == "ClassLabel":
+        plain = [column for column, feature in table.features.items() if isinstance(feature, datasets.Value)]
+        fitting = [*certain, *(column for column in plain if re.search("string|int", table.features[column].dtype))]
+    if wanted is not None:
+        if wanted not in fitting:
+            raise InvalidInput(
+                f"option {option!r} of data {name!r}: {wanted!r} {what}. Known: {', '.join(fitting) or 'none'}"
+            )
+        return wanted
+    named = [column for column in usual if column in fitting]
+    found = named or certain
+    if not named and len(certain) != 1:
+        raise InvalidInput(f"data {name!r}: give option {option!r}; the columns are {', '.join(table.features)}")
+    return found[0]
+
+
+def _test_split(name: str, tables: dict[str, Any], train: str, wanted: str | None, label: str) -> str:
+    candidates = [part for part in _TEST_SPLITS if part in tables] if wanted is None else [wanted]
+    if not candidates or candidates[0] not in tables:
+        sought = wanted or " or ".join(_TEST_SPLITS)
+        raise InvalidInput(f"data {name!r}: no split {sought} to test on. There: {', '.join(tables)}")
+    # Published test splits often carry -1 in place of each label.
+    chosen = next((part for part in candidates if _labelled(tables[part], label)), candidates[0])
+    if chosen == train:
+        raise InvalidInput(f"data {name!r}: {chosen!r} cannot be both training and test split")
+    return chosen
+
+
+def _labelled(table: Any, column: str) -> bool:
+    values = _values(table, column) if column in table.features else np.empty(0, np.int64)
+    return bool(len(values)) and (values.dtype.kind not in "iu" or bool((values >= 0).all()))
+
+
+def _values(table: Any, column: str) -> Any:
+    return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
+
+
+def _numbered(
+    table: Any, column: str, name: str, part: str, names: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], Tensor]:
+    """The names of the classes (those of ``names`` where given) and the class of each row."""
+    if column not in table.features:
+        raise InvalidInput(f"data {name!r}: no column {column!r} in split {part!r}")
+    values = _values(table, column)
+    if not len(values):
+        raise InvalidInput(f"data {name!r}: split {part!r} is empty")
+    if names is None:
+        names = tuple(getattr(table.features[column], "names", None) or _names(values, name, column))
+    if values.dtype.kind in "iu":
+        numbers = torch.from_numpy(values.astype(np.int64))
+    else:
+        known = {label: number for number, label in enumerate(names)}
+        numbers = torch.tensor([known.get(str(value), -1) for value in values])
+    wrong = ((numbers < 0) | (numbers >= len(names))).nonzero().flatten()
+    if len(wrong):
+        first = values[int(wrong[0])]
+        raise InvalidInput(
+            f"data {name!r}: column {column!r} of split {part!r} holds {first!r}, which is none of its {len(names)}"
+            f" classes, in {len(wrong)} rows"
+        )
+    return names, numbers
+
+
+def _names(values: Any, name: str, column: str) -> Sequence[str]:
+    if values.dtype.kind not in "iu":
+        return sorted({str(value) for value in values})
+    used = np.unique(values)
+    if int(used[0]) != 0 or int(used[-1]) != len(used) - 1:
+        raise InvalidInput(
+            f"data {name!r}: column {column!r} must number the classes from 0 without gaps, got {len(used)} numbers in"
+            f" {int(used[0])}..{int(used[-1])}"
+        )
+    return [str(number) for number in used.tolist()]
+
+
+def _split(table: Any, labels: Tensor, column: str, place: str) -> DecodedSplit:
+    import datasets
+
+    if column not in table.features:
+        raise InvalidInput(f"data {place!r}: no column {column!r}")
+    encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return DecodedSplit(labels, Table(encoded, column, place), torch.arange(len(labels)))

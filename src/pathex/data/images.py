@@ -1,0 +1,114 @@
+"""What a data set of labelled images is, wherever it came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.data.decoder import DecodedSplit
+from pathex.data.pixels import normalise
+from pathex.data.splits import Split
+from pathex.data.workers import read_ahead
+
+__all__ = ["ImageData", "assemble", "channel_statistics"]
+
+_CHUNK = 1024
+_LARGEST_SHIFTED = 64
+"""Side of images above which a shift by 4 pixels changes little."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set for image classification.
+
+    Attributes:
+        name: Name it was loaded by.
+        train: Training images.
+        test: Test images.
+        num_classes: Number of classes.
+        classes: Name of each class.
+        mean: Mean of each channel that is subtracted, in [0, 1], float32 (C,): that of the training images, unless the
+            data set or the caller has another.
+        std: Standard deviation of each channel that is divided by, in [0, 1], float32 (C,); 1 where it is zero.
+        augment: Usual augmentation of this data set, see :data:`pathex.data.AUGMENTATIONS`.
+        augment_options: Its options, see :class:`pathex.data.Augmentation`.
+        size: Side that networks see, in pixels, where the images are kept at another; None is the side of the images.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    augment: str
+    augment_options: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that networks see, in pixels."""
+        return self.size or self.train.images(torch.tensor([0])).shape[-1]
+
+    def on(self, device: torch.device) -> "ImageData":
+        """The same data, with what normalises them on a device, so that no batch has to bring it there."""
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Bring uint8 images (B, C, H, W) to ``size``, if there is one: bilinear with antialiasing."""
+        if self.size is None or images.shape[-1] == self.size:
+            return images
+        from torchvision.transforms.v2 import functional as transforms
+
+        resized: Tensor = transforms.resize(images, [self.size, self.size], antialias=True)
+        return resized
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std`` of resized uint8 images (B, C, H, W), float32, where they are."""
+        return normalise(self.resized(images), self.mean, self.std)
+
+
+def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) standard deviation of each channel, float32 (C,); 1 for a constant channel."""
+    # From exact counts of the 256 values, so that the order of the images plays no part.
+    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
+    counts = read_ahead(partial(_counts, split), chunks, workers=None if isinstance(split, DecodedSplit) else 0)
+    shares = torch.stack([*counts]).sum(0).double()
+    shares /= shares.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ values
+    std = (shares * (values - mean[:, None]).square()).sum(1).sqrt()
+    return mean.float(), torch.where(std > 0, std, 1.0).float()
+
+
+def _counts(split: Split, numbers: range) -> Tensor:
+    """How often each of the 256 values is in each channel of some images, int64 (C, 256)."""
+    channels = split.images(torch.tensor(numbers)).transpose(0, 1).flatten(1)
+    return torch.stack([torch.bincount(values, minlength=256) for values in channels])
+
+
+def assemble(
+    name: str,
+    train: Split,
+    test: Split,
+    classes: tuple[str, ...],
+    *,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> ImageData:
+    """Join two splits whose images and labels have been checked; statistics that are None are those of ``train``."""
+    if mean is None or std is None:
+        own_mean, own_std = channel_statistics(train)
+        mean, std = own_mean if mean is None else mean, own_std if std is None else std
+    side = train.images(torch.tensor([0])).shape[-1]
+    augment = "crop-flip" if side <= _LARGEST_SHIFTED else "flip"
+    return ImageData(name, train, test, len(classes), classes, mean, std, augment)

@@ -1,0 +1,245 @@
+"""Images with label maps: what segments, and which of them scores see."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathex.data.decoder import to_rgb
+from pathex.data.pixels import normalise
+from pathex.data.selection import PruningSet, content_hash, draw_generator
+from pathex.data.window import IGNORED, Sample, Window
+from pathex.data.workers import read_ahead
+from pathex.errors import InvalidInput, PathexWarning, reason
+
+__all__ = ["SegmentationData", "SegmentationSplit", "check_samples", "choose_images", "segmentation_pruning_set"]
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationSplit:
+    """Image files and the files of their label maps, decoded when they are asked for.
+
+    Attributes:
+        image_files: The images.
+        label_files: The label map of each: a picture whose pixel values (or palette indices) are classes.
+        num_classes: Number of classes; other labels than these and :data:`IGNORED` are errors.
+        image_size: Short side to which images and labels are brought, in pixels; None leaves them as they are.
+    """
+
+    image_files: tuple[str, ...]
+    label_files: tuple[str, ...]
+    num_classes: int
+    image_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_files)
+
+    def sample(self, number: int) -> Sample:
+        """Image, uint8 (3, H, W), and labels, uint8 (H, W); whatever is wrong with them names the file."""
+        from torchvision.transforms.v2 import functional as transforms
+
+        path = self.image_files[number]
+        with _opened(path) as opened:
+            image = transforms.pil_to_tensor(to_rgb(opened))
+        labels = self._decoded_labels(number)
+        _check_sizes(path, image.shape[:0:-1], labels.shape[::-1])
+        if self.image_size is not None:
+            image = transforms.resize(image, [self.image_size], antialias=True)
+        return image, self._resized(labels)
+
+    def labels(self, number: int) -> Tensor:
+        """Labels alone, uint8 (H, W), as :meth:`sample` gives them."""
+        return self._resized(self._decoded_labels(number))
+
+    def _decoded_labels(self, number: int) -> Tensor:
+        path = self.label_files[number]
+        with _opened(path) as opened:
+            mode, labels = opened.mode, np.array(opened)
+        if mode not in {"P", "L"}:
+            raise InvalidInput(
+                f"label map {path!r} is of mode {mode}; allowed: one byte a pixel (palette or greyscale)"
+            )
+        wrong = labels[(labels >= self.num_classes) & (labels != IGNORED)]
+        if wrong.size:
+            raise InvalidInput(
+                f"label map {path!r} holds label {wrong[0]}; allowed: 0 to {self.num_classes - 1}, and {IGNORED}"
+            )
+        return torch.from_numpy(labels)
+
+    def _resized(self, labels: Tensor) -> Tensor:
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2 import functional as transforms
+
+        if self.image_size is None:
+            return labels
+        resized: Tensor = transforms.resize(tv_tensors.Mask(labels), [self.image_size]).as_subclass(Tensor)
+        return resized
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationData:
+    """A data set for semantic segmentation.
+
+    Attributes:
+        name: Name it was loaded by.
+        train: Training images.
+        test: Test images.
+        classes: Name of each class.
+        mean: Mean of each channel, in [0, 1], float32 (C,).
+        std: Standard deviation of each channel, in [0, 1], float32 (C,).
+        background: The class of what is none of the others; the pruning set is not balanced by it.
+    """
+
+    name: str
+    train: SegmentationSplit
+    test: SegmentationSplit
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    background: int = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std`` of uint8 images (B, C, H, W), float32, where they are."""
+        return normalise(images, self.mean, self.std)
+
+    def window(self, crop: int, side: int | None = None) -> Window:
+        """The square of ``side`` (None: ``crop``) pixels that a network sees, padded with the mean colour."""
+        return Window(crop, crop if side is None else side, tuple((self.mean * 255).round().int().tolist()))
+
+
+def check_samples(split: SegmentationSplit, name: str, *, decode: bool) -> None:
+    """Look at every file of a split of data set ``name``: decode it, or read its header only."""
+    found = read_ahead(partial(_problems, split, decode), _chunks(range(len(split))))
+    problems = [problem for problems in found for problem in problems]
+    if problems:
+        more = f" (and {len(problems) - 1} more of {len(split)} pairs cannot be used)" if len(problems) > 1 else ""
+        raise InvalidInput(f"data {name!r}: {problems[0]}{more}")
+
+
+def choose_images(present: Tensor, wanted: int, generator: torch.Generator) -> list[int]:
+    """Draw images so that each class, which ``present`` (N, K) tells, is in ``wanted`` of them or in all it has."""
+    # Rare classes draw first. A class draws images that no other has drawn yet, and where these are too few, those
+    # drawn already that show it count for it too.
+    drawn: set[int] = set()
+    for column in present.sum(0).argsort(stable=True).tolist():
+        members = present[:, column].nonzero().flatten()
+        shuffled = members[torch.randperm(len(members), generator=generator)].tolist()
+        drawn.update([member for member in shuffled if member not in drawn][:wanted])
+    rows = torch.tensor(sorted(drawn), dtype=torch.long)
+    chosen: list[int] = rows[torch.randperm(len(rows), generator=generator)].tolist()
+    return chosen
+
+
+def segmentation_pruning_set(
+    data: SegmentationData, images_per_class: int, seed: int, window: Window, indices_from: Tensor
+) -> PruningSet:
+    """Draw training images so that each class but the background is in the same number of them.
+
+    An image shows a class if a pixel of the window in its middle, which is what scores see, has its label.
+
+    Args:
+        data: The data set.
+        images_per_class: Images of each class, at least 1; a class that fewer images show gets these, with a warning.
+        seed: Seed of the draw, which neither reads nor moves the global generator.
+        window: What scores see of an image.
+        indices_from: Training images that may be drawn, int64 (M,).
+
+    Returns:
+        Windows, float32 (N, 3, side, side), and their label maps, int64 (N, side, side), on the CPU.
+
+    Raises:
+        InvalidInput: If no image shows any class, or an argument cannot be used.
+    """
+    generator = draw_generator(images_per_class, seed)
+    allowed = indices_from.unique().tolist()
+    present = torch.cat([*read_ahead(partial(_shown, data.train, window), _chunks(allowed))])
+    present[:, data.background] = False
+    short = [
+        f"{name} ({count})"
+        for number, (name, count) in enumerate(zip(data.classes, present.sum(0).tolist(), strict=True))
+        if count < images_per_class and number != data.background
+    ]
+    if short:
+        fewer = f"fewer than {images_per_class} training images for the pruning set show"
+        warnings.warn(f"data {data.name!r}: {fewer} {', '.join(short)}", PathexWarning, stacklevel=2)
+    indices = [allowed[row] for row in choose_images(present, images_per_class, generator)]
+    if not indices:
+        raise InvalidInput(f"data {data.name!r}: no training image shows a class in its middle {window.crop} pixels")
+    samples = [window.centre(data.train.sample(number)) for number in indices]
+    images, labels = (torch.stack(parts) for parts in zip(*samples, strict=True))
+    digest = content_hash(torch.tensor(indices), images, labels)
+    return PruningSet(data.normalise(images), labels.long(), indices, digest)
+
+
+def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
+    return [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+
+
+def _shown(split: SegmentationSplit, window: Window, numbers: Sequence[int]) -> Tensor:
+    """Whether each class is in the middle of each image, bool (N, K)."""
+    rows = []
+    for number in numbers:
+        labels = split.labels(number)
+        blank = torch.zeros(3, *labels.shape, dtype=torch.uint8)
+        seen = window.centre((blank, labels))[1]
+        rows.append(seen.flatten().bincount(minlength=IGNORED + 1)[: split.num_classes] > 0)
+    return torch.stack(rows)
+
+
+def _problems(split: SegmentationSplit, decode: bool, numbers: Sequence[int]) -> list[str]:
+    def problem(number: int) -> str | None:
+        try:
+            if decode:
+                split.sample(number)
+            else:
+                image, labels = split.image_files[number], split.label_files[number]
+                _check_sizes(image, _header_size(image), _header_size(labels))
+        except InvalidInput as error:
+            return str(error)
+        return None
+
+    return [line for number in numbers if (line := problem(number)) is not None]
+
+
+def _header_size(path: str) -> tuple[int, int]:
+    with _opened(path) as opened:
+        size: tuple[int, int] = opened.size
+    return size
+
+
+def _check_sizes(path: str, size: Sequence[int], labels: Sequence[int]) -> None:
+    if tuple(size) != tuple(labels):
+        raise InvalidInput(
+            f"image {path!r} is {size[0]} x {size[1]} and its label map {labels[0]} x {labels[1]} pixels"
+        )
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise InvalidInput(f"file {path!r} is missing") from error
+    except Exception as error:  # damage reaches the library as errors of many kinds
+        raise InvalidInput(f"file {path!r} cannot be read ({reason(error)})") from error

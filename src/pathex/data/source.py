@@ -1,0 +1,129 @@
+"""From what a loader found to a data set: classes chosen, images checked, statistics taken."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.data.classes import choose_classes
+from pathex.data.decoder import DecodedSplit, decoded, faults
+from pathex.data.images import ImageData, assemble
+from pathex.data.splits import ArraySplit
+from pathex.errors import InvalidInput, check_integer
+
+__all__ = ["FINISHING", "IMAGENET", "IN_MEMORY", "Source", "channel_numbers", "check_in_memory", "finish"]
+
+FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
+"""Options of every data set."""
+
+IN_MEMORY = 4 * 2**30
+"""Largest data set that is decoded into memory, in bytes."""
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the channels of ImageNet, in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a loader found.
+
+    Attributes:
+        name: Name of the data set.
+        train: Training images.
+        test: Test images.
+        classes: Names of the classes.
+        mean: Mean of each channel, in [0, 1]; None is that of the training images.
+        std: Standard deviation of each channel; None likewise.
+        augment: Usual augmentation; None is by the size.
+        augment_options: Its options.
+        in_memory: Largest size in bytes up to which images that need decoding are decoded at once.
+        verify: Whether images above that are decoded once to see whether they can be.
+    """
+
+    name: str
+    train: ArraySplit | DecodedSplit
+    test: ArraySplit | DecodedSplit
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: str | None = None
+    augment_options: Mapping[str, float] = field(default_factory=dict)
+    in_memory: int = IN_MEMORY
+    verify: bool = False
+
+
+def finish(
+    source: Source, *, mean: Any = None, std: Any = None, image_size: int | None = None, **choice: Any
+) -> ImageData:
+    """Make a data set of what a loader found, with the options :data:`FINISHING` of ``pathex.data.load``."""
+    name = source.name
+    if image_size is not None:
+        check_integer(f"option 'image_size' of data {name!r}", image_size)
+    try:
+        numbers = choose_classes(source.classes, **choice)
+    except InvalidInput as error:
+        raise InvalidInput(f"data {name!r}: {error}") from error
+    if numbers != list(range(len(source.classes))):
+        source = _restricted(source, numbers)
+    source = _checked(source)
+    channels = source.train.images(torch.tensor([0])).shape[1]
+    mean, std = source.mean if mean is None else mean, source.std if std is None else std
+    means = None if mean is None else channel_numbers(name, "mean", mean, channels)
+    stds = None if std is None else channel_numbers(name, "std", std, channels)
+    data = assemble(name, source.train, source.test, source.classes, mean=means, std=stds)
+    if source.augment is not None:
+        data = replace(data, augment=source.augment, augment_options=source.augment_options)
+    return data if image_size in {None, data.image_size} else replace(data, size=image_size)
+
+
+def check_in_memory(name: str, in_memory: Any) -> None:
+    """Check the option ``in_memory`` of data set ``name``."""
+    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
+
+
+def channel_numbers(name: str, option: str, given: Any, channels: int) -> Tensor:
+    """A number, or one for each channel, as float32 (C,); ``option`` of data set ``name`` is ``mean`` or ``std``."""
+    values = list(given) if isinstance(given, list | tuple) else [given] * channels
+    least = 0.0 if option == "mean" else 1e-6
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not len(numbers) == len(values) == channels or not all(
+        math.isfinite(number) and least <= number <= 1 for number in numbers
+    ):
+        raise InvalidInput(
+            f"option {option!r} of data {name!r} must be a number for each of the {channels} channels, in"
+            f" [{least:g}, 1], got {given!r}"
+        )
+    return torch.tensor(numbers, dtype=torch.float32)
+
+
+def _restricted(source: Source, numbers: Sequence[int]) -> Source:
+    new = torch.full((len(source.classes),), -1)
+    new[list(numbers)] = torch.arange(len(numbers))
+    parts = {}
+    for part in ("train", "test"):
+        split = getattr(source, part)
+        labels = new[split.labels]
+        rows = (labels >= 0).nonzero().flatten()
+        if not len(rows):
+            raise InvalidInput(f"data {source.name!r}: the chosen classes have no {part} images")
+        parts[part] = split.subset(rows, labels[rows])
+    return replace(source, classes=tuple(source.classes[number] for number in numbers), **parts)
+
+
+def _checked(source: Source) -> Source:
+    """Decode what fits into memory, and look at the rest."""
+    train, test = source.train, source.test
+    if not (isinstance(train, DecodedSplit) and isinstance(test, DecodedSplit)):
+        return source
+    images = len(train) + len(test)
+    if 3 * train.image_size**2 * images <= source.in_memory:
+        (train_array, bad_train), (test_array, bad_test) = decoded(train), decoded(test)
+        source, bad = replace(source, train=train_array, test=test_array), bad_train + bad_test
+    else:
+        bad = faults(train, verify=source.verify) + faults(test, verify=source.verify)
+    if bad:
+        raise InvalidInput(f"data {source.name!r}: {bad[0]}; {len(bad)} of {images} images cannot be read")
+    return source

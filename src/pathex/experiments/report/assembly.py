@@ -1,0 +1,163 @@
+"""From run folders to the files of a report."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from pathex.errors import InvalidInput, UnknownName
+from pathex.experiments.report.curves import X_AXES
+from pathex.experiments.report.figures import draw
+from pathex.experiments.report.findings import headline, what_was_run
+from pathex.experiments.report.page import Section, page
+from pathex.experiments.report.panel import Panel, Picture
+from pathex.experiments.report.published import no_curves, published_for
+from pathex.experiments.report.records import Problem, RunRecord, read_all
+from pathex.experiments.report.settings import commands, nested, shared_settings, short
+from pathex.experiments.report.style import Style, styles
+from pathex.experiments.report.tables import EXPERIMENT, csv, markdown, runs_table, summary_table
+from pathex.masks import replacing
+
+__all__ = ["ReportFiles", "build"]
+
+_SETTINGS = "settings.yaml"
+_PUBLISHED = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What a report consists of.
+
+    Attributes:
+        page: The page, ``index.html``.
+        table: One row a run, ``table.csv``.
+        summary: One row a setting, ``summary.csv``.
+        markdown: The same for people, ``summary.md``.
+        settings: The settings all runs share, ``settings.yaml``; the commands on the page read it.
+        figures: Each figure as PNG and as SVG.
+        runs: Number of runs in the tables.
+        left_out: The folder and the reason of each run left out.
+    """
+
+    page: Path
+    table: Path
+    summary: Path
+    markdown: Path
+    settings: Path
+    figures: tuple[Path, ...]
+    runs: int
+    left_out: tuple[tuple[Path, str], ...]
+
+
+def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str = "sparsity") -> ReportFiles:
+    """Reads runs and writes tables, figures and a page about them.
+
+    The same runs give the same files, byte for byte. Nothing is written before everything is computed.
+
+    Args:
+        folders: Run folders, or folders that contain run folders at any depth.
+        out: Folder of the report; made if needed.
+        published: ``auto`` draws published curves behind the runs of a published setting, ``none`` never does.
+        x: What the metric is drawn against: ``sparsity``, ``parameters`` or ``multiply-adds``.
+
+    Returns:
+        The files and what was left out.
+
+    Raises:
+        InvalidInput: If a folder does not exist, no finished run is found, the runs do not say how large their networks
+            are and ``x`` asks for it, or ``out`` cannot be written.
+        UnknownName: If ``published`` or ``x`` is none of these words.
+    """
+    for kind, word, allowed in (("choice for published", published, _PUBLISHED), ("x axis", x, X_AXES)):
+        if word not in allowed:
+            raise UnknownName(kind, word, allowed)
+    records, problems = read_all([Path(folder) for folder in folders])
+    files, figures = _render(records, problems, published, x)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with replacing(out / name) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise InvalidInput(f"report cannot be written to {out}: {error.strerror or error}") from error
+    return ReportFiles(
+        page=out / "index.html",
+        table=out / "table.csv",
+        summary=out / "summary.csv",
+        markdown=out / "summary.md",
+        settings=out / _SETTINGS,
+        figures=tuple(out / name for name in figures),
+        runs=len(records),
+        left_out=tuple((problem.folder, problem.reason) for problem in problems),
+    )
+
+
+def _render(
+    records: Sequence[RunRecord], problems: Sequence[Problem], published: str, x: str
+) -> tuple[dict[str, bytes], list[str]]:
+    runs = runs_table(records)
+    named = {record.folder.name: record for record in records}
+    if len(named) < len(records):
+        twice = next(name for name in named if sum(record.folder.name == name for record in records) > 1)
+        raise InvalidInput(f"two run folders are named {twice!r}: a report takes each run once")
+    summary = summary_table(runs)
+    look = styles(zip(runs["method"], runs["series"], strict=True))
+    sections, drawn = _sections(runs, summary, named, look, published, x)
+    common = shared_settings(records)
+    shared = yaml.safe_dump(nested(common), sort_keys=True, allow_unicode=True)
+    ordered = [named[name] for name in runs["run"]]
+    lines = commands(ordered, common, _SETTINGS)
+    html = page(_title(runs), what_was_run(runs), sections, ordered, problems, look, shared, lines)
+    files = {
+        "table.csv": csv(runs).encode(),
+        "summary.csv": csv(summary).encode(),
+        "summary.md": markdown(summary).encode(),
+        _SETTINGS: shared.encode(),
+        **drawn,
+        "index.html": html.encode(),
+    }
+    return files, list(drawn)
+
+
+def _sections(
+    runs: pd.DataFrame,
+    summary: pd.DataFrame,
+    named: dict[str, RunRecord],
+    look: dict[str, Style],
+    published: str,
+    x: str,
+) -> tuple[list[Section], dict[str, bytes]]:
+    sections: list[Section] = []
+    drawn: dict[str, bytes] = {}
+    experiments = list(runs.groupby([*EXPERIMENT, "metric"]))
+    parts = summary.groupby([*EXPERIMENT, "metric"])
+    for number, (key, rows) in enumerate(experiments, 1):
+        records = {name: named[name] for name in rows["run"]}
+        curves = published_for(list(records.values())) if published == "auto" else no_curves()
+        pictures: list[Picture] = draw(Panel(rows, records, look, x, curves))
+        heading = _heading(rows.iloc[0])
+        names = heading.replace(" on ", " ").replace(" weights ", " ")
+        suffix = "_" + re.sub(r"[^A-Za-z0-9]+", "-", names).strip("-") if len(experiments) > 1 else ""
+        if f"{pictures[0].name}{suffix}.png" in drawn:
+            suffix += f"-{number}"
+        for picture in pictures:
+            drawn[f"{picture.name}{suffix}.png"] = picture.png
+            drawn[f"{picture.name}{suffix}.svg"] = picture.svg
+        sections.append((heading, headline(rows), parts.get_group(key), pictures))
+    return sections, drawn
+
+
+def _heading(row: "pd.Series[str]") -> str:
+    heading = f"{short(row['model'])} on {short(row['data'])}"
+    heading += f", weights {short(row['weights'])}" if row["weights"] else ""
+    return heading + (", transfer" if row["task"] == "transfer" else "")
+
+
+def _title(runs: pd.DataFrame) -> str:
+    experiments = runs[EXPERIMENT].drop_duplicates()
+    where = _heading(experiments.iloc[0]) if len(experiments) == 1 else f"{len(experiments)} experiments"
+    return f"Pruning before training: {where}"

@@ -1,0 +1,132 @@
+"""The figures of one experiment."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pathex.experiments.report.curves import curves
+from pathex.experiments.report.metrics import metric_name
+from pathex.experiments.report.panel import Panel, Picture, legend, picture
+from pathex.experiments.report.style import INK, SETTINGS
+from pathex.experiments.report.transfer import transfer
+
+__all__ = ["draw"]
+
+_MOST_NAMES = 40
+_MOST_NUMBERS = 24
+
+
+def draw(panel: Panel) -> list[Picture]:
+    """Draws every figure that the runs have numbers for."""
+    pictures: list[Picture] = []
+    with mpl.rc_context(dict(SETTINGS)):
+        if panel.runs["zero_shot"].notna().any():
+            pictures.append(transfer(panel))
+        elif not panel.pruned.empty:
+            pictures.append(curves(panel))
+        if not panel.pruned.empty:
+            if any(panel.records[run].layers for run in panel.sparsest["run"]):
+                pictures.append(_layers(panel))
+            if panel.pruned["dead_layers"].any():
+                pictures.append(_dead_layers(panel))
+        if any(len(record.epochs) > 1 for record in panel.records.values()):
+            pictures.append(_training(panel))
+    return pictures
+
+
+def _layers(panel: Panel) -> Picture:
+    rows = panel.sparsest
+    names = list(next(panel.records[run].layers for run in rows["run"] if panel.records[run].layers))
+    figure = Figure(figsize=(9.0, 4.6))
+    axes = figure.add_subplot()
+    floor = 1.0
+    curves: dict[str, np.ndarray] = {}
+    for name in panel.series(rows):
+        masks = [panel.records[run].layers for run in rows.loc[rows["series"] == name, "run"]]
+        density = [[m[layer][0] / m[layer][1] if layer in m else np.nan for layer in names] for m in masks if m]
+        if density:
+            curves[name] = np.array(density).mean(axis=0)
+            floor = min(floor, curves[name][curves[name] > 0].min(initial=1.0))
+    bottom = floor / 2.5
+    places = np.arange(len(names))
+    for name, curve in curves.items():
+        style, empty = panel.look[name], curve == 0
+        drawn = np.where(empty, np.nan, curve)
+        axes.plot(places, drawn, style.dash, color=style.colour, marker=style.marker, ms=3.8, lw=1.5, label=name)
+        axes.plot(places[empty], np.full(empty.sum(), bottom), "x", color=style.colour, ms=7, mew=2, clip_on=False)
+    axes.axhline(1 - rows["sparsity"].iloc[0], color=INK, lw=1, linestyle=":", label="whole network")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, min(1.25, 2 * max(np.nanmax(curve) for curve in curves.values())))
+    axes.set_ylabel("density (fraction of weights kept)")
+    step = -(-len(names) // _MOST_NAMES)
+    short = [f"{index}  {name.removesuffix('.weight')}" for index, name in enumerate(names)]
+    axes.set_xticks(places[::step], short[::step], rotation=90, fontsize=7.5)
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.grid(axis="x", visible=False)
+    legend(axes)
+    caption = f"Mean over seeds at sparsity {rows['sparsity'].iloc[0]:.6g}, layers from input to output."
+    if any((curve == 0).any() for curve in curves.values()):
+        caption += " A cross at the foot is a layer that lost every weight in every seed."
+    return picture(figure, "layers", "Density of each layer", caption)
+
+
+def _dead_layers(panel: Panel) -> Picture:
+    caption = "Layers without a kept weight on any path from input to output, mean over seeds."
+    return picture(_dead_layers_figure(panel), "dead_layers", "Dead layers", caption)
+
+
+def _dead_layers_figure(panel: Panel) -> Figure:
+    table = panel.pruned.pivot_table(index="sparsity", columns="series", values="dead_layers", aggfunc="mean")
+    names, levels = panel.series(panel.pruned), table.index.tolist()
+    figure = Figure(figsize=(9.0, 3.2))
+    axes = figure.add_subplot()
+    width = min(0.84 / len(names), 0.16)
+    for number, name in enumerate(names):
+        places = np.arange(len(levels)) + (number - (len(names) - 1) / 2) * width
+        style = panel.look[name]
+        bars = axes.bar(places, table[name], width * 0.9, color=style.colour, label=name, hatch=style.hatch)
+        if len(names) * len(levels) <= _MOST_NUMBERS:
+            labels = ["" if np.isnan(height) else f"{height:.2g}" for height in table[name]]
+            axes.bar_label(bars, labels, padding=2, fontsize=8)
+    axes.set_xticks(range(len(levels)), [f"{level:.6g}" for level in levels])
+    axes.set_xlabel("sparsity")
+    axes.set_ylabel("dead layers, mean")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.set_ylim(0, max(1.0, table.max().max()) * 1.15)
+    axes.grid(axis="x", visible=False)
+    legend(axes)
+    return figure
+
+
+def _training(panel: Panel) -> Picture:
+    rows = pd.concat([panel.dense, panel.sparsest]) if not panel.pruned.empty else panel.dense
+    frames = {
+        name: pd.concat([pd.DataFrame(panel.records[run].epochs) for run in rows.loc[rows["series"] == name, "run"]])
+        for name in panel.series(rows)
+    }
+    frames = {name: frame for name, frame in frames.items() if "epoch" in frame}
+    columns = set().union(*frames.values())
+    part = "val" if f"val_{panel.metric}" in columns else "train"
+    right = f"{'validation' if part == 'val' else 'training'} {metric_name(panel.metric)} (%)"
+    figure = Figure(figsize=(9.0, 3.4))
+    for place, (column, label, factor) in enumerate(
+        (("train_loss", "training loss", 1.0), (f"{part}_{panel.metric}", right, 100.0))
+    ):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for name, frame in frames.items():
+            if column in frame:
+                mean, style = factor * frame.groupby("epoch")[column].mean(), panel.look[name]
+                marker = style.marker if len(mean) <= 12 else ""
+                axes.plot(mean.index, mean, style.dash, color=style.colour, marker=marker, ms=4, lw=1.6, label=name)
+        axes.set_title(label)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.grid(axis="x", visible=False)
+    figure.subplots_adjust(wspace=0.24)
+    legend(figure.axes[0], above=1.12)
+    at = "" if panel.pruned.empty else f" at sparsity {panel.sparsest['sparsity'].iloc[0]:.6g}"
+    over = "seeds and tasks" if panel.runs["zero_shot"].notna().any() else "seeds"
+    caption = f"Mean over {over}{at}{', with the dense network' if at and not panel.dense.empty else ''}."
+    return picture(figure, "training", "Training", caption)

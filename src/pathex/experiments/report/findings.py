@@ -1,0 +1,85 @@
+"""What the numbers allow to be said, in sentences."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pathex.experiments.report.metrics import metric_label
+from pathex.experiments.report.settings import short
+from pathex.experiments.report.statistics import difference, estimate
+from pathex.experiments.report.tables import by_seed
+
+__all__ = ["headline", "what_was_run"]
+
+_NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
+
+
+def what_was_run(runs: pd.DataFrame) -> str:
+    """The runs in one sentence."""
+    beside = runs["method"].isin(_NOT_PRUNED)
+    pruned = runs[~beside]
+    methods = pruned["method"].unique().tolist()
+    others = [f"the {_NOT_PRUNED[name]}" for name in _NOT_PRUNED if name in set(runs["method"])]
+    what = f"training of {_in_words(others)}" if others != ["the dense network"] and others else "dense training"
+    if methods:
+        sparsities = [f"{value:.6g}" for value in sorted(pruned["sparsity"].unique())]
+        what = f"{_count(len(methods), 'pruning method')} ({_in_words(sorted(methods))})"
+        what += f" at sparsity {_in_words(sparsities)}"
+        what += f" beside {_in_words(others)}" if others else ""
+    models, data = (_in_words(sorted({short(name) for name in runs[column]})) for column in ("model", "data"))
+    where = f"{models} on {data}"
+    seeds, count = _count(runs["seed"].nunique(), "seed"), _count(len(runs), "run")
+    return f"{what[0].upper()}{what[1:]}: {where}, {seeds}, {count} in all."
+
+
+def headline(runs: pd.DataFrame) -> str:
+    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart."""
+    pruned = runs[runs["method"] != "dense"]
+    metric = str(runs["metric"].iloc[0])
+    if pruned.empty:
+        return f"Only dense runs: {metric_label(metric)} {_percent(runs['value'].mean())} on average."
+    sparsest = pruned[pruned["sparsity"] == pruned["sparsity"].max()]
+    values = {str(series): by_seed(group) for series, group in sparsest.groupby("series")}
+    best, *others = sorted(values, key=lambda name: -estimate(values[name]).mean)
+    where = "At" if metric == "accuracy" else f"In {metric_label(metric)} at"
+    where += f" sparsity {sparsest['sparsity'].iloc[0]:.6g}"
+    if not others:
+        return f"{where}, {best} reaches {_percent(estimate(values[best]).mean)}; nothing to compare with."
+    baselines = sparsest.loc[sparsest["method"] == "random", "series"].unique()
+    if len(baselines) != 1 or best == baselines[0]:
+        finding = f"{where}, no method has a higher mean than random pruning. " if best in baselines else ""
+        return finding + _against(values, best, others[0], where)
+    finding = _against(values, best, str(baselines[0]), where, of=len(values))
+    told_apart = not estimate(values[best]).overlaps(estimate(values[others[0]]))
+    if "no claim" not in finding and not told_apart:
+        finding += f" The intervals of {best} and {others[0]} overlap: between these two, no claim."
+    return finding
+
+
+def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int = 2) -> str:
+    first, second = estimate(values[best]), estimate(values[other])
+    means = f"{best} {_percent(first.mean)}, {other} {_percent(second.mean)}"
+    if min(first.n, second.n) < 2:
+        return f"{where}: {means}, with one seed for at least one of them: no claim. Repeat with more seeds."
+    if first.overlaps(second):
+        return f"{where}: {means}, but their 95 % intervals overlap: no claim."
+    gap = difference(values[best], values[other])
+    rank = f", the highest mean of {of} methods," if of > 2 else ""
+    seeds = f"{first.n} seeds each" if first.n == second.n else f"{first.n} and {second.n} seeds"
+    return (
+        f"{where}, {best}{rank} is {100 * gap.mean:.1f} points above {other} (95 % interval "
+        f"{100 * gap.low:.1f} to {100 * gap.high:.1f}): "
+        f"{_percent(first.mean)} against {_percent(second.mean)}, {seeds}."
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,111 @@
+"""The report as one page that needs nothing beside it."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pathex.experiments.report.metrics import metric_label
+from pathex.experiments.report.panel import Picture
+from pathex.experiments.report.records import Problem, RunRecord
+from pathex.experiments.report.style import Style
+
+__all__ = ["Section", "page"]
+
+Section = tuple[str, str, pd.DataFrame, Sequence[Picture]]
+"""Heading, finding, summary and pictures of one experiment."""
+
+_SHOWN: tuple[str, ...] = (
+    *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
+    *("multiply_adds", "dead_layers", "dead_layer_names", "rounds", "epochs", "prune_seconds", "train_seconds"),
+)
+
+
+def page(
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    records: Sequence[RunRecord],
+    problems: Sequence[Problem],
+    look: Mapping[str, Style],
+    shared: str,
+    commands: Sequence[str],
+) -> str:
+    """Renders the page."""
+    environment = Environment(
+        loader=PackageLoader("pathex.experiments.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = _inline
+    environment.filters["shown"] = _shown
+    text = environment.get_template("report.html.j2").render(
+        title=title,
+        lead=lead,
+        sections=[
+            {
+                "heading": heading,
+                "finding": finding,
+                "rows": _rows(summary, look),
+                "pictures": pictures,
+                "metric": metric_label(str(summary["metric"].iloc[0])),
+                "tasks": bool(summary["zero_shot"].notna().any()),
+            }
+            for heading, finding, summary, pictures in sections
+        ],
+        runs=[_details(record) for record in records],
+        problems=problems,
+        environments=_environments(records),
+        shared=shared,
+        commands=commands,
+    )
+    return text + "\n"
+
+
+def _inline(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "—"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value) or "—"
+    return str(value)
+
+
+def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, Any]]:
+    rows = [{str(name): value for name, value in row.items()} for row in summary.to_dict("records")]
+    pruned = [row for row in rows if row["method"] != "dense"]
+    best = {
+        level: max(row["mean"] for row in pruned if row["sparsity"] == level)
+        for level in {row["sparsity"] for row in pruned}
+    }
+    for number, row in enumerate(rows):
+        row["colour"] = look[row["series"]].colour
+        row["best"] = row["method"] != "dense" and row["mean"] == best[row["sparsity"]]
+        row["first"] = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
+        row["interval"] = (
+            "—" if pd.isna(row["ci95_low"]) else f"{100 * row['ci95_low']:.2f} to {100 * row['ci95_high']:.2f}"
+        )
+    return rows
+
+
+def _details(record: RunRecord) -> dict[str, Any]:
+    result = {name: record.result[name] for name in _SHOWN if name in record.result}
+    return {"name": record.folder.name, "result": result, "config": dict(record.config)}
+
+
+def _environments(records: Sequence[RunRecord]) -> list[tuple[dict[str, Any], int]]:
+    counts = Counter(json.dumps(dict(record.environment)) for record in records if record.environment)
+    return [(json.loads(content), count) for content, count in counts.items()]

@@ -1,0 +1,118 @@
+"""The settings of runs: what tells their series apart, what they share, and the commands that repeat them."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from pathex.experiments.report.records import RunRecord
+from pathex.experiments.runs import PLACE, WITHOUT_EFFECT
+
+__all__ = ["EARLIER", "commands", "nested", "series_settings", "shared_settings", "short"]
+
+EARLIER: Mapping[str, Any] = MappingProxyType(
+    {
+        "task": "auto",
+        "head_lr": None,
+        "accumulate": 1,
+        "freeze_batchnorm": False,
+        "loss": "auto",
+        "pruning_seed": None,
+        "sanity": "none",
+        "dynamic": "none",
+        "sync_batchnorm": False,
+    }
+)
+"""Settings that folders of earlier versions do not have, with the values that these folders stand for."""
+
+_COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
+_WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
+_OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
+
+
+def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
+    """What tells this run's series from others of its method in the same experiment."""
+    panel = [peer for peer in records if _experiment(peer) == _experiment(record)]
+    shown = []
+    for name in (*record.config, "from"):
+        value, group = _value(record, name), _group(name)
+        if not _counts(name, record) or value == EARLIER.get(name):
+            continue
+        of_method = [peer for peer in panel if group not in _OF_METHOD or peer.method == record.method]
+        if any(_value(peer, name) != value for peer in of_method if _counts(name, peer)):
+            shown.append(f"{name.removeprefix('method_options.').removeprefix('dynamic_options.')}={_text(value)}")
+    return ", ".join(sorted(shown))
+
+
+def _experiment(record: RunRecord) -> tuple[str, ...]:
+    return str(record.config["model"]), str(record.config["data"]), record.weights, record.task
+
+
+def _group(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _counts(name: str, record: RunRecord) -> bool:
+    """Whether a setting decides numbers of the run and is no column of the tables by itself."""
+    without = WITHOUT_EFFECT.get(record.method, ())
+    return _group(name) not in _COLUMNS | _WITHOUT_EFFECT | {*without}
+
+
+def _value(record: RunRecord, name: str) -> Any:
+    if name == "from":  # the scorer whose mask a dynamic method starts from
+        return record.config["method"] if record.dynamic else None
+    return record.config.get(name, EARLIER.get(name))
+
+
+def short(text: str) -> str:
+    """A name without the folders of the path in it."""
+    prefix, colon, rest = text.rpartition(":")
+    return prefix + colon + rest.rstrip("/").rpartition("/")[2]
+
+
+def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """The settings with one value in all runs, where they are run being left out."""
+    first, rest = records[0].config, records[1:]
+    return {
+        name: value
+        for name, value in first.items()
+        if not _is_place(name) and all(name in r.config and r.config[name] == value for r in rest)
+    }
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a configuration file has them."""
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        group, dot, option = name.partition(".")
+        if dot:
+            tree.setdefault(group, {})[option] = value
+        else:
+            tree[name] = value
+    return tree
+
+
+def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_file: str) -> list[str]:
+    """The command line of each run."""
+    lines = []
+    for record in records:
+        words = ["pathex", "run", "--config", settings_file]
+        for name, value in record.config.items():
+            if name not in shared and not _is_place(name):
+                words += [f"--{_hyphened(name)}", _text(value)]
+        lines.append(shlex.join(words))
+    return lines
+
+
+def _is_place(name: str) -> bool:
+    return _group(name) in PLACE
+
+
+def _hyphened(name: str) -> str:
+    head, dot, rest = name.partition(".")
+    return head.replace("_", "-") + dot + rest
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

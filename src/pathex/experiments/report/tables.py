@@ -1,0 +1,137 @@
+"""Runs as tables: one row a run and one row a setting."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from pathex.experiments.report.metrics import metric_label
+from pathex.experiments.report.records import RunRecord
+from pathex.experiments.report.settings import series_settings, short
+from pathex.experiments.report.statistics import estimate
+
+__all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "markdown", "runs_table", "summary_table"]
+
+EXPERIMENT = ["model", "data", "weights", "task"]
+"""The columns that make one section of a report."""
+
+GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
+"""The columns that make one row of the summary."""
+
+_MEANS = ["density", "kept", "total", "parameters", "multiply_adds", "zero_shot", "fine_tuned", "dead_layers"]
+_MEANS += ["prune_seconds", "train_seconds"]
+_OPTIONAL = ["parameters", "multiply_adds", "zero_shot", "fine_tuned"]
+
+
+def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """One row a run."""
+    rows = [_row(record, series_settings(record, records)) for record in records]
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(_OPTIONAL, float))
+    return frame.sort_values([*EXPERIMENT, "sparsity", "series", "seed", "run"]).reset_index(drop=True)
+
+
+def _row(record: RunRecord, settings: str) -> dict[str, Any]:
+    result, tasks = record.result, record.tasks
+    kept, total = int(result["kept"]), int(result["total"])
+    return {
+        "run": record.folder.name,
+        "model": str(record.config["model"]),
+        "data": str(record.config["data"]),
+        "weights": record.weights,
+        "task": record.task,
+        "series": f"{record.method} ({settings})" if settings else record.method,
+        "method": record.method,
+        "settings": settings,
+        "sparsity": round(record.sparsity, 6),
+        "seed": record.seed,
+        "metric": record.metric,
+        "value": record.value,
+        "zero_shot": fmean(row["zero_shot"] for row in tasks) if tasks else None,
+        "fine_tuned": fmean(row["fine_tuned"] for row in tasks) if tasks else None,
+        "kept": kept,
+        "total": total,
+        "density": kept / total,
+        "parameters": result.get("parameters"),
+        "multiply_adds": result.get("multiply_adds"),
+        "dead_layers": int(result.get("dead_layers") or 0),
+        "prune_seconds": float(result.get("prune_seconds") or 0.0),
+        "train_seconds": float(result.get("train_seconds") or 0.0),
+        "rounds": result.get("rounds") if record.pruned else None,
+        "epochs": result.get("epochs", record.config.get("epochs")),
+    }
+
+
+def by_seed(runs: pd.DataFrame, column: str = "value") -> list[float]:
+    """One value a seed: runs of one seed, computed in two places for instance, are not two independent repeats."""
+    means: list[float] = runs.groupby("seed")[column].mean().dropna().tolist()
+    return means
+
+
+def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each experiment, method, setting and sparsity."""
+    rows = []
+    for key, group in runs.groupby(GROUP, sort=False):
+        found = estimate(by_seed(group))
+        rows.append(
+            dict(zip(GROUP, key, strict=True))
+            | {"n": found.n, "mean": found.mean}
+            | {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
+            | group[_MEANS].mean().to_dict()
+        )
+    frame = pd.DataFrame(rows)
+    order = [*EXPERIMENT, "sparsity", "mean", "series"]
+    return frame.sort_values(order, ascending=[column != "mean" for column in order]).reset_index(drop=True)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table of runs or a summary as text, the metric in columns of its name."""
+    column, prefix = ("value", "test") if "value" in frame else ("mean", "mean")
+    written = frame.copy()
+    for metric in frame["metric"].unique():
+        values = frame[column].where(frame["metric"] == metric)
+        written.insert(int(written.columns.get_loc(column)), f"{prefix}_{metric}", values)
+    empty = [name for name in _OPTIONAL if written[name].isna().all()]
+    return str(written.drop(columns=[column, *empty]).to_csv(index=False))
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The summary in Markdown, a table for each metric."""
+    return "\n".join(_markdown(rows, str(metric)) for metric, rows in summary.groupby("metric"))
+
+
+def _markdown(summary: pd.DataFrame, metric: str) -> str:
+    weights, tasks = summary["weights"].any(), summary["zero_shot"].notna().any()
+    left = ["model", "data", *(["weights"] if weights else []), "method"]
+    right = ["sparsity", "n", metric_label(metric), "95 % interval", *(["zero-shot", "fine-tuned"] if tasks else [])]
+    right += ["kept / total", "dead layers", "prune seconds"]
+    lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
+    for row in summary.to_dict("records"):
+        low, high = row["ci95_low"], row["ci95_high"]
+        lines.append(
+            _line(
+                [
+                    row["model"],
+                    row["data"],
+                    *([short(row["weights"])] if weights else []),
+                    row["series"],
+                    f"{row['sparsity']:.6g}",
+                    str(row["n"]),
+                    f"{100 * row['mean']:.2f} %",
+                    "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}",
+                    *([_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []),
+                    f"{row['kept']:,.0f} / {row['total']:,.0f}",
+                    f"{row['dead_layers']:.3g}",
+                    f"{row['prune_seconds']:.1f}",
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float) -> str:
+    return "—" if pd.isna(value) else f"{100 * value:.2f} %"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,51 @@
+"""One run: prune, train, evaluate, in a folder that can be resumed."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
+
+if TYPE_CHECKING:
+    from pathex.experiments.runs.environment import environment
+    from pathex.experiments.runs.folder import check_same, finished_result, locked, write_json
+    from pathex.experiments.runs.names import PLACE, WITHOUT_EFFECT, run_name, settings
+    from pathex.experiments.runs.runner import RunResult, run
+    from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
+    from pathex.experiments.runs.validation import check_config, check_ticket
+
+__all__ = [
+    "PLACE",
+    "WITHOUT_EFFECT",
+    "RunConfig",
+    "RunResult",
+    "TicketConfig",
+    "allowed_values",
+    "build_task",
+    "check_config",
+    "check_same",
+    "check_ticket",
+    "environment",
+    "find_ticket",
+    "finished_result",
+    "locked",
+    "pruning_seed",
+    "run",
+    "run_name",
+    "settings",
+    "write_json",
+]
+
+# The settings are needed to read a command line; torch is not.
+_HOME = {
+    **dict.fromkeys(("check_same", "finished_result", "locked", "write_json"), "folder"),
+    **dict.fromkeys(("PLACE", "WITHOUT_EFFECT", "run_name", "settings"), "names"),
+    **dict.fromkeys(("RunResult", "run"), "runner"),
+    **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
+    **dict.fromkeys(("check_config", "check_ticket"), "validation"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

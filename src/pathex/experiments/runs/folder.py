@@ -1,0 +1,137 @@
+"""The files of a run: written in one step, under a lock, with a log."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pathex.errors import FolderInUse, InvalidInput
+from pathex.experiments.runs.config import RunConfig
+from pathex.experiments.runs.names import settings
+from pathex.masks import replacing
+from pathex.train import Events
+
+__all__ = [
+    "Journal",
+    "check_same",
+    "finished_result",
+    "locked",
+    "read_json",
+    "write_config",
+    "write_json",
+    "write_lines",
+]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of the run."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error}); delete its folder to run again") from error
+    return content
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write ``config.yaml``, which reproduces the run when it is given as ``--config``."""
+    values = {**vars(config), "milestones": list(config.milestones)}
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def check_same(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        left = yaml.safe_load(path.read_text(encoding="utf-8"))
+        left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
+        theirs = settings(RunConfig(**left))
+    except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error}); delete its folder or choose another 'out'") from error
+    ours = settings(config)
+    different = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in ours if ours[name] != theirs[name]]
+    if different:
+        raise InvalidInput(f"{folder} holds a run with other settings ({'; '.join(different)}); choose another 'out'")
+
+
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is done."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = read_json(path)
+    return result if result.get("status") == "done" else None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the lock ends with the process, however that ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FolderInUse(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
+    try:
+        for left in folder.glob(".*.tmp"):  # of a process that was killed
+            left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+class Journal:
+    """Writes each event of a run to ``log.txt`` and passes it on.
+
+    A context manager; what ends the block by an exception is logged too. Steps are too many for the log. Without a
+    folder nothing is written.
+    """
+
+    def __init__(self, folder: Path | None, on_event: Events | None) -> None:
+        self._path, self._on_event = None if folder is None else folder / "log.txt", on_event
+        # A logger of its own, outside the tree of named loggers: runs in one process do not share handlers.
+        self._logger = logging.Logger("pathex.run")
+        self._logger.addHandler(logging.NullHandler())
+
+    def __enter__(self) -> "Journal":
+        if self._path is not None:
+            handler = logging.FileHandler(self._path, encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self._logger.addHandler(handler)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            self._logger.error("stopped by %s: %s", kind.__name__, error)
+        for handler in self._logger.handlers:
+            handler.close()
+
+    def note(self, message: str) -> None:
+        """Log a line."""
+        self._logger.info(message)
+
+    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
+        """Log an event and pass it on."""
+        if kind != "step":
+            self._logger.info("%s %s", kind, json.dumps(payload, default=str))
+        if self._on_event is not None:
+            self._on_event(kind, payload)

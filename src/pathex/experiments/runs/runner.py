@@ -1,0 +1,254 @@
+"""Prune, train, evaluate: the stages of a run, each taken up where the last process left it."""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pathex.analysis import count, examine
+from pathex.distributed import is_first_process, launched
+from pathex.errors import InvalidInput, PathexError, PathexWarning
+from pathex.experiments.runs.config import RunConfig
+from pathex.experiments.runs.environment import environment
+from pathex.experiments.runs.folder import Journal, check_same, finished_result, locked, write_config, write_json
+from pathex.experiments.runs.names import run_name, settings
+from pathex.experiments.runs.rewind import rewind
+from pathex.experiments.runs.small_dense import shrunk
+from pathex.experiments.runs.stages import DENSE, TRAINED, Stage, Ticket, alter_weights, find
+from pathex.experiments.runs.tickets import build_task, pruning_seed, train_options
+from pathex.experiments.runs.validation import check_config
+from pathex.masks import Handle, Mask, attach, prunable_weights
+from pathex.pruning import dynamic
+from pathex.tasks import Task
+from pathex.train import Events, fabric, tracked
+
+__all__ = ["RunResult", "run"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: The run's folder.
+        result: The content of its ``result.json``.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
+    """Carry out a run, or what is left of it.
+
+    The same settings lead to the same folder. A run that is done is returned at once; one that was stopped continues
+    with its mask and its last whole epoch, and ends with the same numbers (on the CPU bit for bit, with as many
+    threads). Pruning that was stopped starts again, as it is deterministic.
+
+    Args:
+        config: Settings of the run.
+        on_event: Receives ``(kind, payload)``: ``resumed`` {stage, ...}, ``prune_round`` {round, rounds, density},
+            ``prune_done`` {seconds, kept, total, dead_layers}, ``narrowed`` {width, parameters, multiply_adds} of
+            ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a second, ``epoch`` {epoch, epochs,
+            train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and epochs of trainings that find a mask
+            have ``level`` and ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several
+            processes only the first calls it.
+
+    Returns:
+        Folder and result.
+    """
+    check_config(config)
+    folder = Path(config.out) / run_name(config)
+    check_same(folder, config)
+    if (result := finished_result(folder)) is None:
+        with launched(config.devices, run, config):
+            result = _carry_out(config, folder, on_event)
+    elif on_event is not None and is_first_process():
+        on_event("resumed", {"stage": "done"})
+        on_event("done", {"result": result, "folder": str(folder)})
+    return RunResult(folder, result)
+
+
+def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
+    # Before the processes meet: what is wrong with the data then shows in each of them, and none waits for another.
+    task = build_task(config, config.validation)
+    machine = fabric(config.device, config.precision, devices=config.devices, strategy=config.strategy)
+    total = sum(weight.numel() for weight in prunable_weights(task.model, ignore=task.unprunable).values())
+    width = None
+    if config.method == "small-dense":
+        narrow = shrunk(config, task)
+        task, width = build_task(narrow, config.validation), narrow.model_options["width"]
+    _check_training(config, task)
+    task.model.to(machine.device)
+    scored = config.method not in (*DENSE, *TRAINED)
+    images = task.pruning_set(config.images_per_class, pruning_seed(config)) if scored else None
+    with contextlib.ExitStack() as stack:
+        journal = Journal(None, None)
+        if machine.is_global_zero:  # the folder belongs to the first process; the others wait for it
+            stack.enter_context(_new_folder(folder))
+            stack.enter_context(locked(folder))
+            journal = stack.enter_context(Journal(folder, on_event))
+            stack.enter_context(tracked(machine, config.logger, folder, settings(config)))
+        machine.barrier()
+        result: dict[str, Any] | None = machine.broadcast(finished_result(folder))
+        if result is None:
+            if machine.is_global_zero:
+                _describe(config, folder, machine, journal)
+            result = _complete(Stage(config, folder, task, images, machine, journal, total, width))
+            if machine.is_global_zero:
+                test = f"test_{result['metric']}"
+                machine.log_dict({test: result[test]}, step=config.epochs)
+                write_json(folder / "result.json", result)
+        journal("done", {"result": result, "folder": str(folder)})
+    return result
+
+
+def _check_training(config: RunConfig, task: Task) -> None:
+    """Refuse now what the training would refuse after pruning."""
+    options = task.augmented(train_options(config))
+    task.groups(options)
+    augment, chosen = options.augment, options.augment_options
+    task.feed("train", torch.device("cpu"), config.batch_size, augment=augment, augment_options=chosen)
+
+
+def _describe(config: RunConfig, folder: Path, machine: Any, journal: Journal) -> None:
+    write_config(folder, config)
+    computed_with = {**environment(machine.device), "processes": machine.world_size}
+    write_json(folder / "environment.json", computed_with)
+    journal.note(f"start of {folder.name} with {computed_with}")
+
+
+def _complete(stage: Stage) -> dict[str, Any]:
+    """The stages of a run, which every process goes through alike."""
+    ticket = find(stage)
+    start = rewind(stage.config, stage.task, stage.folder) if stage.config.method in TRAINED else 0
+    alter_weights(stage.config, stage.task, ticket.mask)
+    costs = _costs(stage.task, ticket)
+    if stage.width is not None:
+        stage.journal("narrowed", {"width": stage.width, **costs})
+    model, rows, moved = _train(stage, ticket, start)
+    measured = stage.task.test(model, fabric=stage.fabric, batch_size=stage.config.batch_size)
+    return _result(stage, ticket, rows, {**measured, **costs, **_final(stage, ticket, moved)})
+
+
+def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
+    """Parameters and multiply-adds of the masked network for one image; None where they cannot be counted."""
+    try:
+        counts = count(task.model, tuple(task.example.shape[1:]))
+    except PathexError as error:
+        warnings.warn(f"multiply-adds are not counted: {error}", PathexWarning, stacklevel=2)
+        return {"parameters": None, "multiply_adds": None}
+    return {"parameters": counts.parameters(ticket.mask), "multiply_adds": counts.multiply_adds(ticket.mask)}
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """The run's folder; if it is new and bad input shows before there is a ticket, nothing of it stays."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"out: the folder {folder} cannot be made ({error.strerror})") from error
+    try:
+        yield
+    except PathexError:
+        begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt", "levels", "tasks"))
+        if folder in new and not begun:
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # another run may have begun beside this one
+                for parent in new[1:]:
+                    parent.rmdir()
+        raise
+
+
+def _train(
+    stage: Stage, ticket: Ticket, start: int
+) -> tuple[nn.Module, list[dict[str, Any]], dynamic.DynamicHandle | None]:
+    options = replace(train_options(stage.config), start=start)
+    handles: list[Handle] = []
+
+    def prepare(model: nn.Module, optimizer: Optimizer) -> object:
+        if ticket.mask is None:
+            return None
+        handles.append(_attach(stage, ticket.mask, model, optimizer, start))
+        return handles[-1]
+
+    model, rows = stage.task.train(
+        options, fabric=stage.fabric, folder=stage.folder, prepare=prepare, on_event=stage.journal
+    )
+    moved = [handle for handle in handles if isinstance(handle, dynamic.DynamicHandle)]
+    return model, rows, moved[-1] if moved else None
+
+
+def _final(stage: Stage, ticket: Ticket, moved: dynamic.DynamicHandle | None) -> dict[str, Any]:
+    """The mask that a dynamic training ends with, written down; layers keep their counts, and so the network costs."""
+    if moved is None or ticket.mask is None:
+        return {}
+    mask = moved.mask
+    if stage.fabric.is_global_zero:
+        mask.save(stage.folder / "final_mask.safetensors", model=stage.config.model, data=stage.config.data)
+    report = examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
+    return {
+        "mask_updates": moved.updates,
+        "final_overlap": (mask & ticket.mask).kept / max(1, mask.kept),
+        "final_dead_layers": len(report.dead_layers),
+        "final_disconnected": report.disconnected,
+    }
+
+
+def _attach(stage: Stage, mask: Mask, model: nn.Module, optimizer: Optimizer, start: int) -> Handle:
+    config = stage.config
+    if config.dynamic == "none":
+        return attach(model, mask, optimizer)
+    feed = stage.task.feed("train", torch.device("cpu"), config.batch_size)
+    assert feed is not None
+    steps = max(1, feed.batches * (config.epochs - start))
+    every, until = ({**dynamic.OPTIONS, **config.dynamic_options}[name] for name in ("every", "until"))
+    if every >= until * steps:
+        message = f"the mask never moves: every is {every}, and updates end before step {until * steps:g}"
+        warnings.warn(message, PathexWarning, stacklevel=2)
+    return dynamic.attach(
+        model, mask, optimizer, method=config.dynamic, steps=steps, seed=config.seed, **config.dynamic_options
+    )
+
+
+def _result(stage: Stage, ticket: Ticket, rows: list[dict[str, Any]], measured: Mapping[str, Any]) -> dict[str, Any]:
+    config, metric, last = stage.config, stage.task.metric_name, rows[-1] if rows else {}
+    if "task" in last:  # the last of several trainings says nothing about all of them
+        last = {}
+    dead = ticket.report["dead_layers"]
+    return {
+        "status": "done",
+        "method": config.method,
+        "sparsity": settings(config)["sparsity"],
+        "model": config.model,
+        "data": config.data,
+        "seed": config.seed,
+        "kept": ticket.kept,
+        "total": ticket.total,
+        "metric": metric,
+        **measured,
+        **({} if stage.width is None else {"width": stage.width}),
+        **{name: last[name] for name in (f"val_{metric}", f"train_{metric}", "train_loss") if name in last},
+        "prune_seconds": ticket.seconds,
+        "train_seconds": round(sum(row["seconds"] for row in rows), 3),
+        "dead_layers": len(dead),
+        "dead_layer_names": dead,
+        "dead_channels": sum(map(len, ticket.report["dead_channels"].values())),
+        "disconnected": ticket.report["disconnected"],
+        "epochs": config.epochs,
+        "rounds": ticket.rounds,
+        "allocation": config.allocation,
+        "images_per_class": config.images_per_class,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "weights": config.weights,
+        **stage.task.facts(),
+    }

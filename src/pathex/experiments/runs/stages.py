@@ -1,0 +1,155 @@
+"""Where a run's ticket comes from, each taken up where the last process left it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathex.analysis import PruneReport, examine, flipped, shuffled
+from pathex.data import PruningSet
+from pathex.errors import InvalidInput
+from pathex.experiments.runs.config import RunConfig
+from pathex.experiments.runs.folder import Journal, read_json, write_json, write_lines
+from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
+from pathex.experiments.runs.tickets import find_ticket, pruning_seed
+from pathex.masks import Mask, prunable_weights
+from pathex.tasks import Task
+from pathex.train import epoch_seed
+
+__all__ = ["DENSE", "TRAINED", "Stage", "Ticket", "alter_weights", "find"]
+
+DENSE = ("dense", "small-dense")
+"""Methods that keep every weight."""
+
+TRAINED = tuple(OPTIONS)
+"""Methods that find their mask by training."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the stages of one run share.
+
+    Attributes:
+        config: Settings of the run.
+        folder: Its folder.
+        task: Network and images; the network is on the device of ``fabric``.
+        images: The pruning set; None for methods without one.
+        fabric: The ``lightning_fabric.Fabric``.
+        journal: Log and receiver of events.
+        total: Prunable weights of the whole network.
+        width: Width of a ``small-dense`` network; None for other methods.
+    """
+
+    config: RunConfig
+    folder: Path
+    task: Task
+    images: PruningSet | None
+    fabric: Any
+    journal: Journal
+    total: int
+    width: int | float | None = None
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A mask and what is known of it.
+
+    Attributes:
+        mask: None keeps everything.
+        kept: Prunable weights kept.
+        total: Prunable weights.
+        rounds: Rounds, or levels, that it took.
+        seconds: Time that it took.
+        report: What died, as plain data.
+    """
+
+    mask: Mask | None
+    kept: int
+    total: int
+    rounds: int
+    seconds: float
+    report: Mapping[str, Any]
+
+
+def find(stage: Stage) -> Ticket:
+    """The ticket of a run: from its folder if it is there, otherwise found and written there."""
+    if stage.config.method in DENSE:
+        return _dense(stage)
+    path = stage.folder / "mask.safetensors"
+    begun = _check_images(stage)
+    if stage.fabric.broadcast(path.exists()):
+        stage.journal("resumed", {"stage": "pruned"})
+    else:
+        if begun:
+            stage.journal.note("pruning was stopped before its end and starts again")
+        _find_and_write(stage)
+    stage.fabric.barrier()
+    known, mask = read_json(stage.folder / "pruning.json"), Mask.load(path, stage.task.model)
+    return Ticket(mask, mask.kept, mask.total, known["rounds"], known["seconds"], known["report"])
+
+
+def _check_images(stage: Stage) -> bool:
+    """Write which images scores see, or compare with what a stopped process wrote; tells whether there was one."""
+    if stage.images is None:
+        return False
+    path, config = stage.folder / "pruning_set.json", stage.config
+    there: dict[str, Any] | None = stage.fabric.broadcast(read_json(path) if path.exists() else None)
+    if there is not None and there["hash"] != stage.images.hash:
+        raise InvalidInput(
+            f"data {config.data!r} changed since {stage.folder} was begun; delete it, or choose another 'out'"
+        )
+    if there is None and stage.fabric.is_global_zero:
+        chosen = {"seed": pruning_seed(config), "images_per_class": config.images_per_class, "hash": stage.images.hash}
+        write_json(path, {**chosen, "indices": stage.images.indices})
+    return there is not None
+
+
+def _dense(stage: Stage) -> Ticket:
+    kept = sum(w.numel() for w in prunable_weights(stage.task.model, ignore=stage.task.unprunable).values())
+    report = {"dead_layers": [], "dead_channels": {}, "disconnected": 0}
+    return Ticket(None, kept=kept, total=stage.total, rounds=0, seconds=0.0, report=report)
+
+
+def _find_and_write(stage: Stage) -> None:
+    config = stage.config
+    mask, history, report, seconds = (_rewound if config.method in TRAINED else _scored)(stage)
+    if config.sanity == "shuffle":
+        mask, report = shuffled(mask, config.seed), None
+        mask.metadata["sanity"] = "shuffle"
+    report = report or examine(stage.task.model, mask, stage.task.example.to(stage.fabric.device))
+    if stage.fabric.is_global_zero:
+        write_lines(stage.folder / "history.jsonl", history)
+        known = {"rounds": len(history), "seconds": seconds, "report": report.asdict()}
+        write_json(stage.folder / "pruning.json", known)
+        # The mask is written last: where it is, pruning is over.
+        mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
+    counts = {"seconds": seconds, "kept": mask.kept, "total": mask.total}
+    stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
+
+
+_Found = tuple[Mask, list[dict[str, Any]], PruneReport | None, float]
+"""A mask, a row for each round, what died if that is known, and seconds."""
+
+
+def _scored(stage: Stage) -> _Found:
+    assert stage.images is not None
+    result, seconds = find_ticket(
+        stage.config, stage.task, stage.images, lambda known: stage.journal("prune_round", known)
+    )
+    return result.mask, result.history, result.report, seconds
+
+
+def _rewound(stage: Stage) -> _Found:
+    mask, history = rewound_mask(stage.config, stage.task.source_task(), stage.folder, stage.fabric, stage.journal)
+    return mask, history, None, round(sum(row["seconds"] for row in history), 3)
+
+
+@torch.no_grad()
+def alter_weights(config: RunConfig, task: Task, mask: Mask | None) -> None:
+    """Give a ticket other weights than those it was found on, where ``sanity`` asks for it."""
+    if config.sanity == "reinit":
+        task.model.load_state_dict(task.create(epoch_seed(config.seed, 1)).state_dict())
+    elif config.sanity == "flip-signs":
+        task.model.load_state_dict(flipped(task.model, config.seed, names=mask), strict=False)

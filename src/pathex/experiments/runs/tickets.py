@@ -1,0 +1,92 @@
+"""From settings to a ticket: the network, the images that scores see, and the mask."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from pathex.data import PruningSet
+from pathex.errors import PathexWarning
+from pathex.experiments.runs.config import RunConfig, TicketConfig
+from pathex.masks import Mask, from_zeros, read_mask
+from pathex.pruning import PruneResult, default_rounds, described, prune, read_allocation
+from pathex.tasks import Task, build
+from pathex.train import TrainOptions
+
+__all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "start_mask", "train_options"]
+
+OWN_ZEROS = "zeros"
+"""As ``start_mask``: the zeros of the network's own weights."""
+
+
+def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
+    """The network and the images of the settings."""
+    return build(
+        config.task,
+        config.model,
+        config.data,
+        seed=config.seed,
+        weights=config.weights,
+        validation=validation,
+        model_options=config.model_options,
+        data_options=config.data_options,
+        task_options=config.task_options,
+    )
+
+
+def pruning_seed(config: TicketConfig) -> int:
+    """Seed of the choice of the pruning set."""
+    return config.seed if config.pruning_seed is None else config.pruning_seed
+
+
+def train_options(config: RunConfig) -> TrainOptions:
+    """How the network of a run is trained."""
+    names = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(config)}
+    chosen = {name: getattr(config, name) for name in names}
+    return TrainOptions(**{**chosen, "milestones": tuple(config.milestones)})
+
+
+def find_ticket(
+    config: TicketConfig, task: Task, images: PruningSet, on_round: Callable[[dict[str, Any]], object]
+) -> tuple[PruneResult, float]:
+    """Prune the network of a task where it lives."""
+    rounds = config.rounds or default_rounds(config.method)
+    allocation = read_allocation(config.allocation)
+    started = time.monotonic()
+    result = prune(
+        task.model,
+        config.method,
+        sparsity=config.sparsity,
+        data=task.scoring_batches(images),
+        rounds=rounds,
+        allocation=allocation,
+        ignore=(*config.ignore, *task.unprunable),
+        prunable=config.prunable,
+        mask=start_mask(config, task),
+        min_per_layer=config.min_per_layer,
+        budget=config.budget,
+        schedule=config.schedule,
+        seed=config.seed,
+        memory=config.memory,
+        strict=config.strict,
+        progress=False,
+        on_round=lambda row, mask: on_round({"round": row["reached"], "rounds": rounds, "density": mask.density}),
+        **config.method_options,
+    )
+    result.mask.metadata |= {"allocation": described(allocation), "start_mask": config.start_mask}
+    return result, round(time.monotonic() - started, 3)
+
+
+def start_mask(config: TicketConfig, task: Task) -> Mask | None:
+    """The mask that pruning starts from."""
+    if config.start_mask is None:
+        return None
+    ignore = (*config.ignore, *task.unprunable)
+    if config.start_mask == OWN_ZEROS:
+        mask = from_zeros(task.model, ignore=ignore, prunable=config.prunable)
+        if mask.kept == mask.total:
+            message = "start_mask 'zeros': no weight of the model is zero, so the mask keeps everything"
+            warnings.warn(message, PathexWarning, stacklevel=2)
+        return mask
+    return read_mask(config.start_mask, task.model, ignore=ignore, prunable=config.prunable)

@@ -1,0 +1,182 @@
+"""Refuse settings that cannot work before anything is written."""
+
+import json
+import math
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pathex import scores
+from pathex.data import AUGMENTATIONS, Augmentation
+from pathex.errors import InvalidInput, UnknownName
+from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
+from pathex.experiments.runs.rewind import plan
+from pathex.experiments.runs.small_dense import check_options
+from pathex.experiments.runs.stages import DENSE, TRAINED
+from pathex.experiments.runs.tickets import OWN_ZEROS
+from pathex.pruning import dynamic, read_allocation, schedule
+from pathex.tasks import kind
+from pathex.train import check_logger, check_machine
+
+__all__ = ["check_config", "check_ticket"]
+
+
+def check_config(config: RunConfig) -> None:
+    """Check every setting of a run that can be checked without the data.
+
+    Args:
+        config: Settings of a run.
+
+    Raises:
+        InvalidInput: If a setting is out of its range or names something unknown; the message has the name of the
+            field, its value and what is allowed.
+    """
+    check_ticket(config, (*DENSE, *TRAINED))
+    _check_augmentation(config)
+    for name in ("augment_options", "dynamic_options"):
+        _check_plain(name, getattr(config, name))
+    _check_dynamic(config)
+    if config.method == "small-dense":
+        check_options(config)
+    elif config.method in TRAINED:
+        plan(config)
+        if config.rounds is not None:
+            raise InvalidInput(
+                f"rounds is {config.rounds} with method {config.method!r}, which has no rounds; allowed: none"
+                + (" (its levels are an option: --method-options.levels)" if config.method == "imp" else "")
+            )
+    if config.label_smoothing and config.loss == "mse":
+        raise InvalidInput(f"label_smoothing is {config.label_smoothing} with loss 'mse'; allowed: 0")
+    if config.accumulate > config.batch_size:
+        raise InvalidInput(
+            f"accumulate is {config.accumulate}; allowed: at most the {config.batch_size} images of a batch"
+        )
+    check_logger(config.logger)
+    if config.nesterov and config.momentum == 0:
+        raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
+    check_machine(
+        config.device,
+        config.precision,
+        devices=config.devices,
+        strategy=config.strategy,
+        sync_batchnorm=config.sync_batchnorm,
+    )
+    if config.strategy == "fsdp":
+        _check_sharding(config)
+
+
+def _check_sharding(config: RunConfig) -> None:
+    if config.dynamic != "none":
+        raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
+    if config.method in TRAINED or kind(config.task, config.data) == "transfer":
+        raise InvalidInput("strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp")
+
+
+def _check_dynamic(config: RunConfig) -> None:
+    if config.method in DENSE:
+        for name in ("dynamic", "sanity"):
+            if (value := getattr(config, name)) != "none":
+                raise InvalidInput(
+                    f"{name} is {value!r} with method {config.method!r}, which has no mask; allowed: none"
+                )
+    if config.dynamic == "none":
+        if config.dynamic_options:
+            raise InvalidInput("dynamic_options are given and dynamic is 'none'; allowed: dynamic 'rigl' or 'set'")
+        return
+    if kind(config.task, config.data) == "transfer":
+        raise InvalidInput(f"dynamic is {config.dynamic!r} with task 'transfer'; allowed: none")
+    dynamic.check_options(config.dynamic_options)
+
+
+def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
+    """Check every setting of a ticket that can be checked without the data."""
+    _check_types(config)
+    _check_method(config.method, others)
+    _check_schedule(config)
+    _check_allocation(config.allocation)
+    if config.start_mask not in (None, OWN_ZEROS) and not Path(config.start_mask).is_file():
+        raise InvalidInput(f"start_mask {config.start_mask!r} is no file; allowed: a file, {OWN_ZEROS!r} or none")
+    check_machine(config.device)
+    kind(config.task, config.data)
+    scores.parse_memory(config.memory)
+    for name in ("model_options", "data_options", "task_options", "method_options"):
+        _check_plain(name, getattr(config, name))
+    if config.method not in (*DENSE, *TRAINED):
+        scores.resolve(config.method, config.method_options)
+
+
+def _check_schedule(config: TicketConfig) -> None:
+    name, _ = schedule.read_schedule(config.schedule)
+    if name == schedule.ADAPTIVE and config.method in TRAINED:
+        raise InvalidInput(
+            f"schedule is {config.schedule!r} with method {config.method!r}, whose levels are planned ahead; "
+            "allowed: exponential, linear"
+        )
+
+
+def _check_method(method: str, others: Sequence[str]) -> None:
+    if ":" in method or method in others:
+        return
+    try:
+        scores.find(method)
+    except UnknownName:
+        raise UnknownName("method", method, (*others, *scores.names())) from None
+
+
+def _check_augmentation(config: RunConfig) -> None:
+    segmentation = kind(config.task, config.data) == "segmentation"
+    known = ("auto", "none", "scale-crop") if segmentation else ("auto", *AUGMENTATIONS)
+    if config.augment not in known:
+        raise UnknownName("augment", config.augment, known)
+    if config.augment != "auto" and not segmentation:
+        Augmentation.of(config.augment, config.augment_options)
+
+
+def _check_allocation(allocation: Any) -> None:
+    if isinstance(allocation, str):
+        allocation = read_allocation(allocation)
+    if isinstance(allocation, dict):
+        for name, density in allocation.items():
+            if not _conforms(density, float) or not 0 <= density <= 1:
+                raise InvalidInput(f"allocation of {name!r} is {density!r}; allowed: a density in [0, 1]")
+
+
+def _check_plain(name: str, options: dict[str, Any]) -> None:
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{name} has a value that a file cannot hold ({error}); allowed: text, numbers, lists"
+        ) from None
+
+
+def _check_types(config: TicketConfig) -> None:
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if _conforms(value, hint):
+            continue
+        if get_origin(hint) is Literal:
+            raise UnknownName(name, value, get_args(hint))
+        in_percent = name == "sparsity" and _conforms(value, float) and value > 1
+        more = f" (did you mean {value / 100:g}?)" if in_percent else ""
+        raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    """Whether a value is one of a type, as the types of settings go."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _conforms(value, arguments[0]) and bool(arguments[1].holds(value))
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_conforms(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_conforms(entry, arguments[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_conforms(entry, arguments[1]) for entry in value.values())
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return hint is Any or isinstance(value, hint)

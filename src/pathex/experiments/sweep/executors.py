@@ -1,0 +1,73 @@
+"""The interface of what carries out the runs of a sweep, and how runs share a machine."""
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+
+from pathex.experiments.sweep.work import Job, Message
+
+__all__ = ["Executor", "Share", "processors", "share"]
+
+
+class Executor(ABC):
+    """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs.
+
+    Attributes:
+        threads: Threads of each job.
+    """
+
+    threads: int
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Take a job; it starts when there is room."""
+
+    @abstractmethod
+    def listen(self, seconds: float) -> list[Message]:
+        """What was heard since the last call, after waiting so long for the first message.
+
+        Messages are in order for each job. Every job is heard of in the end: its last one is of the kind ``ended``.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop what still runs, and let go of everything. Runs stopped here are taken up by the next sweep."""
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Share:
+    """How runs share a machine: how many at a time, threads of each, GPUs (0: the CPU alone), runs on each of these."""
+
+    workers: int
+    threads: int
+    gpus: int
+    each: int
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) -> Share:
+    """Decide how many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open.
+
+    Returns:
+        The share. On the CPU the number of threads never follows from the number of runs, because it decides the last
+        bits of the results.
+    """
+    if gpus == 0:
+        threads = threads or 1
+        each = concurrent or max(1, cores // threads)
+        return Share(each, threads, 0, each)
+    each = concurrent or 1
+    return Share(each * gpus, threads or max(1, cores // (each * gpus)), gpus, each)

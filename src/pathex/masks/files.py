@@ -1,0 +1,169 @@
+"""Files that hold a mask in some form: read whatever form they have, write the form that is asked for."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName, reason
+from pathex.masks import formats
+from pathex.masks.atomic import replacing
+from pathex.masks.mask import Mask
+from pathex.masks.prunable import Selector
+from pathex.masks.tensors import read_weights
+
+__all__ = ["ENDINGS", "FORMATS", "check_format", "read_mask", "weights_beside", "write_mask"]
+
+FORMATS = ("pathex", "tensors", "torch-prune", "compressed-tensors", "zeros")
+"""What `write_mask` writes; all but the first two hold weights too."""
+
+_SAFETENSORS = ".safetensors"
+ENDINGS = (_SAFETENSORS, ".pt", ".pth", ".bin")
+"""Of the files that `read_mask` reads."""
+
+
+def read_mask(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    ignore: Sequence[Selector] = (),
+    prunable: Sequence[Selector] = (),
+) -> Mask:
+    """Read a mask from a file of any form that pathex knows; no code in it is run.
+
+    A safetensors file, or a file of ``torch.save`` with a state dict, that holds: a mask of `Mask.save`; tensors of 0
+    and 1; what ``torch.nn.utils.prune`` leaves (``weight_orig``, ``weight_mask``); bitmasks of compressed-tensors; or
+    weights, whose zeros are the mask.
+
+    Args:
+        path: The file.
+        model: The model that the mask is for. With it the mask is over exactly its prunable weights, and what the file
+            does not name is dense; without it over what the file holds.
+        ignore: As in `pathex.prune`.
+        prunable: As in `pathex.prune`.
+
+    Returns:
+        The mask. A file that is missing or cannot be read raises `pathex.errors.InvalidInput`, one that does not fit
+        the model `pathex.errors.MaskMismatch`. Weights without a zero are worth a warning.
+
+    Raises:
+        MaskMismatch: If there is no file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MaskMismatch(f"no mask file at {path}")
+    if _holds_pathex_mask(path):
+        mask = Mask.load(path)
+    else:
+        tensors = read_weights(path)
+        form = _form(tensors)
+        if form == "zeros":
+            return _from_zeros(path, formats.from_zeros(tensors, model, ignore=ignore, prunable=prunable))
+        mask = _READERS[form](tensors)
+    return mask if model is None else formats.complete(mask, model, ignore=ignore, prunable=prunable)
+
+
+def _from_zeros(path: Path, mask: Mask) -> Mask:
+    if mask.kept == mask.total:
+        warnings.warn(f"no weight in {path} is zero: the mask keeps everything", PathexWarning, stacklevel=3)
+    return mask
+
+
+_READERS = {
+    "compressed-tensors": formats.from_compressed,
+    "torch-prune": formats.from_torch_prune,
+    "tensors": formats.from_tensors,
+}
+
+
+def write_mask(
+    mask: Mask, path: str | os.PathLike[str], form: str = "pathex", weights: formats.Weights | None = None
+) -> None:
+    """Write a mask in one of the forms of `FORMATS`. The write is atomic.
+
+    Args:
+        mask: The mask.
+        path: The file: safetensors, or for other forms than ``pathex`` also ``.pt``, ``.pth`` or ``.bin`` of
+            ``torch.save``.
+        form: ``pathex`` (see `Mask.save`), ``tensors`` (bool tensors by name), ``torch-prune`` (state dict with
+            ``weight_orig`` and ``weight_mask``), ``compressed-tensors`` (its sparse bitmasks), ``zeros`` (weights with
+            zeros). An unknown one, or another ending of the file, raises `pathex.errors.InvalidInput`.
+        weights: A model, or names with tensors; the last three forms need them.
+
+    Raises:
+        InvalidInput: If weights are missing or the file cannot be written.
+    """
+    path = Path(path)
+    check_format(form, path)
+    if form == "pathex":
+        mask.save(path)
+    elif form == "tensors":
+        _write(path, formats.to_tensors(mask))
+    elif weights is None:
+        raise InvalidInput(f"the mask format {form!r} needs weights; {FORMATS[0]!r} and {FORMATS[1]!r} do not")
+    else:
+        _write(path, _WRITERS[form](mask, weights))
+
+
+_WRITERS = {
+    "torch-prune": formats.to_torch_prune,
+    "compressed-tensors": formats.to_compressed,
+    "zeros": formats.to_zeros,
+}
+
+
+def check_format(form: str, path: str | os.PathLike[str]) -> None:
+    """Refuse an unknown form (`UnknownName`), and a file whose ending the form does not allow."""
+    if form not in FORMATS:
+        raise UnknownName("mask format", form, FORMATS)
+    endings = (_SAFETENSORS,) if form == "pathex" else ENDINGS
+    if Path(path).suffix not in endings:
+        raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(endings)}")
+
+
+def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
+    """The weights in a file that `read_mask` reads, by name; None if the file holds a mask only."""
+    path = Path(path)
+    if _holds_pathex_mask(path):
+        return None
+    tensors = read_weights(path)
+    form = _form(tensors)
+    if form == "torch-prune":
+        masks = {f"{name.removesuffix('_orig')}_mask" for name in tensors if name.endswith("_orig")}
+        return {name.removesuffix("_orig"): tensor for name, tensor in tensors.items() if name not in masks}
+    if form == "compressed-tensors":
+        return formats.weights_from_compressed(tensors)
+    return tensors if form == "zeros" else None
+
+
+def _holds_pathex_mask(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            return "pathex_mask" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def _form(tensors: Mapping[str, Tensor]) -> str:
+    if any(name.endswith(".bitmask") for name in tensors):
+        return "compressed-tensors"
+    if any(name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in tensors for name in tensors):
+        return "torch-prune"
+    binary = all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values())
+    return "tensors" if binary else "zeros"
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        with replacing(path) as temporary:
+            if path.suffix == _SAFETENSORS:
+                temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
+            else:
+                torch.save(dict(tensors), temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
+        raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error

@@ -1,0 +1,380 @@
+"""Masks in the forms of other programs, as dictionaries of tensors.
+
+Every ``from_...`` makes a `Mask`, every ``to_...`` the tensors that the other program reads. What does not fit raises
+`pathex.errors.MaskMismatch`, which names it. Files are read and written by `pathex.masks.files`.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.masks.mask import Mask
+from pathex.masks.prunable import Selector, own_module, prunable_weights
+
+__all__ = [
+    "apply_torch_prune",
+    "complete",
+    "from_compressed",
+    "from_tensors",
+    "from_torch_prune",
+    "from_zeros",
+    "to_compressed",
+    "to_tensors",
+    "to_torch_prune",
+    "to_zeros",
+    "weights_from_compressed",
+]
+
+Weights = nn.Module | Mapping[str, Tensor]
+"""A model, or names with tensors (a state dict)."""
+
+_PARTS = ("compressed", "bitmask", "shape", "row_offsets")
+
+
+# -- plain dictionaries ------------------------------------------------------------------------------------------------
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> Mask:
+    """A mask from tensors by name that hold 0 and 1 only, in any dtype; other values raise `MaskMismatch`."""
+    return Mask({name: _binary(name, tensor) for name, tensor in tensors.items()})
+
+
+def to_tensors(mask: Mask, dtype: torch.dtype = torch.bool) -> dict[str, Tensor]:
+    """A mask as tensors by name, 1 or True = kept."""
+    return {name: entry.to(dtype, copy=True) for name, entry in mask.items()}
+
+
+def _binary(name: str, tensor: Any) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise MaskMismatch(f"mask entry {name!r} must be a tensor, not {type(tensor).__name__}")
+    wrong = tensor[(tensor != 0) & (tensor != 1)]
+    if wrong.numel():
+        raise MaskMismatch(f"mask entry {name!r} holds {wrong.flatten()[0].item()}; allowed: 0 and 1")
+    return tensor != 0
+
+
+# -- weights whose zeros are the mask ----------------------------------------------------------------------------------
+
+
+def from_zeros(
+    weights: Weights,
+    model: nn.Module | None = None,
+    *,
+    ignore: Sequence[Selector] = (),
+    prunable: Sequence[Selector] = (),
+) -> Mask:
+    """The mask of weights that are sparse already: what is zero is removed.
+
+    Args:
+        weights: A model, or names with tensors.
+        model: The model whose prunable weights count. None: those of ``weights`` if that is a model, else every
+            floating-point tensor of two or more dimensions.
+        ignore: As in `pathex.prune`.
+        prunable: As in `pathex.prune`.
+
+    Returns:
+        The mask. A tensor that is zero throughout is named in a warning: that may be how it was initialised.
+
+    Raises:
+        MaskMismatch: If a prunable weight is missing or has another shape, or there is no tensor that counts.
+    """
+    tensors = _tensors(weights)
+    model = weights if model is None and isinstance(weights, nn.Module) else model
+    if model is None:
+        names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dim() > 1]
+        if not names:
+            raise MaskMismatch(
+                "no floating-point tensor has two or more dimensions, so there is no mask in their zeros"
+            )
+    else:
+        model = own_module(model)
+        names = list(prunable_weights(model, ignore=ignore, prunable=prunable))
+        if missing := [name for name in names if name not in tensors]:
+            raise MaskMismatch(f"the weights do not fit {type(model).__name__}: they lack {', '.join(missing[:5])}")
+    mask = Mask({name: tensors[name].detach() != 0 for name in names})
+    if model is not None:
+        mask.check(model)
+    if empty := [name for name, count in mask.counts().items() if not count.kept]:
+        warnings.warn(
+            f"{', '.join(empty[:5])}: zero throughout, and so removed as a whole", PathexWarning, stacklevel=2
+        )
+    return mask
+
+
+def to_zeros(mask: Mask, weights: Weights) -> dict[str, Tensor]:
+    """Weights with zeros where the mask removes.
+
+    Args:
+        mask: The mask.
+        weights: A model, or names with tensors.
+
+    Returns:
+        All tensors of ``weights``, copied.
+
+    Raises:
+        MaskMismatch: If the mask does not fit.
+        InvalidInput: If a kept weight is zero, so that the zeros would not be the mask.
+    """
+    tensors, entries = _tensors_and_entries(mask, weights)
+    for name, entry in entries.items():
+        if zeros := int((tensors[name][entry] == 0).sum()):
+            raise InvalidInput(f"{zeros} kept weights of {name!r} are zero: zeros alone cannot tell them from removed")
+        tensors[name][~entry] = 0
+    return tensors
+
+
+# -- torch.nn.utils.prune ----------------------------------------------------------------------------------------------
+
+
+def from_torch_prune(pruned: Weights) -> Mask:
+    """The mask of a model that was pruned with ``torch.nn.utils.prune``, or of its state dict.
+
+    Args:
+        pruned: The model, or its state dict: a pruned tensor ``weight`` is there as ``weight_orig`` and
+            ``weight_mask``.
+
+    Returns:
+        The mask over the pruned tensors, by the names that they have after ``torch.nn.utils.prune.remove``. Others
+        are dense; `complete` adds them.
+
+    Raises:
+        MaskMismatch: If nothing is pruned, or a mask does not fit its tensor or holds other values than 0 and 1.
+    """
+    tensors = _tensors(pruned)
+    names = [name.removesuffix("_mask") for name in tensors if name.endswith("_mask")]
+    names = [name for name in names if f"{name}_orig" in tensors]
+    if not names:
+        raise MaskMismatch("nothing is pruned by torch.nn.utils.prune: no tensor NAME_mask stands beside a NAME_orig")
+    # A model may use one weight under several names; a mask has the first.
+    first = _first_names(own_module(pruned)) if isinstance(pruned, nn.Module) else {}
+    entries: dict[str, Tensor] = {}
+    for name in names:
+        entry, weight = _binary(name, tensors[f"{name}_mask"]), tensors[f"{name}_orig"]
+        if entry.shape != weight.shape:
+            raise MaskMismatch(
+                f"'{name}_mask' has shape {tuple(entry.shape)} and '{name}_orig' has {tuple(weight.shape)}"
+            )
+        own = first.get(f"{name}_orig", name).removesuffix("_orig")
+        if not torch.equal(entries.setdefault(own, entry), entry):
+            raise MaskMismatch(f"{own!r} and {name!r} are one weight and have different masks")
+    return Mask(entries)
+
+
+def to_torch_prune(mask: Mask, weights: Weights) -> dict[str, Tensor]:
+    """The state dict of a model pruned with ``torch.nn.utils.prune``.
+
+    Args:
+        mask: The mask.
+        weights: A model, or names with tensors.
+
+    Returns:
+        The tensors of ``weights``, copied; a masked ``NAME`` becomes ``NAME_orig`` (with its removed weights) and
+        ``NAME_mask`` (0 and 1 in its dtype). A mask that does not fit raises `MaskMismatch`.
+    """
+    tensors, entries = _tensors_and_entries(mask, weights)
+    for name, entry in entries.items():
+        weight = tensors.pop(name)
+        tensors[f"{name}_orig"] = weight
+        tensors[f"{name}_mask"] = entry.to(weight.dtype)
+    return tensors
+
+
+def apply_torch_prune(model: nn.Module, mask: Mask) -> nn.Module:
+    """Prune a model with ``torch.nn.utils.prune.custom_from_mask``, for programs that expect it.
+
+    Args:
+        model: The model, changed in place. To train it within pathex, `pathex.attach` leaves its parameters as they
+            are.
+        mask: The mask.
+
+    Returns:
+        The same model. A mask that does not fit raises `MaskMismatch`, and nothing has changed.
+    """
+    own = own_module(model)
+    mask.check(own)
+    for name, entry in _under_every_name(mask, own).items():
+        path, _, leaf = name.rpartition(".")
+        module = own.get_submodule(path)
+        weight = dict(module.named_parameters(recurse=False)).get(leaf)
+        if weight is not None:  # a module that is there twice is pruned at its first name
+            torch_prune.custom_from_mask(module, leaf, entry.to(weight.device))
+    return model
+
+
+# -- compressed-tensors ------------------------------------------------------------------------------------------------
+
+
+def to_compressed(mask: Mask, weights: Weights) -> dict[str, Tensor]:
+    """Weights in the sparse bitmask format of the package compressed-tensors.
+
+    A masked ``conv.weight`` becomes ``conv.compressed`` (kept weights in C order), ``conv.bitmask`` (uint8, the last
+    dimension packed with eight weights a byte, the first in the lowest bit), ``conv.shape`` and ``conv.row_offsets``
+    (where each row of the last dimension begins, counted along the first one only, as the package does).
+    ``attn.in_proj_weight`` becomes ``attn.in_proj_weight.compressed`` and so on, which the package itself never writes.
+
+    Args:
+        mask: The mask. Its bits are written also where a kept weight is zero.
+        weights: A model, or names with tensors.
+
+    Returns:
+        The tensors of ``weights``, copied, the masked ones in four parts. A mask that does not fit raises
+        `MaskMismatch`.
+
+    Raises:
+        InvalidInput: If a masked tensor has a name that the format cannot hold.
+    """
+    tensors, entries = _tensors_and_entries(mask, weights)
+    for name, entry in entries.items():
+        prefix = name.removesuffix(".weight")
+        if _full_name(prefix) != name or entry.dim() == 0:
+            raise InvalidInput(f"compressed-tensors cannot hold {name!r}; allowed: names that end in 'weight'")
+        parts = {
+            f"{prefix}.compressed": tensors.pop(name)[entry],
+            f"{prefix}.bitmask": torch.from_numpy(np.packbits(entry.numpy(), axis=-1, bitorder="little")),
+            f"{prefix}.shape": torch.tensor(entry.shape),
+            f"{prefix}.row_offsets": _row_offsets(entry),
+        }
+        if taken := parts.keys() & tensors.keys():
+            raise InvalidInput(f"compressed-tensors cannot hold {name!r}: {min(taken)!r} is another tensor")
+        tensors |= parts
+    return tensors
+
+
+def _row_offsets(entry: Tensor) -> Tensor:
+    counts = entry.sum(-1)
+    return counts.cumsum(0) - counts
+
+
+def from_compressed(tensors: Mapping[str, Tensor]) -> Mask:
+    """The mask of weights in the sparse bitmask format of the package compressed-tensors.
+
+    Args:
+        tensors: Names with tensors, as `to_compressed` or the package writes them.
+
+    Returns:
+        The mask. Parts that are missing or do not fit each other raise `MaskMismatch`.
+
+    Raises:
+        MaskMismatch: If there is no bitmask.
+    """
+    prefixes = [name.removesuffix(".bitmask") for name in tensors if name.endswith(".bitmask")]
+    if not prefixes:
+        raise MaskMismatch("no tensor in the bitmask format of compressed-tensors: no name ends in '.bitmask'")
+    return Mask({_full_name(prefix): _unpacked(prefix, tensors) for prefix in prefixes})
+
+
+def weights_from_compressed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense weights from the sparse bitmask format of the package compressed-tensors.
+
+    Args:
+        tensors: Names with tensors, as `to_compressed` or the package writes them.
+
+    Returns:
+        The weights with zeros, and all other tensors as they are. Parts that are missing or do not fit each other
+        raise `MaskMismatch`.
+    """
+    mask = from_compressed(tensors)
+    prefixes = {name.removesuffix(".weight"): name for name in mask}
+    parts = {f"{prefix}.{part}" for prefix in prefixes for part in _PARTS}
+    dense = {name: tensor for name, tensor in tensors.items() if name not in parts}
+    for prefix, name in prefixes.items():
+        values = tensors[f"{prefix}.compressed"]
+        dense[name] = values.new_zeros(mask[name].shape)
+        dense[name][mask[name].to(values.device)] = values
+    return dense
+
+
+def _full_name(prefix: str) -> str:
+    """Name of the tensor that the parts with a prefix make up."""
+    last = prefix.rpartition(".")[2]
+    return prefix if last == "weight" or last.endswith("_weight") else f"{prefix}.weight"
+
+
+def _unpacked(prefix: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    if missing := [part for part in _PARTS if f"{prefix}.{part}" not in tensors and part != "row_offsets"]:
+        raise MaskMismatch(f"'{prefix}.bitmask' is there but not {', '.join(f'{prefix}.{part}' for part in missing)}")
+    bits, values, shape = (tensors[f"{prefix}.{part}"].cpu() for part in ("bitmask", "compressed", "shape"))
+    size = [int(length) for length in shape.flatten()]
+    packed = [*size[:-1], -(-size[-1] // 8)] if size else []
+    if bits.dtype != torch.uint8 or not size or list(bits.shape) != packed:
+        raise MaskMismatch(
+            f"'{prefix}.bitmask' is {bits.dtype} of shape {tuple(bits.shape)}; "
+            f"shape {tuple(size)} needs torch.uint8 of {tuple(packed)}"
+        )
+    unpacked = np.unpackbits(bits.numpy(), axis=-1, count=size[-1], bitorder="little").astype(bool)
+    if int(unpacked.sum()) != values.numel():
+        raise MaskMismatch(
+            f"'{prefix}.bitmask' keeps {int(unpacked.sum())} weights and '{prefix}.compressed' holds {values.numel()}"
+        )
+    entry = torch.from_numpy(unpacked)
+    offsets = tensors.get(f"{prefix}.row_offsets")
+    if offsets is not None and not torch.equal(offsets.cpu(), _row_offsets(entry)):
+        raise MaskMismatch(f"'{prefix}.row_offsets' are not those of '{prefix}.bitmask'")
+    return entry
+
+
+# -- a mask and a model ------------------------------------------------------------------------------------------------
+
+
+def complete(
+    mask: Mask, model: nn.Module, *, ignore: Sequence[Selector] = (), prunable: Sequence[Selector] = ()
+) -> Mask:
+    """A mask over exactly the prunable weights of a model, as `pathex.prune` starts from: what was not named is dense.
+
+    Args:
+        mask: A mask over some parameters of the model; those that are not prunable must be kept whole.
+        model: The model.
+        ignore: As in `pathex.prune`.
+        prunable: As in `pathex.prune`.
+
+    Returns:
+        The mask, with its metadata.
+
+    Raises:
+        MaskMismatch: If the mask does not fit the model, or removes weights that are not prunable.
+    """
+    model = own_module(model)
+    weights = prunable_weights(model, ignore=ignore, prunable=prunable)
+    first = _first_names(model)
+    mask.check(dict(model.named_parameters(remove_duplicate=False)))
+    entries = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+    for name, entry in mask.items():
+        if first[name] in entries:
+            entries[first[name]] &= entry
+        elif not entry.all():
+            raise MaskMismatch(f"the mask removes weights of {name!r}, which is not prunable in this model")
+    return Mask(entries, mask.metadata)
+
+
+def _tensors(weights: Weights) -> dict[str, Tensor]:
+    tensors = own_module(weights).state_dict() if isinstance(weights, nn.Module) else weights
+    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name that a model has for its parameters, and the first one for the same parameter."""
+    first = {p: name for name, p in model.named_parameters()}
+    return {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _under_every_name(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
+    return {name: mask[first] for name, first in _first_names(model).items() if first in mask}
+
+
+def _tensors_and_entries(mask: Mask, weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies of all tensors on the CPU, and the entries by the names of the tensors that they belong to."""
+    model = own_module(weights) if isinstance(weights, nn.Module) else None
+    mask.check(weights if model is None else model)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(weights).items()}
+    for name in mask:
+        if name in tensors and not tensors[name].is_floating_point():
+            raise InvalidInput(
+                f"{name!r} of the weights is {tensors[name].dtype}, not floating point: are these masks?"
+            )
+    return tensors, dict(mask) if model is None else _under_every_name(mask, model)

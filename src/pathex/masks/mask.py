@@ -1,0 +1,274 @@
+"""Masks: which weights a ticket keeps, as an object that checks, reports, combines, compares and saves itself."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pathex import __version__
+from pathex.errors import InvalidInput, MaskMismatch
+from pathex.masks.atomic import replacing
+
+__all__ = ["Count", "Mask"]
+
+_SCHEMA = 1
+
+
+class Count(NamedTuple):
+    """Kept weights and all weights of one tensor."""
+
+    kept: int
+    total: int
+
+
+class Mask(Mapping[str, Tensor]):
+    """A mapping from parameter names to bool tensors on the CPU, True = kept.
+
+    Masks combine with ``&``, ``|`` and ``-`` (kept here and not there) and compare with ``==``, `jaccard` and
+    `jaccard_by_layer`.
+
+    Args:
+        entries: Name to bool tensor in the shape of the parameter; the tensors are copied.
+        metadata: What produced the mask (method, options, seed, ...), JSON-serialisable; kept by `save`.
+
+    Raises:
+        MaskMismatch: If there is no entry or one is not a bool tensor.
+
+    Example:
+        >>> mask = Mask({"fc.weight": torch.tensor([[True, False], [False, False]])})
+        >>> mask.sparsity, mask.counts()["fc.weight"]
+        (0.75, Count(kept=1, total=4))
+    """
+
+    def __init__(self, entries: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+        if not entries:
+            raise MaskMismatch("a mask needs at least one entry")
+        for name, entry in entries.items():
+            if not isinstance(entry, Tensor) or entry.dtype != torch.bool:
+                kind = entry.dtype if isinstance(entry, Tensor) else type(entry).__name__
+                raise MaskMismatch(f"mask entry {name!r} must be a bool tensor, not {kind}")
+        self._entries = {name: entry.detach().cpu().clone() for name, entry in entries.items()}
+        self.metadata = dict(metadata or {})
+
+    # -- mapping -----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Mask({self.kept:,} of {self.total:,} weights in {len(self)} tensors, sparsity {self.sparsity:.4f})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self.keys() == other.keys() and all(torch.equal(self[name], other[name]) for name in self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # -- report --------------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, Count]:
+        """Name of every tensor to its `Count`, a tuple ``(kept, total)``."""
+        return {name: Count(int(entry.count_nonzero()), entry.numel()) for name, entry in self.items()}
+
+    @property
+    def kept(self) -> int:
+        """Number of kept weights."""
+        return sum(int(entry.count_nonzero()) for entry in self.values())
+
+    @property
+    def total(self) -> int:
+        """Number of weights, kept or not."""
+        return sum(entry.numel() for entry in self.values())
+
+    @property
+    def density(self) -> float:
+        """Fraction kept."""
+        return self.kept / self.total
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed."""
+        return 1 - self.density
+
+    def summary(self) -> str:
+        """A table of the tensors with shape, kept, total and density, as lines of text."""
+        counts = [(name, "x".join(map(str, self[name].shape)), *count) for name, count in self.counts().items()]
+        counts.append(("total", "", self.kept, self.total))
+        rows = [(n, shape, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}") for n, shape, kept, total in counts]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            f"{n:<{widths[0]}}  {s:<{widths[1]}}  {k:>{widths[2]}} of {t:>{widths[3]}}  density {d}"
+            for n, s, k, t, d in rows
+        )
+
+    # -- combine and compare -------------------------------------------------------------------------------------------
+
+    def _combined(self, other: "Mask", how: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
+        self._check_same(other)
+        return Mask({name: how(entry, other[name]) for name, entry in self.items()})
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return self._combined(other, torch.logical_and)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return self._combined(other, torch.logical_or)
+
+    def __sub__(self, other: "Mask") -> "Mask":
+        return self._combined(other, lambda a, b: a & ~b)
+
+    def jaccard_by_layer(self, other: "Mask") -> dict[str, float]:
+        """Overlap with a mask over the same tensors: name to intersection over union, 1 where both are empty."""
+        self._check_same(other)
+        return {
+            name: _jaccard(int((a & other[name]).count_nonzero()), int((a | other[name]).count_nonzero()))
+            for name, a in self.items()
+        }
+
+    def jaccard(self, other: "Mask") -> float:
+        """Intersection over union of the kept weights of all tensors together; 1 if both masks keep nothing."""
+        return _jaccard((self & other).kept, (self | other).kept)
+
+    def _check_same(self, other: "Mask") -> None:
+        _refuse("the masks are over different tensors", _differences(self, {n: e.shape for n, e in other.items()}))
+
+    def check(self, model: nn.Module | Mapping[str, Tensor]) -> None:
+        """Check that every entry fits a parameter of the model.
+
+        Args:
+            model: The model, or names with tensors such as a state dict.
+
+        Raises:
+            MaskMismatch: If a name is unknown or a shape differs; the message lists what does not fit.
+        """
+        tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        masked = {name: tensor.shape for name, tensor in tensors.items() if name in self}
+        what = type(model).__name__ if isinstance(model, nn.Module) else "the tensors"
+        _refuse(f"the mask does not fit {what}", _differences(self, masked))
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], **metadata: Any) -> None:
+        """Write the mask as safetensors: packed bits, and JSON metadata in the header. The write is atomic.
+
+        Args:
+            path: File to write.
+            **metadata: More metadata, added to the mask's own.
+
+        Raises:
+            InvalidInput: If the metadata are not JSON-serialisable or the file cannot be written.
+        """
+        path = Path(path)
+        bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
+        header = {
+            "schema": _SCHEMA,
+            "sha256": _digest(bits),
+            "pathex_version": __version__,
+            "sparsity": self.sparsity,
+            "shapes": {name: list(entry.shape) for name, entry in self.items()},
+            "metadata": {**self.metadata, **metadata},
+        }
+        try:
+            text = json.dumps(header)
+        except TypeError as error:
+            raise InvalidInput(f"the metadata of a mask must be JSON-serialisable: {error}") from error
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(save(bits, {"pathex_mask": text}))
+        except OSError as error:
+            raise InvalidInput(f"cannot write the mask file {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":
+        """Read a mask that `save` wrote.
+
+        Args:
+            path: The file.
+            model: If given, the mask is checked against it.
+
+        Returns:
+            The mask, with its metadata.
+
+        Raises:
+            MaskMismatch: If the file is missing, is no mask, is damaged, has another schema or does not fit.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise MaskMismatch(f"no mask file at {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("pathex_mask", "null"))
+                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MaskMismatch(f"{path} is not a readable safetensors file: {error}") from error
+        if not isinstance(header, dict):
+            raise MaskMismatch(f"{path} holds tensors but no pathex mask")
+        if header.get("schema") != _SCHEMA:
+            raise MaskMismatch(f"{path} has mask schema {header.get('schema')!r}; this version reads {_SCHEMA}")
+        try:
+            entries = _unpacked(path, header["shapes"], bits)
+            mask = cls(entries, header["metadata"])
+        except MaskMismatch:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise MaskMismatch(f"{path} is damaged: its header cannot be read ({type(error).__name__})") from error
+        if header.get("sha256") != _digest(bits):
+            raise MaskMismatch(f"{path} is damaged: its bits are not those that were written")
+        if model is not None:
+            mask.check(model)
+        return mask
+
+
+def _digest(bits: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(bits):
+        digest.update(name.encode() + bits[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if set(shapes) != set(bits):
+        raise MaskMismatch(f"{path} is damaged: header and tensors differ in {sorted(set(shapes) ^ set(bits))}")
+    entries = {}
+    for name, shape in shapes.items():
+        count = int(np.prod(shape, dtype=np.int64))
+        if bits[name].dtype != torch.uint8 or bits[name].numel() != -(-count // 8):
+            raise MaskMismatch(f"{path} is damaged: {name!r} holds {bits[name].numel()} bytes for shape {shape}")
+        unpacked = np.unpackbits(bits[name].numpy(), count=count).astype(bool)
+        entries[name] = torch.from_numpy(unpacked).reshape(shape)
+    return entries
+
+
+def _jaccard(common: int, either: int) -> float:
+    return common / either if either else 1.0
+
+
+def _differences(mask: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> list[str]:
+    found = [f"{name!r} is missing" for name in shapes if name not in mask]
+    found += [f"{name!r} is not there" for name in mask if name not in shapes]
+    found += [
+        f"{name!r} has shape {tuple(entry.shape)} in the mask and {tuple(shapes[name])} there"
+        for name, entry in mask.items()
+        if name in shapes and entry.shape != shapes[name]
+    ]
+    return found
+
+
+def _refuse(what: str, differences: list[str]) -> None:
+    if differences:
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise MaskMismatch(f"{what}: {'; '.join(differences[:5])}{more}")

@@ -1,0 +1,127 @@
+"""The names of networks and what they stand for."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.models.libraries import LIBRARIES, from_factory
+from pathex.models.resnet import CifarResNet
+from pathex.models.resnet_tiny import TinyResNet
+from pathex.models.sources import is_file
+from pathex.models.vgg import CifarVGG
+from pathex.models.weights import load_weights
+
+__all__ = ["create", "describe", "names", "prefixes"]
+
+_FAMILIES: tuple[tuple[Callable[..., nn.Module], tuple[int, ...], str, str], ...] = (
+    (
+        CifarResNet,
+        (20, 32, 44, 56, 110),
+        "resnet{}",
+        "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)",
+    ),
+    (
+        TinyResNet,
+        (18, 34, 50),
+        "resnet{}_tiny",
+        "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)",
+    ),
+    (
+        CifarVGG,
+        (11, 16, 19),
+        "vgg{}_bn",
+        "VGG-{} with BatchNorm for small images, one linear layer (option width=1.0, a factor)",
+    ),
+)
+_OWN: Mapping[str, tuple[Callable[..., nn.Module], str]] = MappingProxyType(
+    {
+        name.format(depth): (partial(factory, depth), line.format(depth))
+        for factory, depths, name, line in _FAMILIES
+        for depth in depths
+    }
+)
+_FACTORY_FORM = "package.module:factory"
+
+
+def create(
+    name: str, num_classes: int = 10, in_channels: int = 3, *, weights: str | Path | None = None, **options: Any
+) -> nn.Module:
+    """Make a network by name.
+
+    Args:
+        name: An own name (see :func:`names`), ``timm:NAME``, ``torchvision:NAME``, ``smp:NAME`` or
+            ``package.module:factory``.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        weights: None for random initialization from PyTorch's global generator; a safetensors or torch file; a
+            checkpoint of self-supervised training, ``mocov2:PATH``, ``dino:PATH`` or ``clip:PATH``; for networks of
+            libraries also ``imagenet`` (what the library prefers) or one of the library's tags. See
+            :func:`load_weights`.
+        **options: Options of this network, such as ``width``.
+
+    Returns:
+        The network, on the CPU, in training mode. A name, an option or weights that cannot be used raise
+        `pathex.errors.InvalidInput`.
+
+    Example:
+        >>> model = create("resnet20", num_classes=10, in_channels=1, width=4)
+        >>> model.conv
+        Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+    check_integer("num_classes", num_classes)
+    check_integer("in_channels", in_channels)
+    text = None if weights is None else str(weights)
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in LIBRARIES:
+        return LIBRARIES[prefix][0](rest, num_classes, in_channels, text, options)
+    make = from_factory if colon else _create_own
+    return make(name, num_classes, in_channels, text, options)
+
+
+def _create_own(
+    name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
+) -> nn.Module:
+    factory, _ = own(name)
+    allowed = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels"}
+    for option in options:
+        if option not in allowed:
+            raise UnknownName(f"option of model {name!r}:", option, allowed)
+    if weights is not None and not is_file(weights):
+        raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and own models have no tags")
+    model = factory(num_classes=num_classes, in_channels=in_channels, **options)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def names() -> list[str]:
+    """Names of the project's own networks, smallest of each family first."""
+    return list(_OWN)
+
+
+def prefixes() -> dict[str, str]:
+    """The forms of name that lead to other packages (``timm:NAME``), with a line about each."""
+    forms = {f"{prefix}:NAME": line for prefix, (_, line) in LIBRARIES.items()}
+    return {
+        **forms,
+        _FACTORY_FORM: "any importable factory or class; gets num_classes and in_channels if it takes them",
+    }
+
+
+def describe(name: str) -> str:
+    """One line about a network or a form of name. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
+    prefix, colon, _ = name.partition(":")
+    return prefixes().get(f"{prefix}:NAME", prefixes()[_FACTORY_FORM]) if colon else own(name)[1]
+
+
+def own(name: str) -> tuple[Callable[..., nn.Module], str]:
+    """Factory of one of the own networks, and a line about it; :class:`~pathex.errors.UnknownName` for others."""
+    if name not in _OWN:
+        raise UnknownName("model", name, [*_OWN, *prefixes()])
+    return _OWN[name]

@@ -1,0 +1,213 @@
+"""Networks of other packages, behind the arguments that pathex gives to its own."""
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput, PathexWarning, UnknownName, import_callable, reason
+from pathex.models.encoders import smp_package, timm_tags
+from pathex.models.heads import head_parameters
+from pathex.models.sources import is_file
+from pathex.models.weights import WeightsReport, fit, load_weights
+
+__all__ = ["LIBRARIES", "from_factory"]
+
+Library = Callable[[str, int, int, str | None, dict[str, Any]], nn.Module]
+"""From name, classes, channels, weights and further options to a network."""
+
+LIBRARIES: dict[str, tuple[Library, str]] = {}
+"""What makes the networks of each prefix, and a line about it."""
+
+
+def _library(prefix: str, line: str) -> Callable[[Library], Library]:
+    def register(make: Library) -> Library:
+        LIBRARIES[prefix] = make, line
+        return make
+
+    return register
+
+
+@_library("timm", "every model of timm: timm:NAME")
+def _timm(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    """A network of timm, with or without a tag in its name (``resnet50.a1_in1k``)."""
+    import timm
+
+    title = f"timm:{name}"
+    if not timm.is_model(name):
+        raise _unknown(f"timm model {name!r}", name, timm.list_models(), "all: timm.list_models()")
+    arch, _, own_tag = name.partition(".")
+    tags = timm_tags(arch)
+    if own_tag and own_tag not in tags:
+        raise _unknown(f"tag of timm model {name!r}", own_tag, tags, f"known: {', '.join(tags) or 'none'}")
+    arguments = {"num_classes": num_classes, "in_chans": in_channels, **options}
+    if weights is None or is_file(weights):
+        return _with_file(_build(title, timm.create_model, arch, **arguments), weights)
+    _check_tag(title, weights, tags)
+    chosen = name if weights == "imagenet" else f"{arch}.{weights}"
+    model = _fetch(title, weights, timm.create_model, chosen, pretrained=True, **arguments)
+    classes = model.pretrained_cfg.get("num_classes", num_classes)
+    if classes != num_classes:
+        head = head_parameters(model, num_classes)
+        loaded = tuple(key for key in model.state_dict() if key not in head)
+        report = WeightsReport(f"timm:{chosen}", loaded, tuple(head), (), (classes, num_classes))
+        warnings.warn(report.summary(), PathexWarning, stacklevel=2)
+    return model
+
+
+@_library("torchvision", "classification models of torchvision: torchvision:NAME")
+def _torchvision(
+    name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
+) -> nn.Module:
+    """A classification network of torchvision, whose first convolution is adapted to the channels."""
+    from timm.models import adapt_input_conv
+    from torchvision import models
+
+    title = f"torchvision:{name}"
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown(f"torchvision model {name!r}", name, known, "all: torchvision.models.list_models()")
+    if name in {"googlenet", "inception_v3"}:
+        # torchvision warns about its default initialization of these two, and their training heads return tuples.
+        options = {"init_weights": True, "aux_logits": False, **options}
+    model = _build(title, models.get_model, name, num_classes=num_classes, **options)
+    stem = _adapt_stem(model, title, in_channels)
+    if weights is None or is_file(weights):
+        return _with_file(model, weights)
+    tags = models.get_model_weights(name)
+    _check_tag(title, weights, [tag.name for tag in tags])
+    tag = tags.DEFAULT if weights == "imagenet" else tags[weights]
+    state = _fetch(title, weights, tag.get_state_dict, progress=False, check_hash=True)
+    own = model.state_dict()
+    training_heads = ("aux1.", "aux2.", "AuxLogits.")
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(training_heads)}
+    if stem is not None:
+        state[stem] = adapt_input_conv(in_channels, state[stem])
+    fit(model, state, source=f"{name}.{tag.name}")
+    return model
+
+
+@_library("smp", "segmentation models of segmentation-models-pytorch (extra seg): smp:NAME")
+def _smp(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    """A segmentation network; ``weights`` may be a file of the whole or of a classifier, or a tag of the encoder."""
+    title = f"smp:{name}"
+    smp = smp_package(title)
+    known = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if name not in known:
+        raise _unknown(f"segmentation model {name!r}", name, known, f"known: {', '.join(known)}")
+    encoder = _checked_encoder(title, inspect.signature(known[name]).parameters, options)
+    tags = encoder_tags(smp, encoder)
+    arguments = {"classes": num_classes, "in_channels": in_channels, **options}
+    if weights is None or is_file(weights):
+        return _with_file(_build(title, known[name], encoder_weights=None, **arguments), weights)
+    title = f"{title} with {encoder}"
+    _check_tag(title, weights, tags)
+    if not encoder.startswith("tu-"):
+        arguments["encoder_weights"] = weights
+    else:
+        arguments["encoder_weights"] = True
+        arguments["encoder_name"] = encoder if weights == "imagenet" else f"{encoder.partition('.')[0]}.{weights}"
+    return _fetch(title, weights, known[name], **arguments)
+
+
+def from_factory(
+    name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
+) -> nn.Module:
+    """A network of ``package.module:factory``, which gets the numbers that it has arguments for."""
+    factory = import_callable("model", name)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"model {name!r}: no factory with a readable signature") from error
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    arguments = dict(options)
+    if "num_classes" in parameters or open_ended:
+        arguments["num_classes"] = num_classes
+    # Factories that take any keyword mostly assume 3 channels and pass the rest on.
+    if "in_channels" in parameters or (open_ended and in_channels != 3):
+        arguments["in_channels"] = in_channels
+    model = _build(name, factory, **arguments)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None and not is_file(weights):
+        raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and factories have no tags")
+    return _with_file(model, weights)
+
+
+def encoder_tags(smp: Any, encoder: str) -> list[str]:
+    """Tags of the weights that there are for an encoder."""
+    if encoder.startswith("tu-"):
+        return timm_tags(encoder.removeprefix("tu-"))
+    known = smp.encoders.encoders
+    if encoder not in known:
+        raise _unknown(f"encoder {encoder!r}", encoder, known, "all: smp.encoders.get_encoder_names()")
+    return list(known[encoder]["pretrained_settings"])
+
+
+def _checked_encoder(title: str, parameters: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> str:
+    for option, instead in (("encoder_weights", "weights"), ("classes", "num_classes")):
+        if option in options:
+            raise InvalidInput(f"option {option!r} of model {title!r} is set by {instead}")
+    encoder = options.get("encoder_name", parameters["encoder_name"].default)
+    if not isinstance(encoder, str):
+        raise InvalidInput(f"option 'encoder_name' of model {title!r} must be the name of an encoder, got {encoder!r}")
+    for option in options:  # timm checks its own; the package's encoders take and ignore what they do not know
+        if not encoder.startswith("tu-") and option not in parameters:
+            allowed = set(parameters) - {"classes", "encoder_weights", "in_channels", "kwargs"}
+            raise UnknownName(f"option of model {title!r}:", option, allowed)
+    return encoder
+
+
+def _with_file(model: nn.Module, weights: str | None) -> nn.Module:
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _build(title: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return factory(*args, **kwargs)
+    except Exception as error:  # of any kind: the factory is not ours
+        raise InvalidInput(f"model {title!r} cannot be made with {kwargs}: {reason(error)}") from error
+
+
+def _fetch(title: str, weights: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return load(*args, **kwargs)
+    except Exception as error:
+        raise InvalidInput(
+            f"weights {weights!r} of model {title!r} cannot be loaded ({reason(error)});"
+            " download them elsewhere and give the file"
+        ) from error
+
+
+def _unknown(what: str, name: str, known: Iterable[str], where: str) -> InvalidInput:
+    close = difflib.get_close_matches(name, list(known), n=3)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    return InvalidInput(f"unknown {what}.{hint} ({where})")
+
+
+def _check_tag(title: str, weights: str, tags: Iterable[str]) -> None:
+    known = sorted(tags)
+    if not known:
+        raise InvalidInput(f"weights {weights!r}: no such file, and model {title!r} has no pre-trained weights")
+    if weights != "imagenet" and weights not in known:
+        allowed = f"imagenet, {', '.join(known)}"
+        raise InvalidInput(f"weights {weights!r}: no such file, and no tag of model {title!r}. Tags: {allowed}")
+
+
+def _adapt_stem(model: nn.Module, title: str, in_channels: int) -> str | None:
+    """Give the first convolution other channels, redrawn with the deviation it had; the name of its weight."""
+    if in_channels == 3:
+        return None
+    key, stem = next(((key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+    if stem is None or stem.in_channels != 3 or stem.groups != 1:
+        raise InvalidInput(f"model {title!r} takes images of 3 channels only, got in_channels={in_channels}")
+    old: Tensor = stem.weight.detach()
+    stem.in_channels = in_channels
+    stem.weight = nn.Parameter(old.new_empty(old.shape[0], in_channels, *old.shape[2:]))
+    nn.init.normal_(stem.weight, std=float(old.std()))
+    return f"{key}.weight"

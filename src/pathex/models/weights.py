@@ -1,0 +1,147 @@
+"""Weights into networks: every tensor of the file and of the network is accounted for before anything changes."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput, PathexWarning
+from pathex.masks import own_module
+from pathex.models.encoders import place_in_encoder
+from pathex.models.heads import CLASSIFIERS, head_modules, is_inside, is_segmentation
+from pathex.models.resnet import CifarResNet, from_stage_names
+from pathex.models.sources import read_source
+
+__all__ = ["WeightsReport", "fit", "load_weights"]
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What became of every tensor when weights were loaded.
+
+    Attributes:
+        source: Where the weights come from.
+        loaded: Tensors of the network that were loaded.
+        missing: Tensors of the network that stay as they were: of a head, or the counters of BatchNorm batches that
+            old files lack. Together with ``loaded`` the whole network.
+        unexpected: Tensors of the file that were left out on purpose: projection head, queue, second encoder, a
+            classifier for other classes or for a network that has none.
+        classes: Classes of the weights and of the network, if the classifier was left out because they differ.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    classes: tuple[int, int] | None = None
+
+    def summary(self) -> str:
+        """The report in one line."""
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        missing = _without_counters(self.missing)
+        if missing:
+            why = "not in the file"
+            if self.classes is not None:
+                why = f"the weights are for {self.classes[0]} classes, the model has {self.classes[1]}"
+            parts.append(f"{_listed(missing)} stay at their initialization ({why})")
+        groups = Counter(name.partition(".")[0] for name in self.unexpected if name not in self.missing)
+        if groups:
+            parts.append(f"left out of the file: {_listed([f'{name} ({count})' for name, count in groups.items()])}")
+        return f"weights {self.source!r}: {'; '.join(parts)}"
+
+
+def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
+    """Load a file of weights into a network, after every name and shape has been compared.
+
+    Every tensor outside the head (see :func:`head_parameters`) must be in the file; a network of
+    segmentation-models-pytorch takes a whole network or the weights of a classifier for its encoder. What the file
+    holds besides must be known: projection heads, queues and second encoders of self-supervised checkpoints, a
+    classifier that the network has no place for. A line of the report is shown as a
+    :class:`~pathex.errors.PathexWarning` if a classifier stays at its initialization, or if more than a classifier is
+    left out of the file.
+
+    Args:
+        model: The network, changed in place, and only if everything fits.
+        source: A safetensors or torch file, or ``mocov2:PATH``, ``dino:PATH``, ``clip:PATH``. Files of tensors only
+            are read, never code.
+
+    Returns:
+        The report. If tensors are missing, unexpected or of another shape, `pathex.errors.InvalidInput` lists them.
+
+    Example:
+        >>> import tempfile, torch, pathex
+        >>> model = pathex.models.create("resnet20", width=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(model.state_dict(), f"{folder}/w.pt")
+        ...     report = load_weights(model, f"{folder}/w.pt")
+        >>> len(report.loaded), report.missing, report.unexpected
+        (128, (), ())
+    """
+    model = own_module(model)
+    stored = read_source(str(source), model)
+    return fit(model, stored.tensors, source=str(source), left_out=stored.left_out)
+
+
+def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, left_out: Iterable[str] = ()) -> WeightsReport:
+    """Load tensors after every name and shape has been compared; ``left_out`` are those of the file not among them."""
+    given, dropped = _adapted(model, tensors)
+    unused = [*left_out, *dropped]
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    differing = [name for name in own if name in given and own[name].shape != given[name].shape]
+    _compare(model, own, given, differing, source)
+    loaded = {name: given[name] for name in own if name in given and name not in differing}
+    # Not by the method of the model: segmentation networks warn and rename there.
+    nn.Module.load_state_dict(model, loaded, strict=False)
+    classes = (given[differing[0]].shape[0], own[differing[0]].shape[0]) if differing else None
+    missing = tuple(name for name in own if name not in loaded)
+    report = WeightsReport(source, tuple(loaded), missing, (*unused, *differing), classes)
+    only_encoder = is_segmentation(model) and not any(name.startswith("encoder.") for name in tensors)
+    notable = [name for name in unused if name.partition(".")[0] not in CLASSIFIERS]
+    if notable or (_without_counters(missing) and not only_encoder):
+        warnings.warn(report.summary(), PathexWarning, stacklevel=2)
+    return report
+
+
+def _adapted(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by their names in the network, and the names of those that its kind has no use for."""
+    if isinstance(model, CifarResNet):
+        return from_stage_names(model, tensors), []
+    if is_segmentation(model) and not any(name.startswith("encoder.") for name in tensors):
+        return place_in_encoder(model, tensors)
+    return dict(tensors), []
+
+
+def _compare(
+    model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], differing: list[str], source: str
+) -> None:
+    """Raise unless only a head may stay as it is: all of it is not in the file, or its layer has other classes."""
+    head = [name for name in own if is_inside(name, head_modules(model))]
+    if any(name in given for name in head):
+        # In a layer before the last this would be another width, and the next layer then differs in its inputs too.
+        head = [name for name in head if name in differing and own[name].shape[1:] == given[name].shape[1:]]
+    missing = [name for name in _without_counters(own) if name not in given and name not in head]
+    unexpected = [name for name in given if name not in own]
+    if missing or unexpected or set(differing) - set(head):
+        shapes = [f"{name} ({_shape(given[name])}, model {_shape(own[name])})" for name in differing]
+        parts = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        listing = "; ".join(f"{title}: {_listed(entries)}" for title, entries in parts if entries)
+        raise InvalidInput(f"weights {source!r} do not fit {type(model).__name__}: {listing}")
+
+
+def _without_counters(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.endswith("num_batches_tracked")]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _listed(entries: list[str]) -> str:
+    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+    # Names come from the file: a damaged one may hold line breaks.
+    return " ".join(", ".join(entries[:_LISTED]).split()) + more

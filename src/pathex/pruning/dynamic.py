@@ -1,0 +1,268 @@
+"""Dynamic sparse training: a mask that moves while its network trains, with as many weights in every layer as before.
+
+RigL: Evci, Gale, Menick, Castro, Elsen, "Rigging the Lottery: Making All Tickets Winners" (ICML 2020).
+SET: Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta, "Scalable training of artificial neural networks with adaptive
+sparse connectivity inspired by network science" (Nature Communications 2018).
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pathex.distributed import is_sharded
+from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.masks import Mask, own_module
+from pathex.masks import attachment as attaching
+from pathex.pruning.topk import keep_best
+from pathex.scores import generator
+
+__all__ = ["METHODS", "OPTIONS", "DynamicHandle", "attach", "check_options", "drop_fraction"]
+
+METHODS = ("rigl", "set")
+"""Rules of growth: where the dense gradient is largest, or at random."""
+
+OPTIONS: Mapping[str, Any] = MappingProxyType({"every": 100, "fraction": 0.3, "until": 0.75})
+"""What of `attach` a user chooses, and the defaults."""
+
+
+def drop_fraction(step: int, *, steps: int, fraction: float = 0.3, until: float = 0.75) -> float:
+    """The fraction of a layer's kept weights that an update drops.
+
+    ``fraction / 2 (1 + cos(pi step / (until steps)))``, and 0 from the step ``until steps`` on.
+
+    Args:
+        step: Number of the step of the optimizer, from 1.
+        steps: Steps of the whole training.
+        fraction: Fraction at the start, in (0, 1).
+        until: Fraction of the training after which the mask stays, in (0, 1].
+
+    Returns:
+        The fraction.
+
+    Example:
+        >>> [round(drop_fraction(step, steps=100, fraction=0.4, until=0.5), 3) for step in (0, 25, 50, 75)]
+        [0.4, 0.2, 0.0, 0.0]
+    """
+    end = until * steps
+    return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
+
+
+class DynamicHandle(attaching.Handle):
+    """Moves the mask of a model that trains and keeps the weights outside it zero, until `remove` is called.
+
+    Made by `attach`, which says what an update does. Everything that `pathex.masks.Handle` says holds for the mask
+    in force. A ``deepcopy`` of the model keeps the mask of its moment.
+
+    Attributes:
+        mask: The mask in force.
+        step: Steps of the optimizer so far.
+        updates: Updates of the mask so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mask: Mask,
+        optimizer: Optimizer,
+        *,
+        method: str,
+        every: int,
+        fraction: Callable[[int], float],
+        seed: int,
+    ) -> None:
+        self.step = self.updates = 0
+        self._method, self._every, self._fraction, self._seed = method, every, fraction, seed
+        super().__init__(model, mask, optimizer)
+        self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside model and optimizer: ``mask`` (name to bool tensor), ``step``, ``updates``."""
+        return {"mask": {name: entry.clone() for name, entry in self.mask.items()}} | {
+            "step": self.step,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state. Weights outside its mask are zeroed.
+
+        Load it before the model's own state: what is loaded into the model is masked at once.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            InvalidInput: If an entry is missing.
+            MaskMismatch: If the mask does not fit the model.
+        """
+        if missing := [name for name in ("mask", "step", "updates") if name not in state]:
+            raise InvalidInput(f"the state of a dynamic mask has no {missing[0]!r}; allowed: what state_dict returned")
+        mask = Mask(state["mask"], self.mask.metadata)
+        mask.check(self._model)
+        self._put(mask)
+        self.step, self.updates = int(state["step"]), int(state["updates"])
+        self.apply()
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def _hook_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, parameter in parameters.items():
+            if parameter.requires_grad and parameter.is_leaf:
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._mask_gradient, name)))
+
+    def _mask_gradient(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None and not (self._method == "rigl" and self._updates_at(self.step + 1)):
+            parameter.grad.masked_fill_(self._removed[name].to(parameter.device), 0)
+
+    def _updates_at(self, step: int) -> bool:
+        return step % self._every == 0 and self._fraction(step) > 0
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(callable(argument) for argument in (*args[1:], *kwargs.values())):
+            raise InvalidInput("dynamic sparse training needs optimizer.step() without a closure")
+        self.step += 1
+        if self._method == "rigl" and self._updates_at(self.step):
+            self._update(optimizer)
+            # Optimizers leave parameters without a gradient alone: the update of the mask takes the place of this step.
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        if self._method == "set" and self._updates_at(self.step):
+            self._update(optimizer)
+
+    # -- the update ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _update(self, optimizer: Optimizer) -> None:
+        self.updates += 1
+        source = generator(self._seed, self.updates)
+        fraction, entries = self._fraction(self.step), dict(self.mask)
+        for name, kept in self.mask.items():
+            weight = self._model.get_parameter(name)
+            # Drawn for every layer, so that what happens in one changes nothing for the next.
+            ties = int(torch.randint(2**62, (), generator=source))
+            random = torch.rand(kept.shape, dtype=torch.float64, generator=source)
+            gain = random if self._method == "set" else weight.grad
+            count = math.floor(fraction * int(kept.count_nonzero()))
+            if count and gain is not None and weight.requires_grad:
+                entries[name] = _moved(kept, weight, gain, count, ties)
+                _begin(weight, entries[name] & ~kept, optimizer)
+        self._put(Mask(entries, self.mask.metadata))
+        self.apply()
+
+    def _put(self, mask: Mask) -> None:
+        self.mask = mask
+        # New tensors: copies of the model share the old ones.
+        self._removed = {name: ~entry.to(self._model.get_parameter(name).device) for name, entry in mask.items()}
+
+
+def _moved(kept: Tensor, weight: Tensor, gain: Tensor, count: int, seed: int) -> Tensor:
+    """One layer's mask after ``count`` weights of least magnitude left it and as many of most gain joined it."""
+    drop, grow = ({"": tensor.detach().cpu().double().abs().nan_to_num(0, math.inf)} for tensor in (weight, gain))
+    stay = keep_best(drop, {"": kept}, int(kept.count_nonzero()) - count, seed=seed)[""]
+    return stay | keep_best(grow, {"": ~stay}, count, seed=seed)[""]
+
+
+def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
+    """Weights that grow start at zero, and so does what the optimizer remembers of them."""
+    memory = [entry for entry in optimizer.state.get(weight, {}).values() if isinstance(entry, Tensor)]
+    for tensor in (weight, *(entry for entry in memory if entry.shape == weight.shape)):
+        tensor.masked_fill_(grown.to(tensor.device), 0)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `attach` that are not in :data:`OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise UnknownName("option of dynamic sparse training", name, OPTIONS)
+        if name == "every":
+            check_integer(name, value)
+            continue
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not (0 < value < 1 or (name == "until" and value == 1)):
+            raise InvalidInput(f"{name} is {value!r}; allowed: a number in (0, 1{']' if name == 'until' else ')'}")
+
+
+def attach(
+    model: nn.Module,
+    mask: Mask,
+    optimizer: Optimizer,
+    *,
+    method: str = "rigl",
+    steps: int,
+    every: int = 100,
+    fraction: float = 0.3,
+    until: float = 0.75,
+    seed: int = 0,
+) -> DynamicHandle:
+    """Zero the removed weights of a model now, keep them zero through training, and move the mask now and then.
+
+    An update comes at the steps ``every``, ``2 every``, ... before ``until steps``. In every layer it drops
+    ``floor(drop_fraction kept)`` of the kept weights, those of least magnitude, and grows as many: where the gradient
+    of the dense layer is largest (``rigl``) or at random (``set``). Ties are broken by a seeded order. As in the
+    released code of RigL, a weight that was just dropped may be chosen to grow, and then keeps its value; all others
+    that grow start at zero, with nothing in the optimizer's memory. Layers keep their number of weights; one that keeps
+    none, or whose weight needs no gradient, keeps its mask.
+
+    RigL: the update takes the place of that step of the optimizer, as in algorithm 1 of the paper and in the released
+    code; no parameter is trained by it. Gradients of removed weights exist for that step only, over all batches that
+    were accumulated for it. Before the first step nothing moves (the released code updates there too).
+
+    SET: the update follows the step. The paper updates after every epoch with a constant fraction and draws values for
+    new weights; here the schedule and the zeros are those that the RigL paper compares it with.
+
+    Processes that train one network together need the same seed; gradients that are averaged over them and equal
+    weights then give equal masks.
+
+    Args:
+        model: The model. Its parameters are whole on every device, not sharded.
+        mask: The mask to begin with; every layer keeps its density.
+        optimizer: The optimizer that trains the model, called without a closure.
+        method: ``rigl`` or ``set``.
+        steps: Steps of the optimizer in the whole training.
+        every: Steps from one update to the next.
+        fraction: Fraction of the kept weights that the first update may drop, in (0, 1). It falls as a cosine.
+        until: Fraction of the training after which the mask stays, in (0, 1].
+        seed: Seed of ties and of random growth.
+
+    Returns:
+        A handle with the mask in force; ``handle.remove()`` ends it.
+
+    Raises:
+        UnknownName: If the method is not known.
+        MaskMismatch: If the mask does not fit the model.
+        InvalidInput: If another argument is out of its range, or the optimizer is none or trains none of these weights.
+
+    Example:
+        >>> model = nn.Linear(4, 2, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> mask = Mask({"weight": torch.tensor([[True, True, False, False], [False, False, True, True]])})
+        >>> handle = attach(model, mask, optimizer, steps=4, every=1, fraction=0.9)
+        >>> for step in range(4):
+        ...     optimizer.zero_grad()
+        ...     model(torch.arange(4.0)).square().sum().backward()
+        ...     optimizer.step()
+        >>> handle.updates, handle.mask.kept, bool((model.weight[~handle.mask["weight"]] == 0).all())
+        (2, 4, True)
+    """
+    if method not in METHODS:
+        raise UnknownName("method of dynamic sparse training", method, METHODS)
+    check_integer("steps", steps)
+    check_options({"every": every, "fraction": fraction, "until": until})
+    model = own_module(model)
+    if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
+        raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
+    attaching.check_optimizer(model, mask, optimizer)
+    drop = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
+    return DynamicHandle(model, mask, optimizer, method=method, every=every, fraction=drop, seed=seed)

@@ -1,0 +1,250 @@
+"""What a method keeps of every layer that lies on a path: a share of its weights, and a path through them.
+
+In networks whose blocks begin faint beside their shortcut, one threshold for all would remove whole blocks, and every
+query and key of an attention. A layer is looked at in its parts: weights of different roles may be fused into one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pathex.errors import UnsupportedOperation
+from pathex.pruning.topk import cut
+
+__all__ = ["Connected", "Floors", "Parts"]
+
+Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""From a mask to the part of it that lies on input-output paths."""
+
+Parts = Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]]
+"""From a mask to the parts of each layer on paths: disjoint bool tensors in its shape."""
+
+
+class Keep(Protocol):
+    """From scores to the mask that an allocation keeps of them; what is forced comes before all others."""
+
+    def __call__(
+        self, scores: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Tensor]: ...
+
+
+_ATTEMPTS = 4  # a weight that makes room may cut another part off
+_CHECKS = 1000  # of what is connected, in the rounds before the last and again in the last
+
+
+@dataclass
+class Floors:
+    """Keeps a share of every part on a path, and a path through it, at the cost of the worst weights elsewhere.
+
+    Where a choice cuts parts off, the best weights that bring them back are kept from then on.
+
+    Attributes:
+        connected: From a mask to the part of it that lies on paths.
+        parts_of: From a mask to the parts of each layer.
+        may_cut: From a mask to whether it may cut anything off, which costs less than to look.
+        share: Each part keeps this share of the density of the whole network.
+        parts: The parts by layer; None until the first call.
+        secured: Name to bool tensor: weights that hold a path together.
+        reads: Whether paths can be read; where not, layers are their own parts and no path is secured.
+    """
+
+    connected: Connected
+    parts_of: Parts
+    may_cut: Callable[[Mapping[str, Tensor]], bool]
+    share: float
+    parts: dict[str, Sequence[Tensor]] | None = None
+    secured: dict[str, Tensor] = field(default_factory=dict)
+    reads: bool = True
+
+    def __post_init__(self) -> None:
+        self._checks = 0
+        self._sizes: dict[str, list[int]] = {}
+        self._shapes: dict[str, torch.Size] = {}
+
+    def keep(
+        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
+    ) -> Mapping[str, Tensor]:
+        """The mask that an allocation keeps, with every part connected as far as room allows.
+
+        Args:
+            scores: Name to score.
+            allowed: Name to bool tensor: the weights to choose from.
+            keep: The allocation: from scores to a mask of ``count`` weights.
+            count: Weights that it keeps.
+            last: Whether this is the last round.
+
+        Returns:
+            The mask.
+        """
+        if self.parts is None:
+            self.parts = self._find(allowed)
+            self._shapes = {name: kept.shape for name, kept in allowed.items()}
+            self._sizes = {name: [int(part.count_nonzero()) for part in parts] for name, parts in self.parts.items()}
+        chosen, floors = keep(scores, forced=self._forced(None, count)), None
+        if self._short(chosen, count):
+            floors = self._floors(scores, allowed, count)
+            chosen = keep(scores, forced=self._forced(floors, count))
+        if not self.reads or not (last or self.may_cut(chosen)):
+            return chosen
+        if last:
+            self._checks = 0
+        for _ in range(_ATTEMPTS):
+            if self._checks > _CHECKS or _count(self._in_any_case(floors)) > count:
+                break
+            dead = self._dead(chosen)
+            if not dead or not self._secure(scores, allowed, chosen, dead):
+                break
+            floors = floors or self._floors(scores, allowed, count)
+            chosen = keep(scores, forced=self._forced(floors, count))
+        return chosen
+
+    def _short(self, chosen: Mapping[str, Tensor], count: int) -> bool:
+        """Whether a part may have less than its share; where none has, its best weights are there by themselves."""
+        assert self.parts is not None
+        share = self.share * count / sum(kept.numel() for kept in chosen.values())
+        for name, parts in self.parts.items():
+            best = chosen[name].cpu() & ~self.secured[name] if name in self.secured else chosen[name].cpu()
+            for part, size in zip(parts, self._sizes[name], strict=True):
+                if int((best & part).count_nonzero()) < max(1, int(share * size)):
+                    return True
+        return False
+
+    def _in_any_case(self, floors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What is kept in any case, by the layers that have such weights."""
+        result = dict(self.secured)
+        for name, floor in (floors or {}).items():
+            result[name] = floor | result[name] if name in result else floor
+        return result
+
+    def _forced(self, floors: Mapping[str, Tensor] | None, count: int) -> Mapping[str, Tensor] | None:
+        """What comes before all other weights of every layer; what is more than there is room for does not."""
+        for wanted in (floors, None):
+            forced = self._in_any_case(wanted)
+            if _count(forced) <= count:
+                return self._whole(forced) if forced else None
+        return None
+
+    def _whole(self, forced: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        assert self.parts is not None
+        return {n: forced[n] if n in forced else torch.zeros(s, dtype=torch.bool) for n, s in self._shapes.items()}
+
+    def _joins(self, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        self._checks += 1
+        return self.connected(mask)
+
+    def _find(self, allowed: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
+        try:
+            return dict(self.parts_of(allowed))
+        except UnsupportedOperation:
+            self.reads = False
+            return {name: [kept.cpu()] for name, kept in allowed.items()}
+
+    def _floors(
+        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], count: int
+    ) -> Mapping[str, Tensor] | None:
+        """The best weights of each part, its share of them, or one of each; None where even that leaves no room."""
+        assert self.parts is not None
+        density = count / sum(kept.numel() for kept in allowed.values())
+        for share in (self.share * density, 0.0):
+            floors = {}
+            for name, parts in self.parts.items():
+                score = scores[name].detach().cpu()
+                there = allowed[name].cpu() & (score > 0)
+                floors[name] = torch.zeros_like(there)
+                for part, size in zip(parts, self._sizes[name], strict=True):
+                    floors[name] |= _best(score, there & part, max(1, int(share * size)))
+            if _count(floors) <= count:
+                return floors
+        return None
+
+    def _dead(self, mask: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        assert self.parts is not None
+        effective = self._joins(mask)
+        return [(n, part) for n, parts in self.parts.items() for part in parts if not (effective[n].cpu() & part).any()]
+
+    def _secure(
+        self,
+        scores: Mapping[str, Tensor],
+        allowed: Mapping[str, Tensor],
+        chosen: Mapping[str, Tensor],
+        dead: list[tuple[str, Tensor]],
+    ) -> bool:
+        """Secure weights that bring dead parts back.
+
+        Their layers (where that is not enough, all) start with the weights to choose from, and are taken back to what
+        was chosen, many at a time. Where that would cut a part off, a layer keeps its best weights that prevent it.
+
+        Returns:
+            Whether a weight was secured.
+        """
+        restored = list(dict.fromkeys(name for name, _ in dead))
+        candidate = {name: (allowed[name] if name in restored else kept).cpu() for name, kept in chosen.items()}
+        goal = dead
+
+        def joined(trial: Mapping[str, Tensor]) -> bool:
+            found = self._joins({**candidate, **trial})
+            return all((found[name].cpu() & part).any() for name, part in goal)
+
+        if not joined({}):
+            candidate = {name: allowed[name].cpu() for name in chosen}
+            effective = self._joins(candidate)
+            goal = [(name, part) for name, part in dead if (effective[name].cpu() & part).any()]
+            restored = list(chosen)
+        pending = [restored] if goal else []
+        before = _count(self.secured)
+        while pending and self._checks <= _CHECKS:
+            names = pending.pop()
+            trial = {name: chosen[name].cpu() for name in names}
+            if joined(trial):
+                candidate.update(trial)
+            elif len(names) > 1:
+                pending += [names[len(names) // 2 :], names[: len(names) // 2]]
+            else:
+                (name,) = names
+                on_path = self._joins(candidate)[name].cpu()
+                needed = _needed(scores[name], trial[name], on_path, partial(_alone, joined, name))
+                self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
+                candidate[name] = trial[name] | needed
+        return _count(self.secured) > before
+
+
+def _needed(score: Tensor, kept: Tensor, on_path: Tensor, enough: Callable[[Tensor], bool]) -> Tensor:
+    """The best weights on paths that are enough together with the kept ones: the very best one, or by bisection."""
+    ranked = (on_path & ~kept).flatten().nonzero().squeeze(1)
+    ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
+
+    def with_best(count: int) -> Tensor:
+        trial = needed.clone()
+        trial[ranked[:count]] = True
+        return kept | trial.view(kept.shape)
+
+    needed = torch.zeros(kept.numel(), dtype=torch.bool)
+    while not enough(kept | needed.view(kept.shape)):
+        few, many = 0, len(ranked)  # `many` are enough, `few` are not
+        while many - few > 1:
+            middle = (few + many) // 2 if few else 1
+            few, many = (few, middle) if enough(with_best(middle)) else (middle, many)
+        needed[ranked[many - 1]] = True
+        ranked = ranked[: many - 1]
+    return needed.view(kept.shape)
+
+
+def _best(score: Tensor, candidates: Tensor, number: int) -> Tensor:
+    """The best candidates, all in the shape of the score; which of equal ones, `torch.topk` decides."""
+    best, _, surplus = cut([score.flatten()], candidates.flatten(), number, score.dtype)
+    if surplus:
+        indices = candidates.flatten().nonzero().squeeze(1)
+        best = torch.zeros_like(best).index_fill_(0, indices[score.flatten()[indices].topk(number).indices], True)
+    return best.view(score.shape)
+
+
+def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tensor) -> bool:
+    return joined({name: kept})
+
+
+def _count(masks: Mapping[str, Tensor]) -> int:
+    return sum(int(mask.count_nonzero()) for mask in masks.values())

@@ -1,0 +1,261 @@
+"""`prune`: rounds of scoring the masked network and keeping the best."""
+
+import numbers
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex import scores as scorers
+from pathex.analysis import PruneReport, examine, warn_of_collapse
+from pathex.distributed import Group, processes_of
+from pathex.errors import InvalidInput, check_integer
+from pathex.masks import Mask, Selector
+from pathex.paths import has_empty_units, on_paths, roles
+from pathex.pruning.allocation import Allocation, described, read_allocation
+from pathex.pruning.malloc import keeps_freed_memory
+from pathex.pruning.scoring import (
+    CustomMethod,
+    agreed,
+    call_of,
+    check_mask,
+    is_plain,
+    name_of,
+    on_path,
+    options_of,
+    scored,
+    weights_of,
+)
+from pathex.pruning.updater import RoundUpdater
+from pathex.scores import Problem, joined, parse_memory, read_batches
+
+__all__ = ["PruneResult", "default_rounds", "prune"]
+
+OnRound = Callable[[dict[str, Any], Mask], object]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` returns.
+
+    Attributes:
+        mask: The mask.
+        history: One row a round: round, rounds (planned), reached (planned round at whose density it is), density,
+            kept, emptied (weights without kept entries), seconds.
+        report: Dead layers, dead channels, disconnected weights.
+    """
+
+    mask: Mask
+    history: list[dict[str, Any]]
+    report: PruneReport
+
+
+def default_rounds(method: str | CustomMethod) -> int:
+    """Published number of rounds of a method.
+
+    Args:
+        method: Name, method, or a callable (1 round).
+
+    Returns:
+        The number.
+    """
+    found = scorers.resolve(method)
+    return found.rounds if isinstance(found, scorers.Method) else 1
+
+
+def prune(
+    model: nn.Module,
+    method: str | CustomMethod = "px",
+    *,
+    sparsity: float,
+    data: Any,
+    rounds: int | None = None,
+    allocation: Allocation = "global",
+    ignore: Sequence[Selector] = (),
+    prunable: Sequence[Selector] = (),
+    min_per_layer: int = 0,
+    mask: Mask | None = None,
+    budget: str = "nominal",
+    schedule: str = "exponential",
+    seed: int = 0,
+    memory: int | str | None = None,
+    strict: bool = False,
+    progress: bool = True,
+    on_round: OnRound | None = None,
+    group: Group = "default",
+    **options: Any,
+) -> PruneResult:
+    """Find the mask of a ticket: rounds of scoring the masked network and keeping the best.
+
+    Args:
+        model: The network, on any device and in any dtype; left exactly as it is.
+        method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a
+            callable ``(model, batches, mask) -> dict``, or ``package.module:name`` of one.
+        sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
+        data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
+        rounds: Score-and-keep rounds, at most; None is the method's published number.
+        allocation: ``global`` (one threshold), ``layer``, ``uniform``, ``erk``, a mapping from weight names to final
+            densities, another mask whose densities are taken in proportion, or a file of either (see
+            `pathex.pruning.layer_densities`).
+        ignore: What is left dense: globs over module or parameter names, classes, modules.
+        prunable: What is pruned beside convolutions, linear layers and attention projections, likewise.
+        min_per_layer: Weights that every layer keeps in any case.
+        mask: A mask to start from; a weight that it removed never returns.
+        budget: ``nominal`` counts kept weights; ``effective`` swaps weights that lie on no path for connected ones.
+        schedule: ``exponential`` or ``linear`` fall of density. ``adaptive`` or ``adaptive:TOLERANCE``: the exponential
+            one, where rounds are left out as long as that changes at most this share of the weights kept (see
+            `pathex.pruning.schedule.next_step`).
+        seed: Seed of whatever the method draws and of the order that breaks ties.
+        memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
+        strict: Whether a layer collapse is an error.
+        progress: Whether a progress bar is shown on a terminal.
+        on_round: Called after each round with the history row and the mask.
+        group: The processes that prune together, each with the same call: a ``torch.distributed.ProcessGroup``, or
+            ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
+            would. None: this process does it alone.
+        **options: Options of a method that is given by name, or of a callable; a method object has its own.
+
+    Returns:
+        Mask, history and report.
+
+    Raises:
+        InvalidInput: If an argument cannot be used.
+        LayerCollapse: With ``strict=True``, if a layer lost every weight on every path.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> result = prune(net, "px", sparsity=0.5, data=torch.randn(8, 3), rounds=5)
+        >>> result.mask.kept, result.mask.total
+        (10, 20)
+    """
+    processes = processes_of(group)
+    with processes.barrier():
+        found = scorers.resolve(method, options)
+        options, method_call = options_of(found, options), call_of(found, options)
+        sparsity, seed, memory = _fraction(sparsity), check_integer("seed", seed, 0), parse_memory(memory)
+        min_per_layer, allocation = check_integer("min_per_layer", min_per_layer, 0), read_allocation(allocation)
+        model, weights = weights_of(model, ignore, prunable)
+        output = options.get("output")
+        batches = joined(read_batches(data), processes)
+        weights, unreached = on_path(model, weights, found, batches, options)
+        start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
+        check_mask(start, weights)
+        updater = RoundUpdater(
+            start,
+            1 - sparsity,
+            default_rounds(method) if rounds is None else rounds,
+            allocation=allocation,
+            schedule=schedule,
+            budget=budget,
+            min_per_layer=min_per_layer,
+            floor=getattr(found, "floor", 0),
+            revives=getattr(found, "revives", False),
+            seed=seed,
+            parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
+            may_cut=lambda candidate: has_empty_units(base.graph(output), candidate),
+        )
+        how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
+        how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget}
+        base = agreed(
+            Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes),
+            name_of(method),
+            options,
+            **how,
+            min_per_layer=min_per_layer,
+            strict=strict,
+        )
+        host = memory if base.device.type == "cpu" else None
+        with keeps_freed_memory(host), _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
+            mask, history = _rounds(base, method_call, updater, output, on_round, advance)
+        report = examine(model, mask, base.images[:1], start=start, output=output, off_path=unreached)
+        warn_of_collapse(report, strict)
+        return PruneResult(Mask(mask, _metadata(name_of(method), options, base, **how)), history, report)
+
+
+def _rounds(
+    base: Problem,
+    method_call: Callable[[Problem], Mapping[str, Tensor]],
+    updater: RoundUpdater,
+    output: str | int | None,
+    on_round: OnRound | None,
+    advance: Callable[[int], None],
+) -> tuple[Mask, list[dict[str, Any]]]:
+    """The mask after all rounds, and the history."""
+    history: list[dict[str, Any]] = []
+    current, reached = updater.start, 0
+
+    def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return on_paths(base.model, candidate, base.images[:1], output=output)
+
+    while reached < updater.rounds:
+        began, number = time.perf_counter(), len(history) + 1
+        scores = scored(replace(base, mask=current, round=number), method_call)
+        current = updater.choose(scores, current, number, connected)
+        del scores  # not beside those of the next round
+        history.append(
+            {
+                "round": number,
+                "rounds": updater.rounds,
+                "reached": updater.reached,
+                "density": updater.densities[updater.reached - 1],
+                "kept": current.kept,
+                "emptied": [name for name, count in current.counts().items() if not count.kept],
+                "seconds": time.perf_counter() - began,
+            }
+        )
+        if on_round is not None:
+            on_round(history[-1], current)
+        advance(updater.reached - reached)
+        reached = updater.reached
+    return current, history
+
+
+def _fraction(sparsity: float) -> float:
+    number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
+    if not number or not 0 <= sparsity < 1:
+        hint = f" (did you mean {sparsity / 100:g}?)" if number and 1 < sparsity < 100 else ""
+        raise InvalidInput(f"sparsity must be a fraction in [0, 1), not {sparsity!r}{hint}")
+    return float(sparsity)
+
+
+def _metadata(
+    method: str, options: Mapping[str, Any], problem: Problem, *, sparsity: float, **how: Any
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "options": {name: value if is_plain(value) else repr(value) for name, value in options.items()},
+        "model": type(problem.model).__name__,
+        "requested_sparsity": sparsity,
+        **how,
+        "seed": problem.seed,
+        "pruning_set": problem.fingerprint,
+    }
+
+
+class _bar:  # noqa: N801  (a context manager used like a function)
+    """A progress bar that appears on terminals only and vanishes when done."""
+
+    def __init__(self, wanted: bool, total: int) -> None:
+        self.wanted, self.total = wanted and total > 1, total
+
+    def __enter__(self) -> Callable[[int], None]:
+        if not self.wanted:
+            return lambda rounds: None
+        state = random.getstate()  # rich draws from the global generator when it is first imported
+        from rich.console import Console
+        from rich.progress import Progress
+
+        random.setstate(state)
+        console = Console(stderr=True)
+        self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self.progress.start()
+        task = self.progress.add_task("pruning", total=self.total)
+        return lambda rounds: self.progress.advance(task, rounds)
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            self.progress.stop()

@@ -1,0 +1,115 @@
+"""How density falls from round to round."""
+
+from collections.abc import Callable
+
+from pathex.errors import InvalidInput, UnknownName, check_integer
+
+__all__ = ["ADAPTIVE", "SCHEDULES", "TOLERANCE", "densities", "next_step", "read_schedule"]
+
+ADAPTIVE = "adaptive"
+SCHEDULES = ("exponential", "linear", ADAPTIVE)
+
+TOLERANCE = 0.05
+"""Share of the weights kept that may differ in a step of an adaptive schedule, if none is given."""
+
+
+def read_schedule(schedule: str) -> tuple[str, float | None]:
+    """Name and tolerance of a schedule as it is given.
+
+    Args:
+        schedule: ``exponential``, ``linear``, ``adaptive`` or ``adaptive:TOLERANCE``.
+
+    Returns:
+        The name, and the tolerance of an adaptive schedule (`TOLERANCE` if none is given); None for others.
+
+    Raises:
+        InvalidInput: If the tolerance is no number in [0, 1], or the schedule takes none.
+        UnknownName: If the schedule is not known.
+
+    Example:
+        >>> read_schedule("adaptive:0.02")
+        ('adaptive', 0.02)
+    """
+    name, given, text = schedule.partition(":") if isinstance(schedule, str) else (schedule, "", "")
+    if name not in SCHEDULES:
+        raise UnknownName("schedule", schedule, SCHEDULES)
+    if name != ADAPTIVE:
+        if given:
+            raise InvalidInput(f"schedule {schedule!r}: only {ADAPTIVE!r} takes a tolerance, {name!r} does not")
+        return name, None
+    try:
+        tolerance = float(text) if given else TOLERANCE
+    except ValueError:
+        tolerance = float("nan")
+    if not 0 <= tolerance <= 1:
+        raise InvalidInput(f"schedule {schedule!r}: the tolerance must be a number in [0, 1], not {text!r}")
+    return name, tolerance
+
+
+def densities(start: float, end: float, rounds: int, schedule: str = "exponential") -> list[float]:
+    """Density after each planned round.
+
+    Exponential (Tanaka et al. 2020): ``start (end / start)^(t / rounds)``; linear: equal steps. The rounds of an
+    adaptive schedule are some of the exponential one's, always with the last.
+
+    Args:
+        start: Density before the first round, in (0, 1].
+        end: Density after the last round, in (0, start].
+        rounds: Number of rounds.
+        schedule: See `read_schedule`.
+
+    Returns:
+        One density a round; the last is exactly ``end``.
+
+    Raises:
+        InvalidInput: If ``rounds`` is below 1 or ``end`` is above ``start``.
+        UnknownName: If the schedule is not known.
+
+    Example:
+        >>> densities(1.0, 0.25, 2)
+        [0.5, 0.25]
+    """
+    check_integer("rounds", rounds)
+    name, _ = read_schedule(schedule)
+    if end > start:
+        raise InvalidInput(f"the start mask keeps {start:.6f} of the weights, fewer than the {end:.6f} asked for")
+    if name == "linear":
+        steps = [start + (end - start) * t / rounds for t in range(1, rounds)]
+    else:
+        steps = [start * (end / start) ** (t / rounds) for t in range(1, rounds)]
+    return [*steps, end]
+
+
+def next_step(last: int, left: int, tolerance: float, error: Callable[[int], float]) -> int:
+    r"""How many planned rounds an adaptive schedule makes at once, by the rule that sets the steps of ODE solvers.
+
+    Scores age while weights go: those of a step's beginning also decide what goes at its end. How much that matters is
+    seen one round late and without a further pass over the images: the scores of the round before are as old now as
+    the last step was long, and where they would keep other weights than the new ones, a step of that length was too
+    long. With ``e(k)`` the share of the weights kept after k more planned rounds that differ between the two,
+
+        step = 2 last, if ``e(2 last) < tolerance``, else the largest k below it with ``k e(2 last) / (2 last) <=
+        tolerance``, and at least 1,
+
+    because ``e`` grows in proportion to k (that is measured: ``benchmarks/fewer_rounds.py``). A step at most doubles,
+    so that no estimate speaks for scores much older than those it saw; there is no bound on how fast steps shrink. The
+    error counts weights of the mask, not differences of scores: only what changes the mask matters, and scores of
+    different sizes and methods need no scale. Steps are whole rounds of the plan, so that the smallest possible steps
+    are the exponential schedule itself.
+
+    Args:
+        last: Planned rounds of the last step, at least 1.
+        left: Planned rounds that are left, at least 1.
+        tolerance: Share that may differ in a step; with 0 every planned round is made.
+        error: From a number of planned rounds to the share that differs; called at most once.
+
+    Returns:
+        The step, from 1 to ``left``.
+    """
+    trial = min(2 * last, left)
+    if trial == 1:
+        return 1
+    differing = error(trial)
+    if differing < tolerance:
+        return trial
+    return max(1, int(trial * tolerance / differing)) if differing > 0 else 1

@@ -1,0 +1,248 @@
+"""One scoring of a network: what it takes, what must hold of the scores, and `score`."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex import scores as scorers
+from pathex.distributed import Group, is_sharded, processes_of
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
+from pathex.graph import compute_dtype, trace, untouched
+from pathex.masks import Mask, Selector, own_module, prunable_weights
+from pathex.paths import off_path
+from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
+
+__all__ = ["CustomMethod", "agreed", "call_of", "check_mask", "name_of", "on_path", "options_of", "score", "scored"]
+__all__ += ["is_plain", "weights_of"]
+
+CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
+"""A method, or ``(model, batches, mask) -> dict`` of scores."""
+
+
+def score(
+    model: nn.Module,
+    method: str | CustomMethod,
+    data: Any,
+    *,
+    mask: Mask | None = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    strict: bool = False,
+    ignore: Sequence[Selector] = (),
+    prunable: Sequence[Selector] = (),
+    group: Group = "default",
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Score every prunable weight once.
+
+    Args:
+        model: The network, on any device and in any dtype; left exactly as it is.
+        method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a callable
+            ``(model, batches, mask) -> dict``, which gets a copy of the model with the mask applied, or
+            ``package.module:name`` of one.
+        data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
+        mask: Weights that are there; None is all.
+        seed: Seed of whatever the method draws.
+        memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
+        strict: Whether doubts are errors.
+        ignore: What is not scored: globs over module or parameter names, classes, modules.
+        prunable: What is scored beside convolutions, linear layers and attention projections, likewise.
+        group: The processes that score together, each with the same call: a ``torch.distributed.ProcessGroup``, or
+            ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
+            would. None: this process does it alone.
+        **options: Options of a method that is given by name, or of a callable; a method object has its own.
+
+    Returns:
+        Name to score on the model's device, in the weight's shape; higher = keep. Methods that read paths leave out the
+        weights that lie on none (see `PruneReport.off_path`).
+
+    Raises:
+        InvalidInput: If an argument cannot be used or the method returns scores that do not fit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> sorted(score(net, "px", torch.randn(8, 3)))
+        ['0.weight', '2.weight']
+    """
+    processes = processes_of(group)
+    with processes.barrier():
+        found = scorers.resolve(method, options)
+        options, method_call = options_of(found, options), call_of(found, options)
+        seed = check_integer("seed", seed, 0)
+        model, weights = weights_of(model, ignore, prunable)
+        batches = joined(read_batches(data), processes)
+        weights, _ = on_path(model, weights, found, batches, options)
+        if mask is not None:
+            check_mask(mask, weights)
+        problem = Problem(
+            model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
+        )
+        return scored(agreed(problem, name_of(method), options, strict=strict), method_call)
+
+
+def options_of(found: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not as the method has it by itself."""
+    return found.changed if isinstance(found, scorers.Method) else dict(options)
+
+
+def call_of(found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[Problem], Mapping[str, Tensor]]:
+    """What scores a problem: a method itself, or a callable with a copy of the masked model."""
+    if isinstance(found, scorers.Method):
+        return found
+
+    def custom(problem: Problem) -> Mapping[str, Tensor]:
+        masked = copy.deepcopy(problem.model)
+        with torch.no_grad():
+            for name, weight in problem.masked().items():
+                masked.get_parameter(name).copy_(weight)
+        with torch.enable_grad():
+            mask = Mask(problem.mask or {n: torch.ones(w.shape, dtype=torch.bool) for n, w in problem.prunable.items()})
+            scores: Mapping[str, Tensor] = found(masked, list(problem.batches), mask, **options)
+            return scores
+
+    return custom
+
+
+def weights_of(
+    model: nn.Module, ignore: Sequence[Selector], prunable: Sequence[Selector]
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The module itself and its prunable weights."""
+    model = own_module(model)
+    sharded = next((name for name, weight in model.named_parameters() if is_sharded(weight)), None)
+    if sharded is not None:
+        raise InvalidInput(
+            f"{sharded!r} is spread over processes: score the model before fully_shard, and pathex.attach the mask "
+            "afterwards"
+        )
+    return model, prunable_weights(model, ignore=ignore, prunable=prunable)
+
+
+def on_path(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    found: Callable[..., Any],
+    batches: Sequence[Batch],
+    options: Mapping[str, Any],
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """For methods that read paths the weights that lie on one, and the names of the others."""
+    if not getattr(found, "paths", False):
+        return weights, []
+    x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
+    off = off_path(trace(model, x, output=options.get("output")), list(weights))
+    if off:
+        warnings.warn(
+            f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as "
+            f"they are: {listed(off)}; result.report.off_path names them, for ignore= of other methods",
+            PathexWarning,
+            stacklevel=4,
+        )
+    return {name: weight for name, weight in weights.items() if name not in off}, off
+
+
+def agreed(problem: Problem, method: str, options: Mapping[str, Any], **how: object) -> Problem:
+    """The problem as all processes have it, who must be about to do the same."""
+    processes = problem.processes
+    if processes.world_size == 1:
+        return problem
+    state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
+    processes.check_consistent(
+        {
+            "method": method,
+            **{f"option {name!r}": _comparable(value) for name, value in options.items()},
+            **{name: repr(value) for name, value in how.items()},
+            "seed": problem.seed,
+            "the choice of prunable weights": list(problem.prunable),
+            "the start mask": None if problem.mask is None else {n: fingerprint(m) for n, m in problem.mask.items()},
+            **{f"tensor {name!r}": fingerprint(t) for name, t in state.items()},
+        }
+    )
+    # All cut the images alike: to what fits everywhere.
+    return replace(problem, memory=min(processes.all_gather(problem.budget())))
+
+
+def _comparable(value: Any) -> str:
+    """An option as text that is the same in every process; functions by their name, as their address is not."""
+    return repr(value) if is_plain(value) else getattr(value, "__qualname__", type(value).__name__)
+
+
+def scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The scores of a problem, checked, the same in all processes."""
+    with problem.processes.barrier():
+        with untouched(problem.model):
+            result = method_call(problem)
+        _check_scores(result, problem.prunable)
+    # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.
+    scores = problem.processes.broadcast({name: result[name].detach() for name in problem.prunable}, problem.device)
+    # Least and greatest score of each weight, NaN where one is NaN, all brought to the CPU at once.
+    extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
+    for name, (least, _) in zip(scores, extremes, strict=True):
+        if math.isnan(least):
+            raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
+    _doubt_extremes(problem, dict(zip(scores, extremes, strict=True)))
+    return scores
+
+
+def _check_scores(result: Any, weights: Mapping[str, Tensor]) -> None:
+    if not isinstance(result, Mapping):
+        raise InvalidInput(f"the method must return a mapping from weight names to scores, not {type(result).__name__}")
+    for name, weight in weights.items():
+        if not isinstance(result.get(name), Tensor):
+            raise InvalidInput(f"the method returned no score for {name!r}")
+        if result[name].shape != weight.shape:
+            raise InvalidInput(
+                f"the method's score of {name!r} has shape {tuple(result[name].shape)}, not {tuple(weight.shape)}"
+            )
+
+
+def _doubt_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:
+    """Name the weights whose scores say nothing, from the least and the greatest of each."""
+    said: set[str] = problem.memo.setdefault("extremes", set())
+    infinite, zero = [], []
+    for name, found in extremes.items():
+        if name in said:
+            continue
+        if any(map(math.isinf, found)):
+            infinite.append(name)
+        elif problem.round == 1 and not any(found) and _is_there(problem, name):
+            zero.append(name)
+    said.update(infinite, zero)
+    if infinite:
+        problem.doubt(f"infinite scores (overflow): {listed(infinite)}")
+    if zero:
+        # Also with strict: what dies of it is a LayerCollapse.
+        message = f"all scores are zero (on no path, behind a dead unit, or underflow): {listed(zero)}"
+        warnings.warn(message, PathexWarning, stacklevel=3)
+
+
+def _is_there(problem: Problem, name: str) -> bool:
+    return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
+
+
+def check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:
+    """Refuse what is no mask of these weights."""
+    if not isinstance(mask, Mask):
+        raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    found = {name: entry.shape for name, entry in mask.items()}
+    if shapes != found:
+        wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+        raise MaskMismatch(f"the mask does not fit the prunable weights: {', '.join(wrong[:5])}")
+
+
+def name_of(method: str | CustomMethod) -> str:
+    """A method's name, for messages and files."""
+    if isinstance(method, str):
+        return method
+    found = scorers.resolve(method)
+    return found.name if isinstance(found, scorers.Method) else getattr(method, "__name__", "callable")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can be written down as it is."""
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))

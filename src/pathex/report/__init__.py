@@ -1,5 +1,0 @@
-"""Tables, figures and one page from finished run folders. Reads folders only: nothing is trained or pruned here."""
-
-from pathex.report._assembly import ReportFiles, build
-
-__all__ = ["ReportFiles", "build"]

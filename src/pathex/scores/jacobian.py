@@ -1,0 +1,163 @@
+"""Squared derivatives of many rows (outputs of images, log-likelihoods), summed: exactly or by random projections."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.errors import InvalidInput, PathexError
+from pathex.paths import Statistics
+from pathex.scores.model_reader import ModelReader
+from pathex.scores.problem import generator
+
+__all__ = ["Rows", "gradients", "squared_jacobian"]
+
+Rows = Callable[[Tensor, Any], Tensor]
+"""From outputs ``(B, ...)`` and labels to the numbers ``(B, ...)`` whose derivatives are squared."""
+
+# Backward passes of one image up to which the exact sum is the default, and the projections beyond them.
+_EXACT_UP_TO = 4096
+_PROJECTIONS = 32
+
+
+def squared_jacobian(
+    reader: ModelReader, rows: Rows, projections: int | None, *, labels: bool = False
+) -> dict[str, Tensor]:
+    """``theta_j^2 sum_r (d row_r / d theta_j)^2`` over the rows of the whole pruning set.
+
+    Projections take the mean over signs v of ``(theta_j d(sum_r v_r row_r) / d theta_j)^2``, which is unbiased and has
+    a variance of at most twice its squared mean. They are drawn by seed and round, image after image in canonical
+    order, so that neither batches nor memory change them. Squares are summed in float64.
+
+    Args:
+        reader: The network; without ``calibration='train'`` images do not depend on each other.
+        rows: The rows of a batch.
+        projections: None chooses; 0 is exact; otherwise their number.
+        labels: Whether the rows need labels.
+
+    Returns:
+        Name to score, float64.
+
+    Raises:
+        InvalidInput: If labels are needed and missing, or no row depends on a prunable weight.
+        PathexError: If a score is not finite.
+    """
+    network = _Network(reader, rows, labels)
+    if projections is None:
+        projections = 0 if network.exact_passes() <= _EXACT_UP_TO else _PROJECTIONS
+    squares = network.projected(projections) if projections else network.exact()
+    scores = {name: weight.detach().double().square() * squares[name] for name, weight in network.weights.items()}
+    for name, score in scores.items():
+        if not torch.isfinite(score).all():
+            raise PathexError(f"the derivatives of {name!r} overflow {reader.precision}; use a model in float64")
+    return scores
+
+
+def gradients(
+    total: Tensor,
+    leaves: Mapping[str, Tensor],
+    *,
+    weights: Tensor | None = None,
+    keep: bool = False,
+    create: bool = False,
+) -> dict[str, Tensor]:
+    """Derivatives with respect to leaves, zero where there is none.
+
+    Args:
+        total: What is differentiated.
+        leaves: Tensors by name.
+        weights: What the entries of ``total`` are weighted with; None for a scalar.
+        keep: Whether the graph is kept.
+        create: Whether the derivatives can be differentiated again; keeps the graph too.
+
+    Returns:
+        Name to derivative.
+
+    Raises:
+        InvalidInput: If ``total`` depends on none of the leaves.
+    """
+    if not total.requires_grad:
+        raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
+    found = torch.autograd.grad(
+        total, list(leaves.values()), weights, retain_graph=keep or create, create_graph=create, allow_unused=True
+    )
+    return {
+        name: torch.zeros_like(leaf) if part is None else part
+        for (name, leaf), part in zip(leaves.items(), found, strict=True)
+    }
+
+
+@dataclass
+class _Network:
+    """The rows of a reader's network as functions of its weights."""
+
+    reader: ModelReader
+    rows: Rows
+    labels: bool
+    weights: dict[str, Tensor] = field(init=False)
+    tensors: dict[str, Tensor] = field(init=False)
+    statistics: Statistics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = {name: weight.requires_grad_() for name, weight in self.reader.weights().items()}
+        self.tensors = {**self.reader.other(), **self.weights}
+        self.statistics = self.reader.statistics(self.tensors)
+
+    def _rows(self, x: Tensor, y: Any) -> Tensor:
+        return self.rows(self.reader.forward(x, self.tensors, self.statistics), y)
+
+    def _independent(self) -> Iterator[tuple[Tensor, Any]]:
+        """Parts of the pruning set that do not depend on each other: images, or whole batches in train mode."""
+        for x, y in self.reader.batches(labels=self.labels):
+            if self.reader.calibration == "train":
+                yield x, y
+                continue
+            for index in range(len(x)):
+                yield x[index : index + 1], None if y is None else y[index : index + 1]
+
+    def exact_passes(self) -> int:
+        """Backward passes of one image that the exact sum takes."""
+        x, y = next(self._independent())
+        with torch.no_grad():
+            rows = self._rows(x, y).numel()
+        return rows * sum(len(images) for images, _ in self.reader.problem.batches)
+
+    def exact(self) -> dict[str, Tensor]:
+        """Sum of squared derivatives, row after row."""
+
+        def part(images: tuple[Tensor, Any]) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            with torch.enable_grad():
+                rows = self._rows(*images).flatten()
+            for row in rows:
+                for name, derivative in gradients(row, self.weights, keep=True).items():
+                    # Not squared in place: two weights may have one tensor as their derivative.
+                    square = derivative.double().square()
+                    sums[name] = sums[name].add_(square) if name in sums else square
+            return sums
+
+        return self.reader.problem.processes.sum_over(self._independent(), part)
+
+    def projected(self, count: int) -> dict[str, Tensor]:
+        """Mean over random signs of the squared derivative of the signed sum of all rows."""
+        problem = self.reader.problem
+
+        def part(number: int) -> dict[str, Tensor]:
+            source = generator(problem.seed, problem.round, number)
+            whole = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+            for x, y in self.reader.batches(labels=self.labels):
+                with torch.enable_grad():
+                    rows = self._rows(x, y)
+                for name, derivative in gradients(rows, self.weights, weights=_signs(rows, source)).items():
+                    whole[name] += derivative
+            return {name: derivative.double().square_().div_(count) for name, derivative in whole.items()}
+
+        return problem.processes.sum_over(range(1, count + 1), part)
+
+
+def _signs(rows: Tensor, source: torch.Generator) -> Tensor:
+    """Independent 1 and -1, one after another: the same ones however the rows are cut into batches."""
+    return torch.randint(0, 2, (math.prod(rows.shape),), generator=source).view(rows.shape).to(rows) * 2 - 1

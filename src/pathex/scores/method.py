@@ -1,0 +1,181 @@
+"""What a method is: a frozen dataclass whose fields are its options, with one method that scores."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+
+from torch import Tensor
+
+from pathex.errors import InvalidInput
+from pathex.paths import PerSample, Smooth, survey
+from pathex.scores.model_reader import ModelReader
+from pathex.scores.options import Count, LossOrNone, Output, Redraw, Scales, check_options
+from pathex.scores.problem import Problem
+from pathex.scores.reader import PathReader
+
+__all__ = ["LossMethod", "Method", "ModelMethod", "PathMethod", "PerSample", "Smooth"]
+
+M = TypeVar("M", bound="Method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A scorer. The fields of a subclass are its options; what is said of all of its objects are class variables.
+
+    Attributes:
+        name: Name in `pathex.methods`.
+        title: Name in prose.
+        citation: Paper.
+        equation: The score of one weight.
+        needs: What it reads of the data: ``nothing`` (their shape only), ``images`` or ``labels``.
+        rounds: Published number of rounds.
+        floor: Share of the network's density that the method keeps in every layer on a path, and in each of its parts
+            that plays a role of its own (query, key, gate), together with a path through it; 0: none.
+        paths: Whether it reads paths, so that weights on none of them have no score.
+        revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
+        piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
+        beside: Bytes that it holds for a prunable weight beside the model, at most, however many images there are.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    citation: ClassVar[str]
+    equation: ClassVar[str]
+    needs: ClassVar[Literal["nothing", "images", "labels"]] = "nothing"
+    rounds: ClassVar[int] = 1
+    floor: ClassVar[float] = 0.0
+    paths: ClassVar[bool] = False
+    revives: ClassVar[bool] = False
+    piecewise_linear: ClassVar[bool] = False
+    beside: ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        check_options(self.options, get_type_hints(type(self), include_extras=True))
+
+    @abstractmethod
+    def score(self, problem: Problem) -> dict[str, Tensor]:
+        """Score every prunable weight.
+
+        Args:
+            problem: Model, mask and pruning set; left as they are.
+
+        Returns:
+            Name to score in the shape of the weight, higher = keep.
+        """
+
+    def __call__(self, problem: Problem) -> dict[str, Tensor]:
+        """`score`, with a warning on a network for which the derivation does not hold."""
+        problem = replace(problem, beside=self.beside)
+        if self.piecewise_linear and (beyond := survey(problem.graph(self.options.get("output"))).beyond):
+            problem.doubt(
+                f"{self.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
+                f"{', '.join(beyond)}, which are read by generalised rules (see docs/methods/{self.name}.md)"
+            )
+        return self.score(problem)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Name to value of every option."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Name to value of the options that are not at their defaults."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+    def having(self: M, options: Mapping[str, Any]) -> M:
+        """The method with other options.
+
+        Args:
+            options: Name to value.
+
+        Returns:
+            A new object.
+
+        Raises:
+            InvalidInput: If there is no such option (the message lists the known ones), or a value is not allowed.
+        """
+        if unknown := sorted(set(options) - set(self.options)):
+            known = ", ".join(sorted(self.options)) or "none"
+            raise InvalidInput(f"method {self.name!r} has no option {unknown[0]!r}. Known: {known}")
+        return replace(self, **options)
+
+    def __str__(self) -> str:
+        about = {"citation": self.citation, "equation": self.equation, "needs": self.needs, "rounds": self.rounds}
+        lines = [f"{self.name}: {self.title}", *(f"  {name:<9} {text}" for name, text in about.items())]
+        lines += [f"  option    {name}={value!r}" for name, value in self.options.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReadingMethod(Method):
+    """What methods that read the weights and statistics of the masked network share.
+
+    Attributes:
+        calibration_images: Most images that calibration reads, the first in canonical order.
+        redraw: True draws normal weights with each tensor's own standard deviation every round (seeded by seed and
+            round), or a function ``(name, tensor, generator) -> tensor``; the ticket keeps the original weights.
+        scales: ``auto``: multiplicative parameters that start equal and below 0.01, and a head of zeros, are read as
+            one, with a warning; ``stored``: as they are.
+        output: Which of several outputs counts: a key or an index; None: the first tensor.
+    """
+
+    calibration_images: Count = 1024
+    redraw: Redraw = False
+    scales: Scales = "auto"
+    output: Output = None
+
+    def _options_of(self, reader: type) -> dict[str, Any]:
+        names = {field.name for field in fields(reader)}
+        return {name: value for name, value in self.options.items() if name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathMethod(_ReadingMethod):
+    """A method that reads paths.
+
+    Attributes:
+        calibration: What BatchNorm uses: ``batch``, mean and biased variance of the masked network on the calibration
+            images, or ``running``, the stored statistics.
+    """
+
+    paths = True
+
+    calibration: Literal["batch", "running"] = "batch"
+
+    def reader(self, problem: Problem) -> PathReader:
+        """The network of a problem, as this method reads it."""
+        return PathReader(problem, **self._options_of(PathReader))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMethod(_ReadingMethod):
+    """A method that differentiates the network itself.
+
+    Attributes:
+        calibration: What BatchNorm uses: ``train``, the statistics of each batch as delivered, as in training,
+            ``batch``, mean and biased variance of the masked network on the calibration images, or ``running``, the
+            stored statistics.
+        scales: As in other methods, but a head of zeros is read as random signs drawn from the seed.
+    """
+
+    calibration: Literal["train", "batch", "running"] = "batch"
+
+    def reader(self, problem: Problem) -> ModelReader:
+        """The network of a problem, as this method runs it."""
+        return ModelReader(problem, **self._options_of(ModelReader))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossMethod(ModelMethod):
+    """A method that differentiates the loss.
+
+    Attributes:
+        loss: Function ``(outputs, labels) -> mean loss``; None: cross-entropy.
+    """
+
+    needs = "labels"
+
+    calibration: Literal["train", "batch", "running"] = "train"
+    loss: LossOrNone = None

@@ -1,0 +1,130 @@
+"""The network of a problem run as it is, differentiably, with the loss of its labels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathex.errors import InvalidInput
+from pathex.paths import Statistics, forward
+from pathex.scores.memory import doubt_batches, entries_of_image
+from pathex.scores.options import LossOrNone
+from pathex.scores.problem import generator
+from pathex.scores.reader import Reader, Tensors
+
+__all__ = ["IGNORED", "ModelReader"]
+
+IGNORED = 255  # label of pixels that belong to no class
+
+
+@dataclass(frozen=True)
+class ModelReader(Reader):
+    """Runs a problem's network itself, differentiably.
+
+    Attributes:
+        loss: Function of outputs and labels; None is cross-entropy.
+    """
+
+    loss: LossOrNone = None
+
+    def fixed(self) -> dict[str, Tensor]:
+        """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart.
+
+        Returns:
+            Name to ones or signs.
+        """
+        found, source = super().fixed(), generator(self.problem.seed)
+        for name in sorted(found.keys() & set(self.problem.prunable)):
+            signs = torch.randint(0, 2, found[name].shape, generator=source) * 2 - 1
+            found[name] = signs.to(found[name])
+        return found
+
+    def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
+        """The pruning set: with BatchNorm as in training the batches as delivered, otherwise canonical micro-batches.
+
+        Args:
+            labels: Whether labels are needed.
+
+        Yields:
+            Images ``(B, ...)`` as they are read and labels (or None), on the model's device.
+
+        Raises:
+            InvalidInput: If labels are needed and missing.
+        """
+        if labels and any(y is None for _, y in self.problem.batches):
+            raise InvalidInput("the method needs labels: data must deliver (x, y)")
+        if self.calibration == "train":
+            doubt_batches(self.problem, self.output)
+            device = self.problem.device
+            for x, y in self.problem.batches:
+                yield x.to(device, self.precision), None if y is None else y.to(device)
+            return
+        given, first = self.problem.labels, 0
+        # What each function leaves for the backward pass, and what that makes of it.
+        cost = 2 * self.precision.itemsize * entries_of_image(self.problem, self.output)[0]
+        for x in self.problem.micro_batches(cost):
+            yield x.to(self.precision), None if given is None else given[first : first + len(x)]
+            first += len(x)
+
+    def forward(self, x: Tensor, tensors: Tensors, statistics: Statistics) -> Tensor:
+        """The output of the network, differentiable as often as its functions are."""
+        return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
+
+    def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of a batch.
+
+        Args:
+            outputs: ``(B, classes, ...)``.
+            labels: Class numbers ``(B, ...)``, of pixels 255 where no class is; or class probabilities.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InvalidInput: If labels do not fit the outputs.
+        """
+        labels = self.fitting(outputs, labels)
+        if self.loss is not None:
+            return self.loss(outputs, labels)
+        if labels.is_floating_point():
+            return F.cross_entropy(outputs, labels.to(outputs.dtype))
+        return F.cross_entropy(outputs, labels, ignore_index=IGNORED if labels.dim() > 1 else -100)
+
+    def fitting(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The labels as cross-entropy takes them, class numbers stored as floating point included.
+
+        Args:
+            outputs: ``(B, classes, ...)``.
+            labels: Labels of the batch.
+
+        Returns:
+            Class numbers ``(B, ...)`` int64 or class probabilities in the shape of the outputs; with a loss of the
+            user's own, whatever was given.
+
+        Raises:
+            InvalidInput: If labels do not fit the outputs.
+        """
+        if labels.is_inference():
+            labels = labels.clone()  # what was made in inference mode cannot be saved for a backward pass
+        if self.loss is not None:
+            return labels
+        if outputs.dim() < 2:
+            raise InvalidInput(f"cross-entropy needs outputs (N, classes, ...), not {tuple(outputs.shape)}; pass loss=")
+        if labels.is_floating_point() and labels.dim() == 1 and bool((labels == labels.round()).all()):
+            labels = labels.long()
+        numbers = outputs.shape[:1] + outputs.shape[2:]
+        if labels.shape != (outputs.shape if labels.is_floating_point() else numbers):
+            raise InvalidInput(
+                f"labels {tuple(labels.shape)} of {labels.dtype} do not fit outputs {tuple(outputs.shape)}; allowed: "
+                f"class numbers {tuple(numbers)} or class probabilities {tuple(outputs.shape)}"
+            )
+        if labels.is_floating_point():
+            return labels
+        classes, seen = outputs.shape[1], labels[labels != IGNORED] if labels.dim() > 1 else labels
+        if seen.numel() and not 0 <= int(seen.min()) <= int(seen.max()) < classes:
+            wrong = int(seen.min()) if int(seen.min()) < 0 else int(seen.max())
+            raise InvalidInput(f"label {wrong} is no class of an output with {classes} classes (0 to {classes - 1})")
+        return labels.long()

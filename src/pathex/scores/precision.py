@@ -1,0 +1,92 @@
+"""Sums over paths in float32 where that is safe, in float64 elsewhere."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathex.errors import InvalidInput, PathexError
+from pathex.graph import tf32_products
+from pathex.paths import Linear, Moments, run_linear
+from pathex.scores.reader import PathReader
+
+__all__ = ["open_sum", "safely"]
+
+Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
+"""From a reader to a scalar and scores by name."""
+
+# Score is conserved: every layer on all paths holds the sum in all. Within these bounds no weight that matters under-
+# or overflows float32; beyond them the pass is repeated in float64.
+_SAFE = (1e-25, 1e30)
+
+
+def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]:
+    """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32.
+
+    Args:
+        reader: The reader.
+        summed: From a reader to the sum over paths, a scalar, and the scores, each layer's in proportion to what of the
+            sum passes through it.
+        method: Name for the error message.
+
+    Returns:
+        Name to score.
+
+    Raises:
+        PathexError: If the sum is not finite in float64.
+    """
+    memo = reader.problem.memo
+    # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
+    if reader.precision != torch.float64 and memo.get("sum leaves float32", False):
+        reader = reader.in_float64()
+    total, zero, scores = _passes(reader, summed)
+    if reader.precision != torch.float64:
+        # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
+        known: set[str] = memo.setdefault("zero in float64", set())
+        if zero - known or not _SAFE[0] < total < _SAFE[1]:
+            total, zero, scores = _passes(reader.in_float64(), summed)
+            known |= zero
+    memo["sum leaves float32"] = not _SAFE[0] < total < _SAFE[1]
+    if not math.isfinite(total):
+        raise PathexError(
+            f"{method}: the sum over paths is {total} in float64; the network's weights or statistics overflow"
+        )
+    return scores
+
+
+def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[str, Tensor]]:
+    """The sum as a number, the names of scores that are zero, and the scores: brought to the CPU all at once."""
+    if reader.tf32 and reader.problem.device.type != "cuda":
+        raise InvalidInput(f"tf32=True needs a CUDA device, not {reader.problem.device.type!r}; leave it out")
+    with tf32_products() if reader.tf32 else nullcontext():
+        total, scores = summed(reader)
+    some = torch.stack([score.any() for score in scores.values()])
+    number, *found = torch.cat([total.detach().double().view(1), some.to(total.device).double()]).tolist()
+    return number, {name for name, each in zip(scores, found, strict=True) if not each}, scores
+
+
+def open_sum(
+    reader: PathReader, *, statistics: Sequence[Moments] | None = None, seen: Tensor | None = None, **how: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What an input of ones brings to the outputs of the open network, and the scores of the weights it passes.
+
+    Args:
+        reader: The reader.
+        statistics: What BatchNorm is read with; None is what the reader says.
+        seen: Factor of each output, ``(1, ...)``; None is one.
+        **how: Further arguments of `pathex.paths.Linear`.
+
+    Returns:
+        The sum over outputs, a scalar, and ``theta^2 dR/d(theta^2)`` of it by name.
+    """
+    tensors = reader.tensors()
+    with torch.enable_grad():
+        known = reader.coefficients() if statistics is None else statistics
+        ones = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
+        reading = Linear(reader.graph(ones), tensors, None, known, per_sample=reader.per_sample, **how)
+        reach = run_linear(reading, [reader.laid_out(ones)])
+        total = (reach if seen is None else reach * seen.to(reach)).sum()
+        return total.detach(), reading.scores(total)

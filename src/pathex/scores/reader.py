@@ -1,0 +1,224 @@
+"""What scorers share: the weights they see, BatchNorm statistics, and recorded passes over the pruning set."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput, PathexWarning
+from pathex.graph import Graph, held_bytes
+from pathex.paths import (
+    TINY_SCALE,
+    Linear,
+    Moments,
+    PerSample,
+    Record,
+    Recording,
+    Smooth,
+    Statistics,
+    Weights,
+    calibrate,
+    lowered,
+    read_scales,
+    survey,
+)
+from pathex.scores.memory import calibration_chunk
+from pathex.scores.options import Initialiser, Output, Redraw, Scales
+from pathex.scores.problem import Problem, generator
+
+__all__ = ["TOTAL", "PathReader", "Reader", "Tensors"]
+
+Recorded = Callable[[], tuple[Tensor, Recording]]
+Tensors = Mapping[str, Tensor]
+R = TypeVar("R", bound="Reader")
+
+TOTAL = ""  # what stands beside scores of weights, which have names, when both are summed
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The weights and statistics of a problem's network, the way its options say.
+
+    Attributes:
+        problem: Model, mask and pruning set.
+        calibration: What BatchNorm uses.
+        calibration_images: Most images that calibration reads.
+        redraw: Whether, or how, weights are drawn anew in each round.
+        scales: Whether scales that start at zero are read as one.
+        output: Which of several outputs counts.
+        dtype: Precision; None is the problem's.
+    """
+
+    problem: Problem
+    calibration: str
+    calibration_images: int
+    redraw: Redraw
+    scales: Scales
+    output: Output
+    dtype: torch.dtype | None = None
+
+    def in_float64(self: R) -> R:
+        """The same reader in float64."""
+        return replace(self, dtype=torch.float64)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision of the passes."""
+        return self.dtype or self.problem.dtype
+
+    # -- tensors -------------------------------------------------------------------------------------------------------
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Parameters that are read as one because they start at zero, by name; warns once per prune."""
+        if self.scales == "stored":
+            return {}
+        memo = self.problem.memo
+        if "scales" not in memo:
+            memo["scales"] = self._zero_scales()
+            if memo["scales"]:
+                names = list(memo["scales"])
+                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+                warnings.warn(
+                    "read as one because they start at or near zero (scales='stored' takes them as they are): "
+                    f"{', '.join(names[:4])}{more}",
+                    PathexWarning,
+                    stacklevel=2,
+                )
+        return {name: ones.to(self.precision) for name, ones in memo["scales"].items()}
+
+    def _zero_scales(self) -> dict[str, Tensor]:
+        """The network is traced for them only where a parameter may be one."""
+        problem = self.problem
+        if not _may_be_scales(problem.model, problem.prunable):
+            return {}
+        return read_scales(problem.model, survey(problem.graph(self.output)), problem.prunable)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The masked prunable weights that are read in this round."""
+        return self.problem.masked(self.read(), self.precision)
+
+    def read(self) -> dict[str, Tensor]:
+        """What stands in for prunable weights: those that are redrawn, and those that are read as one."""
+        fixed = self.fixed()
+        read = {name: ones for name, ones in fixed.items() if name in self.problem.prunable}
+        if self.redraw:
+            draw = self.redraw if callable(self.redraw) else _own_spread(fixed)
+            source = generator(self.problem.seed, self.problem.round)
+            for name, own in self.problem.prunable.items():
+                read[name] = _drawn(draw, name, read.get(name, own).detach(), source)
+        return read
+
+    def other(self) -> dict[str, Tensor]:
+        """What stands in for parameters that are not prunable, by name."""
+        return {name: ones for name, ones in self.fixed().items() if name not in self.problem.prunable}
+
+    # -- passes --------------------------------------------------------------------------------------------------------
+
+    def statistics(self, tensors: Tensors) -> Statistics:
+        """What BatchNorm uses: calibrated moments, the stored statistics, or those of each batch."""
+        if self.calibration != "batch":
+            return self.calibration  # type: ignore[return-value]
+        images = self.problem.images[: self.calibration_images]
+        own = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
+        chunk = calibration_chunk(self.problem, images, self.output)
+        how: dict[str, Any] = {"output": self.output, "processes": self.problem.processes}
+        return calibrate(self.problem.model, images, tensors=own, chunk=chunk, **how)
+
+
+@dataclass(frozen=True)
+class PathReader(Reader):
+    """Reads a problem's network as paths.
+
+    Attributes:
+        smooth: The coefficient of smooth activations in a recorded pass.
+        per_sample: What an open reading does with coefficients that belong to a sample.
+        tf32: Whether products are taken in TF32 on a GPU.
+    """
+
+    smooth: Smooth = "secant"
+    per_sample: PerSample = "refuse"
+    tf32: bool = False
+
+    def graph(self, images: Tensor | None = None) -> Graph:
+        """The network, lowered."""
+        return lowered(self.problem.graph(self.output, images))
+
+    def tensors(self, *, scored: bool = True) -> Weights:
+        """The tensors of the network that are read in this round."""
+        return self.problem.weights({**self.other(), **self.read()}, self.precision, scored=scored)
+
+    def coefficients(self) -> Sequence[Moments] | Literal["running"]:
+        """What BatchNorm layers are read with: calibrated moments, or the stored statistics."""
+        if self.calibration == "running":
+            return "running"
+        found = self.statistics({**self.other(), **self.weights()})
+        assert found != "train", "not among the calibrations of this reader"
+        return found
+
+    def recordings(self, tensors: Weights) -> list[Recorded]:
+        """Recorded passes over the pruning set in micro-batches that the memory budget allows.
+
+        Args:
+            tensors: The tensors of the network.
+
+        Returns:
+            For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
+        """
+        parts = list(self.problem.micro_batches(held_bytes(self.graph(), self.precision)))
+        # When everything fits in one batch, the recorded pass is the calibration.
+        together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
+        statistics: Any = "batch" if together and self.calibration == "batch" else self.coefficients()
+
+        def recorded(part: Tensor) -> tuple[Tensor, Recording]:
+            x = self.laid_out(part)
+            graph = self.graph(x)
+            reading = Record(graph, tensors, statistics, self.smooth)
+            with torch.no_grad():
+                output = reading.run(x)
+            return x, Recording(graph, output, reading.tape, reading.moments)
+
+        return [partial(recorded, part) for part in parts]
+
+    def linear(self, tensors: Weights, recording: Recording, **how: Any) -> Linear:
+        """The network as a linear map, with the coefficients of a recorded pass."""
+        return Linear(recording.graph, tensors, recording.tape, recording.statistics, **how)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images as they are read: in channels last where that is faster."""
+        images = images.to(self.precision)
+        fast = images.dim() == 4 and self.precision == torch.float32 and images.device.type == "cpu"
+        if fast and any(node.op == "conv2d" for node in self.graph().path):
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+
+def _may_be_scales(model: nn.Module, prunable: Collection[str]) -> bool:
+    """Whether a parameter may be a scale or a head that starts at zero."""
+    for name, parameter in model.named_parameters():
+        whole = parameter.detach()
+        if name in prunable:
+            if not whole.any():
+                return True
+        elif not name.endswith("bias") and whole.numel() and float(whole.abs().max()) < TINY_SCALE:
+            return True
+    return False
+
+
+def _drawn(draw: Initialiser, name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+    drawn = draw(name, weight, source)
+    if not isinstance(drawn, Tensor) or drawn.shape != weight.shape:
+        found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+        raise InvalidInput(f"redraw must return a tensor of shape {tuple(weight.shape)} for {name!r}, not {found}")
+    return drawn
+
+
+def _own_spread(fixed: Mapping[str, Tensor]) -> Initialiser:
+    def draw(name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+        spread = 1.0 if name in fixed else float(weight.double().std()) if weight.numel() > 1 else 1.0
+        return torch.randn(weight.shape, dtype=torch.float64, generator=source) * spread
+
+    return draw

@@ -1,0 +1,133 @@
+"""The tasks of a transfer: which classes each has, on which the network is pruned and which it then learns."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from pathex.data import ImageData, choose_classes, task_splits
+from pathex.errors import InvalidInput, UnknownName, reason
+from pathex.tasks.builders import check_names
+
+__all__ = ["HEADS", "TransferOptions", "images_of", "transfer_options"]
+
+HEADS = ("fixed", "trained")
+"""What fine-tuning does to the head that ridge regression found."""
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """The options of the task.
+
+    Attributes:
+        tasks: Classes of each task, as numbers among the classes of the data.
+        source: Number of the task that the network is pruned on.
+        targets: Numbers of the tasks that it then learns.
+        alpha: Penalty of the ridge regression.
+        head: One of :data:`HEADS`.
+    """
+
+    tasks: tuple[tuple[int, ...], ...]
+    source: int
+    targets: tuple[int, ...]
+    alpha: float
+    head: str
+
+
+_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"tasks": None, "task_seed": None, "source": 0, "targets": None, "alpha": 1.0, "head": "fixed"}
+)
+
+
+def transfer_options(given: Mapping[str, Any], data: ImageData) -> TransferOptions:
+    """Check the options of the task; every task of the result is numbers of classes."""
+    check_names("transfer", given, tuple(_DEFAULTS))
+    options = {**_DEFAULTS, **given}
+    tasks = _tasks(options["tasks"], options["task_seed"], data.classes)
+    for number, classes in enumerate(tasks):
+        _check_task(number, classes, data)
+    _check(options, len(tasks))
+    source, targets = options["source"], options["targets"]
+    if targets is None:
+        targets = [number for number in range(len(tasks)) if number != source]
+    return TransferOptions(tasks, source, tuple(targets), float(options["alpha"]), options["head"])
+
+
+def _check(options: Mapping[str, Any], tasks: int) -> None:
+    alpha, targets, numbers = options["alpha"], options["targets"], range(tasks)
+    if not _is_one_of(options["source"], numbers):
+        raise _wrong("source", options["source"], f"the number of a task, 0 to {tasks - 1}")
+    if targets is None:
+        if tasks < 2:
+            raise _wrong("targets", None, "with a single task: [0]")
+    elif (
+        not isinstance(targets, list | tuple)
+        or not targets
+        or not all(_is_one_of(number, numbers) for number in targets)
+        or len(set(targets)) < len(targets)
+    ):
+        raise _wrong("targets", targets, f"different numbers of tasks, 0 to {tasks - 1}, at least one")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise _wrong("alpha", alpha, "a number above 0")
+    if options["head"] not in HEADS:
+        raise UnknownName("head", options["head"], HEADS)
+
+
+def _tasks(tasks: Any, seed: Any, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    if tasks is None:
+        raise InvalidInput("task 'transfer' needs option 'tasks': their number, or a list of classes for each")
+    if isinstance(tasks, int):
+        return tuple(tuple(classes) for classes in task_splits(len(names), tasks, 0 if seed is None else seed))
+    if seed is not None:
+        raise InvalidInput("option 'task_seed' of task 'transfer' needs a number of 'tasks'; here they are listed")
+    if isinstance(tasks, str):
+        tasks = _read(Path(tasks).expanduser())
+    if not isinstance(tasks, list | tuple) or not tasks or not all(isinstance(task, list | tuple) for task in tasks):
+        raise _wrong("tasks", tasks, "a number, a list of classes for each task, or a YAML or JSON file with one")
+    return tuple(_chosen(number, classes, names) for number, classes in enumerate(tasks))
+
+
+def _chosen(number: int, classes: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
+    try:
+        return tuple(choose_classes(names, classes=list(classes)))
+    except InvalidInput as error:
+        raise InvalidInput(f"option 'tasks' of task 'transfer', task {number}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput(
+            f"option 'tasks' of task 'transfer': {str(path)!r} cannot be read ({reason(error)})"
+        ) from error
+
+
+def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:
+    if len(classes) < 2:
+        raise InvalidInput(f"option 'tasks' of task 'transfer': task {number} has {len(classes)} class, and needs two")
+    for part in ("train", "test"):
+        counts = torch.bincount(getattr(data, part).labels, minlength=data.num_classes)
+        empty = [data.classes[label] for label in classes if not counts[label]]
+        if empty:
+            raise InvalidInput(f"data {data.name!r}: class {empty[0]!r} of task {number} has no {part} images")
+
+
+def _is_one_of(value: Any, numbers: range) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in numbers
+
+
+def _wrong(option: str, value: Any, allowed: str) -> InvalidInput:
+    return InvalidInput(f"option {option!r} of task 'transfer' is {value!r}; allowed: {allowed}")
+
+
+def images_of(labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Numbers of the images of some classes, rising, and their labels: places in ``classes``, both int64 (M,)."""
+    places = (labels[:, None] == torch.tensor(classes, dtype=labels.dtype)).nonzero()
+    return places[:, 0], places[:, 1]

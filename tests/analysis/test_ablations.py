@@ -1,0 +1,117 @@
+"""Tickets without the places, the values or the signs of their weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import pathex
+from pathex.analysis import flipped, reinitialised, shuffled
+from pathex.errors import InvalidInput
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return pathex.models.create("resnet20", width=8)
+
+
+def random_mask(model: nn.Module, density: float = 0.3) -> pathex.Mask:
+    source = torch.Generator().manual_seed(1)
+    names = [name for name, p in model.named_parameters() if p.dim() > 1]
+    entries = {n: torch.rand(model.get_parameter(n).shape, generator=source) < density for n in names}
+    return pathex.Mask(entries, {"method": "px"})
+
+
+def test_shuffled_masks_keep_their_counts_and_nothing_else() -> None:
+    mask = random_mask(network())
+    moved = shuffled(mask, 0)
+    assert moved.counts() == mask.counts() and moved.metadata == mask.metadata and list(moved) == list(mask)
+    # Two independent masks of density d overlap in d / (2 - d) of their union: 0.176.
+    assert moved.jaccard(mask) == pytest.approx(0.3 / 1.7, abs=0.01)
+    assert moved == shuffled(mask, 0) != shuffled(mask, 1)
+    backwards = pathex.Mask({name: mask[name] for name in reversed(list(mask))})
+    assert shuffled(backwards, 0) == moved
+    assert mask == random_mask(network())
+
+
+def test_every_place_is_as_likely() -> None:
+    mask = pathex.Mask({"w": torch.tensor([[True, False], [False, False], [False, True]])})
+    taken = sum(shuffled(mask, seed)["w"].double() for seed in range(3000))
+    # 1000 expected at each of the six places, standard deviation 25.8.
+    assert (taken - 1000).abs().max() < 4 * 25.8
+
+
+def test_layers_move_independently() -> None:
+    entry = torch.arange(400).view(20, 20) % 2 == 0
+    moved = shuffled(pathex.Mask({"a": entry, "b": entry.clone()}), 0)
+    assert not torch.equal(moved["a"], moved["b"])
+
+
+def test_flipped_weights_keep_their_magnitudes() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    other = flipped(model, 0)
+    assert set(other) == set(random_mask(model))
+    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in before.items())
+    turned = total = 0
+    for name, weight in other.items():
+        assert torch.equal(weight.abs(), before[name].abs())
+        turned += int((weight != before[name]).sum())
+        total += weight.numel()
+    assert turned / total == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(total))
+    assert all(torch.equal(weight, flipped(model, 0)[name]) for name, weight in other.items())
+    assert any(not torch.equal(weight, flipped(model, 1)[name]) for name, weight in other.items())
+    model.load_state_dict(other, strict=False)
+    assert torch.equal(model.get_parameter("fc.weight"), other["fc.weight"])
+    assert torch.equal(model.get_parameter("fc.bias"), before["fc.bias"])
+
+
+def test_redrawn_weights_have_the_spread_of_the_old_ones() -> None:
+    model = network()
+    state = torch.get_rng_state()
+    other = reinitialised(model, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, weight in other.items():
+        old = model.get_parameter(name)
+        assert weight.shape == old.shape and weight.dtype == old.dtype and not weight.requires_grad
+        assert weight.std() == pytest.approx(old.std().item(), rel=4 / math.sqrt(2 * weight.numel()))
+        correlation = torch.corrcoef(torch.stack([weight.flatten(), old.detach().flatten()]))[0, 1]
+        assert abs(correlation) < 4 / math.sqrt(weight.numel())
+    assert all(torch.equal(weight, reinitialised(model, 0)[name]) for name, weight in other.items())
+    assert not torch.equal(other["fc.weight"], reinitialised(model, 1)["fc.weight"])
+    chosen = reinitialised(model, 0, names=["fc.weight"])
+    assert list(chosen) == ["fc.weight"] and torch.equal(chosen["fc.weight"], other["fc.weight"])
+
+
+def test_a_factory_gives_the_state_of_a_new_network() -> None:
+    model = network()
+    model(torch.randn(8, 3, 8, 8))  # moves the statistics of BatchNorm
+    state = torch.get_rng_state()
+    other = reinitialised(model, 7, factory=lambda: pathex.models.create("resnet20", width=8))
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = network(7).state_dict()
+    assert all(torch.equal(entry, expected[name]) for name, entry in other.items()) and set(other) == set(expected)
+    model.load_state_dict(other)
+    half = reinitialised(network().to(torch.bfloat16), 7, factory=lambda: network(7))
+    assert half["fc.weight"].dtype == torch.bfloat16 and half["bn.num_batches_tracked"].dtype == torch.int64
+
+
+def test_what_does_not_fit_is_named() -> None:
+    model = network()
+    with pytest.raises(InvalidInput, match="another network than CifarResNet: 'blocks"):
+        reinitialised(model, 0, factory=lambda: pathex.models.create("resnet20", width=4))
+    for call in (flipped, reinitialised):
+        with pytest.raises(InvalidInput, match=r"CifarResNet has no parameter named 'head\.weight'"):
+            call(model, 0, names=["head.weight"])
+
+
+@pytest.mark.gpu
+def test_draws_are_the_same_on_a_gpu() -> None:
+    model = network()
+    expected = [flipped(model, 0), reinitialised(model, 0)]
+    model.cuda()
+    for here, there in zip(expected, [flipped(model, 0), reinitialised(model, 0)], strict=True):
+        assert all(there[name].is_cuda and torch.equal(there[name].cpu(), entry) for name, entry in here.items())

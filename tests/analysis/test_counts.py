@@ -1,0 +1,195 @@
+"""Parameters and multiply-adds, dense and masked."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathex
+from brute_force.work import multiply_adds
+from pathex.analysis import count
+from pathex.errors import InvalidInput, MaskMismatch
+from pathex.masks import prunable_weights
+
+
+def random_mask(model: nn.Module, seed: int, density: float = 0.4) -> pathex.Mask:
+    source = torch.Generator().manual_seed(seed)
+    weights = prunable_weights(model)
+    return pathex.Mask({name: torch.rand(p.shape, generator=source) < density for name, p in weights.items()})
+
+
+NETWORKS = {
+    "strides, padding, dilation, groups": lambda: nn.Sequential(
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 9, (1, 3), groups=3, dilation=(1, 2), padding=(0, 2), bias=False),
+        nn.MaxPool2d(2),
+        nn.Conv2d(9, 9, 3, groups=9, padding=1),
+        nn.Flatten(),
+        nn.Linear(9 * 2 * 3, 5),
+    ),
+    "transposed, tokens": lambda: nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=3),
+        nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2, output_padding=1),
+        nn.Flatten(2),
+        nn.Linear(8 * 8, 7, bias=False),
+        nn.GELU(),
+        nn.Linear(7, 3),
+    ),
+}
+SHAPES = {"strides, padding, dilation, groups": (4, 9, 11), "transposed, tokens": (4, 11, 9)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_against_products_counted_one_by_one(name: str, seed: int) -> None:
+    model = NETWORKS[name]()
+    mask = random_mask(model, seed)
+    image = torch.randn(SHAPES[name])
+    counts = count(model, SHAPES[name])
+    everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
+    assert counts.multiply_adds() == multiply_adds(model, image, everything)
+    assert counts.multiply_adds(mask) == multiply_adds(model, image, dict(mask))
+    assert counts.others == 0
+    pathex.make_permanent(model, mask)
+    unpruned = sum(p.numel() for n, p in model.named_parameters() if n not in mask)
+    assert counts.parameters(mask) == unpruned + sum(int(model.get_parameter(n).count_nonzero()) for n in mask)
+    assert counts.parameters() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "billions", "parameters"),
+    [
+        ("resnet50", 4.089, 25557032),
+        ("mobilenet_v3_large", 0.217, 5483032),
+        ("vit_b_16", 17.564, 86567656),
+        ("swin_t", 4.491, 28288354),
+        ("densenet121", 2.834, 7978856),
+    ],
+)
+def test_torchvision_publishes_the_same_numbers(name: str, billions: float, parameters: int) -> None:
+    with torch.device("meta"):
+        model = pathex.models.create(f"torchvision:{name}", num_classes=1000)
+    counts = count(model, (3, 224, 224))
+    assert round(counts.multiply_adds() / 1e9, 3) == billions and counts.parameters() == parameters
+    used = set(prunable_weights(model))
+    assert all(counts.products[weight] > 0 for weight in used)
+    assert counts.others + sum(counts.products[weight] for weight in used) == counts.multiply_adds()
+
+
+def test_resnet20_by_its_formula() -> None:
+    model = pathex.models.create("resnet20")
+    sides = [32] * 7 + [16] * 6 + [8] * 6
+    channels = [(3, 16)] + [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5
+    body = sum(9 * a * b * side**2 for (a, b), side in zip(channels, sides, strict=True))
+    shortcuts = 16 * 32 * 16**2 + 32 * 64 * 8**2
+    assert count(model, (3, 32, 32)).multiply_adds() == body + shortcuts + 640
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["vgg16_bn", "timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224", "timm:nf_regnet_b0", "smp:DeepLabV3Plus"],
+)
+def test_density_scales_what_the_mask_names(name: str) -> None:
+    if name.startswith("smp"):
+        import segmentation_models_pytorch as smp
+
+        model = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=4)
+    else:
+        model = pathex.models.create(name, num_classes=4)
+    size = 224 if "vit" in name else 64
+    counts = count(model, (3, size, size))
+    weights = prunable_weights(model)
+    assert all(
+        counts.products[weight] > 0 and counts.products[weight] % weights[weight].numel() == 0 for weight in weights
+    )
+    empty = pathex.Mask({weight: torch.zeros(p.shape, dtype=torch.bool) for weight, p in weights.items()})
+    assert counts.multiply_adds(empty) == counts.others
+    assert counts.parameters(empty) == sum(p.numel() for n, p in model.named_parameters() if n not in weights)
+    assert (counts.others > 0) == ("vit" in name)
+    mask = random_mask(model, 0)
+    expected = sum(counts.products[n] // weights[n].numel() * kept for n, (kept, _) in mask.counts().items())
+    assert counts.multiply_adds(mask) == expected + counts.others
+
+
+class Attention(nn.Module):
+    """Attention in torch's own module, in training code's three projections, and over learned queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.latent = nn.Parameter(torch.randn(1, 3, 8))
+        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = self.whole(tokens, tokens, tokens)[0]
+        return F.scaled_dot_product_attention(self.query(self.latent), self.key(tokens), tokens)
+
+
+def test_products_of_activations_stay_dense() -> None:
+    model = Attention()
+    counts = count(model, (8, 2, 3))
+    projections = {"whole.in_proj_weight": 6 * 192, "whole.out_proj.weight": 6 * 64}
+    projections |= {"query.weight": 3 * 64, "key.weight": 6 * 64}
+    assert {name: number for name, number in counts.products.items() if number} == projections
+    assert counts.others == 2 * 6 * 6 * 8 + 2 * 3 * 6 * 8
+    mask = random_mask(model, 0)
+    kept = sum(projections[name] // total * kept for name, (kept, total) in mask.counts().items())
+    assert counts.multiply_adds(mask) == kept + counts.others
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+        self.gain = nn.Parameter(torch.ones(2, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.gain * (self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True))
+        return self.conv(self.conv(x)) + F.conv2d(x[..., ::2, ::2], weight, padding=1).repeat(1, 1, 2, 2)
+
+
+def test_weights_that_are_used_often_or_transformed() -> None:
+    model = Shared()
+    counts = count(model, (2, 4, 6))
+    assert dict(counts.products) == {"conv.weight": 36 * (24 + 24 + 6), "gain": 0}
+    mask = pathex.Mask({"conv.weight": torch.arange(36).view(2, 2, 3, 3) % 9 == 0})
+    assert counts.multiply_adds(mask) == 4 * 54 and counts.parameters(mask) == 6
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = pathex.models.create("resnet20", width=4).train()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    before, grads = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    count(model, (3, 8, 8))
+    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), grads, strict=True))
+    assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_precision_plays_no_part(dtype: torch.dtype) -> None:
+    model = pathex.models.create("resnet20", width=4)
+    expected = count(model, (3, 8, 8))
+    assert count(model.to(dtype), (3, 8, 8)) == expected
+
+
+def test_what_cannot_be_counted_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(InvalidInput, match=r"shape is \(2, 3\); allowed: channels, height and width"):
+        count(model, (2, 3))
+    with pytest.raises(InvalidInput, match=r"Sequential fails on an image of \(3, 3, 3\): RuntimeError"):
+        count(model, (3, 3, 3))
+    counts = count(model, (3, 2, 2))
+    for mask in ({"fc.weight": torch.ones(2, 12, dtype=torch.bool)}, {"1.weight": torch.ones(2, 3, dtype=torch.bool)}):
+        for number in (counts.parameters, counts.multiply_adds):
+            with pytest.raises(MaskMismatch, match=r"does not fit the network: '(fc|1)\.weight' is not there"):
+                number(pathex.Mask(mask))

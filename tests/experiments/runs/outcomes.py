@@ -1,0 +1,98 @@
+"""What runs left in their folders, and runs that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pathex
+
+State = dict[str, Tensor]
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mask_of(folder: Path, name: str = "mask") -> pathex.Mask:
+    return pathex.Mask.load(folder / f"{name}.safetensors")
+
+
+def state_of(path: Path) -> State:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def equal(state: State, other: State) -> bool:
+    return set(state) == set(other) and all(torch.equal(state[name], other[name]) for name in state)
+
+
+def times(state: State, mask: pathex.Mask) -> State:
+    return {name: tensor * mask[name] if name in mask else tensor for name, tensor in state.items()}
+
+
+def numbers(path: Path) -> list[dict[str, Any]]:
+    rows = entries(path) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def assert_same_outcome(folder: Path, other: Path) -> None:
+    """Two folders of the same run hold the same files, numbers, masks, weights and momenta."""
+    assert folder.name == other.name
+    files = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert files == {path.relative_to(other) for path in other.rglob("*")}
+    assert numbers(folder / "result.json") == numbers(other / "result.json")
+    assert numbers(folder / "metrics.jsonl") == numbers(other / "metrics.jsonl")
+    for name in files:
+        if name.suffix == ".safetensors":
+            assert pathex.Mask.load(folder / name) == pathex.Mask.load(other / name)
+        if name.suffix == ".ckpt" and name.stem != "init":
+            states = [torch.load(place / name, weights_only=True) for place in (folder, other)]
+            assert equal(*(state["model"] for state in states))
+            momenta = [state.get("optimizer", {"state": {}})["state"] for state in states]
+            assert momenta[0].keys() == momenta[1].keys()
+            for key, memory in momenta[0].items():
+                assert torch.equal(memory["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import torch
+from pathex.experiments.runs import RunConfig, run
+from pathex.train import loop
+
+loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0  # an epoch of this test is shorter than the pause between two events
+torch.set_num_threads(int(sys.argv[4]))  # sums are the same bit for bit with as many threads
+
+settings, moment, flag = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+
+def on_event(event, payload):
+    if moment.items() <= {"event": event, **payload}.items():
+        flag.touch()
+        sys.stdin.read()
+
+run(RunConfig(**settings), on_event=on_event)
+"""
+
+
+def start_and_kill(settings: dict[str, Any], moment: dict[str, Any], flag: Path) -> None:
+    """Run in another process, and kill it as soon as it reports an event that has all of ``moment``."""
+    texts = (json.dumps(settings), json.dumps(moment), str(flag), str(torch.get_num_threads()))
+    with subprocess.Popen([sys.executable, "-c", CHILD, *texts], stdin=-1, stderr=-1) as child:
+        while not flag.exists():
+            if child.poll() is not None:
+                assert child.stderr is not None
+                raise AssertionError(child.stderr.read().decode())
+            try:
+                child.wait(0.02)
+            except subprocess.TimeoutExpired:
+                continue
+        os.kill(child.pid, signal.SIGKILL)
+    flag.unlink()
+    assert child.returncode == -signal.SIGKILL

@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import pathex
+from experiments.runs.outcomes import entries
+from pathex.errors import InvalidInput
+from pathex.experiments.runs import RunConfig, locked, run
+
+
+def by_size(model, batches, mask):
+    return {name: model.get_parameter(name).detach().abs() for name in mask}
+
+
+def test_a_run_with_a_scorer_of_ones_own(settings):
+    own = run(RunConfig(**{**settings, "method": f"{__name__}:by_size"}))
+    named = run(RunConfig(**{**settings, "method": "magnitude"}))
+    assert own.folder != named.folder
+    assert pathex.Mask.load(own.folder / "mask.safetensors") == pathex.Mask.load(named.folder / "mask.safetensors")
+    with pytest.raises(InvalidInput, match="has no callable 'absent'"):
+        run(RunConfig(**{**settings, "method": f"{__name__}:absent"}))
+
+
+def test_a_run_leaves_every_file_and_holds_its_mask(settings):
+    events = []
+    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
+    folder, result = finished.folder, finished.result
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {
+        *("config.yaml", "environment.json", "pruning_set.json", "mask.safetensors", "history.jsonl"),
+        *("pruning.json", "metrics.jsonl", "last.ckpt", "result.json", "log.txt"),
+    }
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
+        **{**settings, "milestones": [0.5, 0.75], "ignore": [], "prunable": []}
+    )
+    assert result["status"] == "done"
+    assert result["kept"] == round(0.25 * result["total"])
+    assert 0 <= result["test_accuracy"] <= 1
+    assert len(json.loads((folder / "pruning_set.json").read_text())["indices"]) == 8
+    assert len(entries(folder / "history.jsonl")) == result["rounds"] == 2
+    assert len(entries(folder / "metrics.jsonl")) == 2
+    mask = pathex.Mask.load(folder / "mask.safetensors")
+    assert (mask.metadata["method"], mask.metadata["data"]) == ("magnitude", settings["data"])
+    weights = torch.load(folder / "last.ckpt", weights_only=True)["model"]
+    assert all(not weights[name][~mask[name]].any() for name in mask)
+    kinds = [kind for kind, _ in events if kind != "step"]
+    assert kinds == ["prune_round", "prune_round", "prune_done", "epoch", "epoch", "done"]
+    assert events[0][1] == {"round": 1, "rounds": 2, "density": pytest.approx(0.5, abs=1e-3)}
+
+
+def test_the_settings_reach_pruning_and_training(settings):
+    first = run(RunConfig(**{**settings, "method": "px", "validation": 0.25, "label_smoothing": 0.1}))
+    assert {"val_accuracy", "train_accuracy"} <= set(first.result)
+    pruned = json.loads((first.folder / "pruning_set.json").read_text())
+    assert (pruned["seed"], pruned["images_per_class"]) == (0, 2)
+    redrawn = run(RunConfig(**{**settings, "method": "px", "validation": 0.25, "method_options": {"redraw": True}}))
+    masks = [pathex.Mask.load(result.folder / "mask.safetensors") for result in (first, redrawn)]
+    assert masks[0].kept == masks[1].kept
+    assert masks[0] != masks[1]
+    losses = [entries(result.folder / "metrics.jsonl")[0]["train_loss"] for result in (first, redrawn)]
+    assert losses[0] != losses[1]
+
+
+def test_densities_by_weight_are_kept_exactly(settings):
+    with pytest.raises(InvalidInput, match="nowhere"):
+        run(RunConfig(**{**settings, "allocation": {"nowhere.weight": 0.5}}))
+    finished = run(RunConfig(**{**settings, "allocation": "uniform", "epochs": 0}))
+    counts = pathex.Mask.load(finished.folder / "mask.safetensors").counts().values()
+    assert all(count.kept == pytest.approx(count.total / 4, abs=1) for count in counts)
+    assert (finished.result["train_seconds"], finished.result["allocation"]) == (0, "uniform")
+
+
+def test_a_run_that_is_done_computes_nothing_again(settings, monkeypatch):
+    first = run(RunConfig(**settings))
+    monkeypatch.setattr("pathex.experiments.runs.runner.build_task", lambda *_, **__: pytest.fail("built again"))
+    events = []
+    again = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
+    assert again == first
+    assert [kind for kind, _ in events] == ["resumed", "done"]
+
+
+def test_dense_trains_every_weight(settings):
+    finished = run(RunConfig(**{**settings, "method": "dense", "epochs": 1}))
+    assert finished.result["kept"] == finished.result["total"] > 0
+    assert (finished.result["sparsity"], finished.result["dead_layers"]) == (0.0, 0)
+    assert not (finished.folder / "mask.safetensors").exists()
+    assert not (finished.folder / "pruning_set.json").exists()
+
+
+def test_an_interrupted_run_keeps_its_mask_and_its_epochs(settings):
+    def interrupt(kind, payload):
+        if kind == "epoch":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(RunConfig(**settings), on_event=interrupt)
+    (folder,) = Path(settings["out"]).iterdir()
+    mask = (folder / "mask.safetensors").read_bytes()
+    assert not (folder / "result.json").exists()
+    assert "stopped by KeyboardInterrupt" in (folder / "log.txt").read_text()
+    events = []
+    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
+    assert [payload["stage"] for kind, payload in events if kind == "resumed"] == ["pruned", "training"]
+    assert [payload["epoch"] for kind, payload in events if kind == "epoch"] == [2]
+    assert (folder / "mask.safetensors").read_bytes() == mask
+    recorded = sum(row["seconds"] for row in entries(folder / "metrics.jsonl"))
+    assert finished.result["train_seconds"] == pytest.approx(recorded)
+
+
+def test_a_folder_in_use_is_refused(settings):
+    config = RunConfig(**settings)
+    folder = Path(settings["out"]) / pathex.experiments.runs.run_name(config)
+    folder.mkdir(parents=True)
+    with locked(folder), pytest.raises(InvalidInput, match="in use by another process"):
+        run(config)
+
+
+def test_a_folder_of_other_settings_is_refused(settings):
+    config = RunConfig(**settings)
+    path = run(config).folder / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
+    with pytest.raises(InvalidInput, match=r"other settings \(lr 0\.2 there, 0\.1 here\)"):
+        run(config)
+
+
+def test_data_that_changed_under_a_begun_run_are_refused(settings):
+    def interrupt(kind, payload):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(RunConfig(**settings), on_event=interrupt)
+    file = settings["data"].removeprefix("npz:")
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    np.savez(file, **{**arrays, "train_images": 255 - arrays["train_images"]})
+    with pytest.raises(InvalidInput, match=r"data 'npz:.*' changed since"):
+        run(RunConfig(**settings))
+
+
+def test_data_that_cannot_be_used_leave_no_folder(settings):
+    with pytest.raises(InvalidInput):
+        run(RunConfig(**{**settings, "data": "npz:nowhere.npz"}))
+    with pytest.raises(InvalidInput):
+        run(RunConfig(**{**settings, "images_per_class": 1000}))
+    assert not Path(settings["out"]).exists()
+
+
+@pytest.mark.parametrize("wrong", [{"ignore": ["nothing"]}, {"min_per_layer": 10**6}, {"sparsity": 0.999999}])
+def test_bad_input_that_shows_while_pruning_leaves_nothing(settings, tmp_path, wrong):
+    with pytest.raises(InvalidInput):
+        run(RunConfig(**{**settings, "out": str(tmp_path / "new" / "runs"), **wrong}))
+    assert not (tmp_path / "new").exists()

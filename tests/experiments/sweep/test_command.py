@@ -1,0 +1,161 @@
+"""``pathex sweep``: its file, its words, its exit codes, what it prints."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from experiments.sweep.conftest import InProcess
+from pathex.cli import main
+from pathex.cli.sweep import SweepDisplay
+from pathex.experiments.runs import RunConfig
+from pathex.experiments.sweep import Plan, SweepConfig, factory
+from pathex.experiments.sweep.work import ENDED, Job, ended
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs ``pathex sweep`` in an empty folder: exit code, standard output, standard error."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["sweep", *words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SweepConfig, list[RunConfig]]]:
+    """What executors were asked for; runs are carried out in this process."""
+    asked: list[tuple[SweepConfig, list[RunConfig]]] = []
+
+    def create(config: SweepConfig, runs: Any) -> InProcess:
+        asked.append((config, list(runs)))
+        return InProcess()
+
+    monkeypatch.setattr(factory, "create", create)
+    return asked
+
+
+@pytest.fixture
+def file(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    """A sweep file of two runs, beside its base."""
+    base = {name: value for name, value in tiny.items() if name != "method"}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "sweeps").mkdir()
+    path = tmp_path / "sweeps" / "s.yaml"
+    path.write_text("base: ../base.yaml\nsettings: {batch_size: 16}\ngrid: {method: [magnitude, dense]}\n")
+    return path
+
+
+def test_a_sweep_file_gives_runs_a_table_and_a_report(command: Command, executor: list[Any], file: Path) -> None:
+    code, out, err = command("--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
+    assert (code, out) == (0, "runs/results.csv\n")
+    ((config, runs),) = executor
+    assert config.concurrent == 3 and [(run.method, run.epochs, run.batch_size) for run in runs] == [
+        ("magnitude", 1, 16),
+        ("dense", 1, 16),
+    ]
+    assert err.startswith("2 runs\n1/2 magnitude-") and err.endswith("2 done, 0 failed\n")
+    assert list(pd.read_csv("runs/results.csv")["status"]) == ["done", "done"]
+    assert main(["report", "runs", "--out", "report"]) == 0 and Path("report/index.html").exists()
+
+
+def test_a_run_of_a_sweep_is_the_run_of_pathex_run(command: Command, executor: list[Any], file: Path) -> None:
+    words = ["--lr", "1e-2", "--milestones", "[0.3]", "--model-options.width", "4", "--sparsity", "0"]
+    assert main(["run", "--config", str(file.parents[1] / "base.yaml"), *words, "--out", "single"]) == 0
+    given = [f"--settings.{word[2:]}" if word.startswith("--") else word for word in words]
+    assert command("--config", str(file), "--grid", "{method: [px]}", "--settings.batch-size", "32", *given)[0] == 0
+    assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == {p.name for p in Path("single").iterdir()}
+
+
+def test_failed_runs_are_listed_and_the_exit_code_is_one(command: Command, executor: list[Any], file: Path) -> None:
+    code, out, err = command("--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
+    assert (code, out) == (1, "runs/results.csv\n")
+    *_, summary, failure = err.splitlines()
+    assert summary == "2 done, 1 failed" and failure.startswith("failed: px-") and "nowhere.npz" in failure
+    code, _, err = command("--config", str(file))
+    assert code == 0 and err.splitlines() == ["2 runs", "2 done (2 of them before), 0 failed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--base", "nope.yaml"], "--base is 'nope.yaml'; allowed: a file"),
+        (["--grid.sparsity", "[0.5, 5]"], "sparsity is 5"),
+        (["--grid.sparsty", "[0.5]"], "unknown setting 'sparsty'"),
+        (["--conkurrent", "3"], "unknown option"),
+        (["--concurrent", "many"], "allowed: a whole number or null"),
+        (["--executor", "slurm"], "unknown executor 'slurm'"),
+        ([], "no runs"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(command: Command, words: list[str], expected: str) -> None:
+    code, out, err = command(*words)
+    assert (code, out) == (2, "") and expected in err and err.count("\n") == 1
+    assert not list(Path.cwd().iterdir())
+
+
+def test_printed_options_are_a_sweep_file(command: Command, executor: list[Any], file: Path) -> None:
+    code, out, _ = command("--config", str(file), "--settings.epochs", "0", "--print_config")
+    assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
+    (file.parent / "printed.yaml").write_text(out)
+    assert command("--config", str(file.parent / "printed.yaml"))[0] == 0
+    assert [run.epochs for run in executor[0][1]] == [0, 0]
+
+
+def test_the_options_are_known_before_torch_is(file: Path) -> None:
+    program = (
+        "import sys; from pathex.cli import COMMANDS; from pathex.cli.parser import parse; "
+        "config = parse(['sweep', *sys.argv[1:]], COMMANDS)[1]; "
+        "sys.exit('torch' in sys.modules or not str(config.base).endswith('base.yaml'))"
+    )
+    words = [sys.executable, "-c", program, "--config", str(file)]
+    assert subprocess.run(words, check=False, env=os.environ | {"PYTHONWARNINGS": "error"}).returncode == 0
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[InProcess] = []
+
+    def stop(job: Job) -> None:
+        raise KeyboardInterrupt
+
+    def create(config: SweepConfig, runs: Any) -> InProcess:
+        made.append(InProcess(stop))
+        return made[0]
+
+    monkeypatch.setattr(factory, "create", create)
+    code, out, err = command("--config", str(file))
+    assert (code, out) == (130, "") and "the same command goes on from there" in err and made[0].closed
+
+
+def test_the_live_table_shows_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"run-{number}" for number in range(40)]
+    display = SweepDisplay(Plan(dict.fromkeys(names, RunConfig()), 3))
+    for name in names[:35]:
+        display(name, "start", {})
+    display(names[0], "prune_round", {"round": 2, "rounds": 100, "density": 0.5})
+    display(names[1], "epoch", {"epoch": 3, "epochs": 4, "train_loss": 1.2345})
+    display(names[3], "epoch", {"epoch": 1, "epochs": 4, "train_loss": 2.5, "level": 2, "levels": 9})
+    display(names[2], ENDED, {**ended("done"), "before": False})
+    screen = Console(file=StringIO(), width=100)
+    screen.print(display._table())
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[1].split() == ["run-0", "prune", "2/100"] and lines[2].split() == ["run-1", "epoch", "3/4", "1.234"]
+    assert lines[3].split() == ["run-3", "level", "2/9", "epoch", "1/4", "2.500"]
+    assert lines[-2].split() == ["and", "2", "more"]
+    assert lines[-1].startswith("1 done, 34 running, 0 failed, 5 waiting; about ")

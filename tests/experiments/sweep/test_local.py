@@ -1,0 +1,136 @@
+"""Worker processes: the numbers of a run do not depend on them, and none of them can end the sweep."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pathex.experiments.runs import run
+from pathex.experiments.sweep import Plan, SweepConfig, create, plan, sweep
+from pathex.experiments.sweep.executors import share
+from pathex.experiments.sweep.local import LocalExecutor, _visible
+from pathex.experiments.sweep.work import ENDED, Job
+
+MODULE = '''
+import os, signal
+from pathlib import Path
+from pathex.models import create
+
+def dies(num_classes, in_channels, flag=None, **options):
+    """A network whose making kills the process: always, or only where the flag is not there."""
+    if flag is None or not Path(flag).exists():
+        if flag is not None:
+            Path(flag).touch()
+        print("last words", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create("resnet20", num_classes=num_classes, in_channels=in_channels, **options)
+'''
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in [result, *rows]]
+
+
+def assert_as_alone(planned: Plan, names: list[str], folder: Path) -> None:
+    """Runs of a sweep have the numbers and the mask of the same runs in this process, and not all the same ones."""
+    for name in names:
+        run(dataclasses.replace(planned.runs[name], out=str(folder / "alone")))
+        swept, alone = folder / "out" / name, folder / "alone" / name
+        assert numbers(swept) == numbers(alone)
+        assert (swept / "mask.safetensors").read_bytes() == (alone / "mask.safetensors").read_bytes()
+    first, second = (numbers(folder / "out" / name) for name in names[:2])
+    assert first != second
+
+
+def test_workers_give_the_numbers_of_a_run_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    planned = plan(SweepConfig(settings=tiny, grid={"seed": [0, 1, 2]}, out=str(tmp_path / "out")))
+    executor = LocalExecutor(share(2, None, 0, 8))
+    assert executor.threads == torch.get_num_threads() == 1
+    assert sweep(planned.runs, tmp_path / "out", lambda: executor).done == 3
+    assert_as_alone(planned, list(planned.runs)[1:], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_worker_that_dies_is_one_failed_run(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dying.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"flag": str(tmp_path / "flag"), "width": 2}
+    config = SweepConfig(
+        settings=tiny,
+        grid={"seed": [0, 1]},
+        list=({"model": "dying:dies"}, {"model": "dying:dies", "model_options": options}, {"lr": 1e30}),
+        concurrent=2,
+        out=str(tmp_path / "out"),
+    )
+    planned = plan(config)
+    first, second, dying, reviving, diverging = planned.runs
+    again = []
+    result = sweep(
+        planned.runs,
+        Path(config.out),
+        lambda: create(config, planned.runs.values()),
+        retries=1,
+        on_event=lambda name, kind, payload: again.append((name, payload["error"])) if kind == "again" else None,
+    )
+    assert set(result.failed) == {dying, diverging} and result.done == 3
+    assert {name for name, _ in again} == {dying, reviving} and all("SIGKILL" in error for _, error in again)
+    assert "SIGKILL (out of memory?)" in result.failed[dying] and "loss became" in result.failed[diverging]
+    record = json.loads((tmp_path / "out" / dying / "failed.json").read_text())
+    assert record["attempts"] == 2 and "last words" in record["traceback"]
+
+    assert_as_alone(planned, [first, second, reviving], tmp_path)
+
+
+def test_what_is_closed_stops_at_once_and_goes_on_later(tiny: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**tiny, "epochs": 1000}
+    ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
+    executor = LocalExecutor(share(1, 1, 0, 1))
+    seen: list[str] = []
+    with executor:
+        executor.submit(Job(name, config, 1))
+        while "epoch" not in seen:
+            seen += [message.kind for message in executor.listen(1.0)]
+            assert ENDED not in seen
+        process = executor._workers[0].child.process
+        started = time.monotonic()
+    assert time.monotonic() - started < 9 and process.exitcode == 0  # it stopped when asked, and was not killed
+    assert "stopped by KeyboardInterrupt" in (tmp_path / name / "log.txt").read_text()
+    rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    assert torch.load(tmp_path / name / "last.ckpt", weights_only=True)["epoch"] in {len(rows), len(rows) + 1}
+
+
+def test_a_worker_whose_sweep_is_gone_ends(tiny: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**tiny, "epochs": 1000}
+    ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
+    with LocalExecutor(share(1, 1, 0, 1)) as executor:
+        executor.submit(Job(name, config, 1))
+        while "epoch" not in [message.kind for message in executor.listen(1.0)]:
+            pass
+        child = executor._workers.pop(0).child
+        child.connection.close()  # what the system does when the sweep is killed
+        child.process.join(20)
+        assert child.process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [(None, ["0", "1"]), ("", ["0", "1"]), ("3, 5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])],
+)
+def test_each_worker_sees_one_of_the_devices(
+    variable: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(os.environ, "CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", variable)
+    assert [_visible(0), _visible(1)] == expected

@@ -1,0 +1,131 @@
+"""What a sweep file means: which runs, under which names, and what is refused."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pathex.errors import InvalidInput
+from pathex.experiments.runs import RunConfig, run_name
+from pathex.experiments.sweep import SweepConfig, plan
+from pathex.experiments.sweep.executors import share
+
+
+def runs(**options: Any) -> list[RunConfig]:
+    return list(plan(SweepConfig(**options)).runs.values())
+
+
+def test_a_grid_is_every_combination_in_order() -> None:
+    grid = {"method": ["random", "magnitude"], "sparsity": [0.5, 0.9, 0.99], "seed": [3, 1]}
+    made = runs(grid=grid, settings={"epochs": 7})
+    assert [(run.method, run.sparsity, run.seed) for run in made] == list(itertools.product(*grid.values()))
+    assert {run.epochs for run in made} == {7}
+
+
+def test_an_entry_of_a_list_is_one_run_as_it_is() -> None:
+    made = runs(list=({"milestones": [0.2, 0.4]}, {"method": "random", "milestones": []}))
+    assert [(run.method, run.milestones) for run in made] == [("px", (0.2, 0.4)), ("random", ())]
+
+
+def test_several_grids_and_a_list_follow_each_other() -> None:
+    made = runs(grid=({"seed": [0, 1], "method": ["dense"]}, {"seed": [2]}), list=({"seed": 3},))
+    assert [(run.method, run.seed) for run in made] == [("dense", 0), ("dense", 1), ("px", 2), ("px", 3)]
+
+
+def test_what_comes_later_wins(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("epochs: 1\nbatch_size: 2\nmodel_options: {width: 4}\nout: elsewhere\nlr: 1e-4\n")
+    (made,) = runs(
+        base=str(base),
+        settings={"batch_size": 3, "seed": 8, "model_options.depth": 32},
+        grid={"seed": [9]},
+        out="here",
+    )
+    assert (made.epochs, made.batch_size, made.seed, made.lr, made.out) == (1, 3, 9, 1e-4, "here")
+    assert made.model_options == {"width": 4, "depth": 32}
+
+
+def test_a_dotted_name_sets_one_option_and_a_plain_name_all() -> None:
+    common = {"method_options": {"redraw": True}}
+    made = runs(settings=common, list=({"method_options.calibration": "running"}, {"method_options": {}}))
+    assert [run.method_options for run in made] == [{"redraw": True, "calibration": "running"}, {}]
+
+
+def test_one_dense_run_stands_for_all_sparsities() -> None:
+    planned = plan(SweepConfig(grid={"method": ["dense", "px"], "sparsity": [0.5, 0.9], "seed": [0, 1]}))
+    assert [run.method for run in planned.runs.values()].count("dense") == 2
+    assert (len(planned.runs), planned.duplicates) == (6, 2)
+    assert list(planned.runs) == [run_name(run) for run in planned.runs.values()]
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit", "allowed"),
+    [
+        ({}, "no runs", "a grid, a list, or both"),
+        ({"grid": {"epochs": 3}}, "grid: epochs is 3", "a list of values"),
+        ({"grid": {"seed": []}}, "grid: seed is []", "a list of values"),
+        ({"grid": {"sede": [1]}}, "grid at {sede: 1}: unknown setting 'sede'", "Did you mean 'seed'"),
+        ({"grid": ({"seed": [1]}, {"sparsity": [0.5, 1.5]})}, "grid 2 at {sparsity: 1.5}: sparsity is 1.5", "[0, 1)"),
+        ({"grid": (["seed"],)}, "grid 1 is ['seed']", "a mapping"),
+        ({"grid": ({"seed": [1]}, {})}, "grid 2 is {}", "a mapping"),
+        ({"grid": {"seed": range(2), "lr": [1.0]}}, "grid: seed is range", "a list of values"),
+        ({"grid": {"seed": [0] * 1000, "lr": [1.0] * 101}}, "101,000 entries", "at most 100,000"),
+        ({"grid": {"method": [None]}}, "grid at {method: None}: method is None", "str"),
+        ({"settings": {"epochs": None}, "list": ({},)}, "epochs is None", "int"),
+        ({"list": ({"method": "pxx"},)}, "list entry 1: unknown method 'pxx'", "px-literal"),
+        ({"list": ({}, {"epochs": "many"})}, "list entry 2: epochs is 'many'", "int"),
+        ({"list": ({"rounds": 1.5},)}, "list entry 1: rounds is 1.5", "int | None"),
+        ({"list": ({"seed.x": 1},)}, "list entry 1: seed has no options", "method_options"),
+        ({"list": ({"method_options.reddraw": True},)}, "list entry 1", "redraw"),
+        ({"list": ({"model_options.a.b": 1},), "settings": {"model_options": {"a": 2}}}, "model_options.a.b", "2"),
+        ({"list": ({"out": "x"},)}, "list entry 1: out", "option of the sweep"),
+        ({"list": ({"devices": 2},)}, "list entry 1: devices is 2", "1"),
+        ({"settings": {"list": ()}, "grid": {"seed": [1]}}, "settings: unknown setting 'list'", "lr"),
+        ({"base": {"grid": {}}, "grid": {"seed": [1]}}, "base: unknown setting 'grid'", "seed"),
+        ({"base": "nowhere.yaml", "grid": {"seed": [1]}}, "base: 'nowhere.yaml' is no file", "pathex run"),
+        ({"grid": {"seed": [1]}, "executor": "slurm"}, "unknown executor 'slurm'", "local, ray"),
+        ({"grid": {"seed": [1]}, "concurrent": 0}, "concurrent is 0", "at least 1"),
+        ({"grid": {"seed": [1]}, "retries": -1}, "retries is -1", "at least 0"),
+        ({"grid": {"seed": [1]}, "address": "auto"}, "address is 'auto'", "executor 'ray'"),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_line(options: dict[str, Any], culprit: str, allowed: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        runs(**options)
+    message = str(caught.value)
+    assert culprit in message and allowed in message and "\n" not in message
+
+
+def test_a_base_is_a_file_of_settings_and_has_no_base_itself(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("base: other.yaml\n")
+    with pytest.raises(InvalidInput, match=r"base\.yaml: .*'base'"):
+        runs(base=str(tmp_path / "base.yaml"), grid={"seed": [1]})
+
+
+def test_a_base_may_be_the_settings_that_a_run_left(tmp_path: Path) -> None:
+    left = RunConfig(method="random", epochs=3, milestones=(0.25,), out="elsewhere")
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**vars(left), "milestones": [0.25], "ignore": [], "prunable": []})
+    )
+    (made,) = runs(base=str(tmp_path / "config.yaml"), grid={"seed": [0]})
+    assert run_name(made) == run_name(left) and made.out == "runs"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((None, None, 0, 8), (8, 1, 0)),
+        ((3, None, 0, 8), (3, 1, 0)),
+        ((None, 4, 0, 8), (2, 4, 0)),
+        ((None, 16, 0, 8), (1, 16, 0)),
+        ((None, None, 2, 16), (2, 8, 2)),
+        ((3, None, 2, 12), (6, 2, 2)),
+        ((3, 5, 2, 12), (6, 5, 2)),
+        ((8, None, 1, 4), (8, 1, 1)),
+    ],
+)
+def test_how_runs_share_a_machine(given: tuple[Any, ...], expected: tuple[int, int, int]) -> None:
+    made = share(*given)
+    assert (made.workers, made.threads, made.gpus) == expected

@@ -1,0 +1,295 @@
+"""Masks in the forms of other programs."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+import pathex
+from brute_force import mask_forms
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.masks import Mask
+from pathex.masks import formats as converters
+
+NAMES = ("conv.weight", "weight", "attn.in_proj_weight", "blocks.0.fc.weight")
+SHAPES = st.lists(st.lists(st.integers(1, 11), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+def drawn(shapes: list[list[int]], seed: int) -> tuple[Mask, dict[str, Tensor]]:
+    """A random mask, some of whose kept weights may be zero, and weights with other tensors beside them."""
+    source = torch.Generator().manual_seed(seed)
+    entries = {name: torch.rand(shape, generator=source) < 0.5 for name, shape in zip(NAMES, shapes, strict=False)}
+    weights = {name: torch.randn(entry.shape, generator=source) for name, entry in entries.items()}
+    weights |= {"norm.running_mean": torch.zeros(3), "norm.num_batches_tracked": torch.tensor(7)}
+    return Mask(entries), weights
+
+
+class Tied(nn.Module):
+    """Two linear layers with one weight, two names of one module, attention, and a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.again = self.conv
+        self.norm = nn.BatchNorm2d(2)
+        self.attention = nn.MultiheadAttention(4, 2)
+
+
+def half(model: nn.Module) -> Mask:
+    source = torch.Generator().manual_seed(0)
+    weights = pathex.masks.prunable.prunable_weights(model)
+    return Mask({name: torch.rand(weight.shape, generator=source) < 0.5 for name, weight in weights.items()})
+
+
+# -- every form keeps every bit ----------------------------------------------------------------------------------------
+
+ROUND_TRIPS: dict[str, Callable[[Mask, dict[str, Tensor]], Mask]] = {
+    "bool": lambda mask, _: converters.from_tensors(converters.to_tensors(mask)),
+    "uint8": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.uint8)),
+    "bfloat16": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.bfloat16)),
+    "torch-prune": lambda mask, w: converters.from_torch_prune(converters.to_torch_prune(mask, w)),
+    "compressed": lambda mask, w: converters.from_compressed(converters.to_compressed(mask, w)),
+    "compressed half": lambda mask, w: converters.from_compressed(
+        converters.to_compressed(mask, {name: t.half() for name, t in w.items()})
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ROUND_TRIPS)
+@settings(max_examples=40, deadline=None)
+@given(shapes=SHAPES, seed=st.integers(0, 999), zeros=st.booleans())
+def test_round_trips(form: str, shapes: list[list[int]], seed: int, zeros: bool) -> None:
+    mask, weights = drawn(shapes, seed)
+    if zeros:
+        weights = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    before = copy.deepcopy(weights)
+    assert ROUND_TRIPS[form](mask, weights) == mask
+    assert list(ROUND_TRIPS[form](mask, weights)) == list(mask)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes=SHAPES, seed=st.integers(0, 999))
+def test_weights_and_their_zeros(shapes: list[list[int]], seed: int) -> None:
+    mask, weights = drawn([[2, *shape] for shape in shapes], seed)
+    mask |= Mask({name: torch.zeros_like(entry).index_fill(0, torch.tensor(0), True) for name, entry in mask.items()})
+    sparse = converters.to_zeros(mask, weights)
+    assert converters.from_zeros(sparse) == mask
+    assert all(torch.equal(sparse[name], weights[name] * mask[name]) for name in mask)
+    back = converters.weights_from_compressed(converters.to_compressed(mask, weights))
+    assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
+
+
+# -- plain dictionaries ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": torch.tensor([0.0, 0.5])}, "'a' holds 0.5; allowed: 0 and 1"),
+        ({"a": torch.tensor([1, 2], dtype=torch.uint8)}, "'a' holds 2"),
+        ({"a": torch.tensor([1.0, float("nan")])}, "'a' holds nan"),
+        ({"a": [1, 0]}, "'a' must be a tensor, not list"),
+        ({}, "at least one entry"),
+    ],
+)
+def test_dictionaries_of_other_values_are_refused(tensors: dict, message: str) -> None:
+    with pytest.raises(MaskMismatch, match=message):
+        converters.from_tensors(tensors)
+
+
+# -- weights whose zeros are the mask ----------------------------------------------------------------------------------
+
+
+def sparse_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
+    return pathex.make_permanent(net, half(net))  # type: ignore[return-value]
+
+
+def test_the_zeros_of_a_model_are_a_start() -> None:
+    net = sparse_net()
+    start = converters.from_zeros(net)
+    assert start == half(net) == converters.from_zeros(net.state_dict()) == converters.from_zeros(net.state_dict(), net)
+    assert list(converters.from_zeros(net, ignore=["3"])) == ["0.weight"]
+    assert "1.weight" in converters.from_zeros(net, prunable=[nn.BatchNorm2d])
+    result = pathex.prune(net, "magnitude", sparsity=0.75, data=torch.randn(2, 1, 3, 3), mask=start)
+    assert (result.mask - start).kept == 0 and result.mask.kept == round(0.25 * start.total)
+    with pytest.raises(InvalidInput, match="start mask keeps"):
+        pathex.prune(net, "magnitude", sparsity=0.2, data=torch.randn(2, 1, 3, 3), mask=start)
+
+
+def test_a_tensor_of_zeros_is_named() -> None:
+    net = sparse_net()
+    nn.init.zeros_(net[3].weight)  # type: ignore[arg-type]
+    with pytest.warns(PathexWarning, match=r"3\.weight: zero throughout"):
+        assert converters.from_zeros(net).counts()["3.weight"].kept == 0
+
+
+def test_zeros_that_cannot_be_the_mask_are_refused() -> None:
+    net = sparse_net()
+    with pytest.raises(InvalidInput, match=r"kept weights of '0\.weight' are zero"):
+        converters.to_zeros(Mask({"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}), net)
+    with pytest.raises(MaskMismatch, match=r"lack 3\.weight"):
+        converters.from_zeros({"0.weight": torch.ones(4, 1, 3, 3)}, net)
+    with pytest.raises(MaskMismatch, match=r"'0\.weight' has shape \(4, 1, 1, 1\) in the mask and \(4, 1, 3, 3\)"):
+        converters.from_zeros({**net.state_dict(), "0.weight": torch.ones(4, 1, 1, 1)}, net)
+    with pytest.raises(MaskMismatch, match="no floating-point tensor has two or more"):
+        converters.from_zeros({"bias": torch.zeros(3)})
+
+
+# -- torch.nn.utils.prune ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_pruned_by_torch() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    torch_prune.random_unstructured(net[0], "weight", 0.5)
+    torch_prune.l1_unstructured(net[0], "weight", 0.5)  # a second time: a container of methods
+    torch_prune.ln_structured(net[2], "weight", 0.5, n=2, dim=0)
+    expected = {f"{i}.weight": net[i].weight_mask == 1 for i in (0, 2)}
+    for source in (net, net.state_dict()):
+        assert converters.from_torch_prune(source) == Mask(expected)  # type: ignore[arg-type]
+    for i in (0, 2):
+        torch_prune.remove(net[i], "weight")
+    assert converters.from_zeros(net) == Mask(expected)
+
+
+def test_a_mask_applied_as_torch_prunes() -> None:
+    torch.manual_seed(0)
+    model, plain = Tied(), Tied()
+    plain.load_state_dict(model.state_dict())
+    mask = half(model)
+    state = converters.to_torch_prune(mask, model)
+    assert converters.apply_torch_prune(model, mask) is model
+    assert torch_prune.is_pruned(model) and converters.from_torch_prune(model) == mask
+    assert converters.complete(converters.from_torch_prune(model.state_dict()), plain) == mask
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    pathex.make_permanent(plain, mask)
+    x = torch.randn(2, 1, 4)
+    assert torch.equal(model.second(x), plain.second(x))
+    assert torch.equal(model.attention(x, x, x)[0], plain.attention(x, x, x)[0])
+    for module in (model.first, model.second, model.conv, model.attention.out_proj):
+        torch_prune.remove(module, "weight")
+    torch_prune.remove(model.attention, "in_proj_weight")
+    assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_shared_weights_travel_under_all_their_names() -> None:
+    model = Tied()
+    mask = half(model)
+    compressed = converters.to_compressed(mask, model)
+    assert {"first.bitmask", "second.bitmask", "again.bitmask"} <= compressed.keys()
+    assert converters.complete(converters.from_compressed(compressed), model) == mask
+    zeros = converters.to_zeros(mask, model)
+    assert torch.equal(zeros["first.weight"], zeros["second.weight"])
+    assert converters.from_zeros(zeros, model) == mask
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"0.weight": torch.ones(2), "attn_mask": torch.ones(2)}, "nothing is pruned by torch.nn.utils.prune"),
+        ({"w_orig": torch.ones(2), "w_mask": torch.ones(3)}, r"'w_mask' has shape \(3,\) and 'w_orig' has \(2,\)"),
+        ({"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
+    ],
+)
+def test_states_that_torch_did_not_prune_are_refused(state: dict, message: str) -> None:
+    with pytest.raises(MaskMismatch, match=message):
+        converters.from_torch_prune(state)
+
+
+def test_different_masks_of_one_weight_are_refused() -> None:
+    model = Tied()
+    for module, keep in ((model.first, True), (model.second, False)):
+        torch_prune.custom_from_mask(module, "weight", torch.full((4, 4), keep))
+    with pytest.raises(MaskMismatch, match=r"'first\.weight' and 'second\.weight' are one weight"):
+        converters.from_torch_prune(model)
+
+
+# -- compressed-tensors ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=st.lists(st.integers(1, 11), min_size=1, max_size=4), seed=st.integers(0, 999))
+def test_bitmasks_are_those_of_the_package(shape: list[int], seed: int) -> None:
+    mask, weights = drawn([shape], seed)
+    made, nested = converters.to_compressed(mask, weights), mask["conv.weight"].tolist()
+    rows = mask_forms.rows(nested)
+    assert made["conv.bitmask"].flatten().tolist() == [byte for row in rows for byte in mask_forms.packed(row)]
+    assert made["conv.bitmask"].shape == (*shape[:-1], -(-shape[-1] // 8)) and made["conv.bitmask"].dtype == torch.uint8
+    assert made["conv.shape"].tolist() == shape
+    assert made["conv.row_offsets"].tolist() == mask_forms.row_offsets(nested)
+    flat = zip(weights["conv.weight"].flatten().tolist(), [bit for row in rows for bit in row], strict=True)
+    assert made["conv.compressed"].tolist() == [value for value, kept in flat if kept]
+
+
+def compressed() -> dict[str, Tensor]:
+    return converters.to_compressed(Mask({"a.weight": torch.eye(3, 9) > 0}), {"a.weight": torch.randn(3, 9)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a.shape": None}, "'a.bitmask' is there but not a.shape"),
+        ({"a.bitmask": None}, "no name ends in '.bitmask'"),
+        ({"a.shape": torch.tensor([3, 17])}, r"\(3, 17\) needs torch.uint8 of \(3, 3\)"),
+        ({"a.bitmask": torch.ones(3, 2)}, r"'a.bitmask' is torch.float32 of shape \(3, 2\)"),
+        ({"a.compressed": torch.ones(4)}, "keeps 3 weights and 'a.compressed' holds 4"),
+        ({"a.row_offsets": torch.tensor([0, 1, 3])}, "'a.row_offsets' are not those of 'a.bitmask'"),
+    ],
+)
+def test_damaged_bitmasks_are_refused(change: dict, message: str) -> None:
+    tensors = {name: tensor for name, tensor in (compressed() | change).items() if tensor is not None}
+    with pytest.raises(MaskMismatch, match=message):
+        converters.from_compressed(tensors)
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "old_weight.weight", "a.weight_v"])
+def test_names_that_the_package_cannot_hold_are_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"cannot hold '{name}'"):
+        converters.to_compressed(Mask({name: torch.ones(2, 2) > 0}), {name: torch.ones(2, 2)})
+    taken = {"a.weight": torch.ones(2, 2), "a.shape": torch.ones(1)}
+    with pytest.raises(InvalidInput, match=r"'a\.shape' is another tensor"):
+        converters.to_compressed(Mask({"a.weight": torch.ones(2, 2) > 0}), taken)
+
+
+# -- a mask and a model ------------------------------------------------------------------------------------------------
+
+
+def test_complete_fills_what_is_not_named() -> None:
+    model = Tied()
+    some = Mask({"second.weight": torch.eye(4) > 0, "norm.bias": torch.ones(2) > 0}, {"note": 1})
+    whole = converters.complete(some, model)
+    assert list(whole) == list(pathex.masks.prunable.prunable_weights(model)) and whole.metadata == {"note": 1}
+    assert torch.equal(whole["first.weight"], torch.eye(4) > 0)
+    assert all(entry.all() for name, entry in whole.items() if name != "first.weight")
+    with pytest.raises(MaskMismatch, match=r"removes weights of 'norm\.bias', which is not prunable"):
+        converters.complete(Mask({"norm.bias": torch.zeros(2) > 0}), model)
+    with pytest.raises(MaskMismatch, match="'gone' is not there"):
+        converters.complete(Mask({"gone": torch.zeros(2) > 0}), model)
+
+
+WITH_WEIGHTS = [converters.to_zeros, converters.to_torch_prune, converters.to_compressed]
+
+
+@pytest.mark.parametrize("convert", WITH_WEIGHTS)
+def test_masks_that_do_not_fit_are_refused(convert: Callable[[Mask, object], object]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4))
+    mask = Mask({"0.weight": torch.ones(2, 3) > 0, "gone.weight": torch.ones(1) > 0})
+    for weights in (model, model.state_dict()):
+        with pytest.raises(
+            MaskMismatch, match=r"'gone\.weight' is not there.*'0\.weight' has shape \(2, 3\).*\(4, 3\)"
+        ):
+            convert(mask, weights)
+    with pytest.raises(MaskMismatch, match=r"'gone\.weight' is not there"):
+        converters.apply_torch_prune(model, mask)
+    assert not torch_prune.is_pruned(model)

@@ -1,0 +1,247 @@
+"""Which weights are pruned."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+import pathex
+from pathex.errors import InvalidInput
+from pathex.masks import prunable_weights
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+        self.block = nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 1))
+        self.embed = nn.Embedding(5, 2)
+        self.head = nn.Linear(2, 3)
+
+
+def test_weights_of_convolutions_and_linear_layers_in_order() -> None:
+    model = Net()
+    found = prunable_weights(model)
+    assert list(found) == ["stem.weight", "block.0.weight", "block.2.weight", "head.weight"]
+    assert found["head.weight"] is model.head.weight
+
+
+@pytest.mark.parametrize(
+    "ignore",
+    ["block.*", ["block.?"], ["block.*.weight"], ["block.0", "block.2"], [nn.Conv1d, nn.ConvTranspose2d], "module"],
+)
+def test_ignoring_by_glob_type_and_module(ignore: object) -> None:
+    model = Net()
+    chosen = [model.block] if ignore == "module" else ignore
+    assert list(prunable_weights(model, ignore=chosen)) == ["stem.weight", "head.weight"]  # type: ignore[arg-type]
+
+
+def test_a_single_selector_needs_no_list() -> None:
+    model = Net()
+    assert "head.weight" not in prunable_weights(model, ignore=model.head)  # type: ignore[arg-type]
+    assert "head.weight" not in prunable_weights(model, ignore=nn.Linear)  # type: ignore[arg-type]
+
+
+def test_the_user_adds_other_modules() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    model = nn.Sequential(nn.Embedding(4, 3), Scale(), nn.LayerNorm(3), nn.Linear(3, 2))
+    assert list(prunable_weights(model, prunable=[nn.Embedding, Scale])) == ["0.weight", "1.weight", "3.weight"]
+    assert list(prunable_weights(model, prunable=["2"], ignore=["3"])) == ["2.weight"]
+
+
+def test_a_bare_layer_is_a_model() -> None:
+    assert list(prunable_weights(nn.Linear(2, 2))) == ["weight"]
+    with pytest.raises(InvalidInput, match="nothing to prune"):
+        prunable_weights(nn.Linear(2, 2), ignore=["weight"])
+
+
+def test_shared_weights_appear_once_and_stay_dense_if_either_use_is_ignored() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
+    model[2].weight = model[0].weight
+    assert list(prunable_weights(model)) == ["0.weight", "3.weight"]
+    assert list(prunable_weights(model, ignore=["2"])) == ["3.weight"]
+
+
+def parametrized() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
+
+
+def pruned_by_torch() -> nn.Module:
+    from torch.nn.utils.prune import random_unstructured
+
+    return nn.Sequential(random_unstructured(nn.Linear(2, 2), "weight", 0.5))
+
+
+def old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2)))
+
+
+class Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), {}, "Sequential has nothing to prune"),
+        (Net(), {"ignore": ["*"]}, "Net has nothing to prune"),
+        (Net(), {"ignore": ["fc"]}, "ignore: 'fc' matches no module of Net"),
+        (Net(), {"prunable": [nn.LSTM]}, "prunable: LSTM matches no module of Net"),
+        (Net(), {"ignore": [nn.Linear(1, 1)]}, "ignore: Linear matches no module"),
+        (Net(), {"ignore": [3]}, "a selector is a glob, a module class or a module, not int"),
+        (
+            parametrized(),
+            {},
+            r"weight of '0' is a parametrization.*prunable=\['0.parametrizations.weight.original'\]",
+        ),
+        (old_weight_norm(), {}, r"weight of '0' is a parametrization.*prunable=\['0.weight_v'\]"),
+        (pruned_by_torch(), {}, "'0.weight' is pruned by torch.nn.utils.prune: take its mask with"),
+        (nn.Sequential(nn.LSTM(2, 2)), {"prunable": [nn.LSTM]}, "LSTM has no tensor named weight.*'0.weight_ih_l0'"),
+        (Net(), {"prunable": ["*.pos_embed"]}, r"prunable: '\*.pos_embed' matches no module of Net, and no parameter"),
+        (Net(), {"ignore": ["stem", "*.gone"]}, r"ignore: '\*.gone' matches no module of Net, and no parameter"),
+        (Scalar(), {"prunable": ["*scale"]}, "'scale' is a single number"),
+        (nn.Sequential(nn.LazyLinear(2)), {}, "weight of '0' has no shape yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_cannot_be_pruned_is_named(model: nn.Module, options: dict, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        prunable_weights(model, **options)
+
+
+def test_parametrized_layers_can_be_ignored() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    assert list(prunable_weights(model, ignore=["0"])) == ["1.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:dead channels and disconnected weights are not counted")
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_the_tensor_behind_a_parametrization_can_be_named(norm: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(getattr(nn.utils.parametrizations, norm)(nn.Linear(6, 4)), nn.ReLU(), nn.Linear(4, 2))
+    behind = "0.parametrizations.weight.original" + ("1" if norm == "weight_norm" else "")
+    assert list(prunable_weights(model, prunable=[behind])) == [behind, "2.weight"]
+    mask = pathex.prune(model, "magnitude", sparsity=0.4, data=torch.randn(2, 6), prunable=[behind]).mask
+    pathex.attach(model, mask)
+    # Both norms only scale: what is removed behind them is zero in the weight that acts.
+    assert torch.equal(model[0].weight == 0, ~mask[behind]) and model[0].weight.isfinite().all()
+
+
+def test_why_weight_norm_is_not_pruned_unasked() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+    with torch.no_grad():
+        layer.parametrizations.weight.original1[0] = 0  # type: ignore[union-attr]
+    assert layer.weight[0].isnan().all()
+
+
+# -- attention, embeddings, any parameter ------------------------------------------------------------------------------
+
+
+def vision_transformer() -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+    )
+    nn.init.normal_(model.heads.head.weight)  # it starts at zero
+    return model
+
+
+BLOCK = ("self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight")
+
+
+def test_attention_projections_are_prunable() -> None:
+    model = vision_transformer()
+    layers = [f"encoder.layers.encoder_layer_{i}.{own}" for i in range(2) for own in BLOCK]
+    assert list(prunable_weights(model)) == ["conv_proj.weight", *layers, "heads.head.weight"]
+    apart = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
+    assert list(prunable_weights(apart)) == ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
+    assert list(prunable_weights(apart, ignore=["k_proj_weight"])) == [
+        "q_proj_weight",
+        "v_proj_weight",
+        "out_proj.weight",
+    ]
+    assert list(prunable_weights(apart, ignore=[nn.MultiheadAttention])) == ["out_proj.weight"]
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+@pytest.mark.parametrize("allocation", ["global", "layer", "uniform", "erk", "mask"])
+def test_a_vision_transformer_is_pruned_trained_and_saved(method: str, allocation: str, tmp_path: Path) -> None:
+    model, x = vision_transformer(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    name = "encoder.layers.encoder_layer_1.self_attention.in_proj_weight"
+    like = pathex.masks.formats.complete(pathex.Mask({name: torch.arange(768).view(48, 16) < 192}), model)
+    chosen = like if allocation == "mask" else allocation
+    mask = pathex.prune(model, method, sparsity=0.8, data=x, rounds=3, allocation=chosen).mask  # type: ignore[arg-type]
+    assert mask.kept == round(0.2 * mask.total) == round(0.2 * 7248)
+    raw = {n: sum(e.shape) / e.numel() for n, e in mask.items()}
+    expected = {
+        "layer": 0.2 * 768,
+        "uniform": 0.2 * 768,
+        "erk": 0.2 * 7248 * raw[name] * 768 / sum(raw[n] * e.numel() for n, e in mask.items()),
+        "mask": 0.2 * 7248 * 192 / like.kept,
+    }
+    assert abs(mask.counts()[name].kept - expected.get(allocation, mask.counts()[name].kept)) <= 1
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    pathex.attach(model, mask, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert all(torch.equal(model.get_parameter(n) != 0, entry) for n, entry in mask.items())
+    assert pathex.masks.formats.from_zeros(model) == mask
+    for form in pathex.masks.files.FORMATS:
+        pathex.masks.files.write_mask(mask, tmp_path / "m.safetensors", form, model)
+        assert pathex.masks.files.read_mask(tmp_path / "m.safetensors", vision_transformer()) == mask
+
+
+def test_any_parameter_by_its_full_name() -> None:
+    model = vision_transformer()
+    usual = set(prunable_weights(model))
+    found = prunable_weights(model, prunable=["*.pos_embedding", "class_token"])
+    assert set(found) - usual == {"encoder.pos_embedding", "class_token"}
+    assert found["class_token"] is model.class_token
+    some = prunable_weights(model, prunable=["*_embedding", "*.ln_?.weight"], ignore=["*layer_0*", "*.pos_*"])
+    assert set(some) - usual == {
+        "encoder.layers.encoder_layer_1.ln_1.weight",
+        "encoder.layers.encoder_layer_1.ln_2.weight",
+    }
+    assert list(found) == [name for name, _ in model.named_parameters() if name in found]
+    # A glob that fits modules means their weights, not every parameter whose name it fits too.
+    assert set(prunable_weights(model, prunable=["*ln_1"])) - usual == {
+        f"encoder.layers.encoder_layer_{i}.ln_1.weight" for i in range(2)
+    }
+    options = {"prunable": ["*.pos_embedding"], "allocation": "layer"}
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.randn(2, 3, 32, 32), **options).mask  # type: ignore[arg-type]
+    assert mask.counts()["encoder.pos_embedding"] == (136, 272)
+
+
+def test_embeddings_and_bilinear_layers_on_request() -> None:
+    model = nn.ModuleList([nn.Embedding(4, 3), nn.EmbeddingBag(4, 3), nn.Bilinear(3, 3, 2), nn.Linear(2, 2)])
+    assert list(prunable_weights(model)) == ["3.weight"]
+    asked = prunable_weights(model, prunable=[nn.Embedding, nn.EmbeddingBag, nn.Bilinear])
+    assert list(asked) == ["0.weight", "1.weight", "2.weight", "3.weight"]
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "nf_resnet26", "nf_regnet_b0"])
+def test_weight_standardised_convolutions_of_timm_are_convolutions(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=4)
+    standardised = [n for n, m in model.named_modules() if type(m).__name__ in {"StdConv2d", "ScaledStdConv2d"}]
+    assert standardised and {f"{each}.weight" for each in standardised} <= set(prunable_weights(model))

@@ -1,0 +1,338 @@
+"""From scores to counts and masks."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pathex.pruning.effective
+from brute_force import mask_forms
+from pathex.errors import InvalidInput, MaskMismatch, UnknownName
+from pathex.masks import Mask
+from pathex.pruning import described, layer_densities
+from pathex.pruning.allocation import fill, round_to_total
+from pathex.pruning.effective import keep_connected
+from pathex.pruning.topk import _mixed, keep_best, keep_best_by_layer
+from pathex.pruning.updater import RoundUpdater
+
+VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 1e-300, 1e300, math.inf, -math.inf])
+LAYERS = st.lists(st.lists(VALUES, min_size=1, max_size=12), min_size=1, max_size=5)
+
+
+def named(layers: list[list[float]]) -> dict[str, Tensor]:
+    return {f"l{i}": torch.tensor(layer, dtype=torch.float64) for i, layer in enumerate(layers)}
+
+
+def everything(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+
+
+def total(entries: Mapping[str, Tensor]) -> int:
+    return sum(int(entry.sum()) for entry in entries.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(LAYERS, st.data())
+def test_counts_are_exact_and_nothing_better_is_left_out(layers: list[list[float]], data: st.DataObject) -> None:
+    scores = named(layers)
+    allowed = {
+        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(s), max_size=len(s))))
+        for name, s in scores.items()
+    }
+    count = data.draw(st.integers(0, total(allowed)))
+    kept = keep_best(scores, allowed, count, seed=data.draw(st.integers(0, 5)))
+    assert total(kept) == count
+    assert all(not (entry & ~allowed[name]).any() for name, entry in kept.items())
+    inside = torch.cat([scores[name][entry] for name, entry in kept.items()])
+    outside = torch.cat([scores[name][allowed[name] & ~entry] for name, entry in kept.items()])
+    assert not len(inside) or not len(outside) or inside.min() >= outside.max()
+
+
+@settings(max_examples=50, deadline=None)
+@given(LAYERS, st.integers(0, 3))
+def test_fewer_of_the_same_scores_is_a_subset(layers: list[list[float]], seed: int) -> None:
+    scores = named(layers)
+    full = everything(scores)
+    larger = keep_best(scores, full, total(full) * 2 // 3, seed=seed)
+    smaller = keep_best(scores, full, total(full) // 3, seed=seed)
+    assert all(not (smaller[name] & ~larger[name]).any() for name in scores)
+
+
+def test_ties_follow_the_seed_and_spare_no_layer() -> None:
+    scores = {f"l{i}": torch.zeros(100, 10) for i in range(10)}
+    first, again, other = (keep_best(scores, everything(scores), 1000, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in scores)
+    assert any(not torch.equal(first[name], other[name]) for name in scores)
+    counts = [int(entry.sum()) for entry in first.values()]
+    assert min(counts) > 60 and max(counts) < 140  # binomial with mean 100, standard deviation 9.5
+
+
+def test_floors_secure_the_best_of_each_layer() -> None:
+    scores = {"a": torch.tensor([9.0, 8.0, 7.0, 6.0]), "b": torch.tensor([1.0, 3.0, 2.0])}
+    kept = keep_best(scores, everything(scores), 4, at_least={"b": 2})
+    assert kept["a"].tolist() == [True, True, False, False] and kept["b"].tolist() == [False, True, True]
+    few = keep_best(scores, {**everything(scores), "b": torch.tensor([True, False, False])}, 3, at_least={"b": 2})
+    assert few["b"].tolist() == [True, False, False]
+    with pytest.raises(InvalidInput, match="min_per_layer secures 3 weights but only 2"):
+        keep_best(scores, everything(scores), 2, at_least={"b": 3})
+
+
+def test_more_than_there_are_is_an_error() -> None:
+    scores = {"a": torch.zeros(3)}
+    for choose in (keep_best, lambda *args: keep_connected(*args, lambda mask: mask)):
+        with pytest.raises(InvalidInput, match="4 weights are to be kept but only 3 are left"):
+            choose(scores, everything(scores), 4)
+
+
+def test_by_layer_keeps_each_count() -> None:
+    scores = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(5)}
+    kept = keep_best_by_layer(scores, everything(scores), {"a": 2, "b": 3}, seed=3)
+    assert kept["a"].tolist() == [[False, False, False], [False, True, True]]
+    assert int(kept["b"].sum()) == 3
+
+
+# -- counts of layers --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.floats(0, 1), st.integers(0, 3))
+def test_rounding_is_exact_within_limits_and_within_one(sizes: list[int], density: float, floor: int) -> None:
+    limits = {str(i): size for i, size in enumerate(sizes)}
+    count = round(density * sum(sizes))
+    shares = {name: count * size / sum(sizes) for name, size in limits.items()}
+    counts = round_to_total(shares, count, limits)
+    assert sum(counts.values()) == count
+    assert all(0 <= counts[n] <= limits[n] and abs(counts[n] - shares[n]) < 1 + 1e-6 for n in limits)
+    if sum(min(floor, size) for size in sizes) <= count:
+        secured = round_to_total(shares, count, limits, dict.fromkeys(limits, floor))
+        assert sum(secured.values()) == count
+        assert all(secured[n] >= min(floor, limits[n]) for n in limits)
+
+
+def test_rounding_gives_to_the_largest_remainder() -> None:
+    assert round_to_total({"a": 1.2, "b": 2.7, "c": 0.6, "d": 0.5}, 5, dict.fromkeys("abcd", 9)) == {
+        "a": 1, "b": 3, "c": 1, "d": 0,
+    }  # fmt: skip
+    with pytest.raises(InvalidInput, match="5 weights are to be kept but only 4"):
+        round_to_total({"a": 5.0}, 5, {"a": 4})
+    with pytest.raises(InvalidInput, match="secures 3 weights but only 2"):
+        round_to_total({"a": 2.0}, 2, {"a": 4}, {"a": 3})
+
+
+SHAPES = {"conv": (4, 2, 3, 3), "fc": (10, 4)}
+FULL = {"conv": 72, "fc": 40}
+
+
+def test_erk_is_proportional_to_dimensions_over_their_product() -> None:
+    found = layer_densities("erk", 0.25, SHAPES, FULL)
+    raw = {"conv": 12 / 72, "fc": 14 / 40}
+    scale = 0.25 * 112 / (12 + 14)
+    assert found == pytest.approx({name: value * scale for name, value in raw.items()})
+
+
+def test_erk_fills_small_layers_and_gives_the_rest_to_others() -> None:
+    found = layer_densities("erk", 0.8, SHAPES, FULL)
+    assert found["fc"] == 1.0
+    assert found["conv"] == pytest.approx((0.8 * 112 - 40) / 72)
+
+
+def test_uniform_and_layer_differ_on_an_uneven_start() -> None:
+    start = {"conv": 18, "fc": 40}
+    uniform = layer_densities("uniform", 0.3, SHAPES, start)
+    assert uniform == pytest.approx({"conv": 0.25, "fc": (0.3 * 112 - 18) / 40})
+    layer = layer_densities("layer", 0.3, SHAPES, start)
+    factor = 0.3 * 112 / 58
+    assert layer == pytest.approx({"conv": 0.25 * factor, "fc": factor})
+    assert layer_densities("uniform", 0.3, SHAPES, FULL) == pytest.approx({"conv": 0.3, "fc": 0.3})
+
+
+def test_explicit_densities_are_exact_and_others_share_the_rest() -> None:
+    found = layer_densities({"fc": 0.5}, 0.25, SHAPES, FULL)
+    assert found == pytest.approx({"fc": 0.5, "conv": (28 - 20) / 72})
+
+
+@pytest.mark.parametrize(
+    ("allocation", "message"),
+    [
+        ("global?", "unknown allocation 'global[?]'.* Known: erk, global, layer, uniform"),
+        ({"head": 0.5}, "'head'.* Known: conv, fc"),
+        ({"fc": 1.5}, r"'fc' density 1\.5; allowed: 0 to 1"),
+        ({"fc": math.nan}, "allowed: 0 to 1"),
+        ({"fc": 0.99}, r"'fc' density 0\.99.* start mask keeps 0\.9500"),
+        ({"fc": 0.9, "conv": 0.9}, r"admits sparsity 0\.100000 to 0\.100000, not 0\.7"),
+        ({"conv": 0.9}, r"admits sparsity 0\.082143 to 0\.421429, not 0\.7"),
+    ],
+)
+def test_bad_allocations_name_what_is_allowed(allocation: object, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        layer_densities(allocation, 0.3, SHAPES, {"conv": 72, "fc": 38})  # type: ignore[arg-type]
+    assert issubclass(UnknownName, InvalidInput)
+
+
+def test_filling_never_exceeds_a_cap() -> None:
+    found = fill({"a": 1.0, "b": 3.0}, 12.0, {"a": 10, "b": 10}, {"a": 1.0, "b": 0.6})
+    assert found == pytest.approx({"a": 0.6, "b": 0.6})
+
+
+# -- another mask as allocation ----------------------------------------------------------------------------------------
+
+LAYER_COUNTS = st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6)
+
+
+def first_kept(counts: Mapping[str, int], sizes: Mapping[str, int]) -> Mask:
+    return Mask({name: torch.arange(size) < counts[name] for name, size in sizes.items()})
+
+
+@settings(max_examples=100, deadline=None)
+@given(LAYER_COUNTS, st.floats(0.01, 1))
+def test_densities_in_proportion_to_a_mask(layers: list[tuple[int, float, float]], part: float) -> None:
+    sizes = {str(i): size for i, (size, _, _) in enumerate(layers)}
+    like = first_kept({str(i): round(size * own) for i, (size, own, _) in enumerate(layers)}, sizes)
+    start = {str(i): max(1, round(size * own)) for i, (size, _, own) in enumerate(layers)}
+    weights = {name: count.kept / count.total for name, count in like.counts().items()}
+    caps = {name: start[name] / size for name, size in sizes.items()}
+    room = sum(start[name] for name in sizes if weights[name] > 0)
+    if room == 0:
+        return
+    target = part * room
+    found = layer_densities(like, target / sum(sizes.values()), {n: (s,) for n, s in sizes.items()}, start)
+    assert found == pytest.approx(mask_forms.proportional(weights, target, sizes, caps), abs=1e-9)
+    assert sum(found[name] * size for name, size in sizes.items()) == pytest.approx(target)
+
+
+def test_the_order_of_ties_has_every_weight_once_and_no_pattern() -> None:
+    places = torch.arange(1 << 16)
+    for seed in (0, 1, 2**63):
+        order = _mixed(places, seed)
+        assert len(order.unique()) == len(order)
+        assert torch.equal(order, _mixed(places[None], seed)[0])
+        first = order.topk(1 << 15).indices  # a half that looks drawn: of places, of even ones, of long stretches
+        assert int((first % 2).sum()) == pytest.approx(1 << 14, abs=6 * 64)
+        assert all(int(n) == pytest.approx(2048, abs=6 * 32) for n in (first // 4096).bincount())
+        assert int((first < (1 << 15)).sum()) == pytest.approx(1 << 14, abs=6 * 64)
+    a, b = (_mixed(places, seed).topk(1 << 15).indices for seed in (0, 1))
+    assert int(torch.isin(a, b).sum()) == pytest.approx(1 << 14, abs=6 * 64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_own_sparsity_of_a_mask_gives_its_counts(seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    like = Mask({f"l{i}": torch.rand(7 + 11 * i, 13, generator=source) < 0.1 + 0.2 * i for i in range(5)})
+    start = Mask({name: torch.ones_like(entry) for name, entry in like.items()})
+    assert RoundUpdater(start, like.density, 1, allocation=like).final == {n: c.kept for n, c in like.counts().items()}
+    fewer = RoundUpdater(start, like.density / 2, 1, allocation=like).final
+    assert fewer is not None and sum(fewer.values()) == round(like.kept / 2)
+    assert all(abs(fewer[name] - count.kept / 2) <= 1 for name, count in like.counts().items())
+
+
+def test_what_a_mask_does_not_name_is_dense_and_what_it_empties_stays_empty() -> None:
+    some = {"conv": torch.arange(72).view(4, 2, 3, 3) < 36}
+    assert layer_densities(some, 0.25, SHAPES, FULL) == pytest.approx({"conv": 28 / 76 * 0.5, "fc": 28 / 76})
+    none = {"conv": torch.zeros(4, 2, 3, 3, dtype=torch.bool)}
+    assert layer_densities(none, 40 / 112, SHAPES, FULL) == {"conv": 0.0, "fc": 1.0}
+    with pytest.raises(InvalidInput, match=r"keeps nothing of conv, so the sparsity is at least 0\.642857, not 0\.6"):
+        layer_densities(none, 0.4, SHAPES, FULL)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ({"head": torch.ones(2) > 0}, UnknownName, "'head'.* Known: conv, fc"),
+        ({"fc": torch.ones(10, 5) > 0}, MaskMismatch, r"\(10, 5\) for 'fc'; allowed: a mask of shape \(10, 4\)"),
+        ({"fc": torch.ones(10, 4)}, MaskMismatch, "torch.float32"),
+        ({"fc": torch.ones(10, 4) > 0, "conv": 0.5}, MaskMismatch, "allocation has 0.5 for 'conv'"),
+    ],
+)
+def test_masks_of_another_model_are_refused(mask: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        layer_densities(mask, 0.3, SHAPES, FULL)
+
+
+def test_allocations_as_plain_data() -> None:
+    assert described("erk") == "erk"
+    assert described({"fc": 1}) == {"fc": 1.0}
+    assert described(Mask({"fc": torch.arange(4) < 3})) == {"in proportion to": {"fc": 0.75}}
+
+
+# -- connected weights -------------------------------------------------------------------------------------------------
+
+NAMES = ("a", "b")  # a: two inputs to two hidden units; b: two hidden units to two outputs
+
+
+def connected(mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Kept weights of a network a (hidden, input), b (output, hidden) that lie on a path."""
+    a, b = mask["a"], mask["b"]
+    hidden = a.any(1) & b.any(0)
+    return {"a": a & hidden[:, None], "b": b & hidden}
+
+
+def draws(seed: int, hidden: int = 3) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return {"a": torch.rand(hidden, 2, generator=source), "b": torch.rand(2, hidden, generator=source)}
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_connected_choice_is_connected_wherever_brute_force_finds_one(count: int) -> None:
+    for seed in range(12):
+        scores = draws(seed)
+        allowed = {name: score < 0.85 for name, score in scores.items()}
+        free = [(name, i) for name in NAMES for i in allowed[name].flatten().nonzero().flatten().tolist()]
+        if count > len(free):
+            continue
+        kept = keep_connected(scores, allowed, count, connected, seed=seed)
+        assert total(kept) == count
+        assert all(not (kept[name] & ~allowed[name]).any() for name in NAMES)
+        assert (total(connected(kept)) == count) == any(
+            total(connected(mask)) == count for mask in _subsets(free, count, scores)
+        )
+
+
+def _subsets(free: list[tuple[str, int]], count: int, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    found = []
+    for chosen in itertools.combinations(free, count):
+        mask = {name: torch.zeros(like[name].numel(), dtype=torch.bool) for name in NAMES}
+        for name, index in chosen:
+            mask[name][index] = True
+        found.append({name: entry.view(like[name].shape) for name, entry in mask.items()})
+    return found
+
+
+def test_connected_choice_equals_the_best_when_that_is_connected() -> None:
+    scores = draws(0)
+    best = keep_best(scores, everything(scores), 11)
+    assert total(connected(best)) == 11
+    chosen = keep_connected(scores, everything(scores), 11, connected)
+    assert all(torch.equal(chosen[name], best[name]) for name in NAMES)
+
+
+def test_connected_choice_keeps_floors_and_exact_counts_when_nothing_connects() -> None:
+    scores = draws(1)
+    allowed = {"a": torch.ones(3, 2, dtype=torch.bool), "b": torch.zeros(2, 3, dtype=torch.bool)}
+    assert total(keep_connected(scores, allowed, 4, connected)) == 4
+    # The best unit has no way in: its two outgoing weights stay only because the floor says so.
+    scores["b"][:, 0], scores["a"][0] = 9.0, 0.5
+    allowed = {"a": torch.tensor([[False] * 2, [True] * 2, [True] * 2]), "b": torch.ones(2, 3, dtype=torch.bool)}
+    kept = keep_connected(scores, allowed, 6, connected, at_least={"b": 2})
+    assert kept["b"][:, 0].all() and total(kept) == 6
+
+
+def test_connected_choice_asks_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty layer whose first weight connects thousands: the surplus goes by bisection, not one by one."""
+    calls = 0
+
+    def counted(mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        return connected(mask)
+
+    scores = draws(2, hidden=500)
+    scores["b"] *= 1e-6
+    kept = keep_connected(scores, everything(scores), 100, counted)
+    assert total(kept) == total(connected(kept)) == 100
+    assert calls < 120
+    monkeypatch.setattr(pathex.pruning.effective, "_TRIALS", 0)
+    assert total(keep_connected(scores, everything(scores), 100, connected)) == 100

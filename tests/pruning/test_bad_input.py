@@ -1,0 +1,132 @@
+"""Bad input is refused in one line that names it, and nothing has changed."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from pathex.errors import PathexError
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 0, 1])
+
+
+def spoiled(value: float) -> Tensor:
+    x = X.clone()
+    x[1, 2] = value
+    return x
+
+
+BOTH: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown method": ({"method": "pxx"}, r"unknown method 'pxx'. Did you mean 'px'\? Known: .*random"),
+    "method of another type": ({"method": 3}, r"a name or a callable.*not 3"),
+    "unknown option": (
+        {"calibraton": "batch"},
+        r"'px' has no option 'calibraton'. Known: calibration,.*redraw, scales, smooth",
+    ),
+    "option of another method": ({"method": "magnitude", "redraw": True}, "no option 'redraw'. Known: none"),
+    "unknown calibration": ({"calibration": "both"}, r"unknown calibration 'both'.*Known: batch, running"),
+    "unknown scales": ({"scales": "one"}, "unknown scales 'one'. Known: auto, stored"),
+    "unknown shifts": ({"method": "synflow", "shifts": "kept"}, "unknown shifts 'kept'.*dropped, released"),
+    "no calibration images": ({"calibration_images": 0}, "at least 1, not 0"),
+    "calibration images in words": ({"calibration_images": "all"}, "at least 1, not 'all'"),
+    "redraw in words": ({"redraw": "normal"}, "redraw must be True, False or .* not 'normal'"),
+    "unknown output": ({"output": 7}, "the network has one output, a tensor; output must be None, not 7"),
+    "squared norms": ({"method": "px-cvpr24", "squared_norms": ["bn*"]}, r"'bn\*' matches no normalisation layer"),
+    "squared norms of numbers": ({"method": "px-cvpr24", "squared_norms": 2}, "must be globs .* not 2"),
+    "memory": ({"memory": "lots"}, "memory must be .* not 'lots'"),
+    "seed in words": ({"seed": "one"}, "seed must be an integer of at least 0, got 'one'"),
+    "negative seed": ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+    "ignore nothing": ({"ignore": ["head"]}, "ignore: 'head' matches no module of Sequential"),
+    "ignore everything": ({"ignore": [nn.Linear]}, "Sequential has nothing to prune"),
+    "mask of another model": ({"mask": pathex.Mask({"fc": Y > 0})}, "mask does not fit .*0.weight, 2.weight, fc"),
+    "empty list": ({"data": []}, "data is empty"),
+    "empty tensor": ({"data": X[:0]}, "data is empty"),
+    "integers": ({"data": Y[:, None]}, "batch 0 of data has images of torch.int64"),
+    "third batch of integers": ({"data": [X, X, Y[:, None]]}, "batch 2 of data has images of torch.int64"),
+    "one image without a batch": ({"data": torch.tensor(1.0)}, r"batch 0 of data has shape \(\); images are"),
+    "NaN": ({"data": spoiled(math.nan)}, "batch 0 of data holds NaN or infinite"),
+    "infinity": ({"data": [(spoiled(math.inf), Y)]}, "batch 0 of data holds NaN or infinite"),
+    "labels of another length": ({"data": [(X, Y[:3])]}, "4 images and 3 labels"),
+    "labels without length": ({"data": [(X, Y[0])]}, "4 images and no labels"),
+    "labels of another type": ({"data": [(X, [0, 1, 0, 1])]}, "4 images and no labels"),
+    "shapes": ({"data": [X, X[:, :2]]}, r"must have one shape, not \[\(2,\), \(3,\)\]"),
+    "string": ({"data": "cifar10"}, "data must be a DataLoader, .* not str"),
+    "mapping": ({"data": {"x": X}}, "data must be a DataLoader, .* not dict"),
+    "nothing": ({"data": None}, "data must be a DataLoader, .* not NoneType"),
+    "strings inside": ({"data": ["a.png"]}, "batch 0 of data holds str"),
+    "arrays": ({"data": [X.numpy()]}, "batch 0 of data holds ndarray"),
+}
+
+PRUNE: dict[str, tuple[dict[str, Any], str]] = {
+    **{f"sparsity {value!r}": ({"sparsity": value}, r"sparsity must be a fraction in \[0, 1\), not ")
+       for value in (1.5, 1, 1.0, -0.1, math.nan, math.inf, "0.5", True, None)},
+    "sparsity in percent": ({"sparsity": 98}, r"not 98 \(did you mean 0\.98\?\)"),
+    "sparsity that keeps nothing": ({"sparsity": 0.999}, "sparsity 0.999 keeps none of the 20 weights"),
+    "no rounds": ({"rounds": 0}, "rounds must be a positive integer, got 0"),
+    "half rounds": ({"rounds": 2.5}, "rounds must be a positive integer, got 2.5"),
+    "allocation": ({"allocation": "golbal"}, "unknown allocation 'golbal'. Did you mean 'global'.*erk"),
+    "allocation of an unknown layer": ({"allocation": {"1.weight": 0.5}}, "'1.weight'.*Known: 0.weight, 2.weight"),
+    "allocation in words": ({"allocation": {"0.weight": "half"}}, "'0.weight' density 'half'; allowed: 0 to 1"),
+    "schedule": ({"schedule": "cosine"}, "unknown schedule 'cosine'. Known: adaptive, exponential, linear"),
+    "budget": ({"budget": "real"}, "unknown budget 'real'. Known: effective, nominal"),
+    "floor below zero": ({"min_per_layer": -1}, "min_per_layer must be an integer of at least 0, got -1"),
+    "floor in words": ({"min_per_layer": "2"}, "min_per_layer must be an integer of at least 0, got '2'"),
+    "floor too high": ({"min_per_layer": 9, "sparsity": 0.5}, "min_per_layer secures 17 weights but only 10"),
+}  # fmt: skip
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).train()
+
+
+def refused(call: Any, arguments: dict[str, Any], message: str) -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PathexError, match=message) as caught:
+        call(model, **arguments)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in before.items())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("case", BOTH)
+def test_score_and_prune_refuse(case: str) -> None:
+    arguments, message = BOTH[case]
+    refused(pathex.score, {"method": "px", "data": X} | arguments, message)
+    refused(pathex.prune, {"sparsity": 0.5, "data": X} | arguments, message)
+
+
+@pytest.mark.parametrize("case", PRUNE)
+def test_prune_refuses(case: str) -> None:
+    arguments, message = PRUNE[case]
+    refused(pathex.prune, {"sparsity": 0.5, "data": X} | arguments, message)
+
+
+@pytest.mark.parametrize("case", ["unknown method", "unknown option", "memory", "seed in words", "ignore nothing"])
+def test_arguments_are_checked_before_data_are_read(case: str) -> None:
+    def data() -> Any:
+        raise AssertionError("the data were read")
+        yield
+
+    arguments, message = BOTH[case]
+    refused(pathex.prune, {"sparsity": 0.5, "data": data()} | arguments, message)
+
+
+def test_nothing_to_prune() -> None:
+    with pytest.raises(PathexError, match="Sequential has nothing to prune"):
+        pathex.prune(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), sparsity=0.5, data=X)
+
+
+@pytest.mark.parametrize("method", ["px", "synflow", "px-literal", "magnitude"])
+def test_weights_that_are_not_finite(method: str) -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    with pytest.raises(PathexError, match=r"NaN|nan|leaves float64"):
+        pathex.prune(model, method, sparsity=0.5, data=X)

@@ -1,0 +1,460 @@
+"""Masks that move while their network trains."""
+
+import copy
+import io
+import itertools
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+import pathex
+from brute_force import dynamic as twin
+from pathex.errors import InvalidInput, MaskMismatch, UnknownName
+from pathex.pruning import dynamic
+from pathex.scores import generator
+
+SGD_OPTIONS = {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.01}
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)
+        )
+
+
+def random_mask(model: nn.Module, density: float = 0.4, seed: int = 1) -> pathex.Mask:
+    source = torch.Generator().manual_seed(seed)
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    return pathex.Mask({name: torch.rand(p.shape, generator=source) < density for name, p in weights.items()})
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(100 + step)
+    return torch.randn(12, 2, 4, 4, generator=source), torch.randint(4, (12,), generator=source)
+
+
+def train(model: nn.Module, optimizer: Optimizer, steps: range, parts: int = 1) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        x, y = batch(step)
+        for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            (F.cross_entropy(model(part), wanted) / parts).backward()
+        optimizer.step()
+
+
+def begin(model: nn.Module, mask: pathex.Mask, method: str, **options) -> tuple[SGD, dynamic.DynamicHandle]:
+    optimizer = SGD(model.parameters(), **SGD_OPTIONS)
+    options = {"steps": 24, "every": 4, "until": 0.8, "seed": 3} | options
+    return optimizer, dynamic.attach(model, mask, optimizer, method=method, **options)
+
+
+def outside_is_zero(model: nn.Module, mask: pathex.Mask) -> bool:
+    return all(model.get_parameter(name)[~entry].eq(0).all() for name, entry in mask.items())
+
+
+# -- the twin ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("method", dynamic.METHODS)
+def test_against_the_network_written_out(method: str, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    weights = [draws.normal(size=(7, 5)), draws.normal(size=(3, 7))]
+    masks = [draws.random(w.shape) < 0.5 for w in weights]
+    batches = [(draws.normal(size=(6, 5)), draws.normal(size=(6, 3))) for _ in range(30)]
+    plan = {"every": 4, "fraction": 0.6, "until": 0.7}
+
+    model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 3, bias=False)).double()
+    model.load_state_dict({"0.weight": torch.tensor(weights[0]), "2.weight": torch.tensor(weights[1])})
+    optimizer = SGD(model.parameters(), **SGD_OPTIONS)
+    mask = pathex.Mask({"0.weight": torch.tensor(masks[0]), "2.weight": torch.tensor(masks[1])})
+    handle = dynamic.attach(model, mask, optimizer, method=method, steps=30, seed=seed, **plan)
+    found = []
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.mse_loss(model(torch.tensor(x)), torch.tensor(y)).backward()
+        optimizer.step()
+        assert outside_is_zero(model, handle.mask)
+        found.append([entry.numpy() for entry in handle.mask.values()])
+
+    def random(update: int, layer: int) -> np.ndarray:
+        source = generator(seed, update)
+        for shape in [(7, 5), (3, 7)][: layer + 1]:
+            torch.randint(2**62, (), generator=source)
+            drawn = torch.rand(shape, dtype=torch.float64, generator=source)
+        return drawn.numpy()
+
+    options = {"lr": 0.2, "momentum": 0.9, "decay": 0.01, "random": random if method == "set" else None}
+    expected, seen = twin.train(weights, masks, batches, **plan, **options)
+    assert handle.updates == 5
+    assert all(
+        np.array_equal(a, b) for one, other in zip(found, seen, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert all(not np.array_equal(a, b) for a, b in zip(seen[0], seen[-1], strict=True))
+    for name, array in zip(mask, expected, strict=True):
+        assert np.abs(model.get_parameter(name).detach().numpy() - array).max() < 1e-12
+
+
+# -- one update --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", dynamic.METHODS)
+def test_each_layer_keeps_its_number_and_the_schedule_ends(method: str) -> None:
+    model = network()
+    mask = random_mask(model)
+    optimizer, handle = begin(model, mask, method)
+    for step in range(24):
+        before = handle.mask
+        train(model, optimizer, range(step, step + 1))
+        assert handle.mask.counts() == mask.counts()
+        assert outside_is_zero(model, handle.mask)
+        assert (handle.mask != before) == (step + 1 in {4, 8, 12, 16})
+    assert (handle.step, handle.updates) == (24, 4)
+    assert dynamic.drop_fraction(16, steps=24, until=0.8) > 0 == dynamic.drop_fraction(20, steps=24, until=0.8)
+
+
+def test_rigl_grows_where_the_dense_gradient_is_largest_and_trains_nothing_meanwhile() -> None:
+    model = network()
+    mask = random_mask(model)
+    optimizer, handle = begin(model, mask, "rigl", fraction=0.5)
+    train(model, optimizer, range(3))
+    free = copy.deepcopy(model)  # a copy holds the mask by hooks of its own, so the gradient is taken functionally
+    weights = {name: p.detach().clone().requires_grad_() for name, p in free.named_parameters()}
+    x, y = batch(3)
+    loss = F.cross_entropy(torch.func.functional_call(free, weights, (x,)), y)
+    dense = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, optimizer, range(3, 4))
+    share = 0.25 * (1 + math.cos(math.pi * 4 / (0.8 * 24)))
+    for name, entry in mask.items():
+        count = math.floor(share * int(entry.sum()))
+        magnitude = before[name].abs()
+        stay = entry & (magnitude > magnitude[entry].sort().values[count - 1])
+        least = dense[name].abs()[~stay].sort(descending=True).values[count - 1]
+        assert torch.equal(handle.mask[name], stay | (~stay & (dense[name].abs() >= least)))
+        assert torch.equal(model.get_parameter(name), before[name] * (handle.mask[name] & entry))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name not in mask)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9), lambda p: AdamW(p, 0.01, weight_decay=0.1)])
+@pytest.mark.parametrize("method", dynamic.METHODS)
+def test_grown_weights_begin_without_memory(method: str, make) -> None:
+    model = network()
+    mask = random_mask(model)
+    optimizer = make(model.parameters())
+    train(model, optimizer, range(3))  # memory of every weight
+    handle = dynamic.attach(model, mask, optimizer, method=method, steps=10, every=2, fraction=0.5)
+    train(model, optimizer, range(3, 5))
+    for name, entry in mask.items():
+        grown, weight = handle.mask[name] & ~entry, model.get_parameter(name)
+        memory = [m for m in optimizer.state[weight].values() if m.shape == weight.shape]
+        assert grown.any() and memory
+        assert weight[grown].eq(0).all() and all(m[grown].eq(0).all() for m in memory)
+        assert all(m[entry & handle.mask[name]].ne(0).all() for m in memory)
+    train(model, optimizer, range(5, 6))
+    assert all(model.get_parameter(name)[handle.mask[name] & ~entry].ne(0).any() for name, entry in mask.items())
+
+
+def test_gradients_of_removed_weights_live_for_the_update_only() -> None:
+    model = network()
+    mask = random_mask(model)
+    optimizer, handle = begin(model, mask, "rigl")
+    for step in range(1, 13):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        dense = [p.grad[~handle.mask[n]].ne(0).any().item() for n, p in model.named_parameters() if n in mask]
+        assert dense == [step % 4 == 0] * 2
+        optimizer.step()
+
+
+def test_accumulated_gradients_decide_as_those_of_the_whole_batch() -> None:
+    masks = []
+    for parts in (1, 3):
+        model = network().double()
+        model[1].eval()  # batch statistics are those of the parts
+        mask = random_mask(model)
+        optimizer, handle = begin(model, mask, "rigl")
+        for step in range(13):
+            optimizer.zero_grad()
+            x, y = batch(step)
+            for part, wanted in zip(x.double().chunk(parts), y.chunk(parts), strict=True):
+                (F.cross_entropy(model(part), wanted) / parts).backward()
+            optimizer.step()
+        masks.append(handle.mask)
+    assert masks[0] == masks[1] != mask
+
+
+def test_layers_that_are_empty_full_or_frozen_stay() -> None:
+    model = network()
+    entries = dict(random_mask(model))
+    for empty in (True, False):
+        mask = pathex.Mask(entries | {"0.weight": torch.full((6, 2, 3, 3), not empty)})
+        for method in dynamic.METHODS:
+            twin_model = copy.deepcopy(model)
+            optimizer, handle = begin(twin_model, mask, method)
+            train(twin_model, optimizer, range(8))
+            assert torch.equal(handle.mask["0.weight"], mask["0.weight"])
+            assert not torch.equal(handle.mask["4.weight"], mask["4.weight"])
+    model[4].weight.requires_grad_(False)
+    for method in dynamic.METHODS:
+        optimizer, handle = begin(model, pathex.Mask(entries), method)
+        frozen = model[4].weight.clone()
+        train(model, optimizer, range(8))
+        assert torch.equal(handle.mask["4.weight"], entries["4.weight"]) and torch.equal(model[4].weight, frozen)
+        handle.remove()
+
+
+def test_ties_are_broken_by_the_seed() -> None:
+    chosen = set()
+    for seed in (0, 0, 1, 2):
+        model = nn.Linear(30, 1, bias=False)
+        nn.init.ones_(model.weight)
+        mask = pathex.Mask({"weight": torch.arange(30)[None] < 20})
+        optimizer = SGD(model.parameters(), lr=0.1)
+        handle = dynamic.attach(model, mask, optimizer, steps=10, every=1, fraction=0.5, seed=seed)
+        model(torch.ones(1, 30)).sum().backward()
+        optimizer.step()
+        assert handle.mask.kept == 20
+        chosen.add(tuple(handle.mask["weight"].flatten().tolist()))
+    assert len(chosen) == 3
+
+
+def test_random_growth_is_even() -> None:
+    counts: Counter[int] = Counter()
+    for seed in range(300):
+        model = nn.Linear(20, 1, bias=False)
+        nn.init.ones_(model.weight)
+        mask = pathex.Mask({"weight": torch.arange(20)[None] < 10})
+        optimizer = SGD(model.parameters(), lr=0.0)
+        handle = dynamic.attach(model, mask, optimizer, method="set", steps=1000, every=1, fraction=0.5, seed=seed)
+        optimizer.step()
+        counts.update((handle.mask["weight"] & ~mask["weight"])[0].nonzero().flatten().tolist())
+    # At f(1), just below 0.5, 4 of 10 go and 14 places are free: each of the ten others is taken in 4 of 14 seeds,
+    # 85.7 of 300, standard deviation 7.8.
+    assert set(counts) == set(range(10, 20)) and all(abs(count - 85.7) < 4 * 7.8 for count in counts.values())
+
+
+# -- around it ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", dynamic.METHODS)
+@pytest.mark.parametrize("stop", [3, 4, 10])
+def test_resumed_training_is_the_same_bit_for_bit(method: str, stop: int) -> None:
+    model = network()
+    mask = random_mask(model)
+    optimizer, handle = begin(model, mask, method)
+    train(model, optimizer, range(stop))
+    file = io.BytesIO()
+    torch.save([handle.state_dict(), model.state_dict(), optimizer.state_dict()], file)
+    train(model, optimizer, range(stop, 24))
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+
+    again = network(5)
+    other, resumed = begin(again, mask, method)
+    resumed.load_state_dict(states[0])
+    again.load_state_dict(states[1])
+    other.load_state_dict(states[2])
+    train(again, other, range(stop, 24))
+    assert resumed.mask == handle.mask and (resumed.step, resumed.updates) == (24, 4)
+    assert all(torch.equal(entry, model.state_dict()[name]) for name, entry in again.state_dict().items())
+    memories = zip(optimizer.state.values(), other.state.values(), strict=True)
+    assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in memories)
+
+
+def test_a_state_does_not_move_with_the_mask() -> None:
+    model = network()
+    optimizer, handle = begin(model, random_mask(model), "rigl")
+    state = handle.state_dict()
+    saved = {name: entry.clone() for name, entry in state["mask"].items()}
+    train(model, optimizer, range(8))
+    assert all(torch.equal(state["mask"][name], entry) for name, entry in saved.items()) and state["step"] == 0
+
+
+@pytest.mark.parametrize("method", dynamic.METHODS)
+def test_fabric_wraps_model_and_optimizer(method: str) -> None:
+    from lightning_fabric import Fabric
+
+    masks = []
+    for which in ("plain", "inner", "wrapper"):
+        model = network()
+        mask = random_mask(model)
+        optimizer = SGD(model.parameters(), **SGD_OPTIONS)
+        fabric = Fabric(accelerator="cpu", devices=1)
+        wrapped, outer = (model, optimizer) if which == "plain" else fabric.setup(model, optimizer)
+        chosen = outer if which == "wrapper" else optimizer
+        handle = dynamic.attach(model, mask, chosen, method=method, steps=24, every=4, until=0.8, seed=3)
+        for step in range(24):
+            outer.zero_grad()
+            x, y = batch(step)
+            loss = F.cross_entropy(wrapped(x), y)
+            loss.backward() if which == "plain" else fabric.backward(loss)
+            outer.step()
+        assert handle.step == 24 and outside_is_zero(model, handle.mask)
+        masks.append(handle.mask)
+    assert masks[0] == masks[1] == masks[2] != mask
+
+
+def test_steps_that_a_scaler_skips_do_not_count() -> None:
+    model = network()
+    optimizer, handle = begin(model, random_mask(model), "rigl")
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(9):
+        optimizer.zero_grad()
+        x, y = batch(step)
+        scaler.scale(F.cross_entropy(model(x), y)).backward()
+        if step == 3:
+            model[0].weight.grad.fill_(float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+    assert (handle.step, handle.updates) == (8, 2)
+    assert outside_is_zero(model, handle.mask)
+
+
+def test_a_copy_keeps_the_mask_of_its_moment_and_a_removed_handle_stops() -> None:
+    model = network()
+    optimizer, handle = begin(model, random_mask(model), "rigl")
+    train(model, optimizer, range(5))
+    then = handle.mask
+    copied = copy.deepcopy(model)
+    train(model, optimizer, range(5, 12))
+    assert handle.mask != then
+    own = SGD(copied.parameters(), **SGD_OPTIONS)
+    train(copied, own, range(8))
+    assert all(torch.equal(copied.get_parameter(name) != 0, entry) for name, entry in then.items())
+    copied.load_state_dict(network(7).state_dict())
+    assert outside_is_zero(copied, then)
+
+    handle.remove()
+    last = handle.mask
+    train(model, optimizer, range(12, 24))
+    assert handle.mask == last and handle.step == 12 and not outside_is_zero(model, last)
+
+
+def test_an_attached_model_pickles() -> None:
+    model = network()
+    optimizer, handle = begin(model, random_mask(model), "set")
+    train(model, optimizer, range(5))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert outside_is_zero(torch.load(file, weights_only=False), handle.mask)
+
+
+def test_loaded_weights_are_masked_by_the_mask_in_force() -> None:
+    model = network()
+    mask = random_mask(model)
+    optimizer, handle = begin(model, mask, "rigl")
+    train(model, optimizer, range(5))
+    model.load_state_dict(network(9).state_dict())
+    assert outside_is_zero(model, handle.mask) and not outside_is_zero(model, mask)
+
+
+PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+import pathex
+from pathex import dynamic
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/pruning"]
+from test_dynamic import SGD_OPTIONS, batch, network, random_mask
+
+rank = int(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+for method in dynamic.METHODS:
+    model = network().double()
+    model[1].eval()
+    mask = random_mask(model)
+    optimizer = torch.optim.SGD(model.parameters(), **SGD_OPTIONS)
+    wrapped = DistributedDataParallel(model)
+    handle = dynamic.attach(model, mask, optimizer, method=method, steps=24, every=4, until=0.8, seed=3)
+    for step in range(13):
+        optimizer.zero_grad()
+        x, y = batch(step)
+        F.cross_entropy(wrapped(x.double()[rank::2]), y[rank::2]).backward()
+        optimizer.step()
+    handle.mask.save(f"{sys.argv[2]}.{method}.{rank}.safetensors")
+
+model = network()
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+try:
+    dynamic.attach(model, mask, torch.optim.SGD(model.parameters(), 0.1), steps=10)
+except pathex.errors.InvalidInput as error:
+    assert "'0.weight' is spread over processes" in str(error)
+else:
+    sys.exit("not refused")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_move_one_mask_as_one_process_does(tmp_path: Path) -> None:
+    place = str(tmp_path / "store")
+    command = [sys.executable, "-c", PROCESSES, str(Path(__file__).parents[1]), place]
+    children = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [child.wait(120) for child in children] == [0, 0]
+    for method in dynamic.METHODS:
+        first, second = (pathex.Mask.load(f"{place}.{method}.{rank}.safetensors") for rank in range(2))
+        model = network().double()
+        model[1].eval()
+        mask = random_mask(model)
+        optimizer, handle = begin(model, mask, method)
+        for step in range(13):
+            optimizer.zero_grad()
+            x, y = batch(step)
+            F.cross_entropy(model(x.double()), y).backward()
+            optimizer.step()
+        assert first == second == handle.mask != mask
+
+
+BAD = {
+    "unknown method .*prune.* Known: rigl, set": ({"method": "prune"}, UnknownName),
+    "steps must be a positive integer, got 0": ({"steps": 0}, InvalidInput),
+    "every must be a positive integer, got 1.5": ({"every": 1.5}, InvalidInput),
+    r"fraction is 1; allowed: a number in \(0, 1\)": ({"fraction": 1}, InvalidInput),
+    r"until is 1.2; allowed: a number in \(0, 1\]": ({"until": 1.2}, InvalidInput),
+    "optimizer must be a torch.optim.Optimizer, not NoneType": ({"optimizer": None}, InvalidInput),
+    "'4.weight' has shape": ({"mask": pathex.Mask({"4.weight": torch.ones(1, dtype=torch.bool)})}, MaskMismatch),
+    "made for another model": ({"optimizer": SGD(network().parameters(), 0.1)}, InvalidInput),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_named_and_change_nothing(message: str) -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    arguments, kind = BAD[message]
+    usual = {"mask": random_mask(model), "optimizer": SGD(model.parameters(), 0.1), "steps": 10}
+    with pytest.raises(kind, match=message) as error:
+        dynamic.attach(model, **(usual | arguments))
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
+    assert not model._load_state_dict_post_hooks and not usual["optimizer"]._optimizer_step_post_hooks
+
+
+def test_a_closure_and_a_foreign_state_are_refused() -> None:
+    model = network()
+    optimizer, handle = begin(model, random_mask(model), "rigl")
+    with pytest.raises(InvalidInput, match="without a closure"):
+        optimizer.step(lambda: 0.0)
+    with pytest.raises(InvalidInput, match="no 'updates'"):
+        handle.load_state_dict({"mask": {}, "step": 1})
+    with pytest.raises(MaskMismatch, match=r"4\.weight"):
+        handle.load_state_dict({**handle.state_dict(), "mask": {"4.weight": torch.ones(2, 2, dtype=torch.bool)}})
+    assert len(set(itertools.chain(handle.mask))) == 2 and handle.step == 0

@@ -1,0 +1,179 @@
+"""A path through every layer: what `px` keeps of blocks that carry little."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathex
+from pathex.masks import Mask
+from pathex.paths import connectivity, roles
+from pathex.pruning.floors import Floors
+from pathex.scores import Magnitude, Problem
+
+
+class _Excited(nn.Module):
+    """A residual block whose branch and gate are faint beside its shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.narrow = nn.Conv2d(channels, channels // 2, 1)
+        self.depthwise = nn.Conv2d(channels // 2, channels // 2, 3, padding=1, groups=channels // 2)
+        self.widen = nn.Conv2d(channels // 2, channels, 1)
+        self.reduce = nn.Linear(channels, channels // 4)
+        self.expand = nn.Linear(channels // 4, channels)
+        with torch.no_grad():
+            for entry in self.parameters():
+                entry.mul_(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.widen(self.depthwise(self.narrow(x).relu()).relu())
+        gate = self.expand(self.reduce(branch.mean((2, 3))).relu()).sigmoid()
+        return x + branch * gate[:, :, None, None]
+
+
+def _network(blocks: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        *(_Excited(16) for _ in range(blocks)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("rounds", [1, 2, 10])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_px_cuts_off_no_layer(rounds: int, allocation: str) -> None:
+    model = _network()
+    seen: list[Mask] = []
+    result = pathex.prune(
+        model,
+        "px",
+        sparsity=0.9,
+        data=IMAGES,
+        rounds=rounds,
+        allocation=allocation,
+        on_round=lambda _, mask: seen.append(mask),
+    )
+    assert result.report.dead_layers == []
+    assert result.mask.kept == round(0.1 * result.mask.total)
+    for before, after in itertools.pairwise(seen):
+        assert all((after[name] <= before[name]).all() for name in after)
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_the_best_weights_alone_would_cut_layers_off() -> None:
+    """What the test above rests on: without the floor of the method, blocks die."""
+    model = _network()
+    scores = pathex.score(model, "px", IMAGES)
+    result = pathex.prune(model, lambda *_: scores, sparsity=0.9, data=IMAGES, rounds=1)
+    assert len(result.report.dead_layers) >= 6
+
+
+def test_each_layer_gets_its_best_weight_on_a_path() -> None:
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+    scores = {
+        "0.weight": torch.tensor([[9.0, 1.0], [2.0, 8.0], [3.0, 3.0]]),
+        "2.weight": torch.tensor([[1.0, 2.0, 3.0]]),
+    }
+    everything = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+
+    def keep(raised: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The three best of all."""
+        first = forced or {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
+        flat = torch.cat([raised[name].masked_fill(first[name], math.inf).flatten() for name in scores])
+        chosen = torch.zeros_like(flat, dtype=torch.bool)
+        chosen[flat.argsort(descending=True, stable=True)[:3]] = True
+        return {"0.weight": chosen[:6].view(3, 2), "2.weight": chosen[6:].view(1, 3)}
+
+    floors = Floors(
+        lambda mask: connectivity(model, mask, torch.ones(1, 2)).effective,
+        lambda mask: roles(model, mask, torch.ones(1, 2)),
+        lambda mask: True,
+        0.1,
+    )
+    # Without help: 9 and 8 of the first layer, and one of the weights of score 3, which meets none of them.
+    kept = floors.keep(scores, everything, keep, count=3, last=True)
+    # The first layer still has its best weight; the second has its best among those that it reaches.
+    assert kept["0.weight"].sum() + kept["2.weight"].sum() == 3
+    assert all(part.any() for part in connectivity(model, kept, torch.ones(1, 2)).effective.values())
+    assert floors.parts is not None and set(floors.parts) == set(scores)
+
+
+def test_what_cannot_be_read_is_left_to_the_scores() -> None:
+    class Opaque(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(x).real
+
+    net = nn.Sequential(nn.Linear(4, 4), Opaque(), nn.Linear(3, 2))
+    floors = Floors(
+        lambda mask: connectivity(net, mask, torch.ones(1, 4)).effective,
+        lambda mask: roles(net, mask, torch.ones(1, 4)),
+        lambda mask: True,
+        0.1,
+    )
+    scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}
+    mask = {name: score > 0 for name, score in scores.items()}
+    assert floors.keep(scores, mask, lambda _, forced: mask, count=16, last=True) is mask
+    assert not floors.reads
+
+
+def test_layers_on_no_path_stay_as_they_are() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    with pytest.warns(pathex.errors.PathexWarning, match=r"all scores are zero.*: unused\.weight"):
+        result = pathex.prune(Unused(), "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3)
+    assert result.mask["unused.weight"].sum() == 0
+    assert result.report.unused == ["unused.weight"]
+
+
+def test_infinite_scores_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+    def scorer(model: nn.Module, batches: object, mask: Mask) -> dict[str, Tensor]:
+        return {name: torch.full(entry.shape, float("inf")) for name, entry in mask.items()}
+
+    with pytest.warns(pathex.errors.PathexWarning, match=r"overflow.*0\.weight, 2\.weight"):
+        pathex.prune(net, scorer, sparsity=0.5, data=torch.randn(4, 4))
+    with pytest.raises(pathex.errors.InvalidInput, match=r"overflow.*strict"):
+        pathex.prune(net, scorer, sparsity=0.5, data=torch.randn(4, 4), strict=True)
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning", "ignore::pathex.errors.LayerCollapse")
+@pytest.mark.parametrize(("sparsity", "rounds"), [(0.995, 10), (0.998, 10)])
+def test_where_there_is_no_room_scores_decide(sparsity: float, rounds: int) -> None:
+    model = _network()
+    result = pathex.prune(model, "px", sparsity=sparsity, data=IMAGES, rounds=rounds)
+    assert result.mask.kept == round((1 - sparsity) * result.mask.total)
+    assert connectivity(model, result.mask, IMAGES[:1]).effective["0.weight"].any()
+
+
+def test_infinite_scores_of_a_method_give_way_to_paths() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+
+    class Overflowing(Magnitude):
+        floor = 0.1
+
+        def score(self, problem: Problem) -> dict[str, Tensor]:
+            infinite = {"2.weight": float("inf")}
+            return {name: score + infinite.get(name, 0.0) for name, score in super().score(problem).items()}
+
+    with pytest.warns(pathex.errors.PathexWarning, match="overflow"):
+        result = pathex.prune(net, Overflowing(), sparsity=0.8, data=torch.randn(4, 6))
+    assert result.report.dead_layers == []

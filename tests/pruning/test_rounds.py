@@ -1,0 +1,471 @@
+"""From a model and images to a mask."""
+
+import copy
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pathex
+from pathex.errors import InvalidInput, LayerCollapse, PathexWarning, UnsupportedOperation
+from pathex.masks import Mask
+from pathex.models import CifarResNet
+from pathex.paths import connectivity
+
+Model = Callable[..., nn.Module]
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def batches(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    labels = torch.arange(8) % 4
+    return [(images[:4], labels[:4]), (images[4:], labels[4:])]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(2)
+    return CifarResNet(8, num_classes=4, width=2)
+
+
+def nested(larger: Mapping[str, Tensor], smaller: Mapping[str, Tensor]) -> bool:
+    return all(not (entry & ~larger[name]).any() for name, entry in smaller.items())
+
+
+# -- counts and rounds -------------------------------------------------------------------------------------------------
+
+ALLOCATIONS: dict[str, Any] = {
+    "global": "global",
+    "layer": "layer",
+    "uniform": "uniform",
+    "erk": "erk",
+    "explicit": {"fc.weight": 1.0, "conv.weight": 0.5, "blocks.1.shortcut.0.weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+def test_every_round_keeps_exactly_its_density_of_what_the_last_one_kept(
+    model: nn.Module, images: Tensor, allocation: str, schedule: str
+) -> None:
+    masks: list[Mask] = []
+    result = pathex.prune(
+        model, "px", sparsity=0.8, data=images, rounds=7, allocation=ALLOCATIONS[allocation], schedule=schedule,
+        on_round=lambda row, mask: masks.append(mask),
+    )  # fmt: skip
+    size = result.mask.total
+    fall = {"exponential": lambda t: 0.2 ** (t / 7), "linear": lambda t: 1 - 0.8 * t / 7}[schedule]
+    assert [row["round"] for row in result.history] == list(range(1, 8))
+    for row, mask in zip(result.history, masks, strict=True):
+        assert row["density"] == pytest.approx(fall(row["round"]))
+        assert row["kept"] == mask.kept == round(row["density"] * size)
+        assert row["rounds"] == 7 and row["seconds"] > 0
+    assert result.mask == masks[-1] and result.mask.kept == round(0.2 * size)
+    assert all(nested(larger, smaller) for larger, smaller in itertools.pairwise(masks))
+
+
+def test_allocations_by_layer_end_where_they_say(model: nn.Module, images: Tensor) -> None:
+    def densities(allocation: Any) -> dict[str, float]:
+        mask = pathex.prune(model, "magnitude", sparsity=0.5, data=images, rounds=3, allocation=allocation).mask
+        return {name: kept / size for name, (kept, size) in mask.counts().items()}
+
+    for allocation in ("layer", "uniform"):
+        found = densities(allocation)
+        assert all(abs(density - 0.5) <= 1 / model.get_parameter(name).numel() for name, density in found.items())
+    explicit = densities({"fc.weight": 1.0, "conv.weight": 0.5, "blocks.1.shortcut.0.weight": 0.25})
+    assert explicit["fc.weight"] == 1.0 and explicit["conv.weight"] == 0.5
+    assert explicit["blocks.1.shortcut.0.weight"] == 0.25
+    erk = densities("erk")
+    assert erk["blocks.1.shortcut.0.weight"] > erk["blocks.2.conv2.weight"]
+
+
+def test_a_contradiction_says_which_sparsities_are_possible(model: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InvalidInput, match=r"admits sparsity 0\.\d+ to 0\.\d+, not 0\.990000"):
+        pathex.prune(model, sparsity=0.99, data=images, allocation={"blocks.2.conv2.weight": 1.0})
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.123456, 0.99, np.float32(0.25)])
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+def test_exact_sparsity(model: nn.Module, images: Tensor, sparsity: float) -> None:
+    mask = pathex.prune(model, "random", sparsity=sparsity, data=images).mask
+    assert mask.kept == round((1 - float(sparsity)) * mask.total)
+
+
+@pytest.mark.parametrize("method", ["px", "random", lambda m, b, k: {n: torch.zeros_like(p) for n, p in weights(m)}])
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse", "ignore:all scores are zero")
+def test_seeds(model: nn.Module, images: Tensor, method: Any) -> None:
+    first, again, other = (pathex.prune(model, method, sparsity=0.9, data=images, rounds=2, seed=s).mask
+                           for s in (1, 1, 2))  # fmt: skip
+    assert first == again
+    assert (first == other) == (method == "px")
+
+
+def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in model.named_parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", {"0.weight": 0.0}])
+def test_every_round_keeps_the_floor_of_each_layer(allocation: Any) -> None:
+    model, kept = mlp(5, 20, 3), []
+    with torch.no_grad():
+        model[2].weight *= 1e-3
+    pathex.prune(
+        model, "magnitude", sparsity=0.9, data=torch.randn(4, 5), rounds=4, min_per_layer=3, allocation=allocation,
+        on_round=lambda row, mask: kept.append([count.kept for count in mask.counts().values()]),
+    )  # fmt: skip
+    assert all(min(row) >= 3 for row in kept) and sum(kept[-1]) == 16
+    with pytest.raises(InvalidInput, match="min_per_layer secures 18 weights but only 16"):
+        pathex.prune(model, sparsity=0.9, data=torch.randn(4, 5), min_per_layer=9)
+
+
+@pytest.mark.parametrize("allocation", ["global", "layer", "uniform", "erk"])
+def test_what_a_start_mask_removed_never_returns(model: nn.Module, images: Tensor, allocation: str) -> None:
+    start = pathex.prune(model, "random", sparsity=0.5, data=images).mask
+    steps: list[Mask] = []
+    result = pathex.prune(
+        model, "magnitude", sparsity=0.8, data=images, rounds=3, mask=start, allocation=allocation,
+        on_round=lambda row, mask: steps.append(mask),
+    )  # fmt: skip
+    assert all(nested(start, mask) for mask in steps)
+    expected = [start.density * (0.2 / start.density) ** (t / 3) for t in (1, 2, 3)]
+    assert [row["density"] for row in result.history] == pytest.approx(expected)
+    assert [mask.kept for mask in steps] == [round(density * start.total) for density in expected]
+    same = pathex.prune(model, "magnitude", sparsity=0.5, data=images, mask=start, allocation=allocation).mask
+    assert same == start
+    with pytest.raises(InvalidInput, match="start mask keeps"):
+        pathex.prune(model, sparsity=0.4, data=images, mask=start)
+
+
+def test_published_rounds_are_the_default(images: Tensor) -> None:
+    data = torch.randn(2, 3)
+    model = mlp(3, 6, 2)
+    assert len(pathex.prune(model, "px", sparsity=0.5, data=data).history) == 100
+    assert len(pathex.prune(model, "magnitude", sparsity=0.5, data=data).history) == 1
+    for method in pathex.methods():
+        assert pathex.methods(method).rounds in (1, 20, 60, 100)
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_callable_gets_the_masked_model_the_batches_and_the_mask() -> None:
+    model, seen = mlp(3, 6, 2), []
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+
+    def gradients(net: nn.Module, batches: list[Any], mask: Mask | None, power: int = 1) -> dict[str, Tensor]:
+        seen.append((mask, {name: p.detach().clone() for name, p in weights(net)}, batches))
+        F.cross_entropy(net(batches[0][0]), batches[0][1]).backward()
+        return {name: p.grad.abs() ** power for name, p in weights(net)}
+
+    result = pathex.prune(model, gradients, sparsity=0.5, data=[(x, y)], rounds=2, power=2)
+    (first, _, batches), (second, masked, _) = seen
+    assert first.density == 1 and second.kept == result.history[0]["kept"]
+    assert torch.equal(batches[0][0], x) and torch.equal(batches[0][1], y)
+    assert all(torch.equal(entry, model.get_parameter(n).detach() * second[n]) for n, entry in masked.items())
+    assert all(p.grad is None for p in model.parameters())
+    assert result.mask.metadata["method"] == "gradients" and result.mask.metadata["options"] == {"power": 2}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "must return a mapping.* not NoneType"),
+        ({}, "no score for '0.weight'"),
+        ({"0.weight": [1.0]}, "no score for '0.weight'"),
+        ({"0.weight": torch.zeros(3)}, r"shape \(3,\), not \(6, 3\)"),
+        ({"0.weight": torch.full((6, 3), torch.nan)}, "'0.weight' hold NaN"),
+    ],
+)
+def test_bad_scores_are_refused(answer: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        pathex.score(mlp(3, 6), lambda model, batches, mask: answer, torch.randn(2, 3))
+
+
+def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model: nn.Module, images: Tensor) -> None:
+    start = pathex.prune(model, "random", sparsity=0.5, data=images).mask
+    scores = pathex.score(model, "px", images, mask=start)
+    assert scores.keys() == start.keys()
+    assert all(not score[~start[name]].any() for name, score in scores.items())
+    with pytest.raises(InvalidInput, match=r"pathex\.Mask, not dict"):
+        pathex.score(model, "px", images, mask=dict(start))  # type: ignore[arg-type]
+
+
+def test_embeddings_and_own_modules_can_be_pruned() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.5, 2.0, 0.1, 1.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    model = nn.Sequential(nn.Linear(3, 4), Scale(), nn.Linear(4, 2))
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.randn(2, 3), prunable=[Scale], ignore=["0"]).mask
+    assert mask.counts().keys() == {"1.weight", "2.weight"} and mask["1.weight"].tolist()[1] and mask.kept == 6
+    assert pathex.score(model, "px", torch.randn(2, 3), prunable=[Scale])["1.weight"].all()
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+def hand_made() -> tuple[nn.Sequential, dict[str, Tensor]]:
+    """Two hidden units: the first has no way out, the second no way in but one."""
+    scores = {"0.weight": torch.tensor([[4.0, 4.0], [5.0, 0.0]]), "2.weight": torch.tensor([[0.0, 6.0], [0.0, 0.0]])}
+    return mlp(2, 2, 2), scores
+
+
+def test_report_counts_what_lies_on_no_path() -> None:
+    model, scores = hand_made()
+    report = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2)).report
+    assert report.disconnected == 2
+    assert report.dead_channels == {"0.weight": [0], "2.weight": [1]}
+    assert report.dead_layers == [] and report.asdict()["unused"] == []
+
+
+def test_effective_budget_swaps_disconnected_weights() -> None:
+    model, scores = hand_made()
+    result = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2), budget="effective")
+    assert result.mask.kept == 4 and result.report.disconnected == 0
+    assert result.mask["2.weight"][0, 1] and result.mask["0.weight"][1, 0]
+    with pytest.raises(InvalidInput, match="budget='effective' needs allocation='global'"):
+        pathex.prune(model, "px", sparsity=0.5, data=torch.randn(2, 2), budget="effective", allocation="erk")
+
+
+def test_effective_budget_on_a_residual_network(model: nn.Module, images: Tensor) -> None:
+    masks: list[Mask] = []
+    result = pathex.prune(
+        model, "magnitude", sparsity=0.9, data=images, rounds=3, budget="effective",
+        on_round=lambda row, mask: masks.append(mask),
+    )  # fmt: skip
+    assert [connectivity(model, mask, images).disconnected for mask in masks] == [0, 0, 0]
+    assert result.mask.kept == round(0.1 * result.mask.total)
+    nominal = pathex.prune(model, "magnitude", sparsity=0.9, data=images, rounds=3).report
+    assert nominal.disconnected > 0
+
+
+@pytest.mark.filterwarnings("ignore:all scores are zero")
+def test_a_collapsed_layer_warns_or_raises() -> None:
+    model = mlp(3, 6, 2)
+    scores = {"0.weight": torch.ones(6, 3), "2.weight": torch.zeros(2, 6)}
+    arguments: dict[str, Any] = {"sparsity": 0.5, "data": torch.randn(2, 3)}
+    with pytest.warns(LayerCollapse, match=r"lost every weight on every path: 0\.weight, 2\.weight"):
+        result = pathex.prune(model, lambda m, b, k: scores, **arguments)
+    assert result.history[-1]["emptied"] == ["2.weight"] and result.report.dead_layers == ["0.weight", "2.weight"]
+    with pytest.raises(LayerCollapse, match=r"2\.weight"):
+        pathex.prune(model, lambda m, b, k: scores, strict=True, **arguments)
+
+
+@pytest.mark.parametrize(("sparsity", "rounds"), [(0.98, 40), (0.99, 10), (0.97, 1)])
+@pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
+def test_px_empties_no_layer_on_a_path(images: Tensor, sparsity: float, rounds: int) -> None:
+    torch.manual_seed(0)
+    result = pathex.prune(CifarResNet(20, width=4), "px", sparsity=sparsity, data=images, rounds=rounds)
+    assert all(not row["emptied"] for row in result.history)
+    if rounds == 40:
+        assert result.report.dead_layers == [] and result.report.disconnected == 0
+
+
+# -- the model stays as it is ------------------------------------------------------------------------------------------
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """Mixed flags, a gradient, a frozen layer and hooks."""
+    model.train()
+    model.get_submodule("blocks.0").eval()
+    model.get_submodule("blocks.1.bn1").eval()
+    model.get_parameter("fc.weight").requires_grad_(False)
+    model.get_parameter("conv.weight").grad = torch.ones_like(model.get_parameter("conv.weight"))
+    model.get_submodule("fc").register_forward_hook(lambda module, args, out: None)
+    return model
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    parameters = dict(model.named_parameters())
+    return {
+        "state": {name: entry.clone() for name, entry in model.state_dict().items()},
+        "objects": {name: (id(p), p.data_ptr(), p._version) for name, p in parameters.items()},
+        "attributes": {name: dict(p.__dict__) for name, p in parameters.items()},
+        "modules": {name: sorted(module.__dict__) for name, module in model.named_modules()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "requires_grad": {name: p.requires_grad for name, p in parameters.items()},
+        "grads": {name: None if p.grad is None else (id(p.grad), p.grad.clone()) for name, p in parameters.items()},
+        "hooks": {name: list(module._forward_hooks) for name, module in model.named_modules()},
+        "rng": (torch.get_rng_state(), random.getstate(), np.random.get_state()),  # noqa: NPY002
+        "torch": (F.relu, torch.relu, F.batch_norm, Tensor.relu, F.conv2d, Tensor.__add__, nn.ReLU.forward),
+        "switches": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()),
+    }
+
+
+def assert_same(found: Any, expected: Any, where: str = "") -> None:
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys(), where
+        for name, entry in expected.items():
+            assert_same(found[name], entry, f"{where}.{name}")
+    elif isinstance(expected, Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, (tuple, list)):
+        assert len(found) == len(expected), where
+        for number, entry in enumerate(expected):
+            assert_same(found[number], entry, f"{where}.{number}")
+    elif isinstance(expected, np.ndarray):
+        assert (found == expected).all(), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("method", pathex.methods())
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_scoring_and_pruning_leave_everything_as_it_was(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]], method: str
+) -> None:
+    before, data = snapshot(prepared(model)), copy.deepcopy(batches)
+    scores = pathex.score(model, method, batches)
+    assert all(not score.requires_grad and score.isfinite().all() for score in scores.values())
+    assert_same(snapshot(model), before)
+    pathex.prune(model, method, sparsity=0.5, data=batches, rounds=2)
+    assert_same(snapshot(model), before)
+    assert_same(batches, data)
+
+
+@pytest.mark.parametrize(
+    ("method", "calls"),  # methods that read paths run the network once, when it is traced
+    [
+        *((name, 1) for name in ("px", "px-literal", "px-cvpr24", "synflow")),
+        *(("ntk-sap", calls) for calls in (1, 2, 3)),
+    ],
+)
+def test_an_error_in_the_middle_leaves_everything_as_it_was(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]], method: str, calls: int
+) -> None:
+    prepared(model)
+    left = calls
+
+    def fail(module: nn.Module, args: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise RuntimeError("in the middle")
+
+    model.get_submodule("blocks.2").register_forward_pre_hook(fail)
+    before = snapshot(model)
+    with pytest.raises((RuntimeError, pathex.errors.UnsupportedOperation), match="in the middle"):
+        pathex.prune(model, method, sparsity=0.5, data=batches, rounds=5)
+    assert_same(snapshot(model), before)
+
+
+def test_a_refused_operation_leaves_everything_as_it_was() -> None:
+    class Strange(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).real
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Strange(), nn.Linear(4, 2)), torch.randn(4, 3)
+    before = snapshot(model)
+    with pytest.raises(UnsupportedOperation, match=r"fft.*'2' \(Strange\)"):
+        pathex.score(model, "px", x)
+    assert_same(snapshot(model), before)
+    with pytest.warns(PathexWarning, match="not counted"):
+        assert pathex.prune(model, "magnitude", sparsity=0.5, data=x).report.disconnected is None
+
+
+def test_data_are_read_once_and_a_loader_does_not_move_the_generator(model: nn.Module, images: Tensor) -> None:
+    reads = 0
+
+    def once() -> Iterator[Tensor]:
+        nonlocal reads
+        reads += 1
+        yield from images.split(3)
+
+    expected = pathex.prune(model, "px", sparsity=0.7, data=images, rounds=3).mask
+    assert pathex.prune(model, "px", sparsity=0.7, data=once(), rounds=3).mask == expected and reads == 1
+    loader = DataLoader(TensorDataset(images, torch.arange(8)), batch_size=3, shuffle=True)
+    before = torch.get_rng_state()
+    result = pathex.prune(model, "px", sparsity=0.7, data=loader, rounds=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert result.mask.jaccard(expected) > 0.98
+
+
+def test_inside_no_grad_inference_mode_and_autocast(model: nn.Module, images: Tensor) -> None:
+    expected = pathex.score(model, "px", images)
+    for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            found = pathex.score(model, "px", images)
+        assert all(torch.equal(found[name], score) for name, score in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+@pytest.mark.parametrize("method", ["px", "px-literal", "px-cvpr24", "synflow", "magnitude"])
+def test_models_in_half_precision(model: nn.Module, batches: Any, dtype: torch.dtype, method: str) -> None:
+    model.to(dtype)
+    wide = copy.deepcopy(model).float()
+    half = [(x.to(dtype), y) for x, y in batches]
+    found, expected = pathex.score(model, method, half), pathex.score(wide, method, [(x.float(), y) for x, y in half])
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score, rtol=1e-4, atol=1e-6 * float(score.max()))
+    assert next(model.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("method", ["px", "synflow-l2", "magnitude"])
+def test_shared_modules_and_tied_weights(method: str) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4)
+    twice = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 2))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    tied[0], tied[4] = copy.deepcopy(shared), twice[4]
+    tied[2].weight, tied[2].bias = tied[0].weight, tied[0].bias
+    x = torch.randn(5, 4)
+    before = snapshot(tied)
+    first, second = pathex.score(twice, method, x), pathex.score(tied, method, x)
+    assert list(first) == list(second) == ["0.weight", "4.weight"]
+    assert all(torch.allclose(first[name], second[name]) for name in first)
+    assert_same(snapshot(tied), before)
+    assert tied[2].weight is tied[0].weight
+    assert pathex.prune(tied, method, sparsity=0.5, data=x, rounds=2).mask.kept == 12
+
+
+def test_a_callable_always_gets_a_mask_and_compiled_models_have_their_own_names() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    seen = []
+
+    def method(network: nn.Module, batches: list[Any], mask: pathex.Mask) -> dict[str, Tensor]:
+        seen.append(mask.density)
+        return {name: network.get_parameter(name).abs() for name in mask}
+
+    pathex.score(model, method, torch.randn(4, 3))
+    assert seen == [1.0]
+    compiled = torch.compile(model, backend="eager")
+    assert pathex.prune(compiled, method, sparsity=0.5, data=torch.randn(4, 3)).mask.keys() == {"0.weight", "2.weight"}
+
+
+def test_an_output_without_weights_is_named_and_inference_tensors_are_read() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"aux": x.mean(1), "logits": self.fc(x)}
+
+    with torch.inference_mode():
+        x = torch.randn(4, 3)
+    with pytest.raises(InvalidInput, match="output="):
+        pathex.score(Two(), "px", x)
+    assert pathex.score(Two(), "px", x, output="logits")["fc.weight"].any()
