@@ -214,8 +214,12 @@ def _module_of(model: nn.Module, error: Exception) -> str:
 def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str:
     digest = hashlib.sha1(usedforsecurity=False)
     shared: dict[Tensor, int] = {}
+    kinds: dict[type, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        digest.update(f"{name}:{_content(type(module))}:{_content(type(module).forward)}".encode())
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = f"{_content(kind)}:{_content(kind.forward)}"
+        digest.update(f"{name}:{kinds[kind]}".encode())
         for own, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 number = shared.setdefault(tensor, len(shared))
