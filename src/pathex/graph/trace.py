@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
+import logging
 import re
 import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -92,7 +94,7 @@ def _traced(
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
     dynamic_shapes = _as_one(*shapes) if dynamic else None
-    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings():
+    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
             program = _exported(model, args, kwargs, dynamic_shapes)
@@ -114,6 +116,17 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     except RuntimeError:
         with _DataByDetach():  # which costs time, and few networks need
             return export()
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without the log of what the exporter then raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _DataByDetach(TorchFunctionMode):
