@@ -46,10 +46,7 @@ def mask_table(mask: "Mask") -> Table:
 
 
 class RunDisplay:
-    """Shows the events of runs as bars on a terminal, as a few short lines elsewhere.
-
-    A context manager; its instance is the ``on_event`` of :func:`pathex.experiments.runs.run`.
-    """
+    """Shows the events of runs as bars on a terminal, as a few short lines elsewhere."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)

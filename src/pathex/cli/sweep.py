@@ -36,13 +36,7 @@ def _execute(config: SweepConfig) -> int:
 
 
 class SweepDisplay:
-    """Shows where a sweep stands: a live table on a terminal; a line for each run that ended, everywhere.
-
-    A context manager; its instance is the ``on_event`` of :func:`pathex.experiments.sweep.sweep`.
-
-    Args:
-        planned: The runs.
-    """
+    """Shows where a sweep stands: a live table on a terminal; a line for each run that ended, everywhere."""
 
     def __init__(self, planned: "Plan") -> None:
         from rich.console import Console

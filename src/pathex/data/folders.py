@@ -7,7 +7,7 @@ import torch
 
 from pathex.data.decoder import DecodedSplit, Files, with_sides
 from pathex.data.registry import dataset
-from pathex.data.source import IN_MEMORY, Source, check_in_memory
+from pathex.data.source import IN_MEMORY, Source
 from pathex.errors import InvalidInput
 
 __all__ = ["class_folders", "files_split", "list_images", "load_folder"]
@@ -35,7 +35,6 @@ def load_folder(
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test_root is None:
         raise InvalidInput(f"data {name!r}: neither folder 'test' nor 'val' there")
-    check_in_memory(name, in_memory)
     classes = class_folders(root / "train", name)
     train, test = list_images(root / "train", classes, name), list_images(test_root, classes, name)
     bare = sorted(set(range(len(classes))) - set(train.labels.tolist()))

@@ -25,14 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class SegmentationLoader:
-    """Batches of one split, decoded and cut by worker processes, a few batches ahead.
-
-    A pass yields normalised images, float32 (B, C, H, W), and labels, int64 (B, H, W).
-
-    Attributes:
-        images: Number of images in one pass, over all processes.
-        batches: Number of batches in one pass.
-    """
+    """Batches of one split, decoded and cut by worker processes, a few batches ahead."""
 
     def __init__(
         self,
@@ -48,26 +41,7 @@ class SegmentationLoader:
         evaluation: str = "crop",
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Prepare the batches.
-
-        Args:
-            data: What the split belongs to; it normalises.
-            split: ``data.train`` or ``data.test``.
-            window: What the network sees of an image.
-            device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes; the last batch takes what is left. If this would give a
-                process less than two images, it joins the batch before, as BatchNorm cannot train on one.
-            indices: (n,) the images of the split to use; None is all.
-            augment: One of :data:`AUGMENTATIONS`, for shuffled passes.
-            augment_options: ``min_scale`` and ``max_scale`` of ``scale-crop``.
-            evaluation: One of :data:`EVALUATIONS`, for passes in order.
-            share: Number of this process and of all of them. Order and augmentation are drawn for whole batches, each
-                of which is cut into one contiguous piece for each process, whose sizes differ by one at most.
-
-        Raises:
-            UnknownName: If a name is not known. Other arguments that cannot be used raise
-                `pathex.errors.InvalidInput`.
-        """
+        """Prepare the batches."""
         if augment not in AUGMENTATIONS:
             raise UnknownName("augment", augment, AUGMENTATIONS)
         if evaluation not in EVALUATIONS:

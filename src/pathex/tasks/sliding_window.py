@@ -15,18 +15,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 class SlidingWindow(nn.Module):
-    """A segmentation network on images of any size.
-
-    An image smaller than a window is padded with zeros (the mean colour, in normalised images) to the right and below.
-    Every window is padded likewise to what the network takes. Where windows overlap the logits are averaged.
-
-    Args:
-        network: From (B, C, side, side) to logits (B, K, side, side).
-        window: Side of a window, in pixels, at most ``side``.
-        stride: Distance from one window to the next, at most ``window``.
-        side: Side of what the network is given.
-        at_once: Windows in a forward pass.
-    """
+    """A segmentation network on images of any size."""
 
     def __init__(self, network: nn.Module, window: int, stride: int, side: int, at_once: int = 1) -> None:
         super().__init__()

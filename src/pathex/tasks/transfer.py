@@ -53,21 +53,7 @@ class OneTask(Classification):
 
 @dataclass(frozen=True)
 class Transfer(Task):
-    """A network and several tasks: it is pruned on one and learns the others, each from the same pruned weights.
-
-    Heads are fitted on training images alone. Test images are first read by :meth:`test`: until then what is trained
-    on has no test images at all.
-
-    Attributes:
-        model: The network with a head for the source, on the CPU, in eval mode; training copies it.
-        create: Makes the network anew from a seed, without pre-trained weights.
-        example: A normalised image (1, C, H, W).
-        data: The images of all classes.
-        options: The tasks.
-        layer: Name of the linear layer that is the head.
-        validation: Fraction of the training images of each task that are held out.
-        seed: Seed of the validation split.
-    """
+    """A network and several tasks: it is pruned on one and learns the others, each from the same pruned weights."""
 
     metric_name: ClassVar[str] = "accuracy"
     model: nn.Module
@@ -140,25 +126,7 @@ class Transfer(Task):
         prepare: Prepare | None = None,
         on_event: Events | None = None,
     ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """Fit the head of each target on the features of the pruned network, and fine-tune from there.
-
-        Every target has a folder ``tasks/NN`` below that of the run: ``head.safetensors``, ``last.ckpt``,
-        ``metrics.jsonl`` and, when it is done, ``task.json``. A target that is done is not trained again.
-
-        Args:
-            options: How; ``loss="auto"`` is the mean squared error, and ``head_lr`` needs a head that is trained.
-            fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
-            folder: Folder of the run.
-            prepare: Called for each target with a network and its optimizer, and once before, to attach the mask.
-            on_event: Receives the events of each training, with ``task``, the number of the task, and ``target`` of
-                ``targets``, its place among those that are learned.
-
-        Returns:
-            A :class:`Transferred`, and a row for each target and epoch, with ``task``.
-
-        Raises:
-            InvalidInput: If there is a learning rate for a head that is fixed.
-        """
+        """Fit the head of each target on the features of the pruned network, and fine-tune from there."""
         if options.head_lr is not None and self.options.head == "fixed":
             raise InvalidInput(f"head_lr is {options.head_lr}, and the head is fixed; allowed: none, or head 'trained'")
         # Epochs that rewinding skips were spent on the source; a target begins at its own first.
@@ -178,17 +146,7 @@ class Transfer(Task):
         return Transferred(pruned, heads, folder), rows
 
     def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
-        """Measure every target on its test images, before and after fine-tuning.
-
-        Args:
-            model: What :meth:`train` returned.
-            fabric: The ``lightning_fabric.Fabric`` of the training.
-            batch_size: Images in a forward pass, over all processes.
-
-        Returns:
-            ``test_accuracy`` and ``zero_shot_accuracy``, means over the targets after and before fine-tuning,
-            ``tasks``, a row for each target, and ``test_images`` of all targets.
-        """
+        """Measure every target on its test images, before and after fine-tuning."""
         assert isinstance(model, Transferred)
         rows, images = [], 0
         for number in self.options.targets:

@@ -108,17 +108,5 @@ class TrainOptions:
 
 
 def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
-    """The number of finished epochs at which the learning rate falls.
-
-    Args:
-        epochs: Epochs of the training.
-        milestones: Fractions of the training, in (0, 1).
-
-    Returns:
-        The nearest ends of an epoch, in order. The first epoch always has the full learning rate.
-
-    Example:
-        >>> milestone_epochs(160, (0.5, 0.75))
-        [80, 120]
-    """
+    """The number of finished epochs at which the rate falls, in order; the first epoch always has the full rate."""
     return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)

@@ -32,16 +32,7 @@ def check_logger(name: str) -> None:
 
 
 def loggers(name: str, folder: Path) -> list[Any]:
-    """The logger of a run; a run that is taken up again goes on with the same curves.
-
-    Args:
-        name: One of :data:`LOGGERS`.
-        folder: Folder of the run, whose name is the name of the run everywhere. What the logger writes on this machine
-            lies below it; ``MLFLOW_TRACKING_URI`` names another place for MLflow.
-
-    Returns:
-        Loggers for Fabric: one, or none.
-    """
+    """The logger of a run; a run that is taken up again goes on with the same curves."""
     check_logger(name)
     if name == "none":
         return []

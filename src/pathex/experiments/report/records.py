@@ -22,17 +22,7 @@ _ENVIRONMENT = "environment.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run, as its folder tells it.
-
-    Attributes:
-        folder: The run folder.
-        config: The settings, those in mappings of options with dotted names: ``method_options: {redraw: true}`` is
-            ``method_options.redraw``.
-        result: The content of ``result.json``.
-        environment: The content of ``environment.json`` with dotted names; empty if there is none.
-        epochs: One row an epoch, in order.
-        layers: Kept and all weights of each pruned parameter; empty for a dense run.
-    """
+    """One finished run, as its folder tells it."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -98,12 +88,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """A run folder that the tables leave out.
-
-    Attributes:
-        folder: The run folder.
-        reason: Why it is left out.
-    """
+    """A run folder that the tables leave out."""
 
     folder: Path
     reason: str

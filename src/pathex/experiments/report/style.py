@@ -67,13 +67,7 @@ SETTINGS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Style:
-    """How one series is drawn.
-
-    Attributes:
-        colour: Colour of its method.
-        marker: Marker; like the dash, it tells settings of one method apart.
-        dash: Line style.
-    """
+    """How one series is drawn."""
 
     colour: str
     marker: str

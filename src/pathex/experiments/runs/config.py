@@ -11,12 +11,7 @@ __all__ = ["Allowed", "RunConfig", "TicketConfig", "allowed_values"]
 
 @dataclass(frozen=True, repr=False)
 class Allowed:
-    """The values of a type that a setting may have.
-
-    Attributes:
-        text: What they are, for people.
-        holds: Whether a value is one of them.
-    """
+    """The values of a type that a setting may have."""
 
     text: str
     holds: Callable[[Any], bool]

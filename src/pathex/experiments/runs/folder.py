@@ -100,11 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Journal:
-    """Writes each event of a run to ``log.txt`` and passes it on.
-
-    A context manager; what ends the block by an exception is logged too. Steps are too many for the log. Without a
-    folder nothing is written.
-    """
+    """Writes each event of a run to ``log.txt`` and passes it on."""
 
     def __init__(self, folder: Path | None, on_event: Events | None) -> None:
         self._path, self._on_event = None if folder is None else folder / "log.txt", on_event

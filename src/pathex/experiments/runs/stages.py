@@ -29,18 +29,7 @@ TRAINED = tuple(OPTIONS)
 
 @dataclass(frozen=True)
 class Stage:
-    """What the stages of one run share.
-
-    Attributes:
-        config: Settings of the run.
-        folder: Its folder.
-        task: Network and images; the network is on the device of ``fabric``.
-        images: The pruning set; None for methods without one.
-        fabric: The ``lightning_fabric.Fabric``.
-        journal: Log and receiver of events.
-        total: Prunable weights of the whole network.
-        width: Width of a ``small-dense`` network; None for other methods.
-    """
+    """What the stages of one run share."""
 
     config: RunConfig
     folder: Path
@@ -54,16 +43,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A mask and what is known of it.
-
-    Attributes:
-        mask: None keeps everything.
-        kept: Prunable weights kept.
-        total: Prunable weights.
-        rounds: Rounds, or levels, that it took.
-        seconds: Time that it took.
-        report: What died, as plain data.
-    """
+    """A mask and what is known of it."""
 
     mask: Mask | None
     kept: int

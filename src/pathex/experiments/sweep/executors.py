@@ -11,11 +11,7 @@ __all__ = ["Executor", "Share", "processors", "share"]
 
 
 class Executor(ABC):
-    """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs.
-
-    Attributes:
-        threads: Threads of each job.
-    """
+    """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs."""
 
     threads: int
 
@@ -25,10 +21,7 @@ class Executor(ABC):
 
     @abstractmethod
     def listen(self, seconds: float) -> list[Message]:
-        """What was heard since the last call, after waiting so long for the first message.
-
-        Messages are in order for each job. Every job is heard of in the end: its last one is of the kind ``ended``.
-        """
+        """What was heard since the last call, after waiting so long for the first message."""
 
     @abstractmethod
     def close(self) -> None:
@@ -59,12 +52,8 @@ def processors() -> int:
 
 
 def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) -> Share:
-    """Decide how many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open.
-
-    Returns:
-        The share. On the CPU the number of threads never follows from the number of runs, because it decides the last
-        bits of the results.
-    """
+    """How many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open."""
+    # On the CPU the number of threads never follows from that of the runs: it decides the last bits of the results.
     if gpus == 0:
         threads = threads or 1
         each = concurrent or max(1, cores // threads)

@@ -23,13 +23,7 @@ _MOST_OUTPUT = 4000
 
 
 class LocalExecutor(Executor):
-    """Worker processes that carry out one run after the other.
-
-    A worker that is lost takes one run with it, and is replaced.
-
-    Args:
-        share: How the runs share this machine.
-    """
+    """Worker processes that carry out one run after the other."""
 
     def __init__(self, share: Share) -> None:
         self.threads = share.threads

@@ -15,15 +15,7 @@ _LEAST_WORK = 0.05
 
 @dataclass
 class Stage:
-    """Where one run stands.
-
-    Attributes:
-        text: Stage for people, such as ``epoch 3/160``.
-        loss: Training loss of the last whole epoch, or None.
-        done: Fraction of the training that is done.
-        begun: That fraction when the sweep took the run up.
-        levels: Trainings that find the mask, before the run's own.
-    """
+    """Where one run stands."""
 
     text: str = "loading"
     loss: float | None = None

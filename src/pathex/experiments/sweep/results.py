@@ -35,14 +35,7 @@ def forget_failure(folder: Path) -> None:
 
 
 class Table:
-    """``results.csv`` and, where pyarrow is installed, ``results.parquet``: one row for each run of a sweep.
-
-    A row is read from the run's folder, so that sweeps which share a folder, or follow each other, write the same.
-
-    Args:
-        out: Folder of the runs.
-        runs: Settings by name of the run's folder.
-    """
+    """``results.csv`` and, where pyarrow is installed, ``results.parquet``: one row for each run of a sweep."""
 
     def __init__(self, out: Path, runs: Mapping[str, RunConfig]) -> None:
         self.path = out / "results.csv"
@@ -66,11 +59,7 @@ class Table:
         return True
 
     def write(self) -> None:
-        """Write the files, each in one step.
-
-        Raises:
-            OSError: If they cannot be written.
-        """
+        """Write the files, each in one step."""
         import pandas as pd
         from filelock import FileLock
 

@@ -42,15 +42,7 @@ def ended(status: str, error: str | None = None, trace: str = "") -> dict[str, A
 
 
 def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
-    """Carry out one run in this process.
-
-    Args:
-        job: The run.
-        send: Receives ``(kind, payload)``: ``start``, ``warning`` and the events of the run.
-
-    Returns:
-        The payload of the job's last message. Whatever goes wrong in the run is told there, not raised.
-    """
+    """Carry out one run in this process."""
     import torch
 
     from pathex.experiments.runs import run
