@@ -30,14 +30,7 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: The words after ``pathex``; None takes them from the process.
-
-    Returns:
-        0 when done, 1 when a run of a sweep failed, 2 on bad arguments or input, 130 after Ctrl-C.
-    """
+    """Runs one command: 0 when done, 1 when a run of a sweep failed, 2 on bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -62,7 +62,7 @@ def finish(
     source = _checked(source)
     channels, side = source.train.images(torch.tensor([0])).shape[1:3]
     mean, std = source.mean if mean is None else mean, source.std if std is None else std
-    own = channel_statistics(source.train) if mean is None or std is None else ()
+    own: tuple[Any, ...] = channel_statistics(source.train) if mean is None or std is None else ()
     means = own[0] if mean is None else channel_numbers(name, "mean", mean, channels)
     stds = own[1] if std is None else channel_numbers(name, "std", std, channels)
     augment = source.augment or ("crop-flip" if side <= _LARGEST_SHIFTED else "flip")

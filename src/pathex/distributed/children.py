@@ -41,11 +41,7 @@ class Child:
         theirs.close()  # so that the pipe ends with the process
 
     def ending(self) -> str:
-        """Wait for the end of the process.
-
-        Returns:
-            How it ended, to follow the name of the process.
-        """
+        """Wait for the end of the process, and say how it ended, to follow its name."""
         self.process.join()
         code = self.process.exitcode or 0
         if code >= 0:
@@ -55,12 +51,7 @@ class Child:
 
 
 def stop(children: Iterable[Child], patience: float = 0.0) -> None:
-    """End processes: first by SIGTERM, and after a while by SIGKILL.
-
-    Args:
-        children: The processes.
-        patience: Seconds in which they may end by themselves, all together.
-    """
+    """End processes: after so many seconds by SIGKILL, and if there are any, by SIGTERM first."""
     children = list(children)
     try:
         for child in children if patience else ():

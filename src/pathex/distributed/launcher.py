@@ -77,11 +77,7 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints, of those that work on one run.
-
-    Returns:
-        True where there are no others.
-    """
+    """Whether this process is the one that writes and prints, of those that work on one run."""
     if dist.is_initialized():
         return dist.get_rank() == 0
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0

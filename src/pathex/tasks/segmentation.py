@@ -31,9 +31,6 @@ class Segmentation(Task):
     """A network and the images it is to segment."""
 
     metric_name: ClassVar[str] = "miou"
-    model: nn.Module
-    create: Callable[[int], nn.Module]
-    example: Tensor
     data: SegmentationData
     train_indices: Tensor
     validation_indices: Tensor | None
@@ -42,12 +39,12 @@ class Segmentation(Task):
     stride: int
 
     @property
-    def augment(self) -> str:  # type: ignore[override]
+    def augment(self) -> str:
         """Name of the usual augmentation."""
         return "scale-crop"
 
     @property
-    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def augment_options(self) -> Mapping[str, Any]:
         """Options of the usual augmentation: those that it has by itself."""
         return {}
 

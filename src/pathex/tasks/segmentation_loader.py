@@ -1,6 +1,6 @@
 """Batches of images with label maps on the device of the training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,15 +61,15 @@ class SegmentationLoader:
         seeds = torch.randint(2**62, (self.images,), generator=generator).tolist()
         keys = list(zip(order, seeds, strict=True))
         batches = [[keys[place] for place in piece] for piece in self._pieces(2 * self._share[1])]
-        return self._loaded(partial(_training_batch, self._split, self._window, self._scales), batches)
+        return self._loaded(partial(_batch, partial(_changed, self._split, self._window, self._scales)), batches)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the split's own order, not augmented."""
         rows = self._rows.tolist()
         batches = [[rows[place] for place in piece] for piece in self._pieces(self._share[1])]
         if self._evaluation == "full":
-            return self._loaded(partial(_whole, self._split), [[row] for batch in batches for row in batch])
-        return self._loaded(partial(_fitted, self._split, self._window), batches)
+            return self._loaded(partial(_batch, self._split.sample), [[row] for batch in batches for row in batch])
+        return self._loaded(partial(_batch, partial(_fitted, self._split, self._window)), batches)
 
     def _pieces(self, least: int) -> list[range]:
         return [share_of(batch, *self._share) for batch in cut_batches(self.images, self._batch_size, least)]
@@ -79,28 +79,24 @@ class SegmentationLoader:
             yield self._data.normalise(upload(images, self._device)), upload(labels, self._device).long()
 
 
-def _training_batch(
-    split: SegmentationSplit, window: Window, scales: tuple[float, float] | None, batch: Sequence[tuple[int, int]]
+def _changed(
+    split: SegmentationSplit, window: Window, scales: tuple[float, float] | None, key: tuple[int, int]
 ) -> Batch:
-    samples = []
+    row, seed = key
+    sample = split.sample(row)
+    if scales is None:
+        return window.centre(sample)
     with torch.random.fork_rng(devices=[]):
-        for row, seed in batch:
-            torch.default_generator.manual_seed(seed)
-            sample = split.sample(row)
-            samples.append(window.centre(sample) if scales is None else window.random(sample, scales))
-    return _stacked(samples)
+        torch.default_generator.manual_seed(seed)
+        return window.random(sample, scales)
 
 
-def _fitted(split: SegmentationSplit, window: Window, rows: Sequence[int]) -> Batch:
-    return _stacked([window.fitted(split.sample(row)) for row in rows])
+def _fitted(split: SegmentationSplit, window: Window, row: int) -> Batch:
+    return window.fitted(split.sample(row))
 
 
-def _whole(split: SegmentationSplit, rows: Sequence[int]) -> Batch:
-    return _stacked([split.sample(row) for row in rows])
-
-
-def _stacked(samples: Sequence[Batch]) -> Batch:
-    images, labels = zip(*samples, strict=True)
+def _batch(read: Callable[[Any], Batch], keys: Sequence[Any]) -> Batch:
+    images, labels = zip(*map(read, keys), strict=True)
     return torch.stack(images), torch.stack(labels)
 
 

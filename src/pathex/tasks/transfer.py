@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,12 @@ class Transferred(nn.Module):
 class OneTask(Classification):
     """One of the tasks, with a network that has a head for it, which is not to be pruned."""
 
-    unprunable: tuple[str, ...] = ()
+    layer: str
+
+    @property
+    def unprunable(self) -> tuple[str, ...]:
+        """The head, which is fitted anew for every mask."""
+        return (self.layer,)
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Squared error (``auto``, ``mse``), which ridge regression minimises, or ``cross-entropy``."""
@@ -55,10 +61,6 @@ class OneTask(Classification):
 class Transfer(Task):
     """A network and several tasks: it is pruned on one and learns the others, each from the same pruned weights."""
 
-    metric_name: ClassVar[str] = "accuracy"
-    model: nn.Module
-    create: Callable[[int], nn.Module]
-    example: Tensor
     data: ImageData
     options: TransferOptions
     layer: str
@@ -66,17 +68,7 @@ class Transfer(Task):
     seed: int
 
     @property
-    def augment(self) -> str:  # type: ignore[override]
-        """Name of the data set's own augmentation."""
-        return self.data.augment
-
-    @property
-    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """Options of the data set's own augmentation."""
-        return self.data.augment_options
-
-    @property
-    def unprunable(self) -> tuple[str, ...]:  # type: ignore[override]
+    def unprunable(self) -> tuple[str, ...]:
         """The head, which every task replaces by its own."""
         return (self.layer,)
 
@@ -159,14 +151,12 @@ class Transfer(Task):
                 prepared = fabric.setup_module(network.to(memory_format=memory_format(network)))
                 values.append(part.test(prepared, fabric=fabric, batch_size=batch_size))
             images += values[0]["test_images"]
-            before, tuned = (value["test_accuracy"] for value in values)
-            rows.append({"task": number, "classes": self._names(number), "zero_shot": before, "fine_tuned": tuned})
-        return {
-            "test_accuracy": _mean([row["fine_tuned"] for row in rows]),
-            "zero_shot_accuracy": _mean([row["zero_shot"] for row in rows]),
-            "tasks": rows,
-            "test_images": images,
-        }
+            zero_shot, fine_tuned = (value["test_accuracy"] for value in values)
+            rows.append(
+                {"task": number, "classes": self._names(number), "zero_shot": zero_shot, "fine_tuned": fine_tuned}
+            )
+        tuned, zero = (round(fmean(row[part] for row in rows), 7) for part in ("fine_tuned", "zero_shot"))
+        return {"test_accuracy": tuned, "zero_shot_accuracy": zero, "tasks": rows, "test_images": images}
 
     def _names(self, number: int) -> list[str]:
         return [self.data.classes[label] for label in self.options.tasks[number]]
@@ -178,7 +168,7 @@ class Transfer(Task):
         names = tuple(self._names(number))
         data = replace(self.data, train=train, test=tested, num_classes=len(classes), classes=names)
         trained, held_out = training_rows(train.labels, self.validation, self.seed)
-        return OneTask(network, self.create, self.example, data, trained, held_out, self.unprunable)
+        return OneTask(network, self.create, self.example, data, trained, held_out, self.layer)
 
     def _fitted(self, part: OneTask, fabric: Any = None) -> Head:
         """The head of a task from its training images, validation images not among them."""
@@ -198,12 +188,11 @@ class Transfer(Task):
     def _pruned(self, options: TrainOptions, prepare: Prepare | None) -> nn.Module:
         """A copy of the network with the mask's zeros, and without what holds them there."""
         copied = copy.deepcopy(self.model)
-        if prepare is None:
-            return copied
-        held = copy.deepcopy(self.model)
-        trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
-        prepare(held, torch.optim.SGD(trained, lr=options.lr))
-        copied.load_state_dict(held.state_dict())
+        if prepare is not None:
+            held = copy.deepcopy(self.model)
+            trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
+            prepare(held, torch.optim.SGD(trained, lr=options.lr))
+            copied.load_state_dict(held.state_dict())
         return copied
 
     def _kept_head(self, pruned: nn.Module, number: int, place: Path, fabric: Any) -> Head:
@@ -282,7 +271,3 @@ def _place(folder: Path, number: int) -> Path:
 
 def _tell(on_event: Events, which: Mapping[str, int], kind: str, payload: dict[str, Any]) -> None:
     on_event(kind, {**which, **payload})
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 7)

@@ -50,19 +50,17 @@ class Feed:
         """Prepare the batches.
 
         Args:
-            data: The ``pathex.data.ImageData`` that the split belongs to; it resizes and normalises.
+            data: What the split belongs to; it resizes and normalises.
             split: ``data.train`` or ``data.test``.
             device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes; the last batch takes what is left. What is left over
-                and too small (a single image, as BatchNorm cannot train on one, or fewer images than processes) joins
-                the batch before it.
+            batch_size: Images in a batch, over all processes; the last batch takes what is left, and joins the one
+                before where that is a single image, as BatchNorm cannot train on one, or fewer images than processes.
             indices: (n,) the images of the split to use; None is all.
-            augment: Name of the augmentation of :meth:`shuffled`, as ``pathex.data.augment`` knows it.
+            augment: Augmentation of :meth:`shuffled`, see :func:`pathex.data.augment`.
             augment_options: Its options.
             part: Number of this process, and of all processes.
-            workers: Processes that read images; 0 leaves it to the caller's. None is as many as this process may use
-                cores (:func:`pathex.data.default_workers`), or fewer for few images. It makes no difference to the
-                batches. Arguments that cannot be used raise `pathex.errors.InvalidInput`.
+            workers: Processes that read images, which change nothing in the batches; None is as many as
+                :func:`pathex.data.default_workers` says, or fewer for few images.
         """
         if workers is not None:
             check_integer("workers", workers, 0)
@@ -85,11 +83,7 @@ class Feed:
         self.batches = len(self._cut())
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass in random order, augmented, which follows from seed and epoch.
-
-        Returns:
-            Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.
-        """
+        """One training pass by seed and epoch: images, float32 (B, C, H, W), and labels (B,), this process's share."""
         generator = epoch_generator(seed, epoch)
         order = self._rows[torch.randperm(self.images, generator=generator)]
         return self._read(order, self._augmentation, self._augmentation.draw(self.images, generator))

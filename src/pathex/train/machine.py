@@ -25,22 +25,7 @@ def check_machine(
     strategy: str = "auto",
     sync_batchnorm: bool = False,
 ) -> str:
-    """Choose the accelerator, and refuse what this machine cannot do.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: One of ``PRECISIONS``.
-        devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started.
-        strategy: One of ``STRATEGIES``.
-        sync_batchnorm: Whether BatchNorm is to use the statistics of all devices.
-
-    Returns:
-        ``cpu`` or ``cuda``.
-
-    Raises:
-        UnknownName: If there is no device, precision or strategy of this name.
-        InvalidInput: If there are not so many CUDA devices, or a setting needs one.
-    """
+    """``cpu`` or ``cuda``; refuses what this machine cannot do. ``devices=0`` is as many as ``torchrun`` started."""
     for kind, name, allowed in (
         ("device", device, DEVICES),
         ("precision", precision, PRECISIONS),
@@ -75,21 +60,7 @@ def fabric(
     devices: int = 1,
     strategy: str = "auto",
 ) -> Any:
-    """A Lightning Fabric, with its processes started.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: One of ``PRECISIONS``.
-        devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where it started none,
-            :func:`pathex.distributed.launched` has to be around this call.
-        strategy: One of ``STRATEGIES``.
-
-    Returns:
-        The ``lightning_fabric.Fabric``; ``.device`` is the device that this process uses.
-
-    Raises:
-        InvalidInput: If this machine cannot do it, or ``torchrun`` started another number of processes.
-    """
+    """A Lightning Fabric with its processes; without torchrun ``pathex.distributed.launched`` is around the call."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import DoublePrecision
     from lightning_fabric.plugins.environments import TorchElasticEnvironment

@@ -15,12 +15,7 @@ _PROJECT = "pathex"
 
 
 def check_logger(name: str) -> None:
-    """Refuse a logger that is not one of :data:`LOGGERS`, or not installed.
-
-    Raises:
-        UnknownName: If there is no such logger.
-        InvalidInput: If a package that it needs is missing.
-    """
+    """Refuse a logger that is not one of :data:`LOGGERS`, or not installed."""
     from importlib.util import find_spec
 
     if name not in LOGGERS:
@@ -64,17 +59,7 @@ def _known_run(place: str, name: str) -> str | None:
 
 @contextmanager
 def tracked(fabric: Any, name: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Log what happens in a block, from the first process.
-
-    Args:
-        fabric: The ``lightning_fabric.Fabric``; what is logged through it reaches the logger.
-        name: One of :data:`LOGGERS`.
-        folder: Folder of the run.
-        settings: Settings of the run, logged when it begins.
-
-    Yields:
-        Nothing. However the block ends, the logger is closed.
-    """
+    """Log what happens in a block through ``fabric``, from the first process, and its settings when the run begins."""
     made = loggers(name, folder) if fabric.is_global_zero else []
     fabric.loggers.extend(made)
     failed = True

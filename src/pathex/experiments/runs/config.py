@@ -2,11 +2,13 @@
 
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-__all__ = ["Allowed", "RunConfig", "TicketConfig", "allowed_values"]
+from pathex.errors import UnknownName
+
+__all__ = ["Allowed", "RunConfig", "TicketConfig", "allowed_values", "read_options"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +35,8 @@ def allowed_values(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(allowed_values(argument) for argument in arguments)
+        separator = ", or " if get_origin(arguments[0]) is Annotated else " or "
+        return separator.join(map(allowed_values, arguments))
     if origin in (tuple, dict):
         return "a list" if origin is tuple else "a mapping such as {name: value}"
     return _PLAIN.get(hint) or ("a file" if issubclass(hint, os.PathLike) else hint.__name__)
@@ -48,14 +51,6 @@ Fraction = Annotated[float, Allowed("a number in [0, 1)", lambda value: 0 <= val
 Moments = Annotated[
     tuple[float, ...], Allowed("a list of numbers in (0, 1)", lambda values: all(0 < value < 1 for value in values))
 ]
-PositiveIntOrNone = Annotated[
-    int | None, Allowed("a whole number of at least 1, or null", lambda value: value is None or value >= 1)
-]
-SeedOrNone = Annotated[
-    int | None,
-    Allowed("a whole number from 0 to 2**63 - 1, or null", lambda value: value is None or 0 <= value < 2**63),
-]
-PositiveOrNone = Annotated[float | None, Allowed("a number above 0, or null", lambda value: value is None or value > 0)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class TicketConfig:
     data: str = "fashion-mini"
     task: str = "auto"
     task_options: dict[str, Any] = field(default_factory=dict)
-    rounds: PositiveIntOrNone = None
+    rounds: PositiveInt | None = None
     allocation: str | dict[str, float] = "global"
     ignore: tuple[str, ...] = ()
     prunable: tuple[str, ...] = ()
@@ -111,7 +106,7 @@ class TicketConfig:
     budget: Literal["nominal", "effective"] = "nominal"
     schedule: str = "exponential"
     images_per_class: PositiveInt = 10
-    pruning_seed: SeedOrNone = None
+    pruning_seed: Seed | None = None
     weights: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
@@ -165,7 +160,7 @@ class RunConfig(TicketConfig):
     batch_size: PositiveInt = 128
     accumulate: PositiveInt = 1
     lr: Positive = 0.1
-    head_lr: PositiveOrNone = None
+    head_lr: Positive | None = None
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 1e-4
@@ -186,3 +181,11 @@ class RunConfig(TicketConfig):
     sync_batchnorm: bool = False
     logger: str = "none"
     out: str = "runs"
+
+
+def read_options(config: RunConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run's method over their defaults; unknown ones are refused."""
+    for name in config.method_options:
+        if name not in known:
+            raise UnknownName(f"option of {config.method!r}", name, known)
+    return {**known, **config.method_options}

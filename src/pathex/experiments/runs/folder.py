@@ -1,9 +1,9 @@
 """The files of a run: written in one step, under a lock, with a log."""
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,30 +104,23 @@ class Journal:
 
     def __init__(self, folder: Path | None, on_event: Events | None) -> None:
         self._path, self._on_event = None if folder is None else folder / "log.txt", on_event
-        # A logger of its own, outside the tree of named loggers: runs in one process do not share handlers.
-        self._logger = logging.Logger("pathex.run")
-        self._logger.addHandler(logging.NullHandler())
 
     def __enter__(self) -> "Journal":
-        if self._path is not None:
-            handler = logging.FileHandler(self._path, encoding="utf-8")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            self._logger.addHandler(handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None:
-            self._logger.error("stopped by %s: %s", kind.__name__, error)
-        for handler in self._logger.handlers:
-            handler.close()
+            self.note(f"stopped by {kind.__name__}: {error}")
 
     def note(self, message: str) -> None:
         """Log a line."""
-        self._logger.info(message)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as log:
+                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         """Log an event and pass it on."""
         if kind != "step":
-            self._logger.info("%s %s", kind, json.dumps(payload, default=str))
+            self.note(f"{kind} {json.dumps(payload, default=str)}")
         if self._on_event is not None:
             self._on_event(kind, payload)

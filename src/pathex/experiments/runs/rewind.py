@@ -17,16 +17,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pathex.errors import InvalidInput, UnknownName
-from pathex.experiments.runs.config import RunConfig
+from pathex.errors import InvalidInput
+from pathex.experiments.runs.config import RunConfig, read_options
 from pathex.experiments.runs.folder import Journal, read_json, write_json
-from pathex.experiments.runs.tickets import start_mask, train_options
+from pathex.experiments.runs.tickets import prune_options, start_mask, train_options
 from pathex.masks import Handle, Mask, attach, make_permanent
-from pathex.pruning import densities, prune, read_allocation
+from pathex.pruning import densities, prune
 from pathex.tasks import Task
 from pathex.train import load_checkpoint, save_checkpoint
 
@@ -63,11 +62,7 @@ class Plan:
 
 def plan(config: RunConfig) -> Plan:
     """Read the method's options."""
-    known = OPTIONS[config.method]
-    for name in config.method_options:
-        if name not in known:
-            raise UnknownName(f"option of {config.method!r}", name, known)
-    options = {"levels": 1, **known, **config.method_options}
+    options = {"levels": 1, **read_options(config, OPTIONS[config.method])}
     levels, epochs = options["levels"], config.epochs if options["epochs"] is None else options["epochs"]
     whole = isinstance(levels, int) and not isinstance(levels, bool) and levels >= 1
     if not whole and not (isinstance(levels, float) and 0 < levels < 1):
@@ -114,7 +109,7 @@ def rewind(config: RunConfig, task: Task, folder: Path) -> int:
     """Put the network where the run's own training begins; called in every process, also when the mask was there."""
     chosen = plan(config)
     last = len(list((folder / "levels").glob("[0-9]*/mask.safetensors")))
-    _restore(task.model, _state(chosen, folder, last + 1))
+    task.model.load_state_dict(_state(chosen, folder, last + 1))
     return chosen.epoch or 0
 
 
@@ -147,7 +142,7 @@ class _Level:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
         model = self.task.model
-        _restore(model, _state(self.plan, self.run_folder, self.number))
+        model.load_state_dict(_state(self.plan, self.run_folder, self.number))
         if mask is not None:
             make_permanent(model, mask)
         rows = self._train(mask)
@@ -171,12 +166,9 @@ class _Level:
             if mask is not None:
                 handles.append(attach(model, mask, optimizer))
 
-        options = replace(
-            train_options(self.config),
-            epochs=self.plan.epochs,
-            start=0 if first else epoch,
-            keep=(epoch,) if first and epoch else (),
-        )
+        options = train_options(self.config)
+        begin, keep = (0, (epoch,) if epoch else ()) if first else (epoch, ())
+        options = replace(options, epochs=self.plan.epochs, start=begin, keep=keep)
         try:
             _, rows = self.task.train(
                 options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=self._report
@@ -185,7 +177,7 @@ class _Level:
             for handle in handles:
                 handle.remove()
         # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
-        _restore(self.task.model, load_checkpoint(self.folder / "last.ckpt")["model"])
+        self.task.model.load_state_dict(load_checkpoint(self.folder / "last.ckpt")["model"])
         self.task.model.zero_grad(set_to_none=True)
         self.task.model.eval()
         return rows
@@ -197,23 +189,8 @@ class _Level:
 def _pruned(
     config: RunConfig, task: Task, mask: Mask | None, sparsity: float, fabric: Any
 ) -> tuple[Mask, dict[str, Any]]:
-    result = prune(
-        task.model,
-        "magnitude",
-        sparsity=sparsity,
-        data=task.example.to(fabric.device),
-        rounds=1,
-        allocation=read_allocation(config.allocation),
-        ignore=(*config.ignore, *task.unprunable),
-        prunable=config.prunable,
-        mask=mask,
-        min_per_layer=config.min_per_layer,
-        budget=config.budget,
-        seed=config.seed,
-        memory=config.memory,
-        strict=config.strict,
-        progress=False,
-    )
+    options = {**prune_options(config, task), "sparsity": sparsity}
+    result = prune(task.model, "magnitude", data=task.example.to(fabric.device), rounds=1, mask=mask, **options)
     return result.mask, result.history[0]
 
 
@@ -247,8 +224,3 @@ def _state(chosen: Plan, folder: Path, level: int) -> dict[str, Tensor]:
         path = _folder(folder, 1) / f"epoch-{chosen.epoch}.ckpt"
     state: dict[str, Tensor] = load_checkpoint(path)["model"]
     return state
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    model.load_state_dict(state)

@@ -25,30 +25,14 @@ _WITH_OPTIONS = [name for name, field in _FIELDS.items() if field.default_factor
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep.
-
-    Attributes:
-        runs: Settings of each run by the name of its folder, in the order of the sweep file.
-        duplicates: How many entries were left out because their settings lead to a run that is there already.
-    """
+    """The runs of a sweep by the name of their folders, and how many entries were the same as one of these."""
 
     runs: Mapping[str, RunConfig]
     duplicates: int
 
 
 def plan(config: SweepConfig) -> Plan:
-    """Expand the grids and lists of a sweep, and check the settings of every run.
-
-    Args:
-        config: Options of the sweep.
-
-    Returns:
-        The runs. Entries that differ only in what does not decide a run's numbers are one run, such as ``dense`` at
-        several sparsities.
-
-    Raises:
-        InvalidInput: If an option or a setting cannot be used; the message names it, and the entry it belongs to.
-    """
+    """Expand the grids and lists of a sweep, and check the settings of every run; an error names the entry."""
     _check_options(config)
     typed = _Types()
     common = _over(typed.base(config.base), config.settings, "settings")

@@ -43,12 +43,7 @@ class Stage:
 
 
 class Progress:
-    """Counts runs and follows those that are running; its instance receives the messages of a sweep.
-
-    Args:
-        names: Names of all runs.
-        clock: Seconds since some moment.
-    """
+    """Counts runs and follows those that are running; its instance receives the messages of a sweep."""
 
     def __init__(self, names: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         self.running: dict[str, Stage] = {}
@@ -74,11 +69,8 @@ class Progress:
         return {status: counted[status] for status in ("done", "running", "failed", "waiting")}
 
     def seconds_left(self) -> float | None:
-        """How long the rest takes if runs go on as fast as so far; None while there is too little to tell from.
-
-        Returns:
-            An estimate, in which pruning counts as no work and all runs are equally long.
-        """
+        """How long the rest takes if runs go on as fast as so far; None while there is too little to tell from."""
+        # Pruning counts as no work, and all runs as equally long.
         worked = self._worked + sum(stage.done - stage.begun for stage in self.running.values())
         if worked < _LEAST_WORK:
             return None
