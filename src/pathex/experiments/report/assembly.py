@@ -92,7 +92,7 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
         settings=out / _SETTINGS,
         figures=tuple(out / name for name in figures),
         runs=len(records),
-        left_out=tuple((problem.folder, problem.reason) for problem in problems),
+        left_out=tuple(problems),
     )
 
 

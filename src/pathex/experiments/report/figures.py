@@ -30,7 +30,8 @@ def draw(panel: Panel) -> list[Picture]:
             if any(panel.records[run].layers for run in panel.sparsest["run"]):
                 pictures.append(_layers(panel))
             if panel.pruned["dead_layers"].any():
-                pictures.append(_dead_layers(panel))
+                caption = "Layers without a kept weight on any path from input to output, mean over seeds."
+                pictures.append(picture(_dead_layers_figure(panel), "dead_layers", "Dead layers", caption))
         if any(len(record.epochs) > 1 for record in panel.records.values()):
             pictures.append(_training(panel))
     return pictures
@@ -70,11 +71,6 @@ def _layers(panel: Panel) -> Picture:
     if any((curve == 0).any() for curve in curves.values()):
         caption += " A cross at the foot is a layer that lost every weight in every seed."
     return picture(figure, "layers", "Density of each layer", caption)
-
-
-def _dead_layers(panel: Panel) -> Picture:
-    caption = "Layers without a kept weight on any path from input to output, mean over seeds."
-    return picture(_dead_layers_figure(panel), "dead_layers", "Dead layers", caption)
 
 
 def _dead_layers_figure(panel: Panel) -> Figure:

@@ -83,13 +83,10 @@ def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a configuration file has them."""
-    tree: dict[str, Any] = {}
-    for name, value in settings.items():
-        group, dot, option = name.partition(".")
-        if dot:
-            tree.setdefault(group, {})[option] = value
-        else:
-            tree[name] = value
+    tree = {name: value for name, value in settings.items() if "." not in name}
+    for name in settings.keys() - tree.keys():
+        group, _, option = name.partition(".")
+        tree.setdefault(group, {})[option] = settings[name]
     return tree
 
 

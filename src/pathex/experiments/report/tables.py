@@ -1,6 +1,6 @@
 """Runs as tables: one row a run and one row a setting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +11,7 @@ from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import series_settings, short
 from pathex.experiments.report.statistics import estimate
 
-__all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "markdown", "runs_table", "summary_table"]
+__all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "interval", "markdown", "runs_table", "summary_table"]
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -107,26 +107,18 @@ def _markdown(summary: pd.DataFrame, metric: str) -> str:
     right += ["kept / total", "dead layers", "prune seconds"]
     lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
     for row in summary.to_dict("records"):
-        low, high = row["ci95_low"], row["ci95_high"]
-        lines.append(
-            _line(
-                [
-                    row["model"],
-                    row["data"],
-                    *([short(row["weights"])] if weights else []),
-                    row["series"],
-                    f"{row['sparsity']:.6g}",
-                    str(row["n"]),
-                    f"{100 * row['mean']:.2f} %",
-                    "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}",
-                    *([_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []),
-                    f"{row['kept']:,.0f} / {row['total']:,.0f}",
-                    f"{row['dead_layers']:.3g}",
-                    f"{row['prune_seconds']:.1f}",
-                ]
-            )
-        )
+        cells = [row["model"], row["data"], *([short(row["weights"])] if weights else []), row["series"]]
+        cells += [f"{row['sparsity']:.6g}", str(row["n"]), _percent(row["mean"]), interval(row)]
+        cells += [_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []
+        cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", f"{row['dead_layers']:.3g}"]
+        lines.append(_line([*cells, f"{row['prune_seconds']:.1f}"]))
     return "\n".join(lines) + "\n"
+
+
+def interval(row: Mapping[Any, Any]) -> str:
+    """The 95 % interval of a row of the summary, in per cent; a dash if one seed gives none."""
+    low, high = row["ci95_low"], row["ci95_high"]
+    return "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def _percent(value: float) -> str:
