@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import TextIO
 
 from pathex.cli import bench, convert, demo, listings, prune, report, run, sweep
 from pathex.cli.parser import parse
@@ -35,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return _execute(words)
+            name, options = parse(words or ["--help"], COMMANDS)
+            return COMMANDS[name].execute(options) or 0
         except PathexError as error:
             print(f"pathex: error: {_one_line(error)}", file=sys.stderr)
             return 2
@@ -46,20 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(stop.code or 0) if words else 2
 
 
-def _execute(words: Sequence[str]) -> int:
-    name, options = parse(words or ["--help"], COMMANDS)
-    return COMMANDS[name].execute(options) or 0
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"pathex: warning: {_one_line(message)}", file=file or sys.stderr)
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"pathex: warning: {_one_line(message)}", file=sys.stderr)
 
 
 def _one_line(message: object) -> str:

@@ -48,11 +48,9 @@ class SweepDisplay:
         self._progress = Progress(planned.runs)
         screen = Console(stderr=True, highlight=False)
         self._say = partial(screen.print, soft_wrap=True, markup=False)
-        self._live = (
-            Live(get_renderable=self._table, console=screen, refresh_per_second=4, transient=True)
-            if screen.is_terminal
-            else None
-        )
+        # On a terminal only: elsewhere it would print its last state.
+        live = Live(get_renderable=self._table, console=screen, refresh_per_second=4, transient=True)
+        self._live = live if screen.is_terminal else None
 
     def __enter__(self) -> "SweepDisplay":
         runs, duplicates = len(self._planned.runs), self._planned.duplicates

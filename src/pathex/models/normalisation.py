@@ -26,8 +26,8 @@ def expected_normalisation(name: str, weights: str | Path | None, **options: Any
         **options: Its options, of which ``encoder_name`` counts.
 
     Returns:
-        Mean and standard deviation of each channel, of pixels in [0, 1]; None if the weights are random or nothing is
-        known about them. Statistics that cannot be looked up raise `pathex.errors.InvalidInput`.
+        For each channel, of pixels in [0, 1]; None if the weights are random or nothing is known about them.
+        Statistics that cannot be looked up raise `pathex.errors.InvalidInput`.
 
     Example:
         >>> expected_normalisation("timm:tf_efficientnet_lite0", "imagenet")

@@ -30,10 +30,8 @@ def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
     for block in reversed(list(dict.fromkeys(blocks))):
         own = Counter(_own(block))
         left = [weight for weight in block.parameters() if weight not in taken]
-        if (
-            all(uses[weight] == count for weight, count in own.items())
-            and sum(weight.numel() for weight in left) >= least
-        ):
+        shared = any(uses[weight] != count for weight, count in own.items())
+        if not shared and sum(weight.numel() for weight in left) >= least:
             found.append(block)
             taken.update(own)
     return found

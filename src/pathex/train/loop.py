@@ -148,7 +148,7 @@ class _Loop:
         self._started = 0.0
         if options.sync_batchnorm and fabric.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = {parameter: name for name, parameter in model.named_parameters()}
         model.to(memory_format=memory_format(model))
         self.model = fabric.setup_module(model)
         self._layout = memory_format(model)
@@ -156,10 +156,7 @@ class _Loop:
         self._fused = (fabric.device.type == "cuda" and fabric.world_size == 1) or None
         self._optimizer = torch.optim.SGD(
             # Looked up by name: sharding puts other parameters in their place.
-            [
-                {**group, "params": [model.get_parameter(names[id(each)]) for each in group["params"]]}
-                for group in groups
-            ],
+            [{**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups],
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,
@@ -216,14 +213,9 @@ class _Loop:
         torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
         measure.metric.reset()
         collected = Collected(measure.metric.update)
+        layout, parts = self._layout, self.options.accumulate
         step = Step(
-            self.model,
-            self.optimizer,
-            measure.loss,
-            collected,
-            fabric=self.fabric,
-            layout=self._layout,
-            accumulate=self.options.accumulate,
+            self.model, self.optimizer, measure.loss, collected, fabric=self.fabric, layout=layout, accumulate=parts
         )
         self._begin_training()
         for count, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
@@ -236,7 +228,10 @@ class _Loop:
                     position = {"epoch": number, "epochs": self.options.epochs, "step": count, "steps": feed.batches}
                     on_event("step", position)
         collected.flush()
-        total, images = self._summed(torch.stack([step.total, step.total.new_tensor(step.images)])).tolist()
+        sums = torch.stack([step.total, step.total.new_tensor(step.images)])
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(sums)  # Fabric's own leaves the dtype
+        total, images = sums.tolist()
         self._check(total, number)
         self._share_buffers()
         return {
@@ -245,11 +240,6 @@ class _Loop:
             f"train_{measure.name}": _value(measure.metric),
             "lr": self._scheduler.get_last_lr()[0],
         }
-
-    def _summed(self, values: Tensor) -> Tensor:
-        if self.fabric.world_size > 1:
-            torch.distributed.all_reduce(values)  # Fabric's own leaves the dtype
-        return values
 
     def _share_buffers(self) -> None:
         """Give every process the statistics of the first, which the checkpoint holds: all measure the same network."""

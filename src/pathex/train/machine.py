@@ -26,11 +26,8 @@ def check_machine(
     sync_batchnorm: bool = False,
 ) -> str:
     """``cpu`` or ``cuda``; refuses what this machine cannot do. ``devices=0`` is as many as ``torchrun`` started."""
-    for kind, name, allowed in (
-        ("device", device, DEVICES),
-        ("precision", precision, PRECISIONS),
-        ("strategy", strategy, STRATEGIES),
-    ):
+    named = (("device", device, DEVICES), ("precision", precision, PRECISIONS), ("strategy", strategy, STRATEGIES))
+    for kind, name, allowed in named:
         if name not in allowed:
             raise UnknownName(kind, name, allowed)
     accelerator = _accelerator(device, precision)
@@ -53,13 +50,7 @@ def _accelerator(device: str, precision: str) -> str:
     return accelerator
 
 
-def fabric(
-    device: str = "auto",
-    precision: str = "32-true",
-    *,
-    devices: int = 1,
-    strategy: str = "auto",
-) -> Any:
+def fabric(device: str = "auto", precision: str = "32-true", *, devices: int = 1, strategy: str = "auto") -> Any:
     """A Lightning Fabric with its processes; without torchrun ``pathex.distributed.launched`` is around the call."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import DoublePrecision

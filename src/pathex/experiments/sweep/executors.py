@@ -2,12 +2,15 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
+from pathex.experiments.runs import RunConfig
+from pathex.experiments.sweep.config import SweepConfig
 from pathex.experiments.sweep.work import Job, Message
 
-__all__ = ["Executor", "Share", "processors", "share"]
+__all__ = ["Executor", "Share", "create", "processors", "share"]
 
 
 class Executor(ABC):
@@ -60,3 +63,18 @@ def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) ->
         return Share(each, threads, 0, each)
     each = concurrent or 1
     return Share(each * gpus, threads or max(1, cores // (each * gpus)), gpus, each)
+
+
+def create(config: SweepConfig, runs: Iterable[RunConfig]) -> Executor:
+    """The executor that the options of a sweep ask for, with a GPU if one of its runs may use it."""
+    gpu = any(run.device != "cpu" for run in runs)
+    if config.executor == "ray":
+        from pathex.experiments.sweep.ray_tasks import RayExecutor
+
+        return RayExecutor(config.concurrent, config.threads, gpu=gpu, address=config.address)
+    import torch
+
+    from pathex.experiments.sweep.local import LocalExecutor
+
+    gpus = torch.cuda.device_count() if gpu else 0
+    return LocalExecutor(share(config.concurrent, config.threads, gpus, processors()))

@@ -52,8 +52,7 @@ def _check_options(config: SweepConfig) -> None:
     if config.executor not in EXECUTORS:
         raise UnknownName("executor", config.executor, EXECUTORS)
     for name, least in (("concurrent", 1), ("threads", 1), ("retries", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
+        if (value := getattr(config, name)) is not None and value < least:
             raise InvalidInput(f"{name} is {value!r}; allowed: a whole number of at least {least}")
     if config.address is not None and config.executor != "ray":
         raise InvalidInput(f"address is {config.address!r} with executor {config.executor!r}; allowed: executor 'ray'")
@@ -62,8 +61,9 @@ def _check_options(config: SweepConfig) -> None:
 def _entries(config: SweepConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The settings of each run beyond the common ones, with their place in the sweep file."""
     # An empty grid alone is none; one of several is a mistake.
-    grids: dict[str, Any] = {"grid": config.grid} if config.grid else {}
-    if not isinstance(config.grid, Mapping):
+    if isinstance(config.grid, Mapping):
+        grids: dict[str, Any] = {"grid": config.grid} if config.grid else {}
+    else:
         grids = {f"grid {number}": grid for number, grid in enumerate(config.grid, 1)}
     if not grids and not config.list:
         raise InvalidInput("the sweep has no runs; allowed: a grid, a list, or both")
