@@ -73,9 +73,7 @@ class Feed:
         self._rows = torch.arange(len(split)) if indices is None else indices
         self._labels = split.labels.to(device)
         pixels = getattr(split, "data", None)
-        self._pixels: Tensor | None = None
-        if isinstance(pixels, Tensor) and _fits(pixels, device):
-            self._pixels = pixels.to(device)
+        self._pixels = pixels.to(device) if isinstance(pixels, Tensor) and _fits(pixels, device) else None
         # Other splits may not bear to be used by several processes.
         self._workers = workers if isinstance(split, ArraySplit | DecodedSplit) else 0
         self.images = len(self._rows)
@@ -101,7 +99,8 @@ class Feed:
         pieces = [slice(share.start, share.stop) for share in shares]
         rows = upload(order, self._device)
         if "seed" in draws:
-            read = self._loaded(order, pieces, augmentation, draws.pop("seed"))
+            transform = augmentation.transform(self._data.image_size, self._data.in_channels)
+            read = self._loaded(order, pieces, transform, draws.pop("seed"))
             augmentation = Augmentation()
         elif self._pixels is None:
             read = self._loaded(order, pieces)
@@ -116,32 +115,20 @@ class Feed:
             yield self._data.normalise(changed), self._labels.index_select(0, rows[piece])
 
     def _loaded(
-        self,
-        order: Tensor,
-        pieces: Sequence[slice],
-        augmentation: Augmentation | None = None,
-        seeds: Tensor | None = None,
+        self, order: Tensor, pieces: Sequence[slice], transform: Any = None, seeds: Tensor | None = None
     ) -> Iterator[Tensor]:
-        pinned = self._device.type == "cuda"
-        if augmentation is None or seeds is None:
-            batches: list[Any] = [order[piece].tolist() for piece in pieces]
-            return read_ahead(partial(_fetched, self._split), batches, workers=self._workers, pin_memory=pinned)
-        batches = [[*zip(order[piece].tolist(), seeds[piece].tolist(), strict=True)] for piece in pieces]
-        change = partial(_changed, self._split, augmentation, self._data.image_size, self._data.in_channels)
-        return read_ahead(change, batches, workers=self._workers, pin_memory=pinned)
+        columns = [order] if seeds is None else [order, seeds]
+        batches = [torch.stack([column[piece] for column in columns], 1).tolist() for piece in pieces]
+        read = partial(_fetched, self._split, transform)
+        return read_ahead(read, batches, workers=self._workers, pin_memory=self._device.type == "cuda")
 
 
-def _fetched(split: Split, rows: Sequence[int]) -> Tensor:
-    return split.images(torch.tensor(rows))
-
-
-def _changed(
-    split: Split, augmentation: Augmentation, size: int, channels: int, batch: Sequence[tuple[int, int]]
-) -> Tensor:
-    """The images of some rows, each changed by the random numbers of its seed, uint8 (B, C, size, size)."""
-    transform = augmentation.transform(size, channels)
-    assert transform is not None
-    rows, seeds = zip(*batch, strict=True)
+def _fetched(split: Split, transform: Any, batch: Sequence[Sequence[int]]) -> Tensor:
+    """The images of some rows, each changed by the random numbers of its seed where there are any."""
+    rows, *others = zip(*batch, strict=True)
+    if transform is None:
+        return split.images(torch.tensor(rows))
+    [seeds] = others
     if isinstance(split, DecodedSplit):
         return apply_each(lambda row: split.image(row, transform), rows, seeds)
     return apply_each(transform, split.images(torch.tensor(rows)), seeds)

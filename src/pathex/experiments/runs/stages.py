@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,16 @@ def _dense(stage: Stage) -> Ticket:
 
 def _find_and_write(stage: Stage) -> None:
     config = stage.config
-    mask, history, report, seconds = (_rewound if config.method in TRAINED else _scored)(stage)
+    report: PruneReport | None = None
+    if config.method in TRAINED:
+        source = stage.task.source_task()
+        mask, history = rewound_mask(config, source, stage.folder, stage.fabric, stage.journal)
+        seconds = round(sum(row["seconds"] for row in history), 3)
+    else:
+        assert stage.images is not None
+        tell = partial(stage.journal, "prune_round")
+        result, seconds = find_ticket(config, stage.task, stage.images, tell)
+        mask, history, report = result.mask, result.history, result.report
     if config.sanity == "shuffle":
         mask, report = shuffled(mask, config.seed), None
         mask.metadata["sanity"] = "shuffle"
@@ -107,23 +117,6 @@ def _find_and_write(stage: Stage) -> None:
         mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
     counts = {"seconds": seconds, "kept": mask.kept, "total": mask.total}
     stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
-
-
-_Found = tuple[Mask, list[dict[str, Any]], PruneReport | None, float]
-"""A mask, a row for each round, what died if that is known, and seconds."""
-
-
-def _scored(stage: Stage) -> _Found:
-    assert stage.images is not None
-    result, seconds = find_ticket(
-        stage.config, stage.task, stage.images, lambda known: stage.journal("prune_round", known)
-    )
-    return result.mask, result.history, result.report, seconds
-
-
-def _rewound(stage: Stage) -> _Found:
-    mask, history = rewound_mask(stage.config, stage.task.source_task(), stage.folder, stage.fabric, stage.journal)
-    return mask, history, None, round(sum(row["seconds"] for row in history), 3)
 
 
 @torch.no_grad()
