@@ -5,7 +5,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +113,14 @@ def fit(
         loop = _Loop(model, options, fabric, folder, groups, prepare)
         if loop.resume() and on_event is not None:
             on_event("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
-        measure = _Measure(loss, metric.to(device), metric_name)
+        metric = metric.to(device)
         while loop.epoch < options.epochs:
-            row = loop.train_epoch(feed, measure, on_event)
+            row = loop.train_epoch(feed, loss, metric, on_event)
+            row[f"train_{metric_name}"] = _value(metric)
             if validation is not None:
-                row[f"val_{metric_name}"] = evaluate(loop.model, validation, measure.metric)
+                row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
             loop.finish_epoch(row, on_event)
     return loop.model, loop.rows
-
-
-@dataclass(frozen=True)
-class _Measure:
-    loss: Callable[[Tensor, Tensor], Tensor]
-    metric: Any
-    name: str
 
 
 class _Loop:
@@ -206,17 +199,17 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
 
-    def train_epoch(self, feed: Batches, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
+    def train_epoch(
+        self, feed: Batches, loss: Callable[[Tensor, Tensor], Tensor], metric: Any, on_event: Events | None
+    ) -> dict[str, Any]:
         self._started = last = time.monotonic()
         number = self.epoch + 1
         # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
         torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
-        measure.metric.reset()
-        collected = Collected(measure.metric.update)
+        metric.reset()
+        collected = Collected(metric.update)
         layout, parts = self._layout, self.options.accumulate
-        step = Step(
-            self.model, self.optimizer, measure.loss, collected, fabric=self.fabric, layout=layout, accumulate=parts
-        )
+        step = Step(self.model, self.optimizer, loss, collected, fabric=self.fabric, layout=layout, accumulate=parts)
         self._begin_training()
         for count, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
             step(inputs, targets)
@@ -234,12 +227,7 @@ class _Loop:
         total, images = sums.tolist()
         self._check(total, number)
         self._share_buffers()
-        return {
-            "epoch": number,
-            "train_loss": total / images,
-            f"train_{measure.name}": _value(measure.metric),
-            "lr": self._scheduler.get_last_lr()[0],
-        }
+        return {"epoch": number, "train_loss": total / images, "lr": self._scheduler.get_last_lr()[0]}
 
     def _share_buffers(self) -> None:
         """Give every process the statistics of the first, which the checkpoint holds: all measure the same network."""

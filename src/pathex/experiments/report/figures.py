@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pathex.experiments.report.curves import curves
-from pathex.experiments.report.metrics import metric_name
 from pathex.experiments.report.panel import Panel, Picture, legend, picture
 from pathex.experiments.report.style import INK, SETTINGS
+from pathex.experiments.report.tables import metric_name
 from pathex.experiments.report.transfer import transfer
 
 __all__ = ["draw"]

@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pathex.experiments.report.metrics import metric_label
 from pathex.experiments.report.panel import Picture
 from pathex.experiments.report.records import Problem, RunRecord
 from pathex.experiments.report.style import Style
-from pathex.experiments.report.tables import interval
+from pathex.experiments.report.tables import interval, metric_label
 
 __all__ = ["Section", "page"]
 

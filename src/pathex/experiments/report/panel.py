@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pathex.experiments.report.metrics import metric_label
 from pathex.experiments.report.published import no_curves, within
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.style import Style
+from pathex.experiments.report.tables import metric_label
 
 __all__ = ["Panel", "Picture", "legend", "picture", "seeds_said"]
 

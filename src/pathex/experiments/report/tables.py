@@ -6,12 +6,22 @@ from typing import Any
 
 import pandas as pd
 
-from pathex.experiments.report.metrics import metric_label
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import series_settings, short
 from pathex.experiments.report.statistics import estimate
 
-__all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "interval", "markdown", "runs_table", "summary_table"]
+__all__ = [
+    "EXPERIMENT",
+    "GROUP",
+    "by_seed",
+    "csv",
+    "interval",
+    "markdown",
+    "metric_label",
+    "metric_name",
+    "runs_table",
+    "summary_table",
+]
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -22,6 +32,16 @@ GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 _MEANS = ["density", "kept", "total", "parameters", "multiply_adds", "zero_shot", "fine_tuned", "dead_layers"]
 _MEANS += ["prune_seconds", "train_seconds"]
 _OPTIONAL = ["parameters", "multiply_adds", "zero_shot", "fine_tuned"]
+
+
+def metric_name(metric: str) -> str:
+    """The metric in words. In files every metric is a fraction, for people it is a percentage."""
+    return {"miou": "mean IoU"}.get(metric, metric)
+
+
+def metric_label(metric: str) -> str:
+    """What heads a column or an axis of the metric on the test images."""
+    return "mean IoU" if metric == "miou" else f"test {metric}"
 
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
