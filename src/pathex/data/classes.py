@@ -17,12 +17,7 @@ _SHOWN = 5
 
 
 def task_splits(num_classes: int, tasks: int, seed: int = 0) -> list[list[int]]:
-    """Split classes into tasks at random.
-
-    Args:
-        num_classes: Number of classes.
-        tasks: Number of tasks.
-        seed: Seed of the draw, which neither reads nor moves the global generator.
+    """Split classes into tasks at random; the draw neither reads nor moves the global generator.
 
     Returns:
         For each task ``num_classes // tasks`` classes in rising order; no class is in two tasks, and what is left over

@@ -10,11 +10,7 @@ __all__ = ["ArraySplit", "Split"]
 
 @runtime_checkable
 class Split(Protocol):
-    """Labelled images that can be fetched by number.
-
-    Attributes:
-        labels: Class of each image, int64 (N,), on the CPU.
-    """
+    """Labelled images that can be fetched by number."""
 
     @property
     def labels(self) -> Tensor:

@@ -15,19 +15,11 @@ __all__ = ["Child", "stop"]
 
 
 class Child:
-    """A process that calls a function of a module.
+    """A process that calls ``work(connection, *arguments)``; ``connection`` is the parent's end of a pipe to it.
 
-    It is spawned, never forked, as a fork of a process with threads or CUDA may hang. Ctrl-C, which reaches every
-    process of a terminal, is left to the parent. When the parent ends, however it ends, the child gets SIGTERM.
-
-    Args:
-        work: Called as ``work(connection, *arguments)``.
-        *arguments: What can be pickled.
-        environment: Variables of the child, set before ``work`` is imported; torch is there already.
-
-    Attributes:
-        connection: The parent's end of the pipe; it ends with the child.
-        process: The process.
+    It is spawned, never forked, as a fork of a process with threads or CUDA may hang, with ``environment`` set before
+    ``work`` is imported (torch is there already). Ctrl-C, which reaches every process of a terminal, is left to the
+    parent. When the parent ends, however it ends, the child gets SIGTERM.
     """
 
     def __init__(

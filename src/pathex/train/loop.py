@@ -81,30 +81,29 @@ def fit(
     prepare: Prepare | None = None,
     on_event: Events | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Train a network, from its last checkpoint where there is one.
+    """Train a network in place, from its last checkpoint where there is one.
 
     ``last.ckpt`` is written before the first epoch and after each; ``metrics.jsonl`` has a line for each epoch in it.
     The global random state is as before when the training ends. Of several processes the first writes; each sees its
     share of every batch, and all end with the same network.
 
     Args:
-        model: The network; it is trained in place.
+        model: The network.
         feed: Training batches.
         options: Learning rate, epochs, seed.
         fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
         loss: Mean loss of ``(outputs, targets)`` over the images.
         metric: A torchmetrics metric of ``(outputs, targets)``; it may see several batches as one.
-        folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
+        folder: Folder of the two files.
         validation: Batches to measure on after each epoch.
         metric_name: Name of the metric in the rows.
         groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
-        prepare: Called with the network and its optimizer on the device before the first step, to attach a mask.
-            Returns None, or an object whose ``state_dict`` belongs in the checkpoint.
+        prepare: Attaches a mask to network and optimizer; may return a :class:`Companion` for the checkpoint.
         on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
 
     Returns:
-        The network as Fabric runs it (devices and precision), and one row for each epoch: ``epoch``, ``train_loss``,
-        ``train_<metric_name>``, ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
+        The network as Fabric runs it, and one row for each epoch: ``epoch``, ``train_loss``, ``train_<metric_name>``,
+        ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
     """
     device = fabric.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -29,10 +29,8 @@ class SweepResult:
     """What came of a sweep.
 
     Attributes:
-        table: The file with all results.
-        parquet: Whether a parquet file stands beside it.
-        done: How many runs are done.
-        before: How many of them were done before.
+        table: The file with all results; ``parquet`` tells whether a parquet file stands beside it.
+        done: How many runs are done, ``before`` of them before.
         failed: One line for each run that failed, by name.
     """
 
