@@ -2,8 +2,6 @@
 
 from pathex.cli.parser import Command
 
-__all__ = ["COMMAND"]
-
 
 def _execute(_: object) -> None:
     suites = "the suites of pathex itself are in benchmarks/ of its repository"

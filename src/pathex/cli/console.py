@@ -11,8 +11,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathex import Mask
 
-__all__ = ["RunDisplay", "console", "mask_table", "table"]
-
 _PIPED_WIDTH = 120
 _MOST_LINES = 10
 _METRICS = MappingProxyType({"accuracy": "accuracy", "miou": "mIoU"})

@@ -7,8 +7,6 @@ from typing import Literal
 from pathex.cli.parser import Command, check_file
 from pathex.errors import InvalidInput
 
-__all__ = ["COMMAND"]
-
 
 @dataclass(frozen=True)
 class ConvertOptions:

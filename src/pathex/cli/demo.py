@@ -10,8 +10,6 @@ from pathex.cli.parser import Command
 if TYPE_CHECKING:
     from pathex.experiments.runs import RunConfig, RunResult
 
-__all__ = ["COMMAND"]
-
 
 @dataclass(frozen=True)
 class DemoOptions:

@@ -14,8 +14,6 @@ from pathex import __version__
 from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.runs import allowed_values
 
-__all__ = ["Command", "check_file", "parse"]
-
 
 @dataclass(frozen=True)
 class _NoOptions:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from pathex import Mask
 
-__all__ = ["COMMAND"]
-
 
 @dataclass(frozen=True)
 class PruneConfig(TicketConfig):

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from pathex.experiments.sweep import Plan, SweepResult
 
-__all__ = ["COMMAND", "SweepDisplay"]
-
 _FAILED = 1
 _MOST_RUNNING = 32
 

@@ -12,8 +12,6 @@ from pathex.data.source import Source
 from pathex.data.splits import ArraySplit
 from pathex.errors import InvalidInput, check_integer, reason
 
-__all__ = ["load_npz", "read_arrays", "splits_of"]
-
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MOST_CHANNELS = 4
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from pathex.data.pixels import upload
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["AUGMENTATIONS", "PADDING", "Augmentation", "Draws", "apply_each", "augment"]
-
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")
 PADDING = 4
 

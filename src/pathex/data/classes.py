@@ -11,8 +11,6 @@ import yaml
 
 from pathex.errors import InvalidInput, check_integer, reason
 
-__all__ = ["choose_classes", "task_splits"]
-
 _SHOWN = 5
 
 

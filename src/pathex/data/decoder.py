@@ -17,8 +17,6 @@ from pathex.errors import InvalidInput, check_integer, reason
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DecodedSplit", "Files", "Table", "common_size", "decoded", "faults", "to_rgb", "with_sides"]
-
 _USUAL_SIZE = 224
 """Side of images whose own size says nothing."""
 _CHUNK = 256

@@ -10,8 +10,6 @@ from pathex.data.registry import dataset
 from pathex.data.source import IN_MEMORY, Source
 from pathex.errors import InvalidInput
 
-__all__ = ["check_filled", "class_folders", "files_split", "list_images", "load_folder"]
-
 
 @dataset(
     "imagefolder",

@@ -15,8 +15,6 @@ from pathex.data.registry import dataset
 from pathex.data.source import IN_MEMORY, Source
 from pathex.errors import InvalidInput, reason
 
-__all__ = ["load_hub"]
-
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 # Usual names of the column that an option names, the type that tells it, and what is said about another.
 _COLUMNS = {

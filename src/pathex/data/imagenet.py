@@ -12,8 +12,6 @@ from pathex.data.registry import dataset
 from pathex.data.source import IMAGENET, Source
 from pathex.errors import InvalidInput, PathexWarning
 
-__all__ = ["imagenet_source", "load_imagenet", "load_tiny_imagenet"]
-
 _AUGMENT = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
 _PUBLISHED = {"train": 1_281_167, "val": 50_000}
 

@@ -13,8 +13,6 @@ from pathex.data.pixels import normalise
 from pathex.data.splits import Split
 from pathex.data.workers import chunks, read_ahead
 
-__all__ = ["ImageData", "channel_statistics"]
-
 _CHUNK = 1024
 
 

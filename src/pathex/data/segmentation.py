@@ -18,8 +18,6 @@ from pathex.data.window import IGNORED, Sample, Window
 from pathex.data.workers import attempt, chunks, read_ahead
 from pathex.errors import InvalidInput, PathexWarning, reason
 
-__all__ = ["SegmentationData", "SegmentationSplit", "check_samples", "choose_images", "segmentation_pruning_set"]
-
 _CHUNK = 16
 
 

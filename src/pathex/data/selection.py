@@ -9,8 +9,6 @@ from torch import Tensor
 from pathex.data.images import ImageData
 from pathex.errors import InvalidInput, check_integer
 
-__all__ = ["PruningSet", "content_hash", "draw_generator", "pruning_set", "validation_split"]
-
 
 @dataclass(frozen=True, eq=False)
 class PruningSet:

@@ -14,8 +14,6 @@ from pathex.data.images import ImageData, channel_statistics
 from pathex.data.splits import ArraySplit
 from pathex.errors import InvalidInput, check_integer
 
-__all__ = ["FINISHING", "IMAGENET", "IN_MEMORY", "Source", "channel_numbers", "finish"]
-
 FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
 """Options of every data set."""
 

@@ -5,8 +5,6 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["ArraySplit", "Split"]
-
 
 @runtime_checkable
 class Split(Protocol):

@@ -10,8 +10,6 @@ from pathex.data.segmentation import SegmentationData, SegmentationSplit, check_
 from pathex.data.source import IMAGENET, channel_numbers
 from pathex.errors import InvalidInput, PathexWarning, check_integer
 
-__all__ = ["load_voc"]
-
 _NAME = "voc2012"
 _FOLDER = Path("VOCdevkit") / "VOC2012"
 _LISTS = Path("ImageSets") / "Segmentation"

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathex.errors import InvalidInput, PathexError
 
-__all__ = ["attempt", "chunks", "default_workers", "read_ahead"]
-
 _T = TypeVar("_T")
 _LEAST = 32
 """Images that are decoded in the time that a worker process takes to start."""

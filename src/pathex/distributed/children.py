@@ -11,8 +11,6 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Child", "stop"]
-
 
 class Child:
     """A process that calls ``work(connection, *arguments)``; ``connection`` is the parent's end of a pipe to it.

@@ -17,8 +17,6 @@ from torch import Tensor
 from pathex import errors
 from pathex.errors import InvalidInput, PathexError
 
-__all__ = ["ALONE", "Group", "Processes", "processes_of"]
-
 Group = Any
 """A ``torch.distributed.ProcessGroup``; ``default``: all processes, if there are several; None: this one alone."""
 

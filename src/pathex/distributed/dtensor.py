@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["in_one_piece", "is_sharded", "like"]
-
 
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is spread over processes, a ``DTensor``."""

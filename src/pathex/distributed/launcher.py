@@ -15,8 +15,6 @@ import torch.distributed as dist
 from pathex.distributed.children import Child, stop
 from pathex.errors import PathexError
 
-__all__ = ["ProcessFailed", "is_first_process", "launched"]
-
 _HOST = "127.0.0.1"
 _PATIENCE = 10.0  # seconds in which another process tells why it failed, or ends by itself
 _LONGEST = 2000

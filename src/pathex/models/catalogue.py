@@ -17,8 +17,6 @@ from pathex.models.sources import is_file
 from pathex.models.vgg import CifarVGG
 from pathex.models.weights import load_weights
 
-__all__ = ["create", "describe", "names", "prefixes"]
-
 _RESNET = "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)"
 _TINY = "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)"
 _VGG = "VGG-{} with BatchNorm for small images, one linear layer (option width=1.0, a factor)"

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput
 from pathex.models.heads import CLASSIFIERS, is_segmentation
 
-__all__ = ["place_in_encoder", "smp_package", "timm_network", "timm_tags"]
-
 
 def smp_package(name: str) -> Any:
     """The package segmentation-models-pytorch, which model ``name`` needs."""

@@ -5,8 +5,6 @@ from torch import nn
 from pathex.errors import InvalidInput
 from pathex.masks import own_module, prunable_weights
 
-__all__ = ["CLASSIFIERS", "head_modules", "head_parameters", "is_inside", "is_segmentation"]
-
 CLASSIFIERS = ("fc", "classifier", "head", "heads")
 """What torchvision and most others call the classifier of a network."""
 

@@ -2,8 +2,6 @@
 
 from torch import nn
 
-__all__ = ["kaiming_normal"]
-
 
 def kaiming_normal(model: nn.Module) -> None:
     """Draw weights of convolutions and linear layers by Kaiming's normal rule (fan in, ReLU gain)."""

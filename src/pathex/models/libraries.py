@@ -14,8 +14,6 @@ from pathex.models.heads import head_parameters
 from pathex.models.sources import is_file
 from pathex.models.weights import WeightsReport, fit, load_weights
 
-__all__ = ["LIBRARIES", "from_factory"]
-
 Library = Callable[[str, int, int, str | None, dict[str, Any]], nn.Module]
 """From name, classes, channels, weights and further options to a network."""
 

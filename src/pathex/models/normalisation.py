@@ -8,8 +8,6 @@ from pathex.errors import InvalidInput, reason
 from pathex.models.encoders import smp_package
 from pathex.models.sources import is_file, split_source
 
-__all__ = ["expected_normalisation"]
-
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 

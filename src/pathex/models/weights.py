@@ -15,8 +15,6 @@ from pathex.models.heads import CLASSIFIERS, head_modules, is_inside, is_segment
 from pathex.models.resnet import CifarResNet, from_stage_names
 from pathex.models.sources import read_source
 
-__all__ = ["WeightsReport", "fit", "load_weights"]
-
 
 @dataclass(frozen=True)
 class WeightsReport:

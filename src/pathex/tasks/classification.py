@@ -14,8 +14,6 @@ from pathex.tasks.builders import Setup, about, failure, part_of, training_rows
 from pathex.tasks.task import Task
 from pathex.train import Batches, Feed
 
-__all__ = ["Classification", "build", "squared_error"]
-
 
 @dataclass(frozen=True)
 class Classification(Task):

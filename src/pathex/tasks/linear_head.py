@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from pathex.tasks.ridge import RidgeMoments
 from pathex.train import Batches, memory_format
 
-__all__ = ["Head", "fit_head", "head_layer", "install_head", "linear"]
-
 Head = tuple[Tensor, Tensor | None]
 """Weight (K, D) of a head, and its bias (K,) if the layer has one."""
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 
-__all__ = ["RidgeMoments"]
-
 
 class RidgeMoments:
     """Sums over images of D features and K targets, from which a ridge regression follows in closed form."""

@@ -18,8 +18,6 @@ from pathex.tasks.sliding_window import SlidingWindow
 from pathex.tasks.task import Task
 from pathex.train import Batches, cut_batches, evaluate
 
-__all__ = ["Segmentation", "build", "class_iou", "pixel_loss"]
-
 _CROP = 513
 _SCORING_BATCH = 4
 # Side of the small image that shows which sizes a network takes: as many pixels more than a multiple of 64 as the crop.

@@ -11,8 +11,6 @@ from pathex.data import SegmentationData, SegmentationSplit, Window, read_ahead,
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train import check_share, cut_batches, epoch_generator, share_of
 
-__all__ = ["AUGMENTATIONS", "EVALUATIONS", "SegmentationLoader"]
-
 AUGMENTATIONS = ("none", "scale-crop")
 """``none`` cuts the middle of the image; ``scale-crop`` scales by 0.5 to 2, cuts anywhere, and mirrors."""
 

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SlidingWindow", "window_starts"]
-
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
     """Where windows begin that cover a length; the last ends where the length does."""

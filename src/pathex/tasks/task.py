@@ -14,8 +14,6 @@ from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.train import Batches, Events, Prepare, TrainOptions, evaluate, fit
 
-__all__ = ["LOSSES", "Task"]
-
 LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
 

@@ -22,8 +22,6 @@ from pathex.tasks.task import Task
 from pathex.tasks.transfer_options import TransferOptions, images_of, transfer_options
 from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format
 
-__all__ = ["OneTask", "Transfer", "Transferred", "build"]
-
 # Features are computed in batches of this size whatever the training's, so that a head does not depend on it.
 _BATCH = 64
 

@@ -15,8 +15,6 @@ from pathex.data import ImageData, choose_classes, task_splits
 from pathex.errors import InvalidInput, UnknownName, reason
 from pathex.tasks.builders import check_names
 
-__all__ = ["HEADS", "TransferOptions", "images_of", "transfer_options"]
-
 HEADS = ("fixed", "trained")
 """What fine-tuning does to the head that ridge regression found."""
 

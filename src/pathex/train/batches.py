@@ -2,8 +2,6 @@
 
 from pathex.errors import InvalidInput, check_integer
 
-__all__ = ["check_share", "cut_batches", "share_of"]
-
 
 def check_share(images: int, batch_size: int, share: tuple[int, int]) -> None:
     """Check that each process (its number, how many there are) gets an image of every whole batch."""

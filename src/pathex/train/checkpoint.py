@@ -8,8 +8,6 @@ import torch
 from pathex.errors import InvalidInput
 from pathex.masks import replacing
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save nested dictionaries and lists of tensors, numbers and text atomically."""

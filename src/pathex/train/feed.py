@@ -12,8 +12,6 @@ from pathex.errors import check_integer
 from pathex.train.batches import check_share, cut_batches, share_of
 from pathex.train.seeds import epoch_generator
 
-__all__ = ["RESIDENT_SHARE", "Feed"]
-
 RESIDENT_SHARE = 0.5
 """Share of the memory that is free on a device up to which the images of a split are put there."""
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from pathex.distributed import in_one_piece, is_sharded
 
-__all__ = ["shard", "units", "whole"]
-
 _LEAST = 2**20
 """Parameters of a unit; fewer are not worth a message of their own."""
 

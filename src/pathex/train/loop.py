@@ -21,8 +21,6 @@ from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptio
 from pathex.train.seeds import epoch_seed
 from pathex.train.step import Collected, Step
 
-__all__ = ["TrainingDiverged", "evaluate", "fit", "memory_format"]
-
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 
 

@@ -8,8 +8,6 @@ import torch
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train.fsdp import shard
 
-__all__ = ["DEVICES", "PRECISIONS", "STRATEGIES", "check_machine", "fabric"]
-
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")

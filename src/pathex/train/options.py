@@ -8,8 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Batches", "Companion", "Events", "Prepare", "TrainOptions", "milestone_epochs"]
-
 Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""
 

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Collected", "Step"]
-
 Record = Callable[[Tensor, Tensor], object]
 
 _MOST = 2**18  # numbers in the outputs that are collected; more are not worth the memory

@@ -8,8 +8,6 @@ from typing import Any
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["LOGGERS", "check_logger", "loggers", "tracked"]
-
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 _PROJECT = "pathex"
 

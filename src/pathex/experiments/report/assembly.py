@@ -21,8 +21,6 @@ from pathex.experiments.report.style import Style, styles
 from pathex.experiments.report.tables import EXPERIMENT, csv, markdown, runs_table, summary_table
 from pathex.masks import replacing
 
-__all__ = ["ReportFiles", "build"]
-
 _SETTINGS = "settings.yaml"
 _PUBLISHED = ("auto", "none")
 

@@ -12,8 +12,6 @@ from pathex.experiments.report.style import INK, SETTINGS
 from pathex.experiments.report.tables import metric_name
 from pathex.experiments.report.transfer import transfer
 
-__all__ = ["draw"]
-
 _MOST_NAMES = 40
 _MOST_NUMBERS = 24
 

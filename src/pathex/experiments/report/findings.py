@@ -8,8 +8,6 @@ from pathex.experiments.report.settings import short
 from pathex.experiments.report.statistics import difference, estimate
 from pathex.experiments.report.tables import by_seed, metric_label
 
-__all__ = ["headline", "what_was_run"]
-
 _NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
 
 

@@ -14,8 +14,6 @@ from pathex.experiments.report.records import Problem, RunRecord
 from pathex.experiments.report.style import Style
 from pathex.experiments.report.tables import interval, metric_label
 
-__all__ = ["Section", "page"]
-
 Section = tuple[str, str, pd.DataFrame, Sequence[Picture]]
 """Heading, finding, summary and pictures of one experiment."""
 

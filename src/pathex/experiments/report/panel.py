@@ -14,8 +14,6 @@ from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.style import Style
 from pathex.experiments.report.tables import metric_label
 
-__all__ = ["Panel", "Picture", "legend", "picture", "seeds_said"]
-
 _WIDTH_OF_LEGEND = 105
 
 

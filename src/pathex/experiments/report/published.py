@@ -9,8 +9,6 @@ import pandas as pd
 
 from pathex.experiments.report.records import RunRecord
 
-__all__ = ["ALIASES", "caption", "no_curves", "published_for", "published_table", "setting_of", "within"]
-
 _FILE = "published.csv"
 _SETTING = ("data", "model", "weights", "task")
 

@@ -14,8 +14,6 @@ import yaml
 from pathex.errors import InvalidInput, PathexError
 from pathex.masks import Mask
 
-__all__ = ["Problem", "RunRecord", "read_all"]
-
 _RESULT = "result.json"
 _CONFIG = "config.yaml"
 _FAILED = "failed.json"

@@ -9,8 +9,6 @@ from typing import Any
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.runs import PLACE, WITHOUT_EFFECT
 
-__all__ = ["EARLIER", "commands", "nested", "series_settings", "shared_settings", "short"]
-
 EARLIER: Mapping[str, Any] = MappingProxyType(
     {
         "task": "auto",

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-__all__ = ["Estimate", "difference", "estimate", "student_quantile"]
-
 
 @dataclass(frozen=True)
 class Estimate:

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["INK", "SETTINGS", "Style", "styles"]
-
 INK = "#24292f"
 
 

@@ -10,19 +10,6 @@ from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import series_settings, short
 from pathex.experiments.report.statistics import estimate
 
-__all__ = [
-    "EXPERIMENT",
-    "GROUP",
-    "by_seed",
-    "csv",
-    "interval",
-    "markdown",
-    "metric_label",
-    "metric_name",
-    "runs_table",
-    "summary_table",
-]
-
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
 

@@ -9,8 +9,6 @@ from pathex.experiments.report.panel import Panel, Picture, legend, picture, see
 from pathex.experiments.report.statistics import estimate
 from pathex.experiments.report.tables import by_seed
 
-__all__ = ["figure", "transfer"]
-
 _PARTS = {"zero_shot": "zero-shot", "fine_tuned": "after fine-tuning"}
 
 

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pathex.errors import UnknownName
 
-__all__ = ["Allowed", "RunConfig", "TicketConfig", "allowed_values", "read_options"]
-
 
 @dataclass(frozen=True, repr=False)
 class Allowed:

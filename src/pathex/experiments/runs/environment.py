@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment"]
-
 _PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
 
 

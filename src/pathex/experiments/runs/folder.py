@@ -15,17 +15,6 @@ from pathex.experiments.runs.names import settings
 from pathex.masks import replacing
 from pathex.train import Events
 
-__all__ = [
-    "Journal",
-    "check_same",
-    "finished_result",
-    "locked",
-    "read_json",
-    "write_config",
-    "write_json",
-    "write_lines",
-]
-
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file in one step."""

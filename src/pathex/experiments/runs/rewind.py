@@ -29,8 +29,6 @@ from pathex.pruning import densities, prune
 from pathex.tasks import Task
 from pathex.train import load_checkpoint, save_checkpoint
 
-__all__ = ["OPTIONS", "Plan", "plan", "rewind", "rewound_mask"]
-
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "imp": {"levels": 5, "rewind": "init", "epochs": None},

@@ -29,8 +29,6 @@ from pathex.pruning import dynamic
 from pathex.tasks import Task
 from pathex.train import Events, fabric, tracked
 
-__all__ = ["RunResult", "run"]
-
 
 @dataclass(frozen=True)
 class RunResult:

@@ -12,8 +12,6 @@ from pathex.experiments.runs.config import RunConfig, read_options
 from pathex.masks import prunable_weights, read_mask
 from pathex.tasks import Classification, Task, kind
 
-__all__ = ["OPTIONS", "check_options", "shrunk"]
-
 OPTIONS: Mapping[str, Any] = MappingProxyType({"match": "parameters", "mask": None})
 """Options and their defaults.
 

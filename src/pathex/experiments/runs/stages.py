@@ -19,8 +19,6 @@ from pathex.masks import Mask, prunable_weights
 from pathex.tasks import Task
 from pathex.train import epoch_seed
 
-__all__ = ["DENSE", "TRAINED", "Stage", "Ticket", "alter_weights", "find"]
-
 DENSE = ("dense", "small-dense")
 """Methods that keep every weight."""
 

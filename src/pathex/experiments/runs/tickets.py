@@ -14,8 +14,6 @@ from pathex.pruning import PruneResult, default_rounds, described, prune, read_a
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
-__all__ = ["OWN_ZEROS", "build_task", "find_ticket", "prune_options", "pruning_seed", "start_mask", "train_options"]
-
 OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
 

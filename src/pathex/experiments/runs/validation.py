@@ -19,8 +19,6 @@ from pathex.pruning import dynamic, read_allocation, schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
-__all__ = ["check_config", "check_ticket"]
-
 
 def check_config(config: RunConfig) -> None:
     """Check every setting of a run that can be checked without the data."""

@@ -10,8 +10,6 @@ from pathex.experiments.runs import RunConfig
 from pathex.experiments.sweep.config import SweepConfig
 from pathex.experiments.sweep.work import Job, Message
 
-__all__ = ["Executor", "Share", "create", "processors", "share"]
-
 
 class Executor(ABC):
     """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs."""

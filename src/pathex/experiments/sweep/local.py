@@ -16,8 +16,6 @@ from pathex.distributed import Child, stop
 from pathex.experiments.sweep.executors import Executor, Share
 from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out, ended
 
-__all__ = ["LocalExecutor"]
-
 _SECONDS_TO_STOP = 10.0
 _MOST_OUTPUT = 4000
 

@@ -16,8 +16,6 @@ from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.runs import RunConfig, check_config, run_name
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 
-__all__ = ["Plan", "plan"]
-
 _MOST_ENTRIES = 100_000
 _FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.name != "out"}
 _WITH_OPTIONS = [name for name, field in _FIELDS.items() if field.default_factory is dict]

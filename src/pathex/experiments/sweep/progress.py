@@ -8,8 +8,6 @@ from typing import Any
 
 from pathex.experiments.sweep.work import ENDED
 
-__all__ = ["Progress", "Stage"]
-
 _LEAST_WORK = 0.05
 
 

@@ -13,8 +13,6 @@ from pathex.errors import InvalidInput
 from pathex.experiments.sweep.executors import Executor, processors, share
 from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out, ended
 
-__all__ = ["RayExecutor"]
-
 _SECONDS_TO_STOP = 10.0
 _STORE_BYTES = 100 * 2**20
 

@@ -16,8 +16,6 @@ from pathex.masks import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FAILED", "Table", "record_failure"]
-
 FAILED = "failed.json"
 _ALWAYS = ("method", "sparsity", "seed")
 _MEASURED = ("test_accuracy", "test_miou", "kept", "total", "dead_layers", "prune_seconds", "train_seconds")

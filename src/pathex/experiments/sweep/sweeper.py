@@ -15,8 +15,6 @@ from pathex.experiments.sweep.executors import Executor
 from pathex.experiments.sweep.results import FAILED, Table, record_failure
 from pathex.experiments.sweep.work import ENDED, Job, Message, ended
 
-__all__ = ["SweepEvents", "SweepResult", "sweep"]
-
 SweepEvents = Callable[[str, str, dict[str, Any]], None]
 """Receiver of messages: ``(name of the run, kind, payload)``."""
 

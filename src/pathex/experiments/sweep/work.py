@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from pathex.errors import FolderInUse, PathexError, PathexWarning
 from pathex.experiments.runs import RunConfig
 
-__all__ = ["ENDED", "Job", "Message", "carry_out", "ended"]
-
 ENDED = "ended"
 """Kind of the last message about a job. Its payload has ``status``: ``done``, ``failed``, ``busy`` (another process has
 the folder) or ``lost`` (the process ended without a word); and ``error``, ``traceback`` where there are any."""
