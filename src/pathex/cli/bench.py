@@ -4,8 +4,7 @@ from pathex.cli.parser import Command
 
 
 def _execute(_: object) -> None:
-    suites = "the suites of pathex itself are in benchmarks/ of its repository"
-    print(f"pathex bench will measure your own network in a later release; {suites}")
+    print("pathex bench will measure your own network in a later release; see benchmarks/ for the suites of pathex")
 
 
 COMMAND = Command("will measure your own network in a later release", _execute)

@@ -52,10 +52,10 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
     before = torch.get_num_threads()
     threads = before if "OMP_NUM_THREADS" in os.environ else max(1, before // devices)
     store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
-    children = [
-        Child(_take_part, rank, devices, store.port, threads, work, arguments, environment=_place(rank, devices))
-        for rank in range(1, devices)
-    ]
+    children = []
+    for rank in range(1, devices):
+        environment = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(devices)}
+        children.append(Child(_take_part, rank, devices, store.port, threads, work, arguments, environment=environment))
     torch.set_num_threads(threads)
     try:
         with _group():
@@ -79,10 +79,6 @@ def is_first_process() -> bool:
     if dist.is_initialized():
         return dist.get_rank() == 0
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
-def _place(rank: int, devices: int) -> dict[str, str]:
-    return {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(devices)}
 
 
 def _await(store: dist.TCPStore, children: Sequence[Child]) -> None:

@@ -95,18 +95,14 @@ def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_f
         words = ["pathex", "run", "--config", settings_file]
         for name, value in record.config.items():
             if name not in shared and not _is_place(name):
-                words += [f"--{_hyphened(name)}", _text(value)]
+                group, dot, option = name.partition(".")
+                words += [f"--{group.replace('_', '-')}{dot}{option}", _text(value)]
         lines.append(shlex.join(words))
     return lines
 
 
 def _is_place(name: str) -> bool:
     return _group(name) in PLACE
-
-
-def _hyphened(name: str) -> str:
-    head, dot, rest = name.partition(".")
-    return head.replace("_", "-") + dot + rest
 
 
 def _text(value: Any) -> str:

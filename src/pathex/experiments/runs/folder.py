@@ -1,12 +1,16 @@
 """The files of a run: written in one step, under a lock, with a log."""
 
 import json
+import os
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pathex.errors import FolderInUse, InvalidInput
@@ -14,6 +18,8 @@ from pathex.experiments.runs.config import RunConfig
 from pathex.experiments.runs.names import settings
 from pathex.masks import replacing
 from pathex.train import Events
+
+_PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -113,3 +119,23 @@ class Journal:
             self.note(f"{kind} {json.dumps(payload, default=str)}")
         if self._on_event is not None:
             self._on_event(kind, payload)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, without anything that names the machine or its user."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

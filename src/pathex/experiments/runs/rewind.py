@@ -158,19 +158,20 @@ class _Level:
 
     def _train(self, mask: Mask | None) -> list[dict[str, Any]]:
         first, handles = self.number == 1, list[Handle]()
-        epoch = self.plan.epoch or 0
+        epoch, place = self.plan.epoch or 0, {"level": self.number, "levels": self.count}
 
         def prepare(model: nn.Module, optimizer: Optimizer) -> None:
             if mask is not None:
                 handles.append(attach(model, mask, optimizer))
 
+        def report(kind: str, payload: dict[str, Any]) -> None:
+            self.journal(kind, {**payload, **place})
+
         options = train_options(self.config)
         begin, keep = (0, (epoch,) if epoch else ()) if first else (epoch, ())
         options = replace(options, epochs=self.plan.epochs, start=begin, keep=keep)
         try:
-            _, rows = self.task.train(
-                options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=self._report
-            )
+            _, rows = self.task.train(options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=report)
         finally:
             for handle in handles:
                 handle.remove()
@@ -179,9 +180,6 @@ class _Level:
         self.task.model.zero_grad(set_to_none=True)
         self.task.model.eval()
         return rows
-
-    def _report(self, kind: str, payload: dict[str, Any]) -> None:
-        self.journal(kind, {**payload, "level": self.number, "levels": self.count})
 
 
 def _pruned(

@@ -16,8 +16,15 @@ from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import InvalidInput, PathexError, PathexWarning
 from pathex.experiments.runs.config import RunConfig
-from pathex.experiments.runs.environment import environment
-from pathex.experiments.runs.folder import Journal, check_same, finished_result, locked, write_config, write_json
+from pathex.experiments.runs.folder import (
+    Journal,
+    check_same,
+    environment,
+    finished_result,
+    locked,
+    write_config,
+    write_json,
+)
 from pathex.experiments.runs.names import run_name, settings
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
