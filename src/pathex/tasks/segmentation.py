@@ -100,7 +100,7 @@ class Segmentation(Task):
 
     def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
         """Measure on the test images."""
-        whole = self.evaluation == "full"
+        whole = self.evaluation == "full"  # then every process has all images, and as many forward passes as others
         share = (0, 1) if whole else (fabric.global_rank, fabric.world_size)
         feed = self.feed("test", fabric.device, batch_size, share=share)
         assert feed is not None

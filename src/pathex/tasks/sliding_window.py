@@ -24,6 +24,7 @@ class SlidingWindow(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W)."""
         window, (count, _, height, width) = self.window, images.shape
+        # Zeros are the mean colour of normalised images; what the network takes beyond the window is padded too.
         padded = F.pad(images, (0, max(0, window - width), 0, max(0, window - height)))
         starts = [window_starts(size, window, self.stride) for size in padded.shape[2:]]
         corners = list(product(*starts))

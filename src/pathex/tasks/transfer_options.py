@@ -21,15 +21,7 @@ HEADS = ("fixed", "trained")
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """The options of the task.
-
-    Attributes:
-        tasks: Classes of each task, as numbers among the classes of the data.
-        source: Number of the task that the network is pruned on.
-        targets: Numbers of the tasks that it then learns.
-        alpha: Penalty of the ridge regression.
-        head: One of :data:`HEADS`.
-    """
+    """The options of the task: numbers of classes by task, tasks by number, and the penalty of the regression."""
 
     tasks: tuple[tuple[int, ...], ...]
     source: int

@@ -115,7 +115,7 @@ class Journal:
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         """Log an event and pass it on."""
-        if kind != "step":
+        if kind != "step":  # too many for the log
             self.note(f"{kind} {json.dumps(payload, default=str)}")
         if self._on_event is not None:
             self._on_event(kind, payload)
