@@ -8,7 +8,7 @@ import torch
 from pathex.data.decoder import DecodedSplit, Files, with_sides
 from pathex.data.registry import dataset
 from pathex.data.source import IN_MEMORY, Source
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, check_integer
 
 
 @dataset(
@@ -33,6 +33,7 @@ def load_folder(
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test_root is None:
         raise InvalidInput(f"data {name!r}: neither folder 'test' nor 'val' there")
+    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
     classes = class_folders(root / "train", name)
     train, test = list_images(root / "train", classes, name), list_images(test_root, classes, name)
     check_filled(train, classes, root / "train", name)

@@ -13,7 +13,7 @@ from pathex.data.decoder import DecodedSplit, Table, with_sides
 from pathex.data.imagenet import imagenet_source
 from pathex.data.registry import dataset
 from pathex.data.source import IN_MEMORY, Source
-from pathex.errors import InvalidInput, reason
+from pathex.errors import InvalidInput, check_integer, reason
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 # Usual names of the column that an option names, the type that tells it, and what is said about another.
@@ -47,6 +47,7 @@ def load_hub(
 ) -> Source:
     """Load ``hf:NAME``; what has ``imagenet`` in its name (and not ``tiny``) is treated like ``imagenet``."""
     name = f"hf:{path}"
+    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
     tables = _load(name, path, config, root)
     if train_split not in tables:
         raise InvalidInput(f"data {name!r}: no split {train_split!r}. There: {', '.join(tables)}")

@@ -48,7 +48,6 @@ def finish(
 ) -> ImageData:
     """Make a data set of what a loader found, with the options :data:`FINISHING` of ``pathex.data.load``."""
     name = source.name
-    check_integer(f"option 'in_memory' of data {name!r}", source.in_memory, 0)
     if image_size is not None:
         check_integer(f"option 'image_size' of data {name!r}", image_size)
     try:
@@ -60,9 +59,11 @@ def finish(
     source = _checked(source)
     channels, side = source.train.images(torch.tensor([0])).shape[1:3]
     mean, std = source.mean if mean is None else mean, source.std if std is None else std
-    own: tuple[Any, ...] = channel_statistics(source.train) if mean is None or std is None else ()
-    means = own[0] if mean is None else channel_numbers(name, "mean", mean, channels)
-    stds = own[1] if std is None else channel_numbers(name, "std", std, channels)
+    means = None if mean is None else channel_numbers(name, "mean", mean, channels)
+    stds = None if std is None else channel_numbers(name, "std", std, channels)
+    if means is None or stds is None:
+        own_means, own_stds = channel_statistics(source.train)
+        means, stds = own_means if means is None else means, own_stds if stds is None else stds
     augment = source.augment or ("crop-flip" if side <= _LARGEST_SHIFTED else "flip")
     return ImageData(
         *(name, source.train, source.test, len(source.classes), source.classes, means, stds),

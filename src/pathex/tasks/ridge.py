@@ -13,7 +13,8 @@ class RidgeMoments:
 
     def __init__(self, features: int, targets: int, device: torch.device) -> None:
         self._features = features
-        # In float64, batches and their order play no part beyond its rounding. Products of all pairs of columns of [features, 1, targets].
+        # In float64, so that batches and their order play no part beyond its rounding.
+        # Products of all pairs of columns of [features, 1, targets].
         side = features + 1 + targets
         self._sums = torch.zeros(side, side, dtype=torch.float64, device=device)
 
