@@ -17,7 +17,7 @@ from experiments.sweep.conftest import InProcess
 from pathex.cli import main
 from pathex.cli.sweep import SweepDisplay
 from pathex.experiments.runs import RunConfig
-from pathex.experiments.sweep import Plan, SweepConfig, factory
+from pathex.experiments.sweep import Plan, SweepConfig, executors
 from pathex.experiments.sweep.work import ENDED, Job, ended
 
 Command = Callable[..., tuple[int, str, str]]
@@ -45,7 +45,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SweepConfig, list[Ru
         asked.append((config, list(runs)))
         return InProcess()
 
-    monkeypatch.setattr(factory, "create", create)
+    monkeypatch.setattr(executors, "create", create)
     return asked
 
 
@@ -138,7 +138,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
         made.append(InProcess(stop))
         return made[0]
 
-    monkeypatch.setattr(factory, "create", create)
+    monkeypatch.setattr(executors, "create", create)
     code, out, err = command("--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made[0].closed
 
