@@ -14,8 +14,6 @@ from pathex.graph import trace, untouched
 from pathex.masks import Mask
 from pathex.paths import Connectivity, connectivity
 
-__all__ = ["PruneReport", "examine", "warn_of_collapse"]
-
 
 @dataclass(frozen=True)
 class PruneReport:

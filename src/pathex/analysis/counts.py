@@ -16,8 +16,6 @@ from pathex.errors import InvalidInput, MaskMismatch, UnsupportedOperation
 from pathex.graph import compute_dtype, cost, trace
 from pathex.masks import Mask, own_module
 
-__all__ = ["Counts", "count"]
-
 
 @dataclass(frozen=True)
 class Counts:

@@ -10,8 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pathex.errors import InvalidInput, UnknownName, check_integer
 from pathex.models import create, names, own
 
-__all__ = ["matching_width"]
-
 # Steps of a width that is a factor: one channel where VGG has its most, 512.
 _STEPS = 512
 

@@ -8,8 +8,6 @@ import torch
 
 from pathex.graph.graph import Graph, Node
 
-__all__ = ["Cost", "cost", "held_bytes"]
-
 
 @dataclass(frozen=True)
 class Cost:

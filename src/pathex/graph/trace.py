@@ -23,8 +23,6 @@ from pathex.graph.functional import resolve
 from pathex.graph.graph import Graph, Node
 from pathex.graph.state import evaluated, uniform_precision
 
-__all__ = ["first_tensor", "trace"]
-
 _CACHED = 64  # graphs, without the tensors of their networks
 _known: OrderedDict[str, Graph] = OrderedDict()
 

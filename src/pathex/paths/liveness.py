@@ -13,8 +13,6 @@ from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Weights
 
-__all__ = ["Connectivity", "connectivity", "has_empty_units", "off_path", "on_paths", "roles"]
-
 
 @dataclass(frozen=True)
 class Connectivity:

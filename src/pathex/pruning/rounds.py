@@ -32,8 +32,6 @@ from pathex.pruning.scoring import (
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem, joined, parse_memory, read_batches
 
-__all__ = ["PruneResult", "default_rounds", "prune"]
-
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 

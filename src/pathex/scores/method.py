@@ -8,13 +8,11 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 from torch import Tensor
 
 from pathex.errors import InvalidInput
-from pathex.paths import PerSample, Smooth, survey
+from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, LossOrNone, Output, Redraw, Scales, check_options
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
-
-__all__ = ["LossMethod", "Method", "ModelMethod", "PathMethod", "PerSample", "Smooth"]
 
 M = TypeVar("M", bound="Method")
 
