@@ -70,8 +70,10 @@ def check_file(out: Path) -> None:
 
 
 def _underscored(word: str) -> str:
-    """Names of options take hyphens or underscores alike."""
+    """Names of options take hyphens or underscores alike; ``--method.NAME`` is an option of the method."""
     name, equals, value = word.partition("=")
+    if name.startswith("--method."):
+        name = name.replace("--method.", "--method_options.")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
@@ -117,7 +119,8 @@ def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
         sub = _Parser(
             usage=f"pathex {name}{free} [--option value ...]",
             description=command.description or command.purpose,
-            epilog="Names of options take hyphens or underscores alike; values are read as YAML.",
+            epilog="Names of options take hyphens or underscores alike; values are read as YAML. Options of a method "
+            "are --method.NAME: pathex methods METHOD tells them.",
             exit_on_error=False,
         )
         sub.add_argument("--config", action=ActionConfigFile, metavar="FILE", help="YAML file of options.")
