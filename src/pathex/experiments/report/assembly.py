@@ -11,7 +11,7 @@ import yaml
 from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.report.curves import X_AXES
 from pathex.experiments.report.figures import draw
-from pathex.experiments.report.findings import headline, what_was_run
+from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.page import Section, page
 from pathex.experiments.report.panel import Panel, Picture
 from pathex.experiments.report.published import no_curves, published_for
@@ -145,7 +145,7 @@ def _sections(
         for picture in pictures:
             drawn[f"{picture.name}{suffix}.png"] = picture.png
             drawn[f"{picture.name}{suffix}.svg"] = picture.svg
-        sections.append((heading, headline(rows), parts.get_group(key), pictures))
+        sections.append((heading, headline(rows) + different_totals(rows), parts.get_group(key), pictures))
     return sections, drawn
 
 

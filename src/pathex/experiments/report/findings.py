@@ -53,6 +53,18 @@ def headline(runs: pd.DataFrame) -> str:
     return finding
 
 
+def different_totals(runs: pd.DataFrame) -> str:
+    """A sentence where methods count different numbers of weights, so that one sparsity is not one size; else empty."""
+    totals = runs[~runs["method"].isin(_NOT_PRUNED)].groupby("total")["series"].unique()
+    if len(totals) < 2:
+        return ""
+    counted = [f"{_in_words(sorted(names))} of {total:,}" for total, names in totals.items()]
+    return (
+        f" Sparsity is a share of different numbers of weights: {'; '.join(counted)}. Methods that read paths leave out "
+        "the weights that lie on none (off_path in pruning.json of a run); ignore= takes them from the others too."
+    )
+
+
 def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int = 2) -> str:
     first, second = estimate(values[best]), estimate(values[other])
     means = f"{best} {_percent(first.mean)}, {other} {_percent(second.mean)}"
