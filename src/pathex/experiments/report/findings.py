@@ -60,7 +60,7 @@ def different_totals(runs: pd.DataFrame) -> str:
         return ""
     counted = [f"{_in_words(sorted(names))} of {total:,}" for total, names in totals.items()]
     return (
-        f" Sparsity is a share of different numbers of weights: {'; '.join(counted)}. Methods that read paths leave out "
+        f" Sparsity is a share of different numbers: {'; '.join(counted)}. Methods that read paths leave out "
         "the weights that lie on none (off_path in pruning.json of a run); ignore= takes them from the others too."
     )
 
