@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pandas as pd
 import torch
@@ -49,8 +48,6 @@ MIB = 2**20
 ERROR = "error"  # column of a row whose case failed: why, in one line
 Row = dict[str, Any]
 _LONGEST = 300
-# What pathex.prune keeps of freed memory between its passes; here every case does, so that none has an advantage.
-_KEEPS_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(1024 * MIB)}
 
 
 # -- time and memory ---------------------------------------------------------------------------------------------------
@@ -137,8 +134,7 @@ class Process:
     """
 
     def __init__(self, work: Callable[..., object], *arguments: Any, threads: int) -> None:
-        with mock.patch.dict(os.environ, _KEEPS_FREED_MEMORY):  # read where a process starts
-            self._child = Child(_serve, work, arguments, threads, environment={"KINETO_LOG_LEVEL": "99"})
+        self._child = Child(_serve, work, arguments, threads, environment={"KINETO_LOG_LEVEL": "99"})
 
     def tell(self, message: object = None) -> None:
         """Say something to the process."""

@@ -7,7 +7,7 @@ A case is a method, with options of its own or of ``pathex.prune`` behind a colo
 the seed. Every method gets ``--rounds``, also those that are published with one. ``plain`` comes first and is the
 baseline (``benchmarks/plain.py``); its threshold removes ties, so its ``kept`` may differ by a few weights.
 
-Each case has a fresh process, and all of them keep freed memory alike. The processes take turns of five rounds and at
+Each case has a fresh process. The processes take turns of five rounds and at
 least a second, one at a time, so that whatever else the machine does falls on all of them. What is loaded and set up on
 first use is done before. In the plot, bars are medians and thin lines quartiles.
 
@@ -16,7 +16,7 @@ first use is done before. In the plot, bars are medians and thin lines quartiles
 | `rounds` | rounds of the prune |
 | `seconds`, `cpu_seconds` | wall-clock and processor time of a prune: setup, all rounds, report |
 | `round_seconds`, `round_low`, `round_high` | median and quartiles of the rounds |
-| `resident_mib` | peak of resident memory above what was resident before, with what is kept of freed memory (Linux) |
+| `resident_mib` | peak of resident memory above what was resident before (Linux) |
 | `tensor_mib` | peak of live tensors above what was there before, of one more prune of one round |
 | `kept` | weights that the mask keeps |
 | `speed_up`, `prune_speed_up`, `memory_ratio` | times as fast as `plain` a round and a prune are; memory over its own |
