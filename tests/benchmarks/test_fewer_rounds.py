@@ -1,8 +1,3 @@
-"""The study of fewer rounds: means and differences are right, and runs of one seed are compared."""
-
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 import pytest
 
@@ -12,7 +7,7 @@ from experiments.sweep.conftest import InProcess, tiny
 __all__ = ["tiny"]  # a fixture: the settings of a run that takes a second
 
 
-def test_differences_are_taken_in_pairs_of_one_seed() -> None:
+def test_differences_are_taken_in_pairs_of_one_seed():
     size, seeds = 6, [0, 1, 2, 2, 1, 0]
     shared = {name: [value] * size for name, value in {"model": "m", "sparsity": 0.9, "dead_layers": 0}.items()}
     rows = pd.DataFrame(
@@ -36,10 +31,10 @@ def test_differences_are_taken_in_pairs_of_one_seed() -> None:
     assert list(table["seeds"]) == [3, 3] and table.loc["rounds=100", "difference"] == 0
 
 
-def test_the_study_runs_and_goes_on(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executors: list[InProcess] = []
+def test_the_study_runs_and_goes_on(tiny, tmp_path, monkeypatch):
+    executors = []
 
-    def create(*_: object) -> InProcess:
+    def create(*_):
         executors.append(InProcess())
         return executors[-1]
 

@@ -1,5 +1,3 @@
-"""Weights from files."""
-
 import os
 from pathlib import Path
 

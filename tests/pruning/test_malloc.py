@@ -1,5 +1,3 @@
-"""Memory that stays with the process while it prunes."""
-
 import resource
 import subprocess
 import sys
@@ -17,10 +15,10 @@ from pathex.pruning.malloc import keeps_freed_memory
 glibc = pytest.mark.skipif(malloc._glibc() is None, reason="glibc only")
 
 
-def page_faults(passes: int) -> int:
+def page_faults(passes):
     """Of passes that each fill 40 MiB in blocks and free them."""
 
-    def one() -> None:
+    def one():
         blocks = [torch.ones(2**20) for _ in range(10)]
         del blocks
 
@@ -32,25 +30,25 @@ def page_faults(passes: int) -> int:
 
 
 @glibc
-def test_freed_memory_is_used_again() -> None:
+def test_freed_memory_is_used_again():
     with keeps_freed_memory():
         assert page_faults(5) < 5 * 10 * 2**22 / 2**12 / 4  # one in four of the pages
 
 
 @glibc
-def test_the_last_one_out_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[object, int]] = []
+def test_the_last_one_out_gives_memory_back(monkeypatch):
+    calls = []
 
     class Library:
-        def mallopt(self, parameter: int, value: int) -> None:
+        def mallopt(self, parameter, value):
             calls.append((parameter, value))
 
-        def malloc_trim(self, pad: int) -> None:
+        def malloc_trim(self, pad):
             calls.append(("trim", pad))
 
     monkeypatch.setattr(malloc, "_glibc", Library)
 
-    def fails() -> None:
+    def fails():
         with pytest.raises(KeyboardInterrupt), keeps_freed_memory():
             raise KeyboardInterrupt
 
@@ -83,10 +81,9 @@ with keeps_freed_memory(BUDGET):
 
 @glibc
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only")
-def test_under_a_budget_what_is_free_goes_back() -> None:
-    """In a process of its own: what others have freed before is used first, and stays."""
+def test_under_a_budget_what_is_free_goes_back():
 
-    def growth(budget: str) -> list[float]:
+    def growth(budget):
         words = [sys.executable, "-c", GROWTH.replace("BUDGET", budget)]
         said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
         return [float(number) for number in said.stdout.split()]
@@ -107,23 +104,21 @@ def test_under_a_budget_what_is_free_goes_back() -> None:
         (1, {-3: 2**20, -1: 2**20}),
     ],
 )
-def test_a_prune_keeps_as_much_as_its_budget_allows(
-    memory: str | int | None, wanted: dict[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[int, int]] = []
+def test_a_prune_keeps_as_much_as_its_budget_allows(memory, wanted, monkeypatch):
+    calls = []
 
     class Library:
-        def mallopt(self, parameter: int, value: int) -> None:
+        def mallopt(self, parameter, value):
             calls.append((parameter, value))
 
-        def malloc_trim(self, pad: int) -> None: ...
+        def malloc_trim(self, pad): ...
 
     monkeypatch.setattr(malloc, "_glibc", Library)
     pathex.prune(nn.Linear(3, 4), "px", sparsity=0.5, data=torch.randn(4, 3), rounds=2, memory=memory)
     assert wanted.items() <= dict(calls[:2]).items()
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     malloc._glibc.cache_clear()
     try:

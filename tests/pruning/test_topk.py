@@ -1,15 +1,12 @@
-"""The best of many scores: a partition finds what sorting does."""
-
 import pytest
 import torch
-from torch import Tensor
 
 from pathex.pruning.topk import cut
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 1e-40, -1e-40, 1.0, 1.0]
 
 
-def _scores(dtype: torch.dtype, seed: int, spread: float) -> Tensor:
+def _scores(dtype, seed, spread):
     """Scores of many magnitudes and both signs, ties and extremes among them."""
     source = torch.Generator().manual_seed(seed)
     values = torch.randn(600, generator=source, dtype=torch.float64) * torch.exp2(
@@ -21,7 +18,7 @@ def _scores(dtype: torch.dtype, seed: int, spread: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("spread", [0.1, 8.0])
-def test_a_partition_finds_what_sorting_does(dtype: torch.dtype, spread: float) -> None:
+def test_a_partition_finds_what_sorting_does(dtype, spread):
     for seed in range(5):
         scores = _scores(dtype, seed, spread)
         candidates = torch.rand(len(scores), generator=torch.Generator().manual_seed(seed)) < 0.8
@@ -37,6 +34,6 @@ def test_a_partition_finds_what_sorting_does(dtype: torch.dtype, spread: float) 
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, float("inf")])
-def test_scores_that_are_all_equal_tie(value: float) -> None:
+def test_scores_that_are_all_equal_tie(value):
     keep, ties, surplus = cut([torch.full((9,), value)], torch.ones(9, dtype=torch.bool), 4, torch.float32)
     assert keep.all() and ties is not None and ties.all() and surplus == 5

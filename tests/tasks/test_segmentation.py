@@ -1,5 +1,3 @@
-"""Segmentation: what is trained on, what is measured, and that the measure is the one it is said to be."""
-
 import json
 import os
 import warnings

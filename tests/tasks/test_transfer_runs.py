@@ -1,5 +1,3 @@
-"""Transfer as a run: killed and resumed, and with every kind of method."""
-
 import json
 import signal
 import subprocess

@@ -1,10 +1,7 @@
-"""Two processes that train together see what one would see."""
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +23,7 @@ def network(num_classes, in_channels):
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict:
+def settings(tmp_path):
     """A network without batch statistics, and 34 images in batches of 7: the last batch has six, which two share."""
     draws = np.random.default_rng(0)
     arrays = {}
@@ -52,7 +49,7 @@ def settings(tmp_path: Path) -> dict:
     }
 
 
-def carried_out(settings: dict, folder: Path, *launcher: str) -> tuple[Path, str]:
+def carried_out(settings, folder, *launcher):
     folder.mkdir(exist_ok=True)
     config = folder / "settings.yaml"
     config.write_text(yaml.safe_dump({**settings, "out": str(folder / "runs")}))
@@ -65,7 +62,7 @@ def carried_out(settings: dict, folder: Path, *launcher: str) -> tuple[Path, str
     return run, done.stdout
 
 
-def rows(run: Path) -> list[dict]:
+def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -1,14 +1,11 @@
 """Settings of a run that takes a second."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
+def settings(tmp_path):
     """Settings for 64 images of 8 pixels and a network of width 4."""
     draws = np.random.default_rng(0)
     arrays = {}

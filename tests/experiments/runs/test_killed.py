@@ -1,8 +1,5 @@
-"""A run that is killed without warning, at any moment, must end with the same weights and numbers."""
-
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +9,7 @@ from pathex.experiments.runs import RunConfig, run
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(settings, tmp_path):
     unbroken = run(RunConfig(**settings)).folder
     broken = {**settings, "out": str(tmp_path / "broken")}
     start_and_kill(broken, {"event": "prune_round", "round": 1}, tmp_path / "flag")
@@ -25,7 +22,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(settings: dict[str, Any], tmp_path
     assert_same_outcome(unbroken, folder)
 
 
-def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings, tmp_path):
     settings |= {"method": "imp", "method_options": {"levels": 3, "rewind": "epoch:1"}, "rounds": None, "epochs": 3}
     unbroken = run(RunConfig(**settings)).folder
     broken = {**settings, "out": str(tmp_path / "broken")}
@@ -33,7 +30,7 @@ def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings: dict[
         start_and_kill(broken, {"event": "step", "level": level, "epoch": epoch}, tmp_path / "flag")
         (folder,) = Path(broken["out"]).iterdir()
         assert len(list(folder.glob("levels/*/mask.safetensors"))) == level - 1
-    events: list[str] = []
+    events = []
     run(RunConfig(**broken), on_event=lambda kind, _: events.append(kind))
     assert events.count("resumed") == 2
     assert_same_outcome(unbroken, folder)

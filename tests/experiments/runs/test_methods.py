@@ -1,16 +1,12 @@
-"""Runs beyond scorers, whole: small dense networks, masks found by training or moving in it, and ablations."""
-
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from experiments.runs.outcomes import assert_same_outcome, entries, equal, mask_of, state_of, times
@@ -21,25 +17,23 @@ from pathex.experiments.report.records import read_all
 from pathex.experiments.runs import RunConfig, build_task, run, run_name
 from pathex.train import epoch_seed, loop
 
-Settings = dict[str, Any]
-
 IMP = {"method": "imp", "method_options": {"levels": 3}, "rounds": None, "epochs": 3}
 AFTER = {"method": "magnitude-after-training", "rounds": None}
 MOVING = {"method": "px", "dynamic": "rigl", "dynamic_options": {"every": 1}}
 ONE_STEP = {"epochs": 1, "batch_size": 64, "augment": "none", "momentum": 0.0, "weight_decay": 0.0}
 
 
-def initial(settings: Settings, **changes: Any) -> dict[str, Tensor]:
+def initial(settings, **changes):
     return build_task(RunConfig(**settings | changes)).model.state_dict()
 
 
 @pytest.fixture
-def firsts(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
+def firsts(monkeypatch):
     """What each training began with: the first checkpoint of each folder, and how many momenta it had."""
-    seen: dict[Path, dict[str, Any]] = {}
+    seen = {}
     original = loop.save_checkpoint
 
-    def save(path: Path, state: dict[str, Any]) -> None:
+    def save(path, state):
         if path.name == "last.ckpt" and path.parent not in seen:
             model = {name: tensor.clone() for name, tensor in state["model"].items()}
             seen[path.parent] = {**state, "model": model, "memory": len(state["optimizer"]["state"])}
@@ -49,13 +43,8 @@ def firsts(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
     return seen
 
 
-# -- masks found by training -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("where", ["init", "epoch:1", "learning-rate"])
-def test_iterative_magnitude_pruning_from_start_to_end(
-    where: str, settings: Settings, firsts: dict[Path, dict[str, Any]]
-) -> None:
+def test_iterative_magnitude_pruning_from_start_to_end(where, settings, firsts):
     settings |= IMP | {"method_options": {"levels": 3, "rewind": where}}
     folder, result = (finished := run(RunConfig(**settings))).folder, finished.result
     masks = [mask_of(folder / "levels" / f"{level:02}") for level in (1, 2, 3)]
@@ -78,9 +67,7 @@ def test_iterative_magnitude_pruning_from_start_to_end(
     assert [row["epoch"] for row in entries(folder / "metrics.jsonl")] == ([2, 3] if where == "epoch:1" else [1, 2, 3])
 
 
-def test_magnitude_after_training_prunes_the_trained_network_once(
-    settings: Settings, firsts: dict[Path, dict[str, Any]]
-) -> None:
+def test_magnitude_after_training_prunes_the_trained_network_once(settings, firsts):
     folder, result = (finished := run(RunConfig(**settings | AFTER))).folder, finished.result
     dense = run(RunConfig(**settings | {"method": "dense"})).folder
     trained = state_of(folder / "levels" / "01" / "last.ckpt")
@@ -102,9 +89,7 @@ def test_magnitude_after_training_prunes_the_trained_network_once(
         {"start_mask": "sparse.safetensors"},
     ],
 )
-def test_what_pruning_refuses_shows_before_the_first_level_trains(
-    wrong: Settings, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_pruning_refuses_shows_before_the_first_level_trains(wrong, settings, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model = build_task(RunConfig(**settings)).model
     pathex.prune(model, "random", sparsity=0.9, data=torch.zeros(1, 3, 8, 8), rounds=1).mask.save("sparse.safetensors")
@@ -114,18 +99,15 @@ def test_what_pruning_refuses_shows_before_the_first_level_trains(
     assert "\n" not in str(caught.value) and not Path(settings["out"]).exists()
 
 
-# -- stopped and taken up again ----------------------------------------------------------------------------------------
-
-
-def stop_at(kind: str, **known: Any) -> Callable[[str, dict[str, Any]], None]:
-    def on_event(event: str, payload: dict[str, Any]) -> None:
+def stop_at(kind, **known):
+    def on_event(event, payload):
         if event == kind and {name: payload.get(name) for name in known} == known:
             raise KeyboardInterrupt
 
     return on_event
 
 
-STOPS: list[tuple[Settings, list[Callable[[str, dict[str, Any]], None]]]] = [
+STOPS = [
     (
         IMP | {"method_options": {"levels": 2, "rewind": "epoch:1"}},
         [stop_at("epoch", level=1, epoch=2), stop_at("epoch", level=2, epoch=2), stop_at("epoch", level=None, epoch=2)],
@@ -142,9 +124,7 @@ STOPS: list[tuple[Settings, list[Callable[[str, dict[str, Any]], None]]]] = [
 
 
 @pytest.mark.parametrize(("changes", "stops"), STOPS, ids=lambda value: "-".join(map(str, value))[:40])
-def test_stopped_runs_end_with_the_same_numbers(
-    changes: Settings, stops: list[Any], settings: Settings, tmp_path: Path
-) -> None:
+def test_stopped_runs_end_with_the_same_numbers(changes, stops, settings, tmp_path):
     whole = run(RunConfig(**settings | changes)).folder
     broken = RunConfig(**settings | changes | {"out": str(tmp_path / "broken")})
     for stop in stops:
@@ -154,20 +134,17 @@ def test_stopped_runs_end_with_the_same_numbers(
     assert_same_outcome(whole, run(broken).folder)
 
 
-# -- small dense networks ----------------------------------------------------------------------------------------------
-
-
-def small(settings: Settings, **changes: Any) -> Any:
+def small(settings, **changes):
     return run(RunConfig(**settings | {"method": "small-dense", "epochs": 1} | changes))
 
 
 @pytest.mark.parametrize("source", ["sparsity", "mask"])
 @pytest.mark.parametrize("match", ["parameters", "multiply-adds"])
-def test_a_small_dense_network_is_the_widest_that_is_no_larger(match: str, source: str, settings: Settings) -> None:
+def test_a_small_dense_network_is_the_widest_that_is_no_larger(match, source, settings):
     settings |= {"model_options": {"width": 8}}
     dense = run(RunConfig(**settings | {"method": "dense", "epochs": 0})).result
     ticket = run(RunConfig(**settings | {"method": "px", "epochs": 0}))
-    options: Settings = {"match": match}
+    options = {"match": match}
     if source == "mask":
         options["mask"] = str(ticket.folder / "mask.safetensors")
         target = {name: ticket.result[name] for name in ("parameters", "multiply_adds")}
@@ -178,7 +155,7 @@ def test_a_small_dense_network_is_the_widest_that_is_no_larger(match: str, sourc
     result = small(settings, method_options=options).result
     name = match.replace("-", "_")
 
-    def cost(width: int) -> dict[str, int]:
+    def cost(width):
         model = pathex.models.create("resnet20", 4, 3, width=width)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {"parameters": parameters, "multiply_adds": count(model, (3, 8, 8)).multiply_adds()}
@@ -189,13 +166,13 @@ def test_a_small_dense_network_is_the_widest_that_is_no_larger(match: str, sourc
     assert (result["sparsity"], result["dead_layers"], result["rounds"]) == (0.75, 0, 0)
 
 
-def test_a_small_dense_network_follows_what_a_ticket_leaves_dense(settings: Settings) -> None:
+def test_a_small_dense_network_follows_what_a_ticket_leaves_dense(settings):
     settings |= {"model_options": {"width": 8}, "sparsity": 0.9}
     every, some = (small(settings, ignore=ignore) for ignore in ((), ("blocks.[678].*",)))
     assert some.result["width"] > every.result["width"] and some.folder != every.folder
 
 
-def test_a_mask_of_another_sparsity_is_refused(settings: Settings, tmp_path: Path) -> None:
+def test_a_mask_of_another_sparsity_is_refused(settings, tmp_path):
     mask = run(RunConfig(**settings | {"epochs": 0})).folder / "mask.safetensors"
     out = tmp_path / "other"
     with pytest.raises(
@@ -205,8 +182,8 @@ def test_a_mask_of_another_sparsity_is_refused(settings: Settings, tmp_path: Pat
     assert not out.exists()
 
 
-def test_names_leave_out_what_has_no_effect(settings: Settings) -> None:
-    def name(method: str, **changes: Any) -> str:
+def test_names_leave_out_what_has_no_effect(settings):
+    def name(method, **changes):
         return run_name(RunConfig(**settings | {"method": method, "rounds": None} | changes))
 
     pruning_set = {"images_per_class": 7, "pruning_seed": 3}
@@ -224,9 +201,6 @@ def test_names_leave_out_what_has_no_effect(settings: Settings) -> None:
         assert name(method, **changes) != name(method)
 
 
-# -- masks that move ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("changes", "updates"),
     [
@@ -238,7 +212,7 @@ def test_names_leave_out_what_has_no_effect(settings: Settings) -> None:
         ({**IMP, "method_options": {"levels": 1, "rewind": "epoch:1"}}, 5),  # 3 epochs, the first of them not trained
     ],
 )
-def test_a_mask_moves_as_often_as_it_should(changes: Settings, updates: int, settings: Settings) -> None:
+def test_a_mask_moves_as_often_as_it_should(changes, updates, settings):
     finished = run(RunConfig(**settings | MOVING | changes))
     start, end = mask_of(finished.folder), mask_of(finished.folder, "final_mask")
     assert start != end and start.counts() == end.counts()
@@ -252,16 +226,13 @@ def test_a_mask_moves_as_often_as_it_should(changes: Settings, updates: int, set
     assert (result["final_dead_layers"], result["final_disconnected"]) == (len(report.dead_layers), report.disconnected)
 
 
-def test_a_mask_that_never_moves_is_told(settings: Settings) -> None:
+def test_a_mask_that_never_moves_is_told(settings):
     with pytest.warns(PathexWarning, match="the mask never moves: every is 100, and updates end before step 6"):
         finished = run(RunConfig(**settings | {"dynamic": "set"}))
     assert (finished.result["mask_updates"], finished.result["final_overlap"]) == (0, 1.0)
 
 
-# -- ablations ---------------------------------------------------------------------------------------------------------
-
-
-def test_shuffled_masks_keep_their_counts(settings: Settings) -> None:
+def test_shuffled_masks_keep_their_counts(settings):
     plain, moved = (run(RunConfig(**settings | {"method": "px", "sanity": how})) for how in ("none", "shuffle"))
     first, second = mask_of(plain.folder), mask_of(moved.folder)
     assert first != second and first.counts() == second.counts() and second.metadata["sanity"] == "shuffle"
@@ -270,7 +241,7 @@ def test_shuffled_masks_keep_their_counts(settings: Settings) -> None:
     assert moved.result["disconnected"] == report.disconnected
 
 
-def test_other_weights_under_the_same_mask(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
+def test_other_weights_under_the_same_mask(settings, firsts):
     changes = {"method": "px", "ignore": ["conv"]}
     folders = [
         run(RunConfig(**settings | changes | {"sanity": how})).folder for how in ("none", "reinit", "flip-signs")
@@ -287,9 +258,7 @@ def test_other_weights_under_the_same_mask(settings: Settings, firsts: dict[Path
     assert 0.45 < turned.double().mean() < 0.55
 
 
-def test_reinitialised_pretrained_networks_are_random(
-    settings: Settings, firsts: dict[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_reinitialised_pretrained_networks_are_random(settings, firsts, tmp_path):
     torch.save({name: tensor + 1 for name, tensor in initial(settings).items()}, tmp_path / "weights.pt")
     trained = settings | {"weights": str(tmp_path / "weights.pt")}
     ticket, fresh = (run(RunConfig(**trained | {"sanity": how})).folder for how in ("none", "reinit"))
@@ -299,8 +268,8 @@ def test_reinitialised_pretrained_networks_are_random(
     assert equal(firsts[fresh]["model"], times(initial(settings, seed=epoch_seed(0, 1)), mask))
 
 
-def test_the_pruning_set_has_a_seed_of_its_own(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
-    def chosen(**changes: Any) -> tuple[Path, dict[str, Any]]:
+def test_the_pruning_set_has_a_seed_of_its_own(settings, firsts):
+    def chosen(**changes):
         folder = run(RunConfig(**settings | {"method": "px"} | changes)).folder
         return folder, json.loads((folder / "pruning_set.json").read_text())
 
@@ -315,10 +284,7 @@ def test_the_pruning_set_has_a_seed_of_its_own(settings: Settings, firsts: dict[
     assert len(entries(more / "history.jsonl")) == 5 and mask_of(more) != mask_of(plain)
 
 
-# -- options of the training -------------------------------------------------------------------------------------------
-
-
-def stepped(settings: Settings, firsts: dict[Path, dict[str, Any]], **changes: Any) -> tuple[Settings, Settings]:
+def stepped(settings, firsts, **changes):
     """What one step changed of the body and of the head."""
     folder = run(RunConfig(**settings | ONE_STEP | changes)).folder
     before, after = firsts[folder]["model"], state_of(folder / "last.ckpt")
@@ -327,7 +293,7 @@ def stepped(settings: Settings, firsts: dict[Path, dict[str, Any]], **changes: A
     return moves, head
 
 
-def test_the_head_moves_at_its_own_rate(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
+def test_the_head_moves_at_its_own_rate(settings, firsts):
     body, head = stepped(settings, firsts)
     slow_body, fast_head = stepped(settings, firsts, lr=0.025, head_lr=0.2)
     for name, move in head.items():
@@ -337,7 +303,7 @@ def test_the_head_moves_at_its_own_rate(settings: Settings, firsts: dict[Path, d
         torch.testing.assert_close(slow_body[name], move / 4, rtol=1e-4, atol=1e-7)
 
 
-def test_gradients_in_parts_and_frozen_statistics(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
+def test_gradients_in_parts_and_frozen_statistics(settings, firsts):
     settings |= {"freeze_batchnorm": True, "lr": 0.01}
     (body, head), (same_body, same_head) = (stepped(settings, firsts, accumulate=parts) for parts in (1, 3))
     for name, move in (body | head).items():
@@ -351,7 +317,7 @@ def test_gradients_in_parts_and_frozen_statistics(settings: Settings, firsts: di
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
-def test_the_loss_is_the_one_asked_for(loss: str, settings: Settings) -> None:
+def test_the_loss_is_the_one_asked_for(loss, settings):
     finished = run(RunConfig(**settings | ONE_STEP | {"loss": loss}))
     model = build_task(RunConfig(**settings)).model
     model.load_state_dict(times(model.state_dict(), mask_of(finished.folder)))
@@ -366,13 +332,8 @@ def test_the_loss_is_the_one_asked_for(loss: str, settings: Settings) -> None:
     assert finished.result["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-# -- results, reports, the command line --------------------------------------------------------------------------------
-
-
-def test_every_result_has_its_metric_and_its_costs_and_a_name_in_the_report(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    methods: list[Settings] = [
+def test_every_result_has_its_metric_and_its_costs_and_a_name_in_the_report(settings, tmp_path, capsys):
+    methods = [
         *({"method": name} for name in ("dense", "small-dense", "px")),
         *({"method": "px", "sanity": name} for name in ("shuffle", "reinit", "flip-signs")),
         {"method": "px", "pruning_seed": 3},
@@ -399,12 +360,10 @@ def test_every_result_has_its_metric_and_its_costs_and_a_name_in_the_report(
         assert summary.count(f"| {name} |") == 1, name
 
 
-def test_the_command_line_reaches_the_methods(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_reaches_the_methods(settings, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings | {"rounds": None, "epochs": 1}))
 
-    def carried_out(*words: str) -> tuple[dict[str, Any], str]:
+    def carried_out(*words):
         assert main(["run", "--config", str(tmp_path / "r.yaml"), *words]) == 0
         out, err = capsys.readouterr()
         return json.loads((Path(out.splitlines()[-1]) / "result.json").read_text()), err

@@ -1,15 +1,11 @@
-"""Masks found by training, and where weights go back to in between."""
-
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import pathex
 from experiments.runs.outcomes import equal, state_of, times
@@ -19,13 +15,12 @@ from pathex.experiments.runs.folder import Journal
 from pathex.experiments.runs.rewind import Plan, plan, rewind, rewound_mask
 from pathex.experiments.runs.tickets import train_options
 from pathex.masks import prunable_weights
-from pathex.tasks import Task
 from pathex.train import fabric, loop
 
 IMP = {"method": "imp", "method_options": {"levels": 3}, "sparsity": 0.8, "epochs": 3}
 
 
-def found(config: RunConfig, folder: Path, on_event: Any = None) -> tuple[pathex.Mask, list[dict[str, Any]], Task]:
+def found(config, folder, on_event=None):
     folder.mkdir(parents=True, exist_ok=True)
     task = build_task(config, config.validation)
     with Journal(folder, on_event) as journal:
@@ -33,21 +28,21 @@ def found(config: RunConfig, folder: Path, on_event: Any = None) -> tuple[pathex
     return mask, rows, task
 
 
-def level_masks(folder: Path) -> list[pathex.Mask]:
+def level_masks(folder):
     return [pathex.Mask.load(path) for path in sorted(folder.glob("levels/*/mask.safetensors"))]
 
 
-def trained(folder: Path, level: int) -> dict[str, Tensor]:
+def trained(folder, level):
     return state_of(folder / "levels" / f"{level:02}" / "last.ckpt")
 
 
-def first_epochs(config: RunConfig, folder: Path, epochs: int) -> dict[str, Tensor]:
+def first_epochs(config, folder, epochs):
     """The state of the dense network after some epochs, trained without any of the code of levels."""
     task, options = build_task(config), train_options(config)
     if epochs:
         folder.mkdir()
 
-        def stop(kind: str, payload: dict[str, Any]) -> None:
+        def stop(kind, payload):
             if kind == "epoch" and payload["epoch"] == epochs:
                 raise KeyboardInterrupt
 
@@ -57,13 +52,11 @@ def first_epochs(config: RunConfig, folder: Path, epochs: int) -> dict[str, Tens
 
 
 @pytest.mark.parametrize("where", ["init", "epoch:2", "learning-rate"])
-def test_each_level_begins_with_the_stored_weights_times_its_mask(
-    where: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_level_begins_with_the_stored_weights_times_its_mask(where, settings, tmp_path, monkeypatch):
     config = RunConfig(**settings | IMP | {"method_options": {"levels": 3, "rewind": where}})
-    firsts: dict[str, dict[str, Any]] = {}
+    firsts = {}
 
-    def save(path: Path, state: dict[str, Any]) -> None:
+    def save(path, state):
         if path.name == "last.ckpt" and str(path) not in firsts:
             copied = {name: tensor.clone() for name, tensor in state["model"].items()}
             memory, rows = len(state["optimizer"]["state"]), len(state["rows"])
@@ -93,9 +86,9 @@ def test_each_level_begins_with_the_stored_weights_times_its_mask(
         assert not equal(beginning["model"], times(trained(folder, level - 1), kept)) or where == "learning-rate"
 
 
-def test_each_level_keeps_the_largest_of_the_trained_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_each_level_keeps_the_largest_of_the_trained_weights(settings, tmp_path):
     config = RunConfig(**settings | IMP)
-    events: list[tuple[str, dict[str, Any]]] = []
+    events = []
     mask, rows, task = found(config, tmp_path / "run", lambda kind, payload: events.append((kind, payload)))
     assert mask.metadata["method"] == "imp"
     total, names = mask.total, list(prunable_weights(task.model))
@@ -118,7 +111,7 @@ def test_each_level_keeps_the_largest_of_the_trained_weights(settings: dict[str,
     assert not task.model._load_state_dict_post_hooks
 
 
-def test_masks_and_layers_follow_the_settings(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_masks_and_layers_follow_the_settings(settings, tmp_path):
     weights = prunable_weights(build_task(RunConfig(**settings)).model)
     source = torch.Generator().manual_seed(0)
     start = pathex.Mask(
@@ -135,7 +128,7 @@ def test_masks_and_layers_follow_the_settings(settings: dict[str, Any], tmp_path
     assert [each.kept for each in level_masks(tmp_path / "run")] == [round(d * mask.total) for d in densities]
 
 
-def test_magnitude_after_training_is_one_level(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_magnitude_after_training_is_one_level(settings, tmp_path):
     config = RunConfig(**settings | {"method": "magnitude-after-training", "method_options": {"epochs": 1}})
     _, rows, task = found(config, tmp_path / "run")
     assert len(rows) == len(level_masks(tmp_path / "run")) == 1 and rows[0]["round"] == 1
@@ -158,7 +151,7 @@ mask.save(folder / f"{machine.global_rank}.safetensors")
 """
 
 
-def test_processes_agree_though_their_batch_statistics_differ(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_agree_though_their_batch_statistics_differ(settings, tmp_path):
     options = settings | IMP | {"method_options": {"levels": 2, "rewind": "learning-rate"}, "epochs": 1}
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES)
@@ -170,8 +163,8 @@ def test_processes_agree_though_their_batch_statistics_differ(settings: dict[str
     assert first == second == level_masks(tmp_path)[-1] and first.kept == round(0.2 * first.total)
 
 
-def test_options_are_read() -> None:
-    def read(method: str = "imp", epochs: int = 4, **options: Any) -> Plan:
+def test_options_are_read():
+    def read(method="imp", epochs=4, **options):
         return plan(RunConfig(method=method, epochs=epochs, method_options=options))
 
     assert read() == Plan(5, 0, 4)

@@ -1,8 +1,6 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import pathex
 from pathex.cli import main
@@ -10,7 +8,7 @@ from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, check_config, run
 
 
-def frozen_head(num_classes: int, in_channels: int) -> torch.nn.Module:
+def frozen_head(num_classes, in_channels):
     model = pathex.models.create("resnet20", num_classes, in_channels, width=2)
     model.fc.requires_grad_(False)
     return model
@@ -114,9 +112,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(changed, message, t
         ({"task_options": {"crop": 65}}, "option 'crop' of task 'classification': it has no options"),
     ],
 )
-def test_what_shows_with_the_data_leaves_no_folder_either(
-    changed: dict[str, Any], message: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_shows_with_the_data_leaves_no_folder_either(changed, message, settings, monkeypatch):
     monkeypatch.setattr("pathex.experiments.runs.stages.find_ticket", lambda *_: pytest.fail("pruned"))
     with pytest.raises(InvalidInput, match=message) as caught:
         run(RunConfig(**settings | changed))
@@ -140,9 +136,7 @@ def test_what_shows_with_the_data_leaves_no_folder_either(
         ("--head-lr", "fast"),
     ],
 )
-def test_the_command_line_refuses_in_one_line(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_refuses_in_one_line(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", *words]) == 2
     out, err = capsys.readouterr()

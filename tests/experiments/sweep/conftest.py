@@ -1,9 +1,6 @@
 """Settings of runs that take a second, and executors that need no other process."""
 
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,32 +14,32 @@ class InProcess(Executor):
 
     threads = 1
 
-    def __init__(self, before: Callable[[Job], dict[str, Any] | None] = lambda job: None) -> None:
+    def __init__(self, before=lambda job: None):
         self.waiting: deque[Job] = deque()
         self.seen: list[str] = []
         self.closed = False
         self._before = before
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job):
         self.waiting.append(job)
 
-    def listen(self, seconds: float) -> list[Message]:
+    def listen(self, seconds):
         if not self.waiting:
             return []
         job = self.waiting.popleft()
         self.seen.append(job.name)
-        messages: list[Message] = []
+        messages = []
         outcome = self._before(job)
         if outcome is None:
             outcome = carry_out(job, lambda kind, payload: messages.append(Message(job.name, kind, payload)))
         return [*messages, Message(job.name, ENDED, outcome)]
 
-    def close(self) -> None:
+    def close(self):
         self.closed = True
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> dict[str, Any]:
+def tiny(tmp_path):
     """Settings for 64 images of 8 pixels and a network of width 2."""
     draws = np.random.default_rng(0)
     arrays = {}

@@ -1,9 +1,6 @@
-"""Tasks of Ray give the numbers of worker processes, failures included."""
-
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray")
 
 
-def numbers(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def numbers(folder):
     found = {}
     for path in sorted(folder.glob("*/result.json")):
         rows = [json.loads(path.read_text()), *map(json.loads, (path.parent / "metrics.jsonl").open())]
@@ -22,13 +19,13 @@ def numbers(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def swept(tiny: dict[str, Any], **options: Any) -> tuple[Any, list[tuple[str, str]]]:
+def swept(tiny, **options):
     listed = ({"lr": 1e30}, {"data": "npz:nowhere.npz"})
     config = SweepConfig(
         settings=tiny, grid={"method": ["random", "magnitude"], "seed": [0, 1]}, list=listed, **options
     )
     planned = plan(config)
-    kinds: list[tuple[str, str]] = []
+    kinds = []
     result = sweep(
         planned.runs,
         Path(config.out),
@@ -38,9 +35,7 @@ def swept(tiny: dict[str, Any], **options: Any) -> tuple[Any, list[tuple[str, st
     return result, kinds
 
 
-def test_ray_and_local_are_equal(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ray_and_local_are_equal(tiny, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # the folders are relative, and Ray's processes start elsewhere
     ours, _ = swept(tiny, out="local", concurrent=2)
     capfd.readouterr()
@@ -71,7 +66,7 @@ def dies(num_classes, in_channels, flag=None, **options):
 """
 
 
-def test_a_lost_task_is_started_again(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_task_is_started_again(tiny, tmp_path, monkeypatch):
     (tmp_path / "dying_task.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
@@ -92,7 +87,7 @@ def test_a_lost_task_is_started_again(tiny: dict[str, Any], tmp_path: Path, monk
     assert result.done == 1 and list(result.failed) == [dying] and "lost" in result.failed[dying]
 
 
-def test_a_cluster_that_does_not_answer_is_bad_input(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer_is_bad_input(tiny, tmp_path):
     config = SweepConfig(settings=tiny, grid={"seed": [0]}, executor="ray", address="auto", out=str(tmp_path))
     with pytest.raises(InvalidInput, match="address 'auto'"):
         create(config, plan(config).runs.values())
