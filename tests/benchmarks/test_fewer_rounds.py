@@ -2,9 +2,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import fewer_rounds
-from experiments.sweep.conftest import InProcess, tiny
-
-__all__ = ["tiny"]  # a fixture: the settings of a run that takes a second
+from experiments.sweep.conftest import InProcess
+from small_images import write_images
 
 
 def test_differences_are_taken_in_pairs_of_one_seed():
@@ -31,7 +30,7 @@ def test_differences_are_taken_in_pairs_of_one_seed():
     assert list(table["seeds"]) == [3, 3] and table.loc["rounds=100", "difference"] == 0
 
 
-def test_the_study_runs_and_goes_on(tiny, tmp_path, monkeypatch):
+def test_the_study_runs_and_goes_on(tmp_path, monkeypatch):
     executors = []
 
     def create(*_):
@@ -39,7 +38,16 @@ def test_the_study_runs_and_goes_on(tiny, tmp_path, monkeypatch):
         return executors[-1]
 
     monkeypatch.setattr(fewer_rounds, "create", create)
-    words = ["--models", "resnet20:2", "--data", tiny["data"], "--method", "magnitude", "--sparsity", "0.5"]
+    words = [
+        "--models",
+        "resnet20:2",
+        "--data",
+        write_images(tmp_path / "tiny.npz"),
+        "--method",
+        "magnitude",
+        "--sparsity",
+        "0.5",
+    ]
     words += ["--seeds", "0", "1", "--epochs", "1", "--cases", "pruning_seed=7", "rounds=10,images_per_class=5"]
     words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
     assert fewer_rounds.main(words) == 0 and fewer_rounds.main(words) == 0

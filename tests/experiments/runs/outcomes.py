@@ -91,3 +91,13 @@ def start_and_kill(settings, moment, flag):
         os.kill(child.pid, signal.SIGKILL)
     flag.unlink()
     assert child.returncode == -signal.SIGKILL
+
+
+def stop_at(kind, **known):
+    """Interrupts a run at the first event of this kind that has all of ``known``."""
+
+    def on_event(event, payload):
+        if event == kind and {name: payload.get(name) for name in known} == known:
+            raise KeyboardInterrupt
+
+    return on_event
