@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import pathex
+from pathex.cli import main
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.experiments.runs import RunConfig
 from pathex.masks import Mask, read_mask
@@ -177,46 +178,53 @@ def test_prune_refuses_a_place_it_cannot_write(command):
 SMALL = ("--images-per-class", "2", "--model-options.width", "2", "--method", "magnitude")
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_prune_writes_every_format_and_starts_from_it(command, form):
-    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "own.safetensors")[0] == 0
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The file of a mask, and one of the dense weights."""
+    folder = tmp_path_factory.mktemp("half")
+    for name, words in (("a.safetensors", ("--sparsity", "0.5")), ("w.pt", ("--sparsity", "0", "--format", "zeros"))):
+        assert main(["prune", *SMALL, *words, "--out", str(folder / name)]) == 0
+    return folder / "a.safetensors", folder / "w.pt"
+
+
+@pytest.mark.parametrize("form", ["zeros", "compressed-tensors"])
+def test_prune_writes_other_formats_and_starts_from_them(command, half, form):
     words = ("--out", "half.safetensors", "--format", form)
     code, out, err = command("prune", *SMALL, "--sparsity", "0.5", *words)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "half.safetensors"
-    half = read_mask("half.safetensors")
-    assert half == Mask.load("own.safetensors")
+    found = read_mask("half.safetensors")
+    assert found == Mask.load(half[0])
     start = ("--sparsity", "0.75", "--start-mask", "half.safetensors", "--out", "quarter.safetensors")
     code, _, err = command("prune", *SMALL, *start, "--method", "random")
     assert (code, err) == (0, "")
     quarter = Mask.load("quarter.safetensors")
-    assert (quarter - half).kept == 0 and quarter.kept == round(0.25 * half.total)
+    assert (quarter - found).kept == 0 and quarter.kept == round(0.25 * found.total)
     assert quarter.metadata["start_mask"] == "half.safetensors"
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_convert_goes_both_ways(command, form):
-    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "a.safetensors")[0] == 0
-    assert command("prune", *SMALL, "--sparsity", "0", "--out", "w.pt", "--format", "zeros")[0] == 0
+def test_convert_goes_both_ways(command, half, form):
+    mask, weights = half
     ending = "safetensors" if form == "pathex" else "pt"
-    words = ("--format", form, "--out", f"b.{ending}", "--weights", "w.pt")
-    code, out, err = command("convert", "a.safetensors", *words)
+    words = ("--format", form, "--out", f"b.{ending}", "--weights", str(weights))
+    code, out, err = command("convert", str(mask), *words)
     assert (code, err) == (0, "") and out.splitlines()[-1] == f"b.{ending}" and "conv.weight" in out
     code, out, err = command("convert", f"b.{ending}", "--out", "c.safetensors")
     assert (code, err) == (0, "")
-    assert Mask.load("c.safetensors") == Mask.load("a.safetensors")
+    assert Mask.load("c.safetensors") == Mask.load(mask)
     if form in FORMATS[2:]:
         assert command("convert", f"b.{ending}", "--format", "zeros", "--out", "d.pt")[0] == 0
-        assert read_mask("d.pt") == Mask.load("a.safetensors")
+        assert read_mask("d.pt") == Mask.load(mask)
 
 
-def test_convert_refuses_in_one_line(command):
-    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "a.safetensors")[0] == 0
+def test_convert_refuses_in_one_line(command, half):
+    mask = str(half[0])
     for words, message in (
         ((), "no mask file given"),
         (("nowhere.pt",), "no mask file at nowhere.pt"),
-        (("a.safetensors", "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
-        (("a.safetensors", "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
-        (("a.safetensors", "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
+        ((mask, "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
+        ((mask, "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
+        ((mask, "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
     ):
         code, out, err = command("convert", *words)
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1

@@ -56,12 +56,6 @@ def test_another_number_of_classes_keeps_the_head_and_accounts_for_every_tensor(
     assert (report.classes, report.source) == ((100, 10), str(tmp_path / "w.pt"))
 
 
-def test_old_files_without_batch_counters(tmp_path):
-    state = {name: value for name, value in small().state_dict().items() if not name.endswith("num_batches_tracked")}
-    torch.save(state, tmp_path / "w.pt")
-    assert torch.equal(small(weights=tmp_path / "w.pt").conv.weight, state["conv.weight"])
-
-
 def renamed_and_reshaped(state):
     state["extra"] = state.pop("conv.weight")
     state["blocks.0.conv1.weight"] = torch.zeros(2, 2, 1, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pathex.pruning.topk import keep_best
 
-VALUES = [0.0, -0.0, 1.0, 1.0 + 2**-20, 2.5, -1.0, 1e-30, 1e30, math.inf, -math.inf]
+VALUES = [0.0, -0.0, 1.0, 1.0 + 2**-20, 2.5, -1.0, 1e-40, 1e-30, 1e30, math.inf, -math.inf]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 

@@ -46,6 +46,7 @@ def train(model, optimizer, steps, parts=1):
     for step in steps:
         optimizer.zero_grad()
         x, y = batch(step)
+        x = x.to(model[0].weight.dtype)
         for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
             (F.cross_entropy(model(part), wanted) / parts).backward()
         optimizer.step()
@@ -179,12 +180,7 @@ def test_accumulated_gradients_decide_as_those_of_the_whole_batch():
         model[1].eval()  # batch statistics are those of the parts
         mask = random_mask(model)
         optimizer, handle = begin(model, mask, "rigl")
-        for step in range(13):
-            optimizer.zero_grad()
-            x, y = batch(step)
-            for part, wanted in zip(x.double().chunk(parts), y.chunk(parts), strict=True):
-                (F.cross_entropy(model(part), wanted) / parts).backward()
-            optimizer.step()
+        train(model, optimizer, range(13), parts)
         masks.append(handle.mask)
     assert masks[0] == masks[1] != mask
 
@@ -361,7 +357,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 import pathex
-from pathex import dynamic
+from pathex.pruning import dynamic
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/pruning"]
 from test_dynamic import SGD_OPTIONS, batch, network, random_mask
 
@@ -404,11 +400,7 @@ def test_two_processes_move_one_mask_as_one_process_does(tmp_path):
         model[1].eval()
         mask = random_mask(model)
         optimizer, handle = begin(model, mask, method)
-        for step in range(13):
-            optimizer.zero_grad()
-            x, y = batch(step)
-            F.cross_entropy(model(x.double()), y).backward()
-            optimizer.step()
+        train(model, optimizer, range(13))
         assert first == second == handle.mask != mask
 
 

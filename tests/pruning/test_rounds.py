@@ -52,8 +52,9 @@ ALLOCATIONS = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["exponential", "linear"])
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(
+    ("allocation", "schedule"), [("global", "linear"), *((name, "exponential") for name in ALLOCATIONS)]
+)
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
 def test_every_round_keeps_exactly_its_density_of_what_the_last_one_kept(model, images, allocation, schedule):
     masks = []
@@ -70,21 +71,6 @@ def test_every_round_keeps_exactly_its_density_of_what_the_last_one_kept(model, 
         assert row["rounds"] == 7 and row["seconds"] > 0
     assert result.mask == masks[-1] and result.mask.kept == round(0.2 * size)
     assert all(nested(larger, smaller) for larger, smaller in itertools.pairwise(masks))
-
-
-def test_allocations_by_layer_end_where_they_say(model, images):
-    def densities(allocation):
-        mask = pathex.prune(model, "magnitude", sparsity=0.5, data=images, rounds=3, allocation=allocation).mask
-        return {name: kept / size for name, (kept, size) in mask.counts().items()}
-
-    for allocation in ("layer", "uniform"):
-        found = densities(allocation)
-        assert all(abs(density - 0.5) <= 1 / model.get_parameter(name).numel() for name, density in found.items())
-    explicit = densities({"fc.weight": 1.0, "conv.weight": 0.5, "blocks.1.shortcut.0.weight": 0.25})
-    assert explicit["fc.weight"] == 1.0 and explicit["conv.weight"] == 0.5
-    assert explicit["blocks.1.shortcut.0.weight"] == 0.25
-    erk = densities("erk")
-    assert erk["blocks.1.shortcut.0.weight"] > erk["blocks.2.conv2.weight"]
 
 
 def test_a_contradiction_says_which_sparsities_are_possible(model, images):
@@ -257,7 +243,7 @@ def test_a_collapsed_layer_warns_or_raises():
         pathex.prune(model, lambda m, b, k: scores, strict=True, **arguments)
 
 
-@pytest.mark.parametrize(("sparsity", "rounds"), [(0.98, 40), (0.99, 10), (0.97, 1)])
+@pytest.mark.parametrize(("sparsity", "rounds"), [(0.98, 40), (0.97, 1)])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
 def test_px_empties_no_layer_on_a_path(images, sparsity, rounds):
     torch.manual_seed(0)

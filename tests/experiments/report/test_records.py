@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from damage import spoil
 from pathex.experiments.report.records import read_all
 
 
@@ -37,15 +40,6 @@ def test_environment_is_flat_and_may_be_missing(make_run):
     assert found == {"px": {"torch": "2.x", "device.name": "cpu", "device.threads": 1}, "random": {}}
 
 
-def test_an_accuracy_that_is_no_number_leaves_the_run_out(make_run):
-    good, bad = make_run("px"), make_run("random")
-    result = json.loads((bad / "result.json").read_text()) | {"test_accuracy": None}
-    (bad / "result.json").write_text(json.dumps(result))
-    records, [problem] = read_all([good, bad])
-    assert [record.folder for record in records] == [good]
-    assert problem.reason == "result.json holds no test_accuracy"
-
-
 def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
     good, failed, again, alone = make_run("px"), make_run("random"), make_run("snip"), make_run("grasp")
     for folder in (failed, again, alone):
@@ -62,25 +56,36 @@ def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
 
 
 def test_the_metric_is_the_one_the_result_names(make_run):
-    records, [problem] = read_all(
-        [
-            make_run("px"),
-            make_run("px", 0.9, 1, metric="miou", test_miou=0.25),
-            make_run("snip", metric="miou", test_miou="?"),
-        ]
-    )
+    records, _ = read_all([make_run("px"), make_run("px", 0.9, 1, metric="miou", test_miou=0.25)])
     assert [(record.metric, record.task) for record in records] == [
         ("accuracy", "classification"),
         ("miou", "segmentation"),
     ]
-    assert records[1].value == 0.25 and problem.reason == "result.json holds no test_miou"
+    assert records[1].value == 0.25
 
 
-def test_a_metric_that_is_not_finite_leaves_the_run_out(make_run):
-    _, [problem] = read_all([make_run("px"), make_run("snip", test_accuracy=float("nan"))])
-    assert problem.reason == "result.json holds no test_accuracy"
-
-
-def test_tasks_without_their_two_numbers_leave_the_run_out(make_run):
-    _, problems = read_all([make_run("px"), make_run("snip", tasks=[{"task": 0}]), make_run("grasp", tasks={"a": 1})])
-    assert {problem.reason for problem in problems} == {"result.json holds tasks without zero_shot and fine_tuned"}
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("result.json", None, "not finished: 4 of 4 epochs trained"),
+        ("result.json", "[]", "holds no object"),
+        ("result.json", '{"status": "training"}', "status 'training'"),
+        ("result.json", '{"status": "done", "kept": 1, "total": 2}', "holds no test_accuracy"),
+        ("config.yaml", None, "config.yaml is missing"),
+        ("config.yaml", "a: [1", "config.yaml cannot be read"),
+        ("config.yaml", "method: px", "holds no sparsity, model, data, seed"),
+        ("metrics.jsonl", "{", "metrics.jsonl cannot be read"),
+        ("result", {"test_accuracy": None}, "result.json holds no test_accuracy"),
+        ("result", {"test_accuracy": float("nan")}, "result.json holds no test_accuracy"),
+        ("result", {"metric": "miou", "test_miou": "?"}, "result.json holds no test_miou"),
+        ("result", {"tasks": [{"task": 0}]}, "result.json holds tasks without zero_shot and fine_tuned"),
+        ("result", {"tasks": {"a": 1}}, "result.json holds tasks without zero_shot and fine_tuned"),
+    ],
+)
+def test_a_broken_run_is_left_out_with_its_reason(make_run, name, content, reason):
+    good, broken = make_run("px"), make_run("random", **(content if name == "result" else {}))
+    if name != "result":
+        spoil(broken / name, content)
+    records, [problem] = read_all([good, broken])
+    assert ([record.folder for record in records], problem.folder) == ([good], broken)
+    assert reason in problem.reason and "\n" not in problem.reason

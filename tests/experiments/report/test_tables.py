@@ -47,21 +47,6 @@ def test_one_seed_shows_a_dash_for_the_interval(make_run):
     assert "| px | 0.9 | 1 | 81.23 % | — |" in text
 
 
-def test_what_differs_names_the_series_and_what_does_not_differ_is_silent(make_run):
-    folders = [make_run("px"), make_run("px", method_options={"redraw": True}), make_run("random"), make_run("dense")]
-    assert set(table_of(*folders)["series"]) == {"px", "px (redraw=true)", "random", "dense"}
-
-
-def test_an_option_of_one_method_does_not_rename_it(make_run):
-    rows = table_of(make_run("px", method_options={"redraw": True}), make_run("random"), make_run("dense", rounds=3))
-    assert set(rows["series"]) == {"px", "random", "dense"}
-
-
-def test_unequal_training_shows_in_every_series(make_run):
-    rows = table_of(make_run("px", epochs=4), make_run("dense", epochs=8))
-    assert set(rows["series"]) == {"px (epochs=4)", "dense (epochs=8)"}
-
-
 def test_commands_and_shared_settings_hold_every_setting(make_run):
     first, second = make_run("px", model_options={"width": 4}), make_run("random", 0.9, 1, model_options={"width": 4})
     records, _ = read_all([second, first])
@@ -78,24 +63,6 @@ def test_mappings_and_lists_survive_the_command_line(make_run):
     records, _ = read_all([make_run("px", allocation={"fc.weight": 0.5}, milestones=[0.5]), make_run("px", seed=1)])
     [line] = [line for line in commands(records, {"method": 0, "model": 0, "data": 0}, "s") if "fc.weight" in line]
     assert """--allocation '{"fc.weight": 0.5}'""" in line and "--milestones '[0.5]'" in line
-
-
-def test_headline_claims_a_gap_whose_intervals_are_apart(make_run):
-    for seed in range(3):
-        make_run("random", 0.9, seed, test_accuracy=0.70 + seed / 1000)
-        folder = make_run("px", 0.9, seed, test_accuracy=0.80 + seed / 1000)
-    said = headline(table_of(folder.parent))
-    assert "px is 10.0 points above random (95 % interval 9.8 to 10.2)" in said
-    assert "3 seeds each" in said and "no claim" not in said
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_headline_claims_nothing_from_one_seed_or_overlap(make_run, seeds):
-    for seed in range(seeds):
-        make_run("random", 0.9, seed, test_accuracy=0.79 + seed / 50)
-        folder = make_run("px", 0.9, seed, test_accuracy=0.80 + seed / 50)
-    said = headline(table_of(folder.parent))
-    assert "no claim" in said and "more accurate" not in said
 
 
 def test_headline_says_when_random_wins_and_when_the_best_two_are_not_told_apart(make_run):
@@ -137,29 +104,6 @@ def test_settings_that_older_folders_lack_have_the_default_of_today():
     assert {name: getattr(config, name) for name in EARLIER} == dict(EARLIER)
 
 
-def test_folders_of_an_earlier_version_lie_in_one_series_with_those_of_today(make_run):
-    today = make_run("px", 0.9, 1, **EARLIER, devices=2, strategy="ddp", logger="wandb", augment_options={})
-    rows = table_of(make_run("px"), today)
-    assert rows["series"].tolist() == ["px", "px"]
-
-
-def test_sanity_checks_and_moving_masks_are_series_of_their_own(make_run):
-    folders = [
-        make_run("px", sanity="none", dynamic="none"),
-        make_run("px", sanity="shuffle"),
-        make_run("random", dynamic="rigl"),
-        make_run("random", dynamic="set"),
-        make_run("px", dynamic="set", dynamic_options={"every": 10}),
-        make_run("small-dense", allocation="erk"),
-        make_run("dense", allocation="erk", sanity="reinit"),
-    ]
-    rows = table_of(*folders).set_index("series")
-    assert set(rows.index) == {
-        "px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)", "small-dense", "dense"
-    }  # fmt: skip
-    assert rows.loc["rigl", "method"] == "rigl"
-
-
 def test_a_different_start_is_a_different_experiment(make_run):
     rows = table_of(make_run("px", weights=None), make_run("px", weights="mocov2:w.pth"))
     assert rows["series"].tolist() == ["px", "px"]
@@ -199,16 +143,69 @@ def test_names_lose_the_folders_of_their_paths():
     ]
 
 
-def test_the_finding_names_a_metric_that_is_not_accuracy(make_run):
-    for seed in range(3):
-        make_run("random", 0.9, seed, metric="miou", test_miou=0.30 + seed / 1000)
-        folder = make_run("px", 0.9, seed, metric="miou", test_miou=0.40 + seed / 1000)
-    assert headline(table_of(folder.parent)).startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")
-
-
 def test_small_dense_networks_are_not_counted_as_pruned(make_run):
     rows = table_of(make_run("px"), make_run("dense"), make_run("small-dense"))
     assert what_was_run(rows).startswith(
         "1 pruning method (px) at sparsity 0.9 beside the dense network and the small dense network: "
     )
     assert what_was_run(table_of(make_run("dense", 0.9, 1))).startswith("Dense training: ")
+
+
+REDRAW = {"method_options": {"redraw": True}}
+TODAY = EARLIER | {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_options": {}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "series"),
+    [
+        (
+            [("px", {}), ("px", REDRAW), ("random", {}), ("dense", {})],
+            {"px", "px (redraw=true)", "random", "dense"},
+        ),
+        ([("px", REDRAW), ("random", {}), ("dense", {"rounds": 3})], {"px", "random", "dense"}),
+        ([("px", {"epochs": 4}), ("dense", {"epochs": 8})], {"px (epochs=4)", "dense (epochs=8)"}),
+        ([("px", {}), ("px", {"seed": 1, **TODAY})], {"px"}),
+        (
+            [
+                ("px", {"sanity": "none", "dynamic": "none"}),
+                ("px", {"sanity": "shuffle"}),
+                ("random", {"dynamic": "rigl"}),
+                ("random", {"dynamic": "set"}),
+                ("px", {"dynamic": "set", "dynamic_options": {"every": 10}}),
+                ("small-dense", {"allocation": "erk"}),
+                ("dense", {"allocation": "erk", "sanity": "reinit"}),
+            ],
+            {"px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)", "small-dense"}
+            | {"dense"},
+        ),
+    ],
+)
+def test_what_differs_names_the_series_and_what_does_not_differ_is_silent(make_run, runs, series):
+    rows = table_of(*(make_run(method, **changes) for method, changes in runs))
+    assert len(rows) == len(runs) and set(rows["series"]) == series
+    assert "rigl" not in series or rows.set_index("series").loc["rigl", "method"] == "rigl"
+
+
+def random_and_px(make_run, accuracies, step, seeds=3, metric="accuracy"):
+    for seed in range(seeds):
+        for method, accuracy in zip(("random", "px"), accuracies, strict=True):
+            named = {"metric": metric, f"test_{metric}": accuracy + seed * step}
+            folder = make_run(method, 0.9, seed, **named)
+    return table_of(folder.parent)
+
+
+def test_headline_claims_a_gap_whose_intervals_are_apart(make_run):
+    said = headline(random_and_px(make_run, (0.70, 0.80), 1 / 1000))
+    assert "px is 10.0 points above random (95 % interval 9.8 to 10.2)" in said
+    assert "3 seeds each" in said and "no claim" not in said
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_headline_claims_nothing_from_one_seed_or_overlap(make_run, seeds):
+    said = headline(random_and_px(make_run, (0.79, 0.80), 1 / 50, seeds))
+    assert "no claim" in said and "more accurate" not in said
+
+
+def test_headline_names_a_metric_that_is_not_accuracy(make_run):
+    said = headline(random_and_px(make_run, (0.30, 0.40), 1 / 1000, metric="miou"))
+    assert said.startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")

@@ -35,7 +35,9 @@ def test_stopped_runs_end_with_the_same_numbers(case, settings, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(broken, on_event=stop)
         assert not (tmp_path / "broken" / whole.name / "result.json").exists()
-    assert_same_outcome(whole, run(broken).folder)
+    folder = run(broken).folder
+    assert_same_outcome(whole, folder)
+    assert ("starts again" in (folder / "log.txt").read_text()) == (case == "shuffled")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")

@@ -124,12 +124,7 @@ def test_what_shows_with_the_data_leaves_no_folder_either(changed, message, sett
     "words",
     [
         ("--method", "imp", "--rounds", "5"),
-        ("--method", "imp", "--method-options.rewind", "epoch:500"),
-        ("--method", "small-dense", "--method-options.mask", "3"),
-        ("--method", "small-dense", "--weights", "imagenet"),
-        ("--dynamic", "rigl", "--dynamic-options.evry", "5"),
         ("--dynamic", "rigl", "--dynamic-options", "5"),
-        ("--dynamic-options.every", "5"),
         ("--pruning-seed", "x"),
         ("--sanity", "null"),
         ("--freeze-batchnorm", "maybe"),

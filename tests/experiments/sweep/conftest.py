@@ -1,6 +1,8 @@
-"""Settings of runs that take a second, and executors that need no other process."""
+"""Executors that need no other process."""
 
 from collections import deque
+
+import pytest
 
 from pathex.experiments.sweep.executors import Executor
 from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out
@@ -33,3 +35,8 @@ class InProcess(Executor):
 
     def close(self):
         self.closed = True
+
+
+@pytest.fixture
+def tiny(small):
+    return small | {"model": "model_factories:tiny"}

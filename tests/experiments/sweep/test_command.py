@@ -44,9 +44,9 @@ def executor(monkeypatch):
 
 
 @pytest.fixture
-def file(small, tmp_path):
+def file(tiny, tmp_path):
     """A sweep file of two runs, beside its base."""
-    base = {name: value for name, value in small.items() if name != "method"}
+    base = {name: value for name, value in tiny.items() if name != "method"}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     (tmp_path / "sweeps").mkdir()
     path = tmp_path / "sweeps" / "s.yaml"

@@ -22,10 +22,10 @@ def no_waiting(monkeypatch):
 
 
 @pytest.fixture
-def planned(small, tmp_path):
+def planned(tiny, tmp_path):
     """Three runs, of which the last one fails by itself."""
     grid = {"seed": [0, 1]}
-    return plan(SweepConfig(settings=small, grid=grid, list=({"data": "npz:nowhere.npz"},), out=str(tmp_path / "out")))
+    return plan(SweepConfig(settings=tiny, grid=grid, list=({"data": "npz:nowhere.npz"},), out=str(tmp_path / "out")))
 
 
 def carried_out(planned, executor, **options):
@@ -127,8 +127,8 @@ def test_a_run_that_another_process_has_is_waited_for(planned, tmp_path):
     assert result.done == 2 and order.count(first) >= 2 and order[1:3] == list(planned.runs)[1:]
 
 
-def test_a_run_taken_by_another_process_while_it_loads_is_busy_too(small, tmp_path, monkeypatch):
-    made = plan(SweepConfig(settings=small, grid={"seed": [0]}, out=str(tmp_path)))
+def test_a_run_taken_by_another_process_while_it_loads_is_busy_too(tiny, tmp_path, monkeypatch):
+    made = plan(SweepConfig(settings=tiny, grid={"seed": [0]}, out=str(tmp_path)))
     ((name, config),) = made.runs.items()
     (tmp_path / name).mkdir()
     monkeypatch.setattr("pathex.experiments.sweep.work._check_free", lambda folder: None)
@@ -178,10 +178,10 @@ def test_a_folder_that_cannot_be_made_is_bad_input(planned, tmp_path):
         sweep(planned.runs, tmp_path / "file" / "out", InProcess)
 
 
-def test_warnings_of_pathex_are_messages(small, tmp_path):
+def test_warnings_of_pathex_are_messages(tiny, tmp_path):
     heard = []
-    config = RunConfig(**{**small, "sparsity": 0.999, "epochs": 0, "out": str(tmp_path)})  # a layer collapses
-    name = next(iter(plan(SweepConfig(settings={**small, "sparsity": 0.999, "epochs": 0}, grid={"seed": [0]})).runs))
+    config = RunConfig(**{**tiny, "sparsity": 0.98, "epochs": 0, "out": str(tmp_path)})  # a layer collapses
+    name = next(iter(plan(SweepConfig(settings={**tiny, "sparsity": 0.98, "epochs": 0}, grid={"seed": [0]})).runs))
     outcome = carry_out(Job(name, config, 1), lambda kind, payload: heard.append(payload.get("message", kind)))
     assert outcome["status"] == "done" and any("lost" in message or "collaps" in message for message in heard)
 
