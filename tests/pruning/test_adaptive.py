@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pathex
@@ -119,6 +119,7 @@ def test_scores_that_have_nothing_to_do_with_each_other_take_every_round():
     assert len(ours(drawn, torch.ones(SIZE, dtype=torch.bool), 20, 0.02)) == 20
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.floats(0.02, 0.9), st.floats(0, 0.5), st.booleans())
 def test_counts_are_those_of_the_plan_and_nothing_returns(rounds, density, tolerance, back):
     full = torch.ones(SIZE, dtype=torch.bool)
@@ -144,15 +145,15 @@ def rows(result):
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize(("settings", "start"), [("plain", False), *((name, True) for name in SETTINGS)])
-def test_every_round_keeps_its_count_of_what_the_last_one_kept(model, images, settings, start):
+@pytest.mark.parametrize(("name", "start"), [("plain", False), *((name, True) for name in SETTINGS)])
+def test_every_round_keeps_its_count_of_what_the_last_one_kept(model, images, name, start):
     begin = pathex.prune(model, "random", sparsity=0.2, data=images).mask if start else None
-    if begin is not None and settings == "explicit":
+    if begin is not None and name == "explicit":
         begin["fc.weight"][:] = True
     masks = []
     result = pathex.prune(
         model, "px", sparsity=0.8, data=images, rounds=16, schedule="adaptive:0.03", mask=begin,
-        on_round=lambda row, mask: masks.append(mask), **SETTINGS[settings],
+        on_round=lambda row, mask: masks.append(mask), **SETTINGS[name],
     )  # fmt: skip
     plan = densities(1.0 if begin is None else begin.density, result.history[-1]["density"], 16)
     assert rows(result)[-1] == 16 > len(masks)

@@ -47,9 +47,8 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("rounds", [1, 2, 10])
-@pytest.mark.parametrize("allocation", ["global", "uniform"])
-def test_px_cuts_off_no_layer(rounds, allocation):
+@pytest.mark.parametrize(("allocation", "rounds"), [("global", 1), ("global", 5), ("uniform", 2)])
+def test_px_cuts_off_no_layer(allocation, rounds):
     model = _network()
     seen = []
     result = pathex.prune(
@@ -151,10 +150,10 @@ def test_infinite_scores_are_named():
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning", "ignore::pathex.errors.LayerCollapse")
-@pytest.mark.parametrize(("sparsity", "rounds"), [(0.995, 10), (0.998, 10)])
-def test_where_there_is_no_room_scores_decide(sparsity, rounds):
+@pytest.mark.parametrize("sparsity", [0.995, 0.998])
+def test_where_there_is_no_room_scores_decide(sparsity):
     model = _network()
-    result = pathex.prune(model, "px", sparsity=sparsity, data=IMAGES, rounds=rounds)
+    result = pathex.prune(model, "px", sparsity=sparsity, data=IMAGES, rounds=3)
     assert result.mask.kept == round((1 - sparsity) * result.mask.total)
     assert connectivity(model, result.mask, IMAGES[:1]).effective["0.weight"].any()
 
