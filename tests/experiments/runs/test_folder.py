@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from pathex.errors import InvalidInput
-from pathex.experiments.runs import RunConfig, check_same, finished_result, locked, write_json
-from pathex.experiments.runs.environment import environment
+from pathex.experiments.runs import RunConfig, check_same, environment, finished_result, locked, write_json
 from pathex.experiments.runs.folder import Journal, read_json, write_config, write_lines
 
 
