@@ -63,7 +63,7 @@ def test_test_comes_before_val(tree):
         ("train", None, "no folder 'train'"),
         ("val", None, "neither folder 'test' nor 'val'"),
         ("val/cat", None, "no images below 'val'"),
-        ("train/dog/notes.txt", "", r"class 'dog' has no training image \(1 of 3 classes\)"),
+        ("train/dog/notes.txt", "", r"class 'dog' has no image in .*; 1 of 3 classes"),
         ("val/dog/0.png", "", "class 'dog' of 'val' is no class of 'train'"),
         ("train/cat/0.png", "no png", r"image '.*0.png' cannot be read"),
         ("train/cat/0.png", 30, r"image '.*0.png' cannot be read"),

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from pathex.data import ArraySplit, ImageData, Split
-from pathex.data.images import assemble, channel_statistics
+from pathex.data.images import channel_statistics
+from pathex.data.source import Source, finish
 
 
 def split_of(count):
@@ -26,7 +27,7 @@ def test_statistics_over_several_chunks_in_any_order(count):
 
 def test_a_channel_of_one_value_stays_finite():
     split = ArraySplit(torch.full((4, 1, 2, 2), 200, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
-    data = assemble("flat", split, split, ("only",))
+    data = finish(Source("flat", split, split, ("only",)))
     assert data.normalise(split.data).abs().max() < 1e-6
 
 
@@ -34,7 +35,7 @@ def test_a_data_set_knows_its_images():
     split = split_of(6)
     assert isinstance(split, Split)
     assert torch.equal(split.images(torch.tensor([3, 0, 3])), split.data[[3, 0, 3]])
-    data = assemble("random", split, split, ("even", "odd"))
+    data = finish(Source("random", split, split, ("even", "odd")))
     assert isinstance(data, ImageData)
     assert (data.num_classes, data.in_channels, data.image_size, data.augment) == (2, 2, 3, "crop-flip")
 
@@ -42,7 +43,7 @@ def test_a_data_set_knows_its_images():
 @pytest.mark.gpu
 def test_images_normalise_where_they_are():
     split = split_of(6)
-    data = assemble("random", split, split, ("even", "odd"))
+    data = finish(Source("random", split, split, ("even", "odd")))
     there = data.normalise(split.data.cuda())
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), data.normalise(split.data))

@@ -71,7 +71,7 @@ def renamed_and_reshaped(state):
         ),
         (
             lambda state: state.update({f"layer\n{number}": torch.zeros(1) for number in range(9)}),
-            r"unexpected: layer 0, layer 1, layer 2, layer 3, layer 4 and 4 more$",  # in one line
+            r"unexpected: layer 0, layer 1, layer 2, layer 3 and 5 more$",  # in one line
         ),
         (lambda state: state.pop("fc.bias"), r"missing: fc.bias$"),  # half of a classifier
     ],
@@ -172,7 +172,7 @@ def test_old_pickled_checkpoint_is_read_and_refused_by_another_architecture():
     state = read_weights(path)
     assert state["conv1.weight"].shape == (16, 3, 3, 3)
     assert not any(name.startswith("module.") for name in state)
-    with pytest.raises(InvalidInput, match=r"missing: blocks.3.shortcut.0.weight, .* and 5 more$"):
+    with pytest.raises(InvalidInput, match=r"missing: blocks.3.shortcut.0.weight, .* and 6 more$"):
         models.create("resnet20", weights=path)
     with pytest.raises(
         InvalidInput, match=r"missing: layer2.0.downsample.0.weight, .* unexpected: layer1.2.conv1.weight, "

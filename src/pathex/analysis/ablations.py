@@ -14,8 +14,6 @@ from pathex.errors import InvalidInput
 from pathex.masks import Mask, own_module, prunable_weights
 from pathex.scores import generator
 
-__all__ = ["flipped", "reinitialised", "shuffled"]
-
 # Each ablation has its own stream, so that none goes with another, or with a scorer of the same seed.
 _SHUFFLE, _REDRAW, _FLIP = range(0x5A17, 0x5A1A)
 

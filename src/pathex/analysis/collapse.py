@@ -14,8 +14,6 @@ from pathex.graph import trace, untouched
 from pathex.masks import Mask
 from pathex.paths import Connectivity, connectivity
 
-__all__ = ["PruneReport", "examine", "warn_of_collapse"]
-
 
 @dataclass(frozen=True)
 class PruneReport:
@@ -70,13 +68,17 @@ def examine(
     Returns:
         The report.
     """
-    before = _connected(model, start or Mask({n: torch.ones_like(entry) for n, entry in mask.items()}), images, output)
-    after = None if before is None else _connected(model, mask, images, output)
-    if before is None or after is None:
+    after = _connected(model, mask, images, output)
+    if after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
-    dead = [name for name in after.dead_layers if name not in before.dead_layers]
+    dead_before: list[str] = []
+    if after.dead_layers:  # what was dead before is dead still
+        start = start or Mask({name: torch.ones_like(entry) for name, entry in mask.items()})
+        before = _connected(model, start, images, output)
+        dead_before = before.dead_layers if before is not None else []
+    dead = [name for name in after.dead_layers if name not in dead_before]
     off = [*off_path, *paths.off_path(trace(model, images[:1], output=output), list(mask))]
-    return PruneReport(dead, after.dead_channels, after.disconnected, before.dead_layers, off)
+    return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off)
 
 
 def _connected(model: nn.Module, mask: Mask, images: Tensor, output: str | int | None) -> Connectivity | None:

@@ -8,25 +8,13 @@ one multiply-add at every place where it is used; products of two activations st
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 
-from pathex.errors import InvalidInput, MaskMismatch
-from pathex.graph import compute_dtype, untouched
+from pathex.errors import InvalidInput, MaskMismatch, UnsupportedOperation
+from pathex.graph import compute_dtype, cost, trace
 from pathex.masks import Mask, own_module
-from pathex.paths import tensors_of
-
-__all__ = ["Counts", "count"]
-
-_NOBODY = ""
-_WITH_ADDEND = (torch.ops.aten.addmm, torch.ops.aten.baddbmm)
 
 
 @dataclass(frozen=True)
@@ -82,60 +70,10 @@ class Counts:
         )
 
 
-class _Counter(TorchDispatchMode):
-    """Sums torch's own formulas by the parameter that an operator multiplies by.
-
-    What is computed from parameters alone counts as the largest of them: standardised weights, parts of a projection.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-        super().__init__()
-        self.products = dict.fromkeys((*sizes, _NOBODY), 0)
-        self._sizes = sizes
-        self._owners: dict[int, str] = {}
-        # Kept, so that no other tensor gets the address of one of them.
-        self._storages: list[Any] = []
-        for name, tensor in tensors.items():
-            self._own(tensor, name if name in sizes else _NOBODY)
-
-    def _own(self, tensor: Tensor, name: str) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._owners:
-            self._storages.append(storage)
-            self._owners[storage._cdata] = name
-
-    def _owner(self, tensor: Tensor) -> str | None:
-        """A parameter's name, nobody for other constants, None for what depends on the image."""
-        return self._owners.get(tensor.untyped_storage()._cdata)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        owners = [self._owner(tensor) for tensor in _tensors((args, kwargs))]
-        result = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            addend = 1 if func._overloadpacket in _WITH_ADDEND else 0
-            # The weight of a linear layer is the second factor; torch counts a multiply-add as two operations.
-            factors = [owner for owner in owners[addend : addend + 2] if owner]
-            self.products[factors[-1] if factors else _NOBODY] += formula(*args, **kwargs, out_val=result) // 2
-        if None not in owners:
-            names = {owner for owner in owners if owner} if formula is None else set()
-            owner = max(sorted(names), key=self._sizes.__getitem__, default=_NOBODY)
-            for tensor in _tensors(result):
-                self._own(tensor, owner)
-        return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_iter(values) if isinstance(value, Tensor)]
-
-
 def count(model: nn.Module, shape: Sequence[int]) -> Counts:
     """Count the parameters of a network and the multiply-adds of one image.
 
-    One forward pass in evaluation mode, on the model's own device (``meta`` will do); the model is left as it was.
+    The network is traced, on its own device (``meta`` will do), and left as it was.
 
     Args:
         model: The network.
@@ -159,20 +97,10 @@ def count(model: nn.Module, shape: Sequence[int]) -> Counts:
         raise InvalidInput(f"shape is {tuple(shape)}; allowed: channels, height and width as whole numbers from 1")
     model = own_module(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    dtype = compute_dtype(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    # Attention is written out in its two products: the fused forms have no formula on every device.
-    with untouched(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        tensors = tensors_of(model, None, dtype)
-        counter = _Counter(tensors, sizes)
-        x = torch.zeros(1, *shape, dtype=dtype, device=device)
-        try:
-            with counter:
-                functional_call(model, tensors, (x,))
-        except Exception as error:  # the network is the user's, and fails in its own ways
-            reason = " ".join(str(error).split())[:200]
-            raise InvalidInput(
-                f"{type(model).__name__} fails on an image of {tuple(shape)}: {type(error).__name__}: {reason}"
-            ) from error
-    others = counter.products.pop(_NOBODY)
-    return Counts(MappingProxyType(sizes), MappingProxyType(counter.products), others)
+    try:
+        found = cost(trace(model, torch.zeros(1, *shape, dtype=compute_dtype(model), device=device)))
+    except UnsupportedOperation as error:
+        raise InvalidInput(f"{type(model).__name__} fails on an image of {tuple(shape)}: {error}") from error
+    products = {name: found.products.get(name, 0) for name in sizes}
+    return Counts(MappingProxyType(sizes), MappingProxyType(products), found.others)

@@ -5,12 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from pathex.analysis.counts import count
 from pathex.errors import InvalidInput, UnknownName, check_integer
 from pathex.models import create, names, own
-
-__all__ = ["matching_width"]
 
 # Steps of a width that is a factor: one channel where VGG has its most, 512.
 _STEPS = 512
@@ -62,9 +60,11 @@ def matching_width(
     def cost(steps: int) -> int:
         with torch.device("meta"):  # nothing is drawn or held
             model = create(name, num_classes, in_channels, **{**options, "width": steps * unit})
-        if what == "parameters":
-            return sum(parameter.numel() for parameter in model.parameters())
-        return count(model, shape).multiply_adds()
+            if what == "parameters":
+                return sum(parameter.numel() for parameter in model.parameters())
+            with FlopCounterMode(display=False) as counter:
+                model.eval()(torch.zeros(1, *shape))
+        return counter.get_total_flops() // 2  # an addition and a multiplication
 
     least = cost(1)
     if least > most:

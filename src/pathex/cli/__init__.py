@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import TextIO
 
 from pathex.cli import bench, convert, demo, listings, prune, report, run, sweep
 from pathex.cli.parser import parse
@@ -30,19 +29,13 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: The words after ``pathex``; None takes them from the process.
-
-    Returns:
-        0 when done, 1 when a run of a sweep failed, 2 on bad arguments or input, 130 after Ctrl-C.
-    """
+    """Runs one command: 0 when done, 1 when a run of a sweep failed, 2 on bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return _execute(words)
+            name, options = parse(words or ["--help"], COMMANDS)
+            return COMMANDS[name].execute(options) or 0
         except PathexError as error:
             print(f"pathex: error: {_one_line(error)}", file=sys.stderr)
             return 2
@@ -53,20 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(stop.code or 0) if words else 2
 
 
-def _execute(words: Sequence[str]) -> int:
-    name, options = parse(words or ["--help"], COMMANDS)
-    return COMMANDS[name].execute(options) or 0
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"pathex: warning: {_one_line(message)}", file=file or sys.stderr)
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"pathex: warning: {_one_line(message)}", file=sys.stderr)
 
 
 def _one_line(message: object) -> str:

@@ -2,12 +2,9 @@
 
 from pathex.cli.parser import Command
 
-__all__ = ["COMMAND"]
-
 
 def _execute(_: object) -> None:
-    suites = "the suites of pathex itself are in benchmarks/ of its repository"
-    print(f"pathex bench will measure your own network in a later release; {suites}")
+    print("pathex bench will measure your own network in a later release; see benchmarks/ for the suites of pathex")
 
 
 COMMAND = Command("will measure your own network in a later release", _execute)

@@ -11,8 +11,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathex import Mask
 
-__all__ = ["RunDisplay", "console", "mask_table", "table"]
-
 _PIPED_WIDTH = 120
 _MOST_LINES = 10
 _METRICS = MappingProxyType({"accuracy": "accuracy", "miou": "mIoU"})
@@ -20,8 +18,7 @@ _METRICS = MappingProxyType({"accuracy": "accuracy", "miou": "mIoU"})
 
 def console() -> Console:
     """The console of results."""
-    terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else _PIPED_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
 def table(*columns: str, right: int = 0) -> Table:
@@ -46,10 +43,7 @@ def mask_table(mask: "Mask") -> Table:
 
 
 class RunDisplay:
-    """Shows the events of runs as bars on a terminal, as a few short lines elsewhere.
-
-    A context manager; its instance is the ``on_event`` of :func:`pathex.experiments.runs.run`.
-    """
+    """Shows the events of runs as bars on a terminal, as a few short lines elsewhere."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -81,7 +75,7 @@ class RunDisplay:
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         """Shows one event; kinds it does not know are passed over."""
         if kind == "prune_round":
-            self._advance("prune", payload["round"], payload["rounds"], f"density {payload['density']:.4g}")
+            self._advance("prune", payload["round"], payload["rounds"], note=f"density {payload['density']:.4g}")
         elif kind == "prune_done":
             self._line(f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
@@ -96,8 +90,8 @@ class RunDisplay:
         elif kind == "done":
             self._clear()
             for metric, name in _METRICS.items():
-                if payload["result"].get(f"test_{metric}") is not None:
-                    self._line(f"test {name} {100 * payload['result'][f'test_{metric}']:.2f} %")
+                if (value := payload["result"].get(f"test_{metric}")) is not None:
+                    self._line(f"test {name} {100 * value:.2f} %")
 
     def _epoch(self, payload: dict[str, Any]) -> None:
         epoch, epochs, training = payload["epoch"], payload["epochs"], _training(payload)
@@ -105,20 +99,18 @@ class RunDisplay:
         for metric, name in _METRICS.items():
             if f"train_{metric}" in payload:
                 note += f", {name} {100 * payload[f'train_{metric}']:.1f} %"
-        self._advance(training or "train", epoch, epochs, note)
+        self._advance(training or "train", epoch, epochs, note=note)
         # A run that finds its mask by training has many trainings: a line for each of them is enough.
         every = epochs if "level" in payload else -(-epochs // _MOST_LINES)
         first = epoch == 1 and "level" not in payload  # a sign of life
         if self._progress.disable and (first or epoch % every == 0 or epoch == epochs):
             self._line(f"{training + ', ' if training else ''}epoch {epoch} of {epochs}: {note}")
 
-    def _advance(self, stage: str, done: float, total: float, note: str | None = None) -> None:
+    def _advance(self, stage: str, done: float, total: float, **note: Any) -> None:
         if stage not in self._tasks:
             self._clear()
             self._tasks[stage] = self._progress.add_task(f"{self._label} {stage}".strip(), total=total, note="")
-        self._progress.update(self._tasks[stage], completed=done, total=total)
-        if note is not None:
-            self._progress.update(self._tasks[stage], note=note)
+        self._progress.update(self._tasks[stage], completed=done, total=total, **note)
 
     def _line(self, text: str) -> None:
         line = f"{self._label}: {text}" if self._label else text

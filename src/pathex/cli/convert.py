@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pathex.cli.parser import Command
+from pathex.cli.parser import Command, check_file
 from pathex.errors import InvalidInput
-
-__all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ def _execute(options: ConvertOptions) -> None:
 
     out = Path(options.out)
     check_format(options.format, out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"--out {options.out!r} must name a file in a folder that exists")
+    check_file(out)
     if out.resolve() == Path(options.file).resolve():
         raise InvalidInput(f"--out {options.out!r} would overwrite the mask file; name another one")
     mask = read_mask(options.file)

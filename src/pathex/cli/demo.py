@@ -10,8 +10,6 @@ from pathex.cli.parser import Command
 if TYPE_CHECKING:
     from pathex.experiments.runs import RunConfig, RunResult
 
-__all__ = ["COMMAND"]
-
 
 @dataclass(frozen=True)
 class DemoOptions:
@@ -73,15 +71,9 @@ def _show(results: "Sequence[RunResult]") -> None:
     columns = ("method", "test accuracy", "kept weights", "density", "dead layers", "pruning", "training")
     shown = table(*columns, right=len(columns) - 1)
     for result in (each.result for each in results):
-        shown.add_row(
-            result["method"],
-            f"{100 * result['test_accuracy']:.2f} %",
-            f"{result['kept']:,}",
-            f"{result['kept'] / result['total']:.4g}",
-            str(result["dead_layers"]),
-            f"{result['prune_seconds']:.1f} s",
-            f"{result['train_seconds']:.1f} s",
-        )
+        kept = f"{result['kept']:,}", f"{result['kept'] / result['total']:.4g}", str(result["dead_layers"])
+        seconds = (f"{result[part]:.1f} s" for part in ("prune_seconds", "train_seconds"))
+        shown.add_row(result["method"], f"{100 * result['test_accuracy']:.2f} %", *kept, *seconds)
     console().print(shown)
 
 

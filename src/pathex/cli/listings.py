@@ -6,8 +6,6 @@ from types import MappingProxyType
 
 from pathex.cli.parser import Command
 
-__all__ = ["DATASETS", "METHODS", "MODELS", "OF_RUNS", "show"]
-
 OF_RUNS = MappingProxyType(
     {
         "dense": "No pruning",

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -12,8 +13,6 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from pathex import __version__
 from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.runs import allowed_values
-
-__all__ = ["Command", "parse"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,22 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
     return name, commands[name].options(**values)
 
 
+def check_file(out: Path) -> None:
+    """Refuse an ``--out`` that is no file in a folder that is there."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise InvalidInput(f"--out {str(out)!r} must name a file in a folder that exists")
+
+
 def _underscored(word: str) -> str:
-    """Names of options take hyphens or underscores alike."""
+    """Names of options take hyphens or underscores alike; ``--method.NAME`` is an option of the method."""
     name, equals, value = word.partition("=")
+    if name.startswith("--method."):
+        name = name.replace("--method.", "--method_options.")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def _hyphened(name: str) -> str:
+    return f"--{name[2:].replace('_', '-')}"
 
 
 def _check_names(words: Sequence[str], options: type) -> None:
@@ -75,8 +86,7 @@ def _check_names(words: Sequence[str], options: type) -> None:
     for word in words:
         name = word.partition("=")[0].partition(".")[0]
         if name.startswith("--") and name not in known:
-            hyphened = [f"--{known_name[2:].replace('_', '-')}" for known_name in known]
-            raise UnknownName("option", f"--{name[2:].replace('_', '-')}", hyphened)
+            raise UnknownName("option", _hyphened(name), map(_hyphened, known))
 
 
 def _check_values(words: Sequence[str], options: type) -> None:
@@ -92,7 +102,7 @@ def _check_values(words: Sequence[str], options: type) -> None:
         try:
             single.parse_args([f"{name}={value}"])
         except argparse.ArgumentError:
-            raise InvalidInput(f"{name.replace('_', '-')} is {value!r}; allowed: {allowed_values(hint)}") from None
+            raise InvalidInput(f"{_hyphened(name)} is {value!r}; allowed: {allowed_values(hint)}") from None
 
 
 def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
@@ -104,19 +114,19 @@ def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pathex {__version__}")
     added = parser.add_subcommands(required=False)
     for name, command in commands.items():
-        free = "" if command.positional is None else f" [{command.positional[0].upper()}]"
+        field, count, text = command.positional or ("", "", "")
+        free = f" [{field.upper()}]" if field else ""
         sub = _Parser(
             usage=f"pathex {name}{free} [--option value ...]",
             description=command.description or command.purpose,
-            epilog="Names of options take hyphens or underscores alike; values are read as YAML.",
+            epilog="Names of options take hyphens or underscores alike; values are read as YAML. Options of a method "
+            "are --method.NAME: pathex methods METHOD tells them.",
             exit_on_error=False,
         )
         sub.add_argument("--config", action=ActionConfigFile, metavar="FILE", help="YAML file of options.")
-        if command.positional is not None:
-            field, count, text = command.positional
+        if field:
             # Without a default, which would take the place of what a configuration file says.
             sub.add_argument(field, nargs=count, type=str, default=argparse.SUPPRESS, help=text)
-        skip = set() if command.positional is None else {command.positional[0]}
-        sub.add_class_arguments(command.options, None, as_group=False, skip=skip)
+        sub.add_class_arguments(command.options, None, as_group=False, skip={field} - {""})
         added.add_subcommand(name, sub, help=command.purpose)
     return parser

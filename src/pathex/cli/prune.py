@@ -4,16 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pathex.cli.parser import Command
-from pathex.errors import InvalidInput
+from pathex.cli.parser import Command, check_file
 from pathex.experiments.runs import TicketConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pathex import Mask
-
-__all__ = ["COMMAND"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,7 @@ def _execute(config: PruneConfig) -> None:
     out = Path(config.out)
     check_ticket(config)
     check_format(config.format, out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"--out {config.out!r} must name a file in a folder that exists")
+    check_file(out)
     mask, model, seconds = _prune(config)
     mask.metadata |= {"model": config.model, "data": config.data}
     write_mask(mask, out, config.format, model)

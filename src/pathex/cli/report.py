@@ -8,8 +8,6 @@ from typing import Literal
 from pathex.cli.parser import Command
 from pathex.errors import InvalidInput
 
-__all__ = ["COMMAND"]
-
 
 @dataclass(frozen=True)
 class ReportOptions:

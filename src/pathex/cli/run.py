@@ -3,8 +3,6 @@
 from pathex.cli.parser import Command
 from pathex.experiments.runs import RunConfig
 
-__all__ = ["COMMAND"]
-
 
 def _execute(config: RunConfig) -> None:
     from pathex.cli.console import RunDisplay

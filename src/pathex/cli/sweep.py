@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from pathex.experiments.sweep import Plan, SweepResult
 
-__all__ = ["COMMAND", "SweepDisplay"]
-
 _FAILED = 1
 _MOST_RUNNING = 32
 
@@ -36,13 +34,7 @@ def _execute(config: SweepConfig) -> int:
 
 
 class SweepDisplay:
-    """Shows where a sweep stands: a live table on a terminal; a line for each run that ended, everywhere.
-
-    A context manager; its instance is the ``on_event`` of :func:`pathex.experiments.sweep.sweep`.
-
-    Args:
-        planned: The runs.
-    """
+    """Shows where a sweep stands: a live table on a terminal; a line for each run that ended, everywhere."""
 
     def __init__(self, planned: "Plan") -> None:
         from rich.console import Console
@@ -54,11 +46,9 @@ class SweepDisplay:
         self._progress = Progress(planned.runs)
         screen = Console(stderr=True, highlight=False)
         self._say = partial(screen.print, soft_wrap=True, markup=False)
-        self._live = (
-            Live(get_renderable=self._table, console=screen, refresh_per_second=4, transient=True)
-            if screen.is_terminal
-            else None
-        )
+        # On a terminal only: elsewhere it would print its last state.
+        live = Live(get_renderable=self._table, console=screen, refresh_per_second=4, transient=True)
+        self._live = live if screen.is_terminal else None
 
     def __enter__(self) -> "SweepDisplay":
         runs, duplicates = len(self._planned.runs), self._planned.duplicates

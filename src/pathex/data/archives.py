@@ -12,8 +12,6 @@ from pathex.data.source import Source
 from pathex.data.splits import ArraySplit
 from pathex.errors import InvalidInput, check_integer, reason
 
-__all__ = ["load_npz", "read_arrays", "splits_of"]
-
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MOST_CHANNELS = 4
 
@@ -54,13 +52,7 @@ def read_arrays(file: IO[bytes]) -> dict[str, Any]:
 
 def splits_of(arrays: dict[str, Any], name: str, num_classes: int | None = None) -> tuple[ArraySplit, ArraySplit, int]:
     """Check the four arrays of data set ``name``: training split, test split, number of classes."""
-    train, test = (
-        ArraySplit(_images(arrays[f"{part}_images"], name, part), _labels(arrays[f"{part}_labels"], name, part))
-        for part in ("train", "test")
-    )
-    for part, split in (("train", train), ("test", test)):
-        if len(split.data) != len(split.labels):
-            raise InvalidInput(f"data {name!r}: {len(split.data)} {part}_images but {len(split.labels)} {part}_labels")
+    train, test = (_split(arrays[f"{part}_images"], arrays[f"{part}_labels"], name, part) for part in ("train", "test"))
     if train.data.shape[1:] != test.data.shape[1:]:
         shapes = f"{tuple(train.data.shape[1:])} and {tuple(test.data.shape[1:])}"
         raise InvalidInput(f"data {name!r}: train_images and test_images differ in shape (C, H, W): {shapes}")
@@ -72,10 +64,16 @@ def splits_of(arrays: dict[str, Any], name: str, num_classes: int | None = None)
     return train, test, count
 
 
+def _split(images: Any, labels: Any, name: str, part: str) -> ArraySplit:
+    split = ArraySplit(_images(images, name, part), _labels(labels, name, part))
+    if len(split.data) != len(split):
+        raise InvalidInput(f"data {name!r}: {len(split.data)} {part}_images but {len(split)} {part}_labels")
+    return split
+
+
 def _images(array: Any, name: str, part: str) -> Tensor:
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in {3, 4}:
-        kind = _kind(array)
-        raise InvalidInput(f"data {name!r}: {part}_images must be uint8 (N, H, W) or (N, H, W, C), got {kind}")
+        raise InvalidInput(f"data {name!r}: {part}_images must be uint8 (N, H, W) or (N, H, W, C), got {_kind(array)}")
     shape = array.shape
     if array.size == 0:
         raise InvalidInput(f"data {name!r}: {part}_images is empty, shape {shape}")

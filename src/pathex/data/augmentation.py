@@ -11,8 +11,6 @@ from torch import Tensor
 from pathex.data.pixels import upload
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["AUGMENTATIONS", "PADDING", "Augmentation", "Draws", "apply_each", "augment"]
-
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")
 PADDING = 4
 
@@ -109,22 +107,16 @@ def apply_each(transform: Callable[[Any], Tensor], images: Iterable[Any], seeds:
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator, **options: float) -> Tensor:
-    """Change each image of a batch in its own random way.
+    """Change each image of a batch, uint8 or float (B, C, H, W), in its own random way.
 
     ``flip`` mirrors an image left to right with probability 1/2. ``crop-flip`` also pads it with 4 zeros (black) on
     each side and cuts a window of the old size at a random place, as the published CIFAR protocol does on images that
     are not normalised yet. ``resized-crop`` is torchvision's ``RandomResizedCrop`` to the old size, maybe followed by
-    ``RandomGrayscale`` and ``ColorJitter``, and flips.
-
-    Args:
-        images: uint8 or float (B, C, H, W), on any device.
-        kind: One of :data:`AUGMENTATIONS`.
-        generator: A generator of the CPU, so that every device draws the same numbers.
-        **options: Options of the kind, see :class:`Augmentation`.
+    ``RandomGrayscale`` and ``ColorJitter``, and flips; its options are those of :class:`Augmentation`.
 
     Returns:
-        Images of the same shape, type and device; ``images`` itself for ``none``. A kind or an option that is not
-        known raises `pathex.errors.InvalidInput`.
+        Images of the same shape, type and device; ``images`` itself for ``none``. The generator is one of the CPU, so
+        that every device draws the same numbers. An unknown kind or option raises `pathex.errors.InvalidInput`.
 
     Example:
         >>> batch = torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2)

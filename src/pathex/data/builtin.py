@@ -10,8 +10,6 @@ from pathex.data.downloads import downloading, home
 from pathex.data.registry import dataset
 from pathex.data.source import Source
 
-__all__ = ["load_cifar10", "load_cifar100", "load_fashion_mini"]
-
 _FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 
 

@@ -12,8 +12,6 @@ from pathex.data.registry import DATASETS, Entry
 from pathex.data.source import FINISHING, Source, finish
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["describe", "load", "names", "option_names"]
-
 
 def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageData:
     """Load a data set by name.

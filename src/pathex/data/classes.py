@@ -11,18 +11,11 @@ import yaml
 
 from pathex.errors import InvalidInput, check_integer, reason
 
-__all__ = ["choose_classes", "task_splits"]
-
 _SHOWN = 5
 
 
 def task_splits(num_classes: int, tasks: int, seed: int = 0) -> list[list[int]]:
-    """Split classes into tasks at random.
-
-    Args:
-        num_classes: Number of classes.
-        tasks: Number of tasks.
-        seed: Seed of the draw, which neither reads nor moves the global generator.
+    """Split classes into tasks at random; the draw neither reads nor moves the global generator.
 
     Returns:
         For each task ``num_classes // tasks`` classes in rising order; no class is in two tasks, and what is left over
@@ -53,20 +46,14 @@ def choose_classes(
     if all(isinstance(entry, list | tuple) for entry in entries):
         if tasks is not None or task_seed is not None:
             raise InvalidInput("options 'tasks' and 'task_seed' do not go with 'classes' that are split into tasks")
-        return _numbers(entries[_place(task, len(entries))], names)
+        return _numbers(entries[check_integer("option 'task'", task, 0, len(entries) - 1)], names)
     chosen = _numbers(entries, names)
     if tasks is not None:
         groups = task_splits(len(chosen), tasks, 0 if task_seed is None else task_seed)
-        return [chosen[place] for place in groups[_place(task, tasks)]]
+        return [chosen[place] for place in groups[check_integer("option 'task'", task, 0, tasks - 1)]]
     if task is not None or task_seed is not None:
         raise InvalidInput("options 'task' and 'task_seed' need option 'tasks', or 'classes' with a list for each")
     return chosen
-
-
-def _place(task: Any, tasks: int) -> int:
-    check_integer("option 'task'", task, 0, tasks - 1)
-    number: int = task
-    return number
 
 
 def _entries(classes: Any) -> list[Any]:
@@ -83,14 +70,13 @@ def _entries(classes: Any) -> list[Any]:
 def _read(file: Path) -> Any:
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"option 'classes': {str(file)!r} cannot be read ({type(error).__name__})") from error
-    if file.suffix not in {".yaml", ".yml", ".json"}:
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        if file.suffix == ".json":
+            return json.loads(text)
+        if file.suffix in {".yaml", ".yml"}:
+            return yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"option 'classes': {str(file)!r} cannot be read ({reason(error)})") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _numbers(entries: Sequence[Any], names: Sequence[str]) -> list[int]:

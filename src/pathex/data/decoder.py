@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from pathex.data.splits import ArraySplit
-from pathex.data.workers import read_ahead
+from pathex.data.workers import attempt, chunks, read_ahead
 from pathex.errors import InvalidInput, check_integer, reason
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["DecodedSplit", "Files", "Table", "common_size", "decoded", "faults", "to_rgb", "with_sides"]
 
 _USUAL_SIZE = 224
 """Side of images whose own size says nothing."""
@@ -149,9 +147,9 @@ def decoded(split: DecodedSplit) -> tuple[ArraySplit, list[str]]:
     """The same images in memory, and a line for each that cannot be read."""
     out = torch.zeros(len(split), 3, split.image_size, split.image_size, dtype=torch.uint8)
     lines: list[str] = []
-    chunks = _chunks(split)
-    for chunk, (images, problems) in zip(chunks, read_ahead(partial(_pixels, split), chunks), strict=True):
-        out[chunk.start : chunk.stop] = images
+    parts = chunks(range(len(split)), _CHUNK)
+    for part, (images, problems) in zip(parts, read_ahead(partial(_pixels, split), parts), strict=True):
+        out[part[0] : part[-1] + 1] = images
         lines += problems
     return ArraySplit(out, split.labels), lines
 
@@ -160,7 +158,7 @@ def faults(split: DecodedSplit, *, verify: bool) -> list[str]:
     """A line for each image that cannot be decoded (``verify``) or, where that is quick, opened."""
     if not (verify or split.source.quick_to_open):
         return []
-    found = read_ahead(partial(_faults, split, verify), _chunks(split))
+    found = read_ahead(partial(_faults, split, verify), chunks(range(len(split)), _CHUNK))
     return [line for lines in found for line in lines]
 
 
@@ -168,7 +166,7 @@ def common_size(split: DecodedSplit) -> int:
     """The side of the images if they are square and all of one size, else 224; unreadable ones play no part."""
     common: int | None = None
     for number in range(len(split)):
-        size = _attempt(split.size, number)
+        size = attempt(split.size, number)
         if isinstance(size, str):
             continue
         if size[0] != size[1] or common not in {None, size[0]}:
@@ -191,25 +189,13 @@ def with_sides(
     return [replace(split, image_size=size, resize=short) for split in splits]
 
 
-def _chunks(split: DecodedSplit) -> list[range]:
-    return [range(len(split))[start : start + _CHUNK] for start in range(0, len(split), _CHUNK)]
-
-
-def _pixels(split: DecodedSplit, numbers: range) -> tuple[Tensor, list[str]]:
+def _pixels(split: DecodedSplit, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
     blank = torch.zeros(3, split.image_size, split.image_size, dtype=torch.uint8)
-    found = [_attempt(split.pixels, number) for number in numbers]
+    found = [attempt(split.pixels, number) for number in numbers]
     images = [blank if isinstance(one, str) else one for one in found]
     return torch.stack(images), [line for line in found if isinstance(line, str)]
 
 
-def _faults(split: DecodedSplit, verify: bool, numbers: range) -> list[str]:
-    found = (_attempt(split.pixels if verify else split.size, number) for number in numbers)
+def _faults(split: DecodedSplit, verify: bool, numbers: Sequence[int]) -> list[str]:
+    found = (attempt(split.pixels if verify else split.size, number) for number in numbers)
     return [line for line in found if isinstance(line, str)]
-
-
-def _attempt(read: Callable[[int], _T], number: int) -> _T | str:
-    """What is read, or the line that says why it cannot be."""
-    try:
-        return read(number)
-    except InvalidInput as error:
-        return str(error)

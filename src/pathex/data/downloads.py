@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pathex.errors import InvalidInput, reason
 
-__all__ = ["downloading", "home"]
-
 
 def home(root: str | Path | None) -> Path:
     """The folder of downloads: ``root``, else the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``."""

@@ -7,10 +7,8 @@ import torch
 
 from pathex.data.decoder import DecodedSplit, Files, with_sides
 from pathex.data.registry import dataset
-from pathex.data.source import IN_MEMORY, Source, check_in_memory
-from pathex.errors import InvalidInput
-
-__all__ = ["class_folders", "files_split", "list_images", "load_folder"]
+from pathex.data.source import IN_MEMORY, Source
+from pathex.errors import InvalidInput, check_integer
 
 
 @dataset(
@@ -35,14 +33,10 @@ def load_folder(
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test_root is None:
         raise InvalidInput(f"data {name!r}: neither folder 'test' nor 'val' there")
-    check_in_memory(name, in_memory)
+    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
     classes = class_folders(root / "train", name)
     train, test = list_images(root / "train", classes, name), list_images(test_root, classes, name)
-    bare = sorted(set(range(len(classes))) - set(train.labels.tolist()))
-    if bare:
-        raise InvalidInput(
-            f"data {name!r}: class {classes[bare[0]]!r} has no training image ({len(bare)} of {len(classes)} classes)"
-        )
+    check_filled(train, classes, root / "train", name)
     train, test = with_sides(name, (train, test), image_size=image_size, resize=resize)
     return Source(name, train, test, classes, in_memory=in_memory, verify=verify)
 
@@ -62,14 +56,20 @@ def list_images(folder: Path, classes: Sequence[str], name: str) -> DecodedSplit
     numbers = {label: number for number, label in enumerate(classes)}
     unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in numbers)
     if unknown:
-        raise InvalidInput(
-            f"data {name!r}: class {unknown[0]!r} of {folder.name!r} is no class of 'train'"
-            f" ({len(unknown)} such classes)"
-        )
+        what = f"class {unknown[0]!r} of {folder.name!r} is no class of 'train' ({len(unknown)} such classes)"
+        raise InvalidInput(f"data {name!r}: {what}")
     found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True)
     if not found:
         raise InvalidInput(f"data {name!r}: no images below {folder.name!r} ({' '.join(IMG_EXTENSIONS)})")
     return files_split(found)
+
+
+def check_filled(split: DecodedSplit, classes: Sequence[str], place: Path, name: str) -> None:
+    """Refuse a split, listed at a place, that shows nothing of a class."""
+    empty = (split.labels.bincount(minlength=len(classes)) == 0).nonzero().flatten().tolist()
+    if empty:
+        count = f"{len(empty)} of {len(classes)} classes have none"
+        raise InvalidInput(f"data {name!r}: class {classes[empty[0]]!r} has no image in {str(place)!r}; {count}")
 
 
 def files_split(found: Sequence[tuple[str, int]]) -> DecodedSplit:

@@ -12,10 +12,8 @@ from torch import Tensor
 from pathex.data.decoder import DecodedSplit, Table, with_sides
 from pathex.data.imagenet import imagenet_source
 from pathex.data.registry import dataset
-from pathex.data.source import IN_MEMORY, Source, check_in_memory
-from pathex.errors import InvalidInput, reason
-
-__all__ = ["load_hub"]
+from pathex.data.source import IN_MEMORY, Source
+from pathex.errors import InvalidInput, check_integer, reason
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 # Usual names of the column that an option names, the type that tells it, and what is said about another.
@@ -49,7 +47,7 @@ def load_hub(
 ) -> Source:
     """Load ``hf:NAME``; what has ``imagenet`` in its name (and not ``tiny``) is treated like ``imagenet``."""
     name = f"hf:{path}"
-    check_in_memory(name, in_memory)
+    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
     tables = _load(name, path, config, root)
     if train_split not in tables:
         raise InvalidInput(f"data {name!r}: no split {train_split!r}. There: {', '.join(tables)}")
@@ -99,15 +97,12 @@ def _column(name: str, table: Any, option: str, wanted: str | None) -> str:
     if kind == "ClassLabel":
         plain = [column for column, feature in table.features.items() if isinstance(feature, datasets.Value)]
         fitting = [*certain, *(column for column in plain if re.search("string|int", table.features[column].dtype))]
-    if wanted is not None:
-        if wanted not in fitting:
-            raise InvalidInput(
-                f"option {option!r} of data {name!r}: {wanted!r} {what}. Known: {', '.join(fitting) or 'none'}"
-            )
-        return wanted
-    named = [column for column in usual if column in fitting]
-    found = named or certain
-    if not named and len(certain) != 1:
+    if wanted is not None and wanted not in fitting:
+        raise InvalidInput(
+            f"option {option!r} of data {name!r}: {wanted!r} {what}. Known: {', '.join(fitting) or 'none'}"
+        )
+    found = [wanted] if wanted is not None else [column for column in usual if column in fitting] or certain
+    if (len(found) > 1 and found[0] not in usual) or not found:
         raise InvalidInput(f"data {name!r}: give option {option!r}; the columns are {', '.join(table.features)}")
     return found[0]
 

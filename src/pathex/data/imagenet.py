@@ -7,12 +7,10 @@ from pathlib import Path
 
 from pathex.data.decoder import DecodedSplit, with_sides
 from pathex.data.downloads import downloading, home
-from pathex.data.folders import class_folders, files_split, list_images
+from pathex.data.folders import check_filled, class_folders, files_split, list_images
 from pathex.data.registry import dataset
 from pathex.data.source import IMAGENET, Source
 from pathex.errors import InvalidInput, PathexWarning
-
-__all__ = ["imagenet_source", "load_imagenet", "load_tiny_imagenet"]
 
 _AUGMENT = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
 _PUBLISHED = {"train": 1_281_167, "val": 50_000}
@@ -110,7 +108,9 @@ def _every_class(folder: Path, classes: tuple[str, ...], name: str) -> DecodedSp
     if absent:
         count = f"{len(absent)} of {len(classes)} classes are missing there"
         raise InvalidInput(f"data {name!r}: no folder {absent[0]!r} in {str(folder)!r}; {count}")
-    return _filled(list_images(folder, classes, name), classes, folder, name)
+    split = list_images(folder, classes, name)
+    check_filled(split, classes, folder, name)
+    return split
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
@@ -133,14 +133,7 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
             raise InvalidInput(f"data {name!r}: image {first!r} {what}; {len(images)} such images")
     order = sorted(labels, key=lambda image: (labels[image], image))
     split = files_split([(str(folder / "images" / image), labels[image]) for image in order])
-    return _filled(split, classes, file, name)
-
-
-def _filled(split: DecodedSplit, classes: tuple[str, ...], place: Path, name: str) -> DecodedSplit:
-    empty = (split.labels.bincount(minlength=len(classes)) == 0).nonzero().flatten().tolist()
-    if empty:
-        count = f"{len(empty)} of {len(classes)} classes have none"
-        raise InvalidInput(f"data {name!r}: class {classes[empty[0]]!r} has no image in {str(place)!r}; {count}")
+    check_filled(split, classes, file, name)
     return split
 
 

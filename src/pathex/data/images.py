@@ -1,6 +1,6 @@
 """What a data set of labelled images is, wherever it came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,13 +11,9 @@ from torch import Tensor
 from pathex.data.decoder import DecodedSplit
 from pathex.data.pixels import normalise
 from pathex.data.splits import Split
-from pathex.data.workers import read_ahead
-
-__all__ = ["ImageData", "assemble", "channel_statistics"]
+from pathex.data.workers import chunks, read_ahead
 
 _CHUNK = 1024
-_LARGEST_SHIFTED = 64
-"""Side of images above which a shift by 4 pixels changes little."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +76,8 @@ class ImageData:
 def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and (biased) standard deviation of each channel, float32 (C,); 1 for a constant channel."""
     # From exact counts of the 256 values, so that the order of the images plays no part.
-    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
-    counts = read_ahead(partial(_counts, split), chunks, workers=None if isinstance(split, DecodedSplit) else 0)
+    workers = None if isinstance(split, DecodedSplit) else 0
+    counts = read_ahead(partial(_counts, split), chunks(range(len(split)), _CHUNK), workers=workers)
     shares = torch.stack([*counts]).sum(0).double()
     shares /= shares.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
@@ -90,25 +86,7 @@ def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     return mean.float(), torch.where(std > 0, std, 1.0).float()
 
 
-def _counts(split: Split, numbers: range) -> Tensor:
+def _counts(split: Split, numbers: Sequence[int]) -> Tensor:
     """How often each of the 256 values is in each channel of some images, int64 (C, 256)."""
     channels = split.images(torch.tensor(numbers)).transpose(0, 1).flatten(1)
     return torch.stack([torch.bincount(values, minlength=256) for values in channels])
-
-
-def assemble(
-    name: str,
-    train: Split,
-    test: Split,
-    classes: tuple[str, ...],
-    *,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> ImageData:
-    """Join two splits whose images and labels have been checked; statistics that are None are those of ``train``."""
-    if mean is None or std is None:
-        own_mean, own_std = channel_statistics(train)
-        mean, std = own_mean if mean is None else mean, own_std if std is None else std
-    side = train.images(torch.tensor([0])).shape[-1]
-    augment = "crop-flip" if side <= _LARGEST_SHIFTED else "flip"
-    return ImageData(name, train, test, len(classes), classes, mean, std, augment)

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["normalise", "upload"]
-
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """Bring a tensor to a device without waiting for what the device is doing."""

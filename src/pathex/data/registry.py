@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["DATASETS", "Entry", "dataset"]
-
 _Loader = TypeVar("_Loader", bound=Callable[..., Any])
 
 

@@ -15,10 +15,8 @@ from pathex.data.decoder import to_rgb
 from pathex.data.pixels import normalise
 from pathex.data.selection import PruningSet, content_hash, draw_generator
 from pathex.data.window import IGNORED, Sample, Window
-from pathex.data.workers import read_ahead
+from pathex.data.workers import attempt, chunks, read_ahead
 from pathex.errors import InvalidInput, PathexWarning, reason
-
-__all__ = ["SegmentationData", "SegmentationSplit", "check_samples", "choose_images", "segmentation_pruning_set"]
 
 _CHUNK = 16
 
@@ -127,7 +125,7 @@ class SegmentationData:
 
 def check_samples(split: SegmentationSplit, name: str, *, decode: bool) -> None:
     """Look at every file of a split of data set ``name``: decode it, or read its header only."""
-    found = read_ahead(partial(_problems, split, decode), _chunks(range(len(split))))
+    found = read_ahead(partial(_problems, split, decode), chunks(range(len(split)), _CHUNK))
     problems = [problem for problems in found for problem in problems]
     if problems:
         more = f" (and {len(problems) - 1} more of {len(split)} pairs cannot be used)" if len(problems) > 1 else ""
@@ -170,7 +168,7 @@ def segmentation_pruning_set(
     """
     generator = draw_generator(images_per_class, seed)
     allowed = indices_from.unique().tolist()
-    present = torch.cat([*read_ahead(partial(_shown, data.train, window), _chunks(allowed))])
+    present = torch.cat([*read_ahead(partial(_shown, data.train, window), chunks(allowed, _CHUNK))])
     present[:, data.background] = False
     short = [
         f"{name} ({count})"
@@ -189,10 +187,6 @@ def segmentation_pruning_set(
     return PruningSet(data.normalise(images), labels.long(), indices, digest)
 
 
-def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
-    return [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
-
-
 def _shown(split: SegmentationSplit, window: Window, numbers: Sequence[int]) -> Tensor:
     """Whether each class is in the middle of each image, bool (N, K)."""
     rows = []
@@ -205,18 +199,14 @@ def _shown(split: SegmentationSplit, window: Window, numbers: Sequence[int]) -> 
 
 
 def _problems(split: SegmentationSplit, decode: bool, numbers: Sequence[int]) -> list[str]:
-    def problem(number: int) -> str | None:
-        try:
-            if decode:
-                split.sample(number)
-            else:
-                image, labels = split.image_files[number], split.label_files[number]
-                _check_sizes(image, _header_size(image), _header_size(labels))
-        except InvalidInput as error:
-            return str(error)
-        return None
+    def check(number: int) -> None:
+        if decode:
+            split.sample(number)
+        else:
+            image, labels = split.image_files[number], split.label_files[number]
+            _check_sizes(image, _header_size(image), _header_size(labels))
 
-    return [line for number in numbers if (line := problem(number)) is not None]
+    return [line for number in numbers if (line := attempt(check, number)) is not None]
 
 
 def _header_size(path: str) -> tuple[int, int]:

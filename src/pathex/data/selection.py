@@ -9,8 +9,6 @@ from torch import Tensor
 from pathex.data.images import ImageData
 from pathex.errors import InvalidInput, check_integer
 
-__all__ = ["PruningSet", "content_hash", "draw_generator", "pruning_set", "validation_split"]
-
 
 @dataclass(frozen=True, eq=False)
 class PruningSet:
@@ -30,7 +28,7 @@ class PruningSet:
 
 
 def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from: Tensor | None = None) -> PruningSet:
-    """Draw the same number of training images from each class, in random order.
+    """Draw the same number of training images from each class, in random order, on the CPU.
 
     Args:
         data: The data set.
@@ -39,7 +37,7 @@ def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from:
         indices_from: Training images that may be drawn, int64 (M,), in any order; None is all of them.
 
     Returns:
-        The pruning set, on the CPU.
+        The pruning set.
 
     Raises:
         InvalidInput: If a class has too few images, or an argument cannot be used.

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from pathex.data.classes import choose_classes
 from pathex.data.decoder import DecodedSplit, decoded, faults
-from pathex.data.images import ImageData, assemble
+from pathex.data.images import ImageData, channel_statistics
 from pathex.data.splits import ArraySplit
 from pathex.errors import InvalidInput, check_integer
-
-__all__ = ["FINISHING", "IMAGENET", "IN_MEMORY", "Source", "channel_numbers", "check_in_memory", "finish"]
 
 FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
 """Options of every data set."""
@@ -22,26 +20,16 @@ FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size
 IN_MEMORY = 4 * 2**30
 """Largest data set that is decoded into memory, in bytes."""
 
+_LARGEST_SHIFTED = 64
+"""Side of images above which a shift by 4 pixels changes little."""
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the channels of ImageNet, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a loader found.
-
-    Attributes:
-        name: Name of the data set.
-        train: Training images.
-        test: Test images.
-        classes: Names of the classes.
-        mean: Mean of each channel, in [0, 1]; None is that of the training images.
-        std: Standard deviation of each channel; None likewise.
-        augment: Usual augmentation; None is by the size.
-        augment_options: Its options.
-        in_memory: Largest size in bytes up to which images that need decoding are decoded at once.
-        verify: Whether images above that are decoded once to see whether they can be.
-    """
+    """What a loader found."""
 
     name: str
     train: ArraySplit | DecodedSplit
@@ -69,19 +57,20 @@ def finish(
     if numbers != list(range(len(source.classes))):
         source = _restricted(source, numbers)
     source = _checked(source)
-    channels = source.train.images(torch.tensor([0])).shape[1]
+    channels, side = source.train.images(torch.tensor([0])).shape[1:3]
     mean, std = source.mean if mean is None else mean, source.std if std is None else std
     means = None if mean is None else channel_numbers(name, "mean", mean, channels)
     stds = None if std is None else channel_numbers(name, "std", std, channels)
-    data = assemble(name, source.train, source.test, source.classes, mean=means, std=stds)
-    if source.augment is not None:
-        data = replace(data, augment=source.augment, augment_options=source.augment_options)
-    return data if image_size in {None, data.image_size} else replace(data, size=image_size)
-
-
-def check_in_memory(name: str, in_memory: Any) -> None:
-    """Check the option ``in_memory`` of data set ``name``."""
-    check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
+    if means is None or stds is None:
+        own_means, own_stds = channel_statistics(source.train)
+        means, stds = own_means if means is None else means, own_stds if stds is None else stds
+    augment = source.augment or ("crop-flip" if side <= _LARGEST_SHIFTED else "flip")
+    return ImageData(
+        *(name, source.train, source.test, len(source.classes), source.classes, means, stds),
+        augment=augment,
+        augment_options=source.augment_options,
+        size=None if image_size == side else image_size,
+    )
 
 
 def channel_numbers(name: str, option: str, given: Any, channels: int) -> Tensor:

@@ -5,16 +5,10 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["ArraySplit", "Split"]
-
 
 @runtime_checkable
 class Split(Protocol):
-    """Labelled images that can be fetched by number.
-
-    Attributes:
-        labels: Class of each image, int64 (N,), on the CPU.
-    """
+    """Labelled images that can be fetched by number."""
 
     @property
     def labels(self) -> Tensor:

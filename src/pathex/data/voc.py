@@ -10,8 +10,6 @@ from pathex.data.segmentation import SegmentationData, SegmentationSplit, check_
 from pathex.data.source import IMAGENET, channel_numbers
 from pathex.errors import InvalidInput, PathexWarning, check_integer
 
-__all__ = ["load_voc"]
-
 _NAME = "voc2012"
 _FOLDER = Path("VOCdevkit") / "VOC2012"
 _LISTS = Path("ImageSets") / "Segmentation"
@@ -80,9 +78,7 @@ def _split(folder: Path, part: str, image_size: int | None) -> SegmentationSplit
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"data {_NAME!r}: the list {str(path)!r} cannot be read ({type(error).__name__})") from error
     if not lines or not all(lines) or len(set(lines)) < len(lines):
-        raise InvalidInput(
-            f"data {_NAME!r}: the list {str(path)!r} is empty, or has a line that is empty or twice there"
-        )
+        raise InvalidInput(f"data {_NAME!r}: the list {str(path)!r} is empty, or has a line that is empty or twice")
     images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)
     labels = tuple(str(folder / "SegmentationClass" / f"{line}.png") for line in lines)
     return SegmentationSplit(images, labels, len(_CLASSES), image_size)

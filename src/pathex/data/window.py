@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Sample", "Window"]
-
 IGNORED = 255
 """Label of pixels that belong to no class: borders between objects, and padding."""
 

@@ -4,15 +4,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pathex.errors import PathexError
+from pathex.errors import InvalidInput, PathexError
 
-__all__ = ["default_workers", "read_ahead"]
-
+_T = TypeVar("_T")
 _LEAST = 32
 """Images that are decoded in the time that a worker process takes to start."""
 
@@ -49,6 +48,19 @@ def read_ahead(
         if isinstance(content, PathexError):
             raise content
         yield content
+
+
+def chunks(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Numbers in pieces of one size, but for the last."""
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def attempt(read: Callable[[int], _T], number: int) -> _T | str:
+    """What is read, or the line that says why it cannot be."""
+    try:
+        return read(number)
+    except InvalidInput as error:
+        return str(error)
 
 
 class _Reader(Dataset[Any]):

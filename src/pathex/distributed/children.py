@@ -11,23 +11,13 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Child", "stop"]
-
 
 class Child:
-    """A process that calls a function of a module.
+    """A process that calls ``work(connection, *arguments)``; ``connection`` is the parent's end of a pipe to it.
 
-    It is spawned, never forked, as a fork of a process with threads or CUDA may hang. Ctrl-C, which reaches every
-    process of a terminal, is left to the parent. When the parent ends, however it ends, the child gets SIGTERM.
-
-    Args:
-        work: Called as ``work(connection, *arguments)``.
-        *arguments: What can be pickled.
-        environment: Variables of the child, set before ``work`` is imported; torch is there already.
-
-    Attributes:
-        connection: The parent's end of the pipe; it ends with the child.
-        process: The process.
+    It is spawned, never forked, as a fork of a process with threads or CUDA may hang, with ``environment`` set before
+    ``work`` is imported (torch is there already). Ctrl-C, which reaches every process of a terminal, is left to the
+    parent. When the parent ends, however it ends, the child gets SIGTERM.
     """
 
     def __init__(
@@ -41,11 +31,7 @@ class Child:
         theirs.close()  # so that the pipe ends with the process
 
     def ending(self) -> str:
-        """Wait for the end of the process.
-
-        Returns:
-            How it ended, to follow the name of the process.
-        """
+        """Wait for the end of the process, and say how it ended, to follow its name."""
         self.process.join()
         code = self.process.exitcode or 0
         if code >= 0:
@@ -55,12 +41,7 @@ class Child:
 
 
 def stop(children: Iterable[Child], patience: float = 0.0) -> None:
-    """End processes: first by SIGTERM, and after a while by SIGKILL.
-
-    Args:
-        children: The processes.
-        patience: Seconds in which they may end by themselves, all together.
-    """
+    """End processes: after so many seconds by SIGKILL, and if there are any, by SIGTERM first."""
     children = list(children)
     try:
         for child in children if patience else ():

@@ -17,8 +17,6 @@ from torch import Tensor
 from pathex import errors
 from pathex.errors import InvalidInput, PathexError
 
-__all__ = ["ALONE", "Group", "Processes", "processes_of"]
-
 Group = Any
 """A ``torch.distributed.ProcessGroup``; ``default``: all processes, if there are several; None: this one alone."""
 
@@ -103,15 +101,7 @@ class Processes:
         return sums
 
     def sum_over(self, items: Iterable[T], compute: Callable[[T], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The sum over items of what each of them contributes; the processes share the items out.
-
-        Args:
-            items: The same in every process, at least one.
-            compute: From an item to tensors by name, the same names, shapes and dtypes for each.
-
-        Returns:
-            Name to sum, in new tensors.
-        """
+        """The sum of what each item contributes, tensors by name; the processes share the items out, at least one."""
         sums: dict[str, Tensor] = {}
         remaining = iter(items)
         while share := list(islice(remaining, self.world_size)):
@@ -161,18 +151,7 @@ ALONE = Processes()
 
 
 def processes_of(group: Group = "default") -> Processes:
-    """The processes of a group.
-
-    Args:
-        group: A ``torch.distributed.ProcessGroup`` that this process is in; ``default``: that of
-            ``torch.distributed``, if it is initialised; None: this process alone.
-
-    Returns:
-        The processes.
-
-    Raises:
-        InvalidInput: If this process is not in the group, or it is no group.
-    """
+    """The processes of a :data:`Group`; :class:`~pathex.errors.InvalidInput` if this one is not among them."""
     if group is None or not dist.is_available() or not dist.is_initialized():
         return ALONE
     if group == "default":

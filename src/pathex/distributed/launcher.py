@@ -15,8 +15,6 @@ import torch.distributed as dist
 from pathex.distributed.children import Child, stop
 from pathex.errors import PathexError
 
-__all__ = ["ProcessFailed", "is_first_process", "launched"]
-
 _HOST = "127.0.0.1"
 _PATIENCE = 10.0  # seconds in which another process tells why it failed, or ends by itself
 _LONGEST = 2000
@@ -54,10 +52,10 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
     before = torch.get_num_threads()
     threads = before if "OMP_NUM_THREADS" in os.environ else max(1, before // devices)
     store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
-    children = [
-        Child(_take_part, rank, devices, store.port, threads, work, arguments, environment=_place(rank, devices))
-        for rank in range(1, devices)
-    ]
+    children = []
+    for rank in range(1, devices):
+        environment = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(devices)}
+        children.append(Child(_take_part, rank, devices, store.port, threads, work, arguments, environment=environment))
     torch.set_num_threads(threads)
     try:
         with _group():
@@ -77,18 +75,10 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints, of those that work on one run.
-
-    Returns:
-        True where there are no others.
-    """
+    """Whether this process is the one that writes and prints, of those that work on one run."""
     if dist.is_initialized():
         return dist.get_rank() == 0
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
-def _place(rank: int, devices: int) -> dict[str, str]:
-    return {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(devices)}
 
 
 def _await(store: dist.TCPStore, children: Sequence[Child]) -> None:

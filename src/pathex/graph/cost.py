@@ -8,8 +8,6 @@ import torch
 
 from pathex.graph.graph import Graph, Node
 
-__all__ = ["Cost", "cost", "held_bytes"]
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -39,9 +37,10 @@ def cost(graph: Graph) -> Cost:
     """
     products: dict[str, int] = dict.fromkeys(graph.parameters, 0)
     others, activations, largest = 0, 0, 0
-    for node in graph.path:
+    on_path = set(graph.path)
+    for node in graph.leading:
         size = node.numel // 2 if node.batched else node.numel
-        if graph.role(node) not in ("input", "structure", "constant"):
+        if node in on_path and graph.role(node) not in ("input", "structure", "constant"):
             activations, largest = activations + size, max(largest, size)
         count = _multiply_adds(node)
         count = count // 2 if node.batched else count
@@ -69,7 +68,7 @@ def _multiply_adds(node: Node) -> int:
         return node.numel * shapes[1][-1]
     if node.op == "scaled_dot_product_attention":
         query, key, value = shapes[:3]
-        return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+        return node.numel // value[-1] * key[-2] * (query[-1] + value[-1])
     return 0
 
 

@@ -20,8 +20,6 @@ from pathex.errors import UnsupportedOperation
 from pathex.graph.graph import Node, arguments_of
 from pathex.graph.operators import words
 
-__all__ = ["resolve", "write"]
-
 _INLINED = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}  # place of the sub-graph among the arguments
 _DROPPED = words(
     "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size"
@@ -35,16 +33,7 @@ View = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def write(whole: Tensor, part: Tensor, views: Sequence[View]) -> Tensor:
-    """A tensor in which a view of it is replaced.
-
-    Args:
-        whole: The tensor.
-        part: What comes in the place of the view; it is broadcast and cast.
-        views: The calls that lead from the tensor to the view.
-
-    Returns:
-        A new tensor in the shape of ``whole``.
-    """
+    """A tensor in which a view of it is replaced."""
     result = whole.contiguous().clone() if not whole.is_contiguous() else whole.clone()
     place: Any = result
     for function, args, kwargs in views:
@@ -195,18 +184,7 @@ class _Resolver:
 
 
 def resolve(program: ExportedProgram, names: Mapping[str, str]) -> tuple[list[Node], list[Node], list[Any]]:
-    """The nodes of an exported program without in-place forms and aliases.
-
-    Args:
-        program: The program.
-        names: Name under which each parameter is known, by every name that it has.
-
-    Returns:
-        All nodes in order, the nodes of the inputs, and the leaves of the output.
-
-    Raises:
-        UnsupportedOperation: If it holds something that is no operator.
-    """
+    """The nodes of an exported program without in-place forms and aliases."""
     resolver = _Resolver(names, program.constants)
     kinds = {spec.arg.name: (spec.kind, spec.target) for spec in program.graph_signature.input_specs}
     inputs, outputs = [], []

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from pathex.graph.operators import CREATIONS, DECISIONS, FORMED_LIKE, role_of
 
-__all__ = ["Graph", "Node", "arguments_of"]
-
 
 @dataclass(eq=False)
 class Node:

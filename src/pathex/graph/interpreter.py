@@ -10,8 +10,6 @@ from pathex.errors import UnsupportedOperation
 from pathex.graph.graph import Graph, Node
 from pathex.graph.operators import words
 
-__all__ = ["Interpreter"]
-
 Tensors = Callable[[str], Tensor]
 """From the name of a parameter or buffer to the tensor that is read in its place."""
 
@@ -76,14 +74,7 @@ class Interpreter:
         return self.plain(node)
 
     def __call__(self, argument: Any) -> Any:
-        """The value of an argument; what no input reaches is computed when it is asked for.
-
-        Args:
-            argument: A node, anything else, or nested tuples and lists of these.
-
-        Returns:
-            Its value.
-        """
+        """The value of an argument; what no input reaches is computed when it is asked for."""
         if isinstance(argument, Node):
             return self.values[argument] if argument in self.values else self.constant(argument)
         if isinstance(argument, (list, tuple)):

@@ -2,20 +2,6 @@
 
 from collections.abc import Mapping
 
-__all__ = [
-    "ACTIVATIONS",
-    "CREATIONS",
-    "DECISIONS",
-    "FORMED_LIKE",
-    "FUNCTIONS",
-    "NEVER_ZERO",
-    "STRUCTURE",
-    "VIEWS",
-    "WEIGHTED",
-    "role_of",
-    "words",
-]
-
 
 def words(text: str) -> frozenset[str]:
     """The words of a text.
@@ -125,12 +111,5 @@ _ROLES: Mapping[str, str] = {
 
 
 def role_of(op: str) -> str:
-    """What an operator does to paths that reach it.
-
-    Args:
-        op: Its name.
-
-    Returns:
-        The role, or ``other`` if it is not known.
-    """
+    """What an operator does to paths that reach it."""
     return _ROLES.get(op, "other")

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["compute_dtype", "evaluated", "tf32_products", "uniform_precision", "untouched"]
-
 _TF32: ContextVar[bool] = ContextVar("tf32_products", default=False)
 
 
@@ -30,17 +28,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode and uncompiled, autocast off, random generators forked.
-
-    Training flags, generators and tensors that a forward pass stores on its modules come back also when an exception is
-    raised.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
+    """Every module in evaluation mode and uncompiled, autocast off, random generators forked."""
+    # Training flags, generators and tensors that a forward pass stores on its modules come back also when an exception
+    # is raised.
     modules = list(model.modules())
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with contextlib.ExitStack() as stack:
@@ -116,11 +106,7 @@ def tf32_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uniform_precision() -> Iterator[None]:
-    """The one precision of cuDNN with which the exporter, which computes nothing, can ask for it by its older name.
-
-    Yields:
-        Nothing.
-    """
+    """The one precision of cuDNN with which the exporter, which computes nothing, can ask for it by its older name."""
     cudnn: Any = torch.backends.cudnn
     with _precision_of([cudnn.conv, cudnn.rnn], "tf32"):
         yield

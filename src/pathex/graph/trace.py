@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
+import logging
 import re
 import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,8 +22,6 @@ from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
 from pathex.graph.functional import resolve
 from pathex.graph.graph import Graph, Node
 from pathex.graph.state import evaluated, uniform_precision
-
-__all__ = ["first_tensor", "trace"]
 
 _CACHED = 64  # graphs, without the tensors of their networks
 _known: OrderedDict[str, Graph] = OrderedDict()
@@ -92,7 +92,7 @@ def _traced(
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
     dynamic_shapes = _as_one(*shapes) if dynamic else None
-    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings():
+    with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
             program = _exported(model, args, kwargs, dynamic_shapes)
@@ -114,6 +114,17 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     except RuntimeError:
         with _DataByDetach():  # which costs time, and few networks need
             return export()
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without the log of what the exporter then raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _DataByDetach(TorchFunctionMode):
@@ -214,8 +225,12 @@ def _module_of(model: nn.Module, error: Exception) -> str:
 def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str:
     digest = hashlib.sha1(usedforsecurity=False)
     shared: dict[Tensor, int] = {}
+    kinds: dict[type, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        digest.update(f"{name}:{_content(type(module))}:{_content(type(module).forward)}".encode())
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = f"{_content(kind)}:{_content(kind.forward)}"
+        digest.update(f"{name}:{kinds[kind]}".encode())
         for own, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 number = shared.setdefault(tensor, len(shared))

@@ -14,8 +14,6 @@ from pathex.errors import InvalidInput
 from pathex.masks.mask import Mask
 from pathex.masks.prunable import own_module
 
-__all__ = ["Handle", "attach", "check_optimizer", "make_permanent"]
-
 
 class Handle:
     """Keeps the weights of a model zero where a mask says so, until `remove` is called.

@@ -17,8 +17,6 @@ from pathex import __version__
 from pathex.errors import InvalidInput, MaskMismatch
 from pathex.masks.atomic import replacing
 
-__all__ = ["Count", "Mask"]
-
 _SCHEMA = 1
 
 

@@ -9,8 +9,6 @@ from torch.nn.utils import parametrize
 
 from pathex.errors import InvalidInput
 
-__all__ = ["Selector", "own_module", "prunable_weights"]
-
 Selector = str | type | nn.Module
 """A glob over names of modules or parameters, a module class, or a module of the model."""
 

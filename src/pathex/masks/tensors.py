@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, reason
 
-__all__ = ["read_file", "read_weights", "tensors_of"]
-
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a weight file by name, on the CPU.

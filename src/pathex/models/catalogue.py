@@ -17,27 +17,13 @@ from pathex.models.sources import is_file
 from pathex.models.vgg import CifarVGG
 from pathex.models.weights import load_weights
 
-__all__ = ["create", "describe", "names", "prefixes"]
-
+_RESNET = "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)"
+_TINY = "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)"
+_VGG = "VGG-{} with BatchNorm for small images, one linear layer (option width=1.0, a factor)"
 _FAMILIES: tuple[tuple[Callable[..., nn.Module], tuple[int, ...], str, str], ...] = (
-    (
-        CifarResNet,
-        (20, 32, 44, 56, 110),
-        "resnet{}",
-        "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)",
-    ),
-    (
-        TinyResNet,
-        (18, 34, 50),
-        "resnet{}_tiny",
-        "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)",
-    ),
-    (
-        CifarVGG,
-        (11, 16, 19),
-        "vgg{}_bn",
-        "VGG-{} with BatchNorm for small images, one linear layer (option width=1.0, a factor)",
-    ),
+    (CifarResNet, (20, 32, 44, 56, 110), "resnet{}", _RESNET),
+    (TinyResNet, (18, 34, 50), "resnet{}_tiny", _TINY),
+    (CifarVGG, (11, 16, 19), "vgg{}_bn", _VGG),
 )
 _OWN: Mapping[str, tuple[Callable[..., nn.Module], str]] = MappingProxyType(
     {
@@ -108,10 +94,7 @@ def names() -> list[str]:
 def prefixes() -> dict[str, str]:
     """The forms of name that lead to other packages (``timm:NAME``), with a line about each."""
     forms = {f"{prefix}:NAME": line for prefix, (_, line) in LIBRARIES.items()}
-    return {
-        **forms,
-        _FACTORY_FORM: "any importable factory or class; gets num_classes and in_channels if it takes them",
-    }
+    return forms | {_FACTORY_FORM: "any importable factory or class; gets num_classes and in_channels if it takes them"}
 
 
 def describe(name: str) -> str:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput
 from pathex.models.heads import CLASSIFIERS, is_segmentation
 
-__all__ = ["place_in_encoder", "smp_package", "timm_network", "timm_tags"]
-
 
 def smp_package(name: str) -> Any:
     """The package segmentation-models-pytorch, which model ``name`` needs."""
@@ -49,12 +47,7 @@ def timm_network(model: nn.Module) -> nn.Module | None:
 
 
 def place_in_encoder(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the tensors of a classification network to those of the encoder of ``model``.
-
-    Returns:
-        The tensors by their names in ``model``, and the names of those behind the features, which an encoder has no
-        use for. What is neither keeps its name.
-    """
+    """Rename the tensors of a classification network to those of the encoder of ``model``."""
     own = set(model.state_dict())
     whole = timm_network(model)
     behind = set() if whole is None else set(whole.state_dict())

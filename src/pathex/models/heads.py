@@ -5,8 +5,6 @@ from torch import nn
 from pathex.errors import InvalidInput
 from pathex.masks import own_module, prunable_weights
 
-__all__ = ["CLASSIFIERS", "head_modules", "head_parameters", "is_inside", "is_segmentation"]
-
 CLASSIFIERS = ("fc", "classifier", "head", "heads")
 """What torchvision and most others call the classifier of a network."""
 
@@ -16,17 +14,14 @@ def head_parameters(model: nn.Module, num_classes: int | None = None) -> list[st
 
     The head is, of these, the first that the network has: everything but the encoder (networks of
     segmentation-models-pytorch); the classifier that the network names itself (``get_classifier`` of timm); a part
-    called ``fc``, ``classifier``, ``head`` or ``heads``; the last prunable layer.
-
-    Args:
-        model: The network.
-        num_classes: Where the last prunable layer decides: the last that gives this many outputs.
+    called ``fc``, ``classifier``, ``head`` or ``heads``; the last prunable layer, of those with ``num_classes`` outputs
+    if there are any.
 
     Returns:
         Names, in the order of ``named_parameters``.
 
     Raises:
-        InvalidInput: If the network has no head that could be found.
+        InvalidInput: If there are none.
 
     Example:
         >>> import pathex

@@ -2,14 +2,9 @@
 
 from torch import nn
 
-__all__ = ["kaiming_normal"]
-
 
 def kaiming_normal(model: nn.Module) -> None:
-    """Draw weights of convolutions and linear layers by Kaiming's normal rule (fan in, ReLU gain).
-
-    BatchNorm starts at 1 and 0, as PyTorch makes it; biases of linear layers keep PyTorch's uniform start.
-    """
+    """Draw weights of convolutions and linear layers by Kaiming's normal rule (fan in, ReLU gain)."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight)

@@ -14,8 +14,6 @@ from pathex.models.heads import head_parameters
 from pathex.models.sources import is_file
 from pathex.models.weights import WeightsReport, fit, load_weights
 
-__all__ = ["LIBRARIES", "from_factory"]
-
 Library = Callable[[str, int, int, str | None, dict[str, Any]], nn.Module]
 """From name, classes, channels, weights and further options to a network."""
 
@@ -105,11 +103,10 @@ def _smp(name: str, num_classes: int, in_channels: int, weights: str | None, opt
         return _with_file(_build(title, known[name], encoder_weights=None, **arguments), weights)
     title = f"{title} with {encoder}"
     _check_tag(title, weights, tags)
-    if not encoder.startswith("tu-"):
-        arguments["encoder_weights"] = weights
-    else:
-        arguments["encoder_weights"] = True
-        arguments["encoder_name"] = encoder if weights == "imagenet" else f"{encoder.partition('.')[0]}.{weights}"
+    arguments["encoder_weights"] = weights
+    if encoder.startswith("tu-"):
+        chosen = encoder if weights == "imagenet" else f"{encoder.partition('.')[0]}.{weights}"
+        arguments |= {"encoder_weights": True, "encoder_name": chosen}
     return _fetch(title, weights, known[name], **arguments)
 
 
@@ -123,13 +120,12 @@ def from_factory(
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"model {name!r}: no factory with a readable signature") from error
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    arguments = dict(options)
     if "num_classes" in parameters or open_ended:
-        arguments["num_classes"] = num_classes
+        options = {**options, "num_classes": num_classes}
     # Factories that take any keyword mostly assume 3 channels and pass the rest on.
     if "in_channels" in parameters or (open_ended and in_channels != 3):
-        arguments["in_channels"] = in_channels
-    model = _build(name, factory, **arguments)
+        options = {**options, "in_channels": in_channels}
+    model = _build(name, factory, **options)
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
     if weights is not None and not is_file(weights):
@@ -194,9 +190,9 @@ def _check_tag(title: str, weights: str, tags: Iterable[str]) -> None:
     known = sorted(tags)
     if not known:
         raise InvalidInput(f"weights {weights!r}: no such file, and model {title!r} has no pre-trained weights")
-    if weights != "imagenet" and weights not in known:
-        allowed = f"imagenet, {', '.join(known)}"
-        raise InvalidInput(f"weights {weights!r}: no such file, and no tag of model {title!r}. Tags: {allowed}")
+    if weights not in {"imagenet", *known}:
+        tags = ", ".join(["imagenet", *known])
+        raise InvalidInput(f"weights {weights!r}: no such file, and no tag of model {title!r}. Tags: {tags}")
 
 
 def _adapt_stem(model: nn.Module, title: str, in_channels: int) -> str | None:

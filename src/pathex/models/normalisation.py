@@ -8,8 +8,6 @@ from pathex.errors import InvalidInput, reason
 from pathex.models.encoders import smp_package
 from pathex.models.sources import is_file, split_source
 
-__all__ = ["expected_normalisation"]
-
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -26,8 +24,8 @@ def expected_normalisation(name: str, weights: str | Path | None, **options: Any
         **options: Its options, of which ``encoder_name`` counts.
 
     Returns:
-        Mean and standard deviation of each channel, of pixels in [0, 1]; None if the weights are random or nothing is
-        known about them. Statistics that cannot be looked up raise `pathex.errors.InvalidInput`.
+        For each channel, of pixels in [0, 1]; None if the weights are random or nothing is known about them.
+        Statistics that cannot be looked up raise `pathex.errors.InvalidInput`.
 
     Example:
         >>> expected_normalisation("timm:tf_efficientnet_lite0", "imagenet")

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput, check_integer
 from pathex.models.initialization import kaiming_normal
 
-__all__ = ["CifarResNet", "from_stage_names"]
-
 
 class PadShortcut(nn.Module):
     """The shortcut without parameters: every ``stride``-th position, new channels of zeros before (half) and behind."""

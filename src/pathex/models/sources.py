@@ -11,8 +11,6 @@ from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import read_file, tensors_of
 from pathex.models.encoders import timm_network
 
-__all__ = ["Stored", "is_file", "read_source", "split_source"]
-
 _FILE_ENDINGS = frozenset({".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar"})
 
 

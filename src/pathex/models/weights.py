@@ -8,16 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import InvalidInput, PathexWarning, listed
 from pathex.masks import own_module
 from pathex.models.encoders import place_in_encoder
 from pathex.models.heads import CLASSIFIERS, head_modules, is_inside, is_segmentation
 from pathex.models.resnet import CifarResNet, from_stage_names
 from pathex.models.sources import read_source
-
-__all__ = ["WeightsReport", "fit", "load_weights"]
-
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,11 @@ class WeightsReport:
             why = "not in the file"
             if self.classes is not None:
                 why = f"the weights are for {self.classes[0]} classes, the model has {self.classes[1]}"
-            parts.append(f"{_listed(missing)} stay at their initialization ({why})")
+            parts.append(f"{listed(missing)} stay at their initialization ({why})")
         groups = Counter(name.partition(".")[0] for name in self.unexpected if name not in self.missing)
         if groups:
-            parts.append(f"left out of the file: {_listed([f'{name} ({count})' for name, count in groups.items()])}")
-        return f"weights {self.source!r}: {'; '.join(parts)}"
+            parts.append(f"left out of the file: {listed([f'{name} ({count})' for name, count in groups.items()])}")
+        return _in_one_line(f"weights {self.source!r}: {'; '.join(parts)}")
 
 
 def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
@@ -129,8 +125,8 @@ def _compare(
     if missing or unexpected or set(differing) - set(head):
         shapes = [f"{name} ({_shape(given[name])}, model {_shape(own[name])})" for name in differing]
         parts = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
-        listing = "; ".join(f"{title}: {_listed(entries)}" for title, entries in parts if entries)
-        raise InvalidInput(f"weights {source!r} do not fit {type(model).__name__}: {listing}")
+        listing = "; ".join(f"{title}: {listed(entries)}" for title, entries in parts if entries)
+        raise InvalidInput(_in_one_line(f"weights {source!r} do not fit {type(model).__name__}: {listing}"))
 
 
 def _without_counters(names: Iterable[str]) -> list[str]:
@@ -141,7 +137,6 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _listed(entries: list[str]) -> str:
-    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+def _in_one_line(text: str) -> str:
     # Names come from the file: a damaged one may hold line breaks.
-    return " ".join(", ".join(entries[:_LISTED]).split()) + more
+    return " ".join(text.split())

@@ -14,8 +14,6 @@ from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, from_units, is_layer, layout_of
 from pathex.paths.weights import Call, Weights
 
-__all__ = ["PathCounts", "Use", "count_paths"]
-
 
 @dataclass(frozen=True)
 class Use:

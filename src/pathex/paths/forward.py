@@ -23,8 +23,6 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import compute_dtype, first_tensor, untouched
 from pathex.paths.moments import Moments, finish, merge, moments_of
 
-__all__ = ["Statistics", "calibrate", "footprint", "forward", "tensors_of"]
-
 Statistics = Sequence[Moments] | Literal["running", "train"]
 """What BatchNorm uses: moments in the order of the calls, the stored ones, or those of the batch as in training."""
 

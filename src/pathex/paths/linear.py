@@ -13,8 +13,6 @@ from pathex.paths.origins import Origins
 from pathex.paths.recording import LINEAR
 from pathex.paths.weights import Call, Weights, call_of, weigh
 
-__all__ = ["LINEAR", "NO_PATH", "Coefficients", "Linear", "PerSample", "rule", "run_linear"]
-
 Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
 PerSample = Literal["refuse", "one"]
 NO_PATH = "no path from the input reaches the output through operations that can be read"
@@ -23,14 +21,7 @@ Rule = Callable[["Linear", Node], Any]
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register what a linear reading does at a node.
-
-    Args:
-        *ops: Names of operators.
-
-    Returns:
-        A decorator.
-    """
+    """Register what a linear reading does at a node."""
 
     def register(function: Rule) -> Rule:
         LINEAR.update(dict.fromkeys(ops, function))

@@ -13,8 +13,6 @@ from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Weights
 
-__all__ = ["Connectivity", "connectivity", "has_empty_units", "off_path", "on_paths", "roles"]
-
 
 @dataclass(frozen=True)
 class Connectivity:
@@ -109,7 +107,7 @@ def connectivity(
         Effective weights, dead layers and dead channels.
     """
     graph = trace(model, x[:1], output=output)
-    effective = on_paths(model, mask, x, output=output)
+    effective = _effective(graph, model, mask, x)[0]
     dead_channels = {
         name: (~_by_output_channel(graph, name, used).any(1)).nonzero().flatten().tolist()
         for name, used in effective.items()
@@ -134,7 +132,7 @@ def on_paths(
     Returns:
         For each masked weight a bool tensor on the CPU.
     """
-    return _effective(model, mask, x, output)[0]
+    return _effective(trace(model, x[:1], output=output), model, mask, x)[0]
 
 
 def roles(
@@ -154,11 +152,12 @@ def roles(
     Returns:
         For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
     """
-    whole, leaving = _effective(model, mask, x, output)
+    graph = trace(model, x[:1], output=output)
+    whole, leaving = _effective(graph, model, mask, x)
     passing = []
     if leaving:
-        passing.append(_effective(model, mask, x, output, values_only=True)[0])
-        passing += [_effective(model, mask, x, output, role=role, leaving=leaving)[0] for role in (0, 1)]
+        passing.append(_effective(graph, model, mask, x, values_only=True)[0])
+        passing += [_effective(graph, model, mask, x, role=role, leaving=leaving)[0] for role in (0, 1)]
     found: dict[str, list[Tensor]] = {}
     for name, used in whole.items():
         parts = [used]
@@ -220,16 +219,15 @@ def off_path(graph: Graph, names: Sequence[str]) -> list[str]:
 
 
 def _effective(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, output: str | int | None, **how: Any
+    graph: Graph, model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, **how: Any
 ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
     """The kept entries on a path, on the CPU, and for each product which of its results reach the output."""
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
-    graph = lowered(trace(model, x[:1], output=output))
     one = torch.ones((), dtype=dtype, device=device)
     ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
     with untouched(model), torch.enable_grad():
-        reading = _Liveness(graph, Weights(model, dtype, mask=mask, replaced=ones, scored=list(mask)), **how)
+        reading = _Liveness(lowered(graph), Weights(model, dtype, mask=mask, replaced=ones, scored=list(mask)), **how)
         result = run_linear(reading, [torch.ones_like(x[:1], dtype=dtype, device=device)])
         total = result.sum() if reading.role is None else sum(reading.ends)
         if not isinstance(total, Tensor) or not total.requires_grad:

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from pathex.graph import Graph, Node, arguments_of
 
-__all__ = ["lowered"]
-
 aten = torch.ops.aten
 _TINY = 1e-24  # a root is read from here on: its slope is infinite at zero, where dead channels are
 _known: "WeakKeyDictionary[Graph, Graph]" = WeakKeyDictionary()

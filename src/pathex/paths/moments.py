@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "finish", "merge", "moments_of"]
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -20,17 +18,9 @@ _CHUNK = 1 << 20  # elements at a time, which bounds the extra memory
 
 
 def moments_of(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and sum of squared deviations of each channel, exact to the precision of ``x``.
-
-    Deviations from the mean are summed over each image in the precision of ``x`` (PyTorch adds up in cascades, whose
-    error does not grow with the number of terms), and over the images in float64.
-
-    Args:
-        x: ``(N, C, ...)``.
-
-    Returns:
-        Mean ``(C,)``, sum of squared deviations ``(C,)``, both float64, and the number of values of a channel.
-    """
+    """Mean and sum of squared deviations of each channel, exact to the precision of ``x``."""
+    # Deviations from the mean are summed over each image in the precision of ``x`` (PyTorch adds up in cascades, whose
+    # error does not grow with the number of terms), and over the images in float64.
     step = max(1, _CHUNK * len(x) // max(1, x.numel()))
     total = None
     for part in x.split(step):
@@ -50,15 +40,7 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def merge(a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor, int]:
-    """Moments of two sets of values together (Chan, Golub and LeVeque 1983).
-
-    Args:
-        a: Mean, sum of squared deviations and count of the first set.
-        b: The same of the second set.
-
-    Returns:
-        The same of both.
-    """
+    """Moments of two sets of values together (Chan, Golub and LeVeque 1983)."""
     (mean_a, spread_a, n_a), (mean_b, spread_b, n_b) = a, b
     n = n_a + n_b
     delta = mean_b - mean_a
@@ -66,15 +48,7 @@ def merge(a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]) -> tuple
 
 
 def finish(moments: tuple[Tensor, Tensor, int], stored: Moments | None) -> Moments:
-    """Mean and biased variance; a variance over fewer than two values falls back to the stored one.
-
-    Args:
-        moments: Mean, sum of squared deviations and count.
-        stored: The stored statistics, if there are any.
-
-    Returns:
-        What BatchNorm uses.
-    """
+    """Mean and biased variance; a variance over fewer than two values falls back to the stored one."""
     mean, spread, count = moments
     if count < 2:
         return Moments(mean, torch.ones_like(mean) if stored is None else stored.var.to(mean))

@@ -18,8 +18,6 @@ from torch import Tensor
 from pathex.errors import UnsupportedOperation
 from pathex.graph import FORMED_LIKE, STRUCTURE, Graph, Node, words
 
-__all__ = ["PLACED", "Origin", "Origins"]
-
 _SUMS = words("sum nansum cumsum col2im")
 _JOINS = words("cat concat concatenate stack hstack vstack dstack column_stack pad constant_pad_nd write copy")
 _SAME = words("to _to_copy type_as dropout detach alias contiguous clone float double")
@@ -83,14 +81,7 @@ class Origins:
         return node.target if node.op == "parameter" and node.target in self.starts else None
 
     def origin(self, node: Any) -> Origin | None:
-        """Where a constant comes from.
-
-        Args:
-            node: A node, or anything else.
-
-        Returns:
-            Its origin; None if no parameter that counts is part of it.
-        """
+        """Where a constant comes from."""
         if not isinstance(node, Node) or node in self._dependent:
             return None
         if node not in self._known:
@@ -98,17 +89,7 @@ class Origins:
         return self._known[node]
 
     def of_weight(self, node: Node) -> Origin | None:
-        """`origin` of a weight, whose entries must not be mixed.
-
-        Args:
-            node: Its node.
-
-        Returns:
-            The origin.
-
-        Raises:
-            UnsupportedOperation: If they are.
-        """
+        """`origin` of a weight, whose entries must not be mixed."""
         origin = self.origin(node)
         if origin is not None and origin.index is None:
             raise UnsupportedOperation(
@@ -119,15 +100,7 @@ class Origins:
         return origin
 
     def split(self, origin: Origin, values: Tensor) -> dict[str, Tensor]:
-        """Values of a weight's entries summed over the entries of the parameters that they come from.
-
-        Args:
-            origin: Where the weight comes from.
-            values: In the shape of the weight.
-
-        Returns:
-            Name to sums in the parameter's shape.
-        """
+        """Values of a weight's entries summed over the entries of the parameters that they come from."""
         assert origin.index is not None
         if self._whole(origin):
             return {origin.names[0]: values.reshape(self.shapes[origin.names[0]])}
@@ -141,15 +114,7 @@ class Origins:
         return result
 
     def gather(self, origin: Origin, tensors: Any) -> Tensor:
-        """The parameters' entries in the places of a weight's entries, zero where there is none.
-
-        Args:
-            origin: Where the weight comes from.
-            tensors: From a name to the parameter.
-
-        Returns:
-            A tensor in the shape of the weight.
-        """
+        """The parameters' entries in the places of a weight's entries, zero where there is none."""
         assert origin.index is not None
         if self._whole(origin):
             whole: Tensor = tensors(origin.names[0]).reshape(origin.index.shape)

@@ -14,8 +14,6 @@ from pathex.paths.moments import Moments
 from pathex.paths.recording import Record, Recording, Smooth, Statistics
 from pathex.paths.weights import Weights
 
-__all__ = ["record", "replay", "replay_open"]
-
 Tensors = Weights | Mapping[str, Tensor] | None
 
 

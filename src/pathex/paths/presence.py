@@ -9,8 +9,6 @@ from torch import Tensor
 from pathex.graph import NEVER_ZERO, Interpreter, Node
 from pathex.paths.linear import Linear
 
-__all__ = ["presence"]
-
 
 class _Presence(Linear):
     """Every value is 1, or 0 where it is zero: a sigmoid or a softmax is not, whatever reaches it."""
@@ -42,14 +40,7 @@ class _Presence(Linear):
 
 
 def presence(reading: Linear) -> Mapping[Node, Tensor]:
-    """Where the operands of the products of a network are not zero.
-
-    Args:
-        reading: An open reading that runs.
-
-    Returns:
-        For each node that meets another one 1 or 0 at each unit.
-    """
+    """Where the operands of the products of a network are not zero."""
     if not reading.present:
         twin = _Presence(reading)
         with torch.no_grad():

@@ -11,20 +11,6 @@ from pathex.graph import DECISIONS, Graph, Interpreter, Node, words
 from pathex.paths.moments import Moments, finish, moments_of
 from pathex.paths.weights import Weights
 
-__all__ = [
-    "LINEAR",
-    "RECORD",
-    "ArgMax",
-    "Factors",
-    "Gate",
-    "Record",
-    "Recording",
-    "Slope",
-    "Smooth",
-    "Statistics",
-    "rule",
-]
-
 Smooth = Literal["secant", "tangent", "mixed"]
 Statistics = Sequence[Moments] | Literal["batch", "running"]
 
@@ -153,14 +139,7 @@ class Record(Interpreter):
 
 
 def rule(*ops: str) -> Callable[[Callable[[Record, Node], Any]], Callable[[Record, Node], Any]]:
-    """Register what a recorded pass does at a node.
-
-    Args:
-        *ops: Names of operators.
-
-    Returns:
-        A decorator.
-    """
+    """Register what a recorded pass does at a node."""
 
     def register(function: Callable[[Record, Node], Any]) -> Callable[[Record, Node], Any]:
         RECORD.update(dict.fromkeys(ops, function))

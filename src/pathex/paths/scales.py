@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from pathex.graph import STRUCTURE, Graph, Node, compute_dtype, words
 from pathex.paths.origins import PLACED
 
-__all__ = ["TINY_SCALE", "Survey", "read_scales", "survey"]
-
 TINY_SCALE = 0.01
 """Absolute value below which a scale that starts flat is read as one."""
 

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from pathex.graph import WEIGHTED, Node
 
-__all__ = ["by_units", "from_units", "is_layer", "layout_of"]
-
 
 def is_layer(node: Node) -> bool:
     """Whether a node is a convolution or a linear layer with a weight of two dimensions or more."""
@@ -19,29 +17,11 @@ def layout_of(node: Node) -> tuple[int, bool]:
 
 
 def by_units(weight: Tensor, groups: int, transposed: bool) -> Tensor:
-    """A weight in the order (groups, outputs of a group, inputs of a group, kernel).
-
-    Args:
-        weight: ``(out, in / groups, ...)``, or ``(in, out / groups, ...)`` of a transposed convolution.
-        groups: Number of groups.
-        transposed: Whether it belongs to a transposed convolution.
-
-    Returns:
-        A view, if the weight is contiguous.
-    """
+    """A weight in the order (groups, outputs of a group, inputs of a group, kernel)."""
     grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return grouped.transpose(1, 2) if transposed else grouped
 
 
 def from_units(values: Tensor, shape: torch.Size, transposed: bool) -> Tensor:
-    """Back from `by_units`.
-
-    Args:
-        values: ``(groups, outputs of a group, inputs of a group, kernel)``.
-        shape: Shape of the weight.
-        transposed: Whether it belongs to a transposed convolution.
-
-    Returns:
-        ``values`` in the shape of the weight.
-    """
+    """Back from `by_units`."""
     return (values.transpose(1, 2) if transposed else values).reshape(shape)

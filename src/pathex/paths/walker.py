@@ -19,8 +19,6 @@ from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Call, Weights
 
-__all__ = ["Walker"]
-
 
 class Walker:
     """Random walks through a network.
@@ -185,16 +183,7 @@ class _Table:
         return cls(rates.shape, ends, above, torch.cat([above.new_zeros(1), above[:-1]]))
 
     def take(self, arriving: Tensor, walks: int, source: torch.Generator) -> tuple[Tensor, ...]:
-        """One weight for each walk.
-
-        Args:
-            arriving: How many walks arrive at each unit, up to a common factor.
-            walks: How many walks go on.
-            source: A generator.
-
-        Returns:
-            Group, unit on this side, unit on the other side and kernel position of the weight of each walk.
-        """
+        """One weight for each walk."""
         counts = _drawn_from(torch.where(self.above > self.below, arriving, 0.0), walks, source)
         unit = torch.repeat_interleave(torch.arange(len(counts)), counts)
         below, above = self.below[unit], self.above[unit]

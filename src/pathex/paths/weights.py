@@ -11,8 +11,6 @@ from torch.autograd.function import once_differentiable
 from pathex.errors import InvalidInput
 from pathex.graph import Node
 
-__all__ = ["Call", "Weights", "call_of", "weigh"]
-
 _WORTH = 1 << 16  # entries from which on a weight is made again in the backward pass instead of kept
 
 
@@ -178,15 +176,7 @@ class _Other:
 
 
 def call_of(node: Node, function: Callable[[Tensor, Tensor], Tensor]) -> Call:
-    """How a weighted node maps its input with its weight.
-
-    Args:
-        node: The node.
-        function: The same as a function of input and weight.
-
-    Returns:
-        The map.
-    """
+    """How a weighted node maps its input with its weight."""
     if node.op == "linear" and len(node["weight"].shape) == 2:
         return _Linear()
     if node.op.startswith("conv") and len(node.shape or ()) == len(node["weight"].shape):
@@ -225,18 +215,7 @@ class _Weighed(torch.autograd.Function):
 def weigh(
     x: Tensor, call: Call, made: Callable[[], Tensor], anchor: Tensor | None, take: Callable[[Tensor], None] | None
 ) -> Tensor:
-    """The input of a layer times its weight; the product of the weight and its gradient goes to ``take``.
-
-    Args:
-        x: What arrives.
-        call: The map.
-        made: Makes the weight, the same one whenever it is called.
-        anchor: A scalar that needs a gradient, on which all scored weights seem to depend.
-        take: What the products are handed to in the backward pass; None: they are not needed.
-
-    Returns:
-        The result.
-    """
+    """The input of a layer times its weight; the product of the weight and its gradient goes to ``take``."""
     if anchor is None or take is None:
         return call.forward(x, made())
     result: Tensor = _Weighed.apply(x, anchor, call, made, take)

@@ -13,16 +13,6 @@ from torch import Tensor
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName, reason
 from pathex.masks import ENDINGS, read_mask
 
-__all__ = [
-    "ALLOCATIONS",
-    "Allocation",
-    "described",
-    "fill",
-    "layer_densities",
-    "read_allocation",
-    "round_to_total",
-]
-
 ALLOCATIONS = ("global", "layer", "uniform", "erk")
 Allocation = str | Mapping[str, float] | Mapping[str, Tensor]
 """One of `ALLOCATIONS`, weight names to final densities, or a mask whose densities are taken in proportion."""
@@ -34,20 +24,7 @@ _TABLES = (".yaml", ".yml", ".json")
 def round_to_total(
     shares: Mapping[str, float], total: int, limits: Mapping[str, int], floors: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Round real shares to integers with an exact sum, by largest remainder.
-
-    Args:
-        shares: Name to a share, not negative; together within one per name of ``total``.
-        total: Exact sum of the result.
-        limits: Name to the largest number that it may get.
-        floors: Name to the smallest number that it may get, as far as its limit allows.
-
-    Returns:
-        Name to integer.
-
-    Raises:
-        InvalidInput: If the limits or floors do not admit the total.
-    """
+    """Round real shares to integers with an exact sum, by largest remainder."""
     most = sum(limits[name] for name in shares)
     least = {name: min((floors or {}).get(name, 0), limits[name]) for name in shares}
     if most < total:
@@ -106,17 +83,7 @@ def layer_densities(
 def fill(
     weights: Mapping[str, float], target: float, sizes: Mapping[str, int], caps: Mapping[str, float]
 ) -> dict[str, float]:
-    """Densities proportional to ``weights`` that keep a given number of weights together, none above its cap.
-
-    Args:
-        weights: Name to a number, not negative; what has zero stays empty.
-        target: Number of kept weights.
-        sizes: Name to the number of weights.
-        caps: Name to the highest density.
-
-    Returns:
-        Name to density.
-    """
+    """Densities proportional to ``weights`` that keep a given number of weights together, none above its cap."""
     full: set[str] = set()
     while True:
         rest = target - sum(caps[name] * sizes[name] for name in full)

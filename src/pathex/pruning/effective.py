@@ -6,8 +6,6 @@ from torch import Tensor
 
 from pathex.pruning.topk import Pool
 
-__all__ = ["keep_connected"]
-
 _TRIALS = 64  # weights that are tried in vain before the search gives up
 
 
@@ -20,25 +18,11 @@ def keep_connected(
     seed: int = 0,
     at_least: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Keep ``count`` weights of high score, all of them on a path from input to output where that is possible.
-
-    The fewest best weights of which ``count`` are connected are found by bisection; of those that are connected the
-    worst go, as long as ``count`` others stay connected; what is then missing is filled up one by one. The search is
-    greedy and gives up on hard cases, and then some kept weights are not connected. About 20 calls of ``connected``,
-    and a few more for each weight too many.
-
-    Args:
-        scores: Name to score, higher = keep.
-        allowed: Name to bool tensor: the weights to choose from.
-        count: How many weights to keep, at most the number of allowed ones.
-        connected: From a mask to the part of it that lies on a path.
-        seed: Seed of the order that breaks ties.
-        at_least: Name to a number of weights that the layer keeps in any case, connected or not.
-
-    Returns:
-        Name to bool tensor on the CPU with exactly ``count`` True entries in all. More weights than there are, or
-        floors above ``count``, raise `pathex.errors.InvalidInput`.
-    """
+    """Keep ``count`` weights of high score, all of them on a path from input to output where that is possible."""
+    # The fewest best weights of which ``count`` are connected are found by bisection; of those that are connected the
+    # worst go, as long as ``count`` others stay connected; what is then missing is filled up one by one. The search is
+    # greedy and gives up on hard cases, and then some kept weights are not connected. About 20 calls of ``connected``,
+    # and a few more for each weight too many.
     pool = Pool(scores, allowed, seed)
     secured = pool.secured(at_least, count)
 

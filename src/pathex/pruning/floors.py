@@ -15,8 +15,6 @@ from torch import Tensor
 from pathex.errors import UnsupportedOperation
 from pathex.pruning.topk import cut
 
-__all__ = ["Connected", "Floors", "Parts"]
-
 Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """From a mask to the part of it that lies on input-output paths."""
 
@@ -27,7 +25,7 @@ Parts = Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]]
 class Keep(Protocol):
     """From scores to the mask that an allocation keeps of them; what is forced comes before all others."""
 
-    def __call__(
+    def __call__(  # noqa: D102
         self, scores: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None
     ) -> Mapping[str, Tensor]: ...
 
@@ -68,18 +66,7 @@ class Floors:
     def keep(
         self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
     ) -> Mapping[str, Tensor]:
-        """The mask that an allocation keeps, with every part connected as far as room allows.
-
-        Args:
-            scores: Name to score.
-            allowed: Name to bool tensor: the weights to choose from.
-            keep: The allocation: from scores to a mask of ``count`` weights.
-            count: Weights that it keeps.
-            last: Whether this is the last round.
-
-        Returns:
-            The mask.
-        """
+        """The mask that an allocation keeps, with every part connected as far as room allows."""
         if self.parts is None:
             self.parts = self._find(allowed)
             self._shapes = {name: kept.shape for name, kept in allowed.items()}
@@ -173,14 +160,9 @@ class Floors:
         chosen: Mapping[str, Tensor],
         dead: list[tuple[str, Tensor]],
     ) -> bool:
-        """Secure weights that bring dead parts back.
-
-        Their layers (where that is not enough, all) start with the weights to choose from, and are taken back to what
-        was chosen, many at a time. Where that would cut a part off, a layer keeps its best weights that prevent it.
-
-        Returns:
-            Whether a weight was secured.
-        """
+        """Secure weights that bring dead parts back."""
+        # Their layers (where that is not enough, all) start with the weights to choose from, and are taken back to what
+        # was chosen, many at a time. Where that would cut a part off, a layer keeps its best weights that prevent it.
         restored = list(dict.fromkeys(name for name, _ in dead))
         candidate = {name: (allowed[name] if name in restored else kept).cpu() for name, kept in chosen.items()}
         goal = dead

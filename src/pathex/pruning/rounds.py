@@ -17,7 +17,6 @@ from pathex.errors import InvalidInput, check_integer
 from pathex.masks import Mask, Selector
 from pathex.paths import has_empty_units, on_paths, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
-from pathex.pruning.malloc import keeps_freed_memory
 from pathex.pruning.scoring import (
     CustomMethod,
     agreed,
@@ -32,8 +31,6 @@ from pathex.pruning.scoring import (
 )
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem, joined, parse_memory, read_batches
-
-__all__ = ["PruneResult", "default_rounds", "prune"]
 
 OnRound = Callable[[dict[str, Any], Mask], object]
 
@@ -168,8 +165,7 @@ def prune(
             min_per_layer=min_per_layer,
             strict=strict,
         )
-        host = memory if base.device.type == "cpu" else None
-        with keeps_freed_memory(host), _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
+        with _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
             mask, history = _rounds(base, method_call, updater, output, on_round, advance)
         report = examine(model, mask, base.images[:1], start=start, output=output, off_path=unreached)
         warn_of_collapse(report, strict)

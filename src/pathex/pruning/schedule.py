@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 from pathex.errors import InvalidInput, UnknownName, check_integer
 
-__all__ = ["ADAPTIVE", "SCHEDULES", "TOLERANCE", "densities", "next_step", "read_schedule"]
-
 ADAPTIVE = "adaptive"
 SCHEDULES = ("exponential", "linear", ADAPTIVE)
 
@@ -81,31 +79,18 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
 
 
 def next_step(last: int, left: int, tolerance: float, error: Callable[[int], float]) -> int:
-    r"""How many planned rounds an adaptive schedule makes at once, by the rule that sets the steps of ODE solvers.
-
-    Scores age while weights go: those of a step's beginning also decide what goes at its end. How much that matters is
-    seen one round late and without a further pass over the images: the scores of the round before are as old now as
-    the last step was long, and where they would keep other weights than the new ones, a step of that length was too
-    long. With ``e(k)`` the share of the weights kept after k more planned rounds that differ between the two,
-
-        step = 2 last, if ``e(2 last) < tolerance``, else the largest k below it with ``k e(2 last) / (2 last) <=
-        tolerance``, and at least 1,
-
-    because ``e`` grows in proportion to k (that is measured: ``benchmarks/fewer_rounds.py``). A step at most doubles,
-    so that no estimate speaks for scores much older than those it saw; there is no bound on how fast steps shrink. The
-    error counts weights of the mask, not differences of scores: only what changes the mask matters, and scores of
-    different sizes and methods need no scale. Steps are whole rounds of the plan, so that the smallest possible steps
-    are the exponential schedule itself.
-
-    Args:
-        last: Planned rounds of the last step, at least 1.
-        left: Planned rounds that are left, at least 1.
-        tolerance: Share that may differ in a step; with 0 every planned round is made.
-        error: From a number of planned rounds to the share that differs; called at most once.
-
-    Returns:
-        The step, from 1 to ``left``.
-    """
+    r"""How many planned rounds an adaptive schedule makes at once, by the rule that sets the steps of ODE solvers."""
+    # Scores age while weights go: those of a step's beginning also decide what goes at its end. How much that matters
+    # is seen one round late and without a further pass over the images: the scores of the round before are as old now
+    # as the last step was long, and where they would keep other weights than the new ones, a step of that length was
+    # too long. With ``e(k)`` the share of the weights kept after k more planned rounds that differ between the two,
+    #     step = 2 last, if ``e(2 last) < tolerance``, else the largest k below it with ``k e(2 last) / (2 last) <=
+    #     tolerance``, and at least 1,
+    # because ``e`` grows in proportion to k (that is measured: ``benchmarks/fewer_rounds.py``). A step at most doubles,
+    # so that no estimate speaks for scores much older than those it saw; there is no bound on how fast steps shrink.
+    # The error counts weights of the mask, not differences of scores: only what changes the mask matters, and scores of
+    # different sizes and methods need no scale. Steps are whole rounds of the plan, so that the smallest possible steps
+    # are the exponential schedule itself.
     trial = min(2 * last, left)
     if trial == 1:
         return 1

@@ -18,9 +18,6 @@ from pathex.masks import Mask, Selector, own_module, prunable_weights
 from pathex.paths import off_path
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
 
-__all__ = ["CustomMethod", "agreed", "call_of", "check_mask", "name_of", "on_path", "options_of", "score", "scored"]
-__all__ += ["is_plain", "weights_of"]
-
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
 

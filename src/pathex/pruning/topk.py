@@ -10,24 +10,11 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 
-__all__ = ["Pool", "cut", "keep_best", "keep_best_by_layer"]
-
 
 def cut(
     scores: Sequence[Tensor], candidates: Tensor, count: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, int]:
-    """The best of the candidates, with all that tie with the last of them.
-
-    Args:
-        scores: Vectors on the CPU, one for each layer.
-        candidates: Bool vector over all of them.
-        count: How many are wanted, at least 1.
-        dtype: The precision in which scores are compared.
-
-    Returns:
-        Bool vectors: the candidates that reach the score of the ``count``-th best one; those of exactly that score, if
-        there are too many; and by how many.
-    """
+    """The best of the candidates, with all that tie with the last of them."""
     parts = candidates.split([len(score) for score in scores])
     numbers = [int(part.count_nonzero()) for part in parts]
     if count >= sum(numbers):
@@ -134,14 +121,9 @@ def _without(keep: Tensor, ties: Tensor | None, surplus: int, order: Callable[[T
 
 
 def _mixed(indices: Tensor, seed: int) -> Tensor:
-    """A number for each index, no two alike, as if drawn.
-
-    The finalizer of SplitMix64 (Steele, Lea, Flood, 2014), a bijection of 64 bits. Where few are tied it costs far less
-    than a permutation of all weights.
-
-    Returns:
-        int64, in the shape of the indices.
-    """
+    """A number for each index, no two alike, as if drawn."""
+    # The finalizer of SplitMix64 (Steele, Lea, Flood, 2014), a bijection of 64 bits. Where few are tied it costs far
+    # less than a permutation of all weights.
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     with np.errstate(over="ignore"):
         mixed = indices.numpy().astype(np.uint64) + state
@@ -160,20 +142,7 @@ def keep_best(
     at_least: Mapping[str, int] | None = None,
     forced: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Keep the ``count`` weights of highest score, all layers together.
-
-    Args:
-        scores: Name to score, higher = keep; infinite scores are allowed, NaN is not.
-        allowed: Name to bool tensor: the weights to choose from.
-        count: How many weights to keep, at most the number of allowed ones.
-        seed: Seed of the order that breaks ties.
-        at_least: Name to a number of weights that the layer keeps in any case.
-        forced: Name to bool tensor: allowed weights that come before all others, whatever their score.
-
-    Returns:
-        Name to bool tensor on the CPU with exactly ``count`` True entries in all. More weights than there are, or
-        floors above ``count``, raise `pathex.errors.InvalidInput`.
-    """
+    """Keep the ``count`` weights of highest score, all layers together."""
     pool = Pool(scores, allowed, seed, forced)
     secured = pool.secured(at_least, count)
     if not secured.any():
@@ -189,18 +158,7 @@ def keep_best_by_layer(
     seed: int = 0,
     forced: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Keep a given number of weights in each layer, those of highest score.
-
-    Args:
-        scores: Name to score, higher = keep.
-        allowed: Name to bool tensor: the weights to choose from.
-        counts: Name to the number of weights that the layer keeps.
-        seed: Seed of the order that breaks ties.
-        forced: Name to bool tensor: allowed weights that come before all others, whatever their score.
-
-    Returns:
-        Name to bool tensor on the CPU.
-    """
+    """Keep a given number of weights in each layer, those of highest score."""
     return {
         name: keep_best({name: score}, allowed, counts[name], seed=seed + index, forced=forced)[name]
         for index, (name, score) in enumerate(scores.items())

@@ -14,8 +14,6 @@ from pathex.pruning.effective import keep_connected
 from pathex.pruning.floors import Connected, Floors, Keep, Parts
 from pathex.pruning.topk import keep_best, keep_best_by_layer
 
-__all__ = ["BUDGETS", "RoundUpdater"]
-
 BUDGETS = ("nominal", "effective")
 
 
@@ -99,18 +97,7 @@ class RoundUpdater:
         return round_to_total(shares, self.kept, limits, dict.fromkeys(limits, self.min_per_layer))
 
     def choose(self, scores: Mapping[str, Tensor], current: Mask, number: int, connected: Connected) -> Mask:
-        """The mask after a round; `reached` then says how far that is.
-
-        Args:
-            scores: Name to score, higher = keep.
-            current: The mask before the round.
-            number: Number of the round, from 1.
-            connected: From a mask to the part of it that lies on paths; used by the effective budget.
-
-        Returns:
-            The mask, with exactly as many weights as the schedule says: a part of ``current``, or of the start mask
-            if weights may return.
-        """
+        """The mask after a round; `reached` then says how far that is."""
         seed = (self.seed * 1_000_003 + number) % 2**63
         allowed = self.start if self.revives else current
         self.reached = number if self._tolerance is None else self._next(scores, allowed, seed)

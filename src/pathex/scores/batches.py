@@ -10,8 +10,6 @@ from torch import Tensor
 from pathex.distributed import Processes
 from pathex.errors import InvalidInput
 
-__all__ = ["Batch", "fingerprint", "joined", "label_fingerprint", "read_batches"]
-
 Batch = tuple[Tensor, Tensor | None]
 
 

@@ -14,8 +14,6 @@ from pathex.scores.model_reader import IGNORED, ModelReader
 from pathex.scores.options import NaturalOrNone
 from pathex.scores.problem import Problem
 
-__all__ = ["FisherDiagonal"]
-
 
 def _given(reader: ModelReader) -> Rows:
     def rows(outputs: Tensor, labels: Any) -> Tensor:

@@ -8,8 +8,6 @@ from pathex.scores.loss import loss_gradient, require_labels
 from pathex.scores.method import LossMethod
 from pathex.scores.problem import Problem
 
-__all__ = ["Force"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Force(LossMethod):

@@ -12,8 +12,6 @@ from pathex.scores.method import LossMethod
 from pathex.scores.options import Positive
 from pathex.scores.problem import Problem
 
-__all__ = ["Grasp"]
-
 
 def _hessian_product(
     weights: Mapping[str, Tensor], vector: Mapping[str, Tensor]

@@ -9,8 +9,6 @@ from pathex.scores.method import LossMethod
 from pathex.scores.problem import Problem
 from pathex.scores.snip import connection_sensitivity
 
-__all__ = ["IterativeSnip"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeSnip(LossMethod):

@@ -13,8 +13,6 @@ from pathex.paths import Statistics
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import generator
 
-__all__ = ["Rows", "gradients", "squared_jacobian"]
-
 Rows = Callable[[Tensor, Any], Tensor]
 """From outputs ``(B, ...)`` and labels to the numbers ``(B, ...)`` whose derivatives are squared."""
 
@@ -26,25 +24,10 @@ _PROJECTIONS = 32
 def squared_jacobian(
     reader: ModelReader, rows: Rows, projections: int | None, *, labels: bool = False
 ) -> dict[str, Tensor]:
-    """``theta_j^2 sum_r (d row_r / d theta_j)^2`` over the rows of the whole pruning set.
-
-    Projections take the mean over signs v of ``(theta_j d(sum_r v_r row_r) / d theta_j)^2``, which is unbiased and has
-    a variance of at most twice its squared mean. They are drawn by seed and round, image after image in canonical
-    order, so that neither batches nor memory change them. Squares are summed in float64.
-
-    Args:
-        reader: The network; without ``calibration='train'`` images do not depend on each other.
-        rows: The rows of a batch.
-        projections: None chooses; 0 is exact; otherwise their number.
-        labels: Whether the rows need labels.
-
-    Returns:
-        Name to score, float64.
-
-    Raises:
-        InvalidInput: If labels are needed and missing, or no row depends on a prunable weight.
-        PathexError: If a score is not finite.
-    """
+    """``theta_j^2 sum_r (d row_r / d theta_j)^2`` over the rows of the whole pruning set."""
+    # Projections take the mean over signs v of ``(theta_j d(sum_r v_r row_r) / d theta_j)^2``, which is unbiased and
+    # has a variance of at most twice its squared mean. They are drawn by seed and round, image after image in canonical
+    # order, so that neither batches nor memory change them. Squares are summed in float64.
     network = _Network(reader, rows, labels)
     if projections is None:
         projections = 0 if network.exact_passes() <= _EXACT_UP_TO else _PROJECTIONS
@@ -64,21 +47,7 @@ def gradients(
     keep: bool = False,
     create: bool = False,
 ) -> dict[str, Tensor]:
-    """Derivatives with respect to leaves, zero where there is none.
-
-    Args:
-        total: What is differentiated.
-        leaves: Tensors by name.
-        weights: What the entries of ``total`` are weighted with; None for a scalar.
-        keep: Whether the graph is kept.
-        create: Whether the derivatives can be differentiated again; keeps the graph too.
-
-    Returns:
-        Name to derivative.
-
-    Raises:
-        InvalidInput: If ``total`` depends on none of the leaves.
-    """
+    """Derivatives with respect to leaves, zero where there is none."""
     if not total.requires_grad:
         raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
     found = torch.autograd.grad(

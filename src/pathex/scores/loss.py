@@ -10,8 +10,6 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import Statistics
 from pathex.scores.model_reader import IGNORED, ModelReader
 
-__all__ = ["loss_gradient", "loss_terms", "require_labels", "require_second_derivatives"]
-
 
 def require_labels(reader: ModelReader, method: str) -> None:
     """Refuse a pruning set without labels."""
@@ -25,23 +23,9 @@ def loss_terms(
     statistics: Statistics,
     temperature: float = 1.0,
 ) -> Iterator[Callable[[], Tensor]]:
-    """The mean loss over the whole pruning set as a sum of one term a batch.
-
-    Every image has the same weight, or every pixel that has a class, however the images are batched. A term has a
-    graph if gradients are enabled where it is computed.
-
-    Args:
-        reader: How the network is run.
-        tensors: Masked weights and other replaced parameters.
-        statistics: What BatchNorm uses.
-        temperature: The output is divided by it.
-
-    Yields:
-        Functions that compute a term, a scalar; they raise `InvalidInput` if labels do not fit the outputs.
-
-    Raises:
-        InvalidInput: If no label names a class.
-    """
+    """The mean loss over the whole pruning set as a sum of one term a batch."""
+    # Every image has the same weight, or every pixel that has a class, however the images are batched. A term has a
+    # graph if gradients are enabled where it is computed.
 
     def term(x: Tensor, y: Tensor) -> Tensor:
         outputs = reader.forward(x, tensors, statistics) / temperature
@@ -69,21 +53,7 @@ def loss_gradient(
     statistics: Statistics,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
-    """The gradient of the mean loss over the whole pruning set.
-
-    Args:
-        reader: How the network is run.
-        weights: Leaves with ``requires_grad``, by name.
-        tensors: The same and other replaced parameters.
-        statistics: What BatchNorm uses.
-        temperature: The output is divided by it.
-
-    Returns:
-        Name to gradient; zero for a weight that the loss does not depend on.
-
-    Raises:
-        InvalidInput: If the loss depends on none of the weights.
-    """
+    """The gradient of the mean loss over the whole pruning set."""
 
     def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
         with torch.enable_grad():
@@ -97,17 +67,8 @@ def loss_gradient(
 
 
 def require_second_derivatives(value: Tensor, method: str) -> None:
-    """Refuse a graph with a function that can be differentiated once only.
-
-    ``torch.autograd.grad`` passes over such a function in silence: what it returns is then wrong.
-
-    Args:
-        value: What is about to be differentiated, computed from a gradient.
-        method: Name of the method, for the message.
-
-    Raises:
-        UnsupportedOperation: If there is one; the message lists the custom functions of the graph.
-    """
+    """Refuse a graph with a function that can be differentiated once only."""
+    # ``torch.autograd.grad`` passes over such a function in silence: what it returns is then wrong.
     seen, open_nodes = set(), [value.grad_fn]
     while open_nodes:
         node = open_nodes.pop()

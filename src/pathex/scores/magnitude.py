@@ -5,8 +5,6 @@ from torch import Tensor
 from pathex.scores.method import Method
 from pathex.scores.problem import Problem
 
-__all__ = ["Magnitude"]
-
 
 class Magnitude(Method):
     """Magnitude at initialization: ``S_j = |theta_j|`` (LeCun, Denker, Solla 1989; Han et al. 2015).

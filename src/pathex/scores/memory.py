@@ -9,8 +9,6 @@ from pathex.errors import PathexWarning
 from pathex.paths import footprint
 from pathex.scores.problem import Problem, mib
 
-__all__ = ["calibration_chunk", "doubt_batches", "entries_of_image"]
-
 # Results of one function, its operands and their copies in another layout of memory, at most.
 _FORWARD = 8
 _LATER = 12  # bytes a weight of products, their sums and gradients, which come after calibration

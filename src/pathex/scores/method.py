@@ -2,19 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from inspect import cleandoc
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from torch import Tensor
 
 from pathex.errors import InvalidInput
-from pathex.paths import PerSample, Smooth, survey
+from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, LossOrNone, Output, Redraw, Scales, check_options
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
-
-__all__ = ["LossMethod", "Method", "ModelMethod", "PathMethod", "PerSample", "Smooth"]
 
 M = TypeVar("M", bound="Method")
 
@@ -104,8 +103,17 @@ class Method(ABC):
     def __str__(self) -> str:
         about = {"citation": self.citation, "equation": self.equation, "needs": self.needs, "rounds": self.rounds}
         lines = [f"{self.name}: {self.title}", *(f"  {name:<9} {text}" for name, text in about.items())]
-        lines += [f"  option    {name}={value!r}" for name, value in self.options.items()]
+        meaning = self._meaning()
+        lines += [f"  option    {name}={value!r}: {meaning.get(name, '')}" for name, value in self.options.items()]
         return "\n".join(lines)
+
+    def _meaning(self) -> dict[str, str]:
+        """What each option means, from the docstrings of the class and its bases."""
+        from docstring_parser import parse
+
+        kinds = [kind for kind in reversed(type(self).__mro__) if kind.__doc__ and is_dataclass(kind)]
+        parameters = [entry for kind in kinds for entry in parse(cleandoc(kind.__doc__ or "")).params]
+        return {p.arg_name: " ".join((p.description or "").replace("``", "").split()) for p in parameters}
 
 
 @dataclass(frozen=True, kw_only=True)

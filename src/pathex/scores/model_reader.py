@@ -15,8 +15,6 @@ from pathex.scores.options import LossOrNone
 from pathex.scores.problem import generator
 from pathex.scores.reader import Reader, Tensors
 
-__all__ = ["IGNORED", "ModelReader"]
-
 IGNORED = 255  # label of pixels that belong to no class
 
 
@@ -31,11 +29,7 @@ class ModelReader(Reader):
     loss: LossOrNone = None
 
     def fixed(self) -> dict[str, Tensor]:
-        """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart.
-
-        Returns:
-            Name to ones or signs.
-        """
+        """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart."""
         found, source = super().fixed(), generator(self.problem.seed)
         for name in sorted(found.keys() & set(self.problem.prunable)):
             signs = torch.randint(0, 2, found[name].shape, generator=source) * 2 - 1
@@ -74,18 +68,7 @@ class ModelReader(Reader):
         return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
 
     def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of a batch.
-
-        Args:
-            outputs: ``(B, classes, ...)``.
-            labels: Class numbers ``(B, ...)``, of pixels 255 where no class is; or class probabilities.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            InvalidInput: If labels do not fit the outputs.
-        """
+        """The mean loss of a batch."""
         labels = self.fitting(outputs, labels)
         if self.loss is not None:
             return self.loss(outputs, labels)
@@ -94,19 +77,7 @@ class ModelReader(Reader):
         return F.cross_entropy(outputs, labels, ignore_index=IGNORED if labels.dim() > 1 else -100)
 
     def fitting(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The labels as cross-entropy takes them, class numbers stored as floating point included.
-
-        Args:
-            outputs: ``(B, classes, ...)``.
-            labels: Labels of the batch.
-
-        Returns:
-            Class numbers ``(B, ...)`` int64 or class probabilities in the shape of the outputs; with a loss of the
-            user's own, whatever was given.
-
-        Raises:
-            InvalidInput: If labels do not fit the outputs.
-        """
+        """The labels as cross-entropy takes them, class numbers stored as floating point included."""
         if labels.is_inference():
             labels = labels.clone()  # what was made in inference mode cannot be saved for a backward pass
         if self.loss is not None:

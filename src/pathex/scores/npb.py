@@ -11,8 +11,6 @@ from pathex.scores.method import Method
 from pathex.scores.options import Allowed, Output, is_number
 from pathex.scores.problem import Problem, generator
 
-__all__ = ["Npb"]
-
 
 def _add_bests(score: Tensor, use: Use, paths: Tensor, alpha: float, beta: float) -> None:
     """Add what the best weight of each unit and kernel is worth."""

@@ -9,8 +9,6 @@ from pathex.scores.method import ModelMethod
 from pathex.scores.options import NaturalOrNone
 from pathex.scores.problem import Problem
 
-__all__ = ["NtkDiagonal"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class NtkDiagonal(ModelMethod):

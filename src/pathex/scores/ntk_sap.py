@@ -18,8 +18,6 @@ from pathex.scores.options import Count, Positive, Redraw
 from pathex.scores.problem import Problem, generator
 from pathex.scores.reader import TOTAL
 
-__all__ = ["NtkSap"]
-
 Inputs = Literal["normal", "data"]
 _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that of the weights
 

@@ -11,23 +11,6 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = [
-    "Allowed",
-    "Count",
-    "CountOrNone",
-    "Initialiser",
-    "Loss",
-    "LossOrNone",
-    "Natural",
-    "NaturalOrNone",
-    "Output",
-    "Positive",
-    "Redraw",
-    "Scales",
-    "check_options",
-    "is_number",
-]
-
 
 @dataclass(frozen=True)
 class Allowed:
@@ -77,16 +60,7 @@ Positive = Annotated[float, Allowed("a positive number", lambda value: is_number
 
 
 def check_options(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Refuse values that are not among those of their annotations: a ``Literal``, ``bool``, or an `Allowed`.
-
-    Args:
-        values: Value by name.
-        hints: Annotation by name.
-
-    Raises:
-        UnknownName: If a value is not one of the words of a ``Literal``.
-        InvalidInput: If it is no bool, or not allowed.
-    """
+    """Refuse values that are not among those of their annotations: a ``Literal``, ``bool``, or an `Allowed`."""
     for name, value in values.items():
         hint = hints[name]
         if get_origin(hint) is Literal and value not in get_args(hint):

@@ -11,8 +11,6 @@ from pathex.scores.options import CountOrNone, Output, Redraw, Scales
 from pathex.scores.problem import Problem, generator
 from pathex.scores.reader import PathReader
 
-__all__ = ["Phew"]
-
 _MOST = 1_000_000
 _TIE = 1e-8  # less than one use in a batch of walks
 

@@ -13,8 +13,6 @@ from pathex.graph import tf32_products
 from pathex.paths import Linear, Moments, run_linear
 from pathex.scores.reader import PathReader
 
-__all__ = ["open_sum", "safely"]
-
 Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
 """From a reader to a scalar and scores by name."""
 
@@ -24,20 +22,7 @@ _SAFE = (1e-25, 1e30)
 
 
 def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]:
-    """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32.
-
-    Args:
-        reader: The reader.
-        summed: From a reader to the sum over paths, a scalar, and the scores, each layer's in proportion to what of the
-            sum passes through it.
-        method: Name for the error message.
-
-    Returns:
-        Name to score.
-
-    Raises:
-        PathexError: If the sum is not finite in float64.
-    """
+    """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32."""
     memo = reader.problem.memo
     # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
     if reader.precision != torch.float64 and memo.get("sum leaves float32", False):
@@ -71,17 +56,7 @@ def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[s
 def open_sum(
     reader: PathReader, *, statistics: Sequence[Moments] | None = None, seen: Tensor | None = None, **how: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What an input of ones brings to the outputs of the open network, and the scores of the weights it passes.
-
-    Args:
-        reader: The reader.
-        statistics: What BatchNorm is read with; None is what the reader says.
-        seen: Factor of each output, ``(1, ...)``; None is one.
-        **how: Further arguments of `pathex.paths.Linear`.
-
-    Returns:
-        The sum over outputs, a scalar, and ``theta^2 dR/d(theta^2)`` of it by name.
-    """
+    """What an input of ones brings to the outputs of the open network, and the scores of the weights it passes."""
     tensors = reader.tensors()
     with torch.enable_grad():
         known = reader.coefficients() if statistics is None else statistics

@@ -18,8 +18,6 @@ from pathex.graph import Graph, compute_dtype, trace
 from pathex.paths import Weights
 from pathex.scores.batches import Batch, fingerprint, label_fingerprint
 
-__all__ = ["Batch", "Problem", "generator", "mib", "parse_memory"]
-
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 

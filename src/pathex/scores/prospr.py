@@ -15,8 +15,6 @@ from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Allowed, Natural, Positive, is_number
 from pathex.scores.problem import Batch, Problem
 
-__all__ = ["ProsPr"]
-
 State = dict[str, Tensor]
 
 

@@ -12,8 +12,6 @@ from pathex.scores.precision import safely
 from pathex.scores.problem import Problem
 from pathex.scores.reader import TOTAL, PathReader
 
-__all__ = ["PX"]
-
 
 def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     tensors = reader.tensors()

@@ -17,8 +17,6 @@ from pathex.scores.method import Method
 from pathex.scores.options import Allowed, Output
 from pathex.scores.problem import Batch, Problem
 
-__all__ = ["PXCvpr24"]
-
 _OTHER_ACTIVATIONS = ACTIVATIONS | words(
     "relu6 leaky_relu prelu rrelu hardtanh sigmoid hardsigmoid softplus log_sigmoid softmax glu threshold"
 )

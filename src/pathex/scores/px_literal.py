@@ -16,8 +16,6 @@ from pathex.scores.precision import open_sum, safely
 from pathex.scores.problem import Problem
 from pathex.scores.reader import TOTAL, PathReader
 
-__all__ = ["PXLiteral"]
-
 # Products of ones along paths reach this in float32 from a start that is as small as they are large.
 _WIDEST = 1e60
 
@@ -30,14 +28,9 @@ def _ones(reader: PathReader, dtype: torch.dtype) -> Weights:
 
 
 def _scale(reader: PathReader) -> float | None:
-    """Factor of squared images that keeps the network of ones within float32; None where there is none.
-
-    With all gates open and the largest entry of all images everywhere no output can be larger. The mask of a later
-    round makes outputs smaller, by much less than there is room below.
-
-    Returns:
-        A power of two.
-    """
+    """Factor of squared images that keeps the network of ones within float32; None where there is none."""
+    # With all gates open and the largest entry of all images everywhere no output can be larger. The mask of a later
+    # round makes outputs smaller, by much less than there is room below.
     if reader.precision == torch.float64:
         return None
     memo = reader.problem.memo

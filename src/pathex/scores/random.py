@@ -6,8 +6,6 @@ from torch import Tensor
 from pathex.scores.method import Method
 from pathex.scores.problem import Problem, generator
 
-__all__ = ["Random"]
-
 
 class Random(Method):
     """Random scores: with a global threshold a random mask whose layers keep about the same density.

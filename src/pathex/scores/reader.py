@@ -30,8 +30,6 @@ from pathex.scores.memory import calibration_chunk
 from pathex.scores.options import Initialiser, Output, Redraw, Scales
 from pathex.scores.problem import Problem, generator
 
-__all__ = ["TOTAL", "PathReader", "Reader", "Tensors"]
-
 Recorded = Callable[[], tuple[Tensor, Recording]]
 Tensors = Mapping[str, Tensor]
 R = TypeVar("R", bound="Reader")
@@ -160,14 +158,7 @@ class PathReader(Reader):
         return found
 
     def recordings(self, tensors: Weights) -> list[Recorded]:
-        """Recorded passes over the pruning set in micro-batches that the memory budget allows.
-
-        Args:
-            tensors: The tensors of the network.
-
-        Returns:
-            For each micro-batch a function that makes the pass: it returns images ``(B, ...)`` and their recording.
-        """
+        """Recorded passes over the pruning set in micro-batches that the memory budget allows."""
         parts = list(self.problem.micro_batches(held_bytes(self.graph(), self.precision)))
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images

@@ -9,18 +9,9 @@ from pathex.scores.method import LossMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import Problem
 
-__all__ = ["Snip", "connection_sensitivity"]
-
 
 def connection_sensitivity(reader: ModelReader) -> dict[str, Tensor]:
-    """The absolute derivative of the mean loss with respect to the mask, at the mask.
-
-    Args:
-        reader: How the network is run.
-
-    Returns:
-        Name to score; zero where the mask removed the weight.
-    """
+    """The absolute derivative of the mean loss with respect to the mask, at the mask."""
     weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
     tensors = {**reader.other(), **weights}
     gradient = loss_gradient(reader, weights, tensors, reader.statistics(tensors))

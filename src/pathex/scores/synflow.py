@@ -15,8 +15,6 @@ from pathex.scores.precision import open_sum, safely
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
 
-__all__ = ["SynFlow"]
-
 
 def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     total, scores = open_sum(reader, coefficients="absolute", pools="max")

@@ -10,8 +10,6 @@ from pathex.scores.precision import open_sum, safely
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
 
-__all__ = ["SynFlowL2"]
-
 
 def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     return open_sum(reader)

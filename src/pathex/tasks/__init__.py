@@ -48,18 +48,7 @@ def build(task: str, model: str, data: str, **options: Any) -> Task:
 
 
 def kind(task: str, data: str) -> str:
-    """The task that ``auto`` stands for.
-
-    Args:
-        task: One of :data:`TASKS`.
-        data: Name of a data set.
-
-    Returns:
-        A task other than ``auto``.
-
-    Raises:
-        UnknownName: If there is no such task.
-    """
+    """The task that ``auto`` stands for, or the task itself."""
     if task not in TASKS:
         raise UnknownName("task", task, TASKS)
     if task != "auto":

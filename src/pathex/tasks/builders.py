@@ -13,8 +13,6 @@ from pathex import models
 from pathex.data import ImageData, SegmentationData, load, validation_split
 from pathex.errors import InvalidInput, PathexWarning, reason
 
-__all__ = ["Load", "Setup", "about", "check_names", "failure", "part_of", "training_rows"]
-
 Load = Callable[..., Any]
 """Loads data as ``pathex.data.load`` does, which several runs may want to do once."""
 

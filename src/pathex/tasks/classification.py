@@ -1,8 +1,8 @@
 """Image classification: cross-entropy, measured by the accuracy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,39 +14,14 @@ from pathex.tasks.builders import Setup, about, failure, part_of, training_rows
 from pathex.tasks.task import Task
 from pathex.train import Batches, Feed
 
-__all__ = ["Classification", "build", "squared_error"]
-
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """A network and the images it is to classify.
+    """A network and the images it is to classify."""
 
-    Attributes:
-        model: The network, on the CPU, in eval mode as long as nothing trains it.
-        create: Makes the network anew from a seed, without pre-trained weights.
-        example: A normalised image (1, C, H, W).
-        data: The images.
-        train_indices: (n,) training images that are trained on.
-        validation_indices: (m,) training images held out; None without validation.
-    """
-
-    metric_name: ClassVar[str] = "accuracy"
-    model: nn.Module
-    create: Callable[[int], nn.Module]
-    example: Tensor
     data: ImageData
     train_indices: Tensor
     validation_indices: Tensor | None
-
-    @property
-    def augment(self) -> str:  # type: ignore[override]
-        """Name of the data set's own augmentation."""
-        return self.data.augment
-
-    @property
-    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """Options of the data set's own augmentation."""
-        return self.data.augment_options
 
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
         """The class-balanced images that scores see; validation images are never among them."""

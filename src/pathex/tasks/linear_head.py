@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from pathex.tasks.ridge import RidgeMoments
 from pathex.train import Batches, memory_format
 
-__all__ = ["Head", "fit_head", "head_layer", "install_head", "linear"]
-
 Head = tuple[Tensor, Tensor | None]
 """Weight (K, D) of a head, and its bias (K,) if the layer has one."""
 
@@ -37,14 +35,10 @@ def head_layer(network: nn.Module, example: Tensor) -> str | None:
     if not isinstance(outputs, Tensor):
         return None
     # The same numbers in the same place, not only equal: two heads of zeros are equal, and so is their mean.
-    return next(
-        (
-            name
-            for name, (inputs, own) in found.items()
-            if inputs.ndim == 2 and own.shape == outputs.shape and own.data_ptr() == outputs.data_ptr()
-        ),
-        None,
-    )
+    for name, (inputs, own) in found.items():
+        if inputs.ndim == 2 and own.shape == outputs.shape and own.data_ptr() == outputs.data_ptr():
+            return name
+    return None
 
 
 @torch.no_grad()

@@ -7,17 +7,13 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 
-__all__ = ["RidgeMoments"]
-
 
 class RidgeMoments:
-    """Sums over images of D features and K targets, from which a ridge regression follows in closed form.
-
-    They are taken in float64: batches and their order play no part beyond its rounding.
-    """
+    """Sums over images of D features and K targets, from which a ridge regression follows in closed form."""
 
     def __init__(self, features: int, targets: int, device: torch.device) -> None:
         self._features = features
+        # In float64, so that batches and their order play no part beyond its rounding.
         # Products of all pairs of columns of [features, 1, targets].
         side = features + 1 + targets
         self._sums = torch.zeros(side, side, dtype=torch.float64, device=device)
@@ -33,20 +29,8 @@ class RidgeMoments:
         self._sums = total(self._sums)
 
     def solve(self, alpha: float, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
-        """The weights W and the intercept b that minimise ``sum_n |y_n - W x_n - b|^2 + alpha |W|^2``.
-
-        The sum is over images, not their mean, and b is not penalised: the convention of scikit-learn's ``Ridge``.
-
-        Args:
-            alpha: Weight of the penalty, above 0.
-            intercept: Whether there is an intercept; otherwise it is zero.
-
-        Returns:
-            W, float64 (K, D), and b, float64 (K,), on the CPU.
-
-        Raises:
-            InvalidInput: If there were no images, or their features are not finite.
-        """
+        """W, float64 (K, D), and b (K,) on the CPU that minimise ``sum_n |y_n - W x_n - b|^2 + alpha |W|^2``."""
+        # A sum over images, not their mean, and b is not penalised: the convention of scikit-learn's Ridge.
         sums, size = self._sums.cpu(), self._features
         if not torch.isfinite(sums).all():
             raise InvalidInput("ridge regression: the features of the images are not finite")

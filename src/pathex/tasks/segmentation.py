@@ -18,8 +18,6 @@ from pathex.tasks.sliding_window import SlidingWindow
 from pathex.tasks.task import Task
 from pathex.train import Batches, cut_batches, evaluate
 
-__all__ = ["Segmentation", "build", "class_iou", "pixel_loss"]
-
 _CROP = 513
 _SCORING_BATCH = 4
 # Side of the small image that shows which sizes a network takes: as many pixels more than a multiple of 64 as the crop.
@@ -28,24 +26,9 @@ _PROBE = 64
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """A network and the images it is to segment.
-
-    Attributes:
-        model: The network, on the CPU, in eval mode as long as nothing trains it.
-        create: Makes the network anew from a seed, without pre-trained weights.
-        example: A normalised window (1, C, side, side).
-        data: The images.
-        train_indices: (n,) training images that are trained on.
-        validation_indices: (m,) training images held out; None without validation.
-        window: What the network sees of an image.
-        evaluation: How test images are measured: ``full`` or ``crop``.
-        stride: Distance of the windows of a full evaluation, in pixels.
-    """
+    """A network and the images it is to segment."""
 
     metric_name: ClassVar[str] = "miou"
-    model: nn.Module
-    create: Callable[[int], nn.Module]
-    example: Tensor
     data: SegmentationData
     train_indices: Tensor
     validation_indices: Tensor | None
@@ -54,12 +37,12 @@ class Segmentation(Task):
     stride: int
 
     @property
-    def augment(self) -> str:  # type: ignore[override]
+    def augment(self) -> str:
         """Name of the usual augmentation."""
         return "scale-crop"
 
     @property
-    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def augment_options(self) -> Mapping[str, Any]:
         """Options of the usual augmentation: those that it has by itself."""
         return {}
 
@@ -116,20 +99,8 @@ class Segmentation(Task):
         }
 
     def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
-        """Measure on the test images.
-
-        A full evaluation gives every process all images, so that all make the same number of forward passes.
-
-        Args:
-            model: The network, on the device of ``fabric``.
-            fabric: The ``lightning_fabric.Fabric`` of the training.
-            batch_size: Images in a forward pass, over all processes, or windows, in each.
-
-        Returns:
-            ``test_miou``, a fraction, ``test_images``, and ``test_class_iou``: that of each class, None for one that
-            is neither predicted nor there.
-        """
-        whole = self.evaluation == "full"
+        """Measure on the test images."""
+        whole = self.evaluation == "full"  # then every process has all images, and as many forward passes as others
         share = (0, 1) if whole else (fabric.global_rank, fabric.world_size)
         feed = self.feed("test", fabric.device, batch_size, share=share)
         assert feed is not None

@@ -1,6 +1,6 @@
 """Batches of images with label maps on the device of the training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,6 @@ from torch import Tensor
 from pathex.data import SegmentationData, SegmentationSplit, Window, read_ahead, upload
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train import check_share, cut_batches, epoch_generator, share_of
-
-__all__ = ["AUGMENTATIONS", "EVALUATIONS", "SegmentationLoader"]
 
 AUGMENTATIONS = ("none", "scale-crop")
 """``none`` cuts the middle of the image; ``scale-crop`` scales by 0.5 to 2, cuts anywhere, and mirrors."""
@@ -25,14 +23,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class SegmentationLoader:
-    """Batches of one split, decoded and cut by worker processes, a few batches ahead.
-
-    A pass yields normalised images, float32 (B, C, H, W), and labels, int64 (B, H, W).
-
-    Attributes:
-        images: Number of images in one pass, over all processes.
-        batches: Number of batches in one pass.
-    """
+    """Batches of one split, decoded and cut by worker processes, a few batches ahead."""
 
     def __init__(
         self,
@@ -48,26 +39,7 @@ class SegmentationLoader:
         evaluation: str = "crop",
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Prepare the batches.
-
-        Args:
-            data: What the split belongs to; it normalises.
-            split: ``data.train`` or ``data.test``.
-            window: What the network sees of an image.
-            device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes; the last batch takes what is left. If this would give a
-                process less than two images, it joins the batch before, as BatchNorm cannot train on one.
-            indices: (n,) the images of the split to use; None is all.
-            augment: One of :data:`AUGMENTATIONS`, for shuffled passes.
-            augment_options: ``min_scale`` and ``max_scale`` of ``scale-crop``.
-            evaluation: One of :data:`EVALUATIONS`, for passes in order.
-            share: Number of this process and of all of them. Order and augmentation are drawn for whole batches, each
-                of which is cut into one contiguous piece for each process, whose sizes differ by one at most.
-
-        Raises:
-            UnknownName: If a name is not known. Other arguments that cannot be used raise
-                `pathex.errors.InvalidInput`.
-        """
+        """Prepare the batches."""
         if augment not in AUGMENTATIONS:
             raise UnknownName("augment", augment, AUGMENTATIONS)
         if evaluation not in EVALUATIONS:
@@ -87,15 +59,15 @@ class SegmentationLoader:
         seeds = torch.randint(2**62, (self.images,), generator=generator).tolist()
         keys = list(zip(order, seeds, strict=True))
         batches = [[keys[place] for place in piece] for piece in self._pieces(2 * self._share[1])]
-        return self._loaded(partial(_training_batch, self._split, self._window, self._scales), batches)
+        return self._loaded(partial(_batch, partial(_changed, self._split, self._window, self._scales)), batches)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the split's own order, not augmented."""
         rows = self._rows.tolist()
         batches = [[rows[place] for place in piece] for piece in self._pieces(self._share[1])]
         if self._evaluation == "full":
-            return self._loaded(partial(_whole, self._split), [[row] for batch in batches for row in batch])
-        return self._loaded(partial(_fitted, self._split, self._window), batches)
+            return self._loaded(partial(_batch, self._split.sample), [[row] for batch in batches for row in batch])
+        return self._loaded(partial(_batch, partial(_fitted, self._split, self._window)), batches)
 
     def _pieces(self, least: int) -> list[range]:
         return [share_of(batch, *self._share) for batch in cut_batches(self.images, self._batch_size, least)]
@@ -105,28 +77,24 @@ class SegmentationLoader:
             yield self._data.normalise(upload(images, self._device)), upload(labels, self._device).long()
 
 
-def _training_batch(
-    split: SegmentationSplit, window: Window, scales: tuple[float, float] | None, batch: Sequence[tuple[int, int]]
+def _changed(
+    split: SegmentationSplit, window: Window, scales: tuple[float, float] | None, key: tuple[int, int]
 ) -> Batch:
-    samples = []
+    row, seed = key
+    sample = split.sample(row)
+    if scales is None:
+        return window.centre(sample)
     with torch.random.fork_rng(devices=[]):
-        for row, seed in batch:
-            torch.default_generator.manual_seed(seed)
-            sample = split.sample(row)
-            samples.append(window.centre(sample) if scales is None else window.random(sample, scales))
-    return _stacked(samples)
+        torch.default_generator.manual_seed(seed)
+        return window.random(sample, scales)
 
 
-def _fitted(split: SegmentationSplit, window: Window, rows: Sequence[int]) -> Batch:
-    return _stacked([window.fitted(split.sample(row)) for row in rows])
+def _fitted(split: SegmentationSplit, window: Window, row: int) -> Batch:
+    return window.fitted(split.sample(row))
 
 
-def _whole(split: SegmentationSplit, rows: Sequence[int]) -> Batch:
-    return _stacked([split.sample(row) for row in rows])
-
-
-def _stacked(samples: Sequence[Batch]) -> Batch:
-    images, labels = zip(*samples, strict=True)
+def _batch(read: Callable[[Any], Batch], keys: Sequence[Any]) -> Batch:
+    images, labels = zip(*map(read, keys), strict=True)
     return torch.stack(images), torch.stack(labels)
 
 

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SlidingWindow", "window_starts"]
-
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
     """Where windows begin that cover a length; the last ends where the length does."""
@@ -15,18 +13,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 class SlidingWindow(nn.Module):
-    """A segmentation network on images of any size.
-
-    An image smaller than a window is padded with zeros (the mean colour, in normalised images) to the right and below.
-    Every window is padded likewise to what the network takes. Where windows overlap the logits are averaged.
-
-    Args:
-        network: From (B, C, side, side) to logits (B, K, side, side).
-        window: Side of a window, in pixels, at most ``side``.
-        stride: Distance from one window to the next, at most ``window``.
-        side: Side of what the network is given.
-        at_once: Windows in a forward pass.
-    """
+    """A segmentation network on images of any size."""
 
     def __init__(self, network: nn.Module, window: int, stride: int, side: int, at_once: int = 1) -> None:
         super().__init__()
@@ -37,6 +24,7 @@ class SlidingWindow(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W)."""
         window, (count, _, height, width) = self.window, images.shape
+        # Zeros are the mean colour of normalised images; what the network takes beyond the window is padded too.
         padded = F.pad(images, (0, max(0, window - width), 0, max(0, window - height)))
         starts = [window_starts(size, window, self.stride) for size in padded.shape[2:]]
         corners = list(product(*starts))

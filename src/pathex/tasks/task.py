@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +14,13 @@ from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.train import Batches, Events, Prepare, TrainOptions, evaluate, fit
 
-__all__ = ["LOSSES", "Task"]
-
 LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
 
 _BATCH = 256
 
 
+@dataclass(frozen=True)
 class Task(ABC):
     """A network and what it is to learn.
 
@@ -30,18 +29,29 @@ class Task(ABC):
         model: The network, on the CPU, in eval mode as long as nothing trains it.
         create: Makes the network anew from a seed, without pre-trained weights.
         example: A normalised image (1, C, H, W).
-        augment: Name of the usual augmentation of the data.
-        augment_options: Its options.
-        unprunable: Names of modules or parameters that stay dense in any case.
+        data: The data set.
     """
 
-    metric_name: ClassVar[str]
+    metric_name: ClassVar[str] = "accuracy"
     model: nn.Module
     create: Callable[[int], nn.Module]
     example: Tensor
-    augment: str
-    augment_options: Mapping[str, Any]
-    unprunable: tuple[str, ...] = ()
+    data: Any
+
+    @property
+    def unprunable(self) -> tuple[str, ...]:
+        """Names of modules or parameters that stay dense in any case."""
+        return ()
+
+    @property
+    def augment(self) -> str:
+        """Name of the usual augmentation of the data."""
+        return str(self.data.augment)
+
+    @property
+    def augment_options(self) -> Mapping[str, Any]:
+        """Options of the usual augmentation."""
+        return dict(self.data.augment_options)
 
     def source_task(self) -> "Task":
         """The task that a mask is found on by training; for most tasks, this one."""
@@ -49,15 +59,7 @@ class Task(ABC):
 
     @abstractmethod
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
-        """The images that scores see; validation and test images are never among them.
-
-        Args:
-            images_per_class: Images of each class.
-            seed: Seed of the choice.
-
-        Returns:
-            The normalised images, not augmented, with their targets and numbers.
-        """
+        """The normalised images that scores see; validation and test images are never among them."""
 
     def scoring_batches(self, images: PruningSet) -> list[tuple[Tensor, Tensor]]:
         """The pruning set in batches of 256, as methods defined on train-mode BatchNorm were published with."""
@@ -65,26 +67,9 @@ class Task(ABC):
 
     @abstractmethod
     def feed(
-        self,
-        part: str,
-        device: torch.device,
-        batch_size: int,
-        *,
-        share: tuple[int, int] = (0, 1),
-        **options: Any,
+        self, part: str, device: torch.device, batch_size: int, *, share: tuple[int, int] = (0, 1), **options: Any
     ) -> Batches | None:
-        """Batches of one part of the data.
-
-        Args:
-            part: ``train``, ``validation`` or ``test``.
-            device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes.
-            share: Number of this process and of all of them.
-            **options: ``augment`` and ``augment_options``, for the training part.
-
-        Returns:
-            The batches; None where no validation images were held out.
-        """
+        """Batches of ``train`` (with ``augment`` and its options), ``validation`` (None without) or ``test`` images."""
 
     @abstractmethod
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -106,17 +91,7 @@ class Task(ABC):
         return replace(options, augment=self.augment, augment_options=chosen)
 
     def groups(self, options: TrainOptions) -> list[dict[str, Any]]:
-        """Parameters for the optimizer; those that need no gradient are left out.
-
-        Args:
-            options: How the network is trained; with ``head_lr`` the head is a group of its own.
-
-        Returns:
-            One or two groups.
-
-        Raises:
-            InvalidInput: If a learning rate is given for the head of a network whose head is not known.
-        """
+        """Parameters for the optimizer; with ``head_lr`` the head is a group of its own."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         if options.head_lr is None:
             return [{"params": list(trained.values())}]
@@ -135,18 +110,7 @@ class Task(ABC):
         prepare: Prepare | None = None,
         on_event: Events | None = None,
     ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """Train the network; see ``pathex.train.fit`` for files, events and what is returned.
-
-        Args:
-            options: How; ``augment="auto"`` is the data set's own.
-            fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
-            folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
-            prepare: Called with the network and its optimizer before the first step, to attach a mask.
-            on_event: Receives the events of the loop.
-
-        Returns:
-            The network as Fabric runs it, and a row for each epoch.
-        """
+        """Train the network; see :func:`pathex.train.fit`. ``augment="auto"`` is the data set's own."""
         options = self.augmented(options)
         device, size, share = fabric.device, options.batch_size, (fabric.global_rank, fabric.world_size)
         change = {"augment": options.augment, "augment_options": options.augment_options}
@@ -168,16 +132,7 @@ class Task(ABC):
         )
 
     def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
-        """Measure on the test images.
-
-        Args:
-            model: The network, on the device of ``fabric``.
-            fabric: The ``lightning_fabric.Fabric`` of the training.
-            batch_size: Images in a forward pass, over all processes.
-
-        Returns:
-            ``test_<metric_name>``, a fraction, and ``test_images``.
-        """
+        """Measure on the test images: ``test_<metric_name>``, a fraction, and ``test_images``."""
         feed = self.feed("test", fabric.device, batch_size, share=(fabric.global_rank, fabric.world_size))
         assert feed is not None
         value = evaluate(model, feed, self.metric(fabric.device))

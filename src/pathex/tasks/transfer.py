@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,6 @@ from pathex.tasks.linear_head import Head, fit_head, head_layer, install_head, l
 from pathex.tasks.task import Task
 from pathex.tasks.transfer_options import TransferOptions, images_of, transfer_options
 from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format
-
-__all__ = ["OneTask", "Transfer", "Transferred", "build"]
 
 # Features are computed in batches of this size whatever the training's, so that a head does not depend on it.
 _BATCH = 64
@@ -44,7 +43,12 @@ class Transferred(nn.Module):
 class OneTask(Classification):
     """One of the tasks, with a network that has a head for it, which is not to be pruned."""
 
-    unprunable: tuple[str, ...] = ()
+    layer: str
+
+    @property
+    def unprunable(self) -> tuple[str, ...]:
+        """The head, which is fitted anew for every mask."""
+        return (self.layer,)
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Squared error (``auto``, ``mse``), which ridge regression minimises, or ``cross-entropy``."""
@@ -53,26 +57,8 @@ class OneTask(Classification):
 
 @dataclass(frozen=True)
 class Transfer(Task):
-    """A network and several tasks: it is pruned on one and learns the others, each from the same pruned weights.
+    """A network and several tasks: it is pruned on one and learns the others, each from the same pruned weights."""
 
-    Heads are fitted on training images alone. Test images are first read by :meth:`test`: until then what is trained
-    on has no test images at all.
-
-    Attributes:
-        model: The network with a head for the source, on the CPU, in eval mode; training copies it.
-        create: Makes the network anew from a seed, without pre-trained weights.
-        example: A normalised image (1, C, H, W).
-        data: The images of all classes.
-        options: The tasks.
-        layer: Name of the linear layer that is the head.
-        validation: Fraction of the training images of each task that are held out.
-        seed: Seed of the validation split.
-    """
-
-    metric_name: ClassVar[str] = "accuracy"
-    model: nn.Module
-    create: Callable[[int], nn.Module]
-    example: Tensor
     data: ImageData
     options: TransferOptions
     layer: str
@@ -80,17 +66,7 @@ class Transfer(Task):
     seed: int
 
     @property
-    def augment(self) -> str:  # type: ignore[override]
-        """Name of the data set's own augmentation."""
-        return self.data.augment
-
-    @property
-    def augment_options(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """Options of the data set's own augmentation."""
-        return self.data.augment_options
-
-    @property
-    def unprunable(self) -> tuple[str, ...]:  # type: ignore[override]
+    def unprunable(self) -> tuple[str, ...]:
         """The head, which every task replaces by its own."""
         return (self.layer,)
 
@@ -140,25 +116,7 @@ class Transfer(Task):
         prepare: Prepare | None = None,
         on_event: Events | None = None,
     ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """Fit the head of each target on the features of the pruned network, and fine-tune from there.
-
-        Every target has a folder ``tasks/NN`` below that of the run: ``head.safetensors``, ``last.ckpt``,
-        ``metrics.jsonl`` and, when it is done, ``task.json``. A target that is done is not trained again.
-
-        Args:
-            options: How; ``loss="auto"`` is the mean squared error, and ``head_lr`` needs a head that is trained.
-            fabric: The ``lightning_fabric.Fabric`` that decides devices and precision.
-            folder: Folder of the run.
-            prepare: Called for each target with a network and its optimizer, and once before, to attach the mask.
-            on_event: Receives the events of each training, with ``task``, the number of the task, and ``target`` of
-                ``targets``, its place among those that are learned.
-
-        Returns:
-            A :class:`Transferred`, and a row for each target and epoch, with ``task``.
-
-        Raises:
-            InvalidInput: If there is a learning rate for a head that is fixed.
-        """
+        """Fit the head of each target on the features of the pruned network, and fine-tune from there."""
         if options.head_lr is not None and self.options.head == "fixed":
             raise InvalidInput(f"head_lr is {options.head_lr}, and the head is fixed; allowed: none, or head 'trained'")
         # Epochs that rewinding skips were spent on the source; a target begins at its own first.
@@ -178,17 +136,7 @@ class Transfer(Task):
         return Transferred(pruned, heads, folder), rows
 
     def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:
-        """Measure every target on its test images, before and after fine-tuning.
-
-        Args:
-            model: What :meth:`train` returned.
-            fabric: The ``lightning_fabric.Fabric`` of the training.
-            batch_size: Images in a forward pass, over all processes.
-
-        Returns:
-            ``test_accuracy`` and ``zero_shot_accuracy``, means over the targets after and before fine-tuning,
-            ``tasks``, a row for each target, and ``test_images`` of all targets.
-        """
+        """Measure every target on its test images, before and after fine-tuning."""
         assert isinstance(model, Transferred)
         rows, images = [], 0
         for number in self.options.targets:
@@ -201,14 +149,12 @@ class Transfer(Task):
                 prepared = fabric.setup_module(network.to(memory_format=memory_format(network)))
                 values.append(part.test(prepared, fabric=fabric, batch_size=batch_size))
             images += values[0]["test_images"]
-            before, tuned = (value["test_accuracy"] for value in values)
-            rows.append({"task": number, "classes": self._names(number), "zero_shot": before, "fine_tuned": tuned})
-        return {
-            "test_accuracy": _mean([row["fine_tuned"] for row in rows]),
-            "zero_shot_accuracy": _mean([row["zero_shot"] for row in rows]),
-            "tasks": rows,
-            "test_images": images,
-        }
+            zero_shot, fine_tuned = (value["test_accuracy"] for value in values)
+            rows.append(
+                {"task": number, "classes": self._names(number), "zero_shot": zero_shot, "fine_tuned": fine_tuned}
+            )
+        tuned, zero = (round(fmean(row[part] for row in rows), 7) for part in ("fine_tuned", "zero_shot"))
+        return {"test_accuracy": tuned, "zero_shot_accuracy": zero, "tasks": rows, "test_images": images}
 
     def _names(self, number: int) -> list[str]:
         return [self.data.classes[label] for label in self.options.tasks[number]]
@@ -220,7 +166,7 @@ class Transfer(Task):
         names = tuple(self._names(number))
         data = replace(self.data, train=train, test=tested, num_classes=len(classes), classes=names)
         trained, held_out = training_rows(train.labels, self.validation, self.seed)
-        return OneTask(network, self.create, self.example, data, trained, held_out, self.unprunable)
+        return OneTask(network, self.create, self.example, data, trained, held_out, self.layer)
 
     def _fitted(self, part: OneTask, fabric: Any = None) -> Head:
         """The head of a task from its training images, validation images not among them."""
@@ -240,12 +186,11 @@ class Transfer(Task):
     def _pruned(self, options: TrainOptions, prepare: Prepare | None) -> nn.Module:
         """A copy of the network with the mask's zeros, and without what holds them there."""
         copied = copy.deepcopy(self.model)
-        if prepare is None:
-            return copied
-        held = copy.deepcopy(self.model)
-        trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
-        prepare(held, torch.optim.SGD(trained, lr=options.lr))
-        copied.load_state_dict(held.state_dict())
+        if prepare is not None:
+            held = copy.deepcopy(self.model)
+            trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
+            prepare(held, torch.optim.SGD(trained, lr=options.lr))
+            copied.load_state_dict(held.state_dict())
         return copied
 
     def _kept_head(self, pruned: nn.Module, number: int, place: Path, fabric: Any) -> Head:
@@ -324,7 +269,3 @@ def _place(folder: Path, number: int) -> Path:
 
 def _tell(on_event: Events, which: Mapping[str, int], kind: str, payload: dict[str, Any]) -> None:
     on_event(kind, {**which, **payload})
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 7)

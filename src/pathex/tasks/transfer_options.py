@@ -15,23 +15,13 @@ from pathex.data import ImageData, choose_classes, task_splits
 from pathex.errors import InvalidInput, UnknownName, reason
 from pathex.tasks.builders import check_names
 
-__all__ = ["HEADS", "TransferOptions", "images_of", "transfer_options"]
-
 HEADS = ("fixed", "trained")
 """What fine-tuning does to the head that ridge regression found."""
 
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """The options of the task.
-
-    Attributes:
-        tasks: Classes of each task, as numbers among the classes of the data.
-        source: Number of the task that the network is pruned on.
-        targets: Numbers of the tasks that it then learns.
-        alpha: Penalty of the ridge regression.
-        head: One of :data:`HEADS`.
-    """
+    """The options of the task: numbers of classes by task, tasks by number, and the penalty of the regression."""
 
     tasks: tuple[tuple[int, ...], ...]
     source: int

@@ -1,21 +1,14 @@
 """How a pass is cut into batches, and each batch into the pieces of several processes."""
 
-from pathex.errors import InvalidInput
-
-__all__ = ["check_share", "cut_batches", "share_of"]
+from pathex.errors import InvalidInput, check_integer
 
 
 def check_share(images: int, batch_size: int, share: tuple[int, int]) -> None:
-    """Check that each process, ``share`` being its number and their number, gets an image of every whole batch.
-
-    Raises:
-        InvalidInput: If it does not, or a number is out of range.
-    """
+    """Check that each process (its number, how many there are) gets an image of every whole batch."""
     rank, ranks = share
     if not 0 <= rank < ranks:
         raise InvalidInput(f"part must be the number of a process and the number of processes, got {share}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidInput(f"batch_size must be a positive integer, got {batch_size!r}")
+    check_integer("batch_size", batch_size)
     if min(batch_size, images) < ranks:
         raise InvalidInput(
             f"batches of {min(batch_size, images)} images cannot be shared by {ranks} processes; allowed: at least one"

@@ -8,8 +8,6 @@ import torch
 from pathex.errors import InvalidInput
 from pathex.masks import replacing
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save nested dictionaries and lists of tensors, numbers and text atomically."""
@@ -19,17 +17,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what ``save_checkpoint`` wrote, onto the CPU, and nothing but tensors and plain values.
-
-    Args:
-        path: The file to read.
-
-    Returns:
-        The saved state.
-
-    Raises:
-        InvalidInput: If the file cannot be read.
-    """
+    """Load what ``save_checkpoint`` wrote, onto the CPU, and nothing but tensors and plain values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -12,8 +12,6 @@ from pathex.errors import check_integer
 from pathex.train.batches import check_share, cut_batches, share_of
 from pathex.train.seeds import epoch_generator
 
-__all__ = ["RESIDENT_SHARE", "Feed"]
-
 RESIDENT_SHARE = 0.5
 """Share of the memory that is free on a device up to which the images of a split are put there."""
 
@@ -50,19 +48,17 @@ class Feed:
         """Prepare the batches.
 
         Args:
-            data: The ``pathex.data.ImageData`` that the split belongs to; it resizes and normalises.
+            data: What the split belongs to; it resizes and normalises.
             split: ``data.train`` or ``data.test``.
             device: Where the batches are wanted.
-            batch_size: Images in a batch, over all processes; the last batch takes what is left. What is left over
-                and too small (a single image, as BatchNorm cannot train on one, or fewer images than processes) joins
-                the batch before it.
+            batch_size: Images in a batch, over all processes; the last batch takes what is left, and joins the one
+                before where that is a single image, as BatchNorm cannot train on one, or fewer images than processes.
             indices: (n,) the images of the split to use; None is all.
-            augment: Name of the augmentation of :meth:`shuffled`, as ``pathex.data.augment`` knows it.
+            augment: Augmentation of :meth:`shuffled`, see :func:`pathex.data.augment`.
             augment_options: Its options.
             part: Number of this process, and of all processes.
-            workers: Processes that read images; 0 leaves it to the caller's. None is as many as this process may use
-                cores (:func:`pathex.data.default_workers`), or fewer for few images. It makes no difference to the
-                batches. Arguments that cannot be used raise `pathex.errors.InvalidInput`.
+            workers: Processes that read images, which change nothing in the batches; None is as many as
+                :func:`pathex.data.default_workers` says, or fewer for few images.
         """
         if workers is not None:
             check_integer("workers", workers, 0)
@@ -75,9 +71,7 @@ class Feed:
         self._rows = torch.arange(len(split)) if indices is None else indices
         self._labels = split.labels.to(device)
         pixels = getattr(split, "data", None)
-        self._pixels: Tensor | None = None
-        if isinstance(pixels, Tensor) and _fits(pixels, device):
-            self._pixels = pixels.to(device)
+        self._pixels = pixels.to(device) if isinstance(pixels, Tensor) and _fits(pixels, device) else None
         # Other splits may not bear to be used by several processes.
         self._workers = workers if isinstance(split, ArraySplit | DecodedSplit) else 0
         self.images = len(self._rows)
@@ -85,11 +79,7 @@ class Feed:
         self.batches = len(self._cut())
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass in random order, augmented, which follows from seed and epoch.
-
-        Returns:
-            Normalised float32 images (B, C, H, W) and labels (B,): this process's piece of each batch.
-        """
+        """One training pass by seed and epoch: images, float32 (B, C, H, W), and labels (B,), this process's share."""
         generator = epoch_generator(seed, epoch)
         order = self._rows[torch.randperm(self.images, generator=generator)]
         return self._read(order, self._augmentation, self._augmentation.draw(self.images, generator))
@@ -107,7 +97,8 @@ class Feed:
         pieces = [slice(share.start, share.stop) for share in shares]
         rows = upload(order, self._device)
         if "seed" in draws:
-            read = self._loaded(order, pieces, augmentation, draws.pop("seed"))
+            transform = augmentation.transform(self._data.image_size, self._data.in_channels)
+            read = self._loaded(order, pieces, transform, draws.pop("seed"))
             augmentation = Augmentation()
         elif self._pixels is None:
             read = self._loaded(order, pieces)
@@ -122,32 +113,20 @@ class Feed:
             yield self._data.normalise(changed), self._labels.index_select(0, rows[piece])
 
     def _loaded(
-        self,
-        order: Tensor,
-        pieces: Sequence[slice],
-        augmentation: Augmentation | None = None,
-        seeds: Tensor | None = None,
+        self, order: Tensor, pieces: Sequence[slice], transform: Any = None, seeds: Tensor | None = None
     ) -> Iterator[Tensor]:
-        pinned = self._device.type == "cuda"
-        if augmentation is None or seeds is None:
-            batches: list[Any] = [order[piece].tolist() for piece in pieces]
-            return read_ahead(partial(_fetched, self._split), batches, workers=self._workers, pin_memory=pinned)
-        batches = [[*zip(order[piece].tolist(), seeds[piece].tolist(), strict=True)] for piece in pieces]
-        change = partial(_changed, self._split, augmentation, self._data.image_size, self._data.in_channels)
-        return read_ahead(change, batches, workers=self._workers, pin_memory=pinned)
+        columns = [order] if seeds is None else [order, seeds]
+        batches = [torch.stack([column[piece] for column in columns], 1).tolist() for piece in pieces]
+        read = partial(_fetched, self._split, transform)
+        return read_ahead(read, batches, workers=self._workers, pin_memory=self._device.type == "cuda")
 
 
-def _fetched(split: Split, rows: Sequence[int]) -> Tensor:
-    return split.images(torch.tensor(rows))
-
-
-def _changed(
-    split: Split, augmentation: Augmentation, size: int, channels: int, batch: Sequence[tuple[int, int]]
-) -> Tensor:
-    """The images of some rows, each changed by the random numbers of its seed, uint8 (B, C, size, size)."""
-    transform = augmentation.transform(size, channels)
-    assert transform is not None
-    rows, seeds = zip(*batch, strict=True)
+def _fetched(split: Split, transform: Any, batch: Sequence[Sequence[int]]) -> Tensor:
+    """The images of some rows, each changed by the random numbers of its seed where there are any."""
+    rows, *others = zip(*batch, strict=True)
+    if transform is None:
+        return split.images(torch.tensor(rows))
+    [seeds] = others
     if isinstance(split, DecodedSplit):
         return apply_each(lambda row: split.image(row, transform), rows, seeds)
     return apply_each(transform, split.images(torch.tensor(rows)), seeds)

@@ -9,19 +9,12 @@ from torch import Tensor, nn
 
 from pathex.distributed import in_one_piece, is_sharded
 
-__all__ = ["shard", "units", "whole"]
-
 _LEAST = 2**20
 """Parameters of a unit; fewer are not worth a message of their own."""
 
 
 def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
-    """The modules whose weights are gathered together when they are used: the blocks of a network.
-
-    Returns:
-        Members of ``nn.Sequential`` and ``nn.ModuleList`` that are large enough, innermost first, without those that
-        share a parameter with a module outside. What is left over belongs to the network as a whole.
-    """
+    """The modules whose weights are gathered together when they are used: the blocks of a network."""
     uses = Counter(_own(model))
     found: list[nn.Module] = []
     taken: set[nn.Parameter] = set()
@@ -35,10 +28,8 @@ def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
     for block in reversed(list(dict.fromkeys(blocks))):
         own = Counter(_own(block))
         left = [weight for weight in block.parameters() if weight not in taken]
-        if (
-            all(uses[weight] == count for weight, count in own.items())
-            and sum(weight.numel() for weight in left) >= least
-        ):
+        shared = any(uses[weight] != count for weight, count in own.items())
+        if not shared and sum(weight.numel() for weight in left) >= least:
             found.append(block)
             taken.update(own)
     return found
@@ -50,15 +41,7 @@ def _own(model: nn.Module) -> list[nn.Parameter]:
 
 
 def shard(model: nn.Module, mesh: Any) -> nn.Module:
-    """Spread the weights of a network over processes, in place; names and results stay as they are.
-
-    Args:
-        model: The network, the same in every process.
-        mesh: The ``DeviceMesh``; its dimension ``data_parallel`` is used.
-
-    Returns:
-        The network.
-    """
+    """Spread the weights of a network over processes, in place; names and results stay as they are."""
     from torch.distributed.fsdp import fully_shard
 
     model.to(memory_format=torch.contiguous_format)  # weights in another layout are refused
@@ -68,15 +51,7 @@ def shard(model: nn.Module, mesh: Any) -> nn.Module:
 
 
 def whole(state: Any, *, keep: bool = True) -> Any:
-    """A state with each sharded tensor in one piece on the CPU; every process calls it alike.
-
-    Args:
-        state: Nested dictionaries and lists of tensors and plain values.
-        keep: Whether this process wants the result; the others only take part.
-
-    Returns:
-        The same, with plain tensors in place of sharded ones; where it is not kept, nothing in their place.
-    """
+    """A state with each sharded tensor in one piece on the CPU; every process calls it alike."""
     if isinstance(state, Mapping):
         return {name: whole(value, keep=keep) for name, value in state.items()}
     if isinstance(state, list | tuple):

@@ -5,7 +5,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from pathex.train.fsdp import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
 from pathex.train.seeds import epoch_seed
 from pathex.train.step import Collected, Step
-
-__all__ = ["TrainingDiverged", "evaluate", "fit", "memory_format"]
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 
@@ -40,17 +37,9 @@ def _breaks_channels_last(module: nn.Module) -> bool:
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """The layout of images and weights in which a network trains.
-
-    Args:
-        model: The network, on its device.
-
-    Returns:
-        Channels last: convolutions on the CPU are a third faster, and mixed precision needs it on the GPU. Networks on
-        the CPU with narrow strided 1x1 convolutions are left as they are: the backward pass of these writes beyond its
-        memory in that layout (torch 2.14). Sharded weights know no other layout than the usual one.
-    """
-    if any(is_sharded(parameter) for parameter in model.parameters()):
+    """The layout of images and weights in which a network trains."""
+    # Channels last: convolutions on the CPU are a third faster, and mixed precision needs it on the GPU.
+    if any(is_sharded(parameter) for parameter in model.parameters()):  # these know no other layout than the usual one
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     breaks = on_cpu and any(map(_breaks_channels_last, model.modules()))
@@ -58,16 +47,7 @@ def memory_format(model: nn.Module) -> torch.memory_format:
 
 
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
-    """A metric of the network in eval mode over one pass, without gradient.
-
-    Args:
-        model: Network on the device of the feed; its mode is restored.
-        feed: Batches to measure on.
-        metric: A torchmetrics metric on the same device; it is reset first, and joins what the processes measured.
-
-    Returns:
-        The value of the metric.
-    """
+    """A torchmetrics metric, reset first, of the network in eval mode over one pass and over all processes."""
     modes, layout = [(module, module.training) for module in model.modules()], memory_format(model)
     model.eval()
     metric.reset()
@@ -99,30 +79,29 @@ def fit(
     prepare: Prepare | None = None,
     on_event: Events | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Train a network, from its last checkpoint where there is one.
+    """Train a network in place, from its last checkpoint where there is one.
 
     ``last.ckpt`` is written before the first epoch and after each; ``metrics.jsonl`` has a line for each epoch in it.
     The global random state is as before when the training ends. Of several processes the first writes; each sees its
     share of every batch, and all end with the same network.
 
     Args:
-        model: The network; it is trained in place.
+        model: The network.
         feed: Training batches.
         options: Learning rate, epochs, seed.
         fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
         loss: Mean loss of ``(outputs, targets)`` over the images.
         metric: A torchmetrics metric of ``(outputs, targets)``; it may see several batches as one.
-        folder: Folder of ``last.ckpt`` and ``metrics.jsonl``.
+        folder: Folder of the two files.
         validation: Batches to measure on after each epoch.
         metric_name: Name of the metric in the rows.
         groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
-        prepare: Called with the network and its optimizer on the device before the first step, to attach a mask.
-            Returns None, or an object whose ``state_dict`` belongs in the checkpoint.
+        prepare: Attaches a mask to network and optimizer; may return a :class:`Companion` for the checkpoint.
         on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
 
     Returns:
-        The network as Fabric runs it (devices and precision), and one row for each epoch: ``epoch``, ``train_loss``,
-        ``train_<metric_name>``, ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
+        The network as Fabric runs it, and one row for each epoch: ``epoch``, ``train_loss``, ``train_<metric_name>``,
+        ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
     """
     device = fabric.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -131,20 +110,14 @@ def fit(
         loop = _Loop(model, options, fabric, folder, groups, prepare)
         if loop.resume() and on_event is not None:
             on_event("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
-        measure = _Measure(loss, metric.to(device), metric_name)
+        metric = metric.to(device)
         while loop.epoch < options.epochs:
-            row = loop.train_epoch(feed, measure, on_event)
+            row = loop.train_epoch(feed, loss, metric, on_event)
+            row[f"train_{metric_name}"] = _value(metric)
             if validation is not None:
-                row[f"val_{metric_name}"] = evaluate(loop.model, validation, measure.metric)
+                row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
             loop.finish_epoch(row, on_event)
     return loop.model, loop.rows
-
-
-@dataclass(frozen=True)
-class _Measure:
-    loss: Callable[[Tensor, Tensor], Tensor]
-    metric: Any
-    name: str
 
 
 class _Loop:
@@ -165,7 +138,7 @@ class _Loop:
         self._started = 0.0
         if options.sync_batchnorm and fabric.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = {parameter: name for name, parameter in model.named_parameters()}
         model.to(memory_format=memory_format(model))
         self.model = fabric.setup_module(model)
         self._layout = memory_format(model)
@@ -173,10 +146,7 @@ class _Loop:
         self._fused = (fabric.device.type == "cuda" and fabric.world_size == 1) or None
         self._optimizer = torch.optim.SGD(
             # Looked up by name: sharding puts other parameters in their place.
-            [
-                {**group, "params": [model.get_parameter(names[id(each)]) for each in group["params"]]}
-                for group in groups
-            ],
+            [{**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups],
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,
@@ -226,22 +196,17 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
 
-    def train_epoch(self, feed: Batches, measure: _Measure, on_event: Events | None) -> dict[str, Any]:
+    def train_epoch(
+        self, feed: Batches, loss: Callable[[Tensor, Tensor], Tensor], metric: Any, on_event: Events | None
+    ) -> dict[str, Any]:
         self._started = last = time.monotonic()
         number = self.epoch + 1
         # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
         torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
-        measure.metric.reset()
-        collected = Collected(measure.metric.update)
-        step = Step(
-            self.model,
-            self.optimizer,
-            measure.loss,
-            collected,
-            fabric=self.fabric,
-            layout=self._layout,
-            accumulate=self.options.accumulate,
-        )
+        metric.reset()
+        collected = Collected(metric.update)
+        layout, parts = self._layout, self.options.accumulate
+        step = Step(self.model, self.optimizer, loss, collected, fabric=self.fabric, layout=layout, accumulate=parts)
         self._begin_training()
         for count, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
             step(inputs, targets)
@@ -253,20 +218,13 @@ class _Loop:
                     position = {"epoch": number, "epochs": self.options.epochs, "step": count, "steps": feed.batches}
                     on_event("step", position)
         collected.flush()
-        total, images = self._summed(torch.stack([step.total, step.total.new_tensor(step.images)])).tolist()
+        sums = torch.stack([step.total, step.total.new_tensor(step.images)])
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(sums)  # Fabric's own leaves the dtype
+        total, images = sums.tolist()
         self._check(total, number)
         self._share_buffers()
-        return {
-            "epoch": number,
-            "train_loss": total / images,
-            f"train_{measure.name}": _value(measure.metric),
-            "lr": self._scheduler.get_last_lr()[0],
-        }
-
-    def _summed(self, values: Tensor) -> Tensor:
-        if self.fabric.world_size > 1:
-            torch.distributed.all_reduce(values)  # Fabric's own leaves the dtype
-        return values
+        return {"epoch": number, "train_loss": total / images, "lr": self._scheduler.get_last_lr()[0]}
 
     def _share_buffers(self) -> None:
         """Give every process the statistics of the first, which the checkpoint holds: all measure the same network."""

@@ -8,8 +8,6 @@ import torch
 from pathex.errors import InvalidInput, UnknownName
 from pathex.train.fsdp import shard
 
-__all__ = ["DEVICES", "PRECISIONS", "STRATEGIES", "check_machine", "fabric"]
-
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
@@ -25,27 +23,9 @@ def check_machine(
     strategy: str = "auto",
     sync_batchnorm: bool = False,
 ) -> str:
-    """Choose the accelerator, and refuse what this machine cannot do.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: One of ``PRECISIONS``.
-        devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started.
-        strategy: One of ``STRATEGIES``.
-        sync_batchnorm: Whether BatchNorm is to use the statistics of all devices.
-
-    Returns:
-        ``cpu`` or ``cuda``.
-
-    Raises:
-        UnknownName: If there is no device, precision or strategy of this name.
-        InvalidInput: If there are not so many CUDA devices, or a setting needs one.
-    """
-    for kind, name, allowed in (
-        ("device", device, DEVICES),
-        ("precision", precision, PRECISIONS),
-        ("strategy", strategy, STRATEGIES),
-    ):
+    """``cpu`` or ``cuda``; refuses what this machine cannot do. ``devices=0`` is as many as ``torchrun`` started."""
+    named = (("device", device, DEVICES), ("precision", precision, PRECISIONS), ("strategy", strategy, STRATEGIES))
+    for kind, name, allowed in named:
         if name not in allowed:
             raise UnknownName(kind, name, allowed)
     accelerator = _accelerator(device, precision)
@@ -68,28 +48,8 @@ def _accelerator(device: str, precision: str) -> str:
     return accelerator
 
 
-def fabric(
-    device: str = "auto",
-    precision: str = "32-true",
-    *,
-    devices: int = 1,
-    strategy: str = "auto",
-) -> Any:
-    """A Lightning Fabric, with its processes started.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: One of ``PRECISIONS``.
-        devices: Devices, or processes on the CPU; 0 is as many as ``torchrun`` started. Where it started none,
-            :func:`pathex.distributed.launched` has to be around this call.
-        strategy: One of ``STRATEGIES``.
-
-    Returns:
-        The ``lightning_fabric.Fabric``; ``.device`` is the device that this process uses.
-
-    Raises:
-        InvalidInput: If this machine cannot do it, or ``torchrun`` started another number of processes.
-    """
+def fabric(device: str = "auto", precision: str = "32-true", *, devices: int = 1, strategy: str = "auto") -> Any:
+    """A Lightning Fabric with its processes; without torchrun ``pathex.distributed.launched`` is around the call."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import DoublePrecision
     from lightning_fabric.plugins.environments import TorchElasticEnvironment

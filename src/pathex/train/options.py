@@ -8,8 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Batches", "Companion", "Events", "Prepare", "TrainOptions", "milestone_epochs"]
-
 Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""
 
@@ -29,19 +27,11 @@ class Batches(Protocol):
     batches: int
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One training pass, which depends on nothing but seed and epoch.
-
-        Yields:
-            Inputs and targets on the device of the training; this process's share of each batch.
-        """
+        """One pass that follows from seed and epoch: this process's share of each batch, inputs and targets."""
         ...
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in fixed order, not augmented.
-
-        Yields:
-            Inputs and targets on the device of the training; this process's share of each batch.
-        """
+        """One pass in fixed order, not augmented."""
         ...
 
 
@@ -60,27 +50,9 @@ class Companion(Protocol):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a network is trained.
+    """How a network is trained; fields that are settings of ``pathex run`` mean the same there.
 
     Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images in a step, over all processes.
-        lr: Learning rate at the start.
-        head_lr: Learning rate of the head at the start; None is ``lr``.
-        momentum: Momentum of SGD.
-        nesterov: Whether the momentum is Nesterov's.
-        weight_decay: L2 penalty, on every parameter that is trained.
-        milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
-        gamma: Factor of the learning rate at each milestone.
-        loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
-        label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
-        augment: ``auto`` (the data set's own) or a name that ``pathex.data`` knows.
-        augment_options: Options of the augmentation.
-        accumulate: Parts in which the gradient of a step is computed, to save memory.
-        freeze_batchnorm: Whether BatchNorm uses its stored statistics and leaves them as they are; its scales and
-            shifts are trained all the same.
-        sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only). Without it each device uses
-            those of its own images, and the stored ones are the first device's.
         start: Epochs that count as done: learning rate, order and augmentation begin after them.
         keep: Epochs after which the network is kept as ``epoch-N.ckpt`` beside ``last.ckpt``.
         seed: Seed of order, augmentation and dropout.
@@ -108,17 +80,5 @@ class TrainOptions:
 
 
 def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
-    """The number of finished epochs at which the learning rate falls.
-
-    Args:
-        epochs: Epochs of the training.
-        milestones: Fractions of the training, in (0, 1).
-
-    Returns:
-        The nearest ends of an epoch, in order. The first epoch always has the full learning rate.
-
-    Example:
-        >>> milestone_epochs(160, (0.5, 0.75))
-        [80, 120]
-    """
+    """The number of finished epochs at which the rate falls, in order; the first epoch always has the full rate."""
     return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)

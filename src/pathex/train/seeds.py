@@ -3,8 +3,6 @@
 import numpy as np
 import torch
 
-__all__ = ["epoch_generator", "epoch_seed"]
-
 
 def epoch_seed(*numbers: int) -> int:
     """One seed in [0, 2**63) from several numbers of at least 0, such as the training's seed, epoch and process."""

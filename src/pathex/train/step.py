@@ -7,29 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Collected", "Step"]
-
 Record = Callable[[Tensor, Tensor], object]
 
 _MOST = 2**18  # numbers in the outputs that are collected; more are not worth the memory
 
 
 class Step:
-    """The gradient of a batch, in parts if wanted and over all processes, and the optimizer's step.
-
-    Args:
-        model: The network as Fabric runs it.
-        optimizer: Its optimizer as Fabric runs it.
-        loss: Mean loss of ``(outputs, targets)`` over the images.
-        record: Receives outputs, without gradient, and targets.
-        fabric: The ``lightning_fabric.Fabric``.
-        layout: Layout of the inputs.
-        accumulate: Parts in which the gradient of a step is computed.
-
-    Attributes:
-        total: Sum of the loss over the images of this process since it was last set to zero, float64 ().
-        images: Their number.
-    """
+    """The gradient of a batch, in parts if wanted and over all processes, and the optimizer's step."""
 
     def __init__(
         self,
@@ -81,11 +65,7 @@ class Step:
 
 
 class Collected:
-    """Hands on the outputs of many steps at once: a metric costs as much for a few images as for many.
-
-    Args:
-        record: Receives outputs and targets, such as the ``update`` of a metric that counts images.
-    """
+    """Hands on the outputs of many steps at once: a metric costs as much for a few images as for many."""
 
     def __init__(self, record: Record) -> None:
         self._record = record

@@ -8,19 +8,12 @@ from typing import Any
 
 from pathex.errors import InvalidInput, UnknownName
 
-__all__ = ["LOGGERS", "check_logger", "loggers", "tracked"]
-
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 _PROJECT = "pathex"
 
 
 def check_logger(name: str) -> None:
-    """Refuse a logger that is not one of :data:`LOGGERS`, or not installed.
-
-    Raises:
-        UnknownName: If there is no such logger.
-        InvalidInput: If a package that it needs is missing.
-    """
+    """Refuse a logger that is not one of :data:`LOGGERS`, or not installed."""
     from importlib.util import find_spec
 
     if name not in LOGGERS:
@@ -32,16 +25,7 @@ def check_logger(name: str) -> None:
 
 
 def loggers(name: str, folder: Path) -> list[Any]:
-    """The logger of a run; a run that is taken up again goes on with the same curves.
-
-    Args:
-        name: One of :data:`LOGGERS`.
-        folder: Folder of the run, whose name is the name of the run everywhere. What the logger writes on this machine
-            lies below it; ``MLFLOW_TRACKING_URI`` names another place for MLflow.
-
-    Returns:
-        Loggers for Fabric: one, or none.
-    """
+    """The logger of a run; a run that is taken up again goes on with the same curves."""
     check_logger(name)
     if name == "none":
         return []
@@ -73,17 +57,7 @@ def _known_run(place: str, name: str) -> str | None:
 
 @contextmanager
 def tracked(fabric: Any, name: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Log what happens in a block, from the first process.
-
-    Args:
-        fabric: The ``lightning_fabric.Fabric``; what is logged through it reaches the logger.
-        name: One of :data:`LOGGERS`.
-        folder: Folder of the run.
-        settings: Settings of the run, logged when it begins.
-
-    Yields:
-        Nothing. However the block ends, the logger is closed.
-    """
+    """Log what happens in a block through ``fabric``, from the first process, and its settings when the run begins."""
     made = loggers(name, folder) if fabric.is_global_zero else []
     fabric.loggers.extend(made)
     failed = True

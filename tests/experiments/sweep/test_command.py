@@ -13,7 +13,7 @@ from experiments.sweep.conftest import InProcess
 from pathex.cli import main
 from pathex.cli.sweep import SweepDisplay
 from pathex.experiments.runs import RunConfig
-from pathex.experiments.sweep import Plan, factory
+from pathex.experiments.sweep import Plan, executors
 from pathex.experiments.sweep.work import ENDED, ended
 
 
@@ -39,7 +39,7 @@ def executor(monkeypatch):
         asked.append((config, list(runs)))
         return InProcess()
 
-    monkeypatch.setattr(factory, "create", create)
+    monkeypatch.setattr(executors, "create", create)
     return asked
 
 
@@ -130,7 +130,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
         made.append(InProcess(stop))
         return made[0]
 
-    monkeypatch.setattr(factory, "create", create)
+    monkeypatch.setattr(executors, "create", create)
     code, out, err = command("--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made[0].closed
 

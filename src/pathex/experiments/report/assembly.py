@@ -21,8 +21,6 @@ from pathex.experiments.report.style import Style, styles
 from pathex.experiments.report.tables import EXPERIMENT, csv, markdown, runs_table, summary_table
 from pathex.masks import replacing
 
-__all__ = ["ReportFiles", "build"]
-
 _SETTINGS = "settings.yaml"
 _PUBLISHED = ("auto", "none")
 
@@ -92,7 +90,7 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
         settings=out / _SETTINGS,
         figures=tuple(out / name for name in figures),
         runs=len(records),
-        left_out=tuple((problem.folder, problem.reason) for problem in problems),
+        left_out=tuple(problems),
     )
 
 

@@ -18,8 +18,6 @@ from pathex.experiments.report.published import caption as published_caption
 from pathex.experiments.report.style import INK
 from pathex.experiments.report.tables import summary_table
 
-__all__ = ["X_AXES", "curves"]
-
 X_AXES = ("sparsity", "parameters", "multiply-adds")
 """What the metric can be drawn against."""
 

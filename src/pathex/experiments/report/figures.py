@@ -7,12 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pathex.experiments.report.curves import curves
-from pathex.experiments.report.metrics import metric_name
 from pathex.experiments.report.panel import Panel, Picture, legend, picture
 from pathex.experiments.report.style import INK, SETTINGS
+from pathex.experiments.report.tables import metric_name
 from pathex.experiments.report.transfer import transfer
-
-__all__ = ["draw"]
 
 _MOST_NAMES = 40
 _MOST_NUMBERS = 24
@@ -30,7 +28,8 @@ def draw(panel: Panel) -> list[Picture]:
             if any(panel.records[run].layers for run in panel.sparsest["run"]):
                 pictures.append(_layers(panel))
             if panel.pruned["dead_layers"].any():
-                pictures.append(_dead_layers(panel))
+                caption = "Layers without a kept weight on any path from input to output, mean over seeds."
+                pictures.append(picture(_dead_layers_figure(panel), "dead_layers", "Dead layers", caption))
         if any(len(record.epochs) > 1 for record in panel.records.values()):
             pictures.append(_training(panel))
     return pictures
@@ -70,11 +69,6 @@ def _layers(panel: Panel) -> Picture:
     if any((curve == 0).any() for curve in curves.values()):
         caption += " A cross at the foot is a layer that lost every weight in every seed."
     return picture(figure, "layers", "Density of each layer", caption)
-
-
-def _dead_layers(panel: Panel) -> Picture:
-    caption = "Layers without a kept weight on any path from input to output, mean over seeds."
-    return picture(_dead_layers_figure(panel), "dead_layers", "Dead layers", caption)
 
 
 def _dead_layers_figure(panel: Panel) -> Figure:

@@ -9,12 +9,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pathex.experiments.report.metrics import metric_label
 from pathex.experiments.report.panel import Picture
 from pathex.experiments.report.records import Problem, RunRecord
 from pathex.experiments.report.style import Style
-
-__all__ = ["Section", "page"]
+from pathex.experiments.report.tables import interval, metric_label
 
 Section = tuple[str, str, pd.DataFrame, Sequence[Picture]]
 """Heading, finding, summary and pictures of one experiment."""
@@ -73,8 +71,10 @@ def _inline(svg: bytes) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower() if value is not None else "—"
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -86,18 +86,12 @@ def _shown(value: Any) -> str:
 
 def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, Any]]:
     rows = [{str(name): value for name, value in row.items()} for row in summary.to_dict("records")]
-    pruned = [row for row in rows if row["method"] != "dense"]
-    best = {
-        level: max(row["mean"] for row in pruned if row["sparsity"] == level)
-        for level in {row["sparsity"] for row in pruned}
-    }
+    best = summary[summary["method"] != "dense"].groupby("sparsity")["mean"].max()
     for number, row in enumerate(rows):
         row["colour"] = look[row["series"]].colour
         row["best"] = row["method"] != "dense" and row["mean"] == best[row["sparsity"]]
         row["first"] = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
-        row["interval"] = (
-            "—" if pd.isna(row["ci95_low"]) else f"{100 * row['ci95_low']:.2f} to {100 * row['ci95_high']:.2f}"
-        )
+        row["interval"] = interval(row)
     return rows
 
 

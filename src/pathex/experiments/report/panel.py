@@ -9,27 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pathex.experiments.report.metrics import metric_label
 from pathex.experiments.report.published import no_curves, within
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.style import Style
-
-__all__ = ["Panel", "Picture", "legend", "picture", "seeds_said"]
+from pathex.experiments.report.tables import metric_label
 
 _WIDTH_OF_LEGEND = 105
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What the figures of one experiment are drawn from.
-
-    Attributes:
-        runs: Rows of the table of runs.
-        records: The runs of these rows by name.
-        look: Style of each series.
-        x: What the metric is drawn against, one of ``sparsity``, ``parameters``, ``multiply-adds``.
-        published: Curves from papers to draw behind the runs.
-    """
+    """What the figures of one experiment are drawn from."""
 
     runs: pd.DataFrame
     records: Mapping[str, RunRecord]
@@ -76,15 +66,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure, drawn.
-
-    Attributes:
-        name: Name of its files, without suffix.
-        title: Its heading.
-        caption: What it shows.
-        png: The picture as PNG.
-        svg: The picture as SVG.
-    """
+    """One figure, drawn."""
 
     name: str
     title: str

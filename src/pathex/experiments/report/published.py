@@ -9,26 +9,24 @@ import pandas as pd
 
 from pathex.experiments.report.records import RunRecord
 
-__all__ = ["ALIASES", "caption", "no_curves", "published_for", "published_table", "setting_of", "within"]
-
 _FILE = "published.csv"
 _SETTING = ("data", "model", "weights", "task")
 
-_DATA: Mapping[str, tuple[str, int]] = MappingProxyType(
+_CLASSES: Mapping[str, int] = MappingProxyType(
+    {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet": 1000, "voc2012": 21}
+)
+"""How many classes a data set must have to be the published one."""
+
+_SPELLINGS: Mapping[str, str] = MappingProxyType(
     {
-        "cifar10": ("cifar10", 10),
-        "cifar-10": ("cifar10", 10),
-        "cifar100": ("cifar100", 100),
-        "cifar-100": ("cifar100", 100),
-        "tiny-imagenet": ("tiny-imagenet", 200),
-        "tiny-imagenet-200": ("tiny-imagenet", 200),
-        "imagenet": ("imagenet", 1000),
-        "imagenet-1k": ("imagenet", 1000),
-        "imagenet1k": ("imagenet", 1000),
-        "voc2012": ("voc2012", 21),
+        "cifar-10": "cifar10",
+        "cifar-100": "cifar100",
+        "tiny-imagenet-200": "tiny-imagenet",
+        "imagenet-1k": "imagenet",
+        "imagenet1k": "imagenet",
     }
 )
-"""Data sets by name or by the last part of their path, and how many classes they must have to be the published one."""
+"""Other names of data sets, as their folders and files are called."""
 
 _MODELS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
     {
@@ -130,11 +128,12 @@ def setting_of(record: RunRecord) -> tuple[str, str, str, str] | None:
 
 
 def _data(record: RunRecord) -> str | None:
-    prefix, _, rest = str(record.config["data"]).partition(":")
+    prefix, _, rest = str(record.config["data"]).lower().partition(":")
     last = rest.rstrip("/").rpartition("/")[2].removesuffix(".npz")
-    name, count = _DATA.get(prefix.lower()) or _DATA.get(last.lower()) or (None, 0)
+    names = [_SPELLINGS.get(name, name) for name in (prefix, last)]
+    name = next((name for name in names if name in _CLASSES), None)
     classes = record.result.get("classes")
-    return name if not isinstance(classes, list) or len(classes) == count else None
+    return name if not isinstance(classes, list) or len(classes) == _CLASSES.get(str(name)) else None
 
 
 def _model(record: RunRecord) -> str | None:

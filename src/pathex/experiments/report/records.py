@@ -4,15 +4,15 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from pathex.errors import InvalidInput, PathexError
-
-__all__ = ["Problem", "RunRecord", "read_all"]
+from pathex.masks import Mask
 
 _RESULT = "result.json"
 _CONFIG = "config.yaml"
@@ -22,24 +22,14 @@ _ENVIRONMENT = "environment.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run, as its folder tells it.
-
-    Attributes:
-        folder: The run folder.
-        config: The settings, those in mappings of options with dotted names: ``method_options: {redraw: true}`` is
-            ``method_options.redraw``.
-        result: The content of ``result.json``.
-        environment: The content of ``environment.json`` with dotted names; empty if there is none.
-        epochs: One row an epoch, in order.
-        layers: Kept and all weights of each pruned parameter; empty for a dense run.
-    """
+    """One finished run, as its folder tells it."""
 
     folder: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # options under dotted names, such as method_options.redraw
     result: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, Any]  # dotted names too
     epochs: Sequence[Mapping[str, Any]]
-    layers: Mapping[str, tuple[int, int]]
+    layers: Mapping[str, tuple[int, int]]  # kept and all weights of each pruned parameter
 
     @property
     def method(self) -> str:
@@ -96,21 +86,11 @@ class RunRecord:
         return self.result.get("tasks") or ()
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A run folder that the tables leave out.
-
-    Attributes:
-        folder: The run folder.
-        reason: Why it is left out.
-    """
+class Problem(NamedTuple):
+    """A run folder that the tables leave out, and why."""
 
     folder: Path
     reason: str
-
-
-class _UnreadableError(Exception):
-    """The reason why a folder is left out."""
 
 
 def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
@@ -118,11 +98,10 @@ def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
     found = [_read_or_explain(folder) for folder in _find(folders)]
     records = [entry for entry in found if isinstance(entry, RunRecord)]
     problems = [entry for entry in found if isinstance(entry, Problem)]
+    places = ", ".join(str(folder) for folder in folders) or "nothing"
     if not records and not problems:
-        places = ", ".join(str(folder) for folder in folders) or "nothing"
         raise InvalidInput(f"no run found in {places}: a run folder holds {_CONFIG} and {_RESULT}")
     if not records:
-        places = ", ".join(str(folder) for folder in folders)
         raise InvalidInput(f"no finished run in {places}: {problems[0].folder.name}: {problems[0].reason}")
     return records, problems
 
@@ -144,7 +123,7 @@ def _find(folders: Iterable[Path]) -> list[Path]:
 def _read_or_explain(folder: Path) -> RunRecord | Problem:
     try:
         return _read(folder)
-    except _UnreadableError as error:
+    except InvalidInput as error:
         return Problem(folder, str(error))
 
 
@@ -152,37 +131,37 @@ def _read(folder: Path) -> RunRecord:
     # A run that failed and was then run again to its end has both files.
     if (folder / _FAILED).exists() and not (folder / _RESULT).exists():
         error = str(_read_json(folder / _FAILED).get("error") or "no reason was written down")
-        raise _UnreadableError(f"failed: {error.splitlines()[0]}")
+        raise InvalidInput(f"failed: {error.splitlines()[0]}")
     config = _read_config(folder / _CONFIG)
     epochs = _read_lines(folder / "metrics.jsonl")
     if not (folder / _RESULT).exists():
-        raise _UnreadableError(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
+        raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = _read_json(folder / _RESULT)
     _check_result(result)
-    environment = folder / _ENVIRONMENT
+    environment, mask = folder / _ENVIRONMENT, folder / "mask.safetensors"
     return RunRecord(
         folder=folder,
         config=config,
         result=result,
         environment=_flat(_read_json(environment)) if environment.exists() else {},
         epochs=epochs,
-        layers=_read_layers(folder / "mask.safetensors"),
+        layers=_parse(mask, lambda: dict(Mask.load(mask).counts())) if mask.exists() else {},
     )
 
 
 def _check_result(result: Mapping[str, Any]) -> None:
     status = result.get("status")
     if status != "done":
-        raise _UnreadableError(f"not finished: status {status!r}")
+        raise InvalidInput(f"not finished: status {status!r}")
     tasks = result.get("tasks") or []
     if not isinstance(tasks, list) or not all(_is_task(row) for row in tasks):
-        raise _UnreadableError(f"{_RESULT} holds tasks without zero_shot and fine_tuned")
+        raise InvalidInput(f"{_RESULT} holds tasks without zero_shot and fine_tuned")
     needed = ["kept", "total", f"test_{_metric(result)}"]
     if tasks and result.get(needed[-1]) is None:
         needed.pop()
     missing = [name for name in needed if not _is_number(result.get(name))]
     if missing:
-        raise _UnreadableError(f"{_RESULT} holds no {', '.join(missing)}")
+        raise InvalidInput(f"{_RESULT} holds no {', '.join(missing)}")
 
 
 def _is_task(row: Any) -> bool:
@@ -199,47 +178,38 @@ def _metric(result: Mapping[str, Any]) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise _UnreadableError(f"{_CONFIG} is missing")
-    config = _parse(path, yaml.safe_load)
+        raise InvalidInput(f"{_CONFIG} is missing")
+    config = _parse(path, lambda: yaml.safe_load(path.read_text(encoding="utf-8")))
     if not isinstance(config, dict):
-        raise _UnreadableError(f"{_CONFIG} holds no settings")
+        raise InvalidInput(f"{_CONFIG} holds no settings")
     missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
     if missing:
-        raise _UnreadableError(f"{_CONFIG} holds no {', '.join(missing)}")
+        raise InvalidInput(f"{_CONFIG} holds no {', '.join(missing)}")
     options = {name: value for name, value in config.items() if name.endswith("_options") and isinstance(value, dict)}
     dotted = {f"{name}.{option}": value for name, values in options.items() for option, value in values.items()}
     return {name: value for name, value in config.items() if name not in options} | dotted
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = _parse(path, json.loads)
+    content = _parse(path, lambda: json.loads(path.read_text(encoding="utf-8")))
     if not isinstance(content, dict):
-        raise _UnreadableError(f"{path.name} holds no object")
+        raise InvalidInput(f"{path.name} holds no object")
     return content
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return list(_parse(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]))
+    lines = _parse(path, lambda: path.read_text(encoding="utf-8").splitlines())
+    return [_parse(path, partial(json.loads, line)) for line in lines if line.strip()]
 
 
-def _parse(path: Path, parse: Callable[[str], Any]) -> Any:
+def _parse(path: Path, read: Callable[[], Any]) -> Any:
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise _UnreadableError(f"{path.name} cannot be read: {_first_line(error)}") from error
-
-
-def _read_layers(path: Path) -> dict[str, tuple[int, int]]:
-    if not path.exists():
-        return {}
-    from pathex.masks import Mask
-
-    try:
-        return dict(Mask.load(path).counts())
-    except (PathexError, OSError) as error:
-        raise _UnreadableError(f"{path.name} cannot be read: {_first_line(error)}") from error
+        return read()
+    except (ValueError, OSError, yaml.YAMLError, PathexError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInput(f"{path.name} cannot be read: {line}") from error
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -250,7 +220,3 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

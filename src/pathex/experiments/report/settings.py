@@ -9,8 +9,6 @@ from typing import Any
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.runs import PLACE, WITHOUT_EFFECT
 
-__all__ = ["EARLIER", "commands", "nested", "series_settings", "shared_settings", "short"]
-
 EARLIER: Mapping[str, Any] = MappingProxyType(
     {
         "task": "auto",
@@ -83,13 +81,10 @@ def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a configuration file has them."""
-    tree: dict[str, Any] = {}
-    for name, value in settings.items():
-        group, dot, option = name.partition(".")
-        if dot:
-            tree.setdefault(group, {})[option] = value
-        else:
-            tree[name] = value
+    tree = {name: value for name, value in settings.items() if "." not in name}
+    for name in settings.keys() - tree.keys():
+        group, _, option = name.partition(".")
+        tree.setdefault(group, {})[option] = settings[name]
     return tree
 
 
@@ -100,18 +95,14 @@ def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_f
         words = ["pathex", "run", "--config", settings_file]
         for name, value in record.config.items():
             if name not in shared and not _is_place(name):
-                words += [f"--{_hyphened(name)}", _text(value)]
+                group, dot, option = name.partition(".")
+                words += [f"--{group.replace('_', '-')}{dot}{option}", _text(value)]
         lines.append(shlex.join(words))
     return lines
 
 
 def _is_place(name: str) -> bool:
     return _group(name) in PLACE
-
-
-def _hyphened(name: str) -> str:
-    head, dot, rest = name.partition(".")
-    return head.replace("_", "-") + dot + rest
 
 
 def _text(value: Any) -> str:

@@ -5,18 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-__all__ = ["Estimate", "difference", "estimate", "student_quantile"]
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval.
-
-    Attributes:
-        n: Number of values.
-        mean: Their mean.
-        half_width: Half the width of the interval; NaN when one value gives none.
-    """
+    """A mean and its 95 % interval."""
 
     n: int
     mean: float

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["INK", "SETTINGS", "Style", "styles"]
-
 INK = "#24292f"
 
 
@@ -67,13 +65,7 @@ SETTINGS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Style:
-    """How one series is drawn.
-
-    Attributes:
-        colour: Colour of its method.
-        marker: Marker; like the dash, it tells settings of one method apart.
-        dash: Line style.
-    """
+    """How one series is drawn."""
 
     colour: str
     marker: str
@@ -88,14 +80,10 @@ class Style:
 def styles(series: Iterable[tuple[str, str]]) -> dict[str, Style]:
     """One style a series."""
     pairs = sorted(set(series))
-    known = list(_COLOURS)
-    methods = sorted({method for method, _ in pairs})
-    others = [method for method in methods if method not in _COLOURS]
-    ordered = [method for method in known if method in methods] + others
+    others = sorted({method for method, _ in pairs} - _COLOURS.keys())
+    colours = {**_COLOURS, **{other: _OTHER_COLOURS[n % len(_OTHER_COLOURS)] for n, other in enumerate(others)}}
     drawn: dict[str, Style] = {}
-    for method in ordered:
-        rank = known.index(method) if method in _COLOURS else len(known) + others.index(method)
-        colour = _COLOURS.get(method) or _OTHER_COLOURS[others.index(method) % len(_OTHER_COLOURS)]
+    for rank, (method, colour) in enumerate(colours.items()):
         for number, name in enumerate(name for owner, name in pairs if owner == method):
             # A single point has no line: settings of one method have markers of their own too.
             marker = _MARKERS[(rank + 3 * number) % len(_MARKERS)]

@@ -1,17 +1,14 @@
 """Runs as tables: one row a run and one row a setting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from pathex.experiments.report.metrics import metric_label
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import series_settings, short
 from pathex.experiments.report.statistics import estimate
-
-__all__ = ["EXPERIMENT", "GROUP", "by_seed", "csv", "markdown", "runs_table", "summary_table"]
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -22,6 +19,16 @@ GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 _MEANS = ["density", "kept", "total", "parameters", "multiply_adds", "zero_shot", "fine_tuned", "dead_layers"]
 _MEANS += ["prune_seconds", "train_seconds"]
 _OPTIONAL = ["parameters", "multiply_adds", "zero_shot", "fine_tuned"]
+
+
+def metric_name(metric: str) -> str:
+    """The metric in words. In files every metric is a fraction, for people it is a percentage."""
+    return {"miou": "mean IoU"}.get(metric, metric)
+
+
+def metric_label(metric: str) -> str:
+    """What heads a column or an axis of the metric on the test images."""
+    return "mean IoU" if metric == "miou" else f"test {metric}"
 
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
@@ -107,26 +114,18 @@ def _markdown(summary: pd.DataFrame, metric: str) -> str:
     right += ["kept / total", "dead layers", "prune seconds"]
     lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
     for row in summary.to_dict("records"):
-        low, high = row["ci95_low"], row["ci95_high"]
-        lines.append(
-            _line(
-                [
-                    row["model"],
-                    row["data"],
-                    *([short(row["weights"])] if weights else []),
-                    row["series"],
-                    f"{row['sparsity']:.6g}",
-                    str(row["n"]),
-                    f"{100 * row['mean']:.2f} %",
-                    "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}",
-                    *([_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []),
-                    f"{row['kept']:,.0f} / {row['total']:,.0f}",
-                    f"{row['dead_layers']:.3g}",
-                    f"{row['prune_seconds']:.1f}",
-                ]
-            )
-        )
+        cells = [row["model"], row["data"], *([short(row["weights"])] if weights else []), row["series"]]
+        cells += [f"{row['sparsity']:.6g}", str(row["n"]), _percent(row["mean"]), interval(row)]
+        cells += [_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []
+        cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", f"{row['dead_layers']:.3g}"]
+        lines.append(_line([*cells, f"{row['prune_seconds']:.1f}"]))
     return "\n".join(lines) + "\n"
+
+
+def interval(row: Mapping[Any, Any]) -> str:
+    """The 95 % interval of a row of the summary, in per cent; a dash if one seed gives none."""
+    low, high = row["ci95_low"], row["ci95_high"]
+    return "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def _percent(value: float) -> str:

@@ -1,6 +1,5 @@
 """Transfer: what a network pruned on one task reaches on the others, before and after fine-tuning."""
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -8,8 +7,6 @@ from matplotlib.ticker import MaxNLocator
 from pathex.experiments.report.panel import Panel, Picture, legend, picture, seeds_said
 from pathex.experiments.report.statistics import estimate
 from pathex.experiments.report.tables import by_seed
-
-__all__ = ["figure", "transfer"]
 
 _PARTS = {"zero_shot": "zero-shot", "fine_tuned": "after fine-tuning"}
 
@@ -66,11 +63,7 @@ def _groups(panel: Panel, axes: Axes, column: str, levels: list[float]) -> None:
     axes.set_xticks(range(len(levels)), [f"{level:.4g}" for level in levels])
     axes.set_xlim(-0.5, max(len(levels), 1) - 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_ylim(*_frame(100 * panel.runs[column].dropna()))
-    axes.grid(axis="x", visible=False)
-
-
-def _frame(values: "pd.Series[float]") -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
+    low, high = 100 * panel.runs[column].min(), 100 * panel.runs[column].max()
     margin = max(0.3 * (high - low), 1.0)
-    return max(0.0, low - margin), min(100.5, high + margin)
+    axes.set_ylim(max(0.0, low - margin), min(100.5, high + margin))
+    axes.grid(axis="x", visible=False)

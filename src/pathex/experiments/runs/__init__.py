@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
 
 if TYPE_CHECKING:
-    from pathex.experiments.runs.environment import environment
-    from pathex.experiments.runs.folder import check_same, finished_result, locked, write_json
+    from pathex.experiments.runs.folder import check_same, environment, finished_result, locked, write_json
     from pathex.experiments.runs.names import PLACE, WITHOUT_EFFECT, run_name, settings
     from pathex.experiments.runs.runner import RunResult, run
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
@@ -37,7 +36,7 @@ __all__ = [
 
 # The settings are needed to read a command line; torch is not.
 _HOME = {
-    **dict.fromkeys(("check_same", "finished_result", "locked", "write_json"), "folder"),
+    **dict.fromkeys(("check_same", "environment", "finished_result", "locked", "write_json"), "folder"),
     **dict.fromkeys(("PLACE", "WITHOUT_EFFECT", "run_name", "settings"), "names"),
     **dict.fromkeys(("RunResult", "run"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),

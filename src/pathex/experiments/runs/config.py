@@ -2,21 +2,16 @@
 
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-__all__ = ["Allowed", "RunConfig", "TicketConfig", "allowed_values"]
+from pathex.errors import UnknownName
 
 
 @dataclass(frozen=True, repr=False)
 class Allowed:
-    """The values of a type that a setting may have.
-
-    Attributes:
-        text: What they are, for people.
-        holds: Whether a value is one of them.
-    """
+    """The values of a type that a setting may have."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -191,3 +186,11 @@ class RunConfig(TicketConfig):
     sync_batchnorm: bool = False
     logger: str = "none"
     out: str = "runs"
+
+
+def read_options(config: RunConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run's method over their defaults; unknown ones are refused."""
+    for name in config.method_options:
+        if name not in known:
+            raise UnknownName(f"option of {config.method!r}", name, known)
+    return {**known, **config.method_options}

@@ -1,12 +1,16 @@
 """The files of a run: written in one step, under a lock, with a log."""
 
 import json
-import logging
+import os
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pathex.errors import FolderInUse, InvalidInput
@@ -15,16 +19,7 @@ from pathex.experiments.runs.names import settings
 from pathex.masks import replacing
 from pathex.train import Events
 
-__all__ = [
-    "Journal",
-    "check_same",
-    "finished_result",
-    "locked",
-    "read_json",
-    "write_config",
-    "write_json",
-    "write_lines",
-]
+_PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -100,38 +95,47 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Journal:
-    """Writes each event of a run to ``log.txt`` and passes it on.
-
-    A context manager; what ends the block by an exception is logged too. Steps are too many for the log. Without a
-    folder nothing is written.
-    """
+    """Writes each event of a run to ``log.txt`` and passes it on."""
 
     def __init__(self, folder: Path | None, on_event: Events | None) -> None:
         self._path, self._on_event = None if folder is None else folder / "log.txt", on_event
-        # A logger of its own, outside the tree of named loggers: runs in one process do not share handlers.
-        self._logger = logging.Logger("pathex.run")
-        self._logger.addHandler(logging.NullHandler())
 
     def __enter__(self) -> "Journal":
-        if self._path is not None:
-            handler = logging.FileHandler(self._path, encoding="utf-8")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            self._logger.addHandler(handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None:
-            self._logger.error("stopped by %s: %s", kind.__name__, error)
-        for handler in self._logger.handlers:
-            handler.close()
+            self.note(f"stopped by {kind.__name__}: {error}")
 
     def note(self, message: str) -> None:
         """Log a line."""
-        self._logger.info(message)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as log:
+                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         """Log an event and pass it on."""
-        if kind != "step":
-            self._logger.info("%s %s", kind, json.dumps(payload, default=str))
+        if kind != "step":  # too many for the log
+            self.note(f"{kind} {json.dumps(payload, default=str)}")
         if self._on_event is not None:
             self._on_event(kind, payload)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, without anything that names the machine or its user."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -9,8 +9,6 @@ from typing import Any
 
 from pathex.experiments.runs.config import RunConfig
 
-__all__ = ["PLACE", "WITHOUT_EFFECT", "run_name", "settings"]
-
 PLACE = ("out", "device", "logger")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (

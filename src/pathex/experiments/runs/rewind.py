@@ -17,20 +17,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pathex.errors import InvalidInput, UnknownName
-from pathex.experiments.runs.config import RunConfig
+from pathex.errors import InvalidInput
+from pathex.experiments.runs.config import RunConfig, read_options
 from pathex.experiments.runs.folder import Journal, read_json, write_json
-from pathex.experiments.runs.tickets import start_mask, train_options
+from pathex.experiments.runs.tickets import prune_options, start_mask, train_options
 from pathex.masks import Handle, Mask, attach, make_permanent
-from pathex.pruning import densities, prune, read_allocation
+from pathex.pruning import densities, prune
 from pathex.tasks import Task
 from pathex.train import load_checkpoint, save_checkpoint
-
-__all__ = ["OPTIONS", "Plan", "plan", "rewind", "rewound_mask"]
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -48,31 +45,14 @@ anew). ``epochs``: epochs of a level; null is those of the run.
 
 @dataclass(frozen=True)
 class Plan:
-    """How a mask is found by training.
-
-    Attributes:
-        levels: Number of levels, or the density that each leaves.
-        epoch: Epoch that weights and schedule go back to; 0 is initialization. None: only the schedule goes back.
-        epochs: Epochs at which the training of a level ends.
-    """
+    """How a mask is found by training."""
 
     levels: int | float
     epoch: int | None
     epochs: int
 
     def count(self, density: float) -> int:
-        """Number of levels to a density.
-
-        Args:
-            density: Density in the end, relative to the start, in (0, 1].
-
-        Returns:
-            At least 1.
-
-        Example:
-            >>> Plan(0.8, 0, 160).count(0.8**9)
-            9
-        """
+        """Number of levels to a density relative to the start: 9 levels of 0.8 leave 0.8**9."""
         if isinstance(self.levels, int):
             return self.levels
         return max(1, round(math.log(density) / math.log(self.levels)))
@@ -80,11 +60,7 @@ class Plan:
 
 def plan(config: RunConfig) -> Plan:
     """Read the method's options."""
-    known = OPTIONS[config.method]
-    for name in config.method_options:
-        if name not in known:
-            raise UnknownName(f"option of {config.method!r}", name, known)
-    options = {"levels": 1, **known, **config.method_options}
+    options = {"levels": 1, **read_options(config, OPTIONS[config.method])}
     levels, epochs = options["levels"], config.epochs if options["epochs"] is None else options["epochs"]
     whole = isinstance(levels, int) and not isinstance(levels, bool) and levels >= 1
     if not whole and not (isinstance(levels, float) and 0 < levels < 1):
@@ -131,7 +107,7 @@ def rewind(config: RunConfig, task: Task, folder: Path) -> int:
     """Put the network where the run's own training begins; called in every process, also when the mask was there."""
     chosen = plan(config)
     last = len(list((folder / "levels").glob("[0-9]*/mask.safetensors")))
-    _restore(task.model, _state(chosen, folder, last + 1))
+    task.model.load_state_dict(_state(chosen, folder, last + 1))
     return chosen.epoch or 0
 
 
@@ -164,7 +140,7 @@ class _Level:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
         model = self.task.model
-        _restore(model, _state(self.plan, self.run_folder, self.number))
+        model.load_state_dict(_state(self.plan, self.run_folder, self.number))
         if mask is not None:
             make_permanent(model, mask)
         rows = self._train(mask)
@@ -182,55 +158,35 @@ class _Level:
 
     def _train(self, mask: Mask | None) -> list[dict[str, Any]]:
         first, handles = self.number == 1, list[Handle]()
-        epoch = self.plan.epoch or 0
+        epoch, place = self.plan.epoch or 0, {"level": self.number, "levels": self.count}
 
         def prepare(model: nn.Module, optimizer: Optimizer) -> None:
             if mask is not None:
                 handles.append(attach(model, mask, optimizer))
 
-        options = replace(
-            train_options(self.config),
-            epochs=self.plan.epochs,
-            start=0 if first else epoch,
-            keep=(epoch,) if first and epoch else (),
-        )
+        def report(kind: str, payload: dict[str, Any]) -> None:
+            self.journal(kind, {**payload, **place})
+
+        options = train_options(self.config)
+        begin, keep = (0, (epoch,) if epoch else ()) if first else (epoch, ())
+        options = replace(options, epochs=self.plan.epochs, start=begin, keep=keep)
         try:
-            _, rows = self.task.train(
-                options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=self._report
-            )
+            _, rows = self.task.train(options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=report)
         finally:
             for handle in handles:
                 handle.remove()
         # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
-        _restore(self.task.model, load_checkpoint(self.folder / "last.ckpt")["model"])
+        self.task.model.load_state_dict(load_checkpoint(self.folder / "last.ckpt")["model"])
         self.task.model.zero_grad(set_to_none=True)
         self.task.model.eval()
         return rows
-
-    def _report(self, kind: str, payload: dict[str, Any]) -> None:
-        self.journal(kind, {**payload, "level": self.number, "levels": self.count})
 
 
 def _pruned(
     config: RunConfig, task: Task, mask: Mask | None, sparsity: float, fabric: Any
 ) -> tuple[Mask, dict[str, Any]]:
-    result = prune(
-        task.model,
-        "magnitude",
-        sparsity=sparsity,
-        data=task.example.to(fabric.device),
-        rounds=1,
-        allocation=read_allocation(config.allocation),
-        ignore=(*config.ignore, *task.unprunable),
-        prunable=config.prunable,
-        mask=mask,
-        min_per_layer=config.min_per_layer,
-        budget=config.budget,
-        seed=config.seed,
-        memory=config.memory,
-        strict=config.strict,
-        progress=False,
-    )
+    options = {**prune_options(config, task), "sparsity": sparsity}
+    result = prune(task.model, "magnitude", data=task.example.to(fabric.device), rounds=1, mask=mask, **options)
     return result.mask, result.history[0]
 
 
@@ -264,8 +220,3 @@ def _state(chosen: Plan, folder: Path, level: int) -> dict[str, Tensor]:
         path = _folder(folder, 1) / f"epoch-{chosen.epoch}.ckpt"
     state: dict[str, Tensor] = load_checkpoint(path)["model"]
     return state
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    model.load_state_dict(state)

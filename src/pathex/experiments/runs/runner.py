@@ -16,8 +16,15 @@ from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import InvalidInput, PathexError, PathexWarning
 from pathex.experiments.runs.config import RunConfig
-from pathex.experiments.runs.environment import environment
-from pathex.experiments.runs.folder import Journal, check_same, finished_result, locked, write_config, write_json
+from pathex.experiments.runs.folder import (
+    Journal,
+    check_same,
+    environment,
+    finished_result,
+    locked,
+    write_config,
+    write_json,
+)
 from pathex.experiments.runs.names import run_name, settings
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
@@ -29,17 +36,10 @@ from pathex.pruning import dynamic
 from pathex.tasks import Task
 from pathex.train import Events, fabric, tracked
 
-__all__ = ["RunResult", "run"]
-
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
-
-    Attributes:
-        folder: The run's folder.
-        result: The content of its ``result.json``.
-    """
+    """The folder of a finished run, and the content of its ``result.json``."""
 
     folder: Path
     result: dict[str, Any]
@@ -100,7 +100,10 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
         result: dict[str, Any] | None = machine.broadcast(finished_result(folder))
         if result is None:
             if machine.is_global_zero:
-                _describe(config, folder, machine, journal)
+                computed_with = {**environment(machine.device), "processes": machine.world_size}
+                write_config(folder, config)
+                write_json(folder / "environment.json", computed_with)
+                journal.note(f"start of {folder.name} with {computed_with}")
             result = _complete(Stage(config, folder, task, images, machine, journal, total, width))
             if machine.is_global_zero:
                 test = f"test_{result['metric']}"
@@ -116,13 +119,6 @@ def _check_training(config: RunConfig, task: Task) -> None:
     task.groups(options)
     augment, chosen = options.augment, options.augment_options
     task.feed("train", torch.device("cpu"), config.batch_size, augment=augment, augment_options=chosen)
-
-
-def _describe(config: RunConfig, folder: Path, machine: Any, journal: Journal) -> None:
-    write_config(folder, config)
-    computed_with = {**environment(machine.device), "processes": machine.world_size}
-    write_json(folder / "environment.json", computed_with)
-    journal.note(f"start of {folder.name} with {computed_with}")
 
 
 def _complete(stage: Stage) -> dict[str, Any]:
@@ -245,9 +241,7 @@ def _result(stage: Stage, ticket: Ticket, rows: list[dict[str, Any]], measured: 
         "disconnected": ticket.report["disconnected"],
         "epochs": config.epochs,
         "rounds": ticket.rounds,
-        "allocation": config.allocation,
-        "images_per_class": config.images_per_class,
-        "batch_size": config.batch_size,
+        **{name: getattr(config, name) for name in ("allocation", "images_per_class", "batch_size")},
         "precision": config.precision,
         "weights": config.weights,
         **stage.task.facts(),

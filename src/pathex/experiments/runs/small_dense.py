@@ -8,11 +8,9 @@ from typing import Any
 
 from pathex.analysis import count, matching_width
 from pathex.errors import InvalidInput, UnknownName
-from pathex.experiments.runs.config import RunConfig
+from pathex.experiments.runs.config import RunConfig, read_options
 from pathex.masks import prunable_weights, read_mask
 from pathex.tasks import Classification, Task, kind
-
-__all__ = ["OPTIONS", "check_options", "shrunk"]
 
 OPTIONS: Mapping[str, Any] = MappingProxyType({"match": "parameters", "mask": None})
 """Options and their defaults.
@@ -34,11 +32,7 @@ def check_options(config: RunConfig) -> None:
         raise InvalidInput(
             f"weights {config.weights!r} with method 'small-dense': no narrower network has them; allowed: none"
         )
-    options = config.method_options
-    for name in options:
-        if name not in OPTIONS:
-            raise UnknownName("option of 'small-dense'", name, OPTIONS)
-    chosen = {**OPTIONS, **options}
+    chosen = read_options(config, OPTIONS)
     if chosen["match"] not in _MATCHES:
         raise UnknownName("match", chosen["match"], _MATCHES)
     if chosen["mask"] is not None and not (isinstance(chosen["mask"], str) and Path(chosen["mask"]).is_file()):

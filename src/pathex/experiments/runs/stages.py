@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from pathex.masks import Mask, prunable_weights
 from pathex.tasks import Task
 from pathex.train import epoch_seed
 
-__all__ = ["DENSE", "TRAINED", "Stage", "Ticket", "alter_weights", "find"]
-
 DENSE = ("dense", "small-dense")
 """Methods that keep every weight."""
 
@@ -29,18 +28,7 @@ TRAINED = tuple(OPTIONS)
 
 @dataclass(frozen=True)
 class Stage:
-    """What the stages of one run share.
-
-    Attributes:
-        config: Settings of the run.
-        folder: Its folder.
-        task: Network and images; the network is on the device of ``fabric``.
-        images: The pruning set; None for methods without one.
-        fabric: The ``lightning_fabric.Fabric``.
-        journal: Log and receiver of events.
-        total: Prunable weights of the whole network.
-        width: Width of a ``small-dense`` network; None for other methods.
-    """
+    """What the stages of one run share."""
 
     config: RunConfig
     folder: Path
@@ -54,16 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A mask and what is known of it.
-
-    Attributes:
-        mask: None keeps everything.
-        kept: Prunable weights kept.
-        total: Prunable weights.
-        rounds: Rounds, or levels, that it took.
-        seconds: Time that it took.
-        report: What died, as plain data.
-    """
+    """A mask and what is known of it."""
 
     mask: Mask | None
     kept: int
@@ -114,7 +93,16 @@ def _dense(stage: Stage) -> Ticket:
 
 def _find_and_write(stage: Stage) -> None:
     config = stage.config
-    mask, history, report, seconds = (_rewound if config.method in TRAINED else _scored)(stage)
+    report: PruneReport | None = None
+    if config.method in TRAINED:
+        source = stage.task.source_task()
+        mask, history = rewound_mask(config, source, stage.folder, stage.fabric, stage.journal)
+        seconds = round(sum(row["seconds"] for row in history), 3)
+    else:
+        assert stage.images is not None
+        tell = partial(stage.journal, "prune_round")
+        result, seconds = find_ticket(config, stage.task, stage.images, tell)
+        mask, history, report = result.mask, result.history, result.report
     if config.sanity == "shuffle":
         mask, report = shuffled(mask, config.seed), None
         mask.metadata["sanity"] = "shuffle"
@@ -127,23 +115,6 @@ def _find_and_write(stage: Stage) -> None:
         mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
     counts = {"seconds": seconds, "kept": mask.kept, "total": mask.total}
     stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
-
-
-_Found = tuple[Mask, list[dict[str, Any]], PruneReport | None, float]
-"""A mask, a row for each round, what died if that is known, and seconds."""
-
-
-def _scored(stage: Stage) -> _Found:
-    assert stage.images is not None
-    result, seconds = find_ticket(
-        stage.config, stage.task, stage.images, lambda known: stage.journal("prune_round", known)
-    )
-    return result.mask, result.history, result.report, seconds
-
-
-def _rewound(stage: Stage) -> _Found:
-    mask, history = rewound_mask(stage.config, stage.task.source_task(), stage.folder, stage.fabric, stage.journal)
-    return mask, history, None, round(sum(row["seconds"] for row in history), 3)
 
 
 @torch.no_grad()

@@ -14,25 +14,15 @@ from pathex.pruning import PruneResult, default_rounds, described, prune, read_a
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
-__all__ = ["OWN_ZEROS", "build_task", "find_ticket", "pruning_seed", "start_mask", "train_options"]
-
 OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
 
 
 def build_task(config: TicketConfig, validation: float = 0.0) -> Task:
     """The network and the images of the settings."""
-    return build(
-        config.task,
-        config.model,
-        config.data,
-        seed=config.seed,
-        weights=config.weights,
-        validation=validation,
-        model_options=config.model_options,
-        data_options=config.data_options,
-        task_options=config.task_options,
-    )
+    names = ("seed", "weights", "model_options", "data_options", "task_options")
+    options = {name: getattr(config, name) for name in names}
+    return build(config.task, config.model, config.data, validation=validation, **options)
 
 
 def pruning_seed(config: TicketConfig) -> int:
@@ -52,30 +42,34 @@ def find_ticket(
 ) -> tuple[PruneResult, float]:
     """Prune the network of a task where it lives."""
     rounds = config.rounds or default_rounds(config.method)
-    allocation = read_allocation(config.allocation)
     started = time.monotonic()
     result = prune(
         task.model,
         config.method,
-        sparsity=config.sparsity,
         data=task.scoring_batches(images),
         rounds=rounds,
-        allocation=allocation,
-        ignore=(*config.ignore, *task.unprunable),
-        prunable=config.prunable,
         mask=start_mask(config, task),
-        min_per_layer=config.min_per_layer,
-        budget=config.budget,
         schedule=config.schedule,
-        seed=config.seed,
-        memory=config.memory,
-        strict=config.strict,
-        progress=False,
         on_round=lambda row, mask: on_round({"round": row["reached"], "rounds": rounds, "density": mask.density}),
+        **prune_options(config, task),
         **config.method_options,
     )
-    result.mask.metadata |= {"allocation": described(allocation), "start_mask": config.start_mask}
+    result.mask.metadata |= {
+        "allocation": described(read_allocation(config.allocation)),
+        "start_mask": config.start_mask,
+    }
     return result, round(time.monotonic() - started, 3)
+
+
+def prune_options(config: TicketConfig, task: Task) -> dict[str, Any]:
+    """What ``pathex.prune`` takes from the settings alone."""
+    names = ("sparsity", "prunable", "min_per_layer", "budget", "seed", "memory", "strict")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "allocation": read_allocation(config.allocation),
+        "ignore": (*config.ignore, *task.unprunable),
+        "progress": False,
+    }
 
 
 def start_mask(config: TicketConfig, task: Task) -> Mask | None:
@@ -83,10 +77,10 @@ def start_mask(config: TicketConfig, task: Task) -> Mask | None:
     if config.start_mask is None:
         return None
     ignore = (*config.ignore, *task.unprunable)
-    if config.start_mask == OWN_ZEROS:
-        mask = from_zeros(task.model, ignore=ignore, prunable=config.prunable)
-        if mask.kept == mask.total:
-            message = "start_mask 'zeros': no weight of the model is zero, so the mask keeps everything"
-            warnings.warn(message, PathexWarning, stacklevel=2)
-        return mask
-    return read_mask(config.start_mask, task.model, ignore=ignore, prunable=config.prunable)
+    if config.start_mask != OWN_ZEROS:
+        return read_mask(config.start_mask, task.model, ignore=ignore, prunable=config.prunable)
+    mask = from_zeros(task.model, ignore=ignore, prunable=config.prunable)
+    if mask.kept == mask.total:
+        message = "start_mask 'zeros': no weight of the model is zero, so the mask keeps everything"
+        warnings.warn(message, PathexWarning, stacklevel=2)
+    return mask

@@ -19,19 +19,9 @@ from pathex.pruning import dynamic, read_allocation, schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
-__all__ = ["check_config", "check_ticket"]
-
 
 def check_config(config: RunConfig) -> None:
-    """Check every setting of a run that can be checked without the data.
-
-    Args:
-        config: Settings of a run.
-
-    Raises:
-        InvalidInput: If a setting is out of its range or names something unknown; the message has the name of the
-            field, its value and what is allowed.
-    """
+    """Check every setting of a run that can be checked without the data."""
     check_ticket(config, (*DENSE, *TRAINED))
     _check_augmentation(config)
     for name in ("augment_options", "dynamic_options"):
@@ -55,21 +45,11 @@ def check_config(config: RunConfig) -> None:
     check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
-    check_machine(
-        config.device,
-        config.precision,
-        devices=config.devices,
-        strategy=config.strategy,
-        sync_batchnorm=config.sync_batchnorm,
-    )
-    if config.strategy == "fsdp":
-        _check_sharding(config)
-
-
-def _check_sharding(config: RunConfig) -> None:
-    if config.dynamic != "none":
+    several = {name: getattr(config, name) for name in ("devices", "strategy", "sync_batchnorm")}
+    check_machine(config.device, config.precision, **several)
+    if config.strategy == "fsdp" and config.dynamic != "none":
         raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
-    if config.method in TRAINED or kind(config.task, config.data) == "transfer":
+    if config.strategy == "fsdp" and (config.method in TRAINED or kind(config.task, config.data) == "transfer"):
         raise InvalidInput("strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 
 if TYPE_CHECKING:
-    from pathex.experiments.sweep.factory import create
+    from pathex.experiments.sweep.executors import create
     from pathex.experiments.sweep.planner import Plan, plan
     from pathex.experiments.sweep.progress import Progress
     from pathex.experiments.sweep.sweeper import SweepResult, sweep
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["EXECUTORS", "Plan", "Progress", "SweepConfig", "SweepResult", "create", "plan", "sweep"]
 
 # The options are needed to read a command line; torch is not.
-_HOME = {"create": "factory", "Progress": "progress"}
+_HOME = {"create": "executors", "Progress": "progress"}
 _HOME |= {"Plan": "planner", "plan": "planner", "SweepResult": "sweeper", "sweep": "sweeper"}
 
 

@@ -10,8 +10,6 @@ else:
     # A path of this type that stands in a sweep file is relative to that file.
     from jsonargparse.typing import Path_fr as SettingsFile
 
-__all__ = ["EXECUTORS", "SweepConfig"]
-
 EXECUTORS = ("local", "ray")
 
 

@@ -2,20 +2,17 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
+from pathex.experiments.runs import RunConfig
+from pathex.experiments.sweep.config import SweepConfig
 from pathex.experiments.sweep.work import Job, Message
-
-__all__ = ["Executor", "Share", "processors", "share"]
 
 
 class Executor(ABC):
-    """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs.
-
-    Attributes:
-        threads: Threads of each job.
-    """
+    """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs."""
 
     threads: int
 
@@ -25,10 +22,7 @@ class Executor(ABC):
 
     @abstractmethod
     def listen(self, seconds: float) -> list[Message]:
-        """What was heard since the last call, after waiting so long for the first message.
-
-        Messages are in order for each job. Every job is heard of in the end: its last one is of the kind ``ended``.
-        """
+        """What was heard since the last call, after waiting so long for the first message."""
 
     @abstractmethod
     def close(self) -> None:
@@ -59,15 +53,26 @@ def processors() -> int:
 
 
 def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) -> Share:
-    """Decide how many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open.
-
-    Returns:
-        The share. On the CPU the number of threads never follows from the number of runs, because it decides the last
-        bits of the results.
-    """
+    """How many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open."""
+    # On the CPU the number of threads never follows from that of the runs: it decides the last bits of the results.
     if gpus == 0:
         threads = threads or 1
         each = concurrent or max(1, cores // threads)
         return Share(each, threads, 0, each)
     each = concurrent or 1
     return Share(each * gpus, threads or max(1, cores // (each * gpus)), gpus, each)
+
+
+def create(config: SweepConfig, runs: Iterable[RunConfig]) -> Executor:
+    """The executor that the options of a sweep ask for, with a GPU if one of its runs may use it."""
+    gpu = any(run.device != "cpu" for run in runs)
+    if config.executor == "ray":
+        from pathex.experiments.sweep.ray_tasks import RayExecutor
+
+        return RayExecutor(config.concurrent, config.threads, gpu=gpu, address=config.address)
+    import torch
+
+    from pathex.experiments.sweep.local import LocalExecutor
+
+    gpus = torch.cuda.device_count() if gpu else 0
+    return LocalExecutor(share(config.concurrent, config.threads, gpus, processors()))

@@ -16,20 +16,12 @@ from pathex.distributed import Child, stop
 from pathex.experiments.sweep.executors import Executor, Share
 from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out, ended
 
-__all__ = ["LocalExecutor"]
-
 _SECONDS_TO_STOP = 10.0
 _MOST_OUTPUT = 4000
 
 
 class LocalExecutor(Executor):
-    """Worker processes that carry out one run after the other.
-
-    A worker that is lost takes one run with it, and is replaced.
-
-    Args:
-        share: How the runs share this machine.
-    """
+    """Worker processes that carry out one run after the other."""
 
     def __init__(self, share: Share) -> None:
         self.threads = share.threads

@@ -16,8 +16,6 @@ from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.runs import RunConfig, check_config, run_name
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 
-__all__ = ["Plan", "plan"]
-
 _MOST_ENTRIES = 100_000
 _FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.name != "out"}
 _WITH_OPTIONS = [name for name, field in _FIELDS.items() if field.default_factory is dict]
@@ -25,30 +23,14 @@ _WITH_OPTIONS = [name for name, field in _FIELDS.items() if field.default_factor
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep.
-
-    Attributes:
-        runs: Settings of each run by the name of its folder, in the order of the sweep file.
-        duplicates: How many entries were left out because their settings lead to a run that is there already.
-    """
+    """The runs of a sweep by the name of their folders, and how many entries were the same as one of these."""
 
     runs: Mapping[str, RunConfig]
     duplicates: int
 
 
 def plan(config: SweepConfig) -> Plan:
-    """Expand the grids and lists of a sweep, and check the settings of every run.
-
-    Args:
-        config: Options of the sweep.
-
-    Returns:
-        The runs. Entries that differ only in what does not decide a run's numbers are one run, such as ``dense`` at
-        several sparsities.
-
-    Raises:
-        InvalidInput: If an option or a setting cannot be used; the message names it, and the entry it belongs to.
-    """
+    """Expand the grids and lists of a sweep, and check the settings of every run; an error names the entry."""
     _check_options(config)
     typed = _Types()
     common = _over(typed.base(config.base), config.settings, "settings")
@@ -68,8 +50,7 @@ def _check_options(config: SweepConfig) -> None:
     if config.executor not in EXECUTORS:
         raise UnknownName("executor", config.executor, EXECUTORS)
     for name, least in (("concurrent", 1), ("threads", 1), ("retries", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
+        if (value := getattr(config, name)) is not None and value < least:
             raise InvalidInput(f"{name} is {value!r}; allowed: a whole number of at least {least}")
     if config.address is not None and config.executor != "ray":
         raise InvalidInput(f"address is {config.address!r} with executor {config.executor!r}; allowed: executor 'ray'")
@@ -78,8 +59,9 @@ def _check_options(config: SweepConfig) -> None:
 def _entries(config: SweepConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The settings of each run beyond the common ones, with their place in the sweep file."""
     # An empty grid alone is none; one of several is a mistake.
-    grids: dict[str, Any] = {"grid": config.grid} if config.grid else {}
-    if not isinstance(config.grid, Mapping):
+    if isinstance(config.grid, Mapping):
+        grids: dict[str, Any] = {"grid": config.grid} if config.grid else {}
+    else:
         grids = {f"grid {number}": grid for number, grid in enumerate(config.grid, 1)}
     if not grids and not config.list:
         raise InvalidInput("the sweep has no runs; allowed: a grid, a list, or both")

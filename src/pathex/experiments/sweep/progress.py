@@ -8,22 +8,12 @@ from typing import Any
 
 from pathex.experiments.sweep.work import ENDED
 
-__all__ = ["Progress", "Stage"]
-
 _LEAST_WORK = 0.05
 
 
 @dataclass
 class Stage:
-    """Where one run stands.
-
-    Attributes:
-        text: Stage for people, such as ``epoch 3/160``.
-        loss: Training loss of the last whole epoch, or None.
-        done: Fraction of the training that is done.
-        begun: That fraction when the sweep took the run up.
-        levels: Trainings that find the mask, before the run's own.
-    """
+    """Where one run stands."""
 
     text: str = "loading"
     loss: float | None = None
@@ -51,12 +41,7 @@ class Stage:
 
 
 class Progress:
-    """Counts runs and follows those that are running; its instance receives the messages of a sweep.
-
-    Args:
-        names: Names of all runs.
-        clock: Seconds since some moment.
-    """
+    """Counts runs and follows those that are running; its instance receives the messages of a sweep."""
 
     def __init__(self, names: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         self.running: dict[str, Stage] = {}
@@ -82,11 +67,8 @@ class Progress:
         return {status: counted[status] for status in ("done", "running", "failed", "waiting")}
 
     def seconds_left(self) -> float | None:
-        """How long the rest takes if runs go on as fast as so far; None while there is too little to tell from.
-
-        Returns:
-            An estimate, in which pruning counts as no work and all runs are equally long.
-        """
+        """How long the rest takes if runs go on as fast as so far; None while there is too little to tell from."""
+        # Pruning counts as no work, and all runs as equally long.
         worked = self._worked + sum(stage.done - stage.begun for stage in self.running.values())
         if worked < _LEAST_WORK:
             return None

@@ -13,27 +13,12 @@ from pathex.errors import InvalidInput
 from pathex.experiments.sweep.executors import Executor, processors, share
 from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out, ended
 
-__all__ = ["RayExecutor"]
-
 _SECONDS_TO_STOP = 10.0
 _STORE_BYTES = 100 * 2**20
 
 
 class RayExecutor(Executor):
-    """Tasks of Ray, one for each run. Ray decides where and when by processors and by parts of a GPU.
-
-    On a cluster the folder of the sweep and the data must lie on storage that all nodes share, under the same path, and
-    pathex must be installed on every node.
-
-    Args:
-        concurrent: Runs at a time on each GPU; on the CPU of this machine, in all. None chooses.
-        threads: Threads of each run; None chooses.
-        gpu: Whether runs may use a GPU.
-        address: A cluster that is there, or None to start Ray on this machine.
-
-    Raises:
-        InvalidInput: If Ray is not installed, or no cluster answers.
-    """
+    """Tasks of Ray, one for each run. Ray decides where and when by processors and by parts of a GPU."""
 
     def __init__(self, concurrent: int | None, threads: int | None, *, gpu: bool, address: str | None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone

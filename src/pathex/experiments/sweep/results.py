@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,6 @@ from pathex.masks import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["FAILED", "Table", "forget_failure", "record_failure"]
 
 FAILED = "failed.json"
 _ALWAYS = ("method", "sparsity", "seed")
@@ -29,20 +28,8 @@ def record_failure(folder: Path, outcome: Mapping[str, Any], attempts: int) -> N
     write_json(folder / FAILED, {"status": "failed", **known})
 
 
-def forget_failure(folder: Path) -> None:
-    """Remove the record of a failure, where there is one."""
-    (folder / FAILED).unlink(missing_ok=True)
-
-
 class Table:
-    """``results.csv`` and, where pyarrow is installed, ``results.parquet``: one row for each run of a sweep.
-
-    A row is read from the run's folder, so that sweeps which share a folder, or follow each other, write the same.
-
-    Args:
-        out: Folder of the runs.
-        runs: Settings by name of the run's folder.
-    """
+    """``results.csv`` and, where pyarrow is installed, ``results.parquet``: one row for each run of a sweep."""
 
     def __init__(self, out: Path, runs: Mapping[str, RunConfig]) -> None:
         self.path = out / "results.csv"
@@ -55,22 +42,14 @@ class Table:
         """Whether a run is done; no for what cannot be read or has other settings: carrying it out tells why."""
         if name not in self._finished:
             folder = self._out / name
-            try:
+            with suppress(PathexError):
                 check_same(folder, self._runs[name])
-                result = finished_result(folder)
-            except PathexError:
-                return False
-            if result is None:
-                return False
-            self._finished[name] = result
-        return True
+                if (result := finished_result(folder)) is not None:
+                    self._finished[name] = result
+        return name in self._finished
 
     def write(self) -> None:
-        """Write the files, each in one step.
-
-        Raises:
-            OSError: If they cannot be written.
-        """
+        """Write the files, each in one step."""
         import pandas as pd
         from filelock import FileLock
 
@@ -111,10 +90,8 @@ def _columns(runs: Mapping[str, RunConfig]) -> "pd.DataFrame":
     flat = {run: _flat(config) for run, config in runs.items()}
     frame = pd.DataFrame.from_dict(flat, orient="index").astype(object)
     # As text, so that a setting that is null is told from one that plays no part in a run.
-    texts = pd.DataFrame.from_dict(
-        {run: {name: json.dumps(value) for name, value in values.items()} for run, values in flat.items()},
-        orient="index",
-    )
+    dumped = {run: {name: json.dumps(value) for name, value in values.items()} for run, values in flat.items()}
+    texts = pd.DataFrame.from_dict(dumped, orient="index")
     order = [field.name for field in dataclasses.fields(RunConfig)]
     kept = [
         name
@@ -134,8 +111,8 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     for name, value in settings(config).items():
         if name in WITHOUT_EFFECT.get(config.method, ()) and name not in _ALWAYS:
             continue
-        options = {f"{name}.{option}": each for option, each in value.items()} if name.endswith("_options") else None
-        flat |= {name: value} if options is None else options
+        options = name.endswith("_options")
+        flat |= {f"{name}.{option}": each for option, each in value.items()} if options else {name: value}
     return {name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in flat.items()}
 
 

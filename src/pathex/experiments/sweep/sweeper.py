@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,8 @@ from typing import Any
 from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig
 from pathex.experiments.sweep.executors import Executor
-from pathex.experiments.sweep.results import Table, forget_failure, record_failure
+from pathex.experiments.sweep.results import FAILED, Table, record_failure
 from pathex.experiments.sweep.work import ENDED, Job, Message, ended
-
-__all__ = ["SweepEvents", "SweepResult", "sweep"]
 
 SweepEvents = Callable[[str, str, dict[str, Any]], None]
 """Receiver of messages: ``(name of the run, kind, payload)``."""
@@ -29,10 +27,8 @@ class SweepResult:
     """What came of a sweep.
 
     Attributes:
-        table: The file with all results.
-        parquet: Whether a parquet file stands beside it.
-        done: How many runs are done.
-        before: How many of them were done before.
+        table: The file with all results; ``parquet`` tells whether a parquet file stands beside it.
+        done: How many runs are done, ``before`` of them before.
         failed: One line for each run that failed, by name.
     """
 
@@ -97,7 +93,7 @@ class _State:
         self._done = self._before = 0
         self._failed: dict[str, str] = {}
         self._lost: Counter[str] = Counter()
-        self._later: list[tuple[float, str]] = []
+        self._later: deque[tuple[float, str]] = deque()
 
     def skip_finished(self) -> None:
         for name in [name for name in self.open if self._table.finished(name)]:
@@ -115,11 +111,8 @@ class _State:
             for message in executor.listen(_SECONDS_BETWEEN_LOOKS):
                 if message.name in self.open:  # what comes after the end of a run is old
                     self._hear(message, submit)
-            now = time.monotonic()
-            due = [name for moment, name in self._later if moment <= now]
-            self._later = [(moment, name) for moment, name in self._later if moment > now]
-            for name in due:
-                submit(name)
+            while self._later and self._later[0][0] <= time.monotonic():
+                submit(self._later.popleft()[1])
 
     def _hear(self, message: Message, submit: Callable[[str], None]) -> None:
         name, kind, payload = message
@@ -142,7 +135,7 @@ class _State:
         if outcome["status"] == "done":
             self._done += 1
             with contextlib.suppress(OSError):  # what is done counts as done, whatever lies beside it
-                forget_failure(folder)
+                (folder / FAILED).unlink(missing_ok=True)
         else:
             outcome["status"] = "failed"
             self._failed[name] = outcome["error"]

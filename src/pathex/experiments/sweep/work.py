@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from pathex.errors import FolderInUse, PathexError, PathexWarning
 from pathex.experiments.runs import RunConfig
 
-__all__ = ["ENDED", "Job", "Message", "carry_out", "ended"]
-
 ENDED = "ended"
 """Kind of the last message about a job. Its payload has ``status``: ``done``, ``failed``, ``busy`` (another process has
 the folder) or ``lost`` (the process ended without a word); and ``error``, ``traceback`` where there are any."""
@@ -42,15 +40,7 @@ def ended(status: str, error: str | None = None, trace: str = "") -> dict[str, A
 
 
 def carry_out(job: Job, send: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
-    """Carry out one run in this process.
-
-    Args:
-        job: The run.
-        send: Receives ``(kind, payload)``: ``start``, ``warning`` and the events of the run.
-
-    Returns:
-        The payload of the job's last message. Whatever goes wrong in the run is told there, not raised.
-    """
+    """Carry out one run in this process."""
     import torch
 
     from pathex.experiments.runs import run

@@ -9,8 +9,6 @@ from pathex.paths.linear import Linear, rule
 from pathex.paths.recording import Record, Slope
 from pathex.paths.rules.smooth import scaled
 
-__all__: list[str] = []
-
 
 def _dims(node: Node, x: Tensor) -> tuple[int, ...]:
     dim = node.arguments.get("dim") or ()

@@ -10,8 +10,6 @@ from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
 from pathex.paths.recording import Gate, Record
 
-__all__: list[str] = []
-
 _CLAMPS = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min", None), "clamp_max": (None, "max")}
 _BOUNDS = {
     "hardtanh": ("min_val", "max_val"),

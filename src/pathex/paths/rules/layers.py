@@ -12,22 +12,12 @@ from pathex.paths.recording import Factors, Record
 from pathex.paths.rules.products import multilinear
 from pathex.paths.weights import call_of
 
-__all__ = ["norm_of"]
-
 # Those whose weight has one entry for each channel of the result first.
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 
 
 def norm_of(reading: Linear, node: Node) -> Node | None:
-    """The BatchNorm that alone uses the result of a convolution, whose coefficient multiplies its weight.
-
-    Args:
-        reading: The reading.
-        node: The convolution.
-
-    Returns:
-        Its node, or None.
-    """
+    """The BatchNorm that alone uses the result of a convolution, whose coefficient multiplies its weight."""
     users = reading.graph.users[node]
     if node.op not in _CONVOLUTIONS or len(users) != 1 or users[0].op != "batch_norm":
         return None

@@ -14,8 +14,6 @@ from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
 from pathex.paths.recording import Record, Slope
 
-__all__: list[str] = []
-
 
 def _last(normalized_shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(range(-len(normalized_shape), 0))

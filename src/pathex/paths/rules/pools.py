@@ -16,8 +16,6 @@ from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
 from pathex.paths.recording import ArgMax, Record
 
-__all__: list[str] = []
-
 _MAX = {f"max_pool{d}d": d for d in (1, 2, 3)} | {f"max_pool{d}d_with_indices": d for d in (1, 2, 3)}
 _ADAPTIVE_MAX = {f"adaptive_max_pool{d}d": d for d in (1, 2, 3)}
 _AVERAGE = {f"avg_pool{d}d": d for d in (1, 2, 3)}

@@ -18,8 +18,6 @@ from pathex.paths.presence import presence
 from pathex.paths.recording import Factors, Record
 from pathex.paths.weights import call_of
 
-__all__ = ["multilinear"]
-
 _ELEMENTWISE = ("mul", "multiply")
 _QUOTIENTS = ("div", "divide", "true_divide")
 _MATRICES = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "vdot")
@@ -41,17 +39,7 @@ def _product(reading: Record, node: Node) -> Tensor:
 def multilinear(
     reading: Linear, node: Node, operands: Sequence[Any], call: Callable[[Sequence[Any]], Tensor]
 ) -> Tensor:
-    """Read a function that is linear in each of its operands.
-
-    Args:
-        reading: The reading.
-        node: Its node.
-        operands: The arguments in their places.
-        call: The function of the operands.
-
-    Returns:
-        The sum over the operands that paths reach, of the function with the coefficients in all other places.
-    """
+    """Read a function that is linear in each of its operands."""
     places = [place for place, operand in enumerate(operands) if reading.carries(operand)]
     scored = [place for place, operand in enumerate(operands) if reading.origins.origin(operand) is not None]
     if len(places) == 1 and len(scored) == 1:

@@ -16,8 +16,6 @@ from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
 from pathex.paths.recording import Record, Slope
 
-__all__ = ["scaled"]
-
 
 def _derivative(reading: Record, node: Node, x: Tensor) -> Tensor:
     """The derivative of an elementwise function at each unit."""
@@ -80,16 +78,7 @@ class _TwoWays(torch.autograd.Function):
 
 
 def scaled(reading: Linear, node: Node, x: Tensor) -> Tensor:
-    """What arrives, times the recorded coefficient of a node.
-
-    Args:
-        reading: A reading with recorded coefficients.
-        node: The node.
-        x: What arrives.
-
-    Returns:
-        The product.
-    """
+    """What arrives, times the recorded coefficient of a node."""
     assert reading.tape is not None
     site: Slope = reading.tape[node]
     there = reading.slope(site.forward).to(x.dtype)

@@ -7,8 +7,6 @@ import torch
 from pathex.graph import STRUCTURE, Node
 from pathex.paths.linear import Linear, rule
 
-__all__: list[str] = []
-
 _TAKES = {"gather": "index", "take_along_dim": "indices", "index_select": "index"}
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from pathex.graph import Node
 from pathex.paths.linear import Linear, rule
 
-__all__: list[str] = []
-
 
 def _zeros(reading: Linear, argument: Any) -> Tensor:
     """Zeros in the form of a constant."""
