@@ -1,15 +1,12 @@
 """What each of several processes does in the tests of scoring together; results go to files."""
 
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -20,7 +17,7 @@ from pathex.models import CifarResNet
 from pathex.paths import lowered
 
 METHODS = pathex.methods()
-OPTIONS: dict[str, list[dict[str, Any]]] = {
+OPTIONS = {
     "px": [{"redraw": True}, {"calibration": "running"}, {"calibration_images": 4}],
     "px-literal": [{"calibration": "running"}],
     "snip": [{"calibration": "batch"}],
@@ -32,7 +29,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 FEW = {"phew": {"walks": 50}}
 IN_CHUNKS = ("px", "px-literal", "synflow-l2", "ntk-sap")
-BASIC: list[tuple[str, dict[str, Any], int]] = [
+BASIC = [
     *((method, FEW.get(method, {}), 2) for method in METHODS),
     ("px", {"redraw": True}, 0),
     ("ntk-diagonal", {"projections": 3}, 2),
@@ -48,7 +45,7 @@ ALL = BASIC + [
 ]
 
 
-def network(seed: int = 3) -> nn.Module:
+def network(seed=3):
     """A ResNet-8 in float64 with affine parameters and statistics that are not 1 and 0."""
     torch.manual_seed(seed)
     net = CifarResNet(8, num_classes=3, width=2).double()
@@ -61,16 +58,16 @@ def network(seed: int = 3) -> nn.Module:
     return net
 
 
-def images(count: int = 9) -> tuple[Tensor, Tensor]:
+def images(count=9):
     x = torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     return x, torch.arange(count) % 3
 
 
-def batches(x: Tensor, y: Tensor, size: int = 2) -> list[tuple[Tensor, Tensor]]:
+def batches(x, y, size=2):
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def memory(per_part: float) -> int:
+def memory(per_part):
     """A budget for micro-batches of so many images in a replayed pass.
 
     Beside them are 16 bytes a weight and two copies of the images, or half of the budget if that is less.
@@ -81,13 +78,13 @@ def memory(per_part: float) -> int:
     return int(room + min(room, held))
 
 
-def quiet(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def quiet(call, *args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pathex.errors.PathexWarning)
         return call(*args, **kwargs)
 
 
-def scores(cases: list[tuple[str, dict[str, Any], int]]) -> dict[str, Any]:
+def scores(cases):
     """Scores by case, with an odd number of micro-batches and of batches."""
     data = batches(*images())
     return {
@@ -96,13 +93,13 @@ def scores(cases: list[tuple[str, dict[str, Any], int]]) -> dict[str, Any]:
     }
 
 
-def key(method: str, options: dict[str, Any], per_part: int) -> str:
+def key(method, options, per_part):
     return f"{method} {options} {per_part}"
 
 
-def masks() -> dict[str, Any]:
+def masks():
     x, y = images()
-    shared: dict[str, Any] = {"sparsity": 0.9, "data": batches(x, y)}
+    shared = {"sparsity": 0.9, "data": batches(x, y)}
     return {
         "px": quiet(pathex.prune, network(), "px", rounds=10, memory=memory(2), **shared).mask,
         "px in chunks": quiet(pathex.prune, network(), "px", rounds=3, memory=memory(0), **shared).mask,
@@ -115,14 +112,14 @@ def masks() -> dict[str, Any]:
     }
 
 
-def joined_parts() -> tuple[Tensor, Tensor]:
+def joined_parts():
     """All that a sampler for two processes delivers, one process after the other: the first image twice."""
     x, y = images()
     order = [0, 2, 4, 6, 8, 1, 3, 5, 7, 0]
     return x[order], y[order]
 
 
-def parts(rank: int, size: int) -> dict[str, Any]:
+def parts(rank, size):
     """Every process reads its own part, by a sampler or the same images in another order."""
     x, y = images()
     data = TensorDataset(x, y)
@@ -137,11 +134,11 @@ def parts(rank: int, size: int) -> dict[str, Any]:
     }
 
 
-def work(rank: int) -> dict[str, Any]:
+def work(rank):
     """How many batches a process has run, of five."""
     ran = []
 
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(outputs, labels):
         ran.append(len(labels))
         return F.cross_entropy(outputs, labels)
 
@@ -154,25 +151,25 @@ def work(rank: int) -> dict[str, Any]:
     return {"ran": together}
 
 
-def failures(rank: int) -> dict[str, Any]:
+def failures(rank):
     """Each call fails in one process, or differs between them: the message that every process raises."""
     x, y = images()
     data = batches(x, y)
 
-    def custom(model: nn.Module, given: Any, mask: Any) -> dict[str, Tensor]:
+    def custom(model, given, mask):
         if rank == 1:
             raise ZeroDivisionError("one over none")
         return {name: torch.ones(entry.shape) for name, entry in mask.items()}
 
-    def other_shape(model: nn.Module, given: Any, mask: Any) -> dict[str, Tensor]:
+    def other_shape(model, given, mask):
         return {name: torch.ones(2 if rank else entry.shape) for name, entry in mask.items()}
 
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(outputs, labels):
         if rank == 1:
             raise pathex.errors.UnknownName("loss", "mine", ["yours"])
         return F.cross_entropy(outputs, labels)
 
-    def stop(row: dict[str, Any], mask: pathex.Mask) -> None:
+    def stop(row, mask):
         if rank == 1 and row["round"] == 2:
             raise KeyError("second round")
 
@@ -184,7 +181,7 @@ def failures(rank: int) -> dict[str, Any]:
     running = next(b for n, b in statistics.named_buffers() if n.endswith("running_mean"))
     if rank == 1:
         running[0] += 1
-    calls: dict[str, Callable[[], Any]] = {
+    calls = {
         "an image is NaN": lambda: pathex.score(network(), "px", broken),
         "unknown method": lambda: pathex.score(network(), "px" if rank else "xp", x),
         "own method": lambda: pathex.prune(network(), custom, sparsity=0.5, data=x),
@@ -203,7 +200,7 @@ def failures(rank: int) -> dict[str, Any]:
     return {name: raised(call) for name, call in calls.items()}
 
 
-def raised(call: Callable[[], Any]) -> str:
+def raised(call):
     try:
         call()
     except Exception as error:
@@ -211,7 +208,7 @@ def raised(call: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def wrapped(rank: int) -> dict[str, Any]:
+def wrapped(rank):
     """A model in DDP, in groups of one and in a group of the last two."""
     x, _ = images()
     groups = [dist.new_group([0]), dist.new_group([1]), dist.new_group([0, 1])]
@@ -226,7 +223,7 @@ def wrapped(rank: int) -> dict[str, Any]:
     return found
 
 
-def sharded(rank: int) -> dict[str, Any]:
+def sharded(rank):
     """A model whose weights are spread over the processes: trained with a mask."""
     from torch.distributed.fsdp import fully_shard
 
@@ -236,7 +233,7 @@ def sharded(rank: int) -> dict[str, Any]:
     for part in (model.fc, model):
         fully_shard(part)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    found: dict[str, Any] = {"mask": mask, "refused": raised(lambda: pathex.score(model, "magnitude", x))}
+    found = {"mask": mask, "refused": raised(lambda: pathex.score(model, "magnitude", x))}
     handle = pathex.attach(model, mask, optimizer)
     for step in range(3):
         optimizer.zero_grad()
@@ -257,12 +254,11 @@ def sharded(rank: int) -> dict[str, Any]:
     return found
 
 
-def whole(tensor: Any) -> Tensor:
-    full: Tensor = tensor.full_tensor().detach().clone()
-    return full
+def whole(tensor):
+    return tensor.full_tensor().detach().clone()
 
 
-def of_two(rank: int) -> dict[str, Any]:
+def of_two(rank):
     return {
         "scores": scores(BASIC),
         "masks": masks(),
@@ -274,18 +270,18 @@ def of_two(rank: int) -> dict[str, Any]:
     }
 
 
-def of_more(rank: int) -> dict[str, Any]:
+def of_more(rank):
     return {"scores": scores(ALL), "masks": masks()}
 
 
-def start(rank: int, size: int, what: Callable[[int], dict[str, Any]], folder: Path) -> None:
+def start(rank, size, what, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     torch.save(what(rank), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def run(what: Callable[[int], dict[str, Any]], size: int, folder: Path) -> list[dict[str, Any]]:
+def run(what, size, folder):
     """Results of each process."""
     mp.spawn(start, (size, what, folder), nprocs=size)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]

@@ -3,10 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 import pathex
@@ -15,12 +14,12 @@ from pathex.train import Feed, TrainOptions, evaluate, fabric, fit
 
 
 class Split:
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count, seed):
         generator = torch.Generator().manual_seed(seed)
         self.data = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
         self.labels = torch.arange(count) % 4
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.labels)
 
 
@@ -30,17 +29,17 @@ class Images:
     test: Split
     image_size = 8
 
-    def on(self, device: torch.device) -> "Images":
+    def on(self, device):
         return self
 
-    def resized(self, pixels: Tensor) -> Tensor:
+    def resized(self, pixels):
         return pixels
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels):
         return pixels.double() / 128 - 1
 
 
-def network(norm: bool) -> nn.Module:
+def network(norm):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         middle = nn.BatchNorm2d(6) if norm else nn.Identity()
@@ -48,7 +47,7 @@ def network(norm: bool) -> nn.Module:
         return nn.Sequential(*layers).double()
 
 
-def work(folder: str, devices: int, strategy: str, epochs: int, options: dict[str, Any]) -> None:
+def work(folder, devices, strategy, epochs, options):
     """Train in this process as one of ``devices``; from ``last.ckpt`` in the folder if it is there."""
     norm = options.pop("norm", False)
     machine = fabric("cpu", "64-true", devices=devices, strategy=strategy)
@@ -59,7 +58,7 @@ def work(folder: str, devices: int, strategy: str, epochs: int, options: dict[st
     mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.zeros(1, 3, 8, 8), group=None).mask
     sharded = []
 
-    def hold(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def hold(module, optimizer):
         sharded.extend(is_sharded(parameter) for parameter in module.parameters())
         pathex.attach(module, mask, optimizer)
 
@@ -81,7 +80,7 @@ def work(folder: str, devices: int, strategy: str, epochs: int, options: dict[st
     torch.save(known, Path(folder) / f"rank-{rank}.pt")
 
 
-def fail(devices: int) -> None:
+def fail(devices):
     """Meet the others, and fail in the second process."""
     machine = fabric("cpu", devices=devices)
     if machine.global_rank == 1:

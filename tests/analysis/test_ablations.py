@@ -1,31 +1,28 @@
-"""Tickets without the places, the values or the signs of their weights."""
-
 import copy
 import math
 
 import pytest
 import torch
-from torch import nn
 
 import pathex
 from pathex.analysis import flipped, reinitialised, shuffled
 from pathex.errors import InvalidInput
 
 
-def network(seed: int = 0) -> nn.Module:
+def network(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return pathex.models.create("resnet20", width=8)
 
 
-def random_mask(model: nn.Module, density: float = 0.3) -> pathex.Mask:
+def random_mask(model, density=0.3):
     source = torch.Generator().manual_seed(1)
     names = [name for name, p in model.named_parameters() if p.dim() > 1]
     entries = {n: torch.rand(model.get_parameter(n).shape, generator=source) < density for n in names}
     return pathex.Mask(entries, {"method": "px"})
 
 
-def test_shuffled_masks_keep_their_counts_and_nothing_else() -> None:
+def test_shuffled_masks_keep_their_counts_and_nothing_else():
     mask = random_mask(network())
     moved = shuffled(mask, 0)
     assert moved.counts() == mask.counts() and moved.metadata == mask.metadata and list(moved) == list(mask)
@@ -37,20 +34,20 @@ def test_shuffled_masks_keep_their_counts_and_nothing_else() -> None:
     assert mask == random_mask(network())
 
 
-def test_every_place_is_as_likely() -> None:
+def test_every_place_is_as_likely():
     mask = pathex.Mask({"w": torch.tensor([[True, False], [False, False], [False, True]])})
     taken = sum(shuffled(mask, seed)["w"].double() for seed in range(3000))
     # 1000 expected at each of the six places, standard deviation 25.8.
     assert (taken - 1000).abs().max() < 4 * 25.8
 
 
-def test_layers_move_independently() -> None:
+def test_layers_move_independently():
     entry = torch.arange(400).view(20, 20) % 2 == 0
     moved = shuffled(pathex.Mask({"a": entry, "b": entry.clone()}), 0)
     assert not torch.equal(moved["a"], moved["b"])
 
 
-def test_flipped_weights_keep_their_magnitudes() -> None:
+def test_flipped_weights_keep_their_magnitudes():
     model = network()
     before = copy.deepcopy(model.state_dict())
     other = flipped(model, 0)
@@ -69,7 +66,7 @@ def test_flipped_weights_keep_their_magnitudes() -> None:
     assert torch.equal(model.get_parameter("fc.bias"), before["fc.bias"])
 
 
-def test_redrawn_weights_have_the_spread_of_the_old_ones() -> None:
+def test_redrawn_weights_have_the_spread_of_the_old_ones():
     model = network()
     state = torch.get_rng_state()
     other = reinitialised(model, 0)
@@ -86,7 +83,7 @@ def test_redrawn_weights_have_the_spread_of_the_old_ones() -> None:
     assert list(chosen) == ["fc.weight"] and torch.equal(chosen["fc.weight"], other["fc.weight"])
 
 
-def test_a_factory_gives_the_state_of_a_new_network() -> None:
+def test_a_factory_gives_the_state_of_a_new_network():
     model = network()
     model(torch.randn(8, 3, 8, 8))  # moves the statistics of BatchNorm
     state = torch.get_rng_state()
@@ -99,7 +96,7 @@ def test_a_factory_gives_the_state_of_a_new_network() -> None:
     assert half["fc.weight"].dtype == torch.bfloat16 and half["bn.num_batches_tracked"].dtype == torch.int64
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_what_does_not_fit_is_named():
     model = network()
     with pytest.raises(InvalidInput, match="another network than CifarResNet: 'blocks"):
         reinitialised(model, 0, factory=lambda: pathex.models.create("resnet20", width=4))
@@ -109,7 +106,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 @pytest.mark.gpu
-def test_draws_are_the_same_on_a_gpu() -> None:
+def test_draws_are_the_same_on_a_gpu():
     model = network()
     expected = [flipped(model, 0), reinitialised(model, 0)]
     model.cuda()

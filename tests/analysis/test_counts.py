@@ -1,11 +1,9 @@
-"""Parameters and multiply-adds, dense and masked."""
-
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.work import multiply_adds
@@ -14,7 +12,7 @@ from pathex.errors import InvalidInput, MaskMismatch
 from pathex.masks import prunable_weights
 
 
-def random_mask(model: nn.Module, seed: int, density: float = 0.4) -> pathex.Mask:
+def random_mask(model, seed, density=0.4):
     source = torch.Generator().manual_seed(seed)
     weights = prunable_weights(model)
     return pathex.Mask({name: torch.rand(p.shape, generator=source) < density for name, p in weights.items()})
@@ -45,7 +43,7 @@ SHAPES = {"strides, padding, dilation, groups": (4, 9, 11), "transposed, tokens"
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NETWORKS)
-def test_against_products_counted_one_by_one(name: str, seed: int) -> None:
+def test_against_products_counted_one_by_one(name, seed):
     model = NETWORKS[name]()
     mask = random_mask(model, seed)
     image = torch.randn(SHAPES[name])
@@ -71,7 +69,7 @@ def test_against_products_counted_one_by_one(name: str, seed: int) -> None:
         ("densenet121", 2.834, 7978856),
     ],
 )
-def test_torchvision_publishes_the_same_numbers(name: str, billions: float, parameters: int) -> None:
+def test_torchvision_publishes_the_same_numbers(name, billions, parameters):
     with torch.device("meta"):
         model = pathex.models.create(f"torchvision:{name}", num_classes=1000)
     counts = count(model, (3, 224, 224))
@@ -81,7 +79,7 @@ def test_torchvision_publishes_the_same_numbers(name: str, billions: float, para
     assert counts.others + sum(counts.products[weight] for weight in used) == counts.multiply_adds()
 
 
-def test_resnet20_by_its_formula() -> None:
+def test_resnet20_by_its_formula():
     model = pathex.models.create("resnet20")
     sides = [32] * 7 + [16] * 6 + [8] * 6
     channels = [(3, 16)] + [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5
@@ -95,7 +93,7 @@ def test_resnet20_by_its_formula() -> None:
     "name",
     ["vgg16_bn", "timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224", "timm:nf_regnet_b0", "smp:DeepLabV3Plus"],
 )
-def test_density_scales_what_the_mask_names(name: str) -> None:
+def test_density_scales_what_the_mask_names(name):
     if name.startswith("smp"):
         import segmentation_models_pytorch as smp
 
@@ -120,19 +118,19 @@ def test_density_scales_what_the_mask_names(name: str) -> None:
 class Attention(nn.Module):
     """Attention in torch's own module, in training code's three projections, and over learned queries."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.whole = nn.MultiheadAttention(8, 2, batch_first=True)
         self.latent = nn.Parameter(torch.randn(1, 3, 8))
         self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.whole(tokens, tokens, tokens)[0]
         return F.scaled_dot_product_attention(self.query(self.latent), self.key(tokens), tokens)
 
 
-def test_products_of_activations_stay_dense() -> None:
+def test_products_of_activations_stay_dense():
     model = Attention()
     counts = count(model, (8, 2, 3))
     projections = {"whole.in_proj_weight": 6 * 192, "whole.out_proj.weight": 6 * 64}
@@ -145,17 +143,17 @@ def test_products_of_activations_stay_dense() -> None:
 
 
 class Shared(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
         self.gain = nn.Parameter(torch.ones(2, 1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         weight = self.gain * (self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True))
         return self.conv(self.conv(x)) + F.conv2d(x[..., ::2, ::2], weight, padding=1).repeat(1, 1, 2, 2)
 
 
-def test_weights_that_are_used_often_or_transformed() -> None:
+def test_weights_that_are_used_often_or_transformed():
     model = Shared()
     counts = count(model, (2, 4, 6))
     assert dict(counts.products) == {"conv.weight": 36 * (24 + 24 + 6), "gain": 0}
@@ -163,7 +161,7 @@ def test_weights_that_are_used_often_or_transformed() -> None:
     assert counts.multiply_adds(mask) == 4 * 54 and counts.parameters(mask) == 6
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_as_it_was():
     model = pathex.models.create("resnet20", width=4).train()
     model(torch.randn(2, 3, 8, 8)).sum().backward()
     before, grads = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()]
@@ -176,13 +174,13 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_precision_plays_no_part(dtype: torch.dtype) -> None:
+def test_precision_plays_no_part(dtype):
     model = pathex.models.create("resnet20", width=4)
     expected = count(model, (3, 8, 8))
     assert count(model.to(dtype), (3, 8, 8)) == expected
 
 
-def test_what_cannot_be_counted_is_named() -> None:
+def test_what_cannot_be_counted_is_named():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(InvalidInput, match=r"shape is \(2, 3\); allowed: channels, height and width"):
         count(model, (2, 3))

@@ -1,5 +1,3 @@
-"""Dense networks as small as a ticket."""
-
 import pytest
 import torch
 
@@ -8,12 +6,12 @@ from pathex.analysis import count, matching_width
 from pathex.errors import InvalidInput, UnknownName
 
 
-def parameters(name: str, width: float, **options: object) -> int:
+def parameters(name, width, **options):
     return sum(p.numel() for p in pathex.models.create(name, width=width, **options).parameters())
 
 
 @pytest.mark.parametrize(("name", "step"), [("resnet20", 1), ("vgg11_bn", 1 / 512), ("resnet18_tiny", 1)])
-def test_the_next_width_is_too_large(name: str, step: float) -> None:
+def test_the_next_width_is_too_large(name, step):
     for most in (20_000, 60_000, 61_234):
         width = matching_width(name, parameters=most, num_classes=7, in_channels=1)
         assert parameters(name, width, num_classes=7, in_channels=1) <= most
@@ -28,7 +26,7 @@ def test_the_next_width_is_too_large(name: str, step: float) -> None:
         assert costs[0] <= most < costs[1]
 
 
-def test_a_network_matches_itself() -> None:
+def test_a_network_matches_itself():
     for name, width in (("resnet20", 16), ("resnet20", 1), ("resnet18_tiny", 64), ("resnet32", 5)):
         with torch.device("meta"):
             model = pathex.models.create(name, width=width)
@@ -38,7 +36,7 @@ def test_a_network_matches_itself() -> None:
     assert matching_width("resnet20", parameters=10**6) > 16
 
 
-def test_a_ticket_and_its_small_dense_network() -> None:
+def test_a_ticket_and_its_small_dense_network():
     model = pathex.models.create("resnet20")
     mask = pathex.prune(model, "magnitude", sparsity=0.9, data=torch.randn(2, 3, 32, 32), progress=False).mask
     ticket = count(model, (3, 32, 32))
@@ -46,13 +44,13 @@ def test_a_ticket_and_its_small_dense_network() -> None:
     assert 0.6 * ticket.parameters(mask) < parameters("resnet20", width) <= ticket.parameters(mask)
 
 
-def test_nothing_is_drawn() -> None:
+def test_nothing_is_drawn():
     state = torch.get_rng_state()
     matching_width("resnet20", multiply_adds=10**6)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_options_and_shapes_reach_the_network() -> None:
+def test_options_and_shapes_reach_the_network():
     wide = matching_width("resnet20", parameters=30_000, shortcut="pad")
     assert parameters("resnet20", wide, shortcut="pad") <= 30_000 < parameters("resnet20", wide + 1, shortcut="pad")
     width = matching_width("resnet20", multiply_adds=10**6, image_size=(8, 16))
@@ -75,12 +73,12 @@ def test_options_and_shapes_reach_the_network() -> None:
         ("unknown option of model 'resnet20': 'wide'", "resnet20", {"parameters": 10**5, "wide": 1}),
     ],
 )
-def test_what_is_impossible_is_said(message: str, name: str, options: dict[str, object]) -> None:
+def test_what_is_impossible_is_said(message, name, options):
     with pytest.raises(InvalidInput, match=message) as error:
         matching_width(name, **options)
     assert "\n" not in str(error.value)
 
 
-def test_networks_without_a_width_are_named() -> None:
+def test_networks_without_a_width_are_named():
     with pytest.raises(UnknownName, match=r"unknown model with a width 'timm:resnet50'\. .*Known: resnet110,"):
         matching_width("timm:resnet50", parameters=10**6)

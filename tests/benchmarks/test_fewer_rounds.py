@@ -1,18 +1,12 @@
-"""The study of fewer rounds: means and differences are right, and runs of one seed are compared."""
-
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 import pytest
 
 from benchmarks import fewer_rounds
-from experiments.sweep.conftest import InProcess, tiny
+from experiments.sweep.conftest import InProcess
+from small_images import write_images
 
-__all__ = ["tiny"]  # a fixture: the settings of a run that takes a second
 
-
-def test_differences_are_taken_in_pairs_of_one_seed() -> None:
+def test_differences_are_taken_in_pairs_of_one_seed():
     size, seeds = 6, [0, 1, 2, 2, 1, 0]
     shared = {name: [value] * size for name, value in {"model": "m", "sparsity": 0.9, "dead_layers": 0}.items()}
     rows = pd.DataFrame(
@@ -36,15 +30,24 @@ def test_differences_are_taken_in_pairs_of_one_seed() -> None:
     assert list(table["seeds"]) == [3, 3] and table.loc["rounds=100", "difference"] == 0
 
 
-def test_the_study_runs_and_goes_on(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executors: list[InProcess] = []
+def test_the_study_runs_and_goes_on(tmp_path, monkeypatch):
+    executors = []
 
-    def create(*_: object) -> InProcess:
+    def create(*_):
         executors.append(InProcess())
         return executors[-1]
 
     monkeypatch.setattr(fewer_rounds, "create", create)
-    words = ["--models", "resnet20:2", "--data", tiny["data"], "--method", "magnitude", "--sparsity", "0.5"]
+    words = [
+        "--models",
+        "resnet20:2",
+        "--data",
+        write_images(tmp_path / "tiny.npz"),
+        "--method",
+        "magnitude",
+        "--sparsity",
+        "0.5",
+    ]
     words += ["--seeds", "0", "1", "--epochs", "1", "--cases", "pruning_seed=7", "rounds=10,images_per_class=5"]
     words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
     assert fewer_rounds.main(words) == 0 and fewer_rounds.main(words) == 0

@@ -1,5 +1,3 @@
-"""The fine-tuning experiment: pairs are pairs, masks hold, and its summary says what the rows say."""
-
 import csv
 import json
 from dataclasses import replace

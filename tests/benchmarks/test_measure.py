@@ -1,7 +1,4 @@
-"""Clocks, peaks of memory, processes and rows of the benchmarks."""
-
 import json
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas as pd
@@ -14,14 +11,14 @@ from pathex.errors import InvalidInput
 CPU = torch.device("cpu")
 
 
-def test_quartiles() -> None:
+def test_quartiles():
     assert quartiles([3.0]) == (3.0, 3.0, 3.0)
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler, on machines without a GPU
-def test_peak_of_tensors_is_of_what_lives_at_a_time() -> None:
-    def work() -> None:
+def test_peak_of_tensors_is_of_what_lives_at_a_time():
+    def work():
         for _ in range(3):
             a = torch.empty(1000, dtype=torch.float32)
             b = torch.empty(500, dtype=torch.float32)
@@ -31,14 +28,14 @@ def test_peak_of_tensors_is_of_what_lives_at_a_time() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
-def test_resident_memory_is_above_the_start() -> None:
-    row: dict[str, float] = {}
+def test_resident_memory_is_above_the_start():
+    row = {}
     with peak_memory(row):
         torch.ones(50 * 2**20, dtype=torch.uint8)
     assert 45 <= row["resident_mib"] <= 80
 
 
-def answer(connection: Connection, number: int) -> None:
+def answer(connection, number):
     connection.send((number, torch.get_num_threads()))
     if connection.recv() == "fail":
         raise InvalidInput("no\nway")
@@ -46,7 +43,7 @@ def answer(connection: Connection, number: int) -> None:
 
 
 @pytest.mark.parametrize(("word", "message"), [("fail", "InvalidInput: no way"), ("stop", "ended with code 3")])
-def test_a_process_answers_and_tells_why_it_ended(word: str, message: str) -> None:
+def test_a_process_answers_and_tells_why_it_ended(word, message):
     case = Process(answer, 7, threads=1)
     try:
         assert case.answer() == (7, 1)
@@ -57,7 +54,7 @@ def test_a_process_answers_and_tells_why_it_ended(word: str, message: str) -> No
         case.end()
 
 
-def test_rows_are_written_as_they_come_beside_their_environment(tmp_path: Path) -> None:
+def test_rows_are_written_as_they_come_beside_their_environment(tmp_path):
     table = Table(tmp_path / "rows" / "tried.csv", {"count": 7, "folder": tmp_path.name}, threads=2)
     for row, text in (({"x": 1}, "x\n1\n"), ({"x": 2, "y": 3}, "x,y\n1,\n2,3\n")):
         table.add(row)
@@ -76,7 +73,7 @@ def test_rows_are_written_as_they_come_beside_their_environment(tmp_path: Path) 
         ("timm:vit_tiny_patch16_224", 32, 32),
     ],
 )
-def test_networks_and_images_fit_each_other_and_follow_from_the_seed(name: str, size: int, expected: int) -> None:
+def test_networks_and_images_fit_each_other_and_follow_from_the_seed(name, size, expected):
     state = torch.get_rng_state()
     model, x, y = problem(name, 1, 3, 0, CPU, size)
     again, _, _ = problem(name, 1, 3, 0, CPU, size)

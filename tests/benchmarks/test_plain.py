@@ -1,9 +1,7 @@
-"""The plain implementation computes what it claims."""
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from benchmarks.plain import plain_px, plain_scores
@@ -14,7 +12,7 @@ SQUARED = ["*.shortcut.1"]
 
 
 @pytest.fixture
-def problem() -> tuple[nn.Module, Tensor]:
+def problem():
     torch.manual_seed(3)
     model = pathex.models.CifarResNet(8, num_classes=4, width=3).double()
     with torch.no_grad():
@@ -63,12 +61,12 @@ def test_modules_of_relu_are_gated_as_functions_are():
     first, second = nn.Conv2d(1, 3, 3, bias=False), nn.Linear(12, 2, bias=False)
 
     class Functions(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.add_module("0", first)
             self.add_module("3", second)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.get_submodule("3")(F.relu(self.get_submodule("0")(x)).flatten(1))
 
     modules = nn.Sequential(first, nn.ReLU(inplace=True), nn.Flatten(), second)

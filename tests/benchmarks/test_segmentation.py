@@ -1,5 +1,3 @@
-"""The segmentation experiment: its runs, a row, and what it writes."""
-
 import csv
 import json
 

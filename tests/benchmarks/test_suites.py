@@ -1,8 +1,4 @@
-"""Each benchmark runs and writes its rows."""
-
 from argparse import Namespace
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,7 +19,7 @@ from benchmarks.measure import ERROR, CaseFailed
 from pathex.errors import UnknownName
 
 
-def test_rounds_of_a_label_of_its_own_and_a_case_that_fails(tmp_path: Path) -> None:
+def test_rounds_of_a_label_of_its_own_and_a_case_that_fails(tmp_path):
     labels = ["magnitude:rounds=2", "magnitude:speed=9"]
     words = ["--methods", *labels, "--rounds", "1", "--images", "2", "--threads", "1"]
     assert rounds.main([*words, "--out", str(tmp_path / "r.csv")]) == 1
@@ -38,20 +34,20 @@ def test_rounds_of_a_label_of_its_own_and_a_case_that_fails(tmp_path: Path) -> N
     assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".json", ".png", ".svg"}
 
 
-def test_labels_name_a_method_and_its_options() -> None:
+def test_labels_name_a_method_and_its_options():
     assert rounds.options_of("px:redraw=true,rounds=25") == ("px", {"redraw": True, "rounds": 25})
     assert rounds.options_of("plain") == ("plain", {})
     with pytest.raises(UnknownName, match="pxx"):
         rounds.options_of("pxx")
 
 
-def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(tmp_path, capsys):
     words = ["--methods", "pxx", "--out", str(tmp_path / "r.csv")]
     assert measure.command(lambda: rounds.main(words)) == 2
     assert capsys.readouterr().err.startswith("error: unknown method 'pxx'") and not list(tmp_path.iterdir())
 
 
-def test_ratios_are_to_the_plain_row() -> None:
+def test_ratios_are_to_the_plain_row():
     plain = {"round_seconds": 4.0, "seconds": 400.0, "tensor_mib": 100.0}
     px = {"round_seconds": 2.0, "seconds": 50.0, "tensor_mib": 25.0}
     assert rounds.with_ratios(px, plain) == {**px, "speed_up": 2.0, "prune_speed_up": 8.0, "memory_ratio": 0.25}
@@ -61,10 +57,10 @@ def test_ratios_are_to_the_plain_row() -> None:
 class PowerLaw:
     """A machine on which seconds grow with the 1.5th power of images and the square of rounds, memory with neither."""
 
-    def __init__(self, _: object, case: scale.Case, __: Namespace, *, threads: int) -> None:
+    def __init__(self, _, case, __, *, threads):
         self.case = case
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self):
         if self.case.model == "resnet44":
             raise CaseFailed("too large")
         depth = int(self.case.model[-2:])
@@ -76,11 +72,11 @@ class PowerLaw:
         }
         return row | {"round_seconds": float(self.case.images) ** 1.5 * depth, "seconds": float(self.case.rounds) ** 2}
 
-    def end(self) -> None:
+    def end(self):
         pass
 
 
-def test_exponents_are_fitted_by_series(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_exponents_are_fitted_by_series(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "Process", PowerLaw)
     words = [
         "--models",
@@ -106,7 +102,7 @@ def test_exponents_are_fitted_by_series(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert list(scale.fit([row, row])) == [] == list(scale.fit([]))
 
 
-def test_series_are_networks_that_differ_in_size() -> None:
+def test_series_are_networks_that_differ_in_size():
     models = ["torchvision:resnet18", "resnet20", "timm:vit_tiny_patch16_224", "resnet110"]
     shared = {"models": models, "model": "resnet20", "images": 5, "image_size": 64}
     cases = scale.cases(Namespace(**shared, image_counts=[25], round_counts=[10]))
@@ -120,7 +116,7 @@ def test_series_are_networks_that_differ_in_size() -> None:
 
 
 @pytest.mark.slow
-def test_a_case_of_scale_in_a_fresh_process(tmp_path: Path) -> None:
+def test_a_case_of_scale_in_a_fresh_process(tmp_path):
     words = ["--models", "--image-counts", "--round-counts", "2", "--images", "1", "--method", "magnitude"]
     assert scale.main([*words, "--memory", "1KiB", "--threads", "1", "--out", str(tmp_path / "s.csv")]) == 0
     (row,) = pd.read_csv(tmp_path / "s.csv").to_dict("records")
@@ -129,7 +125,7 @@ def test_a_case_of_scale_in_a_fresh_process(tmp_path: Path) -> None:
     assert 0 < row["round_seconds"] <= row["seconds"]
 
 
-def test_training_and_the_cost_of_a_mask(tmp_path: Path) -> None:
+def test_training_and_the_cost_of_a_mask(tmp_path):
     words = ["--images", "8", "--batch-size", "4", "--epochs", "1", "--repeats", "1", "--pairs", "1", "--threads", "1"]
     assert training.main([*words, "--out", str(tmp_path / "t.csv")]) == 0
     frame = pd.read_csv(tmp_path / "t.csv").set_index("case")
@@ -150,9 +146,7 @@ def test_training_and_the_cost_of_a_mask(tmp_path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_other_benchmarks_write_shares(
-    module: Any, words: list[str], expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_benchmarks_write_shares(module, words, expected, tmp_path, monkeypatch):
     small = float32_trajectories.Case(lambda: float32_trajectories.plain(4, 4), 8, 2, 2, 0.5)
     monkeypatch.setitem(float32_trajectories.CASES, "plain20", small)  # type: ignore[index]
     assert module.main([*words, "--threads", "1", "--out", str(tmp_path / "rows.csv")]) == 0
@@ -160,7 +154,7 @@ def test_other_benchmarks_write_shares(
     assert expected <= {*frame} and frame[[*expected]].astype(float).stack().between(-1, 1).all()
 
 
-def test_the_share_of_live_channels() -> None:
+def test_the_share_of_live_channels():
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(3, 2, 1, groups=1))
     sizes = live_channels.positions(model, torch.zeros(1, 2, 4, 5))
     assert sizes == {"0.weight": 20, "1.weight": 20}
@@ -170,7 +164,7 @@ def test_the_share_of_live_channels() -> None:
     assert live_channels.live(mask, sizes) == (3 + 6) / 12
 
 
-def test_another_activation_takes_the_place_of_every_relu() -> None:
+def test_another_activation_takes_the_place_of_every_relu():
     model = networks.resnet20(4, 1, "silu", width=2)
     names = [getattr(node.target, "__name__", "") for node in model.graph.nodes]
     assert names.count("silu") == 19 and "relu" not in names

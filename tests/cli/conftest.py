@@ -1,8 +1,6 @@
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -10,17 +8,14 @@ import pathex.experiments.runs
 from experiments.report.fake_run_folders import make_run
 from pathex.cli import main
 from pathex.errors import InvalidInput
-from pathex.experiments.runs import RunConfig
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(capsys, tmp_path, monkeypatch):
     """Runs ``pathex`` in an empty folder: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str) -> tuple[int, str, str]:
+    def run(*words):
         code = main(words)
         return code, *capsys.readouterr()
 
@@ -28,11 +23,11 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunConfig]]:
+def runs(monkeypatch):
     """The settings that a run got; in its place stands a fake that sends events and leaves a run folder."""
-    seen: list[RunConfig] = []
+    seen = []
 
-    def fake(config: RunConfig, *, on_event: Callable[[str, dict[str, Any]], None]) -> SimpleNamespace:
+    def fake(config, *, on_event):
         if not 0 <= config.sparsity < 1:
             raise InvalidInput(f"sparsity is {config.sparsity!r}; allowed:\n a number in [0, 1)")
         seen.append(config)

@@ -2,25 +2,22 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
 
 import pathex
+from pathex.cli import main
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.experiments.runs import RunConfig
 from pathex.masks import Mask, read_mask
 from pathex.masks.files import FORMATS
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.mark.parametrize("words", ["--help", "-h"])
-def test_help_lists_exactly_the_commands_there_are(command: Command, words: str) -> None:
+def test_help_lists_exactly_the_commands_there_are(command, words):
     code, out, err = command(words)
     assert (code, err) == (0, "")
     lines = out.split("Available subcommands:")[1].splitlines()
@@ -28,17 +25,17 @@ def test_help_lists_exactly_the_commands_there_are(command: Command, words: str)
     assert listed == ["demo", "run", "sweep", "prune", "convert", "report", "bench", "methods", "models", "datasets"]
 
 
-def test_no_command_shows_help_and_is_an_error(command: Command) -> None:
+def test_no_command_shows_help_and_is_an_error(command):
     code, out, _ = command()
     assert code == 2 and out.startswith("usage: pathex")
 
 
-def test_version(command: Command) -> None:
+def test_version(command):
     code, out, _ = command("--version")
     assert code == 0 and re.fullmatch(r"pathex \d+\.\d+\S*\n", out)
 
 
-def test_help_imports_nothing_heavy_beyond_the_package() -> None:
+def test_help_imports_nothing_heavy_beyond_the_package():
     heavy = {
         "torch",
         "matplotlib",
@@ -55,13 +52,13 @@ def test_help_imports_nothing_heavy_beyond_the_package() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
 
 
-def test_unknown_command_is_one_line(command: Command) -> None:
+def test_unknown_command_is_one_line(command):
     code, out, err = command("pruen")
     assert (code, out) == (2, "")
     assert err.startswith("pathex: error: unknown command 'pruen'. Did you mean 'prune'?") and err.count("\n") == 1
 
 
-def test_run_prints_the_folder_last_and_passes_the_settings(command: Command, runs: list[RunConfig]) -> None:
+def test_run_prints_the_folder_last_and_passes_the_settings(command, runs):
     code, out, err = command("run", "--method", "random", "--batch-size", "4", "--model-options.width", "2")
     assert code == 0
     assert runs == [RunConfig(method="random", batch_size=4, model_options={"width": 2})]
@@ -70,7 +67,7 @@ def test_run_prints_the_folder_last_and_passes_the_settings(command: Command, ru
     assert err.count("epoch 2 of 20") == 1 and err.count(" of 20:") == 11
 
 
-def test_run_reads_a_file_that_print_config_wrote(command: Command, runs: list[RunConfig]) -> None:
+def test_run_reads_a_file_that_print_config_wrote(command, runs):
     code, out, _ = command("run", "--epochs", "3", "--print_config")
     assert code == 0 and yaml.safe_load(out)["epochs"] == 3
     Path("r.yaml").write_text(out)
@@ -80,17 +77,15 @@ def test_run_reads_a_file_that_print_config_wrote(command: Command, runs: list[R
 
 @pytest.mark.parametrize("sparsity", ["1.5", "98", "-0.1", "high"])
 @pytest.mark.parametrize("name", ["run", "prune"])
-def test_a_bad_sparsity_is_one_line_and_writes_nothing(
-    command: Command, runs: list[RunConfig], name: str, sparsity: str, tmp_path: Path
-) -> None:
+def test_a_bad_sparsity_is_one_line_and_writes_nothing(command, runs, name, sparsity, tmp_path):
     code, out, err = command(name, "--sparsity", sparsity)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "sparsity" in err and sparsity in err
     assert not list(tmp_path.iterdir()) and not runs
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: object, **__: object) -> None:
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command, monkeypatch):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pathex.experiments.runs.run", stopped)
@@ -103,8 +98,8 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, monkeypatc
     assert command("report", ".") == (130, "", "pathex: stopped\n")
 
 
-def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
+def test_a_bug_keeps_its_traceback(command, monkeypatch):
+    def broken(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr("pathex.experiments.runs.run", broken)
@@ -112,8 +107,8 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
         command("run")
 
 
-def test_warnings_are_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def warned(config: RunConfig, **_: object) -> SimpleNamespace:
+def test_warnings_are_one_line(command, monkeypatch):
+    def warned(config, **_):
         warnings.simplefilter("always")
         warnings.warn("two\nlines", PathexWarning, stacklevel=1)
         return SimpleNamespace(folder="f")
@@ -122,7 +117,7 @@ def test_warnings_are_one_line(command: Command, monkeypatch: pytest.MonkeyPatch
     assert command("run") == (0, "f\n", "pathex: warning: two lines\n")
 
 
-def test_report_says_where_the_page_lies_and_what_is_left_out(command: Command, runs: list[RunConfig]) -> None:
+def test_report_says_where_the_page_lies_and_what_is_left_out(command, runs):
     command("run", "--seed", "1")
     command("run", "--seed", "2")
     Path(runs[0].out, "broken").mkdir()
@@ -133,11 +128,11 @@ def test_report_says_where_the_page_lies_and_what_is_left_out(command: Command, 
     assert Path("pages/index.html").exists()
 
 
-def test_report_without_runs_is_an_error(command: Command) -> None:
+def test_report_without_runs_is_an_error(command):
     assert command("report")[0] == command("report", "nowhere")[0] == 2
 
 
-def test_demo_runs_every_method_and_writes_a_report(command: Command, runs: list[RunConfig]) -> None:
+def test_demo_runs_every_method_and_writes_a_report(command, runs):
     code, out, _ = command("demo", "--out", "d", "--seed", "3", "--epochs", "2")
     assert code == 0
     assert [config.method for config in runs] == ["dense", "random", "magnitude", "synflow", "px"]
@@ -146,13 +141,13 @@ def test_demo_runs_every_method_and_writes_a_report(command: Command, runs: list
     assert Path("d/report/index.html").exists()
 
 
-def fake_methods(name: str | None = None) -> Any:
+def fake_methods(name=None):
     if name not in {None, "px"}:
         raise InvalidInput(f"unknown method {name!r}. Known: px")
     return ["px"] if name is None else SimpleNamespace(title="Path eXclusion", text="the card")
 
 
-def test_listings(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listings(command, monkeypatch):
     monkeypatch.setattr(pathex, "methods", fake_methods, raising=False)
     assert "Path eXclusion" in command("methods")[1]
     assert "the card" in command("methods", "px")[1]
@@ -163,7 +158,7 @@ def test_listings(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("datasets", "nothing")[0] == 2
 
 
-def test_prune_writes_the_mask_that_run_trains(command: Command) -> None:
+def test_prune_writes_the_mask_that_run_trains(command):
     words = ("--sparsity", "0.75", "--rounds", "2", "--images-per-class", "2", "--model-options.width", "2")
     code, out, _ = command("prune", *words, "--method-options.redraw", "true", "--out", "m.safetensors")
     assert code == 0 and out.splitlines()[-1] == "m.safetensors"
@@ -175,7 +170,7 @@ def test_prune_writes_the_mask_that_run_trains(command: Command) -> None:
     assert mask.metadata["options"] == {"redraw": True}
 
 
-def test_prune_refuses_a_place_it_cannot_write(command: Command) -> None:
+def test_prune_refuses_a_place_it_cannot_write(command):
     code, _, err = command("prune", "--out", "no/such/folder/m.safetensors")
     assert code == 2 and "--out 'no/such/folder/m.safetensors'" in err
 
@@ -183,53 +178,60 @@ def test_prune_refuses_a_place_it_cannot_write(command: Command) -> None:
 SMALL = ("--images-per-class", "2", "--model-options.width", "2", "--method", "magnitude")
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_prune_writes_every_format_and_starts_from_it(command: Command, form: str) -> None:
-    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "own.safetensors")[0] == 0
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The file of a mask, and one of the dense weights."""
+    folder = tmp_path_factory.mktemp("half")
+    for name, words in (("a.safetensors", ("--sparsity", "0.5")), ("w.pt", ("--sparsity", "0", "--format", "zeros"))):
+        assert main(["prune", *SMALL, *words, "--out", str(folder / name)]) == 0
+    return folder / "a.safetensors", folder / "w.pt"
+
+
+@pytest.mark.parametrize("form", ["zeros", "compressed-tensors"])
+def test_prune_writes_other_formats_and_starts_from_them(command, half, form):
     words = ("--out", "half.safetensors", "--format", form)
     code, out, err = command("prune", *SMALL, "--sparsity", "0.5", *words)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "half.safetensors"
-    half = read_mask("half.safetensors")
-    assert half == Mask.load("own.safetensors")
+    found = read_mask("half.safetensors")
+    assert found == Mask.load(half[0])
     start = ("--sparsity", "0.75", "--start-mask", "half.safetensors", "--out", "quarter.safetensors")
     code, _, err = command("prune", *SMALL, *start, "--method", "random")
     assert (code, err) == (0, "")
     quarter = Mask.load("quarter.safetensors")
-    assert (quarter - half).kept == 0 and quarter.kept == round(0.25 * half.total)
+    assert (quarter - found).kept == 0 and quarter.kept == round(0.25 * found.total)
     assert quarter.metadata["start_mask"] == "half.safetensors"
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_convert_goes_both_ways(command: Command, form: str) -> None:
-    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "a.safetensors")[0] == 0
-    assert command("prune", *SMALL, "--sparsity", "0", "--out", "w.pt", "--format", "zeros")[0] == 0
+def test_convert_goes_both_ways(command, half, form):
+    mask, weights = half
     ending = "safetensors" if form == "pathex" else "pt"
-    words = ("--format", form, "--out", f"b.{ending}", "--weights", "w.pt")
-    code, out, err = command("convert", "a.safetensors", *words)
+    words = ("--format", form, "--out", f"b.{ending}", "--weights", str(weights))
+    code, out, err = command("convert", str(mask), *words)
     assert (code, err) == (0, "") and out.splitlines()[-1] == f"b.{ending}" and "conv.weight" in out
     code, out, err = command("convert", f"b.{ending}", "--out", "c.safetensors")
     assert (code, err) == (0, "")
-    assert Mask.load("c.safetensors") == Mask.load("a.safetensors")
+    assert Mask.load("c.safetensors") == Mask.load(mask)
     if form in FORMATS[2:]:
         assert command("convert", f"b.{ending}", "--format", "zeros", "--out", "d.pt")[0] == 0
-        assert read_mask("d.pt") == Mask.load("a.safetensors")
+        assert read_mask("d.pt") == Mask.load(mask)
 
 
-def test_convert_refuses_in_one_line(command: Command) -> None:
-    assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "a.safetensors")[0] == 0
+def test_convert_refuses_in_one_line(command, half):
+    mask = str(half[0])
     for words, message in (
         ((), "no mask file given"),
         (("nowhere.pt",), "no mask file at nowhere.pt"),
-        (("a.safetensors", "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
-        (("a.safetensors", "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
-        (("a.safetensors", "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
+        ((mask, "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
+        ((mask, "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
+        ((mask, "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
     ):
         code, out, err = command("convert", *words)
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert not Path("z.pt").exists()
 
 
-def test_a_network_with_zeros_is_a_start_of_its_own(command: Command) -> None:
+def test_a_network_with_zeros_is_a_start_of_its_own(command):
     assert command("prune", *SMALL, "--sparsity", "0.5", "--out", "half.pt", "--format", "zeros")[0] == 0
     words = (*SMALL, "--weights", "half.pt", "--start-mask", "zeros", "--sparsity", "0.75", "--epochs", "0")
     code, out, err = command("run", *words)
@@ -240,7 +242,7 @@ def test_a_network_with_zeros_is_a_start_of_its_own(command: Command) -> None:
     assert code == 2 and "has shape (2, 1, 3, 3) in the mask and (4, 1, 3, 3) there" in err
 
 
-def test_allocations_from_files_and_other_weights(command: Command) -> None:
+def test_allocations_from_files_and_other_weights(command):
     Path("a.yaml").write_text("conv.weight: 1.0\nfc.weight: 0.25\n")
     words = ("prune", *SMALL, "--sparsity", "0.5", "--out")
     assert command(*words, "m.safetensors", "--allocation", "a.yaml")[0] == 0
@@ -254,7 +256,7 @@ def test_allocations_from_files_and_other_weights(command: Command) -> None:
     assert (code, err) == (0, "") and Mask.load("o.safetensors").counts()["blocks.0.bn1.bias"].total == 2
 
 
-def test_methods_of_runs_are_listed_too(command: Command) -> None:
+def test_methods_of_runs_are_listed_too(command):
     from pathex.cli.listings import OF_RUNS
     from pathex.experiments.runs.stages import DENSE, TRAINED
 
@@ -263,6 +265,6 @@ def test_methods_of_runs_are_listed_too(command: Command) -> None:
     assert code == 0 and "levels" in out
 
 
-def test_a_data_set_tells_its_options(command: Command) -> None:
+def test_a_data_set_tells_its_options(command):
     code, out, _ = command("datasets", "voc2012")
     assert code == 0 and "--data-options.root" in out

@@ -3,7 +3,7 @@ import pytest
 from pathex.cli.console import RunDisplay
 
 
-def feed(display: RunDisplay, epochs: int) -> None:
+def feed(display, epochs):
     display.begin("px")
     display("prune_round", {"round": 1, "rounds": 2, "density": 0.5})
     display("prune_done", {"seconds": 0.5, "kept": 10, "total": 1000})
@@ -15,9 +15,7 @@ def feed(display: RunDisplay, epochs: int) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (3, 3), (10, 10), (11, 7), (160, 11)])
-def test_without_a_terminal_there_are_a_few_short_lines(
-    capsys: pytest.CaptureFixture[str], epochs: int, lines: int
-) -> None:
+def test_without_a_terminal_there_are_a_few_short_lines(capsys, epochs, lines):
     with RunDisplay() as display:
         feed(display, epochs)
     out, err = capsys.readouterr()
@@ -26,9 +24,7 @@ def test_without_a_terminal_there_are_a_few_short_lines(
     assert err.splitlines()[-1] == f"px: epoch {epochs} of {epochs}: loss 0.500, accuracy 75.0 %"
 
 
-def test_on_a_terminal_bars_vanish_and_facts_stay(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_terminal_bars_vanish_and_facts_stay(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     with RunDisplay() as display:
@@ -53,14 +49,14 @@ def test_on_a_terminal_bars_vanish_and_facts_stay(
         ({"stage": "level", "level": 1, "levels": 5}, "px: level 1 of 5 was done before"),
     ],
 )
-def test_resuming_is_told(capsys: pytest.CaptureFixture[str], payload: dict[str, object], said: str) -> None:
+def test_resuming_is_told(capsys, payload, said):
     with RunDisplay() as display:
         display.begin("px")
         display("resumed", payload)
     assert capsys.readouterr().err.strip() == said
 
 
-def test_several_trainings_of_a_run_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_trainings_of_a_run_are_told_apart(capsys):
     with RunDisplay() as display:
         display.begin("imp")
         for level in (1, 2):

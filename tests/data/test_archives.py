@@ -1,5 +1,3 @@
-"""npz archives."""
-
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,3 @@
-"""Augmentation of batches against a loop over single images, and of single images against torchvision."""
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,7 +100,6 @@ def test_the_whole_image_when_nothing_may_be_left_out():
 
 
 def test_gradually_less_of_the_image():
-    """With a small least scale the parts are smaller: a gradient image spans less."""
     ramp = torch.arange(64, dtype=torch.float32).expand(200, 1, 64, 64)
     spans = [
         (out.amax(3) - out.amin(3)).mean().item()

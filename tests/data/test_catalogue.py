@@ -1,5 +1,3 @@
-"""Data sets by name."""
-
 import time
 import urllib.error
 from types import SimpleNamespace
@@ -70,7 +68,6 @@ def test_cifar(cifar, monkeypatch, tmp_path):
     ("begun", "left"), [(False, ["there"]), (True, ["there", "there/mistyped", "there/mistyped/part"])]
 )
 def test_a_download_that_fails_leaves_no_folder(monkeypatch, tmp_path, begun, left):
-    """What was there before stays, and so does what has been fetched already."""
 
     def fail(root, train, download):
         root.mkdir(parents=True, exist_ok=True)  # as torchvision does, before it asks for the file

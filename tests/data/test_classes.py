@@ -1,5 +1,3 @@
-"""Restriction to some classes, and splits into tasks."""
-
 import numpy as np
 import pytest
 import torch

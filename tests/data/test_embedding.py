@@ -1,5 +1,3 @@
-"""The script that makes the embedded images."""
-
 import gzip
 import runpy
 import sys

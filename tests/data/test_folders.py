@@ -1,5 +1,3 @@
-"""Image folders."""
-
 import numpy as np
 import pytest
 import torch
@@ -86,7 +84,6 @@ def test_unusable_trees_are_one_line(tree, path, content, message):
     [({}, 3), ({"in_memory": 0, "verify": True, "mean": 0, "std": 1}, 3), ({"in_memory": 0, "mean": 0, "std": 1}, 2)],
 )
 def test_the_first_damaged_image_and_their_number(tree, options, count):
-    """Two files that are no images, and one that breaks off: without decoding it is not seen."""
     for path, content in (("train/ant/images/1.png", "no image"), ("train/cat/0.png", ""), ("val/cat/0.png", 30)):
         spoil(tree / path, content)
     with pytest.raises(InvalidInput, match=rf"ant.images.1.png' cannot be read .*; {count} of 7 images") as caught:

@@ -1,5 +1,3 @@
-"""Data sets of Hugging Face, from local parquet files and webdataset shards."""
-
 import io
 import json
 import sys
@@ -168,7 +166,6 @@ def test_without_the_library_and_without_the_data(monkeypatch, tmp_path):
 
 
 def test_the_same_whichever_way_it_is_read(flowers, tmp_path):
-    """A folder of files and the tables give the same images; numpy decodes as the twin."""
     for part in ("train", "test"):
         table = datasets.load_dataset(str(flowers))[part]
         for number, row in enumerate(table):

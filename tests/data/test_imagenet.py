@@ -1,5 +1,3 @@
-"""Tiny-ImageNet and ImageNet: layouts, what is missing or damaged, the published subset."""
-
 import hashlib
 import os
 import zipfile
@@ -223,7 +221,6 @@ def test_the_real_tiny_imagenet():
 @REAL
 @SUBSET
 def test_tasks_of_the_real_imagenet_share_no_image():
-    """Two tasks of five classes: no image, by its content, is in two parts."""
     root = os.environ["PATHEX_DATA"]
     parts = [load("imagenet", root=root, tasks=2, task=task, task_seed=1, image_size=64) for task in (0, 1)]
     assert not set(parts[0].classes) & set(parts[1].classes)

@@ -1,5 +1,3 @@
-"""Statistics of channels and fetching of images."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Images and label maps are cut alike, what lies outside is labelled 255, and enough images show each class."""
-
 from itertools import product
 
 import numpy as np
@@ -39,7 +37,6 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("size", [(5, 7), (8, 9), (6, 4), (6, 6)])
 @pytest.mark.parametrize("margin", [0, 3])
 def test_unscaled_windows_are_those_cut_pixel_by_pixel(size, margin):
-    """Every place at which the smaller of window and image lies within the larger occurs, in both directions."""
     crop, sample = 6, random_sample(*size)
     expected = set()
     for top, left in product(*(range(min(0, n - crop), max(0, n - crop) + 1) for n in size)):

@@ -1,5 +1,3 @@
-"""The pruning set and the validation images."""
-
 import hashlib
 
 import pytest

@@ -1,5 +1,3 @@
-"""VOC 2012 from its own layout; what is missing or damaged is named before anything begins."""
-
 import os
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Reading ahead by processes changes nothing in what is read."""
-
 import multiprocessing
 import os
 from types import SimpleNamespace

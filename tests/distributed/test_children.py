@@ -1,24 +1,21 @@
-"""Child processes know their environment, and none outlives the process that started it."""
-
 import os
 import signal
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Connection
 
 import pytest
 
 from pathex.distributed import Child, stop
 
 
-def work(connection: Connection, word: str) -> None:
+def work(connection, word):
     connection.send((word, os.environ["PATHEX_CHILD"], os.getpid()))
     if connection.recv() == "wait":
         time.sleep(60)
 
 
-def test_a_child_has_its_own_environment_and_tells_how_it_ended() -> None:
+def test_a_child_has_its_own_environment_and_tells_how_it_ended():
     child = Child(work, "hello", environment={"PATHEX_CHILD": "yes"})
     assert child.connection.recv()[:2] == ("hello", "yes") and "PATHEX_CHILD" not in os.environ
     child.connection.send("end")
@@ -26,7 +23,7 @@ def test_a_child_has_its_own_environment_and_tells_how_it_ended() -> None:
     stop([child])
 
 
-def test_children_are_asked_to_stop_and_then_killed() -> None:
+def test_children_are_asked_to_stop_and_then_killed():
     children = [Child(work, "hello", environment={"PATHEX_CHILD": "yes"}) for _ in range(2)]
     for child in children:
         child.connection.recv()
@@ -48,7 +45,7 @@ child.process.join()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_child_ends_with_a_parent_that_is_killed() -> None:
+def test_a_child_ends_with_a_parent_that_is_killed():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None

@@ -1,11 +1,6 @@
-"""Several processes find what one does, to the last bits of float64, and share the work."""
-
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 import several_processes as several
@@ -16,24 +11,24 @@ TOLERANCE = 1e-9  # float64, in which sums over processes come in another order 
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(tmp_path_factory):
     """What each of two processes found."""
     return several.run(several.of_two, 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def more(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def more(request, tmp_path_factory):
     """What each of two, and of three processes found with many options."""
     return several.run(several.of_more, request.param, tmp_path_factory.mktemp("more"))
 
 
 @pytest.fixture(scope="module")
-def masks() -> dict[str, pathex.Mask]:
+def masks():
     """What this process found."""
     return several.masks()
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, score in expected.items():
         torch.testing.assert_close(found[name], score, rtol=TOLERANCE, atol=TOLERANCE * float(score.abs().max()))
@@ -41,7 +36,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("case", several.BASIC, ids=lambda case: several.key(*case))
-def test_two_processes_score_like_one(case: tuple[str, dict[str, Any], int], two: list[dict[str, Any]]) -> None:
+def test_two_processes_score_like_one(case, two):
     ((key, expected),) = several.scores([case]).items()
     # They differ between weights, so that equality says something.
     assert len(torch.cat([score.double().flatten() for score in expected.values()]).unique()) > 50
@@ -50,18 +45,18 @@ def test_two_processes_score_like_one(case: tuple[str, dict[str, Any], int], two
 
 
 @pytest.mark.slow
-def test_more_processes_score_like_one(more: list[dict[str, Any]]) -> None:
+def test_more_processes_score_like_one(more):
     for key, expected in several.scores(several.ALL).items():
         for process in more:
             assert_same(process["scores"][key], expected)
 
 
-def test_every_method_is_among_the_cases() -> None:
+def test_every_method_is_among_the_cases():
     assert {method for method, _, _ in several.BASIC} == set(pathex.methods())
 
 
 @pytest.mark.parametrize("kind", ["px", "px in chunks", "adaptive", "effective"])
-def test_two_processes_prune_like_one(kind: str, masks: dict[str, pathex.Mask], two: list[dict[str, Any]]) -> None:
+def test_two_processes_prune_like_one(kind, masks, two):
     assert masks[kind].sparsity == pytest.approx(0.9, abs=1e-3)
     for process in two:
         assert process["masks"][kind] == masks[kind]
@@ -69,16 +64,16 @@ def test_two_processes_prune_like_one(kind: str, masks: dict[str, pathex.Mask], 
 
 
 @pytest.mark.slow
-def test_more_processes_prune_like_one(masks: dict[str, pathex.Mask], more: list[dict[str, Any]]) -> None:
+def test_more_processes_prune_like_one(masks, more):
     assert all(process["masks"] == masks for process in more)
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch):
     from pathex.scores import reader
 
-    sizes: list[int] = []
-    chunks: list[int | None] = []
+    sizes = []
+    chunks = []
     run, calibrate = reader.Record.run, reader.calibrate
     monkeypatch.setattr(reader.Record, "run", lambda self, x: (sizes.append(len(x)), run(self, x))[1])
     monkeypatch.setattr(
@@ -90,21 +85,17 @@ def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch: pytest.Mon
     assert 1 <= (chunks[-1] or 0) < 5  # several chunks for each of two and three processes
 
 
-def test_the_work_is_shared(two: list[dict[str, Any]]) -> None:
-    """Of five batches the first process runs three; the second two, and one again while it waits for the last."""
+def test_the_work_is_shared(two):
     assert [process["work"]["ran"] for process in two] == [3, 3]
 
 
-def test_one_process_may_score_by_itself(two: list[dict[str, Any]]) -> None:
+def test_one_process_may_score_by_itself(two):
     x, y = several.images()
     assert_same(two[0]["work"]["alone"], pathex.score(several.network(), "snip", several.batches(x, y)))
 
 
-# -- own parts of the data ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_parts_of_the_images_are_joined(two: list[dict[str, Any]]) -> None:
+def test_parts_of_the_images_are_joined(two):
     x, y = several.joined_parts()
     batches = [pair for part in (slice(0, 5), slice(5, 10)) for pair in several.batches(x[part], y[part])]
     expected = {
@@ -118,7 +109,7 @@ def test_parts_of_the_images_are_joined(two: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_the_same_images_in_another_order_count_once(two: list[dict[str, Any]]) -> None:
+def test_the_same_images_in_another_order_count_once(two):
     x, y = several.images()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # that of process 0
     batches = several.batches(x[order], y[order], 3)
@@ -130,8 +121,6 @@ def test_the_same_images_in_another_order_count_once(two: list[dict[str, Any]]) 
         for name, scores in expected.items():
             assert_same(process["parts"][name], scores)
 
-
-# -- when something goes wrong -----------------------------------------------------------------------------------------
 
 MESSAGES = {
     "an image is NaN": (None, "InvalidInput: batch 0 of data holds NaN"),
@@ -162,25 +151,22 @@ EVERYWHERE = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_an_error_in_one_process_is_one_in_all(name: str, two: list[dict[str, Any]]) -> None:
+def test_an_error_in_one_process_is_one_in_all(name, two):
     for process, own in zip(two, MESSAGES[name], strict=True):
         assert process["failures"][name].startswith(own or AFTERWARDS[name])
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_what_differs_between_processes_is_refused_in_all(name: str, two: list[dict[str, Any]]) -> None:
+def test_what_differs_between_processes_is_refused_in_all(name, two):
     for process in two:
         assert process["failures"][name].startswith(EVERYWHERE[name])
 
 
-def test_nothing_else_was_tried(two: list[dict[str, Any]]) -> None:
+def test_nothing_else_was_tried(two):
     assert all(process["failures"].keys() == {*MESSAGES, *EVERYWHERE} for process in two)
 
 
-# -- wrapped and sharded models, groups --------------------------------------------------------------------------------
-
-
-def test_a_model_in_ddp_has_the_names_of_the_module(two: list[dict[str, Any]]) -> None:
+def test_a_model_in_ddp_has_the_names_of_the_module(two):
     x, _ = several.images()
     expected = pathex.prune(several.network(), "px", sparsity=0.5, data=x, rounds=2).mask
     for process in two:
@@ -189,7 +175,7 @@ def test_a_model_in_ddp_has_the_names_of_the_module(two: list[dict[str, Any]]) -
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_groups_score_by_themselves(two: list[dict[str, Any]]) -> None:
+def test_groups_score_by_themselves(two):
     x, _ = several.images()
     for rank, process in enumerate(two):
         assert_same(process["wrapped"]["alone"], pathex.score(several.network(), "px", x * (1 + rank)))
@@ -197,7 +183,7 @@ def test_groups_score_by_themselves(two: list[dict[str, Any]]) -> None:
         assert_same(process["wrapped"]["two"], expected)
 
 
-def test_masks_hold_on_weights_that_are_spread_over_processes(two: list[dict[str, Any]]) -> None:
+def test_masks_hold_on_weights_that_are_spread_over_processes(two):
     for process in two:
         found, mask = process["sharded"], process["sharded"]["mask"]
         for name, keep in mask.items():
@@ -211,12 +197,12 @@ def test_masks_hold_on_weights_that_are_spread_over_processes(two: list[dict[str
             assert torch.equal(found["permanent"][name] != 0, keep)
 
 
-def test_scores_of_weights_that_are_spread_over_processes_are_refused(two: list[dict[str, Any]]) -> None:
+def test_scores_of_weights_that_are_spread_over_processes_are_refused(two):
     for process in two:
         assert "is spread over processes: score the model before fully_shard" in process["sharded"]["refused"]
 
 
-def test_the_first_generation_of_fsdp_is_refused() -> None:
+def test_the_first_generation_of_fsdp_is_refused():
     class FullyShardedDataParallel(nn.Sequential):
         """Of the name of torch's own, which needs a group."""
 
@@ -224,20 +210,17 @@ def test_the_first_generation_of_fsdp_is_refused() -> None:
         pathex.score(FullyShardedDataParallel(nn.Linear(2, 2)), "px", torch.randn(2, 2))
 
 
-# -- a single process --------------------------------------------------------------------------------------------------
-
-
-def test_without_others_a_process_is_alone() -> None:
+def test_without_others_a_process_is_alone():
     assert processes_of() is ALONE and processes_of(None) is ALONE
     assert ALONE.all_gather({"a": 1}) == [{"a": 1}] and ALONE.broadcast(1, torch.device("cpu")) == 1
     assert ALONE.map([3, 1], lambda item: item + 1, torch.device("cpu")) == [4, 2]
 
 
-def test_sums_are_new_tensors_added_in_order() -> None:
+def test_sums_are_new_tensors_added_in_order():
     same = torch.ones(2, dtype=torch.float64)
-    items: Iterator[float] = iter([1.0, 1e16, -1e16])
+    items = iter([1.0, 1e16, -1e16])
 
-    def part(item: float) -> dict[str, Tensor]:
+    def part(item):
         return {"a": item * same, "b": same.expand(2), "c": same}  # b and c are one tensor, as gradients may be
 
     found = ALONE.sum_over(items, part)
@@ -246,6 +229,6 @@ def test_sums_are_new_tensors_added_in_order() -> None:
     assert same.tolist() == [1.0, 1.0]
 
 
-def test_an_error_leaves_a_block_as_it_is() -> None:
+def test_an_error_leaves_a_block_as_it_is():
     with pytest.raises(KeyError, match="mine"), ALONE.barrier(), ALONE.barrier():
         raise KeyError("mine")

@@ -1,11 +1,7 @@
-"""Masks on models that train."""
-
 import copy
 import gc
 import io
 import weakref
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -18,37 +14,37 @@ import pathex
 from pathex.errors import InvalidInput, MaskMismatch
 
 
-def network() -> nn.Sequential:
+def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
 
 
-def half_mask(model: nn.Module) -> pathex.Mask:
+def half_mask(model):
     source = torch.Generator().manual_seed(1)
     names = [name for name, p in model.named_parameters() if p.dim() > 1]
     return pathex.Mask({n: torch.rand(model.get_parameter(n).shape, generator=source) < 0.5 for n in names})
 
 
 @pytest.fixture
-def model() -> nn.Sequential:
+def model():
     return network()
 
 
 @pytest.fixture
-def mask(model: nn.Sequential) -> pathex.Mask:
+def mask(model):
     return half_mask(model)
 
 
-def sgd(model: nn.Module) -> SGD:
+def sgd(model):
     return SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
 
 
-def holds(model: nn.Module, mask: pathex.Mask) -> bool:
+def holds(model, mask):
     """Removed weights are zero and kept ones are not."""
     return all(torch.equal(model.get_parameter(name) != 0, entry) for name, entry in mask.items())
 
 
-def train(model: nn.Module, optimizer: Optimizer, steps: int = 50) -> None:
+def train(model, optimizer, steps=50):
     source = torch.Generator().manual_seed(2)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -58,9 +54,7 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int = 50) -> None:
 
 
 @pytest.mark.parametrize("make", [sgd, lambda m: AdamW(m.parameters(), lr=0.01, weight_decay=0.1)])
-def test_weights_stay_zero_through_training(
-    model: nn.Sequential, mask: pathex.Mask, make: Callable[[nn.Module], Optimizer]
-) -> None:
+def test_weights_stay_zero_through_training(model, mask, make):
     before = copy.deepcopy(model.state_dict())
     optimizer = make(model)
     pathex.attach(model, mask, optimizer)
@@ -70,7 +64,7 @@ def test_weights_stay_zero_through_training(
     assert not torch.equal(model.state_dict()["4.weight"], before["4.weight"] * mask["4.weight"])
 
 
-def test_momentum_from_before_does_not_fill_them(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_momentum_from_before_does_not_fill_them(model, mask):
     optimizer = sgd(model)
     train(model, optimizer, 5)
     assert optimizer.state[model[0].weight]["momentum_buffer"].ne(0).all()
@@ -79,7 +73,7 @@ def test_momentum_from_before_does_not_fill_them(model: nn.Sequential, mask: pat
     assert holds(model, mask)
 
 
-def test_mixed_precision(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_mixed_precision(model, mask):
     optimizer = sgd(model)
     pathex.attach(model, mask, optimizer)
     scaler = torch.amp.GradScaler("cpu")
@@ -95,7 +89,7 @@ def test_mixed_precision(model: nn.Sequential, mask: pathex.Mask) -> None:
     assert holds(model, mask)
 
 
-def test_a_copy_keeps_zeros_loads_weights_and_can_be_attached_itself(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_a_copy_keeps_zeros_loads_weights_and_can_be_attached_itself(model, mask):
     pathex.attach(model, mask, sgd(model))
     twin = copy.deepcopy(model)
     assert holds(twin, mask)
@@ -110,7 +104,7 @@ def test_a_copy_keeps_zeros_loads_weights_and_can_be_attached_itself(model: nn.S
     assert holds(other, mask)
 
 
-def test_a_copy_holds_under_an_optimizer_of_its_own(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_a_copy_holds_under_an_optimizer_of_its_own(model, mask):
     optimizer = sgd(model)
     pathex.attach(model, mask, optimizer)
     train(model, optimizer, 3)
@@ -121,7 +115,7 @@ def test_a_copy_holds_under_an_optimizer_of_its_own(model: nn.Sequential, mask: 
     assert holds(model, mask)
 
 
-def test_removed_weights_have_no_gradient(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_removed_weights_have_no_gradient(model, mask):
     handle = pathex.attach(model, mask)
     model(torch.randn(8, 1, 4, 4)).sum().backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -133,7 +127,7 @@ def test_removed_weights_have_no_gradient(model: nn.Sequential, mask: pathex.Mas
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_compiled_models(model: nn.Sequential, mask: pathex.Mask, when: str) -> None:
+def test_compiled_models(model, mask, when):
     optimizer = sgd(model)
     if when == "before":
         pathex.attach(model, mask, optimizer)
@@ -145,7 +139,7 @@ def test_compiled_models(model: nn.Sequential, mask: pathex.Mask, when: str) -> 
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_loading_dense_weights_does_not_fill_them(model: nn.Sequential, mask: pathex.Mask, assign: bool) -> None:
+def test_loading_dense_weights_does_not_fill_them(model, mask, assign):
     dense = network().state_dict()
     pathex.attach(model, mask)
     model.load_state_dict(dense, assign=assign)
@@ -156,7 +150,7 @@ def test_loading_dense_weights_does_not_fill_them(model: nn.Sequential, mask: pa
     assert holds(other, mask)
 
 
-def test_averages_keep_them_zero(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_averages_keep_them_zero(model, mask):
     optimizer = sgd(model)
     pathex.attach(model, mask, optimizer)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -166,7 +160,7 @@ def test_averages_keep_them_zero(model: nn.Sequential, mask: pathex.Mask) -> Non
     assert holds(average.module, mask)
 
 
-def test_remove_lets_them_go(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_remove_lets_them_go(model, mask):
     optimizer = sgd(model)
     handle = pathex.attach(model, mask, optimizer)
     assert handle.mask is mask
@@ -179,7 +173,7 @@ def test_remove_lets_them_go(model: nn.Sequential, mask: pathex.Mask) -> None:
     assert model[0].weight.ne(0).all()
 
 
-def test_make_permanent_zeroes_without_hooks(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_make_permanent_zeroes_without_hooks(model, mask):
     kept = model[4].weight.detach() * mask["4.weight"]
     assert pathex.make_permanent(model, mask) is model
     assert holds(model, mask) and torch.equal(model[4].weight, kept)
@@ -187,7 +181,7 @@ def test_make_permanent_zeroes_without_hooks(model: nn.Sequential, mask: pathex.
     assert not holds(model, mask)
 
 
-def test_weights_that_are_shared_or_in_another_dtype() -> None:
+def test_weights_that_are_shared_or_in_another_dtype():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).to(torch.bfloat16)
     model[2].weight = model[0].weight
     optimizer = SGD(model.parameters(), lr=0.5, weight_decay=0.1)
@@ -198,7 +192,7 @@ def test_weights_that_are_shared_or_in_another_dtype() -> None:
 
 
 OTHER = pathex.Mask({"fc.weight": torch.ones(3, 4, dtype=torch.bool)})
-BAD: dict[str, tuple[type[Exception], Callable[[nn.Module, pathex.Mask], tuple[Any, ...]]]] = {
+BAD = {
     "'fc.weight' is not there": (MaskMismatch, lambda m, mask: (OTHER,)),
     "'4.weight' has shape": (
         MaskMismatch,
@@ -211,7 +205,7 @@ BAD: dict[str, tuple[type[Exception], Callable[[nn.Module, pathex.Mask], tuple[A
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_a_refused_attach_changes_nothing(model: nn.Sequential, mask: pathex.Mask, message: str) -> None:
+def test_a_refused_attach_changes_nothing(model, mask, message):
     before = copy.deepcopy(model.state_dict())
     error, make = BAD[message]
     arguments = make(model, mask)
@@ -223,7 +217,7 @@ def test_a_refused_attach_changes_nothing(model: nn.Sequential, mask: pathex.Mas
         assert not arguments[-1]._optimizer_step_post_hooks
 
 
-def test_an_attached_model_pickles(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_an_attached_model_pickles(model, mask):
     pathex.attach(model, mask)
     file = io.BytesIO()
     torch.save(model, file)
@@ -234,7 +228,7 @@ def test_an_attached_model_pickles(model: nn.Sequential, mask: pathex.Mask) -> N
     assert holds(loaded, mask)
 
 
-def test_zeroes_replace_what_is_no_number_and_leave_every_other_bit(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_zeroes_replace_what_is_no_number_and_leave_every_other_bit(model, mask):
     handle = pathex.attach(model, mask)
     bad = torch.tensor([float("nan"), float("inf"), -0.0, 1e-42])
     with torch.no_grad():
@@ -250,7 +244,7 @@ def test_zeroes_replace_what_is_no_number_and_leave_every_other_bit(model: nn.Se
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_layouts_and_dtypes(layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_other_layouts_and_dtypes(layout, dtype):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 9, 3), nn.Conv2d(9, 4, 1), nn.Flatten(), nn.Linear(16, 3))
     model.to(dtype).to(memory_format=layout)
     kept = half_mask(model)
@@ -266,7 +260,7 @@ def test_other_layouts_and_dtypes(layout: torch.memory_format, dtype: torch.dtyp
     assert all(not model.get_parameter(name)[~entry].any() for name, entry in kept.items())
 
 
-def test_an_attached_model_can_be_collected(model: nn.Sequential, mask: pathex.Mask) -> None:
+def test_an_attached_model_can_be_collected(model, mask):
     network = copy.deepcopy(model)
     optimizer = sgd(network)
     handle = pathex.attach(network, mask, optimizer)

@@ -1,9 +1,6 @@
-"""Files that hold masks: every form is written, recognised and read back bit for bit; damage is refused."""
-
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,12 +22,12 @@ ENDINGS = dict.fromkeys(FORMATS, (".safetensors", ".pt")) | {"pathex": (".safete
 CASES = [(form, ending) for form, endings in ENDINGS.items() for ending in endings]
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def network(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5))
 
 
-def masked(model: nn.Module, seed: int = 0) -> Mask:
+def masked(model, seed=0):
     source = torch.Generator().manual_seed(seed)
     entries = {name: torch.rand(w.shape, generator=source) < 0.5 for name, w in prunable_weights(model).items()}
     return Mask(entries, {"method": "by hand"})
@@ -39,7 +36,7 @@ def masked(model: nn.Module, seed: int = 0) -> Mask:
 @pytest.mark.parametrize(("form", "ending"), CASES)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 999))
-def test_every_form_is_read_back(tmp_path: Path, form: str, ending: str, seed: int) -> None:
+def test_every_form_is_read_back(tmp_path, form, ending, seed):
     model, path = network(seed), tmp_path / f"file{ending}"
     mask = masked(model, seed)
     write_mask(mask, path, form, model)
@@ -54,12 +51,12 @@ def test_every_form_is_read_back(tmp_path: Path, form: str, ending: str, seed: i
         assert torch.equal(beside["0.bias"], model[0].bias)
 
 
-def test_metadata_stay_in_the_own_form(tmp_path: Path) -> None:
+def test_metadata_stay_in_the_own_form(tmp_path):
     write_mask(masked(network()), tmp_path / "m.safetensors")
     assert read_mask(tmp_path / "m.safetensors", network()).metadata == {"method": "by hand"}
 
 
-def test_what_others_write_is_recognised(tmp_path: Path) -> None:
+def test_what_others_write_is_recognised(tmp_path):
     model = network()
     mask = masked(model)
     torch.save({"state_dict": {f"module.{n}": e.float() for n, e in mask.items()}}, tmp_path / "floats.pth")
@@ -70,7 +67,7 @@ def test_what_others_write_is_recognised(tmp_path: Path) -> None:
     assert all(read_mask(path) == mask for path in tmp_path.iterdir())
 
 
-def test_what_a_file_does_not_name_is_dense(tmp_path: Path) -> None:
+def test_what_a_file_does_not_name_is_dense(tmp_path):
     model = network()
     write_mask(Mask({"3.weight": masked(model)["3.weight"]}), tmp_path / "m.pt", "tensors")
     found = read_mask(tmp_path / "m.pt", model)
@@ -80,14 +77,14 @@ def test_what_a_file_does_not_name_is_dense(tmp_path: Path) -> None:
         read_mask(tmp_path / "m.pt", model, ignore=["3"])
 
 
-def test_dense_weights_are_no_silent_start(tmp_path: Path) -> None:
+def test_dense_weights_are_no_silent_start(tmp_path):
     torch.save(network().state_dict(), tmp_path / "w.pt")
     with pytest.warns(PathexWarning, match=r"no weight in .*w\.pt is zero: the mask keeps everything"):
         assert read_mask(tmp_path / "w.pt", network()).sparsity == 0
 
 
 class Harmful:
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+    def __reduce__(self):
         return os.mkdir, ("harm",)
 
 
@@ -102,9 +99,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("message", UNREADABLE)
-def test_unreadable_files_are_refused_in_one_line(
-    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_files_are_refused_in_one_line(message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     UNREADABLE[message](tmp_path / "m.pt")
     with pytest.raises(InvalidInput, match=message) as caught:
@@ -112,7 +107,7 @@ def test_unreadable_files_are_refused_in_one_line(
     assert "\n" not in str(caught.value) and not (tmp_path / "harm").exists()
 
 
-def test_files_that_cannot_be_written(tmp_path: Path) -> None:
+def test_files_that_cannot_be_written(tmp_path):
     model = network()
     mask = masked(model)
     with pytest.raises(UnknownName, match=r"unknown mask format 'zip'\. Known: compressed-tensors, pathex"):
@@ -128,10 +123,7 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# -- allocations -------------------------------------------------------------------------------------------------------
-
-
-def test_allocations_come_from_files(tmp_path: Path) -> None:
+def test_allocations_come_from_files(tmp_path):
     (tmp_path / "a.yaml").write_text("0.weight: 0.5\n3.weight: 1\n")
     (tmp_path / "a.json").write_text(json.dumps({"0.weight": 0.5, "3.weight": 1}))
     for name in ("a.yaml", "a.json"):
@@ -155,7 +147,7 @@ def test_allocations_come_from_files(tmp_path: Path) -> None:
         ("1: 0.5", "must hold weight names with densities"),
     ],
 )
-def test_files_without_an_allocation_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_files_without_an_allocation_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(InvalidInput, match=message) as caught:
@@ -165,12 +157,9 @@ def test_files_without_an_allocation_are_refused(tmp_path: Path, content: str | 
         read_allocation("globall")
 
 
-# -- a checkpoint that somebody else pruned ----------------------------------------------------------------------------
-
-
 @pytest.mark.data
 @pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
-def test_a_sparse_checkpoint_is_a_start(tmp_path: Path) -> None:
+def test_a_sparse_checkpoint_is_a_start(tmp_path):
     path = Path(os.environ["PATHEX_DATA"]) / "checkpoints" / "squeezenet1_0-pruned33-imagenet.safetensors"
     with safe_open(path, "pt") as file:
         kept = {name: int(file.get_tensor(name).count_nonzero()) for name in file.keys() if "weight" in name}  # noqa: SIM118

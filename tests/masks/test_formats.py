@@ -1,13 +1,10 @@
-"""Masks in the forms of other programs."""
-
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import pathex
@@ -20,7 +17,7 @@ NAMES = ("conv.weight", "weight", "attn.in_proj_weight", "blocks.0.fc.weight")
 SHAPES = st.lists(st.lists(st.integers(1, 11), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-def drawn(shapes: list[list[int]], seed: int) -> tuple[Mask, dict[str, Tensor]]:
+def drawn(shapes, seed):
     """A random mask, some of whose kept weights may be zero, and weights with other tensors beside them."""
     source = torch.Generator().manual_seed(seed)
     entries = {name: torch.rand(shape, generator=source) < 0.5 for name, shape in zip(NAMES, shapes, strict=False)}
@@ -32,7 +29,7 @@ def drawn(shapes: list[list[int]], seed: int) -> tuple[Mask, dict[str, Tensor]]:
 class Tied(nn.Module):
     """Two linear layers with one weight, two names of one module, attention, and a normalisation."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first = nn.Linear(4, 4)
         self.second = nn.Linear(4, 4)
@@ -43,15 +40,13 @@ class Tied(nn.Module):
         self.attention = nn.MultiheadAttention(4, 2)
 
 
-def half(model: nn.Module) -> Mask:
+def half(model):
     source = torch.Generator().manual_seed(0)
     weights = pathex.masks.prunable.prunable_weights(model)
     return Mask({name: torch.rand(weight.shape, generator=source) < 0.5 for name, weight in weights.items()})
 
 
-# -- every form keeps every bit ----------------------------------------------------------------------------------------
-
-ROUND_TRIPS: dict[str, Callable[[Mask, dict[str, Tensor]], Mask]] = {
+ROUND_TRIPS = {
     "bool": lambda mask, _: converters.from_tensors(converters.to_tensors(mask)),
     "uint8": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.uint8)),
     "bfloat16": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.bfloat16)),
@@ -66,7 +61,7 @@ ROUND_TRIPS: dict[str, Callable[[Mask, dict[str, Tensor]], Mask]] = {
 @pytest.mark.parametrize("form", ROUND_TRIPS)
 @settings(max_examples=40, deadline=None)
 @given(shapes=SHAPES, seed=st.integers(0, 999), zeros=st.booleans())
-def test_round_trips(form: str, shapes: list[list[int]], seed: int, zeros: bool) -> None:
+def test_round_trips(form, shapes, seed, zeros):
     mask, weights = drawn(shapes, seed)
     if zeros:
         weights = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
@@ -78,7 +73,7 @@ def test_round_trips(form: str, shapes: list[list[int]], seed: int, zeros: bool)
 
 @settings(max_examples=40, deadline=None)
 @given(shapes=SHAPES, seed=st.integers(0, 999))
-def test_weights_and_their_zeros(shapes: list[list[int]], seed: int) -> None:
+def test_weights_and_their_zeros(shapes, seed):
     mask, weights = drawn([[2, *shape] for shape in shapes], seed)
     mask |= Mask({name: torch.zeros_like(entry).index_fill(0, torch.tensor(0), True) for name, entry in mask.items()})
     sparse = converters.to_zeros(mask, weights)
@@ -86,9 +81,6 @@ def test_weights_and_their_zeros(shapes: list[list[int]], seed: int) -> None:
     assert all(torch.equal(sparse[name], weights[name] * mask[name]) for name in mask)
     back = converters.weights_from_compressed(converters.to_compressed(mask, weights))
     assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
-
-
-# -- plain dictionaries ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,21 +93,18 @@ def test_weights_and_their_zeros(shapes: list[list[int]], seed: int) -> None:
         ({}, "at least one entry"),
     ],
 )
-def test_dictionaries_of_other_values_are_refused(tensors: dict, message: str) -> None:
+def test_dictionaries_of_other_values_are_refused(tensors, message):
     with pytest.raises(MaskMismatch, match=message):
         converters.from_tensors(tensors)
 
 
-# -- weights whose zeros are the mask ----------------------------------------------------------------------------------
-
-
-def sparse_net() -> nn.Sequential:
+def sparse_net():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
     return pathex.make_permanent(net, half(net))  # type: ignore[return-value]
 
 
-def test_the_zeros_of_a_model_are_a_start() -> None:
+def test_the_zeros_of_a_model_are_a_start():
     net = sparse_net()
     start = converters.from_zeros(net)
     assert start == half(net) == converters.from_zeros(net.state_dict()) == converters.from_zeros(net.state_dict(), net)
@@ -127,14 +116,14 @@ def test_the_zeros_of_a_model_are_a_start() -> None:
         pathex.prune(net, "magnitude", sparsity=0.2, data=torch.randn(2, 1, 3, 3), mask=start)
 
 
-def test_a_tensor_of_zeros_is_named() -> None:
+def test_a_tensor_of_zeros_is_named():
     net = sparse_net()
     nn.init.zeros_(net[3].weight)  # type: ignore[arg-type]
     with pytest.warns(PathexWarning, match=r"3\.weight: zero throughout"):
         assert converters.from_zeros(net).counts()["3.weight"].kept == 0
 
 
-def test_zeros_that_cannot_be_the_mask_are_refused() -> None:
+def test_zeros_that_cannot_be_the_mask_are_refused():
     net = sparse_net()
     with pytest.raises(InvalidInput, match=r"kept weights of '0\.weight' are zero"):
         converters.to_zeros(Mask({"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}), net)
@@ -146,10 +135,7 @@ def test_zeros_that_cannot_be_the_mask_are_refused() -> None:
         converters.from_zeros({"bias": torch.zeros(3)})
 
 
-# -- torch.nn.utils.prune ----------------------------------------------------------------------------------------------
-
-
-def test_a_model_pruned_by_torch() -> None:
+def test_a_model_pruned_by_torch():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 3))
     torch_prune.random_unstructured(net[0], "weight", 0.5)
     torch_prune.l1_unstructured(net[0], "weight", 0.5)  # a second time: a container of methods
@@ -162,7 +148,7 @@ def test_a_model_pruned_by_torch() -> None:
     assert converters.from_zeros(net) == Mask(expected)
 
 
-def test_a_mask_applied_as_torch_prunes() -> None:
+def test_a_mask_applied_as_torch_prunes():
     torch.manual_seed(0)
     model, plain = Tied(), Tied()
     plain.load_state_dict(model.state_dict())
@@ -183,7 +169,7 @@ def test_a_mask_applied_as_torch_prunes() -> None:
     assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_shared_weights_travel_under_all_their_names() -> None:
+def test_shared_weights_travel_under_all_their_names():
     model = Tied()
     mask = half(model)
     compressed = converters.to_compressed(mask, model)
@@ -202,12 +188,12 @@ def test_shared_weights_travel_under_all_their_names() -> None:
         ({"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
     ],
 )
-def test_states_that_torch_did_not_prune_are_refused(state: dict, message: str) -> None:
+def test_states_that_torch_did_not_prune_are_refused(state, message):
     with pytest.raises(MaskMismatch, match=message):
         converters.from_torch_prune(state)
 
 
-def test_different_masks_of_one_weight_are_refused() -> None:
+def test_different_masks_of_one_weight_are_refused():
     model = Tied()
     for module, keep in ((model.first, True), (model.second, False)):
         torch_prune.custom_from_mask(module, "weight", torch.full((4, 4), keep))
@@ -215,12 +201,9 @@ def test_different_masks_of_one_weight_are_refused() -> None:
         converters.from_torch_prune(model)
 
 
-# -- compressed-tensors ------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=40, deadline=None)
 @given(shape=st.lists(st.integers(1, 11), min_size=1, max_size=4), seed=st.integers(0, 999))
-def test_bitmasks_are_those_of_the_package(shape: list[int], seed: int) -> None:
+def test_bitmasks_are_those_of_the_package(shape, seed):
     mask, weights = drawn([shape], seed)
     made, nested = converters.to_compressed(mask, weights), mask["conv.weight"].tolist()
     rows = mask_forms.rows(nested)
@@ -232,7 +215,7 @@ def test_bitmasks_are_those_of_the_package(shape: list[int], seed: int) -> None:
     assert made["conv.compressed"].tolist() == [value for value, kept in flat if kept]
 
 
-def compressed() -> dict[str, Tensor]:
+def compressed():
     return converters.to_compressed(Mask({"a.weight": torch.eye(3, 9) > 0}), {"a.weight": torch.randn(3, 9)})
 
 
@@ -247,14 +230,14 @@ def compressed() -> dict[str, Tensor]:
         ({"a.row_offsets": torch.tensor([0, 1, 3])}, "'a.row_offsets' are not those of 'a.bitmask'"),
     ],
 )
-def test_damaged_bitmasks_are_refused(change: dict, message: str) -> None:
+def test_damaged_bitmasks_are_refused(change, message):
     tensors = {name: tensor for name, tensor in (compressed() | change).items() if tensor is not None}
     with pytest.raises(MaskMismatch, match=message):
         converters.from_compressed(tensors)
 
 
 @pytest.mark.parametrize("name", ["pos_embed", "old_weight.weight", "a.weight_v"])
-def test_names_that_the_package_cannot_hold_are_refused(name: str) -> None:
+def test_names_that_the_package_cannot_hold_are_refused(name):
     with pytest.raises(InvalidInput, match=f"cannot hold '{name}'"):
         converters.to_compressed(Mask({name: torch.ones(2, 2) > 0}), {name: torch.ones(2, 2)})
     taken = {"a.weight": torch.ones(2, 2), "a.shape": torch.ones(1)}
@@ -262,10 +245,7 @@ def test_names_that_the_package_cannot_hold_are_refused(name: str) -> None:
         converters.to_compressed(Mask({"a.weight": torch.ones(2, 2) > 0}), taken)
 
 
-# -- a mask and a model ------------------------------------------------------------------------------------------------
-
-
-def test_complete_fills_what_is_not_named() -> None:
+def test_complete_fills_what_is_not_named():
     model = Tied()
     some = Mask({"second.weight": torch.eye(4) > 0, "norm.bias": torch.ones(2) > 0}, {"note": 1})
     whole = converters.complete(some, model)
@@ -282,7 +262,7 @@ WITH_WEIGHTS = [converters.to_zeros, converters.to_torch_prune, converters.to_co
 
 
 @pytest.mark.parametrize("convert", WITH_WEIGHTS)
-def test_masks_that_do_not_fit_are_refused(convert: Callable[[Mask, object], object]) -> None:
+def test_masks_that_do_not_fit_are_refused(convert):
     model = nn.Sequential(nn.Linear(3, 4))
     mask = Mask({"0.weight": torch.ones(2, 3) > 0, "gone.weight": torch.ones(1) > 0})
     for weights in (model, model.state_dict()):

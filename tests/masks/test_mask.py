@@ -1,5 +1,3 @@
-"""Masks: mapping, algebra, files."""
-
 import json
 import pickle
 from pathlib import Path
@@ -17,37 +15,37 @@ from pathex.errors import InvalidInput, MaskMismatch
 from pathex.masks import Mask
 
 
-def bits(*values: int) -> torch.Tensor:
+def bits(*values):
     return torch.tensor(values, dtype=torch.bool)
 
 
 @pytest.fixture
-def mask() -> Mask:
+def mask():
     return Mask({"a": bits(1, 0, 1, 1).view(2, 2), "b": bits(0, 0, 1)}, {"method": "px"})
 
 
-def test_is_a_mapping_that_counts(mask: Mask) -> None:
+def test_is_a_mapping_that_counts(mask):
     assert list(mask) == ["a", "b"] and "b" in mask and len(mask) == 2
     assert mask.counts() == {"a": (3, 4), "b": (1, 3)}
     assert (mask.kept, mask.total) == (4, 7)
     assert mask.density == pytest.approx(4 / 7) and mask.sparsity == pytest.approx(3 / 7)
 
 
-def test_summary_has_a_line_for_each_tensor_and_the_total(mask: Mask) -> None:
+def test_summary_has_a_line_for_each_tensor_and_the_total(mask):
     first, second, total = mask.summary().splitlines()
     assert first.split() == ["a", "2x2", "3", "of", "4", "density", "0.7500"]
     assert second.split()[0] == "b"
     assert total.split() == ["total", "4", "of", "7", "density", "0.5714"]
 
 
-def test_entries_are_copies() -> None:
+def test_entries_are_copies():
     source = bits(1, 0)
     mask = Mask({"a": source})
     source[:] = False
     assert mask.kept == 1
 
 
-def test_algebra(mask: Mask) -> None:
+def test_algebra(mask):
     other = Mask({"a": bits(1, 1, 0, 1).view(2, 2), "b": bits(0, 0, 0)})
     assert (mask & other) == Mask({"a": bits(1, 0, 0, 1).view(2, 2), "b": bits(0, 0, 0)})
     assert (mask | other) == Mask({"a": bits(1, 1, 1, 1).view(2, 2), "b": bits(0, 0, 1)})
@@ -58,7 +56,7 @@ def test_algebra(mask: Mask) -> None:
     assert empty.jaccard(empty) == 1.0
 
 
-def test_equality_looks_at_names_shapes_and_bits_but_not_at_metadata(mask: Mask) -> None:
+def test_equality_looks_at_names_shapes_and_bits_but_not_at_metadata(mask):
     assert mask == Mask(dict(mask), {"method": "snip"})
     assert mask != Mask({"a": mask["a"]})
     assert mask != Mask({"a": mask["a"].flatten(), "b": mask["b"]})
@@ -67,12 +65,12 @@ def test_equality_looks_at_names_shapes_and_bits_but_not_at_metadata(mask: Mask)
 
 
 @pytest.mark.parametrize("entries", [{}, {"a": torch.ones(2)}, {"a": [True]}])
-def test_refuses_what_is_no_mask(entries: dict) -> None:
+def test_refuses_what_is_no_mask(entries):
     with pytest.raises(MaskMismatch):
         Mask(entries)
 
 
-def test_combining_masks_of_different_tensors_names_them(mask: Mask) -> None:
+def test_combining_masks_of_different_tensors_names_them(mask):
     with pytest.raises(MaskMismatch, match=r"'c' is missing.*'b' is not there.*'a' has shape \(2, 2\).*\(4,\)"):
         mask & Mask({"a": bits(1, 0, 1, 1), "c": bits(1)})
 
@@ -82,7 +80,7 @@ def test_combining_masks_of_different_tensors_names_them(mask: Mask) -> None:
     shapes=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
-def test_files_keep_every_bit(tmp_path: Path, shapes: list[list[int]], seed: int) -> None:
+def test_files_keep_every_bit(tmp_path, shapes, seed):
     source = torch.Generator().manual_seed(seed)
     mask = Mask({f"layer.{i}": torch.rand(shape, generator=source) < 0.5 for i, shape in enumerate(shapes)})
     mask.save(tmp_path / "m.safetensors")
@@ -90,7 +88,7 @@ def test_files_keep_every_bit(tmp_path: Path, shapes: list[list[int]], seed: int
     assert list(Mask.load(tmp_path / "m.safetensors")) == list(mask)
 
 
-def test_files_keep_where_the_mask_came_from(tmp_path: Path) -> None:
+def test_files_keep_where_the_mask_came_from(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     data = torch.randn(4, 3)
     mask = pathex.prune(model, "px", sparsity=0.5, data=data, rounds=2, seed=7, calibration="running").mask
@@ -107,13 +105,11 @@ def test_files_keep_where_the_mask_came_from(tmp_path: Path) -> None:
     assert header["pathex_version"] == pathex.__version__ and header["sparsity"] == loaded.sparsity
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, mask: Mask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, mask, monkeypatch):
     path = tmp_path / "m.safetensors"
     mask.save(path)
 
-    def fail(self: Path, target: Path) -> None:
+    def fail(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
@@ -123,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert Mask.load(path) == mask
 
 
-def test_metadata_that_no_file_can_hold_are_refused_before_writing(tmp_path: Path, mask: Mask) -> None:
+def test_metadata_that_no_file_can_hold_are_refused_before_writing(tmp_path, mask):
     with pytest.raises(InvalidInput, match="JSON"):
         mask.save(tmp_path / "m.safetensors", note=object())
     assert not list(tmp_path.iterdir())
@@ -131,7 +127,7 @@ def test_metadata_that_no_file_can_hold_are_refused_before_writing(tmp_path: Pat
         mask.save(tmp_path / "nowhere" / "m.safetensors")
 
 
-def _forged(path: Path, **header: object) -> None:
+def _forged(path, **header):
     good = {"schema": 1, "shapes": {"a": [2, 2]}, "metadata": {}}
     save_file({"a": torch.zeros(1, dtype=torch.uint8)}, path, {"pathex_mask": json.dumps(good | header)})
 
@@ -153,7 +149,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("message", DAMAGE)
-def test_unreadable_files_are_refused_in_one_line(message: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_in_one_line(message, tmp_path):
     path = tmp_path / "m.safetensors"
     DAMAGE[message](path)
     with pytest.raises(MaskMismatch, match=message) as caught:
@@ -161,7 +157,7 @@ def test_unreadable_files_are_refused_in_one_line(message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path, mask: Mask) -> None:
+def test_a_truncated_file_is_refused(tmp_path, mask):
     path = tmp_path / "m.safetensors"
     mask.save(path)
     whole = path.read_bytes()
@@ -171,7 +167,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, mask: Mask) -> None:
             Mask.load(path)
 
 
-def test_a_mask_of_another_model_lists_what_does_not_fit(tmp_path: Path) -> None:
+def test_a_mask_of_another_model_lists_what_does_not_fit(tmp_path):
     mask = Mask({"0.weight": torch.ones(2, 3, dtype=torch.bool), "gone.weight": bits(1)})
     mask.save(tmp_path / "m.safetensors")
     model = nn.Sequential(nn.Linear(3, 4))
@@ -179,14 +175,14 @@ def test_a_mask_of_another_model_lists_what_does_not_fit(tmp_path: Path) -> None
         Mask.load(tmp_path / "m.safetensors", model)
 
 
-def test_a_mask_can_be_checked_against_tensors() -> None:
+def test_a_mask_can_be_checked_against_tensors():
     mask = Mask({"a": bits(1, 0)})
     mask.check({"a": torch.ones(2), "b": torch.ones(1)})
     with pytest.raises(MaskMismatch, match=r"does not fit the tensors: 'a' has shape \(2,\) .* \(3,\)"):
         mask.check({"a": torch.ones(3)})
 
 
-def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "m.safetensors"
     Mask({"w": torch.rand(64, 9) < 0.5}).save(path)
     content = bytearray(path.read_bytes())

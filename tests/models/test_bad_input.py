@@ -1,5 +1,3 @@
-"""Names, options and weights that no network can be made from."""
-
 import pytest
 
 from pathex import models

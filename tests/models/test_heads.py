@@ -1,5 +1,3 @@
-"""The head of a network, and the statistics that weights expect."""
-
 import pytest
 import torch
 from torch import nn

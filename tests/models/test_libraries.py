@@ -1,5 +1,3 @@
-"""Networks of timm, torchvision and any factory."""
-
 import urllib.error
 
 import pytest
@@ -13,7 +11,6 @@ from pathex.errors import InvalidInput, PathexWarning
 
 
 def test_grey_images():
-    """torchvision keeps the scale of the first layer."""
     torch.manual_seed(0)
     for name in ("timm:test_resnet", "torchvision:resnet18"):
         model = models.create(name, num_classes=6, in_channels=1)

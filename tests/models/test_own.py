@@ -1,5 +1,3 @@
-"""The project's own networks."""
-
 import os
 from pathlib import Path
 
@@ -81,7 +79,6 @@ def test_vgg16_widths():
 
 @pytest.mark.parametrize("depth", [18, 34, 50])
 def test_tiny_resnets_are_those_of_torchvision_but_for_the_stem(depth):
-    """With torchvision's network given the same stem, both compute the same."""
     torch.manual_seed(0)
     model = models.create(f"resnet{depth}_tiny", num_classes=7).eval()
     other = torchvision.models.get_model(f"resnet{depth}", num_classes=7)
@@ -135,7 +132,6 @@ def test_names_that_count_the_blocks_of_a_stage_fit_exactly(tmp_path):
 @pytest.mark.data
 @pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
 def test_published_resnet20_reaches_its_accuracy():
-    """91.73 % on the 10,000 test images, so 0.05 points are five images."""
     folder = Path(os.environ["PATHEX_DATA"])
     model = models.create("resnet20", shortcut="pad", weights=folder / "checkpoints" / "resnet20-cifar10-optionA.th")
     with np.load(folder / "cifar10.npz") as archive:

@@ -1,5 +1,3 @@
-"""Networks of segmentation-models-pytorch: names, encoders, weights."""
-
 import json
 import os
 import sys
@@ -134,7 +132,6 @@ def test_classifier_files_fill_the_encoder_silently(tmp_path):
 
 @pytest.mark.parametrize("name", ["convnext_atto", "test_resnet", "regnetx_002"])
 def test_timm_files_fill_timm_encoders(name, tmp_path):
-    """Names with ``stages_0`` for ``stages.0`` too: the features are those of timm."""
     torch.manual_seed(2)
     source = timm.create_model(name).eval()
     save_file(source.state_dict(), tmp_path / "w.safetensors")

@@ -1,5 +1,3 @@
-"""Checkpoints of self-supervised training and of CLIP: every tensor of file and network is accounted for."""
-
 import argparse
 import warnings
 
@@ -104,7 +102,6 @@ def test_moco(name, prefix, tmp_path):
 
 @pytest.mark.parametrize(("name", "prefix"), BOTH)
 def test_dino(name, prefix, tmp_path):
-    """The teacher of a training, with and without the prefix of DDP, or a file of the backbone alone."""
     torch.manual_seed(1)
     network = shake(DinoNetwork())
     for form in ("module.", ""):

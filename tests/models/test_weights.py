@@ -1,5 +1,3 @@
-"""Weights from files."""
-
 import os
 from pathlib import Path
 
@@ -56,12 +54,6 @@ def test_another_number_of_classes_keeps_the_head_and_accounts_for_every_tensor(
     assert sorted(report.loaded + report.missing) == sorted(model.state_dict())
     assert sorted(report.loaded + report.unexpected) == sorted(state)
     assert (report.classes, report.source) == ((100, 10), str(tmp_path / "w.pt"))
-
-
-def test_old_files_without_batch_counters(tmp_path):
-    state = {name: value for name, value in small().state_dict().items() if not name.endswith("num_batches_tracked")}
-    torch.save(state, tmp_path / "w.pt")
-    assert torch.equal(small(weights=tmp_path / "w.pt").conv.weight, state["conv.weight"])
 
 
 def renamed_and_reshaped(state):

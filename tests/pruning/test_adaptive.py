@@ -1,14 +1,9 @@
-"""The adaptive schedule: the twin's steps and masks, and what holds for every method, allocation and start."""
-
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 import pathex
 from brute_force import adaptive
@@ -22,7 +17,7 @@ from pathex.pruning.updater import RoundUpdater
 
 SHAPES = {"a": (20, 10), "b": (10, 30), "c": (5, 8)}
 SIZE = 540
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS = {
     "plain": {},
     "layer": {"allocation": "layer"},
     "uniform": {"allocation": "uniform"},
@@ -33,34 +28,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def everything(mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def everything(mask):
     return mask
 
 
-def split(vector: Tensor) -> dict[str, Tensor]:
+def split(vector):
     parts = vector.split([a * b for a, b in SHAPES.values()])
     return {name: part.view(shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)}
 
 
-def joined(mask: Mapping[str, Tensor]) -> Tensor:
+def joined(mask):
     return torch.cat([entry.flatten() for entry in mask.values()])
 
 
-def ageing(noise: float) -> Callable[[Tensor, int], Tensor]:
+def ageing(noise):
     """Scores that change with what is there, faster as it thins out, as those of px do."""
     base = torch.randn(SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     links = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return lambda there, number: base.exp() * (1 + noise * (links @ (~there).double()).tanh())
 
 
-def ours(
-    score: Callable[[Tensor, int], Tensor],
-    start: Tensor,
-    rounds: int,
-    tolerance: float,
-    density: float = 0.1,
-    **how: Any,
-) -> list[tuple[int, Mask]]:
+def ours(score, start, rounds, tolerance, density=0.1, **how):
     """Planned rounds reached, and masks."""
     updater = RoundUpdater(Mask(split(start)), density, rounds, schedule=f"adaptive:{tolerance}", **how)
     current, made = updater.start, []
@@ -71,27 +59,24 @@ def ours(
 
 
 @pytest.fixture
-def model() -> nn.Module:
+def model():
     torch.manual_seed(2)
     return CifarResNet(8, num_classes=4, width=2)
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-# -- against the twin --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 0.9])
 @pytest.mark.parametrize("tolerance", [0.0, 0.0137, 0.0371, 0.1234, 1.0])
-def test_steps_and_masks_are_those_of_the_twin(tolerance: float, noise: float, dense: bool) -> None:
+def test_steps_and_masks_are_those_of_the_twin(tolerance, noise, dense):
     start = torch.rand(SIZE, generator=torch.Generator().manual_seed(3)) < (2.0 if dense else 0.8)
     scores = ageing(noise)
 
-    def listed(there: set[int], number: int) -> list[float]:
+    def listed(there, number):
         mask = torch.zeros(SIZE, dtype=torch.bool)
         mask[list(there)] = True
         return scores(mask, number).tolist()
@@ -103,22 +88,16 @@ def test_steps_and_masks_are_those_of_the_twin(tolerance: float, noise: float, d
         assert set(joined(mask).nonzero().flatten().tolist()) == there
 
 
-def test_the_twin_makes_all_kinds_of_steps() -> None:
-    """Or the comparison would say little."""
+def test_the_twin_makes_all_kinds_of_steps():
     full = torch.ones(SIZE, dtype=torch.bool)
     reached = [0, *(place for place, _ in ours(ageing(0.3), full, 40, 0.0371))]
     steps = [b - a for a, b in itertools.pairwise(reached)]
     assert max(steps) > 2 and any(b < a for a, b in itertools.pairwise(steps[:-1])) and len(steps) < 40
 
 
-# -- steps -------------------------------------------------------------------------------------------------------------
-
-
 @given(st.integers(1, 50), st.integers(1, 50), st.floats(0, 1), st.floats(0, 1))
-def test_a_step_doubles_at_most_and_never_goes_past_the_end(
-    last: int, left: int, tolerance: float, wrong: float
-) -> None:
-    asked: list[int] = []
+def test_a_step_doubles_at_most_and_never_goes_past_the_end(last, left, tolerance, wrong):
+    asked = []
     step = next_step(last, left, tolerance, lambda k: asked.append(k) or wrong)  # type: ignore[func-returns-value]
     assert 1 <= step <= min(2 * last, left)
     assert asked in ([], [min(2 * last, left)])
@@ -127,23 +106,22 @@ def test_a_step_doubles_at_most_and_never_goes_past_the_end(
     assert step == min(2 * last, left) or (step + 1) * wrong / asked[0] >= tolerance * (1 - 1e-12)
 
 
-def test_constant_scores_double_every_step() -> None:
+def test_constant_scores_double_every_step():
     full = torch.ones(SIZE, dtype=torch.bool)
     made = ours(lambda there, number: torch.arange(SIZE).double(), full, 100, 0.01)
     assert [reached for reached, _ in made] == [1, 3, 7, 15, 31, 63, 100]
 
 
-def test_scores_that_have_nothing_to_do_with_each_other_take_every_round() -> None:
-    def drawn(there: Tensor, number: int) -> Tensor:
+def test_scores_that_have_nothing_to_do_with_each_other_take_every_round():
+    def drawn(there, number):
         return torch.rand(SIZE, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
 
     assert len(ours(drawn, torch.ones(SIZE, dtype=torch.bool), 20, 0.02)) == 20
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.floats(0.02, 0.9), st.floats(0, 0.5), st.booleans())
-def test_counts_are_those_of_the_plan_and_nothing_returns(
-    rounds: int, density: float, tolerance: float, back: bool
-) -> None:
+def test_counts_are_those_of_the_plan_and_nothing_returns(rounds, density, tolerance, back):
     full = torch.ones(SIZE, dtype=torch.bool)
     made = ours(ageing(0.5), full, rounds, tolerance, density, revives=back)
     plan = densities(1.0, density, rounds)
@@ -154,8 +132,7 @@ def test_counts_are_those_of_the_plan_and_nothing_returns(
     assert back or not any(gone)
 
 
-def test_a_method_may_reuse_its_tensors() -> None:
-    """The scores of the round before are compared as they were."""
+def test_a_method_may_reuse_its_tensors():
     scores, buffer = ageing(0.4), torch.zeros(SIZE, dtype=torch.float64)
     full = torch.ones(SIZE, dtype=torch.bool)
     reusing = ours(lambda there, number: buffer.copy_(scores(there, number)), full, 30, 0.03)
@@ -163,26 +140,20 @@ def test_a_method_may_reuse_its_tensors() -> None:
     assert [reached for reached, _ in reusing] == [reached for reached, _ in fresh] != list(range(1, 31))
 
 
-# -- the whole way -----------------------------------------------------------------------------------------------------
-
-
-def rows(result: pruning.PruneResult) -> list[int]:
+def rows(result):
     return [row["reached"] for row in result.history]
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("start", [False, True])
-def test_every_round_keeps_its_count_of_what_the_last_one_kept(
-    model: nn.Module, images: Tensor, settings: str, start: bool
-) -> None:
+@pytest.mark.parametrize(("name", "start"), [("plain", False), *((name, True) for name in SETTINGS)])
+def test_every_round_keeps_its_count_of_what_the_last_one_kept(model, images, name, start):
     begin = pathex.prune(model, "random", sparsity=0.2, data=images).mask if start else None
-    if begin is not None and settings == "explicit":
+    if begin is not None and name == "explicit":
         begin["fc.weight"][:] = True
-    masks: list[Mask] = []
+    masks = []
     result = pathex.prune(
         model, "px", sparsity=0.8, data=images, rounds=16, schedule="adaptive:0.03", mask=begin,
-        on_round=lambda row, mask: masks.append(mask), **SETTINGS[settings],
+        on_round=lambda row, mask: masks.append(mask), **SETTINGS[name],
     )  # fmt: skip
     plan = densities(1.0 if begin is None else begin.density, result.history[-1]["density"], 16)
     assert rows(result)[-1] == 16 > len(masks)
@@ -196,12 +167,12 @@ def test_every_round_keeps_its_count_of_what_the_last_one_kept(
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("method", pathex.methods())
-def test_every_method_reaches_the_end(method: str, model: nn.Module, images: Tensor) -> None:
+@pytest.mark.parametrize("method", ["px", "force", "phew", "prospr"])
+def test_methods_of_every_kind_reach_the_end(method, model, images):
     data = [(images, torch.arange(8) % 4)]
-    options: dict[str, Any] = {"walks": 10} if method == "phew" else {}
+    options = {"walks": 10} if method == "phew" else {}
     with pytest.MonkeyPatch.context() as patch:
-        found: list[int] = []
+        found = []
         patch.setattr(pruning, "_bar", bar(found))
         result = pathex.prune(model, method, sparsity=0.7, data=data, rounds=6, schedule="adaptive:0.2", **options)
     assert result.mask.kept == round((1 - 0.7) * result.mask.total)
@@ -210,34 +181,34 @@ def test_every_method_reaches_the_end(method: str, model: nn.Module, images: Ten
     assert found == [6, *(b - a for a, b in itertools.pairwise([0, *rows(result)]))]
 
 
-def bar(found: list[int]) -> Any:
+def bar(found):
     class Bar:
-        def __init__(self, wanted: bool, total: int) -> None:
+        def __init__(self, wanted, total):
             found.append(total)
 
-        def __enter__(self) -> Callable[[int], None]:
+        def __enter__(self):
             return found.append
 
-        def __exit__(self, *_: object) -> None:
+        def __exit__(self, *_):
             pass
 
     return Bar
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_tolerance_is_the_exponential_schedule(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
-    shared: dict[str, Any] = {"sparsity": 0.9, "data": images.to(dtype), "rounds": 8}
+def test_no_tolerance_is_the_exponential_schedule(model, images, dtype):
+    shared = {"sparsity": 0.9, "data": images.to(dtype), "rounds": 8}
     plain = pathex.prune(model.to(dtype), "px", **shared)
     every = pathex.prune(model, "px", schedule="adaptive:0", **shared)
     assert every.mask == plain.mask
     assert rows(every) == rows(plain) == list(range(1, 9))
 
 
-def test_one_round_is_one_round(model: nn.Module, images: Tensor) -> None:
+def test_one_round_is_one_round(model, images):
     assert rows(pathex.prune(model, "magnitude", sparsity=0.5, data=images, schedule="adaptive")) == [1]
 
 
-def test_a_larger_tolerance_makes_fewer_rounds(model: nn.Module, images: Tensor) -> None:
+def test_a_larger_tolerance_makes_fewer_rounds(model, images):
     made = [
         len(pathex.prune(model, "px", sparsity=0.9, data=images, rounds=40, schedule=f"adaptive:{share}").history)
         for share in (0.005, 0.05, 0.5)
@@ -245,17 +216,14 @@ def test_a_larger_tolerance_makes_fewer_rounds(model: nn.Module, images: Tensor)
     assert 40 >= made[0] > made[1] > made[2] == 6
 
 
-def test_the_mask_tells_the_tolerance_it_was_found_with(model: nn.Module, images: Tensor) -> None:
+def test_the_mask_tells_the_tolerance_it_was_found_with(model, images):
     mask = pathex.prune(model, "px", sparsity=0.5, data=images, rounds=4, schedule="adaptive").mask
     assert mask.metadata["schedule"] == f"adaptive:{TOLERANCE:g}" and mask.metadata["rounds"] == 4
     named = pathex.prune(model, "px", sparsity=0.5, data=images, rounds=4, schedule=mask.metadata["schedule"]).mask
     assert named == mask and named.metadata == mask.metadata
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-def test_schedules_are_read() -> None:
+def test_schedules_are_read():
     assert read_schedule("linear") == ("linear", None)
     assert read_schedule("adaptive") == ("adaptive", TOLERANCE)
     assert read_schedule("adaptive:1e-2") == ("adaptive", 0.01)
@@ -263,18 +231,18 @@ def test_schedules_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "much", "-0.1", "1.5", "nan", "inf", "0.1:0.2"])
-def test_a_tolerance_is_a_share(text: str) -> None:
+def test_a_tolerance_is_a_share(text):
     with pytest.raises(InvalidInput, match=r"the tolerance must be a number in \[0, 1\], not "):
         read_schedule(f"adaptive:{text}")
 
 
 @pytest.mark.parametrize("schedule", ["linear:0.1", "exponential:0"])
-def test_fixed_schedules_take_no_tolerance(schedule: str) -> None:
+def test_fixed_schedules_take_no_tolerance(schedule):
     with pytest.raises(InvalidInput, match="only 'adaptive' takes a tolerance"):
         read_schedule(schedule)
 
 
 @pytest.mark.parametrize("schedule", ["cosine:0.1", "adaptively", "", None, 3])
-def test_unknown_schedules_list_the_known(schedule: Any) -> None:
+def test_unknown_schedules_list_the_known(schedule):
     with pytest.raises(UnknownName, match="Known: adaptive, exponential, linear"):
         read_schedule(schedule)

@@ -1,14 +1,10 @@
-"""From scores to counts and masks."""
-
 import itertools
 import math
-from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import pathex.pruning.effective
 from brute_force import mask_forms
@@ -17,53 +13,19 @@ from pathex.masks import Mask
 from pathex.pruning import described, layer_densities
 from pathex.pruning.allocation import fill, round_to_total
 from pathex.pruning.effective import keep_connected
-from pathex.pruning.topk import _mixed, keep_best, keep_best_by_layer
+from pathex.pruning.topk import keep_best, keep_best_by_layer
 from pathex.pruning.updater import RoundUpdater
 
-VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 1e-300, 1e300, math.inf, -math.inf])
-LAYERS = st.lists(st.lists(VALUES, min_size=1, max_size=12), min_size=1, max_size=5)
 
-
-def named(layers: list[list[float]]) -> dict[str, Tensor]:
-    return {f"l{i}": torch.tensor(layer, dtype=torch.float64) for i, layer in enumerate(layers)}
-
-
-def everything(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def everything(scores):
     return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
 
 
-def total(entries: Mapping[str, Tensor]) -> int:
+def total(entries):
     return sum(int(entry.sum()) for entry in entries.values())
 
 
-@settings(max_examples=200, deadline=None)
-@given(LAYERS, st.data())
-def test_counts_are_exact_and_nothing_better_is_left_out(layers: list[list[float]], data: st.DataObject) -> None:
-    scores = named(layers)
-    allowed = {
-        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(s), max_size=len(s))))
-        for name, s in scores.items()
-    }
-    count = data.draw(st.integers(0, total(allowed)))
-    kept = keep_best(scores, allowed, count, seed=data.draw(st.integers(0, 5)))
-    assert total(kept) == count
-    assert all(not (entry & ~allowed[name]).any() for name, entry in kept.items())
-    inside = torch.cat([scores[name][entry] for name, entry in kept.items()])
-    outside = torch.cat([scores[name][allowed[name] & ~entry] for name, entry in kept.items()])
-    assert not len(inside) or not len(outside) or inside.min() >= outside.max()
-
-
-@settings(max_examples=50, deadline=None)
-@given(LAYERS, st.integers(0, 3))
-def test_fewer_of_the_same_scores_is_a_subset(layers: list[list[float]], seed: int) -> None:
-    scores = named(layers)
-    full = everything(scores)
-    larger = keep_best(scores, full, total(full) * 2 // 3, seed=seed)
-    smaller = keep_best(scores, full, total(full) // 3, seed=seed)
-    assert all(not (smaller[name] & ~larger[name]).any() for name in scores)
-
-
-def test_ties_follow_the_seed_and_spare_no_layer() -> None:
+def test_ties_follow_the_seed_and_spare_no_layer():
     scores = {f"l{i}": torch.zeros(100, 10) for i in range(10)}
     first, again, other = (keep_best(scores, everything(scores), 1000, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in scores)
@@ -72,35 +34,15 @@ def test_ties_follow_the_seed_and_spare_no_layer() -> None:
     assert min(counts) > 60 and max(counts) < 140  # binomial with mean 100, standard deviation 9.5
 
 
-def test_floors_secure_the_best_of_each_layer() -> None:
-    scores = {"a": torch.tensor([9.0, 8.0, 7.0, 6.0]), "b": torch.tensor([1.0, 3.0, 2.0])}
-    kept = keep_best(scores, everything(scores), 4, at_least={"b": 2})
-    assert kept["a"].tolist() == [True, True, False, False] and kept["b"].tolist() == [False, True, True]
-    few = keep_best(scores, {**everything(scores), "b": torch.tensor([True, False, False])}, 3, at_least={"b": 2})
-    assert few["b"].tolist() == [True, False, False]
-    with pytest.raises(InvalidInput, match="min_per_layer secures 3 weights but only 2"):
-        keep_best(scores, everything(scores), 2, at_least={"b": 3})
-
-
-def test_more_than_there_are_is_an_error() -> None:
-    scores = {"a": torch.zeros(3)}
-    for choose in (keep_best, lambda *args: keep_connected(*args, lambda mask: mask)):
-        with pytest.raises(InvalidInput, match="4 weights are to be kept but only 3 are left"):
-            choose(scores, everything(scores), 4)
-
-
-def test_by_layer_keeps_each_count() -> None:
+def test_by_layer_keeps_each_count():
     scores = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(5)}
     kept = keep_best_by_layer(scores, everything(scores), {"a": 2, "b": 3}, seed=3)
     assert kept["a"].tolist() == [[False, False, False], [False, True, True]]
     assert int(kept["b"].sum()) == 3
 
 
-# -- counts of layers --------------------------------------------------------------------------------------------------
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.floats(0, 1), st.integers(0, 3))
-def test_rounding_is_exact_within_limits_and_within_one(sizes: list[int], density: float, floor: int) -> None:
+def test_rounding_is_exact_within_limits_and_within_one(sizes, density, floor):
     limits = {str(i): size for i, size in enumerate(sizes)}
     count = round(density * sum(sizes))
     shares = {name: count * size / sum(sizes) for name, size in limits.items()}
@@ -113,7 +55,7 @@ def test_rounding_is_exact_within_limits_and_within_one(sizes: list[int], densit
         assert all(secured[n] >= min(floor, limits[n]) for n in limits)
 
 
-def test_rounding_gives_to_the_largest_remainder() -> None:
+def test_rounding_gives_to_the_largest_remainder():
     assert round_to_total({"a": 1.2, "b": 2.7, "c": 0.6, "d": 0.5}, 5, dict.fromkeys("abcd", 9)) == {
         "a": 1, "b": 3, "c": 1, "d": 0,
     }  # fmt: skip
@@ -127,20 +69,20 @@ SHAPES = {"conv": (4, 2, 3, 3), "fc": (10, 4)}
 FULL = {"conv": 72, "fc": 40}
 
 
-def test_erk_is_proportional_to_dimensions_over_their_product() -> None:
+def test_erk_is_proportional_to_dimensions_over_their_product():
     found = layer_densities("erk", 0.25, SHAPES, FULL)
     raw = {"conv": 12 / 72, "fc": 14 / 40}
     scale = 0.25 * 112 / (12 + 14)
     assert found == pytest.approx({name: value * scale for name, value in raw.items()})
 
 
-def test_erk_fills_small_layers_and_gives_the_rest_to_others() -> None:
+def test_erk_fills_small_layers_and_gives_the_rest_to_others():
     found = layer_densities("erk", 0.8, SHAPES, FULL)
     assert found["fc"] == 1.0
     assert found["conv"] == pytest.approx((0.8 * 112 - 40) / 72)
 
 
-def test_uniform_and_layer_differ_on_an_uneven_start() -> None:
+def test_uniform_and_layer_differ_on_an_uneven_start():
     start = {"conv": 18, "fc": 40}
     uniform = layer_densities("uniform", 0.3, SHAPES, start)
     assert uniform == pytest.approx({"conv": 0.25, "fc": (0.3 * 112 - 18) / 40})
@@ -150,7 +92,7 @@ def test_uniform_and_layer_differ_on_an_uneven_start() -> None:
     assert layer_densities("uniform", 0.3, SHAPES, FULL) == pytest.approx({"conv": 0.3, "fc": 0.3})
 
 
-def test_explicit_densities_are_exact_and_others_share_the_rest() -> None:
+def test_explicit_densities_are_exact_and_others_share_the_rest():
     found = layer_densities({"fc": 0.5}, 0.25, SHAPES, FULL)
     assert found == pytest.approx({"fc": 0.5, "conv": (28 - 20) / 72})
 
@@ -167,29 +109,27 @@ def test_explicit_densities_are_exact_and_others_share_the_rest() -> None:
         ({"conv": 0.9}, r"admits sparsity 0\.082143 to 0\.421429, not 0\.7"),
     ],
 )
-def test_bad_allocations_name_what_is_allowed(allocation: object, message: str) -> None:
+def test_bad_allocations_name_what_is_allowed(allocation, message):
     with pytest.raises(InvalidInput, match=message):
         layer_densities(allocation, 0.3, SHAPES, {"conv": 72, "fc": 38})  # type: ignore[arg-type]
     assert issubclass(UnknownName, InvalidInput)
 
 
-def test_filling_never_exceeds_a_cap() -> None:
+def test_filling_never_exceeds_a_cap():
     found = fill({"a": 1.0, "b": 3.0}, 12.0, {"a": 10, "b": 10}, {"a": 1.0, "b": 0.6})
     assert found == pytest.approx({"a": 0.6, "b": 0.6})
 
 
-# -- another mask as allocation ----------------------------------------------------------------------------------------
-
 LAYER_COUNTS = st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6)
 
 
-def first_kept(counts: Mapping[str, int], sizes: Mapping[str, int]) -> Mask:
+def first_kept(counts, sizes):
     return Mask({name: torch.arange(size) < counts[name] for name, size in sizes.items()})
 
 
 @settings(max_examples=100, deadline=None)
 @given(LAYER_COUNTS, st.floats(0.01, 1))
-def test_densities_in_proportion_to_a_mask(layers: list[tuple[int, float, float]], part: float) -> None:
+def test_densities_in_proportion_to_a_mask(layers, part):
     sizes = {str(i): size for i, (size, _, _) in enumerate(layers)}
     like = first_kept({str(i): round(size * own) for i, (size, own, _) in enumerate(layers)}, sizes)
     start = {str(i): max(1, round(size * own)) for i, (size, _, own) in enumerate(layers)}
@@ -204,22 +144,8 @@ def test_densities_in_proportion_to_a_mask(layers: list[tuple[int, float, float]
     assert sum(found[name] * size for name, size in sizes.items()) == pytest.approx(target)
 
 
-def test_the_order_of_ties_has_every_weight_once_and_no_pattern() -> None:
-    places = torch.arange(1 << 16)
-    for seed in (0, 1, 2**63):
-        order = _mixed(places, seed)
-        assert len(order.unique()) == len(order)
-        assert torch.equal(order, _mixed(places[None], seed)[0])
-        first = order.topk(1 << 15).indices  # a half that looks drawn: of places, of even ones, of long stretches
-        assert int((first % 2).sum()) == pytest.approx(1 << 14, abs=6 * 64)
-        assert all(int(n) == pytest.approx(2048, abs=6 * 32) for n in (first // 4096).bincount())
-        assert int((first < (1 << 15)).sum()) == pytest.approx(1 << 14, abs=6 * 64)
-    a, b = (_mixed(places, seed).topk(1 << 15).indices for seed in (0, 1))
-    assert int(torch.isin(a, b).sum()) == pytest.approx(1 << 14, abs=6 * 64)
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_the_own_sparsity_of_a_mask_gives_its_counts(seed: int) -> None:
+def test_the_own_sparsity_of_a_mask_gives_its_counts(seed):
     source = torch.Generator().manual_seed(seed)
     like = Mask({f"l{i}": torch.rand(7 + 11 * i, 13, generator=source) < 0.1 + 0.2 * i for i in range(5)})
     start = Mask({name: torch.ones_like(entry) for name, entry in like.items()})
@@ -229,7 +155,7 @@ def test_the_own_sparsity_of_a_mask_gives_its_counts(seed: int) -> None:
     assert all(abs(fewer[name] - count.kept / 2) <= 1 for name, count in like.counts().items())
 
 
-def test_what_a_mask_does_not_name_is_dense_and_what_it_empties_stays_empty() -> None:
+def test_what_a_mask_does_not_name_is_dense_and_what_it_empties_stays_empty():
     some = {"conv": torch.arange(72).view(4, 2, 3, 3) < 36}
     assert layer_densities(some, 0.25, SHAPES, FULL) == pytest.approx({"conv": 28 / 76 * 0.5, "fc": 28 / 76})
     none = {"conv": torch.zeros(4, 2, 3, 3, dtype=torch.bool)}
@@ -247,36 +173,34 @@ def test_what_a_mask_does_not_name_is_dense_and_what_it_empties_stays_empty() ->
         ({"fc": torch.ones(10, 4) > 0, "conv": 0.5}, MaskMismatch, "allocation has 0.5 for 'conv'"),
     ],
 )
-def test_masks_of_another_model_are_refused(mask: dict, error: type[Exception], message: str) -> None:
+def test_masks_of_another_model_are_refused(mask, error, message):
     with pytest.raises(error, match=message):
         layer_densities(mask, 0.3, SHAPES, FULL)
 
 
-def test_allocations_as_plain_data() -> None:
+def test_allocations_as_plain_data():
     assert described("erk") == "erk"
     assert described({"fc": 1}) == {"fc": 1.0}
     assert described(Mask({"fc": torch.arange(4) < 3})) == {"in proportion to": {"fc": 0.75}}
 
 
-# -- connected weights -------------------------------------------------------------------------------------------------
-
 NAMES = ("a", "b")  # a: two inputs to two hidden units; b: two hidden units to two outputs
 
 
-def connected(mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def connected(mask):
     """Kept weights of a network a (hidden, input), b (output, hidden) that lie on a path."""
     a, b = mask["a"], mask["b"]
     hidden = a.any(1) & b.any(0)
     return {"a": a & hidden[:, None], "b": b & hidden}
 
 
-def draws(seed: int, hidden: int = 3) -> dict[str, Tensor]:
+def draws(seed, hidden=3):
     source = torch.Generator().manual_seed(seed)
     return {"a": torch.rand(hidden, 2, generator=source), "b": torch.rand(2, hidden, generator=source)}
 
 
 @pytest.mark.parametrize("count", range(2, 10))
-def test_connected_choice_is_connected_wherever_brute_force_finds_one(count: int) -> None:
+def test_connected_choice_is_connected_wherever_brute_force_finds_one(count):
     for seed in range(12):
         scores = draws(seed)
         allowed = {name: score < 0.85 for name, score in scores.items()}
@@ -291,7 +215,7 @@ def test_connected_choice_is_connected_wherever_brute_force_finds_one(count: int
         )
 
 
-def _subsets(free: list[tuple[str, int]], count: int, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def _subsets(free, count, like):
     found = []
     for chosen in itertools.combinations(free, count):
         mask = {name: torch.zeros(like[name].numel(), dtype=torch.bool) for name in NAMES}
@@ -301,7 +225,7 @@ def _subsets(free: list[tuple[str, int]], count: int, like: Mapping[str, Tensor]
     return found
 
 
-def test_connected_choice_equals_the_best_when_that_is_connected() -> None:
+def test_connected_choice_equals_the_best_when_that_is_connected():
     scores = draws(0)
     best = keep_best(scores, everything(scores), 11)
     assert total(connected(best)) == 11
@@ -309,7 +233,7 @@ def test_connected_choice_equals_the_best_when_that_is_connected() -> None:
     assert all(torch.equal(chosen[name], best[name]) for name in NAMES)
 
 
-def test_connected_choice_keeps_floors_and_exact_counts_when_nothing_connects() -> None:
+def test_connected_choice_keeps_floors_and_exact_counts_when_nothing_connects():
     scores = draws(1)
     allowed = {"a": torch.ones(3, 2, dtype=torch.bool), "b": torch.zeros(2, 3, dtype=torch.bool)}
     assert total(keep_connected(scores, allowed, 4, connected)) == 4
@@ -320,11 +244,10 @@ def test_connected_choice_keeps_floors_and_exact_counts_when_nothing_connects() 
     assert kept["b"][:, 0].all() and total(kept) == 6
 
 
-def test_connected_choice_asks_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty layer whose first weight connects thousands: the surplus goes by bisection, not one by one."""
+def test_connected_choice_asks_rarely(monkeypatch):
     calls = 0
 
-    def counted(mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def counted(mask):
         nonlocal calls
         calls += 1
         return connected(mask)
@@ -336,3 +259,12 @@ def test_connected_choice_asks_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls < 120
     monkeypatch.setattr(pathex.pruning.effective, "_TRIALS", 0)
     assert total(keep_connected(scores, everything(scores), 100, connected)) == 100
+
+
+def test_more_than_there_are_is_an_error():
+    scores = {"a": torch.tensor([9.0, 8.0, 7.0, 6.0]), "b": torch.tensor([1.0, 3.0, 2.0])}
+    for choose in (keep_best, lambda *args: keep_connected(*args, lambda mask: mask)):
+        with pytest.raises(InvalidInput, match="8 weights are to be kept but only 7 are left"):
+            choose(scores, everything(scores), 8)
+    with pytest.raises(InvalidInput, match="min_per_layer secures 3 weights but only 2"):
+        keep_best(scores, everything(scores), 2, at_least={"b": 3})

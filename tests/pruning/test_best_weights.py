@@ -1,22 +1,18 @@
-"""The weights that are kept, against a twin that sorts all of them."""
-
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from pathex.pruning.topk import keep_best
 
-VALUES = [0.0, -0.0, 1.0, 1.0 + 2**-20, 2.5, -1.0, 1e-30, 1e30, math.inf, -math.inf]
+VALUES = [0.0, -0.0, 1.0, 1.0 + 2**-20, 2.5, -1.0, 1e-40, 1e-30, 1e30, math.inf, -math.inf]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def split_mix(number: int) -> int:
+def split_mix(number):
     """The finalizer of SplitMix64, as a signed number."""
     state = number % 2**64
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -25,15 +21,13 @@ def split_mix(number: int) -> int:
     return state - 2**64 if state >= 2**63 else state
 
 
-def sorted_out(
-    scores: dict[str, Tensor], allowed: dict[str, Tensor], count: int, seed: int, at_least: dict[str, int]
-) -> dict[str, Tensor]:
+def sorted_out(scores, allowed, count, seed, at_least):
     """Floors first, then everything by score; ties by the hash of a weight's number among those of all layers."""
     where = [(name, index) for name, score in scores.items() for index in range(score.numel())]
     start = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     place = {entry: split_mix(start + number) for number, entry in enumerate(where)}
 
-    def ranked(layers: Any) -> list[tuple[str, int]]:
+    def ranked(layers):
         there = [entry for entry in where if entry[0] in layers and bool(allowed[entry[0]].flatten()[entry[1]])]
         return sorted(there, key=lambda entry: (-float(scores[entry[0]].flatten()[entry[1]]), place[entry]))
 
@@ -45,9 +39,9 @@ def sorted_out(
     return {name: mask.view(scores[name].shape) for name, mask in masks.items()}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_the_best_are_kept_and_ties_follow_the_order(data: st.DataObject) -> None:
+def test_the_best_are_kept_and_ties_follow_the_order(data):
     scores, allowed = {}, {}
     for number in range(data.draw(st.integers(1, 4))):
         values = data.draw(st.lists(st.sampled_from(VALUES), min_size=1, max_size=14))
@@ -64,7 +58,7 @@ def test_the_best_are_kept_and_ties_follow_the_order(data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_weights_with_many_ties(dtype: torch.dtype) -> None:
+def test_many_weights_with_many_ties(dtype):
     torch.manual_seed(0)
     scores = {f"l{i}": torch.randn(30, 20).mul(8).round().div(8).to(dtype) for i in range(4)}
     allowed = {name: torch.rand(score.shape) > 0.3 for name, score in scores.items()}
@@ -73,7 +67,7 @@ def test_many_weights_with_many_ties(dtype: torch.dtype) -> None:
         assert all(torch.equal(kept[name], expected[name]) for name in scores)
 
 
-def test_scores_that_only_the_higher_precision_tells_apart() -> None:
+def test_scores_that_only_the_higher_precision_tells_apart():
     scores = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([1.0 + 1e-12, 1.0 - 1e-12], dtype=torch.float64)}
     allowed = {name: torch.ones(2, dtype=torch.bool) for name in scores}
     kept = keep_best(scores, allowed, 3)

@@ -1,5 +1,3 @@
-"""Masks that move while their network trains."""
-
 import copy
 import io
 import itertools
@@ -13,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import nn
+from torch.optim import SGD, AdamW
 
 import pathex
 from brute_force import dynamic as twin
@@ -25,7 +23,7 @@ from pathex.scores import generator
 SGD_OPTIONS = {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.01}
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def network(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -33,42 +31,40 @@ def network(seed: int = 0) -> nn.Sequential:
         )
 
 
-def random_mask(model: nn.Module, density: float = 0.4, seed: int = 1) -> pathex.Mask:
+def random_mask(model, density=0.4, seed=1):
     source = torch.Generator().manual_seed(seed)
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
     return pathex.Mask({name: torch.rand(p.shape, generator=source) < density for name, p in weights.items()})
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
+def batch(step):
     source = torch.Generator().manual_seed(100 + step)
     return torch.randn(12, 2, 4, 4, generator=source), torch.randint(4, (12,), generator=source)
 
 
-def train(model: nn.Module, optimizer: Optimizer, steps: range, parts: int = 1) -> None:
+def train(model, optimizer, steps, parts=1):
     for step in steps:
         optimizer.zero_grad()
         x, y = batch(step)
+        x = x.to(model[0].weight.dtype)
         for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
             (F.cross_entropy(model(part), wanted) / parts).backward()
         optimizer.step()
 
 
-def begin(model: nn.Module, mask: pathex.Mask, method: str, **options) -> tuple[SGD, dynamic.DynamicHandle]:
+def begin(model, mask, method, **options):
     optimizer = SGD(model.parameters(), **SGD_OPTIONS)
     options = {"steps": 24, "every": 4, "until": 0.8, "seed": 3} | options
     return optimizer, dynamic.attach(model, mask, optimizer, method=method, **options)
 
 
-def outside_is_zero(model: nn.Module, mask: pathex.Mask) -> bool:
+def outside_is_zero(model, mask):
     return all(model.get_parameter(name)[~entry].eq(0).all() for name, entry in mask.items())
-
-
-# -- the twin ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("method", dynamic.METHODS)
-def test_against_the_network_written_out(method: str, seed: int) -> None:
+def test_against_the_network_written_out(method, seed):
     draws = np.random.default_rng(seed)
     weights = [draws.normal(size=(7, 5)), draws.normal(size=(3, 7))]
     masks = [draws.random(w.shape) < 0.5 for w in weights]
@@ -88,7 +84,7 @@ def test_against_the_network_written_out(method: str, seed: int) -> None:
         assert outside_is_zero(model, handle.mask)
         found.append([entry.numpy() for entry in handle.mask.values()])
 
-    def random(update: int, layer: int) -> np.ndarray:
+    def random(update, layer):
         source = generator(seed, update)
         for shape in [(7, 5), (3, 7)][: layer + 1]:
             torch.randint(2**62, (), generator=source)
@@ -106,11 +102,8 @@ def test_against_the_network_written_out(method: str, seed: int) -> None:
         assert np.abs(model.get_parameter(name).detach().numpy() - array).max() < 1e-12
 
 
-# -- one update --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", dynamic.METHODS)
-def test_each_layer_keeps_its_number_and_the_schedule_ends(method: str) -> None:
+def test_each_layer_keeps_its_number_and_the_schedule_ends(method):
     model = network()
     mask = random_mask(model)
     optimizer, handle = begin(model, mask, method)
@@ -124,7 +117,7 @@ def test_each_layer_keeps_its_number_and_the_schedule_ends(method: str) -> None:
     assert dynamic.drop_fraction(16, steps=24, until=0.8) > 0 == dynamic.drop_fraction(20, steps=24, until=0.8)
 
 
-def test_rigl_grows_where_the_dense_gradient_is_largest_and_trains_nothing_meanwhile() -> None:
+def test_rigl_grows_where_the_dense_gradient_is_largest_and_trains_nothing_meanwhile():
     model = network()
     mask = random_mask(model)
     optimizer, handle = begin(model, mask, "rigl", fraction=0.5)
@@ -150,7 +143,7 @@ def test_rigl_grows_where_the_dense_gradient_is_largest_and_trains_nothing_meanw
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9), lambda p: AdamW(p, 0.01, weight_decay=0.1)])
 @pytest.mark.parametrize("method", dynamic.METHODS)
-def test_grown_weights_begin_without_memory(method: str, make) -> None:
+def test_grown_weights_begin_without_memory(method, make):
     model = network()
     mask = random_mask(model)
     optimizer = make(model.parameters())
@@ -167,7 +160,7 @@ def test_grown_weights_begin_without_memory(method: str, make) -> None:
     assert all(model.get_parameter(name)[handle.mask[name] & ~entry].ne(0).any() for name, entry in mask.items())
 
 
-def test_gradients_of_removed_weights_live_for_the_update_only() -> None:
+def test_gradients_of_removed_weights_live_for_the_update_only():
     model = network()
     mask = random_mask(model)
     optimizer, handle = begin(model, mask, "rigl")
@@ -180,24 +173,19 @@ def test_gradients_of_removed_weights_live_for_the_update_only() -> None:
         optimizer.step()
 
 
-def test_accumulated_gradients_decide_as_those_of_the_whole_batch() -> None:
+def test_accumulated_gradients_decide_as_those_of_the_whole_batch():
     masks = []
     for parts in (1, 3):
         model = network().double()
         model[1].eval()  # batch statistics are those of the parts
         mask = random_mask(model)
         optimizer, handle = begin(model, mask, "rigl")
-        for step in range(13):
-            optimizer.zero_grad()
-            x, y = batch(step)
-            for part, wanted in zip(x.double().chunk(parts), y.chunk(parts), strict=True):
-                (F.cross_entropy(model(part), wanted) / parts).backward()
-            optimizer.step()
+        train(model, optimizer, range(13), parts)
         masks.append(handle.mask)
     assert masks[0] == masks[1] != mask
 
 
-def test_layers_that_are_empty_full_or_frozen_stay() -> None:
+def test_layers_that_are_empty_full_or_frozen_stay():
     model = network()
     entries = dict(random_mask(model))
     for empty in (True, False):
@@ -217,7 +205,7 @@ def test_layers_that_are_empty_full_or_frozen_stay() -> None:
         handle.remove()
 
 
-def test_ties_are_broken_by_the_seed() -> None:
+def test_ties_are_broken_by_the_seed():
     chosen = set()
     for seed in (0, 0, 1, 2):
         model = nn.Linear(30, 1, bias=False)
@@ -232,8 +220,8 @@ def test_ties_are_broken_by_the_seed() -> None:
     assert len(chosen) == 3
 
 
-def test_random_growth_is_even() -> None:
-    counts: Counter[int] = Counter()
+def test_random_growth_is_even():
+    counts = Counter()
     for seed in range(300):
         model = nn.Linear(20, 1, bias=False)
         nn.init.ones_(model.weight)
@@ -247,12 +235,9 @@ def test_random_growth_is_even() -> None:
     assert set(counts) == set(range(10, 20)) and all(abs(count - 85.7) < 4 * 7.8 for count in counts.values())
 
 
-# -- around it ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", dynamic.METHODS)
 @pytest.mark.parametrize("stop", [3, 4, 10])
-def test_resumed_training_is_the_same_bit_for_bit(method: str, stop: int) -> None:
+def test_resumed_training_is_the_same_bit_for_bit(method, stop):
     model = network()
     mask = random_mask(model)
     optimizer, handle = begin(model, mask, method)
@@ -275,7 +260,7 @@ def test_resumed_training_is_the_same_bit_for_bit(method: str, stop: int) -> Non
     assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in memories)
 
 
-def test_a_state_does_not_move_with_the_mask() -> None:
+def test_a_state_does_not_move_with_the_mask():
     model = network()
     optimizer, handle = begin(model, random_mask(model), "rigl")
     state = handle.state_dict()
@@ -285,7 +270,7 @@ def test_a_state_does_not_move_with_the_mask() -> None:
 
 
 @pytest.mark.parametrize("method", dynamic.METHODS)
-def test_fabric_wraps_model_and_optimizer(method: str) -> None:
+def test_fabric_wraps_model_and_optimizer(method):
     from lightning_fabric import Fabric
 
     masks = []
@@ -308,7 +293,7 @@ def test_fabric_wraps_model_and_optimizer(method: str) -> None:
     assert masks[0] == masks[1] == masks[2] != mask
 
 
-def test_steps_that_a_scaler_skips_do_not_count() -> None:
+def test_steps_that_a_scaler_skips_do_not_count():
     model = network()
     optimizer, handle = begin(model, random_mask(model), "rigl")
     scaler = torch.amp.GradScaler("cpu")
@@ -324,7 +309,7 @@ def test_steps_that_a_scaler_skips_do_not_count() -> None:
     assert outside_is_zero(model, handle.mask)
 
 
-def test_a_copy_keeps_the_mask_of_its_moment_and_a_removed_handle_stops() -> None:
+def test_a_copy_keeps_the_mask_of_its_moment_and_a_removed_handle_stops():
     model = network()
     optimizer, handle = begin(model, random_mask(model), "rigl")
     train(model, optimizer, range(5))
@@ -344,7 +329,7 @@ def test_a_copy_keeps_the_mask_of_its_moment_and_a_removed_handle_stops() -> Non
     assert handle.mask == last and handle.step == 12 and not outside_is_zero(model, last)
 
 
-def test_an_attached_model_pickles() -> None:
+def test_an_attached_model_pickles():
     model = network()
     optimizer, handle = begin(model, random_mask(model), "set")
     train(model, optimizer, range(5))
@@ -354,7 +339,7 @@ def test_an_attached_model_pickles() -> None:
     assert outside_is_zero(torch.load(file, weights_only=False), handle.mask)
 
 
-def test_loaded_weights_are_masked_by_the_mask_in_force() -> None:
+def test_loaded_weights_are_masked_by_the_mask_in_force():
     model = network()
     mask = random_mask(model)
     optimizer, handle = begin(model, mask, "rigl")
@@ -372,7 +357,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 import pathex
-from pathex import dynamic
+from pathex.pruning import dynamic
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/pruning"]
 from test_dynamic import SGD_OPTIONS, batch, network, random_mask
 
@@ -404,7 +389,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_move_one_mask_as_one_process_does(tmp_path: Path) -> None:
+def test_two_processes_move_one_mask_as_one_process_does(tmp_path):
     place = str(tmp_path / "store")
     command = [sys.executable, "-c", PROCESSES, str(Path(__file__).parents[1]), place]
     children = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
@@ -415,11 +400,7 @@ def test_two_processes_move_one_mask_as_one_process_does(tmp_path: Path) -> None
         model[1].eval()
         mask = random_mask(model)
         optimizer, handle = begin(model, mask, method)
-        for step in range(13):
-            optimizer.zero_grad()
-            x, y = batch(step)
-            F.cross_entropy(model(x.double()), y).backward()
-            optimizer.step()
+        train(model, optimizer, range(13))
         assert first == second == handle.mask != mask
 
 
@@ -436,7 +417,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_arguments_are_named_and_change_nothing(message: str) -> None:
+def test_bad_arguments_are_named_and_change_nothing(message):
     model = network()
     before = copy.deepcopy(model.state_dict())
     arguments, kind = BAD[message]
@@ -448,7 +429,7 @@ def test_bad_arguments_are_named_and_change_nothing(message: str) -> None:
     assert not model._load_state_dict_post_hooks and not usual["optimizer"]._optimizer_step_post_hooks
 
 
-def test_a_closure_and_a_foreign_state_are_refused() -> None:
+def test_a_closure_and_a_foreign_state_are_refused():
     model = network()
     optimizer, handle = begin(model, random_mask(model), "rigl")
     with pytest.raises(InvalidInput, match="without a closure"):

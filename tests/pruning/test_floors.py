@@ -1,24 +1,20 @@
-"""A path through every layer: what `px` keeps of blocks that carry little."""
-
 import itertools
 import math
-from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
-from pathex.masks import Mask
 from pathex.paths import connectivity, roles
 from pathex.pruning.floors import Floors
-from pathex.scores import Magnitude, Problem
+from pathex.scores import Magnitude
 
 
 class _Excited(nn.Module):
     """A residual block whose branch and gate are faint beside its shortcut."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels):
         super().__init__()
         self.narrow = nn.Conv2d(channels, channels // 2, 1)
         self.depthwise = nn.Conv2d(channels // 2, channels // 2, 3, padding=1, groups=channels // 2)
@@ -29,13 +25,13 @@ class _Excited(nn.Module):
             for entry in self.parameters():
                 entry.mul_(0.01)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         branch = self.widen(self.depthwise(self.narrow(x).relu()).relu())
         gate = self.expand(self.reduce(branch.mean((2, 3))).relu()).sigmoid()
         return x + branch * gate[:, :, None, None]
 
 
-def _network(blocks: int = 3) -> nn.Module:
+def _network(blocks=3):
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -51,11 +47,10 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("rounds", [1, 2, 10])
-@pytest.mark.parametrize("allocation", ["global", "uniform"])
-def test_px_cuts_off_no_layer(rounds: int, allocation: str) -> None:
+@pytest.mark.parametrize(("allocation", "rounds"), [("global", 1), ("global", 5), ("uniform", 2)])
+def test_px_cuts_off_no_layer(allocation, rounds):
     model = _network()
-    seen: list[Mask] = []
+    seen = []
     result = pathex.prune(
         model,
         "px",
@@ -72,15 +67,14 @@ def test_px_cuts_off_no_layer(rounds: int, allocation: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-def test_the_best_weights_alone_would_cut_layers_off() -> None:
-    """What the test above rests on: without the floor of the method, blocks die."""
+def test_the_best_weights_alone_would_cut_layers_off():
     model = _network()
     scores = pathex.score(model, "px", IMAGES)
     result = pathex.prune(model, lambda *_: scores, sparsity=0.9, data=IMAGES, rounds=1)
     assert len(result.report.dead_layers) >= 6
 
 
-def test_each_layer_gets_its_best_weight_on_a_path() -> None:
+def test_each_layer_gets_its_best_weight_on_a_path():
     model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
     scores = {
         "0.weight": torch.tensor([[9.0, 1.0], [2.0, 8.0], [3.0, 3.0]]),
@@ -88,7 +82,7 @@ def test_each_layer_gets_its_best_weight_on_a_path() -> None:
     }
     everything = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
 
-    def keep(raised: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def keep(raised, *, forced=None):
         """The three best of all."""
         first = forced or {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
         flat = torch.cat([raised[name].masked_fill(first[name], math.inf).flatten() for name in scores])
@@ -110,9 +104,9 @@ def test_each_layer_gets_its_best_weight_on_a_path() -> None:
     assert floors.parts is not None and set(floors.parts) == set(scores)
 
 
-def test_what_cannot_be_read_is_left_to_the_scores() -> None:
+def test_what_cannot_be_read_is_left_to_the_scores():
     class Opaque(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return torch.fft.rfft(x).real
 
     net = nn.Sequential(nn.Linear(4, 4), Opaque(), nn.Linear(3, 2))
@@ -128,13 +122,13 @@ def test_what_cannot_be_read_is_left_to_the_scores() -> None:
     assert not floors.reads
 
 
-def test_layers_on_no_path_stay_as_they_are() -> None:
+def test_layers_on_no_path_stay_as_they_are():
     class Unused(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.used(x)
 
     with pytest.warns(pathex.errors.PathexWarning, match=r"all scores are zero.*: unused\.weight"):
@@ -143,10 +137,10 @@ def test_layers_on_no_path_stay_as_they_are() -> None:
     assert result.report.unused == ["unused.weight"]
 
 
-def test_infinite_scores_are_named() -> None:
+def test_infinite_scores_are_named():
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
-    def scorer(model: nn.Module, batches: object, mask: Mask) -> dict[str, Tensor]:
+    def scorer(model, batches, mask):
         return {name: torch.full(entry.shape, float("inf")) for name, entry in mask.items()}
 
     with pytest.warns(pathex.errors.PathexWarning, match=r"overflow.*0\.weight, 2\.weight"):
@@ -156,21 +150,21 @@ def test_infinite_scores_are_named() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning", "ignore::pathex.errors.LayerCollapse")
-@pytest.mark.parametrize(("sparsity", "rounds"), [(0.995, 10), (0.998, 10)])
-def test_where_there_is_no_room_scores_decide(sparsity: float, rounds: int) -> None:
+@pytest.mark.parametrize("sparsity", [0.995, 0.998])
+def test_where_there_is_no_room_scores_decide(sparsity):
     model = _network()
-    result = pathex.prune(model, "px", sparsity=sparsity, data=IMAGES, rounds=rounds)
+    result = pathex.prune(model, "px", sparsity=sparsity, data=IMAGES, rounds=3)
     assert result.mask.kept == round((1 - sparsity) * result.mask.total)
     assert connectivity(model, result.mask, IMAGES[:1]).effective["0.weight"].any()
 
 
-def test_infinite_scores_of_a_method_give_way_to_paths() -> None:
+def test_infinite_scores_of_a_method_give_way_to_paths():
     net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
 
     class Overflowing(Magnitude):
         floor = 0.1
 
-        def score(self, problem: Problem) -> dict[str, Tensor]:
+        def score(self, problem):
             infinite = {"2.weight": float("inf")}
             return {name: score + infinite.get(name, 0.0) for name, score in super().score(problem).items()}
 

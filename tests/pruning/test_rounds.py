@@ -1,10 +1,7 @@
-"""From a model and images to a mask."""
-
 import copy
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -15,43 +12,38 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pathex
 from pathex.errors import InvalidInput, LayerCollapse, PathexWarning, UnsupportedOperation
-from pathex.masks import Mask
 from pathex.models import CifarResNet
 from pathex.paths import connectivity
 
-Model = Callable[..., nn.Module]
 
-
-def mlp(*sizes: int) -> nn.Sequential:
+def mlp(*sizes):
     torch.manual_seed(0)
     layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def batches(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def batches(images):
     labels = torch.arange(8) % 4
     return [(images[:4], labels[:4]), (images[4:], labels[4:])]
 
 
 @pytest.fixture
-def model() -> nn.Module:
+def model():
     torch.manual_seed(2)
     return CifarResNet(8, num_classes=4, width=2)
 
 
-def nested(larger: Mapping[str, Tensor], smaller: Mapping[str, Tensor]) -> bool:
+def nested(larger, smaller):
     return all(not (entry & ~larger[name]).any() for name, entry in smaller.items())
 
 
-# -- counts and rounds -------------------------------------------------------------------------------------------------
-
-ALLOCATIONS: dict[str, Any] = {
+ALLOCATIONS = {
     "global": "global",
     "layer": "layer",
     "uniform": "uniform",
@@ -60,13 +52,12 @@ ALLOCATIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["exponential", "linear"])
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(
+    ("allocation", "schedule"), [("global", "linear"), *((name, "exponential") for name in ALLOCATIONS)]
+)
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-def test_every_round_keeps_exactly_its_density_of_what_the_last_one_kept(
-    model: nn.Module, images: Tensor, allocation: str, schedule: str
-) -> None:
-    masks: list[Mask] = []
+def test_every_round_keeps_exactly_its_density_of_what_the_last_one_kept(model, images, allocation, schedule):
+    masks = []
     result = pathex.prune(
         model, "px", sparsity=0.8, data=images, rounds=7, allocation=ALLOCATIONS[allocation], schedule=schedule,
         on_round=lambda row, mask: masks.append(mask),
@@ -82,48 +73,33 @@ def test_every_round_keeps_exactly_its_density_of_what_the_last_one_kept(
     assert all(nested(larger, smaller) for larger, smaller in itertools.pairwise(masks))
 
 
-def test_allocations_by_layer_end_where_they_say(model: nn.Module, images: Tensor) -> None:
-    def densities(allocation: Any) -> dict[str, float]:
-        mask = pathex.prune(model, "magnitude", sparsity=0.5, data=images, rounds=3, allocation=allocation).mask
-        return {name: kept / size for name, (kept, size) in mask.counts().items()}
-
-    for allocation in ("layer", "uniform"):
-        found = densities(allocation)
-        assert all(abs(density - 0.5) <= 1 / model.get_parameter(name).numel() for name, density in found.items())
-    explicit = densities({"fc.weight": 1.0, "conv.weight": 0.5, "blocks.1.shortcut.0.weight": 0.25})
-    assert explicit["fc.weight"] == 1.0 and explicit["conv.weight"] == 0.5
-    assert explicit["blocks.1.shortcut.0.weight"] == 0.25
-    erk = densities("erk")
-    assert erk["blocks.1.shortcut.0.weight"] > erk["blocks.2.conv2.weight"]
-
-
-def test_a_contradiction_says_which_sparsities_are_possible(model: nn.Module, images: Tensor) -> None:
+def test_a_contradiction_says_which_sparsities_are_possible(model, images):
     with pytest.raises(InvalidInput, match=r"admits sparsity 0\.\d+ to 0\.\d+, not 0\.990000"):
         pathex.prune(model, sparsity=0.99, data=images, allocation={"blocks.2.conv2.weight": 1.0})
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.123456, 0.99, np.float32(0.25)])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-def test_exact_sparsity(model: nn.Module, images: Tensor, sparsity: float) -> None:
+def test_exact_sparsity(model, images, sparsity):
     mask = pathex.prune(model, "random", sparsity=sparsity, data=images).mask
     assert mask.kept == round((1 - float(sparsity)) * mask.total)
 
 
 @pytest.mark.parametrize("method", ["px", "random", lambda m, b, k: {n: torch.zeros_like(p) for n, p in weights(m)}])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse", "ignore:all scores are zero")
-def test_seeds(model: nn.Module, images: Tensor, method: Any) -> None:
+def test_seeds(model, images, method):
     first, again, other = (pathex.prune(model, method, sparsity=0.9, data=images, rounds=2, seed=s).mask
                            for s in (1, 1, 2))  # fmt: skip
     assert first == again
     assert (first == other) == (method == "px")
 
 
-def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def weights(model):
     return ((name, p) for name, p in model.named_parameters() if p.dim() > 1)
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform", {"0.weight": 0.0}])
-def test_every_round_keeps_the_floor_of_each_layer(allocation: Any) -> None:
+def test_every_round_keeps_the_floor_of_each_layer(allocation):
     model, kept = mlp(5, 20, 3), []
     with torch.no_grad():
         model[2].weight *= 1e-3
@@ -137,9 +113,9 @@ def test_every_round_keeps_the_floor_of_each_layer(allocation: Any) -> None:
 
 
 @pytest.mark.parametrize("allocation", ["global", "layer", "uniform", "erk"])
-def test_what_a_start_mask_removed_never_returns(model: nn.Module, images: Tensor, allocation: str) -> None:
+def test_what_a_start_mask_removed_never_returns(model, images, allocation):
     start = pathex.prune(model, "random", sparsity=0.5, data=images).mask
-    steps: list[Mask] = []
+    steps = []
     result = pathex.prune(
         model, "magnitude", sparsity=0.8, data=images, rounds=3, mask=start, allocation=allocation,
         on_round=lambda row, mask: steps.append(mask),
@@ -154,7 +130,7 @@ def test_what_a_start_mask_removed_never_returns(model: nn.Module, images: Tenso
         pathex.prune(model, sparsity=0.4, data=images, mask=start)
 
 
-def test_published_rounds_are_the_default(images: Tensor) -> None:
+def test_published_rounds_are_the_default(images):
     data = torch.randn(2, 3)
     model = mlp(3, 6, 2)
     assert len(pathex.prune(model, "px", sparsity=0.5, data=data).history) == 100
@@ -163,14 +139,11 @@ def test_published_rounds_are_the_default(images: Tensor) -> None:
         assert pathex.methods(method).rounds in (1, 20, 60, 100)
 
 
-# -- methods -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_callable_gets_the_masked_model_the_batches_and_the_mask() -> None:
+def test_a_callable_gets_the_masked_model_the_batches_and_the_mask():
     model, seen = mlp(3, 6, 2), []
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
 
-    def gradients(net: nn.Module, batches: list[Any], mask: Mask | None, power: int = 1) -> dict[str, Tensor]:
+    def gradients(net, batches, mask, power=1):
         seen.append((mask, {name: p.detach().clone() for name, p in weights(net)}, batches))
         F.cross_entropy(net(batches[0][0]), batches[0][1]).backward()
         return {name: p.grad.abs() ** power for name, p in weights(net)}
@@ -194,12 +167,12 @@ def test_a_callable_gets_the_masked_model_the_batches_and_the_mask() -> None:
         ({"0.weight": torch.full((6, 3), torch.nan)}, "'0.weight' hold NaN"),
     ],
 )
-def test_bad_scores_are_refused(answer: Any, message: str) -> None:
+def test_bad_scores_are_refused(answer, message):
     with pytest.raises(InvalidInput, match=message):
         pathex.score(mlp(3, 6), lambda model, batches, mask: answer, torch.randn(2, 3))
 
 
-def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model: nn.Module, images: Tensor) -> None:
+def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model, images):
     start = pathex.prune(model, "random", sparsity=0.5, data=images).mask
     scores = pathex.score(model, "px", images, mask=start)
     assert scores.keys() == start.keys()
@@ -208,13 +181,13 @@ def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model: nn.Modu
         pathex.score(model, "px", images, mask=dict(start))  # type: ignore[arg-type]
 
 
-def test_embeddings_and_own_modules_can_be_pruned() -> None:
+def test_embeddings_and_own_modules_can_be_pruned():
     class Scale(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.tensor([0.5, 2.0, 0.1, 1.0]))
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return x * self.weight
 
     model = nn.Sequential(nn.Linear(3, 4), Scale(), nn.Linear(4, 2))
@@ -223,16 +196,13 @@ def test_embeddings_and_own_modules_can_be_pruned() -> None:
     assert pathex.score(model, "px", torch.randn(2, 3), prunable=[Scale])["1.weight"].all()
 
 
-# -- reports -----------------------------------------------------------------------------------------------------------
-
-
-def hand_made() -> tuple[nn.Sequential, dict[str, Tensor]]:
+def hand_made():
     """Two hidden units: the first has no way out, the second no way in but one."""
     scores = {"0.weight": torch.tensor([[4.0, 4.0], [5.0, 0.0]]), "2.weight": torch.tensor([[0.0, 6.0], [0.0, 0.0]])}
     return mlp(2, 2, 2), scores
 
 
-def test_report_counts_what_lies_on_no_path() -> None:
+def test_report_counts_what_lies_on_no_path():
     model, scores = hand_made()
     report = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2)).report
     assert report.disconnected == 2
@@ -240,7 +210,7 @@ def test_report_counts_what_lies_on_no_path() -> None:
     assert report.dead_layers == [] and report.asdict()["unused"] == []
 
 
-def test_effective_budget_swaps_disconnected_weights() -> None:
+def test_effective_budget_swaps_disconnected_weights():
     model, scores = hand_made()
     result = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2), budget="effective")
     assert result.mask.kept == 4 and result.report.disconnected == 0
@@ -249,8 +219,8 @@ def test_effective_budget_swaps_disconnected_weights() -> None:
         pathex.prune(model, "px", sparsity=0.5, data=torch.randn(2, 2), budget="effective", allocation="erk")
 
 
-def test_effective_budget_on_a_residual_network(model: nn.Module, images: Tensor) -> None:
-    masks: list[Mask] = []
+def test_effective_budget_on_a_residual_network(model, images):
+    masks = []
     result = pathex.prune(
         model, "magnitude", sparsity=0.9, data=images, rounds=3, budget="effective",
         on_round=lambda row, mask: masks.append(mask),
@@ -262,10 +232,10 @@ def test_effective_budget_on_a_residual_network(model: nn.Module, images: Tensor
 
 
 @pytest.mark.filterwarnings("ignore:all scores are zero")
-def test_a_collapsed_layer_warns_or_raises() -> None:
+def test_a_collapsed_layer_warns_or_raises():
     model = mlp(3, 6, 2)
     scores = {"0.weight": torch.ones(6, 3), "2.weight": torch.zeros(2, 6)}
-    arguments: dict[str, Any] = {"sparsity": 0.5, "data": torch.randn(2, 3)}
+    arguments = {"sparsity": 0.5, "data": torch.randn(2, 3)}
     with pytest.warns(LayerCollapse, match=r"lost every weight on every path: 0\.weight, 2\.weight"):
         result = pathex.prune(model, lambda m, b, k: scores, **arguments)
     assert result.history[-1]["emptied"] == ["2.weight"] and result.report.dead_layers == ["0.weight", "2.weight"]
@@ -273,9 +243,9 @@ def test_a_collapsed_layer_warns_or_raises() -> None:
         pathex.prune(model, lambda m, b, k: scores, strict=True, **arguments)
 
 
-@pytest.mark.parametrize(("sparsity", "rounds"), [(0.98, 40), (0.99, 10), (0.97, 1)])
+@pytest.mark.parametrize(("sparsity", "rounds"), [(0.98, 40), (0.97, 1)])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-def test_px_empties_no_layer_on_a_path(images: Tensor, sparsity: float, rounds: int) -> None:
+def test_px_empties_no_layer_on_a_path(images, sparsity, rounds):
     torch.manual_seed(0)
     result = pathex.prune(CifarResNet(20, width=4), "px", sparsity=sparsity, data=images, rounds=rounds)
     assert all(not row["emptied"] for row in result.history)
@@ -283,10 +253,7 @@ def test_px_empties_no_layer_on_a_path(images: Tensor, sparsity: float, rounds: 
         assert result.report.dead_layers == [] and result.report.disconnected == 0
 
 
-# -- the model stays as it is ------------------------------------------------------------------------------------------
-
-
-def prepared(model: nn.Module) -> nn.Module:
+def prepared(model):
     """Mixed flags, a gradient, a frozen layer and hooks."""
     model.train()
     model.get_submodule("blocks.0").eval()
@@ -297,7 +264,7 @@ def prepared(model: nn.Module) -> nn.Module:
     return model
 
 
-def snapshot(model: nn.Module) -> dict[str, Any]:
+def snapshot(model):
     parameters = dict(model.named_parameters())
     return {
         "state": {name: entry.clone() for name, entry in model.state_dict().items()},
@@ -314,7 +281,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def assert_same(found: Any, expected: Any, where: str = "") -> None:
+def assert_same(found, expected, where=""):
     if isinstance(expected, Mapping):
         assert found.keys() == expected.keys(), where
         for name, entry in expected.items():
@@ -333,9 +300,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize("method", pathex.methods())
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-def test_scoring_and_pruning_leave_everything_as_it_was(
-    model: nn.Module, batches: list[tuple[Tensor, Tensor]], method: str
-) -> None:
+def test_scoring_and_pruning_leave_everything_as_it_was(model, batches, method):
     before, data = snapshot(prepared(model)), copy.deepcopy(batches)
     scores = pathex.score(model, method, batches)
     assert all(not score.requires_grad and score.isfinite().all() for score in scores.values())
@@ -352,13 +317,11 @@ def test_scoring_and_pruning_leave_everything_as_it_was(
         *(("ntk-sap", calls) for calls in (1, 2, 3)),
     ],
 )
-def test_an_error_in_the_middle_leaves_everything_as_it_was(
-    model: nn.Module, batches: list[tuple[Tensor, Tensor]], method: str, calls: int
-) -> None:
+def test_an_error_in_the_middle_leaves_everything_as_it_was(model, batches, method, calls):
     prepared(model)
     left = calls
 
-    def fail(module: nn.Module, args: Any) -> None:
+    def fail(module, args):
         nonlocal left
         left -= 1
         if left <= 0:
@@ -371,9 +334,9 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was(
     assert_same(snapshot(model), before)
 
 
-def test_a_refused_operation_leaves_everything_as_it_was() -> None:
+def test_a_refused_operation_leaves_everything_as_it_was():
     class Strange(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return torch.fft.fft(x).real
 
     model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Strange(), nn.Linear(4, 2)), torch.randn(4, 3)
@@ -385,10 +348,10 @@ def test_a_refused_operation_leaves_everything_as_it_was() -> None:
         assert pathex.prune(model, "magnitude", sparsity=0.5, data=x).report.disconnected is None
 
 
-def test_data_are_read_once_and_a_loader_does_not_move_the_generator(model: nn.Module, images: Tensor) -> None:
+def test_data_are_read_once_and_a_loader_does_not_move_the_generator(model, images):
     reads = 0
 
-    def once() -> Iterator[Tensor]:
+    def once():
         nonlocal reads
         reads += 1
         yield from images.split(3)
@@ -402,7 +365,7 @@ def test_data_are_read_once_and_a_loader_does_not_move_the_generator(model: nn.M
     assert result.mask.jaccard(expected) > 0.98
 
 
-def test_inside_no_grad_inference_mode_and_autocast(model: nn.Module, images: Tensor) -> None:
+def test_inside_no_grad_inference_mode_and_autocast(model, images):
     expected = pathex.score(model, "px", images)
     for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
         with context:
@@ -412,7 +375,7 @@ def test_inside_no_grad_inference_mode_and_autocast(model: nn.Module, images: Te
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
 @pytest.mark.parametrize("method", ["px", "px-literal", "px-cvpr24", "synflow", "magnitude"])
-def test_models_in_half_precision(model: nn.Module, batches: Any, dtype: torch.dtype, method: str) -> None:
+def test_models_in_half_precision(model, batches, dtype, method):
     model.to(dtype)
     wide = copy.deepcopy(model).float()
     half = [(x.to(dtype), y) for x, y in batches]
@@ -423,7 +386,7 @@ def test_models_in_half_precision(model: nn.Module, batches: Any, dtype: torch.d
 
 
 @pytest.mark.parametrize("method", ["px", "synflow-l2", "magnitude"])
-def test_shared_modules_and_tied_weights(method: str) -> None:
+def test_shared_modules_and_tied_weights(method):
     torch.manual_seed(0)
     shared = nn.Linear(4, 4)
     twice = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 2))
@@ -440,12 +403,12 @@ def test_shared_modules_and_tied_weights(method: str) -> None:
     assert pathex.prune(tied, method, sparsity=0.5, data=x, rounds=2).mask.kept == 12
 
 
-def test_a_callable_always_gets_a_mask_and_compiled_models_have_their_own_names() -> None:
+def test_a_callable_always_gets_a_mask_and_compiled_models_have_their_own_names():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     seen = []
 
-    def method(network: nn.Module, batches: list[Any], mask: pathex.Mask) -> dict[str, Tensor]:
+    def method(network, batches, mask):
         seen.append(mask.density)
         return {name: network.get_parameter(name).abs() for name in mask}
 
@@ -455,13 +418,13 @@ def test_a_callable_always_gets_a_mask_and_compiled_models_have_their_own_names(
     assert pathex.prune(compiled, method, sparsity=0.5, data=torch.randn(4, 3)).mask.keys() == {"0.weight", "2.weight"}
 
 
-def test_an_output_without_weights_is_named_and_inference_tensors_are_read() -> None:
+def test_an_output_without_weights_is_named_and_inference_tensors_are_read():
     class Two(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.fc = nn.Linear(3, 2)
 
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
+        def forward(self, x):
             return {"aux": x.mean(1), "logits": self.fc(x)}
 
     with torch.inference_mode():

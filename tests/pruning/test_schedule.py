@@ -1,5 +1,3 @@
-"""Density after each round."""
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,14 +7,14 @@ from pathex.pruning import densities
 from pathex.pruning.schedule import SCHEDULES
 
 
-def test_closed_forms() -> None:
+def test_closed_forms():
     assert densities(1.0, 0.25, 2) == [0.5, 0.25]
     assert densities(0.8, 0.2, 3, "linear") == pytest.approx([0.6, 0.4, 0.2])
     assert densities(0.8, 0.1, 3) == pytest.approx([0.4, 0.2, 0.1])
 
 
 @given(st.floats(0.01, 1), st.floats(0.001, 1), st.integers(1, 200), st.sampled_from(SCHEDULES))
-def test_falls_from_start_to_exactly_the_end(start: float, part: float, rounds: int, schedule: str) -> None:
+def test_falls_from_start_to_exactly_the_end(start, part, rounds, schedule):
     end = start * part
     steps = densities(start, end, rounds, schedule)
     assert len(steps) == rounds and steps[-1] == end
@@ -24,16 +22,16 @@ def test_falls_from_start_to_exactly_the_end(start: float, part: float, rounds: 
 
 
 @pytest.mark.parametrize("rounds", [0, -1, 1.5, True, "3"])
-def test_rounds_are_positive_integers(rounds: object) -> None:
+def test_rounds_are_positive_integers(rounds):
     with pytest.raises(InvalidInput, match="rounds"):
         densities(1.0, 0.5, rounds)  # type: ignore[arg-type]
 
 
-def test_density_never_rises() -> None:
+def test_density_never_rises():
     with pytest.raises(InvalidInput, match=r"0\.5.*0\.6"):
         densities(0.5, 0.6, 3)
 
 
-def test_unknown_schedules_list_the_known() -> None:
+def test_unknown_schedules_list_the_known():
     with pytest.raises(UnknownName, match="exponential, linear"):
         densities(1.0, 0.5, 3, "cosine")

@@ -1,17 +1,12 @@
-"""From scores to the mask of a round: weights that may return, and those that may not."""
-
 import itertools
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pathex.masks import Mask
 from pathex.pruning.updater import RoundUpdater
 
-ALLOCATIONS: dict[str, Any] = {
+ALLOCATIONS = {
     "global": "global",
     "layer": "layer",
     "uniform": "uniform",
@@ -20,23 +15,23 @@ ALLOCATIONS: dict[str, Any] = {
 }
 
 
-def start() -> Mask:
+def start():
     generator = torch.Generator().manual_seed(0)
     shapes = {"a": (20, 10), "b": (10, 30), "c": (5, 8)}
     return Mask({name: torch.rand(shape, generator=generator) < 0.8 for name, shape in shapes.items()})
 
 
-def scores(number: int, shift: float = 0.0) -> dict[str, Tensor]:
+def scores(number, shift=0.0):
     """Other scores in each round; removed weights have scores too."""
     generator = torch.Generator().manual_seed(number)
     return {name: torch.randn(entry.shape, generator=generator) + shift for name, entry in start().items()}
 
 
-def everything(mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def everything(mask):
     return mask
 
 
-def masks(rounds: int = 4, **options: Any) -> list[Mask]:
+def masks(rounds=4, **options):
     updater, current, found = RoundUpdater(start(), 0.2, rounds, **options), start(), []
     for number in range(1, rounds + 1):
         current = updater.choose(scores(number), current, number, everything)
@@ -44,13 +39,13 @@ def masks(rounds: int = 4, **options: Any) -> list[Mask]:
     return found
 
 
-def outside(mask: Mapping[str, Tensor], allowed: Mapping[str, Tensor]) -> int:
+def outside(mask, allowed):
     return sum(int((entry & ~allowed[name]).sum()) for name, entry in mask.items())
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("schedule", ["exponential", "linear"])
-def test_weights_return_within_the_start_mask_and_counts_stay_exact(allocation: str, schedule: str) -> None:
+def test_weights_return_within_the_start_mask_and_counts_stay_exact(allocation, schedule):
     options = {"allocation": ALLOCATIONS[allocation], "schedule": schedule}
     plain, reviving = masks(**options), masks(revives=True, **options)
     assert [mask.kept for mask in reviving] == [mask.kept for mask in plain]
@@ -62,24 +57,24 @@ def test_weights_return_within_the_start_mask_and_counts_stay_exact(allocation: 
         assert int(reviving[-1]["a"].sum()) == 50
 
 
-def test_every_round_keeps_the_best_of_the_start_mask() -> None:
+def test_every_round_keeps_the_best_of_the_start_mask():
     for number, mask in enumerate(masks(revives=True), 1):
         pool = torch.cat([score[start()[name]] for name, score in scores(number).items()])
         threshold = pool.sort(descending=True).values[mask.kept - 1]
         assert all(torch.equal(mask[n], (s >= threshold) & start()[n]) for n, s in scores(number).items())
 
 
-def test_floors_hold_for_weights_that_may_return() -> None:
+def test_floors_hold_for_weights_that_may_return():
     found = masks(revives=True, min_per_layer=12)
     assert all(min(count.kept for count in mask.counts().values()) >= 12 for mask in found)
     assert all(outside(mask, start()) == 0 for mask in found)
 
 
-def test_the_effective_budget_takes_back_what_lies_on_a_path() -> None:
+def test_the_effective_budget_takes_back_what_lies_on_a_path():
     first = start()["a"].clone()
     first[:, 5:] = False
 
-    def connected(mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def connected(mask):
         """Only half of the weights of ``a`` lie on a path."""
         return {**mask, "a": mask["a"] & first}
 

@@ -1,5 +1,3 @@
-"""Images are to be normalised as those were that pre-trained weights saw."""
-
 import warnings
 
 import pytest

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -6,23 +5,14 @@ from torch import nn
 from pathex.errors import InvalidInput
 from pathex.tasks import build
 from pathex.train import TrainOptions, fabric
+from small_images import write_images
 
 TINY = {"width": 4}
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A file of 40 training images whose brightness tells the class."""
-    draws = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 40), ("val", 8), ("test", 8)):
-        labels = np.arange(count) % 4
-        arrays[f"{split}_images"] = (
-            draws.integers(60, size=(count, 8, 8, 3)) + 60 * labels[:, None, None, None]
-        ).astype(np.uint8)
-        arrays[f"{split}_labels"] = labels[:, None]
-    np.savez(tmp_path / "tiny.npz", **arrays)
-    return f"npz:{tmp_path / 'tiny.npz'}"
+    return write_images(tmp_path / "tiny.npz", train=40, test=8, contrast=60)
 
 
 def test_initial_weights_follow_from_the_seed_alone(data):

@@ -1,5 +1,3 @@
-"""Segmentation: what is trained on, what is measured, and that the measure is the one it is said to be."""
-
 import json
 import os
 import warnings
@@ -13,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brute_force import segmentation as twin
-from pathex import attach, prune
 from pathex.errors import InvalidInput, PathexWarning, UnknownName
 from pathex.tasks import build
 from pathex.tasks.segmentation import Segmentation, class_iou, pixel_loss
@@ -117,19 +114,6 @@ def test_the_task_follows_from_the_data(root):
     assert task.facts()["classes"][20] == "tvmonitor"
 
 
-def test_initial_weights_follow_from_the_seed_alone(root):
-    torch.manual_seed(5)
-    first, other = made(root).model.state_dict(), made(root, seed=1).model.state_dict()
-    state = torch.get_rng_state()
-    torch.rand(7)
-    task = made(root)
-    torch.testing.assert_close(dict(task.model.state_dict()), dict(first), rtol=0, atol=0)
-    assert all(torch.equal(value, first[name]) for name, value in task.create(0).state_dict().items())
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-    torch.manual_seed(5)
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_validation_images_are_neither_trained_on_nor_pruned_with(root):
     task = made(root, validation=0.3)
     train, held_out = set(task.train_indices.tolist()), set(task.validation_indices.tolist())
@@ -187,25 +171,6 @@ def test_the_crop_is_measured_where_asked_for(root, tmp_path):
     assert found == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
 
 
-def test_a_stopped_training_ends_with_the_same_weights(root, tmp_path):
-    options = {"batch_size": 5, "lr": 0.1, "augment": "auto", "milestones": (0.5,), "seed": 3}
-    unbroken, folder = made(root), tmp_path / "two"
-    for each in (tmp_path / "one", folder):
-        each.mkdir()
-    unbroken.train(TrainOptions(epochs=3, **options), fabric=fabric("cpu"), folder=tmp_path / "one")
-
-    def stop(kind, payload):
-        if kind == "epoch" and payload["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        made(root).train(TrainOptions(epochs=3, **options), fabric=fabric("cpu"), folder=folder, on_event=stop)
-    resumed = made(root)
-    resumed.train(TrainOptions(epochs=3, **options), fabric=fabric("cpu"), folder=folder)
-    for name, value in unbroken.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name])
-
-
 def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path):
     task = made(root, "smp:DeepLabV3Plus", model_options=DEEPLAB, task_options={"crop": 33}, validation=0.25)
     assert (task.window.crop, task.window.side) == (33, 40)  # multiples of the output stride
@@ -219,22 +184,6 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
     encoder = {id(parameter) for parameter in task.model.encoder.parameters()}
     assert {id(parameter) for parameter in backbone["params"]} == encoder
     assert head["lr"] == 0.1
-
-
-def test_a_pruned_network_trains(root, tmp_path):
-    task = made(root)
-    chosen = task.pruning_set(2, 0)
-    result = prune(task.model, "px", sparsity=0.6, data=(chosen.images, chosen.labels), rounds=3, progress=False)
-    model, _ = task.train(
-        TrainOptions(epochs=1, batch_size=4, augment="auto"),
-        fabric=fabric("cpu"),
-        folder=tmp_path,
-        prepare=lambda network, optimizer: attach(network, result.mask, optimizer),
-    )
-    weights = dict(task.model.named_parameters())
-    for name, kept in result.mask.items():
-        assert not weights[name][~kept].any()
-    assert scored(task, model)["test_images"] == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-"""Batches of pairs follow from seed and epoch alone, hold every image once, and are shared without a change."""
-
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Overlapping windows give the average over every window that holds a pixel."""
-
 import numpy as np
 import pytest
 import torch

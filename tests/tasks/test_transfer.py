@@ -143,24 +143,6 @@ def test_no_test_image_is_read_before_the_test(data, read, tmp_path):
     assert all(row["fine_tuned"] == row["zero_shot"] for row in task.test(heads, fabric=machine, batch_size=8)["tasks"])
 
 
-def test_other_test_images_change_neither_mask_nor_heads_nor_training(data, tmp_path):
-    left = []
-    for folder in ("as it is", "poisoned"):
-        task = transfer(data)
-        mask = mask_of(task)
-        task.train(chosen(), fabric=fabric("cpu"), folder=tmp_path / folder, prepare=attached(mask))
-        files = sorted((tmp_path / folder).rglob("*.safetensors"))
-        trained = [torch.load(path, weights_only=True)["model"] for path in sorted((tmp_path / folder).rglob("*.ckpt"))]
-        left.append((mask, [path.read_bytes() for path in files], trained))
-        data.test.pixels.random_(256)
-    (mask, heads, trained), (other_mask, other_heads, others) = left
-    assert (len(heads), len(trained)) == (2, 2)
-    assert mask == other_mask
-    assert heads == other_heads
-    for own, other in zip(trained, others, strict=True):
-        assert all(torch.equal(value, other[name]) for name, value in own.items())
-
-
 def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_path):
     task = transfer(data, alpha=0.5)
     mask, machine = mask_of(task), fabric("cpu")

@@ -1,16 +1,14 @@
-"""Transfer as a run: killed and resumed, and with every kind of method."""
-
 import json
 import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
 import pathex
 from pathex.experiments.runs import RunConfig, run
+from small_images import write_images
 
 TINY = {"width": 4}
 
@@ -38,13 +36,7 @@ def settings_of(name, out):
 
 @pytest.fixture
 def archive(tmp_path):
-    draws, arrays = np.random.default_rng(0), {}
-    for part, count in (("train", 120), ("test", 30)):
-        labels = np.arange(count) % 10
-        noise = draws.integers(60, size=(count, 8, 8, 3)) + 18 * labels[:, None, None, None]
-        arrays |= {f"{part}_images": noise.astype(np.uint8), f"{part}_labels": labels[:, None]}
-    np.savez(tmp_path / "ten.npz", **arrays)
-    return f"npz:{tmp_path / 'ten.npz'}"
+    return write_images(tmp_path / "ten.npz", train=120, test=30, classes=10, contrast=18)
 
 
 CHILD = """
@@ -96,8 +88,8 @@ def test_a_run_that_is_killed_in_its_second_target_ends_as_an_unbroken_one(name,
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-@pytest.mark.parametrize("method", ["dense", "snip", "grasp", "ntk-sap", "magnitude", "random"])
-def test_every_kind_of_method_runs(archive, tmp_path, method):
+@pytest.mark.parametrize("method", ["dense", "ntk-sap", "random"])
+def test_other_kinds_of_methods_run(archive, tmp_path, method):
     settings = {**settings_of(archive, tmp_path), "method": method, "epochs": 0, "sparsity": 0.3}
     result = run(RunConfig(**settings)).result
     assert result["test_accuracy"] == result["zero_shot_accuracy"]

@@ -4,27 +4,27 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class LazySplit:
     """A split that holds its images out of sight, as one that decodes files does."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count, seed):
         generator = torch.Generator().manual_seed(seed)
         self._pixels = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
         self.labels = torch.arange(count) % 4
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.labels)
 
-    def images(self, indices: Tensor) -> Tensor:
+    def images(self, indices):
         return self._pixels[indices]
 
 
 class Split(LazySplit):
     @property
-    def data(self) -> Tensor:
+    def data(self):
         return self._pixels
 
 
@@ -35,28 +35,28 @@ class Images:
 
     image_size, in_channels = 8, 3
 
-    def on(self, device: torch.device) -> "Images":
+    def on(self, device):
         return self
 
-    def resized(self, pixels: Tensor) -> Tensor:
+    def resized(self, pixels):
         return pixels
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels):
         return pixels.float() / 128 - 1
 
 
 @pytest.fixture
-def images() -> Images:
+def images():
     return Images(Split(34, 0), Split(8, 1))
 
 
 @pytest.fixture
-def lazy_images() -> Images:
+def lazy_images():
     return Images(LazySplit(34, 0), LazySplit(8, 1))
 
 
 @pytest.fixture
-def network() -> nn.Module:
+def network():
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return nn.Sequential(

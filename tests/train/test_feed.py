@@ -1,5 +1,3 @@
-"""Batches: order, augmentation, pieces for several processes, reading ahead."""
-
 import shutil
 
 import numpy as np
@@ -133,7 +131,6 @@ def photographs(tree):
 
 
 def test_crops_are_cut_from_the_originals(photographs, tree):
-    """Each image of an epoch is what one gets by hand: its own seed, the original file, torchvision's transforms."""
     feed = Feed(
         photographs, photographs.train, device=CPU, batch_size=7, augment="resized-crop", augment_options=PUBLISHED
     )
@@ -201,7 +198,7 @@ def test_an_image_that_vanishes_is_named(photographs, tree, tmp_path):
     shutil.copytree(tree, tmp_path / "copy")
     data = load(f"imagefolder:{tmp_path / 'copy'}", image_size=12, in_memory=0, mean=0.5, std=0.25)
     (tmp_path / "copy" / "train" / "b" / "3.png").unlink()
-    with pytest.raises(InvalidInput, match=r"b/3.png' cannot be read \(FileNotFoundError"):
+    with pytest.raises(InvalidInput, match=r"b/3.png' cannot be read \((FileNotFoundError|No such file)"):
         list(Feed(data, data.train, device=CPU, batch_size=4).in_order())
 
 
@@ -243,7 +240,6 @@ class Arrivals(TorchDispatchMode):
 @pytest.mark.parametrize("augment", ["none", "flip", "crop-flip"])
 @pytest.mark.parametrize("size", [None, 12])
 def test_resident_batches_neither_wait_for_the_device_nor_copy_to_it(augment, size):
-    """On the device "meta" nothing has a value, so that whatever would have to wait for one raises."""
     data = random_data(size)
     feed = Feed(data, data.train, device=torch.device("meta"), batch_size=4, augment=augment)
     with Arrivals() as before:

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,23 +78,6 @@ def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp
     assert lines(tmp_path / "broken") == again
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-def test_the_global_random_state_is_neither_used_nor_moved(network, images, tmp_path):
-    torch.manual_seed(1)
-    first, _ = trained(network, images, tmp_path / "first")
-    after = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(after, torch.rand(1))
-    second, _ = trained(network, images, tmp_path / "second")
-    assert torch.equal(first.state_dict()["5.weight"], second.state_dict()["5.weight"])
-
-
-def test_another_seed_trains_other_weights(network, images, tmp_path):
-    first, _ = trained(network, images, tmp_path / "first")
-    options = TrainOptions(epochs=4, lr=0.05, augment="crop-flip", milestones=(0.5,), seed=1)
-    second, _ = trained(network, images, tmp_path / "second", options=options)
-    assert not torch.equal(first.state_dict()["5.weight"], second.state_dict()["5.weight"])
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(network, images, tmp_path):
@@ -192,3 +176,15 @@ def test_training_on_a_gpu_resumes_with_its_scaler(network, images, tmp_path, pr
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True, map_location="cpu")
     assert [row["epoch"] for row in rows] == [1, 2]
     assert ("scale" in saved["precision"]) == (precision == "16-mixed")
+
+
+def test_weights_follow_from_the_seed_and_the_global_random_state_is_neither_used_nor_moved(network, images, tmp_path):
+    torch.manual_seed(1)
+    first, _ = trained(network, images, tmp_path / "first")
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    second, _ = trained(network, images, tmp_path / "second")
+    other, _ = trained(network, images, tmp_path / "other", options=replace(OPTIONS, seed=1))
+    first, second, other = (model.state_dict()["5.weight"] for model in (first, second, other))
+    assert torch.equal(first, second) and not torch.equal(first, other)

@@ -1,5 +1,3 @@
-"""Accumulation, frozen statistics, a later start, kept epochs, companions: each against the plain training."""
-
 import copy
 
 import pytest
@@ -25,7 +23,7 @@ def trained(network, images, folder, **more):
 
 
 @pytest.fixture
-def plain() -> nn.Module:
+def plain():
     """A network whose images do not meet: no batch statistics, no dropout."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)

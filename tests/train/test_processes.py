@@ -1,17 +1,14 @@
-"""Two processes that train together see what one would see."""
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from pathex.train import load_checkpoint
+from small_images import write_images
 
 FACTORY = """
 from torch import nn
@@ -25,22 +22,21 @@ def network(num_classes, in_channels):
 """
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> dict:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def settings(place):
     """A network without batch statistics, and 34 images in batches of 7: the last batch has six, which two share."""
-    draws = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 34), ("val", 5), ("test", 9)):
-        arrays[f"{split}_images"] = draws.integers(256, size=(count, 8, 8, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(count) % 4)[:, None]
-    np.savez(tmp_path / "tiny.npz", **arrays)
-    (tmp_path / "plain_network.py").write_text(FACTORY)
+    (place / "plain_network.py").write_text(FACTORY)
     return {
         "method": "px",
         "sparsity": 0.5,
         "rounds": 3,
         "model": "plain_network:network",
-        "data": f"npz:{tmp_path / 'tiny.npz'}",
+        "data": write_images(place / "tiny.npz", train=34, test=9, val=5),
         "images_per_class": 2,
         "epochs": 3,
         "batch_size": 7,
@@ -52,7 +48,7 @@ def settings(tmp_path: Path) -> dict:
     }
 
 
-def carried_out(settings: dict, folder: Path, *launcher: str) -> tuple[Path, str]:
+def carried_out(settings, folder, *launcher):
     folder.mkdir(exist_ok=True)
     config = folder / "settings.yaml"
     config.write_text(yaml.safe_dump({**settings, "out": str(folder / "runs")}))
@@ -65,17 +61,21 @@ def carried_out(settings: dict, folder: Path, *launcher: str) -> tuple[Path, str
     return run, done.stdout
 
 
-def rows(run: Path) -> list[dict]:
+def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def alone(settings, place):
+    return carried_out(settings, place / "one")[0]
+
+
 @pytest.mark.parametrize("launcher", ["pathex", "torchrun"])
-def test_two_processes_have_the_mask_and_the_curve_of_one(settings, tmp_path, launcher):
-    alone, _ = carried_out(settings, tmp_path / "one")
+def test_two_processes_have_the_mask_and_the_curve_of_one(settings, alone, place, launcher):
     torchrun = (
         ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if launcher == "torchrun" else ()
     )
-    pair, said = carried_out({**settings, "devices": 2}, tmp_path / "two", *torchrun)
+    pair, said = carried_out({**settings, "devices": 2}, place / launcher, *torchrun)
     assert said.splitlines() == [str(pair)]  # one of them speaks
     assert (pair / "mask.safetensors").read_bytes()[-64:] == (alone / "mask.safetensors").read_bytes()[-64:]
     assert json.loads((pair / "environment.json").read_text())["processes"] == 2

@@ -1,7 +1,4 @@
-"""Weights spread over two processes train as they do in one, and their checkpoints are interchangeable."""
-
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from pathex.train.fsdp import units
 from training_in_processes import fail, work
 
 
-def carried_out(folder: Path, devices: int, strategy: str = "ddp", epochs: int = 4, **options) -> list[dict]:
+def carried_out(folder, devices, strategy="ddp", epochs=4, **options):
     """What each process ends with."""
     folder.mkdir(exist_ok=True)
     given = (str(folder), devices, strategy, epochs, options)
@@ -22,7 +19,7 @@ def carried_out(folder: Path, devices: int, strategy: str = "ddp", epochs: int =
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(devices)]
 
 
-def compare(one: Path, two: Path) -> None:
+def compare(one, two):
     first, second = (load_checkpoint(folder / "last.ckpt") for folder in (one, two))
     for name, value in first["model"].items():
         assert type(second["model"][name]) is torch.Tensor

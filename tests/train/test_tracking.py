@@ -1,10 +1,7 @@
-"""What loggers hold after a run, one that failed, and one that was taken up again."""
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +12,12 @@ from pathex.train import check_logger
 SMALL = {"model_options": {"width": 2}, "method": "magnitude", "sparsity": 0.5, "batch_size": 256, "device": "cpu"}
 
 
-def carried_out(folder: Path, logger: str, epochs: int = 2, **settings) -> tuple[Path, dict]:
+def carried_out(folder, logger, epochs=2, **settings):
     done = run(RunConfig(**SMALL, **settings, epochs=epochs, logger=logger, out=str(folder)))
     return done.folder, done.result
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
@@ -32,7 +29,7 @@ class Stop(Exception):
     """Ends a run after its first epoch."""
 
 
-def stop(kind: str, payload: dict) -> None:
+def stop(kind, payload):
     if kind == "epoch":
         raise Stop
 
@@ -51,7 +48,7 @@ def test_tensorboard_has_the_curve_of_a_run_that_was_taken_up_again(tmp_path):
     assert [step for step, _ in found["hp_metric"]] == [0]  # the settings were logged once
 
 
-def _rows(folder: Path) -> list[dict]:
+def _rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -63,7 +60,7 @@ def test_a_logger_whose_package_is_missing_is_refused(monkeypatch):
         check_logger("csv")
 
 
-def other_process(folder: Path, logger: str) -> None:
+def other_process(folder, logger):
     """In a process of its own: these packages warn as they are imported."""
     code = f"""
 import sys

@@ -2,8 +2,6 @@
 
 import json
 import random
-from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,7 +13,7 @@ RESULT = ("test_accuracy", "test_miou", "metric", "tasks", "classes", "dead_laye
 GRID = (0.36, 0.5904, 0.738, 0.8322, 0.893, 0.9312, 0.956, 0.9717, 0.982)
 
 
-def make_run(parent: Path, method: str, sparsity: float = 0.9, seed: int = 0, **changes: Any) -> Path:
+def make_run(parent, method, sparsity=0.9, seed=0, **changes):
     """Writes one finished run; ``changes`` are settings, or entries of the result as far as ``RESULT`` names them."""
     result = {name: changes.pop(name) for name in RESULT if name in changes}
     config = {"method": method, "sparsity": sparsity, "model": "resnet20", "data": "fashion-mini", "seed": seed}
@@ -42,7 +40,7 @@ def make_run(parent: Path, method: str, sparsity: float = 0.9, seed: int = 0, **
     return folder
 
 
-def make_study(parent: Path, methods: tuple[str, ...] = tuple(DROP), sparsities: tuple[float, ...] = (0.9,)) -> Path:
+def make_study(parent, methods=tuple(DROP), sparsities=(0.9,)):
     """Three seeds of each method and sparsity, dense once a seed."""
     for seed in range(3):
         for method in methods:
@@ -51,6 +49,6 @@ def make_study(parent: Path, methods: tuple[str, ...] = tuple(DROP), sparsities:
     return parent
 
 
-def write(folder: Path, name: str, text: str) -> None:
+def write(folder, name, text):
     """Writes one file of a run."""
     (folder / name).write_text(text, encoding="utf-8")

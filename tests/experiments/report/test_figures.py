@@ -1,12 +1,9 @@
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 
 from experiments.report.fake_run_folders import GRID
 from experiments.report.fake_run_folders import make_run as fake_run
@@ -21,23 +18,21 @@ from pathex.experiments.report.style import SETTINGS, styles
 from pathex.experiments.report.tables import runs_table
 from pathex.experiments.report.transfer import figure as transfer_figure
 
-MakeRun = Callable[..., Path]
 
-
-def panel_of(*folders: Path, x: str = "sparsity") -> Panel:
+def panel_of(*folders, x="sparsity"):
     records, _ = read_all(folders)
     runs = runs_table(records)
     look = styles(zip(runs["method"], runs["series"], strict=True))
     return Panel(runs, {record.folder.name: record for record in records}, look, x, published_for(records))
 
 
-def dashes(axes: Axes) -> list[str]:
+def dashes(axes):
     """Labels of the legend's entries for published curves."""
     return [text.get_text() for text in axes.get_legend().get_texts() if "paper" in text.get_text()]
 
 
 @pytest.fixture(scope="module")
-def figure_of_the_paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def figure_of_the_paper(tmp_path_factory):
     """Two methods and the dense network at the nine sparsities of the paper."""
     parent = tmp_path_factory.mktemp("paper")
     for seed in range(2):
@@ -48,21 +43,21 @@ def figure_of_the_paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return parent
 
 
-def test_every_run_lies_inside_the_frame_and_wide_intervals_do_not_blow_it_up(make_run: MakeRun) -> None:
+def test_every_run_lies_inside_the_frame_and_wide_intervals_do_not_blow_it_up(make_run):
     folders = [make_run("px", 0.9, seed, test_accuracy=0.8 + seed / 100) for seed in range(2)]
     low, high = _frame(panel_of(*folders))
     assert low < 80 and high > 81
     assert high - low < 8, "Student's interval of two seeds alone is 12.7 points wide"
 
 
-def test_sparser_is_further_right_and_ticks_read_as_sparsity(study: Path) -> None:
+def test_sparser_is_further_right_and_ticks_read_as_sparsity(study):
     axes = _against_sparsity(panel_of(study))[0].axes[0]
     left, right = axes.get_xlim()
     assert axes.get_xscale() == "log" and left > right
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.9", "0.982"]
 
 
-def test_dots_are_ordered_by_accuracy_with_dense_as_a_line(make_run: MakeRun) -> None:
+def test_dots_are_ordered_by_accuracy_with_dense_as_a_line(make_run):
     means = {"random": 0.6, "px": 0.8, "magnitude": 0.7, "dense": 0.9}
     folders = [make_run(method, test_accuracy=mean) for method, mean in means.items()]
     axes = _dots(panel_of(*folders))[0].axes[0]
@@ -70,33 +65,33 @@ def test_dots_are_ordered_by_accuracy_with_dense_as_a_line(make_run: MakeRun) ->
     assert axes.get_legend_handles_labels()[1] == ["dense (90.0)"]
 
 
-def test_one_seed_draws_no_interval_and_the_caption_promises_none(make_run: MakeRun) -> None:
+def test_one_seed_draws_no_interval_and_the_caption_promises_none(make_run):
     picture = draw(panel_of(make_run("px"), make_run("random")))[0]
     assert "interval" not in picture.caption
 
 
-def test_pictures_are_valid_and_carry_no_date(study: Path) -> None:
+def test_pictures_are_valid_and_carry_no_date(study):
     for picture in draw(panel_of(study)):
         assert picture.png.startswith(b"\x89PNG")
         assert ElementTree.fromstring(picture.svg).tag.endswith("svg")
         assert b"<dc:date>" not in picture.svg
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_alone(study: Path) -> None:
+def test_drawing_leaves_the_settings_of_matplotlib_alone(study):
     before = dict(mpl.rcParams)
     draw(panel_of(study))
     assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_training_curves_need_two_epochs(make_run: MakeRun, epochs: int) -> None:
+def test_training_curves_need_two_epochs(make_run, epochs):
     folder = make_run("px")
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(rows[:epochs]))
     assert [picture.name for picture in draw(panel_of(folder))] == ["accuracy"]
 
 
-def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the_paper: Path) -> None:
+def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the_paper):
     panel = panel_of(figure_of_the_paper)
     axes = _against_sparsity(panel)[0].axes[0]
     behind = [line for line in axes.lines if line.is_dashed() and line.get_marker() not in {"", "None"}]
@@ -114,7 +109,7 @@ def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the
     assert "PX paper" in draw(panel)[0].caption
 
 
-def test_values_at_one_sparsity_stand_beside_ours(make_run: MakeRun) -> None:
+def test_values_at_one_sparsity_stand_beside_ours(make_run):
     panel = panel_of(*(make_run(method, 0.982, data="cifar10", test_accuracy=0.7) for method in ("px", "snip")))
     axes = _dots(panel)[0].axes[0]
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
@@ -124,7 +119,7 @@ def test_values_at_one_sparsity_stand_beside_ours(make_run: MakeRun) -> None:
     assert axes.get_xlim()[1] > 76.96
 
 
-def test_a_published_dense_value_is_a_line(make_run: MakeRun) -> None:
+def test_a_published_dense_value_is_a_line(make_run):
     setting = {"data": "cifar10", "model": "torchvision:resnet50", "weights": "imagenet"}
     panel = panel_of(*(make_run("px", sparsity, **setting) for sparsity in (0.893, 0.982)))
     axes = _against_sparsity(panel)[0].axes[0]
@@ -140,9 +135,7 @@ def test_a_published_dense_value_is_a_line(make_run: MakeRun) -> None:
         ((0.0, 0.99), (0.0, 0.99)),
     ],
 )
-def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(
-    make_run: MakeRun, levels: tuple[float, ...], shown: tuple[float, ...]
-) -> None:
+def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(make_run, levels, shown):
     with mpl.rc_context(dict(SETTINGS)):
         figure = _against_sparsity(panel_of(*(make_run("px", level) for level in levels)))[0]
         figure.canvas.draw()
@@ -152,12 +145,12 @@ def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(
     assert [label.get_text() for label in labels] == [f"{level:g}" for level in shown]
 
 
-def sized(make_run: MakeRun, method: str, sparsity: float, seed: int = 0) -> Path:
+def sized(make_run, method, sparsity, seed=0):
     size = {"parameters": round(1000 * (1 - sparsity)) + 10 * seed, "multiply_adds": round(5e6 * (1 - sparsity))}
     return make_run(method, sparsity, seed, data="cifar10", **(size if method != "dense" else {"parameters": 1000}))
 
 
-def test_against_parameters_every_network_is_a_point_and_nothing_is_published(make_run: MakeRun) -> None:
+def test_against_parameters_every_network_is_a_point_and_nothing_is_published(make_run):
     folders = [sized(make_run, "px", level, seed) for level in (0.5, 0.9) for seed in range(2)]
     folders += [sized(make_run, "small-dense", 0.9), sized(make_run, "dense", 0.9)]
     axes = _against_size(panel_of(*folders, x="parameters"))[0].axes[0]
@@ -169,14 +162,14 @@ def test_against_parameters_every_network_is_a_point_and_nothing_is_published(ma
     assert not dashes(axes) and axes.get_xscale() == "log" and low < 100 and high > 1000
 
 
-def test_runs_without_a_size_are_told_and_if_there_are_no_others_it_is_an_error(make_run: MakeRun) -> None:
+def test_runs_without_a_size_are_told_and_if_there_are_no_others_it_is_an_error(make_run):
     folders = [sized(make_run, "px", 0.5), sized(make_run, "px", 0.9), sized(make_run, "dense", 0.9)]
     assert "1 of 3 runs hold no multiply-adds" in curves(panel_of(*folders, x="multiply-adds")).caption
     with pytest.raises(InvalidInput, match=r"multiply_adds in its result.json; use --x sparsity"):
         curves(panel_of(make_run("px"), x="multiply-adds"))
 
 
-def test_the_caption_says_how_many_seeds(study: Path, make_run: MakeRun) -> None:
+def test_the_caption_says_how_many_seeds(study, make_run):
     assert "n = 3 seeds" in curves(panel_of(study)).caption
     assert "n = 1 seed)" in curves(panel_of(make_run("px"))).caption
     assert (
@@ -184,15 +177,15 @@ def test_the_caption_says_how_many_seeds(study: Path, make_run: MakeRun) -> None
     )
 
 
-def test_mean_iou_has_its_name_on_axes_and_in_the_training_curves(make_run: MakeRun) -> None:
+def test_mean_iou_has_its_name_on_axes_and_in_the_training_curves(make_run):
     panel = panel_of(*(make_run(method, metric="miou") for method in ("px", "random")))
     assert _dots(panel)[0].axes[0].get_xlabel() == "mean IoU (%) at sparsity 0.9"
     main, training = draw(panel)
     assert (main.name, main.title, training.name) == ("miou", "Mean IoU after training", "training")
 
 
-def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run: MakeRun) -> None:
-    def tasks(low: float) -> list[dict[str, float]]:
+def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run):
+    def tasks(low):
         return [{"task": k, "zero_shot": low + k / 10, "fine_tuned": low + 0.2 + k / 10} for k in range(2)]
 
     folders = [make_run("px", 0.9, seed, tasks=tasks(0.5 + seed / 50)) for seed in range(2)]
@@ -209,9 +202,7 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run: 
 
 
 @pytest.mark.parametrize(("methods", "levels", "numbers"), [(2, 2, True), (5, 9, False)])
-def test_bars_of_dead_layers_bear_numbers_while_there_is_room(
-    make_run: MakeRun, methods: int, levels: int, numbers: bool
-) -> None:
+def test_bars_of_dead_layers_bear_numbers_while_there_is_room(make_run, methods, levels, numbers):
     names = ("px", "random", "snip", "grasp", "magnitude")[:methods]
     panel = panel_of(*(make_run(name, level, dead_layers=3) for name in names for level in GRID[:levels]))
     texts = [text.get_text() for text in dead_layers_figure(panel).axes[0].texts]

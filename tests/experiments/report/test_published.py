@@ -1,7 +1,3 @@
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 import pytest
 
@@ -9,7 +5,6 @@ from experiments.report.fake_run_folders import GRID
 from pathex.experiments.report.published import caption, published_for, published_table, setting_of, within
 from pathex.experiments.report.records import read_all
 
-MakeRun = Callable[..., Path]
 SEGMENTATION = {"encoder_name": "resnet50", "encoder_output_stride": 8}
 
 # Curves (nine sparsities, the table of ImageNet two) and dense values of each setting.
@@ -54,7 +49,7 @@ SPOTS = [
 KEYS = ["source", "data", "model", "weights", "method", "sparsity"]
 
 
-def test_every_setting_has_its_curves() -> None:
+def test_every_setting_has_its_curves():
     table = published_table()
     assert len(table) == 920
     for setting, rows in table.groupby(KEYS[:4]):
@@ -65,7 +60,7 @@ def test_every_setting_has_its_curves() -> None:
     assert not table.duplicated(KEYS).any()
 
 
-def test_a_value_stands_exactly_where_it_was_printed_or_read() -> None:
+def test_a_value_stands_exactly_where_it_was_printed_or_read():
     table = published_table()
     exact = table["flag"] == "exact"
     assert table["value"].notna().equals(exact)
@@ -79,7 +74,7 @@ def test_a_value_stands_exactly_where_it_was_printed_or_read() -> None:
 
 
 @pytest.mark.parametrize("spot", SPOTS, ids=str)
-def test_spot_values(spot: tuple[Any, ...]) -> None:
+def test_spot_values(spot):
     table = published_table()
     [row] = table[(table[KEYS] == pd.Series(spot[:-1], index=KEYS)).all(axis=1)].to_dict("records")
     if isinstance(spot[-1], str):
@@ -132,9 +127,7 @@ def test_spot_values(spot: tuple[Any, ...]) -> None:
     ],
     ids=str,
 )
-def test_a_run_has_a_published_setting_by_data_network_and_weights(
-    make_run: MakeRun, changes: dict[str, Any], expected: tuple[str, str, str] | None
-) -> None:
+def test_a_run_has_a_published_setting_by_data_network_and_weights(make_run, changes, expected):
     changes = {**changes, "test_accuracy": 0.5}
     folder = make_run("px", 0.9, 0, **{k: v for k, v in changes.items() if not isinstance(v, str) or "/" not in v})
     config = {k: v for k, v in changes.items() if isinstance(v, str) and "/" in v}
@@ -144,7 +137,7 @@ def test_a_run_has_a_published_setting_by_data_network_and_weights(
     assert setting_of(record) == (None if expected is None else (*expected, "classification"))
 
 
-def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run: MakeRun) -> None:
+def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run):
     network = {"model": "smp:DeepLabV3Plus", "model_options": SEGMENTATION, "weights": "dino:w.pth"}
     folder = make_run("px", data="voc2012", metric="miou", **network)
     [record] = read_all([folder])[0]
@@ -154,7 +147,7 @@ def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run: MakeRu
     assert setting_of(record) is None
 
 
-def test_curves_are_those_of_the_methods_that_were_run(make_run: MakeRun) -> None:
+def test_curves_are_those_of_the_methods_that_were_run(make_run):
     folders = [make_run(method, data="cifar10") for method in ("px-cvpr24", "random", "force")]
     found = published_for(read_all(folders)[0])
     assert set(found["method"]) == {"px", "random"}
@@ -164,15 +157,13 @@ def test_curves_are_those_of_the_methods_that_were_run(make_run: MakeRun) -> Non
     assert within(found, []).empty
 
 
-def test_two_settings_in_one_experiment_have_no_curves(make_run: MakeRun) -> None:
+def test_two_settings_in_one_experiment_have_no_curves(make_run):
     folders = [make_run("px", data="cifar10"), make_run("px", data="cifar10", model_options={"width": 8})]
     assert published_for(read_all(folders)[0]).empty
 
 
 @pytest.mark.parametrize(("weights", "doubt"), [("imagenet", True), (None, False)])
-def test_caption_names_sources_and_doubts_the_pre_trained_panels(
-    make_run: MakeRun, weights: str | None, doubt: bool
-) -> None:
+def test_caption_names_sources_and_doubts_the_pre_trained_panels(make_run, weights, doubt):
     model = "torchvision:resnet50" if weights else "resnet20"
     folder = make_run("ntk-sap", data="cifar10", model=model, weights=weights)
     said = caption(published_for(read_all([folder])[0]))

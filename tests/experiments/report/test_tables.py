@@ -1,6 +1,4 @@
-from collections.abc import Callable
 from io import StringIO
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,14 +11,12 @@ from pathex.experiments.report.style import styles
 from pathex.experiments.report.tables import csv, markdown, runs_table, summary_table
 from pathex.experiments.runs import RunConfig
 
-MakeRun = Callable[..., Path]
 
-
-def table_of(*folders: Path) -> pd.DataFrame:
+def table_of(*folders):
     return runs_table(read_all(folders)[0])
 
 
-def test_summary_has_one_row_a_method_and_sparsity(study: Path) -> None:
+def test_summary_has_one_row_a_method_and_sparsity(study):
     summary = summary_table(table_of(study))
     assert len(summary) == 1 + 4 * 2
     assert set(summary["n"]) == {3}
@@ -30,7 +26,7 @@ def test_summary_has_one_row_a_method_and_sparsity(study: Path) -> None:
     assert (at["ci95_low"] < at["mean"]).all() and (at["mean"] < at["ci95_high"]).all()
 
 
-def test_runs_of_one_seed_are_one_repeat(make_run: MakeRun) -> None:
+def test_runs_of_one_seed_are_one_repeat(make_run):
     values = {0: [0.5, 0.7], 1: [0.8]}
     for seed, found in values.items():
         for number, value in enumerate(found):
@@ -45,28 +41,13 @@ def test_runs_of_one_seed_are_one_repeat(make_run: MakeRun) -> None:
     assert "no claim" in headline(runs)
 
 
-def test_one_seed_shows_a_dash_for_the_interval(make_run: MakeRun) -> None:
+def test_one_seed_shows_a_dash_for_the_interval(make_run):
     text = markdown(summary_table(table_of(make_run("px", test_accuracy=0.81234))))
     assert text.count("\n") == 3
     assert "| px | 0.9 | 1 | 81.23 % | — |" in text
 
 
-def test_what_differs_names_the_series_and_what_does_not_differ_is_silent(make_run: MakeRun) -> None:
-    folders = [make_run("px"), make_run("px", method_options={"redraw": True}), make_run("random"), make_run("dense")]
-    assert set(table_of(*folders)["series"]) == {"px", "px (redraw=true)", "random", "dense"}
-
-
-def test_an_option_of_one_method_does_not_rename_it(make_run: MakeRun) -> None:
-    rows = table_of(make_run("px", method_options={"redraw": True}), make_run("random"), make_run("dense", rounds=3))
-    assert set(rows["series"]) == {"px", "random", "dense"}
-
-
-def test_unequal_training_shows_in_every_series(make_run: MakeRun) -> None:
-    rows = table_of(make_run("px", epochs=4), make_run("dense", epochs=8))
-    assert set(rows["series"]) == {"px (epochs=4)", "dense (epochs=8)"}
-
-
-def test_commands_and_shared_settings_hold_every_setting(make_run: MakeRun) -> None:
+def test_commands_and_shared_settings_hold_every_setting(make_run):
     first, second = make_run("px", model_options={"width": 4}), make_run("random", 0.9, 1, model_options={"width": 4})
     records, _ = read_all([second, first])
     shared = shared_settings(records)
@@ -78,31 +59,13 @@ def test_commands_and_shared_settings_hold_every_setting(make_run: MakeRun) -> N
     ]
 
 
-def test_mappings_and_lists_survive_the_command_line(make_run: MakeRun) -> None:
+def test_mappings_and_lists_survive_the_command_line(make_run):
     records, _ = read_all([make_run("px", allocation={"fc.weight": 0.5}, milestones=[0.5]), make_run("px", seed=1)])
     [line] = [line for line in commands(records, {"method": 0, "model": 0, "data": 0}, "s") if "fc.weight" in line]
     assert """--allocation '{"fc.weight": 0.5}'""" in line and "--milestones '[0.5]'" in line
 
 
-def test_headline_claims_a_gap_whose_intervals_are_apart(make_run: MakeRun) -> None:
-    for seed in range(3):
-        make_run("random", 0.9, seed, test_accuracy=0.70 + seed / 1000)
-        folder = make_run("px", 0.9, seed, test_accuracy=0.80 + seed / 1000)
-    said = headline(table_of(folder.parent))
-    assert "px is 10.0 points above random (95 % interval 9.8 to 10.2)" in said
-    assert "3 seeds each" in said and "no claim" not in said
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_headline_claims_nothing_from_one_seed_or_overlap(make_run: MakeRun, seeds: int) -> None:
-    for seed in range(seeds):
-        make_run("random", 0.9, seed, test_accuracy=0.79 + seed / 50)
-        folder = make_run("px", 0.9, seed, test_accuracy=0.80 + seed / 50)
-    said = headline(table_of(folder.parent))
-    assert "no claim" in said and "more accurate" not in said
-
-
-def test_headline_says_when_random_wins_and_when_the_best_two_are_not_told_apart(make_run: MakeRun) -> None:
+def test_headline_says_when_random_wins_and_when_the_best_two_are_not_told_apart(make_run):
     for seed in range(3):
         for method, accuracy in (("px", 0.70), ("synflow", 0.701), ("random", 0.6)):
             folder = make_run(method, 0.9, seed, test_accuracy=accuracy + seed / 500)
@@ -113,14 +76,14 @@ def test_headline_says_when_random_wins_and_when_the_best_two_are_not_told_apart
     assert "no method has a higher mean than random pruning" in headline(rows)
 
 
-def test_what_was_run_in_a_sentence(study: Path) -> None:
+def test_what_was_run_in_a_sentence(study):
     assert what_was_run(table_of(study)) == (
         "4 pruning methods (magnitude, px, random and synflow) at sparsity 0.9 and 0.982 beside the dense network: "
         "resnet20 on fashion-mini, 3 seeds, 27 runs in all."
     )
 
 
-def test_a_method_keeps_its_colour_and_series_of_one_method_differ_in_line() -> None:
+def test_a_method_keeps_its_colour_and_series_of_one_method_differ_in_line():
     few = styles([("px", "px"), ("mine", "mine")])
     many = styles([("px", "px"), ("px", "px (redraw=true)"), ("other", "other"), ("random", "random")])
     assert few["px"].colour == many["px"].colour == many["px (redraw=true)"].colour
@@ -128,7 +91,7 @@ def test_a_method_keeps_its_colour_and_series_of_one_method_differ_in_line() -> 
     assert len({style.colour for style in many.values()}) == 3
 
 
-def test_fixed_colours_differ() -> None:
+def test_fixed_colours_differ():
     names = ("dense", "px", "random", "imp", "magnitude-after-training", "small-dense", "rigl", "set", "synflow-l2")
     alone = {name: styles([(name, name)])[name].colour for name in names}
     together = styles([(name, name) for name in (*names, "mine")])
@@ -136,42 +99,19 @@ def test_fixed_colours_differ() -> None:
     assert len(set(alone.values())) == len(names)
 
 
-def test_settings_that_older_folders_lack_have_the_default_of_today() -> None:
+def test_settings_that_older_folders_lack_have_the_default_of_today():
     config = RunConfig()
     assert {name: getattr(config, name) for name in EARLIER} == dict(EARLIER)
 
 
-def test_folders_of_an_earlier_version_lie_in_one_series_with_those_of_today(make_run: MakeRun) -> None:
-    today = make_run("px", 0.9, 1, **EARLIER, devices=2, strategy="ddp", logger="wandb", augment_options={})
-    rows = table_of(make_run("px"), today)
-    assert rows["series"].tolist() == ["px", "px"]
-
-
-def test_sanity_checks_and_moving_masks_are_series_of_their_own(make_run: MakeRun) -> None:
-    folders = [
-        make_run("px", sanity="none", dynamic="none"),
-        make_run("px", sanity="shuffle"),
-        make_run("random", dynamic="rigl"),
-        make_run("random", dynamic="set"),
-        make_run("px", dynamic="set", dynamic_options={"every": 10}),
-        make_run("small-dense", allocation="erk"),
-        make_run("dense", allocation="erk", sanity="reinit"),
-    ]
-    rows = table_of(*folders).set_index("series")
-    assert set(rows.index) == {
-        "px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)", "small-dense", "dense"
-    }  # fmt: skip
-    assert rows.loc["rigl", "method"] == "rigl"
-
-
-def test_a_different_start_is_a_different_experiment(make_run: MakeRun) -> None:
+def test_a_different_start_is_a_different_experiment(make_run):
     rows = table_of(make_run("px", weights=None), make_run("px", weights="mocov2:w.pth"))
     assert rows["series"].tolist() == ["px", "px"]
     assert rows["weights"].tolist() == ["", "mocov2:w.pth"]
     assert len(summary_table(rows)) == 2
 
 
-def test_columns_of_files_bear_the_name_of_the_metric(make_run: MakeRun) -> None:
+def test_columns_of_files_bear_the_name_of_the_metric(make_run):
     rows = table_of(make_run("px", test_accuracy=0.5), make_run("snip", metric="miou", test_miou=0.25))
     table = pd.read_csv(StringIO(csv(rows))).set_index("method")
     assert table.loc["px", "test_accuracy"] == 0.5 and table.loc["snip", "test_miou"] == 0.25
@@ -183,7 +123,7 @@ def test_columns_of_files_bear_the_name_of_the_metric(make_run: MakeRun) -> None
     assert "| test accuracy |" in text and "| mean IoU |" in text and text.count("\n\n") == 1
 
 
-def test_a_transfer_run_counts_by_its_tasks(make_run: MakeRun) -> None:
+def test_a_transfer_run_counts_by_its_tasks(make_run):
     tasks = [{"task": 1, "zero_shot": 0.1, "fine_tuned": 0.5}, {"task": 2, "zero_shot": 0.3, "fine_tuned": 0.7}]
     [row] = table_of(make_run("px", tasks=tasks)).to_dict("records")
     assert (row["task"], row["metric"]) == ("transfer", "accuracy")
@@ -192,7 +132,7 @@ def test_a_transfer_run_counts_by_its_tasks(make_run: MakeRun) -> None:
     assert row["value"] == 0.9 and "| 20.00 % | 60.00 % |" in markdown(summary_table(pd.DataFrame([row])))
 
 
-def test_names_lose_the_folders_of_their_paths() -> None:
+def test_names_lose_the_folders_of_their_paths():
     names = ("npz:/data/cifar10.npz", "cifar10", "timm:resnet18", "/w/file.pth", "imagefolder:/data/mine/")
     assert [short(name) for name in names] == [
         "npz:cifar10.npz",
@@ -203,16 +143,69 @@ def test_names_lose_the_folders_of_their_paths() -> None:
     ]
 
 
-def test_the_finding_names_a_metric_that_is_not_accuracy(make_run: MakeRun) -> None:
-    for seed in range(3):
-        make_run("random", 0.9, seed, metric="miou", test_miou=0.30 + seed / 1000)
-        folder = make_run("px", 0.9, seed, metric="miou", test_miou=0.40 + seed / 1000)
-    assert headline(table_of(folder.parent)).startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")
-
-
-def test_small_dense_networks_are_not_counted_as_pruned(make_run: MakeRun) -> None:
+def test_small_dense_networks_are_not_counted_as_pruned(make_run):
     rows = table_of(make_run("px"), make_run("dense"), make_run("small-dense"))
     assert what_was_run(rows).startswith(
         "1 pruning method (px) at sparsity 0.9 beside the dense network and the small dense network: "
     )
     assert what_was_run(table_of(make_run("dense", 0.9, 1))).startswith("Dense training: ")
+
+
+REDRAW = {"method_options": {"redraw": True}}
+TODAY = EARLIER | {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_options": {}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "series"),
+    [
+        (
+            [("px", {}), ("px", REDRAW), ("random", {}), ("dense", {})],
+            {"px", "px (redraw=true)", "random", "dense"},
+        ),
+        ([("px", REDRAW), ("random", {}), ("dense", {"rounds": 3})], {"px", "random", "dense"}),
+        ([("px", {"epochs": 4}), ("dense", {"epochs": 8})], {"px (epochs=4)", "dense (epochs=8)"}),
+        ([("px", {}), ("px", {"seed": 1, **TODAY})], {"px"}),
+        (
+            [
+                ("px", {"sanity": "none", "dynamic": "none"}),
+                ("px", {"sanity": "shuffle"}),
+                ("random", {"dynamic": "rigl"}),
+                ("random", {"dynamic": "set"}),
+                ("px", {"dynamic": "set", "dynamic_options": {"every": 10}}),
+                ("small-dense", {"allocation": "erk"}),
+                ("dense", {"allocation": "erk", "sanity": "reinit"}),
+            ],
+            {"px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)", "small-dense"}
+            | {"dense"},
+        ),
+    ],
+)
+def test_what_differs_names_the_series_and_what_does_not_differ_is_silent(make_run, runs, series):
+    rows = table_of(*(make_run(method, **changes) for method, changes in runs))
+    assert len(rows) == len(runs) and set(rows["series"]) == series
+    assert "rigl" not in series or rows.set_index("series").loc["rigl", "method"] == "rigl"
+
+
+def random_and_px(make_run, accuracies, step, seeds=3, metric="accuracy"):
+    for seed in range(seeds):
+        for method, accuracy in zip(("random", "px"), accuracies, strict=True):
+            named = {"metric": metric, f"test_{metric}": accuracy + seed * step}
+            folder = make_run(method, 0.9, seed, **named)
+    return table_of(folder.parent)
+
+
+def test_headline_claims_a_gap_whose_intervals_are_apart(make_run):
+    said = headline(random_and_px(make_run, (0.70, 0.80), 1 / 1000))
+    assert "px is 10.0 points above random (95 % interval 9.8 to 10.2)" in said
+    assert "3 seeds each" in said and "no claim" not in said
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_headline_claims_nothing_from_one_seed_or_overlap(make_run, seeds):
+    said = headline(random_and_px(make_run, (0.79, 0.80), 1 / 50, seeds))
+    assert "no claim" in said and "more accurate" not in said
+
+
+def test_headline_names_a_metric_that_is_not_accuracy(make_run):
+    said = headline(random_and_px(make_run, (0.30, 0.40), 1 / 1000, metric="miou"))
+    assert said.startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")

@@ -1,32 +1,30 @@
-"""Settings of a run that takes a second."""
-
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
+
+from pathex.train import loop
+
+CHANGES = {"model_options": {"width": 4}, "rounds": 2, "images_per_class": 2, "batch_size": 16, "augment": "crop-flip"}
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
-    """Settings for 64 images of 8 pixels and a network of width 4."""
-    draws = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 64), ("val", 8), ("test", 16)):
-        arrays[f"{split}_images"] = draws.integers(256, size=(count, 8, 8, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(count) % 4)[:, None]
-    np.savez(tmp_path / "tiny.npz", **arrays)
-    return {
-        "method": "magnitude",
-        "sparsity": 0.75,
-        "model": "resnet20",
-        "model_options": {"width": 4},
-        "data": f"npz:{tmp_path / 'tiny.npz'}",
-        "rounds": 2,
-        "images_per_class": 2,
-        "epochs": 2,
-        "batch_size": 16,
-        "augment": "crop-flip",
-        "device": "cpu",
-        "out": str(tmp_path / "runs"),
-    }
+def settings(small, tmp_path):
+    return small | CHANGES | {"out": str(tmp_path / "runs")}
+
+
+@pytest.fixture(scope="session")
+def settings_of_all(small, tmp_path_factory):
+    return small | CHANGES | {"out": str(tmp_path_factory.mktemp("all") / "runs")}
+
+
+@pytest.fixture
+def firsts(monkeypatch):
+    """What each training began with: the first checkpoint of each folder, and how many momenta it had."""
+    seen, original = {}, loop.save_checkpoint
+
+    def save(path, state):
+        if path.name == "last.ckpt" and path.parent not in seen:
+            model = {name: tensor.clone() for name, tensor in state["model"].items()}
+            seen[path.parent] = {**state, "model": model, "memory": len(state["optimizer"]["state"])}
+        original(path, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    return seen

@@ -5,43 +5,38 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 import pathex
 
-State = dict[str, Tensor]
 
-
-def entries(path: Path) -> list[dict[str, Any]]:
+def entries(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def mask_of(folder: Path, name: str = "mask") -> pathex.Mask:
+def mask_of(folder, name="mask"):
     return pathex.Mask.load(folder / f"{name}.safetensors")
 
 
-def state_of(path: Path) -> State:
+def state_of(path):
     return torch.load(path, weights_only=True)["model"]
 
 
-def equal(state: State, other: State) -> bool:
+def equal(state, other):
     return set(state) == set(other) and all(torch.equal(state[name], other[name]) for name in state)
 
 
-def times(state: State, mask: pathex.Mask) -> State:
+def times(state, mask):
     return {name: tensor * mask[name] if name in mask else tensor for name, tensor in state.items()}
 
 
-def numbers(path: Path) -> list[dict[str, Any]]:
+def numbers(path):
     rows = entries(path) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
-def assert_same_outcome(folder: Path, other: Path) -> None:
+def assert_same_outcome(folder, other):
     """Two folders of the same run hold the same files, numbers, masks, weights and momenta."""
     assert folder.name == other.name
     files = {path.relative_to(folder) for path in folder.rglob("*")}
@@ -81,7 +76,7 @@ run(RunConfig(**settings), on_event=on_event)
 """
 
 
-def start_and_kill(settings: dict[str, Any], moment: dict[str, Any], flag: Path) -> None:
+def start_and_kill(settings, moment, flag):
     """Run in another process, and kill it as soon as it reports an event that has all of ``moment``."""
     texts = (json.dumps(settings), json.dumps(moment), str(flag), str(torch.get_num_threads()))
     with subprocess.Popen([sys.executable, "-c", CHILD, *texts], stdin=-1, stderr=-1) as child:
@@ -96,3 +91,13 @@ def start_and_kill(settings: dict[str, Any], moment: dict[str, Any], flag: Path)
         os.kill(child.pid, signal.SIGKILL)
     flag.unlink()
     assert child.returncode == -signal.SIGKILL
+
+
+def stop_at(kind, **known):
+    """Interrupts a run at the first event of this kind that has all of ``known``."""
+
+    def on_event(event, payload):
+        if event == kind and {name: payload.get(name) for name in known} == known:
+            raise KeyboardInterrupt
+
+    return on_event

@@ -1,39 +1,53 @@
-"""A run that is killed without warning, at any moment, must end with the same weights and numbers."""
+"""A run that is stopped or killed, at any moment, must end with the same weights and numbers."""
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from experiments.runs.outcomes import assert_same_outcome, start_and_kill
+from experiments.runs.outcomes import assert_same_outcome, entries, start_and_kill, stop_at
 from pathex.experiments.runs import RunConfig, run
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+IMP = {"method": "imp", "method_options": {"levels": 2, "rewind": "epoch:1"}, "rounds": None, "epochs": 2}
+MOVING = {"dynamic": "rigl", "dynamic_options": {"every": 1}}
+STOPS = {
+    "imp": (
+        IMP | MOVING,
+        [stop_at("epoch", level=1, epoch=1), stop_at("epoch", level=2), stop_at("epoch", level=None)],
+    ),
+    "after training": (
+        {"method": "magnitude-after-training", "rounds": None},
+        [stop_at("epoch", level=1, epoch=1), stop_at("prune_done"), stop_at("epoch", level=None, epoch=1)],
+    ),
+    "moving": ({"method": "px", **MOVING}, [stop_at("prune_done"), stop_at("epoch", epoch=1)]),
+    "shuffled": ({"method": "px", "sanity": "shuffle"}, [stop_at("prune_round"), stop_at("epoch", epoch=1)]),
+    "imp with other weights": (IMP | {"sanity": "reinit"}, [stop_at("prune_done"), stop_at("epoch", level=None)]),
+    "small dense": ({"method": "small-dense"}, [stop_at("narrowed"), stop_at("epoch", epoch=1)]),
+}
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", STOPS)
+def test_stopped_runs_end_with_the_same_numbers(case, settings, tmp_path):
+    changes, stops = STOPS[case]
+    whole = run(RunConfig(**settings | changes)).folder
+    broken = RunConfig(**settings | changes | {"out": str(tmp_path / "broken")})
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(broken, on_event=stop)
+        assert not (tmp_path / "broken" / whole.name / "result.json").exists()
+    folder = run(broken).folder
+    assert_same_outcome(whole, folder)
+    assert ("starts again" in (folder / "log.txt").read_text()) == (case == "shuffled")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_killed_run_ends_as_an_unbroken_one(settings, tmp_path):
+    settings |= IMP | {"epochs": 3}
     unbroken = run(RunConfig(**settings)).folder
     broken = {**settings, "out": str(tmp_path / "broken")}
-    start_and_kill(broken, {"event": "prune_round", "round": 1}, tmp_path / "flag")
+    start_and_kill(broken, {"event": "step", "level": 2, "epoch": 3}, tmp_path / "flag")
     (folder,) = Path(broken["out"]).iterdir()
-    assert not (folder / "mask.safetensors").exists()
-    start_and_kill(broken, {"event": "step", "epoch": 2}, tmp_path / "flag")
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+    assert len(list(folder.glob("levels/*/mask.safetensors"))) == 1 and not (folder / "mask.safetensors").exists()
+    assert len(entries(folder / "levels" / "02" / "metrics.jsonl")) == 1
     assert run(RunConfig(**broken)).folder == folder
-    assert "starts again" in (folder / "log.txt").read_text()
-    assert_same_outcome(unbroken, folder)
-
-
-def test_killed_in_the_middle_of_a_level_it_finds_the_same_masks(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings |= {"method": "imp", "method_options": {"levels": 3, "rewind": "epoch:1"}, "rounds": None, "epochs": 3}
-    unbroken = run(RunConfig(**settings)).folder
-    broken = {**settings, "out": str(tmp_path / "broken")}
-    for level, epoch in ((1, 2), (2, 3)):
-        start_and_kill(broken, {"event": "step", "level": level, "epoch": epoch}, tmp_path / "flag")
-        (folder,) = Path(broken["out"]).iterdir()
-        assert len(list(folder.glob("levels/*/mask.safetensors"))) == level - 1
-    events: list[str] = []
-    run(RunConfig(**broken), on_event=lambda kind, _: events.append(kind))
-    assert events.count("resumed") == 2
     assert_same_outcome(unbroken, folder)

@@ -1,184 +1,51 @@
-"""Runs beyond scorers, whole: small dense networks, masks found by training or moving in it, and ablations."""
-
 import json
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
-from experiments.runs.outcomes import assert_same_outcome, entries, equal, mask_of, state_of, times
+from experiments.runs.outcomes import entries, equal, mask_of, state_of, times
 from pathex.analysis import count, examine
 from pathex.cli import main
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.experiments.report.records import read_all
-from pathex.experiments.runs import RunConfig, build_task, run, run_name
-from pathex.train import epoch_seed, loop
-
-Settings = dict[str, Any]
+from pathex.experiments.runs import RunConfig, build_task, run
+from pathex.train import epoch_seed
 
 IMP = {"method": "imp", "method_options": {"levels": 3}, "rounds": None, "epochs": 3}
-AFTER = {"method": "magnitude-after-training", "rounds": None}
 MOVING = {"method": "px", "dynamic": "rigl", "dynamic_options": {"every": 1}}
 ONE_STEP = {"epochs": 1, "batch_size": 64, "augment": "none", "momentum": 0.0, "weight_decay": 0.0}
 
 
-def initial(settings: Settings, **changes: Any) -> dict[str, Tensor]:
+def initial(settings, **changes):
     return build_task(RunConfig(**settings | changes)).model.state_dict()
 
 
-@pytest.fixture
-def firsts(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
-    """What each training began with: the first checkpoint of each folder, and how many momenta it had."""
-    seen: dict[Path, dict[str, Any]] = {}
-    original = loop.save_checkpoint
-
-    def save(path: Path, state: dict[str, Any]) -> None:
-        if path.name == "last.ckpt" and path.parent not in seen:
-            model = {name: tensor.clone() for name, tensor in state["model"].items()}
-            seen[path.parent] = {**state, "model": model, "memory": len(state["optimizer"]["state"])}
-        original(path, state)
-
-    monkeypatch.setattr(loop, "save_checkpoint", save)
-    return seen
-
-
-# -- masks found by training -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("where", ["init", "epoch:1", "learning-rate"])
-def test_iterative_magnitude_pruning_from_start_to_end(
-    where: str, settings: Settings, firsts: dict[Path, dict[str, Any]]
-) -> None:
-    settings |= IMP | {"method_options": {"levels": 3, "rewind": where}}
-    folder, result = (finished := run(RunConfig(**settings))).folder, finished.result
-    masks = [mask_of(folder / "levels" / f"{level:02}") for level in (1, 2, 3)]
-    assert [(later - earlier).kept for earlier, later in pairwise(masks)] == [0, 0]
-    assert mask_of(folder) == masks[-1] and masks[-1].kept == round(0.25 * masks[-1].total) == result["kept"]
-    rows = entries(folder / "history.jsonl")
-    assert [(row["round"], row["rounds"], row["kept"]) for row in rows] == [
-        (level, 3, mask.kept) for level, mask in enumerate(masks, 1)
-    ]
-    assert result["rounds"] == 3 and result["prune_seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
-    assert not (folder / "pruning_set.json").exists()
-
-    stored = {
-        "init": lambda: initial(settings),
-        "epoch:1": lambda: state_of(folder / "levels" / "01" / "epoch-1.ckpt"),
-        "learning-rate": lambda: state_of(folder / "levels" / "03" / "last.ckpt"),
-    }[where]()
-    begun = firsts[folder]
-    assert equal(begun["model"], times(stored, masks[-1])) and begun["memory"] == 0
-    assert [row["epoch"] for row in entries(folder / "metrics.jsonl")] == ([2, 3] if where == "epoch:1" else [1, 2, 3])
-
-
-def test_magnitude_after_training_prunes_the_trained_network_once(
-    settings: Settings, firsts: dict[Path, dict[str, Any]]
-) -> None:
-    folder, result = (finished := run(RunConfig(**settings | AFTER))).folder, finished.result
-    dense = run(RunConfig(**settings | {"method": "dense"})).folder
-    trained = state_of(folder / "levels" / "01" / "last.ckpt")
-    assert equal(trained, state_of(dense / "last.ckpt")), "its only level is the training of the dense network"
-    mask = mask_of(folder)
-    smallest = torch.cat([trained[name][mask[name]].abs() for name in mask]).min()
-    assert all(not (trained[name][~mask[name]].abs() > smallest).any() for name in mask)
-    assert result["rounds"] == 1 and len(list((folder / "levels").glob("*/"))) == 1
-    assert equal(firsts[folder]["model"], times(trained, mask)) and firsts[folder]["memory"] == 0
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"ignore": ["nothing"]},
-        {"min_per_layer": 10**6},
-        {"sparsity": 0.999999},
-        {"allocation": {"nowhere.weight": 0.5}},
-        {"start_mask": "sparse.safetensors"},
-    ],
-)
-def test_what_pruning_refuses_shows_before_the_first_level_trains(
-    wrong: Settings, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = build_task(RunConfig(**settings)).model
-    pathex.prune(model, "random", sparsity=0.9, data=torch.zeros(1, 3, 8, 8), rounds=1).mask.save("sparse.safetensors")
-    monkeypatch.setattr("pathex.tasks.Task.train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(InvalidInput) as caught:
-        run(RunConfig(**settings | IMP | wrong))
-    assert "\n" not in str(caught.value) and not Path(settings["out"]).exists()
-
-
-# -- stopped and taken up again ----------------------------------------------------------------------------------------
-
-
-def stop_at(kind: str, **known: Any) -> Callable[[str, dict[str, Any]], None]:
-    def on_event(event: str, payload: dict[str, Any]) -> None:
-        if event == kind and {name: payload.get(name) for name in known} == known:
-            raise KeyboardInterrupt
-
-    return on_event
-
-
-STOPS: list[tuple[Settings, list[Callable[[str, dict[str, Any]], None]]]] = [
-    (
-        IMP | {"method_options": {"levels": 2, "rewind": "epoch:1"}},
-        [stop_at("epoch", level=1, epoch=2), stop_at("epoch", level=2, epoch=2), stop_at("epoch", level=None, epoch=2)],
-    ),
-    (AFTER, [stop_at("epoch", level=1, epoch=1), stop_at("prune_done"), stop_at("epoch", level=None, epoch=1)]),
-    (MOVING, [stop_at("prune_done"), stop_at("epoch", epoch=1)]),
-    (MOVING | {"method": "random", "dynamic": "set"}, [stop_at("epoch", epoch=1), stop_at("epoch", epoch=2)]),
-    (IMP | MOVING | {"method": "imp", "rounds": None}, [stop_at("epoch", level=2, epoch=1), stop_at("epoch", epoch=1)]),
-    ({"method": "px", "sanity": "shuffle"}, [stop_at("prune_round"), stop_at("epoch", epoch=1)]),
-    ({"method": "px", "sanity": "reinit"}, [stop_at("prune_done"), stop_at("epoch", epoch=1)]),
-    (IMP | {"sanity": "flip-signs"}, [stop_at("prune_done"), stop_at("epoch", level=None, epoch=2)]),
-    ({"method": "small-dense"}, [stop_at("narrowed"), stop_at("epoch", epoch=1)]),
-]
-
-
-@pytest.mark.parametrize(("changes", "stops"), STOPS, ids=lambda value: "-".join(map(str, value))[:40])
-def test_stopped_runs_end_with_the_same_numbers(
-    changes: Settings, stops: list[Any], settings: Settings, tmp_path: Path
-) -> None:
-    whole = run(RunConfig(**settings | changes)).folder
-    broken = RunConfig(**settings | changes | {"out": str(tmp_path / "broken")})
-    for stop in stops:
-        with pytest.raises(KeyboardInterrupt):
-            run(broken, on_event=stop)
-        assert not (tmp_path / "broken" / whole.name / "result.json").exists()
-    assert_same_outcome(whole, run(broken).folder)
-
-
-# -- small dense networks ----------------------------------------------------------------------------------------------
-
-
-def small(settings: Settings, **changes: Any) -> Any:
-    return run(RunConfig(**settings | {"method": "small-dense", "epochs": 1} | changes))
+@pytest.fixture(scope="module")
+def wide(settings_of_all):
+    """Settings, results of the dense network and of a ticket, and the file of its mask."""
+    settings = settings_of_all | {"model_options": {"width": 8}, "epochs": 0}
+    dense, ticket = (run(RunConfig(**settings | {"method": method})) for method in ("dense", "px"))
+    return settings | {"method": "small-dense"}, dense.result, ticket.result, ticket.folder / "mask.safetensors"
 
 
 @pytest.mark.parametrize("source", ["sparsity", "mask"])
 @pytest.mark.parametrize("match", ["parameters", "multiply-adds"])
-def test_a_small_dense_network_is_the_widest_that_is_no_larger(match: str, source: str, settings: Settings) -> None:
-    settings |= {"model_options": {"width": 8}}
-    dense = run(RunConfig(**settings | {"method": "dense", "epochs": 0})).result
-    ticket = run(RunConfig(**settings | {"method": "px", "epochs": 0}))
-    options: Settings = {"match": match}
-    if source == "mask":
-        options["mask"] = str(ticket.folder / "mask.safetensors")
-        target = {name: ticket.result[name] for name in ("parameters", "multiply_adds")}
-    else:
-        biases = dense["parameters"] - dense["total"]
+def test_a_small_dense_network_is_the_widest_that_is_no_larger(match, source, wide):
+    settings, dense, ticket, mask = wide
+    options = {"match": match} | ({"mask": str(mask)} if source == "mask" else {})
+    biases = dense["parameters"] - dense["total"]
+    target = ticket
+    if source == "sparsity":
         target = {"parameters": biases + 0.25 * dense["total"], "multiply_adds": 0.25 * dense["multiply_adds"]}
-    assert dense["parameters"] > dense["total"] == ticket.result["total"]
-    result = small(settings, method_options=options).result
+    assert biases > 0 and dense["total"] == ticket["total"]
+    result = run(RunConfig(**settings | {"method_options": options})).result
     name = match.replace("-", "_")
 
-    def cost(width: int) -> dict[str, int]:
+    def cost(width):
         model = pathex.models.create("resnet20", 4, 3, width=width)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {"parameters": parameters, "multiply_adds": count(model, (3, 8, 8)).multiply_adds()}
@@ -189,56 +56,30 @@ def test_a_small_dense_network_is_the_widest_that_is_no_larger(match: str, sourc
     assert (result["sparsity"], result["dead_layers"], result["rounds"]) == (0.75, 0, 0)
 
 
-def test_a_small_dense_network_follows_what_a_ticket_leaves_dense(settings: Settings) -> None:
-    settings |= {"model_options": {"width": 8}, "sparsity": 0.9}
-    every, some = (small(settings, ignore=ignore) for ignore in ((), ("blocks.[678].*",)))
+def test_a_small_dense_network_follows_what_a_ticket_leaves_dense(wide, tmp_path):
+    settings, *_, mask = wide
+    every, some = (
+        run(RunConfig(**settings | {"sparsity": 0.9, "ignore": ignore})) for ignore in ((), ("blocks.[678].*",))
+    )
     assert some.result["width"] > every.result["width"] and some.folder != every.folder
-
-
-def test_a_mask_of_another_sparsity_is_refused(settings: Settings, tmp_path: Path) -> None:
-    mask = run(RunConfig(**settings | {"epochs": 0})).folder / "mask.safetensors"
-    out = tmp_path / "other"
+    other = {"sparsity": 0.7, "method_options": {"mask": str(mask)}, "out": str(tmp_path / "other")}
     with pytest.raises(
         InvalidInput, match=r"sparsity is 0\.7, and mask .* has 0\.75; allowed: the sparsity of the mask"
     ):
-        small(settings, sparsity=0.7, method_options={"mask": str(mask)}, out=str(out))
-    assert not out.exists()
-
-
-def test_names_leave_out_what_has_no_effect(settings: Settings) -> None:
-    def name(method: str, **changes: Any) -> str:
-        return run_name(RunConfig(**settings | {"method": method, "rounds": None} | changes))
-
-    pruning_set = {"images_per_class": 7, "pruning_seed": 3}
-    assert name("small-dense", min_per_layer=3, start_mask="zeros", **pruning_set) == name("small-dense")
-    assert name("imp", **pruning_set) == name("imp")
-    for method, changes in (
-        ("small-dense", {"sparsity": 0.5}),
-        ("small-dense", {"method_options": {"match": "multiply-adds"}}),
-        ("small-dense", {"ignore": ("conv",)}),
-        ("imp", {"method_options": {"levels": 2}}),
-        ("imp", {"min_per_layer": 3}),
-        ("imp", {"sanity": "reinit"}),
-        ("px", pruning_set),
-    ):
-        assert name(method, **changes) != name(method)
-
-
-# -- masks that move ---------------------------------------------------------------------------------------------------
+        run(RunConfig(**settings | other))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "updates"),
     [
         ({}, 5),  # 8 steps: an update at each before 0.75 * 8
-        ({"dynamic": "set", "method": "random"}, 5),
-        ({"dynamic_options": {"every": 2, "until": 1.0, "fraction": 0.5}}, 3),
-        ({"validation": 0.25}, 4),  # 6 steps
-        ({"accumulate": 2}, 5),
+        ({"dynamic": "set", "method": "random", "dynamic_options": {"every": 2, "until": 1.0, "fraction": 0.5}}, 3),
+        ({"validation": 0.25, "accumulate": 2}, 4),  # 6 steps
         ({**IMP, "method_options": {"levels": 1, "rewind": "epoch:1"}}, 5),  # 3 epochs, the first of them not trained
     ],
 )
-def test_a_mask_moves_as_often_as_it_should(changes: Settings, updates: int, settings: Settings) -> None:
+def test_a_mask_moves_as_often_as_it_should(changes, updates, settings):
     finished = run(RunConfig(**settings | MOVING | changes))
     start, end = mask_of(finished.folder), mask_of(finished.folder, "final_mask")
     assert start != end and start.counts() == end.counts()
@@ -252,16 +93,13 @@ def test_a_mask_moves_as_often_as_it_should(changes: Settings, updates: int, set
     assert (result["final_dead_layers"], result["final_disconnected"]) == (len(report.dead_layers), report.disconnected)
 
 
-def test_a_mask_that_never_moves_is_told(settings: Settings) -> None:
+def test_a_mask_that_never_moves_is_told(settings):
     with pytest.warns(PathexWarning, match="the mask never moves: every is 100, and updates end before step 6"):
         finished = run(RunConfig(**settings | {"dynamic": "set"}))
     assert (finished.result["mask_updates"], finished.result["final_overlap"]) == (0, 1.0)
 
 
-# -- ablations ---------------------------------------------------------------------------------------------------------
-
-
-def test_shuffled_masks_keep_their_counts(settings: Settings) -> None:
+def test_shuffled_masks_keep_their_counts(settings):
     plain, moved = (run(RunConfig(**settings | {"method": "px", "sanity": how})) for how in ("none", "shuffle"))
     first, second = mask_of(plain.folder), mask_of(moved.folder)
     assert first != second and first.counts() == second.counts() and second.metadata["sanity"] == "shuffle"
@@ -270,7 +108,7 @@ def test_shuffled_masks_keep_their_counts(settings: Settings) -> None:
     assert moved.result["disconnected"] == report.disconnected
 
 
-def test_other_weights_under_the_same_mask(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
+def test_other_weights_under_the_same_mask(settings, firsts):
     changes = {"method": "px", "ignore": ["conv"]}
     folders = [
         run(RunConfig(**settings | changes | {"sanity": how})).folder for how in ("none", "reinit", "flip-signs")
@@ -287,9 +125,7 @@ def test_other_weights_under_the_same_mask(settings: Settings, firsts: dict[Path
     assert 0.45 < turned.double().mean() < 0.55
 
 
-def test_reinitialised_pretrained_networks_are_random(
-    settings: Settings, firsts: dict[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_reinitialised_pretrained_networks_are_random(settings, firsts, tmp_path):
     torch.save({name: tensor + 1 for name, tensor in initial(settings).items()}, tmp_path / "weights.pt")
     trained = settings | {"weights": str(tmp_path / "weights.pt")}
     ticket, fresh = (run(RunConfig(**trained | {"sanity": how})).folder for how in ("none", "reinit"))
@@ -299,8 +135,8 @@ def test_reinitialised_pretrained_networks_are_random(
     assert equal(firsts[fresh]["model"], times(initial(settings, seed=epoch_seed(0, 1)), mask))
 
 
-def test_the_pruning_set_has_a_seed_of_its_own(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
-    def chosen(**changes: Any) -> tuple[Path, dict[str, Any]]:
+def test_the_pruning_set_has_a_seed_of_its_own(settings, firsts):
+    def chosen(**changes):
         folder = run(RunConfig(**settings | {"method": "px"} | changes)).folder
         return folder, json.loads((folder / "pruning_set.json").read_text())
 
@@ -315,10 +151,7 @@ def test_the_pruning_set_has_a_seed_of_its_own(settings: Settings, firsts: dict[
     assert len(entries(more / "history.jsonl")) == 5 and mask_of(more) != mask_of(plain)
 
 
-# -- options of the training -------------------------------------------------------------------------------------------
-
-
-def stepped(settings: Settings, firsts: dict[Path, dict[str, Any]], **changes: Any) -> tuple[Settings, Settings]:
+def stepped(settings, firsts, **changes):
     """What one step changed of the body and of the head."""
     folder = run(RunConfig(**settings | ONE_STEP | changes)).folder
     before, after = firsts[folder]["model"], state_of(folder / "last.ckpt")
@@ -327,7 +160,7 @@ def stepped(settings: Settings, firsts: dict[Path, dict[str, Any]], **changes: A
     return moves, head
 
 
-def test_the_head_moves_at_its_own_rate(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
+def test_the_head_moves_at_its_own_rate(settings, firsts):
     body, head = stepped(settings, firsts)
     slow_body, fast_head = stepped(settings, firsts, lr=0.025, head_lr=0.2)
     for name, move in head.items():
@@ -337,21 +170,8 @@ def test_the_head_moves_at_its_own_rate(settings: Settings, firsts: dict[Path, d
         torch.testing.assert_close(slow_body[name], move / 4, rtol=1e-4, atol=1e-7)
 
 
-def test_gradients_in_parts_and_frozen_statistics(settings: Settings, firsts: dict[Path, dict[str, Any]]) -> None:
-    settings |= {"freeze_batchnorm": True, "lr": 0.01}
-    (body, head), (same_body, same_head) = (stepped(settings, firsts, accumulate=parts) for parts in (1, 3))
-    for name, move in (body | head).items():
-        torch.testing.assert_close((same_body | same_head)[name], move, rtol=1e-3, atol=1e-6)
-    for folder, begun in firsts.items():
-        after = state_of(folder / "last.ckpt")
-        assert all(torch.equal(after[name], begun["model"][name]) for name in after if "running" in name)
-    free = run(RunConfig(**settings | {"freeze_batchnorm": False}))
-    before, after = firsts[free.folder]["model"], state_of(free.folder / "last.ckpt")
-    assert not any(torch.equal(after[name], before[name]) for name in after if "running" in name)
-
-
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
-def test_the_loss_is_the_one_asked_for(loss: str, settings: Settings) -> None:
+def test_the_loss_is_the_one_asked_for(loss, settings):
     finished = run(RunConfig(**settings | ONE_STEP | {"loss": loss}))
     model = build_task(RunConfig(**settings)).model
     model.load_state_dict(times(model.state_dict(), mask_of(finished.folder)))
@@ -366,58 +186,47 @@ def test_the_loss_is_the_one_asked_for(loss: str, settings: Settings) -> None:
     assert finished.result["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-# -- results, reports, the command line --------------------------------------------------------------------------------
+def test_gradients_in_parts_and_frozen_statistics(settings, firsts):
+    settings |= {"freeze_batchnorm": True, "lr": 0.01}
+    (body, head), (same_body, same_head) = (stepped(settings, firsts, accumulate=parts) for parts in (1, 3))
+    for name, move in (body | head).items():
+        torch.testing.assert_close((same_body | same_head)[name], move, rtol=1e-3, atol=1e-6)
+    for folder, begun in firsts.items():
+        after = state_of(folder / "last.ckpt")
+        assert all(torch.equal(after[name], begun["model"][name]) for name in after if "running" in name)
 
 
-def test_every_result_has_its_metric_and_its_costs_and_a_name_in_the_report(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    methods: list[Settings] = [
-        *({"method": name} for name in ("dense", "small-dense", "px")),
-        *({"method": "px", "sanity": name} for name in ("shuffle", "reinit", "flip-signs")),
-        {"method": "px", "pruning_seed": 3},
-        IMP | {"method_options": {"levels": 2}},
-        AFTER,
-        MOVING,
-        MOVING | {"dynamic": "set", "method": "random"},
-    ]
-    for changes in methods:
-        result = run(RunConfig(**settings | changes | {"epochs": 1})).result
-        assert result["metric"] == "accuracy" and 0 <= result["test_accuracy"] <= 1
-        assert 0 < result["kept"] <= result["parameters"] < result["multiply_adds"]
-        assert ("final_overlap" in result) == ("dynamic" in changes)
-        assert ("width" in result) == (changes["method"] == "small-dense")
-    records, problems = read_all([Path(settings["out"])])
-    assert (len(records), problems) == (len(methods), [])
-    assert main(["report", settings["out"], "--out", str(tmp_path / "report")]) == 0
-    assert capsys.readouterr().out.startswith(f"{len(methods)} runs")
-    summary = (tmp_path / "report" / "summary.md").read_text()
-    for name in (
-        *("dense", "small-dense", "imp", "magnitude-after-training", "px", "px (pruning_seed=3)"),
-        *("px (sanity=shuffle)", "px (sanity=reinit)", "px (sanity=flip-signs)", "rigl", "set"),
-    ):
-        assert summary.count(f"| {name} |") == 1, name
-
-
-def test_the_command_line_reaches_the_methods(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_reaches_the_methods_and_the_report_tells_them_apart(settings, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings | {"rounds": None, "epochs": 1}))
 
-    def carried_out(*words: str) -> tuple[dict[str, Any], str]:
+    def carried_out(*words):
         assert main(["run", "--config", str(tmp_path / "r.yaml"), *words]) == 0
         out, err = capsys.readouterr()
-        return json.loads((Path(out.splitlines()[-1]) / "result.json").read_text()), err
+        result = json.loads((Path(out.splitlines()[-1]) / "result.json").read_text())
+        assert result["metric"] == "accuracy" and 0 <= result["test_accuracy"] <= 1
+        assert 0 < result["kept"] <= result["parameters"] < result["multiply_adds"]
+        assert ("final_overlap" in result) == ("--dynamic" in words)
+        assert ("width" in result) == ("small-dense" in words)
+        return result, err
 
     result, err = carried_out("--method", "imp", "--method-options.levels", "3")
     assert result["rounds"] == 3
     assert err.count("imp: level 3 of 3, epoch 1 of 1: loss ") == 1 and err.count("imp: epoch 1 of 1: loss ") == 1
     result, err = carried_out("--method", "small-dense", "--method-options.match", "multiply-adds")
     assert f"dense with width {result['width']}: {result['parameters']:,} parameters, " in err
-    result, _ = carried_out("--dynamic", "set", "--dynamic-options.every", "1", "--head-lr", "0.01")
+    result, _ = carried_out("--dynamic", "set", "--dynamic-options.every", "1")
     assert result["mask_updates"] == 2
-    result, _ = carried_out("--augment", "resized-crop", "--augment-options.min_scale", "0.2", "--sanity", "reinit")
-    assert result["kept"] > 0
+    carried_out("--method", "dense")
+    assert main(["report", settings["out"], "--out", str(tmp_path / "report")]) == 0
+    assert capsys.readouterr().out.startswith("4 runs")
+    summary = (tmp_path / "report" / "summary.md").read_text()
+    for name in ("dense", "small-dense", "imp", "set"):
+        assert summary.count(f"| {name} |") == 1, name
+    other = ("--sanity", "reinit", "--head-lr", "0.01", "--out", str(tmp_path / "other"))
+    carried_out("--augment", "resized-crop", "--augment-options.min_scale", "0.2", *other)
+
+
+def test_nested_options_are_shown(capsys):
     nested = ("--method-options.levels", "3", "--task-options.crop", "65", "--augment-options.min_scale", "0.2")
     assert main(["run", *nested, "--print_config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)

@@ -1,5 +1,3 @@
-"""The recipes against the published protocol, typed in once more here, and what they inherit."""
-
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +38,7 @@ USUAL = yaml.safe_load("""
 """)
 
 
-def settings(name: str) -> RunConfig:
+def settings(name):
     return RunConfig(**yaml.safe_load(RECIPES[name].read_text()))
 
 

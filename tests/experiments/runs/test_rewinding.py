@@ -1,124 +1,80 @@
-"""Masks found by training, and where weights go back to in between."""
-
 import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import pathex
-from experiments.runs.outcomes import equal, state_of, times
+from experiments.runs.outcomes import entries, equal, mask_of, state_of, stop_at, times
 from pathex.errors import InvalidInput, UnknownName
-from pathex.experiments.runs import RunConfig, build_task
-from pathex.experiments.runs.folder import Journal
-from pathex.experiments.runs.rewind import Plan, plan, rewind, rewound_mask
-from pathex.experiments.runs.tickets import train_options
+from pathex.experiments.runs import RunConfig, build_task, run
+from pathex.experiments.runs.rewind import Plan, plan
 from pathex.masks import prunable_weights
-from pathex.tasks import Task
-from pathex.train import fabric, loop
 
-IMP = {"method": "imp", "method_options": {"levels": 3}, "sparsity": 0.8, "epochs": 3}
+IMP = {"method": "imp", "method_options": {"levels": 3}, "rounds": None, "epochs": 3}
 
 
-def found(config: RunConfig, folder: Path, on_event: Any = None) -> tuple[pathex.Mask, list[dict[str, Any]], Task]:
-    folder.mkdir(parents=True, exist_ok=True)
-    task = build_task(config, config.validation)
-    with Journal(folder, on_event) as journal:
-        mask, rows = rewound_mask(config, task, folder, fabric("cpu", "32-true"), journal)
-    return mask, rows, task
+def levels_of(folder):
+    return sorted(folder.glob("levels/[0-9]*"))
 
 
-def level_masks(folder: Path) -> list[pathex.Mask]:
-    return [pathex.Mask.load(path) for path in sorted(folder.glob("levels/*/mask.safetensors"))]
-
-
-def trained(folder: Path, level: int) -> dict[str, Tensor]:
-    return state_of(folder / "levels" / f"{level:02}" / "last.ckpt")
-
-
-def first_epochs(config: RunConfig, folder: Path, epochs: int) -> dict[str, Tensor]:
-    """The state of the dense network after some epochs, trained without any of the code of levels."""
-    task, options = build_task(config), train_options(config)
-    if epochs:
-        folder.mkdir()
-
-        def stop(kind: str, payload: dict[str, Any]) -> None:
-            if kind == "epoch" and payload["epoch"] == epochs:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            task.train(options, fabric=fabric("cpu", "32-true"), folder=folder, on_event=stop)
-    return {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-
-
-@pytest.mark.parametrize("where", ["init", "epoch:2", "learning-rate"])
-def test_each_level_begins_with_the_stored_weights_times_its_mask(
-    where: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = RunConfig(**settings | IMP | {"method_options": {"levels": 3, "rewind": where}})
-    firsts: dict[str, dict[str, Any]] = {}
-
-    def save(path: Path, state: dict[str, Any]) -> None:
-        if path.name == "last.ckpt" and str(path) not in firsts:
-            copied = {name: tensor.clone() for name, tensor in state["model"].items()}
-            memory, rows = len(state["optimizer"]["state"]), len(state["rows"])
-            firsts[str(path)] = {**state, "model": copied, "memory": memory, "rows": rows}
-        original(path, state)
-
-    original = loop.save_checkpoint
-    monkeypatch.setattr(loop, "save_checkpoint", save)
-    folder = tmp_path / "run"
-    mask, rows, task = found(config, folder)
-    start = rewind(config, task, folder)
-    task.model.load_state_dict(times(task.model.state_dict(), mask))
-    run_options = loop.TrainOptions(**{**vars(train_options(config)), "start": start})
-    task.train(run_options, fabric=fabric("cpu", "32-true"), folder=folder)
-
-    masks = level_masks(folder)
-    assert mask == masks[-1] and len(masks) == len(rows) == 3
-    epoch = 2 if where == "epoch:2" else 0
-    stored = first_epochs(config, tmp_path / "first", epoch)
-    begun = [firsts[str(folder / place / "last.ckpt")] for place in ("levels/01", "levels/02", "levels/03", ".")]
-    assert equal(begun[0]["model"], first_epochs(config, tmp_path / "none", 0))
-    for level, (beginning, kept) in enumerate(zip(begun[1:], masks, strict=True), 2):
-        origin = trained(folder, level - 1) if where == "learning-rate" else stored
-        assert equal(beginning["model"], times(origin, kept))
-        assert beginning["memory"] == 0 == beginning["rows"]
-        assert beginning["scheduler"]["last_epoch"] == epoch
-        assert not equal(beginning["model"], times(trained(folder, level - 1), kept)) or where == "learning-rate"
-
-
-def test_each_level_keeps_the_largest_of_the_trained_weights(settings: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**settings | IMP)
-    events: list[tuple[str, dict[str, Any]]] = []
-    mask, rows, task = found(config, tmp_path / "run", lambda kind, payload: events.append((kind, payload)))
-    assert mask.metadata["method"] == "imp"
-    total, names = mask.total, list(prunable_weights(task.model))
-    kept = torch.ones(total, dtype=torch.bool)
-    for level, each in enumerate(level_masks(tmp_path / "run"), 1):
-        state = trained(tmp_path / "run", level)
-        weights = torch.cat([state[name].flatten().abs() for name in names])
-        assert weights[~kept].eq(0).all() and weights[kept].ne(0).all()
-        count = round(0.2 ** (level / 3) * total)
-        order = sorted(range(total), key=lambda i: (bool(kept[i]), float(weights[i])), reverse=True)
-        kept = torch.zeros(total, dtype=torch.bool)
-        kept[order[:count]] = True
-        assert torch.equal(torch.cat([each[name].flatten() for name in names]), kept)
-        row = rows[level - 1]
-        assert (row["round"], row["kept"]) == (level, count) and row["train_loss"] > 0 and row["seconds"] > 0
+@pytest.mark.parametrize("where", ["init", "epoch:1", "learning-rate"])
+def test_iterative_magnitude_pruning_from_start_to_end(where, settings, firsts, tmp_path):
+    settings |= IMP | {"method_options": {"levels": 3, "rewind": where}}
+    events = []
+    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
+    folder, result, levels = finished.folder, finished.result, levels_of(finished.folder)
+    masks = [mask_of(level) for level in levels]
+    assert len(masks) == 3 and [(later - earlier).kept for earlier, later in pairwise(masks)] == [0, 0]
+    assert mask_of(folder) == masks[-1] and mask_of(folder).metadata["method"] == "imp"
+    assert masks[-1].kept == round(0.25 * masks[-1].total) == result["kept"]
+    rows = entries(folder / "history.jsonl")
+    assert [(row["round"], row["rounds"], row["kept"]) for row in rows] == [
+        (level, 3, round(0.25 ** (level / 3) * masks[-1].total)) for level in (1, 2, 3)
+    ]
+    assert all(row["train_loss"] > 0 for row in rows)
+    assert result["rounds"] == 3 and result["prune_seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert not (folder / "pruning_set.json").exists()
     rounds = [(e["round"], e["rounds"], e["density"]) for kind, e in events if kind == "prune_round"]
-    assert rounds == [(level, 3, each.density) for level, each in enumerate(level_masks(tmp_path / "run"), 1)]
-    assert {(e["level"], e["levels"]) for kind, e in events if kind == "epoch"} == {(1, 3), (2, 3), (3, 3)}
-    assert not task.model.training and all(p.grad is None for p in task.model.parameters())
-    assert not task.model._load_state_dict_post_hooks
+    assert rounds == [(level, 3, mask.density) for level, mask in enumerate(masks, 1)]
+    trained = [(e.get("level"), e.get("levels")) for kind, e in events if kind == "epoch"]
+    assert list(dict.fromkeys(trained)) == [(1, 3), (2, 3), (3, 3), (None, None)]
+
+    epoch = 1 if where == "epoch:1" else 0
+    initial = stored = build_task(RunConfig(**settings)).model.state_dict()
+    if epoch:
+        dense = settings | {"method": "dense", "method_options": {}, "out": str(tmp_path / "dense")}
+        with pytest.raises(KeyboardInterrupt):
+            run(RunConfig(**dense), on_event=stop_at("epoch", epoch=epoch))
+        stored = state_of(next(Path(dense["out"]).iterdir()) / "last.ckpt")
+    assert equal(firsts[levels[0]]["model"], initial)
+    for level, mask, place in zip(levels, masks, (*levels[1:], folder), strict=True):
+        ended, begun = state_of(level / "last.ckpt"), firsts[place]
+        assert equal(begun["model"], times(ended if where == "learning-rate" else stored, mask))
+        assert (begun["memory"], begun["scheduler"]["last_epoch"]) == (0, epoch)
+        assert [row["epoch"] for row in entries(place / "metrics.jsonl")] == list(range(epoch + 1, 4))
 
 
-def test_masks_and_layers_follow_the_settings(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_each_level_keeps_the_largest_of_the_trained_weights(settings):
+    folder = run(RunConfig(**settings | IMP)).folder
+    mask = mask_of(folder)
+    kept = torch.ones(mask.total, dtype=torch.bool)
+    for number, level in enumerate(levels_of(folder), 1):
+        state = state_of(level / "last.ckpt")
+        weights = torch.cat([state[name].flatten().abs() for name in mask])
+        assert weights[~kept].eq(0).all() and weights[kept].ne(0).all()
+        count = round(0.25 ** (number / 3) * mask.total)
+        order = sorted(range(mask.total), key=lambda i: (bool(kept[i]), float(weights[i])), reverse=True)
+        kept = torch.zeros(mask.total, dtype=torch.bool)
+        kept[order[:count]] = True
+        assert torch.equal(torch.cat([entry.flatten() for entry in mask_of(level).values()]), kept)
+
+
+def test_masks_and_layers_follow_the_settings(settings, tmp_path):
     weights = prunable_weights(build_task(RunConfig(**settings)).model)
     source = torch.Generator().manual_seed(0)
     start = pathex.Mask(
@@ -126,52 +82,80 @@ def test_masks_and_layers_follow_the_settings(settings: dict[str, Any], tmp_path
     )
     start.save(tmp_path / "start.safetensors")
     extra = {"start_mask": str(tmp_path / "start.safetensors"), "ignore": ("fc",), "allocation": "layer", "epochs": 1}
-    mask, _, _ = found(RunConfig(**settings | IMP | extra), tmp_path / "run")
+    folder = run(RunConfig(**settings | IMP | extra)).folder
+    mask = mask_of(folder)
     assert (mask - start).kept == 0 and "fc.weight" not in mask
-    assert mask.kept == round(0.2 * mask.total)
     shares = [count.kept / start.counts()[name].kept for name, count in mask.counts().items() if count.total > 200]
     assert max(shares) - min(shares) < 0.02
-    densities = [start.density * (0.2 / start.density) ** (level / 3) for level in (1, 2, 3)]
-    assert [each.kept for each in level_masks(tmp_path / "run")] == [round(d * mask.total) for d in densities]
+    densities = [start.density * (0.25 / start.density) ** (level / 3) for level in (1, 2, 3)]
+    assert [mask_of(level).kept for level in levels_of(folder)] == [round(d * mask.total) for d in densities]
 
 
-def test_magnitude_after_training_is_one_level(settings: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**settings | {"method": "magnitude-after-training", "method_options": {"epochs": 1}})
-    _, rows, task = found(config, tmp_path / "run")
-    assert len(rows) == len(level_masks(tmp_path / "run")) == 1 and rows[0]["round"] == 1
-    assert rewind(config, task, tmp_path / "run") == 0
-    assert equal(dict(task.model.state_dict()), trained(tmp_path / "run", 1))
-    assert not equal(dict(task.model.state_dict()), first_epochs(config, tmp_path / "none", 0))
+def test_magnitude_after_training_prunes_the_trained_network_once(settings, firsts):
+    after = {"method": "magnitude-after-training", "rounds": None, "method_options": {"epochs": 1}}
+    finished = run(RunConfig(**settings | after))
+    dense = run(RunConfig(**settings | {"method": "dense", "epochs": 1})).folder
+    (level,) = levels_of(finished.folder)
+    trained, mask = state_of(level / "last.ckpt"), mask_of(finished.folder)
+    assert equal(trained, state_of(dense / "last.ckpt"))
+    smallest = torch.cat([trained[name][mask[name]].abs() for name in mask]).min()
+    assert all(not (trained[name][~mask[name]].abs() > smallest).any() for name in mask)
+    begun = firsts[finished.folder]
+    assert equal(begun["model"], times(trained, mask)) and begun["memory"] == 0 and finished.result["rounds"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ignore": ["nothing"]},
+        {"min_per_layer": 10**6},
+        {"sparsity": 0.999999},
+        {"allocation": {"nowhere.weight": 0.5}},
+        {"start_mask": "sparse.safetensors"},
+    ],
+)
+@pytest.mark.parametrize("method", [{}, IMP])
+def test_what_pruning_refuses_shows_before_anything_trains_and_leaves_nothing(
+    method, wrong, settings, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    model = build_task(RunConfig(**settings)).model
+    pathex.prune(model, "random", sparsity=0.9, data=torch.zeros(1, 3, 8, 8), rounds=1).mask.save("sparse.safetensors")
+    monkeypatch.setattr("pathex.tasks.Task.train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InvalidInput) as caught:
+        run(RunConfig(**settings | method | wrong | {"out": "new/runs"}))
+    assert "\n" not in str(caught.value) and not Path("new").exists()
 
 
 PROCESSES = """
 import json, sys
 from pathlib import Path
 
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parents[1])]
-from test_rewinding import Journal, RunConfig, build_task, fabric, rewound_mask
+from pathex.experiments.runs import RunConfig, build_task
+from pathex.experiments.runs.folder import Journal
+from pathex.experiments.runs.rewind import rewound_mask
+from pathex.train import fabric
 
-config, folder = RunConfig(**json.loads(sys.argv[2])), Path(sys.argv[3])
+config, folder = RunConfig(**json.loads(sys.argv[1])), Path(sys.argv[2])
 machine = fabric("cpu", "32-true", devices=0)
 mask, _ = rewound_mask(config, build_task(config), folder, machine, Journal(None, None))
 mask.save(folder / f"{machine.global_rank}.safetensors")
 """
 
 
-def test_processes_agree_though_their_batch_statistics_differ(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_agree_though_their_batch_statistics_differ(settings, tmp_path):
     options = settings | IMP | {"method_options": {"levels": 2, "rewind": "learning-rate"}, "epochs": 1}
-    script = tmp_path / "processes.py"
-    script.write_text(PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    arguments = [str(Path(__file__).parent), json.dumps(options), str(tmp_path)]
-    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=240)
+    (tmp_path / "processes.py").write_text(PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launcher, str(tmp_path / "processes.py"), json.dumps(options), str(tmp_path)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (pathex.Mask.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    assert first == second == level_masks(tmp_path)[-1] and first.kept == round(0.2 * first.total)
+    assert first == second == mask_of(levels_of(tmp_path)[-1]) and first.kept == round(0.25 * first.total)
 
 
-def test_options_are_read() -> None:
-    def read(method: str = "imp", epochs: int = 4, **options: Any) -> Plan:
+def test_options_are_read():
+    def read(method="imp", epochs=4, **options):
         return plan(RunConfig(method=method, epochs=epochs, method_options=options))
 
     assert read() == Plan(5, 0, 4)

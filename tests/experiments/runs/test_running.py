@@ -1,15 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
 
 import pathex
-from experiments.runs.outcomes import entries
+from experiments.runs.outcomes import entries, mask_of, state_of, stop_at
 from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, locked, run
+from small_images import write_images
 
 
 def by_size(model, batches, mask):
@@ -23,33 +23,6 @@ def test_a_run_with_a_scorer_of_ones_own(settings):
     assert pathex.Mask.load(own.folder / "mask.safetensors") == pathex.Mask.load(named.folder / "mask.safetensors")
     with pytest.raises(InvalidInput, match="has no callable 'absent'"):
         run(RunConfig(**{**settings, "method": f"{__name__}:absent"}))
-
-
-def test_a_run_leaves_every_file_and_holds_its_mask(settings):
-    events = []
-    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
-    folder, result = finished.folder, finished.result
-    assert {path.name for path in folder.iterdir()} - {".lock"} == {
-        *("config.yaml", "environment.json", "pruning_set.json", "mask.safetensors", "history.jsonl"),
-        *("pruning.json", "metrics.jsonl", "last.ckpt", "result.json", "log.txt"),
-    }
-    assert json.loads((folder / "result.json").read_text()) == result
-    assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
-        **{**settings, "milestones": [0.5, 0.75], "ignore": [], "prunable": []}
-    )
-    assert result["status"] == "done"
-    assert result["kept"] == round(0.25 * result["total"])
-    assert 0 <= result["test_accuracy"] <= 1
-    assert len(json.loads((folder / "pruning_set.json").read_text())["indices"]) == 8
-    assert len(entries(folder / "history.jsonl")) == result["rounds"] == 2
-    assert len(entries(folder / "metrics.jsonl")) == 2
-    mask = pathex.Mask.load(folder / "mask.safetensors")
-    assert (mask.metadata["method"], mask.metadata["data"]) == ("magnitude", settings["data"])
-    weights = torch.load(folder / "last.ckpt", weights_only=True)["model"]
-    assert all(not weights[name][~mask[name]].any() for name in mask)
-    kinds = [kind for kind, _ in events if kind != "step"]
-    assert kinds == ["prune_round", "prune_round", "prune_done", "epoch", "epoch", "done"]
-    assert events[0][1] == {"round": 1, "rounds": 2, "density": pytest.approx(0.5, abs=1e-3)}
 
 
 def test_the_settings_reach_pruning_and_training(settings):
@@ -66,49 +39,10 @@ def test_the_settings_reach_pruning_and_training(settings):
 
 
 def test_densities_by_weight_are_kept_exactly(settings):
-    with pytest.raises(InvalidInput, match="nowhere"):
-        run(RunConfig(**{**settings, "allocation": {"nowhere.weight": 0.5}}))
     finished = run(RunConfig(**{**settings, "allocation": "uniform", "epochs": 0}))
     counts = pathex.Mask.load(finished.folder / "mask.safetensors").counts().values()
     assert all(count.kept == pytest.approx(count.total / 4, abs=1) for count in counts)
     assert (finished.result["train_seconds"], finished.result["allocation"]) == (0, "uniform")
-
-
-def test_a_run_that_is_done_computes_nothing_again(settings, monkeypatch):
-    first = run(RunConfig(**settings))
-    monkeypatch.setattr("pathex.experiments.runs.runner.build_task", lambda *_, **__: pytest.fail("built again"))
-    events = []
-    again = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
-    assert again == first
-    assert [kind for kind, _ in events] == ["resumed", "done"]
-
-
-def test_dense_trains_every_weight(settings):
-    finished = run(RunConfig(**{**settings, "method": "dense", "epochs": 1}))
-    assert finished.result["kept"] == finished.result["total"] > 0
-    assert (finished.result["sparsity"], finished.result["dead_layers"]) == (0.0, 0)
-    assert not (finished.folder / "mask.safetensors").exists()
-    assert not (finished.folder / "pruning_set.json").exists()
-
-
-def test_an_interrupted_run_keeps_its_mask_and_its_epochs(settings):
-    def interrupt(kind, payload):
-        if kind == "epoch":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(RunConfig(**settings), on_event=interrupt)
-    (folder,) = Path(settings["out"]).iterdir()
-    mask = (folder / "mask.safetensors").read_bytes()
-    assert not (folder / "result.json").exists()
-    assert "stopped by KeyboardInterrupt" in (folder / "log.txt").read_text()
-    events = []
-    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
-    assert [payload["stage"] for kind, payload in events if kind == "resumed"] == ["pruned", "training"]
-    assert [payload["epoch"] for kind, payload in events if kind == "epoch"] == [2]
-    assert (folder / "mask.safetensors").read_bytes() == mask
-    recorded = sum(row["seconds"] for row in entries(folder / "metrics.jsonl"))
-    assert finished.result["train_seconds"] == pytest.approx(recorded)
 
 
 def test_a_folder_in_use_is_refused(settings):
@@ -119,28 +53,6 @@ def test_a_folder_in_use_is_refused(settings):
         run(config)
 
 
-def test_a_folder_of_other_settings_is_refused(settings):
-    config = RunConfig(**settings)
-    path = run(config).folder / "config.yaml"
-    path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
-    with pytest.raises(InvalidInput, match=r"other settings \(lr 0\.2 there, 0\.1 here\)"):
-        run(config)
-
-
-def test_data_that_changed_under_a_begun_run_are_refused(settings):
-    def interrupt(kind, payload):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(RunConfig(**settings), on_event=interrupt)
-    file = settings["data"].removeprefix("npz:")
-    with np.load(file) as archive:
-        arrays = dict(archive)
-    np.savez(file, **{**arrays, "train_images": 255 - arrays["train_images"]})
-    with pytest.raises(InvalidInput, match=r"data 'npz:.*' changed since"):
-        run(RunConfig(**settings))
-
-
 def test_data_that_cannot_be_used_leave_no_folder(settings):
     with pytest.raises(InvalidInput):
         run(RunConfig(**{**settings, "data": "npz:nowhere.npz"}))
@@ -149,8 +61,78 @@ def test_data_that_cannot_be_used_leave_no_folder(settings):
     assert not Path(settings["out"]).exists()
 
 
-@pytest.mark.parametrize("wrong", [{"ignore": ["nothing"]}, {"min_per_layer": 10**6}, {"sparsity": 0.999999}])
-def test_bad_input_that_shows_while_pruning_leaves_nothing(settings, tmp_path, wrong):
-    with pytest.raises(InvalidInput):
-        run(RunConfig(**{**settings, "out": str(tmp_path / "new" / "runs"), **wrong}))
-    assert not (tmp_path / "new").exists()
+@pytest.fixture(scope="module")
+def done(settings_of_all):
+    """Settings of a run, what it ended with, and its events but for the steps."""
+    events = []
+    finished = run(RunConfig(**settings_of_all), on_event=lambda *event: events.append(event))
+    return settings_of_all, finished, [event for event in events if event[0] != "step"]
+
+
+def test_a_run_leaves_every_file_and_holds_its_mask(done):
+    settings, finished, events = done
+    folder, result = finished.folder, finished.result
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {
+        *("config.yaml", "environment.json", "pruning_set.json", "mask.safetensors", "history.jsonl"),
+        *("pruning.json", "metrics.jsonl", "last.ckpt", "result.json", "log.txt"),
+    }
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
+        **{**settings, "milestones": [0.5, 0.75], "ignore": [], "prunable": []}
+    )
+    assert result["status"] == "done" and 0 <= result["test_accuracy"] <= 1
+    assert result["kept"] == round(0.25 * result["total"])
+    assert len(json.loads((folder / "pruning_set.json").read_text())["indices"]) == 8
+    assert len(entries(folder / "history.jsonl")) == result["rounds"] == 2
+    assert len(entries(folder / "metrics.jsonl")) == 2
+    mask = mask_of(folder)
+    assert (mask.metadata["method"], mask.metadata["data"]) == ("magnitude", settings["data"])
+    weights = state_of(folder / "last.ckpt")
+    assert all(not weights[name][~mask[name]].any() for name in mask)
+    assert [kind for kind, _ in events] == ["prune_round", "prune_round", "prune_done", "epoch", "epoch", "done"]
+    assert events[0][1] == {"round": 1, "rounds": 2, "density": pytest.approx(0.5, abs=1e-3)}
+
+
+def test_a_run_that_is_done_computes_nothing_again(done, monkeypatch):
+    settings, finished, _ = done
+    monkeypatch.setattr("pathex.experiments.runs.runner.build_task", lambda *_, **__: pytest.fail("built again"))
+    events = []
+    assert run(RunConfig(**settings), on_event=lambda *event: events.append(event)) == finished
+    assert [kind for kind, _ in events] == ["resumed", "done"]
+
+
+def test_a_folder_of_other_settings_is_refused(done, tmp_path):
+    settings, finished, _ = done
+    path = shutil.copytree(finished.folder, tmp_path / finished.folder.name) / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
+    with pytest.raises(InvalidInput, match=r"other settings \(lr 0\.2 there, 0\.1 here\)"):
+        run(RunConfig(**settings | {"out": str(tmp_path)}))
+
+
+def test_dense_trains_every_weight(settings):
+    finished = run(RunConfig(**{**settings, "method": "dense", "epochs": 1}))
+    assert finished.result["kept"] == finished.result["total"] > 0
+    assert (finished.result["sparsity"], finished.result["dead_layers"]) == (0.0, 0)
+    assert not (finished.folder / "mask.safetensors").exists()
+    assert not (finished.folder / "pruning_set.json").exists()
+
+
+def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_changed(settings, tmp_path):
+    settings["data"] = f"npz:{shutil.copy(settings['data'].removeprefix('npz:'), tmp_path / 'mine.npz')}"
+    with pytest.raises(KeyboardInterrupt):
+        run(RunConfig(**settings), on_event=stop_at("epoch"))
+    (folder,) = Path(settings["out"]).iterdir()
+    mask, images = (folder / "mask.safetensors").read_bytes(), (tmp_path / "mine.npz").read_bytes()
+    assert not (folder / "result.json").exists()
+    assert "stopped by KeyboardInterrupt" in (folder / "log.txt").read_text()
+    write_images(tmp_path / "mine.npz", seed=1)
+    with pytest.raises(InvalidInput, match=r"data 'npz:.*' changed since"):
+        run(RunConfig(**settings))
+    (tmp_path / "mine.npz").write_bytes(images)
+    events = []
+    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
+    assert [payload["stage"] for kind, payload in events if kind == "resumed"] == ["pruned", "training"]
+    assert [payload["epoch"] for kind, payload in events if kind == "epoch"] == [2]
+    assert (folder / "mask.safetensors").read_bytes() == mask
+    recorded = sum(row["seconds"] for row in entries(folder / "metrics.jsonl"))
+    assert finished.result["train_seconds"] == pytest.approx(recorded)

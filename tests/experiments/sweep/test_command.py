@@ -1,12 +1,8 @@
-"""``pathex sweep``: its file, its words, its exit codes, what it prints."""
-
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,19 +13,17 @@ from experiments.sweep.conftest import InProcess
 from pathex.cli import main
 from pathex.cli.sweep import SweepDisplay
 from pathex.experiments.runs import RunConfig
-from pathex.experiments.sweep import Plan, SweepConfig, executors
-from pathex.experiments.sweep.work import ENDED, Job, ended
-
-Command = Callable[..., tuple[int, str, str]]
+from pathex.experiments.sweep import Plan, executors
+from pathex.experiments.sweep.work import ENDED, ended
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(capsys, tmp_path, monkeypatch):
     """Runs ``pathex sweep`` in an empty folder: exit code, standard output, standard error."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(*words: str) -> tuple[int, str, str]:
+    def run(*words):
         code = main(["sweep", *words])
         return code, *capsys.readouterr()
 
@@ -37,11 +31,11 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SweepConfig, list[RunConfig]]]:
+def executor(monkeypatch):
     """What executors were asked for; runs are carried out in this process."""
-    asked: list[tuple[SweepConfig, list[RunConfig]]] = []
+    asked = []
 
-    def create(config: SweepConfig, runs: Any) -> InProcess:
+    def create(config, runs):
         asked.append((config, list(runs)))
         return InProcess()
 
@@ -50,7 +44,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SweepConfig, list[Ru
 
 
 @pytest.fixture
-def file(tiny: dict[str, Any], tmp_path: Path) -> Path:
+def file(tiny, tmp_path):
     """A sweep file of two runs, beside its base."""
     base = {name: value for name, value in tiny.items() if name != "method"}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
@@ -60,7 +54,7 @@ def file(tiny: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
-def test_a_sweep_file_gives_runs_a_table_and_a_report(command: Command, executor: list[Any], file: Path) -> None:
+def test_a_sweep_file_gives_runs_a_table_and_a_report(command, executor, file):
     code, out, err = command("--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
     assert (code, out) == (0, "runs/results.csv\n")
     ((config, runs),) = executor
@@ -73,7 +67,7 @@ def test_a_sweep_file_gives_runs_a_table_and_a_report(command: Command, executor
     assert main(["report", "runs", "--out", "report"]) == 0 and Path("report/index.html").exists()
 
 
-def test_a_run_of_a_sweep_is_the_run_of_pathex_run(command: Command, executor: list[Any], file: Path) -> None:
+def test_a_run_of_a_sweep_is_the_run_of_pathex_run(command, executor, file):
     words = ["--lr", "1e-2", "--milestones", "[0.3]", "--model-options.width", "4", "--sparsity", "0"]
     assert main(["run", "--config", str(file.parents[1] / "base.yaml"), *words, "--out", "single"]) == 0
     given = [f"--settings.{word[2:]}" if word.startswith("--") else word for word in words]
@@ -81,7 +75,7 @@ def test_a_run_of_a_sweep_is_the_run_of_pathex_run(command: Command, executor: l
     assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == {p.name for p in Path("single").iterdir()}
 
 
-def test_failed_runs_are_listed_and_the_exit_code_is_one(command: Command, executor: list[Any], file: Path) -> None:
+def test_failed_runs_are_listed_and_the_exit_code_is_one(command, executor, file):
     code, out, err = command("--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
     assert (code, out) == (1, "runs/results.csv\n")
     *_, summary, failure = err.splitlines()
@@ -102,13 +96,13 @@ def test_failed_runs_are_listed_and_the_exit_code_is_one(command: Command, execu
         ([], "no runs"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(command: Command, words: list[str], expected: str) -> None:
+def test_bad_input_is_one_line_and_writes_nothing(command, words, expected):
     code, out, err = command(*words)
     assert (code, out) == (2, "") and expected in err and err.count("\n") == 1
     assert not list(Path.cwd().iterdir())
 
 
-def test_printed_options_are_a_sweep_file(command: Command, executor: list[Any], file: Path) -> None:
+def test_printed_options_are_a_sweep_file(command, executor, file):
     code, out, _ = command("--config", str(file), "--settings.epochs", "0", "--print_config")
     assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
     (file.parent / "printed.yaml").write_text(out)
@@ -116,7 +110,7 @@ def test_printed_options_are_a_sweep_file(command: Command, executor: list[Any],
     assert [run.epochs for run in executor[0][1]] == [0, 0]
 
 
-def test_the_options_are_known_before_torch_is(file: Path) -> None:
+def test_the_options_are_known_before_torch_is(file):
     program = (
         "import sys; from pathex.cli import COMMANDS; from pathex.cli.parser import parse; "
         "config = parse(['sweep', *sys.argv[1:]], COMMANDS)[1]; "
@@ -126,15 +120,13 @@ def test_the_options_are_known_before_torch_is(file: Path) -> None:
     assert subprocess.run(words, check=False, env=os.environ | {"PYTHONWARNINGS": "error"}).returncode == 0
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(
-    command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[InProcess] = []
+def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
+    made = []
 
-    def stop(job: Job) -> None:
+    def stop(job):
         raise KeyboardInterrupt
 
-    def create(config: SweepConfig, runs: Any) -> InProcess:
+    def create(config, runs):
         made.append(InProcess(stop))
         return made[0]
 
@@ -143,7 +135,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made[0].closed
 
 
-def test_the_live_table_shows_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_table_shows_what_runs(monkeypatch):
     names = [f"run-{number}" for number in range(40)]
     display = SweepDisplay(Plan(dict.fromkeys(names, RunConfig()), 3))
     for name in names[:35]:

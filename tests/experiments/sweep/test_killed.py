@@ -1,13 +1,9 @@
-"""A sweep whose processes are all killed, twice, ends complete when it is started again; two may share a folder."""
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -32,18 +28,18 @@ SMALL = {
 }
 
 
-def start(file: Path, out: Path, log: Path) -> "subprocess.Popen[bytes]":
+def start(file, out, log):
     words = ["sweep", "--config", str(file), "--out", str(out), "--concurrent", "2"]
     with log.open("wb") as told:
         command = [sys.executable, "-m", "pathex", *words]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, start_new_session=True)
 
 
-def finished(out: Path) -> int:
+def finished(out):
     return len(list(out.glob("*/result.json")))
 
 
-def kill_in_the_middle(file: Path, out: Path, log: Path, runs: int) -> None:
+def kill_in_the_middle(file, out, log, runs):
     """Kill all processes of a sweep as soon as so many runs are done and another has trained an epoch."""
     child = start(file, out, log)
     while finished(out) < runs or not unfinished_epochs(out):
@@ -54,19 +50,19 @@ def kill_in_the_middle(file: Path, out: Path, log: Path, runs: int) -> None:
     assert child.returncode == -signal.SIGKILL
 
 
-def unfinished_epochs(out: Path) -> int:
+def unfinished_epochs(out):
     trained = [path for path in out.glob("*/metrics.jsonl") if not (path.parent / "result.json").exists()]
     return sum(len(path.read_text().splitlines()) for path in trained)
 
 
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+def outcome(folder):
     rows = [json.loads((folder / "result.json").read_text())]
     rows += map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     weights = torch.load(folder / "last.ckpt", weights_only=True)["model"]
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows], weights
 
 
-def test_24_runs_killed_twice_end_complete(tmp_path: Path) -> None:
+def test_24_runs_killed_twice_end_complete(tmp_path):
     methods, sparsities = ["random", "magnitude", "snip", "px"], [0.5, 0.9]
     content = {
         "settings": {**SMALL, "epochs": 2},
@@ -106,7 +102,7 @@ def test_24_runs_killed_twice_end_complete(tmp_path: Path) -> None:
     assert broken
 
 
-def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
+def test_two_sweeps_share_a_folder(tmp_path):
     file, out = tmp_path / "sweep.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump({"settings": {**SMALL, "epochs": 1}, "grid": {"seed": list(range(6))}}))
     children = [start(file, out, tmp_path / f"{number}.txt") for number in range(2)]

@@ -1,18 +1,15 @@
-"""Worker processes: the numbers of a run do not depend on them, and none of them can end the sweep."""
-
 import dataclasses
 import json
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pathex.experiments.runs import run
-from pathex.experiments.sweep import Plan, SweepConfig, create, plan, sweep
+from pathex.experiments.sweep import SweepConfig, create, plan, sweep
 from pathex.experiments.sweep.executors import share
 from pathex.experiments.sweep.local import LocalExecutor, _visible
 from pathex.experiments.sweep.work import ENDED, Job
@@ -33,13 +30,13 @@ def dies(num_classes, in_channels, flag=None, **options):
 '''
 
 
-def numbers(folder: Path) -> list[dict[str, Any]]:
+def numbers(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in [result, *rows]]
 
 
-def assert_as_alone(planned: Plan, names: list[str], folder: Path) -> None:
+def assert_as_alone(planned, names, folder):
     """Runs of a sweep have the numbers and the mask of the same runs in this process, and not all the same ones."""
     for name in names:
         run(dataclasses.replace(planned.runs[name], out=str(folder / "alone")))
@@ -50,8 +47,8 @@ def assert_as_alone(planned: Plan, names: list[str], folder: Path) -> None:
     assert first != second
 
 
-def test_workers_give_the_numbers_of_a_run_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
-    planned = plan(SweepConfig(settings=tiny, grid={"seed": [0, 1, 2]}, out=str(tmp_path / "out")))
+def test_workers_give_the_numbers_of_a_run_alone(small, tmp_path):
+    planned = plan(SweepConfig(settings=small, grid={"seed": [0, 1, 2]}, out=str(tmp_path / "out")))
     executor = LocalExecutor(share(2, None, 0, 8))
     assert executor.threads == torch.get_num_threads() == 1
     assert sweep(planned.runs, tmp_path / "out", lambda: executor).done == 3
@@ -60,14 +57,12 @@ def test_workers_give_the_numbers_of_a_run_alone(tiny: dict[str, Any], tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_worker_that_dies_is_one_failed_run(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_dies_is_one_failed_run(small, tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     options = {"flag": str(tmp_path / "flag"), "width": 2}
     config = SweepConfig(
-        settings=tiny,
+        settings=small,
         grid={"seed": [0, 1]},
         list=({"model": "dying:dies"}, {"model": "dying:dies", "model_options": options}, {"lr": 1e30}),
         concurrent=2,
@@ -92,11 +87,11 @@ def test_a_worker_that_dies_is_one_failed_run(
     assert_as_alone(planned, [first, second, reviving], tmp_path)
 
 
-def test_what_is_closed_stops_at_once_and_goes_on_later(tiny: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**tiny, "epochs": 1000}
+def test_what_is_closed_stops_at_once_and_goes_on_later(small, tmp_path):
+    settings = {**small, "epochs": 1000}
     ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
     executor = LocalExecutor(share(1, 1, 0, 1))
-    seen: list[str] = []
+    seen = []
     with executor:
         executor.submit(Job(name, config, 1))
         while "epoch" not in seen:
@@ -110,8 +105,8 @@ def test_what_is_closed_stops_at_once_and_goes_on_later(tiny: dict[str, Any], tm
     assert torch.load(tmp_path / name / "last.ckpt", weights_only=True)["epoch"] in {len(rows), len(rows) + 1}
 
 
-def test_a_worker_whose_sweep_is_gone_ends(tiny: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**tiny, "epochs": 1000}
+def test_a_worker_whose_sweep_is_gone_ends(small, tmp_path):
+    settings = {**small, "epochs": 1000}
     ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
     with LocalExecutor(share(1, 1, 0, 1)) as executor:
         executor.submit(Job(name, config, 1))
@@ -127,9 +122,7 @@ def test_a_worker_whose_sweep_is_gone_ends(tiny: dict[str, Any], tmp_path: Path)
     ("variable", "expected"),
     [(None, ["0", "1"]), ("", ["0", "1"]), ("3, 5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])],
 )
-def test_each_worker_sees_one_of_the_devices(
-    variable: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_worker_sees_one_of_the_devices(variable, expected, monkeypatch):
     monkeypatch.delitem(os.environ, "CUDA_VISIBLE_DEVICES", raising=False)
     if variable is not None:
         monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", variable)

@@ -1,8 +1,4 @@
-"""What a sweep file means: which runs, under which names, and what is refused."""
-
 import itertools
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,28 +9,28 @@ from pathex.experiments.sweep import SweepConfig, plan
 from pathex.experiments.sweep.executors import share
 
 
-def runs(**options: Any) -> list[RunConfig]:
+def runs(**options):
     return list(plan(SweepConfig(**options)).runs.values())
 
 
-def test_a_grid_is_every_combination_in_order() -> None:
+def test_a_grid_is_every_combination_in_order():
     grid = {"method": ["random", "magnitude"], "sparsity": [0.5, 0.9, 0.99], "seed": [3, 1]}
     made = runs(grid=grid, settings={"epochs": 7})
     assert [(run.method, run.sparsity, run.seed) for run in made] == list(itertools.product(*grid.values()))
     assert {run.epochs for run in made} == {7}
 
 
-def test_an_entry_of_a_list_is_one_run_as_it_is() -> None:
+def test_an_entry_of_a_list_is_one_run_as_it_is():
     made = runs(list=({"milestones": [0.2, 0.4]}, {"method": "random", "milestones": []}))
     assert [(run.method, run.milestones) for run in made] == [("px", (0.2, 0.4)), ("random", ())]
 
 
-def test_several_grids_and_a_list_follow_each_other() -> None:
+def test_several_grids_and_a_list_follow_each_other():
     made = runs(grid=({"seed": [0, 1], "method": ["dense"]}, {"seed": [2]}), list=({"seed": 3},))
     assert [(run.method, run.seed) for run in made] == [("dense", 0), ("dense", 1), ("px", 2), ("px", 3)]
 
 
-def test_what_comes_later_wins(tmp_path: Path) -> None:
+def test_what_comes_later_wins(tmp_path):
     base = tmp_path / "base.yaml"
     base.write_text("epochs: 1\nbatch_size: 2\nmodel_options: {width: 4}\nout: elsewhere\nlr: 1e-4\n")
     (made,) = runs(
@@ -47,13 +43,13 @@ def test_what_comes_later_wins(tmp_path: Path) -> None:
     assert made.model_options == {"width": 4, "depth": 32}
 
 
-def test_a_dotted_name_sets_one_option_and_a_plain_name_all() -> None:
+def test_a_dotted_name_sets_one_option_and_a_plain_name_all():
     common = {"method_options": {"redraw": True}}
     made = runs(settings=common, list=({"method_options.calibration": "running"}, {"method_options": {}}))
     assert [run.method_options for run in made] == [{"redraw": True, "calibration": "running"}, {}]
 
 
-def test_one_dense_run_stands_for_all_sparsities() -> None:
+def test_one_dense_run_stands_for_all_sparsities():
     planned = plan(SweepConfig(grid={"method": ["dense", "px"], "sparsity": [0.5, 0.9], "seed": [0, 1]}))
     assert [run.method for run in planned.runs.values()].count("dense") == 2
     assert (len(planned.runs), planned.duplicates) == (6, 2)
@@ -91,20 +87,20 @@ def test_one_dense_run_stands_for_all_sparsities() -> None:
         ({"grid": {"seed": [1]}, "address": "auto"}, "address is 'auto'", "executor 'ray'"),
     ],
 )
-def test_what_cannot_be_used_is_named_in_one_line(options: dict[str, Any], culprit: str, allowed: str) -> None:
+def test_what_cannot_be_used_is_named_in_one_line(options, culprit, allowed):
     with pytest.raises(InvalidInput) as caught:
         runs(**options)
     message = str(caught.value)
     assert culprit in message and allowed in message and "\n" not in message
 
 
-def test_a_base_is_a_file_of_settings_and_has_no_base_itself(tmp_path: Path) -> None:
+def test_a_base_is_a_file_of_settings_and_has_no_base_itself(tmp_path):
     (tmp_path / "base.yaml").write_text("base: other.yaml\n")
     with pytest.raises(InvalidInput, match=r"base\.yaml: .*'base'"):
         runs(base=str(tmp_path / "base.yaml"), grid={"seed": [1]})
 
 
-def test_a_base_may_be_the_settings_that_a_run_left(tmp_path: Path) -> None:
+def test_a_base_may_be_the_settings_that_a_run_left(tmp_path):
     left = RunConfig(method="random", epochs=3, milestones=(0.25,), out="elsewhere")
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({**vars(left), "milestones": [0.25], "ignore": [], "prunable": []})
@@ -126,6 +122,6 @@ def test_a_base_may_be_the_settings_that_a_run_left(tmp_path: Path) -> None:
         ((8, None, 1, 4), (8, 1, 1)),
     ],
 )
-def test_how_runs_share_a_machine(given: tuple[Any, ...], expected: tuple[int, int, int]) -> None:
+def test_how_runs_share_a_machine(given, expected):
     made = share(*given)
     assert (made.workers, made.threads, made.gpus) == expected

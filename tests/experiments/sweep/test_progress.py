@@ -1,7 +1,3 @@
-"""Counts, stages and the estimate of the time left."""
-
-from typing import Any
-
 import pytest
 
 from pathex.experiments.sweep import Progress
@@ -11,11 +7,11 @@ from pathex.experiments.sweep.work import ENDED, ended
 class Clock:
     now = 100.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 
-def test_a_run_goes_through_its_stages() -> None:
+def test_a_run_goes_through_its_stages():
     progress = Progress(["a", "b"], Clock())
     assert progress.counts == {"done": 0, "running": 0, "failed": 0, "waiting": 2}
     progress("a", "start", {})
@@ -33,10 +29,10 @@ def test_a_run_goes_through_its_stages() -> None:
     assert progress.counts == {"done": 1, "running": 0, "failed": 1, "waiting": 0} and not progress.running
 
 
-def test_trainings_of_one_run_follow_each_other() -> None:
+def test_trainings_of_one_run_follow_each_other():
     progress = Progress(["imp", "transfer"], Clock())
 
-    def told(name: str, kind: str, **payload: Any) -> tuple[str, float]:
+    def told(name, kind, **payload):
         progress(name, kind, payload)
         return progress.running[name].text, progress.running[name].done
 
@@ -54,7 +50,7 @@ def test_trainings_of_one_run_follow_each_other() -> None:
     assert progress.running["transfer"].begun == 0.5
 
 
-def test_levels_that_were_over_before_are_no_work() -> None:
+def test_levels_that_were_over_before_are_no_work():
     progress = Progress(["a"], Clock())
     progress("a", "start", {})
     for level in (1, 2):
@@ -66,7 +62,7 @@ def test_levels_that_were_over_before_are_no_work() -> None:
 
 
 @pytest.mark.parametrize("kind", ["busy", "again"])
-def test_a_run_that_has_to_wait_is_counted_as_waiting(kind: str) -> None:
+def test_a_run_that_has_to_wait_is_counted_as_waiting(kind):
     progress = Progress(["a"], Clock())
     progress("a", "start", {})
     progress("a", kind, {"error": "lost"})
@@ -75,7 +71,7 @@ def test_a_run_that_has_to_wait_is_counted_as_waiting(kind: str) -> None:
     assert progress.counts == {"done": 0, "running": 1, "failed": 0, "waiting": 0}
 
 
-def test_the_time_left_follows_from_the_work_done() -> None:
+def test_the_time_left_follows_from_the_work_done():
     clock = Clock()
     progress = Progress("abcd", clock)
     progress("a", ENDED, {**ended("done"), "before": True})  # before: not worked for

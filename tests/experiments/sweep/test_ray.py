@@ -1,9 +1,6 @@
-"""Tasks of Ray give the numbers of worker processes, failures included."""
-
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray")
 
 
-def numbers(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def numbers(folder):
     found = {}
     for path in sorted(folder.glob("*/result.json")):
         rows = [json.loads(path.read_text()), *map(json.loads, (path.parent / "metrics.jsonl").open())]
@@ -22,13 +19,13 @@ def numbers(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def swept(tiny: dict[str, Any], **options: Any) -> tuple[Any, list[tuple[str, str]]]:
+def swept(small, **options):
     listed = ({"lr": 1e30}, {"data": "npz:nowhere.npz"})
     config = SweepConfig(
-        settings=tiny, grid={"method": ["random", "magnitude"], "seed": [0, 1]}, list=listed, **options
+        settings=small, grid={"method": ["random", "magnitude"], "seed": [0, 1]}, list=listed, **options
     )
     planned = plan(config)
-    kinds: list[tuple[str, str]] = []
+    kinds = []
     result = sweep(
         planned.runs,
         Path(config.out),
@@ -38,13 +35,11 @@ def swept(tiny: dict[str, Any], **options: Any) -> tuple[Any, list[tuple[str, st
     return result, kinds
 
 
-def test_ray_and_local_are_equal(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ray_and_local_are_equal(small, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # the folders are relative, and Ray's processes start elsewhere
-    ours, _ = swept(tiny, out="local", concurrent=2)
+    ours, _ = swept(small, out="local", concurrent=2)
     capfd.readouterr()
-    theirs, kinds = swept(tiny, out="ray", concurrent=2, executor="ray")
+    theirs, kinds = swept(small, out="ray", concurrent=2, executor="ray")
     said = capfd.readouterr()
     assert (said.out + said.err).strip() == ""
     assert (ours.done, len(ours.failed)) == (theirs.done, len(theirs.failed)) == (4, 2)
@@ -53,7 +48,7 @@ def test_ray_and_local_are_equal(
     for mask in (tmp_path / "ray").glob("*/mask.safetensors"):
         assert mask.read_bytes() == (tmp_path / "local" / mask.parent.name / mask.name).read_bytes()
     assert {"start", "prune_round", "epoch", "ended"} <= {kind for _, kind in kinds}
-    again, _ = swept(tiny, out="ray", concurrent=2, executor="ray")
+    again, _ = swept(small, out="ray", concurrent=2, executor="ray")
     assert (again.before, len(again.failed)) == (4, 2)
 
 
@@ -71,11 +66,11 @@ def dies(num_classes, in_channels, flag=None, **options):
 """
 
 
-def test_a_lost_task_is_started_again(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_task_is_started_again(small, tmp_path, monkeypatch):
     (tmp_path / "dying_task.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    settings = {**tiny, "model": "dying_task:dies"}
+    settings = {**small, "model": "dying_task:dies"}
     listed = ({}, {"model_options.flag": str(tmp_path / "flag")})
     config = SweepConfig(settings=settings, list=listed, executor="ray", concurrent=2, out=str(tmp_path / "out"))
     planned = plan(config)
@@ -92,7 +87,7 @@ def test_a_lost_task_is_started_again(tiny: dict[str, Any], tmp_path: Path, monk
     assert result.done == 1 and list(result.failed) == [dying] and "lost" in result.failed[dying]
 
 
-def test_a_cluster_that_does_not_answer_is_bad_input(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = SweepConfig(settings=tiny, grid={"seed": [0]}, executor="ray", address="auto", out=str(tmp_path))
+def test_a_cluster_that_does_not_answer_is_bad_input(small, tmp_path):
+    config = SweepConfig(settings=small, grid={"seed": [0]}, executor="ray", address="auto", out=str(tmp_path))
     with pytest.raises(InvalidInput, match="address 'auto'"):
         create(config, plan(config).runs.values())

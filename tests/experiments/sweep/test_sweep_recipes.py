@@ -1,5 +1,3 @@
-"""The sweep files of the repository: valid, built on a recipe, and the published grids."""
-
 from collections import Counter
 from pathlib import Path
 
@@ -8,20 +6,19 @@ import yaml
 
 from pathex.cli import COMMANDS
 from pathex.cli.parser import parse
-from pathex.experiments.runs import RunConfig
-from pathex.experiments.sweep import Plan, plan
+from pathex.experiments.sweep import plan
 
 SWEEPS = sorted((Path(__file__).parents[3] / "recipes" / "sweeps").glob("*.yaml"))
 PUBLISHED = [round(1 - 0.8 ** (2 * step), 4) for step in range(1, 10)]
 PARTS = {"pretrained": 3, "voc2012": 3, "transfer": 3}
 
 
-def planned(path: Path) -> Plan:
+def planned(path):
     return plan(parse(["sweep", "--config", str(path)], COMMANDS)[1])
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_file_is_built_on_the_recipe_of_its_name(path: Path) -> None:
+def test_a_sweep_file_is_built_on_the_recipe_of_its_name(path):
     content = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("#")
     assert content["base"] == f"../{path.name}" and content["out"] == f"runs/{path.stem}"
@@ -34,12 +31,12 @@ def test_a_sweep_file_is_built_on_the_recipe_of_its_name(path: Path) -> None:
         assert {_plain(getattr(run, name)) for run in runs} == {_plain(base[name])}
 
 
-def _plain(value: object) -> str:
+def _plain(value):
     return str(list(value) if isinstance(value, tuple) else value)
 
 
 @pytest.mark.parametrize("path", [path for path in SWEEPS if path.stem != "fashion-mini"], ids=lambda path: path.stem)
-def test_the_published_grids(path: Path) -> None:
+def test_the_published_grids(path):
     runs = list(planned(path).runs.values())
     starts = PARTS.get(path.stem.split("-")[0], 1)
     sparsities = [0.8926, 0.956] if path.stem.startswith("imagenet") else PUBLISHED
@@ -52,12 +49,12 @@ def test_the_published_grids(path: Path) -> None:
     assert len({(run.model, run.weights) for run in runs}) == starts
 
 
-def test_there_is_a_sweep_for_each_recipe() -> None:
+def test_there_is_a_sweep_for_each_recipe():
     recipes = {path.stem for path in (Path(__file__).parents[3] / "recipes").glob("*.yaml")}
     assert {path.stem for path in SWEEPS} == recipes - {"pretrained-cifar10-clip"}  # a grid of pretrained-*
 
 
-def test_the_first_sweep_is_small() -> None:
+def test_the_first_sweep_is_small():
     (path,) = [path for path in SWEEPS if path.stem == "fashion-mini"]
-    runs: list[RunConfig] = list(planned(path).runs.values())
+    runs = list(planned(path).runs.values())
     assert len(runs) == 12 and {run.model_options["width"] for run in runs} == {8}
