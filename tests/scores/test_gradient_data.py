@@ -1,8 +1,6 @@
 """What SNIP, iterative SNIP, FORCE and GraSP read: batches, labels, options; and what they refuse."""
 
 import copy
-import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -145,28 +143,6 @@ def test_redrawn_weights_are_those_that_are_scored(method: str) -> None:
     assert_close(found, TWINS[method](drawn, batches, keep))
 
 
-@every_method
-@pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
-def test_a_scale_of_zero_is_read_as_one(method: str) -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.gamma = nn.Linear(3, 3), nn.Parameter(torch.zeros(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.gamma * self.fc(x).relu()
-
-    torch.manual_seed(7)
-    model = nn.Sequential(Block(), nn.Linear(3, 2)).double()
-    data = (torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2)
-    with pytest.warns(pathex.errors.PathexWarning, match=r"read as one .*0\.gamma"):
-        found = pathex.score(model, method, data)
-    assert not pathex.score(model, method, data, scales="stored")["0.fc.weight"].any()
-    with torch.no_grad():
-        model[0].gamma.fill_(1.0)
-    assert_close(found, pathex.score(model, method, data))
-
-
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -198,44 +174,6 @@ def test_bad_input_is_named(method: str, case: str) -> None:
     with pytest.raises((InvalidInput, UnknownName), match=message.format(method=method)):
         pathex.score(model, method, **{"data": (X, Y), **arguments})
     assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items()) and model.training
-
-
-@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "hot", True, None])
-def test_bad_temperatures(temperature: Any) -> None:
-    with pytest.raises(InvalidInput, match="temperature must be a positive number, not"):
-        pathex.score(nn.Linear(3, 2), "grasp", (X, Y), temperature=temperature)
-
-
-@every_method
-def test_outputs_that_no_class_or_weight_reaches(method: str) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"aux": x[:, :2], "logits": self.fc(x), "flat": self.fc(x).sum(1)}
-
-    with pytest.raises(InvalidInput, match="depends on no prunable weight; name another output with output="):
-        pathex.score(Two(), method, (X, Y))
-    with pytest.raises(InvalidInput, match=r"needs outputs \(N, classes, ...\), not \(4,\); pass loss="):
-        pathex.score(Two(), method, (X, Y), output="flat")
-    assert pathex.score(Two(), method, (X, Y), output="logits")["fc.weight"].any()
-
-
-@every_method
-def test_the_model_is_left_as_it_was(method: str) -> None:
-    model, batches = labelled("residual", 41)
-    model.train()
-    model[0].weight.grad = torch.ones_like(model[0].weight)
-    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pathex.prune(model, method, sparsity=0.5, data=batches, rounds=2)
-    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
-    assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
-    assert all((p.grad is None) == (n != "0.weight") and p.requires_grad for n, p in model.named_parameters())
-    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
 
 
 class _Checkpointed(nn.Module):

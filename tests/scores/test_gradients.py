@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 import pathex
@@ -163,22 +162,7 @@ def _timm_swin() -> nn.Module:
     return timm.create_model("swin_tiny_patch4_window7_224", num_classes=4, drop_path_rate=0.0, **options)
 
 
-def _torchvision_vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(16, 8, 2, 2, 12, 16, num_classes=4)
-
-
-def _torchvision_swin() -> nn.Module:
-    return torchvision.models.SwinTransformer(
-        [2, 2], 8, [2, 2], [2, 2], [4, 4], stochastic_depth_prob=0.0, num_classes=4
-    )
-
-
-TRANSFORMERS = {
-    "timm vit": _timm_vit,
-    "timm swin": _timm_swin,
-    "torchvision vit": _torchvision_vit,
-    "torchvision swin": _torchvision_swin,
-}
+TRANSFORMERS = {"timm vit": _timm_vit, "timm swin": _timm_swin}
 
 
 def transformer(kind: str) -> tuple[nn.Module, Batches]:

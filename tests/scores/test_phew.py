@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pathex
 from brute_force.cases import build, random_mask
-from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.errors import UnsupportedOperation
 from pathex.masks import Mask, prunable_weights
 from pathex.paths import connectivity
 from pathex.scores import Phew, Problem, read_batches
@@ -121,11 +121,3 @@ def test_coefficients_of_a_sample() -> None:
         score(model, x)
     scores = score(model, x, per_sample="one", walks=200)
     assert all((entry >= 1).any() for entry in scores.values())
-
-
-@pytest.mark.parametrize("walks", [0, -1, 2.5, True])
-def test_bad_options(walks: Any) -> None:
-    with pytest.raises(InvalidInput, match="walks must be an integer of at least 1, or None"):
-        score(perceptron(), torch.randn(2, 10), walks=walks)
-    with pytest.raises(UnknownName, match=r"unknown per_sample 'two'.*one, refuse"):
-        score(perceptron(), torch.randn(2, 10), per_sample="two")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pathex
 from brute_force import prospr as twin
 from pathex.errors import InvalidInput, PathexError
 from pathex.masks import Mask, prunable_weights
@@ -133,33 +132,6 @@ def test_first_order_is_the_gradient_after_training() -> None:
         assert gradient is not None
         torch.testing.assert_close(value, (model.get_parameter(name) * gradient).abs().detach())
         assert not torch.allclose(value, full[name], rtol=1e-3)
-
-
-def test_the_model_is_left_alone() -> None:
-    torch.manual_seed(2)
-    model, data = convolutional().train(), labelled(2, [6, 6], (2, 6, 6))
-    before = {name: entry.clone() for name, entry in model.state_dict().items()}
-    state = torch.get_rng_state()
-    result = pathex.prune(model, "prospr", sparsity=0.5, data=data)
-    assert result.mask.kept == round(0.5 * result.mask.total)
-    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters()) and all(module.training for module in model.modules())
-    assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": -1}, "steps must be an integer of at least 0, not -1"),
-        ({"steps": 1.5}, "steps must be an integer"),
-        ({"lr": 0}, "lr must be a positive number, not 0"),
-        ({"lr": float("nan")}, "lr must be a positive number"),
-        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), not 1.0"),
-    ],
-)
-def test_bad_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        score(perceptron(0), labelled(0, [4]), **options)
 
 
 def test_missing_labels_and_divergence() -> None:
