@@ -9,24 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
-from brute_force.cases import Branches
+from brute_force.cases import Branches, Wired
 from brute_force.liveness import by_deletion
 from pathex.paths import Connectivity, connectivity
 
 Net = Callable[[], nn.Module]
-
-
-class Wired(nn.Module):
-    """Named modules and what the forward pass does with them."""
-
-    def __init__(self, form: Callable[["Wired", Tensor], Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.form = form
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.form(self, x)
 
 
 class Standardised(nn.Conv2d):
@@ -62,7 +49,7 @@ class Causal(Attention):
         return self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-def _selected(net: "Wired", x: Tensor) -> Tensor:
+def _selected(net: Wired, x: Tensor) -> Tensor:
     """Selective kernels: shares of two branches."""
     branches = torch.stack([net.one(x), net.two(x)], 1)
     shares = torch.stack([net.sum(branches.sum(1)), branches[:, 1]], 1).softmax(1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import record, replay, replay_open
 from paths.oracle import Beside, Between, assert_each_replays, assert_equal, assert_replays, draws, images, linear_map
@@ -234,15 +235,8 @@ def test_the_plain_reading_is_the_gradient() -> None:
 
 @pytest.mark.parametrize("form", [lambda x: x.relu().norm(dim=(2, 3)), lambda x: x.relu().std(dim=(2, 3))])
 def test_a_dead_channel_has_no_infinite_slope(form: Form) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(2, 3, 1, bias=False), nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(form(self.conv(x)))
-
-    model = draws(Net())
+    layers = {"conv": nn.Conv2d(2, 3, 1, bias=False), "head": nn.Linear(3, 2)}
+    model = draws(Wired(lambda net, x: net.head(form(net.conv(x))), **layers))
     with torch.no_grad():
         model.conv.weight[0] = 0  # type: ignore[union-attr, index]
         model.head.weight.mul_(100)  # type: ignore[union-attr, operator]
@@ -253,17 +247,12 @@ def test_a_dead_channel_has_no_infinite_slope(form: Form) -> None:
 
 
 def test_a_padded_transformer_encoder() -> None:
-    class Encodes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
-            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(4, 2)
+    def encode(net: Wired, x: Tensor) -> Tensor:
+        padding = torch.tensor([[False, False, True]]).expand(len(x), 3)
+        return net.head(net.encoder(x, src_key_padding_mask=padding).mean(1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            padding = torch.tensor([[False, False, True]]).expand(len(x), 3)
-            return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
-
-    model = draws(Encodes())
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), 2)
+    model = draws(Wired(encode, encoder=encoder, head=nn.Linear(4, 2)))
     assert all(score.any() for score in pathex.score(model, "px", images(4, 3, 4)).values())
     assert torch.backends.mha.get_fastpath_enabled()
 
@@ -381,19 +370,10 @@ def test_a_product_that_is_open_adds_its_branches() -> None:
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-class _Gated(nn.Module):
-    """Value and gate meet in a product; the gate's weights feed a coefficient only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.value, self.gate, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.value(x) * self.gate(x).sigmoid())
-
-
 def test_weights_that_feed_a_gate_have_the_score_of_its_squared_jacobian() -> None:
-    model, x = _Gated().double(), images(5, 3)
+    layers = {"value": nn.Linear(3, 4), "gate": nn.Linear(3, 4), "head": nn.Linear(4, 2)}
+    model = Wired(lambda net, x: net.head(net.value(x) * net.gate(x).sigmoid()), **layers).double()
+    x = images(5, 3)
     scores = pathex.score(model, "px", x)
     value, gate = model.value(x), model.gate(x).sigmoid()
     head = model.head.weight.square()

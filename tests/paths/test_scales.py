@@ -11,6 +11,7 @@ from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import PathexWarning
 from pathex.graph import cost, trace
 from pathex.masks import prunable_weights
@@ -154,15 +155,9 @@ def test_a_standardised_weight_whose_gain_is_zero() -> None:
 
 
 def test_weights_come_in_the_order_of_their_calls() -> None:
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.stem, self.unused = nn.Linear(4, 2), nn.Conv2d(4, 4, 1), nn.Linear(1, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.stem(x).relu().mean((2, 3)))
-
-    assert survey(trace(Backwards(), X)).weights == ("stem.weight", "head.weight")
+    backwards = {"head": nn.Linear(4, 2), "stem": nn.Conv2d(4, 4, 1), "unused": nn.Linear(1, 1)}
+    model = Wired(lambda net, x: net.head(net.stem(x).relu().mean((2, 3))), **backwards)
+    assert survey(trace(model, X)).weights == ("stem.weight", "head.weight")
 
 
 def test_the_cost_is_that_of_one_image() -> None:
@@ -176,19 +171,17 @@ def test_the_cost_is_that_of_one_image() -> None:
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 
-class _Heads(nn.Module):
+def _heads(result: Callable[..., Any]) -> nn.Module:
     """Two heads that are averaged and a third one beside, all zero, after a hidden layer of zeros."""
 
-    def __init__(self, result: Callable[..., Any]) -> None:
-        super().__init__()
-        self.result = result
-        self.hidden, self.one, self.two, self.beside = (nn.Linear(4, 4) for _ in range(4))
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+    def form(net: Wired, x: Tensor) -> Any:
+        x = net.hidden(x).relu()
+        return result(net.one(x), net.two(x), net.beside(x))
 
-    def forward(self, x: Tensor) -> Any:
-        x = self.hidden(x).relu()
-        return self.result(self.one(x), self.two(x), self.beside(x))
+    model = Wired(form, **{name: nn.Linear(4, 4) for name in ("hidden", "one", "two", "beside")})
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -202,22 +195,15 @@ class _Heads(nn.Module):
     ],
 )
 def test_heads_are_what_reaches_the_output(result: Callable[..., Any], output: str | None, heads: list[str]) -> None:
-    model, x = _Heads(result), torch.randn(3, 4)
+    model, x = _heads(result), torch.randn(3, 4)
     found = survey(trace(model, x, output=output))
     assert found.heads == tuple(f"{name}.weight" for name in heads)
     assert list(read_scales(model, found, set(prunable_weights(model)))) == list(found.heads)
 
 
 def test_a_head_written_as_a_matrix_product() -> None:
-    class Projected(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.proj = nn.Linear(4, 4), nn.Parameter(torch.zeros(4, 2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x).relu() @ self.proj
-
-    model = Projected()
+    proj = nn.Parameter(torch.zeros(4, 2))
+    model = Wired(lambda net, x: net.body(x).relu() @ net.proj, body=nn.Linear(4, 4), proj=proj)
     nn.init.zeros_(model.body.weight)
     found = survey(trace(model, torch.randn(3, 4)))
     assert (found.weights, found.heads) == (("body.weight", "proj"), ("proj",))

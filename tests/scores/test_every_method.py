@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, PathexError, PathexWarning, UnknownName
 
 LOSSES = ["snip", "iterative-snip", "force", "grasp"]
@@ -52,20 +53,13 @@ def test_the_model_comes_back_as_it_was(variant: str) -> None:
     assert again.mask == result.mask
 
 
-class _Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.gamma = nn.Linear(3, 3), nn.Parameter(torch.zeros(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.gamma * self.fc(x).relu()
-
-
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
 @pytest.mark.parametrize("method", [name for name in pathex.methods() if "scales" in pathex.methods(name).options])
 def test_a_scale_of_zero_is_read_as_one_and_told_once(method: str) -> None:
     torch.manual_seed(7)
-    model = nn.Sequential(_Block(), nn.Linear(3, 2)).double()
+    parts = {"fc": nn.Linear(3, 3), "gamma": nn.Parameter(torch.zeros(3))}
+    block = Wired(lambda net, x: x + net.gamma * net.fc(x).relu(), **parts)
+    model = nn.Sequential(block, nn.Linear(3, 2)).double()
     data = (torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2)
     with pytest.warns(PathexWarning, match=r"read as one .*0\.gamma"):
         found = pathex.score(model, method, data)
@@ -81,26 +75,21 @@ def test_a_scale_of_zero_is_read_as_one_and_told_once(method: str) -> None:
         torch.testing.assert_close(found[name], score, rtol=1e-10, atol=1e-12)
 
 
-class _Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"aux": x[:, :2] * 2, "logits": self.fc(x), "flat": self.fc(x).sum(1)}
-
-
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
 
 
 @pytest.mark.parametrize("method", [*LOSSES, "ntk-sap", "ntk-diagonal", "fisher-diagonal"])
 def test_outputs_that_no_class_or_weight_reaches(method: str) -> None:
+    def form(net: Wired, x: Tensor) -> dict[str, Tensor]:
+        return {"aux": x[:, :2] * 2, "logits": net.fc(x), "flat": net.fc(x).sum(1)}
+
+    model = Wired(form, fc=nn.Linear(3, 2))
     with pytest.raises(InvalidInput, match="depends on no prunable weight; name another output with output="):
-        pathex.score(_Two(), method, (X, Y))
+        pathex.score(model, method, (X, Y))
     if method in LOSSES:
         with pytest.raises(InvalidInput, match=r"needs outputs \(N, classes, ...\), not \(4,\); pass loss="):
-            pathex.score(_Two(), method, (X, Y), output="flat")
-    assert pathex.score(_Two(), method, (X, Y), output="logits")["fc.weight"].any()
+            pathex.score(model, method, (X, Y), output="flat")
+    assert pathex.score(model, method, (X, Y), output="logits")["fc.weight"].any()
 
 
 WALKS = "walks must be an integer of at least 1, or None"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pathex
-from brute_force.cases import draw, random_mask
-from brute_force.gradients import TWINS, assert_close, labelled
+from brute_force.cases import Wired, assert_close, draw, random_mask
+from brute_force.gradients import TWINS, labelled
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
 from pathex.models import CifarResNet
 
@@ -176,28 +176,25 @@ def test_bad_input_is_named(method: str, case: str) -> None:
     assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items()) and model.training
 
 
-class _Checkpointed(nn.Module):
+def _checkpointed() -> nn.Module:
     """Runs its second layer once more in the backward pass."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.fc = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+    def form(net: Wired, x: Tensor) -> Tensor:
+        return net.fc(checkpoint(net.second, net.first(x).relu(), use_reentrant=False))
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = checkpoint(self.second, self.first(x).relu(), use_reentrant=False)
-        return self.fc(hidden)
+    return Wired(form, first=nn.Linear(6, 8), second=nn.Linear(8, 8), fc=nn.Linear(8, 3))
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "ntk-diagonal"])
 def test_checkpoints_would_run_again_without_the_mask(method: str) -> None:
     data = (torch.randn(4, 6), torch.arange(4) % 3)
     with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
-        pathex.score(_Checkpointed(), method, data)
-    pathex.score(_Checkpointed(), "magnitude", data)
+        pathex.score(_checkpointed(), method, data)
+    pathex.score(_checkpointed(), "magnitude", data)
 
 
 def test_paths_run_through_checkpoints() -> None:
-    model, x = _Checkpointed(), torch.randn(4, 6)
+    model, x = _checkpointed(), torch.randn(4, 6)
     plain = nn.Sequential(model.first, nn.ReLU(), model.second, model.fc)
     found, expected = pathex.score(model, "px", x), pathex.score(plain, "px", x)
     for score, same in zip(found.values(), expected.values(), strict=True):

@@ -12,7 +12,6 @@ from pathex.errors import UnsupportedOperation
 from pathex.masks import Mask, prunable_weights
 from pathex.paths import connectivity
 from pathex.scores import Phew, Problem, read_batches
-from pathex.scores.phew import _batches
 
 
 def score(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -24,13 +23,6 @@ def perceptron(width: int = 40) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5)]
     return nn.Sequential(*layers)
-
-
-def test_sizes_of_batches() -> None:
-    sizes = _batches(100_000)
-    assert sum(sizes) == 100_000 and sizes[:20] == [1] * 20
-    assert all(size <= max(1, sum(sizes[:i]) / 10) for i, size in enumerate(sizes))
-    assert _batches(1) == [1]
 
 
 def test_masks_are_made_of_whole_walks() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from brute_force import prospr as twin
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, PathexError
 from pathex.masks import Mask, prunable_weights
 from pathex.scores import Problem, ProsPr, read_batches
@@ -50,18 +51,15 @@ def test_perceptron_by_complex_steps(seed: int, steps: int, momentum: float, pru
     assert max(float(s.max()) for s in actual.values()) > 0
 
 
-class Attention(nn.Module):
+def attention() -> nn.Module:
     """A small transformer block with fused attention."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.head = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unsqueeze(1) for part in self.qkv(self.norm(x)).chunk(3, -1))
+    def form(net: Wired, x: Tensor) -> Tensor:
+        q, k, v = (part.unsqueeze(1) for part in net.qkv(net.norm(x)).chunk(3, -1))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
-        out: Tensor = self.head(nn.functional.gelu(x + mixed).mean(1))
-        return out
+        return net.head(nn.functional.gelu(x + mixed).mean(1))
+
+    return Wired(form, norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), head=nn.Linear(4, 3))
 
 
 def convolutional() -> nn.Module:
@@ -69,7 +67,7 @@ def convolutional() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Conv2d(4, 4, 3, groups=2), *head)
 
 
-@pytest.mark.parametrize(("make", "shape"), [(convolutional, (2, 6, 6)), (Attention, (5, 4))])
+@pytest.mark.parametrize(("make", "shape"), [(convolutional, (2, 6, 6)), (attention, (5, 4))])
 def test_unrolled_training_by_finite_differences(make: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(4)
     model, data = make().double().train(), labelled(4, [6, 5, 6, 5], shape)
