@@ -1,12 +1,13 @@
 """Networks small enough to count every path, with random float64 parameters and statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CASES", "Branches", "build", "draw", "masked", "prunable", "random_mask"]
+__all__ = ["CASES", "Branches", "Wired", "assert_close", "build", "draw", "masked", "prunable", "random_mask"]
 
 
 class Branches(nn.Module):
@@ -20,6 +21,19 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs = [branch(x) for branch in self.branches]
         return torch.cat(outputs, 1) if self.join == "cat" else torch.stack(outputs).sum(0)
+
+
+class Wired(nn.Module):
+    """Named modules and parameters, and what the forward pass does with them and its input."""
+
+    def __init__(self, form: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.form = form
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self, x)
 
 
 @dataclass(frozen=True)
@@ -152,3 +166,13 @@ def masked(model: nn.Module, mask: dict[str, Tensor] | None) -> dict[str, Tensor
     """Every parameter by name, detached, zero where the mask drops it."""
     entries = {name: entry.detach() for name, entry in model.named_parameters()}
     return entries | {name: entries[name] * keep for name, keep in (mask or {}).items()}
+
+
+def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-10) -> None:
+    """Equal up to rounding, relative to the layer: terms of both signs cancel in single entries."""
+    assert sorted(actual) == sorted(expected)
+    assert any(score.abs().max() > 0 for score in expected.values())
+    for name, score in expected.items():
+        floor = 0.01 * rtol * score.abs().max().item()
+        found = actual[name].to(score)
+        torch.testing.assert_close(found, score, rtol=rtol, atol=floor, msg=lambda m, n=name: f"{n}: {m}")

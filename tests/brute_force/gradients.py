@@ -1,7 +1,7 @@
 """Loss sensitivities of copied networks: derivatives in the mask, the Hessian written out, rounds by sorting."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ __all__ = [
     "TWINS",
     "Batches",
     "Scores",
-    "assert_close",
     "force",
     "grasp",
     "labelled",
@@ -125,15 +124,6 @@ def labelled(case: str, seed: int, sizes: tuple[int, ...] = (3, 2)) -> tuple[nn.
     model, x = build(case, seed, sum(sizes))
     y = torch.randint(0, 2, (sum(sizes),), generator=torch.Generator().manual_seed(seed))
     return model, list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
-
-
-def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-10) -> None:
-    """Equal up to rounding, relative to the layer: terms of both signs cancel in single entries."""
-    assert sorted(actual) == sorted(expected)
-    assert any(score.abs().max() > 0 for score in expected.values())
-    for name, score in expected.items():
-        floor = tolerance * float(score.abs().max())
-        torch.testing.assert_close(actual[name], score, rtol=tolerance, atol=floor, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def _places(entry: Tensor) -> list[tuple[int, ...]]:

@@ -149,7 +149,7 @@ STEPS: list[Callable[[Tensor, Tensor], Any]] = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=6))
 def test_programs_of_writes(program: list[int]) -> None:
     """Views are taken before the writes and read after them."""

@@ -1,7 +1,7 @@
 """The obvious twin of a reading: the Jacobian of the real module at the recorded point, by autograd."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,17 @@ from torch.autograd.functional import jacobian
 
 from pathex.paths import Moments, record, replay
 
-__all__ = ["Between", "assert_equal", "assert_replays", "draws", "images", "linear_map", "with_statistics"]
+__all__ = [
+    "Beside",
+    "Between",
+    "assert_each_replays",
+    "assert_equal",
+    "assert_replays",
+    "draws",
+    "images",
+    "linear_map",
+    "with_statistics",
+]
 
 Operation = Callable[..., Tensor]
 
@@ -24,6 +34,24 @@ class Between(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operation(x * self.gain)
+
+
+class Beside(nn.Module):
+    """Operations on one tensor, each flattened: a table of them is traced as one network."""
+
+    def __init__(self, operations: Mapping[str, Operation]) -> None:
+        super().__init__()
+        self.names = list(operations)
+        self.operations = nn.ModuleList(Between(operation) for operation in operations.values())
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([operation(x).flatten() for operation in self.operations])
+
+    def results(self, joined: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """The joined results one by one."""
+        parts = joined.split([tensor.numel() for tensor in like])
+        return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
 def images(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -61,9 +89,11 @@ def linear_map(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return jacobian(lambda z: model(z.clone()), x).reshape(-1, x.numel())
 
 
-def assert_equal(actual: Tensor, expected: Tensor) -> None:
+def assert_equal(actual: Tensor, expected: Tensor, name: str = "") -> None:
     """Equal up to rounding in float64."""
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        actual.detach(), expected.detach(), rtol=1e-9, atol=1e-11, msg=lambda message: f"{name} {message}"
+    )
 
 
 def assert_replays(model: nn.Module, x: Tensor, *, squares: bool = True) -> None:
@@ -77,3 +107,25 @@ def assert_replays(model: nn.Module, x: Tensor, *, squares: bool = True) -> None
     assert_equal(replay(model, z, recording, coefficients="plain"), (matrix @ z.flatten()).view_as(truth))
     if squares:
         assert_equal(replay(model, z, recording), (matrix.square() @ z.flatten()).view_as(truth))
+
+
+def assert_each_replays(
+    operations: Mapping[str, Operation],
+    x: Tensor,
+    *,
+    squares: bool = True,
+    squared: Mapping[str, Operation] | None = None,
+) -> None:
+    """As `assert_replays`, for each of a table; ``squared`` holds operations whose map is the squared replay."""
+    model = Beside(operations)
+    recording = record(model, x, smooth="tangent")
+    z = images(*x.shape, seed=99)
+    truths = [operation(x.clone()) for operation in model.operations]
+    readings = [recording.output, replay(model, z, recording, coefficients="plain"), replay(model, z, recording)]
+    for i, (name, *found) in enumerate(zip(operations, *(model.results(out, truths) for out in readings), strict=True)):
+        matrix = linear_map(model.operations[i], x)
+        square = linear_map(squared[name], x) if squared else matrix.square()
+        assert_equal(found[0], truths[i], name)
+        assert_equal(found[1], (matrix @ z.flatten()).view_as(truths[i]), name)
+        if squares:
+            assert_equal(found[2], (square @ z.flatten()).view_as(truths[i]), name)

@@ -8,19 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.paths import Moments, calibrate, record, replay
 from pathex.paths.moments import moments_of
 from paths.oracle import assert_equal, draws, images, with_statistics
 
 
-class _Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.conv(x)))
+def _residual() -> nn.Module:
+    layers = {"conv": nn.Conv2d(3, 3, 3, padding=1), "norm": nn.BatchNorm2d(3, affine=False)}
+    return Wired(lambda net, x: F.relu(x + net.norm(net.conv(x))), **layers)
 
 
 NETWORKS = {
@@ -31,7 +27,7 @@ NETWORKS = {
             nn.Conv2d(2, 3, 3),
             nn.BatchNorm2d(3, eps=0.1),
             nn.ReLU(inplace=True),
-            _Residual(),
+            _residual(),
             nn.Conv2d(3, 2, 1),
             nn.BatchNorm2d(2, momentum=None),
         ),
@@ -69,22 +65,16 @@ def test_record_is_the_train_mode_forward_pass(name: str) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_chunks_do_not_matter(name: str, chunk: int) -> None:
+def test_neither_chunks_nor_micro_batches_matter(name: str) -> None:
     model, x = _build(name)
-    whole, parts = calibrate(model, x), calibrate(model, x, chunk=chunk)
-    assert len(whole) == len(parts) > 0
-    for one, other in zip(whole, parts, strict=True):
-        assert_equal(other.mean, one.mean)
-        assert_equal(other.var, one.var)
-        assert one.mean.dtype == torch.float64
-
-
-@every_network
-def test_micro_batches_with_given_moments_make_the_whole(name: str) -> None:
-    model, x = _build(name)
-    moments = calibrate(model, x, chunk=2)
-    parts = torch.cat([record(model, part, calibration=moments).output for part in x.split(2)])
+    whole = calibrate(model, x)
+    assert whole
+    for chunk in (1, 2, 3, 100):
+        for one, other in zip(whole, calibrate(model, x, chunk=chunk), strict=True):
+            assert_equal(other.mean, one.mean)
+            assert_equal(other.var, one.var)
+            assert one.mean.dtype == torch.float64
+    parts = torch.cat([record(model, part, calibration=whole).output for part in x.split(2)])
     assert_equal(parts, record(model, x).output)
 
 
@@ -212,17 +202,11 @@ def test_moments_may_be_given() -> None:
 
 @pytest.mark.filterwarnings("ignore:px is derived", "ignore:.* of memory, more than")
 def test_a_norm_of_a_constant_is_not_calibrated() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q = nn.Parameter(torch.randn(3, 4))
-            self.of_q, self.of_x = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
-            self.first, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+    def form(net: Wired, x: Tensor) -> Tensor:
+        return net.head(net.of_x(net.first(x)).relu() * net.of_q(net.q).sum(0))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.of_x(self.first(x)).relu() * self.of_q(self.q).sum(0))
-
-    model, x = draws(Net()), images(6, 5)
+    layers = {"of_q": nn.BatchNorm1d(4), "of_x": nn.BatchNorm1d(4), "first": nn.Linear(5, 4), "head": nn.Linear(4, 2)}
+    model, x = draws(Wired(form, q=nn.Parameter(torch.randn(3, 4)), **layers)), images(6, 5)
     whole, single = pathex.score(model, "px", x), pathex.score(model, "px", x, memory=1)
     for name, score in whole.items():
         torch.testing.assert_close(single[name], score, rtol=1e-12, atol=0)

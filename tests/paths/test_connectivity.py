@@ -1,106 +1,262 @@
-"""Connectivity against the obvious test: take a kept weight out of a positive network and see what changes."""
+"""Connectivity against the deletion of one weight after another, on networks of every kind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from brute_force.cases import Branches, prunable, random_mask
-from pathex.masks import prunable_weights
-from pathex.paths import connectivity
+import pathex
+from brute_force.cases import Branches, Wired
+from brute_force.liveness import by_deletion
+from pathex.paths import Connectivity, connectivity
 
-
-def _positive(model: nn.Module) -> None:
-    """Positive weights, no biases, norms that do nothing: whatever arrives stays positive."""
-    with torch.no_grad():
-        for name, entry in model.named_parameters():
-            draw = 0.5 + torch.rand(entry.shape, generator=torch.Generator().manual_seed(entry.numel()))
-            entry.copy_(draw if entry.dim() > 1 else torch.full(entry.shape, float(name.endswith("weight"))))
+Net = Callable[[], nn.Module]
 
 
-def _by_deletion(model: nn.Module, mask: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """A kept weight is connected if and only if the output changes without it."""
-    model.double().eval()
-    _positive(model)
-    kept = {name: model.get_parameter(name).detach() * keep for name, keep in mask.items()}
-    whole = functional_call(model, kept, (x,))
-    found = {}
-    for name, keep in mask.items():
-        found[name] = torch.zeros_like(keep)
-        for index in keep.nonzero().tolist():
-            without = kept[name].clone()
-            without[tuple(index)] = 0
-            changed = not torch.equal(functional_call(model, kept | {name: without}, (x,)), whole)
-            found[name][tuple(index)] = changed
-    return found
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(
+            x, centred / (centred.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt(), self.bias
+        )
 
 
-def _residual() -> nn.Sequential:
+class Attention(nn.Module):
+    """One head over tokens ``(N, T, C)`` from one weight."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v))
+
+
+class WrittenOut(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1)).unbind(2)
+        weights = (q @ k.transpose(1, 2) * 0.7).softmax(-1)
+        return self.proj(weights @ v)
+
+
+class Causal(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def _selected(net: Wired, x: Tensor) -> Tensor:
+    """Selective kernels: shares of two branches."""
+    branches = torch.stack([net.one(x), net.two(x)], 1)
+    shares = torch.stack([net.sum(branches.sum(1)), branches[:, 1]], 1).softmax(1)
+    return net.out((branches * shares).sum(1))
+
+
+def _convolutional() -> nn.Module:
+    def form(net: Wired, x: Tensor) -> Tensor:
+        y = net.pool(net.act(net.norm(net.stem(x))))
+        y = net.act(y + net.two(net.act(net.one(y))))
+        return net.head(net.mean(y).flatten(1))
+
+    convs = {"stem": nn.Conv2d(2, 3, 3, padding=1), "one": nn.Conv2d(3, 3, 3, padding=1), "two": nn.Conv2d(3, 3, 1)}
+    pools = {"pool": nn.MaxPool2d(3, 2, 1), "mean": nn.AdaptiveAvgPool2d(1)}
+    return Wired(form, norm=nn.BatchNorm2d(3), act=nn.ReLU(True), head=nn.Linear(3, 2), **convs, **pools)
+
+
+def _squeezed(gate: nn.Module, value: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """Squeeze and excitation."""
+
+    def form(net: Wired, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        return net.head(value(y, net.gate(net.up(net.act(net.down(y.mean((2, 3), keepdim=True)))))))
+
+    convs = {"conv": nn.Conv2d(2, 4, 2), "down": nn.Conv2d(4, 2, 1), "up": nn.Conv2d(2, 4, 1)}
+    return Wired(form, gate=gate, act=nn.ReLU(), head=nn.Conv2d(4, 2, 2), **convs)
+
+
+def _gated(form: Callable[[Wired, Tensor], Tensor], width: int = 3) -> nn.Module:
+    """Two branches of one input."""
+    layers = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "out": nn.Linear(width, 2)}
+    return Wired(form, sigmoid=nn.Sigmoid(), act=nn.SiLU(), **layers)
+
+
+def _depthwise_gate() -> nn.Module:
+    def form(net: Wired, x: Tensor) -> Tensor:
+        gate, first, second = net.proj(x).split((4, 2, 2), 1)
+        return net.head(gate * torch.cat([first, net.deep(second)], 1))
+
+    return Wired(form, proj=nn.Conv2d(2, 8, 1), deep=nn.Conv2d(2, 2, 3, padding=1, groups=2), head=nn.Conv2d(4, 2, 2))
+
+
+def _tied() -> nn.Module:
+    tied = nn.Linear(3, 3)
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), tied, nn.ReLU(), tied, nn.Linear(3, 2))
+
+
+def _tokens(block: nn.Module) -> nn.Module:
+    def form(net: Wired, x: Tensor) -> Tensor:
+        y = net.stem(x)
+        return net.head((y + net.block(net.norm(y))).mean(1))
+
+    return Wired(form, stem=nn.Linear(2, 4), norm=nn.LayerNorm(4), block=block, head=nn.Linear(4, 2))
+
+
+def _alone(block: nn.Module) -> nn.Module:
+    """Attention without a way around it."""
+    return nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))
+
+
+class Multihead(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+def _residual() -> nn.Module:
     body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
-    return nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(inplace=True), Branches(body, nn.Identity()), *_head(18))
+    blocks = Branches(body, nn.Identity()), nn.ReLU(inplace=True)
+    return nn.Sequential(nn.Conv2d(1, 2, 2), *blocks, nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, 2))
 
 
-def _head(features: int) -> list[nn.Module]:
-    return [nn.ReLU(), nn.Flatten(), nn.Linear(features, 2)]
-
-
-def _joined() -> nn.Sequential:
+def _concatenated() -> nn.Module:
     branches = Branches(nn.Conv2d(1, 2, 1), nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU6()), join="cat")
-    return nn.Sequential(
-        branches, nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2, bias=False), nn.AdaptiveAvgPool2d(1), *_head(2)
-    )
+    up = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 1, 2)
+    return nn.Sequential(branches, nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2, bias=False), *up)
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 3)), (4,)),
-    "residual": (_residual, (1, 4, 4)),
-    "grouped": (
-        lambda: nn.Sequential(nn.Conv2d(4, 4, 2, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 1), *_head(8)),
-        (4, 3, 3),
+NETWORKS: dict[str, tuple[Net, tuple[int, ...]]] = {
+    "perceptron": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)),
+        (3,),
     ),
-    "transposed": (
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2), *_head(64)),
-        (1, 3, 3),
-    ),
-    "average pool": (
-        lambda: nn.Sequential(nn.Conv2d(1, 3, 2), nn.AvgPool2d(2), nn.Conv2d(3, 2, 1), *_head(2)),
-        (1, 3, 3),
-    ),
-    "joined": (_joined, (1, 3, 3)),
-    "depthwise": (
+    "convolutional": (_convolutional, (2, 5, 5)),
+    "grouped and transposed": (
         lambda: nn.Sequential(
-            nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 2, 1), *_head(8)
+            nn.Conv2d(2, 4, 2, groups=2),
+            nn.ReLU6(),
+            nn.Conv2d(4, 4, 3, padding=1, groups=4),
+            nn.PReLU(),
+            nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
+            nn.Conv2d(4, 2, 2, stride=3),
         ),
-        (3, 2, 2),
+        (2, 3, 3),
     ),
-    "up": (
-        lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 1, 2)),
-        (1, 2, 2),
+    "residual": (_residual, (1, 4, 4)),
+    "concatenated": (_concatenated, (1, 3, 3)),
+    "difference": (lambda: _gated(lambda net, x: net.out(net.a(x) - net.b(-x) * -0.5)), (3,)),
+    "squeezed": (lambda: _squeezed(nn.Sigmoid(), torch.mul), (2, 3, 3)),
+    "squeezed by a piecewise gate": (lambda: _squeezed(nn.Hardsigmoid(), torch.mul), (2, 3, 3)),
+    "squeezed by a doubled gate": (lambda: _squeezed(nn.Sigmoid(), lambda y, gate: y * (2 * gate)), (2, 3, 3)),
+    "squeezed by an open gate": (lambda: _squeezed(nn.ReLU(), torch.mul), (2, 3, 3)),
+    "gate": (lambda: _gated(lambda net, x: net.out(net.a(x) * net.sigmoid(net.b(x)))), (3,)),
+    "rest of a gate": (lambda: _gated(lambda net, x: net.out(net.a(x) * (1 - net.sigmoid(net.b(x))))), (3,)),
+    "highway": (lambda: _gated(lambda net, x: net.out((g := net.sigmoid(net.b(x))) * net.a(x) + (1 - g) * x)), (3,)),
+    "interpolation": (lambda: _gated(lambda net, x: net.out(torch.lerp(x, net.a(x), net.sigmoid(net.b(x))))), (3,)),
+    "two gates": (lambda: _gated(lambda net, x: net.out(x * (net.sigmoid(net.a(x)) * net.sigmoid(net.b(x))))), (3,)),
+    "mean of gates": (
+        lambda: _gated(lambda net, x: net.out(x * (net.sigmoid(net.a(x)) + net.sigmoid(net.b(x))) / 2)),
+        (3,),
+    ),
+    "gate in parts": (
+        lambda: _gated(
+            lambda net, x: net.out(torch.cat([x, x], 1) * torch.cat([net.sigmoid(net.a(x)), net.sigmoid(net.b(x))], 1)),
+            6,
+        ),
+        (3,),
+    ),
+    "product": (lambda: _gated(lambda net, x: net.out(net.a(x) * net.b(x))), (3,)),
+    "gated smoothly": (lambda: _gated(lambda net, x: net.out(net.a(x) * net.act(net.b(x)))), (3,)),
+    "quotient": (lambda: _gated(lambda net, x: net.out(net.a(x) / (1 + net.sigmoid(net.b(x))))), (3,)),
+    "glu": (lambda: nn.Sequential(nn.Linear(3, 6), nn.GLU(), nn.Linear(3, 2)), (3,)),
+    "depthwise gate": (_depthwise_gate, (2, 3, 3)),
+    "shares": (lambda: _gated(lambda net, x: net.out(net.a(x).softmax(1) * net.b(x))), (3,)),
+    "attention": (lambda: _tokens(Attention(4)), (3, 2)),
+    "attention written out": (lambda: _tokens(WrittenOut(4)), (3, 2)),
+    "attention alone": (lambda: _alone(WrittenOut(4)), (3, 2)),
+    "two heads": (lambda: _tokens(Multihead(4, 2, batch_first=True)), (3, 2)),
+    "two heads alone": (lambda: _alone(Multihead(4, 2, batch_first=True)), (3, 2)),
+    "causal attention": (lambda: _tokens(Causal(4)), (3, 2)),
+    "selective": (lambda: Wired(_selected, **{name: nn.Linear(2, 2) for name in ("one", "two", "sum", "out")}), (2,)),
+    "joined": (lambda: _gated(lambda net, x: net.out(torch.cat([net.a(x), x, net.act(net.b(net.a(x)))], 1)), 9), (3,)),
+    "tied": (_tied, (2,)),
+    "standardised": (
+        lambda: nn.Sequential(Standardised(2, 3, 2), nn.ReLU(), Standardised(3, 2, 2), nn.Flatten(), nn.Linear(2, 2)),
+        (2, 3, 3),
     ),
 }
 
 
+def random_mask(model: nn.Module, seed: int, density: float) -> dict[str, Tensor]:
+    """Over every weight of two dimensions or more; now and then a whole one is empty."""
+    source = torch.Generator().manual_seed(seed)
+    mask = {}
+    for name, entry in model.named_parameters():
+        if entry.dim() > 1:
+            mask[name] = torch.rand(entry.shape, generator=source) < density
+            mask[name] &= torch.rand((), generator=source) > 0.08
+    return mask
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    return {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() > 1}
+
+
+def agree(model: nn.Module, mask: dict[str, Tensor], shape: tuple[int, ...]) -> Connectivity:
+    expected = by_deletion(model, mask, shape)
+    found = connectivity(model, mask, torch.randn(2, *shape))
+    for name, connected in expected.items():
+        assert torch.equal(found.effective[name], connected), name
+    assert found.disconnected == sum(int((mask[name] & ~connected).sum()) for name, connected in expected.items())
+    assert found.dead_layers == [name for name, connected in expected.items() if not connected.any()]
+    for name, dead in found.dead_channels.items():
+        assert dead == [unit for unit, weights in enumerate(_units(model, expected, name)) if not weights.any()], name
+    return found
+
+
+def _units(model: nn.Module, weights: dict[str, Tensor], name: str) -> list[Tensor]:
+    """The weights of each output channel."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, nn.ConvTranspose2d):
+        return [unit for group in weights[name].chunk(layer.groups) for unit in group.unbind(1)]
+    return list(weights[name])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("density", "seed"), [(0.5, 0), (0.3, 1), (0.15, 2)])
-def test_connected_weights_are_those_whose_removal_shows(name: str, density: float, seed: int) -> None:
+@pytest.mark.parametrize(("density", "seed"), [(0.6, 0), (0.4, 1), (0.25, 2), (0.9, 3), (0.9, 4)])
+def test_connected_weights_are_those_whose_deletion_shows(name: str, density: float, seed: int) -> None:
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make()
+    agree(model, random_mask(model, 10 * seed + len(name), density), shape)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_empty_weight_after_another(name: str) -> None:
     make, shape = NETWORKS[name]
     model = make()
-    mask = random_mask(model, seed, density)
-    found = connectivity(model, mask, torch.rand(3, *shape))
-    expected = _by_deletion(make(), mask, torch.rand(2, *shape, dtype=torch.float64) + 0.5)
-    for weight, connected in expected.items():
-        assert torch.equal(found.effective[weight], connected), weight
-    lost = sum(int((mask[weight] & ~connected).sum()) for weight, connected in expected.items())
-    assert found.disconnected == lost
-    assert found.dead_layers == [weight for weight, connected in expected.items() if not connected.any()]
+    full = everything(model)
+    for empty, keep in full.items():
+        agree(model, full | {empty: torch.zeros_like(keep)}, shape)
+
+
+def test_without_its_value_a_gate_is_dead() -> None:
+    layers = {"a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "out": nn.Linear(6, 1)}
+    model = Wired(lambda net, x: net.out(net.a(x) * net.b(x).sigmoid()), **layers)
+    mask = {
+        f"{name}.weight": torch.full_like(layer.weight, name != "a", dtype=torch.bool) for name, layer in layers.items()
+    }
+    found = connectivity(model, mask, torch.randn(1, 6))
+    assert found.disconnected == 42
+    assert found.dead_layers == list(mask)
 
 
 def test_a_max_pool_passes_its_whole_window() -> None:
     """The real pool would pick one; every pixel can be the maximum."""
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2))
-    mask = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable(model)}
+    mask = everything(model)
     mask["3.weight"][:, 0] = False
     found = connectivity(model, mask, torch.randn(1, 1, 2, 2))
     assert found.effective["0.weight"].flatten().tolist() == [False, True]
@@ -108,47 +264,23 @@ def test_a_max_pool_passes_its_whole_window() -> None:
     assert found.disconnected == 1
 
 
-def test_dead_channels_of_a_transposed_convolution_are_output_channels() -> None:
-    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 1, groups=2), nn.Flatten(), nn.Linear(6, 1))
-    mask = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable(model)}
-    mask["0.weight"][2:, 1] = False  # fifth channel: the second one of the second group
-    found = connectivity(model, mask, torch.randn(1, 4, 1, 1))
-    assert found.dead_channels == {"0.weight": [4], "2.weight": []}
-    assert found.disconnected == 1
-    assert not found.effective["2.weight"][0, 4]
-
-
-def test_opposite_signs_do_not_cancel() -> None:
-    class Difference(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x) - self.b(-x) * -0.5
-
-    model = Difference()
-    mask = random_mask(model, 0, 1.0)
-    assert connectivity(model, mask, torch.randn(1, 2)).disconnected == 0
-
-
 @pytest.mark.parametrize("layer", [lambda: nn.Linear(1, 1), lambda: nn.Conv2d(1, 1, 3, padding=1)])
 def test_depth_neither_overflows_nor_underflows(layer: Callable[[], nn.Module]) -> None:
-    model = nn.Sequential(*(layer() for _ in range(200)))
+    model = nn.Sequential(*(layer() for _ in range(100)))
     x = torch.randn(1, 1) if isinstance(model[0], nn.Linear) else torch.randn(1, 1, 3, 3)
-    mask = random_mask(model, 0, 1.0)
+    mask = everything(model)
     assert connectivity(model, mask, x).disconnected == 0
-    mask["100.weight"][:] = False
+    mask["50.weight"][:] = False
     found = connectivity(model, mask, x)
-    assert len(found.dead_layers) == 200
+    assert len(found.dead_layers) == 100
     assert found.disconnected == sum(int(keep.sum()) for keep in mask.values())
 
 
 def test_a_wide_residual_chain_stays_finite() -> None:
-    """Each block doubles the number of paths or more: 2^150 of them leave float32."""
-    blocks = (Branches(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Identity()) for _ in range(150))
-    model = nn.Sequential(nn.Conv2d(1, 4, 1), *blocks, *_head(16))
-    mask = random_mask(model, 3, 0.5)
+    """Each block has eight times the paths: 8^60 of them leave float32."""
+    blocks = (Branches(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Identity()) for _ in range(60))
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), *blocks, nn.Flatten(), nn.Linear(16, 2))
+    mask = {name: torch.rand(keep.shape) < 0.5 for name, keep in everything(model).items()}
     found = connectivity(model, mask, torch.randn(1, 1, 2, 2))
     reached = found.effective["1.branches.0.weight"]
     assert reached.any()
@@ -160,46 +292,55 @@ def test_parameters_and_statistics_play_no_part() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
     for entry in (*model.parameters(), model[1].running_var):
         entry.data.fill_(float("nan"))
-    mask = random_mask(model, 0, 1.0)
+    mask = everything(model)
     assert connectivity(model, mask, torch.full((1, 1, 2, 2), float("nan"))).disconnected == 0
 
 
-class _Standardised(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight - self.weight.mean(1, keepdim=True))
-
-
-def test_the_mask_of_a_computed_weight_stands_in_its_place() -> None:
-    model = nn.Sequential(_Standardised(3, 3), nn.Linear(3, 2))
-    plain = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    mask = random_mask(model, 0)
-    found, expected = (connectivity(net, mask, torch.randn(1, 3)) for net in (model, plain))
-    assert all(torch.equal(found.effective[name], expected.effective[name]) for name in mask)
+CHOICES: list[Callable[[Tensor], Tensor]] = [
+    lambda y: y.max(0).values,
+    lambda y: y.amax(0),
+    lambda y: y.sort(0)[0][1],
+    lambda y: y.sum(0).topk(3, 1).values,
+    lambda y: torch.maximum(y[0], y[1]),
+    lambda y: y.sum(0).masked_fill(y[0] < 1.5, 0.0),
+    lambda y: y.sum(0) * (y[0] > 1.5),
+    lambda y: torch.where(y[0] > y[1], y[0], y[1]),
+]
 
 
 class _Chooses(nn.Module):
-    def __init__(self, choose: Callable[[torch.Tensor], torch.Tensor], width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.head, self.choose = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(width, 2), choose
+        self.a, self.b = (nn.ModuleList(nn.Linear(5, 8) for _ in CHOICES) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(3 if number == 3 else 8, 2) for number in range(len(CHOICES)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.choose(torch.stack([self.a(x), self.b(x)])))
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(CHOICES, self.a, self.b, self.heads, strict=True)
+        return sum(head(choose(torch.stack([a(x), b(x)]))) for choose, a, b, head in parts)
 
 
-@pytest.mark.parametrize(
-    ("choose", "width"),
-    [
-        (lambda y: y.max(0).values, 8),
-        (lambda y: y.amax(0), 8),
-        (lambda y: y.sort(0)[0][1], 8),
-        (lambda y: y.sum(0).topk(3, 1).values, 3),
-        (lambda y: torch.maximum(y[0], y[1]), 8),
-        (lambda y: y.sum(0).masked_fill(y[0] < 1.5, 0.0), 8),
-        (lambda y: y.sum(0) * (y[0] > 1.5), 8),
-        (lambda y: torch.where(y[0] > y[1], y[0], y[1]), 8),
-    ],
-)
-def test_whatever_may_be_chosen_is_connected(choose: Callable[[torch.Tensor], torch.Tensor], width: int) -> None:
-    model = _Chooses(choose, width)
-    mask = {name: torch.ones_like(entry, dtype=torch.bool) for name, entry in prunable_weights(model).items()}
-    assert connectivity(model, mask, torch.randn(1, 5)).disconnected == 0
+def test_whatever_may_be_chosen_is_connected() -> None:
+    model = _Chooses()
+    assert connectivity(model, everything(model), torch.randn(1, 5)).disconnected == 0
+
+
+_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}
+_SWIN = {"img_size": 32, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "num_classes": 4}
+TRANSFORMERS: dict[str, tuple[Net, int]] = {
+    "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16),
+    "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_synflow_keeps_the_values_of_attention(name: str) -> None:
+    """Without them every image has the same logits."""
+    torch.manual_seed(0)
+    make, size = TRANSFORMERS[name]
+    model, x = make().eval(), torch.randn(4, 3, size, size)
+    mask = pathex.prune(model, "synflow", per_sample="one", sparsity=0.9, rounds=10, data=x, progress=False).mask
+    spread = model(x).std(0).mean()
+    pathex.make_permanent(model, mask)
+    assert all(keep.chunk(3)[2].any() for weight, keep in mask.items() if weight.endswith("qkv.weight"))
+    assert model(x).std(0).mean() > 0.1 * spread

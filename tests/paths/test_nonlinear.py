@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import record, replay, replay_open
-from paths.oracle import Between, assert_equal, assert_replays, draws, images, linear_map
+from paths.oracle import Beside, Between, assert_each_replays, assert_equal, assert_replays, draws, images, linear_map
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
@@ -20,46 +22,43 @@ pytestmark = pytest.mark.filterwarnings(
 Form = Callable[[Tensor], Tensor]
 
 
-def _seen(operation: Form, x: Tensor) -> None:
-    """One elementwise operation: the Jacobian is diagonal and its square exact."""
-    assert_replays(Between(operation), x)
-
-
 ACTIVATIONS: dict[str, Form] = {
     "gelu": F.gelu,
-    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "module gelu": nn.GELU(),
-    "silu": F.silu,
-    "silu in place": lambda x: F.silu(x.clone(), inplace=True),
-    "silu module": nn.SiLU(inplace=True),
-    "mish": nn.Mish(),
-    "mish in place": nn.Mish(inplace=True),
+    "gelu tanh": nn.GELU(approximate="tanh"),
+    "silu": lambda x: F.silu(x, inplace=True),
+    "mish": nn.Mish(inplace=True),
     "hardswish": nn.Hardswish(),
-    "hardswish in place": nn.Hardswish(inplace=True),
-    "elu": nn.ELU(0.7),
-    "elu in place": nn.ELU(0.7, inplace=True),
+    "elu": nn.ELU(0.7, inplace=True),
     "selu": nn.SELU(),
     "celu": nn.CELU(0.5, inplace=True),
-    "tanh": torch.tanh,
-    "tanh method": lambda x: x.tanh(),
-    "tanh in place": lambda x: x.clone().tanh_(),
-    "tanh module": nn.Tanh(),
+    "tanh": lambda x: x.tanh_(),
     "softsign": nn.Softsign(),
     "tanhshrink": nn.Tanhshrink(),
     "softshrink": nn.Softshrink(0.3),
     "hardshrink": nn.Hardshrink(0.3),
     "sin": torch.sin,
 }
+
+
+def _shifted_choice(x: Tensor) -> Tensor:
+    index = x.argmax(1, keepdim=True)
+    index += 1
+    index %= x.shape[1]
+    return x.gather(1, index)
+
+
+def _inverted(x: Tensor) -> Tensor:
+    mask = x > 0
+    mask.logical_not_()
+    return x * mask.to(x.dtype)
+
+
 FUNCTIONS: dict[str, Form] = {
-    "sigmoid": torch.sigmoid,
-    "sigmoid module": nn.Sigmoid(),
-    "sigmoid in place": lambda x: x.clone().sigmoid_(),
-    "hardsigmoid": nn.Hardsigmoid(),
-    "hardsigmoid in place": nn.Hardsigmoid(inplace=True),
+    "sigmoid": lambda x: x.sigmoid_(),
+    "hardsigmoid": nn.Hardsigmoid(inplace=True),
     "softplus": nn.Softplus(2.0, 3.0),
     "logsigmoid": nn.LogSigmoid(),
     "exp": torch.exp,
-    "exp method": lambda x: x.exp(),
     "log": lambda x: (x + 9).log(),
     "sqrt": lambda x: (x + 9).sqrt(),
     "rsqrt": lambda x: torch.rsqrt(x + 9),
@@ -78,37 +77,37 @@ FUNCTIONS: dict[str, Form] = {
     "where": lambda x: torch.where(x > 0.2, x, -2 * x),
     "where a number": lambda x: torch.where(x > 0.2, x, 0.5),
     "masked fill": lambda x: x.masked_fill(x < 0, 3.0),
-    "masked fill in place": lambda x: x.clone().masked_fill_(x < 0, 3.0),
+    "masked fill in place": lambda x: x.masked_fill_(x < 0, 3.0),
     "maximum of a number": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "a choice changed in place": _shifted_choice,
+    "a comparison changed in place": _inverted,
 }
 
 
-@pytest.mark.parametrize("name", [*ACTIVATIONS, *FUNCTIONS])
-def test_elementwise_functions(name: str) -> None:
-    _seen({**ACTIVATIONS, **FUNCTIONS}[name], images(3, 5, scale=2.0))
+def test_elementwise_functions() -> None:
+    """The Jacobian has one entry in a row, so its square is exact."""
+    assert_each_replays({**ACTIVATIONS, **FUNCTIONS}, images(3, 5, scale=2.0))
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_the_secant_gives_the_value_and_mixed_both(name: str) -> None:
-    form, x = ACTIVATIONS[name], images(3, 5, scale=2.0)
+def test_the_secant_gives_the_value_and_mixed_both() -> None:
+    model, x = Beside(ACTIVATIONS), images(3, 5, scale=2.0)
     x[0, 0], x[1, 1] = 0.0, -0.0
-    model = Between(form)
     truth = model(x.clone()).detach()
     for smooth in ("secant", "mixed"):
         recording = record(model, x, smooth=smooth)  # type: ignore[arg-type]
         assert_equal(recording.output, truth)
         assert_equal(replay(model, x, recording, coefficients="plain"), truth)
-    # Where the input is zero the secant is the slope there.
-    z = torch.ones_like(x)
-    slope = replay(model, z, record(model, x), coefficients="plain")
-    limit = linear_map(model, torch.zeros_like(x)).diagonal().view_as(x)
-    assert_equal(slope[0, 0], limit[0, 0])
-    assert_equal(slope[1, 1], limit[1, 1])
+    slopes = replay(model, torch.ones_like(x), record(model, x), coefficients="plain")
     # Mixed: the gradient is the tangent's, squared in the squared network.
-    mixed = record(model, x, smooth="mixed")
-    start = z.clone().requires_grad_()
-    (back,) = torch.autograd.grad(replay(model, start, mixed).sum(), start)
-    assert_equal(back, linear_map(model, x).diagonal().view_as(x).square())
+    start = torch.ones_like(x).requires_grad_()
+    mixed = model.results(replay(model, start, record(model, x, smooth="mixed")), [x] * len(ACTIVATIONS))
+    for name, form, slope, out in zip(ACTIVATIONS, model.operations, model.results(slopes, mixed), mixed, strict=True):
+        # Where the input is zero the secant is the slope there.
+        limit = linear_map(form, torch.zeros_like(x)).diagonal().view_as(x)
+        assert_equal(slope[0, 0], limit[0, 0], name)
+        assert_equal(slope[1, 1], limit[1, 1], name)
+        (back,) = torch.autograd.grad(out.sum(), start, retain_graph=True)
+        assert_equal(back, linear_map(form, x).diagonal().view_as(x).square(), name)
 
 
 def test_smooth_must_be_known() -> None:
@@ -120,9 +119,7 @@ def test_smooth_must_be_known() -> None:
 
 HALVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mul": lambda a, b: a * b,
-    "torch.mul": torch.mul,
     "mul in place": lambda a, b: a.clone().mul_(b),
-    "imul": lambda a, b: a.clone().__imul__(b),
     "broadcast": lambda a, b: a * b[:, :1],
     "div": lambda a, b: a / (b + 9),
     "div in place": lambda a, b: a.clone().div_(b + 9),
@@ -145,44 +142,56 @@ def _matrix(like: Tensor) -> Tensor:
     return torch.arange(1.0, 17.0, dtype=like.dtype).view(4, 4)
 
 
-@pytest.mark.parametrize("name", HALVES)
-def test_products_of_two_branches(name: str) -> None:
+def _of_halves(form: Callable[[Tensor, Tensor], Tensor]) -> Form:
+    return lambda x: form(*x.chunk(2, 1))
+
+
+def test_products_of_two_branches() -> None:
     """Each half of the input is a branch: no entry of the Jacobian collects two terms, so its square is exact."""
-    form = HALVES[name]
-    assert_replays(Between(lambda x: form(*x.chunk(2, 1))), images(3, 8))
+    assert_each_replays({name: _of_halves(form) for name, form in HALVES.items()}, images(3, 8))
 
 
 def test_a_product_of_three_branches() -> None:
     assert_replays(Between(lambda x: torch.einsum("nc,nc,nc->n", *x.chunk(3, 1)) / 2), images(3, 12), squares=False)
 
 
-@pytest.mark.parametrize("name", ["matmul", "addmm", "einsum", "mv"])
-def test_products_with_a_constant_matrix(name: str) -> None:
+def test_products_with_a_constant_matrix() -> None:
     forms: dict[str, Form] = {
         "matmul": lambda x: x @ _matrix(x),
         "addmm": lambda x: torch.addmm(torch.ones_like(x), x, _matrix(x)),
         "einsum": lambda x: torch.einsum("nc,cd->nd", x, _matrix(x)),
         "mv": lambda x: torch.mv(_matrix(x), x[0]),
     }
-    assert_replays(Between(forms[name]), images(4, 4))
+    assert_each_replays(forms, images(4, 4))
+
+
+def _changes_its_factors(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    a = a.clone()
+    product = a * b
+    a.mul_(a).mul_(b)
+    return torch.cat([product, a], 1)
+
+
+def _keeps_its_factors(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return torch.cat([a * b, a * a * b], 1)
 
 
 def test_what_is_written_into_a_factor_does_not_reach_the_recording() -> None:
-    def in_place(x: Tensor) -> Tensor:
-        a, b = x.chunk(2, 1)
-        a = a.clone()
-        product = a * b
-        a.mul_(a).mul_(b)
-        return torch.cat([product, a], 1)
-
-    def out_of_place(x: Tensor) -> Tensor:
-        a, b = x.chunk(2, 1)
-        return torch.cat([a * b, a * a * b], 1)
-
     x, z = images(3, 8), images(3, 8, seed=4)
-    one, other = Between(in_place), Between(out_of_place)
-    assert_equal(record(one, x).output, other(x))
-    assert_equal(replay(one, z, record(one, x)), replay(other, z, record(other, x)))
+    pairs: dict[str, Form] = {
+        "product": _changes_its_factors,
+        "kept product": _keeps_its_factors,
+        "softmax": lambda y: y.softmax(-1).mul_(0.5),
+        "kept softmax": lambda y: y.softmax(-1) * 0.5,
+    }
+    model = Beside(pairs)
+    recording = record(model, x)
+    for found in (recording.output, replay(model, z, recording)):
+        product, kept_product, softmax, kept_softmax = model.results(found, [x] * 4)
+        assert_equal(product, kept_product)
+        assert_equal(softmax, kept_softmax)
 
 
 GATED: dict[str, Form] = {
@@ -220,46 +229,14 @@ GATED: dict[str, Form] = {
 }
 
 
-@pytest.mark.parametrize("name", GATED)
-def test_the_plain_reading_is_the_gradient(name: str) -> None:
-    assert_replays(Between(GATED[name]), images(2, 4, 3), squares=False)
-
-
-def test_a_softmax_that_is_changed_in_place_is_recorded_as_it_was() -> None:
-    x, z = images(3, 4), images(3, 4, seed=1)
-    one, other = (Between(form) for form in (lambda y: y.softmax(-1).mul_(0.5), lambda y: y.softmax(-1) * 0.5))
-    assert_equal(replay(one, z, record(one, x)), replay(other, z, record(other, x)))
-
-
-def _shifted_choice(x: Tensor) -> Tensor:
-    index = x.argmax(1, keepdim=True)
-    index += 1
-    index %= x.shape[1]
-    return x.gather(1, index)
-
-
-def _inverted(x: Tensor) -> Tensor:
-    mask = x > 0
-    mask.logical_not_()
-    return x * mask.to(x.dtype)
-
-
-@pytest.mark.parametrize("form", [_shifted_choice, _inverted])
-def test_a_decision_that_the_network_changes_in_place(form: Form) -> None:
-    assert_replays(Between(form), images(3, 6))
+def test_the_plain_reading_is_the_gradient() -> None:
+    assert_each_replays(GATED, images(2, 4, 3), squares=False)
 
 
 @pytest.mark.parametrize("form", [lambda x: x.relu().norm(dim=(2, 3)), lambda x: x.relu().std(dim=(2, 3))])
 def test_a_dead_channel_has_no_infinite_slope(form: Form) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(2, 3, 1, bias=False), nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(form(self.conv(x)))
-
-    model = draws(Net())
+    layers = {"conv": nn.Conv2d(2, 3, 1, bias=False), "head": nn.Linear(3, 2)}
+    model = draws(Wired(lambda net, x: net.head(form(net.conv(x))), **layers))
     with torch.no_grad():
         model.conv.weight[0] = 0  # type: ignore[union-attr, index]
         model.head.weight.mul_(100)  # type: ignore[union-attr, operator]
@@ -269,31 +246,26 @@ def test_a_dead_channel_has_no_infinite_slope(form: Form) -> None:
     assert scores["conv.weight"][1:].any()
 
 
-def test_a_query_that_sees_no_key() -> None:
-    mask = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
-    assert_replays(Between(lambda x: _attended(x, attn_mask=mask)), images(2, 2, 3, 6), squares=False)
-
-
 def test_a_padded_transformer_encoder() -> None:
-    class Encodes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
-            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(4, 2)
+    def encode(net: Wired, x: Tensor) -> Tensor:
+        padding = torch.tensor([[False, False, True]]).expand(len(x), 3)
+        return net.head(net.encoder(x, src_key_padding_mask=padding).mean(1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            padding = torch.tensor([[False, False, True]]).expand(len(x), 3)
-            return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
-
-    model = draws(Encodes())
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), 2)
+    model = draws(Wired(encode, encoder=encoder, head=nn.Linear(4, 2)))
     assert all(score.any() for score in pathex.score(model, "px", images(4, 3, 4)).values())
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_softmax_by_its_squared_jacobian(dim: int) -> None:
-    assert_replays(Between(lambda x: x.softmax(dim)), images(3, 4, scale=3.0))
-    assert_replays(Between(lambda x: x.log_softmax(dim)), images(3, 4, scale=3.0))
+def test_softmax_by_its_squared_jacobian() -> None:
+    forms: dict[str, Form] = {
+        "softmax of images": lambda x: x.softmax(0),
+        "softmax": lambda x: x.softmax(1),
+        "softmax of the last": lambda x: x.softmax(-1),
+        "log softmax of images": lambda x: x.log_softmax(0),
+        "log softmax": lambda x: x.log_softmax(1),
+    }
+    assert_each_replays(forms, images(3, 4, scale=3.0))
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -305,19 +277,20 @@ def _attended(x: Tensor, **options: object) -> Tensor:
 
 
 MASK = torch.tensor([[True, False, True], [True, True, False], [True, True, True]])
+BLIND = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
 ATTENTION: dict[str, Form] = {
     "plain": _attended,
     "scaled": lambda x: _attended(x, scale=0.3),
     "masked": lambda x: _attended(x, attn_mask=MASK),
+    "a query that sees no key": lambda x: _attended(x, attn_mask=BLIND),
     "biased": lambda x: _attended(x, attn_mask=torch.arange(9.0, dtype=x.dtype).view(3, 3)),
     "causal": lambda x: _attended(x, is_causal=True),
     "grouped": lambda x: F.scaled_dot_product_attention(x[..., :2], x[:, :1, :, 2:4], x[:, :1, :, 4:], enable_gqa=True),
 }
 
 
-@pytest.mark.parametrize("name", ATTENTION)
-def test_attention(name: str) -> None:
-    assert_replays(Between(ATTENTION[name]), images(2, 2, 3, 6), squares=False)
+def test_attention() -> None:
+    assert_each_replays(ATTENTION, images(2, 2, 3, 6), squares=False)
 
 
 def test_squared_attention_is_what_its_formula_says() -> None:
@@ -335,44 +308,40 @@ def test_squared_attention_is_what_its_formula_says() -> None:
     assert_equal(found[0, 0], expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}, {"kdim": 4, "vdim": 4}], ids=str)
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_multi_head_attention(options: dict[str, object], need_weights: bool) -> None:
-    class Attends(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, **options)  # type: ignore[arg-type]
+class _Attends(nn.Module):
+    def __init__(self, need_weights: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.attention, self.need_weights = nn.MultiheadAttention(4, 2, **options), need_weights
 
-        def forward(self, x: Tensor) -> Tensor:
-            out, weights = self.attention(x, x, x, need_weights=need_weights)
-            return out if weights is None else out + weights.mean()
-
-    assert_replays(draws(Attends()), images(3, 2, 4), squares=False)
+    def forward(self, x: Tensor) -> Tensor:
+        out, weights = self.attention(x, x, x, need_weights=self.need_weights)
+        return out if weights is None else out + weights.mean()
 
 
-def test_masked_multi_head_attention() -> None:
-    class Attends(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+class _Masked(_Attends):
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.tensor([[False, False, True], [False, True, False]])
+        each = torch.zeros(4, 3, 3, dtype=x.dtype)
+        each[0, 1, 2] = -1.0
+        return self.attention(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
 
-        def forward(self, x: Tensor) -> Tensor:
-            padding = torch.tensor([[False, False, True], [False, True, False]])
-            each = torch.zeros(4, 3, 3, dtype=x.dtype)
-            each[0, 1, 2] = -1.0
-            return self.attention(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
 
+class _Unnormalised(nn.TransformerEncoderLayer):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x + self._sa_block(x, None, None)
+        return x + self._ff_block(x)
+
+
+def test_multi_head_attention() -> None:
+    kinds: list[dict[str, Any]] = [{}, {"batch_first": True}, {"bias": False}, {"kdim": 4, "vdim": 4}]
+    modules = {f"{kind} {needed}": draws(_Attends(needed, **kind)) for kind in kinds for needed in (False, True)}
+    assert_each_replays(modules, images(3, 2, 4), squares=False)
+
+
+def test_masked_attention_and_a_transformer_layer() -> None:
+    layers = {"masked": _Masked(batch_first=True), "layer": _Unnormalised(4, 2, 6, 0.1, F.gelu, batch_first=True)}
     with pytest.warns(UserWarning, match="mismatched"):
-        assert_replays(draws(Attends()), images(2, 3, 4), squares=False)
-
-
-def test_a_transformer_layer() -> None:
-    class Unnormalised(nn.TransformerEncoderLayer):
-        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            x = x + self._sa_block(x, None, None)
-            return x + self._ff_block(x)
-
-    assert_replays(draws(Unnormalised(4, 2, 6, 0.1, F.gelu, batch_first=True)), images(2, 3, 4), squares=False)
+        assert_each_replays({k: draws(layer) for k, layer in layers.items()}, images(2, 3, 4), squares=False)
 
 
 # -- open --------------------------------------------------------------------------------------------------------------
@@ -387,9 +356,9 @@ def test_coefficients_of_a_sample_have_no_open_reading_unless_told(name: str) ->
 
 
 def test_open_activations_pass_everything() -> None:
-    x = images(2, 3)
-    for form in (F.gelu, F.silu, nn.Mish(inplace=True), torch.tanh):
-        assert_equal(replay_open(Between(form), x, statistics="running"), x)
+    x, model = images(2, 3), Beside(ACTIVATIONS)
+    for found in model.results(replay_open(model, x, statistics="running"), [x] * len(ACTIVATIONS)):
+        assert_equal(found, x)
 
 
 def test_a_product_that_is_open_adds_its_branches() -> None:
@@ -401,19 +370,10 @@ def test_a_product_that_is_open_adds_its_branches() -> None:
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-class _Gated(nn.Module):
-    """Value and gate meet in a product; the gate's weights feed a coefficient only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.value, self.gate, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.value(x) * self.gate(x).sigmoid())
-
-
 def test_weights_that_feed_a_gate_have_the_score_of_its_squared_jacobian() -> None:
-    model, x = _Gated().double(), images(5, 3)
+    layers = {"value": nn.Linear(3, 4), "gate": nn.Linear(3, 4), "head": nn.Linear(4, 2)}
+    model = Wired(lambda net, x: net.head(net.value(x) * net.gate(x).sigmoid()), **layers).double()
+    x = images(5, 3)
     scores = pathex.score(model, "px", x)
     value, gate = model.value(x), model.gate(x).sigmoid()
     head = model.head.weight.square()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brute_force.cases import Wired
 from pathex.graph import trace
 from pathex.paths import Coefficients, Linear, Weights, lowered, record, replay, run_linear
 from pathex.paths.rules import layers
@@ -103,15 +104,8 @@ def test_the_map_and_its_scores_are_the_same(
 
 
 def test_a_convolution_that_is_the_output_is_not_fused() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            y = self.conv(x)
-            return y, self.bn(y)
-
-    net, x = Net().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    layers = {"conv": nn.Conv2d(3, 4, 3), "bn": nn.BatchNorm2d(4)}
+    net = Wired(lambda net, x: ((y := net.conv(x)), net.bn(y)), **layers)
+    net, x = net.double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
     recording = record(net, x)
     torch.testing.assert_close(replay(net, x, recording), F.conv2d(x, net.conv.weight.square()), rtol=1e-11, atol=1e-12)

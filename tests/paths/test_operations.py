@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.paths import Linear, Weights, record, replay, replay_open, run_linear
-from paths.oracle import Between, assert_equal, assert_replays, draws, images, linear_map
+from paths.oracle import Beside, Between, assert_each_replays, assert_equal, assert_replays, draws, images
 
 
 def _sizes(rank: int, *, channels: int = 4) -> tuple[int, ...]:
@@ -34,35 +35,31 @@ TRANSPOSED: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-def _assert_weighs(layer: nn.Module, x: Tensor) -> None:
+def _assert_weighs(layers: dict[str, nn.Module], x: Tensor) -> None:
     """Paths through a layer: one for each weight and position, so squared weights give squared paths."""
-    model = draws(Between(layer))
+    squared = {name: copy.deepcopy(draws(layer)) for name, layer in layers.items()}
     with torch.no_grad():
-        model.gain.fill_(1.0)
-    assert_replays(model, x, squares=False)
-    squared = copy.deepcopy(model)
-    with torch.no_grad():
-        squared.operation.weight.square_()
-    z = images(*x.shape, seed=3)
-    matrix = linear_map(squared, x)
-    found = replay(model, z, record(model, x))
-    assert_equal(found, (matrix @ z.flatten()).view_as(found))
+        for layer in squared.values():
+            layer.weight.square_()
+    assert_each_replays(layers, x, squared=squared)
 
 
-@pytest.mark.parametrize(("rank", "options"), CONVOLUTIONS, ids=str)
-def test_convolutions(rank: int, options: dict[str, Any]) -> None:
-    _assert_weighs((nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](4, 2, 3, **options), images(*_sizes(rank)))
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions(rank: int) -> None:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    _assert_weighs({str(o): kind(4, 2, 3, **o) for r, o in CONVOLUTIONS if r == rank}, images(*_sizes(rank)))
 
 
-@pytest.mark.parametrize(("rank", "options"), TRANSPOSED, ids=str)
-def test_transposed_convolutions(rank: int, options: dict[str, Any]) -> None:
-    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    _assert_weighs(kinds[rank - 1](4, 2, 3, **options), images(2, 4, *(3, 2, 2)[:rank]))
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_transposed_convolutions(rank: int) -> None:
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+    x = images(2, 4, *(3, 2, 2)[:rank])
+    _assert_weighs({str(o): kind(4, 2, 3, **o) for r, o in TRANSPOSED if r == rank}, x)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
 def test_linear_layers_act_on_the_last_dimension(shape: tuple[int, ...]) -> None:
-    _assert_weighs(nn.Linear(4, 3), images(*shape))
+    _assert_weighs({"linear": nn.Linear(4, 3)}, images(*shape))
 
 
 # -- gates -------------------------------------------------------------------------------------------------------------
@@ -79,48 +76,40 @@ GATES: dict[str, nn.Module] = {
 }
 
 
-@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("shape", [(3, 4), (2, 4, 3), (2, 4, 3, 2)], ids=str)
-def test_gates(gate: str, shape: tuple[int, ...]) -> None:
-    layer = GATES[gate]
-    if gate == "prelu-by-channel":
-        layer = draws(nn.PReLU(4))
-    assert_replays(Between(layer).double(), images(*shape, scale=4.0))
+def test_gates(shape: tuple[int, ...]) -> None:
+    assert_each_replays(GATES | {"prelu-by-channel": draws(nn.PReLU(4))}, images(*shape, scale=4.0))
 
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu_": torch.relu_,
-    "relu, keyword": lambda z: F.relu(z, inplace=True),
-    "relu, method": lambda z: z.relu_(),
     "relu6": lambda z: F.relu6(z, inplace=True),
     "clamp": lambda z: z.clamp_(-1, 1),
     "leaky, no slope": lambda z: F.leaky_relu(z, 0.0),
     "leaky": lambda z: F.leaky_relu(z, 0.2),
-    "leaky_": lambda z: F.leaky_relu_(z, 0.2),
     "leaky, steep": lambda z: F.leaky_relu(z, 3.0, inplace=True),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", IN_PLACE)
-def test_a_gate_is_the_slope_times_what_arrives(name: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_a_gate_is_the_slope_times_what_arrives(layout: torch.memory_format, dtype: torch.dtype) -> None:
     """Written out by the derivative of the function itself; and replays leave the recorded gates as they are."""
-    function = IN_PLACE[name]
-    model = Between(function).to(dtype)
+    model = Beside(IN_PLACE).to(dtype)
     x = images(2, 4, 3, 3, scale=4.0).to(dtype).contiguous(memory_format=layout)
-    z = x.detach().double().requires_grad_()
-    (slope,) = torch.autograd.grad(function(z.clone()).sum(), z)
     recording = record(model, x)
     arriving = images(2, 4, 3, 3, seed=5).to(dtype).contiguous(memory_format=layout).requires_grad_()
     before = arriving.detach().clone()
+    z = x.detach().double().requires_grad_()
+    slopes = [torch.autograd.grad(function(z.clone()).sum(), z)[0] for function in IN_PLACE.values()]
     for _ in range(2):
-        out = replay(model, arriving, recording)
-        torch.testing.assert_close(out, (arriving * slope**2).to(dtype))
-        (back,) = torch.autograd.grad((out * out.detach()).sum(), arriving)
-        torch.testing.assert_close(back, (out * slope**2).to(dtype))
-        assert out.dtype == back.dtype == dtype
+        joined = replay(model, arriving, recording)
+        for slope, out in zip(slopes, model.results(joined, slopes), strict=True):
+            torch.testing.assert_close(out, (arriving * slope**2).to(dtype))
+            (back,) = torch.autograd.grad((out * out.detach()).sum(), arriving, retain_graph=True)
+            torch.testing.assert_close(back, (out * slope**2).to(dtype))
+            assert out.dtype == back.dtype == dtype
         assert torch.equal(arriving, before)
 
 
@@ -131,10 +120,9 @@ def test_a_gate_at_its_kink_is_closed() -> None:
 
 
 def test_an_open_gate_lets_everything_pass() -> None:
-    z = images(2, 4)
-    for gate in GATES.values():
-        model = Between(gate if not isinstance(gate, nn.PReLU) else nn.PReLU()).double()
-        assert_equal(replay_open(model, z, statistics=[]), z)
+    z, model = images(2, 4), Beside(GATES)
+    for found in model.results(replay_open(model, z, statistics=[]), [z] * len(GATES)):
+        assert_equal(found, z)
 
 
 # -- max pools ---------------------------------------------------------------------------------------------------------
@@ -156,33 +144,38 @@ def _window_matrix(pool: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.stack([pool(hot).flatten() for hot in hots], 1)
 
 
-@pytest.mark.parametrize(("rank", "options"), MAX_POOLS, ids=str)
-def test_max_pools(rank: int, options: dict[str, Any]) -> None:
-    pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[rank - 1](**options)
+def _assert_chooses(pools: dict[str, nn.Module], x: Tensor) -> None:
+    """Recorded, the winner of each window; open, the whole window."""
+    assert_each_replays(pools, x)
+    z, model = images(*x.shape, seed=5), Beside(pools)
+    opened = replay_open(model, z, statistics=[])
+    for (name, pool), found in zip(
+        pools.items(), model.results(opened, [pool(z) for pool in pools.values()]), strict=True
+    ):
+        assert_equal(found, (_window_matrix(pool, x) @ z.flatten()).view_as(found), name)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_max_pools(rank: int) -> None:
+    kind, x = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[rank - 1], images(*_sizes(rank, channels=2))
+    pools = {str(options): kind(**options) for r, options in MAX_POOLS if r == rank}
+    _assert_chooses(pools, x)
+    model = Beside(pools)
+    assert_equal(replay_open(model, x, statistics=[], pools="max"), model(x))
+
+
+@pytest.mark.parametrize(("rank", "sizes"), [(1, [3]), (2, [1, (3, 4), (None, 2)]), (3, [(3, 1, 2), 2])], ids=str)
+def test_adaptive_pools(rank: int, sizes: list[Any]) -> None:
     x = images(*_sizes(rank, channels=2))
-    assert_replays(Between(pool), x)
-    z = images(*x.shape, seed=5)
-    opened = replay_open(Between(pool), z, statistics=[])
-    assert_equal(opened, (_window_matrix(pool, x) @ z.flatten()).view_as(opened))
-    assert_equal(replay_open(Between(pool), z, statistics=[], pools="max"), pool(z))
+    averages = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+    assert_each_replays({str(size): averages[rank - 1](size) for size in sizes}, x)
+    greatest = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    _assert_chooses({str(size): greatest[rank - 1](size) for size in sizes}, x)
 
 
-@pytest.mark.parametrize(
-    ("rank", "size"), [(1, 3), (2, 1), (2, (3, 4)), (2, (None, 2)), (3, (3, 1, 2)), (3, 2)], ids=str
-)
-def test_adaptive_pools(rank: int, size: Any) -> None:
-    x = images(*_sizes(rank, channels=2))
-    assert_replays(Between((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[rank - 1](size)), x)
-    pool = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)[rank - 1](size)
-    assert_replays(Between(pool), x)
-    z = images(*x.shape, seed=5)
-    opened = replay_open(Between(pool), z, statistics=[])
-    assert_equal(opened, (_window_matrix(pool, x) @ z.flatten()).view_as(opened))
-
-
-@pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(3)])
-def test_pools_without_batch_dimension(layer: nn.Module) -> None:
-    assert_replays(Between(layer), images(2, 7, 6))
+def test_pools_without_batch_dimension() -> None:
+    pools = [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(3)]
+    assert_each_replays({str(pool): pool for pool in pools}, images(2, 7, 6))
 
 
 # -- average pools -----------------------------------------------------------------------------------------------------
@@ -199,10 +192,11 @@ AVERAGES: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rank", "options"), AVERAGES, ids=str)
-def test_average_pools(rank: int, options: dict[str, Any]) -> None:
-    pool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[rank - 1](**options)
-    assert_replays(Between(pool), images(*_sizes(rank, channels=2)))
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_average_pools(rank: int) -> None:
+    kind = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[rank - 1]
+    pools = {str(options): kind(**options) for r, options in AVERAGES if r == rank}
+    assert_each_replays(pools, images(*_sizes(rank, channels=2)))
 
 
 # -- interpolation -----------------------------------------------------------------------------------------------------
@@ -224,9 +218,10 @@ INTERPOLATIONS: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rank", "options"), INTERPOLATIONS, ids=str)
-def test_interpolation(rank: int, options: dict[str, Any]) -> None:
-    assert_replays(Between(lambda x: F.interpolate(x, **options)), images(*_sizes(rank, channels=1)))
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_interpolation(rank: int) -> None:
+    forms = {str(options): partial(F.interpolate, **options) for r, options in INTERPOLATIONS if r == rank}
+    assert_each_replays(forms, images(*_sizes(rank, channels=1)))
 
 
 # -- what moves numbers ------------------------------------------------------------------------------------------------
@@ -234,7 +229,6 @@ def test_interpolation(rank: int, options: dict[str, Any]) -> None:
 MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "flatten": lambda x: x.flatten(1),
     "view": lambda x: x.view(2, -1),
-    "reshape": lambda x: torch.reshape(x, (2, 4, -1)),
     "permute": lambda x: x.permute(0, 2, 3, 1),
     "transpose": lambda x: x.transpose(1, 2).contiguous(),
     "slice": lambda x: x[:, ::2, 1:, :-1],
@@ -263,19 +257,16 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "pad-crop": lambda x: F.pad(x, (-1, 1)),
     "pad-reflect": lambda x: F.pad(x, (1, 2, 1, 0), mode="reflect"),
     "pad-circular": nn.CircularPad2d(1),
-    "pad-zero-module": nn.ZeroPad2d((1, 0, 2, 0)),
     "pad-replicate": nn.ReplicationPad2d(1),
     "dropout": nn.Dropout(0.5),
     "dropout-always": lambda x: F.dropout2d(F.dropout(x, 0.5, training=False), 0.5, training=False),
-    "identity": nn.Identity(),
     "gather": lambda x: x.gather(1, torch.zeros(2, 1, 6, 5, dtype=torch.long)),
     "index-select": lambda x: x.index_select(1, torch.tensor([3, 3])),
 }
 
 
-@pytest.mark.parametrize("move", MOVES)
-def test_moves(move: str) -> None:
-    assert_replays(Between(MOVES[move]), images(2, 4, 6, 5))
+def test_moves() -> None:
+    assert_each_replays(MOVES, images(2, 4, 6, 5))
 
 
 def test_dropout_that_a_network_never_switches_off_is_the_identity() -> None:

@@ -26,7 +26,7 @@ def script() -> Iterator[ModuleType]:
 
 def _narrow_resnet50() -> nn.Module:
     return torchvision.models.ResNet(
-        torchvision.models.resnet.Bottleneck, [2, 2, 2, 2], num_classes=10, width_per_group=4
+        torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=4
     )
 
 

@@ -1,6 +1,7 @@
 """Which parameters are read as one because they start at zero, and what a survey sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import timm
@@ -10,81 +11,137 @@ from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import PathexWarning
 from pathex.graph import cost, trace
 from pathex.masks import prunable_weights
 from pathex.paths import read_scales, survey
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
+)
+
+Form = Callable[[Tensor, Tensor], Tensor]
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-class _Scaled(nn.Module):
+class _Block(nn.Module):
     """A residual block behind a scale of its own making."""
 
-    def __init__(self, value: float, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, form: Form, *shape: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(4, 4, 1)
-        self.gamma = nn.Parameter(torch.full((4,), value))
-        self.apply_scale = apply
+        self.conv, self.gamma, self.form = nn.Conv2d(4, 4, 1), nn.Parameter(torch.zeros(shape)), form
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.apply_scale(self.conv(x), self.gamma)
+        return x + self.form(self.conv(x), self.gamma)
+
+
+def _blocks(forms: Mapping[str, Form], value: float = 0.0) -> nn.Sequential:
+    model = nn.Sequential(*(_Block(form, 4) for form in forms.values()))
+    for block in model:
+        nn.init.constant_(block.gamma, value)
+    return model
 
 
 def _read(model: nn.Module, x: Tensor = X) -> dict[str, Tensor]:
     return read_scales(model, survey(trace(model, x)), set(prunable_weights(model)))
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+def _across(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    return function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+FACTORS: dict[str, Form] = {
     "view": lambda x, g: x * g.view(-1, 1, 1),
-    "index": lambda x, g: g[:, None, None] * x,
-    "reshape": lambda x, g: x.mul(g.reshape(1, -1, 1, 1)),
     "in place": lambda x, g: x.mul_(g.view(1, 4, 1, 1)),
     "function": lambda x, g: torch.mul(x, other=g.unsqueeze(-1).unsqueeze(-1)),
-    "expanded": lambda x, g: x * g.view(1, -1, 1, 1).expand_as(x),
-    "data": lambda x, g: x * g.data.view(-1, 1, 1),
-    "norm": lambda x, g: F.batch_norm(x, None, None, weight=g, training=True),
-    "norm by position": lambda x, g: F.batch_norm(x, None, None, g, None, True),
+    "expanded": lambda x, g: g.reshape(1, -1, 1, 1).expand_as(x) * x,
+    "data": lambda x, g: x * g.data[:, None, None],
+    "batch norm": lambda x, g: F.batch_norm(x, None, None, weight=g, training=True),
+    "layer norm": lambda x, g: _across(x, lambda y: F.layer_norm(y, (4,), bias=None, weight=g)),
+    "group norm": lambda x, g: F.group_norm(x, 2, g),
+    "instance norm": lambda x, g: F.instance_norm(x, weight=g),
+    "rms norm": lambda x, g: _across(x, lambda y: F.rms_norm(y, (4,), g)),
+    "added product": lambda x, g: torch.addcmul(x, g.view(4, 1, 1), x.relu()),
+    "added product in place": lambda x, g: x.clone().addcmul_(tensor1=g.view(4, 1, 1), tensor2=x),
+    "interpolated": lambda x, g: torch.lerp(x, x.relu(), g.view(4, 1, 1)),
+    "squashed": lambda x, g: x * g.tanh().view(4, 1, 1),
+    "scaled": lambda x, g: x * (0.5 * g / 3).view(4, 1, 1),
+    "cast": lambda x, g: x * g.to(x.dtype).float()[:, None, None],
+    "of the weight": lambda x, g: F.conv2d(x, torch.eye(4).view(4, 4, 1, 1) * g.view(4, 1, 1, 1)),
+}
+OTHERS: dict[str, Form] = {
+    "added": lambda x, g: x + g.view(-1, 1, 1),
+    "shift": lambda x, g: F.group_norm(x, 2, None, g) + F.instance_norm(x, bias=g),
+    "gate": lambda x, g: x * g.sigmoid().view(4, 1, 1),
+    "exponential": lambda x, g: x * g.exp().view(4, 1, 1),
+    "one more": lambda x, g: x * (1 + g).view(4, 1, 1),
+    "divisor": lambda x, g: x / (g + 1).view(4, 1, 1),
+    "position": lambda x, g: x + 2 * g.view(4, 1, 1),
+    "added constants": lambda x, g: torch.addcmul(x, g.view(4, 1, 1), torch.ones(4, 1, 1)),
+    "start of an interpolation": lambda x, g: torch.lerp(g.view(4, 1, 1), x, 0.5),
+    "bias": lambda x, g: F.conv2d(x, torch.eye(4).view(4, 4, 1, 1), g),
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("value", [0.0, 1e-6, -1e-3])
-def test_small_equal_factors_are_read_as_one(form: str, value: float) -> None:
-    scales = _read(_Scaled(value, FORMS[form]))
-    assert list(scales) == ["gamma"]
-    assert torch.equal(scales["gamma"], torch.ones(4))
+@pytest.mark.parametrize("value", [0.0, 1e-6, 1e-5, -1e-3])
+def test_small_equal_factors_are_read_as_one(value: float) -> None:
+    scales = _read(_blocks(FACTORS, value))
+    assert set(scales) == {f"{number}.gamma" for number in range(len(FACTORS))}
+    assert all(torch.equal(scale, torch.ones(4)) for scale in scales.values())
 
 
-@pytest.mark.parametrize("value", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("value", [0.01, 0.1, 0.5, 1.0])
 def test_larger_factors_are_taken_as_they_are(value: float) -> None:
-    assert _read(_Scaled(value, FORMS["view"])) == {}
+    assert _read(_blocks(FACTORS, value)) == {}
 
 
 def test_small_factors_that_differ_are_taken_as_they_are() -> None:
-    model = _Scaled(0.0, FORMS["view"])
+    model = _blocks(FACTORS)
     with torch.no_grad():
-        model.gamma[1] = 1e-4
-    assert _read(model) == {}
+        model[0].gamma[1] = 1e-4
+    assert "0.gamma" not in _read(model)
 
 
-def test_what_is_added_is_no_factor() -> None:
+def test_what_does_not_make_a_block_vanish() -> None:
+    assert _read(_blocks(OTHERS)) == {}
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     for name, entry in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(entry)
     assert survey(trace(model, X)).factors == {"1.weight"}
     assert _read(model) == {}
-    assert _read(_Scaled(0.0, lambda x, g: x + g.view(-1, 1, 1))) == {}
 
 
-def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-    nn.init.zeros_(model[3].weight)
-    assert list(_read(model)) == ["3.weight"]
-    nn.init.zeros_(model[0].weight)
-    nn.init.ones_(model[3].weight)
-    assert _read(model) == {}
+def test_a_single_number() -> None:
+    """As ReZero and SkipInit begin."""
+    scales = _read(nn.Sequential(_Block(lambda x, g: x.mul_(g), 1), _Block(lambda x, g: g * x)))
+    assert [scale.shape for scale in scales.values()] == [(1,), ()]
+
+
+GAINS: dict[str, Form] = {
+    "weight norm": lambda w, g: torch._weight_norm(w, g.view(4, 1, 1, 1), 0),
+    "by hand": lambda w, g: g.view(4, 1, 1, 1) * (w - w.mean()) / w.std(),
+    "normalised": lambda w, g: F.normalize(w, dim=1) * g.view(4, 1, 1, 1),
+    "batch norm": lambda w, g: F.batch_norm(w.view(1, 4, -1), None, None, g, None, True).view_as(w),
+}
+
+
+class _Gained(nn.Conv2d):
+    def __init__(self, form: Form) -> None:
+        super().__init__(4, 4, 1)
+        self.gain, self.form = nn.Parameter(torch.zeros(4)), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.form(self.weight, self.gain), self.bias)
+
+
+def test_the_gain_of_a_computed_weight() -> None:
+    model = nn.Sequential(*(_Gained(form) for form in GAINS.values()), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    found = survey(trace(model, X))
+    assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "5.weight")
+    assert found.factors == {f"{number}.gain" for number in range(4)}
+    assert list(_read(model)) == [f"{number}.gain" for number in range(4)]
 
 
 def test_a_standardised_weight_whose_gain_is_zero() -> None:
@@ -98,15 +155,9 @@ def test_a_standardised_weight_whose_gain_is_zero() -> None:
 
 
 def test_weights_come_in_the_order_of_their_calls() -> None:
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.stem, self.unused = nn.Linear(4, 2), nn.Conv2d(4, 4, 1), nn.Linear(1, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.stem(x).relu().mean((2, 3)))
-
-    assert survey(trace(Backwards(), X)).weights == ("stem.weight", "head.weight")
+    backwards = {"head": nn.Linear(4, 2), "stem": nn.Conv2d(4, 4, 1), "unused": nn.Linear(1, 1)}
+    model = Wired(lambda net, x: net.head(net.stem(x).relu().mean((2, 3))), **backwards)
+    assert survey(trace(model, X)).weights == ("stem.weight", "head.weight")
 
 
 def test_the_cost_is_that_of_one_image() -> None:
@@ -117,7 +168,97 @@ def test_the_cost_is_that_of_one_image() -> None:
         assert found.products == {"0.weight": 36 * 32, "0.bias": 0, "3.weight": 288 * 5, "3.bias": 0}
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "resnet26", "regnetx_002"])
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def _heads(result: Callable[..., Any]) -> nn.Module:
+    """Two heads that are averaged and a third one beside, all zero, after a hidden layer of zeros."""
+
+    def form(net: Wired, x: Tensor) -> Any:
+        x = net.hidden(x).relu()
+        return result(net.one(x), net.two(x), net.beside(x))
+
+    model = Wired(form, **{name: nn.Linear(4, 4) for name in ("hidden", "one", "two", "beside")})
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("result", "output", "heads"),
+    [
+        (lambda a, b, c: (a + b) / 2, None, ["one", "two"]),
+        (lambda a, b, c: {"out": a, "aux": c}, None, ["one"]),
+        (lambda a, b, c: {"out": a, "aux": c}, "aux", ["beside"]),
+        (lambda a, b, c: (b.view(-1, 2, 2), a), None, ["two"]),
+        (lambda a, b, c: torch.cat([a, b, c], 1), None, ["one", "two", "beside"]),
+    ],
+)
+def test_heads_are_what_reaches_the_output(result: Callable[..., Any], output: str | None, heads: list[str]) -> None:
+    model, x = _heads(result), torch.randn(3, 4)
+    found = survey(trace(model, x, output=output))
+    assert found.heads == tuple(f"{name}.weight" for name in heads)
+    assert list(read_scales(model, found, set(prunable_weights(model)))) == list(found.heads)
+
+
+def test_a_head_written_as_a_matrix_product() -> None:
+    proj = nn.Parameter(torch.zeros(4, 2))
+    model = Wired(lambda net, x: net.body(x).relu() @ net.proj, body=nn.Linear(4, 4), proj=proj)
+    nn.init.zeros_(model.body.weight)
+    found = survey(trace(model, torch.randn(3, 4)))
+    assert (found.weights, found.heads) == (("body.weight", "proj"), ("proj",))
+    assert list(read_scales(model, found, {"body.weight", "proj"})) == ["proj"]
+
+
+def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    nn.init.zeros_(model[3].weight)
+    assert list(_read(model)) == ["3.weight"]
+    nn.init.zeros_(model[0].weight)
+    nn.init.ones_(model[3].weight)
+    assert _read(model) == {}
+
+
+# -- networks of timm --------------------------------------------------------------------------------------------------
+
+# Network and its options -> words in the names of its parameters that start at zero or almost there, and their number.
+STARTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
+    "convnext_atto": ({"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, ("gamma",), 4),
+    "convnextv2_atto": ({"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, ("grn.weight",), 4),
+    "cait_xxs24_224": ({"depth": 2}, ("gamma_1", "gamma_2"), 8),
+    "resmlp_12_224": ({"img_size": 32}, ("ls1", "ls2", "head.weight"), 25),
+    "mixer_s32_224": ({"img_size": 32}, ("head.weight",), 1),
+    "poolformer_s12": ({}, ("layer_scale1.scale", "layer_scale2.scale"), 24),
+    "deit3_small_patch16_224": ({"depth": 2}, ("ls1.gamma", "ls2.gamma"), 4),
+    "swinv2_tiny_window8_256": (
+        {"depths": (1, 1), "num_heads": (2, 2), "embed_dim": 8},
+        ("norm1.weight", "norm2.weight"),
+        4,
+    ),
+    "nf_resnet26": ({}, ("conv3.gain",), 8),
+    "levit_128s": ({"depth": (1, 1, 1)}, ("bn.weight",), 8),
+    "edgenext_xx_small": ({"depths": (1, 2, 2, 2)}, ("gamma", "gamma_xca"), 10),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_networks_of_timm_that_start_at_zero(name: str) -> None:
+    options, words, count = STARTS[name]
+    model = timm.create_model(name, num_classes=3, **options)
+    size = model.default_cfg["input_size"] if model.default_cfg.get("fixed_input_size") else (3, 64, 64)
+    side = options.get("img_size", size[1])
+    scales = _read(model, torch.randn(1, 3, side, side))
+    assert len(scales) == count
+    assert all(key.endswith(words) for key in scales)
+
+
+def test_a_skip_that_starts_at_zero() -> None:
+    model = timm.create_model("nf_resnet26", num_classes=3, skipinit=True)
+    scales = _read(model, torch.randn(1, 3, 64, 64))
+    assert sum(key.endswith("skipinit_gain") for key in scales) == 8
+
+
+@pytest.mark.parametrize("name", ["resnet10t"])
 def test_timm_residual_networks_that_start_as_identities(name: str) -> None:
     model = timm.create_model(name, num_classes=3)
     x = torch.randn(2, 3, 32, 32)
@@ -131,3 +272,12 @@ def test_timm_residual_networks_that_start_as_identities(name: str) -> None:
     with pytest.warns(PathexWarning, match="all scores are zero"):
         stored = pathex.score(model, "px", data=x, scales="stored")
     assert not all(score.any() for score in stored.values())
+
+
+@pytest.mark.parametrize("name", ["resmlp_12_224", "nf_resnet26"])
+def test_no_score_vanishes_with_a_scale(name: str) -> None:
+    options = {"img_size": 32} if name == "resmlp_12_224" else {}
+    model = timm.create_model(name, num_classes=3, **options)
+    with pytest.warns(PathexWarning, match="read as one"):
+        scores = pathex.score(model, "px", data=torch.randn(1, 3, 32, 32))
+    assert all(score.any() for score in scores.values())

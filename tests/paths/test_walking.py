@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brute_force.cases import Branches, draw
+from brute_force.cases import Branches, Wired, draw
 from brute_force.walks import exact, exact_back, passed, passed_back, single_walks
 from pathex.errors import UnsupportedOperation
 from pathex.paths import Walker
@@ -175,21 +175,17 @@ def test_weights_made_of_parameters() -> None:
     assert_likely(uses, forward, back, WALKS)
 
 
-class Product(nn.Module):
-    def __init__(self, mixed: bool) -> None:
-        super().__init__()
-        self.a, self.b, self.mixed = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3, 3)), mixed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.a + self.b) if self.mixed else x @ self.a + F.linear(x, self.b)
-
-
 @pytest.mark.parametrize(
-    ("mixed", "message"), [(True, "does not keep their entries in place"), (False, "uses 'a' as no convolution")]
+    ("form", "message"),
+    [
+        (lambda net, x: F.linear(x, net.a + net.b), "does not keep their entries in place"),
+        (lambda net, x: x @ net.a + F.linear(x, net.b), "uses 'a' as no convolution"),
+    ],
 )
-def test_weights_that_cannot_be_followed(mixed: bool, message: str) -> None:
+def test_weights_that_cannot_be_followed(form: Any, message: str) -> None:
+    weights = {name: nn.Parameter(torch.randn(3, 3)) for name in "ab"}
     with pytest.raises(UnsupportedOperation, match=message):
-        walked(Product(mixed), (3,), 10)
+        walked(Wired(form, **weights), (3,), 10)
 
 
 def test_walks_keep_to_the_weights_they_may_use() -> None:

@@ -32,11 +32,7 @@ def _regnet(**options: Any) -> nn.Module:
 Make = Callable[[], nn.Module]
 
 FAST: dict[str, tuple[Make, int]] = {
-    "torchvision resnet18": (lambda: _torchvision("resnet18"), 32),
     "torchvision squeezenet": (lambda: _torchvision("squeezenet1_1"), 48),
-    "torchvision mnasnet": (lambda: _torchvision("mnasnet0_5"), 32),
-    "torchvision mobilenet_v2": (lambda: _torchvision("mobilenet_v2", width_mult=0.35), 32),
-    "torchvision shufflenet": (lambda: _torchvision("shufflenet_v2_x0_5"), 32),
     "torchvision regnet_x": (_regnet, 32),
     "torchvision densenet": (
         lambda: torchvision.models.DenseNet(8, (2, 2, 2), num_init_features=16, num_classes=4),
@@ -49,13 +45,17 @@ FAST: dict[str, tuple[Make, int]] = {
         32,
     ),
     "timm resnet10t": (lambda: _timm("resnet10t"), 32),
-    "timm resnetblur": (lambda: _timm("resnetblur18"), 32),
-    "timm dla46_c": (lambda: _timm("dla46_c"), 64),
     "timm repvgg": (lambda: _timm("repvgg_a0"), 32),
-    "timm lite": (lambda: _timm("tf_efficientnet_lite0"), 32),
-    "timm regnetx": (lambda: _timm("regnetx_002"), 32),
 }
 SLOW: dict[str, tuple[Make, int]] = {
+    "torchvision resnet18": (lambda: _torchvision("resnet18"), 32),
+    "torchvision mnasnet": (lambda: _torchvision("mnasnet0_5"), 32),
+    "torchvision mobilenet_v2": (lambda: _torchvision("mobilenet_v2", width_mult=0.35), 32),
+    "torchvision shufflenet": (lambda: _torchvision("shufflenet_v2_x0_5"), 32),
+    "timm resnetblur": (lambda: _timm("resnetblur18"), 32),
+    "timm dla46_c": (lambda: _timm("dla46_c"), 64),
+    "timm lite": (lambda: _timm("tf_efficientnet_lite0"), 32),
+    "timm regnetx": (lambda: _timm("regnetx_002"), 32),
     "torchvision resnet50": (lambda: _torchvision("resnet50"), 64),
     "torchvision wide_resnet50_2": (lambda: _torchvision("wide_resnet50_2"), 32),
     "torchvision resnext50": (lambda: _torchvision("resnext50_32x4d"), 32),
@@ -100,28 +100,20 @@ def _assert_records(model: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_networks(name: str) -> None:
-    model, x = _network(FAST[name])
-    _assert_scores(model, x)
-    _assert_records(model.double(), x.double())
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("name", SLOW)
-def test_larger_networks(name: str) -> None:
-    model, x = _network(SLOW[name])
+    model, x = _network({**FAST, **SLOW}[name])
     _assert_scores(model, x)
     _assert_records(model.double(), x.double())
 
 
 def test_a_dense_network_is_connected() -> None:
-    model, _ = _network(FAST["torchvision shufflenet"])
+    model, _ = _network(FAST["torchvision densenet"])
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     assert connectivity(model, mask, torch.randn(1, 3, 64, 64)).disconnected == 0
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_connected() -> None:
     """As deep as ResNet-152, at an eighth of its width."""
     model = torchvision.models.ResNet(

@@ -1,4 +1,4 @@
-"""SNIP, iterative SNIP, FORCE and GraSP: against their twins, against central differences, and on networks at large."""
+"""SNIP, iterative SNIP, FORCE and GraSP: against central differences, in rounds, and on networks at large."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -8,35 +8,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 import pathex
 from brute_force import gradients
-from brute_force.cases import draw, prunable, random_mask
-from brute_force.gradients import TWINS, Batches, assert_close, labelled
+from brute_force.cases import assert_close, draw, prunable, random_mask
+from brute_force.gradients import TWINS, Batches, labelled
 from pathex.errors import UnsupportedOperation
 from pathex.models import CifarResNet
 
 METHODS = ["snip", "iterative-snip", "force", "grasp"]
-CASES = ["mlp", "vector-norm", "dilated", "residual", "max-pool", "average-branch", "depthwise", "shared"]
 every_method = pytest.mark.parametrize("method", METHODS)
-with_and_without_mask = pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
-
-
-# -- twins -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("calibration", ["train", "batch", "running"])
-@every_method
-@with_and_without_mask
-def test_scores_equal_the_twin(case: str, calibration: str, method: str, pruned: bool) -> None:
-    model, batches = labelled(case, 31)
-    keep = random_mask(model, 31) if pruned else None
-    mask = None if keep is None else pathex.Mask(keep)
-    found = pathex.score(model, method, batches, mask=mask, calibration=calibration)
-    assert_close(found, TWINS[method](model, batches, keep, calibration))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 7, 200.0])
@@ -163,22 +145,7 @@ def _timm_swin() -> nn.Module:
     return timm.create_model("swin_tiny_patch4_window7_224", num_classes=4, drop_path_rate=0.0, **options)
 
 
-def _torchvision_vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(16, 8, 2, 2, 12, 16, num_classes=4)
-
-
-def _torchvision_swin() -> nn.Module:
-    return torchvision.models.SwinTransformer(
-        [2, 2], 8, [2, 2], [2, 2], [4, 4], stochastic_depth_prob=0.0, num_classes=4
-    )
-
-
-TRANSFORMERS = {
-    "timm vit": _timm_vit,
-    "timm swin": _timm_swin,
-    "torchvision vit": _torchvision_vit,
-    "torchvision swin": _torchvision_swin,
-}
+TRANSFORMERS = {"timm vit": _timm_vit, "timm swin": _timm_swin}
 
 
 def transformer(kind: str) -> tuple[nn.Module, Batches]:

@@ -104,14 +104,6 @@ def test_px_takes_as_little_memory_as_it_is_given(pairs):
         torch.testing.assert_close(tight[name], score, rtol=1e-8, atol=float(score.max()) * 1e-12)
 
 
-def test_the_kernel_diagonal_takes_projections_by_itself(model, pairs, monkeypatch):
-    # 4 images x 5 classes x 768 pixels are more rows than are differentiated one by one.
-    monkeypatch.setattr("pathex.scores.jacobian._PROJECTIONS", 2)
-    chosen = pathex.score(model, "ntk-diagonal", pairs)
-    projected = pathex.score(model, "ntk-diagonal", pairs, projections=2)
-    assert all(torch.equal(score, projected[name]) for name, score in chosen.items())
-
-
 def test_labels_outside_the_classes_are_refused(model, pairs):
     images, labels = pairs
     wrong = labels.clone()

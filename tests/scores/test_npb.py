@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import pathex
 from brute_force.cases import CASES, build, random_mask
 from brute_force.node_paths import paths_through, units_of
-from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.errors import UnsupportedOperation
 from pathex.graph import trace
 from pathex.masks import Mask, prunable_weights
 from pathex.paths import count_paths, lowered
@@ -215,20 +215,3 @@ def test_coefficients_of_a_sample() -> None:
     with pytest.raises(UnsupportedOperation, match="layer_norm"):
         score(model, x)
     assert all((entry > 0).all() for entry in score(model, x, per_sample="one").values())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alpha": 1.5}, r"alpha must be a number in \[0, 1\], not 1.5"),
-        ({"alpha": "much"}, "alpha must be a number"),
-        ({"beta": -1}, "beta must be a number of at least 0, not -1"),
-        ({"beta": float("inf")}, "beta must be a number of at least 0"),
-    ],
-)
-def test_bad_options(options: dict[str, Any], message: str) -> None:
-    model, x = build("mlp", seed=0)
-    with pytest.raises(InvalidInput, match=message):
-        score(model, x, **options)
-    with pytest.raises(UnknownName, match="unknown per_sample 'two'"):
-        score(model, x, per_sample="two")

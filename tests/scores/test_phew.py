@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 import pathex
 from brute_force.cases import build, random_mask
-from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.errors import UnsupportedOperation
 from pathex.masks import Mask, prunable_weights
 from pathex.paths import connectivity
 from pathex.scores import Phew, Problem, read_batches
-from pathex.scores.phew import _batches
 
 
 def score(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -24,13 +23,6 @@ def perceptron(width: int = 40) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5)]
     return nn.Sequential(*layers)
-
-
-def test_sizes_of_batches() -> None:
-    sizes = _batches(100_000)
-    assert sum(sizes) == 100_000 and sizes[:20] == [1] * 20
-    assert all(size <= max(1, sum(sizes[:i]) / 10) for i, size in enumerate(sizes))
-    assert _batches(1) == [1]
 
 
 def test_masks_are_made_of_whole_walks() -> None:
@@ -121,11 +113,3 @@ def test_coefficients_of_a_sample() -> None:
         score(model, x)
     scores = score(model, x, per_sample="one", walks=200)
     assert all((entry >= 1).any() for entry in scores.values())
-
-
-@pytest.mark.parametrize("walks", [0, -1, 2.5, True])
-def test_bad_options(walks: Any) -> None:
-    with pytest.raises(InvalidInput, match="walks must be an integer of at least 1, or None"):
-        score(perceptron(), torch.randn(2, 10), walks=walks)
-    with pytest.raises(UnknownName, match=r"unknown per_sample 'two'.*one, refuse"):
-        score(perceptron(), torch.randn(2, 10), per_sample="two")

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -166,20 +165,6 @@ def test_redrawn_weights_have_the_spread_of_their_own_tensor(model: nn.Module, i
 def test_redrawn_weights_must_fit(model: nn.Module, images: Tensor) -> None:
     with pytest.raises(InvalidInput, match=r"shape \(2, 3, 3, 3\) for 'conv.weight', not \(1,\)"):
         pathex.score(model, "px", images, redraw=lambda name, weight, source: torch.ones(1))
-
-
-@pytest.mark.parametrize("method", [*PATH_METHODS, "synflow"])
-def test_scales_that_start_at_zero_are_read_as_one(method: str) -> None:
-    model = timm.create_model("resnet10t", num_classes=3)  # the last gamma of every block is zero
-    x = torch.randn(4, 3, 32, 32)
-    with pytest.warns(PathexWarning, match=r"read as one.*layer1\.0\.bn2\.weight") as caught:
-        scores = pathex.score(model, method, x)
-    assert len(caught) == 1
-    assert all(score.any() for score in scores.values())
-    with pytest.warns(PathexWarning, match="all scores are zero"):
-        stored = pathex.score(model, method, x, scales="stored")
-    assert not stored["layer1.0.conv1.weight"].any() and stored["fc.weight"].any()
-    assert not model.layer1[0].bn2.weight.any()
 
 
 def test_scales_warn_once_a_prune() -> None:

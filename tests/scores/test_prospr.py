@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pathex
 from brute_force import prospr as twin
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, PathexError
 from pathex.masks import Mask, prunable_weights
 from pathex.scores import Problem, ProsPr, read_batches
@@ -51,18 +51,15 @@ def test_perceptron_by_complex_steps(seed: int, steps: int, momentum: float, pru
     assert max(float(s.max()) for s in actual.values()) > 0
 
 
-class Attention(nn.Module):
+def attention() -> nn.Module:
     """A small transformer block with fused attention."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.head = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unsqueeze(1) for part in self.qkv(self.norm(x)).chunk(3, -1))
+    def form(net: Wired, x: Tensor) -> Tensor:
+        q, k, v = (part.unsqueeze(1) for part in net.qkv(net.norm(x)).chunk(3, -1))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
-        out: Tensor = self.head(nn.functional.gelu(x + mixed).mean(1))
-        return out
+        return net.head(nn.functional.gelu(x + mixed).mean(1))
+
+    return Wired(form, norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), head=nn.Linear(4, 3))
 
 
 def convolutional() -> nn.Module:
@@ -70,7 +67,7 @@ def convolutional() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Conv2d(4, 4, 3, groups=2), *head)
 
 
-@pytest.mark.parametrize(("make", "shape"), [(convolutional, (2, 6, 6)), (Attention, (5, 4))])
+@pytest.mark.parametrize(("make", "shape"), [(convolutional, (2, 6, 6)), (attention, (5, 4))])
 def test_unrolled_training_by_finite_differences(make: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(4)
     model, data = make().double().train(), labelled(4, [6, 5, 6, 5], shape)
@@ -133,33 +130,6 @@ def test_first_order_is_the_gradient_after_training() -> None:
         assert gradient is not None
         torch.testing.assert_close(value, (model.get_parameter(name) * gradient).abs().detach())
         assert not torch.allclose(value, full[name], rtol=1e-3)
-
-
-def test_the_model_is_left_alone() -> None:
-    torch.manual_seed(2)
-    model, data = convolutional().train(), labelled(2, [6, 6], (2, 6, 6))
-    before = {name: entry.clone() for name, entry in model.state_dict().items()}
-    state = torch.get_rng_state()
-    result = pathex.prune(model, "prospr", sparsity=0.5, data=data)
-    assert result.mask.kept == round(0.5 * result.mask.total)
-    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters()) and all(module.training for module in model.modules())
-    assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": -1}, "steps must be an integer of at least 0, not -1"),
-        ({"steps": 1.5}, "steps must be an integer"),
-        ({"lr": 0}, "lr must be a positive number, not 0"),
-        ({"lr": float("nan")}, "lr must be a positive number"),
-        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), not 1.0"),
-    ],
-)
-def test_bad_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        score(perceptron(0), labelled(0, [4]), **options)
 
 
 def test_missing_labels_and_divergence() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.masks import prunable_weights
 from pathex.paths import roles
 
@@ -66,22 +67,16 @@ def test_networks_are_cut_nowhere(name: str) -> None:
     _assert_nothing_is_cut(make(), _images(size), 5)
 
 
-class _Fused(nn.Module):
+def _fused(net: Wired, x: Tensor) -> Tensor:
     """Attention and a gated unit, each with its weights in one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.gated, self.head = nn.Linear(4, 12), nn.Linear(4, 8), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        x = x + (q @ k.transpose(-2, -1)).softmax(-1) @ v
-        value, gate = self.gated(x).chunk(2, -1)
-        return self.head((value * gate.sigmoid()).mean(1))
+    q, k, v = net.qkv(x).chunk(3, -1)
+    x = x + (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    value, gate = net.gated(x).chunk(2, -1)
+    return net.head((value * gate.sigmoid()).mean(1))
 
 
 def test_the_roles_of_fused_weights() -> None:
-    model = _Fused()
+    model = Wired(_fused, qkv=nn.Linear(4, 12), gated=nn.Linear(4, 8), head=nn.Linear(4, 2))
     everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     found = roles(model, everything, torch.randn(1, 3, 4))
     rows = {

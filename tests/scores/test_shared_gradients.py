@@ -3,26 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
-
-
-class Sum(nn.Module):
-    """A layer whose weight is the sum of two, so that both have the same gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.first.weight + self.second.weight)
+from brute_force.cases import Wired
 
 
 @pytest.mark.parametrize("method", ["ntk-diagonal", "fisher-diagonal"])
 def test_each_weight_is_scored_by_its_own_derivative(method: str) -> None:
     torch.manual_seed(0)
-    model, x, y = Sum().double(), torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3
+    layers = {name: nn.Linear(4, 3, bias=False) for name in ("first", "second")}
+    model = Wired(lambda net, x: F.linear(x, net.first.weight + net.second.weight), **layers).double()
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3
     scores = pathex.score(model, method, (x, y))
     squares = {name: scores[name] / model.get_parameter(name).square() for name in scores}
     assert torch.allclose(squares["first.weight"], squares["second.weight"], rtol=1e-12, atol=0)

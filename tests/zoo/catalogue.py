@@ -69,22 +69,14 @@ class Architecture:
     methods: str = "six"
 
     def row(self) -> dict[str, str]:
-        """The row as text.
-
-        Returns:
-            Column to text.
-        """
+        """The row as text."""
         options = yaml.safe_dump(dict(self.options), default_flow_style=True, width=1000).strip()
         row = {**vars(self), "options": "" if options == "{}" else options}
         return {column: str(value) for column, value in row.items()}
 
 
 def catalogue() -> list[Architecture]:
-    """All rows, in the order of the file.
-
-    Returns:
-        The architectures.
-    """
+    """All rows, in the order of the file."""
     with FILE.open(encoding="utf-8", newline="") as file:
         return [
             Architecture(
@@ -101,15 +93,7 @@ def catalogue() -> list[Architecture]:
 
 
 def build(architecture: Architecture, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network with random weights, in training mode as its constructor leaves it, and a pruning set.
-
-    Args:
-        architecture: A row.
-        seed: Seed of weights and images; torch's global generator is left seeded by it.
-
-    Returns:
-        Model, images ``(4, 3, size, size)`` and labels, ``(4,)`` or for segmentation ``(4, size, size)``.
-    """
+    """A network with random weights, in training mode as its constructor leaves it, and a pruning set."""
     torch.manual_seed(seed)
     model = pathex.models.create(architecture.model, num_classes=CLASSES, **architecture.options)
     x = torch.randn(IMAGES, 3, architecture.size, architecture.size)
@@ -120,19 +104,7 @@ def build(architecture: Architecture, seed: int = 0) -> tuple[nn.Module, Tensor,
 
 
 def describe(model: str, family: str, smallest: int = 32) -> Architecture:
-    """The row of a new architecture: tries sizes, as they are and through the argument of the constructor.
-
-    Args:
-        model: Name for `pathex.models.create`.
-        family: What it is a variant of.
-        smallest: Side of the smallest image that is tried.
-
-    Returns:
-        The row.
-
-    Raises:
-        ValueError: If it accepts none of the sizes.
-    """
+    """The row of a new architecture: tries sizes, as they are and through the argument of the constructor."""
     error: Exception | None = None
     for candidate in _candidates(model, family, smallest):
         try:
@@ -149,14 +121,7 @@ def describe(model: str, family: str, smallest: int = 32) -> Architecture:
 
 
 def first_output(result: Any) -> Tensor:
-    """The tensor that a network returns, the first one of several.
-
-    Args:
-        result: A tensor, or a tuple or dictionary of tensors.
-
-    Returns:
-        The tensor.
-    """
+    """The tensor that a network returns, the first one of several."""
     if isinstance(result, Mapping):
         result = tuple(result.values())
     first: Tensor = result[0] if isinstance(result, (tuple, list)) else result

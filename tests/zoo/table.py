@@ -64,15 +64,7 @@ class Row:
 
 
 def plan(architecture: Architecture, known: Sequence[str]) -> dict[str, int]:
-    """The scorers of an architecture.
-
-    Args:
-        architecture: A row of the catalogue.
-        known: Names of the methods that there are.
-
-    Returns:
-        Method to rounds.
-    """
+    """The scorers of an architecture."""
     if architecture.methods == "all":
         return dict.fromkeys(known, 2)
     wanted = {**dict.fromkeys(SIX, 2), **dict.fromkeys(EXTRA, 1)}
@@ -80,27 +72,13 @@ def plan(architecture: Architecture, known: Sequence[str]) -> dict[str, int]:
 
 
 def one_line(message: str) -> str:
-    """A message as a table holds it.
-
-    Args:
-        message: Any text.
-
-    Returns:
-        One line without folders of the machine, of at most 300 characters.
-    """
+    """A message as a table holds it."""
     text = " ".join(_ANY_PATH.sub("", message).split())
     return text if len(text) <= _SHORT else text[: _SHORT - 4] + " ..."
 
 
 def read_rows(path: Path = ROWS) -> list[Row]:
-    """The rows of a file.
-
-    Args:
-        path: A file of `write_rows`; one that is not there has no rows.
-
-    Returns:
-        The rows.
-    """
+    """The rows of a file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -121,12 +99,7 @@ def _row(entry: Mapping[str, str]) -> Row:
 
 
 def write_rows(rows: Iterable[Row], path: Path = ROWS) -> None:
-    """Write rows in the order of the catalogue, each with what the catalogue says of its architecture.
-
-    Args:
-        rows: The rows.
-        path: The file; it appears whole or not at all.
-    """
+    """Write rows in the order of the catalogue, each with what the catalogue says of its architecture."""
     about = {architecture.model: architecture for architecture in catalogue()}
     order = {model: number for number, model in enumerate(about)}
     names = [field.name for field in fields(Row)]
@@ -142,12 +115,7 @@ def write_rows(rows: Iterable[Row], path: Path = ROWS) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all.
-
-    Args:
-        path: The file.
-        text: Its content.
-    """
+    """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -155,14 +123,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def shares(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
-    """How often each scorer works, over the architectures that the installed libraries have.
-
-    Args:
-        rows: The rows.
-
-    Returns:
-        Scorer to the number of ``ok`` and of all rows.
-    """
+    """How often each scorer works, over the architectures that the installed libraries have."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row in rows:
         if row.outcome != "absent":
@@ -172,15 +133,7 @@ def shares(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
 
 
 def page(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
-    """The page of the documentation.
-
-    Args:
-        rows: The rows.
-        environment: Versions that they were computed with.
-
-    Returns:
-        Markdown.
-    """
+    """The page of the documentation."""
     architectures = catalogue()
     everywhere = [name for name in (*SIX, *EXTRA) if any(row.scorer == name for row in rows)]
     libraries = [name for name in ("torch", "torchvision", "timm") if name in environment]
@@ -274,14 +227,7 @@ def _reasons(rows: Sequence[Row]) -> str:
 
 
 def reason_of(message: str) -> str:
-    """A message without the place in the network, so that equal reasons of several networks are one.
-
-    Args:
-        message: Message of a row.
-
-    Returns:
-        The reason.
-    """
+    """A message without the place in the network, so that equal reasons of several networks are one."""
     return _MODULE.sub("", message)
 
 

@@ -60,48 +60,20 @@ class Outcome:
 
 
 def call_of(label: str) -> tuple[str, dict[str, Any]]:
-    """A method and its options.
-
-    Args:
-        label: A name, or ``name:option=value,option=value``.
-
-    Returns:
-        Name and options.
-    """
+    """A method and its options."""
     name, _, text = label.partition(":")
     pairs = (pair.split("=", 1) for pair in text.split(",") if pair)
     return name, {option: yaml.safe_load(value) for option, value in pairs}
 
 
 def is_known(label: str) -> bool:
-    """Whether this version of pathex has a method and its options.
-
-    Args:
-        label: As for `call_of`.
-
-    Returns:
-        True if `trial` can run it.
-    """
+    """Whether this version of pathex has a method and its options."""
     name, options = call_of(label)
     return name in pathex.methods() and set(options) <= set(scores.find(name).options)
 
 
 def trial(model: nn.Module, x: Tensor, y: Tensor, label: str, *, rounds: int = 2) -> Outcome:
-    """Prune to 90 % sparsity and check what must hold.
-
-    The scores of every round are finite, the mask keeps the exact number of weights, the network and the random
-    generators are as before, and a method that promises so empties no layer that lies on a path.
-
-    Args:
-        model: The network.
-        x: Images ``(N, 3, H, W)``.
-        y: Labels.
-        label: A method with its options (see `call_of`).
-        rounds: Rounds of scoring.
-
-    Returns:
-        The outcome; nothing is raised for what a scorer does wrong. A `TimeoutError` is an outcome too.
-    """
+    """Prune to 90 % sparsity: finite scores, exact counts, all else as before, no dead layer where a method says so."""
     name, options = call_of(label)
     began = time.perf_counter()
     result: PruneResult | None = None
