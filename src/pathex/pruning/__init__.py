@@ -3,11 +3,12 @@
 from pathex.pruning import dynamic
 from pathex.pruning.allocation import ALLOCATIONS, Allocation, described, layer_densities, read_allocation
 from pathex.pruning.rounds import PruneResult, default_rounds, prune
-from pathex.pruning.schedule import densities, read_schedule
+from pathex.pruning.schedule import ADAPTIVE, densities, read_schedule
 from pathex.pruning.scoring import score
 from pathex.pruning.updater import BUDGETS
 
 __all__ = [
+    "ADAPTIVE",
     "ALLOCATIONS",
     "BUDGETS",
     "Allocation",

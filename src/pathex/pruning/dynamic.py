@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded
 from pathex.errors import InvalidInput, UnknownName, check_integer
-from pathex.masks import Mask, own_module
-from pathex.masks import attachment as attaching
+from pathex.masks import Handle, Mask, check_optimizer, own_module
 from pathex.pruning.topk import keep_best
 from pathex.scores import generator
 
@@ -54,7 +53,7 @@ def drop_fraction(step: int, *, steps: int, fraction: float = 0.3, until: float 
     return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
 
 
-class DynamicHandle(attaching.Handle):
+class DynamicHandle(Handle):
     """Moves the mask of a model that trains and keeps the weights outside it zero, until `remove` is called.
 
     Made by `attach`, which says what an update does. Everything that `pathex.masks.Handle` says holds for the mask
@@ -263,6 +262,6 @@ def attach(
     model = own_module(model)
     if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
         raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
-    attaching.check_optimizer(model, mask, optimizer)
+    check_optimizer(model, mask, optimizer)
     drop = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
     return DynamicHandle(model, mask, optimizer, method=method, every=every, fraction=drop, seed=seed)

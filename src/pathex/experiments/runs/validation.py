@@ -15,7 +15,7 @@ from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
 from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.experiments.runs.tickets import OWN_ZEROS
-from pathex.pruning import dynamic, read_allocation, schedule
+from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
@@ -87,8 +87,8 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
 
 
 def _check_schedule(config: TicketConfig) -> None:
-    name, _ = schedule.read_schedule(config.schedule)
-    if name == schedule.ADAPTIVE and config.method in TRAINED:
+    name, _ = read_schedule(config.schedule)
+    if name == ADAPTIVE and config.method in TRAINED:
         raise InvalidInput(
             f"schedule is {config.schedule!r} with method {config.method!r}, whose levels are planned ahead; "
             "allowed: exponential, linear"
