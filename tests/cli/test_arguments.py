@@ -122,3 +122,12 @@ def test_help_is_readable_and_ends_with_0(capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert text.startswith("usage: pathex try [NAMES] [--option value ...]")
     assert "The names." in text and "Images, as in this." in text and "``" not in text
+
+
+def test_options_of_the_method_are_written_behind_it() -> None:
+    from pathex.cli.prune import COMMAND
+
+    _, options = parse(
+        ["prune", "--method", "px", "--method.redraw", "true", "--method.smooth=tangent"], {"prune": COMMAND}
+    )
+    assert options.method == "px" and options.method_options == {"redraw": True, "smooth": "tangent"}

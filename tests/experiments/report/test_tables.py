@@ -3,7 +3,7 @@ from io import StringIO
 import pandas as pd
 import pytest
 
-from pathex.experiments.report.findings import headline, what_was_run
+from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.panel import seeds_said
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.settings import EARLIER, commands, nested, shared_settings, short
@@ -209,3 +209,13 @@ def test_headline_claims_nothing_from_one_seed_or_overlap(make_run, seeds):
 def test_headline_names_a_metric_that_is_not_accuracy(make_run):
     said = headline(random_and_px(make_run, (0.30, 0.40), 1 / 1000, metric="miou"))
     assert said.startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")
+
+
+def test_methods_that_count_different_weights_are_told_apart(make_run):
+    make_run("dense", 0.9, 0, total=9000)
+    make_run("random", 0.9, 0)
+    folder = make_run("snip", 0.9, 0)
+    assert different_totals(table_of(folder.parent)) == ""
+    make_run("px", 0.9, 0, total=7500)
+    said = different_totals(table_of(folder.parent))
+    assert "px of 7,500; random and snip of 7,984" in said and "off_path" in said
