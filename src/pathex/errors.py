@@ -7,9 +7,11 @@ import difflib
 import numbers
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "Allowed",
     "FolderInUse",
     "InvalidInput",
     "LayerCollapse",
@@ -67,6 +69,17 @@ class UnknownName(InvalidInput):
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
+
+
+@dataclass(frozen=True, repr=False)
+class Allowed:
+    """The values that an option or a setting may have, in an ``Annotated``: ``text`` says which, ``holds`` tells."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def check_integer(what: str, value: Any, least: int = 1, most: int | None = None) -> int:

@@ -2,27 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, UnknownName
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """The values that an option may have, in an ``Annotated``.
-
-    Attributes:
-        text: What they are, for the error: ``NAME must be TEXT, not VALUE``.
-        holds: Whether a value is one of them.
-    """
-
-    text: str
-    holds: Callable[[Any], bool]
+from pathex.errors import Allowed, InvalidInput, UnknownName
 
 
 def _is_integer(value: Any, least: int) -> bool:

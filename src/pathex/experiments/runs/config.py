@@ -2,23 +2,11 @@
 
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pathex.errors import UnknownName
-
-
-@dataclass(frozen=True, repr=False)
-class Allowed:
-    """The values of a type that a setting may have."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-    def __repr__(self) -> str:
-        return self.text
-
+from pathex.errors import Allowed, UnknownName
 
 _PLAIN = types.MappingProxyType(
     {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
