@@ -12,9 +12,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -118,13 +116,16 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _Moved(MetaPathFinder, Loader):
+class _Moved:
     """Finds modules where they are now, for imports by their names of 0.1."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return spec_from_loader(fullname, self) if fullname in _MOVED else None
+        return ModuleSpec(fullname, self) if fullname in _MOVED else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        pass
 
     def exec_module(self, module: ModuleType) -> None:
         homes = _MOVED[module.__name__].split()
@@ -134,4 +135,4 @@ class _Moved(MetaPathFinder, Loader):
             vars(module).update({name: getattr(home, name) for name in home.__all__})
 
 
-sys.meta_path.append(_Moved())
+sys.meta_path.append(_Moved())  # type: ignore[arg-type]
