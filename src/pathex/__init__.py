@@ -135,4 +135,4 @@ class _Moved:
             vars(module).update({name: getattr(home, name) for name in home.__all__})
 
 
-sys.meta_path.append(_Moved())  # type: ignore[arg-type]
+sys.meta_path.append(_Moved())
