@@ -141,35 +141,30 @@ def prune(
         weights, unreached = on_path(model, weights, found, batches, options)
         start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
         check_mask(start, weights)
-        updater = RoundUpdater(
-            start,
-            1 - sparsity,
-            default_rounds(method) if rounds is None else rounds,
-            allocation=allocation,
-            schedule=schedule,
-            budget=budget,
-            min_per_layer=min_per_layer,
-            floor=getattr(found, "floor", 0),
-            revives=getattr(found, "revives", False),
-            seed=seed,
-            parts=lambda candidate: roles(model, candidate, base.images[:1], output=output),
-            may_cut=lambda candidate: has_empty_units(base.graph(output), candidate),
-        )
+        problem = Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes)
+        plan: dict[str, Any] = {"allocation": allocation, "schedule": schedule, "budget": budget}
+        plan |= {"min_per_layer": min_per_layer, "rounds": default_rounds(method) if rounds is None else rounds}
+        updater = _updater(start, problem, found, output, density=1 - sparsity, **plan)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget}
-        base = agreed(
-            Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes),
-            name_of(method),
-            options,
-            **how,
-            min_per_layer=min_per_layer,
-            strict=strict,
-        )
+        base = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         with _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
             mask, history = _rounds(base, method_call, updater, output, on_round, advance)
         report = examine(model, mask, base.images[:1], start=start, output=output, off_path=unreached)
         warn_of_collapse(report, strict)
         return PruneResult(Mask(mask, _metadata(name_of(method), options, base, **how)), history, report)
+
+
+def _updater(start: Mask, problem: Problem, found: Any, output: str | int | None, **plan: Any) -> RoundUpdater:
+    return RoundUpdater(
+        start,
+        **plan,
+        floor=getattr(found, "floor", 0),
+        revives=getattr(found, "revives", False),
+        seed=problem.seed,
+        parts=lambda candidate: roles(problem.model, candidate, problem.images[:1], output=output),
+        may_cut=lambda candidate: has_empty_units(problem.graph(output), candidate),
+    )
 
 
 def _rounds(
