@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import pathex
 from brute_force.cases import Branches, Wired
 from brute_force.liveness import by_deletion
-from pathex.paths import Connectivity, connectivity
+from pathex.paths import Connectivity, connectivity, replay_open
 
 Net = Callable[[], nn.Module]
 
@@ -322,6 +322,8 @@ class _Chooses(nn.Module):
 def test_whatever_may_be_chosen_is_connected() -> None:
     model = _Chooses()
     assert connectivity(model, everything(model), torch.randn(1, 5)).disconnected == 0
+    for images in (1, 3):  # a choice along another dimension leaves their number
+        assert len(replay_open(model, torch.ones(images, 5), statistics="running")) == images
 
 
 _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}

@@ -11,8 +11,8 @@ from pathex.paths.rules.smooth import scaled
 
 
 def _dims(node: Node, x: Tensor) -> tuple[int, ...]:
-    dim = node.arguments.get("dim") or ()
-    return (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(x.dim()))
+    dim = node.arguments.get("dim")
+    return (dim,) if isinstance(dim, int) else tuple(dim or range(x.dim()))
 
 
 @recording.rule("amax", "amin")
