@@ -323,7 +323,7 @@ def test_whatever_may_be_chosen_is_connected() -> None:
     model = _Chooses()
     assert connectivity(model, everything(model), torch.randn(1, 5)).disconnected == 0
     for images in (1, 3):  # a choice along another dimension leaves their number
-        assert len(replay_open(model, torch.ones(images, 5), statistics="running")) == images
+        assert len(replay_open(model, torch.ones(images, 5), statistics="running", per_sample="one")) == images
 
 
 _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}
