@@ -76,3 +76,12 @@ def test_the_environment_is_plain_and_names_no_machine(monkeypatch):
     assert json.loads(json.dumps(known)) == known
     assert known["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert known["device"] == "cpu"
+
+
+def test_what_killed_processes_left_half_written_goes(tmp_path):
+    left = [tmp_path / ".config.yaml.17.tmp", tmp_path / "levels" / "1" / ".checkpoint.pt.17.tmp"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    with locked(tmp_path):
+        assert not any(path.exists() for path in left)

@@ -87,7 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
     try:
-        for left in folder.glob(".*.tmp"):  # of a process that was killed
+        for left in folder.rglob(".*.tmp"):  # of a process that was killed
             left.unlink()
         yield
     finally:
