@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pathex import paths
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation, listed
 from pathex.graph import trace, untouched
-from pathex.masks import Mask
+from pathex.masks import Mask, all_kept
 from pathex.paths import Connectivity, connectivity
 
 
@@ -73,7 +72,7 @@ def examine(
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
     dead_before: list[str] = []
     if after.dead_layers:  # what was dead before is dead still
-        start = start or Mask({name: torch.ones_like(entry) for name, entry in mask.items()})
+        start = start or Mask(all_kept(mask))
         before = _connected(model, start, images, output)
         dead_before = before.dead_layers if before is not None else []
     dead = [name for name in after.dead_layers if name not in dead_before]

@@ -5,9 +5,9 @@ from pathex.masks.atomic import replacing
 from pathex.masks.attachment import Handle, attach, check_optimizer, make_permanent
 from pathex.masks.files import ENDINGS, check_format, read_mask, weights_beside, write_mask
 from pathex.masks.formats import from_zeros
-from pathex.masks.mask import Count, Mask
+from pathex.masks.mask import Count, Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
-from pathex.masks.tensors import read_file, read_weights, tensors_of
+from pathex.masks.tensors import read_file, read_weights, state_dict_in
 
 __all__ = [
     "ENDINGS",
@@ -15,6 +15,7 @@ __all__ = [
     "Handle",
     "Mask",
     "Selector",
+    "all_kept",
     "attach",
     "check_format",
     "check_optimizer",
@@ -28,7 +29,7 @@ __all__ = [
     "read_mask",
     "read_weights",
     "replacing",
-    "tensors_of",
+    "state_dict_in",
     "weights_beside",
     "write_mask",
 ]

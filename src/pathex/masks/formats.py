@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
-from pathex.masks.mask import Mask
+from pathex.masks.mask import Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
 
 __all__ = [
@@ -343,7 +343,7 @@ def complete(
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     first = _first_names(model)
     mask.check(dict(model.named_parameters(remove_duplicate=False)))
-    entries = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+    entries = all_kept(weights)
     for name, entry in mask.items():
         if first[name] in entries:
             entries[first[name]] &= entry

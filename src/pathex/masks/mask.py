@@ -231,6 +231,18 @@ class Mask(Mapping[str, Tensor]):
         return mask
 
 
+def all_kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a mask that keeps everything.
+
+    Args:
+        tensors: Name to tensor.
+
+    Returns:
+        Name to bool tensor of ones in its shape, on the CPU.
+    """
+    return {name: torch.ones(tensor.shape, dtype=torch.bool) for name, tensor in tensors.items()}
+
+
 def _digest(bits: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(bits):

@@ -22,7 +22,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Returns:
         Names with tensors. A file that cannot be used raises `pathex.errors.InvalidInput`.
     """
-    return tensors_of(read_file(path), path)
+    return state_dict_in(read_file(path), path)
 
 
 def read_file(path: Path) -> object:
@@ -46,7 +46,7 @@ def read_file(path: Path) -> object:
         raise InvalidInput(f"weights file {str(path)!r} is no readable {kind} file: {reason(error)}") from error
 
 
-def tensors_of(state: object, path: Path) -> dict[str, Tensor]:
+def state_dict_in(state: object, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file (``path``, for messages) holds, without the prefixes of wrappers."""
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.masks import read_file, tensors_of
+from pathex.masks import read_file, state_dict_in
 from pathex.models.encoders import timm_network
 
 _FILE_ENDINGS = frozenset({".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar"})
@@ -44,12 +44,12 @@ def read_source(weights: str, model: nn.Module) -> Stored:
     """The tensors that a file holds for a network; see :func:`split_source`."""
     kind, path = split_source(weights)
     content = read_file(path)
-    return _KINDS[kind](content, path, model) if kind else Stored(tensors_of(content, path), [])
+    return _KINDS[kind](content, path, model) if kind else Stored(state_dict_in(content, path), [])
 
 
 def _moco(content: object, path: Path, model: nn.Module) -> Stored:
     """MoCo v2: the query encoder without its projection head; not the momentum encoder and its queue."""
-    tensors = tensors_of(content, path)
+    tensors = state_dict_in(content, path)
     encoder = _below(tensors, "encoder_q.")
     if not encoder:
         raise _wrong_kind(path, "MoCo v2 checkpoint", "encoder_q.*", tensors)
@@ -61,7 +61,7 @@ def _dino(content: object, path: Path, model: nn.Module) -> Stored:
     """DINO: the teacher's backbone without its projection head, or a file of the backbone alone."""
     networks = content if isinstance(content, Mapping) else {}
     whole = isinstance(networks.get("teacher"), Mapping)
-    teacher = tensors_of(networks["teacher"] if whole else content, path)
+    teacher = state_dict_in(networks["teacher"] if whole else content, path)
     backbone = _below(teacher, "backbone.")
     if whole and not backbone:
         raise _wrong_kind(path, "DINO checkpoint", "teacher: backbone.*", teacher)
@@ -70,7 +70,7 @@ def _dino(content: object, path: Path, model: nn.Module) -> Stored:
     rest = _without(teacher, (f"backbone.{name}" for name in backbone))
     if not whole:
         return Stored(backbone, rest)
-    student = tensors_of(networks["student"], path) if isinstance(networks.get("student"), Mapping) else {}
+    student = state_dict_in(networks["student"], path) if isinstance(networks.get("student"), Mapping) else {}
     return Stored(backbone, [*(f"teacher.{name}" for name in rest), *(f"student.{name}" for name in student)])
 
 
@@ -78,7 +78,7 @@ def _clip(content: object, path: Path, model: nn.Module) -> Stored:
     """CLIP: the visual tower of OpenAI's ResNets, converted by timm; not the text tower."""
     from timm.models.byobnet import ByobNet, checkpoint_filter_fn
 
-    tensors = tensors_of(content, path)
+    tensors = state_dict_in(content, path)
     if "visual.layer1.0.conv1.weight" not in tensors:
         raise _wrong_kind(path, "CLIP ResNet", "visual.layer1.0.conv1.weight", tensors)
     network = timm_network(model)

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, check_integer
-from pathex.masks import Mask, Selector
+from pathex.masks import Mask, Selector, all_kept
 from pathex.paths import has_empty_units, on_paths, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.scoring import (
@@ -139,7 +138,7 @@ def prune(
         output = options.get("output")
         batches = joined(read_batches(data), processes)
         weights, unreached = on_path(model, weights, found, batches, options)
-        start = Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}) if mask is None else mask
+        start = Mask(all_kept(weights)) if mask is None else mask
         check_mask(start, weights)
         problem = Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes)
         plan: dict[str, Any] = {"allocation": allocation, "schedule": schedule, "budget": budget}

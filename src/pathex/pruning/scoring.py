@@ -14,7 +14,7 @@ from pathex import scores as scorers
 from pathex.distributed import Group, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
 from pathex.graph import compute_dtype, trace, untouched
-from pathex.masks import Mask, Selector, own_module, prunable_weights
+from pathex.masks import Mask, Selector, all_kept, own_module, prunable_weights
 from pathex.paths import off_path
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
 
@@ -99,7 +99,7 @@ def call_of(found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[
             for name, weight in problem.masked().items():
                 masked.get_parameter(name).copy_(weight)
         with torch.enable_grad():
-            mask = Mask(problem.mask or {n: torch.ones(w.shape, dtype=torch.bool) for n, w in problem.prunable.items()})
+            mask = Mask(problem.mask or all_kept(problem.prunable))
             scores: Mapping[str, Tensor] = found(masked, list(problem.batches), mask, **options)
             return scores
 

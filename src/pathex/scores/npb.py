@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from pathex.masks import all_kept
 from pathex.paths import PerSample, Use, count_paths
 from pathex.scores.method import Method
 from pathex.scores.options import Allowed, Output, is_number
@@ -66,7 +67,7 @@ class Npb(Method):
     output: Output = None
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        mask = problem.mask or {n: torch.ones(w.shape, dtype=torch.bool) for n, w in problem.prunable.items()}
+        mask = problem.mask or all_kept(problem.prunable)
         how: dict[str, Any] = {"per_sample": self.per_sample, "output": self.output}
         counts = count_paths(problem.model, problem.images[:1], mask, **how)
         source, scores = generator(problem.seed, problem.round), {}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathex.masks import all_kept
 from pathex.paths import PerSample, Walker, count_paths
 from pathex.scores.method import Method
 from pathex.scores.options import CountOrNone, Output, Redraw, Scales
@@ -80,7 +81,7 @@ class Phew(Method):
         count = self.walks or min(sum(weight.numel() for weight in problem.prunable.values()), _MOST)
         reader = PathReader(problem, "running", 1, self.redraw, self.scales, self.output, torch.float64)
         weights, x = reader.weights(), problem.images[:1]
-        mask = problem.mask or {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+        mask = problem.mask or all_kept(weights)
         paths = count_paths(problem.model, x, mask, per_sample=self.per_sample, output=self.output).through
         walker = Walker(
             problem.model,
