@@ -123,6 +123,7 @@ def prune(
         LayerCollapse: With ``strict=True``, if a layer lost every weight on every path.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = prune(net, "px", sparsity=0.5, data=torch.randn(8, 3), rounds=5)
         >>> result.mask.kept, result.mask.total
