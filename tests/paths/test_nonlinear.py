@@ -367,6 +367,18 @@ def test_a_product_that_is_open_adds_its_branches() -> None:
     assert_equal(out, x[:, :2] + x[:, 2:])
 
 
+def test_open_attention_averages_over_what_its_products_contract() -> None:
+    """Else a query, which reaches every unit of the values, would count as many times as there are."""
+    parts = {name: nn.Linear(3, 4, bias=False) for name in ("queries", "keys", "values")}
+    model = Wired(lambda net, x: (net.queries(x) @ net.keys(x).mT).softmax(-1) @ net.values(x), **parts).double()
+    x = images(2, 5, 3).abs().double()
+    q, k, v = (x @ parts[name].weight.detach().abs().T for name in ("queries", "keys", "values"))
+    similar = (q[:, :, None] + k[:, None]).mean(-1)
+    expected = (similar[:, :, :, None] + v[:, None]).mean(2)
+    found = replay_open(model, x, statistics="running", coefficients="absolute", per_sample="one")
+    assert_equal(found, expected)
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from pathex.paths import rules
 from pathex.paths.counts import PathCounts, Use, count_paths
 from pathex.paths.forward import Statistics, calibrate, footprint, forward, tensors_of
 from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
-from pathex.paths.liveness import Connectivity, connectivity, has_empty_units, off_path, on_paths, roles
+from pathex.paths.liveness import Connectivity, OnPaths, connectivity, has_empty_units, off_path, roles
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
 from pathex.paths.passes import record, replay, replay_open
@@ -29,6 +29,7 @@ __all__ = [
     "Connectivity",
     "Linear",
     "Moments",
+    "OnPaths",
     "PathCounts",
     "PerSample",
     "Record",
@@ -47,7 +48,6 @@ __all__ = [
     "has_empty_units",
     "lowered",
     "off_path",
-    "on_paths",
     "read_scales",
     "record",
     "replay",

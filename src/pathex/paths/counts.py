@@ -126,11 +126,11 @@ class _Count(Linear):
         origin = self.origins.of_weight(argument)
         groups, transposed = layout_of(node)
         if origin is not None:
-            if not is_layer(node) or len(origin.names) > 1 or origin.index is None or (origin.index < 0).any():
+            if not is_layer(node) or len(origin.names) > 1 or (places := origin.index) is None or (places < 0).any():
                 why = f"it uses {origin.names[0]!r} as no convolution or linear layer does"
                 raise self.unsupported(node, why)
             start = self.origins.starts[origin.names[0]]
-            self.uses[origin.names[0]].append(Use(origin.index - start, groups, transposed))
+            self.uses[origin.names[0]].append(Use(places - start, groups, transposed))
         if self.scaled:
             weight = self.effective(argument)
             outputs = weight.shape[1] * groups if transposed else weight.shape[0]

@@ -44,7 +44,8 @@ class Linear(Interpreter):
             they are in ``plain``, squared otherwise.
         pools: How an open max pool reads its window: ``sum`` or ``max``.
         per_sample: What an open reading does with coefficients that only a recorded sample has (normalisation over the
-            units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1.
+            units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1, averaged
+            over what a product of matrices contracts unless ``connected``.
     """
 
     def __init__(
@@ -242,6 +243,8 @@ class Linear(Interpreter):
             The result.
         """
         origin = self.origins.of_weight(argument)
+        if origin is not None and not any(name in self.weights.scores for name in origin.names):
+            origin = None
 
         def made() -> Tensor:
             weight = self.effective(argument)
@@ -250,7 +253,8 @@ class Linear(Interpreter):
         def take(product: Tensor) -> None:
             assert origin is not None
             for name, part in self.origins.split(origin, product).items():
-                self.weights.add(name, part)
+                if name in self.weights.scores:
+                    self.weights.add(name, part)
 
         return weigh(x, call, made, self.anchor, None if origin is None else take)
 
@@ -295,8 +299,9 @@ class Linear(Interpreter):
             return own.abs()
         present = own != 0
         if not origin.aligned:
-            assert origin.index is not None
-            present |= origin.index.to(value.device) < 0
+            places = origin.index
+            assert places is not None
+            present |= places.to(value.device) < 0
         if self.coefficients == "connected":
             return ((value != 0) if origin.linear else present).to(value.dtype)
         value = torch.where(present, value, 0)

@@ -1,7 +1,8 @@
 """Which kept weights lie on a path from input to output, and what died with those that do not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class _Liveness(Linear):
             enter as the factor of that number, and what leaves it must reach the output.
         leaving: For each product which of its results reach the output.
         values_only: Whether paths do not pass what only makes a coefficient (softmax, sigmoid).
+        made: Where masks are, and the weights they are made into, for readings to come.
     """
 
     def __init__(
@@ -63,14 +65,25 @@ class _Liveness(Linear):
         role: int | None = None,
         leaving: dict[Node, Tensor] | None = None,
         values_only: bool = False,
+        made: dict[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__(graph, weights, None, coefficients="connected", per_sample="one")
+        self.made = made
         self.role, self.leaving, self.values_only = role, {} if leaving is None else leaving, values_only
         self.ends: list[Tensor] = []
 
     def visit(self, node: Node) -> Any:
         result = super().visit(node)
         return _Indicator.apply(result) if isinstance(result, Tensor) and node in self.graph.carried else result
+
+    def effective(self, argument: Any) -> Tensor:
+        mask = self.weights.mask.get(argument.target) if argument.op == "parameter" else None
+        if mask is None or self.made is None:
+            return super().effective(argument)
+        known = self.made.get(argument.target)
+        if known is None or known[0] is not mask:
+            known = self.made[argument.target] = mask, super().effective(argument)
+        return known[1]
 
     def passes(self, x: Tensor, node: Node) -> Tensor:
         passed = super().passes(x, node)
@@ -118,21 +131,29 @@ def connectivity(
     return Connectivity(effective, disconnected, dead_layers, dead_channels)
 
 
-def on_paths(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
-) -> dict[str, Tensor]:
-    """The kept weights that lie on a path from an input to an output, and nothing about them.
+class OnPaths:
+    """From a mask to those of its entries that lie on a path from an input to an output.
+
+    What an entry of one mask is made into serves the next mask that has the same tensor there.
 
     Args:
         model: The network; left as it was.
-        mask: Name to bool tensor, True = kept.
         x: Any input ``(N, ...)``; only its shape counts.
         output: Which of several outputs counts.
-
-    Returns:
-        For each masked weight a bool tensor on the CPU.
     """
-    return _effective(trace(model, x[:1], output=output), model, mask, x)[0]
+
+    def __init__(self, model: nn.Module, x: Tensor, *, output: str | int | None = None) -> None:
+        self.model, self.x, self.output = model, x[:1], output
+        self._made: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The traced network."""
+        return trace(self.model, self.x, output=self.output)
+
+    def __call__(self, mask: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """For each masked weight, or those that are named, a bool tensor on the CPU."""
+        return _effective(self.graph, self.model, mask, self.x, names, made=self._made)[0]
 
 
 def roles(
@@ -219,19 +240,26 @@ def off_path(graph: Graph, names: Sequence[str]) -> list[str]:
 
 
 def _effective(
-    graph: Graph, model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, **how: Any
+    graph: Graph,
+    model: nn.Module,
+    mask: Mapping[str, Tensor],
+    x: Tensor,
+    names: Collection[str] | None = None,
+    **how: Any,
 ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
     """The kept entries on a path, on the CPU, and for each product which of its results reach the output."""
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
     one = torch.ones((), dtype=dtype, device=device)
     ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
+    names = list(mask if names is None else names)
+    weights = Weights(model, dtype, mask=mask, replaced=ones, scored=names, prunable=list(mask))
     with untouched(model), torch.enable_grad():
-        reading = _Liveness(lowered(graph), Weights(model, dtype, mask=mask, replaced=ones, scored=list(mask)), **how)
+        reading = _Liveness(lowered(graph), weights, **how)
         result = run_linear(reading, [torch.ones_like(x[:1], dtype=dtype, device=device)])
         total = result.sum() if reading.role is None else sum(reading.ends)
         if not isinstance(total, Tensor) or not total.requires_grad:
-            return {name: torch.zeros_like(entry, device="cpu") for name, entry in mask.items()}, reading.leaving
+            return {name: torch.zeros_like(mask[name], device="cpu") for name in names}, reading.leaving
         # Whatever lies on a path has a positive derivative.
         return {name: (score > 0).cpu() for name, score in reading.scores(total).items()}, reading.leaving
 

@@ -38,22 +38,32 @@ class Origin:
 
     Attributes:
         names: The parameters that it is made of.
-        index: For each entry the flat index of the parameter's entry in all of them laid end to end, -1 where there is
-            none; None where entries are mixed.
+        places: For each entry the flat index of the parameter's entry in all of them laid end to end, -1 where there is
+            none; a range where they are those of one parameter in their order; None where entries are mixed.
+        shape: The weight's, where ``places`` is a range.
         linear: Whether the parameters were only moved and multiplied by fixed factors.
     """
 
     names: tuple[str, ...]
-    index: Tensor | None
+    places: Tensor | range | None
+    shape: torch.Size | None = None
     linear: bool = True
+
+    @property
+    def index(self) -> Tensor | None:
+        """`places` as a tensor."""
+        if isinstance(self.places, range):
+            return torch.arange(self.places.start, self.places.stop).view(self.shape or ())
+        return self.places
 
     @cached_property
     def aligned(self) -> bool:
         """Whether the weight has the entries of one parameter, all of them in their order."""
-        if self.index is None or len(self.names) > 1 or not self.index.numel():
+        if isinstance(self.places, range):
+            return True
+        if self.places is None or len(self.names) > 1 or not self.places.numel():
             return False
-        flat = self.index.flatten()
-        return bool((flat.diff() == 1).all())
+        return bool((self.places.flatten().diff() == 1).all())
 
 
 class Origins:
@@ -91,7 +101,7 @@ class Origins:
     def of_weight(self, node: Node) -> Origin | None:
         """`origin` of a weight, whose entries must not be mixed."""
         origin = self.origin(node)
-        if origin is not None and origin.index is None:
+        if origin is not None and origin.places is None:
             raise UnsupportedOperation(
                 f"no rule to read a weight in {node.place} as paths: it is computed from prunable weights "
                 f"({', '.join(origin.names)}) in a way that does not keep their entries in place; leave them dense "
@@ -101,10 +111,11 @@ class Origins:
 
     def split(self, origin: Origin, values: Tensor) -> dict[str, Tensor]:
         """Values of a weight's entries summed over the entries of the parameters that they come from."""
-        assert origin.index is not None
         if self._whole(origin):
             return {origin.names[0]: values.reshape(self.shapes[origin.names[0]])}
-        index, flat = origin.index.to(values.device).flatten(), values.flatten()
+        places = origin.index
+        assert places is not None
+        index, flat = places.to(values.device).flatten(), values.flatten()
         result = {}
         for name in origin.names:
             start, size = self.starts[name], self.shapes[name].numel()
@@ -115,14 +126,15 @@ class Origins:
 
     def gather(self, origin: Origin, tensors: Any) -> Tensor:
         """The parameters' entries in the places of a weight's entries, zero where there is none."""
-        assert origin.index is not None
+        places = origin.index
+        assert places is not None
         if self._whole(origin):
-            whole: Tensor = tensors(origin.names[0]).reshape(origin.index.shape)
+            whole: Tensor = tensors(origin.names[0]).reshape(places.shape)
             return whole
         result = None
         for name in origin.names:
             tensor, start = tensors(name).flatten(), self.starts[name]
-            index = origin.index.to(tensor.device) - start
+            index = places.to(tensor.device) - start
             inside = (index >= 0) & (index < tensor.numel())
             part = tensor[index.clamp(0, tensor.numel() - 1)] * inside
             result = part if result is None else result + part
@@ -130,13 +142,15 @@ class Origins:
         return result
 
     def _whole(self, origin: Origin) -> bool:
-        assert origin.index is not None
-        return origin.index.numel() == self.shapes[origin.names[0]].numel() and origin.aligned
+        if isinstance(origin.places, range):
+            return True
+        assert origin.places is not None
+        return origin.places.numel() == self.shapes[origin.names[0]].numel() and origin.aligned
 
     def _found(self, node: Node) -> Origin | None:
         if (name := self.direct(node)) is not None:
             size, start = self.shapes[name], self.starts[name]
-            return Origin((name,), torch.arange(start, start + size.numel()).view(size))
+            return Origin((name,), range(start, start + size.numel()), size)
         sources = [(source, o) for source in node.inputs if (o := self.origin(source)) is not None]
         if not sources:
             return None
@@ -146,10 +160,10 @@ class Origins:
             moved = self.origin(node.args[0])  # another operand gives the form alone
             if moved is None or moved.index is None:
                 return moved
-            return Origin(moved.names, self._moved(node, moved.index), moved.linear)
+            return Origin(moved.names, self._moved(node, moved.index), linear=moved.linear)
         if node.op in _JOINS:
-            return Origin(names, self._joined(node), linear)
-        placed = [o for s, o in sources if node.op in PLACED and s.shape == node.shape and o.index is not None]
+            return Origin(names, self._joined(node), linear=linear)
+        placed = [o for s, o in sources if node.op in PLACED and s.shape == node.shape and o.places is not None]
         factor = (node.op in _FACTORS and len(sources) == 1 and node.args[0] is sources[0][0]) or (
             node.op in ("mul", "multiply") and len(sources) == 1
         )
@@ -159,7 +173,7 @@ class Origins:
         known = index is not None and all(
             o.names == names and o.index is not None and torch.equal(index, o.index) for o in placed
         )
-        return Origin(names, index if known else None, linear and factor)
+        return Origin(names, index if known else None, linear=linear and factor)
 
     def _moved(self, node: Node, index: Tensor) -> Tensor | None:
         if node.op in _SAME:
@@ -181,7 +195,7 @@ class Origins:
                 return origin.index
             return [placed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
-        if any(o is not None and o.index is None for o in map(self.origin, node.inputs)):
+        if any(o is not None and o.places is None for o in map(self.origin, node.inputs)):
             return None
         if node.op in ("pad", "constant_pad_nd"):
             result: Tensor = torch.nn.functional.pad(placed(node.args[0]), list(node.args[1]), value=-1)

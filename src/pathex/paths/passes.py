@@ -125,7 +125,7 @@ def replay_open(
         coefficients: As for `replay`.
         pools: What a max pool does with its window: ``sum``, or ``max`` of what arrives.
         per_sample: Coefficients that belong to a sample (LayerNorm, attention, gates): ``refuse``, or ``one``: they
-            count 1.
+            count 1, averaged over what a product of matrices contracts.
         output: Which of several outputs counts; None is the first tensor.
 
     Returns:

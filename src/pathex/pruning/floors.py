@@ -4,7 +4,7 @@ In networks whose blocks begin faint beside their shortcut, one threshold for al
 query and key of an attention. A layer is looked at in its parts: weights of different roles may be fused into one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -15,8 +15,14 @@ from torch import Tensor
 from pathex.errors import UnsupportedOperation
 from pathex.pruning.topk import cut
 
-Connected = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""From a mask to the part of it that lies on input-output paths."""
+
+class Connected(Protocol):
+    """From a mask to the part of it that lies on input-output paths, of the weights that are named or of all."""
+
+    def __call__(  # noqa: D102
+        self, mask: Mapping[str, Tensor], names: Collection[str] | None = None
+    ) -> Mapping[str, Tensor]: ...
+
 
 Parts = Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]]
 """From a mask to the parts of each layer on paths: disjoint bool tensors in its shape."""
@@ -41,7 +47,6 @@ class Floors:
     Where a choice cuts parts off, the best weights that bring them back are kept from then on.
 
     Attributes:
-        connected: From a mask to the part of it that lies on paths.
         parts_of: From a mask to the parts of each layer.
         may_cut: From a mask to whether it may cut anything off, which costs less than to look.
         share: Each part keeps this share of the density of the whole network.
@@ -50,7 +55,6 @@ class Floors:
         reads: Whether paths can be read; where not, layers are their own parts and no path is secured.
     """
 
-    connected: Connected
     parts_of: Parts
     may_cut: Callable[[Mapping[str, Tensor]], bool]
     share: float
@@ -64,7 +68,14 @@ class Floors:
         self._shapes: dict[str, torch.Size] = {}
 
     def keep(
-        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], keep: Keep, *, count: int, last: bool
+        self,
+        scores: Mapping[str, Tensor],
+        allowed: Mapping[str, Tensor],
+        keep: Keep,
+        connected: Connected,
+        *,
+        count: int,
+        last: bool,
     ) -> Mapping[str, Tensor]:
         """The mask that an allocation keeps, with every part connected as far as room allows."""
         if self.parts is None:
@@ -79,11 +90,16 @@ class Floors:
             return chosen
         if last:
             self._checks = 0
+
+        def joins(mask: Mapping[str, Tensor], names: Collection[str] | None = None) -> Mapping[str, Tensor]:
+            self._checks += 1
+            return connected(mask, names)
+
         for _ in range(_ATTEMPTS):
             if self._checks > _CHECKS or _count(self._in_any_case(floors)) > count:
                 break
-            dead = self._dead(chosen)
-            if not dead or not self._secure(scores, allowed, chosen, dead):
+            dead = self._dead(joins(chosen))
+            if not dead or not self._secure(scores, allowed, chosen, dead, joins):
                 break
             floors = floors or self._floors(scores, allowed, count)
             chosen = keep(scores, forced=self._forced(floors, count))
@@ -119,10 +135,6 @@ class Floors:
         assert self.parts is not None
         return {n: forced[n] if n in forced else torch.zeros(s, dtype=torch.bool) for n, s in self._shapes.items()}
 
-    def _joins(self, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        self._checks += 1
-        return self.connected(mask)
-
     def _find(self, allowed: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
         try:
             return dict(self.parts_of(allowed))
@@ -148,9 +160,8 @@ class Floors:
                 return floors
         return None
 
-    def _dead(self, mask: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    def _dead(self, effective: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         assert self.parts is not None
-        effective = self._joins(mask)
         return [(n, part) for n, parts in self.parts.items() for part in parts if not (effective[n].cpu() & part).any()]
 
     def _secure(
@@ -159,6 +170,7 @@ class Floors:
         allowed: Mapping[str, Tensor],
         chosen: Mapping[str, Tensor],
         dead: list[tuple[str, Tensor]],
+        joins: Connected,
     ) -> bool:
         """Secure weights that bring dead parts back."""
         # Their layers (where that is not enough, all) start with the weights to choose from, and are taken back to what
@@ -168,12 +180,12 @@ class Floors:
         goal = dead
 
         def joined(trial: Mapping[str, Tensor]) -> bool:
-            found = self._joins({**candidate, **trial})
+            found = joins({**candidate, **trial}, {name for name, _ in goal})
             return all((found[name].cpu() & part).any() for name, part in goal)
 
         if not joined({}):
             candidate = {name: allowed[name].cpu() for name in chosen}
-            effective = self._joins(candidate)
+            effective = joins(candidate)
             goal = [(name, part) for name, part in dead if (effective[name].cpu() & part).any()]
             restored = list(chosen)
         pending = [restored] if goal else []
@@ -187,7 +199,7 @@ class Floors:
                 pending += [names[len(names) // 2 :], names[: len(names) // 2]]
             else:
                 (name,) = names
-                on_path = self._joins(candidate)[name].cpu()
+                on_path = joins(candidate, [name])[name].cpu()
                 needed = _needed(scores[name], trial[name], on_path, partial(_alone, joined, name))
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed

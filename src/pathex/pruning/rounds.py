@@ -14,7 +14,7 @@ from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, check_integer
 from pathex.masks import Mask, Selector, all_kept
-from pathex.paths import has_empty_units, on_paths, roles
+from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.scoring import (
     CustomMethod,
@@ -178,14 +178,10 @@ def _rounds(
     """The mask after all rounds, and the history."""
     history: list[dict[str, Any]] = []
     current, reached = updater.start, 0
-
-    def connected(candidate: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return on_paths(base.model, candidate, base.images[:1], output=output)
-
     while reached < updater.rounds:
         began, number = time.perf_counter(), len(history) + 1
         scores = scored(replace(base, mask=current, round=number), method_call)
-        current = updater.choose(scores, current, number, connected)
+        current = updater.choose(scores, current, number, OnPaths(base.model, base.images, output=output))
         del scores  # not beside those of the next round
         history.append(
             {

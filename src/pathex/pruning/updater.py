@@ -108,9 +108,9 @@ class RoundUpdater:
         if not self.floor:
             return Mask(keep(scores))
         if self._guard is None:
-            self._guard = Floors(connected, self.parts or _whole, self.may_cut or _always, self.floor)
+            self._guard = Floors(self.parts or _whole, self.may_cut or _always, self.floor)
         count, last = self._kept(self.reached), self.reached == self.rounds
-        return Mask(self._guard.keep(scores, allowed, keep, count=count, last=last))
+        return Mask(self._guard.keep(scores, allowed, keep, connected, count=count, last=last))
 
     def _next(self, scores: Mapping[str, Tensor], allowed: Mask, seed: int) -> int:
         """The planned round that an adaptive schedule goes to."""

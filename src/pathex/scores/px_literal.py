@@ -83,7 +83,7 @@ class PXLiteral(PathMethod):
         smooth: Coefficient of smooth activations (GELU, SiLU, ...): ``secant`` phi(x)/x, ``tangent`` phi'(x), or
             ``mixed``: the secant on the way and the tangent on the way back, as the kernel has it.
         per_sample: Coefficients that only a sample has (LayerNorm and its like, attention, gates, products of
-            branches): ``refuse``, or ``one``: they count 1 where every gate is open.
+            branches): ``refuse``, or ``one``: they count 1, products of matrices average.
     """
 
     name = "px-literal"

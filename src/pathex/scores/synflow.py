@@ -45,7 +45,7 @@ class SynFlow(PathMethod):
     Attributes:
         shifts: ``dropped``: no biases, means and shifts; ``released``: absolute state, plain network.
         per_sample: Coefficients that only a sample has (LayerNorm and its like, attention, gates, products of
-            branches): ``refuse``, or ``one``: they count 1 where every gate is open.
+            branches): ``refuse``, or ``one``: they count 1, products of matrices average.
         tf32: Whether products are taken in TF32 on a GPU, with 10 bits behind the leading one.
         calibration: As in other methods; ``running`` as published.
     """

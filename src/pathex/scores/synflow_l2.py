@@ -27,7 +27,7 @@ class SynFlowL2(PathMethod):
 
     Attributes:
         per_sample: Coefficients that only a sample has (LayerNorm and its like, attention, gates, products of
-            branches): ``refuse``, or ``one``: they count 1 where every gate is open.
+            branches): ``refuse``, or ``one``: they count 1, products of matrices average.
         tf32: Whether products are taken in TF32 on a GPU, with 10 bits behind the leading one.
     """
 

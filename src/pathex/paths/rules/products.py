@@ -2,7 +2,9 @@
 
 Where the input reaches one factor, the others are coefficients. Where it reaches several (gates, attention, products of
 two branches), the product is read by its local Jacobian, squared in squared networks: ``out = A^2 b + B^2 a`` with the
-recorded factors A and B, so that a path goes through each of them. Open, A and B count 1, and 0 where they are zero.
+recorded factors A and B, so that a path goes through each of them. Open, A and B count 1, and 0 where they are zero,
+averaged over what a product of matrices contracts: else queries and keys, whose every unit reaches every unit of the
+values, would count that many times as much as they.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,6 +70,9 @@ def multilinear(
     for place, tensor in zip(places, recorded, strict=True):
         factors[place] = tensor
     terms = [call([*factors[:place], arriving[place], *factors[place + 1 :]]) for place in places]
+    if reading.opened and reading.coefficients != "connected":
+        contracted = call([torch.ones_like(factor) for factor in factors])
+        terms = [term / contracted for term in terms]
     return reading.joined(node, terms)
 
 
