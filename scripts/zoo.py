@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import pathex
 from pathex.experiments.runs import environment
@@ -58,28 +59,30 @@ def work(model: str, wanted: Sequence[tuple[str, int]], limit: float) -> Iterato
     """
     architecture = next(entry for entry in catalogue() if entry.model == model)
     try:
-        network, x, _ = build(architecture)
+        given = build(architecture)
         with torch.no_grad():
-            network(x)
+            given[0](given[1])
     except Exception as error:  # whatever another version of a library raises
         for label, rounds in wanted:
             yield Row(model, label, rounds, "absent", message=one_line(f"{type(error).__name__}: {error}"))
         return
     for label, rounds in wanted:
-        row = _row(architecture, label, rounds, limit)
+        row = _row(model, given, label, rounds, limit)
         yield row
         variant = f"{label}:{_VARIANT}"
         if row.outcome == "refused" and is_known(variant):
-            yield _row(architecture, variant, rounds, limit)
+            row = _row(model, given, variant, rounds, limit)
+            yield row
+        if row.outcome not in {"ok", "refused"}:
+            given = build(architecture)
 
 
-def _row(architecture: Architecture, label: str, rounds: int, limit: float) -> Row:
-    network, x, y = build(architecture)
+def _row(model: str, given: tuple[nn.Module, Tensor, Tensor], label: str, rounds: int, limit: float) -> Row:
     with _time_limit(limit):
-        found = trial(network, x, y, label, rounds=rounds)
+        found = trial(*given, label, rounds=rounds)
     dead, layers = ("" if value is None else str(value) for value in (found.dead, found.layers))
     message = one_line(found.message)
-    return Row(architecture.model, label, rounds, found.outcome, dead, layers, round(found.seconds, 2), message)
+    return Row(model, label, rounds, found.outcome, dead, layers, round(found.seconds, 2), message)
 
 
 @contextmanager
