@@ -108,7 +108,9 @@ def by_size(model: nn.Module, batches: Any, mask: Any, *, power: float = 1.0) ->
 
 
 @pytest.mark.parametrize(
-    "method", [by_size, *(f"{__name__}:{name}" for name in ("METHOD", "Outside", "by_size"))], ids=str
+    "method",
+    [by_size, *(f"{__name__}:{name}" for name in ("METHOD", "Outside", "by_size"))],
+    ids=["callable", "object", "class", "name of a callable"],
 )
 def test_a_method_may_be_given_instead_of_named(method: Any) -> None:
     model, x = network(), torch.randn(2, 3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pathex import paths
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation, listed
-from pathex.graph import trace, untouched
+from pathex.graph import untouched
 from pathex.masks import Mask, all_kept
 from pathex.paths import Connectivity, connectivity
 
@@ -76,7 +76,7 @@ def examine(
         before = _connected(model, start, images, output)
         dead_before = before.dead_layers if before is not None else []
     dead = [name for name in after.dead_layers if name not in dead_before]
-    off = [*off_path, *paths.off_path(trace(model, images[:1], output=output), list(mask))]
+    off = [*off_path, *paths.off_path(model, list(mask), images, output=output)]
     return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off)
 
 

@@ -64,7 +64,7 @@ class Linear(Interpreter):
         self.coefficients, self.pools, self.per_sample = coefficients, pools, per_sample
         scored = bool(weights.scores) and torch.is_grad_enabled()
         self.anchor = torch.zeros((), requires_grad=True) if scored else None
-        self.origins = _origins(graph, weights.prunable)
+        self.origins = origins_of(graph, weights.prunable)
         self.numbers = _numbers(graph)
         self.values_only = False
         self.present: dict[Node, Tensor] = {}
@@ -119,6 +119,28 @@ class Linear(Interpreter):
             return torch.ones(size, dtype=self.dtype, device=self.device)
         value = self.tape[node]
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def zeros(self, argument: Any) -> Tensor:
+        """Zeros in the form of a constant.
+
+        Args:
+            argument: Its node, or a number.
+
+        Returns:
+            A new tensor.
+        """
+        return torch.zeros_like(self(argument), dtype=self.dtype)
+
+    def beside(self, argument: Any) -> Tensor:
+        """What a constant that stands beside what the input reaches (a class token) brings to the paths: nothing.
+
+        Args:
+            argument: Its node, or a number.
+
+        Returns:
+            A new tensor in its form.
+        """
+        return self.zeros(argument)
 
     # -- coefficients --------------------------------------------------------------------------------------------------
 
@@ -325,7 +347,8 @@ class Linear(Interpreter):
         return self.weights.take()
 
 
-def _origins(graph: Graph, names: tuple[str, ...]) -> Origins:
+def origins_of(graph: Graph, names: tuple[str, ...]) -> Origins:
+    """Where the constants of a graph come from, found once for each choice of parameters."""
     known: dict[tuple[str, ...], Origins] = graph.memo.setdefault("origins", {})
     if names not in known:
         known[names] = Origins(graph, names)

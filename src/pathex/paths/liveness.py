@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Graph, Node, compute_dtype, trace, untouched
-from pathex.paths.linear import Linear, run_linear
+from pathex.graph import WEIGHTED, Graph, Node, compute_dtype, trace, untouched
+from pathex.paths.linear import Linear, origins_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Weights
@@ -216,27 +216,43 @@ def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
     return False
 
 
-def off_path(graph: Graph, names: Sequence[str]) -> list[str]:
-    """The parameters that the network does not use on any path from its input: position biases, constant queries.
+def off_path(model: nn.Module, names: Sequence[str], x: Tensor, *, output: str | int | None = None) -> list[str]:
+    """The parameters that the output is computed from, on no path from the input: position biases, constant queries.
 
     Args:
-        graph: The network.
+        model: The network; left as it was.
         names: Names of parameters.
+        x: Any input ``(N, ...)``; only its shape counts.
+        output: Which of several outputs counts.
 
     Returns:
-        Those that the output is computed from, but never together with what the input reaches.
+        Those of which nothing lies on a path while all are there.
     """
-    reached = set(graph.inputs)
-    weighing: set[Node] = set()
+    graph = trace(model, x[:1], output=output)
+    known: dict[tuple[str, ...], list[str]] = graph.memo.setdefault("off path", {})
+    if tuple(names) not in known:
+        used = {node.target for node in graph.leading if node.op == "parameter"}
+        one = torch.ones((), dtype=torch.bool)
+        whole = {name: one.expand(model.get_parameter(name).shape) for name in names if name in used}
+        on = _effective(graph, model, whole, x)[0] if whole else {}
+        known[tuple(names)] = [name for name in whole if not on[name].any()]
+    return known[tuple(names)]
+
+
+def _weighing(graph: Graph, names: tuple[str, ...]) -> set[str]:
+    """The parameters that are weights of what the input reaches, or are made into such weights entry by entry."""
+    known: dict[tuple[str, ...], set[str]] = graph.memo.setdefault("weighing", {})
+    if names in known:
+        return known[names]
+    origins = origins_of(graph, names)
+    found = known[names] = set()
     for node in graph.path:
         if node in graph.carried and graph.role(node) not in ("sum", "structure"):
-            weighing.update(source for source in node.inputs if source not in graph.dependent)
-    for node in reversed(graph.nodes):
-        if node in weighing and node not in reached:
-            weighing.update(node.inputs)
-    used = {node.target for node in graph.leading if node.op == "parameter"}
-    on = {node.target for node in weighing if node.op == "parameter"}
-    return [name for name in names if name in used and name not in on]
+            for origin in filter(None, map(origins.origin, node.inputs)):
+                # A query that is computed from constants is a coefficient; the weight of a layer is read or refused.
+                if origin.places is not None or node.op in WEIGHTED:
+                    found.update(origin.names)
+    return found
 
 
 def _effective(
@@ -253,15 +269,19 @@ def _effective(
     one = torch.ones((), dtype=dtype, device=device)
     ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
     names = list(mask if names is None else names)
-    weights = Weights(model, dtype, mask=mask, replaced=ones, scored=names, prunable=list(mask))
+    weighing = _weighing(graph, tuple(mask))
+    read = [name for name in mask if name in weighing]
+    scored = [name for name in names if name in weighing]
+    weights = Weights(model, dtype, mask=mask, replaced=ones, scored=scored, prunable=read)
     with untouched(model), torch.enable_grad():
         reading = _Liveness(lowered(graph), weights, **how)
         result = run_linear(reading, [torch.ones_like(x[:1], dtype=dtype, device=device)])
         total = result.sum() if reading.role is None else sum(reading.ends)
-        if not isinstance(total, Tensor) or not total.requires_grad:
-            return {name: torch.zeros_like(mask[name], device="cpu") for name in names}, reading.leaving
-        # Whatever lies on a path has a positive derivative.
-        return {name: (score > 0).cpu() for name, score in reading.scores(total).items()}, reading.leaving
+        found: dict[str, Tensor] = {}
+        if isinstance(total, Tensor) and total.requires_grad:  # whatever lies on a path has a positive derivative
+            found = {name: (score > 0).cpu() for name, score in reading.scores(total).items()}
+        none = {name: torch.zeros_like(mask[name], device="cpu") for name in names if name not in found}
+        return {name: found[name] if name in found else none[name] for name in names}, reading.leaving
 
 
 def _by_output_channel(graph: Graph, name: str, weight: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class _Presence(Linear):
             self.present[node] = present
         return present
 
+    def beside(self, argument: Any) -> Tensor:
+        value: Tensor = self(argument)  # a class token is no path, and yet a factor
+        return (value != 0).to(self.dtype)
+
     def passes(self, x: Tensor, node: Node) -> Tensor:
         return torch.ones_like(x) if node.op in NEVER_ZERO else x
 

@@ -20,7 +20,7 @@ from pathex.pruning.scoring import (
     CustomMethod,
     agreed,
     call_of,
-    check_mask,
+    fitting,
     is_plain,
     name_of,
     on_path,
@@ -139,8 +139,7 @@ def prune(
         output = options.get("output")
         batches = joined(read_batches(data), processes)
         weights, unreached = on_path(model, weights, found, batches, options)
-        start = Mask(all_kept(weights)) if mask is None else mask
-        check_mask(start, weights)
+        start = Mask(all_kept(weights)) if mask is None else fitting(mask, weights, unreached)
         problem = Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes)
         plan: dict[str, Any] = {"allocation": allocation, "schedule": schedule, "budget": budget}
         plan |= {"min_per_layer": min_per_layer, "rounds": default_rounds(method) if rounds is None else rounds}

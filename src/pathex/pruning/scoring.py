@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.distributed import Group, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
-from pathex.graph import compute_dtype, trace, untouched
+from pathex.graph import compute_dtype, untouched
 from pathex.masks import Mask, Selector, all_kept, own_module, prunable_weights
 from pathex.paths import off_path
 from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
@@ -74,9 +74,8 @@ def score(
         seed = check_integer("seed", seed, 0)
         model, weights = weights_of(model, ignore, prunable)
         batches = joined(read_batches(data), processes)
-        weights, _ = on_path(model, weights, found, batches, options)
-        if mask is not None:
-            check_mask(mask, weights)
+        weights, off = on_path(model, weights, found, batches, options)
+        mask = None if mask is None else fitting(mask, weights, off)
         problem = Problem(
             model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
         )
@@ -131,7 +130,7 @@ def on_path(
     if not getattr(found, "paths", False):
         return weights, []
     x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
-    off = off_path(trace(model, x, output=options.get("output")), list(weights))
+    off = off_path(model, list(weights), x, output=options.get("output"))
     if off:
         warnings.warn(
             f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as "
@@ -221,15 +220,22 @@ def _is_there(problem: Problem, name: str) -> bool:
     return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
 
 
-def check_mask(mask: Mask, weights: Mapping[str, Tensor]) -> None:
-    """Refuse what is no mask of these weights."""
+def fitting(mask: Mask, weights: Mapping[str, Tensor], off: Sequence[str]) -> Mask:
+    """A mask without the weights that are left as they are, or an error if it is none of the others."""
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
+    removed = [name for name in off if name in mask and not mask[name].all()]
+    if removed:
+        raise MaskMismatch(
+            f"the mask removes weights on no path from the images, which are left as they are: {listed(removed)}; "
+            "make it with ignore= for them"
+        )
     shapes = {name: weight.shape for name, weight in weights.items()}
-    found = {name: entry.shape for name, entry in mask.items()}
+    found = {name: entry.shape for name, entry in mask.items() if name not in off}
     if shapes != found:
         wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
         raise MaskMismatch(f"the mask does not fit the prunable weights: {', '.join(wrong[:5])}")
+    return Mask({name: mask[name] for name in weights}, mask.metadata) if len(found) < len(mask) else mask
 
 
 def name_of(method: str | CustomMethod) -> str:

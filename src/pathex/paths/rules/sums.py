@@ -10,11 +10,6 @@ from pathex.graph import Node
 from pathex.paths.linear import Linear, rule
 
 
-def _zeros(reading: Linear, argument: Any) -> Tensor:
-    """Zeros in the form of a constant."""
-    return torch.zeros_like(reading(argument), dtype=reading.dtype)
-
-
 @rule("add", "sub", "subtract", "rsub")
 def _sum(reading: Linear, node: Node) -> Tensor:
     alpha = node.arguments.get("alpha", 1)
@@ -30,7 +25,7 @@ def _sum(reading: Linear, node: Node) -> Tensor:
         return torch.add(result, others[0][0], alpha=others[0][1])
     other = next((a for a in node.args[:2] if not reading.carries(a)), None)
     shape = other.shape if isinstance(other, Node) and other.shape is not None else ()
-    return result if _fits(shape, result.shape) else result + _zeros(reading, other)
+    return result if _fits(shape, result.shape) else result + reading.zeros(other)
 
 
 def _fits(shape: Any, into: torch.Size) -> bool:
@@ -49,7 +44,7 @@ def _negative(reading: Linear, node: Node) -> Tensor:
 
 @rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack")
 def _join(reading: Linear, node: Node) -> Tensor:
-    parts = [reading(part) if reading.carries(part) else _zeros(reading, part) for part in node.args[0]]
+    parts = [reading(part) if reading.carries(part) else reading.beside(part) for part in node.args[0]]
     result: Tensor = node.target(parts, *node.args[1:], **node.kwargs)
     return result
 
@@ -73,7 +68,7 @@ def _pad(reading: Linear, node: Node) -> Tensor:
 
 @rule("write")
 def _write(reading: Linear, node: Node) -> Tensor:
-    whole, part = (reading(a) if reading.carries(a) else _zeros(reading, a) for a in node.args[:2])
+    whole, part = (reading(a) if reading.carries(a) else reading.beside(a) for a in node.args[:2])
     result: Tensor = node.target(whole, part, reading(node.args[2]))
     return result
 
@@ -81,13 +76,13 @@ def _write(reading: Linear, node: Node) -> Tensor:
 @rule("copy", "fill")
 def _copy(reading: Linear, node: Node) -> Tensor:
     """The first operand gives the form alone."""
-    form = _zeros(reading, node.args[0])
+    form = reading.zeros(node.args[0])
     return form + reading(node.args[1]) if reading.carries(node.args[1]) else form
 
 
 @rule("index_put")
 def _index_put(reading: Linear, node: Node) -> Tensor:
-    whole, values = (reading(a) if reading.carries(a) else _zeros(reading, a) for a in (node.args[0], node.args[2]))
+    whole, values = (reading(a) if reading.carries(a) else reading.beside(a) for a in (node.args[0], node.args[2]))
     result: Tensor = node.target(whole, reading(node.args[1]), values, *node.args[3:])
     return result
 
