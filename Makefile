@@ -10,11 +10,14 @@ help: ## Show the targets
 demo: $(VENV)/installed ## Prune and train on the embedded images, show the table and the report (about 3 minutes)
 	$(BIN)/pathex demo
 
+# One process a core, each with one thread; what a file shares is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(VENV)/dev ## Run the default tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/dev ## Run every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/dev ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -241,7 +241,10 @@ STARTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", STARTS)
+LARGE = {"resmlp_12_224", "poolformer_s12", "deit3_small_patch16_224", "nf_resnet26", "edgenext_xx_small"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in STARTS])
 def test_networks_of_timm_that_start_at_zero(name: str) -> None:
     options, words, count = STARTS[name]
     model = timm.create_model(name, num_classes=3, **options)

@@ -24,13 +24,11 @@ from pathex.scores import Problem, px, synflow, synflow_l2
 
 NETWORKS = {
     "resnet20": 32,
-    "vgg11_bn": 32,
     "torchvision:mobilenet_v3_small": 32,
-    "torchvision:convnext_tiny": 32,
-    "torchvision:googlenet": 64,
-    "timm:darknet53": 32,
-    "timm:vit_tiny_patch16_224": 32,
+    "timm:test_convnext": 32,
+    "timm:test_vit": 32,
 }
+LARGE = {"vgg11_bn": 32, "torchvision:googlenet": 64, "timm:darknet53": 32}
 SUMMED = {"px": px._summed, "synflow": synflow._summed, "synflow-l2": synflow_l2._summed}
 
 
@@ -73,9 +71,9 @@ def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) ->
 
 
 @pytest.mark.parametrize("method", SUMMED)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_no_pass_reads_a_value(name: str, method: str) -> None:
-    side = NETWORKS[name]
+    side = {**NETWORKS, **LARGE}[name]
     options: dict[str, Any] = {"img_size": side} if "vit" in name else {}
     model = pathex.models.create(name, num_classes=3, **options).eval()
     how = {} if method == "px" else {"per_sample": "one"}

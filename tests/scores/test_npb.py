@@ -140,7 +140,7 @@ def convolutional() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("make", [perceptron, convolutional])
-@pytest.mark.parametrize("allocation", ["global", "erk"])
+@pytest.mark.parametrize("allocation", ["global", pytest.param("erk", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sparsity", [0.9, 0.97])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
 def test_it_keeps_more_units_and_paths(make: Any, allocation: str, sparsity: float) -> None:

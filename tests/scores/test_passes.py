@@ -139,7 +139,8 @@ def test_a_round_goes_back_as_often_as_the_card_says(
     problem: tuple[nn.Module, Tensor, Tensor], method: str, said: str, backwards: int
 ) -> None:
     assert said in cost_of(method)
-    assert of_one_round(problem, method)[1] == backwards
+    options = {"walks": 50} if method == "phew" else {}
+    assert of_one_round(problem, method, **options)[1] == backwards
 
 
 def test_micro_batches_cost_a_pass_that_calibrates(problem: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -11,17 +11,11 @@ from zoo.table import EXTRA, SIX, plan
 from zoo.trial import trial
 
 SAMPLE = (
-    "torchvision:shufflenet_v2_x0_5",
     "torchvision:squeezenet1_1",
-    "timm:test_resnet",
     "timm:test_efficientnet",
-    "timm:test_byobnet",
     "timm:test_nfnet",
-    "timm:test_convnext",
     "timm:test_vit",
-    "timm:test_maxvit",
     "timm:starnet_s050",
-    "timm:test_coatnet",
 )
 BY_MODEL = {architecture.model: architecture for architecture in catalogue()}
 WORK_ANYWHERE = frozenset({"random", "magnitude", "snip", "grasp", "ntk-diagonal"})

@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ PUBLISHED = [round(1 - 0.8 ** (2 * step), 4) for step in range(1, 10)]
 PARTS = {"pretrained": 3, "voc2012": 3, "transfer": 3}
 
 
+@cache
 def planned(path):
     return plan(parse(["sweep", "--config", str(path)], COMMANDS)[1])
 
