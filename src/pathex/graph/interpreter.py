@@ -127,7 +127,10 @@ class Interpreter:
             args[1], list
         ):  # another layout of memory may not have the view that the network took
             return args[0].reshape(args[1])
-        return node.target(*args, **kwargs)
+        try:
+            return node.target(*args, **kwargs)
+        except IndexError as error:  # a program that was bound to the number of images it was traced with
+            raise self.unsupported(node, f"its result depends on the number of images ({error})") from error
 
     def _own(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -120,7 +120,7 @@ def connectivity(
         Effective weights, dead layers and dead channels.
     """
     graph = trace(model, x[:1], output=output)
-    effective = _effective(graph, model, mask, x)[0]
+    effective = _effective(graph, model, mask, x[:1])[0]
     dead_channels = {
         name: (~_by_output_channel(graph, name, used).any(1)).nonzero().flatten().tolist()
         for name, used in effective.items()
@@ -173,7 +173,8 @@ def roles(
     Returns:
         For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
     """
-    graph = trace(model, x[:1], output=output)
+    x = x[:1]
+    graph = trace(model, x, output=output)
     whole, leaving = _effective(graph, model, mask, x)
     passing = []
     if leaving:
@@ -222,19 +223,19 @@ def off_path(model: nn.Module, names: Sequence[str], x: Tensor, *, output: str |
     Args:
         model: The network; left as it was.
         names: Names of parameters.
-        x: Any input ``(N, ...)``; only its shape counts.
+        x: Any input ``(N, ...)``; only its shape counts, and N where the network asks for it.
         output: Which of several outputs counts.
 
     Returns:
         Those of which nothing lies on a path while all are there.
     """
-    graph = trace(model, x[:1], output=output)
+    graph = trace(model, x, output=output)
     known: dict[tuple[str, ...], list[str]] = graph.memo.setdefault("off path", {})
     if tuple(names) not in known:
         used = {node.target for node in graph.leading if node.op == "parameter"}
         one = torch.ones((), dtype=torch.bool)
         whole = {name: one.expand(model.get_parameter(name).shape) for name in names if name in used}
-        on = _effective(graph, model, whole, x)[0] if whole else {}
+        on = _effective(graph, model, whole, x if graph.fixed_batch else x[:1])[0] if whole else {}
         known[tuple(names)] = [name for name in whole if not on[name].any()]
     return known[tuple(names)]
 
@@ -275,7 +276,7 @@ def _effective(
     weights = Weights(model, dtype, mask=mask, replaced=ones, scored=scored, prunable=read)
     with untouched(model), torch.enable_grad():
         reading = _Liveness(lowered(graph), weights, **how)
-        result = run_linear(reading, [torch.ones_like(x[:1], dtype=dtype, device=device)])
+        result = run_linear(reading, [torch.ones_like(x, dtype=dtype, device=device)])
         total = result.sum() if reading.role is None else sum(reading.ends)
         found: dict[str, Tensor] = {}
         if isinstance(total, Tensor) and total.requires_grad:  # whatever lies on a path has a positive derivative
