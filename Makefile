@@ -11,7 +11,7 @@ demo: $(VENV)/installed ## Prune and train on the embedded images, show the tabl
 	$(BIN)/pathex demo
 
 # One process a core, each with one thread; what a file shares is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/dev ## Run the default tests
 	$(PYTEST)

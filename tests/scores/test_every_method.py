@@ -53,6 +53,27 @@ def test_the_model_comes_back_as_it_was(variant: str) -> None:
     assert again.mask == result.mask
 
 
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("method", pathex.methods())
+def test_the_layout_of_memory_plays_no_part(method: str) -> None:
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4), nn.ReLU(), nn.Conv2d(4, 5, 1)]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).double()
+    points = {"linear": nn.Linear(3, 3).double(), "conv": nn.Conv2d(3, 3, 1).double()}
+    for name, value in points["linear"].state_dict().items():
+        points["conv"].state_dict()[name].copy_(value.view(points["conv"].state_dict()[name].shape))
+    plain = Wired(lambda net, x: net.body(net.point(x)), point=points["conv"], body=body)
+    turned = {"point": points["linear"], "body": body}
+    last = Wired(lambda net, x: net.body(net.point(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), **turned)
+    x, y = torch.randn(6, 3, 6, 6, dtype=torch.float64), torch.arange(6) % 3
+    expected = pathex.score(plain, method, (x, y))
+    for model in (last, plain.to(memory_format=torch.channels_last)):
+        found = pathex.score(model, method, (x.contiguous(memory_format=torch.channels_last), y))
+        for name, score in expected.items():
+            close = {"rtol": 1e-8, "atol": 1e-10 * float(score.abs().max())}
+            torch.testing.assert_close(found[name].reshape(score.shape), score, **close)
+
+
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
 @pytest.mark.parametrize("method", [name for name in pathex.methods() if "scales" in pathex.methods(name).options])
 def test_a_scale_of_zero_is_read_as_one_and_told_once(method: str) -> None:

@@ -48,7 +48,8 @@ class Use:
             values: (groups, outputs of a group, inputs of a group, kernel).
         """
         back = from_units(values, self.index.shape, self.transposed)
-        total.view(-1).index_add_(0, self.index.to(total.device).flatten(), back.flatten().to(total))
+        places = self.index.to(total.device).flatten()
+        total += torch.zeros(total.numel()).to(total).index_add_(0, places, back.flatten().to(total)).view(total.shape)
 
 
 @dataclass(frozen=True)
