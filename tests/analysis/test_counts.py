@@ -88,12 +88,15 @@ def test_resnet20_by_its_formula():
     assert count(model, (3, 32, 32)).multiply_adds() == body + shortcuts + 640
 
 
+LARGE = ("timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224", "timm:nf_regnet_b0", "smp:DeepLabV3Plus")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
     [
         *("vgg16_bn", "timm:test_efficientnet", "timm:test_vit"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("timm:nf_regnet_b0", "smp:DeepLabV3Plus")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE),
     ],
 )
 def test_density_scales_what_the_mask_names(name):
@@ -103,7 +106,7 @@ def test_density_scales_what_the_mask_names(name):
         model = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=4)
     else:
         model = pathex.models.create(name, num_classes=4)
-    size = 160 if "vit" in name else 64
+    size = 224 if "vit_tiny" in name else 160 if "vit" in name else 64
     counts = count(model, (3, size, size))
     weights = prunable_weights(model)
     assert all(

@@ -328,22 +328,22 @@ def test_whatever_may_be_chosen_is_connected() -> None:
 
 _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}
 _SWIN = {"img_size": 32, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "num_classes": 4}
-TRANSFORMERS: dict[str, tuple[Net, int]] = {
-    "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16),
-    "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32),
+# Network, side of its images, rounds: over more of them the faint attention of so narrow a Swin goes as a whole.
+TRANSFORMERS: dict[str, tuple[Net, int, int]] = {
+    "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16, 10),
+    "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32, 2),
 }
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_synflow_keeps_the_values_of_attention(name: str) -> None:
-    """Where an attention keeps anything; without any values every image would have the same logits."""
+    """Without them every image has the same logits."""
     torch.manual_seed(0)
-    make, size = TRANSFORMERS[name]
+    make, size, rounds = TRANSFORMERS[name]
     model, x = make().eval(), torch.randn(4, 3, size, size)
-    mask = pathex.prune(model, "synflow", per_sample="one", sparsity=0.9, rounds=10, data=x, progress=False).mask
+    mask = pathex.prune(model, "synflow", per_sample="one", sparsity=0.9, rounds=rounds, data=x, progress=False).mask
     spread = model(x).std(0).mean()
     pathex.make_permanent(model, mask)
-    fused = [keep for weight, keep in mask.items() if weight.endswith("qkv.weight")]
-    assert all(keep.chunk(3)[2].any() for keep in fused if keep.any())
+    assert all(keep.chunk(3)[2].any() for weight, keep in mask.items() if weight.endswith("qkv.weight"))
     assert model(x).std(0).mean() > 0.1 * spread

@@ -28,7 +28,13 @@ NETWORKS = {
     "timm:test_convnext": 32,
     "timm:test_vit": 32,
 }
-LARGE = {"vgg11_bn": 32, "torchvision:googlenet": 64, "timm:darknet53": 32}
+LARGE = {
+    "vgg11_bn": 32,
+    "torchvision:convnext_tiny": 32,
+    "torchvision:googlenet": 64,
+    "timm:darknet53": 32,
+    "timm:vit_tiny_patch16_224": 32,
+}
 SUMMED = {"px": px._summed, "synflow": synflow._summed, "synflow-l2": synflow_l2._summed}
 
 

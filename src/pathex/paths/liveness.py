@@ -237,7 +237,7 @@ def off_path(model: nn.Module, names: Sequence[str], x: Tensor, *, output: str |
         whole = {name: one.expand(model.get_parameter(name).shape) for name in names if name in used}
         on = _effective(graph, model, whole, x if graph.fixed_batch else x[:1])[0] if whole else {}
         known[tuple(names)] = [name for name in whole if not on[name].any()]
-    return known[tuple(names)]
+    return list(known[tuple(names)])
 
 
 def _weighing(graph: Graph, names: tuple[str, ...]) -> set[str]:
@@ -281,8 +281,10 @@ def _effective(
         found: dict[str, Tensor] = {}
         if isinstance(total, Tensor) and total.requires_grad:  # whatever lies on a path has a positive derivative
             found = {name: (score > 0).cpu() for name, score in reading.scores(total).items()}
-        none = {name: torch.zeros_like(mask[name], device="cpu") for name in names if name not in found}
-        return {name: found[name] if name in found else none[name] for name in names}, reading.leaving
+        for name in names:
+            if name not in found:
+                found[name] = torch.zeros_like(mask[name], device="cpu")
+        return {name: found[name] for name in names}, reading.leaving
 
 
 def _by_output_channel(graph: Graph, name: str, weight: Tensor) -> Tensor:

@@ -158,9 +158,10 @@ class Origins:
         linear = all(origin.linear for _, origin in sources)
         if node.op in STRUCTURE - _SUMS and isinstance(node.args[0], Node):
             moved = self.origin(node.args[0])  # another operand gives the form alone
-            if moved is None or moved.index is None:
+            index = None if moved is None else moved.index
+            if moved is None or index is None:
                 return moved
-            return Origin(moved.names, self._moved(node, moved.index), linear=moved.linear)
+            return Origin(moved.names, self._moved(node, index), linear=moved.linear)
         if node.op in _JOINS:
             return Origin(names, self._joined(node), linear=linear)
         placed = [o for s, o in sources if node.op in PLACED and s.shape == node.shape and o.places is not None]

@@ -70,7 +70,7 @@ def multilinear(
     for place, tensor in zip(places, recorded, strict=True):
         factors[place] = tensor
     terms = [call([*factors[:place], arriving[place], *factors[place + 1 :]]) for place in places]
-    if reading.opened and reading.coefficients != "connected":
+    if reading.opened and reading.coefficients != "connected" and node.op not in _ELEMENTWISE:
         contracted = call([torch.ones_like(factor) for factor in factors])
         terms = [term / contracted for term in terms]
     return reading.joined(node, terms)
