@@ -46,7 +46,7 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
     if devices < 2 or dist.is_initialized() or "LOCAL_RANK" in os.environ:
         with _group():
             if dist.is_torchelastic_launched() and not dist.is_initialized():
-                dist.init_process_group()
+                _join()
             yield
         return
     before = torch.get_num_threads()
@@ -60,7 +60,7 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
     try:
         with _group():
             _await(store, children)
-            dist.init_process_group(store=store, rank=0, world_size=devices)
+            _join(store=store, rank=0, world_size=devices)
             yield
         for child in children:
             child.process.join(_PATIENCE)
@@ -121,7 +121,7 @@ def _take_part(
     warnings.simplefilter("ignore")
     store = dist.TCPStore(_HOST, port, is_master=False)
     store.add("there", 1)
-    dist.init_process_group(store=store, rank=rank, world_size=devices)
+    _join(store=store, rank=rank, world_size=devices)
     try:
         work(*arguments)
     except Exception as error:
@@ -130,6 +130,14 @@ def _take_part(
         if not isinstance(error, PathexError):
             raise
         sys.exit(2)
+
+
+def _join(**place: Any) -> None:
+    # Its functions have the default group of the moment of import as a default argument: imported later, they would
+    # hold a group that was left, whose threads abort a process that ends.
+    import torch.distributed.nn  # noqa: F401
+
+    dist.init_process_group(**place)
 
 
 @contextmanager
