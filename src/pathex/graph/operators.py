@@ -41,7 +41,7 @@ VIEWS = words(
 _MOVES = words(
     "transpose swapaxes swapdims permute movedim moveaxis t adjoint numpy_T mT mH matrix_H repeat tile "
     "repeat_interleave chunk split split_with_sizes tensor_split unbind hsplit vsplit dsplit narrow select slice "
-    "index_select index gather take_along_dim roll flip fliplr flipud rot90 unfold im2col diagonal as_strided "
+    "index_select index gather take_along_dim roll flip fliplr flipud rot90 unfold im2col diagonal "
     "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unsafe_chunk unsafe_split "
     "unsafe_split_with_sizes"
 )

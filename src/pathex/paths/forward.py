@@ -45,6 +45,9 @@ _WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
     F.normalize: _normalize,
 }
 
+_BY_STRIDES = {torch.as_strided, Tensor.as_strided, Tensor.stride}
+_BOUND_TO_LAYOUT = "view size is not compatible"  # torch's words for a view that the layout does not allow
+
 
 class _Normalised(TorchFunctionMode):
     """Runs every function as it is but BatchNorm of what depends on the input.
@@ -57,6 +60,11 @@ class _Normalised(TorchFunctionMode):
     def __init__(self, statistics: Statistics | None = None, *, to_next: bool = False) -> None:
         super().__init__()
         self.statistics, self.to_next = statistics, to_next
+        self.start(channels_last=False)
+
+    def start(self, *, channels_last: bool) -> None:
+        """Forget the pass before."""
+        self.channels_last = channels_last
         self.moments: list[Moments] = []
         self.entries = [0, 0]
         self._reached = WeakIdKeyDictionary()
@@ -80,6 +88,8 @@ class _Normalised(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.channels_last and func in _BY_STRIDES:
+            raise RuntimeError(_BOUND_TO_LAYOUT)
         depends = self._depends((*args, *kwargs.values()))
         stored = func is F.batch_norm and self.statistics == "train" and _stored(*args, **kwargs) is not None
         if func is F.batch_norm and (depends or stored):
@@ -214,10 +224,29 @@ def _run(
 ) -> Tensor:
     if isinstance(model, nn.DataParallel):
         raise InvalidInput("a DataParallel wrapper cannot be scored; pass its .module")
+    if _faster_in_channels_last(model, x):
+        mode.start(channels_last=True)
+        try:
+            return _through(model, tensors, x.clone(memory_format=torch.channels_last), output, mode)
+        except RuntimeError as error:
+            if _BOUND_TO_LAYOUT not in str(error):
+                raise
+    mode.start(channels_last=False)
+    return _through(model, tensors, x.clone(memory_format=torch.contiguous_format), output, mode)
+
+
+def _through(
+    model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str | int | None, mode: _Normalised
+) -> Tensor:
     with mode:
-        start = x.clone()  # the network may write into its input
         own = _under_every_name(model, tensors)
-        return first_tensor(functional_call(model, own, (mode.reach(start),), tie_weights=False), output)
+        outputs = functional_call(model, own, (mode.reach(x),), tie_weights=False)
+        return first_tensor(outputs, output).contiguous()
+
+
+def _faster_in_channels_last(model: nn.Module, x: Tensor) -> bool:
+    fast = x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+    return fast and any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

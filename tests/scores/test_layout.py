@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+import pathex
+from pathex.errors import UnsupportedOperation
+
+# Images are read in channels last where convolutions are faster so.
+X, Y = torch.randn(12, 3, 8, 8), torch.arange(12) % 4
+WAYS = {
+    "slice": lambda x: x[:, :, ::2, ::2].flatten(1),
+    "view": lambda x: x[:, :, ::2, ::2].contiguous().view(len(x), -1),
+    "as_strided": lambda x: x.as_strided((len(x), 6, 4, 4), (384, 64, 16, 2)).flatten(1),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.default_generator.manual_seed(0)
+            self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(96, 4)
+        self.way = way
+
+    def forward(self, x):
+        return self.head(WAYS[self.way](torch.relu(self.norm(self.conv(x)))))
+
+
+@pytest.mark.parametrize("way", ["view", "as_strided"])
+@pytest.mark.parametrize("method", ["snip", "ntk-sap", "px-cvpr24", "grasp"])
+def test_a_network_that_is_bound_to_a_layout_scores_as_one_that_is_not(method, way):
+    expected = pathex.score(Net("slice"), method, data=[(X, Y)])
+    scores = pathex.score(Net(way), method, data=[(X, Y)])
+    for name, value in expected.items():
+        torch.testing.assert_close(scores[name], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()))
+
+
+def test_paths_are_not_read_through_the_layout_of_memory():
+    with pytest.raises(UnsupportedOperation, match="no rule to read as_strided"):
+        pathex.score(Net("as_strided"), "px", data=[(X, Y)])
+
+
+def test_a_loss_may_view_the_outputs():
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    masks = torch.rand(12, 2, 4, 4).round()
+    flat = pathex.score(network, "snip", data=[(X, masks)], loss=lambda p, y: (p.view(-1) - y.view(-1)).square().mean())
+    whole = pathex.score(network, "snip", data=[(X, masks)], loss=lambda p, y: (p - y).square().mean())
+    for name, value in whole.items():
+        torch.testing.assert_close(flat[name], value)
