@@ -95,9 +95,9 @@ def test_augmentation_moves_scales_and_mirrors(data):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("evaluation", ["crop", "full"])
-def test_processes_together_see_what_one_would(data, ranks, evaluation):
-    options = {"augment": "scale-crop", "batch_size": 6, "evaluation": evaluation}
+@pytest.mark.parametrize("whole", [False, True])
+def test_processes_together_see_what_one_would(data, ranks, whole):
+    options = {"augment": "scale-crop", "batch_size": 6, "whole": whole}
     shares = [loader(data, share=(rank, ranks), **options) for rank in range(ranks)]
     alone = loader(data, **options)
     assert {share.images for share in shares} == {13}
@@ -115,7 +115,7 @@ def test_processes_together_see_what_one_would(data, ranks, evaluation):
 
 
 def test_whole_images_come_one_by_one_in_their_own_size(data):
-    passes = list(loader(data, evaluation="full").in_order())
+    passes = list(loader(data, whole=True).in_order())
     assert len(passes) == 13
     for number, (image, labels) in enumerate(passes):
         pair = data.train.sample(number)
@@ -155,7 +155,6 @@ def test_every_place_is_in_one_batch_and_one_share(images, batch_size, least, ra
         ({"share": (2, 2)}, r"part must be .* got \(2, 2\)"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"augment": "crop-flip"}, "unknown augment 'crop-flip'"),
-        ({"evaluation": "half"}, "unknown evaluation 'half'"),
         ({"augment_options": {"scale": 2}}, "'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
         ({"augment_options": {"min_scale": 0}}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
         ({"augment_options": {"min_scale": 3.0}}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),

@@ -23,11 +23,7 @@ def _source(seed: int, kind: int, name: str) -> torch.Generator:
 
 
 def shuffled(mask: Mask, seed: int) -> Mask:
-    """A mask whose kept places are moved at random within each layer.
-
-    Args:
-        mask: The mask.
-        seed: Seed of the order.
+    """Move the kept places of a mask at random within each layer.
 
     Returns:
         A new mask with the same counts and metadata.
@@ -56,34 +52,29 @@ def reinitialised(
 
     Args:
         model: The model; it is not changed.
-        seed: Seed of the draws.
+        seed: Seed of the draws; the global random state is left as it was.
         names: Weights to draw anew (a mask will do); None is the prunable ones. Not used with a factory.
-        factory: Makes a new model of the same kind, which draws from PyTorch's global generator: its whole state is
-            returned, so that every tensor begins as the model's own initialization lets it. None draws each weight from
-            a normal distribution with the mean and the standard deviation that it has.
+        factory: Makes a new model of the same kind from PyTorch's global generator, whose whole state is returned. None
+            draws each weight from a normal distribution with the mean and the standard deviation that it has.
 
     Returns:
-        Name to tensor on the device and in the dtype of the model's own. The global random state is as before.
+        Name to tensor on the device and in the dtype of the model's own.
 
     Raises:
         InvalidInput: If a name is unknown, or the factory's model has other tensors.
     """
     if factory is not None:
         return _fresh_state(own_module(model), seed, factory)
-    return {name: _redrawn(weight, _source(seed, _REDRAW, name)) for name, weight in _weights(model, names).items()}
+    redrawn = {}
+    for name, weight in _weights(model, names).items():
+        values = weight.cpu().double()
+        noise = torch.randn(weight.shape, dtype=torch.float64, generator=_source(seed, _REDRAW, name))
+        redrawn[name] = (noise * values.std(correction=0) + values.mean()).to(weight)
+    return redrawn
 
 
 def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The weights of a model, each with its sign flipped with probability 1/2.
-
-    Args:
-        model: The model; it is not changed.
-        seed: Seed of the signs.
-        names: Weights to flip (a mask will do); None is the prunable ones.
-
-    Returns:
-        Name to tensor, as ``model.load_state_dict(..., strict=False)`` takes them.
-    """
+    """The prunable weights of a model, or those named, by name, each with its sign flipped with probability 1/2."""
     flipped_weights = {}
     for name, weight in _weights(model, names).items():
         flip = torch.rand(weight.shape, generator=_source(seed, _FLIP, name)) < 0.5
@@ -93,19 +84,11 @@ def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) 
 
 def _weights(model: nn.Module, names: Iterable[str] | None) -> Mapping[str, Tensor]:
     own = own_module(model)
-    if names is None:
-        return {name: weight.detach() for name, weight in prunable_weights(own).items()}
+    chosen = list(prunable_weights(own) if names is None else names)
     parameters = dict(own.named_parameters())
-    chosen = list(names)
     if unknown := [name for name in chosen if name not in parameters]:
         raise InvalidInput(f"{type(own).__name__} has no parameter named {unknown[0]!r}")
     return {name: parameters[name].detach() for name in chosen}
-
-
-def _redrawn(weight: Tensor, source: torch.Generator) -> Tensor:
-    values = weight.cpu().double()
-    spread = values.std(correction=0)
-    return (torch.randn(weight.shape, dtype=torch.float64, generator=source) * spread + values.mean()).to(weight)
 
 
 def _fresh_state(model: nn.Module, seed: int, factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
@@ -113,8 +96,7 @@ def _fresh_state(model: nn.Module, seed: int, factory: Callable[[], nn.Module]) 
         torch.default_generator.manual_seed(seed)
         fresh: dict[str, Tensor] = own_module(factory()).state_dict()
     state = model.state_dict()
-    shapes, others = ({name: tensor.shape for name, tensor in each.items()} for each in (state, fresh))
-    different = sorted({name for name, _ in shapes.items() ^ others.items()})
-    if different:
+    shapes, others = ({(name, tensor.shape) for name, tensor in each.items()} for each in (state, fresh))
+    if different := sorted(name for name, _ in shapes ^ others):
         raise InvalidInput(f"the factory makes another network than {type(model).__name__}: {different[0]!r} differs")
     return {name: tensor.detach().to(state[name]) for name, tensor in fresh.items()}

@@ -35,11 +35,7 @@ class PruneReport:
     off_path: list[str] = field(default_factory=list)
 
     def asdict(self) -> dict[str, Any]:
-        """The report as plain data.
-
-        Returns:
-            A dictionary that JSON can hold.
-        """
+        """The report as plain data, which JSON can hold."""
         return asdict(self)
 
 
@@ -52,20 +48,18 @@ def examine(
     output: str | int | None = None,
     off_path: Sequence[str] = (),
 ) -> PruneReport:
-    """What a mask leaves dead in a network.
-
-    Where paths cannot be read through an operation, a `pathex.errors.PathexWarning` says so.
+    """What a mask leaves dead in a network, which is left as it is.
 
     Args:
-        model: The network; left as it is.
-        mask: The mask.
+        model: The network.
+        mask: What is kept.
         images: Images ``(N, ...)`` on the model's device; the first is used, for its shape.
         start: The mask before pruning; what was dead then is not counted again. None keeps all that ``mask`` names.
         output: Which of several outputs counts.
         off_path: Weights beside the mask that are known to lie on no path.
 
     Returns:
-        The report.
+        The report. Where paths cannot be read, a `pathex.errors.PathexWarning` says so.
     """
     after = _connected(model, mask, images, output)
     if after is None:
@@ -92,15 +86,7 @@ def _connected(model: nn.Module, mask: Mask, images: Tensor, output: str | int |
 
 
 def warn_of_collapse(report: PruneReport, strict: bool) -> None:
-    """Say that layers died.
-
-    Args:
-        report: What died.
-        strict: Whether that is an error.
-
-    Raises:
-        LayerCollapse: With ``strict``, if a layer did.
-    """
+    """Say that layers died; with ``strict``, as an error."""
     if report.dead_layers:
         message = f"{len(report.dead_layers)} layers lost every weight on every path: {listed(report.dead_layers)}"
         if strict:

@@ -32,31 +32,11 @@ class Counts:
     others: int
 
     def parameters(self, mask: Mask | None = None) -> int:
-        """Number of parameters.
-
-        Args:
-            mask: What is kept; None is everything.
-
-        Returns:
-            Kept entries of what the mask names, and all entries of what it does not name.
-
-        Raises:
-            MaskMismatch: If the mask does not fit the network.
-        """
+        """Kept parameters, and all that the mask does not name; `pathex.errors.MaskMismatch` if it does not fit."""
         return self._sum(self.sizes, mask)
 
     def multiply_adds(self, mask: Mask | None = None) -> int:
-        """Number of multiply-adds for one image.
-
-        Args:
-            mask: What is kept; None is everything.
-
-        Returns:
-            The number; weights that the mask does not name count as kept.
-
-        Raises:
-            MaskMismatch: If the mask does not fit the network.
-        """
+        """Multiply-adds for one image; weights that the mask does not name count as kept."""
         return self._sum(self.products, mask) + self.others
 
     def _sum(self, numbers: Mapping[str, int], mask: Mask | None) -> int:
@@ -73,10 +53,8 @@ class Counts:
 def count(model: nn.Module, shape: Sequence[int]) -> Counts:
     """Count the parameters of a network and the multiply-adds of one image.
 
-    The network is traced, on its own device (``meta`` will do), and left as it was.
-
     Args:
-        model: The network.
+        model: The network, traced on its own device (``meta`` will do) and left as it was.
         shape: Channels, height and width of an image.
 
     Returns:

@@ -1,7 +1,7 @@
 """Small dense networks: the width at which a network is no larger than a ticket."""
 
 import inspect
-from collections.abc import Callable
+from bisect import bisect_right
 from typing import Any
 
 import torch
@@ -66,22 +66,12 @@ def matching_width(
                 model.eval()(torch.zeros(1, *shape))
         return counter.get_total_flops() // 2  # an addition and a multiplication
 
-    least = cost(1)
-    if least > most:
+    if cost(1) > most:
         counted = what.replace("_", "-")
         raise InvalidInput(
-            f"no dense {name!r} has at most {most:,} {counted}; the narrowest, of width {unit}, has {least:,}"
+            f"no dense {name!r} has at most {most:,} {counted}; the narrowest, of width {unit}, has {cost(1):,}"
         )
-    return _last(cost, most) * unit
-
-
-def _last(cost: Callable[[int], int], most: int) -> int:
-    """The last whole number from 1 at which a growing cost is within the limit, which it is at 1."""
     high = 2
     while cost(high) <= most:
         high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= most else (low, middle)
-    return low
+    return (bisect_right(range(high), most, lo=high // 2, key=cost) - 1) * unit

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data.registry import dataset
 from pathex.data.source import Source
 from pathex.data.splits import ArraySplit
 from pathex.errors import InvalidInput, check_integer, reason
@@ -16,11 +15,6 @@ _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MOST_CHANNELS = 4
 
 
-@dataset(
-    "npz",
-    "archive with the keys of medmnist: train_images, train_labels, test_images, test_labels (num_classes=K)",
-    "PATH",
-)
 def load_npz(path: str, *, num_classes: int | None = None) -> Source:
     """Load ``npz:PATH``; classes are named by their numbers, and other entries are not read."""
     name, file = f"npz:{path}", Path(path).expanduser()

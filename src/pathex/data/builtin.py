@@ -7,16 +7,11 @@ import numpy as np
 
 from pathex.data.archives import read_arrays, splits_of
 from pathex.data.downloads import downloading, home
-from pathex.data.registry import dataset
 from pathex.data.source import Source
 
 _FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 
 
-@dataset(
-    "fashion-mini",
-    "10 classes of clothes, 5,000 + 1,000 greyscale images of 28 pixels, part of the package (no download)",
-)
 def load_fashion_mini() -> Source:
     """The 5,000 training and 1,000 test images of Fashion-MNIST that come with the package."""
     resource = importlib.resources.files("pathex.data") / "fashion_mini" / "fashion_mini.npz"
@@ -25,13 +20,11 @@ def load_fashion_mini() -> Source:
     return Source("fashion-mini", train, test, tuple(_FASHION.split(",")))
 
 
-@dataset("cifar10", "10 classes, 50,000 + 10,000 colour images of 32 pixels (download)")
 def load_cifar10(*, root: str | Path | None = None) -> Source:
     """CIFAR-10; ``root`` is the folder of the download, or the unpacked one inside it."""
     return _cifar("cifar10", "CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py", home(root))
 
 
-@dataset("cifar100", "100 classes, 50,000 + 10,000 colour images of 32 pixels (download)")
 def load_cifar100(*, root: str | Path | None = None) -> Source:
     """CIFAR-100; ``root`` is the folder of the download, or the unpacked one inside it."""
     return _cifar("cifar100", "CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python", home(root))

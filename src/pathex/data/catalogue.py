@@ -1,16 +1,55 @@
 """The names of data sets and how each is loaded."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-# Each of these modules registers its loaders.
-from pathex.data import archives, builtin, folders, hub, imagenet, voc  # noqa: F401
+from pathex.data import archives, builtin, folders, hub, imagenet, voc
 from pathex.data.images import ImageData
-from pathex.data.registry import DATASETS, Entry
 from pathex.data.source import FINISHING, Source, finish
 from pathex.errors import InvalidInput, UnknownName
+
+
+class Entry(NamedTuple):
+    """A loader, whose keyword-only arguments are its options; a line about it; what follows the colon of its name."""
+
+    load: Callable[..., Any]
+    line: str
+    place: str | None = None
+
+
+_CLOTHES = "10 classes of clothes, 5,000 + 1,000 greyscale images of 28 pixels, part of the package (no download)"
+_IMAGENET = (
+    "1,000 classes, 1.28 million + 50,000 photographs in train/WNID and val/WNID of root=FOLDER, no download"
+    " (image_size=PIXELS, resize=PIXELS, verify=true)"
+)
+_VOC = "segmentation: 21 classes, 1,464 + 1,449 colour images with label maps (download; image_size=PIXELS)"
+_NPZ = "archive with the keys of medmnist: train_images, train_labels, test_images, test_labels (num_classes=K)"
+_FOLDERS = (
+    "PATH/train/CLASS/* and PATH/test/CLASS/* or PATH/val/CLASS/* (image_size=PIXELS, resize=PIXELS,"
+    " in_memory=BYTES, verify=true)"
+)
+_HUB = (
+    "Hugging Face data set, or local parquet or webdataset shards; extra pathex[hf] (config=, train_split=,"
+    " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=)"
+)
+DATASETS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "fashion-mini": Entry(builtin.load_fashion_mini, _CLOTHES),
+        "cifar10": Entry(builtin.load_cifar10, "10 classes, 50,000 + 10,000 colour images of 32 pixels (download)"),
+        "cifar100": Entry(builtin.load_cifar100, "100 classes, 50,000 + 10,000 colour images of 32 pixels (download)"),
+        "imagenet": Entry(imagenet.load_imagenet, _IMAGENET),
+        "tiny-imagenet": Entry(
+            imagenet.load_tiny_imagenet, "200 classes, 100,000 + 10,000 colour images of 64 pixels (download)"
+        ),
+        "voc2012": Entry(voc.load_voc, _VOC),
+        "npz": Entry(archives.load_npz, _NPZ, "PATH"),
+        "imagefolder": Entry(folders.load_folder, _FOLDERS, "PATH"),
+        "hf": Entry(hub.load_hub, _HUB, "NAME_OR_PATH"),
+    }
+)
 
 
 def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageData:
@@ -59,8 +98,7 @@ def option_names(name: str) -> list[str]:
 
 def names() -> list[str]:
     """Names of data sets, and the forms that take a path (``npz:PATH``, ...)."""
-    whole = [name for name, entry in DATASETS.items() if entry.place is None]
-    return [*whole, *(f"{form}:{entry.place}" for form, entry in DATASETS.items() if entry.place is not None)]
+    return [name if entry.place is None else f"{name}:{entry.place}" for name, entry in DATASETS.items()]
 
 
 def describe(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pathex.data.splits import ArraySplit
-from pathex.data.workers import attempt, chunks, read_ahead
+from pathex.data.workers import attempt, chunks, problems, read_ahead
 from pathex.errors import InvalidInput, check_integer, reason
 
 if TYPE_CHECKING:
@@ -148,9 +148,9 @@ def decoded(split: DecodedSplit) -> tuple[ArraySplit, list[str]]:
     out = torch.zeros(len(split), 3, split.image_size, split.image_size, dtype=torch.uint8)
     lines: list[str] = []
     parts = chunks(range(len(split)), _CHUNK)
-    for part, (images, problems) in zip(parts, read_ahead(partial(_pixels, split), parts), strict=True):
+    for part, (images, unreadable) in zip(parts, read_ahead(partial(_pixels, split), parts), strict=True):
         out[part[0] : part[-1] + 1] = images
-        lines += problems
+        lines += unreadable
     return ArraySplit(out, split.labels), lines
 
 
@@ -158,8 +158,7 @@ def faults(split: DecodedSplit, *, verify: bool) -> list[str]:
     """A line for each image that cannot be decoded (``verify``) or, where that is quick, opened."""
     if not (verify or split.source.quick_to_open):
         return []
-    found = read_ahead(partial(_faults, split, verify), chunks(range(len(split)), _CHUNK))
-    return [line for lines in found for line in lines]
+    return problems(split.pixels if verify else split.size, len(split))
 
 
 def common_size(split: DecodedSplit) -> int:
@@ -194,8 +193,3 @@ def _pixels(split: DecodedSplit, numbers: Sequence[int]) -> tuple[Tensor, list[s
     found = [attempt(split.pixels, number) for number in numbers]
     images = [blank if isinstance(one, str) else one for one in found]
     return torch.stack(images), [line for line in found if isinstance(line, str)]
-
-
-def _faults(split: DecodedSplit, verify: bool, numbers: Sequence[int]) -> list[str]:
-    found = (attempt(split.pixels if verify else split.size, number) for number in numbers)
-    return [line for line in found if isinstance(line, str)]

@@ -6,17 +6,10 @@ from pathlib import Path
 import torch
 
 from pathex.data.decoder import DecodedSplit, Files, with_sides
-from pathex.data.registry import dataset
 from pathex.data.source import IN_MEMORY, Source
 from pathex.errors import InvalidInput, check_integer
 
 
-@dataset(
-    "imagefolder",
-    "PATH/train/CLASS/* and PATH/test/CLASS/* or PATH/val/CLASS/* (image_size=PIXELS, resize=PIXELS,"
-    " in_memory=BYTES, verify=true)",
-    "PATH",
-)
 def load_folder(
     path: str,
     *,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pathex.data.decoder import DecodedSplit, Table, with_sides
 from pathex.data.imagenet import imagenet_source
-from pathex.data.registry import dataset
 from pathex.data.source import IN_MEMORY, Source
 from pathex.errors import InvalidInput, check_integer, reason
 
@@ -25,12 +24,6 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-@dataset(
-    "hf",
-    "Hugging Face data set, or local parquet or webdataset shards; extra pathex[hf] (config=, train_split=,"
-    " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=)",
-    "NAME_OR_PATH",
-)
 def load_hub(
     path: str,
     *,

@@ -8,7 +8,6 @@ from pathlib import Path
 from pathex.data.decoder import DecodedSplit, with_sides
 from pathex.data.downloads import downloading, home
 from pathex.data.folders import check_filled, class_folders, files_split, list_images
-from pathex.data.registry import dataset
 from pathex.data.source import IMAGENET, Source
 from pathex.errors import InvalidInput, PathexWarning
 
@@ -29,11 +28,6 @@ def imagenet_source(source: Source) -> Source:
     return replace(source, mean=mean, std=std, augment="resized-crop", augment_options=_AUGMENT, in_memory=0)
 
 
-@dataset(
-    "imagenet",
-    "1,000 classes, 1.28 million + 50,000 photographs in train/WNID and val/WNID of root=FOLDER, no download"
-    " (image_size=PIXELS, resize=PIXELS, verify=true)",
-)
 def load_imagenet(
     *,
     root: str | Path | None = None,
@@ -62,7 +56,6 @@ def load_imagenet(
     return imagenet_source(Source("imagenet", train, val, classes, verify=verify))
 
 
-@dataset("tiny-imagenet", "200 classes, 100,000 + 10,000 colour images of 64 pixels (download)")
 def load_tiny_imagenet(*, root: str | Path | None = None) -> Source:
     """Load ``tiny-imagenet`` from its original layout in ``root`` into memory; it is downloaded once."""
     name = "tiny-imagenet"

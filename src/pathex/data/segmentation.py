@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pathex.data.decoder import to_rgb
 from pathex.data.pixels import normalise
-from pathex.data.selection import PruningSet, content_hash, draw_generator
+from pathex.data.selection import PruningSet, content_hash, seeded
 from pathex.data.window import IGNORED, Sample, Window
-from pathex.data.workers import attempt, chunks, read_ahead
-from pathex.errors import InvalidInput, PathexWarning, reason
+from pathex.data.workers import chunks, problems, read_ahead
+from pathex.errors import InvalidInput, PathexWarning, check_integer, reason
 
 _CHUNK = 16
 
@@ -125,11 +125,10 @@ class SegmentationData:
 
 def check_samples(split: SegmentationSplit, name: str, *, decode: bool) -> None:
     """Look at every file of a split of data set ``name``: decode it, or read its header only."""
-    found = read_ahead(partial(_problems, split, decode), chunks(range(len(split)), _CHUNK))
-    problems = [problem for problems in found for problem in problems]
-    if problems:
-        more = f" (and {len(problems) - 1} more of {len(split)} pairs cannot be used)" if len(problems) > 1 else ""
-        raise InvalidInput(f"data {name!r}: {problems[0]}{more}")
+    found = problems(split.sample if decode else partial(_compare_headers, split), len(split))
+    if found:
+        more = f" (and {len(found) - 1} more of {len(split)} pairs cannot be used)" if len(found) > 1 else ""
+        raise InvalidInput(f"data {name!r}: {found[0]}{more}")
 
 
 def choose_images(present: Tensor, wanted: int, generator: torch.Generator) -> list[int]:
@@ -149,16 +148,10 @@ def choose_images(present: Tensor, wanted: int, generator: torch.Generator) -> l
 def segmentation_pruning_set(
     data: SegmentationData, images_per_class: int, seed: int, window: Window, indices_from: Tensor
 ) -> PruningSet:
-    """Draw training images so that each class but the background is in the same number of them.
+    """Draw training images so that each class but the background is in the same number of them; see `pruning_set`.
 
-    An image shows a class if a pixel of the window in its middle, which is what scores see, has its label.
-
-    Args:
-        data: The data set.
-        images_per_class: Images of each class, at least 1; a class that fewer images show gets these, with a warning.
-        seed: Seed of the draw, which neither reads nor moves the global generator.
-        window: What scores see of an image.
-        indices_from: Training images that may be drawn, int64 (M,).
+    An image shows a class if a pixel of the window in its middle, which is what scores see, has its label. A class that
+    fewer images show gets these, with a warning.
 
     Returns:
         Windows, float32 (N, 3, side, side), and their label maps, int64 (N, side, side), on the CPU.
@@ -166,7 +159,8 @@ def segmentation_pruning_set(
     Raises:
         InvalidInput: If no image shows any class, or an argument cannot be used.
     """
-    generator = draw_generator(images_per_class, seed)
+    check_integer("images_per_class", images_per_class)
+    generator = seeded(seed)
     allowed = indices_from.unique().tolist()
     present = torch.cat([*read_ahead(partial(_shown, data.train, window), chunks(allowed, _CHUNK))])
     present[:, data.background] = False
@@ -198,21 +192,12 @@ def _shown(split: SegmentationSplit, window: Window, numbers: Sequence[int]) -> 
     return torch.stack(rows)
 
 
-def _problems(split: SegmentationSplit, decode: bool, numbers: Sequence[int]) -> list[str]:
-    def check(number: int) -> None:
-        if decode:
-            split.sample(number)
-        else:
-            image, labels = split.image_files[number], split.label_files[number]
-            _check_sizes(image, _header_size(image), _header_size(labels))
-
-    return [line for number in numbers if (line := attempt(check, number)) is not None]
-
-
-def _header_size(path: str) -> tuple[int, int]:
-    with _opened(path) as opened:
-        size: tuple[int, int] = opened.size
-    return size
+def _compare_headers(split: SegmentationSplit, number: int) -> None:
+    sizes = []
+    for path in (split.image_files[number], split.label_files[number]):
+        with _opened(path) as opened:
+            sizes.append(opened.size)
+    _check_sizes(split.image_files[number], *sizes)
 
 
 def _check_sizes(path: str, size: Sequence[int], labels: Sequence[int]) -> None:

@@ -31,8 +31,8 @@ def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from:
     """Draw the same number of training images from each class, in random order, on the CPU.
 
     Args:
-        data: The data set.
-        images_per_class: Images of each class, at least 1.
+        data: Where they are drawn from.
+        images_per_class: At least 1.
         seed: Seed of the draw, which neither reads nor moves the global generator.
         indices_from: Training images that may be drawn, int64 (M,), in any order; None is all of them.
 
@@ -42,7 +42,8 @@ def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from:
     Raises:
         InvalidInput: If a class has too few images, or an argument cannot be used.
     """
-    generator = draw_generator(images_per_class, seed)
+    check_integer("images_per_class", images_per_class)
+    generator = seeded(seed)
     labels = data.train.labels
     allowed = torch.arange(len(labels)) if indices_from is None else indices_from.unique()
     if len(allowed) and not 0 <= int(allowed[0]) <= int(allowed[-1]) < len(labels):
@@ -63,10 +64,10 @@ def pruning_set(data: ImageData, images_per_class: int, seed: int, indices_from:
     return PruningSet(data.normalise(images), labels[indices], indices.tolist(), digest)
 
 
-def draw_generator(images_per_class: int, seed: int) -> torch.Generator:
-    """The generator that a pruning set is drawn with, after a check of both numbers."""
-    check_integer("images_per_class", images_per_class)
-    return _generator(seed)
+def seeded(seed: int) -> torch.Generator:
+    """A generator of its own for a draw."""
+    check_integer("seed", seed, 0, 2**63 - 1)
+    return torch.Generator().manual_seed(seed)
 
 
 def content_hash(*parts: Tensor) -> str:
@@ -94,7 +95,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     """
     if not 0 <= fraction < 1:
         raise InvalidInput(f"validation must be a fraction in [0, 1), got {fraction!r}")
-    generator = _generator(seed)
+    generator = seeded(seed)
     sizes = torch.bincount(labels)
     exact = sizes.double() * fraction
     quotas = exact.floor().long()
@@ -110,8 +111,3 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         members = (labels == number).nonzero().flatten()
         held_out[members[torch.randperm(len(members), generator=generator)[:quota]]] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
-
-
-def _generator(seed: int) -> torch.Generator:
-    check_integer("seed", seed, 0, 2**63 - 1)
-    return torch.Generator().manual_seed(seed)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pathex.data.downloads import downloading, home
-from pathex.data.registry import dataset
 from pathex.data.segmentation import SegmentationData, SegmentationSplit, check_samples
 from pathex.data.source import IMAGENET, channel_numbers
 from pathex.errors import InvalidInput, PathexWarning, check_integer
@@ -20,10 +19,6 @@ _CLASSES = (
 _PUBLISHED = (1464, 1449)
 
 
-@dataset(
-    "voc2012",
-    "segmentation: 21 classes, 1,464 + 1,449 colour images with label maps (download; image_size=PIXELS)",
-)
 def load_voc(
     *,
     root: str | Path | None = None,

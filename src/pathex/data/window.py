@@ -78,4 +78,4 @@ def _scaled(sample: Sample, factor: float) -> Sample:
 
     size = [max(1, round(length * factor)) for length in sample[1].shape]
     image, labels = (transforms.resize(part, size, antialias=True) for part in _typed(sample))
-    return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+    return image, labels

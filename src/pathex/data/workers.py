@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from pathex.errors import InvalidInput, PathexError
 
 _T = TypeVar("_T")
+_CHUNK = 64
 _LEAST = 32
 """Images that are decoded in the time that a worker process takes to start."""
 
@@ -61,6 +63,16 @@ def attempt(read: Callable[[int], _T], number: int) -> _T | str:
         return read(number)
     except InvalidInput as error:
         return str(error)
+
+
+def problems(read: Callable[[int], object], count: int) -> list[str]:
+    """A line for each of ``count`` numbers that cannot be read."""
+    found = read_ahead(partial(_problems, read), chunks(range(count), _CHUNK))
+    return [line for lines in found for line in lines]
+
+
+def _problems(read: Callable[[int], object], numbers: Sequence[int]) -> list[str]:
+    return [line for number in numbers if isinstance(line := attempt(read, number), str)]
 
 
 class _Reader(Dataset[Any]):

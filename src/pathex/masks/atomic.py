@@ -8,14 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file in one step: the block writes a temporary file, which then takes the place of ``path``.
-
-    Args:
-        path: The file to write.
-
-    Yields:
-        The temporary file, in the same folder; an error removes it and leaves ``path`` as it was.
-    """
+    """Write a file in one step: the block gets a temporary file, which takes the place of ``path`` if all goes well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -115,9 +115,8 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
 
     Args:
         model: The model, before or after ``torch.compile`` alike.
-        mask: The mask.
-        optimizer: The optimizer that trains the model. Without it weights are kept zero through ``load_state_dict``
-            only.
+        mask: What to keep.
+        optimizer: What trains the model; without it weights are kept zero through ``load_state_dict`` only.
 
     Returns:
         A handle; ``handle.remove()`` ends it.
@@ -144,18 +143,7 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | None = None) -> 
 
 @torch.no_grad()
 def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
-    """Zero the removed weights of a model once and for all, without any hook.
-
-    Args:
-        model: The model, changed in place.
-        mask: The mask.
-
-    Returns:
-        The same model.
-
-    Raises:
-        MaskMismatch: If the mask does not fit the model.
-    """
+    """Zero the removed weights of a model in place, without hooks, and return it; `MaskMismatch` if it does not fit."""
     own = own_module(model)
     for name, removed in _removed(own, mask).items():
         _fill_zeros(own.get_parameter(name), removed)

@@ -48,11 +48,10 @@ def read_mask(
         prunable: As in `pathex.prune`.
 
     Returns:
-        The mask. A file that is missing or cannot be read raises `pathex.errors.InvalidInput`, one that does not fit
-        the model `pathex.errors.MaskMismatch`. Weights without a zero are worth a warning.
+        The mask. Weights without a zero are worth a warning; what cannot be read raises `pathex.errors.InvalidInput`.
 
     Raises:
-        MaskMismatch: If there is no file.
+        MaskMismatch: If there is no file, or it does not fit the model.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,15 +62,12 @@ def read_mask(
         tensors = read_weights(path)
         form = _form(tensors)
         if form == "zeros":
-            return _from_zeros(path, formats.from_zeros(tensors, model, ignore=ignore, prunable=prunable))
+            mask = formats.from_zeros(tensors, model, ignore=ignore, prunable=prunable)
+            if mask.kept == mask.total:
+                warnings.warn(f"no weight in {path} is zero: the mask keeps everything", PathexWarning, stacklevel=2)
+            return mask
         mask = _READERS[form](tensors)
     return mask if model is None else formats.complete(mask, model, ignore=ignore, prunable=prunable)
-
-
-def _from_zeros(path: Path, mask: Mask) -> Mask:
-    if mask.kept == mask.total:
-        warnings.warn(f"no weight in {path} is zero: the mask keeps everything", PathexWarning, stacklevel=3)
-    return mask
 
 
 _READERS = {

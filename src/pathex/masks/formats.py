@@ -37,9 +37,6 @@ Weights = nn.Module | Mapping[str, Tensor]
 _PARTS = ("compressed", "bitmask", "shape", "row_offsets")
 
 
-# -- plain dictionaries ------------------------------------------------------------------------------------------------
-
-
 def from_tensors(tensors: Mapping[str, Tensor]) -> Mask:
     """A mask from tensors by name that hold 0 and 1 only, in any dtype; other values raise `MaskMismatch`."""
     return Mask({name: _binary(name, tensor) for name, tensor in tensors.items()})
@@ -57,9 +54,6 @@ def _binary(name: str, tensor: Any) -> Tensor:
     if wrong.numel():
         raise MaskMismatch(f"mask entry {name!r} holds {wrong.flatten()[0].item()}; allowed: 0 and 1")
     return tensor != 0
-
-
-# -- weights whose zeros are the mask ----------------------------------------------------------------------------------
 
 
 def from_zeros(
@@ -110,15 +104,10 @@ def from_zeros(
 def to_zeros(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     """Weights with zeros where the mask removes.
 
-    Args:
-        mask: The mask.
-        weights: A model, or names with tensors.
-
     Returns:
-        All tensors of ``weights``, copied.
+        All tensors of ``weights``, copied. A mask that does not fit raises `MaskMismatch`.
 
     Raises:
-        MaskMismatch: If the mask does not fit.
         InvalidInput: If a kept weight is zero, so that the zeros would not be the mask.
     """
     tensors, entries = _tensors_and_entries(mask, weights)
@@ -129,15 +118,8 @@ def to_zeros(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     return tensors
 
 
-# -- torch.nn.utils.prune ----------------------------------------------------------------------------------------------
-
-
 def from_torch_prune(pruned: Weights) -> Mask:
     """The mask of a model that was pruned with ``torch.nn.utils.prune``, or of its state dict.
-
-    Args:
-        pruned: The model, or its state dict: a pruned tensor ``weight`` is there as ``weight_orig`` and
-            ``weight_mask``.
 
     Returns:
         The mask over the pruned tensors, by the names that they have after ``torch.nn.utils.prune.remove``. Others
@@ -169,10 +151,6 @@ def from_torch_prune(pruned: Weights) -> Mask:
 def to_torch_prune(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     """The state dict of a model pruned with ``torch.nn.utils.prune``.
 
-    Args:
-        mask: The mask.
-        weights: A model, or names with tensors.
-
     Returns:
         The tensors of ``weights``, copied; a masked ``NAME`` becomes ``NAME_orig`` (with its removed weights) and
         ``NAME_mask`` (0 and 1 in its dtype). A mask that does not fit raises `MaskMismatch`.
@@ -186,12 +164,7 @@ def to_torch_prune(mask: Mask, weights: Weights) -> dict[str, Tensor]:
 
 
 def apply_torch_prune(model: nn.Module, mask: Mask) -> nn.Module:
-    """Prune a model with ``torch.nn.utils.prune.custom_from_mask``, for programs that expect it.
-
-    Args:
-        model: The model, changed in place. To train it within pathex, `pathex.attach` leaves its parameters as they
-            are.
-        mask: The mask.
+    """Prune a model in place with ``torch.nn.utils.prune.custom_from_mask``, for programs that expect it.
 
     Returns:
         The same model. A mask that does not fit raises `MaskMismatch`, and nothing has changed.
@@ -207,9 +180,6 @@ def apply_torch_prune(model: nn.Module, mask: Mask) -> nn.Module:
     return model
 
 
-# -- compressed-tensors ------------------------------------------------------------------------------------------------
-
-
 def to_compressed(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     """Weights in the sparse bitmask format of the package compressed-tensors.
 
@@ -218,13 +188,9 @@ def to_compressed(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     (where each row of the last dimension begins, counted along the first one only, as the package does).
     ``attn.in_proj_weight`` becomes ``attn.in_proj_weight.compressed`` and so on, which the package itself never writes.
 
-    Args:
-        mask: The mask. Its bits are written also where a kept weight is zero.
-        weights: A model, or names with tensors.
-
     Returns:
-        The tensors of ``weights``, copied, the masked ones in four parts. A mask that does not fit raises
-        `MaskMismatch`.
+        The tensors of ``weights``, copied, the masked ones in four parts; the bits are those of the mask, also where a
+        kept weight is zero. A mask that does not fit raises `MaskMismatch`.
 
     Raises:
         InvalidInput: If a masked tensor has a name that the format cannot hold.
@@ -254,9 +220,6 @@ def _row_offsets(entry: Tensor) -> Tensor:
 def from_compressed(tensors: Mapping[str, Tensor]) -> Mask:
     """The mask of weights in the sparse bitmask format of the package compressed-tensors.
 
-    Args:
-        tensors: Names with tensors, as `to_compressed` or the package writes them.
-
     Returns:
         The mask. Parts that are missing or do not fit each other raise `MaskMismatch`.
 
@@ -271,9 +234,6 @@ def from_compressed(tensors: Mapping[str, Tensor]) -> Mask:
 
 def weights_from_compressed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Dense weights from the sparse bitmask format of the package compressed-tensors.
-
-    Args:
-        tensors: Names with tensors, as `to_compressed` or the package writes them.
 
     Returns:
         The weights with zeros, and all other tensors as they are. Parts that are missing or do not fit each other
@@ -319,19 +279,10 @@ def _unpacked(prefix: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return entry
 
 
-# -- a mask and a model ------------------------------------------------------------------------------------------------
-
-
 def complete(
     mask: Mask, model: nn.Module, *, ignore: Sequence[Selector] = (), prunable: Sequence[Selector] = ()
 ) -> Mask:
     """A mask over exactly the prunable weights of a model, as `pathex.prune` starts from: what was not named is dense.
-
-    Args:
-        mask: A mask over some parameters of the model; those that are not prunable must be kept whole.
-        model: The model.
-        ignore: As in `pathex.prune`.
-        prunable: As in `pathex.prune`.
 
     Returns:
         The mask, with its metadata.

@@ -56,8 +56,6 @@ class Mask(Mapping[str, Tensor]):
         self._entries = {name: entry.detach().cpu().clone() for name, entry in entries.items()}
         self.metadata = dict(metadata or {})
 
-    # -- mapping -----------------------------------------------------------------------------------------------------
-
     def __getitem__(self, name: str) -> Tensor:
         return self._entries[name]
 
@@ -76,8 +74,6 @@ class Mask(Mapping[str, Tensor]):
         return self.keys() == other.keys() and all(torch.equal(self[name], other[name]) for name in self)
 
     __hash__ = None  # type: ignore[assignment]
-
-    # -- report --------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, Count]:
         """Name of every tensor to its `Count`, a tuple ``(kept, total)``."""
@@ -114,8 +110,6 @@ class Mask(Mapping[str, Tensor]):
             for n, s, k, t, d in rows
         )
 
-    # -- combine and compare -------------------------------------------------------------------------------------------
-
     def _combined(self, other: "Mask", how: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
         self._check_same(other)
         return Mask({name: how(entry, other[name]) for name, entry in self.items()})
@@ -145,30 +139,17 @@ class Mask(Mapping[str, Tensor]):
         _refuse("the masks are over different tensors", _differences(self, {n: e.shape for n, e in other.items()}))
 
     def check(self, model: nn.Module | Mapping[str, Tensor]) -> None:
-        """Check that every entry fits a parameter of the model.
-
-        Args:
-            model: The model, or names with tensors such as a state dict.
-
-        Raises:
-            MaskMismatch: If a name is unknown or a shape differs; the message lists what does not fit.
-        """
+        """Raise `MaskMismatch`, which lists them, if entries do not fit the parameters of a model or a state dict."""
         tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
         masked = {name: tensor.shape for name, tensor in tensors.items() if name in self}
         what = type(model).__name__ if isinstance(model, nn.Module) else "the tensors"
         _refuse(f"the mask does not fit {what}", _differences(self, masked))
 
-    # -- files ---------------------------------------------------------------------------------------------------------
-
     def save(self, path: str | os.PathLike[str], **metadata: Any) -> None:
         """Write the mask as safetensors: packed bits, and JSON metadata in the header. The write is atomic.
 
-        Args:
-            path: File to write.
-            **metadata: More metadata, added to the mask's own.
-
         Raises:
-            InvalidInput: If the metadata are not JSON-serialisable or the file cannot be written.
+            InvalidInput: If the metadata, the mask's own and these, are no JSON, or the file cannot be written.
         """
         path = Path(path)
         bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
@@ -192,14 +173,10 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":
-        """Read a mask that `save` wrote.
-
-        Args:
-            path: The file.
-            model: If given, the mask is checked against it.
+        """Read a mask that `save` wrote, with its metadata, and check it against a model if there is one.
 
         Returns:
-            The mask, with its metadata.
+            The mask.
 
         Raises:
             MaskMismatch: If the file is missing, is no mask, is damaged, has another schema or does not fit.
@@ -232,14 +209,7 @@ class Mask(Mapping[str, Tensor]):
 
 
 def all_kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a mask that keeps everything.
-
-    Args:
-        tensors: Name to tensor.
-
-    Returns:
-        Name to bool tensor of ones in its shape, on the CPU.
-    """
+    """The entries of a mask that keeps everything: for each name a bool tensor of ones in its shape, on the CPU."""
     return {name: torch.ones(tensor.shape, dtype=torch.bool) for name, tensor in tensors.items()}
 
 

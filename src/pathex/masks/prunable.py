@@ -20,17 +20,7 @@ _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weig
 
 
 def own_module(model: nn.Module) -> nn.Module:
-    """The module behind what ``torch.compile`` or ``DistributedDataParallel`` made of it, which has the names of masks.
-
-    Args:
-        model: A model, compiled or not, wrapped or not.
-
-    Returns:
-        The module itself.
-
-    Raises:
-        InvalidInput: If the model is wrapped by the first generation of FSDP, which has no weights of their own shape.
-    """
+    """The module behind what ``torch.compile`` or ``DistributedDataParallel`` made of it, with the names of masks."""
     own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else getattr(model, "_orig_mod", model)
     if isinstance(own, nn.Module) and own is not model:
         return own_module(own)
@@ -68,15 +58,15 @@ def prunable_weights(
     for kind, selectors in (("ignore", ignore), ("prunable", prunable)):
         for selector in selectors:
             _check_selector(kind, selector, model)
-    globs = [selector for selector in prunable if isinstance(selector, str) and not _fits_module(selector, model)]
-    modules = [selector for selector in prunable if not isinstance(selector, str) or selector not in globs]
+    ignored, added = _selected(ignore, model), _selected(prunable, model)
+    globs = [selector for selector in prunable if isinstance(selector, str) and not _selected([selector], model)]
     named = {name for name, _ in model.named_parameters(remove_duplicate=False) if _fits(name, globs)}
     first = {p: name for name, p in model.named_parameters()}
     chosen: set[str] = set()
     dense: set[str] = set()
-    for path, module, own in _candidates(model, modules, named):
+    for path, module, own in _candidates(model, added, named):
         weight = _parameters(module).get(own)
-        if _matches(ignore, path, module) or _fits(_join(path, own), ignore):
+        if module in ignored or _fits(_join(path, own), ignore):
             dense.update([] if weight is None else [first[weight]])
             continue
         _check_plain(path, module, own, named)
@@ -89,11 +79,11 @@ def prunable_weights(
 
 
 def _candidates(
-    model: nn.Module, modules: Sequence[Selector], named: Collection[str]
+    model: nn.Module, added: Collection[nn.Module], named: Collection[str]
 ) -> Iterator[tuple[str, nn.Module, str]]:
     """Modules and names of their own tensors that are pruned if nothing ignores them."""
     for path, module in model.named_modules():
-        usual = _usual(module) or (("weight",) if _matches(modules, path, module) else ())
+        usual = _usual(module) or (("weight",) if module in added else ())
         picked = (own for own in _parameters(module) if _join(path, own) in named)
         for own in dict.fromkeys((*usual, *picked)):
             yield path, module, own
@@ -119,7 +109,7 @@ def _usual(module: nn.Module) -> tuple[str, ...]:
 
 
 def _check_selector(kind: str, selector: Any, model: nn.Module) -> None:
-    matched = [module for path, module in model.named_modules() if _matches([selector], path, module)]
+    matched = list(_selected([selector], model))
     names = [name for name, _ in model.named_parameters(remove_duplicate=False) if _fits(name, [selector])]
     if not (matched or names):
         also = ", and no parameter" if isinstance(selector, str) else ""
@@ -172,13 +162,10 @@ def _fits(name: str, selectors: Iterable[Any]) -> bool:
     return any(isinstance(selector, str) and fnmatchcase(name, selector) for selector in selectors)
 
 
-def _fits_module(glob: str, model: nn.Module) -> bool:
-    return any(fnmatchcase(path, glob) for path, _ in model.named_modules())
-
-
-def _matches(selectors: Iterable[Any], path: str, module: nn.Module) -> bool:
-    """Whether a module is among those of the selectors."""
-    return any(_selects(selector, path, module) for selector in selectors)
+def _selected(selectors: Iterable[Any], model: nn.Module) -> dict[nn.Module, None]:
+    """The modules of a model that some selectors mean, in its order."""
+    modules = list(model.named_modules())
+    return {module: None for path, module in modules if any(_selects(one, path, module) for one in selectors)}
 
 
 def _selects(selector: Any, path: str, module: nn.Module) -> bool:

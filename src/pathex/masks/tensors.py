@@ -13,15 +13,7 @@ from pathex.errors import InvalidInput, reason
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weight file by name, on the CPU.
-
-    Args:
-        path: A safetensors file, or a file of ``torch.save`` that holds a state dict, maybe below ``state_dict`` or
-            ``model``. The prefixes of ``DataParallel`` and ``torch.compile`` are taken off.
-
-    Returns:
-        Names with tensors. A file that cannot be used raises `pathex.errors.InvalidInput`.
-    """
+    """The state dict of a safetensors or torch file on the CPU; :class:`~pathex.errors.InvalidInput` without one."""
     return state_dict_in(read_file(path), path)
 
 
@@ -47,7 +39,7 @@ def read_file(path: Path) -> object:
 
 
 def state_dict_in(state: object, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file (``path``, for messages) holds, without the prefixes of wrappers."""
+    """The state dict that a file (``path``, for messages) holds, maybe below ``state_dict`` or ``model``."""
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -17,19 +17,7 @@ from pathex.models.weights import WeightsReport, fit, load_weights
 Library = Callable[[str, int, int, str | None, dict[str, Any]], nn.Module]
 """From name, classes, channels, weights and further options to a network."""
 
-LIBRARIES: dict[str, tuple[Library, str]] = {}
-"""What makes the networks of each prefix, and a line about it."""
 
-
-def _library(prefix: str, line: str) -> Callable[[Library], Library]:
-    def register(make: Library) -> Library:
-        LIBRARIES[prefix] = make, line
-        return make
-
-    return register
-
-
-@_library("timm", "every model of timm: timm:NAME")
 def _timm(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
     """A network of timm, with or without a tag in its name (``resnet50.a1_in1k``)."""
     import timm
@@ -56,7 +44,6 @@ def _timm(name: str, num_classes: int, in_channels: int, weights: str | None, op
     return model
 
 
-@_library("torchvision", "classification models of torchvision: torchvision:NAME")
 def _torchvision(
     name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
 ) -> nn.Module:
@@ -88,7 +75,6 @@ def _torchvision(
     return model
 
 
-@_library("smp", "segmentation models of segmentation-models-pytorch (extra seg): smp:NAME")
 def _smp(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
     """A segmentation network; ``weights`` may be a file of the whole or of a classifier, or a tag of the encoder."""
     title = f"smp:{name}"
@@ -97,7 +83,7 @@ def _smp(name: str, num_classes: int, in_channels: int, weights: str | None, opt
     if name not in known:
         raise _unknown(f"segmentation model {name!r}", name, known, f"known: {', '.join(known)}")
     encoder = _checked_encoder(title, inspect.signature(known[name]).parameters, options)
-    tags = encoder_tags(smp, encoder)
+    tags = _encoder_tags(smp, encoder)
     arguments = {"classes": num_classes, "in_channels": in_channels, **options}
     if weights is None or is_file(weights):
         return _with_file(_build(title, known[name], encoder_weights=None, **arguments), weights)
@@ -108,6 +94,14 @@ def _smp(name: str, num_classes: int, in_channels: int, weights: str | None, opt
         chosen = encoder if weights == "imagenet" else f"{encoder.partition('.')[0]}.{weights}"
         arguments |= {"encoder_weights": True, "encoder_name": chosen}
     return _fetch(title, weights, known[name], **arguments)
+
+
+LIBRARIES: dict[str, tuple[Library, str]] = {
+    "timm": (_timm, "every model of timm: timm:NAME"),
+    "torchvision": (_torchvision, "classification models of torchvision: torchvision:NAME"),
+    "smp": (_smp, "segmentation models of segmentation-models-pytorch (extra seg): smp:NAME"),
+}
+"""What makes the networks of each prefix, and a line about it."""
 
 
 def from_factory(
@@ -133,8 +127,7 @@ def from_factory(
     return _with_file(model, weights)
 
 
-def encoder_tags(smp: Any, encoder: str) -> list[str]:
-    """Tags of the weights that there are for an encoder."""
+def _encoder_tags(smp: Any, encoder: str) -> list[str]:
     if encoder.startswith("tu-"):
         return timm_tags(encoder.removeprefix("tu-"))
     known = smp.encoders.encoders

@@ -12,16 +12,10 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def expected_normalisation(name: str, weights: str | Path | None, **options: Any) -> Statistics | None:
-    """Mean and standard deviation that images were normalised by when weights were trained.
+    """Mean and standard deviation that images were normalised by when weights were trained, named as for `create`.
 
     MoCo v2 and DINO used the statistics of ImageNet, CLIP its own. For tags the library says it. A plain file for a
-    network of a library is taken for weights that were trained as the library's own; networks without a library have
-    no such weights.
-
-    Args:
-        name: Name of the network, as for :func:`create`.
-        weights: Its weights, as for :func:`create`.
-        **options: Its options, of which ``encoder_name`` counts.
+    network of a library is taken for weights that were trained as the library's own.
 
     Returns:
         For each channel, of pixels in [0, 1]; None if the weights are random or nothing is known about them.

@@ -57,9 +57,8 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     Every tensor outside the head (see :func:`head_parameters`) must be in the file; a network of
     segmentation-models-pytorch takes a whole network or the weights of a classifier for its encoder. What the file
     holds besides must be known: projection heads, queues and second encoders of self-supervised checkpoints, a
-    classifier that the network has no place for. A line of the report is shown as a
-    :class:`~pathex.errors.PathexWarning` if a classifier stays at its initialization, or if more than a classifier is
-    left out of the file.
+    classifier without a place. A :class:`~pathex.errors.PathexWarning` says if a classifier stays at its
+    initialization, or if more than a classifier is left out of the file.
 
     Args:
         model: The network, changed in place, and only if everything fits.

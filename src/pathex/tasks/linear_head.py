@@ -55,7 +55,7 @@ def fit_head(network: nn.Module, name: str, images: Batches, classes: int, alpha
     finally:
         hook.remove()
     if fabric is not None and fabric.world_size > 1:
-        moments.all_reduce(lambda sums: fabric.all_reduce(sums, reduce_op="sum"))
+        moments.sums = fabric.all_reduce(moments.sums, reduce_op="sum")
     weight, bias = moments.solve(alpha, intercept=layer.bias is not None)
     return weight.to(layer.weight), None if layer.bias is None else bias.to(layer.weight)
 

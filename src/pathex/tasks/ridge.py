@@ -1,7 +1,5 @@
 """Ridge regression from sums over images, so that the features of all images are never in memory at once."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -9,29 +7,28 @@ from pathex.errors import InvalidInput
 
 
 class RidgeMoments:
-    """Sums over images of D features and K targets, from which a ridge regression follows in closed form."""
+    """Sums over images of D features and K targets, from which a ridge regression follows in closed form.
+
+    ``sums``, float64 (D + 1 + K, D + 1 + K), may be added over processes before it is solved.
+    """
 
     def __init__(self, features: int, targets: int, device: torch.device) -> None:
         self._features = features
         # In float64, so that batches and their order play no part beyond its rounding.
         # Products of all pairs of columns of [features, 1, targets].
         side = features + 1 + targets
-        self._sums = torch.zeros(side, side, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(side, side, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add a batch: features (B, D) and targets (B, K), on the device of the sums."""
         ones = features.new_ones(len(features), 1, dtype=torch.float64)
         rows = torch.cat([features.double(), ones, targets.double()], dim=1)
-        self._sums += rows.T @ rows
-
-    def all_reduce(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Add what other processes have seen; ``total`` sums a tensor over all of them."""
-        self._sums = total(self._sums)
+        self.sums += rows.T @ rows
 
     def solve(self, alpha: float, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """W, float64 (K, D), and b (K,) on the CPU that minimise ``sum_n |y_n - W x_n - b|^2 + alpha |W|^2``."""
         # A sum over images, not their mean, and b is not penalised: the convention of scikit-learn's Ridge.
-        sums, size = self._sums.cpu(), self._features
+        sums, size = self.sums.cpu(), self._features
         if not torch.isfinite(sums).all():
             raise InvalidInput("ridge regression: the features of the images are not finite")
         images = sums[size, size]

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from pathex.data import IGNORED, PruningSet, SegmentationData, Window, segmentation_pruning_set
 from pathex.errors import InvalidInput, UnknownName, check_integer, reason
 from pathex.tasks.builders import Setup, about, check_names, part_of, training_rows
-from pathex.tasks.segmentation_loader import EVALUATIONS, SegmentationLoader
+from pathex.tasks.segmentation_loader import SegmentationLoader
 from pathex.tasks.sliding_window import SlidingWindow
 from pathex.tasks.task import Task
 from pathex.train import Batches, cut_batches, evaluate
 
 _CROP = 513
+_EVALUATIONS = ("full", "crop")
 _SCORING_BATCH = 4
 # Side of the small image that shows which sizes a network takes: as many pixels more than a multiple of 64 as the crop.
 _PROBE = 64
@@ -70,7 +71,7 @@ class Segmentation(Task):
             device=device,
             batch_size=batch_size,
             indices=indices,
-            evaluation=self.evaluation if part == "test" else "crop",
+            whole=part == "test" and self.evaluation == "full",
             share=share,
             **options,
         )
@@ -85,8 +86,7 @@ class Segmentation(Task):
         """Mean IoU, from one confusion matrix over all images, of the classes that are predicted or there."""
         from torchmetrics.classification import MulticlassJaccardIndex
 
-        metric = MulticlassJaccardIndex(self.data.num_classes, ignore_index=IGNORED, validate_args=False)
-        return metric.to(device)
+        return MulticlassJaccardIndex(self.data.num_classes, ignore_index=IGNORED, validate_args=False).to(device)
 
     def facts(self) -> dict[str, Any]:
         """Normalisation and classes of the data, and how images are cut."""
@@ -149,8 +149,8 @@ def _options(options: Mapping[str, Any]) -> tuple[int, str, int]:
     check_names("segmentation", options, ("crop", "evaluation", "stride"))
     crop, evaluation = options.get("crop", _CROP), options.get("evaluation", "full")
     check_integer("option 'crop' of task 'segmentation'", crop)
-    if evaluation not in EVALUATIONS:
-        raise UnknownName("evaluation", evaluation, EVALUATIONS)
+    if evaluation not in _EVALUATIONS:
+        raise UnknownName("evaluation", evaluation, _EVALUATIONS)
     stride = options.get("stride")
     stride = max(1, round(crop * 2 / 3)) if stride is None else stride
     check_integer("option 'stride' of task 'segmentation'", stride, 1, crop)

@@ -14,16 +14,16 @@ from pathex.train import check_share, cut_batches, epoch_generator, share_of
 AUGMENTATIONS = ("none", "scale-crop")
 """``none`` cuts the middle of the image; ``scale-crop`` scales by 0.5 to 2, cuts anywhere, and mirrors."""
 
-EVALUATIONS = ("full", "crop")
-"""``full`` gives whole images one by one; ``crop`` the middle of images whose short side was brought to the crop."""
-
 _SCALES: Mapping[str, float] = {"min_scale": 0.5, "max_scale": 2.0}
 
 Batch = tuple[Tensor, Tensor]
 
 
 class SegmentationLoader:
-    """Batches of one split, decoded and cut by worker processes, a few batches ahead."""
+    """Batches of one split, decoded and cut by worker processes, a few batches ahead.
+
+    In order come the middles of images whose short side was brought to the crop, or ``whole`` images one by one.
+    """
 
     def __init__(
         self,
@@ -36,17 +36,14 @@ class SegmentationLoader:
         indices: Tensor | None = None,
         augment: str = "none",
         augment_options: Mapping[str, Any] | None = None,
-        evaluation: str = "crop",
+        whole: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Prepare the batches."""
         if augment not in AUGMENTATIONS:
             raise UnknownName("augment", augment, AUGMENTATIONS)
-        if evaluation not in EVALUATIONS:
-            raise UnknownName("evaluation", evaluation, EVALUATIONS)
         self._data, self._split, self._window, self._device = data, split, window, device
         self._rows = torch.arange(len(split)) if indices is None else indices
-        self._batch_size, self._evaluation, self._share = batch_size, evaluation, share
+        self._batch_size, self._whole, self._share = batch_size, whole, share
         self._scales = _scales(augment, augment_options or {})
         self.images = len(self._rows)
         check_share(self.images, batch_size, share)
@@ -59,21 +56,21 @@ class SegmentationLoader:
         seeds = torch.randint(2**62, (self.images,), generator=generator).tolist()
         keys = list(zip(order, seeds, strict=True))
         batches = [[keys[place] for place in piece] for piece in self._pieces(2 * self._share[1])]
-        return self._loaded(partial(_batch, partial(_changed, self._split, self._window, self._scales)), batches)
+        return self._loaded(partial(_changed, self._split, self._window, self._scales), batches)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the split's own order, not augmented."""
         rows = self._rows.tolist()
         batches = [[rows[place] for place in piece] for piece in self._pieces(self._share[1])]
-        if self._evaluation == "full":
-            return self._loaded(partial(_batch, self._split.sample), [[row] for batch in batches for row in batch])
-        return self._loaded(partial(_batch, partial(_fitted, self._split, self._window)), batches)
+        if self._whole:
+            return self._loaded(self._split.sample, [[row] for batch in batches for row in batch])
+        return self._loaded(partial(_fitted, self._split, self._window), batches)
 
     def _pieces(self, least: int) -> list[range]:
         return [share_of(batch, *self._share) for batch in cut_batches(self.images, self._batch_size, least)]
 
-    def _loaded(self, read: Any, batches: Sequence[Sequence[Any]]) -> Iterator[Batch]:
-        for images, labels in read_ahead(read, batches, pin_memory=self._device.type == "cuda"):
+    def _loaded(self, read: Callable[[Any], Batch], batches: Sequence[Sequence[Any]]) -> Iterator[Batch]:
+        for images, labels in read_ahead(partial(_batch, read), batches, pin_memory=self._device.type == "cuda"):
             yield self._data.normalise(upload(images, self._device)), upload(labels, self._device).long()
 
 

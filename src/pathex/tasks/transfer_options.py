@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,43 +29,40 @@ class TransferOptions:
     head: str
 
 
-_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"tasks": None, "task_seed": None, "source": 0, "targets": None, "alpha": 1.0, "head": "fixed"}
-)
+_OPTIONS = ("tasks", "task_seed", "source", "targets", "alpha", "head")
 
 
 def transfer_options(given: Mapping[str, Any], data: ImageData) -> TransferOptions:
     """Check the options of the task; every task of the result is numbers of classes."""
-    check_names("transfer", given, tuple(_DEFAULTS))
-    options = {**_DEFAULTS, **given}
-    tasks = _tasks(options["tasks"], options["task_seed"], data.classes)
-    for number, classes in enumerate(tasks):
-        _check_task(number, classes, data)
-    _check(options, len(tasks))
-    source, targets = options["source"], options["targets"]
-    if targets is None:
-        targets = [number for number in range(len(tasks)) if number != source]
-    return TransferOptions(tasks, source, tuple(targets), float(options["alpha"]), options["head"])
+    check_names("transfer", given, _OPTIONS)
+    return _checked(data, **given)
 
 
-def _check(options: Mapping[str, Any], tasks: int) -> None:
-    alpha, targets, numbers = options["alpha"], options["targets"], range(tasks)
-    if not _is_one_of(options["source"], numbers):
-        raise _wrong("source", options["source"], f"the number of a task, 0 to {tasks - 1}")
-    if targets is None:
-        if tasks < 2:
-            raise _wrong("targets", None, "with a single task: [0]")
-    elif (
-        not isinstance(targets, list | tuple)
-        or not targets
-        or not all(_is_one_of(number, numbers) for number in targets)
-        or len(set(targets)) < len(targets)
-    ):
-        raise _wrong("targets", targets, f"different numbers of tasks, 0 to {tasks - 1}, at least one")
+def _checked(
+    data: ImageData,
+    tasks: Any = None,
+    task_seed: Any = None,
+    source: Any = 0,
+    targets: Any = None,
+    alpha: Any = 1.0,
+    head: Any = "fixed",
+) -> TransferOptions:
+    classes = _tasks(tasks, task_seed, data.classes)
+    for number, own in enumerate(classes):
+        _check_task(number, own, data)
+    last = len(classes) - 1
+    if not _are_numbers([source], last):
+        raise _wrong("source", source, f"the number of a task, 0 to {last}")
+    if targets is None and last == 0:
+        raise _wrong("targets", None, "with a single task: [0]")
+    chosen = [number for number in range(last + 1) if number != source] if targets is None else targets
+    if not isinstance(chosen, list | tuple) or not _are_numbers(chosen, last):
+        raise _wrong("targets", targets, f"different numbers of tasks, 0 to {last}, at least one")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise _wrong("alpha", alpha, "a number above 0")
-    if options["head"] not in HEADS:
-        raise UnknownName("head", options["head"], HEADS)
+    if head not in HEADS:
+        raise UnknownName("head", head, HEADS)
+    return TransferOptions(classes, source, tuple(chosen), float(alpha), head)
 
 
 def _tasks(tasks: Any, seed: Any, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -109,8 +105,10 @@ def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:
             raise InvalidInput(f"data {data.name!r}: class {empty[0]!r} of task {number} has no {part} images")
 
 
-def _is_one_of(value: Any, numbers: range) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in numbers
+def _are_numbers(values: Sequence[Any], last: int) -> bool:
+    """Whether these are different numbers of tasks, at least one."""
+    known = all(type(value) is int and 0 <= value <= last for value in values)
+    return known and 0 < len(set(values)) == len(values)
 
 
 def _wrong(option: str, value: Any, allowed: str) -> InvalidInput:
