@@ -32,11 +32,11 @@ import pathex
 from pathex.experiments.runs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # before this folder, in which this file bears the name of the package
+sys.path.insert(0, str(ROOT))
 
-from zoo.catalogue import Architecture, build, catalogue, describe  # noqa: E402
-from zoo.table import Row, one_line, page, plan, read_rows, shares, write_rows, write_text  # noqa: E402
-from zoo.trial import is_known, trial  # noqa: E402
+from benchmarks.zoo.catalogue import Architecture, build, catalogue, describe  # noqa: E402
+from benchmarks.zoo.table import Row, one_line, page, plan, read_rows, shares, write_rows, write_text  # noqa: E402
+from benchmarks.zoo.trial import is_known, trial  # noqa: E402
 
 _VARIANT = "per_sample=one"  # tried where a method refuses the network without it
 _GRACE = 120.0  # seconds beyond the limit of a row after which a process counts as hanging

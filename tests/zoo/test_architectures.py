@@ -6,9 +6,9 @@
 import pytest
 
 import pathex
-from zoo.catalogue import SEGMENTATION, Architecture, build, catalogue
-from zoo.table import EXTRA, SIX, plan
-from zoo.trial import trial
+from benchmarks.zoo.catalogue import SEGMENTATION, Architecture, build, catalogue
+from benchmarks.zoo.table import EXTRA, SIX, plan
+from benchmarks.zoo.trial import trial
 
 SAMPLE = (
     "torchvision:squeezenet1_1",

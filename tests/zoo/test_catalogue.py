@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import models
 
-from zoo.catalogue import LEFT_OUT, SEGMENTATION, build, catalogue, describe, first_output
+from benchmarks.zoo.catalogue import LEFT_OUT, SEGMENTATION, build, catalogue, describe, first_output
 
 FAMILIES = {
     *("resnet", "resnext", "res2net", "regnet", "densenet", "vgg", "inception", "mobilenet", "mnasnet"),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from zoo.catalogue import catalogue
-from zoo.table import Row, read_rows
+from benchmarks.zoo.catalogue import catalogue
+from benchmarks.zoo.table import Row, read_rows
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo.py"
 RESNET = next(architecture for architecture in catalogue() if architecture.model == "timm:test_resnet")

@@ -7,8 +7,21 @@ from pathlib import Path
 import pytest
 
 import pathex
-from zoo.catalogue import LEFT_OUT, catalogue
-from zoo.table import EXTRA, PAGE, ROWS, SIX, Row, one_line, page, plan, read_rows, reason_of, shares, write_rows
+from benchmarks.zoo.catalogue import LEFT_OUT, catalogue
+from benchmarks.zoo.table import (
+    EXTRA,
+    PAGE,
+    ROWS,
+    SIX,
+    Row,
+    one_line,
+    page,
+    plan,
+    read_rows,
+    reason_of,
+    shares,
+    write_rows,
+)
 
 TYPED = (
     Row("timm:test_vit", "px", 2, "ok", "0", "26", 1.25),

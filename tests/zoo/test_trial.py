@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo import trial as trial_module
+from benchmarks.zoo.trial import Outcome, call_of, is_known, trial
 from pathex import scores
 from pathex.errors import UnsupportedOperation
 from pathex.scores import Problem
-from zoo import trial as trial_module
-from zoo.trial import Outcome, call_of, is_known, trial
 
 Scorer = Callable[[Problem], dict[str, Tensor]]
 

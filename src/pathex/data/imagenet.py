@@ -48,10 +48,8 @@ def load_imagenet(
         raise InvalidInput(f"data 'imagenet': no folder 'val' in {str(folder)!r}. Needed: val/WNID/*")
     classes = class_folders(folder / "train", "imagenet")
     splits = {part: _every_class(folder / part, classes, "imagenet") for part in ("train", "val")}
-    found = [f"{len(split):,} {part} images" for part, split in splits.items() if len(split) < _PUBLISHED[part]]
-    if found:
-        numbers = " and ".join(f"{count:,} {part}" for part, count in _PUBLISHED.items())
-        _warn_subset("imagenet", ", ".join(found), f"{numbers} images of 1,000 classes", folder)
+    if found := [f"{len(split):,} {part} images" for part, split in splits.items() if len(split) < _PUBLISHED[part]]:
+        _warn_subset("imagenet", found, "1,281,167 train and 50,000 val images of 1,000 classes", folder)
     train, val = with_sides("imagenet", [*splits.values()], image_size=image_size, resize=resize, imagenet=True)
     return imagenet_source(Source("imagenet", train, val, classes, verify=verify))
 
@@ -68,10 +66,8 @@ def load_tiny_imagenet(*, root: str | Path | None = None) -> Source:
             raise InvalidInput(f"data {name!r}: no folder {part!r} in {str(folder)!r}")
     splits = {"train": _every_class(folder / "train", classes, name), "val": _annotated(folder / "val", classes)}
     least = {part: int(split.labels.bincount(minlength=len(classes)).min()) for part, split in splits.items()}
-    few = [f"down to {least[part]} {part} images in a class" for part in least if least[part] < _TINY_CLASS[part]]
-    if few:
-        numbers = " and ".join(f"{count} {part}" for part, count in _TINY_CLASS.items())
-        _warn_subset(name, ", ".join(few), f"{numbers} images in each", folder)
+    if few := [f"down to {least[part]} {part} images in a class" for part in least if least[part] < _TINY_CLASS[part]]:
+        _warn_subset(name, few, "500 train and 50 val images in each", folder)
     train, val = with_sides(name, [*splits.values()], image_size=_TINY_SIZE, resize=None)
     return Source(name, train, val, classes, augment="resized-crop", augment_options=_TINY_AUGMENT, in_memory=2**63)
 
@@ -130,10 +126,11 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
     return split
 
 
-def _warn_subset(name: str, found: str, published: str, folder: Path) -> None:
+def _warn_subset(name: str, found: list[str], published: str, folder: Path) -> None:
     # Called by a loader, which load() calls: the warning belongs to the line that calls load().
     warnings.warn(
-        f"data {name!r} in {str(folder)!r} is a part of the published images: {found}; published: {published}",
+        f"data {name!r} in {str(folder)!r} is a part of the published images: {', '.join(found)};"
+        f" published: {published}",
         PathexWarning,
         stacklevel=4,
     )

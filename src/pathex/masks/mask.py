@@ -126,14 +126,12 @@ class Mask(Mapping[str, Tensor]):
     def jaccard_by_layer(self, other: "Mask") -> dict[str, float]:
         """Overlap with a mask over the same tensors: name to intersection over union, 1 where both are empty."""
         self._check_same(other)
-        return {
-            name: _jaccard(int((a & other[name]).count_nonzero()), int((a | other[name]).count_nonzero()))
-            for name, a in self.items()
-        }
+        return {name: Mask({name: entry}).jaccard(Mask({name: other[name]})) for name, entry in self.items()}
 
     def jaccard(self, other: "Mask") -> float:
         """Intersection over union of the kept weights of all tensors together; 1 if both masks keep nothing."""
-        return _jaccard((self & other).kept, (self | other).kept)
+        either = (self | other).kept
+        return (self & other).kept / either if either else 1.0
 
     def _check_same(self, other: "Mask") -> None:
         _refuse("the masks are over different tensors", _differences(self, {n: e.shape for n, e in other.items()}))
@@ -231,10 +229,6 @@ def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Te
         unpacked = np.unpackbits(bits[name].numpy(), count=count).astype(bool)
         entries[name] = torch.from_numpy(unpacked).reshape(shape)
     return entries
-
-
-def _jaccard(common: int, either: int) -> float:
-    return common / either if either else 1.0
 
 
 def _differences(mask: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> list[str]:

@@ -20,17 +20,10 @@ from pathex.models.weights import load_weights
 _RESNET = "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)"
 _TINY = "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)"
 _VGG = "VGG-{} with BatchNorm for small images, one linear layer (option width=1.0, a factor)"
-_FAMILIES: tuple[tuple[Callable[..., nn.Module], tuple[int, ...], str, str], ...] = (
-    (CifarResNet, (20, 32, 44, 56, 110), "resnet{}", _RESNET),
-    (TinyResNet, (18, 34, 50), "resnet{}_tiny", _TINY),
-    (CifarVGG, (11, 16, 19), "vgg{}_bn", _VGG),
-)
 _OWN: Mapping[str, tuple[Callable[..., nn.Module], str]] = MappingProxyType(
-    {
-        name.format(depth): (partial(factory, depth), line.format(depth))
-        for factory, depths, name, line in _FAMILIES
-        for depth in depths
-    }
+    {f"resnet{depth}": (partial(CifarResNet, depth), _RESNET.format(depth)) for depth in (20, 32, 44, 56, 110)}
+    | {f"resnet{depth}_tiny": (partial(TinyResNet, depth), _TINY.format(depth)) for depth in (18, 34, 50)}
+    | {f"vgg{depth}_bn": (partial(CifarVGG, depth), _VGG.format(depth)) for depth in (11, 16, 19)}
 )
 _FACTORY_FORM = "package.module:factory"
 

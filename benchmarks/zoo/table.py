@@ -4,12 +4,13 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pathex
-from zoo.catalogue import IMAGES, LEFT_OUT, Architecture, catalogue
+from benchmarks.zoo.catalogue import IMAGES, LEFT_OUT, Architecture, catalogue
+from pathex.masks import replacing
 
 __all__ = ["EXTRA", "PAGE", "ROWS", "SIX", "Row", "page", "plan", "read_rows", "shares", "write_rows", "write_text"]
 
@@ -82,20 +83,8 @@ def read_rows(path: Path = ROWS) -> list[Row]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [_row(entry) for entry in csv.DictReader(file)]
-
-
-def _row(entry: Mapping[str, str]) -> Row:
-    return Row(
-        model=entry["model"],
-        scorer=entry["scorer"],
-        rounds=int(entry["rounds"]),
-        outcome=entry["outcome"],
-        dead=entry["dead"],
-        layers=entry["layers"],
-        seconds=float(entry["seconds"]),
-        message=entry["message"],
-    )
+        rows = [Row(**{field.name: entry[field.name] for field in fields(Row)}) for entry in csv.DictReader(file)]
+    return [replace(row, rounds=int(row.rounds), seconds=float(row.seconds)) for row in rows]
 
 
 def write_rows(rows: Iterable[Row], path: Path = ROWS) -> None:
@@ -105,21 +94,18 @@ def write_rows(rows: Iterable[Row], path: Path = ROWS) -> None:
     names = [field.name for field in fields(Row)]
     columns = [names[0], "family", "size", "parameters", "multiply_adds", *names[1:]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         for row in sorted(rows, key=lambda row: (order[row.model], row.scorer)):
             writer.writerow({**vars(about[row.model]), **vars(row), "seconds": f"{row.seconds:.2f}"})
-    temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def shares(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:

@@ -18,11 +18,11 @@ import yaml
 from torch import Tensor, nn
 
 import pathex
+from benchmarks.zoo.catalogue import first_output
 from pathex import scores
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation
 from pathex.pruning import PruneResult
 from pathex.scores import Problem
-from zoo.catalogue import first_output
 
 __all__ = ["Outcome", "call_of", "is_known", "trial"]
 

@@ -1,0 +1,1 @@
+"""Every scorer on the vision networks of torchvision and timm: ``python scripts/zoo.py``."""
