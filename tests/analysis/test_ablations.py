@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import pathex
+from brute_force import cases
 from pathex.analysis import flipped, reinitialised, shuffled
 from pathex.errors import InvalidInput
 
@@ -15,11 +16,8 @@ def network(seed=0):
         return pathex.models.create("resnet20", width=8)
 
 
-def random_mask(model, density=0.3):
-    source = torch.Generator().manual_seed(1)
-    names = [name for name, p in model.named_parameters() if p.dim() > 1]
-    entries = {n: torch.rand(model.get_parameter(n).shape, generator=source) < density for n in names}
-    return pathex.Mask(entries, {"method": "px"})
+def random_mask(model):
+    return pathex.Mask(cases.random_mask(model, 1, 0.3), {"method": "px"})
 
 
 def test_shuffled_masks_keep_their_counts_and_nothing_else():

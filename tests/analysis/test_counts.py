@@ -79,10 +79,10 @@ def test_torchvision_publishes_the_same_numbers(name, billions, parameters):
     assert counts.others + sum(counts.products[weight] for weight in used) == counts.multiply_adds()
 
 
-def test_resnet20_by_its_formula():
-    model = pathex.models.create("resnet20")
-    sides = [32] * 7 + [16] * 6 + [8] * 6
-    channels = [(3, 16)] + [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5
+def test_resnet_by_its_formula():
+    with torch.device("meta"):
+        model = pathex.models.CifarResNet(8)
+    sides, channels = [32] * 3 + [16] * 2 + [8] * 2, [(3, 16), *[(16, 16)] * 2, (16, 32), (32, 32), (32, 64), (64, 64)]
     body = sum(9 * a * b * side**2 for (a, b), side in zip(channels, sides, strict=True))
     shortcuts = 16 * 32 * 16**2 + 32 * 64 * 8**2
     assert count(model, (3, 32, 32)).multiply_adds() == body + shortcuts + 640
@@ -168,7 +168,7 @@ def test_weights_that_are_used_often_or_transformed():
 
 
 def test_the_model_is_left_as_it_was():
-    model = pathex.models.create("resnet20", width=4).train()
+    model = pathex.models.CifarResNet(8, width=2).train()
     model(torch.randn(2, 3, 8, 8)).sum().backward()
     before, grads = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()]
     state = torch.get_rng_state()
@@ -181,9 +181,9 @@ def test_the_model_is_left_as_it_was():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_precision_plays_no_part(dtype):
-    model = pathex.models.create("resnet20", width=4)
-    expected = count(model, (3, 8, 8))
-    assert count(model.to(dtype), (3, 8, 8)) == expected
+    model = NETWORKS["transposed, tokens"]()
+    expected = count(model, (4, 11, 9))
+    assert count(model.to(dtype), (4, 11, 9)) == expected
 
 
 def test_what_cannot_be_counted_is_named():

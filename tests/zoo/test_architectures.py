@@ -6,7 +6,7 @@
 import pytest
 
 import pathex
-from benchmarks.zoo.catalogue import SEGMENTATION, Architecture, build, catalogue
+from benchmarks.zoo.catalogue import SEGMENTATION, build, catalogue
 from benchmarks.zoo.table import EXTRA, SIX, plan
 from benchmarks.zoo.trial import trial
 
@@ -21,7 +21,7 @@ BY_MODEL = {architecture.model: architecture for architecture in catalogue()}
 WORK_ANYWHERE = frozenset({"random", "magnitude", "snip", "grasp", "ntk-diagonal"})
 
 
-def _assert_works(architecture: Architecture, name: str, rounds: int, *, may_refuse: bool) -> None:
+def _assert_works(architecture, name, rounds, *, may_refuse):
     network, x, y = build(architecture)
     found = trial(network, x, y, name, rounds=rounds)
     assert found.outcome in ({"ok", "refused"} if may_refuse else {"ok"}), f"{name}: {found.message}"
@@ -29,17 +29,17 @@ def _assert_works(architecture: Architecture, name: str, rounds: int, *, may_ref
 
 @pytest.mark.parametrize("name", [*SIX, *EXTRA])
 @pytest.mark.parametrize("model", SAMPLE)
-def test_a_sample(model: str, name: str) -> None:
+def test_a_sample(model, name):
     _assert_works(BY_MODEL[model], name, 1 if name in EXTRA else 2, may_refuse=name == "synflow")
 
 
 @pytest.mark.parametrize("name", ["random", "snip", "px"])
-def test_segmentation(name: str) -> None:
+def test_segmentation(name):
     _assert_works(BY_MODEL[f"{SEGMENTATION}lraspp_mobilenet_v3_large"], name, 1, may_refuse=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", BY_MODEL)
-def test_all(model: str) -> None:
+def test_all(model):
     for name, rounds in plan(BY_MODEL[model], pathex.methods()).items():
         _assert_works(BY_MODEL[model], name, rounds, may_refuse=name not in WORK_ANYWHERE)

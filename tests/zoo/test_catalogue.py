@@ -16,7 +16,7 @@ FAMILIES = {
 BY_MODEL = {architecture.model: architecture for architecture in catalogue()}
 
 
-def test_every_constructor_of_torchvision_is_in_it_or_left_out_with_a_reason() -> None:
+def test_every_constructor_of_torchvision_is_in_it_or_left_out_with_a_reason():
     constructors = {f"torchvision:{name}" for name in models.list_models(module=models)}
     constructors |= {f"{SEGMENTATION}{name}" for name in models.list_models(module=models.segmentation)}
     assert constructors - set(BY_MODEL) == set(LEFT_OUT) & constructors
@@ -24,14 +24,14 @@ def test_every_constructor_of_torchvision_is_in_it_or_left_out_with_a_reason() -
     assert all(LEFT_OUT.values())
 
 
-def test_every_family_is_in_it() -> None:
+def test_every_family_is_in_it():
     assert {architecture.family for architecture in BY_MODEL.values()} >= FAMILIES
     assert sum(model.startswith("timm:") for model in BY_MODEL) >= 120
     for generation in ("mobilenetv1", "mobilenetv2", "mobilenetv3", "mobilenetv4"):
         assert any(model.startswith(f"timm:{generation}") for model in BY_MODEL), generation
 
 
-def test_names_are_unique_and_thirty_get_every_method() -> None:
+def test_names_are_unique_and_thirty_get_every_method():
     assert len(BY_MODEL) == len(catalogue())
     kinds = [architecture.methods for architecture in BY_MODEL.values()]
     assert set(kinds) == {"all", "six"}
@@ -39,7 +39,7 @@ def test_names_are_unique_and_thirty_get_every_method() -> None:
 
 
 @pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit3", f"{SEGMENTATION}lraspp_mobilenet_v3_large"])
-def test_a_row_is_what_is_measured(model: str) -> None:
+def test_a_row_is_what_is_measured(model):
     row = BY_MODEL[model]
     found = describe(model, row.family, row.size)
     assert {**found.row(), "methods": row.methods} == row.row()
@@ -49,7 +49,7 @@ def test_a_row_is_what_is_measured(model: str) -> None:
     assert network.training
 
 
-def test_a_network_is_the_same_for_the_same_seed() -> None:
+def test_a_network_is_the_same_for_the_same_seed():
     row = BY_MODEL["timm:test_efficientnet"]
     outputs = []
     for seed in (0, 0, 1):
@@ -59,6 +59,6 @@ def test_a_network_is_the_same_for_the_same_seed() -> None:
     assert not torch.equal(outputs[0], outputs[2])
 
 
-def test_a_network_that_accepts_no_size_has_no_row() -> None:
+def test_a_network_that_accepts_no_size_has_no_row():
     with pytest.raises(ValueError, match="accepts no image of 384"):
         describe("timm:twelve", "none", 384)

@@ -5,7 +5,6 @@ import runpy
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,15 +16,13 @@ RESNET = next(architecture for architecture in catalogue() if architecture.model
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def script(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     found = runpy.run_path(str(SCRIPT), run_name="zoo_script")
     return found["main"].__globals__  # what its functions see, so that parts can be replaced
 
 
-def test_rows_of_an_architecture_and_a_second_call_that_has_nothing_to_do(
-    script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_of_an_architecture_and_a_second_call_that_has_nothing_to_do(script, tmp_path, capsys):
     model, out = "timm:test_vit", tmp_path / "rows.csv"
     arguments = ["--only", "*:test_vit", "--methods", "random", "px-literal", "--jobs", "2", "--out", str(tmp_path)]
     assert script["main"](arguments) == 0
@@ -45,9 +42,7 @@ def test_rows_of_an_architecture_and_a_second_call_that_has_nothing_to_do(
     assert "random: 1 of 1 (100.0 %)" in printed
 
 
-def test_an_architecture_that_the_library_does_not_have_is_absent(
-    script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_architecture_that_the_library_does_not_have_is_absent(script, monkeypatch):
     gone = [type(RESNET)("timm:gone", "resnet", 32, {})]
     monkeypatch.setitem(script, "catalogue", lambda: gone)
     rows = list(script["work"]("timm:gone", [("px", 2), ("snip", 2)], 10.0))
@@ -55,32 +50,24 @@ def test_an_architecture_that_the_library_does_not_have_is_absent(
     assert rows[0].message.startswith("InvalidInput: unknown timm model 'gone'")
 
 
-def test_a_row_that_takes_too_long(script: dict[str, Any]) -> None:
+def test_a_row_that_takes_too_long(script):
     (row,) = script["work"](RESNET.model, [("px", 2)], 0.01)
     assert (row.outcome, row.dead) == ("timeout", "")
 
 
-def test_a_process_that_ends_costs_one_row(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(model: str, wanted: dict[str, int], limit: float) -> tuple[list[Row], str]:
+def test_a_process_that_ends_costs_one_row(script, monkeypatch):
+    def dies(model, wanted, limit):
         label, rounds = next(iter(wanted.items()))
-        return (
-            [Row(model, label, rounds, "ok", "0", "1")] if label != "snip" else [],
-            "the process ended with code -9",
-        )
+        rows = [Row(model, label, rounds, "ok", "0", "1")] if label != "snip" else []
+        return rows, "the process ended with code -9"
 
     monkeypatch.setitem(script, "_process", dies)
     rows = script["attempt"](RESNET, {"random": 2, "snip": 2, "px": 2}, 1.0)
-    assert [(row.scorer, row.outcome) for row in rows] == [
-        ("random", "ok"),
-        ("snip", "error"),
-        ("px", "ok"),
-    ]
+    assert [(row.scorer, row.outcome) for row in rows] == [("random", "ok"), ("snip", "error"), ("px", "ok")]
     assert rows[1].message == "the process ended with code -9"
 
 
-def test_a_process_that_hangs_is_killed(
-    script: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_process_that_hangs_is_killed(script, monkeypatch, tmp_path):
     sleeper = tmp_path / "sleeper.py"
     sleeper.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setitem(script, "_GRACE", 0.3)
@@ -88,7 +75,7 @@ def test_a_process_that_hangs_is_killed(
     assert script["_process"](RESNET.model, {"px": 2}, 0.2) == ([], "the process did not answer")
 
 
-def test_rows_with_an_outcome_are_run_again(script: dict[str, Any]) -> None:
+def test_rows_with_an_outcome_are_run_again(script):
     rows = [Row(RESNET.model, "px", 2, "refused"), Row(RESNET.model, "random", 2, "ok")]
     arguments = ["--only", RESNET.model, "--methods", "px", "random", "snip"]
     wanted = {
@@ -99,25 +86,23 @@ def test_rows_with_an_outcome_are_run_again(script: dict[str, Any]) -> None:
     assert [labels for _, labels in wanted["--again", "refused", "error"]] == [{"px": 2, "snip": 2}]
 
 
-def test_other_versions_are_not_mixed(
-    script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_versions_are_not_mixed(script, tmp_path, capsys):
     script["write_rows"]([Row(RESNET.model, "px", 2, "ok", "0", "1")], tmp_path / "rows.csv")
     (tmp_path / "environment.json").write_text('{"torch": "0.1", "torchvision": "0.1", "timm": "0.1"}')
     assert script["main"](["--out", str(tmp_path), "--only", RESNET.model]) == 2
     assert "names other versions" in capsys.readouterr().err
 
 
-def test_unknown_methods_are_named(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_methods_are_named(script, capsys):
     with pytest.raises(SystemExit, match="2"):
         script["main"](["--methods", "pxx"])
     assert "unknown method or option 'pxx'. Known: px" in capsys.readouterr().err
 
 
-def test_room_is_shared_and_given_back(script: dict[str, Any]) -> None:
+def test_room_is_shared_and_given_back(script):
     room, most, inside, lock = script["Room"](10.0), 0, 0, threading.Lock()
 
-    def one() -> None:
+    def one():
         nonlocal most, inside
         with room.taken(4.0):
             with lock:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -35,7 +34,7 @@ TYPED = (
 committed = pytest.mark.skipif(not ROWS.exists(), reason="scripts/zoo.py has not been run")
 
 
-def test_rows_come_back_in_the_order_of_the_catalogue(tmp_path: Path) -> None:
+def test_rows_come_back_in_the_order_of_the_catalogue(tmp_path):
     path = tmp_path / "rows.csv"
     assert read_rows(path) == []
     write_rows(TYPED, path)
@@ -48,7 +47,7 @@ def test_rows_come_back_in_the_order_of_the_catalogue(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_shares_count_what_the_libraries_have() -> None:
+def test_shares_count_what_the_libraries_have():
     assert list(shares(TYPED).items()) == [("px", (2, 3)), ("synflow", (0, 2)), ("magnitude", (1, 1))]
     assert shares([replace(TYPED[0], scorer="synflow:per_sample=one"), TYPED[3]]) == {
         "synflow": (0, 1),
@@ -56,7 +55,7 @@ def test_shares_count_what_the_libraries_have() -> None:
     }
 
 
-def test_plan_of_an_architecture() -> None:
+def test_plan_of_an_architecture():
     every = next(architecture for architecture in catalogue() if architecture.methods == "all")
     six = next(architecture for architecture in catalogue() if architecture.methods == "six")
     known = [*SIX, *EXTRA, "other"]
@@ -65,13 +64,13 @@ def test_plan_of_an_architecture() -> None:
     assert plan(six, ["px", "other"]) == {"px": 2}
 
 
-def test_messages_are_one_short_line_without_folders() -> None:
+def test_messages_are_one_short_line_without_folders():
     assert one_line("a\n  b  /home/someone/.venv/lib/x.py:3 c") == "a b x.py:3 c"
     assert len(one_line("word " * 100)) == 300
     assert reason_of("no rule to read f in module 'a.b' (B) as paths") == "no rule to read f (B) as paths"
 
 
-def test_the_page_shows_every_row() -> None:
+def test_the_page_shows_every_row():
     text = page(TYPED, {"torch": "9.9", "timm": "8.8", "python": "7.7"})
     lines = text.splitlines()
     assert "The rows are of torch 9.9, timm 8.8." in text
@@ -89,13 +88,13 @@ def test_the_page_shows_every_row() -> None:
 
 
 @committed
-def test_the_committed_page_is_that_of_the_committed_rows() -> None:
+def test_the_committed_page_is_that_of_the_committed_rows():
     about = json.loads((ROWS.parent / "environment.json").read_text(encoding="utf-8"))
     assert PAGE.read_text(encoding="utf-8") == page(read_rows(), about), "run python scripts/zoo.py --page"
 
 
 @committed
-def test_the_committed_rows_of_an_architecture_are_complete() -> None:
+def test_the_committed_rows_of_an_architecture_are_complete():
     there = {(row.model, row.scorer): row.rounds for row in read_rows()}
     models = {model for model, _ in there}
     for architecture in catalogue():
@@ -107,14 +106,14 @@ def test_the_committed_rows_of_an_architecture_are_complete() -> None:
 
 @committed
 @pytest.mark.parametrize("name", ["px", "magnitude", "random", "snip", "grasp", "ntk-diagonal"])
-def test_the_committed_rows_show_what_they_must(name: str) -> None:
+def test_the_committed_rows_show_what_they_must(name):
     good, every = shares(read_rows())[name]
     assert good >= (0.97 * every if name == "px" else every)
     assert every >= 315
 
 
 @committed
-def test_the_committed_rows_hold_no_other_defect() -> None:
+def test_the_committed_rows_hold_no_other_defect():
     rows = [row for row in read_rows() if row.scorer != "px"]
     # An error of pathex's own that says why, such as training steps that diverge, is no defect.
     errors = [row for row in rows if row.outcome == "error" and not row.message.startswith("PathexError: ")]

@@ -3,9 +3,7 @@
 import random
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -16,29 +14,22 @@ from benchmarks.zoo import trial as trial_module
 from benchmarks.zoo.trial import Outcome, call_of, is_known, trial
 from pathex import scores
 from pathex.errors import UnsupportedOperation
-from pathex.scores import Problem
-
-Scorer = Callable[[Problem], dict[str, Tensor]]
 
 
-def _magnitudes(problem: Problem) -> dict[str, Tensor]:
+def _magnitudes(problem):
     return {name: weight.abs() for name, weight in problem.masked().items()}
 
 
-class Tried(Protocol):
-    def __call__(self, scorer: Scorer, name: str = "faulty", model: nn.Module | None = None) -> Outcome: ...
-
-
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> Tried:
+def tried(monkeypatch):
     """The outcome of a scorer on a network, by default a small one with a BatchNorm."""
     torch.manual_seed(0)
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     x, y, find = torch.randn(4, 3, 8, 8), torch.arange(4), scores.find
 
-    def run(scorer: Scorer, name: str = "faulty", model: nn.Module | None = None) -> Outcome:
+    def run(scorer, name="faulty", model=None):
         class Faulty(type(find("magnitude"))):  # type: ignore[misc]
-            def score(self, problem: Problem) -> dict[str, Tensor]:
+            def score(self, problem):
                 return scorer(problem)
 
         Faulty.name, method = name, Faulty()
@@ -48,30 +39,30 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Tried:
     return run
 
 
-def test_a_sound_scorer(tried: Tried) -> None:
+def test_a_sound_scorer(tried):
     outcome = tried(_magnitudes)
     assert replace(outcome, seconds=0) == Outcome("ok", 0, 2)
     assert outcome.seconds > 0
 
 
-def _weight(problem: Problem) -> nn.Parameter:
+def _weight(problem):
     return next(problem.model.parameters())
 
 
-def _set_gradient(problem: Problem) -> None:
+def _set_gradient(problem):
     _weight(problem).grad = torch.zeros_like(_weight(problem))
 
 
-def _change_weight(problem: Problem) -> None:
+def _change_weight(problem):
     with torch.no_grad():
         _weight(problem)[0, 0, 0, 0] += 1
 
 
-def _replace_parameter(problem: Problem) -> None:
+def _replace_parameter(problem):
     problem.model.get_submodule("0").register_parameter("weight", nn.Parameter(_weight(problem).detach()))
 
 
-FAULTS: dict[str, tuple[Callable[[Problem], object], str]] = {
+FAULTS = {
     "weight": (_change_weight, "values"),
     "statistics": (lambda problem: problem.model.get_buffer("1.running_mean").add_(1), "values"),
     "parameter": (_replace_parameter, "parameters"),
@@ -85,10 +76,10 @@ FAULTS: dict[str, tuple[Callable[[Problem], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_scorer_that_changes_something(fault: str, tried: Tried) -> None:
+def test_a_scorer_that_changes_something(fault, tried):
     change, part = FAULTS[fault]
 
-    def scorer(problem: Problem) -> dict[str, Tensor]:
+    def scorer(problem):
         change(problem)
         return _magnitudes(problem)
 
@@ -99,35 +90,31 @@ def test_a_scorer_that_changes_something(fault: str, tried: Tried) -> None:
     assert (outcome.outcome, outcome.message) == ("error", f"Defect: the network was not left as it was: {part}")
 
 
-def test_scores_that_are_not_finite(tried: Tried) -> None:
+def test_scores_that_are_not_finite(tried):
     outcome = tried(
         lambda problem: {n: w.mul(torch.inf) if n == "4.weight" else w for n, w in _magnitudes(problem).items()}
     )
     assert (outcome.outcome, outcome.message) == ("error", "Defect: scores are not finite: 4.weight")
 
 
-def _refuse(problem: Problem) -> dict[str, Tensor]:
-    raise UnsupportedOperation("no rule to read this")
+def _failing(error, change=lambda problem: None):
+    def scorer(problem):
+        change(problem)
+        raise error
+
+    return scorer
 
 
-def _refuse_and_change(problem: Problem) -> dict[str, Tensor]:
-    _set_gradient(problem)
-    raise UnsupportedOperation("no rule to read this")
-
-
-def _fail(problem: Problem) -> dict[str, Tensor]:
-    raise IndexError("out of bounds")
-
-
-def test_a_refusal_is_explicit_and_leaves_the_network_alone(tried: Tried) -> None:
-    outcome = tried(_refuse)
+def test_a_refusal_is_explicit_and_leaves_the_network_alone(tried):
+    refusal = UnsupportedOperation("no rule to read this")
+    outcome = tried(_failing(refusal))
     assert (outcome.outcome, outcome.dead, outcome.message) == ("refused", None, "no rule to read this")
-    assert tried(_refuse_and_change).outcome == "error"
-    failed = tried(_fail)
+    assert tried(_failing(refusal, _set_gradient)).outcome == "error"
+    failed = tried(_failing(IndexError("out of bounds")))
     assert (failed.outcome, failed.message) == ("error", "IndexError: out of bounds")
 
 
-def test_a_wrong_count(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_count(tried, monkeypatch):
     monkeypatch.setattr(trial_module, "SPARSITY", 0.8)
     prune = trial_module.pathex.prune
     monkeypatch.setattr(trial_module.pathex, "prune", lambda *a, **k: prune(*a, **{**k, "sparsity": 0.9}))
@@ -135,32 +122,25 @@ def test_a_wrong_count(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (outcome.outcome, outcome.message) == ("error", "Defect: 68 of 684 weights kept instead of 137")
 
 
-def test_dead_layers_are_an_error_only_where_they_are_promised_not_to_be(tried: Tried) -> None:
-    def scorer(problem: Problem) -> dict[str, Tensor]:
+def test_dead_layers_are_an_error_only_where_they_are_promised_not_to_be(tried):
+    def scorer(problem):
         return {name: weight * (name == "4.weight") for name, weight in _magnitudes(problem).items()}
 
     # Without a kept weight in the first layer no weight of the second is on a path.
     assert tried(scorer).dead == 2
-    outcome = tried(scorer, "px")
+    outcome, lost = tried(scorer, "px"), "0.weight (all scores 0), 4.weight (68 kept)"
     assert outcome.outcome == "error"
-    assert (
-        outcome.message
-        == "Defect: 2 of 2 layers lost every weight on every path: 0.weight (all scores 0), 4.weight (68 kept)"
-    )
+    assert outcome.message == f"Defect: 2 of 2 layers lost every weight on every path: {lost}"
 
 
-def test_the_time_limit(tried: Tried) -> None:
-    def stop(*_: object) -> None:
+def test_the_time_limit(tried):
+    def stop(*_):
         raise TimeoutError
-
-    def scorer(problem: Problem) -> dict[str, Tensor]:
-        time.sleep(5)
-        return _magnitudes(problem)
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
-        outcome = tried(scorer)
+        outcome = tried(lambda problem: time.sleep(5))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -171,11 +151,11 @@ def test_the_time_limit(tried: Tried) -> None:
 class Spectral(nn.Module):
     """Eigenvalues have no reading as paths; `spare` does not reach the output."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first, self.spare, self.last = nn.Linear(192, 16), nn.Linear(4, 4), nn.Linear(4, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         eigenvalues = torch.linalg.eigvalsh(self.first(x.flatten(1)).unflatten(1, (4, 4)))
         self.spare(eigenvalues)
         output: Tensor = self.last(eigenvalues)
@@ -183,8 +163,8 @@ class Spectral(nn.Module):
 
 
 @pytest.mark.parametrize(("emptied", "dead"), [("spare.weight", 0), ("last.weight", 1)])
-def test_a_layer_that_no_output_depends_on_is_not_dead(emptied: str, dead: int, tried: Tried) -> None:
-    def scorer(problem: Problem) -> dict[str, Tensor]:
+def test_a_layer_that_no_output_depends_on_is_not_dead(emptied, dead, tried):
+    def scorer(problem):
         return {name: weight * (name != emptied) for name, weight in _magnitudes(problem).items()}
 
     outcome = tried(scorer, model=Spectral())
@@ -192,7 +172,7 @@ def test_a_layer_that_no_output_depends_on_is_not_dead(emptied: str, dead: int, 
     assert "dead channels and disconnected weights are not counted: no rule to read" in outcome.message
 
 
-def test_labels() -> None:
+def test_labels():
     assert call_of("px") == ("px", {})
     assert call_of("px:redraw=true,calibration_images=7") == ("px", {"redraw": True, "calibration_images": 7})
     assert is_known("px:redraw=true")
