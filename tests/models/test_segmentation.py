@@ -34,7 +34,7 @@ def test_encoders_at_both_output_strides(encoder, stride):
         assert model(images).shape == (1, 4, 64, 64)
 
 
-@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("stride", [16, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", *(pytest.param(e, marks=pytest.mark.slow) for e in ENCODERS[::2])])
 def test_px_prunes_every_encoder(encoder, stride):
     torch.manual_seed(0)

@@ -238,4 +238,4 @@ def test_clip_file_is_refused_by_another_network(clip_file):
     with pytest.raises(InvalidInput, match=r"fits timm's CLIP ResNets only .*not ResNet"):
         models.create("timm:resnet50", weights=f"clip:{clip_file}")
     with pytest.raises(InvalidInput, match=r"do not fit ByobNet: missing: "):
-        models.create("timm:resnet101_clip", weights=f"clip:{clip_file}")
+        models.create("timm:test_byobnet", weights=f"clip:{clip_file}")
