@@ -26,15 +26,8 @@ def matching_width(
 ) -> int | float:
     """The largest width at which a dense network costs no more than a given number.
 
-    Args:
-        name: One of the project's own networks.
-        parameters: Parameters that the network may have, those of BatchNorm and biases included.
-        multiply_adds: Multiply-adds that it may need for one image, as `count` counts them. One of the two is
-            given.
-        num_classes: Outputs.
-        in_channels: Channels of the images.
-        image_size: Height and width of the images, or one number for both.
-        **options: Other options of the network.
+    One of ``parameters`` (those of BatchNorm and biases included) and ``multiply_adds`` (of one image, as `count` has
+    them) is given. ``image_size`` is a side of the images, or height and width; other options are those of the network.
 
     Returns:
         The option ``width`` of the network: channels, or a factor in steps of 1/512.

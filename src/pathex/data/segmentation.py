@@ -62,14 +62,10 @@ class SegmentationSplit:
         with _opened(path) as opened:
             mode, labels = opened.mode, np.array(opened)
         if mode not in {"P", "L"}:
-            raise InvalidInput(
-                f"label map {path!r} is of mode {mode}; allowed: one byte a pixel (palette or greyscale)"
-            )
+            raise InvalidInput(f"label map {path!r} is of mode {mode}; allowed: one byte a pixel, P or L")
         wrong = labels[(labels >= self.num_classes) & (labels != IGNORED)]
         if wrong.size:
-            raise InvalidInput(
-                f"label map {path!r} holds label {wrong[0]}; allowed: 0 to {self.num_classes - 1}, and {IGNORED}"
-            )
+            raise InvalidInput(f"{path!r} holds label {wrong[0]}; allowed: 0 to {self.num_classes - 1}, and {IGNORED}")
         return torch.from_numpy(labels)
 
     def _resized(self, labels: Tensor) -> Tensor:
@@ -202,9 +198,7 @@ def _compare_headers(split: SegmentationSplit, number: int) -> None:
 
 def _check_sizes(path: str, size: Sequence[int], labels: Sequence[int]) -> None:
     if tuple(size) != tuple(labels):
-        raise InvalidInput(
-            f"image {path!r} is {size[0]} x {size[1]} and its label map {labels[0]} x {labels[1]} pixels"
-        )
+        raise InvalidInput(f"{path!r} is {size[0]} x {size[1]} and its label map {labels[0]} x {labels[1]} pixels")
 
 
 @contextmanager

@@ -103,9 +103,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     quotas[(quotas - exact).argsort(stable=True)[:missing]] += 1
     quotas = quotas.minimum((sizes - 1).clamp(min=0))
     if fraction > 0 and not quotas.any():
-        raise InvalidInput(
-            f"validation={fraction}: no image of {len(labels)} in {len(sizes)} classes would be held out"
-        )
+        raise InvalidInput(f"validation={fraction}: no image of {len(labels)} in {len(sizes)} classes is held out")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for number, quota in enumerate(quotas.tolist()):
         members = (labels == number).nonzero().flatten()

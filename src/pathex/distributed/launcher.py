@@ -26,23 +26,9 @@ class ProcessFailed(PathexError, RuntimeError):
 
 @contextmanager
 def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iterator[None]:
-    """Carry out a block as the first of several processes; the others call a function that takes their part.
-
-    They form the default group of ``torch.distributed``. The others say nothing: events and warnings are those of the
-    first, and their errors become its own. However the block ends, they end too.
-
-    Args:
-        devices: Number of processes. For 0 and 1, and where others were started already, there is nothing to start.
-        work: A function of a module, called in the others.
-        *arguments: Its arguments, which are pickled.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ProcessFailed: If another process fails.
-        RuntimeError: Whatever the block raises.
-    """
+    """Carry out a block as the first of several processes, which end with it; the others call ``work(*arguments)``."""
+    # They form the default group of torch.distributed, and say nothing: an error of theirs is a `ProcessFailed` here.
+    # Where others were started already, as for 0 and 1 devices, there is nothing to start.
     if devices < 2 or dist.is_initialized() or "LOCAL_RANK" in os.environ:
         with _group():
             if dist.is_torchelastic_launched() and not dist.is_initialized():

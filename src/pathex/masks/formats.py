@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, listed
 from pathex.masks.mask import Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
 
@@ -83,21 +83,17 @@ def from_zeros(
     if model is None:
         names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dim() > 1]
         if not names:
-            raise MaskMismatch(
-                "no floating-point tensor has two or more dimensions, so there is no mask in their zeros"
-            )
+            raise MaskMismatch("no floating-point tensor has two or more dimensions: there is no mask")
     else:
         model = own_module(model)
         names = list(prunable_weights(model, ignore=ignore, prunable=prunable))
         if missing := [name for name in names if name not in tensors]:
-            raise MaskMismatch(f"the weights do not fit {type(model).__name__}: they lack {', '.join(missing[:5])}")
+            raise MaskMismatch(f"the weights do not fit {type(model).__name__}: they lack {listed(missing)}")
     mask = Mask({name: tensors[name].detach() != 0 for name in names})
     if model is not None:
         mask.check(model)
     if empty := [name for name, count in mask.counts().items() if not count.kept]:
-        warnings.warn(
-            f"{', '.join(empty[:5])}: zero throughout, and so removed as a whole", PathexWarning, stacklevel=2
-        )
+        warnings.warn(f"{listed(empty)}: zero throughout, and so removed as a whole", PathexWarning, stacklevel=2)
     return mask
 
 
@@ -325,7 +321,5 @@ def _tensors_and_entries(mask: Mask, weights: Weights) -> tuple[dict[str, Tensor
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(weights).items()}
     for name in mask:
         if name in tensors and not tensors[name].is_floating_point():
-            raise InvalidInput(
-                f"{name!r} of the weights is {tensors[name].dtype}, not floating point: are these masks?"
-            )
+            raise InvalidInput(f"{name!r} of the weights is {tensors[name].dtype}, not floating point")
     return tensors, dict(mask) if model is None else _under_every_name(mask, model)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex import __version__
-from pathex.errors import InvalidInput, MaskMismatch
+from pathex.errors import InvalidInput, MaskMismatch, listed
 from pathex.masks.atomic import replacing
 
 _SCHEMA = 1
@@ -134,14 +134,14 @@ class Mask(Mapping[str, Tensor]):
         return (self & other).kept / either if either else 1.0
 
     def _check_same(self, other: "Mask") -> None:
-        _refuse("the masks are over different tensors", _differences(self, {n: e.shape for n, e in other.items()}))
+        _refuse("the masks are over different tensors", self, {name: entry.shape for name, entry in other.items()})
 
     def check(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Raise `MaskMismatch`, which lists them, if entries do not fit the parameters of a model or a state dict."""
         tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
         masked = {name: tensor.shape for name, tensor in tensors.items() if name in self}
         what = type(model).__name__ if isinstance(model, nn.Module) else "the tensors"
-        _refuse(f"the mask does not fit {what}", _differences(self, masked))
+        _refuse(f"the mask does not fit {what}", self, masked)
 
     def save(self, path: str | os.PathLike[str], **metadata: Any) -> None:
         """Write the mask as safetensors: packed bits, and JSON metadata in the header. The write is atomic.
@@ -231,7 +231,8 @@ def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Te
     return entries
 
 
-def _differences(mask: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> list[str]:
+def _refuse(what: str, mask: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Raise `MaskMismatch` if tensors of these shapes are not those of the mask."""
     found = [f"{name!r} is missing" for name in shapes if name not in mask]
     found += [f"{name!r} is not there" for name in mask if name not in shapes]
     found += [
@@ -239,10 +240,5 @@ def _differences(mask: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -
         for name, entry in mask.items()
         if name in shapes and entry.shape != shapes[name]
     ]
-    return found
-
-
-def _refuse(what: str, differences: list[str]) -> None:
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise MaskMismatch(f"{what}: {'; '.join(differences[:5])}{more}")
+    if found:
+        raise MaskMismatch(f"{what}: {listed(found)}")

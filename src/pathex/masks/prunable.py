@@ -25,10 +25,7 @@ def own_module(model: nn.Module) -> nn.Module:
     if isinstance(own, nn.Module) and own is not model:
         return own_module(own)
     if type(model).__name__ == "FullyShardedDataParallel":
-        raise InvalidInput(
-            "FullyShardedDataParallel flattens weights together: prune the model before wrapping it, and train it with "
-            "torch.distributed.fsdp.fully_shard, which takes masks"
-        )
+        raise InvalidInput("FullyShardedDataParallel flattens weights together: prune before, and train by fully_shard")
     return model
 
 

@@ -63,9 +63,7 @@ def build(setup: Setup) -> Classification:
         raise InvalidInput(f"option {next(iter(setup.task_options))!r} of task 'classification': it has no options")
     images = setup.images()
     if not isinstance(images, ImageData):
-        raise InvalidInput(
-            f"data {setup.data!r} has a label for each pixel; task 'classification' needs one for each image"
-        )
+        raise InvalidInput(f"data {setup.data!r} has a label for each pixel, and task 'classification' one an image")
     network, create = setup.networks(images, images.num_classes)
     first = images.normalise(images.train.images(torch.arange(1)))
     try:

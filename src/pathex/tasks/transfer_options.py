@@ -90,9 +90,7 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(
-            f"option 'tasks' of task 'transfer': {str(path)!r} cannot be read ({reason(error)})"
-        ) from error
+        raise InvalidInput(f"option 'tasks': {str(path)!r} cannot be read ({reason(error)})") from error
 
 
 def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:
