@@ -3,14 +3,15 @@ import torch
 
 from brute_force.ridge import ridge
 from pathex.errors import InvalidInput
-from pathex.tasks.ridge import RidgeMoments
+from pathex.tasks.linear_head import ridge_sums, solve_ridge
 
 
-def moments(features, targets, batch=7):
-    sums = RidgeMoments(features.shape[1], targets.shape[1], torch.device("cpu"))
-    for x, y in zip(features.split(batch), targets.split(batch), strict=True):
-        sums.add(x, y)
-    return sums
+def sums_of(features, targets, batch=7):
+    return sum(ridge_sums(*pair) for pair in zip(features.split(batch), targets.split(batch), strict=True))
+
+
+def solve(features, targets, alpha=1.0, **options):
+    return solve_ridge(sums_of(features, targets), features.shape[1], alpha, **options)
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -21,7 +22,7 @@ def test_the_solution_is_that_of_all_images_at_once(images, size, alpha, interce
     # Features behind a ReLU and a pool are positive, far from mean zero.
     features = torch.randn(images, size, generator=draws, dtype=torch.float64).abs() + 3
     targets = torch.randn(images, 4, generator=draws, dtype=torch.float64)
-    weights, bias = moments(features, targets).solve(alpha, intercept=intercept)
+    weights, bias = solve(features, targets, alpha, intercept=intercept)
     wanted, wanted_bias = ridge(features.numpy(), targets.numpy(), alpha, intercept)
     assert weights.dtype == bias.dtype == torch.float64
     assert weights.numpy() == pytest.approx(wanted, rel=1e-7, abs=1e-9)
@@ -31,7 +32,7 @@ def test_the_solution_is_that_of_all_images_at_once(images, size, alpha, interce
 def test_the_gradient_of_the_objective_vanishes():
     draws = torch.Generator().manual_seed(5)
     features, targets = torch.rand(30, 8, generator=draws).double(), torch.rand(30, 3, generator=draws).double()
-    weights, bias = (part.requires_grad_() for part in moments(features, targets).solve(1.0))
+    weights, bias = (part.requires_grad_() for part in solve(features, targets))
     loss = (targets - features @ weights.T - bias).square().sum() + weights.square().sum()
     loss.backward()
     assert float(weights.grad.abs().max()) < 1e-10
@@ -41,18 +42,18 @@ def test_the_gradient_of_the_objective_vanishes():
 def test_batches_their_order_and_processes_play_no_part():
     draws = torch.Generator().manual_seed(1)
     features, targets = torch.rand(50, 9, generator=draws), torch.rand(50, 2, generator=draws)
-    whole = moments(features, targets, 50).solve(1.0)
     order = torch.randperm(50, generator=draws)
-    mine, theirs = moments(features[:8], targets[:8]), moments(features[8:], targets[8:])
-    mine.sums += theirs.sums
-    for other in (moments(features[order], targets[order], 3), mine):
-        for one, two in zip(whole, other.solve(1.0), strict=True):
+    whole = sums_of(features, targets, 50)
+    shuffled = sums_of(features[order], targets[order], 3)
+    parts = sums_of(features[:8], targets[:8]) + sums_of(features[8:], targets[8:])
+    for other in (shuffled, parts):
+        for one, two in zip(solve_ridge(whole, 9, 1.0), solve_ridge(other, 9, 1.0), strict=True):
             assert torch.allclose(one, two, rtol=1e-10, atol=1e-12)
 
 
 def test_features_that_are_all_zero_leave_the_shares_of_the_classes():
     targets = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
-    weights, bias = moments(torch.zeros(4, 3), targets).solve(1.0)
+    weights, bias = solve(torch.zeros(4, 3), targets)
     assert not weights.any()
     assert bias.tolist() == [0.75, 0.25]
 
@@ -60,13 +61,13 @@ def test_features_that_are_all_zero_leave_the_shares_of_the_classes():
 def test_huge_features_stay_finite():
     draws = torch.Generator().manual_seed(3)
     features = 1e12 * (1 + 1e-3 * torch.rand(20, 6, generator=draws).double())
-    weights, bias = moments(features, torch.eye(2)[torch.arange(20) % 2]).solve(1.0)
+    weights, bias = solve(features, torch.eye(2)[torch.arange(20) % 2])
     assert torch.isfinite(weights).all()
     assert torch.isfinite(bias).all()
 
 
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(InvalidInput, match="not finite"):
-        moments(torch.full((3, 2), torch.inf), torch.ones(3, 2)).solve(1.0)
+        solve(torch.full((3, 2), torch.inf), torch.ones(3, 2))
     with pytest.raises(InvalidInput, match="no images"):
-        RidgeMoments(2, 2, torch.device("cpu")).solve(1.0)
+        solve_ridge(torch.zeros(5, 5), 2, 1.0)

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, check_integer
-from pathex.models.initialization import kaiming_normal
+
+
+def kaiming_normal(model: nn.Module) -> None:
+    """Draw weights of convolutions and linear layers by Kaiming's normal rule (fan in, ReLU gain)."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight)
 
 
 class PadShortcut(nn.Module):

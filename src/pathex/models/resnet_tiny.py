@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, check_integer
-from pathex.models.initialization import kaiming_normal
+from pathex.models.resnet import kaiming_normal
 
 _BLOCKS: Mapping[int, tuple[str, tuple[int, ...]]] = MappingProxyType(
     {18: ("BasicBlock", (2, 2, 2, 2)), 34: ("BasicBlock", (3, 4, 6, 3)), 50: ("Bottleneck", (3, 4, 6, 3))}
