@@ -101,13 +101,13 @@ def masks():
     x, y = images()
     shared = {"sparsity": 0.9, "data": batches(x, y)}
     return {
-        "px": quiet(pathex.prune, network(), "px", rounds=10, memory=memory(2), **shared).mask,
-        "px in chunks": quiet(pathex.prune, network(), "px", rounds=3, memory=memory(0), **shared).mask,
+        "px": quiet(pathex.prune, network(), "px", rounds=4, memory=memory(2), **shared).mask,
+        "px in chunks": quiet(pathex.prune, network(), "px", rounds=2, memory=memory(0), **shared).mask,
         "adaptive": quiet(
-            pathex.prune, network(), "px", rounds=20, schedule="adaptive:0.02", memory=memory(2), **shared
+            pathex.prune, network(), "px", rounds=6, schedule="adaptive:0.1", memory=memory(2), **shared
         ).mask,
         "effective": quiet(
-            pathex.prune, network(), "force", rounds=3, budget="effective", calibration="batch", memory=1, **shared
+            pathex.prune, network(), "force", rounds=2, budget="effective", calibration="batch", memory=1, **shared
         ).mask,
     }
 

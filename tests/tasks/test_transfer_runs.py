@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -63,14 +64,16 @@ def comparable(result):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 @pytest.mark.parametrize("name", ["archive", pytest.param("fashion-mini", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_in_its_second_target_ends_as_an_unbroken_one(name, archive, tmp_path):
+    small = {"model": "model_factories:tiny", "model_options": {}} if name == "archive" else {}
     name = archive if name == "archive" else name
-    unbroken = run(RunConfig(**settings_of(name, tmp_path / "unbroken")))
+    unbroken = run(RunConfig(**settings_of(name, tmp_path / "unbroken") | small))
     result = unbroken.result
     assert [row["task"] for row in result["tasks"]] == [0, 1]
     assert result["kept"] == round(0.4 * result["total"])
-    broken = settings_of(name, tmp_path / "broken")
+    broken = settings_of(name, tmp_path / "broken") | small
     words = [sys.executable, "-c", CHILD, json.dumps(broken), str(torch.get_num_threads())]
-    child = subprocess.run(words, capture_output=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    child = subprocess.run(words, capture_output=True, check=False, env=environment)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     (folder,) = (tmp_path / "broken").iterdir()
     assert [path.parent.name for path in sorted(folder.rglob("task.json"))] == ["00"]
