@@ -20,17 +20,9 @@ def call(tmp_path):
     write_voc(tmp_path, 6, 2)
     encoder = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None).encoder
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
-    words = [
-        "--root",
-        str(tmp_path),
-        "--weights",
-        str(tmp_path / "encoder.safetensors"),
-        "--size",
-        "24",
-        "--crop",
-        "24",
-    ]
-    words += ["--epochs", "1", "--batch-size", "4", "--images-per-class", "1", "--px-rounds", "2"]
+    words = ["--root", str(tmp_path), "--weights", str(tmp_path / "encoder.safetensors")]
+    words += ["--size", "24", "--crop", "24", "--epochs", "1", "--batch-size", "4"]
+    words += ["--images-per-class", "1", "--px-rounds", "2"]
     return [*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv")]
 
 

@@ -64,13 +64,9 @@ class PowerLaw:
         if self.case.model == "resnet44":
             raise CaseFailed("too large")
         depth = int(self.case.model[-2:])
-        row = {
-            "parameters": depth,
-            "multiply_adds": depth**2,
-            "rounds": self.case.rounds or 1,
-            "tensor_mib": 7.0 * depth,
-        }
-        return row | {"round_seconds": float(self.case.images) ** 1.5 * depth, "seconds": float(self.case.rounds) ** 2}
+        row = {"parameters": depth, "multiply_adds": depth**2, "tensor_mib": 7.0 * depth}
+        row |= {"rounds": self.case.rounds or 1, "seconds": float(self.case.rounds) ** 2}
+        return row | {"round_seconds": float(self.case.images) ** 1.5 * depth}
 
     def end(self):
         pass
@@ -78,20 +74,8 @@ class PowerLaw:
 
 def test_exponents_are_fitted_by_series(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "Process", PowerLaw)
-    words = [
-        "--models",
-        "resnet20",
-        "resnet32",
-        "resnet44",
-        "--image-counts",
-        "1",
-        "2",
-        "4",
-        "--round-counts",
-        "2",
-        "4",
-    ]
-    assert scale.main([*words, "--out", str(tmp_path / "s.csv")]) == 1
+    words = ["--models", "resnet20", "resnet32", "resnet44", "--image-counts", "1", "2", "4"]
+    assert scale.main([*words, "--round-counts", "2", "4", "--out", str(tmp_path / "s.csv")]) == 1
     frame = pd.read_csv(tmp_path / "s.csv")
     fits = frame[frame["kind"] == "fit"].set_index("against")
     assert fits.index.tolist() == ["parameters", "images", "rounds"]

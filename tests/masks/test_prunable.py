@@ -103,11 +103,7 @@ class Scalar(nn.Module):
         (Net(), {"prunable": [nn.LSTM]}, "prunable: LSTM matches no module of Net"),
         (Net(), {"ignore": [nn.Linear(1, 1)]}, "ignore: Linear matches no module"),
         (Net(), {"ignore": [3]}, "a selector is a glob, a module class or a module, not int"),
-        (
-            parametrized(),
-            {},
-            r"weight of '0' is a parametrization.*prunable=\['0.parametrizations.weight.original'\]",
-        ),
+        (parametrized(), {}, r"weight of '0' is a parametrization.*prunable=\['0.parametrizations.weight.original'\]"),
         (old_weight_norm(), {}, r"weight of '0' is a parametrization.*prunable=\['0.weight_v'\]"),
         (pruned_by_torch(), {}, "'0.weight' is pruned by torch.nn.utils.prune: take its mask with"),
         (nn.Sequential(nn.LSTM(2, 2)), {"prunable": [nn.LSTM]}, "LSTM has no tensor named weight.*'0.weight_ih_l0'"),

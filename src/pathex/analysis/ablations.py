@@ -42,11 +42,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
 
 
 def reinitialised(
-    model: nn.Module,
-    seed: int,
-    *,
-    names: Iterable[str] | None = None,
-    factory: Callable[[], nn.Module] | None = None,
+    model: nn.Module, seed: int, *, names: Iterable[str] | None = None, factory: Callable[[], nn.Module] | None = None
 ) -> dict[str, Tensor]:
     """Other values for the weights of a model, as ``model.load_state_dict(..., strict=False)`` takes them.
 

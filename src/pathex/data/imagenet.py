@@ -29,11 +29,7 @@ def imagenet_source(source: Source) -> Source:
 
 
 def load_imagenet(
-    *,
-    root: str | Path | None = None,
-    image_size: int | None = None,
-    resize: int | None = None,
-    verify: bool = False,
+    *, root: str | Path | None = None, image_size: int | None = None, resize: int | None = None, verify: bool = False
 ) -> Source:
     """Load ``imagenet`` from ``train/WNID`` and ``val/WNID`` of ``root``, or of ``imagenet`` in it."""
     base = home(root)
