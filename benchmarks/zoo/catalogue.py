@@ -83,7 +83,7 @@ def catalogue() -> list[Architecture]:
                 row["model"],
                 row["family"],
                 int(row["size"]),
-                yaml.safe_load(row["options"] or "{}"),
+                yaml.safe_load(row["options"]) if row["options"] else {},
                 int(row["parameters"]),
                 int(row["multiply_adds"]),
                 row["methods"],

@@ -27,35 +27,26 @@ def test_peak_of_tensors_is_of_what_lives_at_a_time():
     assert 6000 <= tensor_peak(CPU, work) < 7000
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
-def test_resident_memory_is_above_the_start():
-    case = Process(resident, threads=1)
-    try:
-        assert 45 <= case.answer() <= 80
-    finally:
-        case.end()
-
-
-def resident(connection):
-    row = {}
-    with peak_memory(row):
-        torch.ones(50 * 2**20, dtype=torch.uint8)
-    connection.send(row["resident_mib"])
-
-
 def answer(connection, number):
     connection.send((number, torch.get_num_threads()))
     if connection.recv() == "fail":
+        row = {}
+        with peak_memory(row):
+            torch.ones(50 * 2**20, dtype=torch.uint8)
+        connection.send(row.get("resident_mib"))
         raise InvalidInput("no\nway")
     raise SystemExit(3)
 
 
 @pytest.mark.parametrize(("word", "message"), [("fail", "InvalidInput: no way"), ("stop", "ended with code 3")])
-def test_a_process_answers_and_tells_why_it_ended(word, message):
+def test_a_process_answers_and_tells_its_memory_and_why_it_ended(word, message):
     case = Process(answer, 7, threads=1)
     try:
         assert case.answer() == (7, 1)
         case.tell(word)
+        if word == "fail":
+            memory = case.answer()  # MiB above the start, where the system tells
+            assert 45 <= memory <= 80 if Path("/proc/self/clear_refs").exists() else memory is None
         with pytest.raises(CaseFailed, match=message):
             case.answer()
     finally:

@@ -25,12 +25,6 @@ def test_statistics_over_several_chunks_in_any_order(count):
     assert all(torch.equal(*pair) for pair in zip(found, shuffled, strict=True))
 
 
-def test_a_channel_of_one_value_stays_finite():
-    split = ArraySplit(torch.full((4, 1, 2, 2), 200, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
-    data = finish(Source("flat", split, split, ("only",)))
-    assert data.normalise(split.data).abs().max() < 1e-6
-
-
 def test_a_data_set_knows_its_images():
     split = split_of(6)
     assert isinstance(split, Split)

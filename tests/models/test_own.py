@@ -154,14 +154,6 @@ def test_grey_images_of_28_and_32_pixels(name, width, size):
     assert model(torch.zeros(2, 1, size, size)).shape == (2, 5)
 
 
-def test_same_seed_same_network():
-    states = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        states.append(models.create("resnet20", width=2).state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
 @pytest.mark.parametrize("name", models.names())
 def test_every_name_is_described_and_made(name):
     assert "\n" not in models.describe(name)
