@@ -27,23 +27,15 @@ class Cost:
 
 
 def cost(graph: Graph) -> Cost:
-    """Count the multiply-adds of convolutions, linear layers and matrix products, and the activations of one image.
-
-    Args:
-        graph: The network.
-
-    Returns:
-        The counts.
-    """
+    """Count the multiply-adds of convolutions, linear layers and matrix products, and the activations of one image."""
     products: dict[str, int] = dict.fromkeys(graph.parameters, 0)
     others, activations, largest = 0, 0, 0
     on_path = set(graph.path)
     for node in graph.leading:
-        size = node.numel // 2 if node.batched else node.numel
+        size = _of_one(node, node.numel)
         if node in on_path and graph.role(node) not in ("input", "structure", "constant"):
             activations, largest = activations + size, max(largest, size)
-        count = _multiply_adds(node)
-        count = count // 2 if node.batched else count
+        count = _of_one(node, _multiply_adds(node))
         names = _parameters_of(graph, node) if count else ()
         if names:
             products[max(names, key=lambda name: graph.parameters[name].numel)] += count
@@ -52,20 +44,20 @@ def cost(graph: Graph) -> Cost:
     return Cost(products, others, activations, largest)
 
 
+def _of_one(node: Node, count: int) -> int:
+    """What one image has of a count for the two images of the example."""
+    return count // 2 if node.batched else count
+
+
 def _multiply_adds(node: Node) -> int:
     """Those of an example of two images."""
     shapes = [argument.shape for argument in node.args if isinstance(argument, Node) and argument.shape is not None]
-    if node.op == "linear":
-        return node.numel * shapes[1][-1]
     if node.op.startswith("conv"):
-        kernel = shapes[1]
-        if "transpose" in node.op:
-            return prod(shapes[0]) * prod(kernel[1:])
-        return node.numel * prod(kernel[1:])
+        return (prod(shapes[0]) if "transpose" in node.op else node.numel) * prod(shapes[1][1:])
+    if node.op in ("linear", "addmm", "baddbmm"):
+        return node.numel * shapes[1][-1]
     if node.op in ("matmul", "bmm", "mm", "mv"):
         return node.numel * shapes[0][-1]
-    if node.op in ("addmm", "baddbmm"):
-        return node.numel * shapes[1][-1]
     if node.op == "scaled_dot_product_attention":
         query, key, value = shapes[:3]
         return node.numel // value[-1] * key[-2] * (query[-1] + value[-1])
@@ -91,17 +83,13 @@ def held_bytes(graph: Graph, dtype: torch.dtype) -> int:
     the place in a pool, one number a unit of a smooth function and its square, two for each factor of a product. What
     is on the way meanwhile is counted as three of the largest activations.
 
-    Args:
-        graph: A lowered network.
-        dtype: Precision.
-
     Returns:
-        The number.
+        The number, for a lowered network.
     """
     size, held, largest = dtype.itemsize, 0, 0
     inputs: set[Node] = set()
     for node in graph.carried_path:
-        entries = node.numel // 2 if node.batched else node.numel
+        entries = _of_one(node, node.numel)
         role = graph.role(node)
         largest = max(largest, entries)
         if role == "weighted":

@@ -34,7 +34,7 @@ View = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 def write(whole: Tensor, part: Tensor, views: Sequence[View]) -> Tensor:
     """A tensor in which a view of it is replaced."""
-    result = whole.contiguous().clone() if not whole.is_contiguous() else whole.clone()
+    result = whole.contiguous().clone()
     place: Any = result
     for function, args, kwargs in views:
         place = function(place, *args, **kwargs)
@@ -100,20 +100,18 @@ class _Resolver:
 
     def given(self, source: fx.Node, kind: InputKind, target: str | None) -> Node:
         """A node for what the network holds or gets."""
-        node = _node(source, source.name, None, (), {})
-        if kind == InputKind.PARAMETER:
-            assert target is not None
-            node = replace(node, op="parameter", target=self.names.get(target, target))
-        elif kind == InputKind.BUFFER:
-            node = replace(node, op="buffer", target=target)
-        elif kind == InputKind.CONSTANT_TENSOR:
-            assert target is not None
-            node = replace(node, op="constant", target=self.constants[target])
-        elif kind == InputKind.USER_INPUT:
-            node = replace(node, op="input", target=source.name)
-        else:
+        name = str(target)
+        known: dict[InputKind, tuple[str, Any]] = {
+            InputKind.PARAMETER: ("parameter", self.names.get(name, name)),
+            InputKind.BUFFER: ("buffer", name),
+            InputKind.CONSTANT_TENSOR: ("constant", self.constants.get(name)),
+            InputKind.USER_INPUT: ("input", source.name),
+        }
+        if kind not in known:
             raise UnsupportedOperation(f"the network holds {kind.name.lower()} {target!r}, which cannot be traced")
-        self._bind(source, self._append(node))
+        op, found = known[kind]
+        node = self._append(replace(_node(source, source.name, None, (), {}), op=op, target=found))
+        self._bind(source, node)
         return node
 
     def visit(self, source: fx.Node) -> None:
@@ -167,20 +165,17 @@ class _Resolver:
         alias = self._aliases[written]
         if alias.views:
             whole = self.value(alias.root)
-            calls = tuple((v.target, tuple(v.args[1:]), dict(v.kwargs)) for v in alias.views)
-            calls = tuple((function, self.fetch(args), self.fetch(kwargs)) for function, args, kwargs in calls)
+            calls = tuple((v.target, self.fetch(v.args[1:]), dict(self.fetch(v.kwargs))) for v in alias.views)
             arguments = {"whole": whole, "part": new, "views": calls}
             call: dict[str, Any] = {"args": (whole, new, calls), "kwargs": {}, "arguments": arguments}
-            node = replace(whole, name="write", op="write", target=write, **call)
-            new_root: Any = self._append(node)
+            root: Any = self._append(replace(whole, name="write", op="write", target=write, **call))
         else:
-            new_root = new
+            root = new
         version = self._versions.get(alias.root, 0) + 1
         self._versions[alias.root] = version
-        self._values[alias.root] = new_root, version
-        # The written view itself need not be taken again.
-        self._values[written] = new if alias.views else new_root, version
-        self._bind(source, new if alias.views else new_root, alias)
+        self._values[alias.root] = root, version
+        self._values[written] = new, version  # which need not be taken again
+        self._bind(source, new, alias)
 
 
 def resolve(program: ExportedProgram, names: Mapping[str, str]) -> tuple[list[Node], list[Node], list[Any]]:

@@ -66,21 +66,11 @@ class Node:
 
 
 def arguments_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of the operator's schema, defaults included.
-
-    Args:
-        target: The operator; one without a schema has no names.
-        args: Arguments in their order.
-        kwargs: Arguments by keyword.
-
-    Returns:
-        Name to argument.
-    """
+    """The arguments of a call by the names of the operator's schema, defaults included; none without a schema."""
     arguments: dict[str, Any] = {}
-    if hasattr(target, "_schema"):
-        for place, argument in enumerate(target._schema.arguments):
-            default = argument.default_value if argument.has_default_value() else None
-            arguments[argument.name] = args[place] if place < len(args) else kwargs.get(argument.name, default)
+    for place, argument in enumerate(target._schema.arguments if hasattr(target, "_schema") else ()):
+        default = argument.default_value if argument.has_default_value() else None
+        arguments[argument.name] = args[place] if place < len(args) else kwargs.get(argument.name, default)
     return arguments
 
 
@@ -93,6 +83,11 @@ def nodes_in(values: Any) -> Iterator[Node]:
             yield from nodes_in(value)
         elif isinstance(value, dict):
             yield from nodes_in(value.values())
+
+
+def _sources(node: Node) -> tuple[Node, ...]:
+    """The nodes that values come from: the operand in whose form another one is brought gives its shape alone."""
+    return tuple(nodes_in(node.args[:1])) if node.op in FORMED_LIKE else node.inputs
 
 
 @dataclass(eq=False)
@@ -119,11 +114,7 @@ class Graph:
         """What depends on the values of the input, decisions included."""
         found = set(self.inputs)
         for node in self.nodes:
-            if node.op in CREATIONS:
-                continue
-            # The operand in whose form another one is brought gives its shape alone.
-            sources = nodes_in(node.args[:1]) if node.op in FORMED_LIKE else node.inputs
-            if any(source in found for source in sources) and node.op != "sym_size":
+            if node.op not in CREATIONS and node.op != "sym_size" and not found.isdisjoint(_sources(node)):
                 found.add(node)
         return frozenset(found)
 
@@ -132,10 +123,9 @@ class Graph:
         """What paths from the input reach: it depends on the input by operations that have a derivative."""
         found = {node for node in self.inputs if _is_float(node)}
         for node in self.nodes:
-            if node in self.dependent and node.op not in DECISIONS and (_is_float(node) or node.shape is None):
-                sources = nodes_in(node.args[:1]) if node.op in FORMED_LIKE else node.inputs
-                if any(source in found for source in sources):
-                    found.add(node)
+            differentiable = node.op not in DECISIONS and (_is_float(node) or node.shape is None)
+            if differentiable and node in self.dependent and not found.isdisjoint(_sources(node)):
+                found.add(node)
         return frozenset(found)
 
     @cached_property
@@ -152,7 +142,7 @@ class Graph:
         """What the output is computed from and the input reaches, or whose form the input decides, in order."""
         reached = set(self.dependent)
         for node in self.nodes:
-            if any(source in reached for source in node.inputs):
+            if not reached.isdisjoint(node.inputs):
                 reached.add(node)
         return tuple(node for node in self.nodes if node in self.leading and node in reached)
 
@@ -172,14 +162,7 @@ class Graph:
         return {node: tuple(users) for node, users in found.items()}
 
     def last_uses(self, nodes: tuple[Node, ...]) -> Mapping[Node, tuple[Node, ...]]:
-        """For each of some nodes in order those that nobody needs after it.
-
-        Args:
-            nodes: The nodes.
-
-        Returns:
-            By node.
-        """
+        """For each of some nodes in order those that nobody needs after it."""
         if nodes in self._last_uses:
             return self._last_uses[nodes]
         last: dict[Node, Node] = {}
@@ -201,9 +184,6 @@ class Graph:
     def role(self, node: Node) -> str:
         """What a node does to paths.
 
-        Args:
-            node: A node.
-
         Returns:
             ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``,
             ``product``, ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it), ``other`` (no rule).
@@ -216,13 +196,7 @@ class Graph:
         lines = []
         for node in self.nodes:
             if node in self.leading and node.op not in ("parameter", "buffer", "constant"):
-                shape = (
-                    ""
-                    if node.shape is None
-                    else "x".join(
-                        "N" if place == 0 and node.batched else str(size) for place, size in enumerate(node.shape)
-                    )
-                )
+                shape = "x".join(map(str, ("N", *(node.shape or ())[1:]) if node.batched else node.shape or ()))
                 names = ", ".join(map(_shown, node.args))
                 lines.append(f"{node.name:<24} {self.role(node):<14} {shape:<16} {node.op}({names})  {node.module[0]}")
         return "\n".join(line.rstrip() for line in lines)

@@ -13,6 +13,7 @@ from pathex.graph.operators import words
 Tensors = Callable[[str], Tensor]
 """From the name of a parameter or buffer to the tensor that is read in its place."""
 
+_GIVEN = words("parameter buffer constant")
 _CASTS = words("to _to_copy type_as float double half bfloat16")
 _VIEWS = words("view _unsafe_view reshape")
 _DROPOUTS = words("dropout feature_dropout alpha_dropout feature_alpha_dropout")
@@ -40,14 +41,7 @@ class Interpreter:
         return self.graph.path
 
     def run(self, *inputs: Tensor) -> Any:
-        """The value of the output.
-
-        Args:
-            *inputs: What the network gets, in the order of `Graph.inputs`.
-
-        Returns:
-            The value.
-        """
+        """The value of the output, from what the network gets in the order of `Graph.inputs`."""
         self.values = dict(zip(self.graph.inputs, inputs, strict=True))
         self.device = inputs[0].device
         nodes = self.nodes
@@ -63,14 +57,7 @@ class Interpreter:
             self.values, self._constants = {}, {}
 
     def visit(self, node: Node) -> Any:
-        """The value of a node on the way from the input.
-
-        Args:
-            node: The node.
-
-        Returns:
-            Its value.
-        """
+        """The value of a node on the way from the input."""
         return self.plain(node)
 
     def __call__(self, argument: Any) -> Any:
@@ -82,51 +69,24 @@ class Interpreter:
         return argument
 
     def constant(self, node: Node) -> Any:
-        """The value of a node that no input reaches.
-
-        Args:
-            node: The node.
-
-        Returns:
-            Its value.
-        """
+        """The value of a node that no input reaches."""
         if node not in self._constants:
             self._constants[node] = self._own(self.given(node) if node.op in _GIVEN else self.plain(node))
         return self._constants[node]
 
     def given(self, node: Node) -> Any:
-        """The value of a parameter, a buffer or a tensor of the graph.
-
-        Args:
-            node: Its node.
-
-        Returns:
-            The tensor.
-        """
+        """The value of a parameter, a buffer or a tensor of the graph."""
         return node.target if node.op == "constant" else self.tensors(node.target)
 
     def plain(self, node: Node) -> Any:
-        """What the operator of a node gives.
-
-        Args:
-            node: The node.
-
-        Returns:
-            Its value.
-
-        Raises:
-            UnsupportedOperation: If the operator does not take the values that arrive.
-        """
+        """What the operator of a node gives; `UnsupportedOperation` if it does not take the values that arrive."""
         if node.op in _CASTS and node.dtype is not None and node.dtype.is_floating_point:
-            value = self(node.args[0])
-            return value.to(self.dtype)
+            return self(node.args[0]).to(self.dtype)
         if node.op in _DROPOUTS:  # scoring is evaluation, whatever a network says in its forward pass
             return self(node.args[0])
         args, kwargs = [self(argument) for argument in node.args], {k: self(v) for k, v in node.kwargs.items()}
-        if node.op in _VIEWS and isinstance(
-            args[1], list
-        ):  # another layout of memory may not have the view that the network took
-            return args[0].reshape(args[1])
+        if node.op in _VIEWS and isinstance(args[1], list):
+            return args[0].reshape(args[1])  # another layout of memory may not have the view that the network took
         try:
             return node.target(*args, **kwargs)
         except IndexError as error:  # a program that was bound to the number of images it was traced with
@@ -140,27 +100,9 @@ class Interpreter:
         return value.to(self.device) if value.device != self.device else value
 
     def carries(self, argument: Any) -> bool:
-        """Whether an argument is a node that paths reach.
-
-        Args:
-            argument: Anything.
-
-        Returns:
-            True if it is.
-        """
+        """Whether an argument is a node that paths reach."""
         return isinstance(argument, Node) and argument in self.graph.carried
 
     def unsupported(self, node: Node, why: str = "") -> UnsupportedOperation:
-        """The error for a node that cannot be read.
-
-        Args:
-            node: The node.
-            why: What is special about it.
-
-        Returns:
-            The exception, ready to be raised.
-        """
+        """The error for a node that cannot be read, ready to be raised."""
         return UnsupportedOperation(f"no rule to read {node.op} in {node.place} as paths{f': {why}' if why else ''}")
-
-
-_GIVEN = frozenset({"parameter", "buffer", "constant"})

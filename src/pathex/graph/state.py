@@ -14,14 +14,7 @@ _TF32: ContextVar[bool] = ContextVar("tf32_products", default=False)
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run scoring code on a model and leave the model and torch's global state as they were: `evaluated`, without TF32.
-
-    Args:
-        model: The model that is scored.
-
-    Yields:
-        Nothing.
-    """
+    """Run scoring code, and leave the model and torch's global state as they were: `evaluated`, without TF32."""
     with evaluated(model), _full_precision():
         yield
 
@@ -37,7 +30,9 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[device.index or 0 for device in devices]))
         for kind in {"cpu", *(device.type for device in devices)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_written_out_attention())
+        # Transformer layers as they are written: their shortcut in evaluation mode leaves torch functions.
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         if "torch._dynamo" in sys.modules:  # somebody compiled something: run it as it was written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         grads = torch.is_grad_enabled()  # leaving inference mode would switch gradients on
@@ -68,17 +63,6 @@ def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _written_out_attention() -> Iterator[None]:
-    """Transformer layers as they are written: their shortcut in evaluation mode leaves torch functions."""
-    allowed = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(allowed)
-
-
-@contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """Products in full float32, neither TF32 on a GPU (without `tf32_products`) nor bfloat16 by oneDNN."""
     backends: Any = torch.backends
@@ -91,11 +75,7 @@ def _full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tf32_products() -> Iterator[None]:
-    """Products in TF32 on GPUs that have it, also in what is `untouched` inside.
-
-    Yields:
-        Nothing.
-    """
+    """Products in TF32 on GPUs that have it, also in what is `untouched` inside."""
     before = _TF32.set(True)
     try:
         with _full_precision():
@@ -129,15 +109,6 @@ def _precision_of(places: Sequence[Any], wanted: str) -> Iterator[None]:
 
 
 def compute_dtype(model: nn.Module, tensors: Mapping[str, Any] | None = None) -> torch.dtype:
-    """The precision in which a model is scored: its own, but at least float32.
-
-    Args:
-        model: The model.
-        tensors: Tensors that stand in for parameters, by name.
-
-    Returns:
-        ``torch.float64`` if any floating-point parameter or any of the tensors is float64, otherwise
-        ``torch.float32``.
-    """
+    """The precision in which a model is scored: float64 if a parameter or a tensor in its place is, else float32."""
     dtypes = {p.dtype for p in model.parameters()} | {tensor.dtype for tensor in (tensors or {}).values()}
     return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -6,8 +6,7 @@ import logging
 import re
 import types
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
 from pathex.graph.functional import resolve
@@ -24,7 +23,7 @@ from pathex.graph.graph import Graph, Node
 from pathex.graph.state import evaluated, uniform_precision
 
 _CACHED = 64  # graphs, without the tensors of their networks
-_known: OrderedDict[str, Graph] = OrderedDict()
+_known: dict[str, Graph] = {}  # the last one that was asked for last
 
 
 def trace(model: nn.Module, example: Any, *, output: str | int | None = None) -> Graph:
@@ -61,27 +60,24 @@ def trace(model: nn.Module, example: Any, *, output: str | int | None = None) ->
         raise UnsupportedOperation("a scripted network cannot be traced; pass the module that it was made of")
     args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
     kwargs = example if isinstance(example, dict) else {}
-    key = _fingerprint(model, (args, kwargs), output)
-    if key not in _known:
-        _known[key] = _traced(model, args, kwargs, output)
-        while len(_known) > _CACHED:
-            _known.popitem(last=False)
-    _known.move_to_end(key)
-    graph = _known[key]
-    return graph if graph.fixed_batch is None else _for_batch(model, args, kwargs, output, key, graph)
-
-
-def _for_batch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, key: str, graph: Graph
-) -> Graph:
-    """The graph for the very number of images, of a network whose forward pass depends on it."""
-    count = next(len(t) for t in _tensors((args, kwargs)))
+    leaves, form = tree_flatten((args, kwargs))
+    key = f"{_fingerprint(model, leaves)} {form} {output!r}"
+    graph = _once(key, partial(_traced, model, args, kwargs, output))
+    if graph.fixed_batch is None:
+        return graph
+    count = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor))
     if count == graph.fixed_batch:
         return graph
-    own = f"{key} {count}"
-    if own not in _known:
-        _known[own] = _traced(model, args, kwargs, output, dynamic=False)
-    return _known[own]
+    return _once(f"{key} {count}", partial(_traced, model, args, kwargs, output, dynamic=False))
+
+
+def _once(key: str, make: Callable[[], Graph]) -> Graph:
+    if key not in _known:
+        _known[key] = make()
+    graph = _known[key] = _known.pop(key)
+    while len(_known) > _CACHED:
+        del _known[next(iter(_known))]
+    return graph
 
 
 def _traced(
@@ -91,7 +87,10 @@ def _traced(
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
-    dynamic_shapes = _as_one(*shapes) if dynamic else None
+    # As the exporter takes them: by argument, those by keyword beside the positional ones.
+    dynamic_shapes = (shapes[1] if not args else (*shapes[0], *shapes[1].values())) if dynamic else None
+    first: dict[Tensor, str] = {}  # name of a parameter that has several
+    names = {name: first.setdefault(p, name) for name, p in model.named_parameters(remove_duplicate=False)}
     with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
@@ -100,7 +99,7 @@ def _traced(
             raise
         except Exception as error:  # whatever the code of a network raises when it is traced
             raise UnsupportedOperation(_reason(model, error)) from error
-        nodes, inputs, leaves = resolve(program, _names(model))
+        nodes, inputs, leaves = resolve(program, names)
     result = program.call_spec.out_spec.unflatten(leaves)
     # Without a range for it the exporter has bound the number of images, as the network asked for it.
     fixed = None if program.range_constraints else next((node.shape[0] for node in inputs if node.shape), None)
@@ -150,31 +149,8 @@ def _in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.detach().to(own) if tensor.is_floating_point() else tensor
 
 
-def _as_one(positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Dynamic shapes as the exporter takes them: by argument, those by keyword beside the positional ones."""
-    return positional if not named else (*positional, *named.values()) if positional else named
-
-
-def _names(model: nn.Module) -> dict[str, str]:
-    """For every name of a parameter the first one."""
-    first: dict[Tensor, str] = {}
-    return {name: first.setdefault(p, name) for name, p in model.named_parameters(remove_duplicate=False)}
-
-
 def first_tensor(result: Any, output: str | int | None = None, leaf: type = Tensor) -> Any:
-    """The tensor that counts as the output of a network.
-
-    Args:
-        result: What the network returned: a tensor, or tuples, lists and mappings of them.
-        output: A key (or attribute) or an index of ``result``; None is the first tensor found.
-        leaf: What stands for a tensor.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        InvalidInput: If there is no such tensor.
-    """
+    """The tensor (a ``leaf``) that counts of what a network returned: that of a key or an index, or the first one."""
     if output is not None:
         if isinstance(result, leaf):
             raise InvalidInput(f"the network has one output, a tensor; output must be None, not {output!r}")
@@ -222,7 +198,7 @@ def _module_of(model: nn.Module, error: Exception) -> str:
 # -- once for each structure -------------------------------------------------------------------------------------------
 
 
-def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str:
+def _fingerprint(model: nn.Module, inputs: Sequence[Any]) -> str:
     digest = hashlib.sha1(usedforsecurity=False)
     shared: dict[Tensor, int] = {}
     kinds: dict[type, str] = {}
@@ -232,19 +208,17 @@ def _fingerprint(model: nn.Module, inputs: Any, output: str | int | None) -> str
             kinds[kind] = f"{_content(kind)}:{_content(kind.forward)}"
         digest.update(f"{name}:{kinds[kind]}".encode())
         for own, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                number = shared.setdefault(tensor, len(shared))
-                digest.update(f"{own}{tuple(tensor.shape)}{tensor.dtype}{tensor.device}{number}".encode())
-            else:
-                digest.update(f"{own}None".encode())
+            number = None if tensor is None else shared.setdefault(tensor, len(shared))
+            form = "" if tensor is None else f"{tuple(tensor.shape)}{tensor.dtype}{tensor.device}"
+            digest.update(f"{own}{form}{number}".encode())
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             digest.update(f"{[_content(hook) for hook in hooks.values()]}".encode())
         for own, value in vars(module).items():
             if not own.startswith("_") and own != "training":
                 digest.update(f"{own}={_content(value)}".encode())
-    for tensor in _tensors(inputs):
-        digest.update(f"{tuple(tensor.shape[1:])}{tensor.dtype}{tensor.device}".encode())
-    digest.update(f"{_form(inputs)}{output!r}".encode())
+    for leaf in inputs:
+        form = f"{tuple(leaf.shape[1:])}{leaf.dtype}{leaf.device}" if isinstance(leaf, Tensor) else repr(leaf)
+        digest.update(form.encode())
     return digest.hexdigest()
 
 
@@ -280,21 +254,3 @@ def _content(value: Any, depth: int = 0) -> str:
 
 _DEEPEST = 4
 _EMPTY = types.CellType()
-
-
-def _form(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__}({','.join(map(_form, value))})"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_form(entry)}' for key, entry in value.items())}}}"
-    return "tensor" if isinstance(value, Tensor) else repr(value)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for entry in value:
-            yield from _tensors(entry)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
