@@ -30,23 +30,11 @@ class Use:
     transposed: bool
 
     def by_units(self, values: Tensor) -> Tensor:
-        """Values of the parameter's entries in the order (groups, outputs of a group, inputs of a group, kernel).
-
-        Args:
-            values: In the shape of the parameter.
-
-        Returns:
-            The values.
-        """
+        """Values of the parameter's entries in the order (groups, outputs of a group, inputs of a group, kernel)."""
         return by_units(values.flatten()[self.index.to(values.device)], self.groups, self.transposed)
 
     def add_to(self, total: Tensor, values: Tensor) -> None:
-        """Add values in the order of `by_units` to a total in the shape of the parameter.
-
-        Args:
-            total: The total, changed in place.
-            values: (groups, outputs of a group, inputs of a group, kernel).
-        """
+        """Add values in the order of `by_units` to a total in the shape of the parameter, which is changed in place."""
         back = from_units(values, self.index.shape, self.transposed)
         places = self.index.to(total.device).flatten()
         total += torch.zeros(total.numel()).to(total).index_add_(0, places, back.flatten().to(total)).view(total.shape)
@@ -80,26 +68,14 @@ def count_paths(
 
     Positions count: a channel at another position is another start, end or stop of a path. All gates are open, max
     pools pass their whole window, coefficients between layers count 1 (averages their shares), and every parameter
-    that is not masked counts as present.
-
-    Args:
-        model: The network; left as it was.
-        x: An image ``(1, ...)``; only its shape counts.
-        mask: Name to bool tensor, True = kept.
-        per_sample: ``refuse``, or ``one``: coefficients that belong to a sample count 1.
-        output: Which of several outputs counts.
+    that is not masked counts as present. Of the images only the shape counts.
 
     Returns:
         Counts in float64, on the model's device.
-
-    Raises:
-        UnsupportedOperation: If the network cannot be read as open paths.
     """
     graph = lowered(trace(model, x[:1], output=output))
     counts = _counted(graph, model, x, mask, per_sample, False)
-    if math.isfinite(counts.total):
-        return counts
-    return _counted(graph, model, x, mask, per_sample, True)
+    return counts if math.isfinite(counts.total) else _counted(graph, model, x, mask, per_sample, True)
 
 
 def _counted(

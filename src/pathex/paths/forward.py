@@ -7,7 +7,7 @@ methods that differentiate the network itself, and `calibrate` for the statistic
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -146,30 +146,16 @@ def _stored(
 
 
 def tensors_of(model: nn.Module, replaced: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The parameters and buffers of a functional call.
-
-    Args:
-        model: The model.
-        replaced: Tensors that stand in for parameters or buffers, by name; bool masks become 0 and 1.
-        dtype: Floating-point tensors that are not replaced are cast to it.
-
-    Returns:
-        Name to tensor; buffers are copies, so that a forward pass that writes to them does not reach the model.
-
-    Raises:
-        InvalidInput: If ``replaced`` names a tensor that the model does not have.
-    """
-    tensors = {name: _cast(p.detach(), dtype) for name, p in model.named_parameters()}
-    tensors |= {name: _cast(b.detach().clone(), dtype) for name, b in model.named_buffers()}
+    """The parameters and buffers of a functional call by name, cast; replaced ones as they are, masks as 0 and 1."""
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    # What a forward pass writes to buffers does not reach the model.
+    own |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tensors = {name: (t.to(dtype) if t.is_floating_point() else t).detach() for name, t in own.items()}
     for name, tensor in (replaced or {}).items():
         if name not in tensors:
             raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
         tensors[name] = tensor.to(dtype) if tensor.dtype == torch.bool else tensor
     return tensors
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def forward(
@@ -182,23 +168,18 @@ def forward(
 ) -> Tensor:
     """The output of the network itself, in evaluation mode, differentiable as often as its functions are.
 
-    Attention runs on torch's own products (the fused kernels have no second derivative).
+    Attention runs on torch's own products (the fused kernels have no second derivative). A network that checkpoints its
+    activations is refused: its backward pass would run it again with its own weights.
 
     Args:
-        model: The network; left as it was, its stored statistics too.
+        model: The network; left as it was.
         x: Images ``(N, ...)``.
         tensors: Tensors that stand in for parameters or buffers (masked weights, for instance), by name.
-        statistics: What BatchNorm uses: moments by call (see `calibrate`), ``running`` for the stored ones, ``train``
-            for those of this batch, through which gradients flow as in training.
+        statistics: See `Statistics`; gradients flow through those of the batch as in training.
         output: Which of several outputs counts; None is the first tensor.
 
     Returns:
-        The output tensor.
-
-    Raises:
-        InvalidInput: If a BatchNorm on the statistics of the batch gets a single value a channel.
-        UnsupportedOperation: If the network checkpoints its activations: its backward pass would run it again with its
-            own weights.
+        The output.
     """
     dtype = compute_dtype(model, tensors)
     with untouched(model), sdpa_kernel(SDPBackend.MATH), _without_checkpoints():
@@ -263,16 +244,7 @@ def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[s
 
 
 def footprint(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> tuple[int, int]:
-    """Entries of the activations of a forward pass.
-
-    Args:
-        model: The network; left as it was.
-        x: Images ``(N, ...)``.
-        output: Which of several outputs counts.
-
-    Returns:
-        Those of the results of all functions, and of the largest result.
-    """
+    """Entries of the results of all functions of a forward pass, and of the largest result."""
     dtype, mode = compute_dtype(model), _Normalised("running")
     with untouched(model), torch.no_grad():
         _run(model, tensors_of(model, None, dtype), x.to(dtype), output, mode)
@@ -291,16 +263,8 @@ def calibrate(
     """Mean and biased variance of what reaches each BatchNorm, over all images together, layer after layer.
 
     Every layer sees the outputs of the layers before it normalised by their own calibrated moments. The network's
-    stored statistics are neither used nor changed.
-
-    Args:
-        model: The network; left as it was.
-        x: Calibration images ``(N, ...)``.
-        tensors: Tensors that stand in for parameters, by name.
-        chunk: Images in memory at a time. None runs one forward pass with all of them; a number bounds memory and
-            costs one partial forward pass for each BatchNorm call, with the same result up to rounding.
-        output: Which of several outputs counts.
-        processes: Those that share the chunks between them; each has all images and gets the same moments.
+    stored statistics are neither used nor changed. With a chunk of images in memory at a time this costs one partial
+    forward pass for each BatchNorm call, with the same result up to rounding; processes share the chunks between them.
 
     Returns:
         Moments by BatchNorm call.
@@ -319,9 +283,7 @@ def calibrate(
             reached = [part for part in parts if part is not None]
             if not reached:
                 return known
-            total, stored = reached[0]
-            for part, _ in reached[1:]:
-                total = merge(total, part)
+            total, stored = reduce(merge, (part for part, _ in reached)), reached[0][1]
             known.append(finish(total, None if stored is None else Moments(*stored)))
 
 

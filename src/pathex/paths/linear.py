@@ -1,7 +1,8 @@
 """A network as a linear map of its input: with recorded coefficients, or with every gate open."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,24 +11,15 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import Graph, Interpreter, Node
 from pathex.paths.moments import Moments
 from pathex.paths.origins import Origins
-from pathex.paths.recording import LINEAR
+from pathex.paths.recording import LINEAR, register
 from pathex.paths.weights import Call, Weights, call_of, weigh
 
 Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
 PerSample = Literal["refuse", "one"]
 NO_PATH = "no path from the input reaches the output through operations that can be read"
 
-Rule = Callable[["Linear", Node], Any]
-
-
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register what a linear reading does at a node."""
-
-    def register(function: Rule) -> Rule:
-        LINEAR.update(dict.fromkeys(ops, function))
-        return function
-
-    return register
+rule = partial(register, LINEAR)
+"""Registers what a linear reading does at a node."""
 
 
 class Linear(Interpreter):
@@ -100,17 +92,7 @@ class Linear(Interpreter):
         return super().__call__(argument)
 
     def decided(self, node: Node) -> Any:
-        """The value of a decision in the recorded pass; where every gate is open, whatever lets through.
-
-        Args:
-            node: Its node.
-
-        Returns:
-            The value.
-
-        Raises:
-            UnsupportedOperation: If there is no recorded pass, and what it decides is no factor.
-        """
+        """The value of a decision in the recorded pass; where every gate is open one that lets through, or an error."""
         if self.tape is None:
             if node.shape is None or node.dtype not in (torch.bool, self.dtype):
                 raise self.unsupported(node, "it decides by values that this reading does not have")
@@ -121,38 +103,17 @@ class Linear(Interpreter):
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def zeros(self, argument: Any) -> Tensor:
-        """Zeros in the form of a constant.
-
-        Args:
-            argument: Its node, or a number.
-
-        Returns:
-            A new tensor.
-        """
+        """Zeros in the form of a constant."""
         return torch.zeros_like(self(argument), dtype=self.dtype)
 
     def beside(self, argument: Any) -> Tensor:
-        """What a constant that stands beside what the input reaches (a class token) brings to the paths: nothing.
-
-        Args:
-            argument: Its node, or a number.
-
-        Returns:
-            A new tensor in its form.
-        """
+        """What a constant that stands beside what the input reaches (a class token) brings to the paths: nothing."""
         return self.zeros(argument)
 
     # -- coefficients --------------------------------------------------------------------------------------------------
 
     def coefficient(self, value: Any) -> Any:
-        """How a fixed coefficient (a number, a filter, a scale) enters this reading.
-
-        Args:
-            value: A number or a tensor.
-
-        Returns:
-            The number or tensor to multiply with.
-        """
+        """How a fixed coefficient (a number, or a tensor: a filter, a scale) enters this reading."""
         if self.coefficients == "plain":
             return value
         if self.coefficients == "connected":
@@ -162,67 +123,27 @@ class Linear(Interpreter):
         return abs(value)
 
     def slope(self, value: Any) -> Any:
-        """How the slope of a gate enters this reading.
-
-        Args:
-            value: A number or a tensor.
-
-        Returns:
-            The number or tensor to multiply with.
-        """
+        """How the slope of a gate, a number or a tensor, enters this reading."""
         return value if self.coefficients == "plain" else value * value
 
     def open_per_sample(self, node: Node) -> None:
-        """Called by the rule of a node whose coefficients belong to a sample, where every gate is open.
-
-        Args:
-            node: The node.
-
-        Raises:
-            UnsupportedOperation: If such coefficients are refused.
-        """
+        """Refuse a node whose coefficients belong to a sample, where every gate is open, unless they count 1."""
         if self.per_sample == "refuse":
             why = "its coefficients depend on the sample and have no open reading; per_sample='one' reads them as 1"
             raise self.unsupported(node, why)
 
     def passes(self, x: Tensor, node: Node) -> Tensor:
-        """What an open reading lets through a function whose coefficient belongs to a sample.
-
-        Args:
-            x: What arrives.
-            node: The function.
-
-        Returns:
-            What passes.
-        """
+        """What an open reading lets through a function whose coefficient belongs to a sample."""
         self.open_per_sample(node)
         alone = "softmax" in node.op and x.shape[node["dim"]] == 1  # which is constant
         return x * 0 if self.values_only or alone else x
 
     def joined(self, node: Node, terms: Sequence[Tensor]) -> Tensor:
-        """What a product of several factors passes on.
-
-        Args:
-            node: The product.
-            terms: For each factor in turn what its paths bring.
-
-        Returns:
-            Their sum.
-        """
+        """What a product of several factors passes on of what the paths of each in turn bring: the sum."""
         return sum(terms[1:], start=terms[0])
 
     def scale(self, node: Node) -> Tensor | None:
-        """The coefficient of a BatchNorm for each channel, without its weight; None counts 1.
-
-        Args:
-            node: Its node.
-
-        Returns:
-            ``(C,)``.
-
-        Raises:
-            UnsupportedOperation: If it keeps no statistics, or moments of fewer BatchNorms are given.
-        """
+        """The coefficient of a BatchNorm for each channel ``(C,)``, without its weight; None counts 1."""
         if self.coefficients in ("ones", "connected"):
             return None
         if self.statistics == "running":
@@ -233,17 +154,10 @@ class Linear(Interpreter):
             raise self.unsupported(node, f"moments of {len(self.statistics)} BatchNorm calls were given")
         if var is None:
             raise self.unsupported(node, "it keeps no statistics; use calibration='batch'")
-        return cast(Tensor, self.coefficient((var + node["eps"]).rsqrt())).to(self.dtype)
+        return self.coefficient((var + node["eps"]).rsqrt()).to(self.dtype)
 
     def affine(self, weight: Any) -> Tensor | None:
-        """The coefficient that the weight of a normalisation is: a mask on it, where normalisations count 1.
-
-        Args:
-            weight: Its node, or None.
-
-        Returns:
-            In its shape.
-        """
+        """The coefficient that the weight of a normalisation is: a mask on it, where normalisations count 1."""
         if weight is None:
             return None
         value: Tensor = self(weight)
@@ -252,18 +166,7 @@ class Linear(Interpreter):
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
-        """What arrives times a weight that no input reaches; its score is taken up in the backward pass.
-
-        Args:
-            node: The node of the layer.
-            x: What arrives.
-            argument: The node of the weight.
-            call: How the layer maps its input.
-            scale: Factor of each entry of the first dimension of the weight.
-
-        Returns:
-            The result.
-        """
+        """What arrives times a weight (its node) with scaled rows, whose score is taken up in the backward pass."""
         origin = self.origins.of_weight(argument)
         if origin is not None and not any(name in self.weights.scores for name in origin.names):
             origin = None
@@ -281,59 +184,37 @@ class Linear(Interpreter):
         return weigh(x, call, made, self.anchor, None if origin is None else take)
 
     def by_weight(self, node: Node, x: Tensor, weight: Any, form: Sequence[int]) -> Tensor:
-        """What arrives times the weight of a normalisation.
-
-        Args:
-            node: Its node.
-            x: What arrives.
-            weight: The node of the weight, or None.
-            form: The shape in which the weight is broadcast.
-
-        Returns:
-            The product.
-        """
+        """What arrives times the weight of a normalisation (its node, or None), broadcast in the shape ``form``."""
         if weight is None:
             return x
         if self.origins.origin(weight) is not None:
-            call = call_of(node, lambda x, w: x * w.view(form))
-            return self.weighed(node, x, weight, call)
+            return self.weighed(node, x, weight, call_of(node, lambda x, w: x * w.view(form)))
         affine = self.affine(weight)
         return x if affine is None else x * affine.view(form)
 
     def effective(self, argument: Any) -> Tensor:
-        """The coefficient that a weight is to a path.
-
-        Args:
-            argument: The node of the weight.
-
-        Returns:
-            A new tensor, or the weight itself.
-        """
+        """The coefficient that a weight is to a path: a new tensor, or the weight itself."""
         before = dict(self._constants)
         value: Tensor = self.tensors(argument.target) if argument.op == "parameter" else self(argument)
         self._constants = before  # what weights are computed from is as large as they
         value = value.to(self.dtype)
         origin = None if self.origins.direct(argument) else self.origins.origin(argument)
         if origin is None or self.coefficients == "plain":
-            return cast(Tensor, self.coefficient(value))
+            return self.coefficient(value)
         own = self.origins.gather(origin, self.weights)
         if self.coefficients == "ones" and not origin.linear:
             return own.abs()
         present = own != 0
         if not origin.aligned:
-            places = origin.index
-            assert places is not None
-            present |= places.to(value.device) < 0
+            assert origin.index is not None
+            present |= origin.index.to(value.device) < 0
         if self.coefficients == "connected":
             return ((value != 0) if origin.linear else present).to(value.dtype)
         value = torch.where(present, value, 0)
-        return cast(Tensor, self.coefficient(torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)))
+        return self.coefficient(torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0))
 
     def scores(self, total: Tensor) -> dict[str, Tensor]:
         """For a sum over outputs the effective weights times its derivatives with respect to them.
-
-        Args:
-            total: A scalar.
 
         Returns:
             Name to product in the weight's shape; ``theta^2 dR/d(theta^2)`` where weights are squared.
@@ -360,23 +241,11 @@ def _numbers(graph: Graph) -> dict[Node, int]:
     if "norms" not in graph.memo:
         norms = [node for node in graph.path if node.op == "batch_norm" and node in graph.dependent]
         graph.memo["norms"] = {node: number for number, node in enumerate(norms)}
-    return cast(dict[Node, int], graph.memo["norms"])
+    return graph.memo["norms"]
 
 
 def run_linear(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
-    """Run a reading.
-
-    Args:
-        reading: The reading.
-        inputs: What the network gets.
-
-    Returns:
-        Its output.
-
-    Raises:
-        UnsupportedOperation: If no path reaches the output.
-    """
+    """The output of a reading of what the network gets; `UnsupportedOperation` if no path reaches it."""
     if reading.graph.output not in reading.graph.carried:
         raise UnsupportedOperation(NO_PATH)
-    result: Tensor = reading.run(*(x.to(reading.dtype) if x.is_floating_point() else x for x in inputs))
-    return result
+    return reading.run(*(x.to(reading.dtype) if x.is_floating_point() else x for x in inputs))

@@ -132,14 +132,9 @@ def connectivity(
 
 
 class OnPaths:
-    """From a mask to those of its entries that lie on a path from an input to an output.
+    """From a mask to those of its entries that lie on a path from an input to an output, for inputs shaped as ``x``.
 
     What an entry of one mask is made into serves the next mask that has the same tensor there.
-
-    Args:
-        model: The network; left as it was.
-        x: Any input ``(N, ...)``; only its shape counts.
-        output: Which of several outputs counts.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, *, output: str | int | None = None) -> None:
@@ -164,12 +159,6 @@ def roles(
     Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
     whether paths of values go through them, and as which factor they enter the next product.
 
-    Args:
-        model: The network; left as it was.
-        mask: Name to bool tensor, True = kept.
-        x: Any input ``(N, ...)``; only its shape counts.
-        output: Which of several outputs counts.
-
     Returns:
         For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
     """
@@ -190,22 +179,12 @@ def roles(
 
 
 def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
-    """Whether a unit of a layer has no kept weight to it, or from it: if not, a mask cuts nothing off.
-
-    Args:
-        graph: The network.
-        mask: Name to bool tensor, True = kept.
-
-    Returns:
-        True if there is one; where a weight is no convolution's and no linear layer's, where it is not all there.
-    """
+    """Whether a unit of a layer has no kept weight to it, or from it: if not, a mask cuts nothing off."""
     layouts: dict[str, tuple[int, bool] | None] = graph.memo.setdefault("layouts", {})
     for name, kept in mask.items():
         if name not in layouts:
-            node = graph.parameters.get(name)
-            users = graph.users[node] if node is not None else ()
-            layer = next((user for user in users if is_layer(user)), None)
-            layouts[name] = None if layer is None or len(users) > 1 else layout_of(layer)
+            layer = _layer_of(graph, name)
+            layouts[name] = None if layer is None or len(graph.users[layer.args[1]]) > 1 else layout_of(layer)
         layout = layouts[name]
         if layout is None:
             if not kept.all():
@@ -218,17 +197,7 @@ def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
 
 
 def off_path(model: nn.Module, names: Sequence[str], x: Tensor, *, output: str | int | None = None) -> list[str]:
-    """The parameters that the output is computed from, on no path from the input: position biases, constant queries.
-
-    Args:
-        model: The network; left as it was.
-        names: Names of parameters.
-        x: Any input ``(N, ...)``; only its shape counts, and N where the network asks for it.
-        output: Which of several outputs counts.
-
-    Returns:
-        Those of which nothing lies on a path while all are there.
-    """
+    """Parameters that the output is computed from on no path from the input: position biases, constant queries."""
     graph = trace(model, x, output=output)
     known: dict[tuple[str, ...], list[str]] = graph.memo.setdefault("off path", {})
     if tuple(names) not in known:
@@ -278,19 +247,22 @@ def _effective(
         reading = _Liveness(lowered(graph), weights, **how)
         result = run_linear(reading, [torch.ones_like(x, dtype=dtype, device=device)])
         total = result.sum() if reading.role is None else sum(reading.ends)
-        found: dict[str, Tensor] = {}
+        found = {name: torch.zeros_like(mask[name], device="cpu") for name in names}
         if isinstance(total, Tensor) and total.requires_grad:  # whatever lies on a path has a positive derivative
-            found = {name: (score > 0).cpu() for name, score in reading.scores(total).items()}
-        for name in names:
-            if name not in found:
-                found[name] = torch.zeros_like(mask[name], device="cpu")
-        return {name: found[name] for name in names}, reading.leaving
+            found |= {name: (score > 0).cpu() for name, score in reading.scores(total).items()}
+        return found, reading.leaving
+
+
+def _layer_of(graph: Graph, name: str) -> Node | None:
+    """The first layer whose weight a parameter is."""
+    node = graph.parameters.get(name)
+    users = () if node is None else graph.users[node]
+    return next((user for user in users if is_layer(user) and user.args[1] is node), None)
 
 
 def _by_output_channel(graph: Graph, name: str, weight: Tensor) -> Tensor:
-    """``(output channels, weights of each)``; transposed convolutions keep output channels second, per group."""
-    node = graph.parameters.get(name)
-    user = next(iter(graph.users[node]), None) if node is not None else None
-    if user is None or "transpose" not in user.op or not user.op.startswith("conv"):
-        return weight.flatten(1) if weight.dim() > 1 else weight[:, None]
-    return weight.unflatten(0, (user["groups"], -1)).transpose(1, 2).flatten(0, 1).flatten(1)
+    """``(output channels, weights of each)``."""
+    layer = _layer_of(graph, name)
+    if layer is None:
+        return weight.unsqueeze(-1).flatten(1)
+    return by_units(weight, *layout_of(layer)).flatten(2).flatten(0, 1)

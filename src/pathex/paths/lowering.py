@@ -4,34 +4,28 @@ Rules then stand for few operators. What the network computes stays the same.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 
 from pathex.graph import Graph, Node, arguments_of
+from pathex.paths.recording import Rule, register
 
 aten = torch.ops.aten
 _TINY = 1e-24  # a root is read from here on: its slope is infinite at zero, where dead channels are
-_known: "WeakKeyDictionary[Graph, Graph]" = WeakKeyDictionary()
 
 
 def lowered(graph: Graph) -> Graph:
-    """The same network with composite operators on paths written out.
-
-    Args:
-        graph: A graph.
-
-    Returns:
-        Another one, made once.
-    """
-    if graph not in _known:
-        _known[graph] = _Lowering(graph).graph()
-    return _known[graph]
+    """The same network with composite operators on paths written out: another graph, made once."""
+    if "lowered" not in graph.memo:
+        graph.memo["lowered"] = _Lowering(graph).graph()
+    return graph.memo["lowered"]
 
 
 class _Lowering:
@@ -53,10 +47,8 @@ class _Lowering:
         if node.op == "getitem" and isinstance(self(node.args[0]), tuple):
             return self(node.args[0])[node.args[1]]
         if not node.args and not node.kwargs:
-            self.nodes.append(node)
-            return node
-        args, kwargs = self(node.args), {name: self(value) for name, value in node.kwargs.items()}
-        arguments = {name: self(value) for name, value in node.arguments.items()}
+            return self._add(node)
+        args, kwargs, arguments = map(self, (node.args, node.kwargs, node.arguments))
         return self._add(replace(node, args=args, kwargs=kwargs, arguments=arguments))
 
     def _add(self, node: Node) -> Node:
@@ -64,12 +56,8 @@ class _Lowering:
         return node
 
     def __call__(self, value: Any) -> Any:
-        """What stands for an argument of the source."""
-        if isinstance(value, Node):
-            return self.values[value]
-        if isinstance(value, tuple):
-            return tuple(map(self, value))
-        return [self(entry) for entry in value] if isinstance(value, list) else value
+        """What stands for an argument of the source, or nested ones."""
+        return tree_map_only(Node, self.values.__getitem__, value)
 
     def call(self, target: Any, *args: Any, op: str | None = None, **kwargs: Any) -> Any:
         """A new node, its form found on tensors without values."""
@@ -95,23 +83,14 @@ def _form(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     def empty(value: Any) -> Any:
         if isinstance(value, Node):
             return 2 if value.shape is None else torch.empty(value.shape, dtype=value.dtype, device="meta")
-        if isinstance(value, Tensor):
-            return value.to("meta")
-        return [empty(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return value.to("meta") if isinstance(value, Tensor) else value
 
-    return target(*map(empty, args), **{name: empty(value) for name, value in kwargs.items()})
+    args, kwargs = tree_map(empty, (args, kwargs))
+    return target(*args, **kwargs)
 
 
-Rule = Callable[[_Lowering, Node], Any]
 _RULES: dict[str, Rule] = {}
-
-
-def _lower(*ops: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return register
+_lower = partial(register, _RULES)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -151,17 +130,17 @@ def _quotient(of: _Lowering, node: Node) -> Any:
     return of.call(aten.mul.Tensor, of(node.args[0]), reciprocal)
 
 
+def _times(of: _Lowering, value: Any, factor: Any) -> Any:
+    return value if factor == 1 else of.call(aten.mul.Tensor, value, factor)
+
+
 @_lower("addmm", "addmv", "baddbmm")
 def _added_product(of: _Lowering, node: Node) -> Any:
     added, a, b = map(of, node.args[:3])
-    product = of.call(aten.matmul.default, a, b)
-    if node["alpha"] != 1:
-        product = of.call(aten.mul.Tensor, product, node["alpha"])
+    product = _times(of, of.call(aten.matmul.default, a, b), node["alpha"])
     if node["beta"] == 0:
         return product
-    if node["beta"] != 1:
-        added = of.call(aten.mul.Tensor, added, node["beta"])
-    return of.call(aten.add.Tensor, product, added)
+    return of.call(aten.add.Tensor, product, _times(of, added, node["beta"]))
 
 
 @_lower("addcmul", "addcdiv")
@@ -169,10 +148,7 @@ def _added_elementwise(of: _Lowering, node: Node) -> Any:
     added, a, b = map(of, node.args[:3])
     if node.op == "addcdiv":
         b = of.call(aten.reciprocal.default, b)
-    product = of.call(aten.mul.Tensor, a, b)
-    if node["value"] != 1:
-        product = of.call(aten.mul.Tensor, product, node["value"])
-    return of.call(aten.add.Tensor, added, product)
+    return of.call(aten.add.Tensor, added, _times(of, of.call(aten.mul.Tensor, a, b), node["value"]))
 
 
 @_lower("lerp")
@@ -246,7 +222,7 @@ def _extreme(of: _Lowering, node: Node) -> Any:
 @_lower("topk", "sort", "kthvalue")
 def _sorted(of: _Lowering, node: Node) -> Any:
     value, dim = of(node["self"]), node["dim"]
-    args, kwargs, target = of(node.args), {k: of(v) for k, v in node.kwargs.items()}, node.target
+    args, kwargs, target = of(node.args), of(node.kwargs), node.target
     order = of.call(lambda *args, **kwargs: target(*args, **kwargs)[1], *args, op="argsort", **kwargs)
     keeps = len(order.shape) == len(value.shape)
     places = order if keeps else of.call(aten.unsqueeze.default, order, dim)

@@ -1,6 +1,7 @@
 """Mean and variance of what reaches a BatchNorm layer, merged over images and parts in float64."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -22,16 +23,14 @@ def moments_of(x: Tensor) -> tuple[Tensor, Tensor, int]:
     # Deviations from the mean are summed over each image in the precision of ``x`` (PyTorch adds up in cascades, whose
     # error does not grow with the number of terms), and over the images in float64.
     step = max(1, _CHUNK * len(x) // max(1, x.numel()))
-    total = None
+    parts = []
     for part in x.split(step):
         count = part.numel() // part.shape[1]
         center = (_sum(part) / count).to(x.dtype)
         deviations = part - center.view(-1, *[1] * (x.dim() - 2))
         off = _sum(deviations) / count
-        here = center + off, _sum(deviations.square_()) - count * off.square(), count
-        total = here if total is None else merge(total, here)
-    assert total is not None
-    return total
+        parts.append((center + off, _sum(deviations.square_()) - count * off.square(), count))
+    return reduce(merge, parts)
 
 
 def _sum(x: Tensor) -> Tensor:

@@ -129,17 +129,14 @@ class Origins:
         places = origin.index
         assert places is not None
         if self._whole(origin):
-            whole: Tensor = tensors(origin.names[0]).reshape(places.shape)
-            return whole
-        result = None
+            return tensors(origin.names[0]).reshape(places.shape)
+        parts = []
         for name in origin.names:
-            tensor, start = tensors(name).flatten(), self.starts[name]
-            index = places.to(tensor.device) - start
+            tensor = tensors(name).flatten()
+            index = places.to(tensor.device) - self.starts[name]
             inside = (index >= 0) & (index < tensor.numel())
-            part = tensor[index.clamp(0, tensor.numel() - 1)] * inside
-            result = part if result is None else result + part
-        assert result is not None
-        return result
+            parts.append(tensor[index.clamp(0, tensor.numel() - 1)] * inside)
+        return sum(parts[1:], start=parts[0])
 
     def _whole(self, origin: Origin) -> bool:
         if isinstance(origin.places, range):
@@ -184,22 +181,17 @@ class Origins:
         args = [index, *node.args[1:]]
         if any(isinstance(argument, Node) for argument in args):
             return None
-        moved: Tensor = node.target(*args, **node.kwargs)
-        return moved
+        return node.target(*args, **node.kwargs)
 
     def _joined(self, node: Node) -> Tensor | None:
         def placed(value: Any) -> Any:
             if isinstance(value, Node):
                 origin = self.origin(value)
-                if origin is None:
-                    return torch.full(value.shape or (), -1)
-                return origin.index
+                return torch.full(value.shape or (), -1) if origin is None else origin.index
             return [placed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
         if any(o is not None and o.places is None for o in map(self.origin, node.inputs)):
             return None
         if node.op in ("pad", "constant_pad_nd"):
-            result: Tensor = torch.nn.functional.pad(placed(node.args[0]), list(node.args[1]), value=-1)
-            return result
-        joined: Tensor = node.target(*placed(node.args), **node.kwargs)
-        return joined
+            return torch.nn.functional.pad(placed(node.args[0]), list(node.args[1]), value=-1)
+        return node.target(*placed(node.args), **node.kwargs)

@@ -100,8 +100,8 @@ def replay(
     graph = lowered(trace(model, x, output=output))
     if graph is not recording.graph:
         raise InvalidInput("the recording is of another network, another output or images of another shape")
-    weights = _weights(model, tensors)
-    return _read(model, x, Linear(graph, weights, recording.tape, recording.statistics, coefficients))
+    reading = Linear(graph, _weights(model, tensors), recording.tape, recording.statistics, coefficients)
+    return _read(model, x, reading)
 
 
 def replay_open(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -62,10 +63,24 @@ class Recording:
     statistics: Sequence[Moments]
 
 
-RECORD: dict[str, Callable[["Record", Node], Any]] = {}
-LINEAR: dict[str, Callable[[Any, Node], Any]] = {}
+Rule = Callable[[Any, Node], Any]
+RECORD: dict[str, Rule] = {}
+LINEAR: dict[str, Rule] = {}
 """What operators do in linear readings; one that is not there is refused in a recorded pass too."""
 
+
+def register(table: dict[str, Rule], *ops: str) -> Callable[[Rule], Rule]:
+    """Enter a function in a table under the names of some operators."""
+
+    def enter(function: Rule) -> Rule:
+        table.update(dict.fromkeys(ops, function))
+        return function
+
+    return enter
+
+
+rule = partial(register, RECORD)
+"""Registers what a recorded pass does at a node."""
 
 _DECIDES = DECISIONS | words("to _to_copy getitem sym_size")
 
@@ -82,11 +97,7 @@ class Record(Interpreter):
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        weights: Weights,
-        statistics: Statistics = "batch",
-        smooth: Smooth = "secant",
+        self, graph: Graph, weights: Weights, statistics: Statistics = "batch", smooth: Smooth = "secant"
     ) -> None:
         super().__init__(graph, weights, weights.dtype)
         self.statistics, self.smooth = statistics, smooth
@@ -112,12 +123,7 @@ class Record(Interpreter):
         return self.plain(node) if rule is None else rule(self, node)
 
     def keep(self, node: Node, coefficient: Any) -> None:
-        """Keep the coefficient of a node.
-
-        Args:
-            node: The node.
-            coefficient: The coefficient.
-        """
+        """Keep the coefficient of a node."""
         self.tape[node] = coefficient
 
     def _batch_norm(self, node: Node) -> Tensor:
@@ -136,13 +142,3 @@ class Record(Interpreter):
         self.moments.append(moments)
         weight, bias = self(node["weight"]), self(node["bias"])
         return F.batch_norm(x, moments.mean.to(x), moments.var.to(x), weight, bias, False, 0.0, node["eps"])
-
-
-def rule(*ops: str) -> Callable[[Callable[[Record, Node], Any]], Callable[[Record, Node], Any]]:
-    """Register what a recorded pass does at a node."""
-
-    def register(function: Callable[[Record, Node], Any]) -> Callable[[Record, Node], Any]:
-        RECORD.update(dict.fromkeys(ops, function))
-        return function
-
-    return register

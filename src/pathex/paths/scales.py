@@ -54,18 +54,10 @@ class Survey:
 
 
 def survey(graph: Graph) -> Survey:
-    """Note the multiplicative parameters of a network, its weights and what is not piecewise linear.
-
-    Args:
-        graph: The network.
-
-    Returns:
-        The survey, made once.
-    """
+    """Note the multiplicative parameters of a network, its weights and what is not piecewise linear, once."""
     if "survey" not in graph.memo:
         graph.memo["survey"] = _surveyed(graph)
-    found: Survey = graph.memo["survey"]
-    return found
+    return graph.memo["survey"]
 
 
 def _surveyed(graph: Graph) -> Survey:
@@ -137,20 +129,12 @@ def read_scales(model: nn.Module, survey: Survey, prunable: Collection[str]) -> 
     These are the multiplicative parameters that are not prunable and whose entries are all equal and below 0.01 in
     absolute value, and the heads that are prunable and all zero (their entries are then of unit square).
 
-    Args:
-        model: The network.
-        survey: Its survey.
-        prunable: Names of the prunable weights.
-
     Returns:
         Name to a tensor of ones in the parameter's shape; empty if the network has no such parameter.
     """
     parameters = dict(model.named_parameters())
-    names = [
-        name
-        for name in sorted(survey.factors)
-        if name in parameters and name not in prunable and _flat_and_tiny(parameters[name])
-    ]
+    factors = sorted(survey.factors & parameters.keys() - set(prunable))
+    names = [name for name in factors if _flat_and_tiny(parameters[name])]
     names += [name for name in survey.heads if name in prunable and not parameters[name].any()]
     dtype = compute_dtype(model)
     return {name: torch.ones(parameters[name].shape, dtype=dtype, device=parameters[name].device) for name in names}

@@ -21,7 +21,7 @@ from pathex.paths.weights import Call, Weights
 
 
 class Walker:
-    """Random walks through a network.
+    """Random walks through a network, for an image shaped as ``x``.
 
     A walk takes one weight of each layer, with a probability in proportion to its magnitude among all weights of the
     unit that the walk is at: forward among all output units and kernel positions, back among all input units and kernel
@@ -36,7 +36,7 @@ class Walker:
         source: A CPU generator.
         keep: Name to bool tensor: weights that may be used. None is all.
         other: What stands in for other parameters, by name.
-        per_sample: ``refuse``, or ``one``: coefficients that belong to a sample count 1.
+        per_sample: See `Linear`.
         output: Which of several outputs counts.
     """
 
@@ -61,24 +61,17 @@ class Walker:
     def walk(self, walks: int) -> dict[str, Tensor]:
         """Walk from the inputs, each input unit in turn, and half of the walks from the outputs.
 
-        Args:
-            walks: Number of walks.
-
         Returns:
             Name to the flat indices of the weights used, on the CPU, one entry for each use. Layers that do not lead to
             the output are not used.
-
-        Raises:
-            UnsupportedOperation: If the network cannot be read as open paths.
         """
         reading = _Walk(self, (walks - walks // 2, walks // 2))
         start = torch.ones_like(self.x[:1], dtype=torch.float64).requires_grad_()
         with untouched(self.model), torch.enable_grad():
             result = run_linear(reading, [start])
             torch.autograd.grad(result.sum(), start, allow_unused=True)
-        return {
-            name: torch.cat(used) if used else torch.zeros(0, dtype=torch.long) for name, used in reading.used.items()
-        }
+        none = torch.zeros(0, dtype=torch.long)
+        return {name: torch.cat([none, *used]) for name, used in reading.used.items()}
 
 
 class _Walk(Linear):
@@ -100,7 +93,7 @@ class _Walk(Linear):
         if self.number == len(layers):
             layers.append(self._layer(node, x, argument, call))
         self.number += 1
-        result: Tensor = _Pass.apply(x, layers[self.number - 1], self)
+        result = _Pass.apply(x, layers[self.number - 1], self)
         return result if scale is None else result * scale.view(-1, *[1] * (result.dim() - 2))
 
     def _layer(self, node: Node, x: Tensor, argument: Any, call: Call) -> "_Layer":

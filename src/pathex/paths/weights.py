@@ -1,7 +1,7 @@
 """The tensors of a network as a reading sees them, and the scores of its weights, taken where they are used."""
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,21 +63,12 @@ class Weights:
         return torch.where(kept, own, 0) if name in self.infinite else own * kept.view(torch.uint8)
 
     def add(self, name: str, product: Tensor) -> None:
-        """Add to the score of a weight.
-
-        Args:
-            name: Its name.
-            product: In its shape; it is taken over.
-        """
+        """Add a product in its shape, which is taken over, to the score of a weight."""
         known = self.scores[name]
         self.scores[name] = product if known is None else known.add_(product)
 
     def take(self) -> dict[str, Tensor]:
-        """The scores, which are forgotten; zero for a weight that nothing was added to.
-
-        Returns:
-            Name to a tensor in the weight's shape.
-        """
+        """The scores by name, which are forgotten; zero for a weight that nothing was added to."""
         taken = {}
         for name, score in self.scores.items():
             own = self.own[name]
@@ -86,56 +77,59 @@ class Weights:
         return taken
 
 
-class Call(Protocol):
-    """A linear map of an input with a weight."""
+class Call:
+    """A map of an input with a weight that is linear in both, differentiated by autograd."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.function = function
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """The result."""
-        ...
+        return self.function(x, weight)
 
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool) -> tuple[Tensor | None, Tensor]:
         """The gradients of input and weight."""
-        ...
+        with torch.enable_grad():
+            leaves = x.detach().requires_grad_(wants_input), weight.detach().requires_grad_()
+            wanted = leaves if wants_input else leaves[1:]
+            *at_x, at_weight = torch.autograd.grad(self.forward(*leaves), wanted, grad)
+        return at_x[0] if at_x else None, at_weight
 
 
-class _Linear:
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight)
-
+class _Linear(Call):
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool) -> tuple[Tensor | None, Tensor]:
         rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         return grad @ weight if wants_input else None, rows.T @ columns
 
 
-class _Convolution:
+def per_dimension(value: Any, rank: int) -> list[int]:
+    """A number for each spatial dimension, as torch takes one for all of them."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values
+
+
+class _Convolution(Call):
     def __init__(self, node: Node) -> None:
-        self.rank = len(node.shape or ()) - 2
+        shape: Sequence[int] = node["weight"].shape
+        rank = len(shape) - 2
         self.transposed = "transpose" in node.op
-        size = [self._all_of(node[name]) for name in ("stride", "dilation")]
-        self.stride, self.dilation = size
-        padding = node["padding"]
-        self.uneven: list[int] | None = None
+        stride, self.dilation = (per_dimension(node[name], rank) for name in ("stride", "dilation"))
+        padding = 0 if node["padding"] == "valid" else node["padding"]
+        self.uneven: list[int] = []
         if padding == "same":
-            weight: Node = node["weight"]
-            total = [d * (k - 1) for d, k in zip(self.dilation, (weight.shape or ())[2:], strict=True)]
+            total = [d * (k - 1) for d, k in zip(self.dilation, shape[2:], strict=True)]
             padding = [t // 2 for t in total]
             if any(t % 2 for t in total):
                 self.uneven = [n for t in reversed(total) for n in (0, t % 2)]
-        self.padding = self._all_of(0 if padding == "valid" else padding)
+        self.padding = per_dimension(padding, rank)
         # A strided convolution of single points reads some of them. In channels last oneDNN 3.12 writes beyond the
         # memory of its gradient for few channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        points = all(size == 1 for size in (node["weight"].shape or ())[2:]) and not any(self.padding)
-        self.read = None if self.transposed or not points or set(self.stride) == {1} else self.stride
-        if self.read:
-            self.stride = [1] * self.rank
-        every = slice(None)
-        self.taken = (every, every, *(slice(None, None, step) for step in self.read or ()))
-        self.output_padding = self._all_of(node.arguments.get("output_padding", 0))
+        points = not self.transposed and set(shape[2:]) == {1} and not any(self.padding)
+        self.reads = points and set(stride) != {1}
+        self.stride = [1] * rank if self.reads else stride
+        self.taken = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
+        self.output_padding = per_dimension(node.arguments.get("output_padding", 0), rank)
         self.groups = int(node["groups"])
-
-    def _all_of(self, value: Any) -> list[int]:
-        values = [value] if isinstance(value, int) else list(value)
-        return values * self.rank if len(values) == 1 else values
 
     def _options(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
@@ -149,39 +143,25 @@ class _Convolution:
         if self.uneven and at_x is not None:
             inside = (slice(None), slice(None), *map(slice, x.shape[2:]))
             at_x = at_x[inside]
-        if self.read and at_x is not None:
+        if self.reads and at_x is not None:
             whole = torch.zeros_like(x)
             whole[self.taken] = at_x
             at_x = whole
         return at_x, at_weight
 
     def _read(self, x: Tensor) -> Tensor:
-        if self.read:
+        if self.reads:
             return x[self.taken]
         return F.pad(x, self.uneven) if self.uneven else x
-
-
-class _Other:
-    """Any function that is linear in the weight, differentiated by autograd."""
-
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.forward = function
-
-    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool) -> tuple[Tensor | None, Tensor]:
-        with torch.enable_grad():
-            leaves = x.detach().requires_grad_(wants_input), weight.detach().requires_grad_()
-            wanted = leaves if wants_input else leaves[1:]
-            *at_x, at_weight = torch.autograd.grad(self.forward(*leaves), wanted, grad)
-        return at_x[0] if at_x else None, at_weight
 
 
 def call_of(node: Node, function: Callable[[Tensor, Tensor], Tensor]) -> Call:
     """How a weighted node maps its input with its weight."""
     if node.op == "linear" and len(node["weight"].shape) == 2:
-        return _Linear()
+        return _Linear(F.linear)
     if node.op.startswith("conv") and len(node.shape or ()) == len(node["weight"].shape):
         return _Convolution(node)
-    return _Other(function)
+    return Call(function)
 
 
 class _Weighed(torch.autograd.Function):
@@ -189,12 +169,7 @@ class _Weighed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        anchor: Tensor,
-        call: Call,
-        made: Callable[[], Tensor],
-        take: Callable[[Tensor], None],
+        ctx: Any, x: Tensor, anchor: Tensor, call: Call, made: Callable[[], Tensor], take: Callable[[Tensor], None]
     ) -> Tensor:
         weight = made()
         ctx.save_for_backward(x)
@@ -218,5 +193,4 @@ def weigh(
     """The input of a layer times its weight; the product of the weight and its gradient goes to ``take``."""
     if anchor is None or take is None:
         return call.forward(x, made())
-    result: Tensor = _Weighed.apply(x, anchor, call, made, take)
-    return result
+    return _Weighed.apply(x, anchor, call, made, take)

@@ -21,8 +21,7 @@ def _extreme(reading: Record, node: Node) -> Tensor:
     largest = (torch.amax if node.op == "amax" else torch.amin)(x, _dims(node, x), keepdim=True)
     reached = (x == largest).to(x.dtype)
     reading.keep(node, Slope(reached / reached.sum(_dims(node, x), keepdim=True)))
-    result: Tensor = reading.plain(node)
-    return result
+    return reading.plain(node)
 
 
 @rule("amax", "amin")

@@ -1,6 +1,7 @@
 """Piecewise-linear activations: the gate of a unit is the local slope at the recorded point."""
 
-from typing import Any
+from functools import reduce
+from operator import and_
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ _BOUNDS = {
 @recording.rule("relu", "relu6", "hardtanh", "threshold", *_CLAMPS)
 def _bounded(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
-    gate: Any = None
+    within = []
     for name, inside in zip({**_BOUNDS, **_CLAMPS}[node.op], (torch.gt, torch.lt), strict=True):
         argument = node[name] if isinstance(name, str) else name
         if argument is None:
@@ -32,13 +33,9 @@ def _bounded(reading: Record, node: Node) -> Tensor:
         bound = reading(argument)
         if isinstance(bound, Tensor) and torch.broadcast_shapes(x.shape, bound.shape) != x.shape:
             raise reading.unsupported(node, "it is broadcast to the shape of a bound")
-        within = inside(x, bound)
-        gate = within if gate is None else gate & within
-    if gate is None:
-        gate = torch.ones_like(x, dtype=torch.bool)
-    reading.keep(node, Gate(gate.view(torch.uint8)))
-    result: Tensor = reading.plain(node)
-    return result
+        within.append(inside(x, bound))
+    reading.keep(node, Gate(reduce(and_, within).view(torch.uint8)))
+    return reading.plain(node)
 
 
 @recording.rule("leaky_relu", "prelu", "rrelu")
@@ -57,8 +54,7 @@ def _leaky(reading: Record, node: Node) -> Tensor:
         weight: Tensor = reading(node["weight"])
         channels = weight.reshape(-1, *[1] * (x.dim() - 2)) if weight.numel() > 1 else weight.reshape(())
         reading.keep(node, Gate(opened, channels))
-    result: Tensor = reading.plain(node)
-    return result
+    return reading.plain(node)
 
 
 @rule("relu", "relu6", "hardtanh", "threshold", *_CLAMPS, "leaky_relu", "prelu", "rrelu")

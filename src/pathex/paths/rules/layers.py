@@ -38,8 +38,7 @@ def _layer(reading: Record, node: Node) -> Tensor:
     _refuse_dynamic_bias(reading, node)
     if reading.carries(node.args[1]) and reading.carries(node.args[0]):
         reading.keep(node, Factors((reading(node.args[0]), reading(node.args[1]))))
-    result: Tensor = reading.plain(node)
-    return result
+    return reading.plain(node)
 
 
 @rule(*WEIGHTED)

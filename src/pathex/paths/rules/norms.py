@@ -36,9 +36,8 @@ def _refuse_dynamic(reading: Record | Linear, node: Node) -> None:
 @recording.rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
 def _norm(reading: Record, node: Node) -> Tensor:
     _refuse_dynamic(reading, node)
-    result: Tensor = reading.plain(node)
     if _stored(node):
-        return result
+        return reading.plain(node)
     x: Tensor = reading(node["input"])
     eps = node["eps"]
     if node.op == "layer_norm":
@@ -52,7 +51,7 @@ def _norm(reading: Record, node: Node) -> Tensor:
     else:
         spread = x.flatten(2).var(-1, correction=0).view(*x.shape[:2], *[1] * (x.dim() - 2))
     reading.keep(node, Slope((spread + eps).rsqrt()))
-    return result
+    return reading.plain(node)
 
 
 @rule("layer_norm", "rms_norm", "group_norm", "instance_norm")

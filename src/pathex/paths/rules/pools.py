@@ -15,13 +15,12 @@ from pathex.graph import Node
 from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
 from pathex.paths.recording import ArgMax, Record
+from pathex.paths.weights import per_dimension
 
-_MAX = {f"max_pool{d}d": d for d in (1, 2, 3)} | {f"max_pool{d}d_with_indices": d for d in (1, 2, 3)}
-_ADAPTIVE_MAX = {f"adaptive_max_pool{d}d": d for d in (1, 2, 3)}
-_AVERAGE = {f"avg_pool{d}d": d for d in (1, 2, 3)}
-_ADAPTIVE_AVERAGE = {f"adaptive_avg_pool{d}d": d for d in (1, 2, 3)}
-_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_ADAPTIVE_POOLS = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+_MAX = tuple(f"max_pool{d}d{suffix}" for d in (1, 2, 3) for suffix in ("", "_with_indices"))
+_ADAPTIVE_MAX = tuple(f"adaptive_max_pool{d}d" for d in (1, 2, 3))
+_AVERAGE = tuple(f"avg_pool{d}d" for d in (1, 2, 3))
+_ADAPTIVE_AVERAGE = tuple(f"adaptive_avg_pool{d}d" for d in (1, 2, 3))
 _NEAREST = tuple(f"{prefix}{d}d" for prefix in ("upsample_nearest", "_upsample_nearest_exact") for d in (1, 2, 3))
 _INTERPOLATIONS = (
     *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
@@ -29,9 +28,9 @@ _INTERPOLATIONS = (
 )
 
 
-def _all_of(value: Any, rank: int) -> list[int]:
-    values = [value] * rank if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values
+def _rank(node: Node) -> int:
+    """Number of dimensions that a pool acts on, as its name says."""
+    return next(d for d in (1, 2, 3) if f"pool{d}d" in node.op)
 
 
 # -- max pools ---------------------------------------------------------------------------------------------------------
@@ -42,13 +41,14 @@ def _window(node: Node) -> tuple[Any, ...]:
     return kernel, node["stride"] or kernel, node["padding"], node["dilation"], node["ceil_mode"]
 
 
+def _max_pooled(node: Node, x: Tensor, **how: bool) -> Any:
+    pool = getattr(F, node.op.removesuffix("_with_indices"))
+    return pool(x, *_window(node), **how) if node.op in _MAX else pool(x, node["output_size"], **how)
+
+
 @recording.rule(*_MAX, *_ADAPTIVE_MAX)
 def _max_pool(reading: Record, node: Node) -> Any:
-    x: Tensor = reading(node.args[0])
-    if node.op in _MAX:
-        result, indices = _POOLS[_MAX[node.op]](x, *_window(node), return_indices=True)
-    else:
-        result, indices = _ADAPTIVE_POOLS[_ADAPTIVE_MAX[node.op]](x, node["output_size"], return_indices=True)
+    result, indices = _max_pooled(node, reading(node.args[0]), return_indices=True)
     reading.keep(node, ArgMax(indices))
     return result if node.shape is not None else (result, indices)
 
@@ -58,14 +58,14 @@ def _max_pool_linear(reading: Linear, node: Node) -> Any:
     if node.shape is None and any(user.args[1] != 0 for user in reading.graph.users[node]):
         raise reading.unsupported(node, "its indices are used by the network")
     x: Tensor = reading(node.args[0])
-    rank = (_MAX | _ADAPTIVE_MAX)[node.op]
+    rank = _rank(node)
     if reading.tape is not None:
         indices = reading.tape[node].indices
         result = x.flatten(-rank).gather(-1, indices.flatten(-rank)).view(indices.shape)
-    elif node.op in _MAX:
-        result = _POOLS[rank](x, *_window(node)) if reading.pools == "max" else _window_sum(x, rank, *_window(node))
     elif reading.pools == "max":
-        result = _ADAPTIVE_POOLS[rank](x, node["output_size"])
+        result = _max_pooled(node, x)
+    elif node.op in _MAX:
+        result = _window_sum(x, rank, *_window(node))
     else:
         result = _apply(x, [m.ne(0).to(m) for m in _adaptive_matrices(x, node["output_size"], rank)])
     return result if node.shape is not None else (result,)
@@ -74,7 +74,7 @@ def _max_pool_linear(reading: Linear, node: Node) -> Any:
 def _window_sum(x: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Tensor:
     """Sum over each window of a max pool: a convolution with ones, padded as far as ceil mode reaches."""
     sizes = x.shape[-rank:]
-    kernel, stride, padding, dilation = (_all_of(value, rank) for value in (kernel, stride, padding, dilation))
+    kernel, stride, padding, dilation = (per_dimension(value, rank) for value in (kernel, stride, padding, dilation))
     pads: list[int] = []
     for size, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
         reach = d * (k - 1) + 1
@@ -95,9 +95,9 @@ def _window_sum(x: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, di
 @rule(*_AVERAGE)
 def _average_pool_linear(reading: Linear, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
-    rank, divisor = _AVERAGE[node.op], node.arguments.get("divisor_override")
+    rank, divisor = _rank(node), node.arguments.get("divisor_override")
     kernel = node["kernel_size"]
-    window = [_all_of(value, rank) for value in (kernel, node["stride"] or kernel, node["padding"])]
+    window = [per_dimension(value, rank) for value in (kernel, node["stride"] or kernel, node["padding"])]
     how = (node["ceil_mode"], node["count_include_pad"])
     mean = _average(x, rank, window, *how, divisor)
     if reading.coefficients != "squared":
@@ -112,17 +112,16 @@ def _average(
     x: Tensor, rank: int, window: Sequence[list[int]], ceil_mode: bool, include_pad: bool, divisor: int | None
 ) -> Tensor:
     kernel, stride, padding = window
-    if rank == 3:
-        return F.avg_pool3d(x, kernel, stride, padding, ceil_mode, include_pad, divisor)
-    if rank == 2:
-        return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, include_pad, divisor)
-    flat = F.avg_pool2d(x.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], ceil_mode, include_pad, divisor)
-    return flat.squeeze(-2)
+    if rank == 1:  # which alone cannot be told the divisor
+        x, kernel, stride, padding = x.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding]
+    pool: Callable[..., Tensor] = F.avg_pool3d if rank == 3 else F.avg_pool2d
+    result = pool(x, kernel, stride, padding, ceil_mode, include_pad, divisor)
+    return result.squeeze(-2) if rank == 1 else result
 
 
 def _adaptive_matrices(x: Tensor, output_size: Any, rank: int) -> list[Tensor]:
     """For each spatial dimension the matrix ``(out, in)`` of an adaptive average pool."""
-    outputs = _all_of(output_size, rank)
+    outputs = per_dimension(output_size, rank)
     eyes = (torch.eye(n, dtype=x.dtype, device=x.device) for n in x.shape[-rank:])
     return [F.adaptive_avg_pool1d(eye.unsqueeze(0), out).squeeze(0).T for eye, out in zip(eyes, outputs, strict=True)]
 
@@ -139,10 +138,9 @@ def _apply(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 def _adaptive_average_linear(reading: Linear, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     if reading.coefficients != "squared":
-        pooled: Tensor = reading.plain(node)
-        return pooled
-    rank = _ADAPTIVE_AVERAGE[node.op]
-    if all(size == 1 for size in _all_of(node["output_size"], rank)):
+        return reading.plain(node)
+    rank = _rank(node)
+    if all(size == 1 for size in per_dimension(node["output_size"], rank)):
         spatial = tuple(range(-rank, 0))
         return x.mean(spatial, keepdim=True) / x[(0,) * (x.dim() - rank)].numel()
     return _apply(x, [matrix.square() for matrix in _adaptive_matrices(x, node["output_size"], rank)])
@@ -158,17 +156,13 @@ def _mean(reading: Linear, node: Node) -> Tensor:
 # -- interpolation -----------------------------------------------------------------------------------------------------
 
 
-@rule(*_NEAREST)
-def _nearest(reading: Linear, node: Node) -> Tensor:
-    result: Tensor = reading.plain(node)
-    return result
+rule(*_NEAREST)(Linear.plain)
 
 
 @rule(*_INTERPOLATIONS)
 def _interpolate(reading: Linear, node: Node) -> Tensor:
     if reading.coefficients == "plain":
-        plain: Tensor = reading.plain(node)
-        return plain
+        return reading.plain(node)
     x: Tensor = reading(node.args[0])
     rank = x.dim() - 2
     sizes, factors = reading(node.arguments.get("output_size")), reading(node.arguments.get("scale_factors"))

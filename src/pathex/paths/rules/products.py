@@ -34,8 +34,7 @@ def _product(reading: Record, node: Node) -> Tensor:
     carried = [operand for operand in _operands(node) if reading.carries(operand)]
     if len(carried) > 1:
         reading.keep(node, Factors(tuple(map(reading, carried))))
-    result: Tensor = reading.plain(node)
-    return result
+    return reading.plain(node)
 
 
 def multilinear(
@@ -53,11 +52,7 @@ def multilinear(
         return reading.weighed(node, reading(operands[places[0]]), operands[scored[0]], call_of(node, apply))
     if scored:
         raise reading.unsupported(node, "it multiplies several prunable weights")
-    arriving = {place: reading(operands[place]) for place in places}
-    factors = [
-        arriving[place] if place in places else reading.coefficient(reading(operand))
-        for place, operand in enumerate(operands)
-    ]
+    factors = [reading(o) if p in places else reading.coefficient(reading(o)) for p, o in enumerate(operands)]
     if len(places) == 1:
         return call(factors)
     if reading.tape is None:
@@ -67,6 +62,7 @@ def multilinear(
     else:
         site: Factors = reading.tape[node]
         recorded = [reading.slope(tensor).to(reading.dtype) for tensor in site.operands]
+    arriving = list(factors)
     for place, tensor in zip(places, recorded, strict=True):
         factors[place] = tensor
     terms = [call([*factors[:place], arriving[place], *factors[place + 1 :]]) for place in places]

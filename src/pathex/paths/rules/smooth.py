@@ -31,11 +31,10 @@ def _derivative(reading: Record, node: Node, x: Tensor) -> Tensor:
 def _activation(reading: Record, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
     result: Tensor = reading.plain(node)
-    tangent = None if reading.smooth == "secant" else _derivative(reading, node, x)
     if reading.smooth == "tangent":
-        assert tangent is not None
-        reading.keep(node, Slope(tangent))
+        reading.keep(node, Slope(_derivative(reading, node, x)))
         return result
+    tangent = _derivative(reading, node, x) if reading.smooth == "mixed" else None
     zero = x == 0
     secant = result / torch.where(zero, 1, x)
     limit = _derivative(reading, node, torch.zeros((1,), dtype=x.dtype, device=x.device))
@@ -45,22 +44,23 @@ def _activation(reading: Record, node: Node) -> Tensor:
 
 @recording.rule(*FUNCTIONS)
 def _function(reading: Record, node: Node) -> Tensor:
-    x: Tensor = reading(node.args[0]) if reading.carries(node.args[0]) else None  # type: ignore[assignment]
-    _refuse_second(reading, node, x)
+    x = _only_argument(reading, node)
     reading.keep(node, Slope(_derivative(reading, node, x)))
-    result: Tensor = reading.plain(node)
-    return result
+    return reading.plain(node)
 
 
-def _refuse_second(reading: Record | Linear, node: Node, x: Tensor | None) -> None:
-    if x is None:
+def _only_argument(reading: Record | Linear, node: Node) -> Tensor:
+    """The first argument of a function, if it alone depends on the input and has the shape of the result."""
+    if not reading.carries(node.args[0]):
         raise reading.unsupported(node, "only a second argument depends on the input")
+    x: Tensor = reading(node.args[0])
     others = [*node.args[1:], *node.kwargs.values()]
     if any(map(reading.carries, others)):
         raise reading.unsupported(node, "a second argument depends on the input")
     shapes = [other.shape for other in others if isinstance(other, Node) and other.shape is not None]
     if torch.broadcast_shapes(x.shape, *shapes) != x.shape:
         raise reading.unsupported(node, "it is broadcast to the shape of a second argument")
+    return x
 
 
 class _TwoWays(torch.autograd.Function):
@@ -84,8 +84,7 @@ def scaled(reading: Linear, node: Node, x: Tensor) -> Tensor:
     there = reading.slope(site.forward).to(x.dtype)
     if site.backward is None:
         return x * there
-    result: Tensor = _TwoWays.apply(x, there, reading.slope(site.backward).to(x.dtype))
-    return result
+    return _TwoWays.apply(x, there, reading.slope(site.backward).to(x.dtype))
 
 
 @rule(*ACTIVATIONS)
@@ -96,8 +95,7 @@ def _activation_linear(reading: Linear, node: Node) -> Tensor:
 
 @rule(*FUNCTIONS)
 def _function_linear(reading: Linear, node: Node) -> Tensor:
-    x: Tensor = reading(node.args[0]) if reading.carries(node.args[0]) else None  # type: ignore[assignment]
-    _refuse_second(reading, node, x)
+    x = _only_argument(reading, node)
     return reading.passes(x, node) if reading.opened else scaled(reading, node, x)
 
 
@@ -121,8 +119,6 @@ def _softmax_linear(reading: Linear, node: Node) -> Tensor:
     shares = reading.tape[node].forward.to(x.dtype)
     outer = 1.0 if node.op == "log_softmax" else reading.slope(shares)
     if reading.coefficients == "plain":
-        plain: Tensor = outer * (x - (shares * x).sum(dim, keepdim=True))
-        return plain
+        return outer * (x - (shares * x).sum(dim, keepdim=True))
     squares = shares.square()
-    squared: Tensor = outer * ((1 - shares).square() * x + (squares * x).sum(dim, keepdim=True) - squares * x)
-    return squared
+    return outer * ((1 - shares).square() * x + (squares * x).sum(dim, keepdim=True) - squares * x)

@@ -42,35 +42,29 @@ def _negative(reading: Linear, node: Node) -> Tensor:
     return -x if reading.coefficients == "plain" else x
 
 
+def _part(reading: Linear, argument: Any) -> Tensor:
+    """What the paths bring to a part of a tensor."""
+    return reading(argument) if reading.carries(argument) else reading.beside(argument)
+
+
 @rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack")
 def _join(reading: Linear, node: Node) -> Tensor:
-    parts = [reading(part) if reading.carries(part) else reading.beside(part) for part in node.args[0]]
-    result: Tensor = node.target(parts, *node.args[1:], **node.kwargs)
-    return result
+    parts = [_part(reading, part) for part in node.args[0]]
+    return node.target(parts, *node.args[1:], **node.kwargs)
 
 
-@rule(
-    "pad",
-    "constant_pad_nd",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
-)
+rule(*(f"{kind}_pad{d}d" for kind in ("reflection", "replication") for d in (1, 2, 3)))(Linear.plain)
+
+
+@rule("pad", "constant_pad_nd")
 def _pad(reading: Linear, node: Node) -> Tensor:
-    if node.op not in ("pad", "constant_pad_nd"):
-        result: Tensor = reading.plain(node)
-        return result
     return F.pad(reading(node.args[0]), reading(node["pad"]), node.arguments.get("mode", "constant"))
 
 
 @rule("write")
 def _write(reading: Linear, node: Node) -> Tensor:
-    whole, part = (reading(a) if reading.carries(a) else reading.beside(a) for a in node.args[:2])
-    result: Tensor = node.target(whole, part, reading(node.args[2]))
-    return result
+    whole, part, views = node.args
+    return node.target(_part(reading, whole), _part(reading, part), reading(views))
 
 
 @rule("copy", "fill")
@@ -82,9 +76,8 @@ def _copy(reading: Linear, node: Node) -> Tensor:
 
 @rule("index_put")
 def _index_put(reading: Linear, node: Node) -> Tensor:
-    whole, values = (reading(a) if reading.carries(a) else reading.beside(a) for a in (node.args[0], node.args[2]))
-    result: Tensor = node.target(whole, reading(node.args[1]), values, *node.args[3:])
-    return result
+    whole, index, values, *how = node.args
+    return node.target(_part(reading, whole), reading(index), _part(reading, values), *how)
 
 
 @rule("where")
