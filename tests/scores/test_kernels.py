@@ -131,7 +131,7 @@ def drawn(model: nn.Module, x: Tensor, keep: Any, number: int = 1, **options: An
     theta = {n: torch.randn(entries[n].shape, generator=generator, dtype=torch.float64) for n in prunable(model)}
     own = {name: model.get_parameter(name) for name in theta}
     problem = Problem(model, own, [(x, None)], keep, round=number)
-    reader = ModelReader(problem, "batch", 1024, False, "auto", None)
+    reader = ModelReader(problem, "ntk-sap", "batch", 1024, False, "auto", None)
     return (lambda name, tensor, source: theta[name]), theta, ntk_sap._direction(reader)
 
 

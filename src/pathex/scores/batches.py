@@ -1,7 +1,7 @@
 """The pruning set as it is delivered: read once, checked, and joined over the processes that score together."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,35 +44,23 @@ def read_batches(data: Any) -> list[Batch]:
 
 
 def joined(batches: Sequence[Batch], processes: Processes) -> Sequence[Batch]:
-    """The pruning set of all processes, as if one had read it.
-
-    Args:
-        batches: What this process read.
-        processes: Those that score together.
-
-    Returns:
-        Where every process read the same images and labels, these, in the batches of process 0; otherwise what all of
-        them read, one process after another, with images that several read as often as they were read.
-
-    Raises:
-        InvalidInput: If images differ in shape between processes.
-    """
+    """The pruning set of all processes, in one shape (`InvalidInput` if not), as if one had read it."""
+    # Where every process read the same images and labels, these, in the batches of process 0; otherwise what all of
+    # them read, one process after another, with images that several read as often as they were read.
     if processes.world_size == 1:
         return batches
-    read = processes.all_gather(
-        [[(fingerprint(x[i]), label_fingerprint(y, i)) for i in range(len(x))] for x, y in _on_cpu(batches)]
-    )
+    read = processes.all_gather([contents(x, y) for x, y in batches])
     if all(delivered == read[0] for delivered in read):
         return batches
-    contents = [sorted(image for batch in delivered for image in batch) for delivered in read]
-    sources = [0] if all(content == contents[0] for content in contents) else range(processes.world_size)
+    images = [sorted(image for batch in delivered for image in batch) for delivered in read]
+    sources = [0] if all(other == images[0] for other in images) else range(processes.world_size)
     device = batches[0][0].device
     result: list[Batch] = []
     for source in sources:
-        images = processes.broadcast([x for x, _ in batches], device, source)
+        sent = processes.broadcast([x for x, _ in batches], device, source)
         labels = iter(processes.broadcast([y for _, y in batches if y is not None], device, source))
         labelled = processes.all_gather([y is not None for _, y in batches])[source]
-        result += [(x, next(labels) if has else None) for x, has in zip(images, labelled, strict=True)]
+        result += [(x, next(labels) if has else None) for x, has in zip(sent, labelled, strict=True)]
     return _of_one_shape(result)
 
 
@@ -83,22 +71,16 @@ def _of_one_shape(batches: list[Batch]) -> list[Batch]:
     return batches
 
 
-def _on_cpu(batches: Sequence[Batch]) -> Iterator[Batch]:
-    return ((x.cpu(), None if y is None else y.cpu()) for x, y in batches)
-
-
 def _is_pair(x: Any, y: Any) -> bool:
-    return (
-        isinstance(x, Tensor) and isinstance(y, Tensor) and x.is_floating_point() and not y.is_floating_point()
-    ) and x.shape[:1] == y.shape[:1] != ()
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return False
+    return x.is_floating_point() and not y.is_floating_point() and x.shape[:1] == y.shape[:1] != ()
 
 
 def _checked(number: int, batch: Any) -> Batch:
-    x, y = (
-        (batch[0], batch[1] if len(batch) > 1 else None)
-        if isinstance(batch, (tuple, list)) and batch
-        else (batch, None)
-    )
+    x, y = batch, None
+    if isinstance(batch, (tuple, list)) and batch:
+        x, y = batch[0], batch[1] if len(batch) > 1 else None
     if not isinstance(x, Tensor):
         raise InvalidInput(f"batch {number} of data holds {type(x).__name__} where a tensor of images should be")
     if not x.is_floating_point():
@@ -116,18 +98,12 @@ def _checked(number: int, batch: Any) -> Batch:
 
 
 def fingerprint(tensor: Tensor) -> bytes:
-    """A hash of the content of a tensor.
-
-    Args:
-        tensor: On any device, in any dtype.
-
-    Returns:
-        20 bytes, equal for tensors with equal entries in equal order.
-    """
+    """A hash of a tensor's content: 20 bytes, equal for equal entries in equal order, whatever the device and shape."""
     flat = tensor.detach().cpu().reshape(-1).contiguous()
     return hashlib.sha1(flat.view(torch.uint8).numpy().tobytes(), usedforsecurity=False).digest()
 
 
-def label_fingerprint(labels: Tensor | None, index: int) -> bytes:
-    """That of one label; of none without labels."""
-    return b"" if labels is None else fingerprint(labels[index])
+def contents(images: Tensor, labels: Tensor | None) -> list[tuple[bytes, bytes]]:
+    """Fingerprints of every image and of its label, which tells equal images apart."""
+    of_labels = [b""] * len(images) if labels is None else [fingerprint(label) for label in labels.cpu()]
+    return [(fingerprint(image), label) for image, label in zip(images.cpu(), of_labels, strict=True)]

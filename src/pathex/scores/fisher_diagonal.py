@@ -3,43 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.errors import InvalidInput
-from pathex.scores.jacobian import Rows, squared_jacobian
-from pathex.scores.loss import require_labels
+from pathex.scores.jacobian import squared_jacobian
 from pathex.scores.method import ModelMethod
-from pathex.scores.model_reader import IGNORED, ModelReader
 from pathex.scores.options import NaturalOrNone
 from pathex.scores.problem import Problem
-
-
-def _given(reader: ModelReader) -> Rows:
-    def rows(outputs: Tensor, labels: Any) -> Tensor:
-        _check(outputs)
-        labels = reader.fitting(outputs, labels)
-        if labels.is_floating_point():
-            each = F.cross_entropy(outputs, labels.to(outputs.dtype), reduction="none")
-        else:
-            ignored = IGNORED if labels.dim() > 1 else -100
-            each = F.cross_entropy(outputs, labels, reduction="none", ignore_index=ignored)
-        return each.reshape(len(outputs), -1).sum(1)
-
-    return rows
-
-
-def _model(outputs: Tensor, _: Any) -> Tensor:
-    """Rows whose squared derivatives are those of the log-probabilities, weighted with the probabilities."""
-    _check(outputs)
-    logs = outputs.log_softmax(1)
-    return logs.detach().exp().sqrt() * logs
-
-
-def _check(outputs: Tensor) -> None:
-    if outputs.dim() < 2 or outputs.shape[1] < 2:
-        shape = tuple(outputs.shape)
-        raise InvalidInput(f"fisher-diagonal needs outputs (N, classes, ...) with two classes or more, not {shape}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +21,6 @@ class FisherDiagonal(ModelMethod):
     the form of Optimal Brain Damage (LeCun, Denker, Solla, NeurIPS 1989) with the Fisher information in place of the
     Hessian, as in Theis et al. (2018). The expectation is over the given label alone (empirical Fisher information), or
     over the labels that the network itself predicts, summed over all classes.
-
-    Reads images and labels. Published rounds: 1.
 
     Attributes:
         labels: ``given``: those of the data (empirical Fisher information); ``model``: every class with the probability
@@ -80,7 +48,16 @@ class FisherDiagonal(ModelMethod):
     projections: NaturalOrNone = None
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        reader, given = self.reader(problem), self.labels == "given"
-        if given:
-            require_labels(reader, self.name)
-        return squared_jacobian(reader, _given(reader) if given else _model, self.projections, labels=given)
+        reader = self.reader(problem)
+
+        def rows(outputs: Tensor, labels: Any) -> Tensor:
+            shape = tuple(outputs.shape)
+            if len(shape) < 2 or shape[1] < 2:
+                raise InvalidInput(f"{self.name} needs outputs (N, classes, ...) with two classes or more, not {shape}")
+            if self.labels == "given":
+                return reader.loss_of(outputs, labels, "none").reshape(len(outputs), -1).sum(1)
+            # Their squared derivatives are those of the log-probabilities, weighted with the probabilities.
+            logs = outputs.log_softmax(1)
+            return logs.detach().exp().sqrt() * logs
+
+        return squared_jacobian(reader, rows, self.projections, labels=self.labels == "given")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pathex.scores.loss import loss_gradient, require_labels
+from pathex.scores.loss import loss_gradient
 from pathex.scores.method import LossMethod
 from pathex.scores.problem import Problem
 
@@ -16,8 +16,6 @@ class Force(LossMethod):
         S_j = |theta_j dL/dtheta_j|, the gradient at the masked weights c * theta, theta_j the weight itself.
 
     The gradient reaches pruned weights too, so that those that the sparse network would use come back in a later round.
-
-    Reads images and labels. Published rounds: 60.
     """
 
     name = "force"
@@ -33,9 +31,6 @@ class Force(LossMethod):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         reader = self.reader(problem)
-        require_labels(reader, self.name)
-        weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-        tensors = {**reader.other(), **weights}
-        gradient = loss_gradient(reader, weights, tensors, reader.statistics(tensors))
+        gradient = loss_gradient(reader, reader.leaves())
         own = replace(reader, problem=replace(problem, mask=None)).weights()
         return {name: (weight * gradient[name]).abs() for name, weight in own.items()}

@@ -1,41 +1,13 @@
 """GraSP, gradient signal preservation."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from pathex.errors import UnsupportedOperation
-from pathex.scores.loss import loss_gradient, loss_terms, require_labels, require_second_derivatives
+from pathex.scores.loss import hessian_product, loss_gradient
 from pathex.scores.method import LossMethod
 from pathex.scores.options import Positive
 from pathex.scores.problem import Problem
-
-
-def _hessian_product(
-    weights: Mapping[str, Tensor], vector: Mapping[str, Tensor]
-) -> Callable[[Callable[[], Tensor]], dict[str, Tensor]]:
-    """A function from a term to its Hessian with respect to all weights, times a vector."""
-    leaves = list(weights.values())
-
-    def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
-        with torch.enable_grad():
-            first = torch.autograd.grad(term(), leaves, create_graph=True, allow_unused=True)
-            along = [(part * vector[n]).sum() for n, part in zip(weights, first, strict=True) if part is not None]
-            slope = torch.stack(along).sum()
-        if not slope.requires_grad:  # a loss that is linear in the weights has no curvature
-            return {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        require_second_derivatives(slope, "grasp")
-        try:
-            second = torch.autograd.grad(slope, leaves, materialize_grads=True)
-        except RuntimeError as error:
-            if not any(reason in str(error) for reason in ("not implemented", "not supported")):
-                raise
-            raise UnsupportedOperation(f"grasp needs second derivatives: {str(error).splitlines()[0]}") from error
-        return dict(zip(weights, second, strict=True))
-
-    return part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +18,6 @@ class Grasp(LossMethod):
 
     To first order, removing weight j takes 2 S_j from the squared norm of the gradient, as ``grad (|g|^2 / 2) = H g``.
     Scores may be negative: such a weight dampens the flow and goes first.
-
-    Reads images and labels. Published rounds: 1.
 
     Attributes:
         temperature: The outputs are divided by it before the loss, as released.
@@ -69,14 +39,10 @@ class Grasp(LossMethod):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         reader = self.reader(problem)
-        require_labels(reader, self.name)
-        weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-        tensors = {**reader.other(), **weights}
-        statistics = reader.statistics(tensors)
-        gradient = loss_gradient(reader, weights, tensors, statistics, self.temperature)
+        at = reader.leaves()
+        gradient = loss_gradient(reader, at, self.temperature)
         if problem.mask is not None:
             # Pruned weights do not train: their part of the gradient is no flow.
             gradient = {name: part * problem.mask[name].to(part) for name, part in gradient.items()}
-        part = _hessian_product(weights, gradient)
-        product = problem.processes.sum_over(loss_terms(reader, tensors, statistics, self.temperature), part)
-        return {name: weight.detach() * product[name] for name, weight in weights.items()}
+        product = hessian_product(reader, at, gradient, self.temperature)
+        return {name: weight.detach() * product[name] for name, weight in at.weights.items()}

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pathex.scores.loss import require_labels
 from pathex.scores.method import LossMethod
 from pathex.scores.problem import Problem
 from pathex.scores.snip import connection_sensitivity
@@ -15,8 +14,6 @@ class IterativeSnip(LossMethod):
     r"""Iterative SNIP (de Jorge et al., ICLR 2021; Verdenius et al. 2020): SNIP as the network shrinks.
 
     S_j = |theta_j dL/dtheta_j| of the masked network, in every round; a pruned weight never returns.
-
-    Reads images and labels. Published rounds: 60.
     """
 
     name = "iterative-snip"
@@ -29,6 +26,4 @@ class IterativeSnip(LossMethod):
     rounds = 60
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        reader = self.reader(problem)
-        require_labels(reader, self.name)
-        return connection_sensitivity(reader)
+        return connection_sensitivity(self.reader(problem))

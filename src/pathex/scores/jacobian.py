@@ -1,15 +1,14 @@
 """Squared derivatives of many rows (outputs of images, log-likelihoods), summed: exactly or by random projections."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, PathexError
-from pathex.paths import Statistics
+from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import generator
 
@@ -32,7 +31,7 @@ def squared_jacobian(
     if projections is None:
         projections = 0 if network.exact_passes() <= _EXACT_UP_TO else _PROJECTIONS
     squares = network.projected(projections) if projections else network.exact()
-    scores = {name: weight.detach().double().square() * squares[name] for name, weight in network.weights.items()}
+    scores = {name: weight.detach().double().square() * squares[name] for name, weight in network.at.weights.items()}
     for name, score in scores.items():
         if not torch.isfinite(score).all():
             raise PathexError(f"the derivatives of {name!r} overflow {reader.precision}; use a model in float64")
@@ -59,24 +58,26 @@ def gradients(
     }
 
 
-@dataclass
+@contextlib.contextmanager
+def differentiable_twice(needs: str) -> Iterator[None]:
+    """Name what needs second derivatives where torch says that it has none of an operation."""
+    try:
+        yield
+    except RuntimeError as error:
+        phrases = ("not implemented", "not supported", "differentiate twice", "not have been used")
+        if not any(phrase in str(error) for phrase in phrases):
+            raise
+        raise UnsupportedOperation(f"{needs}: {str(error).strip().splitlines()[0]}") from error
+
+
 class _Network:
     """The rows of a reader's network as functions of its weights."""
 
-    reader: ModelReader
-    rows: Rows
-    labels: bool
-    weights: dict[str, Tensor] = field(init=False)
-    tensors: dict[str, Tensor] = field(init=False)
-    statistics: Statistics = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.weights = {name: weight.requires_grad_() for name, weight in self.reader.weights().items()}
-        self.tensors = {**self.reader.other(), **self.weights}
-        self.statistics = self.reader.statistics(self.tensors)
+    def __init__(self, reader: ModelReader, rows: Rows, labels: bool) -> None:
+        self.reader, self.rows, self.labels, self.at = reader, rows, labels, reader.leaves()
 
     def _rows(self, x: Tensor, y: Any) -> Tensor:
-        return self.rows(self.reader.forward(x, self.tensors, self.statistics), y)
+        return self.rows(self.reader.forward(x, self.at.tensors, self.at.statistics), y)
 
     def _independent(self) -> Iterator[tuple[Tensor, Any]]:
         """Parts of the pruning set that do not depend on each other: images, or whole batches in train mode."""
@@ -102,7 +103,7 @@ class _Network:
             with torch.enable_grad():
                 rows = self._rows(*images).flatten()
             for row in rows:
-                for name, derivative in gradients(row, self.weights, keep=True).items():
+                for name, derivative in gradients(row, self.at.weights, keep=True).items():
                     # Not squared in place: two weights may have one tensor as their derivative.
                     square = derivative.double().square()
                     sums[name] = sums[name].add_(square) if name in sums else square
@@ -116,11 +117,11 @@ class _Network:
 
         def part(number: int) -> dict[str, Tensor]:
             source = generator(problem.seed, problem.round, number)
-            whole = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+            whole = {name: torch.zeros_like(weight) for name, weight in self.at.weights.items()}
             for x, y in self.reader.batches(labels=self.labels):
                 with torch.enable_grad():
                     rows = self._rows(x, y)
-                for name, derivative in gradients(rows, self.weights, weights=_signs(rows, source)).items():
+                for name, derivative in gradients(rows, self.at.weights, weights=_signs(rows, source)).items():
                     whole[name] += derivative
             return {name: derivative.double().square_().div_(count) for name, derivative in whole.items()}
 

@@ -1,4 +1,4 @@
-"""The mean loss over a pruning set, batch by batch, and its gradient with respect to the weights."""
+"""The mean loss over a pruning set, batch by batch, and its derivatives with respect to the weights."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -7,33 +7,25 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.paths import Statistics
-from pathex.scores.model_reader import IGNORED, ModelReader
+from pathex.scores.jacobian import differentiable_twice
+from pathex.scores.model_reader import IGNORED, Leaves, ModelReader
+
+Term = Callable[[], Tensor]
 
 
-def require_labels(reader: ModelReader, method: str) -> None:
-    """Refuse a pruning set without labels."""
-    if any(y is None for _, y in reader.problem.batches):
-        raise InvalidInput(f"method {method!r} needs labels: data must deliver (x, y), not x alone")
-
-
-def loss_terms(
-    reader: ModelReader,
-    tensors: Mapping[str, Tensor],
-    statistics: Statistics,
-    temperature: float = 1.0,
-) -> Iterator[Callable[[], Tensor]]:
+def _terms(reader: ModelReader, at: Leaves, temperature: float) -> Iterator[Term]:
     """The mean loss over the whole pruning set as a sum of one term a batch."""
     # Every image has the same weight, or every pixel that has a class, however the images are batched. A term has a
     # graph if gradients are enabled where it is computed.
-
-    def term(x: Tensor, y: Tensor) -> Tensor:
-        outputs = reader.forward(x, tensors, statistics) / temperature
-        return reader.loss_of(outputs, y) * (_counted(reader, y) / whole)
-
+    reader.require_labels()
     whole = sum(_counted(reader, y) for _, y in reader.problem.batches if y is not None)
     if not whole:
         raise InvalidInput(f"every label is {IGNORED}, which stands for no class")
+
+    def term(x: Tensor, y: Tensor) -> Tensor:
+        outputs = reader.forward(x, at.tensors, at.statistics) / temperature
+        return reader.loss_of(outputs, y) * (_counted(reader, y) / whole)
+
     for x, y in reader.batches():
         if _counted(reader, y):
             yield partial(term, x, y)
@@ -46,29 +38,44 @@ def _counted(reader: ModelReader, labels: Tensor) -> int:
     return len(labels)
 
 
-def loss_gradient(
-    reader: ModelReader,
-    weights: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    statistics: Statistics,
-    temperature: float = 1.0,
-) -> dict[str, Tensor]:
+def loss_gradient(reader: ModelReader, at: Leaves, temperature: float = 1.0) -> dict[str, Tensor]:
     """The gradient of the mean loss over the whole pruning set."""
 
-    def part(term: Callable[[], Tensor]) -> dict[str, Tensor]:
+    def part(term: Term) -> dict[str, Tensor]:
         with torch.enable_grad():
             loss = term()
             if not loss.requires_grad:
                 raise InvalidInput("the loss depends on no prunable weight; name another output with output=")
-            grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-        return dict(zip(weights, grads, strict=True))
+            grads = torch.autograd.grad(loss, list(at.weights.values()), materialize_grads=True)
+        return dict(zip(at.weights, grads, strict=True))
 
-    return reader.problem.processes.sum_over(loss_terms(reader, tensors, statistics, temperature), part)
+    return reader.problem.processes.sum_over(_terms(reader, at, temperature), part)
 
 
-def require_second_derivatives(value: Tensor, method: str) -> None:
-    """Refuse a graph with a function that can be differentiated once only."""
-    # ``torch.autograd.grad`` passes over such a function in silence: what it returns is then wrong.
+def hessian_product(
+    reader: ModelReader, at: Leaves, vector: Mapping[str, Tensor], temperature: float = 1.0, instead: str = ""
+) -> dict[str, Tensor]:
+    """The Hessian of the mean loss times a vector; errors name what would do ``instead`` of second derivatives."""
+    leaves, needs = list(at.weights.values()), f"{reader.method} needs second derivatives{instead}"
+
+    def part(term: Term) -> dict[str, Tensor]:
+        with torch.enable_grad():
+            first = torch.autograd.grad(term(), leaves, create_graph=True, allow_unused=True)
+            along = [(part * vector[n]).sum() for n, part in zip(at.weights, first, strict=True) if part is not None]
+            slope = torch.stack(along).sum()
+        if not slope.requires_grad:  # a loss that is linear in the weights has no curvature
+            return {name: torch.zeros_like(weight) for name, weight in at.weights.items()}
+        _refuse_once_differentiable(slope, needs)
+        with differentiable_twice(needs):
+            second = torch.autograd.grad(slope, leaves, materialize_grads=True)
+        return dict(zip(at.weights, second, strict=True))
+
+    return reader.problem.processes.sum_over(_terms(reader, at, temperature), part)
+
+
+def _refuse_once_differentiable(value: Tensor, needs: str) -> None:
+    # ``torch.autograd.grad`` passes over a function that can be differentiated once only in silence: what it returns is
+    # then wrong.
     seen, open_nodes = set(), [value.grad_fn]
     while open_nodes:
         node = open_nodes.pop()
@@ -78,6 +85,5 @@ def require_second_derivatives(value: Tensor, method: str) -> None:
     if any(node.name() == "torch::autograd::Error" for node in seen):
         custom = {node.name() for node in seen if isinstance(node, torch.autograd.function.BackwardCFunction)}
         raise UnsupportedOperation(
-            f"{method} needs second derivatives; a custom function can be differentiated once only, one of "
-            f"{', '.join(sorted(custom))}"
+            f"{needs}; a custom function can be differentiated once only, one of {', '.join(sorted(custom))}"
         )

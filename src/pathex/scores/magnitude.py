@@ -7,10 +7,7 @@ from pathex.scores.problem import Problem
 
 
 class Magnitude(Method):
-    """Magnitude at initialization: ``S_j = |theta_j|`` (LeCun, Denker, Solla 1989; Han et al. 2015).
-
-    Reads no data but their shape. Published rounds: 1.
-    """
+    """Magnitude at initialization: ``S_j = |theta_j|`` (LeCun, Denker, Solla 1989; Han et al. 2015)."""
 
     name = "magnitude"
     title = "Magnitude"

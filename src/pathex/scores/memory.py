@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pathex.errors import PathexWarning
 from pathex.paths import footprint
-from pathex.scores.problem import Problem, mib
+from pathex.scores.problem import Problem, mib, once
 
 # Results of one function, its operands and their copies in another layout of memory, at most.
 _FORWARD = 8
@@ -16,10 +16,7 @@ _LATER = 12  # bytes a weight of products, their sums and gradients, which come 
 
 def entries_of_image(problem: Problem, output: str | int | None) -> tuple[int, int]:
     """Entries of the activations of one image, by a forward pass of one image, once a prune."""
-    if "footprint" not in problem.memo:
-        problem.memo["footprint"] = footprint(problem.model, problem.images[:1], output=output)
-    found: tuple[int, int] = problem.memo["footprint"]
-    return found
+    return once(problem.memo, "footprint", lambda: footprint(problem.model, problem.images[:1], output=output))
 
 
 def calibration_chunk(problem: Problem, images: Tensor, output: str | int | None) -> int | None:
@@ -28,23 +25,18 @@ def calibration_chunk(problem: Problem, images: Tensor, output: str | int | None
     fits = int(room // max(1, cost))
     if len(images) <= fits:
         return None
-    _say_slow(problem, cost * len(images), room, len(images))
-    return max(1, fits)
-
-
-def _say_slow(problem: Problem, size: float, room: int, count: int) -> None:
-    """Say once per prune that calibration has to start again for every BatchNorm."""
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in problem.model.modules())
-    if norms < 2 or problem.memo.setdefault("calibration in parts", False):
-        return
-    problem.memo["calibration in parts"] = True
-    warnings.warn(
-        f"calibrating on {count} images at once takes about {mib(size)} of memory, more than the budget of "
-        f"{mib(problem.budget())} leaves ({mib(room)}): in parts it takes the time of {(norms + 1) / 2:g} "
-        "passes; allow more memory or fewer calibration_images",
-        PathexWarning,
-        stacklevel=2,
-    )
+    # In parts, calibration starts again for every BatchNorm.
+    if norms > 1 and "calibration in parts" not in problem.memo:
+        problem.memo["calibration in parts"] = True
+        warnings.warn(
+            f"calibrating on {len(images)} images at once takes about {mib(cost * len(images))} of memory, more than "
+            f"the budget of {mib(problem.budget())} leaves ({mib(room)}): in parts it takes the time of "
+            f"{(norms + 1) / 2:g} passes; allow more memory or fewer calibration_images",
+            PathexWarning,
+            stacklevel=2,
+        )
+    return max(1, fits)
 
 
 def doubt_batches(problem: Problem, output: str | int | None) -> None:

@@ -13,8 +13,9 @@ from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, LossOrNone, Output, Redraw, Scales, check_options
 from pathex.scores.problem import Problem
-from pathex.scores.reader import PathReader
+from pathex.scores.reader import PathReader, Reader
 
+R = TypeVar("R", bound=Reader)
 M = TypeVar("M", bound="Method")
 
 
@@ -84,25 +85,15 @@ class Method(ABC):
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
     def having(self: M, options: Mapping[str, Any]) -> M:
-        """The method with other options.
-
-        Args:
-            options: Name to value.
-
-        Returns:
-            A new object.
-
-        Raises:
-            InvalidInput: If there is no such option (the message lists the known ones), or a value is not allowed.
-        """
+        """A copy with other options; `InvalidInput` for one that is unknown or not allowed, with what is."""
         if unknown := sorted(set(options) - set(self.options)):
             known = ", ".join(sorted(self.options)) or "none"
             raise InvalidInput(f"method {self.name!r} has no option {unknown[0]!r}. Known: {known}")
         return replace(self, **options)
 
     def __str__(self) -> str:
-        about = {"citation": self.citation, "equation": self.equation, "needs": self.needs, "rounds": self.rounds}
-        lines = [f"{self.name}: {self.title}", *(f"  {name:<9} {text}" for name, text in about.items())]
+        about = ("citation", "equation", "needs", "rounds")
+        lines = [f"{self.name}: {self.title}", *(f"  {name:<9} {getattr(self, name)}" for name in about)]
         meaning = self._meaning()
         lines += [f"  option    {name}={value!r}: {meaning.get(name, '')}" for name, value in self.options.items()]
         return "\n".join(lines)
@@ -134,9 +125,9 @@ class _ReadingMethod(Method):
     scales: Scales = "auto"
     output: Output = None
 
-    def _options_of(self, reader: type) -> dict[str, Any]:
+    def _read(self, reader: type[R], problem: Problem) -> R:
         names = {field.name for field in fields(reader)}
-        return {name: value for name, value in self.options.items() if name in names}
+        return reader(problem, self.name, **{name: value for name, value in self.options.items() if name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +145,7 @@ class PathMethod(_ReadingMethod):
 
     def reader(self, problem: Problem) -> PathReader:
         """The network of a problem, as this method reads it."""
-        return PathReader(problem, **self._options_of(PathReader))
+        return self._read(PathReader, problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +163,7 @@ class ModelMethod(_ReadingMethod):
 
     def reader(self, problem: Problem) -> ModelReader:
         """The network of a problem, as this method runs it."""
-        return ModelReader(problem, **self._options_of(ModelReader))
+        return self._read(ModelReader, problem)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The network of a problem run as it is, differentiably, with the loss of its labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +13,22 @@ from pathex.paths import Statistics, forward
 from pathex.scores.memory import doubt_batches, entries_of_image
 from pathex.scores.options import LossOrNone
 from pathex.scores.problem import generator
-from pathex.scores.reader import Reader, Tensors
+from pathex.scores.reader import Reader
 
 IGNORED = 255  # label of pixels that belong to no class
 
 
+class Leaves(NamedTuple):
+    """Tensors that a network is differentiated by, those that it runs on, which hold them, and what BatchNorm uses."""
+
+    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    statistics: Statistics
+
+
 @dataclass(frozen=True)
 class ModelReader(Reader):
-    """Runs a problem's network itself, differentiably.
-
-    Attributes:
-        loss: Function of outputs and labels; None is cross-entropy.
-    """
+    """Runs a problem's network itself, differentiably; without a loss it is cross-entropy."""
 
     loss: LossOrNone = None
 
@@ -37,19 +41,9 @@ class ModelReader(Reader):
         return found
 
     def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
-        """The pruning set: with BatchNorm as in training the batches as delivered, otherwise canonical micro-batches.
-
-        Args:
-            labels: Whether labels are needed.
-
-        Yields:
-            Images ``(B, ...)`` as they are read and labels (or None), on the model's device.
-
-        Raises:
-            InvalidInput: If labels are needed and missing.
-        """
-        if labels and any(y is None for _, y in self.problem.batches):
-            raise InvalidInput("the method needs labels: data must deliver (x, y)")
+        """Images and labels: as delivered for BatchNorm as in training, otherwise in canonical micro-batches."""
+        if labels:
+            self.require_labels()
         if self.calibration == "train":
             doubt_batches(self.problem, self.output)
             device = self.problem.device
@@ -63,20 +57,32 @@ class ModelReader(Reader):
             yield x.to(self.precision), None if given is None else given[first : first + len(x)]
             first += len(x)
 
-    def forward(self, x: Tensor, tensors: Tensors, statistics: Statistics) -> Tensor:
+    def require_labels(self) -> None:
+        """Refuse a pruning set without labels."""
+        if any(y is None for _, y in self.problem.batches):
+            raise InvalidInput(f"method {self.method!r} needs labels: data must deliver (x, y), not x alone")
+
+    def leaves(self) -> Leaves:
+        """The weights of this round, to be differentiated by."""
+        weights = {name: weight.requires_grad_() for name, weight in self.weights().items()}
+        tensors = {**self.other(), **weights}
+        return Leaves(weights, tensors, self.statistics(tensors))
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
         """The output of the network, differentiable as often as its functions are."""
         return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
 
-    def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of a batch."""
-        labels = self.fitting(outputs, labels)
+    def loss_of(self, outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        """The loss of a batch: its mean, or of cross-entropy with ``none`` each one."""
+        labels = self._fitting(outputs, labels)
         if self.loss is not None:
             return self.loss(outputs, labels)
         if labels.is_floating_point():
-            return F.cross_entropy(outputs, labels.to(outputs.dtype))
-        return F.cross_entropy(outputs, labels, ignore_index=IGNORED if labels.dim() > 1 else -100)
+            return F.cross_entropy(outputs, labels.to(outputs.dtype), reduction=reduction)
+        ignored = IGNORED if labels.dim() > 1 else -100
+        return F.cross_entropy(outputs, labels, reduction=reduction, ignore_index=ignored)
 
-    def fitting(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _fitting(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The labels as cross-entropy takes them, class numbers stored as floating point included."""
         if labels.is_inference():
             labels = labels.clone()  # what was made in inference mode cannot be saved for a backward pass

@@ -37,8 +37,6 @@ class Npb(Method):
     What weight j adds to the published objective of its layer, in the masked network: units of which it is the best
     weight, its part of the paths, and whether it is the best weight of its kernel.
 
-    Reads no data but their shape. Published rounds: 20.
-
     Attributes:
         alpha: Weight of units against paths, in [0, 1].
         beta: Weight of kernels.

@@ -20,8 +20,6 @@ class NtkDiagonal(ModelMethod):
     NeurIPS 2018); with it, S_j is the squared change of all outputs when the weight is removed, to first order. By
     random projections with independent signs v, ``E[(theta_j d(sum_{n,k} v_nk f_k(x_n)) / dtheta_j)^2] = S_j``.
 
-    Reads images. Published rounds: 1.
-
     Attributes:
         projections: None: exact up to 4096 backward passes of one image, beyond them 32 random projections; 0: exact;
             P: P random projections, whose relative standard error is at most sqrt(2 / P).

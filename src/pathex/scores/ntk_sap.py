@@ -1,8 +1,7 @@
 """NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError, UnsupportedOperation
-from pathex.paths import Statistics
-from pathex.scores.jacobian import gradients
+from pathex.scores.jacobian import differentiable_twice, gradients
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Positive, Redraw
+from pathex.scores.precision import SAFE
 from pathex.scores.problem import Problem, generator
 from pathex.scores.reader import TOTAL
 
@@ -23,40 +22,18 @@ _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that o
 
 _TWICE = "ntk-sap with exact=True differentiates twice, which an operation of the network does not allow"
 
-# Where R lies within these bounds no derivative that matters under- or overflows float32; beyond them the passes are
-# repeated in float64.
-_SAFE = (1e-25, 1e30)
-
 
 def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: int) -> tuple[float, dict[str, Tensor]]:
     """R and its derivatives by the mask, over all draws of the round; without epsilon the exact limit."""
     total, sums = 0.0, {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
-        part = _part_of(drawn, epsilon)
+        part = _Draw(drawn, epsilon).part
         scored = reader.problem.processes.sum_over(drawn.batches(labels=False), part)
         total += float(scored.pop(TOTAL))
         for name, derivative in scored.items():
             sums[name] += derivative
     return total, sums
-
-
-def _part_of(drawn: ModelReader, epsilon: float | None) -> Callable[[tuple[Tensor, Any]], dict[str, Tensor]]:
-    """A function from a batch to R of one draw and its derivatives by the mask."""
-    weights, other = drawn.weights(), drawn.other()
-    direction = _direction(drawn)
-    statistics = drawn.statistics({**other, **weights})
-
-    def part(batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
-        with torch.enable_grad():
-            if epsilon is None:
-                with _differentiable_twice():
-                    total, derivatives = _limit(drawn, batch[0], other, weights, direction, statistics)
-            else:
-                total, derivatives = _difference(drawn, batch[0], other, weights, direction, statistics, epsilon)
-        return {TOTAL: total.detach().double(), **derivatives}
-
-    return part
 
 
 def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
@@ -87,70 +64,60 @@ def _direction(reader: ModelReader) -> dict[str, Tensor]:
     return problem.masked(drawn, reader.precision)
 
 
-def _difference(
-    reader: ModelReader,
-    x: Tensor,
-    other: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    statistics: Statistics,
-    epsilon: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """R of a batch by the finite difference, and its derivatives by the mask, which both networks share."""
-    here = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    there = {name: (weight + epsilon * direction[name]).requires_grad_() for name, weight in weights.items()}
-    moved = reader.forward(x, {**other, **there}, statistics) - reader.forward(x, {**other, **here}, statistics)
-    total = moved.square().sum()
-    at_here, at_there = gradients(total, here, keep=True), gradients(total, there)
-    derivatives = {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in weights}
-    return total, derivatives
+class _Draw:
+    """The network of one draw, and the direction in which its weights are moved."""
 
+    def __init__(self, reader: ModelReader, epsilon: float | None) -> None:
+        self.reader, self.epsilon = reader, epsilon
+        self.weights, self.other, self.direction = reader.weights(), reader.other(), _direction(reader)
+        self.statistics = reader.statistics({**self.other, **self.weights})
 
-def _limit(
-    reader: ModelReader,
-    x: Tensor,
-    other: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    statistics: Statistics,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """R of a batch for an infinitely small step, and its derivatives by the mask."""
-    # With J the Jacobian, t the direction and u = J t, R = u . u. J^T v is linear in v, and its derivative by v along t
-    # is J t: a Jacobian-vector product of two backward passes, which needs no rules of forward differentiation. Then
-    # dR/dt = 2 J^T u, and dR/dtheta = 2 d(u . J t)/dtheta with u and t held fixed.
-    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    outputs = reader.forward(x, {**other, **leaves}, statistics)
-    probe = torch.zeros_like(outputs).requires_grad_()
-    pulled = gradients(outputs, leaves, weights=probe, create=True)
-    (pushed,) = torch.autograd.grad(_dot(pulled, direction), probe)
-    pulled = gradients(outputs, leaves, weights=pushed, create=True)
-    along = _dot(pulled, direction)
-    _check_second(along, pushed, pulled, direction)
-    # A network that is linear in its weights has nothing to differentiate here.
-    bent = gradients(along, leaves) if along.requires_grad else {}
-    derivatives = {
-        name: 2 * (direction[name] * pulled[name] + (leaf * bent[name] if bent else 0)).detach()
-        for name, leaf in leaves.items()
-    }
-    return pushed.square().sum(), derivatives
+    def part(self, batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
+        """R of a batch and its derivatives by the mask."""
+        with torch.enable_grad():
+            if self.epsilon is None:
+                with differentiable_twice(_TWICE):
+                    total, derivatives = self._limit(batch[0])
+            else:
+                total, derivatives = self._difference(batch[0], self.epsilon)
+        return {TOTAL: total.detach().double(), **derivatives}
 
+    def _outputs(self, x: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:
+        return self.reader.forward(x, {**self.other, **leaves}, self.statistics)
 
-@contextlib.contextmanager
-def _differentiable_twice() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if any(phrase in str(error) for phrase in ("not implemented", "differentiate twice", "not have been used")):
-            raise UnsupportedOperation(f"{_TWICE} ({str(error).strip().splitlines()[0]})") from error
-        raise
+    def _difference(self, x: Tensor, epsilon: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """By the finite difference of two networks that share the mask."""
+        here = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
+        there = {n: (weight + epsilon * self.direction[n]).requires_grad_() for n, weight in self.weights.items()}
+        total = (self._outputs(x, there) - self._outputs(x, here)).square().sum()
+        at_here, at_there = gradients(total, here, keep=True), gradients(total, there)
+        derivatives = {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in here}
+        return total, derivatives
 
-
-def _check_second(along: Tensor, pushed: Tensor, pulled: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> None:
-    """Refuse second derivatives that torch leaves out in silence: ``J^T u . t`` is ``u . J t``, here ``u . u``."""
-    rounding = 1e-5 * torch.stack([(pulled[name] * direction[name]).abs().sum() for name in pulled]).sum()
-    total = pushed.square().sum()
-    if (along - total).abs() > 1e-3 * total + rounding:
-        raise UnsupportedOperation(_TWICE)
+    def _limit(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """For an infinitely small step."""
+        # With J the Jacobian, t the direction and u = J t, R = u . u. J^T v is linear in v, and its derivative by v
+        # along t is J t: a Jacobian-vector product of two backward passes, which needs no rules of forward
+        # differentiation. Then dR/dt = 2 J^T u, and dR/dtheta = 2 d(u . J t)/dtheta with u and t held fixed.
+        direction = self.direction
+        leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
+        outputs = self._outputs(x, leaves)
+        probe = torch.zeros_like(outputs).requires_grad_()
+        pulled = gradients(outputs, leaves, weights=probe, create=True)
+        (pushed,) = torch.autograd.grad(_dot(pulled, direction), probe)
+        pulled = gradients(outputs, leaves, weights=pushed, create=True)
+        along, total = _dot(pulled, direction), pushed.square().sum()
+        # Second derivatives that torch leaves out in silence: J^T u . t is u . J t, here u . u.
+        rounding = 1e-5 * torch.stack([(pulled[name] * direction[name]).abs().sum() for name in pulled]).sum()
+        if (along - total).abs() > 1e-3 * total + rounding:
+            raise UnsupportedOperation(_TWICE)
+        # A network that is linear in its weights has nothing to differentiate here.
+        bent = gradients(along, leaves) if along.requires_grad else {}
+        derivatives = {
+            name: 2 * (direction[name] * pulled[name] + (leaf * bent[name] if bent else 0)).detach()
+            for name, leaf in leaves.items()
+        }
+        return total, derivatives
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
@@ -168,8 +135,6 @@ class NtkSap(ModelMethod):
     with delta normal with standard deviation epsilon, which makes ``R / epsilon^2`` an estimate of the trace of the
     NTK. Weights, inputs and delta are drawn anew in each round. For small epsilon ``R / epsilon^2`` tends to the square
     of the Jacobian-vector product with the unit normal direction of delta; ``exact`` scores with that.
-
-    Reads no data but their shape. Published rounds: 100.
 
     Attributes:
         inputs: ``normal``: standard normal inputs of the images' shape and number, as published; ``data``: the pruning
@@ -203,7 +168,7 @@ class NtkSap(ModelMethod):
     def score(self, problem: Problem) -> dict[str, Tensor]:
         reader, step = self.reader(problem), None if self.exact else float(self.epsilon)
         total, scores = _summed(reader, self.inputs, step, self.draws)
-        if reader.precision != torch.float64 and not _SAFE[0] < total < _SAFE[1]:
+        if reader.precision != torch.float64 and not SAFE[0] < total < SAFE[1]:
             total, scores = _summed(reader.in_float64(), self.inputs, step, self.draws)
         if not math.isfinite(total):
             raise PathexError(f"ntk-sap: the change of the outputs is {total} in float64; the network overflows")

@@ -45,8 +45,6 @@ class Phew(Method):
     many as give the wanted number of weights. So weights are ranked by the walk that uses them first, and every
     threshold is such a mask.
 
-    Reads no data but their shape. Published rounds: 1.
-
     Attributes:
         walks: Number of walks in all; None: as many as there are prunable weights, at most a million. Too few leave
             weights that magnitude ranks.
@@ -79,7 +77,7 @@ class Phew(Method):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         count = self.walks or min(sum(weight.numel() for weight in problem.prunable.values()), _MOST)
-        reader = PathReader(problem, "running", 1, self.redraw, self.scales, self.output, torch.float64)
+        reader = PathReader(problem, self.name, "running", 1, self.redraw, self.scales, self.output, torch.float64)
         weights, x = reader.weights(), problem.images[:1]
         mask = problem.mask or all_kept(weights)
         paths = count_paths(problem.model, x, mask, per_sample=self.per_sample, output=self.output).through

@@ -18,10 +18,10 @@ Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
 
 # Score is conserved: every layer on all paths holds the sum in all. Within these bounds no weight that matters under-
 # or overflows float32; beyond them the pass is repeated in float64.
-_SAFE = (1e-25, 1e30)
+SAFE = (1e-25, 1e30)
 
 
-def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]:
+def safely(reader: PathReader, summed: Summed) -> dict[str, Tensor]:
     """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32."""
     memo = reader.problem.memo
     # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
@@ -31,13 +31,13 @@ def safely(reader: PathReader, summed: Summed, method: str) -> dict[str, Tensor]
     if reader.precision != torch.float64:
         # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
         known: set[str] = memo.setdefault("zero in float64", set())
-        if zero - known or not _SAFE[0] < total < _SAFE[1]:
+        if zero - known or not SAFE[0] < total < SAFE[1]:
             total, zero, scores = _passes(reader.in_float64(), summed)
             known |= zero
-    memo["sum leaves float32"] = not _SAFE[0] < total < _SAFE[1]
+    memo["sum leaves float32"] = not SAFE[0] < total < SAFE[1]
     if not math.isfinite(total):
         raise PathexError(
-            f"{method}: the sum over paths is {total} in float64; the network's weights or statistics overflow"
+            f"{reader.method}: the sum over paths is {total} in float64; the network's weights or statistics overflow"
         )
     return scores
 

@@ -4,9 +4,9 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,23 +16,15 @@ from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.graph import Graph, compute_dtype, trace
 from pathex.paths import Weights
-from pathex.scores.batches import Batch, fingerprint, label_fingerprint
+from pathex.scores.batches import Batch, contents, fingerprint
+
+T = TypeVar("T")
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def parse_memory(memory: int | str | None) -> int | None:
-    """A memory budget in bytes.
-
-    Args:
-        memory: A number of bytes, text such as ``2GiB`` or ``500MB``, or None.
-
-    Returns:
-        Bytes, or None.
-
-    Raises:
-        InvalidInput: If the text cannot be read or the budget is not positive.
-    """
+    """Bytes of a memory budget, a positive number or text such as ``2GiB`` or ``500MB`` (`InvalidInput` for others)."""
     if memory is None:
         return None
     match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", str(memory))
@@ -55,6 +47,14 @@ def generator(*key: int) -> torch.Generator:
     """A CPU generator whose stream depends on every number of the key."""
     state = np.random.SeedSequence([abs(k) for k in key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def once(memo: dict[str, Any], key: str, make: Callable[[], T]) -> T:
+    """What is known by a key, made when it is first asked for."""
+    if key not in memo:
+        memo[key] = make()
+    found: T = memo[key]
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,35 +95,28 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of scoring: the model's, but at least float32."""
-        if "dtype" not in self.memo:
-            self.memo["dtype"] = compute_dtype(self.model)
-        found: torch.dtype = self.memo["dtype"]
-        return found
+        return once(self.memo, "dtype", lambda: compute_dtype(self.model))
 
     @property
     def images(self) -> Tensor:
         """All images ``(N, ...)`` on the model's device in canonical order (sorted by content)."""
-        images: Tensor = self._canonical[0]
-        return images
+        return self._canonical()[0]
 
     @property
     def labels(self) -> Tensor | None:
         """The labels of `images` in their order, on the model's device; None if any batch has none."""
-        return self._canonical[1]
+        return self._canonical()[1]
 
-    @property
     def _canonical(self) -> tuple[Tensor, Tensor | None]:
-        if "images" not in self.memo:
+        def sort() -> tuple[Tensor, Tensor | None]:
             x = torch.cat([x.cpu() for x, _ in self.batches])
             given = [y.cpu() for _, y in self.batches if y is not None]
             y = torch.cat(given) if len(given) == len(self.batches) else None
-            # Equal images are told apart by their labels.
-            keys = [(fingerprint(x[i]), label_fingerprint(y, i)) for i in range(len(x))]
-            order = sorted(range(len(x)), key=keys.__getitem__)
+            order = sorted(range(len(x)), key=contents(x, y).__getitem__)
             images = x[order].to(self.device, self.dtype).contiguous()
-            self.memo["images"] = images, None if y is None else y[order].to(self.device)
-        found: tuple[Tensor, Tensor | None] = self.memo["images"]
-        return found
+            return images, None if y is None else y[order].to(self.device)
+
+        return once(self.memo, "images", sort)
 
     @property
     def fingerprint(self) -> str:
@@ -133,14 +126,7 @@ class Problem:
         ).hexdigest()
 
     def doubt(self, message: str) -> None:
-        """Say once per prune that a result may not mean what it seems to.
-
-        Args:
-            message: One line that names what is doubtful and why.
-
-        Raises:
-            InvalidInput: With ``strict``.
-        """
+        """Warn, once per prune, that a result may not mean what it seems to; `InvalidInput` with ``strict``."""
         if self.strict:
             raise InvalidInput(f"{message} (an error because of strict=True)")
         said: set[str] = self.memo.setdefault("doubts", set())
@@ -149,22 +135,8 @@ class Problem:
             warnings.warn(message, PathexWarning, stacklevel=2)
 
     def graph(self, output: str | int | None = None, images: Tensor | None = None) -> Graph:
-        """The network, traced.
-
-        Args:
-            output: Which of several outputs counts.
-            images: What it is run on: matters to a network that can be traced for a fixed number of images only.
-
-        Returns:
-            The graph.
-
-        Raises:
-            UnsupportedOperation: If the network cannot be traced.
-        """
-        key = f"graph {output!r}"
-        if key not in self.memo:
-            self.memo[key] = trace(self.model, self.images, output=output)
-        found: Graph = self.memo[key]
+        """The network, traced; for ``images`` if that can be done for a fixed number of them only."""
+        found = once(self.memo, f"graph {output!r}", lambda: trace(self.model, self.images, output=output))
         if found.fixed_batch is None or images is None:
             return found
         return trace(self.model, images, output=output)
@@ -177,42 +149,31 @@ class Problem:
         scored: bool = False,
     ) -> Weights:
         """The network's tensors as a reading sees them, the prunable ones times the mask."""
-        names = list(self.prunable)
-        how: dict[str, Any] = {"mask": self.mask, "replaced": replaced, "infinite": self._not_finite}
-        return Weights(self.model, dtype or self.dtype, scored=names if scored else (), prunable=names, **how)
+        return Weights(
+            self.model,
+            dtype or self.dtype,
+            mask=self.mask,
+            replaced=replaced,
+            scored=self.prunable if scored else (),
+            prunable=self.prunable,
+            infinite=once(self.memo, "not finite", self._not_finite),
+        )
 
     def masked(
         self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        """The prunable weights times the mask.
-
-        Args:
-            tensors: Weights in place of the model's own.
-            dtype: Precision; None is that of scoring.
-
-        Returns:
-            Name to a new tensor without gradient.
-        """
+        """The prunable weights (``tensors`` in place of the model's own) times the mask: new, without gradient."""
         weights = self.weights(tensors, dtype)
         # Of what is not masked a copy: methods may write into it.
         return {name: weights(name).clone() if self.mask is None else weights(name) for name in self.prunable}
 
-    @property
-    def _not_finite(self) -> frozenset[str]:
+    def _not_finite(self) -> list[str]:
         """The prunable weights that may have entries that are not finite: their sum is not."""
-        if "not finite" not in self.memo:
-            sums = torch.stack([weight.detach().sum().double() for weight in self.prunable.values()])
-            finite = zip(self.prunable, sums.isfinite().tolist(), strict=True)
-            self.memo["not finite"] = frozenset(name for name, each in finite if not each)
-        found: frozenset[str] = self.memo["not finite"]
-        return found
+        sums = torch.stack([weight.detach().sum().double() for weight in self.prunable.values()])
+        return [name for name, finite in zip(self.prunable, sums.isfinite().tolist(), strict=True) if not finite]
 
     def budget(self) -> int:
-        """Bytes that scoring may take beside the model and the images as delivered.
-
-        Returns:
-            The given budget, or half of the free GPU memory, or 2 GiB on a CPU.
-        """
+        """Bytes for scoring beside model and images: as given, else half of the free GPU memory, or 2 GiB on a CPU."""
         if self.memory is not None:
             return self.memory
         if self.device.type == "cuda":
@@ -220,18 +181,10 @@ class Problem:
         return 2 * 2**30
 
     def room(self, later: int = 0) -> int:
-        """Bytes that activations may take.
-
-        Args:
-            later: Bytes of `beside` that are not held yet.
-
-        Returns:
-            What the budget leaves beside what is held of the weights and two copies of the images (joined, and in
-            canonical order), at least half of it; a `doubt` says where that is too much.
-        """
+        """Bytes for activations: what the budget leaves, at least half; ``later`` of `beside` are not held yet."""
         budget = self.budget()
-        beside = self.beside - later
-        held = beside * sum(weight.numel() for weight in self.prunable.values()) + 2 * self.images.nbytes
+        weights = sum(weight.numel() for weight in self.prunable.values())
+        held = (self.beside - later) * weights + 2 * self.images.nbytes  # images joined, and in canonical order
         if not later and 2 * held > budget and self.memory is not None and self.processes.world_size == 1:
             self.doubt(
                 f"weights, scores and images take about {mib(held)} of memory, more than half of the budget of "
@@ -240,14 +193,7 @@ class Problem:
         return max(budget - held, budget // 2)
 
     def micro_batches(self, bytes_per_image: float) -> Iterator[Tensor]:
-        """The images in canonical order, as many at a time as the budget allows.
-
-        Args:
-            bytes_per_image: Bytes of activations that one image costs; a `doubt` says if one alone costs too many.
-
-        Yields:
-            Images ``(B, ...)``.
-        """
+        """The images ``(B, ...)`` in canonical order, as many at a time as the budget allows; one at the least."""
         room = self.room()
         if bytes_per_image > room:
             self.doubt(

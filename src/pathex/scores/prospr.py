@@ -1,17 +1,17 @@
 """ProsPr, prospect pruning."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from pathex.errors import PathexError, UnsupportedOperation
+from pathex.errors import PathexError
 from pathex.paths import Statistics
-from pathex.scores.loss import loss_gradient, loss_terms, require_labels
+from pathex.scores.loss import hessian_product, loss_gradient
 from pathex.scores.method import LossMethod
-from pathex.scores.model_reader import ModelReader
+from pathex.scores.model_reader import Leaves, ModelReader
 from pathex.scores.options import Allowed, Natural, Positive, is_number
 from pathex.scores.problem import Batch, Problem
 
@@ -20,26 +20,18 @@ State = dict[str, Tensor]
 
 def _parts(reader: ModelReader, count: int) -> list[ModelReader]:
     """The pruning set cut into successive parts; with less to cut than parts, what there is in turn."""
+    reader.require_labels()
     problem = reader.problem
     pieces: Sequence[Batch] = problem.batches
     if reader.calibration != "train":
         images, labels = problem.images, problem.labels
-        assert labels is not None, "checked by require_labels"
-        pieces = [(images[i : i + 1], labels[i : i + 1]) for i in range(len(images))]
+        assert labels is not None
+        pieces = list(zip(images.split(1), labels.split(1), strict=True))
     groups = [pieces[i * len(pieces) // count : (i + 1) * len(pieces) // count] for i in range(count)]
     if len(pieces) < count:
         groups = [[pieces[i % len(pieces)]] for i in range(count)]
-    return [replace(reader, problem=_part(problem, group)) for group in groups]
-
-
-def _part(problem: Problem, batches: Sequence[Batch]) -> Problem:
-    shared = "scales", "footprint"
-    memo = {key: known for key, known in problem.memo.items() if key in shared}
-    return replace(problem, batches=batches, memo=memo)
-
-
-def _leaves(state: Mapping[str, Tensor]) -> State:
-    return {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
+    memo = {key: known for key, known in problem.memo.items() if key in {"scales", "footprint"}}
+    return [replace(reader, problem=replace(problem, batches=group, memo=dict(memo))) for group in groups]
 
 
 def _kept(problem: Problem, direction: State) -> State:
@@ -50,9 +42,9 @@ def _kept(problem: Problem, direction: State) -> State:
     return {name: part * mask[name].to(part) if name in mask else part for name, part in direction.items()}
 
 
-def _gradient(part: ModelReader, state: Mapping[str, Tensor], statistics: Statistics) -> State:
-    leaves = _leaves(state)
-    return loss_gradient(part, leaves, leaves, statistics)
+def _at(state: Mapping[str, Tensor], statistics: Statistics) -> Leaves:
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
+    return Leaves(leaves, leaves, statistics)
 
 
 def _descend(
@@ -62,7 +54,7 @@ def _descend(
     trajectory = [start]
     velocity = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
     for part in parts:
-        gradient = _kept(part.problem, _gradient(part, trajectory[-1], statistics))
+        gradient = _kept(part.problem, loss_gradient(part, _at(trajectory[-1], statistics)))
         velocity = {name: momentum * velocity[name] + gradient[name] for name in start}
         trajectory.append({name: tensor - lr * velocity[name] for name, tensor in trajectory[-1].items()})
     return trajectory
@@ -78,39 +70,14 @@ def _carry_back(
 ) -> State:
     """From the gradient with respect to the parameters after all steps to that with respect to those before."""
     through = {name: torch.zeros_like(tensor) for name, tensor in effect.items()}  # with respect to the velocity
+    instead = ", or first_order=True, which needs none"
     for part, state in zip(reversed(parts), reversed(trajectory), strict=True):
         through = {name: through[name] - lr * effect[name] for name in effect}
-        product = _hessian_product(part, state, _kept(part.problem, through), statistics)
+        vector = _kept(part.problem, through)
+        product = hessian_product(part, _at(state, statistics), vector, instead=instead)
         effect = {name: effect[name] + product[name] for name in effect}
         through = {name: momentum * tensor for name, tensor in through.items()}
     return effect
-
-
-def _hessian_product(
-    part: ModelReader, state: Mapping[str, Tensor], vector: Mapping[str, Tensor], statistics: Statistics
-) -> State:
-    """The Hessian of the mean loss of a part with respect to all parameters, times a vector."""
-    leaves = _leaves(state)
-
-    def share(term: Callable[[], Tensor]) -> State:
-        with torch.enable_grad():
-            first = torch.autograd.grad(term(), list(leaves.values()), create_graph=True, allow_unused=True)
-            along = [(g * vector[n]).sum() for n, g in zip(leaves, first, strict=True) if g is not None]
-            slope = torch.stack(along).sum()
-        if not slope.requires_grad:  # a loss that is linear in all parameters has no curvature
-            return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-        try:
-            second = torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
-        except RuntimeError as error:
-            if not any(reason in str(error) for reason in ("not implemented", "once_differentiable")):
-                raise
-            why = str(error).splitlines()[0]
-            raise UnsupportedOperation(
-                f"prospr needs second derivatives, or first_order=True, which needs none: {why}"
-            ) from error
-        return dict(zip(leaves, second, strict=True))
-
-    return part.problem.processes.sum_over(loss_terms(part, leaves, statistics), share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +89,6 @@ class ProsPr(LossMethod):
     L_t is the mean loss over the t-th part of the pruning set. The derivative is taken through all M steps. It is
     carried back step by step, ``dL/dw_t = dL/dw_{t+1} - lr H_t dL/dw_{t+1}``, so that no more than one step is in
     memory.
-
-    Reads images and labels. Published rounds: 1.
 
     Attributes:
         steps: Steps of gradient descent before the loss counts, as published; 0 is SNIP on the whole pruning set. Their
@@ -151,14 +116,13 @@ class ProsPr(LossMethod):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         reader = self.reader(problem)
-        require_labels(reader, self.name)
         weights = reader.weights()
         own = {n: p.detach() for n, p in problem.model.named_parameters() if p.is_floating_point()}
         start = {n: p.to(reader.precision) for n, p in own.items()} | reader.other() | weights
         statistics = reader.statistics(start)
         parts = _parts(reader, self.steps + 1)
         trajectory = _descend(parts[:-1], start, statistics, self.lr, self.momentum)
-        effect = _gradient(parts[-1], trajectory[-1], statistics)
+        effect = loss_gradient(parts[-1], _at(trajectory[-1], statistics))
         if not self.first_order:
             effect = _carry_back(parts[:-1], trajectory[:-1], effect, statistics, self.lr, self.momentum)
         scores = {name: (weight * effect[name]).abs() for name, weight in weights.items()}

@@ -39,8 +39,6 @@ class PX(PathMethod):
     with a the gates of the masked network itself, v the product of the weights along a path and s its start. One
     recorded pass, one replayed pass with squared input and squared weights, and its gradient.
 
-    Reads images. Published rounds: 100.
-
     Attributes:
         smooth: Coefficient of smooth activations (GELU, SiLU, ...): ``secant`` phi(x)/x, ``tangent`` phi'(x), or
             ``mixed``: the secant on the way and the tangent on the way back, as the kernel has it.
@@ -63,4 +61,4 @@ class PX(PathMethod):
     tf32: bool = False
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        return safely(self.reader(problem), _summed, self.name)
+        return safely(self.reader(problem), _summed)

@@ -79,8 +79,6 @@ class PXCvpr24(Method):
     squared parameters and no activation: z2. With ``R = sum z1 z2`` and ``g = dR / d(theta^2)`` at the third network
     the score is ``|g| |theta|^5``; g is summed over the batches as delivered.
 
-    Reads images. Published rounds: 100.
-
     Attributes:
         squared_norms: Globs of normalisation modules whose affine parameters are squared.
         output: Which of several outputs counts: a key or an index; None: the first tensor.

@@ -13,7 +13,7 @@ from pathex.errors import PathexError
 from pathex.paths import Linear, Moments, PerSample, Recording, Smooth, Weights, run_linear
 from pathex.scores.method import PathMethod
 from pathex.scores.precision import open_sum, safely
-from pathex.scores.problem import Problem
+from pathex.scores.problem import Problem, once
 from pathex.scores.reader import TOTAL, PathReader
 
 # Products of ones along paths reach this in float32 from a start that is as small as they are large.
@@ -29,16 +29,14 @@ def _ones(reader: PathReader, dtype: torch.dtype) -> Weights:
 
 def _scale(reader: PathReader) -> float | None:
     """Factor of squared images that keeps the network of ones within float32; None where there is none."""
+
     # With all gates open and the largest entry of all images everywhere no output can be larger. The mask of a later
     # round makes outputs smaller, by much less than there is room below.
-    if reader.precision == torch.float64:
-        return None
-    memo = reader.problem.memo
-    if "scale of ones" not in memo:
+    def scale() -> float | None:
         most = float(_open_ones(reader).max()) * float(reader.problem.images.abs().max()) ** 2
-        memo["scale of ones"] = 2.0 ** -round(math.log2(most) / 2) if 0 < most < _WIDEST else None
-    found: float | None = memo["scale of ones"]
-    return found
+        return 2.0 ** -round(math.log2(most) / 2) if 0 < most < _WIDEST else None
+
+    return None if reader.precision == torch.float64 else once(reader.problem.memo, "scale of ones", scale)
 
 
 def _open_ones(reader: PathReader) -> Tensor:
@@ -76,8 +74,6 @@ class PXLiteral(PathMethod):
     ones leaves float32 in the first round of a ResNet-20: it starts from images scaled down by a power of two, and
     where that is not enough (deeper networks) it is computed in float64; so is the second factor where it leaves
     float32.
-
-    Reads images. Published rounds: 100.
 
     Attributes:
         smooth: Coefficient of smooth activations (GELU, SiLU, ...): ``secant`` phi(x)/x, ``tangent`` phi'(x), or
@@ -119,5 +115,5 @@ class PXLiteral(PathMethod):
             )
         # The second factor starts from numbers of about one, so that it fits where its paths do.
         most = 2.0 ** math.frexp(float(seen.max()))[1]
-        scores = safely(reader, partial(open_sum, seen=seen / most, statistics=statistics), self.name)
+        scores = safely(reader, partial(open_sum, seen=seen / most, statistics=statistics))
         return {name: score.double().mul_(most) for name, score in scores.items()}

@@ -8,10 +8,7 @@ from pathex.scores.problem import Problem, generator
 
 
 class Random(Method):
-    """Random scores: with a global threshold a random mask whose layers keep about the same density.
-
-    Reads no data but their shape. Published rounds: 1.
-    """
+    """Random scores: with a global threshold a random mask whose layers keep about the same density."""
 
     name = "random"
     title = "Random"

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import InvalidInput, PathexWarning, listed
 from pathex.graph import Graph, held_bytes
 from pathex.paths import (
     TINY_SCALE,
@@ -28,10 +28,9 @@ from pathex.paths import (
 )
 from pathex.scores.memory import calibration_chunk
 from pathex.scores.options import Initialiser, Output, Redraw, Scales
-from pathex.scores.problem import Problem, generator
+from pathex.scores.problem import Problem, generator, once
 
 Recorded = Callable[[], tuple[Tensor, Recording]]
-Tensors = Mapping[str, Tensor]
 R = TypeVar("R", bound="Reader")
 
 TOTAL = ""  # what stands beside scores of weights, which have names, when both are summed
@@ -39,19 +38,10 @@ TOTAL = ""  # what stands beside scores of weights, which have names, when both 
 
 @dataclass(frozen=True)
 class Reader:
-    """The weights and statistics of a problem's network, the way its options say.
-
-    Attributes:
-        problem: Model, mask and pruning set.
-        calibration: What BatchNorm uses.
-        calibration_images: Most images that calibration reads.
-        redraw: Whether, or how, weights are drawn anew in each round.
-        scales: Whether scales that start at zero are read as one.
-        output: Which of several outputs counts.
-        dtype: Precision; None is the problem's.
-    """
+    """The weights and statistics of a problem's network as the options of a method say; in the problem's precision."""
 
     problem: Problem
+    method: str
     calibration: str
     calibration_images: int
     redraw: Redraw
@@ -60,40 +50,35 @@ class Reader:
     dtype: torch.dtype | None = None
 
     def in_float64(self: R) -> R:
-        """The same reader in float64."""
+        """The same in float64."""
         return replace(self, dtype=torch.float64)
 
     @property
     def precision(self) -> torch.dtype:
-        """Precision of the passes."""
+        """That of the passes."""
         return self.dtype or self.problem.dtype
 
-    # -- tensors -------------------------------------------------------------------------------------------------------
-
     def fixed(self) -> dict[str, Tensor]:
-        """Parameters that are read as one because they start at zero, by name; warns once per prune."""
+        """Parameters that are read as one because they start at zero; warns once per prune."""
         if self.scales == "stored":
             return {}
-        memo = self.problem.memo
-        if "scales" not in memo:
-            memo["scales"] = self._zero_scales()
-            if memo["scales"]:
-                names = list(memo["scales"])
-                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-                warnings.warn(
-                    "read as one because they start at or near zero (scales='stored' takes them as they are): "
-                    f"{', '.join(names[:4])}{more}",
-                    PathexWarning,
-                    stacklevel=2,
-                )
-        return {name: ones.to(self.precision) for name, ones in memo["scales"].items()}
+        scales = once(self.problem.memo, "scales", self._zero_scales)
+        return {name: ones.to(self.precision) for name, ones in scales.items()}
 
     def _zero_scales(self) -> dict[str, Tensor]:
-        """The network is traced for them only where a parameter may be one."""
         problem = self.problem
+        # The network is traced for them only where a parameter may be one.
         if not _may_be_scales(problem.model, problem.prunable):
             return {}
-        return read_scales(problem.model, survey(problem.graph(self.output)), problem.prunable)
+        found = read_scales(problem.model, survey(problem.graph(self.output)), problem.prunable)
+        if found:
+            warnings.warn(
+                "read as one because they start at or near zero (scales='stored' takes them as they are): "
+                f"{listed(list(found))}",
+                PathexWarning,
+                stacklevel=2,
+            )
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         """The masked prunable weights that are read in this round."""
@@ -111,31 +96,23 @@ class Reader:
         return read
 
     def other(self) -> dict[str, Tensor]:
-        """What stands in for parameters that are not prunable, by name."""
+        """What stands in for parameters that are not prunable."""
         return {name: ones for name, ones in self.fixed().items() if name not in self.problem.prunable}
 
-    # -- passes --------------------------------------------------------------------------------------------------------
-
-    def statistics(self, tensors: Tensors) -> Statistics:
+    def statistics(self, tensors: Mapping[str, Tensor]) -> Statistics:
         """What BatchNorm uses: calibrated moments, the stored statistics, or those of each batch."""
         if self.calibration != "batch":
             return self.calibration  # type: ignore[return-value]
         images = self.problem.images[: self.calibration_images]
         own = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
         chunk = calibration_chunk(self.problem, images, self.output)
-        how: dict[str, Any] = {"output": self.output, "processes": self.problem.processes}
-        return calibrate(self.problem.model, images, tensors=own, chunk=chunk, **how)
+        processes = self.problem.processes
+        return calibrate(self.problem.model, images, tensors=own, chunk=chunk, output=self.output, processes=processes)
 
 
 @dataclass(frozen=True)
 class PathReader(Reader):
-    """Reads a problem's network as paths.
-
-    Attributes:
-        smooth: The coefficient of smooth activations in a recorded pass.
-        per_sample: What an open reading does with coefficients that belong to a sample.
-        tf32: Whether products are taken in TF32 on a GPU.
-    """
+    """Reads a problem's network as paths."""
 
     smooth: Smooth = "secant"
     per_sample: PerSample = "refuse"

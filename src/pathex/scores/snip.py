@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pathex.scores.loss import loss_gradient, require_labels
+from pathex.scores.loss import loss_gradient
 from pathex.scores.method import LossMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import Problem
@@ -12,10 +12,9 @@ from pathex.scores.problem import Problem
 
 def connection_sensitivity(reader: ModelReader) -> dict[str, Tensor]:
     """The absolute derivative of the mean loss with respect to the mask, at the mask."""
-    weights = {name: weight.requires_grad_() for name, weight in reader.weights().items()}
-    tensors = {**reader.other(), **weights}
-    gradient = loss_gradient(reader, weights, tensors, reader.statistics(tensors))
-    return {name: gradient[name].mul_(weight.detach()).abs_() for name, weight in weights.items()}
+    at = reader.leaves()
+    gradient = loss_gradient(reader, at)
+    return {name: gradient[name].mul_(weight.detach()).abs_() for name, weight in at.weights.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,6 @@ class Snip(LossMethod):
     r"""SNIP (Lee, Ajanthan, Torr, ICLR 2019): the sensitivity of the loss to the presence of a connection.
 
     S_j = |dL / dc_j| = |theta_j dL/dtheta_j|        with weights c * theta at c = mask.
-
-    Reads images and labels. Published rounds: 1.
     """
 
     name = "snip"
@@ -36,6 +33,4 @@ class Snip(LossMethod):
     equation = "S_j = |dL/dc_j| = |theta_j dL/dtheta_j|, L the mean cross-entropy with weights c theta"
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        reader = self.reader(problem)
-        require_labels(reader, self.name)
-        return connection_sensitivity(reader)
+        return connection_sensitivity(self.reader(problem))

@@ -1,6 +1,7 @@
 """SynFlow."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,11 +15,6 @@ from pathex.scores.method import PathMethod
 from pathex.scores.precision import open_sum, safely
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
-
-
-def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
-    total, scores = open_sum(reader, coefficients="absolute", pools="max")
-    return total, scores
 
 
 def _released(reader: PathReader) -> dict[str, Tensor]:
@@ -39,8 +35,6 @@ class SynFlow(PathMethod):
         R = 1^T ( prod_l |theta^l| ) 1,        S_j = |theta_j| dR / d|theta_j|.
 
     The network with absolute weights and an input of ones; every activation is then the identity.
-
-    Reads no data but their shape. Published rounds: 100.
 
     Attributes:
         shifts: ``dropped``: no biases, means and shifts; ``released``: absolute state, plain network.
@@ -71,4 +65,4 @@ class SynFlow(PathMethod):
             if self.tf32:
                 raise InvalidInput("tf32=True needs shifts='dropped', not 'released'; leave it out")
             return _released(reader.in_float64())
-        return safely(reader, _summed, self.name)
+        return safely(reader, partial(open_sum, coefficients="absolute", pools="max"))

@@ -8,11 +8,6 @@ from pathex.paths import PerSample
 from pathex.scores.method import PathMethod
 from pathex.scores.precision import open_sum, safely
 from pathex.scores.problem import Problem
-from pathex.scores.reader import PathReader
-
-
-def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
-    return open_sum(reader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +17,6 @@ class SynFlowL2(PathMethod):
         R = sum_k sum_p v_p^2 = ||paths||^2,        S_j = theta_j^2 dR / d(theta_j^2).
 
     The control of every PX experiment: `px-literal` is this times one number per output.
-
-    Reads images. Published rounds: 100.
 
     Attributes:
         per_sample: Coefficients that only a sample has (LayerNorm and its like, attention, gates, products of
@@ -45,4 +38,4 @@ class SynFlowL2(PathMethod):
     tf32: bool = False
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        return safely(self.reader(problem), _summed, self.name)
+        return safely(self.reader(problem), open_sum)
