@@ -90,14 +90,14 @@ def test_each_layer_gets_its_best_weight_on_a_path():
         chosen[flat.argsort(descending=True, stable=True)[:3]] = True
         return {"0.weight": chosen[:6].view(3, 2), "2.weight": chosen[6:].view(1, 3)}
 
-    floors = Floors(lambda mask: roles(model, mask, torch.ones(1, 2)), lambda mask: True, 0.1)
+    floors = Floors(lambda mask: roles(model, mask, torch.ones(1, 2)), lambda mask: True, 0.1, everything)
     connected = OnPaths(model, torch.ones(1, 2))
     # Without help: 9 and 8 of the first layer, and one of the weights of score 3, which meets none of them.
     kept = floors.keep(scores, everything, keep, connected, count=3, last=True)
     # The first layer still has its best weight; the second has its best among those that it reaches.
     assert kept["0.weight"].sum() + kept["2.weight"].sum() == 3
     assert all(part.any() for part in connectivity(model, kept, torch.ones(1, 2)).effective.values())
-    assert floors.parts is not None and set(floors.parts) == set(scores)
+    assert set(floors.parts) == set(scores)
 
 
 def test_what_cannot_be_read_is_left_to_the_scores():
@@ -106,9 +106,9 @@ def test_what_cannot_be_read_is_left_to_the_scores():
             return torch.fft.rfft(x).real
 
     net = nn.Sequential(nn.Linear(4, 4), Opaque(), nn.Linear(3, 2))
-    floors = Floors(lambda mask: roles(net, mask, torch.ones(1, 4)), lambda mask: True, 0.1)
     scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}
     mask = {name: score > 0 for name, score in scores.items()}
+    floors = Floors(lambda mask: roles(net, mask, torch.ones(1, 4)), lambda mask: True, 0.1, mask)
     connected = OnPaths(net, torch.ones(1, 4))
     assert floors.keep(scores, mask, lambda _, forced: mask, connected, count=16, last=True) is mask
     assert not floors.reads

@@ -98,14 +98,7 @@ def fill(
 
 
 def described(allocation: Allocation) -> str | dict[str, float] | dict[str, dict[str, float]]:
-    """An allocation as plain data, for metadata and files.
-
-    Args:
-        allocation: The allocation.
-
-    Returns:
-        Its name, names to densities, or for a mask ``{"in proportion to": names to its densities}``.
-    """
+    """As plain data, for metadata and files: a name, densities, or ``{"in proportion to": densities of a mask}``."""
     if isinstance(allocation, str):
         return allocation
     if any(isinstance(value, Tensor) for value in allocation.values()):
@@ -114,19 +107,7 @@ def described(allocation: Allocation) -> str | dict[str, float] | dict[str, dict
 
 
 def read_allocation(allocation: Allocation | os.PathLike[str]) -> Allocation:
-    """An allocation, read from a file where it names one.
-
-    Args:
-        allocation: A name, a mapping or a mask, returned as they are; or a file: YAML or JSON with weight names to
-            densities, or a mask in any form of `read_mask`.
-
-    Returns:
-        What `layer_densities` takes.
-
-    Raises:
-        UnknownName: If text is neither a known name nor a file.
-        InvalidInput: If the file is missing or holds no allocation.
-    """
+    """An allocation as it is, or read from a file of densities (YAML, JSON) or a mask; `InvalidInput` for others."""
     if isinstance(allocation, Mapping) or allocation in ALLOCATIONS or not isinstance(allocation, str | os.PathLike):
         return allocation
     path = Path(allocation)

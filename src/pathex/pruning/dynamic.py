@@ -32,23 +32,7 @@ OPTIONS: Mapping[str, Any] = MappingProxyType({"every": 100, "fraction": 0.3, "u
 
 
 def drop_fraction(step: int, *, steps: int, fraction: float = 0.3, until: float = 0.75) -> float:
-    """The fraction of a layer's kept weights that an update drops.
-
-    ``fraction / 2 (1 + cos(pi step / (until steps)))``, and 0 from the step ``until steps`` on.
-
-    Args:
-        step: Number of the step of the optimizer, from 1.
-        steps: Steps of the whole training.
-        fraction: Fraction at the start, in (0, 1).
-        until: Fraction of the training after which the mask stays, in (0, 1].
-
-    Returns:
-        The fraction.
-
-    Example:
-        >>> [round(drop_fraction(step, steps=100, fraction=0.4, until=0.5), 3) for step in (0, 25, 50, 75)]
-        [0.4, 0.2, 0.0, 0.0]
-    """
+    """What an update drops of a layer's kept weights: ``fraction / 2 (1 + cos(pi step / (until steps)))``, then 0."""
     end = until * steps
     return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
 
@@ -82,27 +66,13 @@ class DynamicHandle(Handle):
         self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
         self._hooks.append(optimizer.register_step_post_hook(self._after_step))
 
-    # -- state ---------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside model and optimizer: ``mask`` (name to bool tensor), ``step``, ``updates``."""
-        return {"mask": {name: entry.clone() for name, entry in self.mask.items()}} | {
-            "step": self.step,
-            "updates": self.updates,
-        }
+        mask = {name: entry.clone() for name, entry in self.mask.items()}
+        return {"mask": mask, "step": self.step, "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state. Weights outside its mask are zeroed.
-
-        Load it before the model's own state: what is loaded into the model is masked at once.
-
-        Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            InvalidInput: If an entry is missing.
-            MaskMismatch: If the mask does not fit the model.
-        """
+        """Go back to what `state_dict` returned, before the model does: weights outside the mask are zeroed at once."""
         if missing := [name for name in ("mask", "step", "updates") if name not in state]:
             raise InvalidInput(f"the state of a dynamic mask has no {missing[0]!r}; allowed: what state_dict returned")
         mask = Mask(state["mask"], self.mask.metadata)
@@ -110,8 +80,6 @@ class DynamicHandle(Handle):
         self._put(mask)
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self.apply()
-
-    # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def _hook_gradients(self, parameters: Mapping[str, Tensor]) -> None:
         for name, parameter in parameters.items():
@@ -139,8 +107,6 @@ class DynamicHandle(Handle):
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         if self._method == "set" and self._updates_at(self.step):
             self._update(optimizer)
-
-    # -- the update ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _update(self, optimizer: Optimizer) -> None:

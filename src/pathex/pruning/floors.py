@@ -5,9 +5,6 @@ query and key of an attention. A layer is looked at in its parts: weights of dif
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,83 +12,56 @@ from torch import Tensor
 from pathex.errors import UnsupportedOperation
 from pathex.pruning.topk import cut
 
+Masks = Mapping[str, Tensor]
 
-class Connected(Protocol):
-    """From a mask to the part of it that lies on input-output paths, of the weights that are named or of all."""
+Connected = Callable[..., Masks]
+"""From a mask to the part of it that lies on input-output paths, of the weights that are named or of all."""
 
-    def __call__(  # noqa: D102
-        self, mask: Mapping[str, Tensor], names: Collection[str] | None = None
-    ) -> Mapping[str, Tensor]: ...
-
-
-Parts = Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]]
-"""From a mask to the parts of each layer on paths: disjoint bool tensors in its shape."""
-
-
-class Keep(Protocol):
-    """From scores to the mask that an allocation keeps of them; what is forced comes before all others."""
-
-    def __call__(  # noqa: D102
-        self, scores: Mapping[str, Tensor], *, forced: Mapping[str, Tensor] | None = None
-    ) -> Mapping[str, Tensor]: ...
-
+Keep = Callable[..., Masks]
+"""From scores to the mask that an allocation keeps of them; what is ``forced`` comes before all others."""
 
 _ATTEMPTS = 4  # a weight that makes room may cut another part off
 _CHECKS = 1000  # of what is connected, in the rounds before the last and again in the last
 
 
-@dataclass
 class Floors:
     """Keeps a share of every part on a path, and a path through it, at the cost of the worst weights elsewhere.
 
-    Where a choice cuts parts off, the best weights that bring them back are kept from then on.
-
-    Attributes:
-        parts_of: From a mask to the parts of each layer.
-        may_cut: From a mask to whether it may cut anything off, which costs less than to look.
-        share: Each part keeps this share of the density of the whole network.
-        parts: The parts by layer; None until the first call.
-        secured: Name to bool tensor: weights that hold a path together.
-        reads: Whether paths can be read; where not, layers are their own parts and no path is secured.
+    Where a choice cuts parts off, the best weights that bring them back are kept from then on. ``parts_of`` tells the
+    parts of each layer in a mask (disjoint bool tensors in its shape), ``may_cut`` whether a mask may cut anything off,
+    which costs less than to look; each part keeps this ``share`` of the density of the whole network.
     """
 
-    parts_of: Parts
-    may_cut: Callable[[Mapping[str, Tensor]], bool]
-    share: float
-    parts: dict[str, Sequence[Tensor]] | None = None
-    secured: dict[str, Tensor] = field(default_factory=dict)
-    reads: bool = True
-
-    def __post_init__(self) -> None:
-        self._checks = 0
-        self._sizes: dict[str, list[int]] = {}
-        self._shapes: dict[str, torch.Size] = {}
-
-    def keep(
+    def __init__(
         self,
-        scores: Mapping[str, Tensor],
-        allowed: Mapping[str, Tensor],
-        keep: Keep,
-        connected: Connected,
-        *,
-        count: int,
-        last: bool,
-    ) -> Mapping[str, Tensor]:
+        parts_of: Callable[[Masks], Mapping[str, Sequence[Tensor]]],
+        may_cut: Callable[[Masks], bool],
+        share: float,
+        allowed: Masks,
+    ) -> None:
+        self.may_cut, self.share = may_cut, share
+        self.secured: dict[str, Tensor] = {}  # weights that hold a path together
+        self.reads = True
+        try:
+            self.parts = parts_of(allowed)
+        except UnsupportedOperation:
+            # Layers are their own parts then, and no path is secured.
+            self.reads, self.parts = False, {name: [kept.cpu()] for name, kept in allowed.items()}
+        self._sizes = {name: [int(part.count_nonzero()) for part in parts] for name, parts in self.parts.items()}
+        self._checks = 0
+
+    def keep(self, scores: Masks, allowed: Masks, keep: Keep, connected: Connected, *, count: int, last: bool) -> Masks:
         """The mask that an allocation keeps, with every part connected as far as room allows."""
-        if self.parts is None:
-            self.parts = self._find(allowed)
-            self._shapes = {name: kept.shape for name, kept in allowed.items()}
-            self._sizes = {name: [int(part.count_nonzero()) for part in parts] for name, parts in self.parts.items()}
-        chosen, floors = keep(scores, forced=self._forced(None, count)), None
+        chosen, floors = keep(scores, forced=self._forced(allowed, None, count)), None
         if self._short(chosen, count):
             floors = self._floors(scores, allowed, count)
-            chosen = keep(scores, forced=self._forced(floors, count))
+            chosen = keep(scores, forced=self._forced(allowed, floors, count))
         if not self.reads or not (last or self.may_cut(chosen)):
             return chosen
         if last:
             self._checks = 0
 
-        def joins(mask: Mapping[str, Tensor], names: Collection[str] | None = None) -> Mapping[str, Tensor]:
+        def joins(mask: Masks, names: Collection[str] | None = None) -> Masks:
             self._checks += 1
             return connected(mask, names)
 
@@ -102,51 +72,38 @@ class Floors:
             if not dead or not self._secure(scores, allowed, chosen, dead, joins):
                 break
             floors = floors or self._floors(scores, allowed, count)
-            chosen = keep(scores, forced=self._forced(floors, count))
+            chosen = keep(scores, forced=self._forced(allowed, floors, count))
         return chosen
 
-    def _short(self, chosen: Mapping[str, Tensor], count: int) -> bool:
+    def _short(self, chosen: Masks, count: int) -> bool:
         """Whether a part may have less than its share; where none has, its best weights are there by themselves."""
-        assert self.parts is not None
         share = self.share * count / sum(kept.numel() for kept in chosen.values())
         for name, parts in self.parts.items():
-            best = chosen[name].cpu() & ~self.secured[name] if name in self.secured else chosen[name].cpu()
+            best = chosen[name].cpu()
+            best = best & ~self.secured[name] if name in self.secured else best
             for part, size in zip(parts, self._sizes[name], strict=True):
                 if int((best & part).count_nonzero()) < max(1, int(share * size)):
                     return True
         return False
 
-    def _in_any_case(self, floors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    def _in_any_case(self, floors: Masks | None) -> dict[str, Tensor]:
         """What is kept in any case, by the layers that have such weights."""
         result = dict(self.secured)
         for name, floor in (floors or {}).items():
             result[name] = floor | result[name] if name in result else floor
         return result
 
-    def _forced(self, floors: Mapping[str, Tensor] | None, count: int) -> Mapping[str, Tensor] | None:
+    def _forced(self, allowed: Masks, floors: Masks | None, count: int) -> Masks | None:
         """What comes before all other weights of every layer; what is more than there is room for does not."""
         for wanted in (floors, None):
             forced = self._in_any_case(wanted)
             if _count(forced) <= count:
-                return self._whole(forced) if forced else None
+                none = {n: torch.zeros(m.shape, dtype=torch.bool) for n, m in allowed.items() if n not in forced}
+                return none | forced if forced else None
         return None
 
-    def _whole(self, forced: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        assert self.parts is not None
-        return {n: forced[n] if n in forced else torch.zeros(s, dtype=torch.bool) for n, s in self._shapes.items()}
-
-    def _find(self, allowed: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
-        try:
-            return dict(self.parts_of(allowed))
-        except UnsupportedOperation:
-            self.reads = False
-            return {name: [kept.cpu()] for name, kept in allowed.items()}
-
-    def _floors(
-        self, scores: Mapping[str, Tensor], allowed: Mapping[str, Tensor], count: int
-    ) -> Mapping[str, Tensor] | None:
+    def _floors(self, scores: Masks, allowed: Masks, count: int) -> Masks | None:
         """The best weights of each part, its share of them, or one of each; None where even that leaves no room."""
-        assert self.parts is not None
         density = count / sum(kept.numel() for kept in allowed.values())
         for share in (self.share * density, 0.0):
             floors = {}
@@ -160,17 +117,11 @@ class Floors:
                 return floors
         return None
 
-    def _dead(self, effective: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-        assert self.parts is not None
+    def _dead(self, effective: Masks) -> list[tuple[str, Tensor]]:
         return [(n, part) for n, parts in self.parts.items() for part in parts if not (effective[n].cpu() & part).any()]
 
     def _secure(
-        self,
-        scores: Mapping[str, Tensor],
-        allowed: Mapping[str, Tensor],
-        chosen: Mapping[str, Tensor],
-        dead: list[tuple[str, Tensor]],
-        joins: Connected,
+        self, scores: Masks, allowed: Masks, chosen: Masks, dead: list[tuple[str, Tensor]], joins: Connected
     ) -> bool:
         """Secure weights that bring dead parts back."""
         # Their layers (where that is not enough, all) start with the weights to choose from, and are taken back to what
@@ -179,7 +130,7 @@ class Floors:
         candidate = {name: (allowed[name] if name in restored else kept).cpu() for name, kept in chosen.items()}
         goal = dead
 
-        def joined(trial: Mapping[str, Tensor]) -> bool:
+        def joined(trial: Masks) -> bool:
             found = joins({**candidate, **trial}, {name for name, _ in goal})
             return all((found[name].cpu() & part).any() for name, part in goal)
 
@@ -200,28 +151,28 @@ class Floors:
             else:
                 (name,) = names
                 on_path = joins(candidate, [name])[name].cpu()
-                needed = _needed(scores[name], trial[name], on_path, partial(_alone, joined, name))
+                needed = _needed(name, scores[name], trial[name], on_path, joined)
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed
         return _count(self.secured) > before
 
 
-def _needed(score: Tensor, kept: Tensor, on_path: Tensor, enough: Callable[[Tensor], bool]) -> Tensor:
+def _needed(name: str, score: Tensor, kept: Tensor, on_path: Tensor, joined: Callable[[Masks], bool]) -> Tensor:
     """The best weights on paths that are enough together with the kept ones: the very best one, or by bisection."""
     ranked = (on_path & ~kept).flatten().nonzero().squeeze(1)
     ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
 
-    def with_best(count: int) -> Tensor:
+    def enough(count: int) -> bool:
         trial = needed.clone()
         trial[ranked[:count]] = True
-        return kept | trial.view(kept.shape)
+        return joined({name: kept | trial.view(kept.shape)})
 
     needed = torch.zeros(kept.numel(), dtype=torch.bool)
-    while not enough(kept | needed.view(kept.shape)):
+    while not enough(0):
         few, many = 0, len(ranked)  # `many` are enough, `few` are not
         while many - few > 1:
             middle = (few + many) // 2 if few else 1
-            few, many = (few, middle) if enough(with_best(middle)) else (middle, many)
+            few, many = (few, middle) if enough(middle) else (middle, many)
         needed[ranked[many - 1]] = True
         ranked = ranked[: many - 1]
     return needed.view(kept.shape)
@@ -236,9 +187,5 @@ def _best(score: Tensor, candidates: Tensor, number: int) -> Tensor:
     return best.view(score.shape)
 
 
-def _alone(joined: Callable[[Mapping[str, Tensor]], bool], name: str, kept: Tensor) -> bool:
-    return joined({name: kept})
-
-
-def _count(masks: Mapping[str, Tensor]) -> int:
+def _count(masks: Masks) -> int:
     return sum(int(mask.count_nonzero()) for mask in masks.values())

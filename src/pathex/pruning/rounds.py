@@ -1,10 +1,12 @@
 """`prune`: rounds of scoring the masked network and keeping the best."""
 
+import contextlib
 import numbers
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,20 +18,10 @@ from pathex.errors import InvalidInput, check_integer
 from pathex.masks import Mask, Selector, all_kept
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
-from pathex.pruning.scoring import (
-    CustomMethod,
-    agreed,
-    call_of,
-    fitting,
-    is_plain,
-    name_of,
-    on_path,
-    options_of,
-    scored,
-    weights_of,
-)
+from pathex.pruning.floors import Floors
+from pathex.pruning.scoring import CustomMethod, agreed, call_of, is_plain, name_of, options_of, problem_of, scored
 from pathex.pruning.updater import RoundUpdater
-from pathex.scores import Problem, joined, parse_memory, read_batches
+from pathex.scores import Problem
 
 OnRound = Callable[[dict[str, Any], Mask], object]
 
@@ -51,14 +43,7 @@ class PruneResult:
 
 
 def default_rounds(method: str | CustomMethod) -> int:
-    """Published number of rounds of a method.
-
-    Args:
-        method: Name, method, or a callable (1 round).
-
-    Returns:
-        The number.
-    """
+    """Published number of rounds of a method; 1 of a callable."""
     found = scorers.resolve(method)
     return found.rounds if isinstance(found, scorers.Method) else 1
 
@@ -133,36 +118,43 @@ def prune(
     with processes.barrier():
         found = scorers.resolve(method, options)
         options, method_call = options_of(found, options), call_of(found, options)
-        sparsity, seed, memory = _fraction(sparsity), check_integer("seed", seed, 0), parse_memory(memory)
-        min_per_layer, allocation = check_integer("min_per_layer", min_per_layer, 0), read_allocation(allocation)
-        model, weights = weights_of(model, ignore, prunable)
-        output = options.get("output")
-        batches = joined(read_batches(data), processes)
-        weights, unreached = on_path(model, weights, found, batches, options)
-        start = Mask(all_kept(weights)) if mask is None else fitting(mask, weights, unreached)
-        problem = Problem(model, weights, batches, start, seed, 1, memory, strict, processes=processes)
-        plan: dict[str, Any] = {"allocation": allocation, "schedule": schedule, "budget": budget}
-        plan |= {"min_per_layer": min_per_layer, "rounds": default_rounds(method) if rounds is None else rounds}
-        updater = _updater(start, problem, found, output, density=1 - sparsity, **plan)
+        sparsity, min_per_layer = _fraction(sparsity), check_integer("min_per_layer", min_per_layer, 0)
+        allocation, output = read_allocation(allocation), options.get("output")
+        chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
+        problem, off = problem_of(model, found, options, data, mask, strict=strict, processes=processes, **chosen)
+        start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
+        problem = replace(problem, mask=start)
+        updater = RoundUpdater(
+            start,
+            1 - sparsity,
+            default_rounds(method) if rounds is None else rounds,
+            allocation,
+            schedule,
+            budget,
+            min_per_layer,
+            revives=getattr(found, "revives", False),
+            seed=problem.seed,
+            floors=_floors(problem, found, output),
+        )
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget}
-        base = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
+        problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         with _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
-            mask, history = _rounds(base, method_call, updater, output, on_round, advance)
-        report = examine(model, mask, base.images[:1], start=start, output=output, off_path=unreached)
+            mask, history = _rounds(problem, method_call, updater, output, on_round, advance)
+        report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=off)
         warn_of_collapse(report, strict)
-        return PruneResult(Mask(mask, _metadata(name_of(method), options, base, **how)), history, report)
+        return PruneResult(Mask(mask, _metadata(name_of(method), options, problem, **how)), history, report)
 
 
-def _updater(start: Mask, problem: Problem, found: Any, output: str | int | None, **plan: Any) -> RoundUpdater:
-    return RoundUpdater(
-        start,
-        **plan,
-        floor=getattr(found, "floor", 0),
-        revives=getattr(found, "revives", False),
-        seed=problem.seed,
-        parts=lambda candidate: roles(problem.model, candidate, problem.images[:1], output=output),
-        may_cut=lambda candidate: has_empty_units(problem.graph(output), candidate),
+def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[[Mask], Floors] | None:
+    """What a method keeps of every layer, if anything, from the mask of what it may keep."""
+    if not (share := getattr(found, "floor", 0)):
+        return None
+    return partial(
+        Floors,
+        lambda candidate: roles(problem.model, candidate, problem.images[:1], output=output),
+        lambda candidate: has_empty_units(problem.graph(output), candidate),
+        share,
     )
 
 
@@ -222,26 +214,18 @@ def _metadata(
     }
 
 
-class _bar:  # noqa: N801  (a context manager used like a function)
+@contextlib.contextmanager
+def _bar(wanted: bool, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar that appears on terminals only and vanishes when done."""
+    if not wanted or total < 2:
+        yield lambda rounds: None
+        return
+    state = random.getstate()  # rich draws from the global generator when it is first imported
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def __init__(self, wanted: bool, total: int) -> None:
-        self.wanted, self.total = wanted and total > 1, total
-
-    def __enter__(self) -> Callable[[int], None]:
-        if not self.wanted:
-            return lambda rounds: None
-        state = random.getstate()  # rich draws from the global generator when it is first imported
-        from rich.console import Console
-        from rich.progress import Progress
-
-        random.setstate(state)
-        console = Console(stderr=True)
-        self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self.progress.start()
-        task = self.progress.add_task("pruning", total=self.total)
-        return lambda rounds: self.progress.advance(task, rounds)
-
-    def __exit__(self, *_: object) -> None:
-        if self.wanted:
-            self.progress.stop()
+    random.setstate(state)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("pruning", total=total)
+        yield lambda rounds: progress.advance(task, rounds)

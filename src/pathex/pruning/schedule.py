@@ -8,26 +8,11 @@ ADAPTIVE = "adaptive"
 SCHEDULES = ("exponential", "linear", ADAPTIVE)
 
 TOLERANCE = 0.05
-"""Share of the weights kept that may differ in a step of an adaptive schedule, if none is given."""
+"""Share of the weights kept that may differ in a step of an adaptive schedule."""
 
 
 def read_schedule(schedule: str) -> tuple[str, float | None]:
-    """Name and tolerance of a schedule as it is given.
-
-    Args:
-        schedule: ``exponential``, ``linear``, ``adaptive`` or ``adaptive:TOLERANCE``.
-
-    Returns:
-        The name, and the tolerance of an adaptive schedule (`TOLERANCE` if none is given); None for others.
-
-    Raises:
-        InvalidInput: If the tolerance is no number in [0, 1], or the schedule takes none.
-        UnknownName: If the schedule is not known.
-
-    Example:
-        >>> read_schedule("adaptive:0.02")
-        ('adaptive', 0.02)
-    """
+    """Name and tolerance of a schedule: None of fixed ones, `TOLERANCE` of ``adaptive``; `InvalidInput` for others."""
     name, given, text = schedule.partition(":") if isinstance(schedule, str) else (schedule, "", "")
     if name not in SCHEDULES:
         raise UnknownName("schedule", schedule, SCHEDULES)
@@ -54,14 +39,13 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
         start: Density before the first round, in (0, 1].
         end: Density after the last round, in (0, start].
         rounds: Number of rounds.
-        schedule: See `read_schedule`.
+        schedule: ``exponential``, ``linear``, ``adaptive`` or ``adaptive:TOLERANCE``, with a number in [0, 1].
 
     Returns:
         One density a round; the last is exactly ``end``.
 
     Raises:
-        InvalidInput: If ``rounds`` is below 1 or ``end`` is above ``start``.
-        UnknownName: If the schedule is not known.
+        InvalidInput: If ``rounds`` is below 1, ``end`` is above ``start`` or the schedule is not known.
 
     Example:
         >>> densities(1.0, 0.25, 2)
@@ -80,17 +64,13 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
 
 def next_step(last: int, left: int, tolerance: float, error: Callable[[int], float]) -> int:
     r"""How many planned rounds an adaptive schedule makes at once, by the rule that sets the steps of ODE solvers."""
-    # Scores age while weights go: those of a step's beginning also decide what goes at its end. How much that matters
-    # is seen one round late and without a further pass over the images: the scores of the round before are as old now
-    # as the last step was long, and where they would keep other weights than the new ones, a step of that length was
-    # too long. With ``e(k)`` the share of the weights kept after k more planned rounds that differ between the two,
+    # The scores of the round before are as old now as the last step was long: where they would keep other weights than
+    # the new ones, a step of that length was too long. With ``e(k)`` the share of the weights kept after k more planned
+    # rounds that differ between the two, which grows in proportion to k (``benchmarks/fewer_rounds.py``),
     #     step = 2 last, if ``e(2 last) < tolerance``, else the largest k below it with ``k e(2 last) / (2 last) <=
-    #     tolerance``, and at least 1,
-    # because ``e`` grows in proportion to k (that is measured: ``benchmarks/fewer_rounds.py``). A step at most doubles,
-    # so that no estimate speaks for scores much older than those it saw; there is no bound on how fast steps shrink.
-    # The error counts weights of the mask, not differences of scores: only what changes the mask matters, and scores of
-    # different sizes and methods need no scale. Steps are whole rounds of the plan, so that the smallest possible steps
-    # are the exponential schedule itself.
+    #     tolerance``, and at least 1.
+    # A step at most doubles, so that no estimate speaks for scores much older than those it saw. The error counts
+    # weights of the mask: only what changes it matters, and scores need no scale. Steps are whole rounds of the plan.
     trial = min(2 * last, left)
     if trial == 1:
         return 1

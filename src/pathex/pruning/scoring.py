@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pathex import scores as scorers
-from pathex.distributed import Group, is_sharded, processes_of
+from pathex.distributed import Group, Processes, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
 from pathex.graph import compute_dtype, untouched
 from pathex.masks import Mask, Selector, all_kept, own_module, prunable_weights
 from pathex.paths import off_path
-from pathex.scores import Batch, Problem, fingerprint, joined, parse_memory, read_batches
+from pathex.scores import Problem, fingerprint, joined, parse_memory, read_batches
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
@@ -50,9 +50,7 @@ def score(
         strict: Whether doubts are errors.
         ignore: What is not scored: globs over module or parameter names, classes, modules.
         prunable: What is scored beside convolutions, linear layers and attention projections, likewise.
-        group: The processes that score together, each with the same call: a ``torch.distributed.ProcessGroup``, or
-            ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
-            would. None: this process does it alone.
+        group: The processes that score together, as in `prune`.
         **options: Options of a method that is given by name, or of a callable; a method object has its own.
 
     Returns:
@@ -71,14 +69,8 @@ def score(
     with processes.barrier():
         found = scorers.resolve(method, options)
         options, method_call = options_of(found, options), call_of(found, options)
-        seed = check_integer("seed", seed, 0)
-        model, weights = weights_of(model, ignore, prunable)
-        batches = joined(read_batches(data), processes)
-        weights, off = on_path(model, weights, found, batches, options)
-        mask = None if mask is None else fitting(mask, weights, off)
-        problem = Problem(
-            model, weights, batches, mask, seed=seed, memory=parse_memory(memory), strict=strict, processes=processes
-        )
+        chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
+        problem, _ = problem_of(model, found, options, data, mask, strict=strict, processes=processes, **chosen)
         return scored(agreed(problem, name_of(method), options, strict=strict), method_call)
 
 
@@ -105,40 +97,45 @@ def call_of(found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[
     return custom
 
 
-def weights_of(
-    model: nn.Module, ignore: Sequence[Selector], prunable: Sequence[Selector]
-) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """The module itself and its prunable weights."""
-    model = own_module(model)
+def problem_of(
+    model: nn.Module,
+    found: Callable[..., Any],
+    options: Mapping[str, Any],
+    data: Any,
+    mask: Mask | None,
+    *,
+    ignore: Sequence[Selector],
+    prunable: Sequence[Selector],
+    seed: int,
+    memory: int | str | None,
+    strict: bool,
+    processes: Processes,
+) -> tuple[Problem, list[str]]:
+    """What a method is to score, and the names of prunable weights that it leaves out, as they are on no path."""
+    seed, budget, model = check_integer("seed", seed, 0), parse_memory(memory), own_module(model)
     sharded = next((name for name, weight in model.named_parameters() if is_sharded(weight)), None)
     if sharded is not None:
         raise InvalidInput(
             f"{sharded!r} is spread over processes: score the model before fully_shard, and pathex.attach the mask "
             "afterwards"
         )
-    return model, prunable_weights(model, ignore=ignore, prunable=prunable)
-
-
-def on_path(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    found: Callable[..., Any],
-    batches: Sequence[Batch],
-    options: Mapping[str, Any],
-) -> tuple[Mapping[str, Tensor], list[str]]:
-    """For methods that read paths the weights that lie on one, and the names of the others."""
-    if not getattr(found, "paths", False):
-        return weights, []
-    x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
-    off = off_path(model, list(weights), x, output=options.get("output"))
+    weights = prunable_weights(model, ignore=ignore, prunable=prunable)
+    batches = joined(read_batches(data), processes)
+    off: list[str] = []
+    if getattr(found, "paths", False):
+        x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
+        off = off_path(model, list(weights), x, output=options.get("output"))
+        weights = {name: weight for name, weight in weights.items() if name not in off}
     if off:
         warnings.warn(
             f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as "
             f"they are: {listed(off)}; result.report.off_path names them, for ignore= of other methods",
             PathexWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
-    return {name: weight for name, weight in weights.items() if name not in off}, off
+    if mask is not None:
+        mask = _fitting(mask, weights, off)
+    return Problem(model, weights, batches, mask, seed, 1, budget, strict, processes=processes), off
 
 
 def agreed(problem: Problem, method: str, options: Mapping[str, Any], **how: object) -> Problem:
@@ -220,7 +217,7 @@ def _is_there(problem: Problem, name: str) -> bool:
     return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
 
 
-def fitting(mask: Mask, weights: Mapping[str, Tensor], off: Sequence[str]) -> Mask:
+def _fitting(mask: Mask, weights: Mapping[str, Tensor], off: Sequence[str]) -> Mask:
     """A mask without the weights that are left as they are, or an error if it is none of the others."""
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")

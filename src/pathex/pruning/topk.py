@@ -51,7 +51,6 @@ class Pool:
         self.shapes = {name: score.shape for name, score in scores.items()}
         ends = list(itertools.accumulate((shape.numel() for shape in self.shapes.values()), initial=0))
         self.places = {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.shapes)}
-        self.size = ends[-1]
         # Scores of several precisions are compared in the highest of them.
         self.dtype = functools.reduce(torch.promote_types, [score.dtype for score in self.scores.values()])
         self.allowed = self.vector(allowed)

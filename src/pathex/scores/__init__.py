@@ -90,27 +90,12 @@ _BUILT_IN: Mapping[str, type[Method]] = {
 
 
 def names() -> list[str]:
-    """Names of all methods, those of other packages included.
-
-    Returns:
-        The names: built-in ones first.
-    """
+    """Names of all methods, built-in ones first, then those of other packages."""
     return [*_BUILT_IN, *sorted(point.name for point in entry_points(group="pathex.scorers"))]
 
 
 def find(name: str) -> Method:
-    """The method of a name, with the defaults of its options.
-
-    Args:
-        name: One of `names`.
-
-    Returns:
-        The method.
-
-    Raises:
-        UnknownName: If there is no such method.
-        InvalidInput: If the entry point of another package is no `Method`.
-    """
+    """The method of a name, with its defaults; `InvalidInput` if there is none, or the entry point is no `Method`."""
     if name in _BUILT_IN:
         return _BUILT_IN[name]()
     for point in entry_points(group="pathex.scorers"):
@@ -123,17 +108,16 @@ def find(name: str) -> Method:
 
 
 def resolve(method: str | Callable[..., Any], options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """What a method is given as: a name, a `Method`, a callable, or ``package.module:name`` of one of these.
+    """A method as it is given, with options.
 
     Args:
-        method: The method.
-        options: Its options, beside a name or a callable; an object has its own. None: they are not known yet.
+        method: A name, a `Method`, a callable, or ``package.module:name`` of one of these.
+        options: Beside a name or a callable; an object has its own. None: they are not known yet.
 
     Returns:
         A `Method` with these options, or a callable ``(model, batches, mask, **options) -> dict``.
 
     Raises:
-        UnknownName: If there is no method of that name.
         InvalidInput: If it is nothing of all this, or does not take the options.
     """
     found: Any = method

@@ -49,13 +49,9 @@ def gradients(
     """Derivatives with respect to leaves, zero where there is none."""
     if not total.requires_grad:
         raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
-    found = torch.autograd.grad(
-        total, list(leaves.values()), weights, retain_graph=keep or create, create_graph=create, allow_unused=True
-    )
-    return {
-        name: torch.zeros_like(leaf) if part is None else part
-        for (name, leaf), part in zip(leaves.items(), found, strict=True)
-    }
+    graph = {"retain_graph": keep or create, "create_graph": create}
+    found = torch.autograd.grad(total, list(leaves.values()), weights, materialize_grads=True, **graph)
+    return dict(zip(leaves, found, strict=True))
 
 
 @contextlib.contextmanager
@@ -84,9 +80,8 @@ class _Network:
         for x, y in self.reader.batches(labels=self.labels):
             if self.reader.calibration == "train":
                 yield x, y
-                continue
-            for index in range(len(x)):
-                yield x[index : index + 1], None if y is None else y[index : index + 1]
+            else:
+                yield from zip(x.split(1), [None] * len(x) if y is None else y.split(1), strict=True)
 
     def exact_passes(self) -> int:
         """Backward passes of one image that the exact sum takes."""
