@@ -2,10 +2,7 @@ import copy
 import io
 import itertools
 import math
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,52 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, AdamW
 
+import moving_masks
 import pathex
+import several_processes
 from brute_force import dynamic as twin
+from moving_masks import SGD_OPTIONS, batch, begin, exact, network, outside_is_zero, random_mask, train
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName
 from pathex.pruning import dynamic
 from pathex.scores import generator
-
-SGD_OPTIONS = {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.01}
-
-
-def network(seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)
-        )
-
-
-def random_mask(model, density=0.4, seed=1):
-    source = torch.Generator().manual_seed(seed)
-    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
-    return pathex.Mask({name: torch.rand(p.shape, generator=source) < density for name, p in weights.items()})
-
-
-def batch(step):
-    source = torch.Generator().manual_seed(100 + step)
-    return torch.randn(12, 2, 4, 4, generator=source), torch.randint(4, (12,), generator=source)
-
-
-def train(model, optimizer, steps, parts=1):
-    for step in steps:
-        optimizer.zero_grad()
-        x, y = batch(step)
-        x = x.to(model[0].weight.dtype)
-        for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
-            (F.cross_entropy(model(part), wanted) / parts).backward()
-        optimizer.step()
-
-
-def begin(model, mask, method, **options):
-    optimizer = SGD(model.parameters(), **SGD_OPTIONS)
-    options = {"steps": 24, "every": 4, "until": 0.8, "seed": 3} | options
-    return optimizer, dynamic.attach(model, mask, optimizer, method=method, **options)
-
-
-def outside_is_zero(model, mask):
-    return all(model.get_parameter(name)[~entry].eq(0).all() for name, entry in mask.items())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,7 +65,7 @@ def test_against_the_network_written_out(method, seed):
 def test_each_layer_keeps_its_number_and_the_schedule_ends(method):
     model = network()
     mask = random_mask(model)
-    optimizer, handle = begin(model, mask, method)
+    optimizer, handle = begin(model, method)
     for step in range(24):
         before = handle.mask
         train(model, optimizer, range(step, step + 1))
@@ -120,7 +79,7 @@ def test_each_layer_keeps_its_number_and_the_schedule_ends(method):
 def test_rigl_grows_where_the_dense_gradient_is_largest_and_trains_nothing_meanwhile():
     model = network()
     mask = random_mask(model)
-    optimizer, handle = begin(model, mask, "rigl", fraction=0.5)
+    optimizer, handle = begin(model, "rigl", fraction=0.5)
     train(model, optimizer, range(3))
     free = copy.deepcopy(model)  # a copy holds the mask by hooks of its own, so the gradient is taken functionally
     weights = {name: p.detach().clone().requires_grad_() for name, p in free.named_parameters()}
@@ -162,13 +121,12 @@ def test_grown_weights_begin_without_memory(method, make):
 
 def test_gradients_of_removed_weights_live_for_the_update_only():
     model = network()
-    mask = random_mask(model)
-    optimizer, handle = begin(model, mask, "rigl")
+    optimizer, handle = begin(model, "rigl")
     for step in range(1, 13):
         x, y = batch(step)
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        dense = [p.grad[~handle.mask[n]].ne(0).any().item() for n, p in model.named_parameters() if n in mask]
+        dense = [model.get_parameter(n).grad[~kept].ne(0).any().item() for n, kept in handle.mask.items()]
         assert dense == [step % 4 == 0] * 2
         optimizer.step()
 
@@ -176,13 +134,11 @@ def test_gradients_of_removed_weights_live_for_the_update_only():
 def test_accumulated_gradients_decide_as_those_of_the_whole_batch():
     masks = []
     for parts in (1, 3):
-        model = network().double()
-        model[1].eval()  # batch statistics are those of the parts
-        mask = random_mask(model)
-        optimizer, handle = begin(model, mask, "rigl")
+        model = exact()
+        optimizer, handle = begin(model, "rigl")
         train(model, optimizer, range(13), parts)
         masks.append(handle.mask)
-    assert masks[0] == masks[1] != mask
+    assert masks[0] == masks[1] != random_mask(model)
 
 
 def test_layers_that_are_empty_full_or_frozen_stay():
@@ -192,13 +148,13 @@ def test_layers_that_are_empty_full_or_frozen_stay():
         mask = pathex.Mask(entries | {"0.weight": torch.full((6, 2, 3, 3), not empty)})
         for method in dynamic.METHODS:
             twin_model = copy.deepcopy(model)
-            optimizer, handle = begin(twin_model, mask, method)
+            optimizer, handle = begin(twin_model, method, mask)
             train(twin_model, optimizer, range(8))
             assert torch.equal(handle.mask["0.weight"], mask["0.weight"])
             assert not torch.equal(handle.mask["4.weight"], mask["4.weight"])
     model[4].weight.requires_grad_(False)
     for method in dynamic.METHODS:
-        optimizer, handle = begin(model, pathex.Mask(entries), method)
+        optimizer, handle = begin(model, method)
         frozen = model[4].weight.clone()
         train(model, optimizer, range(8))
         assert torch.equal(handle.mask["4.weight"], entries["4.weight"]) and torch.equal(model[4].weight, frozen)
@@ -239,8 +195,7 @@ def test_random_growth_is_even():
 @pytest.mark.parametrize("stop", [3, 4, 10])
 def test_resumed_training_is_the_same_bit_for_bit(method, stop):
     model = network()
-    mask = random_mask(model)
-    optimizer, handle = begin(model, mask, method)
+    optimizer, handle = begin(model, method)
     train(model, optimizer, range(stop))
     file = io.BytesIO()
     torch.save([handle.state_dict(), model.state_dict(), optimizer.state_dict()], file)
@@ -249,7 +204,7 @@ def test_resumed_training_is_the_same_bit_for_bit(method, stop):
     states = torch.load(file, weights_only=True)
 
     again = network(5)
-    other, resumed = begin(again, mask, method)
+    other, resumed = begin(again, method)
     resumed.load_state_dict(states[0])
     again.load_state_dict(states[1])
     other.load_state_dict(states[2])
@@ -262,7 +217,7 @@ def test_resumed_training_is_the_same_bit_for_bit(method, stop):
 
 def test_a_state_does_not_move_with_the_mask():
     model = network()
-    optimizer, handle = begin(model, random_mask(model), "rigl")
+    optimizer, handle = begin(model, "rigl")
     state = handle.state_dict()
     saved = {name: entry.clone() for name, entry in state["mask"].items()}
     train(model, optimizer, range(8))
@@ -276,12 +231,11 @@ def test_fabric_wraps_model_and_optimizer(method):
     masks = []
     for which in ("plain", "inner", "wrapper"):
         model = network()
-        mask = random_mask(model)
         optimizer = SGD(model.parameters(), **SGD_OPTIONS)
         fabric = Fabric(accelerator="cpu", devices=1)
         wrapped, outer = (model, optimizer) if which == "plain" else fabric.setup(model, optimizer)
         chosen = outer if which == "wrapper" else optimizer
-        handle = dynamic.attach(model, mask, chosen, method=method, steps=24, every=4, until=0.8, seed=3)
+        _, handle = begin(model, method, optimizer=chosen)
         for step in range(24):
             outer.zero_grad()
             x, y = batch(step)
@@ -290,12 +244,12 @@ def test_fabric_wraps_model_and_optimizer(method):
             outer.step()
         assert handle.step == 24 and outside_is_zero(model, handle.mask)
         masks.append(handle.mask)
-    assert masks[0] == masks[1] == masks[2] != mask
+    assert masks[0] == masks[1] == masks[2] != random_mask(model)
 
 
 def test_steps_that_a_scaler_skips_do_not_count():
     model = network()
-    optimizer, handle = begin(model, random_mask(model), "rigl")
+    optimizer, handle = begin(model, "rigl")
     scaler = torch.amp.GradScaler("cpu")
     for step in range(9):
         optimizer.zero_grad()
@@ -311,7 +265,7 @@ def test_steps_that_a_scaler_skips_do_not_count():
 
 def test_a_copy_keeps_the_mask_of_its_moment_and_a_removed_handle_stops():
     model = network()
-    optimizer, handle = begin(model, random_mask(model), "rigl")
+    optimizer, handle = begin(model, "rigl")
     train(model, optimizer, range(5))
     then = handle.mask
     copied = copy.deepcopy(model)
@@ -331,7 +285,7 @@ def test_a_copy_keeps_the_mask_of_its_moment_and_a_removed_handle_stops():
 
 def test_an_attached_model_pickles():
     model = network()
-    optimizer, handle = begin(model, random_mask(model), "set")
+    optimizer, handle = begin(model, "set")
     train(model, optimizer, range(5))
     file = io.BytesIO()
     torch.save(model, file)
@@ -341,67 +295,20 @@ def test_an_attached_model_pickles():
 
 def test_loaded_weights_are_masked_by_the_mask_in_force():
     model = network()
-    mask = random_mask(model)
-    optimizer, handle = begin(model, mask, "rigl")
+    optimizer, handle = begin(model, "rigl")
     train(model, optimizer, range(5))
     model.load_state_dict(network(9).state_dict())
-    assert outside_is_zero(model, handle.mask) and not outside_is_zero(model, mask)
-
-
-PROCESSES = """
-import sys
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-import pathex
-from pathex.pruning import dynamic
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/pruning"]
-from test_dynamic import SGD_OPTIONS, batch, network, random_mask
-
-rank = int(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-for method in dynamic.METHODS:
-    model = network().double()
-    model[1].eval()
-    mask = random_mask(model)
-    optimizer = torch.optim.SGD(model.parameters(), **SGD_OPTIONS)
-    wrapped = DistributedDataParallel(model)
-    handle = dynamic.attach(model, mask, optimizer, method=method, steps=24, every=4, until=0.8, seed=3)
-    for step in range(13):
-        optimizer.zero_grad()
-        x, y = batch(step)
-        F.cross_entropy(wrapped(x.double()[rank::2]), y[rank::2]).backward()
-        optimizer.step()
-    handle.mask.save(f"{sys.argv[2]}.{method}.{rank}.safetensors")
-
-model = network()
-fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-try:
-    dynamic.attach(model, mask, torch.optim.SGD(model.parameters(), 0.1), steps=10)
-except pathex.errors.InvalidInput as error:
-    assert "'0.weight' is spread over processes" in str(error)
-else:
-    sys.exit("not refused")
-dist.destroy_process_group()
-"""
+    assert outside_is_zero(model, handle.mask) and not outside_is_zero(model, random_mask(model))
 
 
 def test_two_processes_move_one_mask_as_one_process_does(tmp_path):
-    place = str(tmp_path / "store")
-    command = [sys.executable, "-c", PROCESSES, str(Path(__file__).parents[1]), place]
-    children = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    assert [child.wait(120) for child in children] == [0, 0]
+    first, second = several_processes.run(moving_masks.of_two, 2, tmp_path)
     for method in dynamic.METHODS:
-        first, second = (pathex.Mask.load(f"{place}.{method}.{rank}.safetensors") for rank in range(2))
-        model = network().double()
-        model[1].eval()
-        mask = random_mask(model)
-        optimizer, handle = begin(model, mask, method)
+        model = exact()
+        optimizer, handle = begin(model, method)
         train(model, optimizer, range(13))
-        assert first == second == handle.mask != mask
+        assert first[method] == second[method] == handle.mask != random_mask(model)
+    assert first["sharded"].startswith("InvalidInput: '0.weight' is spread over processes")
 
 
 BAD = {
@@ -431,7 +338,7 @@ def test_bad_arguments_are_named_and_change_nothing(message):
 
 def test_a_closure_and_a_foreign_state_are_refused():
     model = network()
-    optimizer, handle = begin(model, random_mask(model), "rigl")
+    optimizer, handle = begin(model, "rigl")
     with pytest.raises(InvalidInput, match="without a closure"):
         optimizer.step(lambda: 0.0)
     with pytest.raises(InvalidInput, match="no 'updates'"):

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.pruning import densities
-from pathex.pruning.schedule import SCHEDULES
+from pathex.pruning import densities, read_schedule
+from pathex.pruning.schedule import SCHEDULES, TOLERANCE
 
 
 def test_closed_forms():
@@ -32,6 +32,23 @@ def test_density_never_rises():
         densities(0.5, 0.6, 3)
 
 
-def test_unknown_schedules_list_the_known():
-    with pytest.raises(UnknownName, match="exponential, linear"):
-        densities(1.0, 0.5, 3, "cosine")
+def test_schedules_are_read():
+    assert read_schedule("linear") == ("linear", None)
+    assert read_schedule("adaptive") == ("adaptive", TOLERANCE)
+    assert read_schedule("adaptive:1e-2") == ("adaptive", 0.01)
+    assert densities(0.8, 0.1, 3, "adaptive:0.1") == densities(0.8, 0.1, 3)
+
+
+BAD = {
+    r"the tolerance must be a number in \[0, 1\], not ": [
+        f"adaptive:{text}" for text in ("", "much", "-0.1", "1.5", "nan", "inf", "0.1:0.2")
+    ],
+    "only 'adaptive' takes a tolerance": ["linear:0.1", "exponential:0"],
+    "unknown schedule .*Known: adaptive, exponential, linear": ["cosine", "cosine:0.1", "adaptively", "", None, 3],
+}
+
+
+@pytest.mark.parametrize(("message", "schedule"), [(message, s) for message, all_bad in BAD.items() for s in all_bad])
+def test_other_schedules_are_refused(message, schedule):
+    with pytest.raises(UnknownName if message.startswith("unknown") else InvalidInput, match=message):
+        densities(1.0, 0.5, 3, schedule)

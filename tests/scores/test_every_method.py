@@ -1,6 +1,9 @@
-"""What holds for every method: the model comes back, scales of zero are read as one, bad options are named."""
+"""What holds for every method: delivery, memory and layout play no part, scales of zero are read as one, and so on."""
 
+import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,49 +11,71 @@ import torch
 from torch import Tensor, nn
 
 import pathex
-from brute_force.cases import Wired
-from pathex.errors import InvalidInput, PathexError, PathexWarning, UnknownName
+from brute_force.cases import Wired, assert_close
+from pathex.errors import InvalidInput, PathexError, PathexWarning, UnknownName, UnsupportedOperation
+from variants import CALIBRATED, LOSSES, VARIANTS
 
-LOSSES = ["snip", "iterative-snip", "force", "grasp"]
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in pathex.methods()} | {
-    "ntk-sap exact": ("ntk-sap", {"exact": True}),
-    "ntk-sap data": ("ntk-sap", {"inputs": "data"}),
-    "ntk-diagonal projected": ("ntk-diagonal", {"projections": 3}),
-    "fisher-diagonal projected": ("fisher-diagonal", {"projections": 3}),
-    "fisher-diagonal model": ("fisher-diagonal", {"labels": "model"}),
+X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+DELIVERIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "uneven batches": lambda x, y: list(zip(x.split(4), y.split(4), strict=True)),
+    "one by one": lambda x, y: zip(x.split(1), y.split(1), strict=True),
+    "backwards": lambda x, y: (x.flip(0), y.flip(0)),
+    "channels last": lambda x, y: (x.contiguous(memory_format=torch.channels_last), y),
 }
-RUN_THE_NETWORK = (*LOSSES, "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal")
 
 
-@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_model_comes_back_as_it_was(variant: str) -> None:
+@pytest.mark.filterwarnings("ignore:.* of memory, more than")
+@pytest.mark.parametrize("calibration", ["batch", "running"])
+@pytest.mark.parametrize("variant", CALIBRATED)
+def test_delivery_and_memory_play_no_part(variant: str, calibration: str, model: nn.Module, images: Tensor) -> None:
     method, options = VARIANTS[variant]
-    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Flatten()]
-    model = nn.Sequential(*layers, nn.Linear(36, 3)).train()
-    x, y = torch.randn(4, 1, 5, 5), torch.tensor([0, 1, 2, 0])
-    model(x).sum().backward()
-    model[1].eval()
-    model[0].weight.requires_grad_(False)
-    model[5].weight.grad = None
-    calls: list[int] = []
-    model[0].register_forward_hook(lambda *_: calls.append(1))
-    state = {name: entry.clone() for name, entry in model.state_dict().items()}
-    grads = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-    flags = [(module.training, len(module._forward_hooks)) for module in model.modules()]
-    needs = [p.requires_grad for p in model.parameters()]
-    random = torch.get_rng_state()
-    result = pathex.prune(model, method, sparsity=0.5, data=(x, y), rounds=2, **options)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(entry, state[name]) for name, entry in model.state_dict().items())
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is None if grads[name] is None else torch.equal(parameter.grad, grads[name])
-    assert [(module.training, len(module._forward_hooks)) for module in model.modules()] == flags
-    assert [p.requires_grad for p in model.parameters()] == needs
-    assert result.mask.kept == 72
-    assert calls or method not in RUN_THE_NETWORK
-    again = pathex.prune(model, method, sparsity=0.5, data=(x, y), rounds=2, **options)
-    assert again.mask == result.mask
+    x, y = images[:6], torch.arange(6) % 3
+    score = partial(pathex.score, model, method, calibration=calibration, **options)
+    whole = score((x, y))
+    data = [deliver(x, y) for deliver in DELIVERIES.values()] + [x] * (pathex.methods(method).needs != "labels")
+    for delivered in data:
+        found = score(delivered)
+        assert all(torch.equal(found[name], entry) for name, entry in whole.items())
+    for memory in ("50KB", 1):
+        assert_close(score((x, y), memory=memory), whole)
+
+
+@pytest.mark.parametrize("method", ["px", *LOSSES])
+def test_inside_no_grad_inference_mode_and_autocast(method: str, model: nn.Module, images: Tensor) -> None:
+    y = torch.arange(12) % 3
+    expected = pathex.score(model, method, (images, y))
+    for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            made = (images.clone(), y.clone())
+            inside = pathex.score(model, method, made)
+        for found in (inside, pathex.score(model, method, made)):
+            assert all(torch.equal(found[name], score) for name, score in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+@pytest.mark.parametrize("method", ["px", "px-literal", "px-cvpr24", "synflow", "magnitude", *LOSSES])
+def test_models_in_half_precision(method: str, dtype: torch.dtype, model: nn.Module, images: Tensor) -> None:
+    model.to(dtype)
+    x, y = images.to(dtype), torch.arange(12) % 3
+    found = pathex.score(model, method, [(x, y)])
+    expected = pathex.score(copy.deepcopy(model).float(), method, [(x.float(), y)])
+    assert_close(found, expected, 1e-6 if method in LOSSES else 1e-4)
+    assert next(model.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 200}), ("npb", {})])
+def test_coefficients_of_a_sample(method: str, options: dict[str, Any]) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    with pytest.raises(UnsupportedOperation, match="layer_norm"):
+        pathex.score(model, method, x, **options)
+    scores = pathex.score(model, method, x, per_sample="one", **options)
+    assert all((entry >= 1).any() if method == "phew" else (entry > 0).all() for entry in scores.values())
+
+
+@pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 1000}), ("npb", {"rounds": 5})])
+def test_every_layer_of_a_residual_network_is_used(method: str, options: dict[str, Any]) -> None:
+    model, x = pathex.models.CifarResNet(8, width=4), torch.randn(2, 3, 12, 12)
+    assert pathex.prune(model, method, sparsity=0.9, data=x, strict=True, **options).report.dead_layers == []
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
@@ -69,9 +94,7 @@ def test_the_layout_of_memory_plays_no_part(method: str) -> None:
     expected = pathex.score(plain, method, (x, y))
     for model in (last, plain.to(memory_format=torch.channels_last)):
         found = pathex.score(model, method, (x.contiguous(memory_format=torch.channels_last), y))
-        for name, score in expected.items():
-            close = {"rtol": 1e-8, "atol": 1e-10 * float(score.abs().max())}
-            torch.testing.assert_close(found[name].reshape(score.shape), score, **close)
+        assert_close({name: found[name].reshape(score.shape) for name, score in expected.items()}, expected, 1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
@@ -94,9 +117,6 @@ def test_a_scale_of_zero_is_read_as_one_and_told_once(method: str) -> None:
         model[0].gamma.fill_(1.0)
     for name, score in pathex.score(model, method, data).items():
         torch.testing.assert_close(found[name], score, rtol=1e-10, atol=1e-12)
-
-
-X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
 
 
 @pytest.mark.parametrize("method", [*LOSSES, "ntk-sap", "ntk-diagonal", "fisher-diagonal"])

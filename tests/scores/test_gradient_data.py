@@ -1,7 +1,6 @@
 """What SNIP, iterative SNIP, FORCE and GraSP read: batches, labels, options; and what they refuse."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,63 +10,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pathex
-from brute_force.cases import Wired, assert_close, draw, random_mask
+from brute_force.cases import Wired, assert_close, random_mask
 from brute_force.gradients import TWINS, labelled
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
-from pathex.models import CifarResNet
+from variants import LOSSES
 
-METHODS = ["snip", "iterative-snip", "force", "grasp"]
-
-every_method = pytest.mark.parametrize("method", METHODS)
-
-
-# -- data: batches, order, memory, labels ------------------------------------------------------------------------------
-
-DELIVERIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "halves": lambda x, y: list(zip(x.split(6), y.split(6), strict=True)),
-    "uneven": lambda x, y: list(zip(x.split(5), y.split(5), strict=True)),
-    "one by one": lambda x, y: list(zip(x.split(1), y.split(1), strict=True)),
-    "backwards": lambda x, y: (x.flip(0), y.flip(0)),
-}
-
-
-@pytest.fixture
-def residual() -> nn.Module:
-    torch.manual_seed(2)
-    model = CifarResNet(8, num_classes=4, width=2).double()
-    draw(model, 2)
-    return model
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("delivery", DELIVERIES)
-@pytest.mark.parametrize("calibration", ["batch", "running"])
-@every_method
-def test_delivery_does_not_matter(
-    residual: nn.Module, images: Tensor, method: str, calibration: str, delivery: str
-) -> None:
-    labels = torch.arange(12) % 4
-    whole = pathex.score(residual, method, (images, labels), calibration=calibration)
-    found = pathex.score(residual, method, DELIVERIES[delivery](images, labels), calibration=calibration)
-    assert all(torch.equal(found[name], score) for name, score in whole.items())
-    split = pathex.score(residual, method, (images, labels), calibration=calibration, memory="200KB")
-    assert_close(split, whole)
+every_method = pytest.mark.parametrize("method", LOSSES)
 
 
 @every_method
 def test_on_batch_statistics_the_batches_count_but_not_their_order(
-    residual: nn.Module, images: Tensor, method: str
+    model: nn.Module, images: Tensor, method: str
 ) -> None:
-    labels = torch.arange(12) % 4
-    halves = DELIVERIES["halves"](images, labels)
-    first = pathex.score(residual, method, halves)
-    assert_close(pathex.score(residual, method, halves[::-1]), first)
-    assert_close(pathex.score(residual, method, [(x.flip(0), y.flip(0)) for x, y in halves]), first)
-    whole = pathex.score(residual, method, (images, labels))
+    labels = torch.arange(12) % 3
+    halves = list(zip(images.split(6), labels.split(6), strict=True))
+    first = pathex.score(model, method, halves)
+    assert_close(pathex.score(model, method, halves[::-1]), first)
+    assert_close(pathex.score(model, method, [(x.flip(0), y.flip(0)) for x, y in halves]), first)
+    whole = pathex.score(model, method, (images, labels))
     assert any(not torch.allclose(whole[name], score, rtol=1e-3) for name, score in first.items())
 
 
@@ -102,30 +62,8 @@ def test_labels_come_as_numbers_probabilities_or_with_their_own_loss(method: str
 
 
 @every_method
-def test_tensors_of_inference_mode_are_read(method: str) -> None:
-    model, [(x, y)] = labelled("mlp", 39, (6,))
-    expected = pathex.score(model, method, (x, y))
-    with torch.inference_mode():
-        found = pathex.score(model, method, (x.clone(), y.clone()))
-    assert all(torch.equal(found[name], score) for name, score in expected.items())
-
-
-@every_method
-def test_models_in_half_precision_are_scored_in_single(method: str) -> None:
-    torch.manual_seed(5)
-    model = CifarResNet(8, num_classes=4, width=2).bfloat16()
-    x, y = torch.randn(8, 3, 8, 8).bfloat16(), torch.arange(8) % 4
-    found, expected = (pathex.score(m, method, (x.to(d), y)) for m, d in (
-        (model, torch.bfloat16), (copy.deepcopy(model).float(), torch.float32)))  # fmt: skip
-    assert_close(found, expected, 1e-6)
-
-
-# -- readings of the weights -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_redrawn_weights_are_those_that_are_scored(method: str) -> None:
-    model, batches = labelled("residual", 40)
+    model, batches = labelled("mlp", 40)
     drawn = copy.deepcopy(model)
     keep = random_mask(model, 40)
 
@@ -141,9 +79,6 @@ def test_redrawn_weights_are_those_that_are_scored(method: str) -> None:
     found = pathex.score(model, method, batches, mask=pathex.Mask(keep), redraw=redraw, seed=5)
     pathex.score(model, "snip", batches, redraw=take, seed=5)
     assert_close(found, TWINS[method](drawn, batches, keep))
-
-
-# -- bad input ---------------------------------------------------------------------------------------------------------
 
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])

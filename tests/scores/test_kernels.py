@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import pathex
+import small_timm
 from brute_force import kernels
 from brute_force.cases import CASES, Wired, assert_close, build, draw, masked, prunable, random_mask
 from pathex import scores
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
 from pathex.scores import Problem, jacobian, ntk_sap
 from pathex.scores.model_reader import ModelReader
+from variants import KERNELS
 
 pytestmark = [
     # torch.func.jvp, which the twin uses, loads compiled rules when it is first called.
@@ -166,9 +168,7 @@ def test_ntk_sap_is_the_derivative_by_the_mask(epsilon: float | None) -> None:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "smooth": smooth,
     "resnet20": lambda: pathex.models.create("resnet20", width=4, num_classes=3, in_channels=3),
-    "vit": lambda: timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, depth=2, embed_dim=12, num_heads=2, num_classes=3
-    ),
+    "vit": small_timm.vit,
 }
 
 
@@ -321,53 +321,21 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
 
 # -- all three ---------------------------------------------------------------------------------------------------------
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ntk-sap": ("ntk-sap", {}),
-    "ntk-sap exact": ("ntk-sap", {"exact": True}),
-    "ntk-sap data": ("ntk-sap", {"inputs": "data"}),
-    "ntk-diagonal": ("ntk-diagonal", {}),
-    "ntk-diagonal projected": ("ntk-diagonal", {"projections": 3}),
-    "fisher-diagonal": ("fisher-diagonal", {}),
-    "fisher-diagonal projected": ("fisher-diagonal", {"projections": 3}),
-    "fisher-diagonal model": ("fisher-diagonal", {"labels": "model"}),
-}
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
-
-@pytest.mark.filterwarnings("ignore:.* of memory, more than")
-@every_variant
-def test_memory_order_and_batches_play_no_part(variant: str) -> None:
-    method, options = VARIANTS[variant]
-    model, x = build("residual", 52, images=6)
-    y = torch.arange(6) % 2
-    whole = pathex.score(model, method, (x, y), **options)
-    order = torch.tensor([3, 0, 5, 4, 1, 2])
-    parts = [(x[part], y[part]) for part in order.split([1, 4, 1])]
-    assert_close(pathex.score(model, method, parts, memory=1, **options), whole)
-
-
-SMALL: dict[str, Callable[[], nn.Module]] = {
-    "vit": NETWORKS["vit"],
-    "convnext": lambda: timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
-    "swin": lambda: timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=32,
-        window_size=4,
-        depths=(1, 1),
-        num_heads=(1, 2),
-        embed_dim=16,
-        num_classes=3,
-    ),
-    "resnet": lambda: timm.create_model("resnet10t", num_classes=3),
-}
-
-
-@pytest.mark.parametrize("name", SMALL)
-@every_variant
-def test_any_network(name: str, variant: str) -> None:
-    method, options = VARIANTS[variant]
-    model = SMALL[name]()
-    size = 16 if name == "vit" else 32
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (small_timm.vit, 16),
+        (small_timm.swin, 16),
+        (small_timm.convnext, 32),
+        (lambda: timm.create_model("resnet10t", num_classes=3), 32),
+    ],
+    ids=["vit", "swin", "convnext", "resnet"],
+)
+@pytest.mark.parametrize("variant", KERNELS)
+def test_any_network(make: Callable[[], nn.Module], size: int, variant: str) -> None:
+    method, options = KERNELS[variant]
+    model = make()
     x, y = torch.randn(3, 3, size, size), torch.tensor([0, 1, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pathex.errors.PathexWarning)  # scales that start at zero

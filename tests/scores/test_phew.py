@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import pathex
 from brute_force.cases import build, random_mask
-from pathex.errors import UnsupportedOperation
 from pathex.masks import Mask, prunable_weights
 from pathex.paths import connectivity
 from pathex.scores import Phew, Problem, read_batches
@@ -88,15 +87,6 @@ def test_masked_networks(case: str) -> None:
         assert not (entry[~on_paths[name]] >= 1).any() and not entry[~keep[name]].any()
 
 
-def test_every_layer_is_used() -> None:
-    model = pathex.models.create("resnet20", num_classes=10, width=4)
-    state = {name: entry.clone() for name, entry in model.state_dict().items()}
-    x, generator = torch.randn(2, 3, 12, 12), torch.get_rng_state()
-    result = pathex.prune(model, "phew", sparsity=0.9, data=x, walks=3000, strict=True)
-    assert result.report.dead_layers == [] and torch.equal(generator, torch.get_rng_state())
-    assert all(torch.equal(entry, state[name]) for name, entry in model.state_dict().items())
-
-
 @pytest.mark.filterwarnings("ignore:read as one")
 def test_branches_that_start_at_zero_are_walked() -> None:
     model, x = build("residual", seed=1)
@@ -104,12 +94,4 @@ def test_branches_that_start_at_zero_are_walked() -> None:
     assert isinstance(body, nn.BatchNorm2d)
     nn.init.zeros_(body.weight)
     scores = score(model, x, walks=500)
-    assert all((entry >= 1).any() for entry in scores.values())
-
-
-def test_coefficients_of_a_sample() -> None:
-    model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)), torch.randn(3, 4)
-    with pytest.raises(UnsupportedOperation, match="layer_norm"):
-        score(model, x)
-    scores = score(model, x, per_sample="one", walks=200)
     assert all((entry >= 1).any() for entry in scores.values())

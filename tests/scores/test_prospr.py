@@ -103,18 +103,6 @@ def test_parts_of_the_pruning_set() -> None:
     assert all(value.isfinite().all() for value in single.values())
 
 
-@pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_memory_changes_nothing() -> None:
-    torch.manual_seed(1)
-    model, data = convolutional().double(), labelled(1, [12, 9], (2, 6, 6))
-    problem = Problem(model, prunable_weights(model), read_batches(data))
-    small = Problem(model, prunable_weights(model), read_batches(data), memory=1)
-    for calibration in ("batch", "running"):
-        wide = ProsPr(calibration=calibration)(problem)
-        for name, value in ProsPr(calibration=calibration)(small).items():
-            torch.testing.assert_close(value, wide[name], rtol=1e-9, atol=1e-12)
-
-
 def test_first_order_is_the_gradient_after_training() -> None:
     model, data = perceptron(3), labelled(3, [6] * 4)
     full, first = score(model, data), score(model, data, first_order=True)

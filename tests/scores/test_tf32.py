@@ -86,7 +86,7 @@ def test_passes_are_in_tf32_and_nothing_else(method: str, monkeypatch: pytest.Mo
             warnings.simplefilter("ignore", PathexWarning)
             reader = found.having({"tf32": tf32}).reader(problem)
             monkeypatch.setattr(type(reader), "precision", torch.float32)
-            precision.safely(reader, summed, method)  # type: ignore[arg-type]
+            precision.safely(reader, summed)  # type: ignore[arg-type]
     assert seen[0] == ("tf32", "tf32")
     assert "tf32" not in seen[1]
 

@@ -1,7 +1,7 @@
 """Node-path balance."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ def _add_bests(score: Tensor, use: Use, paths: Tensor, alpha: float, beta: float
     of_input = (values == values.amax((1, 3), keepdim=True)) & alive & ~covered
     of_kernel = (values == values.amax(3, keepdim=True)) & alive
     groups, outputs, inputs, _ = values.shape
-    units = groups * (outputs + inputs)
-    kept = max(1, int(alive.sum()))
+    units, kept = groups * (outputs + inputs), max(1, int(alive.sum()))
     use.add_to(score, alpha * (of_output.to(score) + of_input.to(score)) / units + beta * of_kernel.to(score) / kept)
 
 
@@ -66,8 +65,7 @@ class Npb(Method):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         mask = problem.mask or all_kept(problem.prunable)
-        how: dict[str, Any] = {"per_sample": self.per_sample, "output": self.output}
-        counts = count_paths(problem.model, problem.images[:1], mask, **how)
+        counts = count_paths(problem.model, problem.images[:1], mask, per_sample=self.per_sample, output=self.output)
         source, scores = generator(problem.seed, problem.round), {}
         for name, through in counts.through.items():
             # Paths that are equal in number are told apart by chance, else every unit would choose the same weight.

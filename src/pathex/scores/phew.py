@@ -31,10 +31,6 @@ def _rank(scores: Tensor, used: Tensor, rank: int) -> None:
     scores[entries[new]] = rank + uses[new].double() / (len(used) + 1)
 
 
-def _largest(weights: dict[str, Tensor]) -> float:
-    return max(float(weight.abs().max()) for weight in weights.values()) or 1.0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Phew(Method):
     r"""PHEW, paths with higher edge weights (Patil, Dovrolis, ICML 2021): the union of random walks.
@@ -96,7 +92,5 @@ class Phew(Method):
         for number, size in enumerate(batches):
             for name, used in walker.walk(size).items():
                 _rank(scores[name].view(-1), used, len(batches) - number)
-        return {
-            name: score.to(problem.device) + _TIE * weights[name].abs() / _largest(weights)
-            for name, score in scores.items()
-        }
+        largest = max(float(weight.abs().max()) for weight in weights.values()) or 1.0
+        return {name: scores[name].to(problem.device) + _TIE * weights[name].abs() / largest for name in scores}

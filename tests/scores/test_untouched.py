@@ -1,0 +1,137 @@
+"""Scoring and pruning leave everything as it was: the model, the data, random generators and torch itself."""
+
+import copy
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathex
+from pathex.errors import PathexWarning, UnsupportedOperation
+from variants import RUN_THE_NETWORK, VARIANTS
+
+
+def network() -> tuple[nn.Sequential, list[tuple[Tensor, Tensor]]]:
+    """With mixed flags, some gradients and a frozen layer; and two batches."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(36, 3)).train()
+    x, y = torch.randn(8, 1, 5, 5), torch.arange(8) % 3
+    model(x).sum().backward()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    model[5].weight.grad = None
+    return model, [(x[:4], y[:4]), (x[4:], y[4:])]
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    parameters = dict(model.named_parameters())
+    return {
+        "state": {name: entry.clone() for name, entry in model.state_dict().items()},
+        "objects": {name: (id(p), p.data_ptr(), p._version) for name, p in parameters.items()},
+        "attributes": {name: dict(p.__dict__) for name, p in parameters.items()},
+        "modules": {name: sorted(module.__dict__) for name, module in model.named_modules()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "requires_grad": {name: p.requires_grad for name, p in parameters.items()},
+        "grads": {name: None if p.grad is None else (id(p.grad), p.grad.clone()) for name, p in parameters.items()},
+        "hooks": {name: list(module._forward_hooks) for name, module in model.named_modules()},
+        "rng": (torch.get_rng_state(), random.getstate(), np.random.get_state()),  # noqa: NPY002
+        "torch": (F.relu, torch.relu, F.batch_norm, Tensor.relu, F.conv2d, Tensor.__add__, nn.ReLU.forward),
+        "switches": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()),
+    }
+
+
+def assert_same(found: Any, expected: Any, where: str = "") -> None:
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys(), where
+        for name, entry in expected.items():
+            assert_same(found[name], entry, f"{where}.{name}")
+    elif isinstance(expected, Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, (tuple, list)):
+        assert len(found) == len(expected), where
+        for number, entry in enumerate(expected):
+            assert_same(found[number], entry, f"{where}.{number}")
+    elif isinstance(expected, np.ndarray):
+        assert (found == expected).all(), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_everything_comes_back_as_it_was(variant: str) -> None:
+    method, options = VARIANTS[variant]
+    model, batches = network()
+    calls: list[int] = []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    before, data = snapshot(model), copy.deepcopy(batches)
+    scores = pathex.score(model, method, batches, **options)
+    assert all(not score.requires_grad and score.isfinite().all() for score in scores.values())
+    assert_same(snapshot(model), before)
+    first, again = (pathex.prune(model, method, sparsity=0.5, data=batches, rounds=2, **options) for _ in range(2))
+    assert_same(snapshot(model), before)
+    assert_same(batches, data)
+    assert first.mask.kept == 72 and first.mask == again.mask
+    assert calls or method not in RUN_THE_NETWORK
+
+
+@pytest.mark.parametrize(
+    ("method", "calls"),  # methods that read paths run the network once, when it is traced
+    [
+        *((name, 1) for name in ("px", "px-literal", "px-cvpr24", "synflow")),
+        *(("ntk-sap", calls) for calls in (1, 2, 3)),
+    ],
+)
+def test_after_an_error_in_the_middle_too(method: str, calls: int) -> None:
+    model, batches = network()
+    left = calls
+
+    def fail(module: nn.Module, args: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise RuntimeError("in the middle")
+
+    model[5].register_forward_pre_hook(fail)
+    before = snapshot(model)
+    with pytest.raises((RuntimeError, UnsupportedOperation), match="in the middle"):
+        pathex.prune(model, method, sparsity=0.5, data=batches, rounds=5)
+    assert_same(snapshot(model), before)
+
+
+def test_after_a_refused_operation_too() -> None:
+    class Strange(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).real
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Strange(), nn.Linear(4, 2)), torch.randn(4, 3)
+    before = snapshot(model)
+    with pytest.raises(UnsupportedOperation, match=r"fft.*'2' \(Strange\)"):
+        pathex.score(model, "px", x)
+    assert_same(snapshot(model), before)
+    with pytest.warns(PathexWarning, match="not counted"):
+        assert pathex.prune(model, "magnitude", sparsity=0.5, data=x).report.disconnected is None
+
+
+@pytest.mark.parametrize("method", ["px", "synflow-l2", "magnitude"])
+def test_shared_modules_and_tied_weights(method: str) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4)
+    twice = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 2))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    tied[0], tied[4] = copy.deepcopy(shared), twice[4]
+    tied[2].weight, tied[2].bias = tied[0].weight, tied[0].bias
+    x = torch.randn(5, 4)
+    before = snapshot(tied)
+    first, second = pathex.score(twice, method, x), pathex.score(tied, method, x)
+    assert list(first) == list(second) == ["0.weight", "4.weight"]
+    assert all(torch.allclose(first[name], second[name]) for name in first)
+    assert pathex.prune(tied, method, sparsity=0.5, data=x, rounds=2).mask.kept == 12
+    assert_same(snapshot(tied), before)
+    assert tied[2].weight is tied[0].weight

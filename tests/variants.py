@@ -1,0 +1,20 @@
+"""Every method, and some with options that make them compute another way: method and options by name."""
+
+from typing import Any
+
+import pathex
+
+LOSSES = ["snip", "iterative-snip", "force", "grasp"]
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ntk-sap": ("ntk-sap", {}),
+    "ntk-sap exact": ("ntk-sap", {"exact": True}),
+    "ntk-sap data": ("ntk-sap", {"inputs": "data"}),
+    "ntk-diagonal": ("ntk-diagonal", {}),
+    "ntk-diagonal projected": ("ntk-diagonal", {"projections": 3}),
+    "fisher-diagonal": ("fisher-diagonal", {}),
+    "fisher-diagonal projected": ("fisher-diagonal", {"projections": 3}),
+    "fisher-diagonal model": ("fisher-diagonal", {"labels": "model"}),
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in pathex.methods()} | KERNELS
+CALIBRATED = [name for name, (method, _) in VARIANTS.items() if "calibration" in pathex.methods(method).options]
+RUN_THE_NETWORK = {*LOSSES, "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal"}
