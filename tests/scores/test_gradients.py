@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ import small_timm
 from brute_force import gradients
 from brute_force.cases import assert_close, prunable, random_mask
 from brute_force.gradients import TWINS, Batches, labelled
-from pathex.errors import UnsupportedOperation
 from variants import LOSSES
 
 every_method = pytest.mark.parametrize("method", LOSSES)
@@ -164,38 +162,6 @@ def test_transformers_are_pruned_in_rounds(kind: str, method: str) -> None:
     model, batches = transformer(kind)
     mask = pathex.prune(model.float(), method, sparsity=0.9, data=[(x.float(), y) for x, y in batches], rounds=3).mask
     assert mask.kept == round(0.1 * mask.total)
-
-
-def test_operations_without_second_derivatives_are_named() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x * 2
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            return grad * 2
-
-    class Custom(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return Once.apply(x)
-
-    model, data = nn.Sequential(nn.Linear(3, 4), Custom(), nn.Linear(4, 2)), (torch.randn(4, 3), torch.arange(4) % 2)
-    fused = nn.Sequential(nn.Linear(3, 8), Fused(), nn.Flatten(), nn.Linear(8, 2))
-    for net, reason in ((model, r"; .* once only, one of OnceBackward"), (fused, ": .*attention.*not implemented")):
-        assert pathex.score(net, "snip", data)["0.weight"].any()
-        for needs in ("grasp needs second derivatives", "prospr needs second derivatives, or first_order=True, .*none"):
-            with pytest.raises(UnsupportedOperation, match=needs + reason):
-                pathex.score(net, needs.split()[0], data)
-
-
-class Fused(nn.Module):
-    """Attention by a kernel that has a first derivative only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.view(len(x), 1, 4, 2)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(tokens, tokens, tokens)[0]
 
 
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import pathex
 import small_timm
 from brute_force import kernels
-from brute_force.cases import CASES, Wired, assert_close, build, draw, masked, prunable, random_mask
+from brute_force.cases import CASES, assert_close, build, draw, masked, prunable, random_mask
 from pathex import scores
-from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
+from pathex.errors import InvalidInput, PathexError
 from pathex.scores import Problem, jacobian, ntk_sap
 from pathex.scores.model_reader import ModelReader
 from variants import KERNELS
@@ -43,13 +43,6 @@ def masks(model: nn.Module, pruned: bool) -> tuple[dict[str, Tensor] | None, pat
 
 
 # -- the diagonals -----------------------------------------------------------------------------------------------------
-
-
-def test_fisher_diagonal_takes_class_probabilities() -> None:
-    model, x = build("mlp", 33)
-    y = torch.tensor([1, 0, 1])
-    certain = pathex.score(model, "fisher-diagonal", [(x, nn.functional.one_hot(y, 2).double())])
-    assert_close(certain, pathex.score(model, "fisher-diagonal", (x, y)))
 
 
 def test_fisher_diagonal_of_the_model_needs_no_labels() -> None:
@@ -278,45 +271,6 @@ def test_what_leaves_float32_is_repeated_in_float64() -> None:
         huge[0].weight.copy_(torch.randn(2, 3) * 1e200)
     with pytest.raises(PathexError, match=r"ntk-sap: the change of the outputs is (inf|nan) in float64"):
         pathex.score(huge, "ntk-sap", x.double(), epsilon=1e200)
-
-
-def test_what_cannot_be_differentiated_twice_is_named() -> None:
-    class Ordinary(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * ctx.saved_tensors[0].cos()
-
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x * 2
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * 2
-
-    def network(function: Any, beside: bool) -> nn.Module:
-        """All of it, or a part of it, goes through a function of its own."""
-
-        def form(net: Wired, x: Tensor) -> Tensor:
-            hidden = function.apply(net.first(x).tanh())
-            return net.last(hidden + x if beside else hidden)
-
-        return Wired(form, first=nn.Linear(3, 3), last=nn.Linear(3, 2))
-
-    x = torch.randn(4, 3)
-    for beside in (True, False):
-        with pytest.raises(UnsupportedOperation, match=r"exact=True differentiates twice, which an operation"):
-            pathex.score(network(Once, beside), "ntk-sap", x, exact=True)
-        for options in ({}, {"exact": True}):
-            found = pathex.score(network(Ordinary if options else Once, beside), "ntk-sap", x, **options)
-            assert all(score.isfinite().all() and score.any() for score in found.values())
 
 
 # -- all three ---------------------------------------------------------------------------------------------------------
