@@ -102,24 +102,15 @@ def test_more_paths_than_float64_holds() -> None:
 def nodes_and_paths(model: nn.Module, x: Tensor, mask: Mask) -> tuple[int, float]:
     """Input and output units of all layers with a weight on a path, and the logarithm of the number of paths.
 
-    By the gradient of the network of ones, on plain modules without activations between layers.
+    By the gradient of the network of ones, where ReLU does nothing.
     """
-    weights = {n: kept.double().requires_grad_() for n, kept in mask.items()}
-    value = torch.ones_like(x[:1], dtype=torch.float64)
-    for name, module in model.named_children():
-        if isinstance(module, nn.Conv2d):
-            value = nn.functional.conv2d(value, weights[f"{name}.weight"], None, module.stride, module.padding)
-        elif isinstance(module, nn.Linear):
-            value = nn.functional.linear(value, weights[f"{name}.weight"])
-        elif not isinstance(module, nn.ReLU):
-            value = module(value)
-    total = value.sum()
-    grads = torch.autograd.grad(total, list(weights.values()))
+    weights = {name: kept.double().requires_grad_() for name, kept in mask.items()}
+    biases = {name: torch.zeros_like(p).double() for name, p in model.named_parameters() if name not in mask}
+    total = torch.func.functional_call(model, {**weights, **biases}, torch.ones_like(x[:1], dtype=torch.float64)).sum()
     units = 0
-    for weight, grad in zip(weights.values(), grads, strict=True):
-        used = ((weight > 0) & (grad > 0)).flatten(2) if weight.dim() > 2 else (weight > 0) & (grad > 0)
-        pairs = used.any(2) if used.dim() > 2 else used
-        units += int(pairs.any(0).sum()) + int(pairs.any(1).sum())
+    for weight, grad in zip(weights.values(), torch.autograd.grad(total, list(weights.values())), strict=True):
+        used = ((weight > 0) & (grad > 0)).reshape(*weight.shape[:2], -1).any(2)
+        units += int(used.any(0).sum()) + int(used.any(1).sum())
     return units, math.log(float(total.detach())) if float(total.detach()) > 0 else -math.inf
 
 

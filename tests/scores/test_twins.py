@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import pathex
 from brute_force import gradients, kernels, scores
-from brute_force.cases import CASES, assert_close, build, draw, random_mask
+from brute_force.cases import CASES, Wired, assert_close, build, draw, random_mask
 from brute_force.gradients import Batches, labelled
 
 pytestmark = [
@@ -115,11 +116,24 @@ def test_px_on_fresh_networks_of_several_seeds(case: str, seed: int) -> None:
     assert_close(pathex.score(model, "px", x, mask=pathex.Mask(keep)), scores.px(model, x, keep))
 
 
-@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Tanh, nn.Softplus])
-def test_ntk_diagonal_asks_nothing_of_activations(activation: Callable[[], nn.Module]) -> None:
-    model = nn.Sequential(nn.Linear(3, 5), activation(), nn.LayerNorm(5), nn.Linear(5, 3)).double()
-    x = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64)
+def _of_one_gradient() -> nn.Module:
+    """Autograd hands out the gradients of both weights as one tensor."""
+    layers = {name: nn.Linear(3, 3, bias=False) for name in ("first", "second")}
+    return Wired(lambda net, x: nn.functional.linear(x, net.first.weight + net.second.weight), **layers)
+
+
+def _smooth(activation: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), activation(), nn.LayerNorm(5), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize(
+    "make", [_of_one_gradient, *(partial(_smooth, a) for a in (nn.GELU, nn.SiLU, nn.Tanh, nn.Softplus))]
+)
+def test_diagonals_of_networks_that_have_no_paths(make: Callable[[], nn.Module]) -> None:
+    model = make().double()
+    x, y = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64), torch.arange(4) % 3
     assert_close(pathex.score(model, "ntk-diagonal", x), kernels.ntk_diagonal(model, x))
+    assert_close(pathex.score(model, "fisher-diagonal", (x, y)), kernels.fisher_diagonal(model, x, y))
 
 
 @pytest.mark.parametrize("labels", ["given", "model"])

@@ -17,7 +17,6 @@ ALLOCATIONS = ("global", "layer", "uniform", "erk")
 Allocation = str | Mapping[str, float] | Mapping[str, Tensor]
 """One of `ALLOCATIONS`, weight names to final densities, or a mask whose densities are taken in proportion."""
 
-
 _TABLES = (".yaml", ".yml", ".json")
 
 
@@ -121,10 +120,10 @@ def read_allocation(allocation: Allocation | os.PathLike[str]) -> Allocation:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput(f"allocation file {str(path)!r} cannot be read: {reason(error)}") from error
-    wrong = not isinstance(content, dict) or not content
-    if wrong or not all(isinstance(n, str) and isinstance(d, int | float) for n, d in content.items()):
+    pairs = content.items() if isinstance(content, dict) else ()
+    if not pairs or not all(isinstance(n, str) and isinstance(d, int | float) for n, d in pairs):
         raise InvalidInput(f"allocation file {str(path)!r} must hold weight names with densities")
-    return dict(content)
+    return dict(pairs)
 
 
 def _mean(entry: Any) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
@@ -19,7 +19,7 @@ from pathex.masks import Mask, Selector, all_kept
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.floors import Floors
-from pathex.pruning.scoring import CustomMethod, agreed, call_of, is_plain, name_of, options_of, problem_of, scored
+from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem
 
@@ -117,7 +117,7 @@ def prune(
     processes = processes_of(group)
     with processes.barrier():
         found = scorers.resolve(method, options)
-        options, method_call = options_of(found, options), call_of(found, options)
+        options, method_call = call_of(found, options)
         sparsity, min_per_layer = _fraction(sparsity), check_integer("min_per_layer", min_per_layer, 0)
         allocation, output = read_allocation(allocation), options.get("output")
         chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
@@ -160,7 +160,7 @@ def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[
 
 def _rounds(
     base: Problem,
-    method_call: Callable[[Problem], Mapping[str, Tensor]],
+    method_call: Call,
     updater: RoundUpdater,
     output: str | int | None,
     on_round: OnRound | None,

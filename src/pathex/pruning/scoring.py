@@ -20,6 +20,7 @@ from pathex.scores import Problem, fingerprint, joined, parse_memory, read_batch
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
+Call = Callable[[Problem], Mapping[str, Tensor]]
 
 
 def score(
@@ -68,21 +69,16 @@ def score(
     processes = processes_of(group)
     with processes.barrier():
         found = scorers.resolve(method, options)
-        options, method_call = options_of(found, options), call_of(found, options)
+        options, method_call = call_of(found, options)
         chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         problem, _ = problem_of(model, found, options, data, mask, strict=strict, processes=processes, **chosen)
         return scored(agreed(problem, name_of(method), options, strict=strict), method_call)
 
 
-def options_of(found: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not as the method has it by itself."""
-    return found.changed if isinstance(found, scorers.Method) else dict(options)
-
-
-def call_of(found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[Problem], Mapping[str, Tensor]]:
-    """What scores a problem: a method itself, or a callable with a copy of the masked model."""
+def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[str, Any], Call]:
+    """Options that are not at their defaults, and a method itself, or a callable with a copy of the masked model."""
     if isinstance(found, scorers.Method):
-        return found
+        return found.changed, found
 
     def custom(problem: Problem) -> Mapping[str, Tensor]:
         masked = copy.deepcopy(problem.model)
@@ -94,7 +90,7 @@ def call_of(found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[
             scores: Mapping[str, Tensor] = found(masked, list(problem.batches), mask, **options)
             return scores
 
-    return custom
+    return options, custom
 
 
 def problem_of(
@@ -144,10 +140,12 @@ def agreed(problem: Problem, method: str, options: Mapping[str, Any], **how: obj
     if processes.world_size == 1:
         return problem
     state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
+    # Functions are compared by their names: their addresses are not the same in all processes.
+    names = {n: o if is_plain(o) else getattr(o, "__qualname__", type(o).__name__) for n, o in options.items()}
     processes.check_consistent(
         {
             "method": method,
-            **{f"option {name!r}": _comparable(value) for name, value in options.items()},
+            **{f"option {name!r}": repr(value) for name, value in names.items()},
             **{name: repr(value) for name, value in how.items()},
             "seed": problem.seed,
             "the choice of prunable weights": list(problem.prunable),
@@ -159,12 +157,7 @@ def agreed(problem: Problem, method: str, options: Mapping[str, Any], **how: obj
     return replace(problem, memory=min(processes.all_gather(problem.budget())))
 
 
-def _comparable(value: Any) -> str:
-    """An option as text that is the same in every process; functions by their name, as their address is not."""
-    return repr(value) if is_plain(value) else getattr(value, "__qualname__", type(value).__name__)
-
-
-def scored(problem: Problem, method_call: Callable[[Problem], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
     """The scores of a problem, checked, the same in all processes."""
     with problem.processes.barrier():
         with untouched(problem.model):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pathex.scores.loss import hessian_product, loss_gradient
+from pathex.scores.loss import hessian_product, kept_part, loss_gradient
 from pathex.scores.method import LossMethod
 from pathex.scores.options import Positive
 from pathex.scores.problem import Problem
@@ -40,9 +40,7 @@ class Grasp(LossMethod):
     def score(self, problem: Problem) -> dict[str, Tensor]:
         reader = self.reader(problem)
         at = reader.leaves()
-        gradient = loss_gradient(reader, at, self.temperature)
-        if problem.mask is not None:
-            # Pruned weights do not train: their part of the gradient is no flow.
-            gradient = {name: part * problem.mask[name].to(part) for name, part in gradient.items()}
+        # Pruned weights do not train: their part of the gradient is no flow.
+        gradient = kept_part(problem, loss_gradient(reader, at, self.temperature))
         product = hessian_product(reader, at, gradient, self.temperature)
         return {name: weight.detach() * product[name] for name, weight in at.weights.items()}

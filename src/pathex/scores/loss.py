@@ -9,6 +9,7 @@ from torch import Tensor
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.scores.jacobian import differentiable_twice
 from pathex.scores.model_reader import IGNORED, Leaves, ModelReader
+from pathex.scores.problem import Problem
 
 Term = Callable[[], Tensor]
 
@@ -50,6 +51,12 @@ def loss_gradient(reader: ModelReader, at: Leaves, temperature: float = 1.0) -> 
         return dict(zip(at.weights, grads, strict=True))
 
     return reader.problem.processes.sum_over(_terms(reader, at, temperature), part)
+
+
+def kept_part(problem: Problem, direction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What an optimizer that holds the mask does of a step: pruned weights stay zero."""
+    mask = problem.mask or {}
+    return {name: part * mask[name].to(part) if name in mask else part for name, part in direction.items()}
 
 
 def hessian_product(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathex.errors import PathexError
 from pathex.paths import Statistics
-from pathex.scores.loss import hessian_product, loss_gradient
+from pathex.scores.loss import hessian_product, kept_part, loss_gradient
 from pathex.scores.method import LossMethod
 from pathex.scores.model_reader import Leaves, ModelReader
 from pathex.scores.options import Allowed, Natural, Positive, is_number
@@ -34,14 +34,6 @@ def _parts(reader: ModelReader, count: int) -> list[ModelReader]:
     return [replace(reader, problem=replace(problem, batches=group, memo=dict(memo))) for group in groups]
 
 
-def _kept(problem: Problem, direction: State) -> State:
-    """What an optimizer that holds the mask does of a step: pruned weights stay zero."""
-    if problem.mask is None:
-        return direction
-    mask = problem.mask
-    return {name: part * mask[name].to(part) if name in mask else part for name, part in direction.items()}
-
-
 def _at(state: Mapping[str, Tensor], statistics: Statistics) -> Leaves:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
     return Leaves(leaves, leaves, statistics)
@@ -54,7 +46,7 @@ def _descend(
     trajectory = [start]
     velocity = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
     for part in parts:
-        gradient = _kept(part.problem, loss_gradient(part, _at(trajectory[-1], statistics)))
+        gradient = kept_part(part.problem, loss_gradient(part, _at(trajectory[-1], statistics)))
         velocity = {name: momentum * velocity[name] + gradient[name] for name in start}
         trajectory.append({name: tensor - lr * velocity[name] for name, tensor in trajectory[-1].items()})
     return trajectory
@@ -73,7 +65,7 @@ def _carry_back(
     instead = ", or first_order=True, which needs none"
     for part, state in zip(reversed(parts), reversed(trajectory), strict=True):
         through = {name: through[name] - lr * effect[name] for name in effect}
-        vector = _kept(part.problem, through)
+        vector = kept_part(part.problem, through)
         product = hessian_product(part, _at(state, statistics), vector, instead=instead)
         effect = {name: effect[name] + product[name] for name in effect}
         through = {name: momentum * tensor for name, tensor in through.items()}
