@@ -125,9 +125,9 @@ def test_help_is_readable_and_ends_with_0(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_options_of_the_method_are_written_behind_it() -> None:
-    from pathex.cli.prune import COMMAND
+    from pathex.cli.masks import PRUNE
 
     _, options = parse(
-        ["prune", "--method", "px", "--method.redraw", "true", "--method.smooth=tangent"], {"prune": COMMAND}
+        ["prune", "--method", "px", "--method.redraw", "true", "--method.smooth=tangent"], {"prune": PRUNE}
     )
     assert options.method == "px" and options.method_options == {"redraw": True, "smooth": "tangent"}

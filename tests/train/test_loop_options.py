@@ -6,7 +6,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from pathex.train import Feed, TrainOptions, fabric, fit, load_checkpoint
-from pathex.train.step import Collected
+from pathex.train.loop import Collected
 
 CPU = torch.device("cpu")
 

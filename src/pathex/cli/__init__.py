@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 
-from pathex.cli import bench, convert, demo, listings, prune, report, run, sweep
+from pathex.cli import bench, demo, listings, masks, report, run, sweep
 from pathex.cli.parser import parse
 from pathex.errors import PathexError
 
@@ -16,8 +16,8 @@ COMMANDS = MappingProxyType(
         "demo": demo.COMMAND,
         "run": run.COMMAND,
         "sweep": sweep.COMMAND,
-        "prune": prune.COMMAND,
-        "convert": convert.COMMAND,
+        "prune": masks.PRUNE,
+        "convert": masks.CONVERT,
         "report": report.COMMAND,
         "bench": bench.COMMAND,
         "methods": listings.METHODS,
@@ -25,7 +25,6 @@ COMMANDS = MappingProxyType(
         "datasets": listings.DATASETS,
     }
 )
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pathex: error: {_one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print(f"pathex: stopped{COMMANDS[words[0]].stopped}", file=sys.stderr)
-            return _INTERRUPTED
+            more = "; what is finished is saved, and the same command goes on from there"
+            print(f"pathex: stopped{more if COMMANDS[words[0]].resumes else ''}", file=sys.stderr)
+            return 130
         except SystemExit as stop:  # how help and --print_config end
             return int(stop.code or 0) if words else 2
 

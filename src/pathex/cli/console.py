@@ -2,14 +2,11 @@
 
 import sys
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from pathex import Mask
 
 _PIPED_WIDTH = 120
 _MOST_LINES = 10
@@ -30,42 +27,21 @@ def table(*columns: str, right: int = 0) -> Table:
     return made
 
 
-def mask_table(mask: "Mask") -> Table:
-    """What a mask keeps of each layer and of all."""
-    counts = mask.counts()
-    layers = table("layer", "kept", "of", "density", right=3)
-    for name, (kept, total) in counts.items():
-        style = "bold red" if kept == 0 else None
-        layers.add_row(name, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}", style=style)
-    layers.add_section()
-    layers.add_row("all", f"{mask.kept:,}", f"{mask.total:,}", f"{mask.density:.4f}", style="bold")
-    return layers
-
-
-class RunDisplay:
+class RunDisplay(Progress):
     """Shows the events of runs as bars on a terminal, as a few short lines elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
+        screen = Console(stderr=True, highlight=False)
+        columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
         )
+        super().__init__(*columns, console=screen, transient=True, disable=not screen.is_terminal)
         self._label = ""
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "RunDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bars: dict[str, TaskID] = {}
 
     def begin(self, label: str) -> None:
         """Starts to show another run."""
@@ -103,23 +79,23 @@ class RunDisplay:
         # A run that finds its mask by training has many trainings: a line for each of them is enough.
         every = epochs if "level" in payload else -(-epochs // _MOST_LINES)
         first = epoch == 1 and "level" not in payload  # a sign of life
-        if self._progress.disable and (first or epoch % every == 0 or epoch == epochs):
+        if self.disable and (first or epoch % every == 0 or epoch == epochs):
             self._line(f"{training + ', ' if training else ''}epoch {epoch} of {epochs}: {note}")
 
     def _advance(self, stage: str, done: float, total: float, **note: Any) -> None:
-        if stage not in self._tasks:
+        if stage not in self._bars:
             self._clear()
-            self._tasks[stage] = self._progress.add_task(f"{self._label} {stage}".strip(), total=total, note="")
-        self._progress.update(self._tasks[stage], completed=done, total=total, **note)
+            self._bars[stage] = self.add_task(f"{self._label} {stage}".strip(), total=total, note="")
+        self.update(self._bars[stage], completed=done, total=total, **note)
 
     def _line(self, text: str) -> None:
         line = f"{self._label}: {text}" if self._label else text
-        self._console.print(line, soft_wrap=True, markup=False)
+        self.console.print(line, soft_wrap=True, markup=False)
 
     def _clear(self) -> None:
-        for task in self._tasks.values():
-            self._progress.remove_task(task)
-        self._tasks.clear()
+        for bar in self._bars.values():
+            self.remove_task(bar)
+        self._bars.clear()
 
 
 def _training(payload: dict[str, Any]) -> str:

@@ -1,14 +1,9 @@
 """``pathex demo``: the quick start, on images that come with the package."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pathex.cli.parser import Command
-
-if TYPE_CHECKING:
-    from pathex.experiments.runs import RunConfig, RunResult
 
 
 @dataclass(frozen=True)
@@ -41,40 +36,28 @@ class DemoOptions:
 
 
 def _execute(config: DemoOptions) -> None:
-    from pathex.cli.console import RunDisplay
+    from pathex.cli.console import RunDisplay, console, table
     from pathex.experiments.report import build
-    from pathex.experiments.runs import check_config, run
+    from pathex.experiments.runs import RunConfig, check_config, run
 
-    runs = [_run_config(config, method) for method in config.methods]
+    shared = {name: value for name, value in vars(config).items() if name not in {"methods", "width", "out"}}
+    shared |= {"model_options": {"width": config.width}, "out": str(Path(config.out) / "runs")}
+    runs = [RunConfig(method=method, **shared) for method in config.methods]
     for each in runs:
         check_config(each)
-    results = []
+    columns = ("method", "test accuracy", "kept weights", "density", "dead layers", "pruning", "training")
+    shown, folders = table(*columns, right=len(columns) - 1), []
     with RunDisplay() as display:
         for each in runs:
             display.begin(each.method)
-            results.append(run(each, on_event=display))
-    _show(results)
-    report = build([result.folder for result in results], Path(config.out) / "report")
-    print(f"report: {report.page}")
-
-
-def _run_config(config: DemoOptions, method: str) -> "RunConfig":
-    from pathex.experiments.runs import RunConfig
-
-    shared = {name: value for name, value in vars(config).items() if name not in {"methods", "width", "out"}}
-    return RunConfig(method=method, model_options={"width": config.width}, out=str(Path(config.out) / "runs"), **shared)
-
-
-def _show(results: "Sequence[RunResult]") -> None:
-    from pathex.cli.console import console, table
-
-    columns = ("method", "test accuracy", "kept weights", "density", "dead layers", "pruning", "training")
-    shown = table(*columns, right=len(columns) - 1)
-    for result in (each.result for each in results):
-        kept = f"{result['kept']:,}", f"{result['kept'] / result['total']:.4g}", str(result["dead_layers"])
-        seconds = (f"{result[part]:.1f} s" for part in ("prune_seconds", "train_seconds"))
-        shown.add_row(result["method"], f"{100 * result['test_accuracy']:.2f} %", *kept, *seconds)
+            finished = run(each, on_event=display)
+            folders.append(finished.folder)
+            result = finished.result
+            kept = f"{result['kept']:,}", f"{result['kept'] / result['total']:.4g}", str(result["dead_layers"])
+            seconds = (f"{result[part]:.1f} s" for part in ("prune_seconds", "train_seconds"))
+            shown.add_row(result["method"], f"{100 * result['test_accuracy']:.2f} %", *kept, *seconds)
     console().print(shown)
+    print(f"report: {build(folders, Path(config.out) / 'report').page}")
 
 
 COMMAND = Command(
@@ -83,5 +66,5 @@ COMMAND = Command(
     DemoOptions,
     "Trains a ResNet-20 on the embedded images, dense and pruned by each method to one sparsity, shows the results and "
     "writes a report. The same command again resumes what was stopped and skips what is done.",
-    stopped="; what is finished is saved, and the same command goes on from there",
+    resumes=True,
 )

@@ -28,7 +28,7 @@ class ListOptions:
     name: str | None = None
 
 
-def show(heading: str, rows: Iterable[tuple[str, str]]) -> None:
+def _show(heading: str, rows: Iterable[tuple[str, str]]) -> None:
     """Prints a table of names."""
     from rich.text import Text
 
@@ -44,25 +44,25 @@ def _methods(options: ListOptions) -> None:
     import pathex
 
     if (name := options.name) in OF_RUNS:
-        show("method of pathex run", [(str(name), OF_RUNS[str(name)])])
+        _show("method of pathex run", [(str(name), OF_RUNS[str(name)])])
     elif name is not None:
         method = pathex.methods(name)
         print(method)
         if type(method).__module__.startswith("pathex.scores."):
             print(f"  more      docs/methods/{method.name}.md")
     else:
-        show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
+        _show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
         print()
-        show("method of pathex run only", OF_RUNS.items())
+        _show("method of pathex run only", OF_RUNS.items())
 
 
 def _models(options: ListOptions) -> None:
     from pathex import models
 
     if options.name is not None:
-        show("model", [(options.name, models.describe(options.name))])
+        _show("model", [(options.name, models.describe(options.name))])
     else:
-        show("model", [*((name, models.describe(name)) for name in models.names()), *models.prefixes().items()])
+        _show("model", [*((name, models.describe(name)) for name in models.names()), *models.prefixes().items()])
 
 
 def _datasets(options: ListOptions) -> None:
@@ -70,9 +70,9 @@ def _datasets(options: ListOptions) -> None:
 
     if (name := options.name) is not None:
         own = " ".join(f"--data-options.{option}" for option in data.option_names(name))
-        show("data set", [(name, data.describe(name)), ("options", own)])
+        _show("data set", [(name, data.describe(name)), ("options", own)])
     else:
-        show("data set", [(name, data.describe(name)) for name in data.names()])
+        _show("data set", [(name, data.describe(name)) for name in data.names()])
 
 
 def _command(purpose: str, execute: object) -> Command:

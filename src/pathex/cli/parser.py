@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -30,7 +29,7 @@ class Command:
         options: A frozen dataclass whose fields, defaults and attribute docs are the options.
         description: What it does, in full; empty for ``purpose``.
         positional: The field that words without an option name belong to, how many (``?`` or ``*``), and its help.
-        stopped: What is said after Ctrl-C, beside that it stopped.
+        resumes: Whether the same command goes on after Ctrl-C.
     """
 
     purpose: str
@@ -38,7 +37,7 @@ class Command:
     options: type = _NoOptions
     description: str = ""
     positional: tuple[str, str, str] | None = None
-    stopped: str = ""
+    resumes: bool = False
 
 
 class _Parser(ArgumentParser):
@@ -63,12 +62,6 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
     return name, commands[name].options(**values)
 
 
-def check_file(out: Path) -> None:
-    """Refuse an ``--out`` that is no file in a folder that is there."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"--out {str(out)!r} must name a file in a folder that exists")
-
-
 def _underscored(word: str) -> str:
     """Names of options take hyphens or underscores alike; ``--method.NAME`` is an option of the method."""
     name, equals, value = word.partition("=")
@@ -77,16 +70,12 @@ def _underscored(word: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
-def _hyphened(name: str) -> str:
-    return f"--{name[2:].replace('_', '-')}"
-
-
 def _check_names(words: Sequence[str], options: type) -> None:
     known = {f"--{field.name}" for field in dataclasses.fields(options)} | {"--config", "--print_config", "--help"}
     for word in words:
         name = word.partition("=")[0].partition(".")[0]
         if name.startswith("--") and name not in known:
-            raise UnknownName("option", _hyphened(name), map(_hyphened, known))
+            raise UnknownName("option", name.replace("_", "-"), (each.replace("_", "-") for each in known))
 
 
 def _check_values(words: Sequence[str], options: type) -> None:
@@ -102,7 +91,7 @@ def _check_values(words: Sequence[str], options: type) -> None:
         try:
             single.parse_args([f"{name}={value}"])
         except argparse.ArgumentError:
-            raise InvalidInput(f"{_hyphened(name)} is {value!r}; allowed: {allowed_values(hint)}") from None
+            raise InvalidInput(f"{name.replace('_', '-')} is {value!r}; allowed: {allowed_values(hint)}") from None
 
 
 def _parser(commands: Mapping[str, Command]) -> ArgumentParser:

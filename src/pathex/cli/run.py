@@ -22,5 +22,5 @@ COMMAND = Command(
     RunConfig,
     "Prunes one network, trains it and measures it on the test images. Prints the run folder last. The same command "
     "again resumes what was stopped, or says done.",
-    stopped="; what is finished is saved, and the same command goes on from there",
+    resumes=True,
 )

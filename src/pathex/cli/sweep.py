@@ -116,5 +116,5 @@ COMMAND = Command(
     SweepConfig,
     "Carries out all runs of a sweep file, several at a time, and writes one table of their results. Runs that are "
     "done are skipped, runs that were stopped go on, runs that failed are tried again and listed at the end.",
-    stopped="; what is finished is saved, and the same command goes on from there",
+    resumes=True,
 )

@@ -1,6 +1,20 @@
-"""How a pass is cut into batches, and each batch into the pieces of several processes."""
+"""How a pass is ordered, cut into batches, and each batch into the pieces of several processes."""
+
+import numpy as np
+import torch
 
 from pathex.errors import InvalidInput, check_integer
+
+
+def epoch_seed(*numbers: int) -> int:
+    """One seed in [0, 2**63) from several numbers of at least 0, such as the training's seed, epoch and process."""
+    # SeedSequence mixes the numbers; their sum would give seed 0, epoch 1 the order of seed 1, epoch 0.
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The generator, on the CPU, of one epoch's order and augmentation, which follow from nothing else."""
+    return torch.Generator().manual_seed(epoch_seed(seed, epoch))
 
 
 def check_share(images: int, batch_size: int, share: tuple[int, int]) -> None:
@@ -17,15 +31,7 @@ def check_share(images: int, batch_size: int, share: tuple[int, int]) -> None:
 
 
 def cut_batches(images: int, batch_size: int, least: int) -> list[range]:
-    """Cut a pass into batches.
-
-    Returns:
-        Places of the images of each batch; a last batch of fewer than ``least`` joins the one before.
-
-    Example:
-        >>> cut_batches(9, 4, 2), cut_batches(10, 4, 2)
-        ([range(0, 4), range(4, 9)], [range(0, 4), range(4, 8), range(8, 10)])
-    """
+    """Places of the images of each batch of a pass; a last batch of fewer than ``least`` joins the one before."""
     starts = list(range(0, images, batch_size))
     if len(starts) > 1 and images - starts[-1] < least:
         starts.pop()
@@ -33,15 +39,7 @@ def cut_batches(images: int, batch_size: int, least: int) -> list[range]:
 
 
 def share_of(batch: range, rank: int, ranks: int) -> range:
-    """The piece of a batch that one of several processes sees.
-
-    Returns:
-        A contiguous piece; those of the first processes may be larger by one.
-
-    Example:
-        >>> [share_of(range(10, 17), rank, 3) for rank in range(3)]
-        [range(10, 13), range(13, 15), range(15, 17)]
-    """
+    """The contiguous piece of a batch that one of several processes sees; the first ones' may be larger by one."""
     least, larger = divmod(len(batch), ranks)
     first = rank * least + min(rank, larger)
     return batch[first : first + least + (rank < larger)]

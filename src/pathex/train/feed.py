@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pathex.data import ArraySplit, Augmentation, DecodedSplit, Draws, ImageData, Split, apply_each, read_ahead, upload
 from pathex.errors import check_integer
-from pathex.train.batches import check_share, cut_batches, share_of
-from pathex.train.seeds import epoch_generator
+from pathex.train.batches import check_share, cut_batches, epoch_generator, share_of
 
 RESIDENT_SHARE = 0.5
 """Share of the memory that is free on a device up to which the images of a split are put there."""
@@ -64,7 +63,7 @@ class Feed:
             check_integer("workers", workers, 0)
         # What normalises has to be on the device too: a copy for each batch would wait for it.
         self._data = data.on(device)
-        self._split, self._device, self._batch_size, self._part = split, device, batch_size, part
+        self._split, self._device = split, device
         self._augmentation = Augmentation.of(augment, augment_options)
         if self._augmentation.kind == "resized-crop":
             self._augmentation.transform(data.image_size, data.in_channels)  # where it cannot, it says so here
@@ -76,7 +75,9 @@ class Feed:
         self._workers = workers if isinstance(split, ArraySplit | DecodedSplit) else 0
         self.images = len(self._rows)
         check_share(self.images, batch_size, part)
-        self.batches = len(self._cut())
+        shares = [share_of(batch, *part) for batch in cut_batches(self.images, batch_size, max(2, part[1]))]
+        self._pieces = [slice(share.start, share.stop) for share in shares]
+        self.batches = len(shares)
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One training pass by seed and epoch: images, float32 (B, C, H, W), and labels (B,), this process's share."""
@@ -88,35 +89,28 @@ class Feed:
         """One pass in the split's own order, not augmented; see :meth:`shuffled`."""
         return self._read(self._rows, Augmentation(), {})
 
-    def _cut(self) -> list[range]:
-        return cut_batches(self.images, self._batch_size, max(2, self._part[1]))
-
     def _read(self, order: Tensor, augmentation: Augmentation, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
         """The pieces of this process; what they need besides the images is brought to the device at once."""
-        shares = [share_of(batch, *self._part) for batch in self._cut()]
-        pieces = [slice(share.start, share.stop) for share in shares]
         rows = upload(order, self._device)
         if "seed" in draws:
             transform = augmentation.transform(self._data.image_size, self._data.in_channels)
-            read = self._loaded(order, pieces, transform, draws.pop("seed"))
+            read = self._loaded(order, transform, draws.pop("seed"))
             augmentation = Augmentation()
         elif self._pixels is None:
-            read = self._loaded(order, pieces)
+            read = self._loaded(order)
         else:
-            read = (self._pixels.index_select(0, rows[piece]) for piece in pieces)
+            read = (self._pixels.index_select(0, rows[piece]) for piece in self._pieces)
         draws = {name: upload(values, self._device) for name, values in draws.items()}
-        for piece, images in zip(pieces, read, strict=True):
+        for piece, images in zip(self._pieces, read, strict=True):
             pixels = images.to(self._device, non_blocking=True)
             if augmentation.kind == "crop-flip":  # its padding is of the resized image
                 pixels = self._data.resized(pixels)
             changed = augmentation.apply(pixels, {name: values[piece] for name, values in draws.items()})
             yield self._data.normalise(changed), self._labels.index_select(0, rows[piece])
 
-    def _loaded(
-        self, order: Tensor, pieces: Sequence[slice], transform: Any = None, seeds: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def _loaded(self, order: Tensor, transform: Any = None, seeds: Tensor | None = None) -> Iterator[Tensor]:
         columns = [order] if seeds is None else [order, seeds]
-        batches = [torch.stack([column[piece] for column in columns], 1).tolist() for piece in pieces]
+        batches = [torch.stack([column[piece] for column in columns], 1).tolist() for piece in self._pieces]
         read = partial(_fetched, self._split, transform)
         return read_ahead(read, batches, workers=self._workers, pin_memory=self._device.type == "cuda")
 

@@ -15,13 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
 from pathex.masks import replacing
+from pathex.train.batches import epoch_seed
 from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.fsdp import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
-from pathex.train.seeds import epoch_seed
-from pathex.train.step import Collected, Step
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
+_MOST_COLLECTED = 2**18  # numbers in outputs; more are not worth the memory
+
+_Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TrainingDiverged(PathexError, ArithmeticError):
@@ -70,7 +72,7 @@ def fit(
     options: TrainOptions,
     *,
     fabric: Any,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: _Loss,
     metric: Any,
     folder: Path,
     validation: Batches | None = None,
@@ -165,7 +167,10 @@ class _Loop:
 
     def resume(self) -> bool:
         if not self.fabric.broadcast(self.checkpoint.exists()):
-            self._skip_to_start()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each of the schedule
+                for _ in range(self.options.start):
+                    self._scheduler.step()
             self._save()
             if self.fabric.is_global_zero:
                 self.metrics.unlink(missing_ok=True)
@@ -174,7 +179,16 @@ class _Loop:
         # First: a mask that moved must be in force before weights are loaded under it.
         if self._companion is not None:
             self._companion.load_state_dict(state["companion"])
-        self._load(state["model"], state["optimizer"])
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: like(value, own.get(name)) for name, value in state["model"].items()})
+        trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        momenta = {
+            number: {name: like(value, trained[number]) for name, value in kept.items()}
+            for number, kept in state["optimizer"]["state"].items()
+        }
+        self._optimizer.load_state_dict({**state["optimizer"], "state": momenta})
+        for group in self._optimizer.param_groups:
+            group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
         self._scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.rows = state["rows"]
@@ -184,60 +198,57 @@ class _Loop:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         return True
 
-    def _load(self, weights: dict[str, Any], optimizer: dict[str, Any]) -> None:
-        own = self.model.state_dict()
-        self.model.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})
-        trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        momenta = {
-            number: {name: like(value, trained[number]) for name, value in kept.items()}
-            for number, kept in optimizer["state"].items()
-        }
-        self._optimizer.load_state_dict({**optimizer, "state": momenta})
-        for group in self._optimizer.param_groups:
-            group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
-
-    def train_epoch(
-        self, feed: Batches, loss: Callable[[Tensor, Tensor], Tensor], metric: Any, on_event: Events | None
-    ) -> dict[str, Any]:
+    def train_epoch(self, feed: Batches, loss: _Loss, metric: Any, on_event: Events | None) -> dict[str, Any]:
         self._started = last = time.monotonic()
         number = self.epoch + 1
         # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
         torch.manual_seed(epoch_seed(self.options.seed, number, self.fabric.global_rank))
         metric.reset()
         collected = Collected(metric.update)
-        layout, parts = self._layout, self.options.accumulate
-        step = Step(self.model, self.optimizer, loss, collected, fabric=self.fabric, layout=layout, accumulate=parts)
-        self._begin_training()
+        total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
+        self.model.train()
+        for module in self.model.modules():
+            if self.options.freeze_batchnorm and isinstance(module, _BatchNorm):
+                module.eval()
         for count, (inputs, targets) in enumerate(feed.shuffled(self.options.seed, number), 1):
-            step(inputs, targets)
+            self._step(inputs, targets, loss, collected, total)
             if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_STEP_EVENTS:
                 last = now
                 if self.fabric.world_size == 1:  # several have to stop together, at the end of the epoch
-                    self._check(float(step.total), number)
+                    self._check(float(total), number)
                 if on_event is not None:
                     position = {"epoch": number, "epochs": self.options.epochs, "step": count, "steps": feed.batches}
                     on_event("step", position)
         collected.flush()
-        sums = torch.stack([step.total, step.total.new_tensor(step.images)])
         if self.fabric.world_size > 1:
-            torch.distributed.all_reduce(sums)  # Fabric's own leaves the dtype
-        total, images = sums.tolist()
-        self._check(total, number)
-        self._share_buffers()
-        return {"epoch": number, "train_loss": total / images, "lr": self._scheduler.get_last_lr()[0]}
-
-    def _share_buffers(self) -> None:
-        """Give every process the statistics of the first, which the checkpoint holds: all measure the same network."""
-        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(total)  # Fabric's own leaves the dtype
+            # Every process measures with the statistics of the first, which the checkpoint holds.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+        self._check(float(total), number)
+        mean = float(total) / feed.images
+        return {"epoch": number, "train_loss": mean, "lr": self._scheduler.get_last_lr()[0]}
 
-    def _begin_training(self) -> None:
-        self.model.train()
-        if self.options.freeze_batchnorm:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+    def _step(self, inputs: Tensor, targets: Tensor, loss: _Loss, collected: "Collected", total: Tensor) -> None:
+        """One step of the optimizer, by the gradient of a batch in parts, and over all processes."""
+        self.optimizer.zero_grad()
+        mean: Tensor | int = len(inputs)
+        if self.fabric.world_size > 1:
+            # Processes join gradients by their mean, as if all had the mean share of the batch.
+            share = total.new_tensor(float(mean))
+            torch.distributed.all_reduce(share)
+            mean = share / self.fabric.world_size
+        # As many parts in every process, and none empty.
+        parts = max(1, min(self.options.accumulate, int(mean))) if self.options.accumulate > 1 else 1
+        pieces = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for number, (part, wanted) in enumerate(pieces, 1):
+            with self.fabric.no_backward_sync(self.model, enabled=number < parts):
+                outputs = self.model(part.contiguous(memory_format=self._layout))
+                value = loss(outputs, wanted)
+                self.fabric.backward(value * (len(part) / mean))
+            total += value.detach() * len(part)
+            collected(outputs.detach(), wanted)
+        self.optimizer.step()
 
     def finish_epoch(self, row: dict[str, Any], on_event: Events | None) -> None:
         self._scheduler.step()
@@ -255,12 +266,6 @@ class _Loop:
                 logger.save()  # what a kill takes away would be missing from the curve: these epochs do not come again
         if on_event is not None:
             on_event("epoch", {"epochs": self.options.epochs, **row})
-
-    def _skip_to_start(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each of the schedule
-            for _ in range(self.options.start):
-                self._scheduler.step()
 
     def _check(self, total: float, number: int) -> None:
         if not math.isfinite(total):
@@ -286,3 +291,25 @@ class _Loop:
         state = whole(state, keep=self.fabric.is_global_zero)
         if self.fabric.is_global_zero:
             save_checkpoint(path, state)
+
+
+class Collected:
+    """Hands on the outputs of many steps at once: a metric costs as much for a few images as for many."""
+
+    def __init__(self, record: Callable[[Tensor, Tensor], object]) -> None:
+        self._record = record
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take the outputs and targets of a batch, which must not change later."""
+        self._pairs.append((outputs, targets))
+        if sum(pair[0].numel() for pair in self._pairs) >= _MOST_COLLECTED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on everything."""
+        pairs, self._pairs = self._pairs, []
+        if len(pairs) == 1:
+            self._record(*pairs[0])
+        elif pairs:
+            self._record(*(torch.cat(each) for each in zip(*pairs, strict=True)))

@@ -11,8 +11,7 @@ from pathex.train.fsdp import shard
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
-_SHARDED = ("32-true", "64-true", "bf16-mixed", "bf16-true")
-"""Those that know sharded weights: the scaling of 16-mixed looks for overflow in the part of one process."""
+_NO_SCALING = ", ".join(PRECISIONS[:-1])
 
 
 def check_machine(
@@ -28,23 +27,18 @@ def check_machine(
     for kind, name, allowed in named:
         if name not in allowed:
             raise UnknownName(kind, name, allowed)
-    accelerator = _accelerator(device, precision)
-    if accelerator == "cuda" and devices > torch.cuda.device_count():
-        raise InvalidInput(f"devices is {devices}; CUDA devices here: {torch.cuda.device_count()}")
-    if strategy == "fsdp" and precision not in _SHARDED:
-        raise InvalidInput(f"precision {precision!r} with strategy 'fsdp'; allowed: {', '.join(_SHARDED)}")
-    if sync_batchnorm and accelerator == "cpu":
-        raise InvalidInput("sync_batchnorm is True on the CPU, which has none; allowed: False")
-    return accelerator
-
-
-def _accelerator(device: str, precision: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("device 'cuda': PyTorch finds no CUDA device here. Allowed here: auto, cpu")
     accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and accelerator == "cpu":
-        allowed = ", ".join(name for name in PRECISIONS if name != "16-mixed")
-        raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {allowed}")
+        raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {_NO_SCALING}")
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise InvalidInput(f"devices is {devices}; CUDA devices here: {torch.cuda.device_count()}")
+    if strategy == "fsdp" and precision == "16-mixed":
+        # Its scaling looks for overflow in the weights of one process alone.
+        raise InvalidInput(f"precision '16-mixed' with strategy 'fsdp'; allowed: {_NO_SCALING}")
+    if sync_batchnorm and accelerator == "cpu":
+        raise InvalidInput("sync_batchnorm is True on the CPU, which has none; allowed: False")
     return accelerator
 
 
@@ -53,6 +47,7 @@ def fabric(device: str = "auto", precision: str = "32-true", *, devices: int = 1
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import DoublePrecision
     from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.strategies import ModelParallelStrategy
 
     accelerator = check_machine(device, precision, devices=devices, strategy=strategy)
     started = TorchElasticEnvironment.detect()
@@ -61,18 +56,22 @@ def fabric(device: str = "auto", precision: str = "32-true", *, devices: int = 1
         raise InvalidInput(f"devices is {devices}, but torchrun started {here} processes here; allowed: 0, {here}")
     wanted = devices or here
     nodes = max(1, int(os.environ.get("WORLD_SIZE", "1")) // here) if started else 1
+    several = wanted * nodes > 1
+    parallel: Any = "ddp" if several else "auto"
+    if sharded := strategy == "fsdp" and several:
+        parallel = ModelParallelStrategy(shard, data_parallel_size=wanted * nodes, tensor_parallel_size=1)
     # Fabric knows doubles with sharded weights only as a plugin.
-    double = [DoublePrecision()] if strategy == "fsdp" and wanted * nodes > 1 and precision == "64-true" else []
+    double = [DoublePrecision()] if sharded and precision == "64-true" else []
     made = Fabric(
         accelerator=accelerator,
         devices=wanted,
         num_nodes=nodes,
-        strategy=_strategy(strategy, wanted * nodes),
+        strategy=parallel,
         precision=None if double else precision,
         # Named, or Fabric would read a cluster's variables and expect a process for each of its tasks.
         plugins=[TorchElasticEnvironment() if started else _environment(), *double],
     )
-    if wanted * nodes > 1:
+    if several:
         made.launch()
     return made
 
@@ -89,11 +88,3 @@ def _environment() -> Any:
             return torch.distributed.get_rank()
 
     return Launched() if torch.distributed.is_initialized() else LightningEnvironment()
-
-
-def _strategy(name: str, processes: int) -> Any:
-    if processes == 1 or name != "fsdp":
-        return "ddp" if processes > 1 else "auto"
-    from lightning_fabric.strategies import ModelParallelStrategy
-
-    return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)

@@ -24,9 +24,8 @@ def check_logger(name: str) -> None:
         raise InvalidInput(f"logger {name!r} needs {missing[0]}: pip install 'pathex[tracking]'")
 
 
-def loggers(name: str, folder: Path) -> list[Any]:
+def _loggers(name: str, folder: Path) -> list[Any]:
     """The logger of a run; a run that is taken up again goes on with the same curves."""
-    check_logger(name)
     if name == "none":
         return []
     if name == "tensorboard":
@@ -58,7 +57,7 @@ def _known_run(place: str, name: str) -> str | None:
 @contextmanager
 def tracked(fabric: Any, name: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Log what happens in a block through ``fabric``, from the first process, and its settings when the run begins."""
-    made = loggers(name, folder) if fabric.is_global_zero else []
+    made = _loggers(name, folder) if fabric.is_global_zero else []
     fabric.loggers.extend(made)
     failed = True
     try:

@@ -1,0 +1,124 @@
+"""``pathex prune`` and ``pathex convert``: the mask of one network, and a mask file in the form of another program."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pathex.cli.parser import Command
+from pathex.errors import InvalidInput
+from pathex.experiments.runs import TicketConfig
+
+if TYPE_CHECKING:
+    from pathex import Mask
+
+Format = Literal["pathex", "tensors", "torch-prune", "compressed-tensors", "zeros"]
+
+
+@dataclass(frozen=True)
+class PruneConfig(TicketConfig):
+    """Options of ``pathex prune``.
+
+    Attributes:
+        out: File of the mask.
+        format: Form of the file; the last three hold the network's weights too.
+    """
+
+    out: str = "mask.safetensors"
+    format: Format = "pathex"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of ``pathex convert``.
+
+    Attributes:
+        file: The mask: a file that pathex wrote, tensors of 0 and 1, the state dict of a model pruned with
+            ``torch.nn.utils.prune``, bitmasks of compressed-tensors, or weights whose zeros are the mask.
+        out: File to write, safetensors or a torch file by its ending.
+        format: Form of the new file.
+        weights: Weights for the last three; null takes those that the file itself holds.
+    """
+
+    file: str | None = None
+    out: str = "mask.safetensors"
+    format: Format = "pathex"
+    weights: str | None = None
+
+
+def _prune(config: PruneConfig) -> None:
+    from pathex.cli.console import RunDisplay, console
+    from pathex.experiments.runs import build_task, check_ticket, find_ticket, pruning_seed
+    from pathex.masks import write_mask
+    from pathex.train import fabric
+
+    check_ticket(config)
+    out = _checked(config)
+    task = build_task(config)
+    task.model.to(fabric(config.device).device)
+    images = task.pruning_set(config.images_per_class, pruning_seed(config))
+    with RunDisplay() as display:
+        display.begin(config.method)
+        result, seconds = find_ticket(config, task, images, lambda known: display("prune_round", known))
+    mask = result.mask
+    mask.metadata |= {"model": config.model, "data": config.data}
+    write_mask(mask, out, config.format, task.model)
+    _show(mask)
+    console().print(f"sparsity {mask.sparsity:.6g} in {seconds:.1f} s")
+    print(out)
+
+
+def _convert(options: ConvertOptions) -> None:
+    if options.file is None:
+        raise InvalidInput(
+            "no mask file given; for instance: pathex convert mask.safetensors --format tensors --out m.pt"
+        )
+    from pathex.masks import read_mask, read_weights, weights_beside, write_mask
+
+    out = _checked(options)
+    if out.resolve() == Path(options.file).resolve():
+        raise InvalidInput(f"--out {options.out!r} would overwrite the mask file; name another one")
+    mask = read_mask(options.file)
+    weights = weights_beside(options.file) if options.weights is None else read_weights(Path(options.weights))
+    write_mask(mask, out, options.format, weights)
+    _show(mask)
+    print(out)
+
+
+def _checked(options: PruneConfig | ConvertOptions) -> Path:
+    """The file to write, which can have this format and stands in a folder that is there."""
+    from pathex.masks import check_format
+
+    out = Path(options.out)
+    check_format(options.format, out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise InvalidInput(f"--out {options.out!r} must name a file in a folder that exists")
+    return out
+
+
+def _show(mask: "Mask") -> None:
+    """Print what a mask keeps of each layer and of all."""
+    from pathex.cli.console import console, table
+
+    layers = table("layer", "kept", "of", "density", right=3)
+    for name, (kept, total) in mask.counts().items():
+        style = "bold red" if kept == 0 else None
+        layers.add_row(name, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}", style=style)
+    layers.add_section()
+    layers.add_row("all", f"{mask.kept:,}", f"{mask.total:,}", f"{mask.density:.4f}", style="bold")
+    console().print(layers)
+
+
+PRUNE = Command(
+    "write the mask of one network",
+    _prune,
+    PruneConfig,
+    "Prunes one network and writes its mask. With the same settings and seed, the mask is the one that pathex run "
+    "trains.",
+)
+CONVERT = Command(
+    "a mask file in another form",
+    _convert,
+    ConvertOptions,
+    "Reads a mask file of any known form and writes it in another one; no bit changes.",
+    positional=("file", "?", "The mask file, in any form that is known."),
+)
