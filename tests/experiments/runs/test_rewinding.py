@@ -134,11 +134,12 @@ from pathlib import Path
 from pathex.experiments.runs import RunConfig, build_task
 from pathex.experiments.runs.folder import Journal
 from pathex.experiments.runs.rewind import rewound_mask
+from pathex.experiments.runs.tickets import Stage
 from pathex.train import fabric
 
 config, folder = RunConfig(**json.loads(sys.argv[1])), Path(sys.argv[2])
 machine = fabric("cpu", "32-true", devices=0)
-mask, _ = rewound_mask(config, build_task(config), folder, machine, Journal(None, None))
+mask, _ = rewound_mask(Stage(config, folder, build_task(config), None, machine, Journal(None, None), 0))
 mask.save(folder / f"{machine.global_rank}.safetensors")
 """
 

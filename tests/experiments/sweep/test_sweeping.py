@@ -65,7 +65,7 @@ def test_the_parquet_file_holds_the_same(planned):
 
 
 def test_without_pyarrow_there_is_the_csv_file_alone(planned, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pathex.experiments.sweep.results.find_spec", lambda name: None)
     result = carried_out(planned, InProcess())
     assert not result.parquet and result.table.exists() and not result.table.with_suffix(".parquet").exists()
 
@@ -198,7 +198,7 @@ def test_a_full_disk_fails_the_runs_and_not_the_sweep_that_tells_of_it(planned, 
 
     monkeypatch.setattr("pathex.experiments.runs.folder.replacing", no_room)
     monkeypatch.setattr("pathex.experiments.sweep.results.replacing", no_room)
-    monkeypatch.setattr("pathex.experiments.sweep.results._has_pyarrow", lambda: False)
+    monkeypatch.setattr("pathex.experiments.sweep.results.find_spec", lambda name: None)
     result = carried_out(planned, InProcess())
     assert list(result.failed) == list(planned.runs)
     assert all("No space left" in result.failed[name] for name in list(planned.runs)[:2])

@@ -13,9 +13,9 @@ from pathex.experiments.report.curves import X_AXES
 from pathex.experiments.report.figures import draw
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.page import Section, page
-from pathex.experiments.report.panel import Panel, Picture
+from pathex.experiments.report.panel import Panel
 from pathex.experiments.report.published import no_curves, published_for
-from pathex.experiments.report.records import Problem, RunRecord, read_all
+from pathex.experiments.report.records import RunRecord, read_all
 from pathex.experiments.report.settings import commands, nested, shared_settings, short
 from pathex.experiments.report.style import Style, styles
 from pathex.experiments.report.tables import EXPERIMENT, csv, markdown, runs_table, summary_table
@@ -73,11 +73,23 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
         if word not in allowed:
             raise UnknownName(kind, word, allowed)
     records, problems = read_all([Path(folder) for folder in folders])
-    files, figures = _render(records, problems, published, x)
+    named = {record.folder.name: record for record in records}
+    if len(named) < len(records):
+        twice = next(name for name in named if sum(record.folder.name == name for record in records) > 1)
+        raise InvalidInput(f"two run folders are named {twice!r}: a report takes each run once")
+    runs = runs_table(records)
+    summary, ordered = summary_table(runs), [named[name] for name in runs["run"]]
+    look = styles(zip(runs["method"], runs["series"], strict=True))
+    sections, drawn = _sections(runs, summary, named, look, published, x)
+    common = shared_settings(records)
+    shared, lines = yaml.safe_dump(nested(common), allow_unicode=True), commands(ordered, common, _SETTINGS)
+    html = page(_title(runs), what_was_run(runs), sections, ordered, problems, look, shared, lines)
+    texts = {"table.csv": csv(runs), "summary.csv": csv(summary), "summary.md": markdown(summary)}
+    texts |= {_SETTINGS: shared, "index.html": html}
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
+        for name, content in (drawn | {name: text.encode() for name, text in texts.items()}).items():
             with replacing(out / name) as temporary:
                 temporary.write_bytes(content)
     except OSError as error:
@@ -88,37 +100,10 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
         summary=out / "summary.csv",
         markdown=out / "summary.md",
         settings=out / _SETTINGS,
-        figures=tuple(out / name for name in figures),
+        figures=tuple(out / name for name in drawn),
         runs=len(records),
         left_out=tuple(problems),
     )
-
-
-def _render(
-    records: Sequence[RunRecord], problems: Sequence[Problem], published: str, x: str
-) -> tuple[dict[str, bytes], list[str]]:
-    runs = runs_table(records)
-    named = {record.folder.name: record for record in records}
-    if len(named) < len(records):
-        twice = next(name for name in named if sum(record.folder.name == name for record in records) > 1)
-        raise InvalidInput(f"two run folders are named {twice!r}: a report takes each run once")
-    summary = summary_table(runs)
-    look = styles(zip(runs["method"], runs["series"], strict=True))
-    sections, drawn = _sections(runs, summary, named, look, published, x)
-    common = shared_settings(records)
-    shared = yaml.safe_dump(nested(common), sort_keys=True, allow_unicode=True)
-    ordered = [named[name] for name in runs["run"]]
-    lines = commands(ordered, common, _SETTINGS)
-    html = page(_title(runs), what_was_run(runs), sections, ordered, problems, look, shared, lines)
-    files = {
-        "table.csv": csv(runs).encode(),
-        "summary.csv": csv(summary).encode(),
-        "summary.md": markdown(summary).encode(),
-        _SETTINGS: shared.encode(),
-        **drawn,
-        "index.html": html.encode(),
-    }
-    return files, list(drawn)
 
 
 def _sections(
@@ -136,7 +121,7 @@ def _sections(
     for number, (key, rows) in enumerate(experiments, 1):
         records = {name: named[name] for name in rows["run"]}
         curves = published_for(list(records.values())) if published == "auto" else no_curves()
-        pictures: list[Picture] = draw(Panel(rows, records, look, x, curves))
+        pictures = draw(Panel(rows, records, look, x, curves))
         heading = _heading(rows.iloc[0])
         names = heading.replace(" on ", " ").replace(" weights ", " ")
         suffix = "_" + re.sub(r"[^A-Za-z0-9]+", "-", names).strip("-") if len(experiments) > 1 else ""

@@ -60,7 +60,14 @@ def _against_sparsity(panel: Panel) -> tuple[Figure, str]:
     sources = _published_curves(panel, axes)
     _draw_series(panel, axes, panel.pruned, lambda rows: 1 - rows["sparsity"])
     _dense_lines(panel, axes.axhline, axes.axhspan)
-    _sparsity_axis(axes, sorted(panel.pruned["sparsity"].unique()))
+    sparsities = sorted(panel.pruned["sparsity"].unique())
+    density = [1 - value for value in sparsities]
+    axes.set_xscale("log")
+    axes.set_xlim(max(density) * 1.12, min(density) / 1.12)
+    axes.xaxis.set_major_locator(FixedLocator(density))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FixedFormatter(_labels(sparsities)))
+    axes.set_xlabel("sparsity (fraction of weights removed)  →  sparser")
     _value_axis(panel, axes)
     legend(axes, extra=sources)
     caption = _caption(panel, "dot", "Bands")
@@ -79,7 +86,14 @@ def _against_size(panel: Panel) -> tuple[Figure, str]:
     figure = Figure(figsize=(9.0, 5.0))
     axes = figure.add_subplot()
     _draw_series(panel, axes, runs, lambda rows: rows[column])
-    _size_axis(axes, runs[column], _AXIS_LABELS[panel.x])
+    sizes = runs[column]
+    axes.set_xscale("log")
+    axes.set_xlim(sizes.min() / 1.15, sizes.max() * 1.15)
+    decades = math.log10(sizes.max() / sizes.min())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3.5 else (1.0, 2.0, 5.0), numticks=20))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(_AXIS_LABELS[panel.x])
     _value_axis(panel, axes)
     legend(axes)
     caption = _caption(panel, "dot", "Bands and bars")
@@ -150,14 +164,15 @@ def _published_dots(panel: Panel, axes: Axes, methods: Sequence[str]) -> list[Li
     """Draws the published values beside those of the same method; returns the legend's entries for the sources."""
     entries = []
     for number, (source, rows) in enumerate(panel.behind.groupby("source", sort=False)):
-        kind = {"marker": _SOURCE_MARKERS[number], "ms": 7, "linestyle": "none", "markerfacecolor": "none", "zorder": 4}
+        look = dict(_HOLLOW) | {"color": INK, "marker": _SOURCE_MARKERS[number], "ms": 7, "linestyle": "none"}
+        look |= {"markerfacecolor": "none", "zorder": 4}
         values = rows.set_index("method")["value"].dropna()
         found = [(height, ALIASES.get(method, method)) for height, method in enumerate(methods)]
         found = [(height, method) for height, method in found if method in values.index]
         for height, method in found:
-            axes.plot(100 * values[method], height, **(dict(_HOLLOW) | {"color": INK} | kind))
+            axes.plot(100 * values[method], height, **look)
         if found:
-            entries.append(Line2D([], [], label=f"published: {source}", **(dict(_HOLLOW) | {"color": INK} | kind)))
+            entries.append(Line2D([], [], label=f"published: {source}", **look))
         entries += _published_dense(axes.axvline, rows, _SOURCE_DASHES[number])
     return entries
 
@@ -206,16 +221,6 @@ def _frame(panel: Panel) -> tuple[float, float]:
     return max(0.0, min(low, lowest) - margin), min(100.0, max(high, highest) + margin)
 
 
-def _sparsity_axis(axes: Axes, sparsities: Sequence[float]) -> None:
-    density = [1 - value for value in sparsities]
-    axes.set_xscale("log")
-    axes.set_xlim(max(density) * 1.12, min(density) / 1.12)
-    axes.xaxis.set_major_locator(FixedLocator(density))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FixedFormatter(_labels(sparsities)))
-    axes.set_xlabel("sparsity (fraction of weights removed)  →  sparser")
-
-
 def _labels(sparsities: Sequence[float]) -> list[str]:
     """A label for each tick, empty where it would run into the one before or into the last."""
     places = [-math.log(1 - value) for value in sparsities]
@@ -227,13 +232,3 @@ def _labels(sparsities: Sequence[float]) -> list[str]:
         labels.append(f"{value:.4g}" if keep else "")
         last = place if keep else last
     return labels
-
-
-def _size_axis(axes: Axes, sizes: pd.Series, label: str) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(sizes.min() / 1.15, sizes.max() * 1.15)
-    decades = math.log10(sizes.max() / sizes.min())
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3.5 else (1.0, 2.0, 5.0), numticks=20))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(label)

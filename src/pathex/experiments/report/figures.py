@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from pathex.experiments.report.curves import curves
 from pathex.experiments.report.panel import Panel, Picture, legend, picture
 from pathex.experiments.report.style import INK, SETTINGS
-from pathex.experiments.report.tables import metric_name
+from pathex.experiments.report.tables import metric_label
 from pathex.experiments.report.transfer import transfer
 
 _MOST_NAMES = 40
@@ -103,7 +103,8 @@ def _training(panel: Panel) -> Picture:
     frames = {name: frame for name, frame in frames.items() if "epoch" in frame}
     columns = set().union(*frames.values())
     part = "val" if f"val_{panel.metric}" in columns else "train"
-    right = f"{'validation' if part == 'val' else 'training'} {metric_name(panel.metric)} (%)"
+    name = metric_label(panel.metric).removeprefix("test ")
+    right = f"{'validation' if part == 'val' else 'training'} {name} (%)"
     figure = Figure(figsize=(9.0, 3.4))
     for place, (column, label, factor) in enumerate(
         (("train_loss", "training loss", 1.0), (f"{part}_{panel.metric}", right, 100.0))

@@ -34,6 +34,7 @@ def page(
     commands: Sequence[str],
 ) -> str:
     """Renders the page."""
+    environments = Counter(json.dumps(record.environment) for record in records if record.environment)
     environment = Environment(
         loader=PackageLoader("pathex.experiments.report"),
         autoescape=True,
@@ -57,9 +58,16 @@ def page(
             }
             for heading, finding, summary, pictures in sections
         ],
-        runs=[_details(record) for record in records],
+        runs=[
+            {
+                "name": record.folder.name,
+                "result": {name: record.result[name] for name in _SHOWN if name in record.result},
+                "config": record.config,
+            }
+            for record in records
+        ],
         problems=problems,
-        environments=_environments(records),
+        environments=[(json.loads(content), count) for content, count in environments.items()],
         shared=shared,
         commands=commands,
     )
@@ -93,13 +101,3 @@ def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, An
         row["first"] = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
         row["interval"] = interval(row)
     return rows
-
-
-def _details(record: RunRecord) -> dict[str, Any]:
-    result = {name: record.result[name] for name in _SHOWN if name in record.result}
-    return {"name": record.folder.name, "result": result, "config": dict(record.config)}
-
-
-def _environments(records: Sequence[RunRecord]) -> list[tuple[dict[str, Any], int]]:
-    counts = Counter(json.dumps(dict(record.environment)) for record in records if record.environment)
-    return [(json.loads(content), count) for content, count in counts.items()]

@@ -43,24 +43,19 @@ class RunRecord:
         return None if name in {None, "none"} else str(name)
 
     @property
-    def pruned(self) -> bool:
-        """Whether anything was removed."""
-        return self.method != "dense"
-
-    @property
     def sparsity(self) -> float:
         """The sparsity that was asked for; 0 for a dense run."""
-        return float(self.config["sparsity"]) if self.pruned else 0.0
-
-    @property
-    def seed(self) -> int:
-        """Seed of the run."""
-        return int(self.config["seed"])
+        return 0.0 if self.method == "dense" else float(self.config["sparsity"])
 
     @property
     def weights(self) -> str:
         """Weights that the network starts from; empty for random initialization."""
         return str(self.config.get("weights") or "")
+
+    @property
+    def experiment(self) -> tuple[str, str, str, str]:
+        """Network, data, weights and task: one section of a report."""
+        return str(self.config["model"]), str(self.config["data"]), self.weights, self.task
 
     @property
     def task(self) -> str:
@@ -95,9 +90,13 @@ class Problem(NamedTuple):
 
 def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
     """Finds and reads every run in or below some folders."""
-    found = [_read_or_explain(folder) for folder in _find(folders)]
-    records = [entry for entry in found if isinstance(entry, RunRecord)]
-    problems = [entry for entry in found if isinstance(entry, Problem)]
+    records: list[RunRecord] = []
+    problems: list[Problem] = []
+    for folder in _find(folders):
+        try:
+            records.append(_read(folder))
+        except InvalidInput as error:  # noqa: PERF203
+            problems.append(Problem(folder, str(error)))
     places = ", ".join(str(folder) for folder in folders) or "nothing"
     if not records and not problems:
         raise InvalidInput(f"no run found in {places}: a run folder holds {_CONFIG} and {_RESULT}")
@@ -118,13 +117,6 @@ def _find(folders: Iterable[Path]) -> list[Path]:
         for path in sorted(path for path in places if runs.isdisjoint(path.parents)):
             found.setdefault(path.resolve(), path)
     return list(found.values())
-
-
-def _read_or_explain(folder: Path) -> RunRecord | Problem:
-    try:
-        return _read(folder)
-    except InvalidInput as error:
-        return Problem(folder, str(error))
 
 
 def _read(folder: Path) -> RunRecord:

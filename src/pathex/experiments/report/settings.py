@@ -31,7 +31,7 @@ _OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
 
 def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
     """What tells this run's series from others of its method in the same experiment."""
-    panel = [peer for peer in records if _experiment(peer) == _experiment(record)]
+    panel = [peer for peer in records if peer.experiment == record.experiment]
     shown = []
     for name in (*record.config, "from"):
         value, group = _value(record, name), _group(name)
@@ -41,10 +41,6 @@ def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
         if any(_value(peer, name) != value for peer in of_method if _counts(name, peer)):
             shown.append(f"{name.removeprefix('method_options.').removeprefix('dynamic_options.')}={_text(value)}")
     return ", ".join(sorted(shown))
-
-
-def _experiment(record: RunRecord) -> tuple[str, ...]:
-    return str(record.config["model"]), str(record.config["data"]), record.weights, record.task
 
 
 def _group(name: str) -> str:
@@ -75,7 +71,7 @@ def shared_settings(records: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         name: value
         for name, value in first.items()
-        if not _is_place(name) and all(name in r.config and r.config[name] == value for r in rest)
+        if _group(name) not in PLACE and all(name in r.config and r.config[name] == value for r in rest)
     }
 
 
@@ -94,15 +90,11 @@ def commands(records: Sequence[RunRecord], shared: Mapping[str, Any], settings_f
     for record in records:
         words = ["pathex", "run", "--config", settings_file]
         for name, value in record.config.items():
-            if name not in shared and not _is_place(name):
+            if name not in shared and _group(name) not in PLACE:
                 group, dot, option = name.partition(".")
                 words += [f"--{group.replace('_', '-')}{dot}{option}", _text(value)]
         lines.append(shlex.join(words))
     return lines
-
-
-def _is_place(name: str) -> bool:
-    return _group(name) in PLACE
 
 
 def _text(value: Any) -> str:

@@ -21,13 +21,8 @@ _MEANS += ["prune_seconds", "train_seconds"]
 _OPTIONAL = ["parameters", "multiply_adds", "zero_shot", "fine_tuned"]
 
 
-def metric_name(metric: str) -> str:
-    """The metric in words. In files every metric is a fraction, for people it is a percentage."""
-    return {"miou": "mean IoU"}.get(metric, metric)
-
-
 def metric_label(metric: str) -> str:
-    """What heads a column or an axis of the metric on the test images."""
+    """What heads a column or an axis of the metric on the test images: in files a fraction, for people a percentage."""
     return "mean IoU" if metric == "miou" else f"test {metric}"
 
 
@@ -43,15 +38,12 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
     kept, total = int(result["kept"]), int(result["total"])
     return {
         "run": record.folder.name,
-        "model": str(record.config["model"]),
-        "data": str(record.config["data"]),
-        "weights": record.weights,
-        "task": record.task,
+        **dict(zip(EXPERIMENT, record.experiment, strict=True)),
         "series": f"{record.method} ({settings})" if settings else record.method,
         "method": record.method,
         "settings": settings,
         "sparsity": round(record.sparsity, 6),
-        "seed": record.seed,
+        "seed": int(record.config["seed"]),
         "metric": record.metric,
         "value": record.value,
         "zero_shot": fmean(row["zero_shot"] for row in tasks) if tasks else None,
@@ -64,7 +56,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
         "dead_layers": int(result.get("dead_layers") or 0),
         "prune_seconds": float(result.get("prune_seconds") or 0.0),
         "train_seconds": float(result.get("train_seconds") or 0.0),
-        "rounds": result.get("rounds") if record.pruned else None,
+        "rounds": result.get("rounds") if record.method != "dense" else None,
         "epochs": result.get("epochs", record.config.get("epochs")),
     }
 

@@ -21,7 +21,8 @@ def allowed_values(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(allowed_values(argument) for argument in arguments)
+        comma = "," if get_origin(arguments[0]) is Annotated else ""
+        return f"{comma} or ".join(allowed_values(argument) for argument in arguments)
     if origin in (tuple, dict):
         return "a list" if origin is tuple else "a mapping such as {name: value}"
     return _PLAIN.get(hint) or ("a file" if issubclass(hint, os.PathLike) else hint.__name__)
@@ -36,14 +37,6 @@ Fraction = Annotated[float, Allowed("a number in [0, 1)", lambda value: 0 <= val
 Moments = Annotated[
     tuple[float, ...], Allowed("a list of numbers in (0, 1)", lambda values: all(0 < value < 1 for value in values))
 ]
-PositiveIntOrNone = Annotated[
-    int | None, Allowed("a whole number of at least 1, or null", lambda value: value is None or value >= 1)
-]
-SeedOrNone = Annotated[
-    int | None,
-    Allowed("a whole number from 0 to 2**63 - 1, or null", lambda value: value is None or 0 <= value < 2**63),
-]
-PositiveOrNone = Annotated[float | None, Allowed("a number above 0, or null", lambda value: value is None or value > 0)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ class TicketConfig:
     data: str = "fashion-mini"
     task: str = "auto"
     task_options: dict[str, Any] = field(default_factory=dict)
-    rounds: PositiveIntOrNone = None
+    rounds: PositiveInt | None = None
     allocation: str | dict[str, float] = "global"
     ignore: tuple[str, ...] = ()
     prunable: tuple[str, ...] = ()
@@ -99,7 +92,7 @@ class TicketConfig:
     budget: Literal["nominal", "effective"] = "nominal"
     schedule: str = "exponential"
     images_per_class: PositiveInt = 10
-    pruning_seed: SeedOrNone = None
+    pruning_seed: Seed | None = None
     weights: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
@@ -153,7 +146,7 @@ class RunConfig(TicketConfig):
     batch_size: PositiveInt = 128
     accumulate: PositiveInt = 1
     lr: Positive = 0.1
-    head_lr: PositiveOrNone = None
+    head_lr: Positive | None = None
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 1e-4

@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig, read_options
-from pathex.experiments.runs.folder import Journal, read_json, write_json
-from pathex.experiments.runs.tickets import prune_options, start_mask, train_options
+from pathex.experiments.runs.folder import read_json, write_json
+from pathex.experiments.runs.tickets import Stage, prune_options, start_mask, train_options
 from pathex.masks import Handle, Mask, attach, make_permanent
 from pathex.pruning import densities, prune
 from pathex.tasks import Task
@@ -79,25 +79,34 @@ def _epoch(text: Any, most: int) -> int | None:
     return int(number)
 
 
-def rewound_mask(
-    config: RunConfig, task: Task, folder: Path, fabric: Any, journal: Journal
-) -> tuple[Mask, list[dict[str, Any]]]:
+def rewound_mask(stage: Stage) -> tuple[Mask, list[dict[str, Any]]]:
     """Find a mask by training, or go on where another process stopped."""
+    config, fabric = stage.config, stage.fabric
     chosen = plan(config)
-    start = start_mask(config, task)
-    before = 1.0 if start is None else start.density
+    mask = start_mask(config, stage.task)
+    before = 1.0 if mask is None else mask.density
     count = chosen.count((1 - config.sparsity) / before)
     steps = densities(before, 1 - config.sparsity, count, config.schedule)
-    levels = [_Level(config, chosen, task, folder, fabric, journal, number, count) for number in range(1, count + 1)]
     sparsities = [*(1 - density for density in steps[:-1]), config.sparsity]
-    if not fabric.broadcast((folder / "levels").exists()):
-        _try_out(config, task, start, sparsities, fabric)
-    _keep_beginning(levels[0])
-    mask, rows = start, []
-    for level, sparsity in zip(levels, sparsities, strict=True):
-        mask, row = level.finished() or level.carry_out(mask, sparsity)
+    if not fabric.broadcast((stage.folder / "levels").exists()):
+        _try_out(stage, mask, sparsities)
+    # The initialization is written once: every process and every later one rewinds to the same tensors.
+    path = stage.folder / "levels" / "init.ckpt"
+    if fabric.is_global_zero and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {"model": stage.task.model.state_dict()})
+    fabric.barrier()
+    rows = []
+    for number, sparsity in enumerate(sparsities, 1):
+        place = {"level": number, "levels": count}
+        folder = _folder(stage.folder, number)
+        if fabric.broadcast((folder / "mask.safetensors").exists()):
+            stage.journal("resumed", {"stage": "level", **place})
+            mask, row = Mask.load(folder / "mask.safetensors", stage.task.model), read_json(folder / "level.json")
+        else:
+            mask, row = _carry_out(stage, chosen, place, mask, sparsity)
         rows.append(row)
-        journal("prune_round", {"round": level.number, "rounds": count, "density": mask.density})
+        stage.journal("prune_round", {"round": number, "rounds": count, "density": mask.density})
     assert mask is not None
     mask.metadata.update(method=config.method, options=dict(config.method_options), rounds=count, seed=config.seed)
     return mask, rows
@@ -111,104 +120,78 @@ def rewind(config: RunConfig, task: Task, folder: Path) -> int:
     return chosen.epoch or 0
 
 
-@dataclass(frozen=True)
-class _Level:
-    """One training and the mask that it leaves."""
-
-    config: RunConfig
-    plan: Plan
-    task: Task
-    run_folder: Path
-    fabric: Any
-    journal: Journal
-    number: int
-    count: int
-
-    @property
-    def folder(self) -> Path:
-        return _folder(self.run_folder, self.number)
-
-    def finished(self) -> tuple[Mask, dict[str, Any]] | None:
-        path = self.folder / "mask.safetensors"
-        if not self.fabric.broadcast(path.exists()):
-            return None
-        self.journal("resumed", {"stage": "level", "level": self.number, "levels": self.count})
-        return Mask.load(path, self.task.model), read_json(self.folder / "level.json")
-
-    def carry_out(self, mask: Mask | None, sparsity: float) -> tuple[Mask, dict[str, Any]]:
-        if self.fabric.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.fabric.barrier()
-        model = self.task.model
-        model.load_state_dict(_state(self.plan, self.run_folder, self.number))
-        if mask is not None:
-            make_permanent(model, mask)
-        rows = self._train(mask)
-        began = time.monotonic()
-        found, known = _pruned(self.config, self.task, mask, sparsity, self.fabric)
-        seconds = sum(row["seconds"] for row in rows) + time.monotonic() - began
-        last = {name: value for name, value in (rows[-1] if rows else {}).items() if name not in {"epoch", "lr"}}
-        row = {**last, **known, "round": self.number, "rounds": self.count, "seconds": round(seconds, 3)}
-        if self.fabric.is_global_zero:
-            write_json(self.folder / "level.json", row)
-            # The mask is written last: where it is, the level is over.
-            found.save(self.folder / "mask.safetensors")
-        self.fabric.barrier()
-        return found, row
-
-    def _train(self, mask: Mask | None) -> list[dict[str, Any]]:
-        first, handles = self.number == 1, list[Handle]()
-        epoch, place = self.plan.epoch or 0, {"level": self.number, "levels": self.count}
-
-        def prepare(model: nn.Module, optimizer: Optimizer) -> None:
-            if mask is not None:
-                handles.append(attach(model, mask, optimizer))
-
-        def report(kind: str, payload: dict[str, Any]) -> None:
-            self.journal(kind, {**payload, **place})
-
-        options = train_options(self.config)
-        begin, keep = (0, (epoch,) if epoch else ()) if first else (epoch, ())
-        options = replace(options, epochs=self.plan.epochs, start=begin, keep=keep)
-        try:
-            _, rows = self.task.train(options, fabric=self.fabric, folder=self.folder, prepare=prepare, on_event=report)
-        finally:
-            for handle in handles:
-                handle.remove()
-        # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
-        self.task.model.load_state_dict(load_checkpoint(self.folder / "last.ckpt")["model"])
-        self.task.model.zero_grad(set_to_none=True)
-        self.task.model.eval()
-        return rows
-
-
-def _pruned(
-    config: RunConfig, task: Task, mask: Mask | None, sparsity: float, fabric: Any
+def _carry_out(
+    stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None, sparsity: float
 ) -> tuple[Mask, dict[str, Any]]:
-    options = {**prune_options(config, task), "sparsity": sparsity}
-    result = prune(task.model, "magnitude", data=task.example.to(fabric.device), rounds=1, mask=mask, **options)
+    """One training, and the mask that it leaves."""
+    model, fabric = stage.task.model, stage.fabric
+    folder = _folder(stage.folder, place["level"])
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+    fabric.barrier()
+    model.load_state_dict(_state(chosen, stage.folder, place["level"]))
+    if mask is not None:
+        make_permanent(model, mask)
+    rows = _train(stage, chosen, place, mask, folder)
+    began = time.monotonic()
+    found, known = _pruned(stage, mask, sparsity)
+    seconds = sum(row["seconds"] for row in rows) + time.monotonic() - began
+    last = {name: value for name, value in (rows[-1] if rows else {}).items() if name not in {"epoch", "lr"}}
+    row = {**last, **known, "round": place["level"], "rounds": place["levels"], "seconds": round(seconds, 3)}
+    if fabric.is_global_zero:
+        write_json(folder / "level.json", row)
+        # The mask is written last: where it is, the level is over.
+        found.save(folder / "mask.safetensors")
+    fabric.barrier()
+    return found, row
+
+
+def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None, folder: Path) -> list[dict[str, Any]]:
+    handles: list[Handle] = []
+
+    def prepare(model: nn.Module, optimizer: Optimizer) -> None:
+        if mask is not None:
+            handles.append(attach(model, mask, optimizer))
+
+    def report(kind: str, payload: dict[str, Any]) -> None:
+        stage.journal(kind, {**payload, **place})
+
+    epoch, options = chosen.epoch or 0, replace(train_options(stage.config), epochs=chosen.epochs)
+    if place["level"] > 1:
+        options = replace(options, start=epoch)
+    elif epoch:
+        options = replace(options, keep=(epoch,))
+    task = stage.task
+    try:
+        _, rows = task.train(options, fabric=stage.fabric, folder=folder, prepare=prepare, on_event=report)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
+    task.model.load_state_dict(load_checkpoint(folder / "last.ckpt")["model"])
+    task.model.zero_grad(set_to_none=True)
+    task.model.eval()
+    return rows
+
+
+def _pruned(stage: Stage, mask: Mask | None, sparsity: float) -> tuple[Mask, dict[str, Any]]:
+    options = {**prune_options(stage.config, stage.task), "sparsity": sparsity}
+    example = stage.task.example.to(stage.fabric.device)
+    result = prune(stage.task.model, "magnitude", data=example, rounds=1, mask=mask, **options)
     return result.mask, result.history[0]
 
 
-def _try_out(config: RunConfig, task: Task, mask: Mask | None, sparsities: Sequence[float], fabric: Any) -> None:
+def _try_out(stage: Stage, mask: Mask | None, sparsities: Sequence[float]) -> None:
     """Go through all levels without training, so that settings that pruning refuses show before the first of them."""
+    lenient = replace(stage, config=replace(stage.config, strict=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for sparsity in sparsities:
-            mask, _ = _pruned(replace(config, strict=False), task, mask, sparsity, fabric)
+            mask, _ = _pruned(lenient, mask, sparsity)
 
 
 def _folder(folder: Path, level: int) -> Path:
     return folder / "levels" / f"{level:02}"
-
-
-def _keep_beginning(level: _Level) -> None:
-    """Write the initialization once, so that every process and every later one rewinds to the same tensors."""
-    path = level.run_folder / "levels" / "init.ckpt"
-    if level.fabric.is_global_zero and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {"model": level.task.model.state_dict()})
-    level.fabric.barrier()
 
 
 def _state(chosen: Plan, folder: Path, level: int) -> dict[str, Tensor]:

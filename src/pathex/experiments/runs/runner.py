@@ -28,8 +28,8 @@ from pathex.experiments.runs.folder import (
 from pathex.experiments.runs.names import run_name, settings
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
-from pathex.experiments.runs.stages import DENSE, TRAINED, Stage, Ticket, alter_weights, find
-from pathex.experiments.runs.tickets import build_task, pruning_seed, train_options
+from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find
+from pathex.experiments.runs.tickets import Stage, build_task, pruning_seed, train_options
 from pathex.experiments.runs.validation import check_config
 from pathex.masks import Handle, Mask, attach, prunable_weights
 from pathex.pruning import dynamic

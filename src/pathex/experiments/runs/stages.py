@@ -1,20 +1,18 @@
 """Where a run's ticket comes from, each taken up where the last process left it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pathex.analysis import PruneReport, examine, flipped, shuffled
-from pathex.data import PruningSet
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig
-from pathex.experiments.runs.folder import Journal, read_json, write_json, write_lines
+from pathex.experiments.runs.folder import read_json, write_json, write_lines
 from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
-from pathex.experiments.runs.tickets import find_ticket, pruning_seed
+from pathex.experiments.runs.tickets import Stage, find_ticket, pruning_seed
 from pathex.masks import Mask, prunable_weights
 from pathex.tasks import Task
 from pathex.train import epoch_seed
@@ -24,20 +22,6 @@ DENSE = ("dense", "small-dense")
 
 TRAINED = tuple(OPTIONS)
 """Methods that find their mask by training."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the stages of one run share."""
-
-    config: RunConfig
-    folder: Path
-    task: Task
-    images: PruningSet | None
-    fabric: Any
-    journal: Journal
-    total: int
-    width: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,9 @@ class Ticket:
 def find(stage: Stage) -> Ticket:
     """The ticket of a run: from its folder if it is there, otherwise found and written there."""
     if stage.config.method in DENSE:
-        return _dense(stage)
+        weights = prunable_weights(stage.task.model, ignore=stage.task.unprunable).values()
+        report = {"dead_layers": [], "dead_channels": {}, "disconnected": 0}
+        return Ticket(None, sum(weight.numel() for weight in weights), stage.total, 0, 0.0, report)
     path = stage.folder / "mask.safetensors"
     begun = _check_images(stage)
     if stage.fabric.broadcast(path.exists()):
@@ -85,18 +71,11 @@ def _check_images(stage: Stage) -> bool:
     return there is not None
 
 
-def _dense(stage: Stage) -> Ticket:
-    kept = sum(w.numel() for w in prunable_weights(stage.task.model, ignore=stage.task.unprunable).values())
-    report = {"dead_layers": [], "dead_channels": {}, "disconnected": 0}
-    return Ticket(None, kept=kept, total=stage.total, rounds=0, seconds=0.0, report=report)
-
-
 def _find_and_write(stage: Stage) -> None:
     config = stage.config
     report: PruneReport | None = None
     if config.method in TRAINED:
-        source = stage.task.source_task()
-        mask, history = rewound_mask(config, source, stage.folder, stage.fabric, stage.journal)
+        mask, history = rewound_mask(replace(stage, task=stage.task.source_task()))
         seconds = round(sum(row["seconds"] for row in history), 3)
     else:
         assert stage.images is not None

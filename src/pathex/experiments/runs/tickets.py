@@ -3,12 +3,14 @@
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from pathex.data import PruningSet
 from pathex.errors import PathexWarning
 from pathex.experiments.runs.config import RunConfig, TicketConfig
+from pathex.experiments.runs.folder import Journal
 from pathex.masks import Mask, from_zeros, read_mask
 from pathex.pruning import PruneResult, default_rounds, described, prune, read_allocation
 from pathex.tasks import Task, build
@@ -16,6 +18,20 @@ from pathex.train import TrainOptions
 
 OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the stages of one run share."""
+
+    config: RunConfig
+    folder: Path
+    task: Task
+    images: PruningSet | None
+    fabric: Any
+    journal: Journal
+    total: int
+    width: int | float | None = None
 
 
 def build_task(config: TicketConfig, validation: float = 0.0) -> Task:

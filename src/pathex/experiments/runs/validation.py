@@ -72,9 +72,19 @@ def _check_dynamic(config: RunConfig) -> None:
 def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     """Check every setting of a ticket that can be checked without the data."""
     _check_types(config)
-    _check_method(config.method, others)
-    _check_schedule(config)
-    _check_allocation(config.allocation)
+    known = (*others, *scores.names())
+    if ":" not in config.method and config.method not in known:
+        raise UnknownName("method", config.method, known)
+    schedule, _ = read_schedule(config.schedule)
+    if schedule == ADAPTIVE and config.method in TRAINED:
+        raise InvalidInput(
+            f"schedule is {config.schedule!r} with method {config.method!r}, whose levels are planned ahead; "
+            "allowed: exponential, linear"
+        )
+    allocation = read_allocation(config.allocation)
+    for name, density in allocation.items() if isinstance(allocation, dict) else ():
+        if not _conforms(density, float) or not 0 <= density <= 1:
+            raise InvalidInput(f"allocation of {name!r} is {density!r}; allowed: a density in [0, 1]")
     if config.start_mask not in (None, OWN_ZEROS) and not Path(config.start_mask).is_file():
         raise InvalidInput(f"start_mask {config.start_mask!r} is no file; allowed: a file, {OWN_ZEROS!r} or none")
     check_machine(config.device)
@@ -86,24 +96,6 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
         scores.resolve(config.method, config.method_options)
 
 
-def _check_schedule(config: TicketConfig) -> None:
-    name, _ = read_schedule(config.schedule)
-    if name == ADAPTIVE and config.method in TRAINED:
-        raise InvalidInput(
-            f"schedule is {config.schedule!r} with method {config.method!r}, whose levels are planned ahead; "
-            "allowed: exponential, linear"
-        )
-
-
-def _check_method(method: str, others: Sequence[str]) -> None:
-    if ":" in method or method in others:
-        return
-    try:
-        scores.find(method)
-    except UnknownName:
-        raise UnknownName("method", method, (*others, *scores.names())) from None
-
-
 def _check_augmentation(config: RunConfig) -> None:
     segmentation = kind(config.task, config.data) == "segmentation"
     known = ("auto", "none", "scale-crop") if segmentation else ("auto", *AUGMENTATIONS)
@@ -111,15 +103,6 @@ def _check_augmentation(config: RunConfig) -> None:
         raise UnknownName("augment", config.augment, known)
     if config.augment != "auto" and not segmentation:
         Augmentation.of(config.augment, config.augment_options)
-
-
-def _check_allocation(allocation: Any) -> None:
-    if isinstance(allocation, str):
-        allocation = read_allocation(allocation)
-    if isinstance(allocation, dict):
-        for name, density in allocation.items():
-            if not _conforms(density, float) or not 0 <= density <= 1:
-                raise InvalidInput(f"allocation of {name!r} is {density!r}; allowed: a density in [0, 1]")
 
 
 def _check_plain(name: str, options: dict[str, Any]) -> None:

@@ -1,17 +1,17 @@
 """The interface of what carries out the runs of a sweep, and how runs share a machine."""
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 
 from pathex.experiments.runs import RunConfig
 from pathex.experiments.sweep.config import SweepConfig
 from pathex.experiments.sweep.work import Job, Message
 
 
-class Executor(ABC):
+class Executor(AbstractContextManager["Executor"]):
     """Carries out jobs, as many at a time as there is room for. A context manager: its end stops what still runs."""
 
     threads: int
@@ -28,12 +28,7 @@ class Executor(ABC):
     def close(self) -> None:
         """Stop what still runs, and let go of everything. Runs stopped here are taken up by the next sweep."""
 
-    def __enter__(self) -> "Executor":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

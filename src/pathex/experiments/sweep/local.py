@@ -37,8 +37,11 @@ class LocalExecutor(Executor):
     def listen(self, seconds: float) -> list[Message]:
         """What was heard of the workers since the last call."""
         for slot in range(self._share.workers):
-            if self._waiting and (slot not in self._workers or self._workers[slot].job is None):
-                self._free(slot).give(self._waiting.popleft())
+            worker = self._workers.get(slot)
+            if self._waiting and (worker is None or worker.job is None):
+                if worker is None or worker.gone:
+                    worker = self._workers[slot] = _Worker(slot, Path(self._outputs.name), self._share.gpus)
+                worker.give(self._waiting.popleft())
         busy = {worker.child.connection: worker for worker in self._workers.values() if worker.job is not None}
         if not busy:
             time.sleep(seconds)
@@ -52,11 +55,6 @@ class LocalExecutor(Executor):
             stop([worker.child for worker in workers.values()], _SECONDS_TO_STOP)
         finally:
             self._outputs.cleanup()
-
-    def _free(self, slot: int) -> "_Worker":
-        if slot not in self._workers or self._workers[slot].gone:
-            self._workers[slot] = _Worker(slot, Path(self._outputs.name), self._share.gpus)
-        return self._workers[slot]
 
 
 class _Worker:
@@ -83,14 +81,11 @@ class _Worker:
                     self.job = None
         except (EOFError, OSError):
             assert self.job is not None
-            messages.append(Message(self.job.name, ENDED, self._lost()))
+            error = f"the process of the run {self.child.ending()}"
+            output = self._output.read_text(encoding="utf-8", errors="replace") if self._output.exists() else ""
+            messages.append(Message(self.job.name, ENDED, ended("lost", error, output[-_MOST_OUTPUT:])))
             self.job, self.gone = None, True
         return messages
-
-    def _lost(self) -> dict[str, Any]:
-        error = f"the process of the run {self.child.ending()}"
-        output = self._output.read_text(encoding="utf-8", errors="replace") if self._output.exists() else ""
-        return ended("lost", error, output[-_MOST_OUTPUT:])
 
 
 def _visible(index: int) -> str:

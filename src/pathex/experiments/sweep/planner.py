@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ArgumentParser
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.experiments.runs import RunConfig, check_config, run_name
+from pathex.experiments.runs import RunConfig, allowed_values, check_config, run_name
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 
 _MOST_ENTRIES = 100_000
@@ -129,7 +129,7 @@ class _Types:
     def __init__(self) -> None:
         self._parser = ArgumentParser(exit_on_error=False)
         self._parser.add_class_arguments(RunConfig, None, as_group=False)
-        self._types = get_type_hints(RunConfig)
+        self._types = get_type_hints(RunConfig, include_extras=True)
         self._known: dict[tuple[str, str], Any] = {}
 
     def base(self, base: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
@@ -155,6 +155,5 @@ class _Types:
                     raise TypeError
                 self._known[key] = self._parser.parse_object({name: value}).as_dict()[name]
             except (argparse.ArgumentError, TypeError):
-                allowed = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
-                raise InvalidInput(f"{place}: {name} is {value!r}; allowed: {allowed}") from None
+                raise InvalidInput(f"{place}: {name} is {value!r}; allowed: {allowed_values(kind)}") from None
         return self._known[key]

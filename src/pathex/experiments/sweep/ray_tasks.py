@@ -57,7 +57,14 @@ class RayExecutor(Executor):
             return []
         over, _ = self._ray.wait(list(self._running), timeout=seconds)
         messages = [Message(*message) for message in self._ray.get(self._mailbox.take.remote())]
-        return messages + [Message(self._running.pop(task).name, ENDED, self._outcome(task)) for task in over]
+        for task in over:
+            try:
+                outcome = self._ray.get(task)
+            except self._ray.exceptions.RayError as error:
+                line = f"the task of the run was lost: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                outcome = ended("lost", line, str(error))
+            messages.append(Message(self._running.pop(task).name, ENDED, outcome))
+        return messages
 
     def close(self) -> None:
         """Cancel the tasks and leave the cluster; a cluster that was started here ends."""
@@ -68,14 +75,6 @@ class RayExecutor(Executor):
                 self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_SECONDS_TO_STOP)
         finally:
             self._ray.shutdown()
-
-    def _outcome(self, task: Any) -> dict[str, Any]:
-        try:
-            outcome: dict[str, Any] = self._ray.get(task)
-        except self._ray.exceptions.RayError as error:
-            line = f"the task of the run was lost: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            return ended("lost", line, str(error))
-        return outcome
 
 
 def _connect(ray: Any, address: str | None, cpus: int) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class Table:
 
     def __init__(self, out: Path, runs: Mapping[str, RunConfig]) -> None:
         self.path = out / "results.csv"
-        self.parquet = _has_pyarrow()
+        self.parquet = find_spec("pyarrow") is not None
         self._out, self._runs = out, runs
         self._settings = _columns(runs)
         self._finished: dict[str, dict[str, Any]] = {}
@@ -114,9 +115,3 @@ def _flat(config: RunConfig) -> dict[str, Any]:
         options = name.endswith("_options")
         flat |= {f"{name}.{option}": each for option, each in value.items()} if options else {name: value}
     return {name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in flat.items()}
-
-
-def _has_pyarrow() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("pyarrow") is not None

@@ -75,11 +75,12 @@ def sweep(
         raise InvalidInput(f"out: the folder {out} cannot be made ({error.strerror})") from error
     state = _State(runs, Table(out, runs), out, retries, on_event or (lambda name, kind, payload: None))
     state.skip_finished()
+    before = state.done
     if state.open:
         with executor() as made:
             state.work(made)
         state.write_table()
-    return state.result()
+    return SweepResult(state.table.path, state.table.parquet, state.done, before, state.failed)
 
 
 class _State:
@@ -88,16 +89,14 @@ class _State:
     def __init__(
         self, runs: Mapping[str, RunConfig], table: Table, out: Path, retries: int, on_event: SweepEvents
     ) -> None:
-        self.open = dict(runs)
-        self._table, self._out, self._retries, self._tell = table, out, retries, on_event
-        self._done = self._before = 0
-        self._failed: dict[str, str] = {}
+        self.open, self.table, self.done = dict(runs), table, 0
+        self.failed: dict[str, str] = {}
+        self._out, self._retries, self._tell = out, retries, on_event
         self._lost: Counter[str] = Counter()
         self._later: deque[tuple[float, str]] = deque()
 
     def skip_finished(self) -> None:
-        for name in [name for name in self.open if self._table.finished(name)]:
-            self._before += 1
+        for name in [name for name in self.open if self.table.finished(name)]:
             self._close(name, {**ended("done"), "before": True})
         self.write_table()
 
@@ -133,12 +132,12 @@ class _State:
     def _close(self, name: str, outcome: dict[str, Any]) -> None:
         folder = self._out / name
         if outcome["status"] == "done":
-            self._done += 1
+            self.done += 1
             with contextlib.suppress(OSError):  # what is done counts as done, whatever lies beside it
                 (folder / FAILED).unlink(missing_ok=True)
         else:
             outcome["status"] = "failed"
-            self._failed[name] = outcome["error"]
+            self.failed[name] = outcome["error"]
             # It is told in any case, and what fills the disk may well be why the run failed.
             with contextlib.suppress(OSError):
                 record_failure(folder, outcome, self._lost[name] + 1)
@@ -147,9 +146,6 @@ class _State:
 
     def write_table(self) -> None:
         try:
-            self._table.write()
+            self.table.write()
         except OSError as error:
-            raise InvalidInput(f"{self._table.path} cannot be written ({error.strerror or error})") from error
-
-    def result(self) -> SweepResult:
-        return SweepResult(self._table.path, self._table.parquet, self._done, self._before, self._failed)
+            raise InvalidInput(f"{self.table.path} cannot be written ({error.strerror or error})") from error
