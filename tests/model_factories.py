@@ -1,5 +1,10 @@
 """Factories of networks, as users write them."""
 
+import os
+import signal
+from collections import OrderedDict
+from pathlib import Path
+
 from torch import nn
 
 
@@ -28,15 +33,28 @@ def wrong(num_classes):
 
 def tiny(num_classes, in_channels, width=2):
     """For images of 8 pixels."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 3, bias=False),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16 * width, num_classes),
-    )
+    layers = {
+        "conv": nn.Conv2d(in_channels, width, 3, bias=False),
+        "norm": nn.BatchNorm2d(width),
+        "relu": nn.ReLU(),
+        "conv2": nn.Conv2d(width, width, 3, bias=False),
+        "relu2": nn.ReLU(),
+        "flat": nn.Flatten(),
+        "fc": nn.Linear(16 * width, num_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+def dies(num_classes, in_channels, flag=None, **options):
+    """Kills the process that makes it: always, or only where the flag is not there."""
+    from pathex.models import create
+
+    if flag is None or not Path(flag).exists():
+        if flag is not None:
+            Path(flag).touch()
+        os.write(1, b"last words\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create("resnet20", num_classes, in_channels, **options)
 
 
 number = 3

@@ -1,5 +1,6 @@
-"""A small training that several processes carry out together; each writes what it ends with."""
+"""Random images and small trainings; one of them several processes carry out together, and each tells its end."""
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,37 @@ import pathex
 from pathex.distributed import is_sharded
 from pathex.train import Feed, TrainOptions, evaluate, fabric, fit
 
+CPU = torch.device("cpu")
 
-class Split:
+
+class LazySplit:
+    """A split that holds its images out of sight, as one that decodes files does."""
+
     def __init__(self, count, seed):
         generator = torch.Generator().manual_seed(seed)
-        self.data = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        self._pixels = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
         self.labels = torch.arange(count) % 4
 
     def __len__(self):
         return len(self.labels)
 
+    def images(self, indices):
+        return self._pixels[indices]
+
+
+class Split(LazySplit):
+    @property
+    def data(self):
+        return self._pixels
+
 
 @dataclass
 class Images:
-    train: Split
-    test: Split
-    image_size = 8
+    train: LazySplit
+    test: LazySplit
+    dtype: torch.dtype = torch.float32
+
+    image_size, in_channels = 8, 3
 
     def on(self, device):
         return self
@@ -36,7 +52,21 @@ class Images:
         return pixels
 
     def normalise(self, pixels):
-        return pixels.double() / 128 - 1
+        return pixels.to(self.dtype) / 128 - 1
+
+
+def accuracy():
+    return MulticlassAccuracy(4, average="micro")
+
+
+def trained(network, images, folder, *, machine=None, groups=None, loss=None, more=None, **options):
+    """Train a copy of a network in this process; ``more`` goes to ``fit``, other keywords are options."""
+    folder.mkdir(exist_ok=True)
+    options = TrainOptions(**{"epochs": 4, "lr": 0.05, "augment": "crop-flip", "milestones": (0.5,), **options})
+    feed = Feed(images, images.train, device=CPU, batch_size=8, augment=options.augment)
+    network, groups = copy.deepcopy((network, groups))
+    given = {"fabric": machine or fabric("cpu"), "loss": loss or nn.CrossEntropyLoss(), "metric": accuracy()}
+    return fit(network, feed, options, folder=folder, groups=groups, **given, **(more or {}))
 
 
 def network(norm):
@@ -51,7 +81,7 @@ def work(folder, devices, strategy, epochs, options):
     """Train in this process as one of ``devices``; from ``last.ckpt`` in the folder if it is there."""
     norm = options.pop("norm", False)
     machine = fabric("cpu", "64-true", devices=devices, strategy=strategy)
-    images, model = Images(Split(34, 0), Split(9, 1)), network(norm)
+    images, model = Images(Split(34, 0), Split(9, 1), torch.float64), network(norm)
     share = (machine.global_rank, machine.world_size)
     feed = Feed(images, images.train, device=machine.device, batch_size=7, part=share)
     test = Feed(images, images.test, device=machine.device, batch_size=7, part=share)
@@ -62,21 +92,21 @@ def work(folder, devices, strategy, epochs, options):
         sharded.extend(is_sharded(parameter) for parameter in module.parameters())
         pathex.attach(module, mask, optimizer)
 
-    trained, rows = fit(
+    final, rows = fit(
         model,
         feed,
         TrainOptions(epochs=epochs, lr=0.05, milestones=(), **options),
         fabric=machine,
         loss=nn.CrossEntropyLoss(),
-        metric=MulticlassAccuracy(4, average="micro"),
+        metric=accuracy(),
         folder=Path(folder),
         validation=test,
         prepare=hold,
     )
-    accuracy = evaluate(trained, test, MulticlassAccuracy(4, average="micro"))
+    measured = evaluate(final, test, accuracy())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     rank = os.environ.get("LOCAL_RANK", "0")
-    known = {"rows": rows, "accuracy": accuracy, "buffers": buffers, "sharded": sharded, "mask": dict(mask)}
+    known = {"rows": rows, "accuracy": measured, "buffers": buffers, "sharded": sharded, "mask": dict(mask)}
     torch.save(known, Path(folder) / f"rank-{rank}.pt")
 
 

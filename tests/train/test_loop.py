@@ -1,29 +1,14 @@
 import copy
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from pathex.errors import InvalidInput
 from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit
 from pathex.train.options import milestone_epochs
-
-CPU = torch.device("cpu")
-OPTIONS = TrainOptions(epochs=4, lr=0.05, augment="crop-flip", milestones=(0.5,))
-
-
-def accuracy():
-    return MulticlassAccuracy(4, average="micro")
-
-
-def trained(network, images, folder, *, options=OPTIONS, **more):
-    folder.mkdir(exist_ok=True)
-    feed = Feed(images, images.train, device=CPU, batch_size=8, augment=options.augment)
-    more = {"loss": nn.CrossEntropyLoss(), "metric": accuracy(), "fabric": fabric("cpu"), **more}
-    return fit(copy.deepcopy(network), feed, options, folder=folder, **more)
+from training_in_processes import CPU, accuracy, trained
 
 
 def without_times(rows):
@@ -56,7 +41,7 @@ def test_milestones_are_the_nearest_ends_of_an_epoch():
 
 def test_rows_tell_loss_accuracy_and_learning_rate(network, images, tmp_path):
     events = []
-    _, rows = trained(network, images, tmp_path, on_event=lambda *event: events.append(event))
+    _, rows = trained(network, images, tmp_path, more={"on_event": lambda *event: events.append(event)})
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.005, 0.005])
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
@@ -72,7 +57,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp
     with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3}\n{"epo')  # what a kill between two writes could leave
     events = []
-    resumed, again = trained(network, images, tmp_path / "broken", on_event=lambda *event: events.append(event))
+    resumed, again = trained(
+        network, images, tmp_path / "broken", more={"on_event": lambda *event: events.append(event)}
+    )
     assert ("resumed", {"stage": "training", "epoch": 2, "epochs": 4}) in events
     assert without_times(again) == without_times(rows)
     assert lines(tmp_path / "broken") == again
@@ -88,7 +75,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(ne
 
 def test_validation_is_measured_after_each_epoch_in_eval_mode(network, images, tmp_path):
     held_out = Feed(images, images.test, device=CPU, batch_size=3)
-    model, rows = trained(network, images, tmp_path, validation=held_out)
+    model, rows = trained(network, images, tmp_path, more={"validation": held_out})
     assert rows[-1]["val_accuracy"] == evaluate(model, held_out, accuracy())
     before = copy.deepcopy(model.state_dict())
     model.train()
@@ -106,13 +93,13 @@ def test_what_prepare_does_to_the_weights_lasts(network, images, tmp_path):
         zero()
         optimizer.register_step_post_hook(zero)
 
-    model, _ = trained(network, images, tmp_path, prepare=freeze_first_filter)
+    model, _ = trained(network, images, tmp_path, more={"prepare": freeze_first_filter})
     assert not model.state_dict()["0.weight"][0].any()
     assert model.state_dict()["0.weight"][1].any()
 
 
 def test_no_epoch_leaves_the_network_and_its_checkpoint(network, images, tmp_path):
-    model, rows = trained(network, images, tmp_path, options=TrainOptions(epochs=0))
+    model, rows = trained(network, images, tmp_path, epochs=0)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["model"]
     assert rows == []
     assert torch.equal(saved["0.weight"], network[0].weight)
@@ -121,8 +108,7 @@ def test_no_epoch_leaves_the_network_and_its_checkpoint(network, images, tmp_pat
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
 def test_other_precisions_train(network, images, tmp_path, precision):
-    options = TrainOptions(epochs=1)
-    model, rows = trained(network, images, tmp_path, options=options, fabric=fabric("cpu", precision))
+    model, rows = trained(network, images, tmp_path, epochs=1, machine=fabric("cpu", precision))
     assert torch.isfinite(torch.tensor(rows[0]["train_loss"]))
     expected = {"64-true": torch.float64, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}[precision]
     assert model.state_dict()["0.weight"].dtype == expected
@@ -132,8 +118,8 @@ def test_steps_are_reported_when_enough_time_went_by(network, images, tmp_path, 
     moments = iter(range(1000))
     monkeypatch.setattr("time.monotonic", lambda: next(moments) * 0.11)
     events = []
-    options = TrainOptions(epochs=1)
-    _, rows = trained(network, images, tmp_path, options=options, on_event=lambda *event: events.append(event))
+    told = {"on_event": lambda *event: events.append(event)}
+    _, rows = trained(network, images, tmp_path, epochs=1, more=told)
     steps = [payload for kind, payload in events if kind == "step"]
     assert [payload["step"] for payload in steps] == [2, 4]
     assert steps[0] == {"epoch": 1, "epochs": 1, "step": 2, "steps": 5}
@@ -185,6 +171,6 @@ def test_weights_follow_from_the_seed_and_the_global_random_state_is_neither_use
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(1))
     second, _ = trained(network, images, tmp_path / "second")
-    other, _ = trained(network, images, tmp_path / "other", options=replace(OPTIONS, seed=1))
+    other, _ = trained(network, images, tmp_path / "other", seed=1)
     first, second, other = (model.state_dict()["5.weight"] for model in (first, second, other))
     assert torch.equal(first, second) and not torch.equal(first, other)

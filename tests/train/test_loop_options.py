@@ -1,25 +1,13 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
-from pathex.train import Feed, TrainOptions, fabric, fit, load_checkpoint
+from pathex.train import load_checkpoint
 from pathex.train.loop import Collected
-
-CPU = torch.device("cpu")
-
-
-def trained(network, images, folder, **more):
-    folder.mkdir(exist_ok=True)
-    names = {name: more.pop(name) for name in ("prepare", "groups", "on_event") if name in more}
-    options = TrainOptions(**{"epochs": 2, "lr": 0.05, "milestones": (0.5,), **more})
-    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="flip")
-    metric = MulticlassAccuracy(4, average="micro")
-    return fit(
-        network, feed, options, fabric=fabric("cpu"), loss=nn.CrossEntropyLoss(), metric=metric, folder=folder, **names
-    )
+from training_in_processes import trained
 
 
 @pytest.fixture
@@ -30,23 +18,15 @@ def plain():
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).double()
 
 
-class Doubled:
-    """Images in double precision."""
-
-    def __init__(self, images):
-        self.train, self.test, self.resized, self._images = images.train, images.test, images.resized, images
-
-    def on(self, device):
-        return self
-
-    def normalise(self, pixels):
-        return self._images.normalise(pixels).double()
+@pytest.fixture
+def doubled(images):
+    return replace(images, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_a_gradient_in_parts_is_the_same_gradient(plain, images, tmp_path, parts):
-    whole, rows = trained(copy.deepcopy(plain), Doubled(images), tmp_path / "whole")
-    split, others = trained(copy.deepcopy(plain), Doubled(images), tmp_path / "parts", accumulate=parts)
+def test_a_gradient_in_parts_is_the_same_gradient(plain, doubled, tmp_path, parts):
+    whole, rows = trained(plain, doubled, tmp_path / "whole", epochs=2)
+    split, others = trained(plain, doubled, tmp_path / "parts", epochs=2, accumulate=parts)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(split.state_dict()[name], value, rtol=1e-11, atol=1e-13)
     assert [row["train_loss"] for row in rows] == pytest.approx([row["train_loss"] for row in others], rel=1e-12)
@@ -57,19 +37,20 @@ def test_frozen_statistics_stay_and_are_used(network, images, tmp_path):
     before = copy.deepcopy(network.state_dict())
     seen = []
     network[1].register_forward_hook(lambda module, *_: seen.append(module.training))
-    after = trained(network, images, tmp_path, freeze_batchnorm=True)[0].state_dict()
+    model = trained(network, images, tmp_path, epochs=2, freeze_batchnorm=True)[0]
+    after = model.state_dict()
     assert not any(seen)
     for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
         assert torch.equal(before[name], after[name])
     assert not torch.equal(before["1.weight"], after["1.weight"])
-    assert network[4].training  # dropout is not frozen
+    assert [module.training for module in model.modules() if isinstance(module, nn.Dropout)] == [True]  # not frozen
 
 
-def test_a_later_start_goes_on_with_the_schedule_and_the_order_of_that_epoch(plain, images, tmp_path):
-    whole, rows = trained(copy.deepcopy(plain), Doubled(images), tmp_path / "whole", epochs=4, keep=(2,), momentum=0.0)
+def test_a_later_start_goes_on_with_the_schedule_and_the_order_of_that_epoch(plain, doubled, tmp_path):
+    whole, rows = trained(plain, doubled, tmp_path / "whole", epochs=4, keep=(2,), momentum=0.0)
     middle = copy.deepcopy(plain)
     middle.load_state_dict(load_checkpoint(tmp_path / "whole" / "epoch-2.ckpt")["model"])
-    late, later = trained(middle, Doubled(images), tmp_path / "late", epochs=4, start=2, momentum=0.0)
+    late, later = trained(middle, doubled, tmp_path / "late", epochs=4, start=2, momentum=0.0)
     # Without momentum the state is the weights alone, so the second half must be the same half.
     assert [row["epoch"] for row in later] == [3, 4]
     assert [row["lr"] for row in later] == [row["lr"] for row in rows[2:]] == pytest.approx([0.005, 0.005])
@@ -77,15 +58,15 @@ def test_a_later_start_goes_on_with_the_schedule_and_the_order_of_that_epoch(pla
         assert torch.equal(late.state_dict()[name], value)
 
 
-def test_a_late_start_that_was_stopped_resumes(plain, images, tmp_path):
+def test_a_late_start_that_was_stopped_resumes(plain, doubled, tmp_path):
     def stop(kind, payload):
         if kind == "epoch" and payload["epoch"] == 3:
             raise KeyboardInterrupt
 
-    whole, _ = trained(copy.deepcopy(plain), Doubled(images), tmp_path / "whole", epochs=4, start=2)
+    whole, _ = trained(plain, doubled, tmp_path / "whole", epochs=4, start=2)
     with pytest.raises(KeyboardInterrupt):
-        trained(copy.deepcopy(plain), Doubled(images), tmp_path / "broken", epochs=4, start=2, on_event=stop)
-    again, rows = trained(copy.deepcopy(plain), Doubled(images), tmp_path / "broken", epochs=4, start=2)
+        trained(plain, doubled, tmp_path / "broken", epochs=4, start=2, more={"on_event": stop})
+    again, rows = trained(plain, doubled, tmp_path / "broken", epochs=4, start=2)
     assert [row["epoch"] for row in rows] == [3, 4]
     for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
@@ -115,9 +96,9 @@ def test_the_state_of_a_companion_is_saved_and_restored(network, images, tmp_pat
         made.append(Counter(model, optimizer))
         return made[-1]
 
-    trained(copy.deepcopy(network), images, tmp_path, epochs=1, prepare=prepare)
+    trained(network, images, tmp_path, epochs=1, more={"prepare": prepare})
     assert made[0].steps == load_checkpoint(tmp_path / "last.ckpt")["companion"]["steps"] == 5
-    trained(copy.deepcopy(network), images, tmp_path, epochs=3, prepare=prepare)
+    trained(network, images, tmp_path, epochs=3, more={"prepare": prepare})
     assert made[1].steps == 15
 
 
@@ -125,7 +106,7 @@ def test_groups_have_their_own_learning_rate_and_fixed_parameters_stay(network, 
     before = copy.deepcopy(network.state_dict())
     network[0].weight.requires_grad_(requires_grad=False)
     slow = [{"params": list(network[5].parameters()), "lr": 1e-12}, {"params": list(network[1].parameters())}]
-    after = trained(network, images, tmp_path, groups=slow, weight_decay=0.0)[0].state_dict()
+    after = trained(network, images, tmp_path, epochs=2, groups=slow, weight_decay=0.0)[0].state_dict()
     assert torch.equal(before["0.weight"], after["0.weight"])
     torch.testing.assert_close(before["5.weight"], after["5.weight"], rtol=0, atol=1e-9)
     assert (before["1.weight"] - after["1.weight"]).abs().max() > 1e-4

@@ -86,55 +86,38 @@ def test_spot_values(spot):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"data": "cifar10"}, ("cifar10", "resnet20", "random")),
-        ({"data": "npz:/somewhere/cifar10.npz"}, ("cifar10", "resnet20", "random")),
-        ({"data": "cifar10", "model_options": {"width": 16, "shortcut": "conv"}}, ("cifar10", "resnet20", "random")),
-        ({"data": "cifar100", "model": "vgg16_bn"}, ("cifar100", "vgg16_bn", "random")),
-        (
-            {"data": "imagefolder:/x/tiny-imagenet-200", "model": "resnet18_tiny"},
-            ("tiny-imagenet", "resnet18_tiny", "random"),
-        ),
-        ({"data": "imagenet", "model": "torchvision:resnet50"}, ("imagenet", "resnet50", "random")),
-        ({"data": "cifar10", "model": "timm:resnet50", "weights": "imagenet"}, ("cifar10", "resnet50", "imagenet")),
-        ({"data": "cifar10", "model": "timm:resnet50.x", "weights": "a1_in1k"}, ("cifar10", "resnet50", "imagenet")),
-        (
-            {"data": "cifar10", "model": "torchvision:resnet50", "weights": "mocov2:/w/moco.pth.tar"},
-            ("cifar10", "resnet50", "mocov2"),
-        ),
-        ({"data": "cifar100", "model": "timm:resnet50_clip.x", "weights": "openai"}, ("cifar100", "resnet50", "clip")),
-        (
-            {"data": "cifar100", "model": "timm:resnet50_clip", "weights": "clip:/RN50"},
-            ("cifar100", "resnet50", "clip"),
-        ),
+        ({}, "cifar10 resnet20 random"),
+        ({"data": "npz:/somewhere/cifar10.npz"}, "cifar10 resnet20 random"),
+        ({"model_options": {"width": 16, "shortcut": "conv"}}, "cifar10 resnet20 random"),
+        ({"data": "cifar100", "model": "vgg16_bn"}, "cifar100 vgg16_bn random"),
+        ({"data": "imagefolder:/x/tiny-imagenet-200", "model": "resnet18_tiny"}, "tiny-imagenet resnet18_tiny random"),
+        ({"data": "imagenet", "model": "torchvision:resnet50"}, "imagenet resnet50 random"),
+        ({"model": "timm:resnet50", "weights": "imagenet"}, "cifar10 resnet50 imagenet"),
+        ({"model": "timm:resnet50.x", "weights": "a1_in1k"}, "cifar10 resnet50 imagenet"),
+        ({"model": "torchvision:resnet50", "weights": "mocov2:/w/moco.pth.tar"}, "cifar10 resnet50 mocov2"),
+        ({"data": "cifar100", "model": "timm:resnet50_clip.x", "weights": "openai"}, "cifar100 resnet50 clip"),
+        ({"data": "cifar100", "model": "timm:resnet50_clip", "weights": "clip:/RN50"}, "cifar100 resnet50 clip"),
         ({"data": "fashion-mini"}, None),
-        ({"data": "cifar10", "model": "resnet32"}, None),
-        ({"data": "cifar10", "model_options": {"width": 8}}, None),
-        ({"data": "cifar10", "model_options": {"shortcut": "pad"}}, None),
-        ({"data": "cifar10", "weights": "/some/file.pth"}, None),
-        ({"data": "cifar10", "weights": "file.safetensors"}, None),
-        ({"data": "cifar10", "model": "timm:resnet50", "weights": "fb_swsl_ig1b_ft_in1k_but_not"}, None),
-        ({"data": "cifar10", "model": "timm:resnet50", "weights": "fb_swsl_ig1b_ft_in1k"}, None),
-        ({"data": "cifar10", "model": "timm:resnet50.fb_swsl_ig1b_ft_in1k", "weights": "imagenet"}, None),
-        (
-            {"data": "cifar10", "model": "timm:resnet50.a1_in1k", "weights": "imagenet"},
-            ("cifar10", "resnet50", "imagenet"),
-        ),
+        ({"model": "resnet32"}, None),
+        ({"model_options": {"width": 8}}, None),
+        ({"model_options": {"shortcut": "pad"}}, None),
+        ({"weights": "/some/file.pth"}, None),
+        ({"weights": "file.safetensors"}, None),
+        ({"model": "timm:resnet50", "weights": "fb_swsl_ig1b_ft_in1k_but_not"}, None),
+        ({"model": "timm:resnet50", "weights": "fb_swsl_ig1b_ft_in1k"}, None),
+        ({"model": "timm:resnet50.fb_swsl_ig1b_ft_in1k", "weights": "imagenet"}, None),
+        ({"model": "timm:resnet50.a1_in1k", "weights": "imagenet"}, "cifar10 resnet50 imagenet"),
         ({"data": "imagenet", "model": "timm:resnet50_clip"}, None),
-        ({"data": "cifar10", "model": "timm:resnet50_clip", "weights": "yfcc15m"}, None),
-        ({"data": "cifar10", "model": "timm:resnet50_clip", "weights": "imagenet"}, ("cifar10", "resnet50", "clip")),
+        ({"model": "timm:resnet50_clip", "weights": "yfcc15m"}, None),
+        ({"model": "timm:resnet50_clip", "weights": "imagenet"}, "cifar10 resnet50 clip"),
         ({"data": "imagefolder:/data/imagenet", "classes": ["a"] * 10}, None),
         ({"data": "voc2012", "model": "smp:DeepLabV3Plus", "test_miou": 0.5, "metric": "miou"}, None),
     ],
     ids=str,
 )
 def test_a_run_has_a_published_setting_by_data_network_and_weights(make_run, changes, expected):
-    changes = {**changes, "test_accuracy": 0.5}
-    folder = make_run("px", 0.9, 0, **{k: v for k, v in changes.items() if not isinstance(v, str) or "/" not in v})
-    config = {k: v for k, v in changes.items() if isinstance(v, str) and "/" in v}
-    text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text + "".join(f"{k}: {v}\n" for k, v in config.items()))
-    [record] = read_all([folder])[0]
-    assert setting_of(record) == (None if expected is None else (*expected, "classification"))
+    [record] = read_all([make_run("px", **{"data": "cifar10", "test_accuracy": 0.5, **changes})])[0]
+    assert setting_of(record) == (None if expected is None else (*expected.split(), "classification"))
 
 
 def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run):

@@ -69,6 +69,7 @@ def test_the_metric_is_the_one_the_result_names(make_run):
     [
         ("result.json", None, "not finished: 4 of 4 epochs trained"),
         ("result.json", "[]", "holds no object"),
+        ("result.json", "{", "result.json cannot be read"),
         ("result.json", '{"status": "training"}', "status 'training'"),
         ("result.json", '{"status": "done", "kept": 1, "total": 2}', "holds no test_accuracy"),
         ("config.yaml", None, "config.yaml is missing"),

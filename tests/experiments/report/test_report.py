@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -71,20 +72,13 @@ def test_dense_runs_alone_make_a_report(make_run, tmp_path):
     assert "Only dense runs" in report.page.read_text()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("result.json", "{", "result.json cannot be read"),
-        ("mask.safetensors", "x", "mask.safetensors cannot be read"),
-    ],
-)
-def test_a_broken_run_is_listed_and_not_fatal(make_run, tmp_path, name, content, reason):
+def test_a_broken_run_is_listed_and_not_fatal(make_run, tmp_path):
     good, broken = make_run("px"), make_run("random")
-    (broken / name).write_text(content)
+    (broken / "mask.safetensors").write_text("x")
     report = build([good.parent, broken], tmp_path / "out")
     [(folder, why)] = report.left_out
     assert (report.runs, folder) == (1, broken)
-    assert reason in why and "\n" not in why
+    assert "mask.safetensors cannot be read" in why and "\n" not in why
     assert broken.name in report.page.read_text()
 
 
@@ -100,8 +94,6 @@ def test_no_run_at_all_is_an_error_and_writes_nothing(make_run, tmp_path):
 
 
 def test_two_runs_of_one_name_are_refused_and_one_run_given_twice_is_not(make_run, tmp_path):
-    import shutil
-
     folder = make_run("px")
     assert build([folder, folder.parent], tmp_path / "out").runs == 1
     shutil.copytree(folder, tmp_path / "copy" / folder.name)
@@ -144,10 +136,7 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, tmp_path):
 
 
 def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run, tmp_path):
-    folders = [make_run("px"), make_run("snip")]
-    for place, folder in enumerate(folders):
-        text = (folder / "config.yaml").read_text().replace("data: fashion-mini", f"data: npz:/{place}/mine.npz")
-        (folder / "config.yaml").write_text(text)
+    folders = [make_run(method, data=f"npz:/{method}/mine.npz") for method in ("px", "snip")]
     report = build(folders, tmp_path)
     assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
     assert all(path.exists() for path in report.figures)

@@ -134,13 +134,8 @@ def test_a_transfer_run_counts_by_its_tasks(make_run):
 
 def test_names_lose_the_folders_of_their_paths():
     names = ("npz:/data/cifar10.npz", "cifar10", "timm:resnet18", "/w/file.pth", "imagefolder:/data/mine/")
-    assert [short(name) for name in names] == [
-        "npz:cifar10.npz",
-        "cifar10",
-        "timm:resnet18",
-        "file.pth",
-        "imagefolder:mine",
-    ]
+    expected = ["npz:cifar10.npz", "cifar10", "timm:resnet18", "file.pth", "imagefolder:mine"]
+    assert [short(name) for name in names] == expected
 
 
 def test_small_dense_networks_are_not_counted_as_pruned(make_run):
@@ -158,10 +153,7 @@ TODAY = EARLIER | {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_
 @pytest.mark.parametrize(
     ("runs", "series"),
     [
-        (
-            [("px", {}), ("px", REDRAW), ("random", {}), ("dense", {})],
-            {"px", "px (redraw=true)", "random", "dense"},
-        ),
+        ([("px", {}), ("px", REDRAW), ("random", {}), ("dense", {})], {"px", "px (redraw=true)", "random", "dense"}),
         ([("px", REDRAW), ("random", {}), ("dense", {"rounds": 3})], {"px", "random", "dense"}),
         ([("px", {"epochs": 4}), ("dense", {"epochs": 8})], {"px (epochs=4)", "dense (epochs=8)"}),
         ([("px", {}), ("px", {"seed": 1, **TODAY})], {"px"}),

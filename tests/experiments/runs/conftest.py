@@ -2,17 +2,18 @@ import pytest
 
 from pathex.train import loop
 
-CHANGES = {"model_options": {"width": 4}, "rounds": 2, "images_per_class": 2, "batch_size": 16, "augment": "crop-flip"}
+CHANGES = {"rounds": 2, "images_per_class": 2, "batch_size": 16, "augment": "crop-flip"}
+TINY = {"model": "model_factories:tiny", "model_options": {"width": 4}}
 
 
 @pytest.fixture
 def settings(small, tmp_path):
-    return small | CHANGES | {"out": str(tmp_path / "runs")}
+    return small | CHANGES | TINY | {"out": str(tmp_path / "runs")}
 
 
 @pytest.fixture(scope="session")
 def settings_of_all(small, tmp_path_factory):
-    return small | CHANGES | {"out": str(tmp_path_factory.mktemp("all") / "runs")}
+    return small | CHANGES | TINY | {"out": str(tmp_path_factory.mktemp("all") / "runs")}
 
 
 @pytest.fixture

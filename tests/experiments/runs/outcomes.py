@@ -41,18 +41,20 @@ def assert_same_outcome(folder, other):
     assert folder.name == other.name
     files = {path.relative_to(folder) for path in folder.rglob("*")}
     assert files == {path.relative_to(other) for path in other.rglob("*")}
-    assert numbers(folder / "result.json") == numbers(other / "result.json")
-    assert numbers(folder / "metrics.jsonl") == numbers(other / "metrics.jsonl")
     for name in files:
+        one, two = folder / name, other / name
+        if name.suffix in {".json", ".jsonl"}:
+            assert numbers(one) == numbers(two), name
         if name.suffix == ".safetensors":
-            assert pathex.Mask.load(folder / name) == pathex.Mask.load(other / name)
+            assert one.read_bytes() == two.read_bytes(), name
         if name.suffix == ".ckpt" and name.stem != "init":
-            states = [torch.load(place / name, weights_only=True) for place in (folder, other)]
-            assert equal(*(state["model"] for state in states))
-            momenta = [state.get("optimizer", {"state": {}})["state"] for state in states]
-            assert momenta[0].keys() == momenta[1].keys()
-            for key, memory in momenta[0].items():
-                assert torch.equal(memory["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+            states = [torch.load(path, weights_only=True) for path in (one, two)]
+            for state in states:
+                state.pop("rows", None)  # they hold seconds, and are those of metrics.jsonl
+            leaves = [torch.utils._pytree.tree_leaves(state) for state in states]
+            assert len(leaves[0]) == len(leaves[1]) > 0
+            for left, right in zip(*leaves, strict=True):
+                assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right, name
 
 
 CHILD = """

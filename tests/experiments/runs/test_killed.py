@@ -22,7 +22,7 @@ STOPS = {
     "moving": ({"method": "px", **MOVING}, [stop_at("prune_done"), stop_at("epoch", epoch=1)]),
     "shuffled": ({"method": "px", "sanity": "shuffle"}, [stop_at("prune_round"), stop_at("epoch", epoch=1)]),
     "imp with other weights": (IMP | {"sanity": "reinit"}, [stop_at("prune_done"), stop_at("epoch", level=None)]),
-    "small dense": ({"method": "small-dense"}, [stop_at("narrowed"), stop_at("epoch", epoch=1)]),
+    "small dense": ({"method": "small-dense", "model": "resnet20"}, [stop_at("narrowed"), stop_at("epoch", epoch=1)]),
 }
 
 

@@ -27,7 +27,7 @@ def initial(settings, **changes):
 @pytest.fixture(scope="module")
 def wide(settings_of_all):
     """Settings, results of the dense network and of a ticket, and the file of its mask."""
-    settings = settings_of_all | {"model_options": {"width": 8}, "epochs": 0}
+    settings = settings_of_all | {"model": "resnet20", "model_options": {"width": 8}, "epochs": 0}
     dense, ticket = (run(RunConfig(**settings | {"method": method})) for method in ("dense", "px"))
     return settings | {"method": "small-dense"}, dense.result, ticket.result, ticket.folder / "mask.safetensors"
 

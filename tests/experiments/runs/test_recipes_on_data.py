@@ -4,7 +4,6 @@ Small overrides make it fit two processor cores: few classes, few pixels, few ro
 weights at hand. Everything else is the recipe's.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -20,7 +19,7 @@ import torchvision
 import yaml
 
 from brute_force.clip_resnet import VisualTower
-from pathex import Mask
+from experiments.runs.outcomes import assert_same_outcome, mask_of, numbers, state_of, stop_at
 from pathex.cli import COMMANDS, main
 from pathex.cli.parser import parse
 from pathex.experiments.runs import RunConfig, run, run_name
@@ -110,61 +109,30 @@ def words_of(name, files, out, *more):
 
 
 def by_command(words):
-    """Carry a run out by the command line, and read what it left."""
+    """Carry a run out by the command line: its settings and its folder."""
     assert main(["run", *words]) == 0
     config = parse(["run", *words], COMMANDS)[1]
-    return config, outcome(Path(config.out) / run_name(config))
+    return config, Path(config.out) / run_name(config)
 
 
-def outcome(folder):
-    """Everything that a run decided: numbers but the seconds, the mask, weights and momenta."""
-    result = json.loads((folder / "result.json").read_text())
-    rows = [
-        json.loads(line) for path in sorted(folder.rglob("metrics.jsonl")) for line in path.read_text().splitlines()
-    ]
-    states = [torch.load(path, weights_only=True) for path in sorted(folder.rglob("last.ckpt"))]
-    numbers = [{key: value for key, value in row.items() if "seconds" not in key} for row in (result, *rows)]
-    return (
-        numbers,
-        (folder / "mask.safetensors").read_bytes(),
-        [(state["model"], state["optimizer"]) for state in states],
-    )
-
-
-def check_same(first, second):
-    assert first[0] == second[0]
-    assert first[1] == second[1]
-    flat = [torch.utils._pytree.tree_leaves(states) for states in (first[2], second[2])]
-    assert len(flat[0]) == len(flat[1]) > 0
-    for one, other in zip(*flat, strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
-def check_result(config, numbers, folder):
-    result, *rows = numbers
-    metric = result["metric"]
+def check_result(config, folder):
+    [result] = numbers(folder / "result.json")
+    metric, rows = result["metric"], [row for path in folder.rglob("metrics.jsonl") for row in numbers(path)]
     assert (result["status"], result["epochs"], result["method"]) == ("done", 2, "px")
     assert result["kept"] == round((1 - config.sparsity) * result["total"])
     assert 0 <= result[f"test_{metric}"] <= 1 and result["test_images"] > 0
     assert [row["epoch"] for row in rows] == [1, 2] * (len(rows) // 2)
     assert all(np.isfinite(row["train_loss"]) for row in rows)
-    mask = Mask.load(folder / "mask.safetensors")
+    mask = mask_of(folder)
     for path in folder.rglob("last.ckpt"):
-        weights = torch.load(path, weights_only=True)["model"]
+        weights = state_of(path)
         assert not any(weights[name][~mask[name]].any() for name in mask)
 
 
-def interrupted(kind, number):
-    def stop(event, payload):
-        if event == kind and payload.get("round", payload.get("epoch")) == number:
-            raise KeyboardInterrupt
-
-    return stop
-
-
-WHERE = {"cifar10-resnet20": ("prune_round", 2), "cifar100-vgg16": ("step", 2), "pretrained-cifar100": ("step", 2)}
+IN_EPOCH_2 = ("step", {"epoch": 2})
+WHERE = {"cifar10-resnet20": ("prune_round", {"round": 2}), "cifar100-vgg16": IN_EPOCH_2}
+WHERE["pretrained-cifar100"] = IN_EPOCH_2
 """Where runs are stopped, by recipe; the others after the first epoch."""
-
 
 QUICK = ("cifar10-resnet20", "cifar100-vgg16", "tiny-imagenet-resnet18")
 
@@ -175,14 +143,14 @@ QUICK = ("cifar10-resnet20", "cifar100-vgg16", "tiny-imagenet-resnet18")
 def test_a_recipe_runs_and_goes_on_where_it_was_stopped(name, files, tmp_path, monkeypatch):
     monkeypatch.setattr("pathex.train.loop._SECONDS_BETWEEN_STEP_EVENTS", 0.0)
     config, unbroken = by_command(words_of(name, files, tmp_path / "unbroken"))
-    check_result(config, unbroken[0], tmp_path / "unbroken" / run_name(config))
+    check_result(config, unbroken)
 
     words = words_of(name, files, tmp_path / "broken")
-    broken = parse(["run", *words], COMMANDS)[1]
+    kind, known = WHERE.get(name, ("epoch", {"epoch": 1}))
     with pytest.raises(KeyboardInterrupt):
-        run(broken, on_event=interrupted(*WHERE.get(name, ("epoch", 1))))
-    assert not (tmp_path / "broken" / run_name(broken) / "result.json").exists()
-    check_same(by_command(words)[1], unbroken)
+        run(parse(["run", *words], COMMANDS)[1], on_event=stop_at(kind, **known))
+    assert not (tmp_path / "broken" / unbroken.name / "result.json").exists()
+    assert_same_outcome(by_command(words)[1], unbroken)
 
 
 def test_there_are_overrides_for_each_recipe():
@@ -192,9 +160,9 @@ def test_there_are_overrides_for_each_recipe():
 @pytest.mark.slow
 def test_a_killed_command_goes_on(files, tmp_path):
     name = "cifar100-vgg16"
-    config, unbroken = by_command(words_of(name, files, tmp_path / "unbroken"))
+    _, unbroken = by_command(words_of(name, files, tmp_path / "unbroken"))
     words = words_of(name, files, tmp_path / "broken")
-    place = tmp_path / "broken" / run_name(config)
+    place = tmp_path / "broken" / unbroken.name
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "pathex", "run", *words]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as child:
@@ -204,7 +172,7 @@ def test_a_killed_command_goes_on(files, tmp_path):
         assert child.wait() == -signal.SIGKILL, child.stderr.read().decode()
     assert not (place / "result.json").exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    check_same(outcome(place), unbroken)
+    assert_same_outcome(place, unbroken)
 
 
 @pytest.mark.slow
@@ -221,8 +189,7 @@ def test_a_killed_command_goes_on(files, tmp_path):
 )
 def test_dino_as_a_start(name, more, files, tmp_path):
     overrides = shlex.split(more.format(**files))
-    config, (numbers, *_) = by_command(words_of(name, files, tmp_path, *overrides))
-    check_result(config, numbers, tmp_path / run_name(config))
+    check_result(*by_command(words_of(name, files, tmp_path, *overrides)))
 
 
 def test_what_recipes_inherit_from_their_data(files):

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -7,9 +6,9 @@ import time
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 
+from experiments.runs.outcomes import assert_same_outcome
 from pathex.experiments.runs import run
 from pathex.experiments.sweep import SweepConfig, plan
 
@@ -55,13 +54,6 @@ def unfinished_epochs(out):
     return sum(len(path.read_text().splitlines()) for path in trained)
 
 
-def outcome(folder):
-    rows = [json.loads((folder / "result.json").read_text())]
-    rows += map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    weights = torch.load(folder / "last.ckpt", weights_only=True)["model"]
-    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows], weights
-
-
 def test_24_runs_killed_twice_end_complete(tmp_path):
     methods, sparsities = ["random", "magnitude", "snip", "px"], [0.5, 0.9]
     content = {
@@ -95,10 +87,7 @@ def test_24_runs_killed_twice_end_complete(tmp_path):
     for name in broken:  # as if nothing had happened, bit for bit
         config = planned.runs[name]
         alone = run(type(config)(**{**vars(config), "out": str(tmp_path / "alone")})).folder
-        rows, weights = outcome(out / name)
-        expected, expected_weights = outcome(alone)
-        assert rows == expected
-        assert all(torch.equal(weights[key], value) for key, value in expected_weights.items())
+        assert_same_outcome(out / name, alone)
     assert broken
 
 

@@ -8,42 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.runs.outcomes import assert_same_outcome, numbers
 from pathex.experiments.runs import run
 from pathex.experiments.sweep import SweepConfig, create, plan, sweep
 from pathex.experiments.sweep.executors import share
 from pathex.experiments.sweep.local import LocalExecutor, _visible
 from pathex.experiments.sweep.work import ENDED, Job
 
-MODULE = '''
-import os, signal
-from pathlib import Path
-from pathex.models import create
-
-def dies(num_classes, in_channels, flag=None, **options):
-    """A network whose making kills the process: always, or only where the flag is not there."""
-    if flag is None or not Path(flag).exists():
-        if flag is not None:
-            Path(flag).touch()
-        print("last words", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return create("resnet20", num_classes=num_classes, in_channels=in_channels, **options)
-'''
-
-
-def numbers(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
-    return [{name: value for name, value in row.items() if "seconds" not in name} for row in [result, *rows]]
+DIES = "model_factories:dies"
 
 
 def assert_as_alone(planned, names, folder):
     """Runs of a sweep have the numbers and the mask of the same runs in this process, and not all the same ones."""
     for name in names:
         run(dataclasses.replace(planned.runs[name], out=str(folder / "alone")))
-        swept, alone = folder / "out" / name, folder / "alone" / name
-        assert numbers(swept) == numbers(alone)
-        assert (swept / "mask.safetensors").read_bytes() == (alone / "mask.safetensors").read_bytes()
-    first, second = (numbers(folder / "out" / name) for name in names[:2])
+        assert_same_outcome(folder / "out" / name, folder / "alone" / name)
+    first, second = (numbers(folder / "out" / name / "metrics.jsonl") for name in names[:2])
     assert first != second
 
 
@@ -57,14 +37,12 @@ def test_workers_give_the_numbers_of_a_run_alone(small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_worker_that_dies_is_one_failed_run(small, tmp_path, monkeypatch):
-    (tmp_path / "dying.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_a_worker_that_dies_is_one_failed_run(small, tmp_path):
     options = {"flag": str(tmp_path / "flag"), "width": 2}
     config = SweepConfig(
         settings=small,
         grid={"seed": [0, 1]},
-        list=({"model": "dying:dies"}, {"model": "dying:dies", "model_options": options}, {"lr": 1e30}),
+        list=({"model": DIES}, {"model": DIES, "model_options": options}, {"lr": 1e30}),
         concurrent=2,
         out=str(tmp_path / "out"),
     )

@@ -3,11 +3,18 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
+from pathex.experiments.runs.config import (
+    PLACE,
+    WITHOUT_EFFECT,
+    RunConfig,
+    TicketConfig,
+    allowed_values,
+    run_name,
+    settings,
+)
 
 if TYPE_CHECKING:
     from pathex.experiments.runs.folder import check_same, environment, finished_result, locked, write_json
-    from pathex.experiments.runs.names import PLACE, WITHOUT_EFFECT, run_name, settings
     from pathex.experiments.runs.runner import RunResult, run
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.experiments.runs.validation import check_config, check_ticket
@@ -37,7 +44,6 @@ __all__ = [
 # The settings are needed to read a command line; torch is not.
 _HOME = {
     **dict.fromkeys(("check_same", "environment", "finished_result", "locked", "write_json"), "folder"),
-    **dict.fromkeys(("PLACE", "WITHOUT_EFFECT", "run_name", "settings"), "names"),
     **dict.fromkeys(("RunResult", "run"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
     **dict.fromkeys(("check_config", "check_ticket"), "validation"),

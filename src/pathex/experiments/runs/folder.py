@@ -14,8 +14,7 @@ import torch
 import yaml
 
 from pathex.errors import FolderInUse, InvalidInput
-from pathex.experiments.runs.config import RunConfig
-from pathex.experiments.runs.names import settings
+from pathex.experiments.runs.config import RunConfig, settings
 from pathex.masks import replacing
 from pathex.train import Events
 

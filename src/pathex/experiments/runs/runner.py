@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import InvalidInput, PathexError, PathexWarning
-from pathex.experiments.runs.config import RunConfig
+from pathex.experiments.runs.config import RunConfig, run_name, settings
 from pathex.experiments.runs.folder import (
     Journal,
     check_same,
@@ -25,7 +25,6 @@ from pathex.experiments.runs.folder import (
     write_config,
     write_json,
 )
-from pathex.experiments.runs.names import run_name, settings
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
 from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find

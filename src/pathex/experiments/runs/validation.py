@@ -24,8 +24,6 @@ def check_config(config: RunConfig) -> None:
     """Check every setting of a run that can be checked without the data."""
     check_ticket(config, (*DENSE, *TRAINED))
     _check_augmentation(config)
-    for name in ("augment_options", "dynamic_options"):
-        _check_plain(name, getattr(config, name))
     _check_dynamic(config)
     if config.method == "small-dense":
         check_options(config)
@@ -90,8 +88,6 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     check_machine(config.device)
     kind(config.task, config.data)
     scores.parse_memory(config.memory)
-    for name in ("model_options", "data_options", "task_options", "method_options"):
-        _check_plain(name, getattr(config, name))
     if config.method not in (*DENSE, *TRAINED):
         scores.resolve(config.method, config.method_options)
 
@@ -105,6 +101,20 @@ def _check_augmentation(config: RunConfig) -> None:
         Augmentation.of(config.augment, config.augment_options)
 
 
+def _check_types(config: TicketConfig) -> None:
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if _conforms(value, hint):
+            if name.endswith("_options"):
+                _check_plain(name, value)
+            continue
+        if get_origin(hint) is Literal:
+            raise UnknownName(name, value, get_args(hint))
+        in_percent = name == "sparsity" and _conforms(value, float) and value > 1
+        more = f" (did you mean {value / 100:g}?)" if in_percent else ""
+        raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
+
+
 def _check_plain(name: str, options: dict[str, Any]) -> None:
     try:
         json.dumps(options)
@@ -112,18 +122,6 @@ def _check_plain(name: str, options: dict[str, Any]) -> None:
         raise InvalidInput(
             f"{name} has a value that a file cannot hold ({error}); allowed: text, numbers, lists"
         ) from None
-
-
-def _check_types(config: TicketConfig) -> None:
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        if _conforms(value, hint):
-            continue
-        if get_origin(hint) is Literal:
-            raise UnknownName(name, value, get_args(hint))
-        in_percent = name == "sparsity" and _conforms(value, float) and value > 1
-        more = f" (did you mean {value / 100:g}?)" if in_percent else ""
-        raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
 
 
 def _conforms(value: Any, hint: Any) -> bool:
