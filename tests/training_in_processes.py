@@ -77,9 +77,14 @@ def network(norm):
         return nn.Sequential(*layers).double()
 
 
-def work(folder, devices, strategy, epochs, options):
-    """Train in this process as one of ``devices``; from ``last.ckpt`` in the folder if it is there."""
-    norm = options.pop("norm", False)
+def work(jobs):
+    """Train in this process as one of some ``devices``, once for each job."""
+    for job in jobs:
+        carry_out(*job)
+
+
+def carry_out(folder, devices, strategy, epochs, norm, accumulate):
+    """One training, from ``last.ckpt`` in the folder if it is there."""
     machine = fabric("cpu", "64-true", devices=devices, strategy=strategy)
     images, model = Images(Split(34, 0), Split(9, 1), torch.float64), network(norm)
     share = (machine.global_rank, machine.world_size)
@@ -95,7 +100,7 @@ def work(folder, devices, strategy, epochs, options):
     final, rows = fit(
         model,
         feed,
-        TrainOptions(epochs=epochs, lr=0.05, milestones=(), **options),
+        TrainOptions(epochs=epochs, lr=0.05, milestones=(), accumulate=accumulate),
         fabric=machine,
         loss=nn.CrossEntropyLoss(),
         metric=accuracy(),

@@ -46,4 +46,5 @@ def runs(monkeypatch):
         return SimpleNamespace(folder=folder, result=result)
 
     monkeypatch.setattr(pathex.experiments.runs, "run", fake)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # painting takes long
     return seen

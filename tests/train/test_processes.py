@@ -2,24 +2,17 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from pathex.train import load_checkpoint
+from experiments.runs.outcomes import entries, state_of
+from pathex.experiments.runs import RunConfig, run
 from small_images import write_images
 
-FACTORY = """
-from torch import nn
-
-
-def network(num_classes, in_channels):
-    return nn.Sequential(
-        nn.Conv2d(in_channels, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(8, num_classes)
-    )
-"""
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -30,44 +23,28 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(place):
     """A network without batch statistics, and 34 images in batches of 7: the last batch has six, which two share."""
-    (place / "plain_network.py").write_text(FACTORY)
-    return {
-        "method": "px",
-        "sparsity": 0.5,
-        "rounds": 3,
-        "model": "plain_network:network",
-        "data": write_images(place / "tiny.npz", train=34, test=9, val=5),
-        "images_per_class": 2,
-        "epochs": 3,
-        "batch_size": 7,
-        "validation": 0.2,
-        "lr": 0.05,
-        "augment": "crop-flip",
-        "precision": "64-true",
-        "device": "cpu",
-    }
+    shape = {"method": "px", "sparsity": 0.5, "rounds": 3, "model": "model_factories:plain", "images_per_class": 2}
+    training = {"epochs": 3, "batch_size": 7, "validation": 0.2, "lr": 0.05, "augment": "crop-flip"}
+    data = write_images(place / "tiny.npz", train=34, test=9, val=5)
+    return {**shape, **training, "data": data, "precision": "64-true", "device": "cpu"}
 
 
 def carried_out(settings, folder, *launcher):
     folder.mkdir(exist_ok=True)
     config = folder / "settings.yaml"
     config.write_text(yaml.safe_dump({**settings, "out": str(folder / "runs")}))
-    places = os.pathsep.join([str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    places = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "-m", "pathex", "run", "--config", str(config)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    (run,) = (folder / "runs").iterdir()
-    return run, done.stdout
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (made,) = (folder / "runs").iterdir()
+    return made, done.stdout
 
 
 @pytest.fixture(scope="module")
 def alone(settings, place):
-    return carried_out(settings, place / "one")[0]
+    return run(RunConfig(**settings, out=str(place / "alone"))).folder
 
 
 @pytest.mark.parametrize("launcher", ["pathex", "torchrun"])
@@ -79,14 +56,14 @@ def test_two_processes_have_the_mask_and_the_curve_of_one(settings, alone, place
     assert said.splitlines() == [str(pair)]  # one of them speaks
     assert (pair / "mask.safetensors").read_bytes()[-64:] == (alone / "mask.safetensors").read_bytes()[-64:]
     assert json.loads((pair / "environment.json").read_text())["processes"] == 2
-    for one, two in zip(rows(alone), rows(pair), strict=True):
+    for one, two in zip(entries(alone / "metrics.jsonl"), entries(pair / "metrics.jsonl"), strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)  # of outputs in float32
         for name in ("epoch", "train_accuracy", "val_accuracy", "lr"):
             assert one[name] == two[name]
-    first, second = (load_checkpoint(run / "last.ckpt")["model"] for run in (alone, pair))
+    first, second = (state_of(folder / "last.ckpt") for folder in (alone, pair))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=0, atol=1e-12)
-    results = [json.loads((run / "result.json").read_text()) for run in (alone, pair)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (alone, pair)]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
     assert results[1]["test_images"] == 9
 

@@ -10,13 +10,31 @@ from pathex.train.fsdp import units
 from training_in_processes import fail, work
 
 
-def carried_out(folder, devices, strategy="ddp", epochs=4, **options):
-    """What each process ends with."""
-    folder.mkdir(exist_ok=True)
-    given = (str(folder), devices, strategy, epochs, options)
-    with launched(devices, work, *given):
-        work(*given[:-1], dict(options))
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(devices)]
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """A folder of trainings: in one process, in two, which are started once, and in one after the other."""
+    root = tmp_path_factory.mktemp("ends")
+
+    def job(name, devices, strategy="ddp", epochs=4, *, norm=False, accumulate=1):
+        (root / name).mkdir(exist_ok=True)
+        return str(root / name), devices, strategy, epochs, norm, accumulate
+
+    work([job("alone", 1), job("one-two", 1, epochs=2)])
+    shutil.copy(root / "one-two" / "last.ckpt", root / "one-two" / "half.ckpt")
+    jobs = [job("pair", 2, "fsdp"), job("one-two", 2, "fsdp"), job("two-one", 2, "fsdp", epochs=2)]
+    for strategy in ("ddp", "fsdp"):
+        jobs.append(job(f"parts-{strategy}", 2, strategy, accumulate=9))  # shares of 3 and 4 images
+        jobs.append(job(f"norm-{strategy}", 2, strategy, norm=True))
+    with launched(2, work, jobs):
+        work(jobs)
+    shutil.copy(root / "two-one" / "last.ckpt", root / "two-one" / "half.ckpt")
+    work([job("two-one", 1)])
+    return root
+
+
+def ranks(folder):
+    """What each of two processes ended with."""
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 
 def compare(one, two):
@@ -33,42 +51,30 @@ def compare(one, two):
         assert (other["train_accuracy"], other["val_accuracy"]) == (row["train_accuracy"], row["val_accuracy"])
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    carried_out(folder, 1)
-    return folder
-
-
-def test_sharded_training_is_that_of_one_process_and_goes_on_in_one(alone, tmp_path):
-    pair = carried_out(tmp_path / "pair", 2, "fsdp")
-    compare(alone, tmp_path / "pair")
+def test_sharded_training_is_that_of_one_process(ends):
+    compare(ends / "alone", ends / "pair")
+    pair = ranks(ends / "pair")
     assert all(all(each["sharded"]) for each in pair)
-    weights = load_checkpoint(tmp_path / "pair" / "last.ckpt")["model"]
+    weights = load_checkpoint(ends / "pair" / "last.ckpt")["model"]
     for name, kept in pair[0]["mask"].items():
         assert torch.equal(weights[name] == 0, ~kept)
-    # Two epochs in two processes and two in one; and the other way round.
-    for first, second in (((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp"))):
-        folder = tmp_path / f"{first[0]}-{second[0]}"
-        carried_out(folder, *first, epochs=2)
-        shutil.copy(folder / "last.ckpt", folder / "half.ckpt")
-        carried_out(folder, *second, epochs=4)
-        assert load_checkpoint(folder / "half.ckpt")["epoch"] == 2
-        weights = load_checkpoint(folder / "last.ckpt")["model"]
-        for name, value in load_checkpoint(alone / "last.ckpt")["model"].items():
-            torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", ["one-two", "two-one"])
+def test_a_training_goes_on_with_another_number_of_processes(ends, order):
+    assert load_checkpoint(ends / order / "half.ckpt")["epoch"] == 2
+    compare(ends / "alone", ends / order)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_more_parts_than_images_in_a_share(alone, tmp_path, strategy):
-    carried_out(tmp_path, 2, strategy, accumulate=9)  # shares of 3 and 4 images
-    compare(alone, tmp_path)
+def test_more_parts_than_images_in_a_share(ends, strategy):
+    compare(ends / "alone", ends / f"parts-{strategy}")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_all_processes_measure_with_the_statistics_of_the_first(tmp_path, strategy):
-    first, second = carried_out(tmp_path, 2, strategy, norm=True)
-    saved = load_checkpoint(tmp_path / "last.ckpt")["model"]
+def test_all_processes_measure_with_the_statistics_of_the_first(ends, strategy):
+    first, second = ranks(ends / f"norm-{strategy}")
+    saved = load_checkpoint(ends / f"norm-{strategy}" / "last.ckpt")["model"]
     assert first["rows"][-1]["val_accuracy"] == second["rows"][-1]["val_accuracy"] == first["accuracy"]
     for name, buffer in first["buffers"].items():
         assert torch.equal(buffer, second["buffers"][name])

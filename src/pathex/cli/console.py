@@ -55,7 +55,10 @@ class RunDisplay(Progress):
         elif kind == "prune_done":
             self._line(f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
-            self._line(f"dense with width {payload['width']:g}{_costs(payload)}")
+            size = (
+                "" if payload["parameters"] is None else ": {parameters:,} parameters, {multiply_adds:,} multiply-adds"
+            )
+            self._line(f"dense with width {payload['width']:g}{size.format(**payload)}")
         elif kind == "step":
             done = payload["epoch"] - 1 + payload["step"] / payload["steps"]
             self._advance(_training(payload) or "train", done, payload["epochs"])
@@ -103,12 +106,6 @@ def _training(payload: dict[str, Any]) -> str:
     if "level" in payload:
         return f"level {payload['level']} of {payload['levels']}"
     return f"task {payload['task']}" if "task" in payload else ""
-
-
-def _costs(payload: dict[str, Any]) -> str:
-    if payload["parameters"] is None:
-        return ""
-    return f": {payload['parameters']:,} parameters, {payload['multiply_adds']:,} multiply-adds"
 
 
 def _resumed(payload: dict[str, Any]) -> str:

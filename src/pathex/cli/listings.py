@@ -75,10 +75,7 @@ def _datasets(options: ListOptions) -> None:
         _show("data set", [(name, data.describe(name)) for name in data.names()])
 
 
-def _command(purpose: str, execute: object) -> Command:
-    return Command(purpose, execute, ListOptions, positional=("name", "?", "Show this one only."))  # type: ignore[arg-type]
-
-
-METHODS = _command("list the pruning methods, or tell of one", _methods)
-MODELS = _command("list the networks, or tell of one", _models)
-DATASETS = _command("list the data sets, or tell of one", _datasets)
+_NAME = ("name", "?", "Show this one only.")
+METHODS = Command("list the pruning methods, or tell of one", _methods, ListOptions, positional=_NAME)
+MODELS = Command("list the networks, or tell of one", _models, ListOptions, positional=_NAME)
+DATASETS = Command("list the data sets, or tell of one", _datasets, ListOptions, positional=_NAME)

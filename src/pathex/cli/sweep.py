@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from pathex.experiments.sweep import Plan, SweepResult
 
-_FAILED = 1
 _MOST_RUNNING = 32
 
 
@@ -30,7 +29,7 @@ def _execute(config: SweepConfig) -> int:
         )
     display.summarise(result)
     print(result.table)
-    return _FAILED if result.failed else 0
+    return 1 if result.failed else 0
 
 
 class SweepDisplay:

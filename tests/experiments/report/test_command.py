@@ -4,7 +4,7 @@ import pytest
 from pathex.cli import main
 
 
-def test_options_of_the_command_reach_the_report(make_run, tmp_path, capsys):
+def test_options_of_the_command_reach_the_report(make_run, unpainted, tmp_path, capsys):
     for sparsity in (0.5, 0.982):
         folder = make_run("px", sparsity, data="cifar10", parameters=round(1000 * (1 - sparsity)))
     words = ["report", str(folder.parent), "--out", str(tmp_path / "out")]
@@ -28,14 +28,14 @@ def test_options_of_the_command_reach_the_report(make_run, tmp_path, capsys):
         (["--x", "multiply-adds"], "holds multiply_adds in its result.json; use --x sparsity or run it again"),
     ],
 )
-def test_a_report_that_cannot_be_made_is_one_line(make_run, tmp_path, capsys, words, message):
+def test_a_report_that_cannot_be_made_is_one_line(make_run, unpainted, tmp_path, capsys, words, message):
     assert main(["report", str(make_run("px")), "--out", str(tmp_path / "out"), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_run_is_named_with_its_reason(make_run, tmp_path, capsys):
+def test_a_failed_run_is_named_with_its_reason(make_run, unpainted, tmp_path, capsys):
     make_run("px")
     failed = make_run("snip")
     (failed / "result.json").unlink()

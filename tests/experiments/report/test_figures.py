@@ -66,8 +66,7 @@ def test_dots_are_ordered_by_accuracy_with_dense_as_a_line(make_run):
 
 
 def test_one_seed_draws_no_interval_and_the_caption_promises_none(make_run):
-    picture = draw(panel_of(make_run("px"), make_run("random")))[0]
-    assert "interval" not in picture.caption
+    assert "interval" not in _dots(panel_of(make_run("px"), make_run("random")))[1]
 
 
 def test_pictures_are_valid_carry_no_date_and_leave_the_settings_of_matplotlib_alone(study):
@@ -80,7 +79,7 @@ def test_pictures_are_valid_carry_no_date_and_leave_the_settings_of_matplotlib_a
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_training_curves_need_two_epochs(make_run, epochs):
+def test_training_curves_need_two_epochs(make_run, unpainted, epochs):
     folder = make_run("px")
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(rows[:epochs]))
@@ -89,7 +88,8 @@ def test_training_curves_need_two_epochs(make_run, epochs):
 
 def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the_paper):
     panel = panel_of(figure_of_the_paper)
-    axes = _against_sparsity(panel)[0].axes[0]
+    figure, caption = _against_sparsity(panel)
+    axes = figure.axes[0]
     behind = [line for line in axes.lines if line.is_dashed() and line.get_marker() not in {"", "None"}]
     ours = [line for line in axes.lines if line.get_label()[:1] != "_"]
     assert max(line.get_zorder() for line in behind) < min(line.get_zorder() for line in ours)
@@ -99,7 +99,7 @@ def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the
     snip = [line.get_ydata() for line in behind if line.get_color() == panel.look["snip"].colour]
     assert [np.isnan(curve).tolist() for curve in snip] == [[True] * 2 + [False] * 7, [True] * 2 + [False] * 6 + [True]]
     assert dashes(axes) == ["published: PX paper", "published: NTK-SAP paper"]
-    assert "PX paper" in draw(panel)[0].caption
+    assert "PX paper" in caption
 
 
 def test_values_at_one_sparsity_stand_beside_ours(make_run):
@@ -156,26 +156,26 @@ def test_against_parameters_every_network_is_a_point_and_nothing_is_published(ma
 
 def test_runs_without_a_size_are_told_and_if_there_are_no_others_it_is_an_error(make_run):
     folders = [sized(make_run, "px", 0.5), sized(make_run, "px", 0.9), sized(make_run, "dense", 0.9)]
-    assert "1 of 3 runs hold no multiply-adds" in curves(panel_of(*folders, x="multiply-adds")).caption
+    assert "1 of 3 runs hold no multiply-adds" in _against_size(panel_of(*folders, x="multiply-adds"))[1]
     with pytest.raises(InvalidInput, match=r"multiply_adds in its result.json; use --x sparsity"):
         curves(panel_of(make_run("px"), x="multiply-adds"))
 
 
 def test_the_caption_says_how_many_seeds(study, make_run):
-    assert "n = 3 seeds" in curves(panel_of(study)).caption
-    assert "n = 1 seed)" in curves(panel_of(make_run("px"))).caption
+    assert "n = 3 seeds" in _against_sparsity(panel_of(study))[1]
+    assert "n = 1 seed)" in _dots(panel_of(make_run("px")))[1]
     uneven = panel_of(make_run("random"), make_run("snip"), make_run("snip", 0.9, 1))
-    assert "n = 1 to 2 seeds" in curves(uneven).caption
+    assert "n = 1 to 2 seeds" in _dots(uneven)[1]
 
 
-def test_mean_iou_has_its_name_on_axes_and_in_the_training_curves(make_run):
+def test_mean_iou_has_its_name_on_axes_and_in_the_training_curves(make_run, unpainted):
     panel = panel_of(*(make_run(method, metric="miou") for method in ("px", "random")))
     assert _dots(panel)[0].axes[0].get_xlabel() == "mean IoU (%) at sparsity 0.9"
     main, training = draw(panel)
     assert (main.name, main.title, training.name) == ("miou", "Mean IoU after training", "training")
 
 
-def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run):
+def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run, unpainted):
     def tasks(low):
         return [{"task": k, "zero_shot": low + k / 10, "fine_tuned": low + 0.2 + k / 10} for k in range(2)]
 
@@ -188,8 +188,9 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run):
         assert drawn[panel.look["px"].colour] == pytest.approx(56 + shift)
         assert drawn[panel.look["random"].colour] == pytest.approx(45 + shift)
         assert any(np.allclose(line.get_ydata(), 65 + shift) for line in axes.lines)
-    assert [picture.name for picture in draw(panel)] == ["transfer", "training"]
-    assert "over 2 tasks and over seeds (n = 1 to 2 seeds)" in draw(panel)[0].caption
+    pictures = draw(panel)
+    assert [picture.name for picture in pictures] == ["transfer", "training"]
+    assert "over 2 tasks and over seeds (n = 1 to 2 seeds)" in pictures[0].caption
 
 
 @pytest.mark.parametrize(("methods", "levels", "numbers"), [(2, 2, True), (5, 9, False)])

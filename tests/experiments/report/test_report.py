@@ -43,12 +43,12 @@ def test_same_runs_give_the_same_bytes(report, study, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_names_are_escaped_in_the_page(make_run, tmp_path):
+def test_names_are_escaped_in_the_page(make_run, unpainted, tmp_path):
     page = build([make_run("<b>mine</b>")], tmp_path).page.read_text()
     assert "<b>mine</b>" not in page and "&lt;b&gt;mine" in page
 
 
-def test_masks_and_dead_layers_have_figures_of_their_own(make_run, tmp_path):
+def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tmp_path):
     for method, kept in (("px", 1), ("magnitude", 0)):
         folder = make_run(method, 0.9, dead_layers=1 - kept)
         layer = torch.zeros(4, 3, dtype=torch.bool)
@@ -59,7 +59,7 @@ def test_masks_and_dead_layers_have_figures_of_their_own(make_run, tmp_path):
     assert "A cross at the foot" in report.page.read_text()
 
 
-def test_each_model_and_data_set_has_its_own_figures(make_run, tmp_path):
+def test_each_model_and_data_set_has_its_own_figures(make_run, unpainted, tmp_path):
     report = build([make_run("px"), make_run("px", model="timm:resnet18")], tmp_path)
     assert {path.stem for path in report.figures if path.stem.startswith("accuracy")} == {
         "accuracy_resnet20-fashion-mini",
@@ -67,12 +67,12 @@ def test_each_model_and_data_set_has_its_own_figures(make_run, tmp_path):
     }
 
 
-def test_dense_runs_alone_make_a_report(make_run, tmp_path):
+def test_dense_runs_alone_make_a_report(make_run, unpainted, tmp_path):
     report = build([make_run("dense")], tmp_path)
     assert "Only dense runs" in report.page.read_text()
 
 
-def test_a_broken_run_is_listed_and_not_fatal(make_run, tmp_path):
+def test_a_broken_run_is_listed_and_not_fatal(make_run, unpainted, tmp_path):
     good, broken = make_run("px"), make_run("random")
     (broken / "mask.safetensors").write_text("x")
     report = build([good.parent, broken], tmp_path / "out")
@@ -82,7 +82,7 @@ def test_a_broken_run_is_listed_and_not_fatal(make_run, tmp_path):
     assert broken.name in report.page.read_text()
 
 
-def test_no_run_at_all_is_an_error_and_writes_nothing(make_run, tmp_path):
+def test_no_run_at_all_is_an_error_and_writes_nothing(make_run, unpainted, tmp_path):
     unfinished = make_run("px")
     (unfinished / "result.json").unlink()
     out, empty = tmp_path / "out", tmp_path / "empty"
@@ -93,7 +93,7 @@ def test_no_run_at_all_is_an_error_and_writes_nothing(make_run, tmp_path):
     assert not out.exists()
 
 
-def test_two_runs_of_one_name_are_refused_and_one_run_given_twice_is_not(make_run, tmp_path):
+def test_two_runs_of_one_name_are_refused_and_one_run_given_twice_is_not(make_run, unpainted, tmp_path):
     folder = make_run("px")
     assert build([folder, folder.parent], tmp_path / "out").runs == 1
     shutil.copytree(folder, tmp_path / "copy" / folder.name)
@@ -101,13 +101,13 @@ def test_two_runs_of_one_name_are_refused_and_one_run_given_twice_is_not(make_ru
         build([folder, tmp_path / "copy"], tmp_path / "out")
 
 
-def test_a_file_in_the_way_of_the_report_is_an_input_error(make_run, tmp_path):
+def test_a_file_in_the_way_of_the_report_is_an_input_error(make_run, unpainted, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InvalidInput, match="report cannot be written to"):
         build([make_run("px")], tmp_path / "taken")
 
 
-def test_metrics_and_starts_have_sections_of_their_own(make_run, tmp_path):
+def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_path):
     tasks = [{"task": 1, "zero_shot": 0.25, "fine_tuned": 0.5}]
     folders = [
         make_run("px"),
@@ -135,7 +135,7 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, tmp_path):
     assert len(pd.read_csv(report.table)) == 4
 
 
-def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run, tmp_path):
+def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run, unpainted, tmp_path):
     folders = [make_run(method, data=f"npz:/{method}/mine.npz") for method in ("px", "snip")]
     report = build(folders, tmp_path)
     assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
@@ -143,7 +143,7 @@ def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run, tmp
 
 
 @pytest.mark.parametrize("wrong", [{"x": "params"}, {"published": "yes"}])
-def test_unknown_choices_list_the_known(make_run, tmp_path, wrong):
+def test_unknown_choices_list_the_known(make_run, unpainted, tmp_path, wrong):
     with pytest.raises(UnknownName, match="Known"):
         build([make_run("px")], tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()

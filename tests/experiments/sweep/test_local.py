@@ -27,8 +27,8 @@ def assert_as_alone(planned, names, folder):
     assert first != second
 
 
-def test_workers_give_the_numbers_of_a_run_alone(small, tmp_path):
-    planned = plan(SweepConfig(settings=small, grid={"seed": [0, 1, 2]}, out=str(tmp_path / "out")))
+def test_workers_give_the_numbers_of_a_run_alone(tiny, tmp_path):
+    planned = plan(SweepConfig(settings=tiny, grid={"seed": [0, 1, 2]}, out=str(tmp_path / "out")))
     executor = LocalExecutor(share(2, None, 0, 8))
     assert executor.threads == torch.get_num_threads() == 1
     assert sweep(planned.runs, tmp_path / "out", lambda: executor).done == 3
@@ -65,8 +65,8 @@ def test_a_worker_that_dies_is_one_failed_run(small, tmp_path):
     assert_as_alone(planned, [first, second, reviving], tmp_path)
 
 
-def test_what_is_closed_stops_at_once_and_goes_on_later(small, tmp_path):
-    settings = {**small, "epochs": 1000}
+def test_what_is_closed_stops_at_once_and_goes_on_later(tiny, tmp_path):
+    settings = {**tiny, "epochs": 1000}
     ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
     executor = LocalExecutor(share(1, 1, 0, 1))
     seen = []
@@ -83,8 +83,8 @@ def test_what_is_closed_stops_at_once_and_goes_on_later(small, tmp_path):
     assert torch.load(tmp_path / name / "last.ckpt", weights_only=True)["epoch"] in {len(rows), len(rows) + 1}
 
 
-def test_a_worker_whose_sweep_is_gone_ends(small, tmp_path):
-    settings = {**small, "epochs": 1000}
+def test_a_worker_whose_sweep_is_gone_ends(tiny, tmp_path):
+    settings = {**tiny, "epochs": 1000}
     ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
     with LocalExecutor(share(1, 1, 0, 1)) as executor:
         executor.submit(Job(name, config, 1))

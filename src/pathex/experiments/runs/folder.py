@@ -80,17 +80,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against other processes; the lock ends with the process, however that ends."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
+        held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
-    try:
+    with held:
         for left in folder.rglob(".*.tmp"):  # of a process that was killed
             left.unlink()
         yield
-    finally:
-        lock.release()
 
 
 class Journal:

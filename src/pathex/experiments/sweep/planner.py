@@ -41,7 +41,12 @@ def plan(config: SweepConfig) -> Plan:
         run = RunConfig(**{name: typed(name, value, place) for name, value in values.items()}, out=config.out)
         entries += 1
         if (name := run_name(run)) not in runs:
-            _check(run, place)
+            if run.devices != 1:
+                raise InvalidInput(f"{place}: devices is {run.devices}; allowed in a sweep: 1, one device for each run")
+            try:
+                check_config(run)
+            except InvalidInput as error:
+                raise InvalidInput(f"{place}: {error}") from None
             runs[name] = run
     return Plan(runs, entries - len(runs))
 
@@ -86,15 +91,6 @@ def _size(place: str, grid: Any) -> int:
             hint = "a list of values (what all runs share belongs in settings)"
             raise InvalidInput(f"{place}: {name} is {values!r}; allowed: {hint}")
     return math.prod(len(values) for values in grid.values())
-
-
-def _check(run: RunConfig, place: str) -> None:
-    if run.devices != 1:
-        raise InvalidInput(f"{place}: devices is {run.devices}; allowed in a sweep: 1, one device for each run")
-    try:
-        check_config(run)
-    except InvalidInput as error:
-        raise InvalidInput(f"{place}: {error}") from None
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def sweep(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"out: the folder {out} cannot be made ({error.strerror})") from error
-    state = _State(runs, Table(out, runs), out, retries, on_event or (lambda name, kind, payload: None))
+    state = _State(runs, out, retries, on_event or (lambda name, kind, payload: None))
     state.skip_finished()
     before = state.done
     if state.open:
@@ -86,10 +86,8 @@ def sweep(
 class _State:
     """The runs of a sweep that are open, and what became of the others."""
 
-    def __init__(
-        self, runs: Mapping[str, RunConfig], table: Table, out: Path, retries: int, on_event: SweepEvents
-    ) -> None:
-        self.open, self.table, self.done = dict(runs), table, 0
+    def __init__(self, runs: Mapping[str, RunConfig], out: Path, retries: int, on_event: SweepEvents) -> None:
+        self.open, self.table, self.done = dict(runs), Table(out, runs), 0
         self.failed: dict[str, str] = {}
         self._out, self._retries, self._tell = out, retries, on_event
         self._lost: Counter[str] = Counter()
