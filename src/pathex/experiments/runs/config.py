@@ -6,7 +6,7 @@ import os
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pathex.errors import Allowed, UnknownName
@@ -204,9 +204,9 @@ WITHOUT_EFFECT = types.MappingProxyType(
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers, as plain values."""
-    values = asdict(config)
+    values = dict(vars(config))
     without = WITHOUT_EFFECT.get(config.method, ())
-    values.update({name: value for name, value in asdict(RunConfig()).items() if name in without})
+    values.update({name: value for name, value in vars(RunConfig()).items() if name in without})
     if config.method == "dense":
         values["sparsity"] = 0.0
     for name in PLACE:

@@ -70,9 +70,11 @@ def _check_dynamic(config: RunConfig) -> None:
 def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     """Check every setting of a ticket that can be checked without the data."""
     _check_types(config)
-    known = (*others, *scores.names())
-    if ":" not in config.method and config.method not in known:
-        raise UnknownName("method", config.method, known)
+    if ":" not in config.method and config.method not in others:
+        try:
+            scores.find(config.method)
+        except UnknownName:  # the names of other packages are slow to list
+            raise UnknownName("method", config.method, (*others, *scores.names())) from None
     schedule, _ = read_schedule(config.schedule)
     if schedule == ADAPTIVE and config.method in TRAINED:
         raise InvalidInput(
