@@ -6,15 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pathex.pruning.effective
+import pathex.pruning.updater
 from brute_force import mask_forms
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName
 from pathex.masks import Mask
 from pathex.pruning import described, layer_densities
 from pathex.pruning.allocation import fill, round_to_total
-from pathex.pruning.effective import keep_connected
 from pathex.pruning.topk import keep_best, keep_best_by_layer
-from pathex.pruning.updater import RoundUpdater
+from pathex.pruning.updater import RoundUpdater, keep_connected
 
 
 def everything(scores):
@@ -257,7 +256,7 @@ def test_connected_choice_asks_rarely(monkeypatch):
     kept = keep_connected(scores, everything(scores), 100, counted)
     assert total(kept) == total(connected(kept)) == 100
     assert calls < 120
-    monkeypatch.setattr(pathex.pruning.effective, "_TRIALS", 0)
+    monkeypatch.setattr(pathex.pruning.updater, "_TRIALS", 0)
     assert total(keep_connected(scores, everything(scores), 100, connected)) == 100
 
 

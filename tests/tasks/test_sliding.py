@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from brute_force import segmentation as twin
-from pathex.tasks.sliding_window import SlidingWindow, window_starts
+from pathex.tasks.segmentation import SlidingWindow, window_starts
 
 
 @pytest.fixture

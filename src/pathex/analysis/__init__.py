@@ -2,8 +2,7 @@
 
 from pathex.analysis.ablations import flipped, reinitialised, shuffled
 from pathex.analysis.collapse import PruneReport, examine, listed, warn_of_collapse
-from pathex.analysis.counts import Counts, count
-from pathex.analysis.width import matching_width
+from pathex.analysis.counts import Counts, count, matching_width
 
 __all__ = [
     "Counts",

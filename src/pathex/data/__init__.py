@@ -4,8 +4,7 @@ from pathex.data.augmentation import AUGMENTATIONS, Augmentation, Draws, apply_e
 from pathex.data.catalogue import describe, load, names, option_names
 from pathex.data.classes import choose_classes, task_splits
 from pathex.data.decoder import DecodedSplit
-from pathex.data.images import ImageData
-from pathex.data.pixels import upload
+from pathex.data.images import ImageData, upload
 from pathex.data.segmentation import SegmentationData, SegmentationSplit, segmentation_pruning_set
 from pathex.data.selection import PruningSet, pruning_set, validation_split
 from pathex.data.splits import ArraySplit, Split

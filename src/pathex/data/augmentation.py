@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathex.data.pixels import upload
+from pathex.data.images import upload
 from pathex.errors import InvalidInput, UnknownName
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pathex.data.decoder import to_rgb
-from pathex.data.pixels import normalise
+from pathex.data.images import normalise
 from pathex.data.selection import PruningSet, content_hash, seeded
 from pathex.data.window import IGNORED, Sample, Window
 from pathex.data.workers import chunks, problems, read_ahead

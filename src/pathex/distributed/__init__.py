@@ -1,8 +1,7 @@
 """Processes: those that this one starts, those that work on one training, and those that score together."""
 
 from pathex.distributed.children import Child, stop
-from pathex.distributed.collectives import ALONE, Group, Processes, processes_of
-from pathex.distributed.dtensor import in_one_piece, is_sharded, like
+from pathex.distributed.collectives import ALONE, Group, Processes, in_one_piece, is_sharded, like, processes_of
 from pathex.distributed.launcher import ProcessFailed, is_first_process, launched
 
 __all__ = [

@@ -1,13 +1,12 @@
 """Masks: which weights a ticket keeps, the files that hold them, and models that keep to them."""
 
 from pathex.masks import files, formats
-from pathex.masks.atomic import replacing
 from pathex.masks.attachment import Handle, attach, check_optimizer, make_permanent
 from pathex.masks.files import ENDINGS, check_format, read_mask, weights_beside, write_mask
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
-from pathex.masks.tensors import read_file, read_weights, state_dict_in
+from pathex.masks.tensors import read_file, read_weights, replacing, state_dict_in
 
 __all__ = [
     "ENDINGS",

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName, reason
 from pathex.masks import formats
-from pathex.masks.atomic import replacing
 from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
-from pathex.masks.tensors import read_weights
+from pathex.masks.tensors import read_weights, replacing
 
 __all__ = ["ENDINGS", "FORMATS", "check_format", "read_mask", "weights_beside", "write_mask"]
 

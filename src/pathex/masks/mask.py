@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pathex import __version__
 from pathex.errors import InvalidInput, MaskMismatch, listed
-from pathex.masks.atomic import replacing
+from pathex.masks.tensors import replacing
 
 _SCHEMA = 1
 

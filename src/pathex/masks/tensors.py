@@ -1,15 +1,28 @@
-"""Files of weights, read without running code."""
+"""Files of weights, read without running code, and files that are never half-written."""
 
 import argparse
+import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, reason
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file in one step: the block gets a temporary file, which takes the place of ``path`` if all goes well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 from pathex.paths import Statistics, forward
-from pathex.scores.memory import doubt_batches, entries_of_image
 from pathex.scores.options import LossOrNone
-from pathex.scores.problem import generator
+from pathex.scores.problem import doubt_batches, entries_of_image, generator
 from pathex.scores.reader import Reader
 
 IGNORED = 255  # label of pixels that belong to no class

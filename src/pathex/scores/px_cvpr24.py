@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, untouched, words
 from pathex.paths import tensors_of
-from pathex.scores.memory import doubt_batches
 from pathex.scores.method import Method
 from pathex.scores.options import Allowed, Output
-from pathex.scores.problem import Batch, Problem
+from pathex.scores.problem import Batch, Problem, doubt_batches
 
 _OTHER_ACTIVATIONS = ACTIVATIONS | words(
     "relu6 leaky_relu prelu rrelu hardtanh sigmoid hardsigmoid softplus log_sigmoid softmax glu threshold"

@@ -26,9 +26,8 @@ from pathex.paths import (
     read_scales,
     survey,
 )
-from pathex.scores.memory import calibration_chunk
 from pathex.scores.options import Initialiser, Output, Redraw, Scales
-from pathex.scores.problem import Problem, generator, once
+from pathex.scores.problem import Problem, calibration_chunk, generator, once
 
 Recorded = Callable[[], tuple[Tensor, Recording]]
 R = TypeVar("R", bound="Reader")

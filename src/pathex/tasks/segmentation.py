@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,6 @@ from pathex.data import IGNORED, PruningSet, SegmentationData, Window, segmentat
 from pathex.errors import InvalidInput, UnknownName, check_integer, reason
 from pathex.tasks.builders import Setup, about, check_names, part_of, training_rows
 from pathex.tasks.segmentation_loader import SegmentationLoader
-from pathex.tasks.sliding_window import SlidingWindow
 from pathex.tasks.task import Task
 from pathex.train import Batches, cut_batches, evaluate
 
@@ -175,3 +175,40 @@ def _side(network: nn.Module, crop: int, data: SegmentationData, name: str) -> i
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         problem = f"gives {shape} for one image of {probe} x {probe} pixels; segmentation needs {wanted}"
     raise InvalidInput(f"model {name!r} {problem}")
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover a length; the last ends where the length does."""
+    return [*range(0, size - window, stride), max(0, size - window)]
+
+
+class SlidingWindow(nn.Module):
+    """A segmentation network on images of any size."""
+
+    def __init__(self, network: nn.Module, window: int, stride: int, side: int, at_once: int = 1) -> None:
+        super().__init__()
+        self.network = network
+        self.window, self.stride, self.side, self.at_once = window, stride, side, at_once
+        self.training = network.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of images (B, C, H, W)."""
+        window, (count, _, height, width) = self.window, images.shape
+        # Zeros are the mean colour of normalised images; what the network takes beyond the window is padded too.
+        padded = F.pad(images, (0, max(0, window - width), 0, max(0, window - height)))
+        starts = [window_starts(size, window, self.stride) for size in padded.shape[2:]]
+        corners = list(product(*starts))
+        total: Tensor | None = None
+        visits = padded.new_zeros(padded.shape[2:])
+        for first in range(0, len(corners), self.at_once):
+            part = corners[first : first + self.at_once]
+            tiles = torch.cat([padded[:, :, top : top + window, left : left + window] for top, left in part])
+            margin = self.side - window
+            logits = self.network(F.pad(tiles, (0, margin, 0, margin)))[:, :, :window, :window]
+            if total is None:
+                total = logits.new_zeros(count, logits.shape[1], *padded.shape[2:])
+            for (top, left), tile in zip(part, logits.split(count), strict=True):
+                total[:, :, top : top + window, left : left + window] += tile
+                visits[top : top + window, left : left + window] += 1
+        assert total is not None, "there is at least one window"
+        return (total / visits)[:, :, :height, :width]

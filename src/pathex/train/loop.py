@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
 from pathex.masks import replacing
-from pathex.train.batches import epoch_seed
 from pathex.train.checkpoint import load_checkpoint, save_checkpoint
+from pathex.train.feed import epoch_seed
 from pathex.train.fsdp import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
 

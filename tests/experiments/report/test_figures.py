@@ -11,12 +11,12 @@ from pathex.errors import InvalidInput
 from pathex.experiments.report.curves import _against_size, _against_sparsity, _dots, _frame, curves
 from pathex.experiments.report.figures import _dead_layers_figure as dead_layers_figure
 from pathex.experiments.report.figures import draw
+from pathex.experiments.report.figures import figure as transfer_figure
 from pathex.experiments.report.panel import Panel
 from pathex.experiments.report.published import published_for
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.style import SETTINGS, styles
 from pathex.experiments.report.tables import runs_table
-from pathex.experiments.report.transfer import figure as transfer_figure
 
 
 def panel_of(*folders, x="sparsity"):

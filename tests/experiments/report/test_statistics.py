@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from pathex.experiments.report.statistics import difference, estimate, student_quantile
+from pathex.experiments.report.tables import difference, estimate, student_quantile
 
 # Printed tables of Student's t, two-sided 95 %.
 PRINTED = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 20: 2.086, 30: 2.042, 31: 2.040, 40: 2.021, 120: 1.980}

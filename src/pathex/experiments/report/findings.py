@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pathex.experiments.report.settings import short
-from pathex.experiments.report.statistics import difference, estimate
-from pathex.experiments.report.tables import by_seed, metric_label
+from pathex.experiments.report.tables import by_seed, difference, estimate, metric_label
 
 _NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
 

@@ -1,4 +1,4 @@
-"""Pools and interpolation.
+"""Pools, extremes over dimensions, and interpolation.
 
 Max pools route through the recorded arg max (open: the sum, or the maximum, over the window). Average pools and
 interpolation are fixed linear maps; a squared reading squares each of their coefficients.
@@ -14,7 +14,8 @@ from torch import Tensor
 from pathex.graph import Node
 from pathex.paths import recording
 from pathex.paths.linear import Linear, rule
-from pathex.paths.recording import ArgMax, Record
+from pathex.paths.recording import ArgMax, Record, Slope
+from pathex.paths.rules.smooth import scaled
 from pathex.paths.weights import per_dimension
 
 _MAX = tuple(f"max_pool{d}d{suffix}" for d in (1, 2, 3) for suffix in ("", "_with_indices"))
@@ -176,3 +177,24 @@ def _interpolate(reading: Linear, node: Node) -> Tensor:
         row = F.interpolate(eye, target, None if target else (1.0, float(factors[place])), mode, **options)
         matrices.append(reading.coefficient(row[:, 0, 0, :].T))
     return _apply(x, matrices)
+
+
+def _dims(node: Node, x: Tensor) -> tuple[int, ...]:
+    dim = node.arguments.get("dim")
+    return (dim,) if isinstance(dim, int) else tuple(dim or range(x.dim()))
+
+
+@recording.rule("amax", "amin")
+def _extreme(reading: Record, node: Node) -> Tensor:
+    x: Tensor = reading(node.args[0])
+    largest = (torch.amax if node.op == "amax" else torch.amin)(x, _dims(node, x), keepdim=True)
+    reached = (x == largest).to(x.dtype)
+    reading.keep(node, Slope(reached / reached.sum(_dims(node, x), keepdim=True)))
+    return reading.plain(node)
+
+
+@rule("amax", "amin")
+def _extreme_linear(reading: Linear, node: Node) -> Tensor:
+    x: Tensor = reading(node.args[0])
+    routed = x if reading.opened else scaled(reading, node, x)
+    return routed.sum(_dims(node, x), keepdim=node["keepdim"])
