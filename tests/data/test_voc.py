@@ -107,15 +107,6 @@ def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, paths, content, me
         load("voc2012", root=tmp_path, verify=False)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"image_size": 0}, {"mean": [0.5]}, {"std": [0.1, 0.0, 0.1]}, {"mean": "abc"}, {"mean": [0.5] * 3 + ["a"]}],
-)
-def test_options_that_cannot_be_used(base, tmp_path, option):
-    with pytest.raises(InvalidInput, match=f"option '{next(iter(option))}' of data 'voc2012' must be"):
-        load("voc2012", root=tmp_path, **option)
-
-
 def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
     asked = []
 

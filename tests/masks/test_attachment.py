@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pathex
+from brute_force.cases import random_mask
 from pathex.errors import InvalidInput, MaskMismatch
 
 
@@ -20,9 +21,7 @@ def network():
 
 
 def half_mask(model):
-    source = torch.Generator().manual_seed(1)
-    names = [name for name, p in model.named_parameters() if p.dim() > 1]
-    return pathex.Mask({n: torch.rand(model.get_parameter(n).shape, generator=source) < 0.5 for n in names})
+    return pathex.Mask(random_mask(model, 1, 0.5))
 
 
 @pytest.fixture

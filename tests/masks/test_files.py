@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import pathex
+from brute_force.cases import random_mask
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName
-from pathex.masks import Mask, prunable_weights, read_mask, weights_beside, write_mask
+from pathex.masks import Mask, read_mask, weights_beside, write_mask
 from pathex.masks.files import FORMATS
 from pathex.pruning import read_allocation
 
@@ -28,9 +29,7 @@ def network(seed=0):
 
 
 def masked(model, seed=0):
-    source = torch.Generator().manual_seed(seed)
-    entries = {name: torch.rand(w.shape, generator=source) < 0.5 for name, w in prunable_weights(model).items()}
-    return Mask(entries, {"method": "by hand"})
+    return Mask(random_mask(model, seed, 0.5), {"method": "by hand"})
 
 
 @pytest.mark.parametrize(("form", "ending"), CASES)
