@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,15 +66,18 @@ def read_mask(
             if mask.kept == mask.total:
                 warnings.warn(f"no weight in {path} is zero: the mask keeps everything", PathexWarning, stacklevel=2)
             return mask
-        mask = _READERS[form](tensors)
+        mask = _FORMS[form][0](tensors)
     return mask if model is None else formats.complete(mask, model, ignore=ignore, prunable=prunable)
 
 
-_READERS = {
-    "compressed-tensors": formats.from_compressed,
-    "torch-prune": formats.from_torch_prune,
-    "tensors": formats.from_tensors,
-}
+_FORMS: Mapping[str, tuple[Callable[..., Mask], Callable[..., dict[str, Tensor]]]] = MappingProxyType(
+    {
+        "tensors": (formats.from_tensors, lambda mask, weights: formats.to_tensors(mask)),
+        "torch-prune": (formats.from_torch_prune, formats.to_torch_prune),
+        "compressed-tensors": (formats.from_compressed, formats.to_compressed),
+        "zeros": (formats.from_zeros, formats.to_zeros),
+    }
+)
 
 
 def write_mask(
@@ -97,19 +101,18 @@ def write_mask(
     check_format(form, path)
     if form == "pathex":
         mask.save(path)
-    elif form == "tensors":
-        _write(path, formats.to_tensors(mask))
-    elif weights is None:
+        return
+    if form != "tensors" and weights is None:
         raise InvalidInput(f"the mask format {form!r} needs weights; {FORMATS[0]!r} and {FORMATS[1]!r} do not")
-    else:
-        _write(path, _WRITERS[form](mask, weights))
-
-
-_WRITERS = {
-    "torch-prune": formats.to_torch_prune,
-    "compressed-tensors": formats.to_compressed,
-    "zeros": formats.to_zeros,
-}
+    tensors = _FORMS[form][1](mask, weights)
+    try:
+        with replacing(path) as temporary:
+            if path.suffix == _SAFETENSORS:
+                temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
+            else:
+                torch.save(tensors, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
+        raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
 
 
 def check_format(form: str, path: str | os.PathLike[str]) -> None:
@@ -151,14 +154,3 @@ def _form(tensors: Mapping[str, Tensor]) -> str:
         return "torch-prune"
     binary = all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values())
     return "tensors" if binary else "zeros"
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        with replacing(path) as temporary:
-            if path.suffix == _SAFETENSORS:
-                temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
-            else:
-                torch.save(dict(tensors), temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
-        raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
