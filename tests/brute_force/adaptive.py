@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 
-__all__ = ["prune"]
-
 
 def prune(
     score: Callable[[set[int], int], list[float]],
@@ -14,18 +12,11 @@ def prune(
     rounds: int,
     tolerance: float,
 ) -> list[tuple[int, set[int]]]:
-    """Prune one vector of weights.
+    """Prune one vector of weights, of which those in ``start`` are there, with at most so many planned rounds.
 
-    Args:
-        score: From the weights that are there and the number of the round to a score for each of all weights.
-        start: The weights that are there before the first round.
-        size: Number of all weights.
-        density: Share of all weights that is there after the last round.
-        rounds: Number of planned rounds.
-        tolerance: Share of the weights kept that may differ in a step.
-
-    Returns:
-        For every round that is made, the planned round that it reaches and the weights that are there after it.
+    ``score`` gives each of all weights a score from those that are there and the number of the round; ``tolerance`` is
+    the share of the weights kept that may differ in a step. The result is, for every round that is made, the planned
+    round that it reaches and the weights that are there after it.
     """
     first = len(start) / size
 

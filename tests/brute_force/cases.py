@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CASES", "Branches", "Wired", "assert_close", "build", "draw", "masked", "prunable", "random_mask"]
-
 
 class Branches(nn.Module):
     """Branches on the same input, summed or concatenated over channels."""
@@ -146,6 +144,25 @@ def draw(model: nn.Module, seed: int) -> torch.Generator:
             elif name.endswith("running_var"):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
     return generator
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def measure(model: nn.Module, x: Tensor, entries: dict[str, Tensor] | None = None) -> None:
+    """Run once: each BatchNorm stores the moments of what reaches it and normalises by them, layer after layer."""
+
+    def take_moments(norm: nn.Module, arriving: tuple[Tensor]) -> None:
+        values = arriving[0].transpose(0, 1).flatten(1)
+        norm.running_mean = values.mean(1)
+        norm.running_var = ((values - values.mean(1, keepdim=True)) ** 2).mean(1)
+
+    hooks = [norm.register_forward_pre_hook(take_moments) for norm in norms(model)]
+    with torch.no_grad():
+        torch.func.functional_call(model, entries or {}, (x,))
+    for hook in hooks:
+        hook.remove()
 
 
 def prunable(model: nn.Module) -> list[str]:

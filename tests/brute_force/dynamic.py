@@ -9,8 +9,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["train"]
-
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -47,22 +45,10 @@ def train(
     decay: float,
     random: Callable[[int, int], Array] | None = None,
 ) -> tuple[list[Array], list[list[Flags]]]:
-    """SGD with momentum, and an update of the masks now and then.
+    """SGD with momentum (a batch a step), and every so many steps, until a share of them, an update of the masks.
 
-    Args:
-        weights: The two matrices.
-        masks: Their masks.
-        batches: One batch of images and targets for each step.
-        every: Steps between updates.
-        fraction: Fraction dropped at first.
-        until: Fraction of the steps after which the masks stay.
-        lr: Learning rate.
-        momentum: Momentum.
-        decay: Weight decay.
-        random: From the number of the update and of the layer to random gains (SET); None is RigL.
-
-    Returns:
-        The weights at the end, and the masks after each step.
+    ``fraction`` is what is dropped at first; ``random`` gives the gains from the numbers of the update and the layer
+    (SET), None is RigL. The result is the weights at the end, and the masks after each step.
     """
     weights, masks = [w * m for w, m in zip(weights, masks, strict=True)], list(masks)
     memory = [np.zeros_like(w) for w in weights]

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from brute_force.cases import Branches
 
-__all__ = ["Array", "Edge", "Graph"]
-
 Array = np.ndarray
 MISSING = -1
 

@@ -7,20 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from brute_force.cases import build, prunable
-
-__all__ = [
-    "TWINS",
-    "Batches",
-    "Scores",
-    "force",
-    "grasp",
-    "labelled",
-    "mean_loss",
-    "prepared",
-    "rounds_by_sorting",
-    "snip",
-]
+from brute_force.cases import build, measure, prunable
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Scores = dict[str, Tensor]
@@ -39,7 +26,7 @@ def force(model: nn.Module, batches: Batches, mask: Keep = None, calibration: st
     entries = {n: (torch.ones_like(p) if mask is None else mask[n].to(p)).requires_grad_() for n, p in own.items()}
     network = prepared(model, batches, mask, calibration)
     mean_loss(network, batches, {name: entries[name] * own[name] for name in own}).backward()
-    return {name: _gradient(entry).abs() for name, entry in entries.items()}
+    return {name: entry.grad.abs() for name, entry in entries.items()}
 
 
 def grasp(
@@ -84,21 +71,8 @@ def prepared(model: nn.Module, batches: Batches, mask: Keep, calibration: str) -
     with torch.no_grad():
         for name, keep in (mask or {}).items():
             network.get_parameter(name).mul_(keep)
-    x = torch.cat([images for images, _ in batches])
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.register_forward_pre_hook(_measure)
-    network(x)  # layer after layer: each measures what reaches it before it normalises by it
-    for module in network.modules():
-        module._forward_pre_hooks.clear()
+    measure(network, torch.cat([images for images, _ in batches]))
     return network
-
-
-def _measure(module: nn.Module, args: tuple[Tensor]) -> None:
-    columns = args[0].transpose(0, 1).flatten(1)
-    mean = columns.sum(1) / columns.shape[1]
-    module.running_mean = mean.detach()
-    module.running_var = ((columns - mean[:, None]) ** 2).sum(1).detach() / columns.shape[1]
 
 
 def rounds_by_sorting(
@@ -128,8 +102,3 @@ def labelled(case: str, seed: int, sizes: tuple[int, ...] = (3, 2)) -> tuple[nn.
 
 def _places(entry: Tensor) -> list[tuple[int, ...]]:
     return [tuple(place) for place in entry.nonzero().tolist()]
-
-
-def _gradient(entry: Tensor) -> Tensor:
-    assert entry.grad is not None
-    return entry.grad

@@ -7,9 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from brute_force.cases import masked, prunable
-
-__all__ = ["differences_by_mask", "fisher_diagonal", "jacobian", "network", "ntk_diagonal", "ntk_sap", "sap_objective"]
+from brute_force.cases import masked, measure, norms, prunable
 
 Scores = dict[str, Tensor]
 Keep = dict[str, Tensor] | None
@@ -21,24 +19,13 @@ def network(model: nn.Module, x: Tensor, keep: Keep, calibration: str, theta: Sc
     model = copy.deepcopy(model).eval()
     entries = masked(model, None) | (theta or {})
     entries |= {name: entries[name] * kept for name, kept in (keep or {}).items()}
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     if calibration == "train":
         # Written out: torch's rules give a wrong derivative of the forward derivative of F.batch_norm here.
-        for norm in norms:
+        for norm in norms(model):
             norm.forward = partial(_normalised, norm)
     if calibration == "batch":
-        hooks = [norm.register_forward_pre_hook(_take_moments) for norm in norms]
-        with torch.no_grad():
-            torch.func.functional_call(model, entries, (x,))
-        for hook in hooks:
-            hook.remove()
+        measure(model, x, entries)
     return lambda weights: torch.func.functional_call(model, entries | weights, (x,))
-
-
-def _take_moments(norm: nn.Module, arriving: tuple[Tensor]) -> None:
-    values = arriving[0].transpose(0, 1).flatten(1)
-    norm.running_mean = values.mean(1)
-    norm.running_var = ((values - values.mean(1, keepdim=True)) ** 2).mean(1)
 
 
 def _normalised(norm: nn.Module, arriving: Tensor) -> Tensor:

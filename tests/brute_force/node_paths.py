@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from brute_force.expand import Graph
 from brute_force.paths import enumerate_paths
 
-__all__ = ["paths_through", "units_of"]
-
 
 def paths_through(model: nn.Module, x: Tensor, mask: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
     """For each weight the paths of kept weights through it (once for each use), and all; averages count their share."""

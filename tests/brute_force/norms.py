@@ -4,18 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = [
-    "Array",
-    "group_scale",
-    "instance_scale",
-    "layer_scale",
-    "response_scale",
-    "rms_scale",
-    "scores_of_two_layers",
-    "standardised",
-    "with_unit_norm",
-]
-
 Array = np.ndarray
 
 
@@ -32,16 +20,14 @@ def _over(x: Array, group: Callable[[tuple[int, ...]], list[tuple[int, ...]]], e
     return scale
 
 
-def layer_scale(x: Array, dims: int, eps: float) -> Array:
-    """LayerNorm over the last ``dims`` dimensions."""
+def layer_scale(x: Array, dims: int, eps: float, centred: bool = True) -> Array:
+    """LayerNorm over the last ``dims`` dimensions; RMSNorm if it is not centred."""
     kept = x.ndim - dims
-    return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, True)
+    return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, centred)
 
 
 def rms_scale(x: Array, dims: int, eps: float) -> Array:
-    """RMSNorm over the last ``dims`` dimensions."""
-    kept = x.ndim - dims
-    return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, False)
+    return layer_scale(x, dims, eps, centred=False)
 
 
 def group_scale(x: Array, groups: int, eps: float) -> Array:
@@ -57,7 +43,7 @@ def group_scale(x: Array, groups: int, eps: float) -> Array:
 
 def instance_scale(x: Array, eps: float) -> Array:
     """InstanceNorm of ``(N, C, ...)`` by its own statistics."""
-    return _over(x, lambda unit: [(*unit[:2], *rest) for rest in np.ndindex(*x.shape[2:])], eps, True)
+    return layer_scale(x, x.ndim - 2, eps)
 
 
 def response_scale(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
@@ -81,8 +67,7 @@ def standardised(weight: Array, gain: Sequence[float], eps: float) -> Array:
     for channel, row in enumerate(weight):
         mean = sum(row.ravel()) / row.size
         spread = sum((value - mean) ** 2 for value in row.ravel()) / row.size
-        for place in np.ndindex(*row.shape):
-            result[(channel, *place)] = gain[channel] * (row[place] - mean) / np.sqrt(spread + eps)
+        result[channel] = gain[channel] * (row - mean) / np.sqrt(spread + eps)
     return result
 
 
@@ -90,9 +75,7 @@ def with_unit_norm(weight: Array, gain: Sequence[float]) -> Array:
     """Each output channel with the gain as Euclidean norm."""
     result = np.empty(weight.shape)
     for channel, row in enumerate(weight):
-        norm = np.sqrt(sum(value**2 for value in row.ravel()))
-        for place in np.ndindex(*row.shape):
-            result[(channel, *place)] = gain[channel] * row[place] / norm
+        result[channel] = gain[channel] * row / np.sqrt(sum(value**2 for value in row.ravel()))
     return result
 
 

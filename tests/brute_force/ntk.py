@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from brute_force.cases import masked, prunable
 
-__all__ = ["FIXED_GATES", "mean_trace_over_signs", "trace"]
-
 Network = Callable[[dict[str, Tensor]], Tensor]
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from brute_force.expand import Array, Edge, Graph
 
-__all__ = ["enumerate_paths", "flow", "saliency"]
-
 
 @dataclass(frozen=True)
 class Path:

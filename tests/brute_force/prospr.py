@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["loss_after_training", "perceptron", "slope_of_training"]
-
 Values = NDArray[np.complex128]
 Part = tuple[NDArray[np.float64], NDArray[np.int64]]
 

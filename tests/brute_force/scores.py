@@ -11,17 +11,6 @@ from brute_force.cases import masked, prunable
 from brute_force.expand import Graph
 from brute_force.paths import flow, saliency
 
-__all__ = [
-    "px",
-    "px_cvpr24",
-    "px_literal",
-    "reused_px",
-    "reused_px_literal",
-    "synflow",
-    "synflow_l2",
-    "synflow_released",
-]
-
 Scores = dict[str, Tensor]
 Keep = dict[str, Tensor] | None
 
@@ -36,21 +25,6 @@ def px_literal(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str 
     """The open squared paths through a weight, times what the ones-network sends to their output."""
     theta = masked(model, mask)
     graph = Graph(model, x, theta, calibration=calibration)
-    ones = {name: torch.ones_like(entry) for name, entry in theta.items()} | (mask or {})
-    activation = flow(graph, "ones", x**2, ones).sum(0)
-    return saliency(graph, "open", torch.ones_like(x[:1]), theta, activation)
-
-
-def reused_px(model: nn.Module, x: Tensor, mask: Keep, recorded: Keep, calibration: str = "batch") -> Scores:
-    """As `px`, with gates and statistics of the network under an earlier mask."""
-    graph = Graph(model, x, masked(model, recorded), calibration=calibration)
-    return saliency(graph, "squared", x**2, masked(model, mask))
-
-
-def reused_px_literal(model: nn.Module, x: Tensor, mask: Keep, recorded: Keep, calibration: str = "batch") -> Scores:
-    """As `px_literal`, with gates and statistics of the network under an earlier mask."""
-    theta = masked(model, mask)
-    graph = Graph(model, x, masked(model, recorded), calibration=calibration)
     ones = {name: torch.ones_like(entry) for name, entry in theta.items()} | (mask or {})
     activation = flow(graph, "ones", x**2, ones).sum(0)
     return saliency(graph, "open", torch.ones_like(x[:1]), theta, activation)
@@ -74,7 +48,7 @@ def synflow_released(model: nn.Module, x: Tensor, mask: Keep = None) -> Scores:
     network = _copy(model, mask).eval()
     network.load_state_dict({name: entry.abs() for name, entry in network.state_dict().items()})
     network(torch.ones_like(x[:1])).sum().backward()
-    return {name: (entry * _gradient(entry)).abs().detach() for name, entry in _prunable(network).items()}
+    return {name: (entry * entry.grad).abs().detach() for name, entry in _prunable(network).items()}
 
 
 def px_cvpr24(
@@ -98,7 +72,7 @@ def px_cvpr24(
             z1 = data_network(x)
         (z1 * path_network(x)).sum().backward()
         for name, squared in _prunable(path_network).items():
-            total[name] += _gradient(squared)
+            total[name] += squared.grad
     # One backward pass a batch adds up gradients; the absolute value comes after the sum.
     return {name: total[name].abs() * theta[name].detach().abs() ** 5 for name in theta}
 
@@ -145,8 +119,3 @@ def _square(model: nn.Module, squared_norms: Sequence[str]) -> None:
 
 def _prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: model.get_parameter(name) for name in prunable(model)}
-
-
-def _gradient(entry: Tensor) -> Tensor:
-    assert entry.grad is not None
-    return entry.grad

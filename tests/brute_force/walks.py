@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["exact", "exact_back", "passed", "passed_back", "single_walks"]
-
 Array = NDArray[np.float64]
 
 

@@ -6,20 +6,9 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-__all__ = ["multiply_adds"]
-
 
 def multiply_adds(layers: nn.Sequential, x: Tensor, masks: dict[str, Tensor]) -> int:
-    """Walk through the layers and count every product of a kept weight with an entry of the (padded) input.
-
-    Args:
-        layers: Convolutions of images, transposed ones, linear layers, and layers without weights.
-        x: One image, ``(C, H, W)``.
-        masks: Name of a weight to what is kept.
-
-    Returns:
-        The number of products.
-    """
+    """Walk through the layers and count every product of a kept weight with an entry of the (padded) image."""
     products = 0
     for number, layer in enumerate(layers):
         places: Iterable[object] = ()

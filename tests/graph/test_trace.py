@@ -1,6 +1,7 @@
 """A traced network computes what its module computes, for any number of images, and the module stays as it is."""
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -196,12 +197,13 @@ def test_several_inputs_and_outputs() -> None:
         trace(model, (x, y), output="nothing")
 
 
-def test_a_network_that_counts_its_images_is_traced_for_each_number() -> None:
-    class Counts(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return sum(super(Counts, self).forward(row) for row in x.unbind(0)).expand(len(x), -1)
+class CountsImages(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(super(CountsImages, self).forward(row) for row in x.unbind(0)).expand(len(x), -1)
 
-    model = Counts(3, 2).double()
+
+def test_a_network_that_counts_its_images_is_traced_for_each_number() -> None:
+    model = CountsImages(3, 2).double()
     for count in (1, 2, 4):
         x = torch.randn(count, 3).double()
         torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach())
@@ -237,6 +239,18 @@ def test_another_structure_is_traced_anew(change: str) -> None:
     after = trace(model, x)
     assert after is not before
     torch.testing.assert_close(run(model, after, x), model(x).detach())
+
+
+def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for one number of images are graphs too; the one that was asked for longest ago goes first."""
+    monkeypatch.setattr(sys.modules[trace.__module__], "_CACHED", 3)
+    monkeypatch.setattr(sys.modules[trace.__module__], "_known", known := {})
+    model, counted = nn.Linear(3, 2), CountsImages(3, 2)
+    first = trace(model, torch.ones(1, 3))
+    for count in (2, 4, 5):
+        trace(counted, torch.ones(count, 3))
+        assert trace(model, torch.ones(1, 3)) is first
+    assert len(known) == 3
 
 
 def test_weights_are_no_structure() -> None:

@@ -7,19 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from brute_force.cases import draw
 from pathex.paths import Moments, record, replay
-
-__all__ = [
-    "Beside",
-    "Between",
-    "assert_each_replays",
-    "assert_equal",
-    "assert_replays",
-    "draws",
-    "images",
-    "linear_map",
-    "with_statistics",
-]
 
 Operation = Callable[..., Tensor]
 
@@ -60,12 +49,8 @@ def images(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 def draws(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 with random parameters."""
-    generator = torch.Generator().manual_seed(seed)
-    model.double()
-    with torch.no_grad():
-        for entry in model.parameters():
-            entry.copy_(torch.randn(entry.shape, generator=generator, dtype=torch.float64))
+    """The model in float64 with random parameters and statistics."""
+    draw(model.double(), seed)
     return model
 
 

@@ -13,7 +13,7 @@ import pathex
 from brute_force.cases import Wired
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import record, replay, replay_open
-from paths.oracle import Beside, Between, assert_each_replays, assert_equal, assert_replays, draws, images, linear_map
+from paths.oracle import Beside, Between, assert_each_replays, assert_equal, draws, images, linear_map
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
@@ -84,11 +84,6 @@ FUNCTIONS: dict[str, Form] = {
 }
 
 
-def test_elementwise_functions() -> None:
-    """The Jacobian has one entry in a row, so its square is exact."""
-    assert_each_replays({**ACTIVATIONS, **FUNCTIONS}, images(3, 5, scale=2.0))
-
-
 def test_the_secant_gives_the_value_and_mixed_both() -> None:
     model, x = Beside(ACTIVATIONS), images(3, 5, scale=2.0)
     x[0, 0], x[1, 1] = 0.0, -0.0
@@ -146,23 +141,19 @@ def _of_halves(form: Callable[[Tensor, Tensor], Tensor]) -> Form:
     return lambda x: form(*x.chunk(2, 1))
 
 
-def test_products_of_two_branches() -> None:
-    """Each half of the input is a branch: no entry of the Jacobian collects two terms, so its square is exact."""
-    assert_each_replays({name: _of_halves(form) for name, form in HALVES.items()}, images(3, 8))
-
-
-def test_a_product_of_three_branches() -> None:
-    assert_replays(Between(lambda x: torch.einsum("nc,nc,nc->n", *x.chunk(3, 1)) / 2), images(3, 12), squares=False)
-
-
-def test_products_with_a_constant_matrix() -> None:
-    forms: dict[str, Form] = {
-        "matmul": lambda x: x @ _matrix(x),
-        "addmm": lambda x: torch.addmm(torch.ones_like(x), x, _matrix(x)),
-        "einsum": lambda x: torch.einsum("nc,cd->nd", x, _matrix(x)),
-        "mv": lambda x: torch.mv(_matrix(x), x[0]),
-    }
-    assert_each_replays(forms, images(4, 4))
+BY_A_MATRIX: dict[str, Form] = {
+    "matmul": lambda x: x @ _matrix(x),
+    "addmm": lambda x: torch.addmm(torch.ones_like(x), x, _matrix(x)),
+    "einsum": lambda x: torch.einsum("nc,cd->nd", x, _matrix(x)),
+    "mv": lambda x: torch.mv(_matrix(x), x[0]),
+}
+SOFTMAX: dict[str, Form] = {
+    "softmax of images": lambda x: x.softmax(0),
+    "softmax": lambda x: x.softmax(1),
+    "softmax of the last": lambda x: x.softmax(-1),
+    "log softmax of images": lambda x: x.log_softmax(0),
+    "log softmax": lambda x: x.log_softmax(1),
+}
 
 
 def _changes_its_factors(x: Tensor) -> Tensor:
@@ -229,10 +220,6 @@ GATED: dict[str, Form] = {
 }
 
 
-def test_the_plain_reading_is_the_gradient() -> None:
-    assert_each_replays(GATED, images(2, 4, 3), squares=False)
-
-
 @pytest.mark.parametrize("form", [lambda x: x.relu().norm(dim=(2, 3)), lambda x: x.relu().std(dim=(2, 3))])
 def test_a_dead_channel_has_no_infinite_slope(form: Form) -> None:
     layers = {"conv": nn.Conv2d(2, 3, 1, bias=False), "head": nn.Linear(3, 2)}
@@ -257,17 +244,6 @@ def test_a_padded_transformer_encoder() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_softmax_by_its_squared_jacobian() -> None:
-    forms: dict[str, Form] = {
-        "softmax of images": lambda x: x.softmax(0),
-        "softmax": lambda x: x.softmax(1),
-        "softmax of the last": lambda x: x.softmax(-1),
-        "log softmax of images": lambda x: x.log_softmax(0),
-        "log softmax": lambda x: x.log_softmax(1),
-    }
-    assert_each_replays(forms, images(3, 4, scale=3.0))
-
-
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
@@ -289,8 +265,22 @@ ATTENTION: dict[str, Form] = {
 }
 
 
-def test_attention() -> None:
-    assert_each_replays(ATTENTION, images(2, 2, 3, 6), squares=False)
+# Operations, images, and whether no entry of the Jacobian collects two terms, so that its square is exact.
+TABLES: dict[str, tuple[dict[str, Form], Tensor, bool]] = {
+    "elementwise": ({**ACTIVATIONS, **FUNCTIONS}, images(3, 5, scale=2.0), True),
+    "products of two branches": ({name: _of_halves(form) for name, form in HALVES.items()}, images(3, 8), True),
+    "a product of three": ({"": lambda x: torch.einsum("nc,nc,nc->n", *x.chunk(3, 1)) / 2}, images(3, 12), False),
+    "products with a matrix": (BY_A_MATRIX, images(4, 4), True),
+    "softmax": (SOFTMAX, images(3, 4, scale=3.0), True),
+    "gated": (GATED, images(2, 4, 3), False),
+    "attention": (ATTENTION, images(2, 2, 3, 6), False),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_readings_are_those_of_the_jacobian(table: str) -> None:
+    forms, x, squares = TABLES[table]
+    assert_each_replays(forms, x, squares=squares)
 
 
 def test_squared_attention_is_what_its_formula_says() -> None:
@@ -308,22 +298,22 @@ def test_squared_attention_is_what_its_formula_says() -> None:
     assert_equal(found[0, 0], expected)
 
 
-class _Attends(nn.Module):
+class _Attends(nn.MultiheadAttention):
     def __init__(self, need_weights: bool = False, **options: Any) -> None:
-        super().__init__()
-        self.attention, self.need_weights = nn.MultiheadAttention(4, 2, **options), need_weights
+        super().__init__(4, 2, **options)
+        self.need_weights = need_weights
 
-    def forward(self, x: Tensor) -> Tensor:
-        out, weights = self.attention(x, x, x, need_weights=self.need_weights)
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        out, weights = super().forward(x, x, x, need_weights=self.need_weights)
         return out if weights is None else out + weights.mean()
 
 
-class _Masked(_Attends):
-    def forward(self, x: Tensor) -> Tensor:
+class _Masked(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         padding = torch.tensor([[False, False, True], [False, True, False]])
         each = torch.zeros(4, 3, 3, dtype=x.dtype)
         each[0, 1, 2] = -1.0
-        return self.attention(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
+        return super().forward(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
 
 
 class _Unnormalised(nn.TransformerEncoderLayer):
@@ -339,7 +329,7 @@ def test_multi_head_attention() -> None:
 
 
 def test_masked_attention_and_a_transformer_layer() -> None:
-    layers = {"masked": _Masked(batch_first=True), "layer": _Unnormalised(4, 2, 6, 0.1, F.gelu, batch_first=True)}
+    layers = {"masked": _Masked(4, 2, batch_first=True), "layer": _Unnormalised(4, 2, 6, 0.1, F.gelu, batch_first=True)}
     with pytest.warns(UserWarning, match="mismatched"):
         assert_each_replays({k: draws(layer) for k, layer in layers.items()}, images(2, 3, 4), squares=False)
 

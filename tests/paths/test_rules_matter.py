@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from pathex.paths.recording import RECORD, ArgMax, Factors, Gate, Slope
 from paths.oracle import images, linear_map
 
 Form = Callable[[nn.Module, Tensor], Tensor]
+Rule = Callable[[Any, Any], Any]
 
 
 def _normalised(net: nn.Module, y: Tensor) -> Tensor:
@@ -53,13 +54,10 @@ class Net(nn.Module):
         self.form = form
         self.conv, self.up = nn.Conv2d(2, 2, 1), nn.ConvTranspose2d(2, 2, 2)
         self.norm, self.layer_norm = nn.BatchNorm2d(2), nn.LayerNorm(2)
-        self.slope = nn.Parameter(torch.full((2,), 0.3))
-        with torch.no_grad():
-            size = form(self.eval(), self.conv(torch.ones(1, 2, 4, 4))).numel()
-        self.head = nn.Linear(size, 2)
+        self.slope, self.head = nn.Parameter(torch.full((2,), 0.3)), nn.LazyLinear(2)
         for entry in (self.norm.running_mean, self.norm.running_var, self.layer_norm.weight, self.norm.weight):
             entry.data.uniform_(0.5, 2.0)
-        self.double()
+        self.double().eval()(X)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.form(self, self.conv(x)).flatten(1))
@@ -111,14 +109,6 @@ def _users() -> dict[str, list[int]]:
     return found
 
 
-def _shows(op: str) -> bool:
-    return not all(map(right, _users()[op]))
-
-
-def _larger(value: Any) -> Any:
-    return value * 1.5 if isinstance(value, Tensor) else [_larger(entry) for entry in value]
-
-
 def _spoiled(coefficient: Any) -> Any:
     if isinstance(coefficient, Gate):
         return Gate(torch.ones_like(coefficient.open))
@@ -130,34 +120,35 @@ def _spoiled(coefficient: Any) -> Any:
     return Factors((coefficient.operands[0] * 1.5, *coefficient.operands[1:]))
 
 
-@pytest.mark.parametrize("number", range(len(FORMS)))
-def test_the_rules_as_they_are(number: int) -> None:
-    assert right(number)
+def larger(rule: Rule, reading: Any, node: Any) -> Any:
+    value = rule(reading, node)
+    return value * 1.5 if isinstance(value, Tensor) else [entry * 1.5 for entry in value]
 
 
-@pytest.mark.parametrize("op", f"{LAYERS} {RECORDED} {FIXED}".split())
-def test_a_wrong_linear_rule_shows(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = LINEAR[op]
-    monkeypatch.setitem(LINEAR, op, lambda reading, node: _larger(rule(reading, node)))
-    assert _shows(op)
+def wrongly_recorded(rule: Rule, reading: Any, node: Any) -> Any:
+    result = rule(reading, node)
+    if node in reading.tape:  # not where only one factor depends on the input
+        reading.tape[node] = _spoiled(reading.tape[node])
+    return result
 
 
-@pytest.mark.parametrize("op", f"{LAYERS} {RECORDED}".split())
-def test_a_wrong_value_shows(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = RECORD[op]
-    monkeypatch.setitem(RECORD, op, lambda reading, node: _larger(rule(reading, node)))
-    assert _shows(op)
+def test_the_rules_as_they_are() -> None:
+    assert [number for number in range(len(FORMS)) if not right(number)] == []
 
 
-@pytest.mark.parametrize("op", RECORDED.split())
-def test_a_wrong_coefficient_shows(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = RECORD[op]
-
-    def spoiled(reading: Any, node: Any) -> Any:
-        result = rule(reading, node)
-        if node in reading.tape:  # not where only one factor depends on the input
-            reading.tape[node] = _spoiled(reading.tape[node])
-        return result
-
-    monkeypatch.setitem(RECORD, op, spoiled)
-    assert _shows(op)
+@pytest.mark.parametrize(
+    ("table", "ops", "spoiled"),
+    [
+        (LINEAR, f"{LAYERS} {RECORDED} {FIXED}", larger),
+        (RECORD, f"{LAYERS} {RECORDED}", larger),
+        (RECORD, RECORDED, wrongly_recorded),
+    ],
+    ids=["linear rule", "value", "coefficient"],
+)
+def test_a_wrong_rule_shows(
+    table: dict[str, Rule], ops: str, spoiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for op in ops.split():
+        with monkeypatch.context() as patch:
+            patch.setitem(table, op, partial(spoiled, table[op]))
+            assert not all(map(right, _users()[op])), op

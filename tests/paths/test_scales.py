@@ -1,6 +1,7 @@
 """Which parameters are read as one because they start at zero, and what a survey sees."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d
+from timm.models.metaformer import MetaFormer
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import Tensor, nn
 
 import pathex
@@ -25,22 +28,14 @@ Form = Callable[[Tensor, Tensor], Tensor]
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-class _Block(nn.Module):
+def _block(form: Form, shape: tuple[int, ...] = (4,), value: float = 0.0) -> nn.Module:
     """A residual block behind a scale of its own making."""
-
-    def __init__(self, form: Form, *shape: int) -> None:
-        super().__init__()
-        self.conv, self.gamma, self.form = nn.Conv2d(4, 4, 1), nn.Parameter(torch.zeros(shape)), form
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.form(self.conv(x), self.gamma)
+    gamma = nn.Parameter(torch.full(shape, value))
+    return Wired(lambda net, x: x + form(net.conv(x), net.gamma), conv=nn.Conv2d(4, 4, 1), gamma=gamma)
 
 
 def _blocks(forms: Mapping[str, Form], value: float = 0.0) -> nn.Sequential:
-    model = nn.Sequential(*(_Block(form, 4) for form in forms.values()))
-    for block in model:
-        nn.init.constant_(block.gamma, value)
-    return model
+    return nn.Sequential(*(_block(form, value=value) for form in forms.values()))
 
 
 def _read(model: nn.Module, x: Tensor = X) -> dict[str, Tensor]:
@@ -115,7 +110,7 @@ def test_what_does_not_make_a_block_vanish() -> None:
 
 def test_a_single_number() -> None:
     """As ReZero and SkipInit begin."""
-    scales = _read(nn.Sequential(_Block(lambda x, g: x.mul_(g), 1), _Block(lambda x, g: g * x)))
+    scales = _read(nn.Sequential(_block(lambda x, g: x.mul_(g), (1,)), _block(lambda x, g: g * x, ())))
     assert [scale.shape for scale in scales.values()] == [(1,), ()]
 
 
@@ -221,50 +216,46 @@ def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not() -> None:
 
 # -- networks of timm --------------------------------------------------------------------------------------------------
 
-# Network and its options -> words in the names of its parameters that start at zero or almost there, and their number.
-STARTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
-    "convnext_atto": ({"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, ("gamma",), 4),
-    "convnextv2_atto": ({"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, ("grn.weight",), 4),
-    "cait_xxs24_224": ({"depth": 2}, ("gamma_1", "gamma_2"), 8),
-    "resmlp_12_224": ({"img_size": 32}, ("ls1", "ls2", "head.weight"), 25),
-    "mixer_s32_224": ({"img_size": 32}, ("head.weight",), 1),
-    "poolformer_s12": ({}, ("layer_scale1.scale", "layer_scale2.scale"), 24),
-    "deit3_small_patch16_224": ({"depth": 2}, ("ls1.gamma", "ls2.gamma"), 4),
-    "swinv2_tiny_window8_256": (
-        {"depths": (1, 1), "num_heads": (2, 2), "embed_dim": 8},
-        ("norm1.weight", "norm2.weight"),
-        4,
-    ),
-    "nf_resnet26": ({}, ("conv3.gain",), 8),
-    "levit_128s": ({"depth": (1, 1, 1)}, ("bn.weight",), 8),
-    "edgenext_xx_small": ({"depths": (1, 2, 2, 2)}, ("gamma", "gamma_xca"), 10),
+_SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+_NF = {"depths": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_chs": 8}
+_VIT = {"depth": 2, "img_size": 32}
+_SWIN = {"depths": (1, 1), "num_heads": (2, 2), "embed_dim": 8, "img_size": 32}
+_MIXER = {"num_blocks": 2, "embed_dim": 16, "img_size": 32}
+_RES = {"mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}
+_POOLED = {**_SMALL, "norm_layers": timm.layers.GroupNorm1, "layer_scale_init_values": 1e-5}
+# Network, and its options -> words in the names of its parameters that start at zero or almost there, and their number.
+STARTS: dict[str, tuple[str | Callable[..., nn.Module], dict[str, Any], tuple[str, ...], int]] = {
+    "convnext": ("convnext_atto", _SMALL, ("gamma",), 4),
+    "convnextv2": ("convnextv2_atto", _SMALL, ("grn.weight",), 4),
+    "cait": ("cait_xxs24_224", _VIT, ("gamma_1", "gamma_2"), 8),
+    "resmlp": (MlpMixer, {**_MIXER, **_RES}, ("ls1", "ls2", "head.weight"), 5),
+    "mixer": (MlpMixer, _MIXER, ("head.weight",), 1),
+    "poolformer": (MetaFormer, _POOLED, ("layer_scale1.scale", "layer_scale2.scale"), 8),
+    "deit3": ("deit3_small_patch16_224", _VIT, ("ls1.gamma", "ls2.gamma"), 4),
+    "swinv2": ("swinv2_tiny_window8_256", _SWIN, ("norm1.weight", "norm2.weight"), 4),
+    "nf_resnet": ("nf_resnet26", _NF, ("conv3.gain",), 4),
+    "nf_resnet with skips": ("nf_resnet26", {**_NF, "skipinit": True}, ("skipinit_gain",), 4),
+    "levit": ("levit_128s", {"depth": (1, 1, 1), "img_size": 32}, ("bn.weight",), 8),
+    "edgenext": ("edgenext_xx_small", {**_SMALL, "heads": (2, 2, 2, 2)}, ("gamma", "gamma_xca"), 7),
 }
 
 
-LARGE = {"resmlp_12_224", "poolformer_s12", "deit3_small_patch16_224", "nf_resnet26", "edgenext_xx_small"}
+def _start(name: str) -> tuple[nn.Module, Tensor]:
+    make, options = STARTS[name][:2]
+    create = partial(timm.create_model, make) if isinstance(make, str) else make
+    return create(num_classes=3, **options), torch.randn(1, 3, 32, 32)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in STARTS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "edgenext" else n for n in STARTS])
 def test_networks_of_timm_that_start_at_zero(name: str) -> None:
-    options, words, count = STARTS[name]
-    model = timm.create_model(name, num_classes=3, **options)
-    size = model.default_cfg["input_size"] if model.default_cfg.get("fixed_input_size") else (3, 64, 64)
-    side = options.get("img_size", size[1])
-    scales = _read(model, torch.randn(1, 3, side, side))
+    *_, words, count = STARTS[name]
+    scales = _read(*_start(name))
     assert len(scales) == count
     assert all(key.endswith(words) for key in scales)
 
 
-def test_a_skip_that_starts_at_zero() -> None:
-    model = timm.create_model("nf_resnet26", num_classes=3, skipinit=True)
-    scales = _read(model, torch.randn(1, 3, 64, 64))
-    assert sum(key.endswith("skipinit_gain") for key in scales) == 8
-
-
-@pytest.mark.parametrize("name", ["resnet10t"])
-def test_timm_residual_networks_that_start_as_identities(name: str) -> None:
-    model = timm.create_model(name, num_classes=3)
-    x = torch.randn(2, 3, 32, 32)
+def test_timm_residual_networks_that_start_as_identities() -> None:
+    model, x = timm.create_model("resnet10t", num_classes=3), torch.randn(2, 3, 32, 32)
     scales = _read(model, x)
     zero = {key for key, entry in model.named_parameters() if not entry.any() and not key.endswith("bias")}
     assert set(scales) == zero
@@ -277,10 +268,9 @@ def test_timm_residual_networks_that_start_as_identities(name: str) -> None:
     assert not all(score.any() for score in stored.values())
 
 
-@pytest.mark.parametrize("name", ["resmlp_12_224", "nf_resnet26"])
+@pytest.mark.parametrize("name", ["resmlp", "nf_resnet"])
 def test_no_score_vanishes_with_a_scale(name: str) -> None:
-    options = {"img_size": 32} if name == "resmlp_12_224" else {}
-    model = timm.create_model(name, num_classes=3, **options)
+    model, x = _start(name)
     with pytest.warns(PathexWarning, match="read as one"):
-        scores = pathex.score(model, "px", data=torch.randn(1, 3, 32, 32))
+        scores = pathex.score(model, "px", data=x)
     assert all(score.any() for score in scores.values())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 import pathex
 from pathex.graph import tf32_products, trace, untouched
@@ -26,7 +27,7 @@ def _images(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def _score(model: nn.Module, x: Tensor) -> object:
+def _score(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return pathex.score(model, "px", data=x)
 
 
@@ -74,14 +75,10 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 
 def _assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            _assert_same(one[key], other[key])
-    else:
-        assert one == other
+    (leaves, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
+    assert form == other_form
+    for a, b in zip(leaves, others, strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 class _Fails(nn.Module):
@@ -98,10 +95,7 @@ def test_nothing_is_left_behind(name: str, fails: bool) -> None:
     model[1].bias.requires_grad_(False)
     x = _images()
     images, before = x.clone(), _state(model)
-    if fails:
-        with pytest.raises(RuntimeError, match="a network that fails"):
-            READINGS[name](model, x)
-    else:
+    with pytest.raises(RuntimeError, match="a network that fails") if fails else contextlib.nullcontext():
         READINGS[name](model, x)
     _assert_same(before, _state(model))
     assert torch.equal(x, images)
@@ -238,10 +232,11 @@ def test_products_in_tf32_where_they_are_asked_for(torch_backends: Any) -> None:
 @pytest.mark.parametrize("precision", ["medium", "high"])
 def test_lowered_matmul_precision_is_put_aside_and_back(torch_backends: Any, precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
-    before = _state(nn.Linear(1, 1))["torch"]
-    with untouched(nn.Linear(1, 1)):
+    model = nn.Linear(1, 1)
+    before = _state(model)["torch"]
+    with untouched(model):
         assert torch_backends.mkldnn.matmul.fp32_precision in ("ieee", "none")
-    assert _state(nn.Linear(1, 1))["torch"] == before
+    assert _state(model)["torch"] == before
     torch.set_float32_matmul_precision("highest")
 
 
@@ -261,8 +256,7 @@ def test_half_precision_networks_are_read_in_float32(dtype: torch.dtype) -> None
     wide = copy.deepcopy(model).float()
     assert torch.equal(record(model, x).output, record(wide, x.float()).output)
     scores, expected = _score(model, x), _score(wide, x.float())
-    for name, score in expected.items():  # type: ignore[attr-defined]
-        torch.testing.assert_close(scores[name], score)  # type: ignore[index]
+    torch.testing.assert_close(scores, expected)
     assert all(entry.dtype == dtype for entry in model.parameters())
     for read in READINGS.values():
         read(model, x)
@@ -291,8 +285,8 @@ def test_a_compiled_network_is_read_as_it_was_written() -> None:
     model, x = _network(), _images()
     expected = _score(model, x)
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
-    found = _score(compiled, x)  # type: ignore[arg-type]
-    _assert_same(expected, {name.removeprefix("_orig_mod."): score for name, score in found.items()})  # type: ignore[attr-defined]
+    found = _score(compiled, x)
+    _assert_same(expected, {name.removeprefix("_orig_mod."): score for name, score in found.items()})
     model.compile(backend="eager")
     _assert_same(expected, _score(model, x))
 
@@ -301,8 +295,7 @@ def test_memory_format_does_not_matter() -> None:
     model, x = _network().double(), _images(torch.float64)
     expected = _score(model, x)
     found = _score(copy.deepcopy(model).to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
-    for name, score in expected.items():  # type: ignore[attr-defined]
-        torch.testing.assert_close(found[name], score, rtol=1e-9, atol=1e-12)  # type: ignore[index]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_what_a_reading_returns_does_not_keep_its_tape_alive() -> None:

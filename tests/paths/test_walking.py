@@ -43,20 +43,26 @@ def uniform(units: int) -> np.ndarray:
     return np.full(units, 1 / units)
 
 
+def of_perceptron(weights: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Exact probabilities of use, forward and back."""
+    at, forward = uniform(weights[0].shape[1]), []
+    for weight in weights:
+        forward.append(exact(weight, at))
+        at = passed(weight, forward[-1])
+    at, back = uniform(weights[-1].shape[0]), []
+    for weight in reversed(weights):
+        back.insert(0, exact_back(weight, at))
+        at = passed_back(weight, back[0])
+    return forward, back
+
+
 def test_single_walks_of_the_twin_have_the_exact_probabilities() -> None:
     source = np.random.default_rng(0)
     weights = [source.normal(size=shape) for shape in ((5, 3), (4, 5), (2, 4))]
-    forward, back = single_walks(weights, WALKS, 1), single_walks(weights, WALKS, 2, back=True)
-    at, expected = uniform(3), []
-    for weight in weights:
-        expected.append(exact(weight, at))
-        at = passed(weight, expected[-1])
-    at, expected_back = uniform(2), []
-    for weight in reversed(weights):
-        expected_back.insert(0, exact_back(weight, at))
-        at = passed_back(weight, expected_back[0])
+    forward, back = single_walks(weights, WALKS // 4, 1), single_walks(weights, WALKS // 4, 2, back=True)
+    expected, expected_back = of_perceptron(weights)
     for found, want in zip([*forward, *back], [*expected, *expected_back], strict=True):
-        assert (np.abs(found - want * WALKS) <= 5 * np.sqrt(want * (1 - want) * WALKS) + 2).all()
+        assert (np.abs(found - want * WALKS / 4) <= 5 * np.sqrt(want * (1 - want) * WALKS / 4) + 2).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -64,16 +70,8 @@ def test_perceptron(seed: int) -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4)).double()
     draw(model, seed)
     weights = arrays(model)
-    at, forward = uniform(3), {}
-    for name, weight in weights.items():
-        forward[name] = exact(weight, at)
-        at = passed(weight, forward[name])
-    at, back = uniform(4), {}
-    for name, weight in reversed(weights.items()):
-        back[name] = exact_back(weight, at)
-        at = passed_back(weight, back[name])
-    uses = walked(model, (3,), WALKS)
-    assert_likely(uses, forward, back, WALKS)
+    forward, back = (dict(zip(weights, use, strict=True)) for use in of_perceptron([*weights.values()]))
+    assert_likely(walked(model, (3,), WALKS), forward, back, WALKS)
     # Every walk goes through: as many leave a unit as arrive at it.
     one_way = walked(model, (3,), 1)
     assert all(used.sum() == 1 for used in one_way.values())
