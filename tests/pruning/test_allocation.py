@@ -65,53 +65,49 @@ def test_rounding_gives_to_the_largest_remainder():
 
 
 SHAPES = {"conv": (4, 2, 3, 3), "fc": (10, 4)}
-FULL = {"conv": 72, "fc": 40}
-
-
-def test_erk_is_proportional_to_dimensions_over_their_product():
-    found = layer_densities("erk", 0.25, SHAPES, FULL)
-    raw = {"conv": 12 / 72, "fc": 14 / 40}
-    scale = 0.25 * 112 / (12 + 14)
-    assert found == pytest.approx({name: value * scale for name, value in raw.items()})
-
-
-def test_erk_fills_small_layers_and_gives_the_rest_to_others():
-    found = layer_densities("erk", 0.8, SHAPES, FULL)
-    assert found["fc"] == 1.0
-    assert found["conv"] == pytest.approx((0.8 * 112 - 40) / 72)
-
-
-def test_uniform_and_layer_differ_on_an_uneven_start():
-    start = {"conv": 18, "fc": 40}
-    uniform = layer_densities("uniform", 0.3, SHAPES, start)
-    assert uniform == pytest.approx({"conv": 0.25, "fc": (0.3 * 112 - 18) / 40})
-    layer = layer_densities("layer", 0.3, SHAPES, start)
-    factor = 0.3 * 112 / 58
-    assert layer == pytest.approx({"conv": 0.25 * factor, "fc": factor})
-    assert layer_densities("uniform", 0.3, SHAPES, FULL) == pytest.approx({"conv": 0.3, "fc": 0.3})
-
-
-def test_explicit_densities_are_exact_and_others_share_the_rest():
-    found = layer_densities({"fc": 0.5}, 0.25, SHAPES, FULL)
-    assert found == pytest.approx({"fc": 0.5, "conv": (28 - 20) / 72})
+FULL, UNEVEN = {"conv": 72, "fc": 40}, {"conv": 18, "fc": 40}
+HALF = {"conv": torch.arange(72).view(4, 2, 3, 3) < 36}
+NONE = {"conv": torch.zeros(4, 2, 3, 3, dtype=torch.bool)}
 
 
 @pytest.mark.parametrize(
-    ("allocation", "message"),
+    ("allocation", "density", "start", "expected"),
     [
-        ("global?", "unknown allocation 'global[?]'.* Known: erk, global, layer, uniform"),
-        ({"head": 0.5}, "'head'.* Known: conv, fc"),
-        ({"fc": 1.5}, r"'fc' density 1\.5; allowed: 0 to 1"),
-        ({"fc": math.nan}, "allowed: 0 to 1"),
-        ({"fc": 0.99}, r"'fc' density 0\.99.* start mask keeps 0\.9500"),
-        ({"fc": 0.9, "conv": 0.9}, r"admits sparsity 0\.100000 to 0\.100000, not 0\.7"),
-        ({"conv": 0.9}, r"admits sparsity 0\.082143 to 0\.421429, not 0\.7"),
+        ("erk", 0.25, FULL, {"conv": 0.25 * 112 / 26 * 12 / 72, "fc": 0.25 * 112 / 26 * 14 / 40}),
+        ("erk", 0.8, FULL, {"conv": (0.8 * 112 - 40) / 72, "fc": 1.0}),  # the small layer is full
+        ("uniform", 0.3, FULL, {"conv": 0.3, "fc": 0.3}),
+        ("uniform", 0.3, UNEVEN, {"conv": 0.25, "fc": (0.3 * 112 - 18) / 40}),
+        ("layer", 0.3, UNEVEN, {"conv": 0.25 * 0.3 * 112 / 58, "fc": 0.3 * 112 / 58}),
+        ({"fc": 0.5}, 0.25, FULL, {"conv": (28 - 20) / 72, "fc": 0.5}),
+        (HALF, 0.25, FULL, {"conv": 28 / 76 * 0.5, "fc": 28 / 76}),  # what a mask does not name is dense
+        (NONE, 40 / 112, FULL, {"conv": 0.0, "fc": 1.0}),  # and what it empties stays empty
     ],
 )
-def test_bad_allocations_name_what_is_allowed(allocation, message):
-    with pytest.raises(InvalidInput, match=message):
-        layer_densities(allocation, 0.3, SHAPES, {"conv": 72, "fc": 38})  # type: ignore[arg-type]
-    assert issubclass(UnknownName, InvalidInput)
+def test_densities_of_layers(allocation, density, start, expected):
+    assert layer_densities(allocation, density, SHAPES, start) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "error", "message"),
+    [
+        ("global?", UnknownName, "unknown allocation 'global[?]'.* Known: erk, global, layer, uniform"),
+        ({"head": 0.5}, UnknownName, "'head'.* Known: conv, fc"),
+        ({"fc": 1.5}, InvalidInput, r"'fc' density 1\.5; allowed: 0 to 1"),
+        ({"fc": math.nan}, InvalidInput, "allowed: 0 to 1"),
+        ({"fc": 0.99}, InvalidInput, r"'fc' density 0\.99.* start mask keeps 0\.9500"),
+        ({"fc": 0.9, "conv": 0.9}, InvalidInput, r"admits sparsity 0\.100000 to 0\.100000, not 0\.6"),
+        ({"conv": 0.9}, InvalidInput, r"admits sparsity 0\.082143 to 0\.421429, not 0\.6"),
+        (NONE, InvalidInput, r"keeps nothing of conv, so the sparsity is at least 0\.660714, not 0\.6"),
+        ({"head": torch.ones(2) > 0}, UnknownName, "'head'.* Known: conv, fc"),
+        ({"fc": torch.ones(10, 5) > 0}, MaskMismatch, r"\(10, 5\) for 'fc'; allowed: a mask of shape \(10, 4\)"),
+        ({"fc": torch.ones(10, 4)}, MaskMismatch, "torch.float32"),
+        ({"fc": torch.ones(10, 4) > 0, "conv": 0.5}, MaskMismatch, "allocation has 0.5 for 'conv'"),
+    ],
+)
+def test_bad_allocations_name_what_is_allowed(allocation, error, message):
+    with pytest.raises(error, match=message):
+        layer_densities(allocation, 0.4, SHAPES, {"conv": 72, "fc": 38})
+    assert issubclass(error, InvalidInput)
 
 
 def test_filling_never_exceeds_a_cap():
@@ -152,29 +148,6 @@ def test_the_own_sparsity_of_a_mask_gives_its_counts(seed):
     fewer = RoundUpdater(start, like.density / 2, 1, allocation=like).final
     assert fewer is not None and sum(fewer.values()) == round(like.kept / 2)
     assert all(abs(fewer[name] - count.kept / 2) <= 1 for name, count in like.counts().items())
-
-
-def test_what_a_mask_does_not_name_is_dense_and_what_it_empties_stays_empty():
-    some = {"conv": torch.arange(72).view(4, 2, 3, 3) < 36}
-    assert layer_densities(some, 0.25, SHAPES, FULL) == pytest.approx({"conv": 28 / 76 * 0.5, "fc": 28 / 76})
-    none = {"conv": torch.zeros(4, 2, 3, 3, dtype=torch.bool)}
-    assert layer_densities(none, 40 / 112, SHAPES, FULL) == {"conv": 0.0, "fc": 1.0}
-    with pytest.raises(InvalidInput, match=r"keeps nothing of conv, so the sparsity is at least 0\.642857, not 0\.6"):
-        layer_densities(none, 0.4, SHAPES, FULL)
-
-
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        ({"head": torch.ones(2) > 0}, UnknownName, "'head'.* Known: conv, fc"),
-        ({"fc": torch.ones(10, 5) > 0}, MaskMismatch, r"\(10, 5\) for 'fc'; allowed: a mask of shape \(10, 4\)"),
-        ({"fc": torch.ones(10, 4)}, MaskMismatch, "torch.float32"),
-        ({"fc": torch.ones(10, 4) > 0, "conv": 0.5}, MaskMismatch, "allocation has 0.5 for 'conv'"),
-    ],
-)
-def test_masks_of_another_model_are_refused(mask, error, message):
-    with pytest.raises(error, match=message):
-        layer_densities(mask, 0.3, SHAPES, FULL)
 
 
 def test_allocations_as_plain_data():

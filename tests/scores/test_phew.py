@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pathex
 from brute_force.cases import build, random_mask
-from pathex.masks import Mask, prunable_weights
+from pathex.masks import prunable_weights
 from pathex.paths import connectivity
 from pathex.scores import Phew, Problem, read_batches
 
@@ -31,13 +31,9 @@ def test_masks_are_made_of_whole_walks() -> None:
         assert found.mask.kept == round((1 - sparsity) * found.mask.total)
         # The cut falls into one batch of walks, a tenth of all.
         assert found.report.disconnected is not None and found.report.disconnected <= 0.02 * found.mask.kept
-        chance = pathex.prune(model, "random", sparsity=sparsity, data=x, allocation=densities(found.mask))
+        chance = pathex.prune(model, "random", sparsity=sparsity, data=x, allocation=found.mask)
         assert chance.report.disconnected is not None
         assert chance.report.disconnected > 3 * found.report.disconnected + 3
-
-
-def densities(mask: Mask) -> dict[str, float]:
-    return {name: count.kept / count.total for name, count in mask.counts().items()}
 
 
 def test_the_first_walks_come_first() -> None:
@@ -62,7 +58,7 @@ def test_the_first_walks_come_first() -> None:
 def test_heavier_weights_are_used_more() -> None:
     model, x = perceptron(), torch.randn(2, 10)
     kept = pathex.prune(model, "phew", sparsity=0.9, data=x).mask
-    chance = pathex.prune(model, "random", sparsity=0.9, data=x, allocation=densities(kept)).mask
+    chance = pathex.prune(model, "random", sparsity=0.9, data=x, allocation=kept).mask
     for name in kept:
         weight = model.get_parameter(name).detach().abs()
         assert weight[kept[name]].mean() > 1.1 * weight[chance[name]].mean()
