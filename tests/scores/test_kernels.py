@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -282,7 +281,7 @@ def test_what_leaves_float32_is_repeated_in_float64() -> None:
         (small_timm.vit, 16),
         (small_timm.swin, 16),
         (small_timm.convnext, 32),
-        (lambda: timm.create_model("resnet10t", num_classes=3), 32),
+        (NETWORKS["resnet20"], 32),
     ],
     ids=["vit", "swin", "convnext", "resnet"],
 )

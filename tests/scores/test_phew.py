@@ -66,10 +66,11 @@ def test_heavier_weights_are_used_more() -> None:
 
 def test_seeds_rounds_and_redrawn_weights() -> None:
     model, x = perceptron(), torch.randn(2, 10)
-    first = score(model, x, seed=3)
-    assert all(torch.equal(entry, first[name]) for name, entry in score(model, x, seed=3).items())
-    for other in (score(model, x, seed=4), score(model, x, seed=3, round=2), score(model, x, seed=3, redraw=True)):
-        assert any(not torch.equal(entry, first[name]) for name, entry in other.items())
+    first, again = (score(model, x, seed=3, walks=200) for _ in range(2))
+    assert all(torch.equal(entry, first[name]) for name, entry in again.items())
+    for other in ({"seed": 4}, {"seed": 3, "round": 2}, {"seed": 3, "redraw": True}):
+        found = score(model, x, walks=200, **other)
+        assert any(not torch.equal(entry, first[name]) for name, entry in found.items())
 
 
 @pytest.mark.parametrize("case", ["dilated", "residual", "max-pool", "average-branch", "depthwise", "transposed"])
@@ -77,7 +78,7 @@ def test_masked_networks(case: str) -> None:
     model, x = build(case, seed=9)
     keep = random_mask(model, 9, density=0.6)
     on_paths = connectivity(model, keep, x).effective
-    scores = score(model, x, mask=keep, walks=3000)
+    scores = score(model, x, mask=keep, walks=1000)
     assert any((entry >= 1).any() for entry in scores.values())
     for name, entry in scores.items():
         assert not (entry[~on_paths[name]] >= 1).any() and not entry[~keep[name]].any()
