@@ -22,19 +22,14 @@ from pathex.errors import PathexWarning
 from pathex.masks import prunable_weights
 from pathex.scores import Problem, px, synflow, synflow_l2
 
-NETWORKS = {
-    "resnet20": 32,
-    "torchvision:mobilenet_v3_small": 32,
-    "timm:test_convnext": 32,
-    "timm:test_vit": 32,
-}
-LARGE = {
-    "vgg11_bn": 32,
-    "torchvision:convnext_tiny": 32,
-    "torchvision:googlenet": 64,
-    "timm:darknet53": 32,
-    "timm:vit_tiny_patch16_224": 32,
-}
+NETWORKS = ["resnet20", "torchvision:mobilenet_v3_small", "timm:test_convnext", "timm:test_vit"]
+LARGE = [
+    "vgg11_bn",
+    "torchvision:convnext_tiny",
+    "torchvision:googlenet",
+    "timm:darknet53",
+    "timm:vit_tiny_patch16_224",
+]
 MODULES: dict[str, Any] = {"px": px, "synflow": synflow, "synflow-l2": synflow_l2}
 
 
@@ -80,7 +75,7 @@ def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) ->
 @pytest.mark.parametrize("method", MODULES)
 @pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_no_pass_reads_a_value(name: str, method: str) -> None:
-    side = {**NETWORKS, **LARGE}[name]
+    side = 64 if name == "torchvision:googlenet" else 32
     options: dict[str, Any] = {"img_size": side} if "vit" in name else {}
     model = pathex.models.create(name, num_classes=3, **options).eval()
     how = {} if method == "px" else {"per_sample": "one"}
