@@ -2,17 +2,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from experiments.runs.outcomes import entries, state_of
+from experiments.runs.outcomes import WITH_TESTS, entries, state_of
 from pathex.experiments.runs import RunConfig, run
 from small_images import write_images
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +30,7 @@ def carried_out(settings, folder, *launcher):
     folder.mkdir(exist_ok=True)
     config = folder / "settings.yaml"
     config.write_text(yaml.safe_dump({**settings, "out": str(folder / "runs")}))
-    places = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    environment = {**WITH_TESTS, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "-m", "pathex", "run", "--config", str(config)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

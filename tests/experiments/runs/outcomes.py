@@ -5,10 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 import pathex
+
+TESTS = str(Path(__file__).parents[2])
+WITH_TESTS = os.environ | {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+"""The environment of a process that imports networks of the tests."""
 
 
 def entries(path):
@@ -81,7 +86,7 @@ run(RunConfig(**settings), on_event=on_event)
 def start_and_kill(settings, moment, flag):
     """Run in another process, and kill it as soon as it reports an event that has all of ``moment``."""
     texts = (json.dumps(settings), json.dumps(moment), str(flag), str(torch.get_num_threads()))
-    with subprocess.Popen([sys.executable, "-c", CHILD, *texts], stdin=-1, stderr=-1) as child:
+    with subprocess.Popen([sys.executable, "-c", CHILD, *texts], env=WITH_TESTS, stdin=-1, stderr=-1) as child:
         while not flag.exists():
             if child.poll() is not None:
                 assert child.stderr is not None

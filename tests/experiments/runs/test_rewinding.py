@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pathex
-from experiments.runs.outcomes import entries, equal, mask_of, state_of, stop_at, times
+from experiments.runs.outcomes import WITH_TESTS, entries, equal, mask_of, state_of, stop_at, times
 from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.experiments.runs.rewind import Plan, plan
@@ -75,6 +75,7 @@ def test_each_level_keeps_the_largest_of_the_trained_weights(settings):
 
 
 def test_masks_and_layers_follow_the_settings(settings, tmp_path):
+    settings |= {"model": "resnet20"}
     weights = prunable_weights(build_task(RunConfig(**settings)).model)
     source = torch.Generator().manual_seed(0)
     start = pathex.Mask(
@@ -149,7 +150,7 @@ def test_processes_agree_though_their_batch_statistics_differ(settings, tmp_path
     (tmp_path / "processes.py").write_text(PROCESSES)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [*launcher, str(tmp_path / "processes.py"), json.dumps(options), str(tmp_path)]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
+    ended = subprocess.run(words, env=WITH_TESTS, capture_output=True, text=True, check=False, timeout=240)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (pathex.Mask.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert first == second == mask_of(levels_of(tmp_path)[-1]) and first.kept == round(0.25 * first.total)

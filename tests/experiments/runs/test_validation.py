@@ -108,7 +108,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(changed, message, t
             {"method": "small-dense", "model": f"{__name__}:frozen_head", "model_options": {}},
             "unknown model with a width",
         ),
-        ({"method": "small-dense", "sparsity": 0.9999}, "no dense 'resnet20' has at most"),
+        ({"method": "small-dense", "model": "resnet20", "sparsity": 0.9999}, "no dense 'resnet20' has at most"),
         ({"task_options": {"crop": 65}}, "option 'crop' of task 'classification': it has no options"),
     ],
 )

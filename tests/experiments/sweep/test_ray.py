@@ -1,9 +1,8 @@
-import os
 from pathlib import Path
 
 import pytest
 
-from experiments.runs.outcomes import assert_same_outcome
+from experiments.runs.outcomes import WITH_TESTS, assert_same_outcome
 from pathex.errors import InvalidInput
 from pathex.experiments.sweep import SweepConfig, create, plan, sweep
 
@@ -46,8 +45,7 @@ def test_ray_and_local_are_equal(small, tmp_path, monkeypatch, capfd):
 
 
 def test_a_lost_task_is_started_again(small, tmp_path, monkeypatch):
-    tests = str(Path(__file__).parents[2])
-    monkeypatch.setenv("PYTHONPATH", tests + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", WITH_TESTS["PYTHONPATH"])
     settings = {**small, "model": "model_factories:dies"}
     listed = ({}, {"model_options.flag": str(tmp_path / "flag")})
     config = SweepConfig(settings=settings, list=listed, executor="ray", concurrent=2, out=str(tmp_path / "out"))

@@ -1,7 +1,7 @@
 """What the figures of one experiment are drawn from, and what all of them share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 
 import pandas as pd
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pathex.experiments.report.published import no_curves, within
+from pathex.experiments.report.published import within
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.style import Style
 from pathex.experiments.report.tables import metric_label
@@ -24,8 +24,8 @@ class Panel:
     runs: pd.DataFrame
     records: Mapping[str, RunRecord]
     look: Mapping[str, Style]
-    x: str = "sparsity"
-    published: pd.DataFrame = field(default_factory=no_curves)
+    x: str
+    published: pd.DataFrame
 
     @property
     def metric(self) -> str:
