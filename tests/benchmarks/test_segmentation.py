@@ -42,13 +42,13 @@ def test_runs_differ_in_nothing_but_ticket_and_weights(call):
 
 def test_rows_are_those_of_the_runs_without_folders_of_the_machine(call, tmp_path, monkeypatch):
     monkeypatch.setattr(segmentation, "LocalExecutor", lambda share: InProcess())
-    words = [*call, "--init", "random", "--methods", "px", "--sparsity", "0.5"]
+    words = [*call, "--init", "random", "--methods", "magnitude", "--sparsity", "0.5"]
     assert segmentation.main(words) == 0
     with (tmp_path / "out.csv").open(newline="") as file:
         row, dense = csv.DictReader(file)
-    folder = next(path for path in (tmp_path / "runs").iterdir() if path.name.startswith("px-"))
+    folder = next(path for path in (tmp_path / "runs").iterdir() if path.name.startswith("magnitude-"))
     result = json.loads((folder / "result.json").read_text())
-    assert (row["init"], row["method"], row["sparsity"], row["seed"]) == ("random", "px", "0.5", "0")
+    assert (row["init"], row["method"], row["sparsity"], row["seed"]) == ("random", "magnitude", "0.5", "0")
     assert float(row["test_miou"]) == result["test_miou"] and result["metric"] == "miou"
     assert int(row["kept"]) == round(0.5 * int(row["total"])) == pathex.Mask.load(folder / "mask.safetensors").kept
     assert (dense["method"], dense["dead_layers"]) == ("dense", "0") and 0 <= float(dense["test_miou"]) <= 1
