@@ -15,11 +15,12 @@ from torch.nn.utils import prune as torch_prune
 import pathex
 from brute_force.cases import random_mask
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName
-from pathex.masks import Mask, read_mask, weights_beside, write_mask
+from pathex.masks import Mask, read_mask, read_weights, weights_beside, write_mask
 from pathex.masks.files import FORMATS
 from pathex.pruning import read_allocation
 
 ENDINGS = dict.fromkeys(FORMATS, (".safetensors", ".pt")) | {"pathex": (".safetensors",)}
+HOLDS = {"tensors": "0.weight", "torch-prune": "0.weight_mask", "compressed-tensors": "0.bitmask", "zeros": "0.weight"}
 CASES = [(form, ending) for form, endings in ENDINGS.items() for ending in endings]
 
 
@@ -41,6 +42,7 @@ def test_every_form_is_read_back(tmp_path, form, ending, seed):
     write_mask(mask, path, form, model)
     assert read_mask(path) == read_mask(path, model) == mask
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert form == "pathex" or HOLDS[form] in read_weights(path)
     beside = weights_beside(path)
     if form in {"pathex", "tensors"}:
         assert beside is None
