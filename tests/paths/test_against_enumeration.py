@@ -1,5 +1,6 @@
 """record, replay and replay_open, against the list of all paths."""
 
+from functools import cache
 from typing import Literal
 
 import pytest
@@ -18,23 +19,26 @@ both_calibrations = pytest.mark.parametrize("calibration", ["batch", "running"])
 with_and_without_mask = pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
 
 
-def network(case: str, pruned: bool, seed: int = 26) -> tuple[nn.Module, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Model, images, its masked parameters and the parameters of its ones-network."""
-    model, x = build(case, seed)
-    mask = random_mask(model, seed) if pruned else {}
+@cache
+def network(
+    case: str, pruned: bool, calibration: Calibration
+) -> tuple[nn.Module, Tensor, dict[str, Tensor], dict[str, Tensor], Graph]:
+    """Model, images, its masked parameters, the parameters of its ones-network, and its scalars."""
+    model, x = build(case, 26)
+    mask = random_mask(model, 26) if pruned else {}
     theta = masked(model, mask)
     ones = {name: torch.ones_like(entry) for name, entry in theta.items()}
-    return model, x, theta, ones | {name: keep.double() for name, keep in mask.items()}
+    graph = Graph(model, x, theta, calibration=calibration)
+    return model, x, theta, ones | {name: keep.double() for name, keep in mask.items()}, graph
 
 
 @every_case
 @both_calibrations
 @with_and_without_mask
 def test_record_is_the_forward_pass(case: str, calibration: Calibration, pruned: bool) -> None:
-    model, x, theta, _ = network(case, pruned)
-    expected = Graph(model, x, theta, calibration=calibration).output()
+    model, x, theta, _, graph = network(case, pruned, calibration)
     actual = record(model, x, tensors=theta, calibration=calibration).output
-    torch.testing.assert_close(actual.flatten(1), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(actual.flatten(1), graph.output(), rtol=1e-10, atol=1e-12)
 
 
 @every_case
@@ -44,14 +48,14 @@ def test_record_is_the_forward_pass(case: str, calibration: Calibration, pruned:
 def test_replay_is_the_sum_over_gated_paths(
     case: str, calibration: Calibration, pruned: bool, coefficients: Literal["plain", "squared", "ones"]
 ) -> None:
-    model, x, theta, ones = network(case, pruned)
+    model, x, theta, ones, graph = network(case, pruned, calibration)
     tensors = ones if coefficients == "ones" else theta
     images = x if coefficients == "plain" else x**2
-    expected = flow(Graph(model, x, theta, calibration=calibration), coefficients, images, tensors)
     recorded = record(model, x, tensors=theta, calibration=calibration)
     actual = replay(model, images, recorded, tensors=tensors, coefficients=coefficients)
     # The signs of plain paths cancel, so their sum may be small beside its terms.
     atol = 1e-11 if coefficients == "plain" else 0.0
+    expected = flow(graph, coefficients, images, tensors)
     torch.testing.assert_close(actual.flatten(1), expected, rtol=1e-10, atol=atol, check_dtype=False)
 
 
@@ -59,12 +63,11 @@ def test_replay_is_the_sum_over_gated_paths(
 @both_calibrations
 @with_and_without_mask
 def test_replay_open_is_the_sum_over_all_paths(case: str, calibration: Calibration, pruned: bool) -> None:
-    model, x, theta, _ = network(case, pruned)
+    model, x, theta, _, graph = network(case, pruned, calibration)
     ones = torch.ones_like(x[:1])
-    expected = flow(Graph(model, x, theta, calibration=calibration), "open", ones, theta)
     statistics = record(model, x, tensors=theta, calibration=calibration).statistics
     actual = replay_open(model, ones, statistics=statistics, tensors=theta)
-    torch.testing.assert_close(actual.flatten(1), expected, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(actual.flatten(1), flow(graph, "open", ones, theta), rtol=1e-10, atol=0.0)
 
 
 def test_recorded_statistics_can_be_used_for_other_images() -> None:
