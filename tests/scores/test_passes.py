@@ -139,7 +139,7 @@ def test_a_round_goes_back_as_often_as_the_card_says(
     problem: tuple[nn.Module, Tensor, Tensor], method: str, said: str, backwards: int
 ) -> None:
     assert said in cost_of(method)
-    options = {"walks": 50} if method == "phew" else {}
+    options = {"walks": 5} if method == "phew" else {}
     assert of_one_round(problem, method, **options)[1] == backwards
 
 

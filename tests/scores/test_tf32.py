@@ -49,7 +49,7 @@ def test_rounding_is_to_the_nearest_of_1024_steps() -> None:
     ("method", "name", "side", "least"),
     [
         ("px", "resnet20", 32, 0.998),
-        ("px", "torchvision:resnet50", 64, 0.95),
+        pytest.param("px", "torchvision:resnet50", 64, 0.95, marks=pytest.mark.slow),
         ("synflow", "resnet20", 32, 0.9998),
         ("synflow-l2", "resnet20", 32, 0.9998),
     ],
