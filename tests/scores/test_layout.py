@@ -47,3 +47,16 @@ def test_a_loss_may_view_the_outputs():
     whole = pathex.score(network, "snip", data=[(X, masks)], loss=lambda p, y: (p - y).square().mean())
     for name, value in whole.items():
         torch.testing.assert_close(flat[name], value)
+
+
+@pytest.mark.parametrize("method", ["ntk-sap", "px", "snip"])
+def test_convolutions_that_channels_last_breaks_are_read_as_they_were(method):
+    # Five times, as what is written beyond the memory of a tensor does not always end the process.
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2), nn.Flatten(), nn.Linear(392, 4)
+    )
+    layouts = []
+    network[2].register_forward_pre_hook(lambda module, args: layouts.append(args[0].is_contiguous()))
+    for _ in range(5):
+        pathex.score(network, method, data=[(torch.randn(12, 3, 16, 16), Y)])
+    assert method == "px" or layouts[-1]

@@ -11,6 +11,7 @@ from pathex.graph.operators import (
     NEVER_ZERO,
     STRUCTURE,
     WEIGHTED,
+    breaks_in_channels_last,
     words,
 )
 from pathex.graph.state import compute_dtype, tf32_products, untouched
@@ -29,6 +30,7 @@ __all__ = [
     "Interpreter",
     "Node",
     "arguments_of",
+    "breaks_in_channels_last",
     "compute_dtype",
     "cost",
     "first_tensor",

@@ -1,6 +1,6 @@
 """The operators of exported networks by what they do, under the names of their plain (not in-place) forms."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def words(text: str) -> frozenset[str]:
@@ -84,3 +84,10 @@ _ROLES = {op: role for role, ops in _OPERATORS.items() for op in ops}
 def role_of(op: str) -> str:
     """What an operator does to paths that reach it."""
     return _ROLES.get(op, "other")
+
+
+def breaks_in_channels_last(weight: Sequence[int], stride: int | Sequence[int], groups: int) -> bool:
+    """Whether the backward pass on a CPU of a convolution with a weight of this shape writes beyond its memory."""
+    # In oneDNN 3.12: https://github.com/uxlfoundation/oneDNN/issues/6035
+    strides = [stride] if isinstance(stride, int) else stride
+    return groups == 1 and weight[1] < 16 and set(weight[2:]) == {1} and max(strides) > 1

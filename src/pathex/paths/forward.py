@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import compute_dtype, first_tensor, untouched
+from pathex.graph import breaks_in_channels_last, compute_dtype, first_tensor, untouched
 from pathex.paths.moments import Moments, finish, merge, moments_of
 
 Statistics = Sequence[Moments] | Literal["running", "train"]
@@ -47,6 +47,18 @@ _WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
 
 _BY_STRIDES = {torch.as_strided, Tensor.as_strided, Tensor.stride}
 _BOUND_TO_LAYOUT = "view size is not compatible"  # torch's words for a view that the layout does not allow
+
+
+def _breaks(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    return breaks_in_channels_last(weight.shape, stride, groups)
 
 
 class _Normalised(TorchFunctionMode):
@@ -88,7 +100,7 @@ class _Normalised(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.channels_last and func in _BY_STRIDES:
+        if self.channels_last and (func in _BY_STRIDES or (func is torch.conv2d and _breaks(*args, **kwargs))):
             raise RuntimeError(_BOUND_TO_LAYOUT)
         depends = self._depends((*args, *kwargs.values()))
         stored = func is F.batch_norm and self.statistics == "train" and _stored(*args, **kwargs) is not None

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
+from pathex.graph import breaks_in_channels_last
 from pathex.masks import replacing
 from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.feed import epoch_seed
@@ -30,21 +31,14 @@ class TrainingDiverged(PathexError, ArithmeticError):
     """The training loss is no longer a finite number."""
 
 
-def _breaks_channels_last(module: nn.Module) -> bool:
-    # In oneDNN 3.12 the backward pass of a narrow strided 1x1 convolution writes beyond its memory in channels_last, if
-    # it has one group: https://github.com/uxlfoundation/oneDNN/issues/6035
-    if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.in_channels >= 16:
-        return False
-    return set(module.kernel_size) == {1} and max(module.stride) > 1
-
-
 def memory_format(model: nn.Module) -> torch.memory_format:
     """The layout of images and weights in which a network trains."""
     # Channels last: convolutions on the CPU are a third faster, and mixed precision needs it on the GPU.
     if any(is_sharded(parameter) for parameter in model.parameters()):  # these know no other layout than the usual one
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    breaks = on_cpu and any(map(_breaks_channels_last, model.modules()))
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)] if on_cpu else []
+    breaks = any(breaks_in_channels_last(conv.weight.shape, conv.stride, conv.groups) for conv in convolutions)
     return torch.contiguous_format if breaks else torch.channels_last
 
 
