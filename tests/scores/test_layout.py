@@ -49,12 +49,20 @@ def test_a_loss_may_view_the_outputs():
         torch.testing.assert_close(flat[name], value)
 
 
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4, 1, 1))
+
+    def forward(self, x):
+        return torch.nn.functional.conv2d(x, self.weight, stride=2)
+
+
+@pytest.mark.parametrize("narrow", [lambda: nn.Conv2d(4, 8, 1, stride=2), Narrow], ids=["module", "function"])
 @pytest.mark.parametrize("method", ["ntk-sap", "px", "snip"])
-def test_convolutions_that_channels_last_breaks_are_read_as_they_were(method):
+def test_convolutions_that_channels_last_breaks_are_read_as_they_were(method, narrow):
     # Five times, as what is written beyond the memory of a tensor does not always end the process.
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2), nn.Flatten(), nn.Linear(392, 4)
-    )
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), narrow(), nn.Flatten(), nn.Linear(392, 4))
     layouts = []
     network[2].register_forward_pre_hook(lambda module, args: layouts.append(args[0].is_contiguous()))
     for _ in range(5):

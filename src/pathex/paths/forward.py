@@ -238,8 +238,11 @@ def _through(
 
 
 def _faster_in_channels_last(model: nn.Module, x: Tensor) -> bool:
-    fast = x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
-    return fast and any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+        return False
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    broken = any(breaks_in_channels_last(conv.weight.shape, conv.stride, conv.groups) for conv in convolutions)
+    return bool(convolutions) and not broken
 
 
 def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
