@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
 WORK = """
 from pathlib import Path
 
@@ -26,7 +27,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed under /proc")
-@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")])
+@pytest.mark.parametrize("launcher", [(), pytest.param(TORCHRUN, marks=pytest.mark.slow)], ids=["launched", "torchrun"])
 def test_the_threads_of_a_group_end_with_it(tmp_path, launcher):
     script = tmp_path / "work.py"
     script.write_text(WORK.format(devices=1 if launcher else 2))
