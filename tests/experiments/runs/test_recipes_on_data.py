@@ -183,6 +183,7 @@ def test_a_killed_command_goes_on(files, tmp_path):
         (
             "transfer-imagenet10",
             "--model torchvision:resnet50 --weights dino:{dino} --data-options.image_size 32 --sparsity 0.5 --rounds 1"
+            " --data-options.mean [0.485,0.456,0.406] --data-options.std [0.229,0.224,0.225]"
             " --task-options '{{tasks: [[0, 1], [2, 3]]}}'",
         ),
     ],
