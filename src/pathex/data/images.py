@@ -12,6 +12,8 @@ from pathex.data.decoder import DecodedSplit
 from pathex.data.splits import Split
 from pathex.data.workers import chunks, read_ahead
 
+_CHUNK = 1024
+
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """Bring a tensor to a device without waiting for what the device is doing."""
@@ -25,9 +27,6 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """``(images / 255 - mean) / std`` of uint8 (B, C, H, W), in float32, where the images are."""
     mean, std = (upload(values, images.device).view(-1, 1, 1) for values in (mean, std))
     return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
-
-
-_CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)

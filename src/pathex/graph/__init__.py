@@ -12,6 +12,7 @@ from pathex.graph.operators import (
     STRUCTURE,
     WEIGHTED,
     breaks_in_channels_last,
+    has_convolution_that_breaks,
     words,
 )
 from pathex.graph.state import compute_dtype, tf32_products, untouched
@@ -34,6 +35,7 @@ __all__ = [
     "compute_dtype",
     "cost",
     "first_tensor",
+    "has_convolution_that_breaks",
     "held_bytes",
     "tf32_products",
     "trace",

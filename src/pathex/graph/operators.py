@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 
 def words(text: str) -> frozenset[str]:
     """The words of a text, which have spaces between them."""
@@ -91,3 +93,9 @@ def breaks_in_channels_last(weight: Sequence[int], stride: int | Sequence[int], 
     # In oneDNN 3.12: https://github.com/uxlfoundation/oneDNN/issues/6035
     strides = [stride] if isinstance(stride, int) else stride
     return groups == 1 and weight[1] < 16 and set(weight[2:]) == {1} and max(strides) > 1
+
+
+def has_convolution_that_breaks(model: nn.Module) -> bool:
+    """Whether one of the convolutions of a network is `breaks_in_channels_last`."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return any(breaks_in_channels_last(conv.weight.shape, conv.stride, conv.groups) for conv in convolutions)

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import breaks_in_channels_last, compute_dtype, first_tensor, untouched
+from pathex.graph import breaks_in_channels_last, compute_dtype, first_tensor, has_convolution_that_breaks, untouched
 from pathex.paths.moments import Moments, finish, merge, moments_of
 
 Statistics = Sequence[Moments] | Literal["running", "train"]
@@ -240,9 +240,7 @@ def _through(
 def _faster_in_channels_last(model: nn.Module, x: Tensor) -> bool:
     if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
         return False
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    broken = any(breaks_in_channels_last(conv.weight.shape, conv.stride, conv.groups) for conv in convolutions)
-    return bool(convolutions) and not broken
+    return any(isinstance(module, nn.Conv2d) for module in model.modules()) and not has_convolution_that_breaks(model)
 
 
 def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ from torch import Tensor
 from pathex.data import ArraySplit, Augmentation, DecodedSplit, Draws, ImageData, Split, apply_each, read_ahead, upload
 from pathex.errors import InvalidInput, check_integer
 
+RESIDENT_SHARE = 0.5
+"""Share of the memory that is free on a device up to which the images of a split are put there."""
+
 
 def epoch_seed(*numbers: int) -> int:
     """One seed in [0, 2**63) from several numbers of at least 0, such as the training's seed, epoch and process."""
@@ -49,10 +52,6 @@ def share_of(batch: range, rank: int, ranks: int) -> range:
     least, larger = divmod(len(batch), ranks)
     first = rank * least + min(rank, larger)
     return batch[first : first + least + (rank < larger)]
-
-
-RESIDENT_SHARE = 0.5
-"""Share of the memory that is free on a device up to which the images of a split are put there."""
 
 
 class Feed:

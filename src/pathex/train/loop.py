@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
-from pathex.graph import breaks_in_channels_last
+from pathex.graph import has_convolution_that_breaks
 from pathex.masks import replacing
 from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.feed import epoch_seed
@@ -37,9 +37,7 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     if any(is_sharded(parameter) for parameter in model.parameters()):  # these know no other layout than the usual one
         return torch.contiguous_format
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)] if on_cpu else []
-    breaks = any(breaks_in_channels_last(conv.weight.shape, conv.stride, conv.groups) for conv in convolutions)
-    return torch.contiguous_format if breaks else torch.channels_last
+    return torch.contiguous_format if on_cpu and has_convolution_that_breaks(model) else torch.channels_last
 
 
 def evaluate(model: nn.Module, feed: Batches, metric: Any) -> float:
