@@ -136,7 +136,8 @@ class Linear(Interpreter):
         """What an open reading lets through a function whose coefficient belongs to a sample."""
         self.open_per_sample(node)
         alone = "softmax" in node.op and x.shape[node["dim"]] == 1  # which is constant
-        return x * 0 if self.values_only or alone else x
+        scale = self.coefficients != "connected" and _divides_by_norm(self.graph, node)
+        return x * 0 if self.values_only or alone or scale else x
 
     def joined(self, node: Node, terms: Sequence[Tensor]) -> Tensor:
         """What a product of several factors passes on of what the paths of each in turn bring: the sum."""
@@ -242,6 +243,15 @@ def _numbers(graph: Graph) -> dict[Node, int]:
         norms = [node for node in graph.path if node.op == "batch_norm" and node in graph.dependent]
         graph.memo["norms"] = {node: number for number, node in enumerate(norms)}
     return graph.memo["norms"]
+
+
+def _divides_by_norm(graph: Graph, node: Node) -> bool:
+    """Whether a function is the scale of a normalisation in primitives: as in the layers, no path where it counts 1."""
+    if node.op not in ("reciprocal", "rsqrt"):
+        return False
+    while node.op not in ("square", "pow", "abs") and node not in graph.inputs and graph.role(node) != "weighted":
+        node = next(source for source in node.inputs if source in graph.carried)
+    return node.op in ("square", "pow", "abs")
 
 
 def run_linear(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
