@@ -1,12 +1,13 @@
-"""What each of several processes does in the tests of scoring together; results go to files."""
+"""What several processes find together is what one finds alone; each of them checks that."""
 
-import warnings
+from functools import partial
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -78,83 +79,84 @@ def memory(per_part):
     return int(room + min(room, held))
 
 
-def quiet(call, *args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pathex.errors.PathexWarning)
-        return call(*args, **kwargs)
+def raised(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
-def scores(cases):
-    """Scores by case, with an odd number of micro-batches and of batches."""
+def assert_same(found, expected):
+    """Equal but for the order of sums in float64, which is another one over processes than in one."""
+    assert found.keys() == expected.keys()
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score, rtol=1e-9, atol=1e-9 * float(score.abs().max()))
+
+
+def check_scores(cases):
+    """With an odd number of micro-batches and of batches."""
     data = batches(*images())
-    return {
-        key(*case): quiet(pathex.score, network(), case[0], data, memory=memory(case[2]), seed=5, **case[1])
-        for case in cases
-    }
+    for method, options, per_part in cases:
+        score = partial(pathex.score, network(), method, data, memory=memory(per_part), seed=5, **options)
+        together, alone = (score(group=group) for group in ("default", None))
+        # They differ between weights, so that equality says something.
+        assert len(torch.cat([score.double().flatten() for score in alone.values()]).unique()) > 50, method
+        assert_same(together, alone)
 
 
-def key(method, options, per_part):
-    return f"{method} {options} {per_part}"
+def check_masks():
+    for method, options in (
+        ("px", {"rounds": 4, "memory": memory(2)}),
+        ("px", {"rounds": 2, "memory": memory(0)}),
+        ("px", {"rounds": 6, "memory": memory(2), "schedule": "adaptive:0.1"}),
+        ("force", {"rounds": 2, "memory": 1, "budget": "effective", "calibration": "batch"}),
+    ):
+        options |= {"sparsity": 0.9, "data": batches(*images())}
+        together, alone = (pathex.prune(network(), method, group=each, **options).mask for each in ("default", None))
+        assert abs(alone.sparsity - 0.9) < 1e-3
+        assert together == alone and together.metadata == alone.metadata, (method, options)
 
 
-def masks():
+def check_parts(rank):
+    """Parts of the images are joined; the same ones in another order count once."""
     x, y = images()
-    shared = {"sparsity": 0.9, "data": batches(x, y)}
-    return {
-        "px": quiet(pathex.prune, network(), "px", rounds=4, memory=memory(2), **shared).mask,
-        "px in chunks": quiet(pathex.prune, network(), "px", rounds=2, memory=memory(0), **shared).mask,
-        "adaptive": quiet(
-            pathex.prune, network(), "px", rounds=6, schedule="adaptive:0.1", memory=memory(2), **shared
-        ).mask,
-        "effective": quiet(
-            pathex.prune, network(), "force", rounds=2, budget="effective", calibration="batch", memory=1, **shared
-        ).mask,
-    }
+    joined = torch.tensor([0, 2, 4, 6, 8, 1, 3, 5, 7, 0])  # from samplers, one process after the other: the first twice
+    whole = [pair for part in joined.split(5) for pair in batches(x[part], y[part])]
+    sampler = DistributedSampler(TensorDataset(x, y), 2, rank, shuffle=False)
+    loader = DataLoader(TensorDataset(x, y), batch_size=2, sampler=sampler)
+    orders = [torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    other = [batches(x[order], y[order], 3 - number) for number, order in enumerate(orders)]
+    for method, given, expected, options in (
+        ("px", loader, whole, {"memory": memory(2)}),
+        ("snip", loader, whole, {}),
+        ("px", x[rank::2], x, {"memory": memory(2)}),
+        ("px", other[rank], other[0], {"memory": memory(2)}),
+        ("snip", other[rank], other[0], {}),
+    ):
+        found = pathex.score(network(), method, given, **options)
+        assert_same(found, pathex.score(network(), method, expected, group=None, **options))
 
 
-def joined_parts():
-    """All that a sampler for two processes delivers, one process after the other: the first image twice."""
-    x, y = images()
-    order = [0, 2, 4, 6, 8, 1, 3, 5, 7, 0]
-    return x[order], y[order]
-
-
-def parts(rank, size):
-    """Every process reads its own part, by a sampler or the same images in another order."""
-    x, y = images()
-    data = TensorDataset(x, y)
-    loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, size, rank, shuffle=False))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(rank))
-    return {
-        "px": pathex.score(network(), "px", loader, memory=memory(2)),
-        "snip": pathex.score(network(), "snip", loader),
-        "px without labels": pathex.score(network(), "px", x[rank::size], memory=memory(2)),
-        "another order": pathex.score(network(), "px", batches(x[order], y[order], 3 - rank), memory=memory(2)),
-        "another order, in train mode": pathex.score(network(), "snip", batches(x[order], y[order], 3 - rank)),
-    }
-
-
-def work(rank):
-    """How many batches a process has run, of five."""
+def work_alone(rank):
+    """The scores of a process by itself, which runs all five batches; together each runs three."""
     ran = []
 
     def loss(outputs, labels):
         ran.append(len(labels))
         return F.cross_entropy(outputs, labels)
 
-    pathex.score(network(), "snip", batches(*images()), loss=loss)
-    together = len(ran)
-    if rank == 0:  # alone, while the other waits for nothing
-        alone = pathex.score(network(), "snip", batches(*images()), loss=loss, group=None)
-        assert len(ran) - together == 5
-        return {"ran": together, "alone": alone}
-    return {"ran": together}
+    score = partial(pathex.score, network(), "snip", batches(*images()), loss=loss)
+    score()
+    assert len(ran) == 3
+    alone = score(group=None) if rank == 0 else None  # while the other waits for nothing
+    assert len(ran) == (8 if rank == 0 else 3)
+    return alone
 
 
-def failures(rank):
-    """Each call fails in one process, or differs between them: the message that every process raises."""
+def check_failures(rank):
+    """Each call fails in one process, or differs between them: every process raises."""
     x, y = images()
-    data = batches(x, y)
 
     def custom(model, given, mask):
         if rank == 1:
@@ -173,105 +175,139 @@ def failures(rank):
         if rank == 1 and row["round"] == 2:
             raise KeyError("second round")
 
-    broken = x.clone()
+    broken, other, statistics = x.clone(), network(3 + rank), network()
     if rank == 1:
         broken[3] = float("nan")
-    other = network(3 + rank)
-    statistics = network()
-    running = next(b for n, b in statistics.named_buffers() if n.endswith("running_mean"))
-    if rank == 1:
-        running[0] += 1
-    calls = {
-        "an image is NaN": lambda: pathex.score(network(), "px", broken),
-        "unknown method": lambda: pathex.score(network(), "px" if rank else "xp", x),
-        "own method": lambda: pathex.prune(network(), custom, sparsity=0.5, data=x),
-        "shape of scores": lambda: pathex.score(network(), other_shape, x),
-        "loss": lambda: pathex.score(network(), "snip", data, loss=loss),
-        "on_round": lambda: pathex.prune(network(), "px", sparsity=0.5, data=x, rounds=4, on_round=stop),
-        "in every process": lambda: pathex.score(network(), "px", x, memory="much"),
-        "seed": lambda: pathex.score(network(), "random", x, seed=rank),
-        "weights": lambda: pathex.score(other, "px", x),
-        "statistics": lambda: pathex.score(statistics, "px", x),
-        "rounds": lambda: pathex.prune(network(), "px", sparsity=0.5, data=x, rounds=2 + rank),
-        "option": lambda: pathex.score(network(), "px", x, redraw=bool(rank)),
-        "shapes": lambda: pathex.score(network(), "px", x[..., : 8 - 2 * rank]),
-        "no group": lambda: pathex.score(network(), "px", x, group="some"),
-    }
-    return {name: raised(call) for name, call in calls.items()}
+        statistics.bn.running_mean[0] += 1
+    px, prune = partial(pathex.score, network(), "px"), partial(pathex.prune, sparsity=0.5, data=x)
+    method, shape = "unknown method 'xp'", "the method's score of 'conv.weight' has shape (2,)"
+    cases = [  # with the message, or that of each process
+        (lambda: px(x, memory="much"), "InvalidInput: memory must be a positive number of bytes"),
+        (lambda: px(x, redraw=bool(rank)), "InvalidInput: option 'redraw' of process 1 is not that of process 0"),
+        (
+            lambda: px(x[..., : 8 - 2 * rank]),
+            "InvalidInput: all images of the pruning set must have one shape, not [(3, 8, 6), (3, 8, 8)]",
+        ),
+        (
+            lambda: px(x, group="some"),
+            "InvalidInput: group must be a torch.distributed.ProcessGroup, 'default' or None, not 'some'",
+        ),
+        (
+            lambda: pathex.score(network(), "random", x, seed=rank),
+            "InvalidInput: seed of process 1 is not that of process 0",
+        ),
+        (
+            lambda: pathex.score(other, "px", x),
+            "InvalidInput: tensor 'conv.weight' of process 1 is not that of process 0",
+        ),
+        (
+            lambda: pathex.score(statistics, "px", x),
+            "InvalidInput: tensor 'bn.running_mean' of process 1 is not that of process 0",
+        ),
+        (lambda: prune(network(), "px", rounds=2 + rank), "InvalidInput: rounds of process 1 is not that of process 0"),
+        (
+            lambda: px(broken),
+            "InvalidInput: process 1 of 2: batch 0 of data holds NaN",
+            "InvalidInput: batch 0 of data holds",
+        ),
+        (
+            lambda: pathex.score(network(), "px" if rank else "xp", x),
+            f"UnknownName: {method}",
+            f"UnknownName: process 0 of 2: {method}",
+        ),
+        (
+            lambda: prune(network(), custom),
+            "PathexError: process 1 of 2: one over none (ZeroDivisionError)",
+            "ZeroDivisionError: one over none",
+        ),
+        (
+            lambda: pathex.score(network(), other_shape, x),
+            f"InvalidInput: process 1 of 2: {shape}",
+            f"InvalidInput: {shape}",
+        ),
+        (
+            lambda: pathex.score(network(), "snip", batches(x, y), loss=loss),
+            "UnknownName: process 1 of 2: unknown loss 'mine'",
+            "UnknownName: unknown loss 'mine'",
+        ),
+        (
+            lambda: prune(network(), "px", rounds=4, on_round=stop),
+            "PathexError: process 1 of 2: 'second round' (KeyError)",
+            "KeyError: 'second round'",
+        ),
+    ]
+    for call, *messages in cases:
+        said = raised(call)
+        assert said.startswith(messages[min(rank, len(messages) - 1)]), said
 
 
-def raised(call):
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
-
-
-def wrapped(rank):
-    """A model in DDP, in groups of one and in a group of the last two."""
+def check_groups(rank):
+    """A model in DDP has the names of its module; groups of one and of two score by themselves."""
     x, _ = images()
-    groups = [dist.new_group([0]), dist.new_group([1]), dist.new_group([0, 1])]
-    ddp = DistributedDataParallel(network())
-    found = {"ddp": pathex.prune(ddp, "px", sparsity=0.5, data=x, rounds=2).mask}
-    handle = pathex.attach(ddp, found["ddp"])
-    found["zeros"] = {name: ddp.module.get_parameter(name) == 0 for name in found["ddp"]}
+    ddp, options = DistributedDataParallel(network()), {"sparsity": 0.5, "data": x, "rounds": 2}
+    mask = pathex.prune(ddp, "px", **options).mask
+    assert mask == pathex.prune(network(), "px", group=None, **options).mask
+    handle = pathex.attach(ddp, mask)
+    assert all(torch.equal(ddp.module.get_parameter(name) != 0, keep) for name, keep in mask.items())
     handle.remove()
-    if rank < 2:
-        found["alone"] = pathex.score(network(), "px", x * (1 + rank), group=groups[rank])
-        found["two"] = pathex.score(network(), "px", x, memory=memory(2), group=groups[2])
-    return found
+    groups = [dist.new_group(ranks) for ranks in ([0], [1], [0, 1])]
+    for group, data, options in ((groups[rank], x * (1 + rank), {}), (groups[2], x, {"memory": memory(2)})):
+        together, alone = (pathex.score(network(), "px", data, group=each, **options) for each in (group, None))
+        assert_same(together, alone)
 
 
-def sharded(rank):
-    """A model whose weights are spread over the processes: trained with a mask."""
-    from torch.distributed.fsdp import fully_shard
-
+def check_sharded(rank):
+    """Masks hold on weights that are spread over the processes, which cannot be scored."""
     x, y = images(8)
     mask = pathex.prune(network(), "magnitude", sparsity=0.7, data=x).mask
     model = network()
     for part in (model.fc, model):
         fully_shard(part)
+    said = raised(lambda: pathex.score(model, "magnitude", x))
+    assert "is spread over processes: score the model before fully_shard" in said
+
+    def weights():
+        return {name: model.get_parameter(name).full_tensor().detach().clone() for name in mask}
+
+    def holds(tensors):
+        return all(torch.equal(tensor != 0, mask[name]) for name, tensor in tensors.items())
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    found = {"mask": mask, "refused": raised(lambda: pathex.score(model, "magnitude", x))}
-    handle = pathex.attach(model, mask, optimizer)
-    for step in range(3):
+    handle, trained = pathex.attach(model, mask, optimizer), []
+    own = slice(4 * rank, 4 * rank + 4)
+    for _ in range(3):
         optimizer.zero_grad()
-        own = slice(4 * rank, 4 * rank + 4)
         F.cross_entropy(model(x[own]), y[own]).backward()
-        grads = {name: whole(model.get_parameter(name).grad) for name in mask}
-        found[f"gradients {step}"] = grads
+        for name, keep in mask.items():
+            gradient = model.get_parameter(name).grad.full_tensor()
+            assert gradient[keep].any() and not gradient[~keep].any()
         optimizer.step()
-        found[f"weights {step}"] = {name: whole(model.get_parameter(name)) for name in mask}
+        trained.append(weights())
+        assert not any(trained[-1][name][~keep].any() for name, keep in mask.items())
+    assert not any(torch.equal(trained[0][name], trained[2][name]) for name in mask)
     ones = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
     model.load_state_dict(ones)
-    found["loaded"] = {name: whole(model.get_parameter(name)) for name in mask}
+    assert holds(weights())
     handle.remove()
     model.load_state_dict(ones)
-    found["free"] = {name: whole(model.get_parameter(name)) for name in mask}
+    assert all(weight.all() for weight in weights().values())
     pathex.make_permanent(model, mask)
-    found["permanent"] = {name: whole(model.get_parameter(name)) for name in mask}
-    return found
-
-
-def whole(tensor):
-    return tensor.full_tensor().detach().clone()
+    assert holds(weights())
 
 
 def of_two(rank):
-    return {
-        "scores": scores(BASIC),
-        "masks": masks(),
-        "parts": parts(rank, 2),
-        "work": work(rank),
-        "failures": failures(rank),
-        "wrapped": wrapped(rank),
-        "sharded": sharded(rank),
-    }
+    check_scores(BASIC)
+    check_masks()
+    check_parts(rank)
+    check_failures(rank)
+    check_groups(rank)
+    check_sharded(rank)
+    return work_alone(rank)
 
 
 def of_more(rank):
-    return {"scores": scores(ALL), "masks": masks()}
+    check_scores(ALL)
+    check_masks()
 
 
 def start(rank, size, what, folder):

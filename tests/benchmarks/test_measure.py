@@ -38,19 +38,20 @@ def answer(connection, number):
     raise SystemExit(3)
 
 
-@pytest.mark.parametrize(("word", "message"), [("fail", "InvalidInput: no way"), ("stop", "ended with code 3")])
-def test_a_process_answers_and_tells_its_memory_and_why_it_ended(word, message):
-    case = Process(answer, 7, threads=1)
+def test_processes_answer_and_tell_their_memory_and_why_they_ended():
+    failing, stopping = cases = [Process(answer, 7, threads=1) for _ in range(2)]
     try:
-        assert case.answer() == (7, 1)
-        case.tell(word)
-        if word == "fail":
-            memory = case.answer()  # MiB above the start, where the system tells
-            assert 45 <= memory <= 80 if Path("/proc/self/clear_refs").exists() else memory is None
-        with pytest.raises(CaseFailed, match=message):
-            case.answer()
+        assert [case.answer() for case in cases] == [(7, 1)] * 2
+        for case, word in zip(cases, ("fail", "stop"), strict=True):
+            case.tell(word)
+        memory = failing.answer()  # MiB above the start, where the system tells
+        assert 45 <= memory <= 80 if Path("/proc/self/clear_refs").exists() else memory is None
+        for case, message in ((failing, "InvalidInput: no way"), (stopping, "ended with code 3")):
+            with pytest.raises(CaseFailed, match=message):
+                case.answer()
     finally:
-        case.end()
+        for case in cases:
+            case.end()
 
 
 def test_rows_are_written_as_they_come_beside_their_environment(tmp_path):

@@ -10,8 +10,10 @@ import yaml
 
 import pathex
 from pathex.cli import main
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.cli.listings import OF_RUNS
+from pathex.errors import PathexWarning
 from pathex.experiments.runs import RunConfig
+from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.masks import Mask, read_mask
 from pathex.masks.files import FORMATS
 
@@ -23,28 +25,20 @@ def test_help_lists_exactly_the_commands_there_are(command, words):
     lines = out.split("Available subcommands:")[1].splitlines()
     listed = [line.split()[0] for line in lines if line[4:5].strip()]
     assert listed == ["demo", "run", "sweep", "prune", "convert", "report", "bench", "methods", "models", "datasets"]
+    assert command() == (2, out, "")
 
 
-def test_no_command_shows_help_and_is_an_error(command):
-    code, out, _ = command()
-    assert code == 2 and out.startswith("usage: pathex")
-
-
-def test_version(command):
+def test_version_and_bench_are_one_line(command):
     code, out, _ = command("--version")
     assert code == 0 and re.fullmatch(r"pathex \d+\.\d+\S*\n", out)
+    code, out, err = command("bench")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert "later release" in out and "benchmarks/" in out
 
 
 def test_help_imports_nothing_heavy_beyond_the_package():
-    heavy = {
-        "torch",
-        "matplotlib",
-        "pandas",
-        "rich",
-        "timm",
-        "pathex.experiments.runs.runner",
-        "pathex.experiments.report",
-    }
+    heavy = {"torch", "matplotlib", "pandas", "rich", "timm"}
+    heavy |= {"pathex.experiments.runs.runner", "pathex.experiments.report"}
     program = (
         "import sys, pathex; before = set(sys.modules); from pathex.cli import main; code = main(['--help']); "
         f"sys.exit(code or 3 * bool({heavy!r} & (set(sys.modules) - before)))"
@@ -84,25 +78,19 @@ def test_a_bad_sparsity_is_one_line_and_writes_nothing(command, runs, name, spar
     assert not list(tmp_path.iterdir()) and not runs
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command, monkeypatch):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_a_bug_keeps_its_traceback(command, monkeypatch):
+    def stopped(error):
+        def call(*_, **__):
+            raise error
 
-    monkeypatch.setattr("pathex.experiments.runs.run", stopped)
-    monkeypatch.setattr("pathex.experiments.report.build", stopped)
-    assert command("run") == (
-        130,
-        "",
-        "pathex: stopped; what is finished is saved, and the same command goes on from there\n",
-    )
+        return call
+
+    monkeypatch.setattr("pathex.experiments.report.build", stopped(KeyboardInterrupt))
+    monkeypatch.setattr("pathex.experiments.runs.run", stopped(KeyboardInterrupt))
+    more = "; what is finished is saved, and the same command goes on from there"
+    assert command("run") == (130, "", f"pathex: stopped{more}\n")
     assert command("report", ".") == (130, "", "pathex: stopped\n")
-
-
-def test_a_bug_keeps_its_traceback(command, monkeypatch):
-    def broken(*_, **__):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("pathex.experiments.runs.run", broken)
+    monkeypatch.setattr("pathex.experiments.runs.run", stopped(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         command("run")
 
@@ -118,6 +106,7 @@ def test_warnings_are_one_line(command, monkeypatch):
 
 
 def test_report_says_where_the_page_lies_and_what_is_left_out(command, runs):
+    assert command("report")[0] == command("report", "nowhere")[0] == 2
     command("run", "--seed", "1")
     command("run", "--seed", "2")
     Path(runs[0].out, "broken").mkdir()
@@ -126,10 +115,6 @@ def test_report_says_where_the_page_lies_and_what_is_left_out(command, runs):
     assert (code, out) == (0, f"2 runs: {Path('pages', 'index.html')}\n")
     assert "left out" in err and "broken" in err
     assert Path("pages/index.html").exists()
-
-
-def test_report_without_runs_is_an_error(command):
-    assert command("report")[0] == command("report", "nowhere")[0] == 2
 
 
 def test_demo_runs_every_method_and_writes_a_report(command, runs):
@@ -141,21 +126,22 @@ def test_demo_runs_every_method_and_writes_a_report(command, runs):
     assert Path("d/report/index.html").exists()
 
 
-def fake_methods(name=None):
-    if name not in {None, "px"}:
-        raise InvalidInput(f"unknown method {name!r}. Known: px")
-    return ["px"] if name is None else SimpleNamespace(title="Path eXclusion", text="the card")
-
-
-def test_listings(command, monkeypatch):
-    monkeypatch.setattr(pathex, "methods", fake_methods, raising=False)
-    assert "Path eXclusion" in command("methods")[1]
-    assert "the card" in command("methods", "px")[1]
-    assert command("methods", "pxx")[0] == 2
-    assert "resnet20" in command("models")[1] and "timm:NAME" in command("models")[1]
-    assert "fashion-mini" in command("datasets")[1]
+def test_listings(command):
+    assert set(OF_RUNS) == {*DENSE, *TRAINED}
+    for words, said in (
+        (("methods",), "Path eXclusion"),
+        (("methods",), "magnitude-after-training"),
+        (("methods", "px"), pathex.methods("px").citation),
+        (("methods", "imp"), "levels"),
+        (("models",), "resnet20"),
+        (("models",), "timm:NAME"),
+        (("datasets",), "fashion-mini"),
+        (("datasets", "voc2012"), "--data-options.root"),
+    ):
+        code, out, _ = command(*words)
+        assert code == 0 and said in out
     assert "cifar10" not in command("datasets", "fashion-mini")[1]
-    assert command("datasets", "nothing")[0] == 2
+    assert command("methods", "pxx")[0] == command("datasets", "nothing")[0] == 2
 
 
 def test_prune_writes_the_mask_that_run_trains(command):
@@ -168,11 +154,6 @@ def test_prune_writes_the_mask_that_run_trains(command):
     mask = Mask.load("m.safetensors")
     assert mask == Mask.load(Path(out.splitlines()[-1]) / "mask.safetensors")
     assert mask.metadata["options"] == {"redraw": True}
-
-
-def test_prune_refuses_a_place_it_cannot_write(command):
-    code, _, err = command("prune", "--out", "no/such/folder/m.safetensors")
-    assert code == 2 and "--out 'no/such/folder/m.safetensors'" in err
 
 
 SMALL = ("--images-per-class", "2", "--model-options.width", "2", "--method", "magnitude")
@@ -217,16 +198,17 @@ def test_convert_goes_both_ways(command, half, form):
         assert read_mask("d.pt") == Mask.load(mask)
 
 
-def test_convert_refuses_in_one_line(command, half):
+def test_what_cannot_be_converted_or_written_is_refused_in_one_line(command, half):
     mask = str(half[0])
     for words, message in (
-        ((), "no mask file given"),
-        (("nowhere.pt",), "no mask file at nowhere.pt"),
-        ((mask, "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
-        ((mask, "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
-        ((mask, "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
+        (("convert",), "no mask file given"),
+        (("convert", "nowhere.pt"), "no mask file at nowhere.pt"),
+        (("convert", mask, "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
+        (("convert", mask, "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
+        (("convert", mask, "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
+        (("prune", "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
     ):
-        code, out, err = command("convert", *words)
+        code, out, err = command(*words)
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert not Path("z.pt").exists()
 
@@ -254,17 +236,3 @@ def test_allocations_from_files_and_other_weights(command):
     assert other.metadata["allocation"]["in proportion to"]["fc.weight"] == 0.25
     code, _, err = command(*words, "o.safetensors", "--prunable", "['*.bn1.bias']", "--allocation", "uniform")
     assert (code, err) == (0, "") and Mask.load("o.safetensors").counts()["blocks.0.bn1.bias"].total == 2
-
-
-def test_methods_of_runs_are_listed_too(command):
-    from pathex.cli.listings import OF_RUNS
-    from pathex.experiments.runs.stages import DENSE, TRAINED
-
-    assert set(OF_RUNS) == {*DENSE, *TRAINED}
-    code, out, _ = command("methods", "imp")
-    assert code == 0 and "levels" in out
-
-
-def test_a_data_set_tells_its_options(command):
-    code, out, _ = command("datasets", "voc2012")
-    assert code == 0 and "--data-options.root" in out

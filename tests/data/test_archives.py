@@ -33,8 +33,10 @@ def test_colour(archive, arrays):
 def test_grey_and_constant(archive, arrays):
     arrays["train_images"], arrays["test_images"] = np.full((12, 8, 8), 51, np.uint8), arrays["test_images"][..., 0]
     data = load(archive(arrays))
-    assert data.in_channels == 1
-    assert (data.mean.item(), data.std.item()) == (pytest.approx(0.2), 1.0)
+    assert (data.in_channels, data.mean.item(), data.std.item()) == (1, pytest.approx(0.2), 1.0)
+    for size, augment in ((64, "crop-flip"), (65, "flip")):
+        arrays |= {f"{part}_images": np.zeros((n, size, size), np.uint8) for part, n in (("train", 12), ("test", 6))}
+        assert load(archive(arrays)).augment == augment
 
 
 def test_more_classes_than_labels(archive, arrays):
@@ -42,13 +44,9 @@ def test_more_classes_than_labels(archive, arrays):
     assert load(archive(arrays), num_classes=7).num_classes == 7
     with pytest.raises(InvalidInput, match="reach 4 but only 3 classes have images"):
         load(archive(arrays))
-
-
-@pytest.mark.parametrize("size", [(64, "crop-flip"), (65, "flip")])
-def test_usual_augmentation_by_size(archive, arrays, size):
-    for part, count in (("train", 12), ("test", 6)):
-        arrays[f"{part}_images"] = np.zeros((count, size[0], size[0]), np.uint8)
-    assert load(archive(arrays)).augment == size[1]
+    for value in (0, True, 2.0):
+        with pytest.raises(InvalidInput, match=f"'num_classes' .* got {value}"):
+            load(archive(arrays), num_classes=value)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +93,3 @@ def test_unusable_files(archive, arrays, tmp_path):
         file.write_bytes(content)
         with pytest.raises(InvalidInput, match="not a readable npz file"):
             load(name)
-
-
-@pytest.mark.parametrize("value", [0, True, 2.0])
-def test_bad_number_of_classes(archive, arrays, value):
-    with pytest.raises(InvalidInput, match=f"'num_classes' .* got {value}"):
-        load(archive(arrays), num_classes=value)

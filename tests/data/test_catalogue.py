@@ -113,15 +113,11 @@ def test_bad_names_and_options(name, options, message):
         data.load(name, **options)
 
 
-def test_normalise_leaves_its_argument_alone(toy):
+def test_normalise_leaves_its_argument_alone_and_takes_the_numbers_that_are_given(toy):
     images = torch.full((1, 2, 4, 4), 255.0)
     assert toy.normalise(images)[0, :, 0, 0].tolist() == pytest.approx([1.0, 3.75])
     assert images.eq(255).all()
-
-
-def test_mean_and_deviation_can_be_given():
-    own = data.load("fashion-mini")
-    half = data.load("fashion-mini", mean=0.5, std=[0.25])
+    own, half = data.load("fashion-mini"), data.load("fashion-mini", mean=0.5, std=[0.25])
     images = own.test.images(torch.arange(3))
     assert torch.equal(half.normalise(images), (images / 255 - 0.5) / 0.25)
     one = data.load("fashion-mini", mean=0.0)
@@ -132,11 +128,10 @@ def test_networks_see_another_size():
     own, large = data.load("fashion-mini"), data.load("fashion-mini", image_size=56)
     images = own.test.images(torch.arange(3))
     assert (own.image_size, large.image_size, large.train.data.shape[-1]) == (28, 56, 28)
-    assert large.resized(images).shape == (3, 1, 56, 56)
-    assert large.resized(images).dtype == torch.uint8
-    seen = large.normalise(images)
+    resized = large.resized(images)
+    assert (resized.shape, resized.dtype) == ((3, 1, 56, 56), torch.uint8)
     expected = F.interpolate(images.float(), size=56, mode="bilinear", antialias=True).round() / 255
     # uint8 is resized with weights of whole numbers: within one step of the 256.
-    torch.testing.assert_close(seen * large.std + large.mean, expected, rtol=0, atol=1.01 / 255)
+    torch.testing.assert_close(large.normalise(images) * large.std + large.mean, expected, rtol=0, atol=1.01 / 255)
     assert data.pruning_set(large, 1, 0).images.shape == (10, 1, 56, 56)
     assert data.load("fashion-mini", image_size=28).size is None

@@ -14,37 +14,40 @@ def test_tasks_are_disjoint_and_of_equal_size(count, tasks):
     groups = task_splits(count, tasks, seed=3)
     used = [number for group in groups for number in group]
     assert [len(group) for group in groups] == [count // tasks] * tasks
-    assert len(set(used)) == len(used)
-    assert set(used) <= set(range(count))
+    assert len(set(used)) == len(used) and set(used) <= set(range(count))
     assert all(group == sorted(group) for group in groups)
     assert groups == task_splits(count, tasks, seed=3)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_tasks_depend_on_the_seed():
+def test_tasks_follow_from_the_seed_and_may_be_of_chosen_classes():
     assert len({str(task_splits(20, 4, seed)) for seed in range(10)}) == 10
+    first, second = (choose_classes(NAMES, classes=[4, 2, 1, 0], tasks=2, task=task, task_seed=5) for task in (0, 1))
+    assert sorted(first + second) == [0, 1, 2, 4]
+    assert choose_classes(NAMES, tasks=5, task=2, task_seed=0) == task_splits(5, 5, 0)[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "chosen"),
+    ("given", "chosen"),
     [
-        ("", [3, 0], [3, 0]),
-        ("", ["dog", 0, "2"], [3, 0, 2]),
-        ("", ["7"], [4]),  # a name comes before a number
-        ("", None, [0, 1, 2, 3, 4]),
-        ("classes.yaml", "- dog\n- '1'\n", [3, 1]),
-        ("classes.yml", "[dog, 1]", [3, 1]),
-        ("classes.json", '["dog", "1"]', [3, 1]),
-        ("classes.txt", "dog\n1", [3, 1]),
+        ([3, 0], [3, 0]),
+        (["dog", 0, "2"], [3, 0, 2]),
+        (["7"], [4]),  # a name comes before a number
+        (None, [0, 1, 2, 3, 4]),
     ],
 )
-def test_numbers_and_names_in_the_given_order(tmp_path, name, text, chosen):
-    if not name:
-        assert choose_classes(NAMES, classes=text) == chosen
-        return
+def test_numbers_and_names_in_the_given_order(given, chosen):
+    assert choose_classes(NAMES, classes=given) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("c.yaml", "- dog\n- '1'\n"), ("c.yml", "[dog, 1]"), ("c.json", '["dog", "1"]'), ("c.txt", "dog\n1")],
+)
+def test_a_file_of_classes(tmp_path, name, text):
     file = tmp_path / name
     file.write_text(text)
-    assert choose_classes(NAMES, classes=str(file)) == choose_classes(NAMES, classes=file) == chosen
+    assert choose_classes(NAMES, classes=str(file)) == choose_classes(NAMES, classes=file) == [3, 1]
 
 
 def test_a_file_of_tasks(tmp_path):
@@ -61,12 +64,6 @@ def test_a_file_of_tasks(tmp_path):
     file.write_text("[1, 2")
     with pytest.raises(InvalidInput, match="cannot be read"):
         choose_classes(NAMES, classes=str(file))
-
-
-def test_seeded_tasks_of_chosen_classes():
-    first, second = (choose_classes(NAMES, classes=[4, 2, 1, 0], tasks=2, task=task, task_seed=5) for task in (0, 1))
-    assert sorted(first + second) == [0, 1, 2, 4]
-    assert choose_classes(NAMES, tasks=5, task=2, task_seed=0) == task_splits(5, 5, 0)[2]
 
 
 @pytest.mark.parametrize(

@@ -31,21 +31,17 @@ def source(tmp_path):
     return tmp_path
 
 
-def test_balanced_without_repeats_and_with_the_right_labels(monkeypatch, source, tmp_path):
-    arrays = run(monkeypatch, source, tmp_path / "out.npz")
+def test_the_same_file_every_time_balanced_without_repeats_and_with_the_right_labels(monkeypatch, source, tmp_path):
+    run(monkeypatch, source, tmp_path / "first.npz")
+    arrays = run(monkeypatch, source, tmp_path / "second.npz")
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+    assert not list(tmp_path.glob("*.tmp*"))
     for part, per_class in (("train", 500), ("test", 100)):
         labels = arrays[f"{part}_labels"]
         numbers = arrays[f"{part}_images"].reshape(len(labels), -1)[:, :4].copy().view("<u4").ravel()
         assert np.bincount(labels).tolist() == [per_class] * 10
         assert (np.diff(numbers.astype(np.int64)) > 0).all()
         assert (numbers % 10 == labels).all()
-
-
-def test_same_file_every_time(monkeypatch, source, tmp_path):
-    run(monkeypatch, source, tmp_path / "first.npz")
-    run(monkeypatch, source, tmp_path / "second.npz")
-    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
-    assert not list(tmp_path.glob("*.tmp*"))
 
 
 @pytest.mark.skipif(not ORIGINAL.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed")

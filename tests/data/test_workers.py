@@ -17,18 +17,17 @@ def read(batch):
     return torch.tensor(batch) * 2, os.getpid()
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(0, 0), (1, 1), (2, 2), (None, 0)])
-def test_every_batch_in_order(workers, processes):
+@pytest.mark.parametrize(
+    ("workers", "daemon", "processes"), [(0, "", 0), (1, "", 1), (2, "", 2), (2, "daemon", 0), (None, "", 0)]
+)
+def test_every_batch_in_order(workers, daemon, processes, monkeypatch):
+    if daemon:  # it may not have children
+        monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
     before = torch.get_rng_state()
     found = list(read_ahead(read, BATCHES, workers=workers))
     assert [values.tolist() for values, _ in found] == [[6, 2], [8, 2, 10], [18]]
     assert len({process for _, process in found} - {os.getpid()}) == processes
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_daemons_read_by_themselves(monkeypatch):
-    monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
-    assert {process for _, process in read_ahead(read, BATCHES, workers=2)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -15,23 +15,16 @@ def work(connection, word):
         time.sleep(60)
 
 
-def test_a_child_has_its_own_environment_and_tells_how_it_ended():
-    child = Child(work, "hello", environment={"PATHEX_CHILD": "yes"})
-    assert child.connection.recv()[:2] == ("hello", "yes") and "PATHEX_CHILD" not in os.environ
-    child.connection.send("end")
-    assert child.ending() == "ended with code 0"
-    stop([child])
-
-
-def test_children_are_asked_to_stop_and_then_killed():
-    children = [Child(work, "hello", environment={"PATHEX_CHILD": "yes"}) for _ in range(2)]
-    for child in children:
-        child.connection.recv()
-        child.connection.send("wait")
-    stop(children[:1], 10.0)
-    stop(children[1:])
-    assert children[0].ending() == "was ended by SIGTERM"
-    assert children[1].ending() == "was ended by SIGKILL (out of memory?)"
+def test_children_have_their_own_environment_and_tell_how_they_ended():
+    children = [Child(work, "hello", environment={"PATHEX_CHILD": "yes"}) for _ in range(3)]
+    for child, word in zip(children, ("end", "wait", "wait"), strict=True):
+        assert child.connection.recv()[:2] == ("hello", "yes") and "PATHEX_CHILD" not in os.environ
+        child.connection.send(word)
+    assert children[0].ending() == "ended with code 0"
+    stop(children[:2], 10.0)  # asked to stop, and then killed
+    stop(children[2:])
+    assert children[1].ending() == "was ended by SIGTERM"
+    assert children[2].ending() == "was ended by SIGKILL (out of memory?)"
 
 
 PARENT = """

@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from torch import nn
 
 import pathex
 from brute_force.ridge import ridge
+from experiments.runs.outcomes import stop_at
 from pathex.data import ImageData
 from pathex.errors import InvalidInput
 from pathex.tasks import build
 from pathex.tasks.linear_head import head_layer
 from pathex.train import TrainOptions, fabric
 
-TINY = {"width": 4}
 NAMES = tuple("abcdef")
 
 
@@ -59,37 +60,22 @@ def data(read):
 
 
 def transfer(data, tasks=3, validation=0.0, **options):
-    return build(
-        "transfer",
-        "resnet20",
-        "six",
-        seed=0,
-        validation=validation,
-        model_options=TINY,
-        task_options={"tasks": tasks, **options},
-        load_data=lambda name: data,
-    )
+    options = {"validation": validation, "model_options": {"width": 4}, "task_options": {"tasks": tasks, **options}}
+    return build("transfer", "resnet20", "six", seed=0, load_data=lambda name: data, **options)
 
 
 def chosen(**options):
     return TrainOptions(**{"epochs": 1, "batch_size": 8, "lr": 1e-3, "augment": "auto", **options})
 
 
-def mask_of(task, seed=0):
-    images = task.pruning_set(3, seed)
-    model = task.model
-    batches = [(images.images, images.labels)]
-    return pathex.prune(
-        model, "px", sparsity=0.5, data=batches, rounds=2, ignore=task.unprunable, progress=False, seed=seed
-    ).mask
+def mask_of(task):
+    images = task.pruning_set(3, 0)
+    options = {"sparsity": 0.5, "rounds": 2, "ignore": task.unprunable, "progress": False}
+    return pathex.prune(task.model, "px", data=[(images.images, images.labels)], **options).mask
 
 
 def attached(mask):
     return lambda model, optimizer: pathex.attach(model, mask, optimizer)
-
-
-def numbers_of(data, part, classes):
-    return {(part, number) for number in rows_of(data, part, classes)[0]}
 
 
 def rows_of(data, part, classes):
@@ -99,12 +85,25 @@ def rows_of(data, part, classes):
     return rows, torch.tensor([classes.index(labels[row]) for row in rows])
 
 
-def features(network, images):
-    """Inputs of the head, without hooks: those of a copy whose head passes them on."""
+def numbers_of(data, part, classes):
+    return {(part, number) for number in rows_of(data, part, classes)[0]}
+
+
+def examples(data, part, classes, network):
+    """Inputs of the head for the images of some classes, and their labels."""
+    rows, labels = rows_of(data, part, classes)
     copied = copy.deepcopy(network)
     copied.fc = nn.Identity()
     with torch.no_grad():
-        return copied(images)
+        return copied(data.normalise(getattr(data, part).pixels[rows])).numpy(), labels.numpy()
+
+
+def check_head(head, features, labels, alpha=1.0):
+    """Features are float32 and the network's memory layout may differ, so the last digits do."""
+    weight, bias = ridge(features, np.eye(2)[labels], alpha)
+    assert head["weight"].numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
+    assert head["bias"].numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
+    return weight, bias
 
 
 def pruned(task, mask):
@@ -151,19 +150,12 @@ def test_heads_and_zero_shot_accuracy_are_those_of_the_pruned_network(data, tmp_
     network = pruned(task, mask)
     for row, number in zip(measured["tasks"], (1, 2), strict=True):
         classes = list(task.options.tasks[number])
-        x, y = {}, {}
-        for part in ("train", "test"):
-            rows, y[part] = rows_of(data, part, classes)
-            x[part] = features(network, data.normalise(getattr(data, part).pixels[rows]))
-        weight, bias = ridge(x["train"].numpy(), np.eye(len(classes))[y["train"]], 0.5)
         head = load_file(tmp_path / "tasks" / f"0{number}" / "head.safetensors")
-        # Features are float32 and the network's memory layout may differ, so the last digits do.
-        assert head["weight"].numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
-        assert head["bias"].numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
-        outputs = x["test"].numpy() @ weight.T + bias
-        assert row["zero_shot"] == pytest.approx(np.mean(outputs.argmax(1) == y["test"].numpy()), abs=1e-6)
-        assert row["task"] == number
-        assert row["classes"] == [NAMES[c] for c in classes]
+        weight, bias = check_head(head, *examples(data, "train", classes, network), 0.5)
+        features, labels = examples(data, "test", classes, network)
+        right = (features @ weight.T + bias).argmax(1) == labels
+        assert row["zero_shot"] == pytest.approx(right.mean(), abs=1e-6)
+        assert (row["task"], row["classes"]) == (number, [NAMES[label] for label in classes])
         assert row["fine_tuned"] in {round(count / 8, 7) for count in range(9)}
     for name, column in (("test_accuracy", "fine_tuned"), ("zero_shot_accuracy", "zero_shot")):
         assert measured[name] == pytest.approx(np.mean([row[column] for row in measured["tasks"]]), abs=1e-6)
@@ -176,11 +168,7 @@ def test_the_pruning_set_is_of_the_source_which_has_a_head(data):
     assert torch.equal(images.images, data.normalise(data.train.pixels[images.indices]))
     classes = list(task.options.tasks[0])
     assert torch.equal(torch.tensor(classes)[images.labels], data.train.labels[images.indices])
-    rows, labels = rows_of(data, "train", classes)
-    x = features(task.model, data.normalise(data.train.pixels[rows]))
-    weight, bias = ridge(x.numpy(), np.eye(2)[labels], 1.0)
-    assert task.model.fc.weight.detach().numpy() == pytest.approx(weight, rel=1e-3, abs=1e-5)
-    assert task.model.fc.bias.detach().numpy() == pytest.approx(bias, rel=1e-3, abs=1e-4)
+    check_head(task.model.fc.state_dict(), *examples(data, "train", classes, task.model))
 
 
 @pytest.mark.parametrize("head", ["fixed", "trained"])
@@ -228,25 +216,17 @@ def test_the_loss_is_the_squared_error_unless_asked_otherwise(data, tmp_path):
 
 def test_a_target_that_is_done_is_not_trained_again(data, tmp_path):
     task, machine, events = transfer(data), fabric("cpu"), []
-
-    def stop(kind, payload):
-        if kind == "epoch" and payload["task"] == 2:
-            raise KeyboardInterrupt
-
+    train = partial(task.train, chosen(epochs=2), fabric=machine)
     with pytest.raises(KeyboardInterrupt):
-        task.train(chosen(epochs=2), fabric=machine, folder=tmp_path / "broken", on_event=stop)
-    assert (tmp_path / "broken" / "tasks" / "01" / "task.json").exists()
-    assert not (tmp_path / "broken" / "tasks" / "02" / "task.json").exists()
-    model, rows = task.train(
-        chosen(epochs=2), fabric=machine, folder=tmp_path / "broken", on_event=lambda *event: events.append(event)
-    )
+        train(folder=tmp_path / "broken", on_event=stop_at("epoch", task=2))
+    assert [path.parent.name for path in (tmp_path / "broken" / "tasks").glob("*/task.json")] == ["01"]
+    model, rows = train(folder=tmp_path / "broken", on_event=lambda *event: events.append(event))
     seen = [(kind, payload["task"], payload["epoch"]) for kind, payload in events if kind != "step"]
     assert seen == [("resumed", 1, 2), ("resumed", 2, 1), ("epoch", 2, 2)]
     assert {(payload["task"], payload["target"], payload["targets"]) for _, payload in events} == {(1, 1, 2), (2, 2, 2)}
-    whole, unbroken = task.train(chosen(epochs=2), fabric=machine, folder=tmp_path / "unbroken")
+    whole, unbroken = train(folder=tmp_path / "unbroken")
     assert [(row["task"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    for row, other in zip(rows, unbroken, strict=True):
-        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in unbroken]
     first, second = (task.test(each, fabric=machine, batch_size=8) for each in (model, whole))
     assert first == second
 
@@ -305,17 +285,14 @@ def test_options_that_cannot_be_used_are_refused(data, options, message):
         transfer(data, **options)
 
 
-def test_a_class_without_test_images_is_refused(data):
-    data.test.labels[data.test.labels == 4] = 5
-    with pytest.raises(InvalidInput, match=r"class 'e' of task \d has no test images"):
-        transfer(data)
-
-
-def test_a_learning_rate_for_a_fixed_head_is_refused(data, tmp_path):
+def test_what_shows_with_data_and_training_is_refused(data, tmp_path):
     with pytest.raises(InvalidInput, match=r"head_lr is 0\.1, and the head is fixed"):
         transfer(data).train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)
     rows = transfer(data, head="trained").train(chosen(head_lr=0.1), fabric=fabric("cpu"), folder=tmp_path)[1]
     assert len(rows) == 2
+    data.test.labels[data.test.labels == 4] = 5
+    with pytest.raises(InvalidInput, match=r"class 'e' of task \d has no test images"):
+        transfer(data)
 
 
 class TwoHeads(nn.Module):

@@ -10,7 +10,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from pathex.data import ArraySplit, Augmentation, DecodedSplit, ImageData, load, upload
 from pathex.errors import InvalidInput
 from pathex.train import Feed, epoch_generator
-from pathex.train.feed import RESIDENT_SHARE
+from pathex.train.feed import RESIDENT_SHARE, _fits
+from small_images import write_images
 
 CPU = torch.device("cpu")
 PUBLISHED = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
@@ -27,18 +28,13 @@ def test_a_pass_in_order_gives_every_image_once(images):
     assert torch.equal(seen, images.normalise(images.train.data))
     assert torch.equal(labels, images.train.labels)
     assert (feed.images, feed.batches) == (34, 5)
+    some = Feed(images, images.train, device=CPU, batch_size=11, indices=torch.arange(33, -1, -1))
+    assert [len(labels) for _, labels in some.in_order()] == [11, 11, 12]  # a single image joins the batch before
+    assert some.batches == 3
+    assert torch.equal(collected(some.in_order())[0], seen.flip(0))
 
 
-def test_an_epoch_follows_from_seed_and_number_alone(images):
-    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="crop-flip")
-    first, _ = collected(feed.shuffled(0, 1))
-    torch.rand(3)
-    assert torch.equal(first, collected(feed.shuffled(0, 1))[0])
-    assert not torch.equal(first, collected(feed.shuffled(0, 2))[0])
-    assert not torch.equal(first, collected(feed.shuffled(1, 0))[0])
-
-
-def test_a_shuffled_pass_is_a_permutation(images):
+def test_a_shuffled_pass_is_a_permutation_that_follows_from_seed_and_number_alone(images):
     feed = Feed(images, images.train, device=CPU, batch_size=8)
     seen, labels = collected(feed.shuffled(0, 1))
     expected = images.normalise(images.train.data)
@@ -46,20 +42,12 @@ def test_a_shuffled_pass_is_a_permutation(images):
     assert sorted(rows.tolist()) == list(range(34))
     assert rows.tolist() != list(range(34))
     assert torch.equal(labels, images.train.labels[rows])
-
-
-def test_a_split_read_by_index_gives_the_same_batches(images, lazy_images):
-    options = {"device": CPU, "batch_size": 8, "indices": torch.arange(3, 30), "augment": "flip"}
-    held, lazy = (Feed(data, data.train, **options) for data in (images, lazy_images))
-    for expected, got in zip(held.shuffled(0, 1), lazy.shuffled(0, 1), strict=True):
-        assert torch.equal(expected[0], got[0])
-        assert torch.equal(expected[1], got[1])
-
-
-def test_a_single_image_left_over_joins_the_batch_before(images):
-    feed = Feed(images, images.train, device=CPU, batch_size=11)
-    assert [len(labels) for _, labels in feed.in_order()] == [11, 11, 12]
-    assert feed.batches == 3
+    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="crop-flip")
+    first, _ = collected(feed.shuffled(0, 1))
+    torch.rand(3)
+    assert torch.equal(first, collected(feed.shuffled(0, 1))[0])
+    for seed, epoch in ((0, 2), (1, 0)):
+        assert not torch.equal(first, collected(feed.shuffled(seed, epoch))[0])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +67,8 @@ def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_s
         Feed(data, data.train, device=CPU, batch_size=batch_size, part=(rank, ranks), **options)
         for rank in range(ranks)
     ]
-    # One process does not join the batches that are too small for several.
-    one = Feed(data, data.train, device=CPU, batch_size=batch_size, **options)
+    # One process, whose images are in memory, does not join the batches that are too small for several.
+    one = Feed(images, images.train, device=CPU, batch_size=batch_size, **options)
     for passes in (lambda feed: feed.in_order(), lambda feed: feed.shuffled(0, 3)):
         pieces = list(zip(*(passes(feed) for feed in feeds), strict=True))
         assert [[len(labels) for _, labels in piece] for piece in pieces] == sizes
@@ -131,9 +119,8 @@ def photographs(tree):
 
 
 def test_crops_are_cut_from_the_originals(photographs, tree):
-    feed = Feed(
-        photographs, photographs.train, device=CPU, batch_size=7, augment="resized-crop", augment_options=PUBLISHED
-    )
+    options = {"augment": "resized-crop", "augment_options": PUBLISHED}
+    feed = Feed(photographs, photographs.train, device=CPU, batch_size=7, **options)
     augmentation = Augmentation.of("resized-crop", PUBLISHED)
     generator = epoch_generator(5, 2)
     order = torch.randperm(18, generator=generator)
@@ -182,11 +169,9 @@ def test_only_the_own_piece_is_decoded(photographs, monkeypatch):
     decoded = []
     original = DecodedSplit.image
     monkeypatch.setattr(DecodedSplit, "image", lambda self, number: decoded.append(number) or original(self, number))
-    feeds = [
-        Feed(photographs, photographs.train, device=CPU, batch_size=6, part=(rank, 2), workers=0) for rank in range(2)
-    ]
     seen = []
-    for feed in feeds:
+    for rank in range(2):
+        feed = Feed(photographs, photographs.train, device=CPU, batch_size=6, part=(rank, 2), workers=0)
         decoded.clear()
         list(feed.shuffled(0, 1))
         seen.append(list(decoded))
@@ -203,26 +188,16 @@ def test_an_image_that_vanishes_is_named(photographs, tree, tmp_path):
 
 
 def test_the_size_that_networks_see(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {f"{part}_images": rng.integers(0, 256, (6, 8, 8), dtype=np.uint8) for part in ("train", "test")}
-    arrays |= {f"{part}_labels": np.arange(6) % 2 for part in ("train", "test")}
-    np.savez(tmp_path / "small.npz", **arrays)
-    data = load(f"npz:{tmp_path / 'small.npz'}", image_size=20)
+    data = load(write_images(tmp_path / "small.npz", train=6, test=6, val=0), image_size=20)
     for augment in ("none", "crop-flip", "resized-crop"):
         feed = Feed(data, data.train, device=CPU, batch_size=6, augment=augment)
-        assert [images.shape for images, _ in feed.shuffled(0, 1)] == [(6, 1, 20, 20)]
+        assert [images.shape for images, _ in feed.shuffled(0, 1)] == [(6, 3, 20, 20)]
     # Padding comes after the resize: 4 pixels of 20, not of 8.
     feed = Feed(data, data.train, device=CPU, batch_size=6, augment="crop-flip")
-    black = data.normalise(torch.zeros(1, 1, 20, 20, dtype=torch.uint8))[0, 0, 0, 0]
-    edges = [(images == black).all(3).sum(2).max().item() for images, _ in (*feed.shuffled(0, 1), *feed.shuffled(0, 2))]
+    black = data.normalise(torch.zeros(1, 3, 20, 20, dtype=torch.uint8))[0, :, 0, 0]
+    passes = [images.transpose(1, 3) == black for epoch in (1, 2) for images, _ in feed.shuffled(0, epoch)]
+    edges = [each.flatten(2).all(2).sum(1).max().item() for each in passes]
     assert 0 < max(edges) <= 4
-
-
-def random_data(size=None):
-    pixels = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    split = ArraySplit(pixels, torch.arange(20) % 4)
-    third = torch.full((3,), 1 / 3)
-    return ImageData("random", split, split, 4, ("a", "b", "c", "d"), third, third, "flip", size=size)
 
 
 class Arrivals(TorchDispatchMode):
@@ -240,7 +215,11 @@ class Arrivals(TorchDispatchMode):
 @pytest.mark.parametrize("augment", ["none", "flip", "crop-flip"])
 @pytest.mark.parametrize("size", [None, 12])
 def test_resident_batches_neither_wait_for_the_device_nor_copy_to_it(augment, size):
-    data = random_data(size)
+    split, third = (
+        ArraySplit(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 4),
+        torch.full((3,), 1 / 3),
+    )
+    data = ImageData("blank", split, split, 4, tuple("abcd"), third, third, "flip", size=size)
     feed = Feed(data, data.train, device=torch.device("meta"), batch_size=4, augment=augment)
     with Arrivals() as before:
         passing = feed.shuffled(0, 1)
@@ -256,8 +235,6 @@ def test_resident_batches_neither_wait_for_the_device_nor_copy_to_it(augment, si
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
 def test_images_are_resident_up_to_a_share_of_the_free_memory(monkeypatch, share):
-    from pathex.train.feed import _fits
-
     pixels = torch.zeros(1000, dtype=torch.uint8)
     free = int(len(pixels) / (RESIDENT_SHARE * share))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))

@@ -1,76 +1,78 @@
 import copy
-import json
 
 import pytest
 import torch
 from torch import nn
 
+from experiments.runs.outcomes import entries, equal, numbers
 from pathex.errors import InvalidInput
 from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit
 from pathex.train.options import milestone_epochs
 from training_in_processes import CPU, accuracy, trained
 
 
-def without_times(rows):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class Stop:
-    """Interrupts the training inside its third epoch."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, outputs, labels):
-        self.calls += 1
-        if self.calls == 13:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(outputs, labels)
-
-
 def test_milestones_are_the_nearest_ends_of_an_epoch():
-    assert milestone_epochs(160, (0.5, 0.75)) == [80, 120]
-    assert milestone_epochs(160, (0.375, 0.75)) == [60, 120]
-    assert milestone_epochs(182, (0.5, 136 / 182)) == [91, 136]
-    assert milestone_epochs(1, (0.5, 0.75)) == [1, 1]
+    for epochs, fractions, expected in (
+        (160, (0.5, 0.75), [80, 120]),
+        (160, (0.375, 0.75), [60, 120]),
+        (182, (0.5, 136 / 182), [91, 136]),
+        (1, (0.5, 0.75), [1, 1]),
+    ):
+        assert milestone_epochs(epochs, fractions) == expected
 
 
 def test_rows_tell_loss_accuracy_and_learning_rate(network, images, tmp_path):
     events = []
-    _, rows = trained(network, images, tmp_path, more={"on_event": lambda *event: events.append(event)})
+    told = {"on_event": lambda *event: events.append(event)}
+    _, rows = trained(network, images, tmp_path, more=told)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.005, 0.005])
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert all(0 <= row["train_accuracy"] <= 1 for row in rows)
-    assert lines(tmp_path) == rows
+    assert entries(tmp_path / "metrics.jsonl") == rows
     assert [payload for kind, payload in events if kind == "epoch"] == [{"epochs": 4, **row} for row in rows]
+    model, rows = trained(network, images, tmp_path / "none", epochs=0)
+    saved = torch.load(tmp_path / "none" / "last.ckpt", weights_only=True)["model"]
+    assert rows == [] and equal(saved, network.state_dict()) and equal(model.state_dict(), network.state_dict())
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp_path):
-    whole, rows = trained(network, images, tmp_path / "whole")
+    losses = iter(range(12))
+
+    def loss(outputs, labels):
+        if next(losses, None) is None:  # inside the third epoch
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(outputs, labels)
+
+    whole, _ = trained(network, images, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        trained(network, images, tmp_path / "broken", loss=Stop())
-    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
+        trained(network, images, tmp_path / "broken", loss=loss)
+    path, events = tmp_path / "broken" / "metrics.jsonl", []
+    with path.open("a") as file:
         file.write('{"epoch": 3}\n{"epo')  # what a kill between two writes could leave
-    events = []
-    resumed, again = trained(
-        network, images, tmp_path / "broken", more={"on_event": lambda *event: events.append(event)}
-    )
+    told = {"on_event": lambda *event: events.append(event)}
+    resumed, again = trained(network, images, tmp_path / "broken", more=told)
     assert ("resumed", {"stage": "training", "epoch": 2, "epochs": 4}) in events
-    assert without_times(again) == without_times(rows)
-    assert lines(tmp_path / "broken") == again
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert entries(path) == again and numbers(path) == numbers(tmp_path / "whole" / "metrics.jsonl")
+    assert equal(whole.state_dict(), resumed.state_dict())
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(network, images, tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"became nan in epoch 1 with lr 0\.05"):
-        trained(network, images, tmp_path, loss=lambda outputs, _: outputs.sum() * float("nan"))
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(network, images, tmp_path, monkeypatch):
+    losses = []
+
+    def infinite(outputs, _):
+        losses.append(outputs.sum() * float("inf"))
+        return losses[-1]
+
+    with pytest.raises(TrainingDiverged, match=r"became (nan|-?inf) in epoch 1 with lr 0\.05"):
+        trained(network, images, tmp_path, loss=infinite)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert len(losses) == 5
+    # Where there is time for it, before the epoch ends.
+    monkeypatch.setattr("pathex.train.loop._SECONDS_BETWEEN_STEP_EVENTS", 0.0)
+    with pytest.raises(TrainingDiverged):
+        trained(network, images, tmp_path / "soon", loss=infinite)
+    assert len(losses) == 6
 
 
 def test_validation_is_measured_after_each_epoch_in_eval_mode(network, images, tmp_path):
@@ -81,7 +83,7 @@ def test_validation_is_measured_after_each_epoch_in_eval_mode(network, images, t
     model.train()
     evaluate(model, held_out, accuracy())
     assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert equal(model.state_dict(), before)
 
 
 def test_what_prepare_does_to_the_weights_lasts(network, images, tmp_path):
@@ -96,14 +98,6 @@ def test_what_prepare_does_to_the_weights_lasts(network, images, tmp_path):
     model, _ = trained(network, images, tmp_path, more={"prepare": freeze_first_filter})
     assert not model.state_dict()["0.weight"][0].any()
     assert model.state_dict()["0.weight"][1].any()
-
-
-def test_no_epoch_leaves_the_network_and_its_checkpoint(network, images, tmp_path):
-    model, rows = trained(network, images, tmp_path, epochs=0)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["model"]
-    assert rows == []
-    assert torch.equal(saved["0.weight"], network[0].weight)
-    assert torch.equal(model.state_dict()["0.weight"], network[0].weight)
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
@@ -124,19 +118,6 @@ def test_steps_are_reported_when_enough_time_went_by(network, images, tmp_path, 
     assert [payload["step"] for payload in steps] == [2, 4]
     assert steps[0] == {"epoch": 1, "epochs": 1, "step": 2, "steps": 5}
     assert rows[0]["seconds"] == pytest.approx(6 * 0.11)
-
-
-def test_a_loss_that_turns_infinite_is_noticed_before_the_epoch_ends(network, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("pathex.train.loop._SECONDS_BETWEEN_STEP_EVENTS", 0.0)
-    losses = []
-
-    def infinite(outputs, _):
-        losses.append(outputs.sum() * float("inf"))
-        return losses[-1]
-
-    with pytest.raises(TrainingDiverged):
-        trained(network, images, tmp_path, loss=infinite)
-    assert len(losses) == 1
 
 
 def test_a_wrong_checkpoint_is_named_and_not_overwritten(network, images, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.runs.outcomes import equal, stop_at
 from pathex.train import load_checkpoint
 from pathex.train.loop import Collected
 from training_in_processes import trained
@@ -54,22 +55,17 @@ def test_a_later_start_goes_on_with_the_schedule_and_the_order_of_that_epoch(pla
     # Without momentum the state is the weights alone, so the second half must be the same half.
     assert [row["epoch"] for row in later] == [3, 4]
     assert [row["lr"] for row in later] == [row["lr"] for row in rows[2:]] == pytest.approx([0.005, 0.005])
-    for name, value in whole.state_dict().items():
-        assert torch.equal(late.state_dict()[name], value)
+    assert equal(late.state_dict(), whole.state_dict())
 
 
 def test_a_late_start_that_was_stopped_resumes(plain, doubled, tmp_path):
-    def stop(kind, payload):
-        if kind == "epoch" and payload["epoch"] == 3:
-            raise KeyboardInterrupt
-
+    stop = stop_at("epoch", epoch=3)
     whole, _ = trained(plain, doubled, tmp_path / "whole", epochs=4, start=2)
     with pytest.raises(KeyboardInterrupt):
         trained(plain, doubled, tmp_path / "broken", epochs=4, start=2, more={"on_event": stop})
     again, rows = trained(plain, doubled, tmp_path / "broken", epochs=4, start=2)
     assert [row["epoch"] for row in rows] == [3, 4]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
+    assert equal(again.state_dict(), whole.state_dict())
 
 
 class Counter:

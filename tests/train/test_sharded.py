@@ -7,12 +7,15 @@ from torch import nn
 from pathex.distributed import ProcessFailed, launched
 from pathex.train import load_checkpoint
 from pathex.train.fsdp import units
-from training_in_processes import fail, work
+from training_in_processes import work, work_and_fail
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
-    """A folder of trainings: in one process, in two, which are started once, and in one after the other."""
+    """A folder of trainings: in one process, in two, which are started once, and in one after the other.
+
+    An error in the second process is one of the first.
+    """
     root = tmp_path_factory.mktemp("ends")
 
     def job(name, devices, strategy="ddp", epochs=4, *, norm=False, accumulate=1):
@@ -25,8 +28,11 @@ def ends(tmp_path_factory):
     for strategy in ("ddp", "fsdp"):
         jobs.append(job(f"parts-{strategy}", 2, strategy, accumulate=9))  # shares of 3 and 4 images
         jobs.append(job(f"norm-{strategy}", 2, strategy, norm=True))
-    with launched(2, work, jobs):
-        work(jobs)
+    with (
+        pytest.raises(ProcessFailed, match=r"process 2 of 2: image 7 cannot be read"),
+        launched(2, work_and_fail, jobs),
+    ):
+        work_and_fail(jobs)
     shutil.copy(root / "two-one" / "last.ckpt", root / "two-one" / "half.ckpt")
     work([job("two-one", 1)])
     return root
@@ -80,11 +86,6 @@ def test_all_processes_measure_with_the_statistics_of_the_first(ends, strategy):
         assert torch.equal(buffer, second["buffers"][name])
         assert torch.equal(buffer, saved[name])
     assert first["buffers"]["1.running_mean"].abs().sum() > 0
-
-
-def test_an_error_in_another_process_is_one_of_the_first():
-    with pytest.raises(ProcessFailed, match=r"process 2 of 2: image 7 cannot be read"), launched(2, fail, 2):
-        fail(2)
 
 
 def test_blocks_are_units_unless_they_share_weights():

@@ -24,18 +24,14 @@ def test_every_constructor_of_torchvision_is_in_it_or_left_out_with_a_reason():
     assert all(LEFT_OUT.values())
 
 
-def test_every_family_is_in_it():
+def test_every_family_is_in_it_under_names_of_its_own_and_thirty_get_every_method():
     assert {architecture.family for architecture in BY_MODEL.values()} >= FAMILIES
     assert sum(model.startswith("timm:") for model in BY_MODEL) >= 120
     for generation in ("mobilenetv1", "mobilenetv2", "mobilenetv3", "mobilenetv4"):
         assert any(model.startswith(f"timm:{generation}") for model in BY_MODEL), generation
-
-
-def test_names_are_unique_and_thirty_get_every_method():
     assert len(BY_MODEL) == len(catalogue())
     kinds = [architecture.methods for architecture in BY_MODEL.values()]
-    assert set(kinds) == {"all", "six"}
-    assert kinds.count("all") == 30
+    assert set(kinds) == {"all", "six"} and kinds.count("all") == 30
 
 
 @pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit3", f"{SEGMENTATION}lraspp_mobilenet_v3_large"])
@@ -47,6 +43,8 @@ def test_a_row_is_what_is_measured(model):
     assert sum(parameter.numel() for parameter in network.parameters()) == row.parameters
     assert y.shape == x.shape[:1] or y.shape == (4, row.size, row.size)
     assert network.training
+    with pytest.raises(ValueError, match="accepts no image of 384"):
+        describe("timm:twelve", "none", 384)
 
 
 def test_a_network_is_the_same_for_the_same_seed():
@@ -57,8 +55,3 @@ def test_a_network_is_the_same_for_the_same_seed():
         outputs.append(first_output(network.eval()(x)))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
-
-
-def test_a_network_that_accepts_no_size_has_no_row():
-    with pytest.raises(ValueError, match="accepts no image of 384"):
-        describe("timm:twelve", "none", 384)

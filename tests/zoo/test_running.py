@@ -15,10 +15,11 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo.py"
 RESNET = next(architecture for architecture in catalogue() if architecture.model == "timm:test_resnet")
 
 
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    found = runpy.run_path(str(SCRIPT), run_name="zoo_script")
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        found = runpy.run_path(str(SCRIPT), run_name="zoo_script")
     return found["main"].__globals__  # what its functions see, so that parts can be replaced
 
 
@@ -35,24 +36,18 @@ def test_rows_of_an_architecture_and_a_second_call_that_has_nothing_to_do(script
     assert f"[1/1] {model}: random ok" in printed
     assert "random: 1 of 1 (100.0 %)" in printed
     written = out.read_bytes()
-    assert script["main"](arguments) == 0
-    assert out.read_bytes() == written
+    assert script["main"](arguments) == 0 and out.read_bytes() == written
     printed = capsys.readouterr().out
-    assert "[1/" not in printed
-    assert "random: 1 of 1 (100.0 %)" in printed
+    assert "[1/" not in printed and "random: 1 of 1 (100.0 %)" in printed
 
 
-def test_an_architecture_that_the_library_does_not_have_is_absent(script, monkeypatch):
-    gone = [type(RESNET)("timm:gone", "resnet", 32, {})]
-    monkeypatch.setitem(script, "catalogue", lambda: gone)
+def test_rows_of_what_the_library_does_not_have_and_of_what_takes_too_long(script, monkeypatch):
+    (row,) = script["work"](RESNET.model, [("px", 2)], 0.01)
+    assert (row.outcome, row.dead) == ("timeout", "")
+    monkeypatch.setitem(script, "catalogue", lambda: [type(RESNET)("timm:gone", "resnet", 32, {})])
     rows = list(script["work"]("timm:gone", [("px", 2), ("snip", 2)], 10.0))
     assert [(row.scorer, row.outcome) for row in rows] == [("px", "absent"), ("snip", "absent")]
     assert rows[0].message.startswith("InvalidInput: unknown timm model 'gone'")
-
-
-def test_a_row_that_takes_too_long(script):
-    (row,) = script["work"](RESNET.model, [("px", 2)], 0.01)
-    assert (row.outcome, row.dead) == ("timeout", "")
 
 
 def test_a_process_that_ends_costs_one_row(script, monkeypatch):
@@ -86,14 +81,11 @@ def test_rows_with_an_outcome_are_run_again(script):
     assert [labels for _, labels in wanted["--again", "refused", "error"]] == [{"px": 2, "snip": 2}]
 
 
-def test_other_versions_are_not_mixed(script, tmp_path, capsys):
+def test_other_versions_and_unknown_methods_are_refused(script, tmp_path, capsys):
     script["write_rows"]([Row(RESNET.model, "px", 2, "ok", "0", "1")], tmp_path / "rows.csv")
     (tmp_path / "environment.json").write_text('{"torch": "0.1", "torchvision": "0.1", "timm": "0.1"}')
     assert script["main"](["--out", str(tmp_path), "--only", RESNET.model]) == 2
     assert "names other versions" in capsys.readouterr().err
-
-
-def test_unknown_methods_are_named(script, capsys):
     with pytest.raises(SystemExit, match="2"):
         script["main"](["--methods", "pxx"])
     assert "unknown method or option 'pxx'. Known: px" in capsys.readouterr().err

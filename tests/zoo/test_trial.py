@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,35 +40,20 @@ def tried(monkeypatch):
     return run
 
 
-def test_a_sound_scorer(tried):
-    outcome = tried(_magnitudes)
-    assert replace(outcome, seconds=0) == Outcome("ok", 0, 2)
-    assert outcome.seconds > 0
-
-
-def _weight(problem):
+def weight(problem):
     return next(problem.model.parameters())
 
 
-def _set_gradient(problem):
-    _weight(problem).grad = torch.zeros_like(_weight(problem))
-
-
-def _change_weight(problem):
-    with torch.no_grad():
-        _weight(problem)[0, 0, 0, 0] += 1
-
-
-def _replace_parameter(problem):
-    problem.model.get_submodule("0").register_parameter("weight", nn.Parameter(_weight(problem).detach()))
+def replace_parameter(problem):
+    problem.model.get_submodule("0").register_parameter("weight", nn.Parameter(weight(problem).detach()))
 
 
 FAULTS = {
-    "weight": (_change_weight, "values"),
+    "weight": (lambda problem: weight(problem).data[0, 0, 0, 0].add_(1), "values"),
     "statistics": (lambda problem: problem.model.get_buffer("1.running_mean").add_(1), "values"),
-    "parameter": (_replace_parameter, "parameters"),
-    "gradient": (_set_gradient, "parameters"),
-    "flag": (lambda problem: _weight(problem).requires_grad_(False), "parameters"),
+    "parameter": (replace_parameter, "parameters"),
+    "gradient": (lambda problem: setattr(weight(problem), "grad", torch.zeros_like(weight(problem))), "parameters"),
+    "flag": (lambda problem: weight(problem).requires_grad_(False), "parameters"),
     "hook": (lambda problem: problem.model.register_forward_hook(lambda *_: None), "hooks"),
     "python": (lambda _: random.random(), "generators"),
     "numpy": (lambda _: np.random.random(), "generators"),  # noqa: NPY002
@@ -90,27 +76,26 @@ def test_a_scorer_that_changes_something(fault, tried):
     assert (outcome.outcome, outcome.message) == ("error", f"Defect: the network was not left as it was: {part}")
 
 
-def test_scores_that_are_not_finite(tried):
+def test_scores_that_are_sound_and_scores_that_are_not_finite(tried):
+    outcome = tried(_magnitudes)
+    assert replace(outcome, seconds=0) == Outcome("ok", 0, 2) and outcome.seconds > 0
     outcome = tried(
         lambda problem: {n: w.mul(torch.inf) if n == "4.weight" else w for n, w in _magnitudes(problem).items()}
     )
     assert (outcome.outcome, outcome.message) == ("error", "Defect: scores are not finite: 4.weight")
 
 
-def _failing(error, change=lambda problem: None):
-    def scorer(problem):
+def test_a_refusal_is_explicit_and_leaves_the_network_alone(tried):
+    refusal = UnsupportedOperation("no rule to read this")
+
+    def failing(problem, error=refusal, change=lambda problem: None):
         change(problem)
         raise error
 
-    return scorer
-
-
-def test_a_refusal_is_explicit_and_leaves_the_network_alone(tried):
-    refusal = UnsupportedOperation("no rule to read this")
-    outcome = tried(_failing(refusal))
+    outcome = tried(failing)
     assert (outcome.outcome, outcome.dead, outcome.message) == ("refused", None, "no rule to read this")
-    assert tried(_failing(refusal, _set_gradient)).outcome == "error"
-    failed = tried(_failing(IndexError("out of bounds")))
+    assert tried(partial(failing, change=FAULTS["gradient"][0])).outcome == "error"
+    failed = tried(partial(failing, error=IndexError("out of bounds")))
     assert (failed.outcome, failed.message) == ("error", "IndexError: out of bounds")
 
 

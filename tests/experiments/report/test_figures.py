@@ -50,23 +50,13 @@ def test_every_run_lies_inside_the_frame_and_wide_intervals_do_not_blow_it_up(ma
     assert high - low < 8, "Student's interval of two seeds alone is 12.7 points wide"
 
 
-def test_sparser_is_further_right_and_ticks_read_as_sparsity(study):
-    axes = _against_sparsity(panel_of(study))[0].axes[0]
-    left, right = axes.get_xlim()
-    assert axes.get_xscale() == "log" and left > right
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.9", "0.982"]
-
-
 def test_dots_are_ordered_by_accuracy_with_dense_as_a_line(make_run):
     means = {"random": 0.6, "px": 0.8, "magnitude": 0.7, "dense": 0.9}
-    folders = [make_run(method, test_accuracy=mean) for method, mean in means.items()]
-    axes = _dots(panel_of(*folders))[0].axes[0]
+    figure, caption = _dots(panel_of(*(make_run(method, test_accuracy=mean) for method, mean in means.items())))
+    axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["random", "magnitude", "px"]
     assert axes.get_legend_handles_labels()[1] == ["dense (90.0)"]
-
-
-def test_one_seed_draws_no_interval_and_the_caption_promises_none(make_run):
-    assert "interval" not in _dots(panel_of(make_run("px"), make_run("random")))[1]
+    assert "interval" not in caption  # one seed has none
 
 
 def test_pictures_are_valid_carry_no_date_and_leave_the_settings_of_matplotlib_alone(study):
@@ -161,8 +151,13 @@ def test_runs_without_a_size_are_told_and_if_there_are_no_others_it_is_an_error(
         curves(panel_of(make_run("px"), x="multiply-adds"))
 
 
-def test_the_caption_says_how_many_seeds(study, make_run):
-    assert "n = 3 seeds" in _against_sparsity(panel_of(study))[1]
+def test_sparser_is_further_right_and_the_caption_says_how_many_seeds(study, make_run):
+    figure, caption = _against_sparsity(panel_of(study))
+    axes = figure.axes[0]
+    left, right = axes.get_xlim()
+    assert axes.get_xscale() == "log" and left > right
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.9", "0.982"]
+    assert "n = 3 seeds" in caption
     assert "n = 1 seed)" in _dots(panel_of(make_run("px")))[1]
     uneven = panel_of(make_run("random"), make_run("snip"), make_run("snip", 0.9, 1))
     assert "n = 1 to 2 seeds" in _dots(uneven)[1]

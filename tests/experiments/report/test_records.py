@@ -8,36 +8,24 @@ from pathex.experiments.report.records import read_all
 
 def test_a_run_is_found_at_any_depth_and_once(make_run):
     folder = make_run("px")
+    below = folder / "wandb" / "run-1" / "files"  # what a logger keeps below a run is no run
+    below.mkdir(parents=True)
+    (below / "config.yaml").write_text("wandb_version: 1\n")
     records, problems = read_all([folder, folder.parent.parent])
     assert ([record.folder for record in records], problems) == ([folder], [])
 
 
-def test_what_a_logger_keeps_below_a_run_is_no_run(make_run):
-    folder = make_run("px")
-    below = folder / "wandb" / "run-1" / "files"
-    below.mkdir(parents=True)
-    (below / "config.yaml").write_text("wandb_version: 1\n")
-    records, problems = read_all([folder.parent])
-    assert [record.folder for record in records] == [folder] and problems == []
-
-
-def test_options_get_dotted_names_and_other_mappings_stay_whole(make_run):
+def test_what_a_record_tells(make_run):
     folder = make_run("px", method_options={"redraw": True}, allocation={"layer.0.weight": 0.5})
-    [record] = read_all([folder])[0]
-    assert record.config["method_options.redraw"] is True
-    assert record.config["allocation"] == {"layer.0.weight": 0.5}
-
-
-def test_a_dense_run_has_no_sparsity_whatever_its_settings_say(make_run):
-    [record] = read_all([make_run("dense", 0.9)])[0]
-    assert record.sparsity == 0.0
-
-
-def test_environment_is_flat_and_may_be_missing(make_run):
-    first, second = make_run("px"), make_run("random")
-    (second / "environment.json").unlink()
-    found = {record.method: record.environment for record in read_all([first.parent])[0]}
-    assert found == {"px": {"torch": "2.x", "device.name": "cpu", "device.threads": 1}, "random": {}}
+    dense, segmented = make_run("dense", 0.9), make_run("px", 0.9, 1, metric="miou", test_miou=0.25)
+    (dense / "environment.json").unlink()
+    first, second, third = read_all([folder, dense, segmented])[0]
+    assert first.config["method_options.redraw"] is True
+    assert first.config["allocation"] == {"layer.0.weight": 0.5}
+    assert first.environment == {"torch": "2.x", "device.name": "cpu", "device.threads": 1}
+    assert (first.metric, first.task) == ("accuracy", "classification")
+    assert (second.sparsity, second.environment) == (0.0, {})  # whatever its settings say
+    assert (third.metric, third.task, third.value) == ("miou", "segmentation", 0.25)
 
 
 def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
@@ -53,15 +41,6 @@ def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
         (failed, "failed: TrainingDiverged: loss is nan"),
         (alone, "failed: TrainingDiverged: loss is nan"),
     }
-
-
-def test_the_metric_is_the_one_the_result_names(make_run):
-    records, _ = read_all([make_run("px"), make_run("px", 0.9, 1, metric="miou", test_miou=0.25)])
-    assert [(record.metric, record.task) for record in records] == [
-        ("accuracy", "classification"),
-        ("miou", "segmentation"),
-    ]
-    assert records[1].value == 0.25
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput
 from pathex.experiments.report import build
 from pathex.masks import Mask
 
@@ -43,11 +43,6 @@ def test_same_runs_give_the_same_bytes(report, study, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_names_are_escaped_in_the_page(make_run, unpainted, tmp_path):
-    page = build([make_run("<b>mine</b>")], tmp_path).page.read_text()
-    assert "<b>mine</b>" not in page and "&lt;b&gt;mine" in page
-
-
 def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tmp_path):
     for method, kept in (("px", 1), ("magnitude", 0)):
         folder = make_run(method, 0.9, dead_layers=1 - kept)
@@ -65,46 +60,44 @@ def test_each_model_and_data_set_has_its_own_figures(make_run, unpainted, tmp_pa
         "accuracy_resnet20-fashion-mini",
         "accuracy_timm-resnet18-fashion-mini",
     }
+    folders = [make_run(method, data=f"npz:/{method}/mine.npz") for method in ("px", "snip")]  # of one short name
+    report = build(folders, tmp_path)
+    assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
+    assert all(path.exists() for path in report.figures)
 
 
-def test_dense_runs_alone_make_a_report(make_run, unpainted, tmp_path):
-    report = build([make_run("dense")], tmp_path)
-    assert "Only dense runs" in report.page.read_text()
-
-
-def test_a_broken_run_is_listed_and_not_fatal(make_run, unpainted, tmp_path):
-    good, broken = make_run("px"), make_run("random")
+def test_a_broken_run_is_listed_and_names_are_escaped(make_run, unpainted, tmp_path):
+    good, broken = make_run("<b>mine</b>"), make_run("random")
     (broken / "mask.safetensors").write_text("x")
     report = build([good.parent, broken], tmp_path / "out")
     [(folder, why)] = report.left_out
     assert (report.runs, folder) == (1, broken)
     assert "mask.safetensors cannot be read" in why and "\n" not in why
-    assert broken.name in report.page.read_text()
+    page = report.page.read_text()
+    assert broken.name in page and "<b>mine</b>" not in page and "&lt;b&gt;mine" in page
+    assert "Only dense runs" in build([make_run("dense")], tmp_path / "dense").page.read_text()
 
 
-def test_no_run_at_all_is_an_error_and_writes_nothing(make_run, unpainted, tmp_path):
-    unfinished = make_run("px")
+def test_what_cannot_be_reported_is_an_error_and_writes_nothing(make_run, unpainted, tmp_path):
+    folder, unfinished = make_run("px"), make_run("snip")
     (unfinished / "result.json").unlink()
-    out, empty = tmp_path / "out", tmp_path / "empty"
+    out, empty, taken = tmp_path / "out", tmp_path / "empty", tmp_path / "taken"
     empty.mkdir()
-    for folder, message in ((empty, "no run found"), (unfinished, "no finished run"), (out, "no such folder")):
+    taken.write_text("")
+    copy = shutil.copytree(folder, tmp_path / "copy" / folder.name)
+    for folders, place, options, message in (
+        ([empty], out, {}, "no run found"),
+        ([unfinished], out, {}, "no finished run"),
+        ([out], out, {}, "no such folder"),
+        ([folder, copy], out, {}, "two run folders are named"),
+        ([folder], taken, {}, "report cannot be written to"),
+        ([folder], out, {"x": "params"}, "unknown x axis 'params'.*Known"),
+        ([folder], out, {"published": "yes"}, "unknown choice for published 'yes'.*Known"),
+    ):
         with pytest.raises(InvalidInput, match=message):
-            build([folder], out)
+            build(folders, place, **options)
     assert not out.exists()
-
-
-def test_two_runs_of_one_name_are_refused_and_one_run_given_twice_is_not(make_run, unpainted, tmp_path):
-    folder = make_run("px")
-    assert build([folder, folder.parent], tmp_path / "out").runs == 1
-    shutil.copytree(folder, tmp_path / "copy" / folder.name)
-    with pytest.raises(InvalidInput, match="two run folders are named"):
-        build([folder, tmp_path / "copy"], tmp_path / "out")
-
-
-def test_a_file_in_the_way_of_the_report_is_an_input_error(make_run, unpainted, tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(InvalidInput, match="report cannot be written to"):
-        build([make_run("px")], tmp_path / "taken")
+    assert build([folder, folder], out).runs == 1
 
 
 def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_path):
@@ -133,17 +126,3 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_
     assert page.count('<th scope="col">mean IoU</th>') == 1 and page.count('<th scope="col">zero-shot</th>') == 1
     assert page.count("<td>25.00\u00a0%</td>") + page.count("25.00&nbsp;%") == 2
     assert len(pd.read_csv(report.table)) == 4
-
-
-def test_experiments_of_one_short_name_do_not_overwrite_each_other(make_run, unpainted, tmp_path):
-    folders = [make_run(method, data=f"npz:/{method}/mine.npz") for method in ("px", "snip")]
-    report = build(folders, tmp_path)
-    assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
-    assert all(path.exists() for path in report.figures)
-
-
-@pytest.mark.parametrize("wrong", [{"x": "params"}, {"published": "yes"}])
-def test_unknown_choices_list_the_known(make_run, unpainted, tmp_path, wrong):
-    with pytest.raises(UnknownName, match="Known"):
-        build([make_run("px")], tmp_path / "out", **wrong)
-    assert not (tmp_path / "out").exists()

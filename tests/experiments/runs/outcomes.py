@@ -10,6 +10,11 @@ from pathlib import Path
 import torch
 
 import pathex
+from pathex.experiments.runs import RunConfig, build_task
+from pathex.experiments.runs.folder import Journal
+from pathex.experiments.runs.rewind import rewound_mask
+from pathex.experiments.runs.tickets import Stage
+from pathex.train import fabric
 
 TESTS = str(Path(__file__).parents[2])
 WITH_TESTS = os.environ | {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
@@ -104,6 +109,13 @@ def start_and_kill(settings, moment, flag):
         os.kill(child.pid, signal.SIGKILL)
     flag.unlink()
     assert child.returncode == -signal.SIGKILL
+
+
+def rewound(settings, folder):
+    """Find a mask by training as one of two processes, and write it under the number of this one."""
+    config, machine = RunConfig(**settings), fabric("cpu", "32-true", devices=2)
+    mask, _ = rewound_mask(Stage(config, folder, build_task(config), None, machine, Journal(None, None), 0))
+    mask.save(folder / f"{machine.global_rank}.safetensors")
 
 
 def stop_at(kind, **known):

@@ -1,7 +1,4 @@
-import json
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +6,8 @@ import pytest
 import torch
 
 import pathex
-from experiments.runs.outcomes import WITH_TESTS, entries, equal, mask_of, state_of, stop_at, times
+from experiments.runs.outcomes import entries, equal, mask_of, rewound, state_of, stop_at, times
+from pathex.distributed import launched
 from pathex.errors import InvalidInput, UnknownName
 from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.experiments.runs.rewind import Plan, plan
@@ -128,30 +126,10 @@ def test_what_pruning_refuses_shows_before_anything_trains_and_leaves_nothing(
     assert "\n" not in str(caught.value) and not Path("new").exists()
 
 
-PROCESSES = """
-import json, sys
-from pathlib import Path
-
-from pathex.experiments.runs import RunConfig, build_task
-from pathex.experiments.runs.folder import Journal
-from pathex.experiments.runs.rewind import rewound_mask
-from pathex.experiments.runs.tickets import Stage
-from pathex.train import fabric
-
-config, folder = RunConfig(**json.loads(sys.argv[1])), Path(sys.argv[2])
-machine = fabric("cpu", "32-true", devices=0)
-mask, _ = rewound_mask(Stage(config, folder, build_task(config), None, machine, Journal(None, None), 0))
-mask.save(folder / f"{machine.global_rank}.safetensors")
-"""
-
-
 def test_processes_agree_though_their_batch_statistics_differ(settings, tmp_path):
     options = settings | IMP | {"method_options": {"levels": 2, "rewind": "learning-rate"}, "epochs": 1}
-    (tmp_path / "processes.py").write_text(PROCESSES)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*launcher, str(tmp_path / "processes.py"), json.dumps(options), str(tmp_path)]
-    ended = subprocess.run(words, env=WITH_TESTS, capture_output=True, text=True, check=False, timeout=240)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    with launched(2, rewound, options, tmp_path):
+        rewound(options, tmp_path)
     first, second = (pathex.Mask.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert first == second == mask_of(levels_of(tmp_path)[-1]) and first.kept == round(0.25 * first.total)
 

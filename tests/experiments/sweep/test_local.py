@@ -65,35 +65,25 @@ def test_a_worker_that_dies_is_one_failed_run(small, tmp_path):
     assert_as_alone(planned, [first, second, reviving], tmp_path)
 
 
-def test_what_is_closed_stops_at_once_and_goes_on_later(tiny, tmp_path):
-    settings = {**tiny, "epochs": 1000}
-    ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
-    executor = LocalExecutor(share(1, 1, 0, 1))
-    seen = []
-    with executor:
-        executor.submit(Job(name, config, 1))
-        while "epoch" not in seen:
-            seen += [message.kind for message in executor.listen(1.0)]
-            assert ENDED not in seen
-        process = executor._workers[0].child.process
+def test_workers_stop_when_their_sweep_is_closed_or_gone_and_can_go_on_later(tiny, tmp_path):
+    planned = plan(SweepConfig(settings={**tiny, "epochs": 1000}, grid={"seed": [0, 1]}, out=str(tmp_path)))
+    training = set()
+    with LocalExecutor(share(2, 1, 0, 2)) as executor:
+        for name, config in planned.runs.items():
+            executor.submit(Job(name, config, 1))
+        while len(training) < 2:
+            for message in executor.listen(1.0):
+                assert message.kind != ENDED
+                training |= {message.name} if message.kind == "epoch" else set()
+        closed, gone = executor._workers[0].child.process, executor._workers.pop(1).child
+        gone.connection.close()  # what the system does when the sweep is killed
+        gone.process.join(20)
         started = time.monotonic()
-    assert time.monotonic() - started < 9 and process.exitcode == 0  # it stopped when asked, and was not killed
-    assert "stopped by KeyboardInterrupt" in (tmp_path / name / "log.txt").read_text()
-    rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-    assert torch.load(tmp_path / name / "last.ckpt", weights_only=True)["epoch"] in {len(rows), len(rows) + 1}
-
-
-def test_a_worker_whose_sweep_is_gone_ends(tiny, tmp_path):
-    settings = {**tiny, "epochs": 1000}
-    ((name, config),) = plan(SweepConfig(settings=settings, grid={"seed": [0]}, out=str(tmp_path))).runs.items()
-    with LocalExecutor(share(1, 1, 0, 1)) as executor:
-        executor.submit(Job(name, config, 1))
-        while "epoch" not in [message.kind for message in executor.listen(1.0)]:
-            pass
-        child = executor._workers.pop(0).child
-        child.connection.close()  # what the system does when the sweep is killed
-        child.process.join(20)
-        assert child.process.exitcode == 0
+    assert time.monotonic() - started < 9 and closed.exitcode == gone.process.exitcode == 0  # neither was killed
+    for name in planned.runs:
+        assert "stopped by KeyboardInterrupt" in (tmp_path / name / "log.txt").read_text()
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        assert torch.load(tmp_path / name / "last.ckpt", weights_only=True)["epoch"] in {len(rows), len(rows) + 1}
 
 
 @pytest.mark.parametrize(
