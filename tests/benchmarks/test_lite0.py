@@ -25,10 +25,8 @@ def protocol(tmp_path):
     torch.manual_seed(1)
     weights = tmp_path / "weights.pt"
     torch.save(pathex.models.CifarResNet(20, num_classes=7, width=16).state_dict(), weights)
-    return lite0.Protocol(
-        "resnet20", str(weights), str(tmp_path / "images"), 16, 4, epochs=2, batch_size=8, images_per_class=2,
-        px_rounds=2,
-    )  # fmt: skip
+    small = {"epochs": 2, "batch_size": 8, "images_per_class": 2, "px_rounds": 2}
+    return lite0.Protocol("resnet20", str(weights), str(tmp_path / "images"), 16, 4, **small)
 
 
 def test_networks_of_one_seed_are_equal_and_only_their_classifier_is_new(protocol):
@@ -71,6 +69,8 @@ def test_a_run_keeps_its_zeros_and_a_dense_classifier(protocol, method, monkeypa
     seen = []
     accuracy = lite0._accuracy
     monkeypatch.setattr(lite0, "_accuracy", lambda model, *rest: seen.append(model) or accuracy(model, *rest))
+    if method == "magnitude":  # trained for long enough to learn these classes
+        protocol = replace(protocol, epochs=12, lr=0.05)
     row = lite0.run_case(lite0.Case(method, 0.0 if method == "dense" else 0.75, 0), protocol)
     weights = {name: p for name, p in seen[0].named_parameters() if p.dim() == 4}
     total = sum(p.numel() for p in weights.values())
@@ -78,16 +78,12 @@ def test_a_run_keeps_its_zeros_and_a_dense_classifier(protocol, method, monkeypa
     assert (row["kept"], row["total"]) == (kept, total)
     assert sum(int(p.count_nonzero()) for p in weights.values()) == kept
     assert seen[0].fc.weight.count_nonzero() == seen[0].fc.weight.numel()
-    assert 0 <= row["accuracy"] <= 1
+    # Their brightness differs; chance is a third.
+    assert (0.9 if method == "magnitude" else 0) <= row["accuracy"] <= 1
     data = lite0.load_images(protocol.data, 20)
     pixels = data.normalise(data.test.data[:, :, 2:18, 2:18])
     seen[0].eval()
     assert row["accuracy"] == float((seen[0](pixels).argmax(1) == data.test.labels).double().mean())
-
-
-def test_long_training_learns_these_classes(protocol):
-    row = lite0.run_case(lite0.Case("magnitude", 0.5, 0), replace(protocol, epochs=12, lr=0.05))
-    assert row["accuracy"] >= 0.9  # their brightness differs; chance is a third
 
 
 def test_the_summary_pairs_by_seed():

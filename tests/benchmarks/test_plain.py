@@ -46,14 +46,11 @@ def test_plain_rounds_keep_what_pathex_keeps_and_leave_no_trace(problem):
         name: entry.tolist() for name, entry in result.mask.items()
     }
     assert numbers == [1, 2, 3]
+    assert all(entry.all() for entry in plain_px(model, images, sparsity=0.0, rounds=2).values())
+    with pytest.raises(InvalidInput, match=r"nn\.ReLU or F\.relu"):
+        plain_px(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 1)), torch.ones(1, 2), sparsity=0.5, rounds=1)
     assert F.relu is relu
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_plain_keeps_everything_at_sparsity_zero(problem):
-    model, images = problem
-    mask = plain_px(model.float(), images.float(), sparsity=0.0, rounds=2)
-    assert all(entry.all() for entry in mask.values())
 
 
 def test_modules_of_relu_are_gated_as_functions_are():
@@ -75,8 +72,3 @@ def test_modules_of_relu_are_gated_as_functions_are():
     expected, actual = plain_scores(Functions(), x, mask), plain_scores(modules, x, mask)
     assert expected["0.weight"].any()
     torch.testing.assert_close(actual, expected)
-
-
-def test_a_network_without_relu_is_refused():
-    with pytest.raises(InvalidInput, match=r"nn\.ReLU or F\.relu"):
-        plain_px(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 1)), torch.ones(1, 2), sparsity=0.5, rounds=1)

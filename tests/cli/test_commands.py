@@ -128,18 +128,16 @@ def test_demo_runs_every_method_and_writes_a_report(command, runs):
 
 def test_listings(command):
     assert set(OF_RUNS) == {*DENSE, *TRAINED}
-    for words, said in (
-        (("methods",), "Path eXclusion"),
-        (("methods",), "magnitude-after-training"),
+    for words, *said in (
+        (("methods",), "Path eXclusion", "magnitude-after-training"),
         (("methods", "px"), pathex.methods("px").citation),
         (("methods", "imp"), "levels"),
-        (("models",), "resnet20"),
-        (("models",), "timm:NAME"),
+        (("models",), "resnet20", "timm:NAME"),
         (("datasets",), "fashion-mini"),
         (("datasets", "voc2012"), "--data-options.root"),
     ):
         code, out, _ = command(*words)
-        assert code == 0 and said in out
+        assert code == 0 and all(each in out for each in said)
     assert "cifar10" not in command("datasets", "fashion-mini")[1]
     assert command("methods", "pxx")[0] == command("datasets", "nothing")[0] == 2
 

@@ -42,10 +42,7 @@ def test_on_a_terminal_bars_vanish_and_facts_stay(capsys, monkeypatch):
         ({"stage": "pruned"}, "px: resumed with the mask of before"),
         ({"stage": "training", "epoch": 4, "epochs": 9}, "px: resumed after epoch 4"),
         ({"stage": "training", "epoch": 4, "epochs": 9, "task": 2}, "px: resumed after epoch 4 of task 2"),
-        (
-            {"stage": "training", "epoch": 4, "epochs": 9, "level": 1, "levels": 5},
-            "px: resumed after epoch 4 of level 1 of 5",
-        ),
+        ({"stage": "training", "epoch": 4, "level": 1, "levels": 5}, "px: resumed after epoch 4 of level 1 of 5"),
         ({"stage": "level", "level": 1, "levels": 5}, "px: level 1 of 5 was done before"),
     ],
 )

@@ -24,37 +24,41 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_classes_labels_and_pixels(tree):
-    data = load(f"imagefolder:{tree}")
-    assert data.classes == ("ant", "cat")
-    assert data.image_size == 8
-    assert isinstance(data.train, ArraySplit)
+def test_classes_labels_and_pixels_are_the_same_in_memory_and_lazy(tree):
+    data, lazy = load(f"imagefolder:{tree}"), load(f"imagefolder:{tree}", in_memory=0)
+    assert (data.classes, data.image_size) == (("ant", "cat"), 8)
+    assert isinstance(data.train, ArraySplit) and isinstance(lazy.train, DecodedSplit) and isinstance(lazy.train, Split)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.train.data[:, 0, 0, 0].tolist() == [100, 101, 102, 0, 1, 2]
     assert (len(data.test), data.test.labels.tolist()) == (1, [1])
-
-
-def test_lazy_and_in_memory_are_the_same(tree):
-    lazy, whole = load(f"imagefolder:{tree}", in_memory=0), load(f"imagefolder:{tree}")
-    assert isinstance(lazy.train, DecodedSplit)
-    assert isinstance(lazy.train, Split)
     indices = torch.tensor([4, 0])
-    assert torch.equal(lazy.train.images(indices), whole.train.images(indices))
-    assert torch.equal(lazy.mean, whole.mean)
-
-
-def test_short_side_is_resized_and_the_centre_cut(tree):
-    picture = np.zeros((20, 60, 3), np.uint8)
-    picture[:, 16:44] = 200
-    Image.fromarray(picture).save(tree / "train" / "cat" / "wide.png")
-    data = load(f"imagefolder:{tree}", image_size=10)
-    assert data.train.images(torch.tensor([6])).eq(200).all()
-    assert load(f"imagefolder:{tree}", in_memory=0).image_size == 224
-
-
-def test_test_comes_before_val(tree):
-    write(tree / "test" / "ant" / "0.png")
+    assert torch.equal(lazy.train.images(indices), data.train.images(indices))
+    assert torch.equal(lazy.mean, data.mean)
+    write(tree / "test" / "ant" / "0.png")  # test comes before val
     assert load(f"imagefolder:{tree}").test.labels.tolist() == [0]
+
+
+def test_short_side_is_resized_and_the_centre_cut_or_what_a_transform_makes_of_the_original(tree):
+    wide, framed = np.zeros((20, 60, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)
+    wide[:, 16:44] = framed[5:35, 5:35] = 200
+    Image.fromarray(wide).save(tree / "train" / "cat" / "wide.png")
+    name, last = f"imagefolder:{tree}", torch.tensor([6])
+    assert load(name, image_size=10).train.images(last).eq(200).all()
+    lazy = load(name, in_memory=0)
+    assert lazy.image_size == 224
+    corner = lazy.train.image(6, lambda image: image.crop((0, 0, 15, 20)).resize((10, 10)))
+    assert corner.shape == (3, 10, 10) and corner.eq(0).all()
+    Image.fromarray(framed).save(tree / "train" / "cat" / "wide.png")
+    assert load(name, image_size=10, resize=16).train.images(last).eq(200).all()
+    assert not load(name, image_size=10).train.images(last).eq(200).all()
+    for options, message in (
+        ({"image_size": 10, "resize": 9}, r"'resize' of data .* at least image_size=10, got 9"),
+        ({"image_size": 0}, "option 'image_size'"),
+        ({"image_size": 8.0}, "option 'image_size'"),
+        ({"in_memory": -1}, "option 'in_memory'"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            load(name, **options)
 
 
 @pytest.mark.parametrize(
@@ -99,26 +103,6 @@ def test_given_statistics_spare_the_reading_of_all_images(tree, monkeypatch):
     assert set(read) == {0}  # to see channels and size
 
 
-def test_resize_before_the_centre_is_cut(tree):
-    picture = np.zeros((40, 40, 3), np.uint8)
-    picture[5:35, 5:35] = 200
-    Image.fromarray(picture).save(tree / "train" / "cat" / "framed.png")
-    name = f"imagefolder:{tree}"
-    assert load(name, image_size=10, resize=16).train.images(torch.tensor([6])).eq(200).all()
-    assert not load(name, image_size=10).train.images(torch.tensor([6])).eq(200).all()
-    with pytest.raises(InvalidInput, match=r"'resize' of data .* at least image_size=10, got 9"):
-        load(name, image_size=10, resize=9)
-
-
-def test_an_image_is_cut_from_the_original(tree):
-    picture = np.zeros((20, 60, 3), np.uint8)
-    picture[:, :15] = 200  # outside the centre, and what resizing spreads of it
-    Image.fromarray(picture).save(tree / "train" / "cat" / "wide.png")
-    split = load(f"imagefolder:{tree}", image_size=10, in_memory=0).train
-    assert split.image(6).eq(0).all()
-    assert split.image(6, lambda image: image.crop((0, 0, 15, 20)).resize((10, 10))).eq(200).all()
-
-
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("shape", [(75, 100), (60, 41), (34, 34)])
@@ -135,16 +119,22 @@ def test_pixels_are_those_of_pillow_within_a_level(tree, ending, mode, shape):
     assert expected.getextrema() != ((0, 0),) * 3
 
 
-def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tree):
-    data = load(f"imagefolder:{tree}", image_size=8, in_memory=0, mean=0, std=1)
+def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tree, monkeypatch):
+    given = {"image_size": 8, "in_memory": 0, "mean": 0, "std": 1}
+    data = load(f"imagefolder:{tree}", **given)
     spoil(tree / "val" / "cat" / "0.png", 30)
-    message = (
-        r"val.cat.0.png' cannot be read \(OSError.*\); verify=True looks for such images when the data are loaded$"
-    )
-    with pytest.raises(InvalidInput, match=message):
+    remedy = "verify=True looks for such images when the data are loaded"
+    with pytest.raises(InvalidInput, match=rf"val.cat.0.png' cannot be read \(OSError.*\); {remedy}$"):
         data.test.images(torch.tensor([0]))
     with pytest.raises(InvalidInput, match=r"0.png' cannot be read \(OSError[^;]*; 1 of 7 images"):
-        load(f"imagefolder:{tree}", image_size=8, in_memory=0, mean=0, std=1, verify=True)
+        load(f"imagefolder:{tree}", verify=True, **given)
+
+    def fail(*args, **kwargs):  # what a damaged TIFF file can do to the library
+        raise TypeError("'str' object cannot be interpreted as an integer")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(InvalidInput, match=r"cannot be read \(TypeError: .*; 7 of 7 images cannot be read"):
+        load(f"imagefolder:{tree}")
 
 
 def test_some_classes_of_files(tree):
@@ -154,12 +144,6 @@ def test_some_classes_of_files(tree):
     assert one.mean[0] < whole.mean[0]
     with pytest.raises(InvalidInput, match="the chosen classes have no test images"):
         load(f"imagefolder:{tree}", classes=["ant"])
-
-
-@pytest.mark.parametrize("option", [{"image_size": 0}, {"image_size": 8.0}, {"in_memory": -1}])
-def test_bad_options(tree, option):
-    with pytest.raises(InvalidInput, match=f"option '{next(iter(option))}'"):
-        load(f"imagefolder:{tree}", **option)
 
 
 RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
@@ -172,25 +156,17 @@ RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
         ("tif", Image.fromarray(RAMP), {}, RAMP // 256),
         ("png", Image.new("L", (8, 8), 9), {}, np.full((8, 8), 9)),
         ("png", Image.new("L", (8, 8), 9).convert("P"), {"transparency": bytes(range(256))}, np.full((8, 8), 9)),
+        ("tif", Image.fromarray(np.ones((8, 8), np.float32)), {}, "F"),
+        ("tif", Image.fromarray(np.ones((8, 8), np.int32)), {}, "I"),
     ],
 )
-def test_other_modes_become_colour_without_a_warning(tree, ending, picture, options, expected):
+def test_other_modes_become_colour_without_a_warning_unless_their_range_is_unknown(
+    tree, ending, picture, options, expected
+):
     picture.save(tree / "train" / "cat" / f"other.{ending}", **options)
+    if isinstance(expected, str):
+        with pytest.raises(InvalidInput, match=rf"other.tif' cannot be read .*mode {expected}.*8 or 16 bits"):
+            load(f"imagefolder:{tree}")
+        return
     pixels = load(f"imagefolder:{tree}").train.images(torch.tensor([6]))
     np.testing.assert_array_equal(pixels[0].numpy(), np.stack([expected] * 3))
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_pixels_of_unknown_range_are_refused(tree, kind):
-    Image.fromarray(np.ones((8, 8), kind)).save(tree / "train" / "cat" / "deep.tif")
-    with pytest.raises(InvalidInput, match=r"deep.tif' cannot be read .*mode [FI].*8 or 16 bits"):
-        load(f"imagefolder:{tree}")
-
-
-def test_damage_of_any_kind_is_one_line(tree, monkeypatch):
-    def fail(*args, **kwargs):  # what a damaged TIFF file can do to the library
-        raise TypeError("'str' object cannot be interpreted as an integer")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
-    with pytest.raises(InvalidInput, match=r"cannot be read \(TypeError: .*; 7 of 7 images cannot be read"):
-        load(f"imagefolder:{tree}")

@@ -84,32 +84,24 @@ def test_webdataset_shards(tmp_path):
 
 def test_names_of_columns_and_splits(tmp_path):
     folder = tmp_path / "odd"
-    parquet(folder / "data", "train", ["b", "a", "b"], feature=datasets.Value("string"), columns=("photo", "kind"))
-    parquet(folder / "data", "holdout", ["a", "b"], feature=datasets.Value("string"), columns=("photo", "kind"))
+    for part, labels in (("train", ["b", "a", "b"]), ("holdout", ["a", "b"])):
+        parquet(folder / "data", part, labels, feature=datasets.Value("string"), columns=("photo", "kind"))
     with pytest.raises(InvalidInput, match="give option 'label_column'; the columns are photo, kind"):
         load(f"hf:{folder}", test_split="holdout")
     with pytest.raises(InvalidInput, match=r"no split test or validation or val or valid to test on. There: "):
         load(f"hf:{folder}", label_column="kind")
     data = load(f"hf:{folder}", test_split="holdout", image_column="photo", label_column="kind")
     assert (data.classes, data.train.labels.tolist(), data.test.labels.tolist()) == (("a", "b"), [1, 0, 1], [0, 1])
-
-
-def test_of_two_columns_the_usual_one(tmp_path):
     folder = tmp_path / "fine"
     for part in ("train", "test"):
         parquet(folder, part, [0, 1, 2], columns=("img", "fine_label"), extra={"coarse_label": [0, 0, 0]})
-    data = load(f"hf:{folder}")
-    assert data.num_classes == 3
+    assert load(f"hf:{folder}").num_classes == 3  # of two columns the usual one
     assert load(f"hf:{folder}", label_column="coarse_label").num_classes == 1
-
-
-def test_a_test_split_without_labels_is_passed_over(tmp_path):
     folder = tmp_path / "hidden"
     parquet(folder, "train", [0, 1, 2])
     parquet(folder, "test", [-1, -1])
     parquet(folder, "validation", [2, 1, 0], start=50)
-    data = load(f"hf:{folder}")
-    assert data.test.labels.tolist() == [2, 1, 0]
+    assert load(f"hf:{folder}").test.labels.tolist() == [2, 1, 0]  # a split without labels is passed over
     with pytest.raises(InvalidInput, match=r"column 'label' of split 'test' holds .*-1.* in 2 rows"):
         load(f"hf:{folder}", test_split="test")
 
@@ -141,7 +133,7 @@ def test_bad_options(flowers, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_images_and_labels(tmp_path):
+def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
     folder = tmp_path / "damaged"
     parquet(folder, "train", [0, 2], feature=datasets.Value("int64"))
     parquet(folder, "test", [0, 1], feature=datasets.Value("int64"))
@@ -155,11 +147,9 @@ def test_damaged_images_and_labels(tmp_path):
     table.to_parquet(folder / "test-00000-of-00001.parquet")
     with pytest.raises(InvalidInput, match=r"in row 0 of .*broken \(test\)' cannot be read .*; 2 of 5 images"):
         load(f"hf:{folder}")
-
-
-def test_without_the_library_and_without_the_data(monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="cannot be loaded"):
-        load(f"hf:{tmp_path}")  # an empty folder
+        load(f"hf:{tmp_path / 'empty'}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InvalidInput, match=r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
         load("hf:uoft-cs/cifar10")

@@ -29,11 +29,6 @@ def seeded(window, sample, scales, seed):
         return window.random(sample, scales)
 
 
-def assert_same(actual, expected):
-    np.testing.assert_array_equal(actual[0].numpy(), expected[0])
-    np.testing.assert_array_equal(actual[1].numpy(), expected[1])
-
-
 @pytest.mark.parametrize("size", [(5, 7), (8, 9), (6, 4), (6, 6)])
 @pytest.mark.parametrize("margin", [0, 3])
 def test_unscaled_windows_are_those_cut_pixel_by_pixel(size, margin):
@@ -53,7 +48,8 @@ def test_unscaled_windows_are_those_cut_pixel_by_pixel(size, margin):
 def test_the_centre_is_in_the_middle(size, first):
     sample = random_sample(*size)
     expected = twin.window(*(part.numpy() for part in sample), *first, 8, 11, COLOUR)
-    assert_same(Window(8, 11, COLOUR).centre(sample), expected)
+    for actual, wanted in zip(Window(8, 11, COLOUR).centre(sample), expected, strict=True):
+        np.testing.assert_array_equal(actual.numpy(), wanted)
 
 
 def blocks(height, width, block):
@@ -113,10 +109,8 @@ def test_classes_draw_different_images_where_there_are_enough():
     present = torch.zeros(30, 3, dtype=torch.bool)
     for column in range(3):
         present[column * 8 : column * 8 + 14, column] = True
-    chosen = choose_images(present, 4, torch.Generator().manual_seed(0))
-    assert len(chosen) == 12
-    again, other = (choose_images(present, 4, torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    assert chosen == again != other
+    chosen, again, other = (choose_images(present, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert len(chosen) == 12 and chosen == again != other
 
 
 @pytest.fixture
@@ -156,9 +150,8 @@ def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
         torch.testing.assert_close(seen, torch.full_like(seen, 10 * index / 255 - 0.5))
         assert image[:, 8:].abs().max() <= 0.5 / 255 + 1e-6  # the mean colour, rounded to a byte
     assert segmentation_pruning_set(data, 2, 0, data.window(8, 12), torch.arange(12)).hash == chosen.hash
-    assert {segmentation_pruning_set(data, 2, seed, data.window(8), torch.arange(12)).hash for seed in range(6)} != {
-        chosen.hash
-    }
+    others = (segmentation_pruning_set(data, 2, seed, data.window(8), torch.arange(12)) for seed in range(6))
+    assert {other.hash for other in others} != {chosen.hash}
 
 
 def test_classes_with_too_few_images_are_named(data):
@@ -178,22 +171,15 @@ def test_classes_with_too_few_images_are_named(data):
             segmentation_pruning_set(data, **wrong, window=data.window(8), indices_from=torch.arange(12))
 
 
-def test_normalised_colours(data):
+def test_colours_sizes_and_damaged_label_maps(data):
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(data.normalise(pixels).flatten(), torch.tensor([0, 128 / 255, 1]) - 0.5)
     assert data.window(5) == Window(5, 5, (128, 128, 128))
-
-
-def test_a_short_side_may_be_asked_for(data):
     split = SegmentationSplit(data.train.image_files, data.train.label_files, 3, image_size=10)
     image, labels = split.sample(7)
-    assert image.shape == (3, 10, 12)
-    assert labels.shape == (10, 12)
+    assert (image.shape, labels.shape) == ((3, 10, 12), (10, 12))
     assert torch.equal(split.labels(7), labels)
     assert (labels == 2).sum() == 1  # one of four pixels
-
-
-def test_a_damaged_label_map_is_named(data):
     Image.new("RGB", (24, 20)).save(data.train.label_files[3])
     with pytest.raises(InvalidInput, match=r"mask3.png' is of mode RGB; allowed: one byte a pixel"):
         data.train.sample(3)

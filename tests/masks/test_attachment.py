@@ -24,14 +24,8 @@ def half_mask(model):
     return pathex.Mask(random_mask(model, 1, 0.5))
 
 
-@pytest.fixture
-def model():
-    return network()
-
-
-@pytest.fixture
-def mask(model):
-    return half_mask(model)
+model = pytest.fixture(network, name="model")
+mask = pytest.fixture(half_mask, name="mask")
 
 
 def sgd(model):
@@ -43,7 +37,7 @@ def holds(model, mask):
     return all(torch.equal(model.get_parameter(name) != 0, entry) for name, entry in mask.items())
 
 
-def train(model, optimizer, steps=50):
+def train(model, optimizer, steps):
     source = torch.Generator().manual_seed(2)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -52,24 +46,19 @@ def train(model, optimizer, steps=50):
         optimizer.step()
 
 
-@pytest.mark.parametrize("make", [sgd, lambda m: AdamW(m.parameters(), lr=0.01, weight_decay=0.1)])
-def test_weights_stay_zero_through_training(model, mask, make):
-    before = copy.deepcopy(model.state_dict())
+@pytest.mark.parametrize(
+    ("make", "before"), [(sgd, 0), (sgd, 5), (lambda m: AdamW(m.parameters(), lr=0.01, weight_decay=0.1), 0)]
+)
+def test_weights_stay_zero_through_training_whatever_the_momentum_from_before(model, mask, make, before):
     optimizer = make(model)
+    train(model, optimizer, before)
+    weights = copy.deepcopy(model.state_dict())
+    assert not before or optimizer.state[model[0].weight]["momentum_buffer"].ne(0).all()
     pathex.attach(model, mask, optimizer)
     assert holds(model, mask)
-    train(model, optimizer)
+    train(model, optimizer, 20)
     assert holds(model, mask)
-    assert not torch.equal(model.state_dict()["4.weight"], before["4.weight"] * mask["4.weight"])
-
-
-def test_momentum_from_before_does_not_fill_them(model, mask):
-    optimizer = sgd(model)
-    train(model, optimizer, 5)
-    assert optimizer.state[model[0].weight]["momentum_buffer"].ne(0).all()
-    pathex.attach(model, mask, optimizer)
-    train(model, optimizer, 5)
-    assert holds(model, mask)
+    assert not torch.equal(model.state_dict()["4.weight"], weights["4.weight"] * mask["4.weight"])
 
 
 def test_mixed_precision(model, mask):
@@ -88,30 +77,21 @@ def test_mixed_precision(model, mask):
     assert holds(model, mask)
 
 
-def test_a_copy_keeps_zeros_loads_weights_and_can_be_attached_itself(model, mask):
-    pathex.attach(model, mask, sgd(model))
-    twin = copy.deepcopy(model)
-    assert holds(twin, mask)
-    trained = copy.deepcopy(model.state_dict())
-    optimizer = sgd(twin)
-    pathex.attach(twin, mask, optimizer)
-    train(twin, optimizer, 5)
-    assert holds(twin, mask)
-    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in trained.items())
-    other = copy.deepcopy(model)
-    other.load_state_dict(network().state_dict())
-    assert holds(other, mask)
-
-
-def test_a_copy_holds_under_an_optimizer_of_its_own(model, mask):
+def test_a_copy_keeps_zeros_loads_weights_and_holds_under_an_optimizer_of_its_own(model, mask):
     optimizer = sgd(model)
     pathex.attach(model, mask, optimizer)
     train(model, optimizer, 3)
-    alone = copy.deepcopy(model)
-    for twin, own in (copy.deepcopy((model, optimizer)), (alone, sgd(alone))):
+    trained = copy.deepcopy(model.state_dict())
+    alone, attached, other = (copy.deepcopy(model) for _ in range(3))
+    attached_optimizer = sgd(attached)
+    pathex.attach(attached, mask, attached_optimizer)
+    for twin, own in (copy.deepcopy((model, optimizer)), (alone, sgd(alone)), (attached, attached_optimizer)):
+        assert holds(twin, mask)
         train(twin, own, 5)
         assert holds(twin, mask)
-    assert holds(model, mask)
+    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in trained.items())
+    other.load_state_dict(network().state_dict())
+    assert holds(other, mask)
 
 
 def test_removed_weights_have_no_gradient(model, mask):
@@ -159,7 +139,7 @@ def test_averages_keep_them_zero(model, mask):
     assert holds(average.module, mask)
 
 
-def test_remove_lets_them_go(model, mask):
+def test_remove_lets_them_go_and_make_permanent_needs_no_hooks(model, mask):
     optimizer = sgd(model)
     handle = pathex.attach(model, mask, optimizer)
     assert handle.mask is mask
@@ -170,13 +150,10 @@ def test_remove_lets_them_go(model, mask):
     assert not holds(model, mask)
     model.load_state_dict(network().state_dict())
     assert model[0].weight.ne(0).all()
-
-
-def test_make_permanent_zeroes_without_hooks(model, mask):
     kept = model[4].weight.detach() * mask["4.weight"]
     assert pathex.make_permanent(model, mask) is model
     assert holds(model, mask) and torch.equal(model[4].weight, kept)
-    train(model, sgd(model), 1)
+    train(model, optimizer, 1)
     assert not holds(model, mask)
 
 

@@ -49,9 +49,6 @@ def test_other_networks_have_their_last_layer():
     assert models.head_parameters(nn.Linear(2, 2)) == ["weight", "bias"]
     with pytest.raises(InvalidInput, match="no head found in ReLU"):
         models.head_parameters(nn.ReLU())
-
-
-def test_compiled_networks_have_the_names_of_masks():
     assert models.head_parameters(torch.compile(models.create("resnet20", width=2))) == ["fc.weight", "fc.bias"]
 
 

@@ -20,8 +20,8 @@ ENCODERS = ("resnet50", "mobilenet_v2", "tu-tf_efficientnet_lite0")
 needs_data = pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
 
 
-def deeplab(encoder="mobilenet_v2", **options):
-    return models.create("smp:DeepLabV3Plus", 4, encoder_name=encoder, decoder_channels=8, **options)
+def deeplab(encoder="mobilenet_v2", classes=4, **options):
+    return models.create("smp:DeepLabV3Plus", classes, encoder_name=encoder, decoder_channels=8, **options)
 
 
 @pytest.mark.parametrize("stride", [8, 16])
@@ -57,6 +57,10 @@ def test_nothing_is_downloaded_without_weights(monkeypatch):
     assert grey(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
     with pytest.raises(InvalidInput, match="weights 'imagenet' of model 'smp:Unet with resnet18' cannot be loaded"):
         models.create("smp:Unet", encoder_name="resnet18", weights="imagenet")
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    missing = r"'smp:Unet' needs segmentation-models-pytorch, .* pip install 'pathex\[seg\]'"
+    with pytest.raises(InvalidInput, match=missing):
+        models.create("smp:Unet")
 
 
 def test_tag_goes_through_the_package(tmp_path, monkeypatch):
@@ -88,14 +92,6 @@ def test_tag_of_a_timm_encoder_goes_through_timm(weights, name, monkeypatch):
     assert (name, True) in calls
 
 
-def test_missing_package_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(
-        InvalidInput, match=r"'smp:Unet' needs segmentation-models-pytorch, .* pip install 'pathex\[seg\]'"
-    ):
-        models.create("smp:Unet")
-
-
 def test_whole_network_round_trip_and_other_classes(tmp_path):
     torch.manual_seed(1)
     source = deeplab()
@@ -104,9 +100,7 @@ def test_whole_network_round_trip_and_other_classes(tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in source.state_dict().items())
     expected = "segmentation_head.0.weight, segmentation_head.0.bias stay .* for 4 classes, the model has 6"
     with pytest.warns(PathexWarning, match=expected):
-        other = models.create(
-            "smp:DeepLabV3Plus", 6, encoder_name="mobilenet_v2", decoder_channels=8, weights=tmp_path / "w.pt"
-        )
+        other = deeplab(classes=6, weights=tmp_path / "w.pt")
     assert torch.equal(other.decoder.aspp[0].project[0].weight, source.decoder.aspp[0].project[0].weight)
     state = source.state_dict()
     del state["decoder.block1.1.running_var"]

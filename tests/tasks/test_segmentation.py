@@ -3,6 +3,7 @@ import os
 import warnings
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,23 +38,25 @@ def made(root, model=TINY, **options):
     return build("segmentation", model, "voc2012", data_options={"root": str(root)}, **options)
 
 
-def scored(task, model):
-    return task.test(model, fabric=fabric("cpu"), batch_size=3)
+def metric_of(num_classes):
+    return Segmentation.metric(SimpleNamespace(data=SimpleNamespace(num_classes=num_classes)), CPU)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_the_metric_is_that_of_one_confusion_matrix_over_all_images(num_classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    metric = Segmentation.metric(_Only(num_classes), CPU)
+    metric = metric_of(num_classes)
     predictions, truths = [], []
+
+    def below(limit, size=()):
+        return torch.randint(limit, size, generator=generator)
+
     for size in ((2, 5, 7), (1, 9, 4), (3, 5, 7)):
         # Some classes are missing from predictions, some from truths, some from both.
         logits = torch.randn(size[0], num_classes, *size[1:], generator=generator)
-        logits[:, int(torch.randint(num_classes, (), generator=generator))] -= 20
-        labels = torch.randint(
-            int(torch.randint(1, num_classes + 1, (), generator=generator)), size, generator=generator
-        )
+        logits[:, int(below(num_classes))] -= 20
+        labels = below(1 + int(below(num_classes)), size)
         labels[torch.rand(size, generator=generator) < 0.3] = 255
         labels[0, 0, 0] = 0
         metric.update(logits, labels)
@@ -61,23 +64,13 @@ def test_the_metric_is_that_of_one_confusion_matrix_over_all_images(num_classes,
         truths += list(labels.numpy())
     expected = twin.mean_iou(predictions, truths, num_classes)
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)  # torchmetrics divides in float32
-    each = class_iou(metric.confmat)
-    shares = [share for share in each if share is not None]
+    shares = [share for share in class_iou(metric.confmat) if share is not None]
     assert sum(shares) / len(shares) == pytest.approx(expected, abs=1e-12)
 
 
-class _Only:
-    """What ``Segmentation.metric`` needs of a task."""
-
-    def __init__(self, num_classes):
-        self.data = self
-        self.num_classes = num_classes
-
-
 def test_a_class_that_is_nowhere_does_not_count():
-    confusion = torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    assert class_iou(confusion) == [3 / 4, 4 / 5, None]
-    metric = Segmentation.metric(_Only(3), CPU)
+    assert class_iou(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])) == [3 / 4, 4 / 5, None]
+    metric = metric_of(3)
     metric.update(torch.tensor([[[[9.0]], [[0.0]], [[0.0]]]]), torch.zeros(1, 1, 1, dtype=torch.long))
     assert float(metric.compute()) == 1.0
 
@@ -94,14 +87,11 @@ def test_the_loss_is_the_mean_over_labelled_pixels(smoothing):
             every.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
     expected = torch.stack(every).mean()
     torch.testing.assert_close(pixel_loss(outputs, labels, label_smoothing=smoothing), expected, atol=1e-12, rtol=0)
-
-
-def test_without_a_labelled_pixel_the_loss_is_zero_and_so_is_its_gradient():
-    outputs = torch.randn(2, 3, 4, 4, requires_grad=True)
-    loss = pixel_loss(outputs, torch.full((2, 4, 4), 255))
+    # Without a labelled pixel it is zero, and so is its gradient.
+    outputs.requires_grad_()
+    loss = pixel_loss(outputs, torch.full((3, 5, 6), 255), label_smoothing=smoothing)
     loss.backward()
-    assert loss.item() == 0
-    assert not outputs.grad.any()
+    assert loss.item() == 0 and not outputs.grad.any()
 
 
 def test_the_task_follows_from_the_data(root):
@@ -140,7 +130,7 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
     options = TrainOptions(epochs=25, batch_size=4, lr=0.2, augment="auto", augment_options={"max_scale": 1.2})
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert {"train_miou", "val_miou"} <= set(rows[-1])
-    result = scored(task, model)
+    result = task.test(model, fabric=fabric("cpu"), batch_size=3)
     assert result["test_images"] == 4
     predictions, truths = [], []
 
@@ -167,7 +157,7 @@ def test_the_crop_is_measured_where_asked_for(root, tmp_path):
         with torch.no_grad():
             predictions.append(task.model(task.data.normalise(image[None]))[0].argmax(0).numpy())
         truths.append(labels.numpy())
-    found = scored(task, task.model)["test_miou"]
+    found = task.test(task.model, fabric=fabric("cpu"), batch_size=3)["test_miou"]
     assert found == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
 
 
@@ -179,7 +169,7 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
     options = TrainOptions(epochs=1, batch_size=3, lr=0.01, head_lr=0.1, augment="auto")
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert np.isfinite(rows[0]["train_loss"])
-    assert 0 <= scored(task, model)["test_miou"] <= 1
+    assert 0 <= task.test(model, fabric=fabric("cpu"), batch_size=3)["test_miou"] <= 1
     backbone, head = task.groups(options)
     encoder = {id(parameter) for parameter in task.model.encoder.parameters()}
     assert {id(parameter) for parameter in backbone["params"]} == encoder
@@ -187,26 +177,26 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("call", "message"),
     [
-        ({"size": 3}, "unknown option 'size' of task 'segmentation'. Known: crop, evaluation, stride"),
-        ({"crop": 0}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
-        ({"crop": 20, "stride": 21}, r"'stride' of task 'segmentation' must be an integer in 1..20, got 21"),
-        ({"evaluation": "half"}, "unknown evaluation 'half'. Known: crop, full"),
+        (
+            {"task_options": {"size": 3}},
+            "unknown option 'size' of task .* Known: crop, evaluation, stride",
+        ),
+        ({"task_options": {"crop": 0}}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
+        ({"task_options": {"crop": 20, "stride": 21}}, "'stride' of task .* must be an integer in 1..20, got 21"),
+        ({"task_options": {"evaluation": "half"}}, "unknown evaluation 'half'. Known: crop, full"),
+        ({"model": "tiny_segmenter:half_size"}, r"gives \(1, 21, .* segmentation needs \(1, 21, "),
+        ({"model": "tiny_segmenter:four_channels"}, r"fails on \d+ x \d+ pixels: RuntimeError"),
+        ({"model": "torchvision:squeezenet1_1"}, r"gives \(1, 21\) for one image"),
     ],
 )
-def test_options_that_cannot_be_used(root, options, message):
+def test_options_and_networks_that_cannot_be_used(root, call, message):
     with pytest.raises(InvalidInput, match=message):
-        made(root, task_options=options)
+        made(root, **call)
 
 
-def test_networks_and_data_that_cannot_be_used(root):
-    with pytest.raises(InvalidInput, match=r"gives \(1, 21, .* segmentation needs \(1, 21, "):
-        made(root, "tiny_segmenter:half_size")
-    with pytest.raises(InvalidInput, match=r"fails on \d+ x \d+ pixels: RuntimeError"):
-        made(root, "tiny_segmenter:four_channels")
-    with pytest.raises(InvalidInput, match=r"gives \(1, 21\) for one image"):
-        made(root, "torchvision:squeezenet1_1")
+def test_data_loss_and_augmentation_that_cannot_be_used(root):
     with pytest.raises(InvalidInput, match="data 'fashion-mini' has one class an image; task 'segmentation' needs"):
         build("segmentation", TINY, "fashion-mini", seed=0)
     with pytest.raises(InvalidInput, match="loss 'mse': segmentation has auto and cross-entropy"):

@@ -79,15 +79,12 @@ def test_without_augmentation_the_centre_is_seen(data):
 
 
 def test_augmentation_moves_scales_and_mirrors(data):
-    plain = {
-        number: labels for x, y in loader(data).shuffled(0, 1) for number, labels in zip(numbers(x), y, strict=True)
-    }
-    changed = 0
-    for images, labels in loader(data, augment="scale-crop").shuffled(0, 1):
-        changed += sum(
-            not torch.equal(plain[number], marks) for number, marks in zip(numbers(images), labels, strict=True)
-        )
-    assert changed >= 11
+    def by_number(**options):
+        batches = loader(data, **options).shuffled(0, 1)
+        return {number: marks for x, y in batches for number, marks in zip(numbers(x), y, strict=True)}
+
+    plain, moved = by_number(), by_number(augment="scale-crop")
+    assert sum(not torch.equal(plain[number], marks) for number, marks in moved.items()) >= 11
     # At one half no image of at most 11 pixels fills the window; with no scaling the mirrored centre is all there is.
     options = {"min_scale": 0.5, "max_scale": 0.5}
     for _, labels in loader(data, augment="scale-crop", augment_options=options).shuffled(0, 1):
@@ -114,23 +111,17 @@ def test_processes_together_see_what_one_would(data, ranks, whole):
     assert seen == list(range(13))
 
 
-def test_whole_images_come_one_by_one_in_their_own_size(data):
+def test_whole_images_come_one_by_one_in_their_own_size_and_an_unreadable_one_is_named(data):
     passes = list(loader(data, whole=True).in_order())
     assert len(passes) == 13
     for number, (image, labels) in enumerate(passes):
         pair = data.train.sample(number)
         assert torch.equal(labels[0], pair[1].long())
         assert torch.equal(image, data.normalise(pair[0][None]))
-
-
-def test_a_part_of_the_images(data):
     part = loader(data, indices=torch.tensor([12, 3, 5]), batch_size=2)
     assert part.images == 3
     assert [numbers(images) for images, _ in part.in_order()] == [[12, 3], [5]]
     assert [len(images) for images, _ in part.shuffled(0, 1)] == [3]
-
-
-def test_an_unreadable_file_is_named_while_training(data):
     Path(data.train.image_files[6]).write_bytes(b"nothing")
     with pytest.raises(InvalidInput, match=r"6.png' cannot be read"):
         list(loader(data).shuffled(0, 1))

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -29,23 +31,19 @@ def test_every_pixel_is_the_mean_over_its_windows(network, size, stride, side, a
         np.testing.assert_allclose(logits, twin.averaged(plain, image, 8, stride, side, 3), atol=1e-12)
 
 
-def test_a_small_image_is_seen_once_padded_with_zeros(network):
+def test_a_small_image_is_seen_once_padded_with_zeros_in_the_mode_of_the_network(network):
     image = torch.randn(1, 2, 6, 7, dtype=torch.float64)
     with torch.no_grad():
         direct = network(nn.functional.pad(image, (0, 1, 0, 2)))[:, :, :6, :7]
         assert torch.equal(SlidingWindow(network, 8, 3, 8)(image), direct)
+    assert not SlidingWindow(network, 8, 8, 8).training
+    assert SlidingWindow(network.train(), 8, 8, 8).training
 
 
 def test_windows_reach_the_end_and_not_beyond():
-    for size in range(1, 30):
-        for window in range(1, 12):
-            for stride in range(1, window + 1):
-                starts = window_starts(size, window, stride)
-                assert starts == sorted(set(starts))
-                covered = {place for start in starts for place in range(start, start + window)}
-                assert covered == set(range(max(size, window)))
-
-
-def test_the_mode_is_that_of_the_network(network):
-    assert not SlidingWindow(network, 8, 8, 8).training
-    assert SlidingWindow(network.train(), 8, 8, 8).training
+    for size, window in product(range(1, 30), range(1, 12)):
+        for stride in range(1, window + 1):
+            starts = window_starts(size, window, stride)
+            assert starts == sorted(set(starts))
+            covered = {place for start in starts for place in range(start, start + window)}
+            assert covered == set(range(max(size, window)))

@@ -1,20 +1,15 @@
-import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from experiments.runs.outcomes import WITH_TESTS, entries, stop_at
 from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, run
 from pathex.train import check_logger
+from small_images import write_images
 
 SMALL = {"model_options": {"width": 2}, "method": "magnitude", "sparsity": 0.5, "batch_size": 256, "device": "cpu"}
-
-
-def carried_out(folder, logger, epochs=2, **settings):
-    done = run(RunConfig(**SMALL, **settings, epochs=epochs, logger=logger, out=str(folder)))
-    return done.folder, done.result
 
 
 def scalars(folder):
@@ -25,31 +20,19 @@ def scalars(folder):
     return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-class Stop(Exception):
-    """Ends a run after its first epoch."""
-
-
-def stop(kind, payload):
-    if kind == "epoch":
-        raise Stop
-
-
 def test_tensorboard_has_the_curve_of_a_run_that_was_taken_up_again(tmp_path):
-    config = RunConfig(**SMALL, epochs=2, logger="tensorboard", out=str(tmp_path))
-    with pytest.raises(Stop):
-        run(config, on_event=stop)
+    data = write_images(tmp_path / "tiny.npz")
+    config = RunConfig(**SMALL, data=data, images_per_class=1, epochs=2, logger="tensorboard", out=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, on_event=stop_at("epoch"))
     done = run(config)
-    rows = _rows(done.folder)
+    rows = entries(done.folder / "metrics.jsonl")
     found = scalars(done.folder / "tensorboard")
     for name in ("train_loss", "train_accuracy", "lr"):
         assert [step for step, _ in found[name]] == [1, 2]
         assert [value for _, value in found[name]] == pytest.approx([row[name] for row in rows])
     assert found["test_accuracy"] == [(2, pytest.approx(done.result["test_accuracy"]))]
     assert [step for step, _ in found["hp_metric"]] == [0]  # the settings were logged once
-
-
-def _rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_logger_whose_package_is_missing_is_refused(monkeypatch):
@@ -63,19 +46,16 @@ def test_a_logger_whose_package_is_missing_is_refused(monkeypatch):
 def other_process(folder, logger):
     """In a process of its own: these packages warn as they are imported."""
     code = f"""
-import sys
+from experiments.runs.outcomes import stop_at
 from pathex.experiments.runs import RunConfig, run
-class Stop(Exception): pass
-def stop(kind, payload):
-    if kind == "epoch": raise Stop
 config = RunConfig(**{SMALL!r}, epochs=2, logger={logger!r}, out={str(folder)!r})
 try:
-    run(config, on_event=stop)
-except Stop:
+    run(config, on_event=stop_at("epoch"))
+except KeyboardInterrupt:
     pass
 run(config)
 """
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**WITH_TESTS, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -95,7 +75,9 @@ def test_mlflow_has_one_run_with_the_whole_curve(tmp_path):
     assert found.info.status == "FINISHED"
     assert found.data.params["sparsity"] == "0.5"
     curve = client.get_metric_history(found.info.run_id, "train_loss")
-    assert [(each.step, each.value) for each in curve] == [(row["epoch"], row["train_loss"]) for row in _rows(folder)]
+    assert [(each.step, each.value) for each in curve] == [
+        (row["epoch"], row["train_loss"]) for row in entries(folder / "metrics.jsonl")
+    ]
 
 
 def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):

@@ -17,18 +17,15 @@ def test_json_files_are_written_whole_and_read_back(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.jsonl"}
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "result.json").write_text('{"status": "do')
-    with pytest.raises(InvalidInput, match=r"result\.json cannot be read"):
-        finished_result(tmp_path)
-
-
 def test_only_a_result_that_says_done_ends_a_run(tmp_path):
     assert finished_result(tmp_path) is None
     write_json(tmp_path / "result.json", {"status": "stopped"})
     assert finished_result(tmp_path) is None
     write_json(tmp_path / "result.json", {"status": "done", "kept": 1})
     assert finished_result(tmp_path) == {"status": "done", "kept": 1}
+    (tmp_path / "result.json").write_text('{"status": "do')
+    with pytest.raises(InvalidInput, match=r"result\.json cannot be read"):
+        finished_result(tmp_path)
 
 
 def test_the_same_settings_on_another_device_are_the_same_run(tmp_path):
@@ -40,18 +37,20 @@ def test_the_same_settings_on_another_device_are_the_same_run(tmp_path):
     check_same(tmp_path, RunConfig())
     with pytest.raises(InvalidInput, match="seed 0 there, 1 here"):
         check_same(tmp_path, RunConfig(seed=1))
-
-
-def test_settings_of_another_version_are_refused(tmp_path):
-    (tmp_path / "config.yaml").write_text("method: px\nlearning_rate: 1.0\n")
+    (tmp_path / "config.yaml").write_text("method: px\nlearning_rate: 1.0\n")  # of another version
     with pytest.raises(InvalidInput, match=r"config\.yaml cannot be read .*learning_rate"):
         check_same(tmp_path, RunConfig())
 
 
-def test_a_lock_ends_with_its_block(tmp_path):
+def test_a_lock_ends_with_its_block_and_clears_what_killed_processes_left_half_written(tmp_path):
+    left = [tmp_path / ".config.yaml.17.tmp", tmp_path / "levels" / "1" / ".checkpoint.pt.17.tmp"]
+    left[1].parent.mkdir(parents=True)
+    for path in left:
+        path.write_text("half")
     for _ in range(2):
         with locked(tmp_path), pytest.raises(InvalidInput, match="in use"), locked(tmp_path):
             pass
+    assert not any(path.exists() for path in left)
 
 
 def test_the_journal_logs_events_but_not_steps_and_passes_all_on(tmp_path):
@@ -76,12 +75,3 @@ def test_the_environment_is_plain_and_names_no_machine(monkeypatch):
     assert json.loads(json.dumps(known)) == known
     assert known["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert known["device"] == "cpu"
-
-
-def test_what_killed_processes_left_half_written_goes(tmp_path):
-    left = [tmp_path / ".config.yaml.17.tmp", tmp_path / "levels" / "1" / ".checkpoint.pt.17.tmp"]
-    for path in left:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("half")
-    with locked(tmp_path):
-        assert not any(path.exists() for path in left)

@@ -63,9 +63,8 @@ def test_a_small_dense_network_follows_what_a_ticket_leaves_dense(wide, tmp_path
     )
     assert some.result["width"] > every.result["width"] and some.folder != every.folder
     other = {"sparsity": 0.7, "method_options": {"mask": str(mask)}, "out": str(tmp_path / "other")}
-    with pytest.raises(
-        InvalidInput, match=r"sparsity is 0\.7, and mask .* has 0\.75; allowed: the sparsity of the mask"
-    ):
+    message = r"sparsity is 0\.7, and mask .* has 0\.75; allowed: the sparsity of the mask"
+    with pytest.raises(InvalidInput, match=message):
         run(RunConfig(**settings | other))
     assert not (tmp_path / "other").exists()
 
@@ -93,13 +92,10 @@ def test_a_mask_moves_as_often_as_it_should(changes, updates, settings):
     assert (result["final_dead_layers"], result["final_disconnected"]) == (len(report.dead_layers), report.disconnected)
 
 
-def test_a_mask_that_never_moves_is_told(settings):
+def test_a_mask_that_never_moves_is_told_and_shuffled_masks_keep_their_counts(settings):
     with pytest.warns(PathexWarning, match="the mask never moves: every is 100, and updates end before step 6"):
         finished = run(RunConfig(**settings | {"dynamic": "set"}))
     assert (finished.result["mask_updates"], finished.result["final_overlap"]) == (0, 1.0)
-
-
-def test_shuffled_masks_keep_their_counts(settings):
     plain, moved = (run(RunConfig(**settings | {"method": "px", "sanity": how})) for how in ("none", "shuffle"))
     first, second = mask_of(plain.folder), mask_of(moved.folder)
     assert first != second and first.counts() == second.counts() and second.metadata["sanity"] == "shuffle"
@@ -108,30 +104,26 @@ def test_shuffled_masks_keep_their_counts(settings):
     assert moved.result["disconnected"] == report.disconnected
 
 
-def test_other_weights_under_the_same_mask(settings, firsts):
-    settings |= {"model": "resnet20"}  # half of the signs of many weights
-    changes = {"method": "px", "ignore": ["conv"]}
-    folders = [
-        run(RunConfig(**settings | changes | {"sanity": how})).folder for how in ("none", "reinit", "flip-signs")
-    ]
+def test_other_weights_under_the_same_mask(settings, firsts, tmp_path):
+    reinitialised = initial(settings, model="resnet20", seed=epoch_seed(0, 1))
+    random = settings | {"model": "resnet20", "method": "px", "ignore": ["conv"]}  # half of the signs of many weights
+    folders = [run(RunConfig(**random | {"sanity": how})).folder for how in ("none", "reinit", "flip-signs")]
     mask, *others = map(mask_of, folders)
     assert others == [mask, mask]
     plain, fresh, flipped = (firsts[folder]["model"] for folder in folders)
-    assert equal(plain, times(initial(settings), mask))
-    assert equal(fresh, times(initial(settings, seed=epoch_seed(0, 1)), mask)) and not equal(fresh, plain)
+    assert equal(plain, times(initial(random), mask))
+    assert equal(fresh, times(reinitialised, mask)) and not equal(fresh, plain)
     assert equal({n: t.abs() for n, t in flipped.items()}, {n: t.abs() for n, t in plain.items()})
     changed = {name for name in plain if not torch.equal(plain[name], flipped[name])}
     assert changed == set(mask)
     turned = torch.cat([(plain[name] != flipped[name])[mask[name]] for name in mask])
     assert 0.45 < turned.double().mean() < 0.55
-
-
-def test_reinitialised_pretrained_networks_are_random(settings, firsts, tmp_path):
+    # Pre-trained networks get random weights, under the mask of the pre-trained ones.
     torch.save({name: tensor + 1 for name, tensor in initial(settings).items()}, tmp_path / "weights.pt")
     trained = settings | {"weights": str(tmp_path / "weights.pt")}
     ticket, fresh = (run(RunConfig(**trained | {"sanity": how})).folder for how in ("none", "reinit"))
     mask = mask_of(ticket)
-    assert mask_of(fresh) == mask != mask_of(run(RunConfig(**settings)).folder), "the mask is that of the weights"
+    assert mask_of(fresh) == mask != mask_of(run(RunConfig(**settings)).folder)
     assert equal(firsts[ticket]["model"], times(initial(trained), mask))
     assert equal(firsts[fresh]["model"], times(initial(settings, seed=epoch_seed(0, 1)), mask))
 
@@ -199,6 +191,11 @@ def test_gradients_in_parts_and_frozen_statistics(settings, firsts):
 
 def test_the_command_line_reaches_the_methods_and_the_report_tells_them_apart(settings, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings | {"rounds": None, "epochs": 1}))
+    nested = ("--method-options.levels", "3", "--task-options.crop", "65", "--augment-options.min_scale", "0.2")
+    assert main(["run", *nested, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    options = {"method_options": {"levels": 3}, "task_options": {"crop": 65}, "augment_options": {"min_scale": 0.2}}
+    assert {name: shown[name] for name in options} == options
 
     def carried_out(*words):
         assert main(["run", "--config", str(tmp_path / "r.yaml"), *words]) == 0
@@ -226,14 +223,3 @@ def test_the_command_line_reaches_the_methods_and_the_report_tells_them_apart(se
         assert summary.count(f"| {name} |") == 1, name
     other = ("--sanity", "reinit", "--head-lr", "0.01", "--out", str(tmp_path / "other"))
     carried_out("--augment", "resized-crop", "--augment-options.min_scale", "0.2", *other)
-
-
-def test_nested_options_are_shown(capsys):
-    nested = ("--method-options.levels", "3", "--task-options.crop", "65", "--augment-options.min_scale", "0.2")
-    assert main(["run", *nested, "--print_config"]) == 0
-    shown = yaml.safe_load(capsys.readouterr().out)
-    assert [shown[f"{name}_options"] for name in ("method", "task", "augment")] == [
-        {"levels": 3},
-        {"crop": 65},
-        {"min_scale": 0.2},
-    ]

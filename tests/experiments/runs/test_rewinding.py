@@ -8,7 +8,7 @@ import torch
 import pathex
 from experiments.runs.outcomes import entries, equal, mask_of, rewound, state_of, stop_at, times
 from pathex.distributed import launched
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.experiments.runs.rewind import Plan, plan
 from pathex.masks import prunable_weights
@@ -134,26 +134,27 @@ def test_processes_agree_though_their_batch_statistics_differ(settings, tmp_path
     assert first == second == mask_of(levels_of(tmp_path)[-1]) and first.kept == round(0.25 * first.total)
 
 
-def test_options_are_read():
-    def read(method="imp", epochs=4, **options):
-        return plan(RunConfig(method=method, epochs=epochs, method_options=options))
+def read(method="imp", epochs=4, **options):
+    return plan(RunConfig(method=method, epochs=epochs, method_options=options))
 
+
+def test_options_are_read():
     assert read() == Plan(5, 0, 4)
     assert read(rewind="epoch:3", epochs=9, levels=2) == Plan(2, 3, 9)
     assert read(rewind="learning-rate") == Plan(5, None, 4)
     assert read("magnitude-after-training") == Plan(1, None, 4)
     assert [read(levels=0.8).count(0.8**level) for level in (1, 2, 18)] == [1, 2, 18]
     assert read(levels=0.8).count(1.0) == 1 and read(levels=7).count(0.5) == 7
-    for message, options in {
-        "unknown option of 'imp' 'rounds'. Known: epochs, levels, rewind": {"rounds": 3},
-        "levels is 0; allowed: a whole number of at least 1, or a density in (0, 1)": {"levels": 0},
-        "levels is 1.5; allowed": {"levels": 1.5},
-        "rewind is 'epoch:5'; allowed: init, learning-rate, or epoch:K with K from 0 to 4": {"rewind": "epoch:5"},
-        "rewind is 'start'; allowed": {"rewind": "start"},
-        "rewind is None; allowed": {"rewind": None},
-        "epochs of a level is 0; allowed": {"epochs": 0},
-    }.items():
+    for options, message in (
+        ({"rounds": 3}, "unknown option of 'imp' 'rounds'. Known: epochs, levels, rewind"),
+        ({"levels": 0}, "levels is 0; allowed: a whole number of at least 1, or a density in (0, 1)"),
+        ({"levels": 1.5}, "levels is 1.5; allowed"),
+        ({"rewind": "epoch:5"}, "rewind is 'epoch:5'; allowed: init, learning-rate, or epoch:K with K from 0 to 4"),
+        ({"rewind": "start"}, "rewind is 'start'; allowed"),
+        ({"rewind": None}, "rewind is None; allowed"),
+        ({"method": "magnitude-after-training", "levels": 2}, "'magnitude-after-training' 'levels'"),
+    ):
         with pytest.raises(InvalidInput, match=re.escape(message)):
-            plan(RunConfig(method="imp", epochs=4, method_options=options))
-    with pytest.raises(UnknownName, match="'magnitude-after-training' 'levels'"):
-        read("magnitude-after-training", levels=2)
+            read(**options)
+    with pytest.raises(InvalidInput, match="epochs of a level is 0; allowed"):
+        plan(RunConfig(method="imp", epochs=4, method_options={"epochs": 0}))

@@ -17,48 +17,44 @@ def by_size(model, batches, mask):
 
 
 def test_a_run_with_a_scorer_of_ones_own(settings):
-    own = run(RunConfig(**{**settings, "method": f"{__name__}:by_size"}))
-    named = run(RunConfig(**{**settings, "method": "magnitude"}))
-    assert own.folder != named.folder
-    assert pathex.Mask.load(own.folder / "mask.safetensors") == pathex.Mask.load(named.folder / "mask.safetensors")
+    own, named = (run(RunConfig(**settings | {"method": each})) for each in (f"{__name__}:by_size", "magnitude"))
+    assert own.folder != named.folder and mask_of(own.folder) == mask_of(named.folder)
     with pytest.raises(InvalidInput, match="has no callable 'absent'"):
-        run(RunConfig(**{**settings, "method": f"{__name__}:absent"}))
+        run(RunConfig(**settings | {"method": f"{__name__}:absent"}))
 
 
 def test_the_settings_reach_pruning_and_training(settings):
-    first = run(RunConfig(**{**settings, "method": "px", "validation": 0.25, "label_smoothing": 0.1}))
+    settings |= {"method": "px", "validation": 0.25, "label_smoothing": 0.1}
+    first, redrawn = (run(RunConfig(**settings | {"method_options": {"redraw": redraw}})) for redraw in (False, True))
     assert {"val_accuracy", "train_accuracy"} <= set(first.result)
     pruned = json.loads((first.folder / "pruning_set.json").read_text())
     assert (pruned["seed"], pruned["images_per_class"]) == (0, 2)
-    redrawn = run(RunConfig(**{**settings, "method": "px", "validation": 0.25, "method_options": {"redraw": True}}))
-    masks = [pathex.Mask.load(result.folder / "mask.safetensors") for result in (first, redrawn)]
-    assert masks[0].kept == masks[1].kept
-    assert masks[0] != masks[1]
-    losses = [entries(result.folder / "metrics.jsonl")[0]["train_loss"] for result in (first, redrawn)]
-    assert losses[0] != losses[1]
-
-
-def test_densities_by_weight_are_kept_exactly(settings):
-    finished = run(RunConfig(**{**settings, "allocation": "uniform", "epochs": 0}))
-    counts = pathex.Mask.load(finished.folder / "mask.safetensors").counts().values()
+    masks = [mask_of(result.folder) for result in (first, redrawn)]
+    assert masks[0].kept == masks[1].kept and masks[0] != masks[1]
+    plain = run(RunConfig(**settings | {"method_options": {"redraw": False}, "label_smoothing": 0.0}))
+    assert mask_of(plain.folder) == masks[0]
+    assert plain.result["train_loss"] != first.result["train_loss"]
+    uniform = run(RunConfig(**settings | {"allocation": "uniform", "epochs": 0}))
+    counts = mask_of(uniform.folder).counts().values()
     assert all(count.kept == pytest.approx(count.total / 4, abs=1) for count in counts)
-    assert (finished.result["train_seconds"], finished.result["allocation"]) == (0, "uniform")
+    assert (uniform.result["train_seconds"], uniform.result["allocation"]) == (0, "uniform")
 
 
-def test_a_folder_in_use_is_refused(settings):
+def test_what_leaves_no_mask(settings):
+    for wrong in ({"data": "npz:nowhere.npz"}, {"images_per_class": 1000}):
+        with pytest.raises(InvalidInput):
+            run(RunConfig(**settings | wrong))
+        assert not Path(settings["out"]).exists()
     config = RunConfig(**settings)
     folder = Path(settings["out"]) / pathex.experiments.runs.run_name(config)
     folder.mkdir(parents=True)
     with locked(folder), pytest.raises(InvalidInput, match="in use by another process"):
         run(config)
-
-
-def test_data_that_cannot_be_used_leave_no_folder(settings):
-    with pytest.raises(InvalidInput):
-        run(RunConfig(**{**settings, "data": "npz:nowhere.npz"}))
-    with pytest.raises(InvalidInput):
-        run(RunConfig(**{**settings, "images_per_class": 1000}))
-    assert not Path(settings["out"]).exists()
+    finished = run(RunConfig(**settings | {"method": "dense", "epochs": 1}))
+    assert finished.result["kept"] == finished.result["total"] > 0
+    assert (finished.result["sparsity"], finished.result["dead_layers"]) == (0.0, 0)
+    for name in ("mask.safetensors", "pruning_set.json"):
+        assert not (finished.folder / name).exists()
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +103,6 @@ def test_a_folder_of_other_settings_is_refused(done, tmp_path):
     path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
     with pytest.raises(InvalidInput, match=r"other settings \(lr 0\.2 there, 0\.1 here\)"):
         run(RunConfig(**settings | {"out": str(tmp_path)}))
-
-
-def test_dense_trains_every_weight(settings):
-    finished = run(RunConfig(**{**settings, "method": "dense", "epochs": 1}))
-    assert finished.result["kept"] == finished.result["total"] > 0
-    assert (finished.result["sparsity"], finished.result["dead_layers"]) == (0.0, 0)
-    assert not (finished.folder / "mask.safetensors").exists()
-    assert not (finished.folder / "pruning_set.json").exists()
 
 
 def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_changed(settings, tmp_path):

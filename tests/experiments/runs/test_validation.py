@@ -14,6 +14,9 @@ def frozen_head(num_classes, in_channels):
     return model
 
 
+FROZEN = {"model": f"{__name__}:frozen_head", "model_options": {}}
+
+
 def test_the_defaults_are_valid():
     check_config(RunConfig())
     check_config(RunConfig(method="dense", epochs=0, allocation={"conv.weight": 0.5}))
@@ -52,24 +55,15 @@ def test_the_defaults_are_valid():
         ({"loss": "mse", "label_smoothing": 0.1}, r"label_smoothing is 0\.1 with loss 'mse'; allowed: 0"),
         ({"sanity": "shufle"}, "unknown sanity 'shufle'. Did you mean 'shuffle'"),
         ({"sanity": "reinit,shuffle"}, "unknown sanity 'reinit,shuffle'"),
-        (
-            {"sanity": "shuffle", "method": "dense"},
-            "sanity is 'shuffle' with method 'dense', which has no mask; allowed: none",
-        ),
+        ({"sanity": "shuffle", "method": "dense"}, "sanity is 'shuffle' with method 'dense', which .*; allowed: none"),
         (
             {"dynamic": "rigl", "method": "small-dense"},
-            "dynamic is 'rigl' with method 'small-dense', which has no mask",
+            "dynamic is 'rigl' with method 'small-dense', which has no",
         ),
         ({"dynamic": "rig"}, "unknown dynamic 'rig'. Did you mean 'rigl'"),
         ({"dynamic": "rigl", "task": "transfer"}, "dynamic is 'rigl' with task 'transfer'; allowed: none"),
-        (
-            {"dynamic_options": {"every": 5}},
-            "dynamic_options are given and dynamic is 'none'; allowed: dynamic 'rigl' or 'set'",
-        ),
-        (
-            {"dynamic": "set", "dynamic_options": {"evry": 5}},
-            "unknown option of dynamic .* 'evry'. Did you mean 'every'",
-        ),
+        ({"dynamic_options": {"every": 5}}, "dynamic_options .* dynamic is 'none'; allowed: dynamic 'rigl' or 'set'"),
+        ({"dynamic": "set", "dynamic_options": {"evry": 5}}, "option of dynamic .* 'evry'. Did you mean 'every'"),
         ({"dynamic": "set", "dynamic_options": {"seed": 5}}, "'seed'. .*Known: every, fraction, until"),
         ({"dynamic": "set", "dynamic_options": {"every": 0}}, "every must be a positive integer, got 0"),
         ({"dynamic": "set", "dynamic_options": {"every": "all"}}, "every must be a positive integer, got 'all'"),
@@ -100,14 +94,8 @@ def test_a_wrong_setting_is_named_before_anything_is_written(changed, message, t
     [
         ({"augment": "auto", "augment_options": {"min_scale": 0.2}}, "unknown option 'min_scale' of augmentation"),
         ({"augment": "crop-flip", "augment_options": {"padding": 2}}, "unknown option 'padding' of augmentation"),
-        (
-            {"head_lr": 0.1, "model": f"{__name__}:frozen_head", "model_options": {}},
-            "head_lr: no head to train is known",
-        ),
-        (
-            {"method": "small-dense", "model": f"{__name__}:frozen_head", "model_options": {}},
-            "unknown model with a width",
-        ),
+        (FROZEN | {"head_lr": 0.1}, "head_lr: no head to train is known"),
+        (FROZEN | {"method": "small-dense"}, "unknown model with a width"),
         ({"method": "small-dense", "model": "resnet20", "sparsity": 0.9999}, "no dense 'resnet20' has at most"),
         ({"task_options": {"crop": 65}}, "option 'crop' of task 'classification': it has no options"),
     ],

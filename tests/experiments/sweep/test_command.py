@@ -82,6 +82,12 @@ def test_failed_runs_are_listed_and_the_exit_code_is_one(command, executor, file
     assert summary == "2 done, 1 failed" and failure.startswith("failed: px-") and "nowhere.npz" in failure
     code, _, err = command("--config", str(file))
     assert code == 0 and err.splitlines() == ["2 runs", "2 done (2 of them before), 0 failed"]
+    # Printed options are a sweep file.
+    code, out, _ = command("--config", str(file), "--settings.epochs", "0", "--print_config")
+    assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
+    (file.parent / "printed.yaml").write_text(out)
+    assert command("--config", str(file.parent / "printed.yaml"))[0] == 0
+    assert [run.epochs for run in executor[-1][1]] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -102,14 +108,6 @@ def test_bad_input_is_one_line_and_writes_nothing(command, words, expected):
     assert not list(Path.cwd().iterdir())
 
 
-def test_printed_options_are_a_sweep_file(command, executor, file):
-    code, out, _ = command("--config", str(file), "--settings.epochs", "0", "--print_config")
-    assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
-    (file.parent / "printed.yaml").write_text(out)
-    assert command("--config", str(file.parent / "printed.yaml"))[0] == 0
-    assert [run.epochs for run in executor[0][1]] == [0, 0]
-
-
 def test_the_options_are_known_before_torch_is(file):
     program = (
         "import sys; from pathex.cli import COMMANDS; from pathex.cli.parser import parse; "
@@ -121,18 +119,13 @@ def test_the_options_are_known_before_torch_is(file):
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
-    made = []
-
     def stop(job):
         raise KeyboardInterrupt
 
-    def create(config, runs):
-        made.append(InProcess(stop))
-        return made[0]
-
-    monkeypatch.setattr(executors, "create", create)
+    made = InProcess(stop)
+    monkeypatch.setattr(executors, "create", lambda config, runs: made)
     code, out, err = command("--config", str(file))
-    assert (code, out) == (130, "") and "the same command goes on from there" in err and made[0].closed
+    assert (code, out) == (130, "") and "the same command goes on from there" in err and made.closed
 
 
 def test_the_live_table_shows_what_runs(monkeypatch):

@@ -13,21 +13,19 @@ def runs(**options):
     return list(plan(SweepConfig(**options)).runs.values())
 
 
-def test_a_grid_is_every_combination_in_order():
+def test_grids_are_every_combination_in_order_and_an_entry_of_a_list_one_run_as_it_is():
     grid = {"method": ["random", "magnitude"], "sparsity": [0.5, 0.9, 0.99], "seed": [3, 1]}
     made = runs(grid=grid, settings={"epochs": 7})
     assert [(run.method, run.sparsity, run.seed) for run in made] == list(itertools.product(*grid.values()))
     assert {run.epochs for run in made} == {7}
-
-
-def test_an_entry_of_a_list_is_one_run_as_it_is():
     made = runs(list=({"milestones": [0.2, 0.4]}, {"method": "random", "milestones": []}))
     assert [(run.method, run.milestones) for run in made] == [("px", (0.2, 0.4)), ("random", ())]
-
-
-def test_several_grids_and_a_list_follow_each_other():
     made = runs(grid=({"seed": [0, 1], "method": ["dense"]}, {"seed": [2]}), list=({"seed": 3},))
     assert [(run.method, run.seed) for run in made] == [("dense", 0), ("dense", 1), ("px", 2), ("px", 3)]
+    # A dotted name sets one option, a plain name all.
+    common = {"method_options": {"redraw": True}}
+    made = runs(settings=common, list=({"method_options.calibration": "running"}, {"method_options": {}}))
+    assert [run.method_options for run in made] == [{"redraw": True, "calibration": "running"}, {}]
 
 
 def test_what_comes_later_wins(tmp_path):
@@ -41,12 +39,6 @@ def test_what_comes_later_wins(tmp_path):
     )
     assert (made.epochs, made.batch_size, made.seed, made.lr, made.out) == (1, 3, 9, 1e-4, "here")
     assert made.model_options == {"width": 4, "depth": 32}
-
-
-def test_a_dotted_name_sets_one_option_and_a_plain_name_all():
-    common = {"method_options": {"redraw": True}}
-    made = runs(settings=common, list=({"method_options.calibration": "running"}, {"method_options": {}}))
-    assert [run.method_options for run in made] == [{"redraw": True, "calibration": "running"}, {}]
 
 
 def test_one_dense_run_stands_for_all_sparsities():
@@ -94,19 +86,15 @@ def test_what_cannot_be_used_is_named_in_one_line(options, culprit, allowed):
     assert culprit in message and allowed in message and "\n" not in message
 
 
-def test_a_base_is_a_file_of_settings_and_has_no_base_itself(tmp_path):
-    (tmp_path / "base.yaml").write_text("base: other.yaml\n")
-    with pytest.raises(InvalidInput, match=r"base\.yaml: .*'base'"):
-        runs(base=str(tmp_path / "base.yaml"), grid={"seed": [1]})
-
-
-def test_a_base_may_be_the_settings_that_a_run_left(tmp_path):
+def test_a_base_may_be_the_settings_that_a_run_left_and_has_no_base_itself(tmp_path):
     left = RunConfig(method="random", epochs=3, milestones=(0.25,), out="elsewhere")
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({**vars(left), "milestones": [0.25], "ignore": [], "prunable": []})
-    )
-    (made,) = runs(base=str(tmp_path / "config.yaml"), grid={"seed": [0]})
+    base = tmp_path / "config.yaml"
+    base.write_text(yaml.safe_dump({**vars(left), "milestones": [0.25], "ignore": [], "prunable": []}))
+    (made,) = runs(base=str(base), grid={"seed": [0]})
     assert run_name(made) == run_name(left) and made.out == "runs"
+    base.write_text("base: other.yaml\n")
+    with pytest.raises(InvalidInput, match=r"config\.yaml: .*'base'"):
+        runs(base=str(base), grid={"seed": [1]})
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,12 @@ def test_a_run_goes_through_its_stages():
     progress("b", "start", {})
     progress("b", ENDED, ended("failed", "why"))
     assert progress.counts == {"done": 1, "running": 0, "failed": 1, "waiting": 0} and not progress.running
+    progress = Progress(["a"], Clock())
+    for kind in ("busy", "again"):
+        progress("a", "start", {})
+        assert progress.counts == {"done": 0, "running": 1, "failed": 0, "waiting": 0}
+        progress("a", kind, {"error": "lost"})
+        assert progress.counts["waiting"] == 1
 
 
 def test_trainings_of_one_run_follow_each_other():
@@ -49,26 +55,13 @@ def test_trainings_of_one_run_follow_each_other():
     assert told("transfer", "epoch", epoch=1, epochs=4, **{**one, "target": 2}) == ("target 2/2 epoch 1/4", 0.625)
     assert progress.running["transfer"].begun == 0.5
 
-
-def test_levels_that_were_over_before_are_no_work():
-    progress = Progress(["a"], Clock())
-    progress("a", "start", {})
+    progress = Progress(["imp"], Clock())  # levels that were over before are no work
+    told("imp", "start")
     for level in (1, 2):
-        progress("a", "resumed", {"stage": "level", "level": level, "levels": 3})
-        progress("a", "prune_round", {"round": level, "rounds": 3, "density": 0.5})
-    progress("a", "resumed", {"stage": "training", "epoch": 1, "epochs": 4, "level": 3, "levels": 3})
-    stage = progress.running["a"]
-    assert (stage.text, stage.begun, stage.done) == ("level 3/3 epoch 1/4", 2.25 / 4, 2.25 / 4)
-
-
-@pytest.mark.parametrize("kind", ["busy", "again"])
-def test_a_run_that_has_to_wait_is_counted_as_waiting(kind):
-    progress = Progress(["a"], Clock())
-    progress("a", "start", {})
-    progress("a", kind, {"error": "lost"})
-    assert progress.counts["waiting"] == 1
-    progress("a", "start", {})
-    assert progress.counts == {"done": 0, "running": 1, "failed": 0, "waiting": 0}
+        told("imp", "resumed", stage="level", level=level, levels=3)
+        told("imp", "prune_round", round=level, rounds=3, density=0.5)
+    done = told("imp", "resumed", stage="training", epoch=1, epochs=4, level=3, levels=3)
+    assert done == ("level 3/3 epoch 1/4", 2.25 / 4) and progress.running["imp"].begun == 2.25 / 4
 
 
 def test_the_time_left_follows_from_the_work_done():
