@@ -52,11 +52,6 @@ def test_every_form_is_read_back(tmp_path, form, ending, seed):
         assert torch.equal(beside["0.bias"], model[0].bias)
 
 
-def test_metadata_stay_in_the_own_form(tmp_path):
-    write_mask(masked(network()), tmp_path / "m.safetensors")
-    assert read_mask(tmp_path / "m.safetensors", network()).metadata == {"method": "by hand"}
-
-
 def test_what_others_write_is_recognised(tmp_path):
     model = network()
     mask = masked(model)
@@ -68,20 +63,19 @@ def test_what_others_write_is_recognised(tmp_path):
     assert all(read_mask(path) == mask for path in tmp_path.iterdir())
 
 
-def test_what_a_file_does_not_name_is_dense(tmp_path):
+def test_metadata_stay_and_what_a_file_does_not_name_is_dense(tmp_path):
     model = network()
+    write_mask(masked(model), tmp_path / "m.safetensors")
+    assert read_mask(tmp_path / "m.safetensors", model).metadata == {"method": "by hand"}
     write_mask(Mask({"3.weight": masked(model)["3.weight"]}), tmp_path / "m.pt", "tensors")
     found = read_mask(tmp_path / "m.pt", model)
     assert list(found) == ["0.weight", "3.weight"] and found["0.weight"].all()
     assert found["3.weight"].equal(masked(model)["3.weight"])
     with pytest.raises(MaskMismatch, match=r"removes weights of '3\.weight', which is not prunable"):
         read_mask(tmp_path / "m.pt", model, ignore=["3"])
-
-
-def test_dense_weights_are_no_silent_start(tmp_path):
-    torch.save(network().state_dict(), tmp_path / "w.pt")
+    torch.save(model.state_dict(), tmp_path / "w.pt")  # dense weights are no silent start
     with pytest.warns(PathexWarning, match=r"no weight in .*w\.pt is zero: the mask keeps everything"):
-        assert read_mask(tmp_path / "w.pt", network()).sparsity == 0
+        assert read_mask(tmp_path / "w.pt", model).sparsity == 0
 
 
 class Harmful:

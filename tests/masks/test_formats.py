@@ -52,9 +52,7 @@ ROUND_TRIPS = {
     "bfloat16": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.bfloat16)),
     "torch-prune": lambda mask, w: converters.from_torch_prune(converters.to_torch_prune(mask, w)),
     "compressed": lambda mask, w: converters.from_compressed(converters.to_compressed(mask, w)),
-    "compressed half": lambda mask, w: converters.from_compressed(
-        converters.to_compressed(mask, {name: t.half() for name, t in w.items()})
-    ),
+    "compressed half": lambda mask, w: ROUND_TRIPS["compressed"](mask, {name: t.half() for name, t in w.items()}),
 }
 
 
@@ -83,21 +81,6 @@ def test_weights_and_their_zeros(shapes, seed):
     assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
 
 
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"a": torch.tensor([0.0, 0.5])}, "'a' holds 0.5; allowed: 0 and 1"),
-        ({"a": torch.tensor([1, 2], dtype=torch.uint8)}, "'a' holds 2"),
-        ({"a": torch.tensor([1.0, float("nan")])}, "'a' holds nan"),
-        ({"a": [1, 0]}, "'a' must be a tensor, not list"),
-        ({}, "at least one entry"),
-    ],
-)
-def test_dictionaries_of_other_values_are_refused(tensors, message):
-    with pytest.raises(MaskMismatch, match=message):
-        converters.from_tensors(tensors)
-
-
 def sparse_net():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
@@ -114,10 +97,6 @@ def test_the_zeros_of_a_model_are_a_start():
     assert (result.mask - start).kept == 0 and result.mask.kept == round(0.25 * start.total)
     with pytest.raises(InvalidInput, match="start mask keeps"):
         pathex.prune(net, "magnitude", sparsity=0.2, data=torch.randn(2, 1, 3, 3), mask=start)
-
-
-def test_a_tensor_of_zeros_is_named():
-    net = sparse_net()
     nn.init.zeros_(net[3].weight)  # type: ignore[arg-type]
     with pytest.warns(PathexWarning, match=r"3\.weight: zero throughout"):
         assert converters.from_zeros(net).counts()["3.weight"].kept == 0
@@ -180,17 +159,45 @@ def test_shared_weights_travel_under_all_their_names():
     assert converters.from_zeros(zeros, model) == mask
 
 
+def compressed(**changes):
+    tensors = converters.to_compressed(Mask({"a.weight": torch.eye(3, 9) > 0}), {"a.weight": torch.randn(3, 9)})
+    tensors |= {f"a.{name}": tensor for name, tensor in changes.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+FROM_TENSORS, FROM_PRUNE, FROM_COMPRESSED = (
+    converters.from_tensors,
+    converters.from_torch_prune,
+    converters.from_compressed,
+)
+
+
 @pytest.mark.parametrize(
-    ("state", "message"),
+    ("convert", "tensors", "message"),
     [
-        ({"0.weight": torch.ones(2), "attn_mask": torch.ones(2)}, "nothing is pruned by torch.nn.utils.prune"),
-        ({"w_orig": torch.ones(2), "w_mask": torch.ones(3)}, r"'w_mask' has shape \(3,\) and 'w_orig' has \(2,\)"),
-        ({"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
+        (FROM_TENSORS, {"a": torch.tensor([0.0, 0.5])}, "'a' holds 0.5; allowed: 0 and 1"),
+        (FROM_TENSORS, {"a": torch.tensor([1, 2], dtype=torch.uint8)}, "'a' holds 2"),
+        (FROM_TENSORS, {"a": torch.tensor([1.0, float("nan")])}, "'a' holds nan"),
+        (FROM_TENSORS, {"a": [1, 0]}, "'a' must be a tensor, not list"),
+        (FROM_TENSORS, {}, "at least one entry"),
+        (
+            FROM_PRUNE,
+            {"0.weight": torch.ones(2), "attn_mask": torch.ones(2)},
+            "nothing is pruned by torch.nn.utils.prune",
+        ),
+        (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.ones(3)}, r"'w_mask' .* \(3,\) and 'w_orig' has \(2,\)"),
+        (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
+        (FROM_COMPRESSED, compressed(shape=None), "'a.bitmask' is there but not a.shape"),
+        (FROM_COMPRESSED, compressed(bitmask=None), "no name ends in '.bitmask'"),
+        (FROM_COMPRESSED, compressed(shape=torch.tensor([3, 17])), r"\(3, 17\) needs torch.uint8 of \(3, 3\)"),
+        (FROM_COMPRESSED, compressed(bitmask=torch.ones(3, 2)), r"'a.bitmask' is torch.float32 of shape \(3, 2\)"),
+        (FROM_COMPRESSED, compressed(compressed=torch.ones(4)), "keeps 3 weights and 'a.compressed' holds 4"),
+        (FROM_COMPRESSED, compressed(row_offsets=torch.tensor([0, 1, 3])), "'a.row_offsets' are not those of 'a.bit"),
     ],
 )
-def test_states_that_torch_did_not_prune_are_refused(state, message):
+def test_tensors_that_are_no_mask_are_refused(convert, tensors, message):
     with pytest.raises(MaskMismatch, match=message):
-        converters.from_torch_prune(state)
+        convert(tensors)
 
 
 def test_different_masks_of_one_weight_are_refused():
@@ -213,27 +220,6 @@ def test_bitmasks_are_those_of_the_package(shape, seed):
     assert made["conv.row_offsets"].tolist() == mask_forms.row_offsets(nested)
     flat = zip(weights["conv.weight"].flatten().tolist(), [bit for row in rows for bit in row], strict=True)
     assert made["conv.compressed"].tolist() == [value for value, kept in flat if kept]
-
-
-def compressed():
-    return converters.to_compressed(Mask({"a.weight": torch.eye(3, 9) > 0}), {"a.weight": torch.randn(3, 9)})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"a.shape": None}, "'a.bitmask' is there but not a.shape"),
-        ({"a.bitmask": None}, "no name ends in '.bitmask'"),
-        ({"a.shape": torch.tensor([3, 17])}, r"\(3, 17\) needs torch.uint8 of \(3, 3\)"),
-        ({"a.bitmask": torch.ones(3, 2)}, r"'a.bitmask' is torch.float32 of shape \(3, 2\)"),
-        ({"a.compressed": torch.ones(4)}, "keeps 3 weights and 'a.compressed' holds 4"),
-        ({"a.row_offsets": torch.tensor([0, 1, 3])}, "'a.row_offsets' are not those of 'a.bitmask'"),
-    ],
-)
-def test_damaged_bitmasks_are_refused(change, message):
-    tensors = {name: tensor for name, tensor in (compressed() | change).items() if tensor is not None}
-    with pytest.raises(MaskMismatch, match=message):
-        converters.from_compressed(tensors)
 
 
 @pytest.mark.parametrize("name", ["pos_embed", "old_weight.weight", "a.weight_v"])
@@ -266,9 +252,7 @@ def test_masks_that_do_not_fit_are_refused(convert):
     model = nn.Sequential(nn.Linear(3, 4))
     mask = Mask({"0.weight": torch.ones(2, 3) > 0, "gone.weight": torch.ones(1) > 0})
     for weights in (model, model.state_dict()):
-        with pytest.raises(
-            MaskMismatch, match=r"'gone\.weight' is not there.*'0\.weight' has shape \(2, 3\).*\(4, 3\)"
-        ):
+        with pytest.raises(MaskMismatch, match=r"'gone\.weight' is not there.*'0\.weight' has .*\(2, 3\).*\(4, 3\)"):
             convert(mask, weights)
     with pytest.raises(MaskMismatch, match=r"'gone\.weight' is not there"):
         converters.apply_torch_prune(model, mask)

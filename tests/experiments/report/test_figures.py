@@ -92,7 +92,7 @@ def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the
     assert "PX paper" in caption
 
 
-def test_values_at_one_sparsity_stand_beside_ours(make_run):
+def test_values_at_one_sparsity_stand_beside_ours_and_a_dense_value_is_a_line(make_run):
     panel = panel_of(*(make_run(method, 0.982, data="cifar10", test_accuracy=0.7) for method in ("px", "snip")))
     axes = _dots(panel)[0].axes[0]
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
@@ -100,12 +100,8 @@ def test_values_at_one_sparsity_stand_beside_ours(make_run):
     found = {names[round(line.get_ydata()[0])]: line.get_xdata()[0] for line in hollow}
     assert found == pytest.approx({"px": 76.96, "snip": 75.49}) and len(hollow) == 2
     assert axes.get_xlim()[1] > 76.96
-
-
-def test_a_published_dense_value_is_a_line(make_run):
     setting = {"data": "cifar10", "model": "torchvision:resnet50", "weights": "imagenet"}
-    panel = panel_of(*(make_run("px", sparsity, **setting) for sparsity in (0.893, 0.982)))
-    axes = _against_sparsity(panel)[0].axes[0]
+    axes = _against_sparsity(panel_of(*(make_run("px", level, **setting) for level in (0.893, 0.982))))[0].axes[0]
     assert dashes(axes) == ["published: PX paper", "dense, PX paper (93.4)"]
     assert any(np.allclose(line.get_ydata(), 93.36) for line in axes.lines)
 
@@ -128,25 +124,21 @@ def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(make_run, levels
     assert [label.get_text() for label in labels] == [f"{level:g}" for level in shown]
 
 
-def sized(make_run, method, sparsity, seed=0):
-    size = {"parameters": round(1000 * (1 - sparsity)) + 10 * seed, "multiply_adds": round(5e6 * (1 - sparsity))}
-    return make_run(method, sparsity, seed, data="cifar10", **(size if method != "dense" else {"parameters": 1000}))
-
-
 def test_against_parameters_every_network_is_a_point_and_nothing_is_published(make_run):
-    folders = [sized(make_run, "px", level, seed) for level in (0.5, 0.9) for seed in range(2)]
-    folders += [sized(make_run, "small-dense", 0.9), sized(make_run, "dense", 0.9)]
+    def sized(method, sparsity, seed=0):
+        size = {"parameters": round(1000 * (1 - sparsity)) + 10 * seed, "multiply_adds": round(5e6 * (1 - sparsity))}
+        return make_run(method, sparsity, seed, data="cifar10", **(size if method != "dense" else {"parameters": 1000}))
+
+    folders = [sized("px", level, seed) for level in (0.5, 0.9) for seed in range(2)]
+    folders += [sized("small-dense", 0.9), sized("dense", 0.9)]
     axes = _against_size(panel_of(*folders, x="parameters"))[0].axes[0]
     ours = [line for line in axes.lines if line.get_label()[0] != "_"]
     drawn = {line.get_label(): np.asarray(line.get_xdata()).tolist() for line in ours}
     assert drawn == {"px": [505.0, 105.0], "small-dense": [100.0], "dense": [1000.0]}
     low, high = axes.get_xlim()
     assert not dashes(axes) and axes.get_xscale() == "log" and low < 100 and high > 1000
-
-
-def test_runs_without_a_size_are_told_and_if_there_are_no_others_it_is_an_error(make_run):
-    folders = [sized(make_run, "px", 0.5), sized(make_run, "px", 0.9), sized(make_run, "dense", 0.9)]
-    assert "1 of 3 runs hold no multiply-adds" in _against_size(panel_of(*folders, x="multiply-adds"))[1]
+    # Runs without a size are told, and if there are no others it is an error.
+    assert "1 of 6 runs hold no multiply-adds" in _against_size(panel_of(*folders, x="multiply-adds"))[1]
     with pytest.raises(InvalidInput, match=r"multiply_adds in its result.json; use --x sparsity"):
         curves(panel_of(make_run("px"), x="multiply-adds"))
 
