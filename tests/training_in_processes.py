@@ -97,17 +97,9 @@ def carry_out(folder, devices, strategy, epochs, norm, accumulate):
         sharded.extend(is_sharded(parameter) for parameter in module.parameters())
         pathex.attach(module, mask, optimizer)
 
-    final, rows = fit(
-        model,
-        feed,
-        TrainOptions(epochs=epochs, lr=0.05, milestones=(), accumulate=accumulate),
-        fabric=machine,
-        loss=nn.CrossEntropyLoss(),
-        metric=accuracy(),
-        folder=Path(folder),
-        validation=test,
-        prepare=hold,
-    )
+    options = TrainOptions(epochs=epochs, lr=0.05, milestones=(), accumulate=accumulate)
+    given = {"fabric": machine, "loss": nn.CrossEntropyLoss(), "metric": accuracy(), "folder": Path(folder)}
+    final, rows = fit(model, feed, options, validation=test, prepare=hold, **given)
     measured = evaluate(final, test, accuracy())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     rank = os.environ.get("LOCAL_RANK", "0")

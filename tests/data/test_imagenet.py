@@ -39,6 +39,15 @@ def make_tiny(root):
     return folder
 
 
+def make_imagenet(root):
+    """3 classes of 2 + 1 wide images."""
+    for number, wnid in enumerate(WNIDS):
+        for image in range(2):
+            write(root / "imagenet" / "train" / wnid / f"{image}.JPEG", 40 * number + image, (90, 60))
+        write(root / "imagenet" / "val" / wnid / "val.JPEG", 40 * number + 20, (90, 60))
+    return root / "imagenet"
+
+
 @pytest.fixture
 def tiny(tmp_path):
     return make_tiny(tmp_path)
@@ -46,12 +55,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """3 classes of 2 + 1 wide images."""
-    for number, wnid in enumerate(WNIDS):
-        for image in range(2):
-            write(tmp_path / "imagenet" / "train" / wnid / f"{image}.JPEG", 40 * number + image, (90, 60))
-        write(tmp_path / "imagenet" / "val" / wnid / "val.JPEG", 40 * number + 20, (90, 60))
-    return tmp_path / "imagenet"
+    return make_imagenet(tmp_path)
 
 
 @SUBSET
@@ -81,35 +85,43 @@ def test_a_subset_is_a_warning(tiny, imagenet):
 
 
 TABLE = "val/val_annotations.txt"
+TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
 
 
 @SUBSET
 @pytest.mark.parametrize(
-    ("path", "content", "message"),
+    ("name", "path", "content", "message"),
     [
-        ("wnids.txt", None, "no file 'wnids.txt'"),
-        ("wnids.txt", " ", "wnids.txt' is empty"),
-        ("train", None, "no folder 'train'"),
-        ("val/images", None, "no folder 'val/images'"),
-        ("train/n03 train/n01", None, "no folder 'n01' .*; 2 of 3 classes"),
-        ("train/n04/notes.txt", "", "class 'n04' of 'train' is no class"),
-        ("train/n02/images", None, "class 'n02' has no image in .*; 1 of 3 classes"),
-        (TABLE, None, "no file 'val_annotations.txt'"),
-        ("val/images/val_0.JPEG", None, "val_0.JPEG' is missing; 1 such images"),
-        ("val/images/val_9.JPEG", "", "val_9.JPEG' has no line in val_annotations.txt"),
-        (TABLE, "val_0.JPEG\tn09\n", "line 1 of .* 'val_0.JPEG"),
-        (TABLE, "val_0.JPEG n01\n", "line 1 of"),
-        (TABLE, "val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2 of .* no new image"),
-        ("train/n02/images/n02_0.JPEG val/images/val_1.JPEG", "", r"n02_0.JPEG' cannot be read .*; 2 of 9 images"),
+        ("tiny-imagenet", "wnids.txt", None, "no file 'wnids.txt'"),
+        ("tiny-imagenet", "wnids.txt", " ", "wnids.txt' is empty"),
+        ("tiny-imagenet", "train", None, "no folder 'train'"),
+        ("tiny-imagenet", "val/images", None, "no folder 'val/images'"),
+        ("tiny-imagenet", "train/n03 train/n01", None, "no folder 'n01' .*; 2 of 3 classes"),
+        ("tiny-imagenet", "train/n04/notes.txt", "", "class 'n04' of 'train' is no class"),
+        ("tiny-imagenet", "train/n02/images", None, "class 'n02' has no image in .*; 1 of 3 classes"),
+        ("tiny-imagenet", TABLE, None, "no file 'val_annotations.txt'"),
+        ("tiny-imagenet", "val/images/val_0.JPEG", None, "val_0.JPEG' is missing; 1 such images"),
+        ("tiny-imagenet", "val/images/val_9.JPEG", "", "val_9.JPEG' has no line in val_annotations.txt"),
+        ("tiny-imagenet", TABLE, "val_0.JPEG\tn09\n", "line 1 of .* 'val_0.JPEG"),
+        ("tiny-imagenet", TABLE, "val_0.JPEG n01\n", "line 1 of"),
+        ("tiny-imagenet", TABLE, "val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2 of .* no new image"),
+        ("tiny-imagenet", TWO, "", r"n02_0.JPEG' cannot be read .*; 2 of 9 images"),
+        ("imagenet", ".", None, r"no folder 'train' in .* It is not downloaded: register at https://image-net.org"),
+        ("imagenet", "val", None, "no folder 'val' in"),
+        ("imagenet", "val/n02", None, "no folder 'n02' in .*val'; 1 of 3 classes"),
+        ("imagenet", "val/n07/notes.txt", "", "class 'n07' of 'val' is no class of 'train'"),
+        ("imagenet", "train/n07/notes.txt val/n07/notes.txt", "", "class 'n07' has no image in"),
+        ("imagenet", "val/n02/val.JPEG", "", "n02/val.JPEG' cannot be read .*; 1 of 9 images"),
+        ("imagenet", "train/n02/1.JPEG", "<html>", "n02/1.JPEG' cannot be read .*; 1 of 9 images"),
     ],
 )
-def test_tiny_that_is_incomplete_or_damaged(tiny, path, content, message):
+def test_what_is_incomplete_or_damaged(tmp_path, name, path, content, message):
+    folder = (make_imagenet if name == "imagenet" else make_tiny)(tmp_path)
     for each in path.split():
-        spoil(tiny / each, content)
+        spoil(folder / each, content)
     with pytest.raises(InvalidInput, match=message) as caught:
-        load("tiny-imagenet", root=tiny.parent)
-    assert str(caught.value).startswith("data 'tiny-imagenet'")
-    assert "\n" not in str(caught.value)
+        load(name, root=tmp_path)
+    assert str(caught.value).startswith(f"data {name!r}") and "\n" not in str(caught.value)
 
 
 @SUBSET
@@ -154,27 +166,6 @@ def test_imagenet_layout(imagenet, inside):
     small = load("imagenet", root=imagenet, image_size=28)
     assert (small.train.image_size, small.test.resize) == (28, 32)
     assert load("imagenet", root=imagenet, image_size=28, resize=28).test.resize == 28
-
-
-@SUBSET
-@pytest.mark.parametrize(
-    ("path", "content", "message"),
-    [
-        (".", None, r"no folder 'train' in .* It is not downloaded: register at https://image-net.org"),
-        ("val", None, "no folder 'val' in"),
-        ("val/n02", None, "no folder 'n02' in .*val'; 1 of 3 classes"),
-        ("val/n07/notes.txt", "", "class 'n07' of 'val' is no class of 'train'"),
-        ("train/n07/notes.txt val/n07/notes.txt", "", "class 'n07' has no image in"),
-        ("val/n02/val.JPEG", "", "n02/val.JPEG' cannot be read .*; 1 of 9 images"),
-        ("train/n02/1.JPEG", "<html>", "n02/1.JPEG' cannot be read .*; 1 of 9 images"),
-    ],
-)
-def test_imagenet_that_is_incomplete_or_damaged(imagenet, path, content, message):
-    for each in path.split():
-        spoil(imagenet / each, content)
-    with pytest.raises(InvalidInput, match=message) as caught:
-        load("imagenet", root=imagenet.parent)
-    assert "\n" not in str(caught.value)
 
 
 @SUBSET

@@ -28,11 +28,9 @@ class Batches(Protocol):
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass that follows from seed and epoch: this process's share of each batch, inputs and targets."""
-        ...
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in fixed order, not augmented."""
-        ...
 
 
 @runtime_checkable
@@ -41,11 +39,9 @@ class Companion(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as tensors and plain values."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> object:
         """Take up a saved state."""
-        ...
 
 
 @dataclass(frozen=True)

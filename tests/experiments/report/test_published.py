@@ -5,8 +5,6 @@ from experiments.report.fake_run_folders import GRID
 from pathex.experiments.report.published import caption, published_for, published_table, setting_of, within
 from pathex.experiments.report.records import read_all
 
-SEGMENTATION = {"encoder_name": "resnet50", "encoder_output_stride": 8}
-
 # Curves (nine sparsities, the table of ImageNet two) and dense values of each setting.
 CURVES = {
     ("PX paper", "cifar10", "resnet20", "random"): (7, 0),
@@ -47,6 +45,10 @@ SPOTS = [
     ("PX paper", "voc2012", "deeplabv3plus-resnet50", "imagenet", "dense", 0.0, 71.70),
 ]
 KEYS = ["source", "data", "model", "weights", "method", "sparsity"]
+
+VOC = {"data": "voc2012", "model": "smp:DeepLabV3Plus", "test_miou": 0.5, "metric": "miou"}
+RESNET50 = {"encoder_name": "resnet50", "encoder_output_stride": 8}
+TASKS = [{"task": 0, "zero_shot": 0.5, "fine_tuned": 0.6}]
 
 
 def test_every_setting_has_its_curves():
@@ -111,23 +113,16 @@ def test_spot_values(spot):
         ({"model": "timm:resnet50_clip", "weights": "yfcc15m"}, None),
         ({"model": "timm:resnet50_clip", "weights": "imagenet"}, "cifar10 resnet50 clip"),
         ({"data": "imagefolder:/data/imagenet", "classes": ["a"] * 10}, None),
-        ({"data": "voc2012", "model": "smp:DeepLabV3Plus", "test_miou": 0.5, "metric": "miou"}, None),
+        (VOC | {"weights": "dino:w.pth"}, None),
+        (VOC | {"weights": "dino:w.pth", "model_options": RESNET50}, "voc2012 deeplabv3plus-resnet50 dino"),
+        ({"data": "imagenet", "model": "torchvision:resnet50", "tasks": TASKS}, None),
     ],
     ids=str,
 )
 def test_a_run_has_a_published_setting_by_data_network_and_weights(make_run, changes, expected):
     [record] = read_all([make_run("px", **{"data": "cifar10", "test_accuracy": 0.5, **changes})])[0]
-    assert setting_of(record) == (None if expected is None else (*expected.split(), "classification"))
-
-
-def test_segmentation_has_its_own_setting_and_transfer_has_none(make_run):
-    network = {"model": "smp:DeepLabV3Plus", "model_options": SEGMENTATION, "weights": "dino:w.pth"}
-    folder = make_run("px", data="voc2012", metric="miou", **network)
-    [record] = read_all([folder])[0]
-    assert setting_of(record) == ("voc2012", "deeplabv3plus-resnet50", "dino", "segmentation")
-    tasks = [{"task": 0, "zero_shot": 0.5, "fine_tuned": 0.6}]
-    [record] = read_all([make_run("px", data="imagenet", model="torchvision:resnet50", tasks=tasks)])[0]
-    assert setting_of(record) is None
+    task = "segmentation" if "metric" in changes else "classification"
+    assert setting_of(record) == (None if expected is None else (*expected.split(), task))
 
 
 def test_curves_are_those_of_the_methods_that_were_run(make_run):
@@ -138,11 +133,8 @@ def test_curves_are_those_of_the_methods_that_were_run(make_run):
     assert set(within(found, [0.98199])["sparsity"]) == {0.982}
     assert sorted(within(found, [0.9, 0.95])["sparsity"].unique()) == [0.893, 0.9312, 0.956]
     assert within(found, []).empty
-
-
-def test_two_settings_in_one_experiment_have_no_curves(make_run):
-    folders = [make_run("px", data="cifar10"), make_run("px", data="cifar10", model_options={"width": 8})]
-    assert published_for(read_all(folders)[0]).empty
+    two = [make_run("px", data="cifar10"), make_run("px", data="cifar10", model_options={"width": 8})]
+    assert published_for(read_all(two)[0]).empty  # two settings in one experiment
 
 
 @pytest.mark.parametrize(("weights", "doubt"), [("imagenet", True), (None, False)])

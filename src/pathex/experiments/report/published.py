@@ -18,13 +18,8 @@ _CLASSES: Mapping[str, int] = MappingProxyType(
 """How many classes a data set must have to be the published one."""
 
 _SPELLINGS: Mapping[str, str] = MappingProxyType(
-    {
-        "cifar-10": "cifar10",
-        "cifar-100": "cifar100",
-        "tiny-imagenet-200": "tiny-imagenet",
-        "imagenet-1k": "imagenet",
-        "imagenet1k": "imagenet",
-    }
+    {"cifar-10": "cifar10", "cifar-100": "cifar100", "tiny-imagenet-200": "tiny-imagenet"}
+    | dict.fromkeys(("imagenet-1k", "imagenet1k"), "imagenet")
 )
 """Other names of data sets, as their folders and files are called."""
 

@@ -176,20 +176,8 @@ PLACE = ("out", "device", "logger")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
-    "sparsity",
-    "allocation",
-    "ignore",
-    "prunable",
-    "start_mask",
-    "min_per_layer",
-    "budget",
-    "schedule",
-    "sanity",
-    "dynamic",
-    "dynamic_options",
-    "method_options",
-    "memory",
-    "strict",
+    *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "budget", "schedule", "sanity"),
+    *("dynamic", "dynamic_options", "method_options", "memory", "strict"),
 )
 WITHOUT_EFFECT = types.MappingProxyType(
     {
