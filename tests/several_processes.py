@@ -94,28 +94,46 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], score, rtol=1e-9, atol=1e-9 * float(score.abs().max()))
 
 
+def compare(calls, same):
+    """Every process finds together what one finds alone; they share out who looks at which call."""
+    rank, size, found = dist.get_rank(), dist.get_world_size(), []
+    for call in calls:
+        found.append([None] * size)
+        dist.all_gather_object(found[-1], call())
+    for call, results in list(zip(calls, found, strict=True))[rank::size]:
+        alone = call(group=None)
+        for together in results:
+            same(together, alone)
+
+
 def check_scores(cases):
     """With an odd number of micro-batches and of batches."""
-    data = batches(*images())
-    for method, options, per_part in cases:
-        score = partial(pathex.score, network(), method, data, memory=memory(per_part), seed=5, **options)
-        together, alone = (score(group=group) for group in ("default", None))
+
+    def same(together, alone):
         # They differ between weights, so that equality says something.
-        assert len(torch.cat([score.double().flatten() for score in alone.values()]).unique()) > 50, method
+        assert len(torch.cat([score.double().flatten() for score in alone.values()]).unique()) > 50
         assert_same(together, alone)
+
+    score = partial(pathex.score, data=batches(*images()), seed=5)
+    calls = [
+        partial(score, network(), method, memory=memory(per_part), **options) for method, options, per_part in cases
+    ]
+    compare(calls, same)
 
 
 def check_masks():
-    for method, options in (
-        ("px", {"rounds": 4, "memory": memory(2)}),
-        ("px", {"rounds": 2, "memory": memory(0)}),
-        ("px", {"rounds": 6, "memory": memory(2), "schedule": "adaptive:0.1"}),
-        ("force", {"rounds": 2, "memory": 1, "budget": "effective", "calibration": "batch"}),
-    ):
-        options |= {"sparsity": 0.9, "data": batches(*images())}
-        together, alone = (pathex.prune(network(), method, group=each, **options).mask for each in ("default", None))
+    def same(together, alone):
         assert abs(alone.sparsity - 0.9) < 1e-3
-        assert together == alone and together.metadata == alone.metadata, (method, options)
+        assert together == alone and together.metadata == alone.metadata
+
+    prune = partial(pathex.prune, sparsity=0.9, data=batches(*images()))
+    calls = [
+        partial(prune, network(), "px", rounds=4, memory=memory(2)),
+        partial(prune, network(), "px", rounds=2, memory=memory(0)),
+        partial(prune, network(), "px", rounds=6, memory=memory(2), schedule="adaptive:0.1"),
+        partial(prune, network(), "force", rounds=2, memory=1, budget="effective", calibration="batch"),
+    ]
+    compare([lambda call=call, **group: call(**group).mask for call in calls], same)
 
 
 def check_parts(rank):
