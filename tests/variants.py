@@ -1,11 +1,9 @@
 """Every method, and some with options that make them compute another way: method and options by name."""
 
-from typing import Any
-
 import pathex
 
 LOSSES = ["snip", "iterative-snip", "force", "grasp"]
-KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+KERNELS = {
     "ntk-sap": ("ntk-sap", {}),
     "ntk-sap exact": ("ntk-sap", {"exact": True}),
     "ntk-sap data": ("ntk-sap", {"inputs": "data"}),
@@ -15,6 +13,6 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "fisher-diagonal projected": ("fisher-diagonal", {"projections": 3}),
     "fisher-diagonal model": ("fisher-diagonal", {"labels": "model"}),
 }
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in pathex.methods()} | KERNELS
+VARIANTS = {name: (name, {}) for name in pathex.methods()} | KERNELS
 CALIBRATED = [name for name, (method, _) in VARIANTS.items() if "calibration" in pathex.methods(method).options]
 RUN_THE_NETWORK = {*LOSSES, "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal"}

@@ -1,17 +1,9 @@
 """An adaptive schedule under one threshold, written out: lists sorted, sets compared."""
 
 import math
-from collections.abc import Callable
 
 
-def prune(
-    score: Callable[[set[int], int], list[float]],
-    start: set[int],
-    size: int,
-    density: float,
-    rounds: int,
-    tolerance: float,
-) -> list[tuple[int, set[int]]]:
+def prune(score, start, size, density, rounds, tolerance):
     """Prune one vector of weights, of which those in ``start`` are there, with at most so many planned rounds.
 
     ``score`` gives each of all weights a score from those that are there and the number of the round; ``tolerance`` is
@@ -20,14 +12,14 @@ def prune(
     """
     first = len(start) / size
 
-    def number_after(planned: int) -> int:
+    def number_after(planned):
         share = density if planned == rounds else first * math.exp(math.log(density / first) * planned / rounds)
         return round(share * size)
 
-    def best(scores: list[float], there: set[int], planned: int) -> set[int]:
+    def best(scores, there, planned):
         return set(sorted(there, key=lambda weight: -scores[weight])[: number_after(planned)])
 
-    made: list[tuple[int, set[int]]] = []
+    made = []
     reached, step, there, before = 0, 1, start, None
     while reached != rounds:
         scores = score(there, len(made) + 1)

@@ -1,22 +1,21 @@
 """Networks small enough to count every path, with random float64 parameters and statistics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Branches(nn.Module):
     """Branches on the same input, summed or concatenated over channels."""
 
-    def __init__(self, *branches: nn.Module, join: str = "sum") -> None:
+    def __init__(self, *branches, join="sum"):
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.join = join
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         outputs = [branch(x) for branch in self.branches]
         return torch.cat(outputs, 1) if self.join == "cat" else torch.stack(outputs).sum(0)
 
@@ -24,13 +23,13 @@ class Branches(nn.Module):
 class Wired(nn.Module):
     """Named modules and parameters, and what the forward pass does with them and its input."""
 
-    def __init__(self, form: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(self, form, **parts):
         super().__init__()
         self.form = form
         for name, part in parts.items():
             setattr(self, name, part)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         return self.form(self, x)
 
 
@@ -43,12 +42,12 @@ class Case:
     scale: float = 1.0
 
 
-def _mlp(activation: Callable[[], nn.Module] = nn.ReLU, bias: bool = True) -> nn.Sequential:
+def _mlp(activation=nn.ReLU, bias=True):
     layers = [nn.Linear(3, 4, bias), activation(), nn.Linear(4, 3, bias), activation(), nn.Linear(3, 2, bias)]
     return nn.Sequential(*layers)
 
 
-def _residual() -> nn.Sequential:
+def _residual():
     body = nn.Sequential(
         nn.Conv2d(2, 2, 3, padding=1, bias=False),
         nn.BatchNorm2d(2),
@@ -62,46 +61,46 @@ def _residual() -> nn.Sequential:
     return nn.Sequential(*stem, Branches(body, shortcut), *head)
 
 
-def _shared() -> nn.Sequential:
+def _shared():
     twice = nn.Conv2d(1, 1, 3, padding=1)
     return nn.Sequential(twice, nn.ReLU(), twice, nn.ReLU(), nn.Flatten(), nn.Linear(9, 2))
 
 
-def _dilated() -> nn.Sequential:
+def _dilated():
     first, second = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.Conv2d(4, 2, 2, dilation=2, padding=(1, 2))
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(30, 2))
 
 
-def _max_pool() -> nn.Sequential:
+def _max_pool():
     first, second = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2, padding=1)
     pools = nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, stride=1)
     return nn.Sequential(first, nn.ReLU(), pools[0], second, nn.ReLU(), pools[1], nn.Flatten(), nn.Linear(8, 2))
 
 
-def _average_branch() -> nn.Sequential:
+def _average_branch():
     pooled = nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(1, 1, 1))
     plain = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
     branches = Branches(nn.Conv2d(1, 1, 3, padding=1), pooled, plain, join="cat")
     return nn.Sequential(branches, nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
 
 
-def _depthwise() -> nn.Sequential:
+def _depthwise():
     deep, point = nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False), nn.Conv2d(2, 3, 1, bias=False)
     norms = nn.BatchNorm2d(2), nn.BatchNorm2d(3)
     pool = nn.AdaptiveAvgPool2d(1)
     return nn.Sequential(deep, norms[0], nn.ReLU6(), point, norms[1], nn.ReLU6(), pool, nn.Flatten(), nn.Linear(3, 2))
 
 
-def _transposed() -> nn.Sequential:
+def _transposed():
     up = nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), up, nn.ReLU(), nn.ConvTranspose2d(4, 1, 2, dilation=2))
 
 
-def _vector_norm() -> nn.Sequential:
+def _vector_norm():
     return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.BatchNorm1d(2))
 
 
-CASES: dict[str, Case] = {
+CASES = {
     "mlp": Case(_mlp, (3,)),
     "mlp-without-bias": Case(lambda: _mlp(bias=False), (3,)),
     "leaky": Case(lambda: _mlp(lambda: nn.LeakyReLU(0.3)), (3,)),
@@ -119,11 +118,11 @@ CASES: dict[str, Case] = {
 }
 
 
-def _head(features: int) -> nn.Sequential:
+def _head(features):
     return nn.Sequential(nn.Linear(features, 3), nn.PReLU(), nn.Linear(3, 2))
 
 
-def build(name: str, seed: int, images: int = 3) -> tuple[nn.Module, Tensor]:
+def build(name, seed, images=3):
     """The network of a case in float64 and in train mode, and ``images`` of its inputs."""
     case = CASES[name]
     model = case.make().double()
@@ -132,7 +131,7 @@ def build(name: str, seed: int, images: int = 3) -> tuple[nn.Module, Tensor]:
     return model, x
 
 
-def draw(model: nn.Module, seed: int) -> torch.Generator:
+def draw(model, seed):
     """Fill every parameter and statistic; the generator, to go on with."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -146,14 +145,14 @@ def draw(model: nn.Module, seed: int) -> torch.Generator:
     return generator
 
 
-def norms(model: nn.Module) -> list[nn.Module]:
+def norms(model):
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
-def measure(model: nn.Module, x: Tensor, entries: dict[str, Tensor] | None = None) -> None:
+def measure(model, x, entries=None):
     """Run once: each BatchNorm stores the moments of what reaches it and normalises by them, layer after layer."""
 
-    def take_moments(norm: nn.Module, arriving: tuple[Tensor]) -> None:
+    def take_moments(norm, arriving):
         values = arriving[0].transpose(0, 1).flatten(1)
         norm.running_mean = values.mean(1)
         norm.running_var = ((values - values.mean(1, keepdim=True)) ** 2).mean(1)
@@ -165,27 +164,27 @@ def measure(model: nn.Module, x: Tensor, entries: dict[str, Tensor] | None = Non
         hook.remove()
 
 
-def prunable(model: nn.Module) -> list[str]:
+def prunable(model):
     """Names of the weights of convolutions and linear layers, a shared weight once."""
     kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     weights = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
     return [name for name, entry in model.named_parameters() if id(entry) in weights]
 
 
-def random_mask(model: nn.Module, seed: int, density: float = 0.8) -> dict[str, Tensor]:
+def random_mask(model, seed, density=0.8):
     """A random boolean mask over the prunable weights."""
     generator = torch.Generator().manual_seed(seed)
     entries = dict(model.named_parameters())
     return {name: torch.rand(entries[name].shape, generator=generator) < density for name in prunable(model)}
 
 
-def masked(model: nn.Module, mask: dict[str, Tensor] | None) -> dict[str, Tensor]:
+def masked(model, mask):
     """Every parameter by name, detached, zero where the mask drops it."""
     entries = {name: entry.detach() for name, entry in model.named_parameters()}
     return entries | {name: entries[name] * keep for name, keep in (mask or {}).items()}
 
 
-def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-10) -> None:
+def assert_close(actual, expected, rtol=1e-10):
     """Equal up to rounding, relative to the layer: terms of both signs cancel in single entries."""
     assert sorted(actual) == sorted(expected)
     assert any(score.abs().max() > 0 for score in expected.values())

@@ -4,23 +4,18 @@ Arrays are numpy float64. Nothing is hooked: masks multiply weights wherever the
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
-def gradients(weights: list[Array], x: Array, y: Array) -> list[Array]:
+def gradients(weights, x, y):
     """Of the mean over images and outputs of ``(W1 tanh(W0 x) - y)^2``, for all weights, masked or not."""
     hidden = np.tanh(x @ weights[0].T)
     error = 2 * (hidden @ weights[1].T - y) / y.size
     return [((error @ weights[1]) * (1 - hidden**2)).T @ x, error.T @ hidden]
 
 
-def moved(mask: Flags, weight: Array, gain: Array, count: int) -> Flags:
+def moved(mask, weight, gain, count):
     """The mask after the weakest ``count`` kept weights went and the ``count`` others of most gain came."""
     kept = [i for i in np.ndindex(mask.shape) if mask[i]]
     stay = sorted(kept, key=lambda i: abs(weight[i]), reverse=True)[: len(kept) - count]
@@ -32,19 +27,7 @@ def moved(mask: Flags, weight: Array, gain: Array, count: int) -> Flags:
     return new
 
 
-def train(
-    weights: list[Array],
-    masks: list[Flags],
-    batches: list[tuple[Array, Array]],
-    *,
-    every: int,
-    fraction: float,
-    until: float,
-    lr: float,
-    momentum: float,
-    decay: float,
-    random: Callable[[int, int], Array] | None = None,
-) -> tuple[list[Array], list[list[Flags]]]:
+def train(weights, masks, batches, *, every, fraction, until, lr, momentum, decay, random=None):
     """SGD with momentum (a batch a step), and every so many steps, until a share of them, an update of the masks.
 
     ``fraction`` is what is dropped at first; ``random`` gives the gains from the numbers of the update and the layer

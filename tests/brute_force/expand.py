@@ -1,13 +1,11 @@
 """A network written out as scalars: one node per number, one edge per coefficient, by loops over every index."""
 
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from brute_force.cases import Branches
 
@@ -34,31 +32,22 @@ class Graph:
     every activation is the identity.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        tensors: dict[str, Tensor] | None = None,
-        *,
-        calibration: str = "running",
-        shifts: bool = True,
-        activations: bool = True,
-    ) -> None:
+    def __init__(self, model, x, tensors=None, *, calibration="running", shifts=True, activations=True):
         self.calibration, self.shifts, self.activations = calibration, shifts, activations
         self.names = {id(entry): name for name, entry in model.named_parameters()}
         self.tensors = {name: entry.detach().numpy() for name, entry in model.named_parameters()}
         self.tensors |= {name: entry.detach().numpy() for name, entry in (tensors or {}).items()}
-        self.incoming: list[list[Edge]] = []
-        self.values: list[Array] = []
+        self.incoming = []
+        self.values = []
         images = x.detach().numpy().reshape(len(x), -1)
         self.inputs = np.array([self.add([], value=images[:, i]) for i in range(images.shape[1])])
         self.outputs = self.expand(model, self.inputs.reshape(x.shape[1:])).ravel()
 
-    def output(self) -> Tensor:
+    def output(self):
         """The recorded outputs, (N, K)."""
         return torch.from_numpy(np.stack([self.values[node] for node in self.outputs], 1))
 
-    def add(self, edges: list[Edge], shift: float = 0.0, value: Array | None = None) -> int:
+    def add(self, edges, shift=0.0, value=None):
         """A new node; its value is that of its edges plus the shift, unless given."""
         if value is None:
             value = sum((self.factor(edge) * self.values[edge.source] for edge in edges), start=np.array(0.0))
@@ -67,19 +56,19 @@ class Graph:
         self.values.append(value)
         return len(self.values) - 1
 
-    def factor(self, edge: Edge) -> Array:
+    def factor(self, edge):
         """The coefficient of an edge in the recorded network; ``add`` needs it for linear sites only."""
         weight = 1.0 if edge.weight is None else self.tensors[edge.weight[0]].flat[edge.weight[1]]
         return np.asarray(weight * edge.fixed * edge.norm * (1.0 if edge.gate is None else edge.gate))
 
-    def tensor(self, entry: Tensor | None) -> tuple[str, Array]:
+    def tensor(self, entry):
         """Name and present value of a parameter of the model; an absent one reads as zeros."""
         if entry is None:
             return "", np.zeros(1024)
         name = self.names[id(entry)]
         return name, self.tensors[name]
 
-    def expand(self, module: nn.Module, x: Array) -> Array:
+    def expand(self, module, x):
         """The nodes that come out of a module at the nodes ``x`` (no batch dimension)."""
         for kind, expander in EXPANDERS.items():
             if isinstance(module, kind):
@@ -87,13 +76,13 @@ class Graph:
         raise NotImplementedError(type(module).__name__)
 
 
-def _sequential(graph: Graph, module: nn.Sequential, x: Array) -> Array:
+def _sequential(graph, module, x):
     for child in module:
         x = graph.expand(child, x)
     return x
 
 
-def _branches(graph: Graph, module: Branches, x: Array) -> Array:
+def _branches(graph, module, x):
     outputs = [graph.expand(branch, x) for branch in module.branches]
     if module.join == "cat":
         return np.concatenate(outputs)
@@ -101,11 +90,11 @@ def _branches(graph: Graph, module: Branches, x: Array) -> Array:
     return np.array(total).reshape(outputs[0].shape)
 
 
-def _flatten(graph: Graph, module: nn.Flatten, x: Array) -> Array:
+def _flatten(graph, module, x):
     return x.ravel()
 
 
-def _linear(graph: Graph, module: nn.Linear, x: Array) -> Array:
+def _linear(graph, module, x):
     name, weight = graph.tensor(module.weight)
     _, bias = graph.tensor(module.bias)
     rows = []
@@ -115,7 +104,7 @@ def _linear(graph: Graph, module: nn.Linear, x: Array) -> Array:
     return np.array(rows)
 
 
-def _conv(graph: Graph, module: nn.Conv2d, x: Array) -> Array:
+def _conv(graph, module, x):
     name, weight = graph.tensor(module.weight)
     _, bias = graph.tensor(module.bias)
     channels, fan, *kernel = weight.shape
@@ -133,12 +122,12 @@ def _conv(graph: Graph, module: nn.Conv2d, x: Array) -> Array:
     return y
 
 
-def _extent(module: nn.Conv2d, axis: int, size: int) -> int:
+def _extent(module, axis, size):
     span = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
     return (size + 2 * int(module.padding[axis]) - span) // module.stride[axis] + 1
 
 
-def _conv_transposed(graph: Graph, module: nn.ConvTranspose2d, x: Array) -> Array:
+def _conv_transposed(graph, module, x):
     name, weight = graph.tensor(module.weight)
     _, bias = graph.tensor(module.bias)
     channels, fan, *kernel = weight.shape
@@ -150,7 +139,7 @@ def _conv_transposed(graph: Graph, module: nn.ConvTranspose2d, x: Array) -> Arra
         + 1
         for axis in (0, 1)
     ]
-    arriving: dict[tuple[int, int, int], list[Edge]] = {index: [] for index in np.ndindex(fan * module.groups, *size)}
+    arriving = {index: [] for index in np.ndindex(fan * module.groups, *size)}
     for (c, i, j), o, (a, b) in itertools.product(np.ndindex(*x.shape), range(fan), np.ndindex(*kernel)):
         row = i * module.stride[0] + a * module.dilation[0] - int(module.padding[0])
         column = j * module.stride[1] + b * module.dilation[1] - int(module.padding[1])
@@ -162,7 +151,7 @@ def _conv_transposed(graph: Graph, module: nn.ConvTranspose2d, x: Array) -> Arra
     return np.array(nodes).reshape(fan * module.groups, *size)
 
 
-def _norm(graph: Graph, module: nn.BatchNorm1d | nn.BatchNorm2d, x: Array) -> Array:
+def _norm(graph, module, x):
     (_, gamma), (_, beta) = graph.tensor(module.weight), graph.tensor(module.bias)
     assert module.running_mean is not None and module.running_var is not None
     y = np.empty_like(x)
@@ -177,7 +166,7 @@ def _norm(graph: Graph, module: nn.BatchNorm1d | nn.BatchNorm2d, x: Array) -> Ar
     return y
 
 
-def _activation(graph: Graph, module: nn.Module, x: Array) -> Array:
+def _activation(graph, module, x):
     if not graph.activations:
         return x
     y = np.empty_like(x)
@@ -193,14 +182,14 @@ def _activation(graph: Graph, module: nn.Module, x: Array) -> Array:
     return y
 
 
-def _negative_slope(graph: Graph, module: nn.Module, channel: int) -> float:
+def _negative_slope(graph, module, channel):
     if isinstance(module, nn.PReLU):
         slopes = graph.tensor(module.weight)[1]
         return float(slopes[channel if len(slopes) > 1 else 0])
     return module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
 
 
-def _windows(module: nn.MaxPool2d | nn.AvgPool2d, x: Array) -> Iterator[tuple[tuple[int, int, int], list[int]]]:
+def _windows(module, x):
     kernel, stride, padding = (
         (v, v) if isinstance(v, int) else v for v in (module.kernel_size, module.stride, module.padding)
     )
@@ -214,7 +203,7 @@ def _windows(module: nn.MaxPool2d | nn.AvgPool2d, x: Array) -> Iterator[tuple[tu
         yield (c, i, j), cells
 
 
-def _max_pool(graph: Graph, module: nn.MaxPool2d, x: Array) -> Array:
+def _max_pool(graph, module, x):
     nodes = {}
     for index, cells in _windows(module, x):
         sources = [cell for cell in cells if cell != MISSING]
@@ -224,7 +213,7 @@ def _max_pool(graph: Graph, module: nn.MaxPool2d, x: Array) -> Array:
     return _grid(nodes)
 
 
-def _average_pool(graph: Graph, module: nn.AvgPool2d, x: Array) -> Array:
+def _average_pool(graph, module, x):
     nodes = {}
     for index, cells in _windows(module, x):
         sources = [cell for cell in cells if cell != MISSING]
@@ -233,17 +222,17 @@ def _average_pool(graph: Graph, module: nn.AvgPool2d, x: Array) -> Array:
     return _grid(nodes)
 
 
-def _global_average(graph: Graph, module: nn.AdaptiveAvgPool2d, x: Array) -> Array:
+def _global_average(graph, module, x):
     means = [graph.add([Edge(int(node), fixed=1 / channel.size) for node in channel.ravel()]) for channel in x]
     return np.array(means).reshape(-1, 1, 1)
 
 
-def _grid(nodes: dict[tuple[int, int, int], int]) -> Array:
+def _grid(nodes):
     shape = [extent + 1 for extent in max(nodes)]
     return np.array(list(nodes.values())).reshape(shape)
 
 
-EXPANDERS: dict[type[nn.Module], Callable[[Graph, Any, Array], Array]] = {
+EXPANDERS = {
     nn.Sequential: _sequential,
     Branches: _branches,
     nn.Flatten: _flatten,

@@ -1,26 +1,20 @@
 """Loss sensitivities of copied networks: derivatives in the mask, the Hessian written out, rounds by sorting."""
 
 import copy
-from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
 from torch.func import functional_call
 
 from brute_force.cases import build, measure, prunable
 
-Batches = Sequence[tuple[Tensor, Tensor]]
-Scores = dict[str, Tensor]
-Keep = dict[str, Tensor] | None
 
-
-def snip(model: nn.Module, batches: Batches, mask: Keep = None, calibration: str = "train") -> Scores:
+def snip(model, batches, mask=None, calibration="train"):
     """The absolute derivative of the loss in the entries of the mask that are there."""
     scores = force(model, batches, mask, calibration)
     return scores if mask is None else {name: score * mask[name] for name, score in scores.items()}
 
 
-def force(model: nn.Module, batches: Batches, mask: Keep = None, calibration: str = "train") -> Scores:
+def force(model, batches, mask=None, calibration="train"):
     """The absolute derivative of the loss in every entry of the mask, those that are zero included."""
     own = {name: model.get_parameter(name).detach() for name in prunable(model)}
     entries = {n: (torch.ones_like(p) if mask is None else mask[n].to(p)).requires_grad_() for n, p in own.items()}
@@ -29,16 +23,14 @@ def force(model: nn.Module, batches: Batches, mask: Keep = None, calibration: st
     return {name: entry.grad.abs() for name, entry in entries.items()}
 
 
-def grasp(
-    model: nn.Module, batches: Batches, mask: Keep = None, calibration: str = "train", temperature: float = 200.0
-) -> Scores:
+def grasp(model, batches, mask=None, calibration="train", temperature=200.0):
     """Weight times Hessian times gradient, with the whole Hessian over the kept weights as a matrix."""
     own = {name: model.get_parameter(name).detach() for name in prunable(model)}
     keep = {n: torch.ones_like(p, dtype=torch.bool) if mask is None else mask[n] for n, p in own.items()}
     network = prepared(model, batches, mask, calibration)
     theta = torch.cat([own[name][keep[name]] for name in own])
 
-    def loss(vector: Tensor) -> Tensor:
+    def loss(vector):
         parts = vector.split([int(keep[name].sum()) for name in own])
         weights = {n: torch.zeros_like(own[n]).masked_scatter(keep[n], p) for n, p in zip(own, parts, strict=True)}
         return mean_loss(network, batches, weights, temperature)
@@ -49,10 +41,10 @@ def grasp(
     return {n: torch.zeros_like(own[n]).masked_scatter(keep[n], p) for n, p in zip(own, found, strict=True)}
 
 
-TWINS: dict[str, Callable[..., Scores]] = {"snip": snip, "iterative-snip": snip, "force": force, "grasp": grasp}
+TWINS = {"snip": snip, "iterative-snip": snip, "force": force, "grasp": grasp}
 
 
-def mean_loss(network: nn.Module, batches: Batches, weights: Scores, temperature: float = 1.0) -> Tensor:
+def mean_loss(network, batches, weights, temperature=1.0):
     """Minus the logarithm of the probability of the true class, image by image, over the number of images."""
     total, images = torch.zeros((), dtype=torch.float64), 0
     for x, y in batches:
@@ -63,7 +55,7 @@ def mean_loss(network: nn.Module, batches: Batches, weights: Scores, temperature
     return total / images
 
 
-def prepared(model: nn.Module, batches: Batches, mask: Keep, calibration: str) -> nn.Module:
+def prepared(model, batches, mask, calibration):
     """A copy in the mode that a calibration stands for, with moments of all images together for ``batch``."""
     network = copy.deepcopy(model).train(calibration == "train")
     if calibration != "batch":
@@ -75,9 +67,7 @@ def prepared(model: nn.Module, batches: Batches, mask: Keep, calibration: str) -
     return network
 
 
-def rounds_by_sorting(
-    score: Callable[[dict[str, Tensor]], Scores], mask: dict[str, Tensor], density: float, rounds: int, revives: bool
-) -> dict[str, Tensor]:
+def rounds_by_sorting(score, mask, density, rounds, revives):
     """Score, sort, keep the best; the density falls by the same factor in each round."""
     start, total = mask, sum(entry.numel() for entry in mask.values())
     begin = sum(int(entry.sum()) for entry in mask.values()) / total
@@ -93,12 +83,12 @@ def rounds_by_sorting(
     return mask
 
 
-def labelled(case: str, seed: int, sizes: tuple[int, ...] = (3, 2)) -> tuple[nn.Module, Batches]:
+def labelled(case, seed, sizes=(3, 2)):
     """A network with two classes, and batches of unequal size."""
     model, x = build(case, seed, sum(sizes))
     y = torch.randint(0, 2, (sum(sizes),), generator=torch.Generator().manual_seed(seed))
     return model, list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
 
 
-def _places(entry: Tensor) -> list[tuple[int, ...]]:
+def _places(entry):
     return [tuple(place) for place in entry.nonzero().tolist()]

@@ -1,20 +1,17 @@
 """Scores made of derivatives of the outputs, from whole Jacobians and from a mask that is written out."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brute_force.cases import masked, measure, norms, prunable
 
 Scores = dict[str, Tensor]
-Keep = dict[str, Tensor] | None
-Network = Callable[[Scores], Tensor]
 
 
-def network(model: nn.Module, x: Tensor, keep: Keep, calibration: str, theta: Scores | None = None) -> Network:
+def network(model, x, keep, calibration, theta=None):
     """Outputs for x as a function of the prunable weights; BatchNorm statistics are those of the masked weights."""
     model = copy.deepcopy(model).eval()
     entries = masked(model, None) | (theta or {})
@@ -28,7 +25,7 @@ def network(model: nn.Module, x: Tensor, keep: Keep, calibration: str, theta: Sc
     return lambda weights: torch.func.functional_call(model, entries | weights, (x,))
 
 
-def _normalised(norm: nn.Module, arriving: Tensor) -> Tensor:
+def _normalised(norm, arriving):
     dims = [dim for dim in range(arriving.dim()) if dim != 1]
     centred = arriving - arriving.mean(dims, keepdim=True)
     shape = (-1, *[1] * (arriving.dim() - 2))
@@ -36,26 +33,24 @@ def _normalised(norm: nn.Module, arriving: Tensor) -> Tensor:
     return centred * scale * norm.weight.view(shape) + norm.bias.view(shape)
 
 
-def jacobian(model: nn.Module, x: Tensor, keep: Keep, calibration: str) -> tuple[Scores, Scores]:
+def jacobian(model, x, keep, calibration):
     """The kept weights, and for each the derivative of every output."""
     entries = masked(model, keep)
     weights = {name: entries[name] for name in prunable(model)}
     return weights, torch.func.jacrev(network(model, x, keep, calibration))(weights)
 
 
-def _reduced(derivatives: Tensor, weight: Tensor) -> Tensor:
+def _reduced(derivatives, weight):
     return (derivatives**2).reshape(-1, *weight.shape).sum(0) * weight**2
 
 
-def ntk_diagonal(model: nn.Module, x: Tensor, keep: Keep = None, calibration: str = "batch") -> Scores:
+def ntk_diagonal(model, x, keep=None, calibration="batch"):
     """The squared weight times the sum of the squared derivatives of every output of every image."""
     weights, derivatives = jacobian(model, x, keep, calibration)
     return {name: _reduced(derivatives[name], weight) for name, weight in weights.items()}
 
 
-def fisher_diagonal(
-    model: nn.Module, x: Tensor, y: Tensor | None, keep: Keep = None, calibration: str = "batch"
-) -> Scores:
+def fisher_diagonal(model, x, y, keep=None, calibration="batch"):
     """Squared derivatives of the log-probability of the label, or of every class times its probability without labels.
 
     Of pixels with labels 255 nothing counts; the log-probability of an image is the sum over its pixels.
@@ -64,7 +59,7 @@ def fisher_diagonal(
     weights = {name: entries[name] for name in prunable(model)}
     outputs = network(model, x, keep, calibration)
 
-    def logs(entries: Scores) -> Tensor:
+    def logs(entries):
         return torch.log(torch.softmax(outputs(entries), 1))
 
     derivatives = torch.func.jacrev(logs)(weights)
@@ -84,13 +79,11 @@ def fisher_diagonal(
     return scores
 
 
-def sap_objective(
-    model: nn.Module, x: Tensor, theta: Scores, direction: Scores, epsilon: float | None, keep: Keep, calibration: str
-) -> Callable[[Scores], Tensor]:
+def sap_objective(model, x, theta, direction, epsilon, keep, calibration):
     """R as a function of the mask; without epsilon the squared derivative along the direction."""
     outputs = network(model, x, keep, calibration, theta)
 
-    def objective(mask: Scores) -> Tensor:
+    def objective(mask):
         here = {name: theta[name] * entry for name, entry in mask.items()}
         step = {name: direction[name] * entry for name, entry in mask.items()}
         if epsilon is None:
@@ -101,36 +94,12 @@ def sap_objective(
     return objective
 
 
-def _ones(theta: Scores, keep: Keep) -> Scores:
+def _ones(theta, keep):
     return {name: (keep or {}).get(name, torch.ones_like(entry)).to(entry) for name, entry in theta.items()}
 
 
-def ntk_sap(
-    model: nn.Module,
-    x: Tensor,
-    theta: Scores,
-    direction: Scores,
-    *,
-    epsilon: float | None,
-    keep: Keep = None,
-    calibration: str = "batch",
-) -> Scores:
+def ntk_sap(model, x, theta, direction, *, epsilon, keep=None, calibration="batch"):
     """The derivative by the mask, without its sign and without what the mask removed."""
     ones = _ones(theta, keep)
     derivatives = torch.func.grad(sap_objective(model, x, theta, direction, epsilon, keep, calibration))(ones)
     return {name: (derivatives[name] * ones[name]).abs() for name in ones}
-
-
-def differences_by_mask(objective: Callable[[Scores], Tensor], theta: Scores, step: float = 1e-5) -> Scores:
-    """The derivative by every entry of a mask of ones, by central differences."""
-    scores = {}
-    for name, entry in theta.items():
-        scores[name] = torch.zeros_like(entry)
-        for index in range(entry.numel()):
-            sides = []
-            for shift in (step, -step):
-                ones = _ones(theta, None)
-                ones[name].view(-1)[index] += shift
-                sides.append(objective(ones))
-            scores[name].view(-1)[index] = (sides[0] - sides[1]) / (2 * step)
-    return {name: score.abs() for name, score in scores.items()}

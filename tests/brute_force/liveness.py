@@ -5,10 +5,9 @@ positive, nothing cancels: a weight lies on a path if and only if the output cha
 """
 
 import copy
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 _GATES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Dropout)
@@ -18,15 +17,15 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 class _WindowSum(nn.Module):
     """A max pool that passes its whole window."""
 
-    def __init__(self, pool: nn.MaxPool2d) -> None:
+    def __init__(self, pool):
         super().__init__()
         self.pool = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, True, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.pool(x)
 
 
-def _open_form(module: nn.Module) -> nn.Module:
+def _open_form(module):
     if isinstance(module, (*_GATES, *_NORMS)):
         return nn.Identity()
     if isinstance(module, nn.MaxPool2d):
@@ -40,7 +39,7 @@ def _open_form(module: nn.Module) -> nn.Module:
     return module
 
 
-def opened(model: nn.Module, seed: int = 0) -> nn.Module:
+def opened(model, seed=0):
     """A copy in float64 with gates open, norms that do nothing, positive weights and no additive constants."""
     twin = copy.deepcopy(model).double().eval()
     for parent in list(twin.modules()):
@@ -54,7 +53,7 @@ def opened(model: nn.Module, seed: int = 0) -> nn.Module:
     return twin
 
 
-def by_deletion(model: nn.Module, mask: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+def by_deletion(model, mask, shape):
     """For each masked weight a bool tensor: kept, and the output changes without it."""
     twin = opened(model)
     x = 0.5 + torch.rand(2, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

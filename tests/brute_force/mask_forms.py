@@ -1,17 +1,14 @@
 """Masks in foreign forms, and densities in proportion: loops over single entries, nothing from the library."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-
-def rows(nested: Any) -> list[list[bool]]:
+def rows(nested):
     """The rows along the last dimension of a nested list."""
     if not nested or not isinstance(nested[0], list):
         return [list(nested)]
     return [row for part in nested for row in rows(part)]
 
 
-def packed(row: Sequence[bool]) -> list[int]:
+def packed(row):
     """A row as bytes, its first entry in the lowest bit of the first byte (numpy's bitorder "little")."""
     result = [0] * ((len(row) + 7) // 8)
     for index, bit in enumerate(row):
@@ -19,16 +16,16 @@ def packed(row: Sequence[bool]) -> list[int]:
     return result
 
 
-def row_offsets(nested: Any) -> Any:
+def row_offsets(nested):
     """Kept entries before each row, counted along the first dimension only: cumsum(counts, 0) - counts."""
 
-    def counts(part: Any) -> Any:
+    def counts(part):
         return sum(part) if not isinstance(part[0], list) else [counts(inner) for inner in part]
 
-    def minus(a: Any, b: Any) -> Any:
+    def minus(a, b):
         return [minus(x, y) for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a - b
 
-    def plus(a: Any, b: Any) -> Any:
+    def plus(a, b):
         return [plus(x, y) for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b
 
     own = counts(nested)
@@ -40,12 +37,10 @@ def row_offsets(nested: Any) -> Any:
     return minus(sums, own)
 
 
-def proportional(
-    weights: Mapping[str, float], target: float, sizes: Mapping[str, int], caps: Mapping[str, float]
-) -> dict[str, float]:
+def proportional(weights, target, sizes, caps):
     """The densities min(cap, scale * weight) whose kept entries add up to the target, by bisection of the scale."""
 
-    def densities(scale: float) -> dict[str, float]:
+    def densities(scale):
         return {name: min(caps[name], scale * weights[name]) for name in sizes}
 
     low, high = 0.0, 1e9

@@ -2,13 +2,12 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from brute_force.expand import Graph
 from brute_force.paths import enumerate_paths
 
 
-def paths_through(model: nn.Module, x: Tensor, mask: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+def paths_through(model, x, mask):
     """For each weight the paths of kept weights through it (once for each use), and all; averages count their share."""
     graph = Graph(model, x[:1], {name: kept.double() for name, kept in mask.items()})
     through = {name: np.zeros(kept.shape) for name, kept in mask.items()}
@@ -23,16 +22,19 @@ def paths_through(model: nn.Module, x: Tensor, mask: dict[str, Tensor]) -> tuple
     return {name: torch.from_numpy(count) for name, count in through.items()}, total
 
 
-def units_of(
-    shape: tuple[int, ...], groups: int = 1, transposed: bool = False
-) -> tuple[dict[int, list[int]], dict[int, list[int]], dict[tuple[int, int], list[int]]]:
-    """Flat indices of the weights of each output unit, of each input unit and of each kernel of a layer."""
-    outputs: dict[int, list[int]] = {}
-    inputs: dict[int, list[int]] = {}
-    kernels: dict[tuple[int, int], list[int]] = {}
-    for flat, (first, second, *_) in enumerate(np.ndindex(*shape)):
+def ends_of(shape, groups=1, transposed=False):
+    """Input and output unit of every weight of a layer, in the order of its flat indices."""
+    ends = []
+    for first, second, *_ in np.ndindex(*shape):
         other = first // (shape[0] // groups) * shape[1] + second
-        source, target = (first, other) if transposed else (other, first)
+        ends.append((first, other) if transposed else (other, first))
+    return ends
+
+
+def units_of(shape, groups=1, transposed=False):
+    """Flat indices of the weights of each output unit, of each input unit and of each kernel of a layer."""
+    outputs, inputs, kernels = {}, {}, {}
+    for flat, (source, target) in enumerate(ends_of(shape, groups, transposed)):
         outputs.setdefault(target, []).append(flat)
         inputs.setdefault(source, []).append(flat)
         kernels.setdefault((target, source), []).append(flat)

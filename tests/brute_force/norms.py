@@ -1,16 +1,11 @@
 """Normalisations and standardised weights written out, and the scores of a small network with one of them, by loops."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
-
-Array = np.ndarray
-
 
 # -- what one unit of one sample is multiplied with --------------------------------------------------------------------
 
 
-def _over(x: Array, group: Callable[[tuple[int, ...]], list[tuple[int, ...]]], eps: float, centred: bool) -> Array:
+def _over(x, group, eps, centred):
     """For each unit ``1 / sqrt(spread + eps)``, the spread taken over the units that ``group`` lists for it."""
     scale = np.empty(x.shape)
     for unit in np.ndindex(*x.shape):
@@ -20,33 +15,33 @@ def _over(x: Array, group: Callable[[tuple[int, ...]], list[tuple[int, ...]]], e
     return scale
 
 
-def layer_scale(x: Array, dims: int, eps: float, centred: bool = True) -> Array:
+def layer_scale(x, dims, eps, centred=True):
     """LayerNorm over the last ``dims`` dimensions; RMSNorm if it is not centred."""
     kept = x.ndim - dims
     return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, centred)
 
 
-def rms_scale(x: Array, dims: int, eps: float) -> Array:
+def rms_scale(x, dims, eps):
     return layer_scale(x, dims, eps, centred=False)
 
 
-def group_scale(x: Array, groups: int, eps: float) -> Array:
+def group_scale(x, groups, eps):
     """GroupNorm of ``(N, C, ...)``."""
     size = x.shape[1] // groups
 
-    def group(unit: tuple[int, ...]) -> list[tuple[int, ...]]:
+    def group(unit):
         first = unit[1] // size * size
         return [(unit[0], c, *rest) for c in range(first, first + size) for rest in np.ndindex(*x.shape[2:])]
 
     return _over(x, group, eps, True)
 
 
-def instance_scale(x: Array, eps: float) -> Array:
+def instance_scale(x, eps):
     """InstanceNorm of ``(N, C, ...)`` by its own statistics."""
     return layer_scale(x, x.ndim - 2, eps)
 
 
-def response_scale(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+def response_scale(x, size, alpha, beta, k):
     """Local response normalisation of ``(N, C, ...)`` over ``size`` neighbouring channels."""
     scale = np.empty(x.shape)
     for unit in np.ndindex(*x.shape):
@@ -61,7 +56,7 @@ def response_scale(x: Array, size: int, alpha: float, beta: float, k: float) -> 
 # -- weights that are computed -----------------------------------------------------------------------------------------
 
 
-def standardised(weight: Array, gain: Sequence[float], eps: float) -> Array:
+def standardised(weight, gain, eps):
     """Each output channel with mean zero and the gain as standard deviation."""
     result = np.empty(weight.shape)
     for channel, row in enumerate(weight):
@@ -71,7 +66,7 @@ def standardised(weight: Array, gain: Sequence[float], eps: float) -> Array:
     return result
 
 
-def with_unit_norm(weight: Array, gain: Sequence[float]) -> Array:
+def with_unit_norm(weight, gain):
     """Each output channel with the gain as Euclidean norm."""
     result = np.empty(weight.shape)
     for channel, row in enumerate(weight):
@@ -82,14 +77,7 @@ def with_unit_norm(weight: Array, gain: Sequence[float]) -> Array:
 # -- the scores of px --------------------------------------------------------------------------------------------------
 
 
-def scores_of_two_layers(
-    x: Array,
-    first: Array,
-    second: Array,
-    coefficient: Callable[[Array], Array],
-    act: Callable[[Array, Array], Array],
-    weighed: tuple[Array, Array] | None = None,
-) -> tuple[Array, Array]:
+def scores_of_two_layers(x, first, second, coefficient, act, weighed=None):
     """The sum over paths of a pointwise network ``second relu(norm(first x))``, weight by weight.
 
     ``x`` is (N, C, L), ``first`` (H, C), ``second`` (K, H). ``coefficient`` gives what a path is multiplied with at a

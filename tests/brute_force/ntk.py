@@ -1,61 +1,40 @@
-"""The NTK trace from its definition, and its mean over every sign pattern of the weights with gates held fixed."""
+"""The mean of the NTK trace over every sign pattern of the weights, with gates held fixed."""
 
 import itertools
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from brute_force.cases import masked, prunable
-
-Network = Callable[[dict[str, Tensor]], Tensor]
+from torch import nn
 
 
-def trace(model: nn.Module, x: Tensor, mask: dict[str, Tensor] | None = None) -> Tensor:
-    """Sum over images, outputs and prunable weights kept of the squared derivative, in evaluation mode."""
-    theta = masked(model.eval(), mask)
-    weights = {name: theta[name] for name in prunable(model)}
-    keep = {name: torch.ones_like(entry) for name, entry in weights.items()} | (mask or {})
-    jacobian = torch.func.jacrev(lambda entries: torch.func.functional_call(model, theta | entries, (x,)))(weights)
-    return torch.stack([((entry * keep[name]) ** 2).sum() for name, entry in jacobian.items()]).sum()
+def _network(model, x):
+    """The outputs as a function of the weights, with the gates that every ReLU has at present."""
+    gates, value = [], x
+    for layer in model:
+        value = layer(value)
+        gates.append((value > 0).double() if isinstance(layer, nn.ReLU) else None)
+
+    def outputs(weights):
+        value = x
+        for number, (layer, gate) in enumerate(zip(model, gates, strict=True)):
+            own = {"weight": weights[f"{number}.weight"]} if hasattr(layer, "weight") else {}
+            value = torch.func.functional_call(layer, own, (value,)) if gate is None else value * gate
+        return value
+
+    return outputs
 
 
-def mean_trace_over_signs(network: Network, weights: dict[str, Tensor]) -> Tensor:
-    """Mean of the trace of ``network`` (weights to outputs) over all 2 ** W choices of the signs of W weights."""
-    total = sum(entry.numel() for entry in weights.values())
-    signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=total)), dtype=torch.float64)
-    columns = signs.split([entry.numel() for entry in weights.values()], dim=1)
-    patterns = {
-        name: column.reshape(-1, *weights[name].shape) * weights[name]
-        for name, column in zip(weights, columns, strict=True)
-    }
-    jacobian = torch.func.vmap(torch.func.jacrev(network))(patterns)
-    return torch.stack([(entry**2).sum() for entry in jacobian.values()]).sum() / len(signs)
+def trace_with_fixed_gates(model, x):
+    """At the weights as they are: the sum of the squared derivatives of all outputs."""
+    weights = {name: entry.detach() for name, entry in model.named_parameters()}
+    return sum(entry.square().sum() for entry in torch.func.jacrev(_network(model, x))(weights).values()).detach()
 
 
-def _dense(model: nn.Sequential, x: Tensor) -> Network:
-    """Linear, ReLU, linear, ReLU, linear: the gates are those of the present weights."""
-    first = model[0](x)
-    gates = (first > 0).double(), (model[2](first.relu()) > 0).double()
-
-    def network(weights: dict[str, Tensor]) -> Tensor:
-        hidden = gates[1] * F.linear(gates[0] * F.linear(x, weights["0.weight"]), weights["2.weight"])
-        return F.linear(hidden, weights["4.weight"])
-
-    return network
-
-
-def _convolutional(model: nn.Sequential, x: Tensor) -> Network:
-    """Convolution, ReLU, convolution, ReLU, anything without weights (module 4), flatten, linear."""
-    first = model[0](x)
-    gates = (first > 0).double(), (model[2](first.relu()) > 0).double()
-
-    def network(weights: dict[str, Tensor]) -> Tensor:
-        hidden = gates[1] * F.conv2d(gates[0] * F.conv2d(x, weights["0.weight"]), weights["2.weight"])
-        return F.linear(model[4](hidden).flatten(1), weights["6.weight"])
-
-    return network
-
-
-FIXED_GATES: dict[str, Callable[[nn.Sequential, Tensor], Network]] = {"dense": _dense, "conv": _convolutional}
+def mean_trace_over_signs(model, x):
+    """Mean of the trace of a chain without biases over all 2 ** W choices of the signs of its W weights."""
+    weights = {name: entry.detach() for name, entry in model.named_parameters()}
+    sizes = [entry.numel() for entry in weights.values()]
+    signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=sum(sizes))), dtype=torch.float64)
+    columns = zip(weights.items(), signs.split(sizes, 1), strict=True)
+    patterns = {name: part.reshape(-1, *weight.shape) * weight for (name, weight), part in columns}
+    jacobian = torch.func.vmap(torch.func.jacrev(_network(model, x)))(patterns)
+    return sum(entry.square().sum() for entry in jacobian.values()).detach() / len(signs)

@@ -1,13 +1,11 @@
 """All input-to-output paths of a graph, and what a reading of the network makes of each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from brute_force.expand import Array, Edge, Graph
+from brute_force.expand import Edge
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,11 @@ class Path:
     edges: tuple[Edge, ...]
 
 
-def enumerate_paths(graph: Graph) -> Iterator[Path]:
+def enumerate_paths(graph):
     """Every path, by depth-first search from each output."""
     position = {int(node): i for i, node in enumerate(graph.inputs)}
     for k, output in enumerate(graph.outputs):
-        stack: list[tuple[int, tuple[Edge, ...]]] = [(int(output), ())]
+        stack = [(int(output), ())]
         while stack:
             node, edges = stack.pop()
             if node in position:
@@ -31,7 +29,7 @@ def enumerate_paths(graph: Graph) -> Iterator[Path]:
             stack.extend((edge.source, (*edges, edge)) for edge in graph.incoming[node])
 
 
-def flow(graph: Graph, reading: str, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+def flow(graph, reading, x, tensors):
     """Sum over paths of coefficient times input, for each image and output: (N, K)."""
     images = x.detach().numpy().reshape(len(x), -1)
     total = np.zeros((len(x), len(graph.outputs)))
@@ -40,9 +38,7 @@ def flow(graph: Graph, reading: str, x: Tensor, tensors: dict[str, Tensor]) -> T
     return torch.from_numpy(total)
 
 
-def saliency(
-    graph: Graph, reading: str, x: Tensor, tensors: dict[str, Tensor], outputs: Tensor | None = None
-) -> dict[str, Tensor]:
+def saliency(graph, reading, x, tensors, outputs=None):
     """For each weight the summed value of the paths through it, once for each time that a path uses it.
 
     Summed over images, and over outputs with the factors ``outputs`` (K,), or 1.
@@ -59,7 +55,7 @@ def saliency(
     return {name: torch.from_numpy(score) for name, score in scores.items()}
 
 
-def _values(graph: Graph, reading: str, tensors: dict[str, Tensor], images: Array) -> Iterator[tuple[Path, Array]]:
+def _values(graph, reading, tensors, images):
     arrays = {name: entry.detach().double().numpy() for name, entry in tensors.items()}
     factor = {edge: _coefficient(edge, reading, arrays) for edges in graph.incoming for edge in edges}
     for path in enumerate_paths(graph):
@@ -69,7 +65,7 @@ def _values(graph: Graph, reading: str, tensors: dict[str, Tensor], images: Arra
         yield path, value
 
 
-def _coefficient(edge: Edge, reading: str, tensors: dict[str, Array]) -> float | Array:
+def _coefficient(edge, reading, tensors):
     weight = 1.0 if edge.weight is None else tensors[edge.weight[0]].flat[edge.weight[1]]
     gate = 1.0 if edge.gate is None else edge.gate
     match reading:

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def ridge(features: np.ndarray, targets: np.ndarray, alpha: float, intercept: bool = True) -> tuple:
+def ridge(features, targets, alpha, intercept=True):
     """Weights (K, D) and intercept (K,) of ``sum |y - W x - b|^2 + alpha |W|^2``; the intercept is not penalised."""
     x, y = np.asarray(features, np.float64), np.asarray(targets, np.float64)
     (images, size), classes = x.shape, y.shape[1]

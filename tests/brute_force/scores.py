@@ -2,7 +2,6 @@
 
 import copy
 import fnmatch
-from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,15 @@ from brute_force.expand import Graph
 from brute_force.paths import flow, saliency
 
 Scores = dict[str, Tensor]
-Keep = dict[str, Tensor] | None
 
 
-def px(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str = "batch") -> Scores:
+def px(model, x, mask=None, calibration="batch"):
     """Sum over images, outputs and paths through a weight of squared gates, coefficients, weights and input."""
     theta = masked(model, mask)
     return saliency(Graph(model, x, theta, calibration=calibration), "squared", x**2, theta)
 
 
-def px_literal(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str = "batch") -> Scores:
+def px_literal(model, x, mask=None, calibration="batch"):
     """The open squared paths through a weight, times what the ones-network sends to their output."""
     theta = masked(model, mask)
     graph = Graph(model, x, theta, calibration=calibration)
@@ -30,20 +28,20 @@ def px_literal(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str 
     return saliency(graph, "open", torch.ones_like(x[:1]), theta, activation)
 
 
-def synflow_l2(model: nn.Module, x: Tensor, mask: Keep = None, calibration: str = "batch") -> Scores:
+def synflow_l2(model, x, mask=None, calibration="batch"):
     """The open squared paths through a weight, of one input of ones; data enters by the calibration alone."""
     theta = masked(model, mask)
     return saliency(Graph(model, x, theta, calibration=calibration), "open", torch.ones_like(x[:1]), theta)
 
 
-def synflow(model: nn.Module, x: Tensor, mask: Keep = None) -> Scores:
+def synflow(model, x, mask=None):
     """The paths of the network of absolute values without shifts and activations, at one input of ones."""
     theta = {name: entry.abs() for name, entry in masked(model, mask).items()}
     ones = torch.ones_like(x[:1])
     return saliency(Graph(model, ones, theta, shifts=False, activations=False), "plain", ones, theta)
 
 
-def synflow_released(model: nn.Module, x: Tensor, mask: Keep = None) -> Scores:
+def synflow_released(model, x, mask=None):
     """The absolute value of every entry of the state, evaluation mode, |theta grad| of the summed output."""
     network = _copy(model, mask).eval()
     network.load_state_dict({name: entry.abs() for name, entry in network.state_dict().items()})
@@ -51,15 +49,13 @@ def synflow_released(model: nn.Module, x: Tensor, mask: Keep = None) -> Scores:
     return {name: (entry * entry.grad).abs().detach() for name, entry in _prunable(network).items()}
 
 
-def px_cvpr24(
-    model: nn.Module, batches: Iterable[Tensor], mask: Keep = None, squared_norms: Sequence[str] = ()
-) -> Scores:
+def px_cvpr24(model, batches, mask=None, squared_norms=()):
     """What the code released with the paper computes, summed over the batches as delivered."""
     theta = _prunable(_copy(model, mask))
     total = {name: torch.zeros_like(entry) for name, entry in theta.items()}
     for x in batches:
         gate_network, data_network, path_network = (_copy(model, mask).train() for _ in range(3))
-        recorded: dict[str, Tensor] = {}
+        recorded = {}
         for name, module in gate_network.named_modules():
             if isinstance(module, nn.ReLU):
                 _replace(gate_network, name, _Recorder(recorded, name))
@@ -78,25 +74,25 @@ def px_cvpr24(
 
 
 class _Recorder(nn.Module):
-    def __init__(self, recorded: dict[str, Tensor], name: str) -> None:
+    def __init__(self, recorded, name):
         super().__init__()
         self.recorded, self.name = recorded, name
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         self.recorded[self.name] = x.detach().clone()
         return x.clamp(min=0)
 
 
 class _Gate(nn.Module):
-    def __init__(self, gate: Tensor) -> None:
+    def __init__(self, gate):
         super().__init__()
         self.gate = gate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x * self.gate
 
 
-def _copy(model: nn.Module, mask: Keep) -> nn.Module:
+def _copy(model, mask):
     network = copy.deepcopy(model)
     with torch.no_grad():
         for name, entry in masked(model, mask).items():
@@ -104,12 +100,12 @@ def _copy(model: nn.Module, mask: Keep) -> nn.Module:
     return network
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(model, name, module):
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _square(model: nn.Module, squared_norms: Sequence[str]) -> None:
+def _square(model, squared_norms):
     for name, module in model.named_modules():
         norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
         if not norm or any(fnmatch.fnmatchcase(name, pattern) for pattern in squared_norms):
@@ -117,5 +113,5 @@ def _square(model: nn.Module, squared_norms: Sequence[str]) -> None:
                 entry.data = entry.data**2
 
 
-def _prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+def _prunable(model):
     return {name: model.get_parameter(name) for name in prunable(model)}

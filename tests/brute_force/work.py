@@ -1,17 +1,16 @@
 """Multiply-adds of one image, counted one product at a time."""
 
-from collections.abc import Iterable
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
-def multiply_adds(layers: nn.Sequential, x: Tensor, masks: dict[str, Tensor]) -> int:
+def multiply_adds(layers, x, masks):
     """Walk through the layers and count every product of a kept weight with an entry of the (padded) image."""
     products = 0
     for number, layer in enumerate(layers):
-        places: Iterable[object] = ()
+        places = ()
         if isinstance(layer, nn.ConvTranspose2d):  # every pixel that arrives is sent through every weight
             places = product(range(x.shape[1]), range(x.shape[2]))
         elif isinstance(layer, nn.Conv2d):
@@ -25,7 +24,7 @@ def multiply_adds(layers: nn.Sequential, x: Tensor, masks: dict[str, Tensor]) ->
     return products
 
 
-def starts(layer: nn.Conv2d, axis: int, size: int) -> list[int]:
+def starts(layer, axis, size):
     """Where a window may begin so that its last pixel is still on the padded image."""
     padding, kernel = layer.padding[axis], layer.kernel_size[axis]
     assert isinstance(padding, int)

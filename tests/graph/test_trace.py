@@ -3,8 +3,6 @@
 import copy
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -15,40 +13,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import Graph, Interpreter, trace
-
-Form = Callable[[nn.Module, Tensor], Any]
+from pathex.graph import Interpreter, trace
 
 
 class Net(nn.Module):
     """Two layers, and whatever a form does with them."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form):
         super().__init__()
         self.form = form
         self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4)
         self.register_buffer("steps", torch.zeros(1))
         self.scale = torch.tensor([1.0, -2.0, 0.5, 3.0])
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         return self.form(self, x)
 
 
-def tensors_of(model: nn.Module) -> Callable[[str], Tensor]:
+def tensors_of(model):
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return lambda name: own[name].detach()
 
 
-def run(model: nn.Module, graph: Graph, *inputs: Tensor) -> Tensor:
+def run(model, graph, *inputs):
     dtype = next(model.parameters()).dtype
-    result: Tensor = Interpreter(graph, tensors_of(model), dtype).run(*inputs)
-    return result
+    return Interpreter(graph, tensors_of(model), dtype).run(*inputs)
 
 
 # -- in place and aliases ----------------------------------------------------------------------------------------------
 
 
-def written_through_views(net: nn.Module, x: Tensor) -> Tensor:
+def written_through_views(net, x):
     y = net.conv(x)
     y[:, :2].mul_(2.0)
     y[:, 0] = 0.5
@@ -56,7 +51,7 @@ def written_through_views(net: nn.Module, x: Tensor) -> Tensor:
     return y.relu_().mean((2, 3))
 
 
-def views_see_later_writes(net: nn.Module, x: Tensor) -> Tensor:
+def views_see_later_writes(net, x):
     y = net.conv(x)
     flat, part = y.flatten(2), y[:, 1:3]
     y.add_(1.0)
@@ -64,14 +59,14 @@ def views_see_later_writes(net: nn.Module, x: Tensor) -> Tensor:
     return flat.sum(-1) + part.sum((2, 3)).repeat(1, 2)
 
 
-def chunks_of_a_written_tensor(net: nn.Module, x: Tensor) -> Tensor:
+def chunks_of_a_written_tensor(net, x):
     a, b = net.conv(x).chunk(2, 1)
     a.mul_(b)
     b.add_(a)
     return torch.cat([a, b], 1).mean((2, 3))
 
 
-def filled_buffer(net: nn.Module, x: Tensor) -> Tensor:
+def filled_buffer(net, x):
     out = torch.zeros(len(x), 4, device=x.device, dtype=x.dtype)
     y = net.conv(x).mean((2, 3))
     out[:, :2] = y[:, :2]
@@ -79,7 +74,7 @@ def filled_buffer(net: nn.Module, x: Tensor) -> Tensor:
     return net.head(out)
 
 
-def copies_are_not_written(net: nn.Module, x: Tensor) -> Tensor:
+def copies_are_not_written(net, x):
     y = net.conv(x).mean((2, 3))
     kept, moved = y.clone(), y.t().repeat(1, 1)
     y.mul_(0.0)
@@ -87,12 +82,12 @@ def copies_are_not_written(net: nn.Module, x: Tensor) -> Tensor:
     return kept + moved.t() + y
 
 
-def counts_its_calls(net: nn.Module, x: Tensor) -> Tensor:
+def counts_its_calls(net, x):
     net.steps += 1
     return net.conv(x).mean((2, 3)) * net.scale + net.steps
 
 
-def casts_and_switches(net: nn.Module, x: Tensor) -> Tensor:
+def casts_and_switches(net, x):
     with torch.no_grad():
         y = net.conv(x)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
@@ -100,15 +95,15 @@ def casts_and_switches(net: nn.Module, x: Tensor) -> Tensor:
     return net.head(y.mean((2, 3)))
 
 
-def one_layer_twice(net: nn.Module, x: Tensor) -> Tensor:
+def one_layer_twice(net, x):
     return net.head(F.relu_(net.head(net.conv(x).mean((2, 3)))))
 
 
-def activations_checkpointed(net: nn.Module, x: Tensor) -> Tensor:
+def activations_checkpointed(net, x):
     return net.head(checkpoint(lambda z: F.relu(net.conv(z)), x, use_reentrant=False).mean((2, 3)))
 
 
-FORMS: list[Form] = [
+FORMS = [
     written_through_views,
     views_see_later_writes,
     chunks_of_a_written_tensor,
@@ -123,7 +118,7 @@ FORMS: list[Form] = [
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_the_graph_computes_what_the_module_computes(form: Form, count: int) -> None:
+def test_the_graph_computes_what_the_module_computes(form, count):
     torch.manual_seed(0)
     model = Net(form).double().eval()
     model.scale = model.scale.double()
@@ -137,7 +132,7 @@ def test_the_graph_computes_what_the_module_computes(form: Form, count: int) -> 
     torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-13)
 
 
-STEPS: list[Callable[[Tensor, Tensor], Any]] = [
+STEPS = [
     lambda y, z: y.add_(z),
     lambda y, z: y.mul_(0.5),
     lambda y, z: y[:, :2].sub_(1.0),
@@ -152,13 +147,13 @@ STEPS: list[Callable[[Tensor, Tensor], Any]] = [
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=6))
-def test_programs_of_writes(program: list[int]) -> None:
+def test_programs_of_writes(program):
     """Views are taken before the writes and read after them."""
 
     class Writes(nn.Linear):
         steps = tuple(program)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             y, z = super().forward(x), x * 2
             seen = y[:, 1:], z.t()
             for number in self.steps:
@@ -175,17 +170,17 @@ def test_programs_of_writes(program: list[int]) -> None:
 
 
 class Pair(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
 
-    def forward(self, x: Tensor, other: Any = None, *, weight: Tensor | None = None) -> dict[str, Any]:
+    def forward(self, x, other=None, *, weight=None):
         z = self.b(other["y"] if isinstance(other, dict) else other)
         total = self.a(x) + (z if weight is None else z * weight)
         return {"sum": total, "parts": [self.a(x), z]}
 
 
-def test_several_inputs_and_outputs() -> None:
+def test_several_inputs_and_outputs():
     model, x, y = Pair().double(), torch.randn(5, 3).double(), torch.randn(5, 4).double()
     truth = model(x, y)
     for example, inputs in (((x, y), (x, y)), ((x, {"y": y}), (x, y)), ({"x": x, "other": y}, (x, y))):
@@ -198,11 +193,11 @@ def test_several_inputs_and_outputs() -> None:
 
 
 class CountsImages(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return sum(super(CountsImages, self).forward(row) for row in x.unbind(0)).expand(len(x), -1)
 
 
-def test_a_network_that_counts_its_images_is_traced_for_each_number() -> None:
+def test_a_network_that_counts_its_images_is_traced_for_each_number():
     model = CountsImages(3, 2).double()
     for count in (1, 2, 4):
         x = torch.randn(count, 3).double()
@@ -212,7 +207,7 @@ def test_a_network_that_counts_its_images_is_traced_for_each_number() -> None:
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_structure_is_traced_once() -> None:
+def test_a_structure_is_traced_once():
     first, second = (nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(2))
     x = torch.ones(2, 3)
     assert trace(first, x) is trace(second, x) is trace(first, x[:1])
@@ -220,7 +215,7 @@ def test_a_structure_is_traced_once() -> None:
     assert trace(first, x) is not trace(first, torch.ones(2, 4, 3))
 
 
-CHANGES: dict[str, Callable[[Net], Any]] = {
+CHANGES = {
     "a module": lambda net: setattr(net, "conv", nn.Conv2d(3, 4, 3, padding=1, bias=False)),
     "a function": lambda net: setattr(net, "form", one_layer_twice),
     "a lambda": lambda net: setattr(net, "form", lambda own, x: own.head(own.conv(x).mean((2, 3))) * 2),
@@ -231,7 +226,7 @@ CHANGES: dict[str, Callable[[Net], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_structure_is_traced_anew(change: str) -> None:
+def test_another_structure_is_traced_anew(change):
     model = Net(lambda own, x: own.head(own.conv(x).mean((2, 3))) * own.scale)
     x = torch.randn(2, 3, 5, 5)
     before = trace(model, x)
@@ -241,7 +236,7 @@ def test_another_structure_is_traced_anew(change: str) -> None:
     torch.testing.assert_close(run(model, after, x), model(x).detach())
 
 
-def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch):
     """Those for one number of images are graphs too; the one that was asked for longest ago goes first."""
     monkeypatch.setattr(sys.modules[trace.__module__], "_CACHED", 3)
     monkeypatch.setattr(sys.modules[trace.__module__], "_known", known := {})
@@ -253,7 +248,7 @@ def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch: pytest.MonkeyPatc
     assert len(known) == 3
 
 
-def test_weights_are_no_structure() -> None:
+def test_weights_are_no_structure():
     model, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(2, 3)
     before = trace(model, x)
     with torch.no_grad():
@@ -265,16 +260,16 @@ def test_weights_are_no_structure() -> None:
 # -- what cannot be traced ---------------------------------------------------------------------------------------------
 
 
-def decides_by_values(net: nn.Module, x: Tensor) -> Tensor:
+def decides_by_values(net, x):
     return net.conv(x) if x.sum() > 0 else net.conv(-x)
 
 
-def leaves_torch(net: nn.Module, x: Tensor) -> Tensor:
+def leaves_torch(net, x):
     return net.conv(x) + float(x.detach().numpy().sum())
 
 
 @pytest.mark.parametrize("form", [decides_by_values, leaves_torch], ids=lambda form: form.__name__)
-def test_a_refusal_is_one_line_that_names_the_module(form: Form) -> None:
+def test_a_refusal_is_one_line_that_names_the_module(form):
     model = nn.Sequential(nn.Identity(), Net(form)).train()
     before = {name: sorted(vars(module)) for name, module in model.named_modules()}
     with pytest.raises(UnsupportedOperation, match=r"cannot be traced in module '1' \(Net\)") as refusal:
@@ -285,7 +280,7 @@ def test_a_refusal_is_one_line_that_names_the_module(form: Form) -> None:
     assert all(isinstance(entry, nn.Parameter) and type(entry.data) is Tensor for entry in model.parameters())
 
 
-def test_wrappers_are_refused() -> None:
+def test_wrappers_are_refused():
     with pytest.raises(InvalidInput, match="DataParallel"):
         trace(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2))
     with warnings.catch_warnings():

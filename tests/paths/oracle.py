@@ -1,63 +1,60 @@
 """The obvious twin of a reading: the Jacobian of the real module at the recorded point, by autograd."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.functional import jacobian
 
 from brute_force.cases import draw
-from pathex.paths import Moments, record, replay
-
-Operation = Callable[..., Tensor]
+from pathex.paths import record, replay
 
 
 class Between(nn.Module):
     """One operation, as a module or a function of a tensor, behind a gain of one that makes the network float64."""
 
-    def __init__(self, operation: Operation) -> None:
+    def __init__(self, operation):
         super().__init__()
         self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
         self.operation = operation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.operation(x * self.gain)
 
 
 class Beside(nn.Module):
     """Operations on one tensor, each flattened: a table of them is traced as one network."""
 
-    def __init__(self, operations: Mapping[str, Operation]) -> None:
+    def __init__(self, operations):
         super().__init__()
         self.names = list(operations)
         self.operations = nn.ModuleList(Between(operation) for operation in operations.values())
         self.double().eval()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return torch.cat([operation(x).flatten() for operation in self.operations])
 
-    def results(self, joined: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    def results(self, joined, like):
         """The joined results one by one."""
         parts = joined.split([tensor.numel() for tensor in like])
         return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
-def images(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+def images(*shape, seed=0, scale=1.0):
     """Normal images in float64."""
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draws(model: nn.Module, seed: int = 0) -> nn.Module:
+def draws(model, seed=0):
     """The model in float64 with random parameters and statistics."""
     draw(model.double(), seed)
     return model
 
 
-def with_statistics(model: nn.Module, x: Tensor, statistics: Sequence[Moments]) -> nn.Module:
+def with_statistics(model, x, statistics):
     """A copy in evaluation mode that stores the given moments, one for each BatchNorm module in the order of calls."""
     twin = copy.deepcopy(model).eval()
-    order: list[nn.modules.batchnorm._BatchNorm] = []
+    order = []
     norms = [module for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     handles = [norm.register_forward_hook(lambda module, *_: order.append(module)) for norm in norms]
     twin(x)
@@ -69,39 +66,34 @@ def with_statistics(model: nn.Module, x: Tensor, statistics: Sequence[Moments]) 
     return twin
 
 
-def linear_map(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def linear_map(model, x):
     """Jacobian of all outputs with respect to all inputs, as a matrix."""
     return jacobian(lambda z: model(z.clone()), x).reshape(-1, x.numel())
 
 
-def assert_equal(actual: Tensor, expected: Tensor, name: str = "") -> None:
+def assert_equal(actual, expected, name=""):
     """Equal up to rounding in float64."""
     torch.testing.assert_close(
         actual.detach(), expected.detach(), rtol=1e-9, atol=1e-11, msg=lambda message: f"{name} {message}"
     )
 
 
-def assert_replays(model: nn.Module, x: Tensor, *, squares: bool = True) -> None:
-    """Record is the forward pass, plain replay its Jacobian and, for one fixed operation, squared replay its square."""
+def assert_replays(model, x):
+    """Record is the forward pass, and plain replay its Jacobian."""
     recording = record(model, x, smooth="tangent")
     twin = with_statistics(model, x, recording.statistics)
     truth = twin(x.clone())
     assert_equal(recording.output, truth)
-    matrix = linear_map(twin, x)
     z = images(*x.shape, seed=99)
-    assert_equal(replay(model, z, recording, coefficients="plain"), (matrix @ z.flatten()).view_as(truth))
-    if squares:
-        assert_equal(replay(model, z, recording), (matrix.square() @ z.flatten()).view_as(truth))
+    expected = (linear_map(twin, x) @ z.flatten()).view_as(truth)
+    assert_equal(replay(model, z, recording, coefficients="plain"), expected)
 
 
-def assert_each_replays(
-    operations: Mapping[str, Operation],
-    x: Tensor,
-    *,
-    squares: bool = True,
-    squared: Mapping[str, Operation] | None = None,
-) -> None:
-    """As `assert_replays`, for each of a table; ``squared`` holds operations whose map is the squared replay."""
+def assert_each_replays(operations, x, *, squares=True, squared=None):
+    """As `assert_replays`, for each of a table of operations, and the squared replay is the square of the Jacobian.
+
+    ``squared`` holds operations whose map is the squared replay instead.
+    """
     model = Beside(operations)
     recording = record(model, x, smooth="tangent")
     z = images(*x.shape, seed=99)

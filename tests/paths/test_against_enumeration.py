@@ -1,76 +1,49 @@
 """record, replay and replay_open, against the list of all paths."""
 
 from functools import cache
-from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from brute_force.cases import CASES, build, masked, random_mask
 from brute_force.expand import Graph
 from brute_force.paths import flow
 from pathex.paths import record, replay, replay_open
 
-Calibration = Literal["batch", "running"]
-
-every_case = pytest.mark.parametrize("case", CASES)
-both_calibrations = pytest.mark.parametrize("calibration", ["batch", "running"])
-with_and_without_mask = pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
-
 
 @cache
-def network(
-    case: str, pruned: bool, calibration: Calibration
-) -> tuple[nn.Module, Tensor, dict[str, Tensor], dict[str, Tensor], Graph]:
-    """Model, images, its masked parameters, the parameters of its ones-network, and its scalars."""
+def network(case, pruned, calibration):
+    """Model, images, its masked parameters, the parameters of its ones-network, its recording and its scalars."""
     model, x = build(case, 26)
     mask = random_mask(model, 26) if pruned else {}
     theta = masked(model, mask)
-    ones = {name: torch.ones_like(entry) for name, entry in theta.items()}
-    graph = Graph(model, x, theta, calibration=calibration)
-    return model, x, theta, ones | {name: keep.double() for name, keep in mask.items()}, graph
+    ones = {n: torch.ones_like(entry) for n, entry in theta.items()} | {n: keep.double() for n, keep in mask.items()}
+    recording = record(model, x, tensors=theta, calibration=calibration)
+    return model, x, theta, ones, recording, Graph(model, x, theta, calibration=calibration)
 
 
-@every_case
-@both_calibrations
-@with_and_without_mask
-def test_record_is_the_forward_pass(case: str, calibration: Calibration, pruned: bool) -> None:
-    model, x, theta, _, graph = network(case, pruned, calibration)
-    actual = record(model, x, tensors=theta, calibration=calibration).output
-    torch.testing.assert_close(actual.flatten(1), graph.output(), rtol=1e-10, atol=1e-12)
-
-
-@every_case
-@both_calibrations
-@with_and_without_mask
-@pytest.mark.parametrize("coefficients", ["plain", "squared", "ones"])
-def test_replay_is_the_sum_over_gated_paths(
-    case: str, calibration: Calibration, pruned: bool, coefficients: Literal["plain", "squared", "ones"]
-) -> None:
-    model, x, theta, ones, graph = network(case, pruned, calibration)
-    tensors = ones if coefficients == "ones" else theta
-    images = x if coefficients == "plain" else x**2
-    recorded = record(model, x, tensors=theta, calibration=calibration)
-    actual = replay(model, images, recorded, tensors=tensors, coefficients=coefficients)
+@pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("calibration", ["batch", "running"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("reading", ["record", "plain", "squared", "ones", "open"])
+def test_readings_are_sums_over_paths(reading, case, calibration, pruned):
+    model, x, theta, ones, recording, graph = network(case, pruned, calibration)
+    tensors, inputs = ones if reading == "ones" else theta, x if reading == "plain" else x**2
+    if reading == "record":
+        found, expected = recording.output, graph.output()
+    elif reading == "open":
+        inputs = torch.ones_like(x[:1])
+        found = replay_open(model, inputs, statistics=recording.statistics, tensors=theta)
+        expected = flow(graph, reading, inputs, theta)
+    else:
+        found = replay(model, inputs, recording, tensors=tensors, coefficients=reading)
+        expected = flow(graph, reading, inputs, tensors)
     # The signs of plain paths cancel, so their sum may be small beside its terms.
-    atol = 1e-11 if coefficients == "plain" else 0.0
-    expected = flow(graph, coefficients, images, tensors)
-    torch.testing.assert_close(actual.flatten(1), expected, rtol=1e-10, atol=atol, check_dtype=False)
+    atol = {"record": 1e-12, "plain": 1e-11}.get(reading, 0.0)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-10, atol=atol, check_dtype=False)
 
 
-@every_case
-@both_calibrations
-@with_and_without_mask
-def test_replay_open_is_the_sum_over_all_paths(case: str, calibration: Calibration, pruned: bool) -> None:
-    model, x, theta, _, graph = network(case, pruned, calibration)
-    ones = torch.ones_like(x[:1])
-    statistics = record(model, x, tensors=theta, calibration=calibration).statistics
-    actual = replay_open(model, ones, statistics=statistics, tensors=theta)
-    torch.testing.assert_close(actual.flatten(1), flow(graph, "open", ones, theta), rtol=1e-10, atol=0.0)
-
-
-def test_recorded_statistics_can_be_used_for_other_images() -> None:
+def test_recorded_statistics_can_be_used_for_other_images():
     model, x = build("residual", seed=12, images=4)
     calibrated = record(model, x, calibration="batch")
     alone = record(model, x[:1], calibration=calibrated.statistics)

@@ -1,13 +1,12 @@
 """Connectivity against the deletion of one weight after another, on networks of every kind."""
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import Branches, Wired
@@ -15,12 +14,9 @@ from brute_force.liveness import by_deletion
 from pathex.graph import trace
 from pathex.paths import connectivity, has_empty_units, replay_open
 
-Net = Callable[[], nn.Module]
-Gated = Callable[[Tensor, nn.Module, nn.Module], Tensor]
-
 
 class Standardised(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         return self._conv_forward(
             x, centred / (centred.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt(), self.bias
@@ -30,31 +26,31 @@ class Standardised(nn.Conv2d):
 class Attention(nn.Module):
     """One head over tokens ``(N, T, C)`` from one weight."""
 
-    def __init__(self, dim: int, causal: bool = False) -> None:
+    def __init__(self, dim, causal=False):
         super().__init__()
         self.qkv, self.proj, self.causal = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), causal
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, -1)
         return self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
 
 
 class WrittenOut(Attention):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, -1)).unbind(2)
         weights = (q @ k.transpose(1, 2) * 0.7).softmax(-1)
         return self.proj(weights @ v)
 
 
-def _selected(net: Wired, x: Tensor) -> Tensor:
+def _selected(net, x):
     """Selective kernels: shares of two branches."""
     branches = torch.stack([net.one(x), net.two(x)], 1)
     shares = torch.stack([net.sum(branches.sum(1)), branches[:, 1]], 1).softmax(1)
     return net.out((branches * shares).sum(1))
 
 
-def _convolutional() -> nn.Module:
-    def form(net: Wired, x: Tensor) -> Tensor:
+def _convolutional():
+    def form(net, x):
         y = net.pool(net.act(net.norm(net.stem(x))))
         y = net.act(y + net.two(net.act(net.one(y))))
         return net.head(net.mean(y).flatten(1))
@@ -64,10 +60,10 @@ def _convolutional() -> nn.Module:
     return Wired(form, norm=nn.BatchNorm2d(3), act=nn.ReLU(True), head=nn.Linear(3, 2), **convs, **pools)
 
 
-def _squeezed(gate: nn.Module, value: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+def _squeezed(gate, value):
     """Squeeze and excitation."""
 
-    def form(net: Wired, x: Tensor) -> Tensor:
+    def form(net, x):
         y = net.conv(x)
         return net.head(value(y, net.gate(net.up(net.act(net.down(y.mean((2, 3), keepdim=True)))))))
 
@@ -75,7 +71,7 @@ def _squeezed(gate: nn.Module, value: Callable[[Tensor, Tensor], Tensor]) -> nn.
     return Wired(form, gate=gate, act=nn.ReLU(), head=nn.Conv2d(4, 2, 2), **convs)
 
 
-def _gated(form: Gated) -> nn.Module:
+def _gated(form):
     """Two branches of one input."""
     layers = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "out": nn.LazyLinear(2)}
     model = Wired(lambda net, x: net.out(form(x, net.a, net.b)), **layers)
@@ -83,7 +79,7 @@ def _gated(form: Gated) -> nn.Module:
     return model
 
 
-GATED: dict[str, Gated] = {
+GATED = {
     "difference": lambda x, a, b: a(x) - b(-x) * -0.5,
     "gate": lambda x, a, b: a(x) * b(x).sigmoid(),
     "rest of a gate": lambda x, a, b: a(x) * (1 - b(x).sigmoid()),
@@ -100,50 +96,50 @@ GATED: dict[str, Gated] = {
 }
 
 
-def _depthwise_gate() -> nn.Module:
-    def form(net: Wired, x: Tensor) -> Tensor:
+def _depthwise_gate():
+    def form(net, x):
         gate, first, second = net.proj(x).split((4, 2, 2), 1)
         return net.head(gate * torch.cat([first, net.deep(second)], 1))
 
     return Wired(form, proj=nn.Conv2d(2, 8, 1), deep=nn.Conv2d(2, 2, 3, padding=1, groups=2), head=nn.Conv2d(4, 2, 2))
 
 
-def _tied() -> nn.Module:
+def _tied():
     tied = nn.Linear(3, 3)
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), tied, nn.ReLU(), tied, nn.Linear(3, 2))
 
 
-def _tokens(block: nn.Module) -> nn.Module:
-    def form(net: Wired, x: Tensor) -> Tensor:
+def _tokens(block):
+    def form(net, x):
         y = net.stem(x)
         return net.head((y + net.block(net.norm(y))).mean(1))
 
     return Wired(form, stem=nn.Linear(2, 4), norm=nn.LayerNorm(4), block=block, head=nn.Linear(4, 2))
 
 
-def _alone(block: nn.Module) -> nn.Module:
+def _alone(block):
     """Attention without a way around it."""
     return nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))
 
 
 class Multihead(nn.MultiheadAttention):
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x):
         return super().forward(x, x, x, need_weights=False)[0]
 
 
-def _residual() -> nn.Module:
+def _residual():
     body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
     blocks = Branches(body, nn.Identity()), nn.ReLU(inplace=True)
     return nn.Sequential(nn.Conv2d(1, 2, 2), *blocks, nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, 2))
 
 
-def _concatenated() -> nn.Module:
+def _concatenated():
     branches = Branches(nn.Conv2d(1, 2, 1), nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU6()), join="cat")
     up = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 1, 2)
     return nn.Sequential(branches, nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2, bias=False), *up)
 
 
-NETWORKS: dict[str, tuple[Net, tuple[int, ...]]] = {
+NETWORKS = {
     "perceptron": (
         lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)),
         (3,),
@@ -184,7 +180,7 @@ NETWORKS: dict[str, tuple[Net, tuple[int, ...]]] = {
 }
 
 
-def random_mask(model: nn.Module, seed: int, density: float) -> dict[str, Tensor]:
+def random_mask(model, seed, density):
     """Over every weight of two dimensions or more; now and then a whole one is empty."""
     source = torch.Generator().manual_seed(seed)
     mask = {}
@@ -195,11 +191,11 @@ def random_mask(model: nn.Module, seed: int, density: float) -> dict[str, Tensor
     return mask
 
 
-def everything(model: nn.Module) -> dict[str, Tensor]:
+def everything(model):
     return {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() > 1}
 
 
-def agree(model: nn.Module, mask: dict[str, Tensor], shape: tuple[int, ...]) -> None:
+def agree(model, mask, shape):
     expected = by_deletion(model, mask, shape)
     found = connectivity(model, mask, torch.randn(2, *shape))
     for name, connected in expected.items():
@@ -210,7 +206,7 @@ def agree(model: nn.Module, mask: dict[str, Tensor], shape: tuple[int, ...]) -> 
         assert dead == [unit for unit, weights in enumerate(_units(model, expected, name)) if not weights.any()], name
 
 
-def _units(model: nn.Module, weights: dict[str, Tensor], name: str) -> list[Tensor]:
+def _units(model, weights, name):
     """The weights of each output channel."""
     layer = model.get_submodule(name.rpartition(".")[0])
     if isinstance(layer, nn.ConvTranspose2d):
@@ -219,7 +215,7 @@ def _units(model: nn.Module, weights: dict[str, Tensor], name: str) -> list[Tens
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_connected_weights_are_those_whose_deletion_shows(name: str) -> None:
+def test_connected_weights_are_those_whose_deletion_shows(name):
     make, shape = NETWORKS[name]
     torch.manual_seed(0)
     model = make()
@@ -230,7 +226,7 @@ def test_connected_weights_are_those_whose_deletion_shows(name: str) -> None:
         agree(model, full | {empty: torch.zeros_like(keep)}, shape)
 
 
-def test_depth_neither_overflows_nor_underflows() -> None:
+def test_depth_neither_overflows_nor_underflows():
     """9^50 paths leave float32."""
     model = nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(50)))
     x, mask = torch.randn(1, 1, 3, 3), everything(model)
@@ -241,7 +237,7 @@ def test_depth_neither_overflows_nor_underflows() -> None:
     assert found.disconnected == sum(int(keep.sum()) for keep in mask.values())
 
 
-def test_a_wide_residual_chain_stays_finite() -> None:
+def test_a_wide_residual_chain_stays_finite():
     """Each block has eight times the paths: 8^45 of them leave float32."""
     blocks = (Branches(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Identity()) for _ in range(45))
     model = nn.Sequential(nn.Conv2d(1, 4, 1), *blocks, nn.Flatten(), nn.Linear(16, 2))
@@ -252,7 +248,7 @@ def test_a_wide_residual_chain_stays_finite() -> None:
     assert not (reached & ~mask["1.branches.0.weight"]).any()
 
 
-def test_parameters_and_statistics_play_no_part() -> None:
+def test_parameters_and_statistics_play_no_part():
     """Only the mask counts: zero gammas, zero weights and a fresh or a broken statistic are all present."""
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
     for entry in (*model.parameters(), model[1].running_var):
@@ -262,7 +258,7 @@ def test_parameters_and_statistics_play_no_part() -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
-def test_a_mask_may_name_biases(layer: type[nn.Conv2d]) -> None:
+def test_a_mask_may_name_biases(layer):
     model, x = layer(2, 2, 1), torch.ones(1, 2, 1, 1)
     mask = {"weight": torch.ones(2, 2, 1, 1, dtype=torch.bool), "bias": torch.tensor([True, False])}
     found = connectivity(model, mask, x)
@@ -270,7 +266,7 @@ def test_a_mask_may_name_biases(layer: type[nn.Conv2d]) -> None:
     assert has_empty_units(trace(model, x), mask)
 
 
-CHOICES: list[Callable[[Tensor], Tensor]] = [
+CHOICES = [
     lambda y: y.max(0).values,
     lambda y: y.amax(0),
     lambda y: y.sort(0)[0][1],
@@ -283,17 +279,17 @@ CHOICES: list[Callable[[Tensor], Tensor]] = [
 
 
 class _Chooses(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.a, self.b = (nn.ModuleList(nn.Linear(5, 8) for _ in CHOICES) for _ in range(2))
         self.heads = nn.ModuleList(nn.Linear(3 if number == 3 else 8, 2) for number in range(len(CHOICES)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         parts = zip(CHOICES, self.a, self.b, self.heads, strict=True)
         return sum(head(choose(torch.stack([a(x), b(x)]))) for choose, a, b, head in parts)
 
 
-def test_whatever_may_be_chosen_is_connected() -> None:
+def test_whatever_may_be_chosen_is_connected():
     model = _Chooses()
     assert connectivity(model, everything(model), torch.randn(1, 5)).disconnected == 0
     for images in (1, 3):  # a choice along another dimension leaves their number
@@ -303,7 +299,7 @@ def test_whatever_may_be_chosen_is_connected() -> None:
 _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}
 _SWIN = {"img_size": 32, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "num_classes": 4}
 # Network, side of its images, rounds: over more of them the faint attention of so narrow a Swin goes as a whole.
-TRANSFORMERS: dict[str, tuple[Net, int, int]] = {
+TRANSFORMERS = {
     "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16, 10),
     "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32, 2),
 }
@@ -311,7 +307,7 @@ TRANSFORMERS: dict[str, tuple[Net, int, int]] = {
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_synflow_keeps_the_values_of_attention(name: str) -> None:
+def test_synflow_keeps_the_values_of_attention(name):
     """Without them every image has the same logits."""
     torch.manual_seed(0)
     make, size, rounds = TRANSFORMERS[name]

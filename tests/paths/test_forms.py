@@ -1,33 +1,30 @@
 """One operation written in several ways: one reading, whatever becomes of it in the graph."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from pathex.paths import record, replay, replay_open
 from paths.oracle import Beside, Between, assert_equal, images
 
-Form = Callable[[Tensor], Tensor]
 C = torch.tensor([2.0, -0.5, 1.0, 3.0], dtype=torch.float64)
 WIDE = C.view(-1, 1, 1)
 
 
-def _statement(x: Tensor) -> Tensor:
+def _statement(x):
     x.clamp_(0)
     return x
 
 
-def _fill(x: Tensor) -> Tensor:
+def _fill(x):
     out = torch.ones_like(x)
     out[:, :2] = x[:, :2]
     out[:, 2:] = x[:, 2:].relu()
     return out
 
 
-def _accumulate_views(x: Tensor) -> Tensor:
+def _accumulate_views(x):
     """Written through views, and read through one that was taken before anything was written."""
     out = torch.ones(x.shape, dtype=x.dtype)
     before = out.view(out.shape)
@@ -36,19 +33,19 @@ def _accumulate_views(x: Tensor) -> Tensor:
     return before
 
 
-def _relu_a_slice(x: Tensor) -> Tensor:
+def _relu_a_slice(x):
     x[:, 2:].relu_()
     return x
 
 
-def _edit_a_sum(x: Tensor) -> Tensor:
+def _edit_a_sum(x):
     """A sum with a constant is a new tensor: writing into it leaves ``x`` alone."""
     y = x + WIDE
     y *= 0
     return x + y
 
 
-FORMS: dict[str, list[Form]] = {
+FORMS = {
     "relu": [
         nn.ReLU(),
         nn.ReLU(inplace=True),
@@ -153,7 +150,7 @@ OPEN_DIFFERS = ("average pool", "sum", "weighted sum", "halves")  # open gates k
 
 
 @pytest.mark.parametrize("operation", FORMS)
-def test_all_forms_read_as_the_jacobian_of_the_first(operation: str) -> None:
+def test_all_forms_read_as_the_jacobian_of_the_first(operation):
     forms, x = FORMS[operation], images(2, 4, 4, 4, scale=3.0)
     unchanged, z = x.clone(), images(2, 4, 4, 4, seed=8)
     model = Beside({str(number): form for number, form in enumerate(forms)})
@@ -172,10 +169,10 @@ def test_all_forms_read_as_the_jacobian_of_the_first(operation: str) -> None:
     assert torch.equal(x, unchanged)
 
 
-def test_constants_are_dropped_from_whole_buffers() -> None:
+def test_constants_are_dropped_from_whole_buffers():
     """The part of a buffer that nothing from the input is written to is a constant: zero."""
 
-    def form(x: Tensor) -> Tensor:
+    def form(x):
         out = torch.ones(2, 4, dtype=x.dtype)
         out[:, :2] = x
         return out
@@ -185,7 +182,7 @@ def test_constants_are_dropped_from_whole_buffers() -> None:
     assert_equal(replay(model, x, record(model, x)), torch.cat([x, torch.zeros_like(x)], 1))
 
 
-def test_a_minus_counts_once_when_squared() -> None:
+def test_a_minus_counts_once_when_squared():
     x = images(2, 3)
     model = Between(lambda y: 1 - y / -2)
     assert_equal(replay(model, x, record(model, x)), x / 4)

@@ -1,22 +1,20 @@
 """Convolutions that wait for their BatchNorm: the same linear map, and only where nothing else uses their result."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from brute_force.cases import Wired
 from pathex.graph import trace
-from pathex.paths import Coefficients, Linear, Weights, lowered, record, replay, run_linear
+from pathex.paths import Linear, Weights, lowered, record, replay, run_linear
 from pathex.paths.rules import layers
 
 
 class Block(nn.Module):
     """Two convolutions, one of them used twice in some forms."""
 
-    def __init__(self, form: Callable[["Block", Tensor], Tensor]) -> None:
+    def __init__(self, form):
         super().__init__()
         self.form = form
         self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
@@ -25,41 +23,41 @@ class Block(nn.Module):
         self.head = nn.Linear(6, 4)
         nn.init.uniform_(self.bn1.weight, -2, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.head(self.form(self, x).mean((2, 3)))
 
 
-def chain(net: Block, x: Tensor) -> Tensor:
+def chain(net, x):
     return F.relu(net.bn2(net.second(F.relu(net.bn1(net.first(x))))))
 
 
-def result_also_added(net: Block, x: Tensor) -> Tensor:
+def result_also_added(net, x):
     y = net.first(x)
     return F.relu(net.bn2(net.second(F.relu(net.bn1(y) + y))))
 
 
-def result_changed_in_place(net: Block, x: Tensor) -> Tensor:
+def result_changed_in_place(net, x):
     y = net.first(x)
     y.mul_(2)
     return F.relu(net.bn2(net.second(F.relu_(net.bn1(y)))))
 
 
-def normalised_twice(net: Block, x: Tensor) -> Tensor:
+def normalised_twice(net, x):
     y = net.first(x)
     return F.relu(net.bn2(net.second(net.bn1(y))) + net.bn2(y))
 
 
-def weight_used_twice(net: Block, x: Tensor) -> Tensor:
+def weight_used_twice(net, x):
     y = F.relu(net.bn1(net.first(x)))
     return F.relu(net.bn2(net.second(y))) + F.relu(net.bn1(net.second(F.max_pool2d(y, 2)))).mean((2, 3), keepdim=True)
 
 
-def weight_normalised_once(net: Block, x: Tensor) -> Tensor:
+def weight_normalised_once(net, x):
     y = F.relu(net.bn1(net.first(x)))
     return F.relu(net.second(net.bn2(net.second(y))))
 
 
-def asks_for_the_form(net: Block, x: Tensor) -> Tensor:
+def asks_for_the_form(net, x):
     y = net.first(x)
     assert y.shape[1] == 6 and y.dim() == 4 and y.is_floating_point()
     return F.relu(net.bn2(net.second(F.relu(net.bn1(y)))))
@@ -78,12 +76,7 @@ FORMS = {
 
 @pytest.mark.parametrize("coefficients", ["plain", "squared", "ones", "absolute"])
 @pytest.mark.parametrize(("form", "fused"), FORMS.items(), ids=lambda value: getattr(value, "__name__", None))
-def test_the_map_and_its_scores_are_the_same(
-    form: Callable[[Block, Tensor], Tensor],
-    fused: set[str],
-    coefficients: Coefficients,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_map_and_its_scores_are_the_same(form, fused, coefficients, monkeypatch):
     torch.manual_seed(0)
     net, x = Block(form).double(), torch.randn(5, 3, 6, 6, dtype=torch.float64)
     recording = record(net, x)
@@ -103,7 +96,7 @@ def test_the_map_and_its_scores_are_the_same(
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-11)
 
 
-def test_a_convolution_that_is_the_output_is_not_fused() -> None:
+def test_a_convolution_that_is_the_output_is_not_fused():
     layers = {"conv": nn.Conv2d(3, 4, 3), "bn": nn.BatchNorm2d(4)}
     net = Wired(lambda net, x: ((y := net.conv(x)), net.bn(y)), **layers)
     net, x = net.double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)

@@ -1,18 +1,15 @@
 """LayerNorm, GroupNorm, InstanceNorm, RMSNorm and the like: recorded scale times weight, no centring, no shift."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from timm import layers
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 
 import pathex
 from brute_force.norms import (
-    Array,
     group_scale,
     instance_scale,
     layer_scale,
@@ -28,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
 )
 
-Form = Callable[[Tensor], Tensor]
 SHAPE = (3, 4, 2, 3)
 EPS = 1e-3
 GAMMA = images(4, seed=11)
@@ -36,11 +32,11 @@ BETA = images(4, seed=12)
 LAST = images(2, 3, seed=13)
 
 
-def _channels_last(norm: Callable[[Tensor], Tensor]) -> Form:
+def _channels_last(norm):
     return lambda x: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _with(module: nn.Module, weight: Tensor = GAMMA, bias: Tensor | None = BETA) -> nn.Module:
+def _with(module, weight=GAMMA, bias=BETA):
     """The module with the given weight and shift, in float64."""
     module = module.double().eval()
     with torch.no_grad():
@@ -50,10 +46,10 @@ def _with(module: nn.Module, weight: Tensor = GAMMA, bias: Tensor | None = BETA)
     return module
 
 
-def _half(norm: Callable[..., Tensor]) -> Form:
+def _half(norm):
     """As a network does that casts by hand, or inside its own autocast."""
 
-    def form(x: Tensor) -> Tensor:
+    def form(x):
         with torch.autocast("cpu", torch.bfloat16):
             return norm(x.to(torch.bfloat16), weight=torch.ones(4, dtype=torch.bfloat16))
 
@@ -61,8 +57,7 @@ def _half(norm: Callable[..., Tensor]) -> Form:
 
 
 # Operation -> its weight in the shape that multiplies (N, C, H, W), the scale of the twin, its spellings.
-Case = tuple[Tensor, Callable[[Array], Array], Sequence[Form]]
-CASES: dict[str, Case] = {
+CASES = {
     "layer norm": (
         LAST,
         lambda x: layer_scale(x, 2, EPS),
@@ -148,18 +143,18 @@ CASES: dict[str, Case] = {
 }
 
 
-def _beside(name: str) -> Beside:
+def _beside(name):
     return Beside({str(number): form for number, form in enumerate(CASES[name][2])})
 
 
-def _factor(name: str, x: Tensor) -> Tensor:
+def _factor(name, x):
     """What a path is multiplied with."""
     weight, twin, _ = CASES[name]
     return torch.from_numpy(np.ascontiguousarray(twin(x.numpy()))) * weight
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_form_is_scale_times_weight_and_counts_one_in_the_network_of_ones(name: str) -> None:
+def test_every_form_is_scale_times_weight_and_counts_one_in_the_network_of_ones(name):
     forms = CASES[name][2]
     x, z = images(*SHAPE, scale=2.0), images(*SHAPE, seed=7)
     unchanged, model = x.clone(), _beside(name)
@@ -167,7 +162,7 @@ def test_every_form_is_scale_times_weight_and_counts_one_in_the_network_of_ones(
     factor = _factor(name, x)
     expected = {"plain": factor * z, "squared": factor.square() * z, "absolute": factor.abs() * z}
     for how, truth in expected.items():
-        replayed = replay(model, z, recording, coefficients=how)  # type: ignore[arg-type]
+        replayed = replay(model, z, recording, coefficients=how)
         for number, found in enumerate(model.results(replayed, [z] * len(forms))):
             assert_equal(found, truth, f"{how} {number}")
     ones = model.results(replay(model, z, recording, coefficients="ones"), [z] * len(forms))
@@ -178,24 +173,24 @@ def test_every_form_is_scale_times_weight_and_counts_one_in_the_network_of_ones(
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "stored" not in name])
-def test_a_scale_of_the_sample_has_no_open_reading(name: str) -> None:
+def test_a_scale_of_the_sample_has_no_open_reading(name):
     weight, _, forms = CASES[name]
     z, model = images(*SHAPE, seed=7), _beside(name)
     with pytest.raises(UnsupportedOperation, match="depend on the sample"):
         replay_open(model, z, statistics=[])
     for how, factor in (("squared", weight.square()), ("absolute", weight.abs())):
-        opened = replay_open(model, z, statistics=[], per_sample="one", coefficients=how)  # type: ignore[arg-type]
+        opened = replay_open(model, z, statistics=[], per_sample="one", coefficients=how)
         for found in model.results(opened, [z] * len(forms)):
             assert_equal(found, factor * z)
 
 
-def test_stored_statistics_have_an_open_reading() -> None:
+def test_stored_statistics_have_an_open_reading():
     name, z = "instance norm by stored statistics", images(*SHAPE, seed=7)
     for found in _beside(name).results(replay_open(_beside(name), z, statistics=[]), [z] * len(CASES[name][2])):
         assert_equal(found, _factor(name, z).square() * z)
 
 
-def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay() -> None:
+def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay():
     layer = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double()
     layer(images(*SHAPE))
     before = {name: entry.clone() for name, entry in layer.state_dict().items()}
@@ -208,7 +203,7 @@ def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay() -> None:
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_a_network_that_casts_to_half_precision_is_read_in_its_own(norm: str) -> None:
+def test_a_network_that_casts_to_half_precision_is_read_in_its_own(norm):
     function = getattr(F, norm)
     x = images(3, 4).float()
     model = nn.Sequential(nn.Linear(4, 4), Between(_half(lambda y, **affine: function(y, (4,), **affine))).float())
@@ -219,14 +214,14 @@ def test_a_network_that_casts_to_half_precision_is_read_in_its_own(norm: str) ->
 
 
 @pytest.mark.parametrize("layer", [layers.LayerNorm2dFp32(4), layers.LayerNorm2d(4)])
-def test_a_norm_that_casts_to_single_precision(layer: nn.Module) -> None:
+def test_a_norm_that_casts_to_single_precision(layer):
     layer, x, z = _with(layer), images(*SHAPE), images(*SHAPE, seed=7)
     found = replay(Between(layer), z, record(Between(layer), x))
     scale = torch.from_numpy(layer_scale(x.permute(0, 2, 3, 1).numpy(), 1, 1e-6)).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, (scale * GAMMA.view(4, 1, 1)).square() * z, rtol=1e-6, atol=1e-7)
 
 
-def test_another_norm_than_the_recorded_one_is_refused() -> None:
+def test_another_norm_than_the_recorded_one_is_refused():
     x = images(3, 4)
     recording = record(Between(nn.LayerNorm(4).double()), x)
     for other in (lambda y: F.layer_norm(y[:, :2], (2,)), F.relu, lambda y: F.rms_norm(F.rms_norm(y, (4,)), (4,))):
@@ -240,24 +235,24 @@ def test_another_norm_than_the_recorded_one_is_refused() -> None:
 class _Pointwise(nn.Module):
     """Two pointwise layers on (N, C, L) with a normalisation between them."""
 
-    def __init__(self, norm: nn.Module, seed: int) -> None:
+    def __init__(self, norm, seed):
         super().__init__()
         self.first, self.norm, self.second = nn.Conv1d(3, 4, 1, bias=False), norm, nn.Conv1d(4, 2, 1, bias=False)
         for i, entry in enumerate(self.parameters()):
             entry.data = images(*entry.shape, seed=10 * seed + i)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.second(F.relu(self.norm(self.first(x))))
 
 
 class _Across(nn.LayerNorm):
     """LayerNorm over the channels of (N, C, L)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Array], Array]]] = {
+NETWORKS = {
     "layer": (lambda: _Across(4), lambda h: layer_scale(h.transpose(0, 2, 1), 1, 1e-5).transpose(0, 2, 1)),
     "layer over all": (lambda: nn.LayerNorm([4, 3]), lambda h: layer_scale(h, 2, 1e-5)),
     "group": (lambda: nn.GroupNorm(2, 4), lambda h: group_scale(h, 2, 1e-5)),
@@ -270,7 +265,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Array], Array]]] = 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_scores_are_sums_over_paths(name: str, seed: int, masked: bool) -> None:
+def test_scores_are_sums_over_paths(name, seed, masked):
     build, scale_of = NETWORKS[name]
     model, x = _Pointwise(build(), seed), images(3, 3, 3, seed=seed)
     mask = {key: images(*getattr(model, key).weight.shape, seed=seed + 50) > -0.5 for key in ("first", "second")}
@@ -280,7 +275,7 @@ def test_scores_are_sums_over_paths(name: str, seed: int, masked: bool) -> None:
     weight = getattr(model.norm, "weight", torch.ones(()).double()).detach().numpy()
     gamma = weight[:, None] if weight.ndim == 1 else weight
 
-    def act(hidden: Array, coefficient: Array) -> Array:
+    def act(hidden, coefficient):
         with torch.no_grad():  # the real layer, centring and shift included
             return model.norm(torch.from_numpy(hidden)).numpy()
 
@@ -292,7 +287,7 @@ def test_scores_are_sums_over_paths(name: str, seed: int, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, lambda n: nn.GroupNorm(2, n)])
-def test_what_a_norm_connects(kind: Callable[[int], nn.Module]) -> None:
+def test_what_a_norm_connects(kind):
     model = nn.Sequential(nn.Linear(3, 4, bias=False), kind(4), nn.ReLU(), nn.Linear(4, 2, bias=False))
     mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() > 1}
     mask["3.weight"][:, 1] = False

@@ -2,17 +2,16 @@
 
 import re
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pathex
 from brute_force.cases import Wired
-from pathex.errors import UnsupportedOperation
+from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import trace
 from pathex.paths import calibrate, connectivity, forward, record, replay, survey
 
@@ -20,16 +19,14 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
 )
 
-Form = Callable[[Tensor], Tensor]
-
 
 class _Square(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
+    def forward(ctx, x):
         return x.clamp(min=0)
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
+    def backward(ctx, *grads):
         return grads[0] * 17
 
 
@@ -37,11 +34,11 @@ class _Opaque(torch.autograd.Function):
     """Its forward pass calls nothing that can be intercepted."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
+    def forward(ctx, x):
         return _scripted(x)
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
+    def backward(ctx, *grads):
         return grads[0]
 
 
@@ -49,17 +46,17 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # scripting is deprecated, and still used
 
     @torch.jit.script
-    def _scripted(x: Tensor) -> Tensor:
+    def _scripted(x):
         return torch.relu(x) * 2
 
 
-def _into(x: Tensor) -> Tensor:
+def _into(x):
     out = torch.empty_like(x)
     torch.add(x, x, out=out)
     return out
 
 
-def _product_into(x: Tensor) -> Tensor:
+def _product_into(x):
     out = torch.ones_like(x)
     out.mul_(x)
     return out
@@ -67,7 +64,7 @@ def _product_into(x: Tensor) -> Tensor:
 
 W = torch.eye(4)
 
-WITHOUT_RULE: dict[str, tuple[Form, str]] = {
+WITHOUT_RULE = {
     "cumulated product": (lambda x: x.cumprod(1), "cumprod"),
     "power of itself": (lambda x: x.abs() ** x, "pow"),
     "spectral norm": (lambda x: torch.linalg.norm(x[:, None] * torch.ones(2, 1), 2, dim=(1, 2)), "norm"),
@@ -102,7 +99,7 @@ WITHOUT_RULE: dict[str, tuple[Form, str]] = {
 }
 
 
-READ_AS_THEY_ARE: dict[str, Form] = {
+READ_AS_THEY_ARE = {
     "power of a constant": lambda x: torch.pow(2.0, x),
     "product into a constant": _product_into,
     "integers": lambda x: x.to(torch.int64).to(x.dtype),
@@ -118,10 +115,10 @@ READ_AS_THEY_ARE: dict[str, Form] = {
 }
 
 
-def _net(form: Form) -> nn.Module:
+def _net(form):
     """The form stands beside a branch that goes on, so that dropping it would not be noticed at the output."""
 
-    def forward(net: Wired, x: Tensor) -> Tensor:
+    def forward(net, x):
         x = net.first(x)
         beside = net.body["site"](x.clone())
         return net.last(x + beside.reshape(len(x), -1)[:, :1])
@@ -130,7 +127,7 @@ def _net(form: Form) -> nn.Module:
     return Wired(forward, first=nn.Linear(4, 4), body=body, last=nn.Linear(4, 2))
 
 
-def _assert_names(error: pytest.ExceptionInfo[UnsupportedOperation], function: str) -> None:
+def _assert_names(error, function):
     message = str(error.value)
     assert re.search(function, message)
     assert "module 'body.site' (Wired)" in message
@@ -138,7 +135,7 @@ def _assert_names(error: pytest.ExceptionInfo[UnsupportedOperation], function: s
 
 
 @pytest.mark.parametrize("case", WITHOUT_RULE)
-def test_what_has_no_rule_is_refused(case: str) -> None:
+def test_what_has_no_rule_is_refused(case):
     form, function = WITHOUT_RULE[case]
     net, x = _net(form), torch.randn(4, 4)
     before = {name: entry.clone() for name, entry in net.state_dict().items()}
@@ -152,8 +149,8 @@ def test_what_has_no_rule_is_refused(case: str) -> None:
     assert all(torch.equal(before[name], entry) for name, entry in net.state_dict().items())
 
 
-def test_what_the_exporter_sees_through_is_read() -> None:
-    def beside(net: Wired, x: Tensor) -> Tensor:
+def test_what_the_exporter_sees_through_is_read():
+    def beside(net, x):
         x = net.first(x)
         return torch.cat([form(x.clone()).reshape(len(x), -1) for form in READ_AS_THEY_ARE.values()], 1)
 
@@ -163,24 +160,17 @@ def test_what_the_exporter_sees_through_is_read() -> None:
     assert replay(net, x.square(), recording).isfinite().all()
 
 
-def test_connectivity_refuses() -> None:
+def test_connectivity_refuses():
     with pytest.raises(UnsupportedOperation, match=r"cumprod in module 'body.site'"):
         connectivity(_net(lambda x: x.cumprod(1)), {}, torch.randn(4, 4))
 
 
 @pytest.mark.parametrize("read", [calibrate, forward, lambda net, x: survey(trace(net, x))])
-def test_what_needs_no_paths_refuses_nothing(read: Callable[[nn.Module, Tensor], object]) -> None:
+def test_what_needs_no_paths_refuses_nothing(read):
     read(_net(lambda x: x.cumprod(1)), torch.randn(4, 4))
 
 
-def test_gradients_through_a_checkpoint_are_refused() -> None:
-    """A recomputed forward pass would have the network's own weights; with re-entrant ones torch says so itself."""
-    net, x = _net(lambda y: checkpoint(F.relu, y, use_reentrant=False)), torch.randn(4, 4)
-    with pytest.raises(UnsupportedOperation, match="checkpoint"):
-        pathex.score(net, "snip", data=(x, torch.tensor([0, 1, 0, 1])))
-
-
-def test_a_forward_pass_that_writes_into_a_parameter_is_read_and_leaves_it() -> None:
+def test_a_forward_pass_that_writes_into_a_parameter_is_read_and_leaves_it():
     net, x = _net(F.relu), torch.randn(4, 4)
     net.first.register_forward_pre_hook(lambda layer, _: (layer.weight.data.clamp_(-0.1, 0.1), None)[1])
     before = net.first.weight.detach().clone()
@@ -189,35 +179,23 @@ def test_a_forward_pass_that_writes_into_a_parameter_is_read_and_leaves_it() -> 
     torch.testing.assert_close(recording.output, net(x).detach())
 
 
-def test_a_network_that_counts_its_calls_keeps_its_count() -> None:
-    def counts(net: Wired, x: Tensor) -> Tensor:
-        net.calls += 1
-        return F.relu(x * net.weight)
-
-    net, x = Wired(counts, weight=nn.Parameter(torch.ones(4))), torch.randn(3, 4)
-    net.calls = 0
-    replay(net, x, record(net, x))
-    assert net.calls == 0
-
-
-def test_too_few_given_moments_are_refused() -> None:
+def test_too_few_given_moments_are_refused():
     net, x = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4)), torch.randn(3, 4)
     with pytest.raises(UnsupportedOperation, match="batch_norm"):
         record(net, x, calibration=calibrate(net, x)[:1])
 
 
-def test_an_output_that_no_path_reaches_is_refused() -> None:
+def test_an_output_that_no_path_reaches_is_refused():
     net = nn.Sequential(nn.Linear(4, 4))
-    net.forward = lambda x: torch.ones(len(x), 2)  # type: ignore[method-assign]
+    net.forward = lambda x: torch.ones(len(x), 2)
     with pytest.raises(UnsupportedOperation, match="no path"):
         record(net, torch.randn(3, 4))
 
 
-def test_calibration_must_be_known() -> None:
-    with pytest.raises(pathex.errors.InvalidInput, match="batch, running"):
-        record(nn.Linear(4, 2), torch.randn(3, 4), calibration="train")  # type: ignore[arg-type]
-
-
-def test_a_wrapper_for_several_devices_is_refused() -> None:
-    with pytest.raises(pathex.errors.InvalidInput, match=r"\.module"):
-        record(nn.DataParallel(nn.Linear(4, 2)), torch.randn(3, 4))
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [({"calibration": "train"}, "batch, running"), ({"smooth": "chord"}, "secant, tangent, mixed")],
+)
+def test_options_of_a_recording_must_be_known(options, known):
+    with pytest.raises(InvalidInput, match=known):
+        record(nn.Linear(4, 2), torch.randn(3, 4), **options)

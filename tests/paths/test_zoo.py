@@ -1,49 +1,45 @@
 """Networks of torchvision and timm: read to the end, every prunable weight scored, the plain forward pass recorded."""
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
 from torchvision.models import DenseNet, ResNet
 from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import Bottleneck
 
 import pathex
-from pathex.masks import prunable_weights
-from pathex.paths import calibrate, connectivity, record
+from pathex.masks import all_kept, prunable_weights
+from pathex.paths import connectivity, record
 from paths.oracle import with_statistics
 
-Make = Callable[[], nn.Module]
 
-
-def _torchvision(name: str) -> Make:
+def _torchvision(name):
     plain = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return partial(torchvision.models.get_model, name, weights=None, num_classes=4, **plain)
 
 
-def _timm(name: str) -> Make:
+def _timm(name):
     return partial(timm.create_model, name, num_classes=4)
 
 
-def _regnet() -> nn.Module:
+def _regnet():
     return RegNet(BlockParams.from_init_params(depth=6, w_0=16, w_a=20.0, w_m=2.2, group_width=8), num_classes=4)
 
 
-def _resnext() -> nn.Module:
+def _resnext():
     return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=4, groups=8, width_per_group=4)
 
 
 # Network, and the side of its images.
-FAST: dict[str, tuple[Make, int]] = {
+FAST = {
     "torchvision densenet": (lambda: DenseNet(8, (2, 2, 2), num_init_features=16, num_classes=4), 32),
     "torchvision resnext": (_resnext, 32),
     "timm resnet10t": (_timm("resnet10t"), 32),
 }
-SLOW: dict[str, tuple[Make, int]] = {
+SLOW = {
     "torchvision regnet_x": (_regnet, 32),
     "torchvision mobilenet_v2": (partial(_torchvision("mobilenet_v2"), width_mult=0.35), 32),
     **{
@@ -69,13 +65,13 @@ SLOW: dict[str, tuple[Make, int]] = {
 UNUSED = ("AuxLogits.", "aux1.", "aux2.")  # heads that only run while training
 
 
-def _network(entry: tuple[Make, int]) -> tuple[nn.Module, Tensor]:
+def _network(entry):
     make, size = entry
     torch.manual_seed(0)
     return make(), torch.randn(2, 3, size, size)
 
 
-def _assert_scores(model: nn.Module, x: Tensor) -> None:
+def _assert_scores(model, x):
     scores = pathex.score(model, "px", data=x)
     assert list(scores) == list(prunable_weights(model))
     for name, score in scores.items():
@@ -84,7 +80,7 @@ def _assert_scores(model: nn.Module, x: Tensor) -> None:
         assert score.any() or name.startswith(UNUSED), name
 
 
-def _assert_records(model: nn.Module, x: Tensor) -> None:
+def _assert_records(model, x):
     recording = record(model, x)
     expected = with_statistics(model, x, recording.statistics)(x)
     expected = expected[0] if isinstance(expected, tuple) else expected
@@ -93,29 +89,16 @@ def _assert_records(model: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_networks(name: str) -> None:
+def test_networks(name):
     model, x = _network({**FAST, **SLOW}[name])
     _assert_scores(model, x)
     _assert_records(model.double(), x.double())
 
 
-def test_a_dense_network_is_connected() -> None:
-    model, x = _network(FAST["torchvision densenet"])
-    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
-    assert connectivity(model, mask, x).disconnected == 0
-
-
-@pytest.mark.slow
-def test_a_deep_network_is_connected() -> None:
-    """As deep as ResNet-152, at an eighth of its width."""
-    model = ResNet(Bottleneck, [3, 8, 36, 3], num_classes=2, width_per_group=8)
-    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
-    found = connectivity(model, mask, torch.randn(1, 3, 64, 64))
-    assert found.disconnected == 0
-    assert found.dead_layers == []
-
-
-def test_calibration_calls_match_the_norms_of_a_network() -> None:
-    model, x = _network(FAST["timm resnet10t"])
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert len(calibrate(model, x, chunk=1)) == len(norms)
+@pytest.mark.parametrize(
+    "depths", [(1, 1, 1, 1), pytest.param((3, 8, 36, 3), marks=pytest.mark.slow)], ids=["shallow", "as ResNet-152"]
+)
+def test_networks_are_connected(depths):
+    model = ResNet(Bottleneck, list(depths), num_classes=2, width_per_group=8)
+    found = connectivity(model, all_kept(prunable_weights(model)), torch.randn(1, 3, 64, 64))
+    assert found.disconnected == 0 and found.dead_layers == []

@@ -77,7 +77,7 @@ def test_the_twin_makes_all_kinds_of_steps():
 @given(st.integers(1, 50), st.integers(1, 50), st.floats(0, 1), st.floats(0, 1))
 def test_a_step_doubles_at_most_and_never_goes_past_the_end(last, left, tolerance, wrong):
     asked = []
-    step = next_step(last, left, tolerance, lambda k: asked.append(k) or wrong)  # type: ignore[func-returns-value]
+    step = next_step(last, left, tolerance, lambda k: asked.append(k) or wrong)
     assert 1 <= step <= min(2 * last, left)
     assert asked in ([], [min(2 * last, left)])
     # What is tolerated is taken, and no more: the error is read as proportional to the step.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import Wired
@@ -10,7 +10,7 @@ from pathex.errors import MaskMismatch, PathexWarning
 from pathex.masks import Mask
 
 
-def _biased_attention(net: Wired, x: Tensor) -> Tensor:
+def _biased_attention(net, x):
     """The weights of attention are moved by what a small network makes of the positions (Swin V2)."""
     positions = torch.arange(5.0)[:, None]
     bias = net.outer(net.inner(positions).relu()).mT  # (1, 5)
@@ -18,13 +18,13 @@ def _biased_attention(net: Wired, x: Tensor) -> Tensor:
     return net.head((shares @ net.values(x)).mean(1))
 
 
-def _constant_query(net: Wired, x: Tensor) -> Tensor:
+def _constant_query(net, x):
     """A learned query asks the images (attention pooling)."""
     shares = (net.queries(net.token) @ net.keys(x).mT).softmax(-1)
     return net.head((shares @ net.values(x)).mean(1))
 
 
-def _class_token(net: Wired, x: Tensor) -> Tensor:
+def _class_token(net, x):
     """A token that stands before the images' asks them, and has seen none of them yet (CaiT)."""
     x = torch.cat((net.token.expand(len(x), 1, -1), x), 1)
     shares = (net.queries(x[:, :1]) @ net.keys(x).mT).softmax(-1)
@@ -34,9 +34,9 @@ def _class_token(net: Wired, x: Tensor) -> Tensor:
 FORMS = {"query": _constant_query, "class token": _class_token}
 
 
-def _network(name: str) -> tuple[Wired, list[str]]:
+def _network(name):
     torch.manual_seed(0)
-    parts: dict[str, nn.Module | nn.Parameter] = {n: nn.Linear(4, 4) for n in ("queries", "keys", "values", "head")}
+    parts = {n: nn.Linear(4, 4) for n in ("queries", "keys", "values", "head")}
     if name == "positions":
         parts |= {"inner": nn.Linear(1, 4), "outer": nn.Linear(4, 1)}
         return Wired(_biased_attention, **parts), ["inner.weight", "outer.weight"]
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(no path|piecewise-linear):pat
 X = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(1))
 
 
-def test_masks_of_path_methods_leave_them_out_and_the_report_names_them() -> None:
+def test_masks_of_path_methods_leave_them_out_and_the_report_names_them():
     net, off = _network("positions")
     with pytest.warns(PathexWarning, match="2 weights lie on no path from the images") as warned:
         result = pathex.prune(net, "px", sparsity=0.5, data=X, rounds=2)
@@ -58,7 +58,7 @@ def test_masks_of_path_methods_leave_them_out_and_the_report_names_them() -> Non
         assert set(pathex.score(net, "px", X)) == set(result.mask)
 
 
-def test_other_methods_keep_them_until_they_are_told() -> None:
+def test_other_methods_keep_them_until_they_are_told():
     net, off = _network("positions")
     blind = pathex.prune(net, "magnitude", sparsity=0.5, data=X)
     assert set(off) < set(blind.mask) and sorted(blind.report.off_path) == off
@@ -68,13 +68,13 @@ def test_other_methods_keep_them_until_they_are_told() -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_query_of_a_constant_is_on_none(name: str) -> None:
+def test_a_query_of_a_constant_is_on_none(name):
     net, off = _network(name)
     found = pathex.prune(net, "px", sparsity=0.5, data=X, rounds=2)
     assert found.report.off_path == off and not set(off) & set(found.mask) and not found.report.dead_layers
 
 
-def test_a_start_mask_may_have_them_whole_and_not_cut() -> None:
+def test_a_start_mask_may_have_them_whole_and_not_cut():
     net, off = _network("positions")
     names = pathex.prune(net, "magnitude", sparsity=0.1, data=X).mask
     whole = Mask({name: torch.ones_like(entry) if name in off else entry for name, entry in names.items()})

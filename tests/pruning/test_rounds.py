@@ -158,7 +158,7 @@ def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model, images)
     assert scores.keys() == start.keys()
     assert all(not score[~start[name]].any() for name, score in scores.items())
     with pytest.raises(InvalidInput, match=r"pathex\.Mask, not dict"):
-        pathex.score(model, "px", images, mask=dict(start))  # type: ignore[arg-type]
+        pathex.score(model, "px", images, mask=dict(start))
 
 
 def test_embeddings_and_own_modules_can_be_pruned():

@@ -24,7 +24,7 @@ def test_falls_from_start_to_exactly_the_end(start, part, rounds, schedule):
 @pytest.mark.parametrize("rounds", [0, -1, 1.5, True, "3"])
 def test_rounds_are_positive_integers(rounds):
     with pytest.raises(InvalidInput, match="rounds"):
-        densities(1.0, 0.5, rounds)  # type: ignore[arg-type]
+        densities(1.0, 0.5, rounds)
 
 
 def test_density_never_rises():

@@ -1,16 +1,15 @@
 """A residual network with parameters and statistics that are not 1 and 0, and images for it, in float64."""
 
 import pytest
-from torch import Tensor, nn
 
 import several_processes
 
 
 @pytest.fixture
-def model() -> nn.Module:
+def model():
     return several_processes.network()
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     return several_processes.images(12)[0]

@@ -2,21 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import Wired, assert_close
-from pathex.errors import InvalidInput, PathexError, PathexWarning, UnknownName, UnsupportedOperation
+from pathex.errors import InvalidInput, PathexWarning, UnknownName, UnsupportedOperation
 from variants import CALIBRATED, LOSSES, VARIANTS
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
-DELIVERIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+DELIVERIES = {
     "uneven batches": lambda x, y: list(zip(x.split(4), y.split(4), strict=True)),
     "one by one": lambda x, y: zip(x.split(1), y.split(1), strict=True),
     "backwards": lambda x, y: (x.flip(0), y.flip(0)),
@@ -27,7 +25,7 @@ DELIVERIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize("calibration", ["batch", "running"])
 @pytest.mark.parametrize("variant", CALIBRATED)
-def test_delivery_and_memory_play_no_part(variant: str, calibration: str, model: nn.Module, images: Tensor) -> None:
+def test_delivery_and_memory_play_no_part(variant, calibration, model, images):
     method, options = VARIANTS[variant]
     x, y = images[:6], torch.arange(6) % 3
     score = partial(pathex.score, model, method, calibration=calibration, **options)
@@ -41,7 +39,7 @@ def test_delivery_and_memory_play_no_part(variant: str, calibration: str, model:
 
 
 @pytest.mark.parametrize("method", ["px", *LOSSES])
-def test_inside_no_grad_inference_mode_and_autocast(method: str, model: nn.Module, images: Tensor) -> None:
+def test_inside_no_grad_inference_mode_and_autocast(method, model, images):
     y = torch.arange(12) % 3
     expected = pathex.score(model, method, (images, y))
     for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
@@ -54,7 +52,7 @@ def test_inside_no_grad_inference_mode_and_autocast(method: str, model: nn.Modul
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
 @pytest.mark.parametrize("method", ["px", "px-literal", "px-cvpr24", "synflow", "magnitude", *LOSSES])
-def test_models_in_half_precision(method: str, dtype: torch.dtype, model: nn.Module, images: Tensor) -> None:
+def test_models_in_half_precision(method, dtype, model, images):
     model.to(dtype)
     x, y = images.to(dtype), torch.arange(12) % 3
     found = pathex.score(model, method, [(x, y)])
@@ -64,7 +62,7 @@ def test_models_in_half_precision(method: str, dtype: torch.dtype, model: nn.Mod
 
 
 @pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 200}), ("npb", {})])
-def test_coefficients_of_a_sample(method: str, options: dict[str, Any]) -> None:
+def test_coefficients_of_a_sample(method, options):
     model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)), torch.randn(3, 4)
     with pytest.raises(UnsupportedOperation, match="layer_norm"):
         pathex.score(model, method, x, **options)
@@ -73,14 +71,14 @@ def test_coefficients_of_a_sample(method: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 1000}), ("npb", {"rounds": 5})])
-def test_every_layer_of_a_residual_network_is_used(method: str, options: dict[str, Any]) -> None:
+def test_every_layer_of_a_residual_network_is_used(method, options):
     model, x = pathex.models.CifarResNet(8, width=4), torch.randn(2, 3, 12, 12)
     assert pathex.prune(model, method, sparsity=0.9, data=x, strict=True, **options).report.dead_layers == []
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("method", pathex.methods())
-def test_the_layout_of_memory_plays_no_part(method: str) -> None:
+def test_the_layout_of_memory_plays_no_part(method):
     torch.manual_seed(3)
     layers = [nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4), nn.ReLU(), nn.Conv2d(4, 5, 1)]
     body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).double()
@@ -99,7 +97,7 @@ def test_the_layout_of_memory_plays_no_part(method: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
 @pytest.mark.parametrize("method", [name for name in pathex.methods() if "scales" in pathex.methods(name).options])
-def test_a_scale_of_zero_is_read_as_one_and_told_once(method: str) -> None:
+def test_a_scale_of_zero_is_read_as_one_and_told_once(method):
     torch.manual_seed(7)
     parts = {"fc": nn.Linear(3, 3), "gamma": nn.Parameter(torch.zeros(3))}
     block = Wired(lambda net, x: x + net.gamma * net.fc(x).relu(), **parts)
@@ -120,8 +118,8 @@ def test_a_scale_of_zero_is_read_as_one_and_told_once(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [*LOSSES, "ntk-sap", "ntk-diagonal", "fisher-diagonal"])
-def test_outputs_that_no_class_or_weight_reaches(method: str) -> None:
-    def form(net: Wired, x: Tensor) -> dict[str, Tensor]:
+def test_outputs_that_no_class_or_weight_reaches(method):
+    def form(net, x):
         return {"aux": x[:, :2] * 2, "logits": net.fc(x), "flat": net.fc(x).sum(1)}
 
     model = Wired(form, fc=nn.Linear(3, 2))
@@ -135,7 +133,7 @@ def test_outputs_that_no_class_or_weight_reaches(method: str) -> None:
 
 WALKS = "walks must be an integer of at least 1, or None"
 PROJECTIONS = "projections must be None or an integer of at least 0, not"
-BAD: list[tuple[str, str, Any, type[PathexError], str]] = [
+BAD = [
     *(("grasp", "temperature", value, InvalidInput, "temperature must be a positive number, not")
       for value in (0, -1.0, math.inf, math.nan, "hot", True, None)),
     ("ntk-sap", "inputs", "ones", UnknownName, "unknown inputs 'ones'.*Known: data, normal"),
@@ -162,6 +160,6 @@ BAD: list[tuple[str, str, Any, type[PathexError], str]] = [
 
 
 @pytest.mark.parametrize(("method", "option", "value", "error", "message"), BAD)
-def test_bad_options(method: str, option: str, value: Any, error: type[PathexError], message: str) -> None:
+def test_bad_options(method, option, value, error, message):
     with pytest.raises(error, match=message):
         pathex.score(nn.Linear(3, 2), method, (X, Y), **{option: value})

@@ -5,89 +5,79 @@ Enumerated over all 2 ** W sign patterns, with the gates of the present weights 
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import draw
-from brute_force.ntk import FIXED_GATES, mean_trace_over_signs, trace
+from brute_force.kernels import jacobian
+from brute_force.ntk import mean_trace_over_signs, trace_with_fixed_gates
 
 LIVE = [0, 2, 3]  # seeds whose tiny dense network is not dead at every image
 
 
-def dense() -> nn.Sequential:
+def dense():
     layers = [nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(2, 2, bias=False))
 
 
-def conv(pool: nn.Module, features: int) -> nn.Sequential:
+def conv(pool, features):
     layers = [nn.Conv2d(1, 1, 2, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 2, bias=False), nn.ReLU()]
     return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(features, 1, bias=False))
 
 
-def fill(model: nn.Sequential, shape: tuple[int, ...], seed: int, positive: bool = False) -> Tensor:
-    """Fill the network; images, all values positive on request as those of photographs are."""
+def fill(model, shape, seed):
     generator = draw(model.double(), seed)
-    x = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
-    return x.abs() if positive else x
+    return torch.randn(3, *shape, generator=generator, dtype=torch.float64)
 
 
-def summed_derivative(model: nn.Sequential, score: dict[str, Tensor]) -> Tensor:
+def trace(model, x):
+    """Sum over images, outputs and weights of the squared derivative."""
+    return sum(derivative.square().sum() for derivative in jacobian(model, x, None, "running")[1].values())
+
+
+def summed_derivative(model, x, method="px"):
     """The sum over j of dR / d(theta_j ** 2), from theta_j ** 2 times it."""
-    return torch.stack([(entry / model.get_parameter(name).detach() ** 2).sum() for name, entry in score.items()]).sum()
-
-
-def sign_mean(kind: str, model: nn.Sequential, x: Tensor) -> Tensor:
-    weights = {name: entry.detach() for name, entry in model.named_parameters()}
-    return mean_trace_over_signs(FIXED_GATES[kind](model, x), weights)
+    scores = pathex.score(model, method, x)
+    return sum((score / model.get_parameter(name).detach() ** 2).sum() for name, score in scores.items())
 
 
 @pytest.mark.parametrize("seed", LIVE)
-def test_px_is_the_expected_trace_of_a_dense_network(seed: int) -> None:
-    model = dense()
-    x = fill(model, (2,), seed)
-    expected = sign_mean("dense", model, x)
+@pytest.mark.parametrize(("make", "shape"), [(dense, (2,)), (lambda: conv(nn.Sequential(), 4), (1, 4, 4))])
+def test_px_is_the_expected_trace(make, shape, seed):
+    """Of a dense network; and of convolutions that no pool follows, as the last layer tells the positions apart."""
+    model = make()
+    x = fill(model, shape, seed)
+    expected = mean_trace_over_signs(model, x)
     assert expected > 0
-    torch.testing.assert_close(summed_derivative(model, pathex.score(model, "px", x)), expected)
-
-
-@pytest.mark.parametrize("seed", LIVE)
-def test_px_is_the_expected_trace_of_convolutions_that_no_pool_follows(seed: int) -> None:
-    """Weights are shared over positions, but the last layer tells the positions apart."""
-    model = conv(nn.Sequential(), 4)
-    x = fill(model, (1, 4, 4), seed)
-    torch.testing.assert_close(summed_derivative(model, pathex.score(model, "px", x)), sign_mean("conv", model, x))
+    torch.testing.assert_close(summed_derivative(model, x), expected)
+    # The sign pattern of the network itself has its own trace.
+    torch.testing.assert_close(trace_with_fixed_gates(model, x), trace(model, x))
 
 
 @pytest.mark.filterwarnings("ignore:all scores are zero")
 @pytest.mark.parametrize(("positive", "lowest", "highest"), [(False, 1.7, 1.9), (True, 2.7, 3.0)])
-def test_gap_that_sharing_under_a_global_pool_opens(positive: bool, lowest: float, highest: float) -> None:
+def test_gap_that_sharing_under_a_global_pool_opens(positive, lowest, highest):
     """Nine positions under one pool use the same weights: cross terms stay, at most nine times the px value.
 
-    Measured mean of expected trace over px: 1.79 for images of mixed sign, 2.82 for positive ones.
+    Measured mean of expected trace over px: 1.79 for images of mixed sign, 2.82 for positive ones, as photographs are.
     """
     ratios = []
     for seed in range(12):
         model = conv(nn.AdaptiveAvgPool2d(1), 1)
-        x = fill(model, (1, 5, 5), seed, positive)
-        derivative = summed_derivative(model, pathex.score(model, "px", x))
+        x = fill(model, (1, 5, 5), seed)
+        x = x.abs() if positive else x
+        derivative = summed_derivative(model, x)
         if derivative > 0:
-            ratios.append((sign_mean("conv", model, x) / derivative).item())
+            ratios.append((mean_trace_over_signs(model, x) / derivative).item())
     assert max(ratios) < 9
     assert lowest < sum(ratios) / len(ratios) < highest
 
 
-def test_the_sign_pattern_of_the_network_itself_has_its_own_trace() -> None:
-    model = dense()
-    x = fill(model, (2,), seed=3)
-    jacobian = torch.func.jacrev(FIXED_GATES["dense"](model, x))(dict(model.named_parameters()))
-    squares = torch.stack([(entry**2).sum() for entry in jacobian.values()])
-    torch.testing.assert_close(squares.sum().detach(), trace(model, x).detach())
-
-
 @pytest.mark.parametrize("seed", LIVE)
-@pytest.mark.parametrize("kind", ["dense", "conv"])
-def test_the_trace_is_below_the_bound_that_px_literal_scores(seed: int, kind: str) -> None:
-    model = dense() if kind == "dense" else conv(nn.AdaptiveAvgPool2d(1), 1)
-    x = fill(model, (2,) if kind == "dense" else (1, 4, 4), seed)
-    bound = summed_derivative(model, pathex.score(model, "px-literal", x))
-    assert 0 < trace(model, x) <= bound
+@pytest.mark.parametrize(
+    ("make", "shape"), [(dense, (2,)), (lambda: conv(nn.AdaptiveAvgPool2d(1), 1), (1, 4, 4))], ids=["dense", "conv"]
+)
+def test_the_trace_is_below_the_bound_that_px_literal_scores(make, shape, seed):
+    model = make()
+    x = fill(model, shape, seed)
+    assert 0 < trace(model, x) <= summed_derivative(model, x, "px-literal")

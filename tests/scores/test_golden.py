@@ -1,14 +1,11 @@
 """Scores of a ResNet-20 against the reference file in the folder named by PATHEX_GOLDEN."""
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 import pathex
 from pathex import models
@@ -20,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not FOLDER, reason="PATHEX_GOLDEN names no folder"),
 ]
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES = {
     "px_gated_calibrated": ("px", {}),
     "px_gated_eval": ("px", {"calibration": "running"}),
     "px_literal_calibrated": ("px-literal", {}),
@@ -33,12 +30,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
+def golden():
     return load_file(Path(str(FOLDER)) / "resnet20_w4.safetensors")
 
 
 @pytest.fixture(scope="module")
-def model(golden: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+def model(golden):
     model = models.create("resnet20", width=4).double()
     state = part(golden, "state")
     # The reference scales identity shortcuts by ones; here they are plain.
@@ -49,22 +46,22 @@ def model(golden: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     yield model
 
 
-def part(golden: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(golden, prefix):
     return {name.removeprefix(f"{prefix}."): entry for name, entry in golden.items() if name.startswith(f"{prefix}.")}
 
 
-def normalised(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def normalised(scores):
     whole = sum(float(score.sum()) for score in scores.values())
     return {name: score / whole for name, score in scores.items()}
 
 
-def test_the_network_is_the_same(model: nn.Module, golden: Mapping[str, Tensor]) -> None:
+def test_the_network_is_the_same(model, golden):
     with torch.no_grad():
         torch.testing.assert_close(model(golden["x"]), golden["logits.eval"], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_scores_equal_the_reference(key: str, model: nn.Module, golden: Mapping[str, Tensor]) -> None:
+def test_scores_equal_the_reference(key, model, golden):
     method, options = CASES[key]
     if method not in pathex.methods():
         pytest.skip(f"no method {method} yet")

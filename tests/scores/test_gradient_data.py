@@ -1,12 +1,11 @@
 """What SNIP, iterative SNIP, FORCE and GraSP read: batches, labels, options; and what they refuse."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pathex
@@ -19,9 +18,7 @@ every_method = pytest.mark.parametrize("method", LOSSES)
 
 
 @every_method
-def test_on_batch_statistics_the_batches_count_but_not_their_order(
-    model: nn.Module, images: Tensor, method: str
-) -> None:
+def test_on_batch_statistics_the_batches_count_but_not_their_order(model, images, method):
     labels = torch.arange(12) % 3
     halves = list(zip(images.split(6), labels.split(6), strict=True))
     first = pathex.score(model, method, halves)
@@ -32,7 +29,7 @@ def test_on_batch_statistics_the_batches_count_but_not_their_order(
 
 
 @every_method
-def test_pixels_without_a_class_do_not_count(method: str) -> None:
+def test_pixels_without_a_class_do_not_count(method):
     """Batches with unequal numbers of labelled pixels, one with none: the mean is over all pixels with a class."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).double()
@@ -50,7 +47,7 @@ def test_pixels_without_a_class_do_not_count(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [*LOSSES, "prospr", "fisher-diagonal"])
-def test_maps_of_labels_outside_the_classes_are_refused(method: str) -> None:
+def test_maps_of_labels_outside_the_classes_are_refused(method):
     model, x, y = nn.Sequential(nn.Conv2d(2, 3, 1)), torch.randn(4, 2, 3, 3), torch.full((4, 3, 3), 2)
     y[2, 1, 2] = 3
     with pytest.raises(InvalidInput, match="label 3 is no class of an output with 3 classes"):
@@ -60,7 +57,7 @@ def test_maps_of_labels_outside_the_classes_are_refused(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [*LOSSES, "fisher-diagonal"])
-def test_labels_come_as_numbers_probabilities_or_with_their_own_loss(method: str) -> None:
+def test_labels_come_as_numbers_probabilities_or_with_their_own_loss(method):
     model, [(x, y)] = labelled("mlp", 38, (6,))
     expected = pathex.score(model, method, (x, y))
     for labels in (y.double(), y.to(torch.uint8), F.one_hot(y, 2).double()):
@@ -74,15 +71,15 @@ def test_labels_come_as_numbers_probabilities_or_with_their_own_loss(method: str
 
 
 @every_method
-def test_redrawn_weights_are_those_that_are_scored(method: str) -> None:
+def test_redrawn_weights_are_those_that_are_scored(method):
     model, batches = labelled("mlp", 40)
     drawn = copy.deepcopy(model)
     keep = random_mask(model, 40)
 
-    def redraw(name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+    def redraw(name, weight, source):
         return torch.randn(weight.shape, generator=source, dtype=weight.dtype)
 
-    def take(name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+    def take(name, weight, source):
         entry = redraw(name, weight, source)
         with torch.no_grad():
             drawn.get_parameter(name).copy_(entry)
@@ -94,7 +91,7 @@ def test_redrawn_weights_are_those_that_are_scored(method: str) -> None:
 
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
-BAD: dict[str, tuple[dict[str, Any], str]] = {
+BAD = {
     "no labels": ({"data": X}, r"method '{method}' needs labels: data must deliver \(x, y\)"),
     "a batch without labels": ({"data": [(X, Y), X]}, "method '{method}' needs labels"),
     "label too large": ({"data": (X, Y + 1)}, r"label 2 is no class of an output with 2 classes \(0 to 1\)"),
@@ -114,7 +111,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 @every_method
-def test_bad_input_is_named(method: str, case: str) -> None:
+def test_bad_input_is_named(method, case):
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).train()
     before = copy.deepcopy(model.state_dict())
     arguments, message = BAD[case]
@@ -123,24 +120,24 @@ def test_bad_input_is_named(method: str, case: str) -> None:
     assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items()) and model.training
 
 
-def _checkpointed() -> nn.Module:
+def _checkpointed():
     """Runs its second layer once more in the backward pass."""
 
-    def form(net: Wired, x: Tensor) -> Tensor:
+    def form(net, x):
         return net.fc(checkpoint(net.second, net.first(x).relu(), use_reentrant=False))
 
     return Wired(form, first=nn.Linear(6, 8), second=nn.Linear(8, 8), fc=nn.Linear(8, 3))
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "ntk-diagonal"])
-def test_checkpoints_would_run_again_without_the_mask(method: str) -> None:
+def test_checkpoints_would_run_again_without_the_mask(method):
     data = (torch.randn(4, 6), torch.arange(4) % 3)
     with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
         pathex.score(_checkpointed(), method, data)
     pathex.score(_checkpointed(), "magnitude", data)
 
 
-def test_paths_run_through_checkpoints() -> None:
+def test_paths_run_through_checkpoints():
     model, x = _checkpointed(), torch.randn(4, 6)
     plain = nn.Sequential(model.first, nn.ReLU(), model.second, model.fc)
     found, expected = pathex.score(model, "px", x), pathex.score(plain, "px", x)

@@ -1,14 +1,11 @@
 """NTK-SAP, the diagonals of the NTK and of the Fisher information: twins, limits and statistics."""
 
 import itertools
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 import small_timm
@@ -27,24 +24,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning"),
 ]
 
-CALIBRATIONS = ["batch", "running", "train"]
-with_and_without_mask = pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
-Scores = dict[str, Tensor]
-
-
-def smooth(activation: Callable[[], nn.Module] = nn.GELU) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 5), activation(), nn.LayerNorm(5), nn.Linear(5, 3))
-
-
-def masks(model: nn.Module, pruned: bool) -> tuple[dict[str, Tensor] | None, pathex.Mask | None]:
-    keep = random_mask(model, 3) if pruned else None
-    return keep, None if keep is None else pathex.Mask(keep)
-
-
 # -- the diagonals -----------------------------------------------------------------------------------------------------
 
 
-def test_fisher_diagonal_of_the_model_needs_no_labels() -> None:
+def test_fisher_diagonal_of_the_model_needs_no_labels():
     model, x = build("mlp", 33)
     with pytest.raises(InvalidInput, match="'fisher-diagonal' needs labels"):
         pathex.score(model, "fisher-diagonal", x)
@@ -56,7 +39,7 @@ def test_fisher_diagonal_of_the_model_needs_no_labels() -> None:
         pathex.score(single, "fisher-diagonal", torch.randn(2, 3), labels="model")
 
 
-def test_squares_do_not_underflow() -> None:
+def test_squares_do_not_underflow():
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
     with torch.no_grad():
         for weight in model.parameters():
@@ -64,7 +47,7 @@ def test_squares_do_not_underflow() -> None:
     assert all((score > 0).all() for score in pathex.score(model, "ntk-diagonal", torch.rand(2, 3) + 0.1).values())
 
 
-def test_overflow_is_named() -> None:
+def test_overflow_is_named():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         for weight in model.parameters():
@@ -77,7 +60,7 @@ def test_overflow_is_named() -> None:
 
 
 @pytest.mark.parametrize("method", ["ntk-diagonal", "fisher-diagonal"])
-def test_projections_are_exact_on_average(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_projections_are_exact_on_average(method, monkeypatch):
     model, x = build("residual", 34, images=2)
     patterns = [torch.tensor(signs).double() for signs in itertools.product([1.0, -1.0], repeat=4)]
     left = iter(patterns)
@@ -87,7 +70,7 @@ def test_projections_are_exact_on_average(method: str, monkeypatch: pytest.Monke
     assert_close(found, pathex.score(model, method, x, projections=0, **options))
 
 
-def test_projections_stay_within_their_standard_error() -> None:
+def test_projections_stay_within_their_standard_error():
     model, x = build("mlp", 35)
     weights, derivatives = kernels.jacobian(model, x, None, "batch")
     seeds, count = 40, 16
@@ -108,7 +91,7 @@ def test_projections_stay_within_their_standard_error() -> None:
 
 
 @pytest.mark.parametrize(("outputs", "projections"), [(2, 0), (1400, 32)])
-def test_the_default_is_exact_until_it_gets_dear(outputs: int, projections: int) -> None:
+def test_the_default_is_exact_until_it_gets_dear(outputs, projections):
     model, x = nn.Linear(3, outputs).double(), torch.randn(3, 3, dtype=torch.float64)
     default = pathex.score(model, "ntk-diagonal", x)
     assert_close(default, pathex.score(model, "ntk-diagonal", x, projections=projections), 1e-15)
@@ -119,7 +102,7 @@ def test_the_default_is_exact_until_it_gets_dear(outputs: int, projections: int)
 # -- NTK-SAP -----------------------------------------------------------------------------------------------------------
 
 
-def drawn(model: nn.Module, x: Tensor, keep: Any, number: int = 1, **options: Any) -> tuple[Any, Scores, Scores]:
+def drawn(model, x, keep, number=1, **options):
     """A redraw function of known weights, those weights, and the direction of a round."""
     entries, generator = masked(model, None), torch.Generator().manual_seed(8)
     theta = {n: torch.randn(entries[n].shape, generator=generator, dtype=torch.float64) for n in prunable(model)}
@@ -129,38 +112,38 @@ def drawn(model: nn.Module, x: Tensor, keep: Any, number: int = 1, **options: An
     return (lambda name, tensor, source: theta[name]), theta, ntk_sap._direction(reader)
 
 
-@pytest.mark.parametrize("calibration", CALIBRATIONS)
-@pytest.mark.parametrize("case", CASES)
+OTHERS = {
+    "smooth": lambda: nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.LayerNorm(5), nn.Linear(5, 3)),
+    "linear in its weights": lambda: nn.Sequential(nn.Linear(3, 2)),
+}
+
+
+@pytest.mark.parametrize("calibration", ["batch", "running", "train"])
+@pytest.mark.parametrize("case", [*CASES, *OTHERS])
 @pytest.mark.parametrize("epsilon", [0.05, None], ids=["difference", "exact"])
-@with_and_without_mask
-def test_ntk_sap(case: str, epsilon: float | None, calibration: str, pruned: bool) -> None:
-    model, x = build(case, 41)
-    keep, mask = masks(model, pruned)
+@pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
+def test_ntk_sap(case, epsilon, calibration, pruned):
+    if case in OTHERS:
+        model = OTHERS[case]().double()
+        x = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64)
+    else:
+        model, x = build(case, 41)
+    keep = random_mask(model, 3) if pruned else None
     redraw, theta, direction = drawn(model, x, keep)
-    options: dict[str, Any] = {"exact": True} if epsilon is None else {"epsilon": epsilon}
+    options = {"exact": True} if epsilon is None else {"epsilon": epsilon}
     options |= {"redraw": redraw, "inputs": "data", "calibration": calibration, "scales": "stored"}
-    found = pathex.score(model, "ntk-sap", x, mask=mask, **options)
+    found = pathex.score(model, "ntk-sap", x, mask=pathex.Mask(keep) if pruned else None, **options)
     expected = kernels.ntk_sap(model, x, theta, direction, epsilon=epsilon, keep=keep, calibration=calibration)
     # The finite difference subtracts two nearly equal derivatives.
     assert_close(found, expected, 1e-10 if epsilon is None else 1e-9)
 
 
-@pytest.mark.parametrize("epsilon", [0.05, None], ids=["difference", "exact"])
-def test_ntk_sap_is_the_derivative_by_the_mask(epsilon: float | None) -> None:
-    model = smooth().double()
-    x = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64)
-    redraw, theta, direction = drawn(model, x, None)
-    objective = kernels.sap_objective(model, x, theta, direction, epsilon, None, "running")
-    options: dict[str, Any] = {"exact": True} if epsilon is None else {"epsilon": epsilon}
-    found = pathex.score(model, "ntk-sap", x, inputs="data", redraw=redraw, **options)
-    # Central differences with a step of 1e-5: their error is its square, and rounding of 1e-16 / 1e-5.
-    assert_close(found, kernels.differences_by_mask(objective, theta), 1e-7)
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "smooth": smooth,
+NETWORKS = {
+    "smooth": OTHERS["smooth"],
     "resnet20": lambda: pathex.models.create("resnet20", width=4, num_classes=3, in_channels=3),
     "vit": small_timm.vit,
+    "swin": small_timm.swin,
+    "convnext": small_timm.convnext,
 }
 
 
@@ -168,7 +151,7 @@ STEPS = {"smooth": (1e-3, 1e-4, 1e-5), "vit": (1e-3, 1e-4, 1e-5), "resnet20": (1
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_ntk_sap_converges_to_its_exact_limit(name: str) -> None:
+def test_ntk_sap_converges_to_its_exact_limit(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = NETWORKS[name]().double()
@@ -184,54 +167,26 @@ def test_ntk_sap_converges_to_its_exact_limit(name: str) -> None:
     assert all(0.05 * before < after < 0.2 * before for before, after in itertools.pairwise(errors))
 
 
-def test_the_exact_limit_of_a_network_that_is_linear_in_its_weights() -> None:
-    model = nn.Sequential(nn.Linear(3, 2)).double()
-    x = torch.randn(4, 3, dtype=torch.float64)
-    redraw, _, direction = drawn(model, x, None)
-    found = pathex.score(model, "ntk-sap", x, exact=True, inputs="data", redraw=redraw)
-    step = direction["0.weight"]
-    assert_close(found, {"0.weight": (2 * step * ((x @ step.T).T @ x)).abs()})
+def test_every_round_has_its_own_standard_normal_inputs():
+    model, x, seen = nn.Sequential(nn.Linear(40, 3)), 7 + torch.randn(50, 40), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
 
-
-class _Recorder(nn.Module):
-    """Notes what reaches the network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        return self.network(x)
-
-    def inputs(self) -> list[Tensor]:
+    def inputs(**options):
         """Each input once, without the two images of a survey."""
-        kept: list[Tensor] = []
-        for x in self.seen:
-            if len(x) > 2 and not any(torch.equal(x, other) for other in kept):
-                kept.append(x)
-        return kept
+        seen.clear()
+        pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, **options)
+        return list({float(images.sum()): images for images in seen if len(images) > 2}.values())
 
-
-def test_every_round_has_its_own_standard_normal_inputs() -> None:
-    model = _Recorder(nn.Sequential(nn.Linear(40, 3)))
-    x = 7 + torch.randn(50, 40)
-    pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, rounds=4)
-    inputs = model.inputs()
-    assert len(inputs) == 4
+    found = inputs(rounds=4)
+    assert len(found) == 4
     # 8,000 normal numbers: the mean has a standard error of 0.011, the variance one of 0.016.
-    together = torch.cat(inputs)
+    together = torch.cat(found)
     assert abs(float(together.mean())) < 0.06 and abs(float(together.var()) - 1) < 0.08
-    model.seen.clear()
-    pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, rounds=2, draws=2)
-    assert [float(a.sum()) for a in model.inputs()] == [float(a.sum()) for a in inputs]
-    model.seen.clear()
-    pathex.prune(model, "ntk-sap", sparsity=0.5, data=x, rounds=2, inputs="data")
-    assert all(torch.equal(a.sort(0).values, x.sort(0).values) for a in model.inputs())
+    assert [float(a.sum()) for a in inputs(rounds=2, draws=2)] == [float(a.sum()) for a in found]
+    assert all(torch.equal(a.sort(0).values, x.sort(0).values) for a in inputs(rounds=2, inputs="data"))
 
 
-def test_ntk_sap_does_not_see_the_weights_but_their_spread() -> None:
+def test_ntk_sap_does_not_see_the_weights_but_their_spread():
     model, x = build("mlp", 42)
     before = pathex.score(model, "ntk-sap", x)
     with torch.no_grad():
@@ -242,10 +197,10 @@ def test_ntk_sap_does_not_see_the_weights_but_their_spread() -> None:
     assert any(not torch.equal(pathex.score(model, "ntk-sap", x, seed=1)[name], before[name]) for name in before)
 
 
-def test_draws_are_summed_before_the_absolute_value() -> None:
+def test_draws_are_summed_before_the_absolute_value():
     model, x = build("residual", 43)
-    options: dict[str, Any] = {"inputs": "data", "scales": "stored", "epsilon": 0.1}
-    sums: Scores = {}
+    options = {"inputs": "data", "scales": "stored", "epsilon": 0.1}
+    sums = {}
     for number in (1, 2):
         redraw, theta, direction = drawn(model, x, None, number)
         objective = kernels.sap_objective(model, x, theta, direction, 0.1, None, "batch")
@@ -256,7 +211,7 @@ def test_draws_are_summed_before_the_absolute_value() -> None:
     assert_close(found, {name: entry.abs() for name, entry in sums.items()})
 
 
-def test_what_leaves_float32_is_repeated_in_float64() -> None:
+def test_what_leaves_float32_is_repeated_in_float64():
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
     with torch.no_grad():
         for weight in model.parameters():
@@ -275,29 +230,18 @@ def test_what_leaves_float32_is_repeated_in_float64() -> None:
 # -- all three ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("make", "size"),
-    [
-        (small_timm.vit, 16),
-        (small_timm.swin, 16),
-        (small_timm.convnext, 32),
-        (NETWORKS["resnet20"], 32),
-    ],
-    ids=["vit", "swin", "convnext", "resnet"],
-)
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet20"])
 @pytest.mark.parametrize("variant", KERNELS)
-def test_any_network(make: Callable[[], nn.Module], size: int, variant: str) -> None:
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")  # scales that start at zero
+def test_any_network(name, variant):
     method, options = KERNELS[variant]
-    model = make()
-    x, y = torch.randn(3, 3, size, size), torch.tensor([0, 1, 2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pathex.errors.PathexWarning)  # scales that start at zero
-        found = pathex.score(model, method, (x, y), **options)
+    model, side = NETWORKS[name](), 32 if name == "convnext" else 16
+    found = pathex.score(model, method, (torch.randn(3, 3, side, side), torch.tensor([0, 1, 2])), **options)
     for weight, score in found.items():
         assert torch.isfinite(score).all() and (score >= 0).all() and score.any(), weight
 
 
-def test_a_problem_of_a_later_round_draws_anew() -> None:
+def test_a_problem_of_a_later_round_draws_anew():
     model, x = build("mlp", 61)
     own = {name: model.get_parameter(name) for name in prunable(model)}
     problem = Problem(model, own, [(x, None)])

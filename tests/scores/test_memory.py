@@ -2,11 +2,10 @@
 
 import re
 import warnings
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from benchmarks.measure import tensor_peak
@@ -19,31 +18,31 @@ CPU = torch.device("cpu")
 
 
 class _Attending(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.patches = nn.Conv2d(3, 24, 4, 4)
         self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
         self.wide, self.narrow, self.head = nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = x + self.attention(x, x, x, need_weights=False)[0]
         return self.head((x + self.narrow(nn.functional.gelu(self.wide(x)))).mean(1))
 
 
-def _network(kind: str) -> nn.Module:
+def _network(kind):
     torch.manual_seed(0)
     return pathex.models.CifarResNet(8, num_classes=5, width=8) if kind == "ResNet" else _Attending()
 
 
-def _images(count: int = COUNT) -> tuple[Tensor, Tensor]:
+def _images(count=COUNT):
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), torch.arange(count) % 5
 
 
-def _peak(model: nn.Module, method: str, memory: int | str, count: int = COUNT, **options: Any) -> int:
+def _peak(model, method, memory, count=COUNT, **options):
     images = _images(count)
 
-    def call() -> None:
+    def call():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "px is derived|px-literal is derived|calibrating on", PathexWarning)
             pathex.score(model, method, images, memory=memory, **options)
@@ -52,7 +51,7 @@ def _peak(model: nn.Module, method: str, memory: int | str, count: int = COUNT, 
 
 
 FIXED = {"calibration": "batch"}
-CASES: list[tuple[str, str, dict[str, Any]]] = [
+CASES = [
     ("ResNet", "px", {}),
     ("ResNet", "px", {"calibration": "running"}),
     ("ResNet", "px-literal", {}),
@@ -68,14 +67,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "method", "options"), CASES, ids=[f"{k}-{m}-{o}" for k, m, o in CASES])
-def test_the_budget_is_kept(kind: str, method: str, options: dict[str, Any]) -> None:
+def test_the_budget_is_kept(kind, method, options):
     model = _network(kind)
     everything = _peak(model, method, "1GiB", **options)
     budget = everything // 2
     assert budget / 2 < _peak(model, method, budget, **options) <= budget * LOOSE.get(f"{kind}-{method}", 1)
 
 
-def test_what_does_not_fit_is_said_once() -> None:
+def test_what_does_not_fit_is_said_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pathex.prune(_network("ResNet"), "px", sparsity=0.5, data=_images(3), rounds=3, memory="20KiB", progress=False)
@@ -92,13 +91,13 @@ def test_what_does_not_fit_is_said_once() -> None:
         pathex.score(_network("ResNet"), "px", _images(3), memory="20KiB", strict=True)
 
 
-def test_one_image_that_does_not_fit_is_an_error_with_strict() -> None:
+def test_one_image_that_does_not_fit_is_an_error_with_strict():
     model = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(20)], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InvalidInput, match=r"one image takes .* more than the budget of .* leaves"):
         pathex.score(model, "px", _images(1), memory="200KiB", strict=True)
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "px-cvpr24"])
-def test_batches_that_cannot_be_cut_are_said_to_be_too_large(method: str) -> None:
+def test_batches_that_cannot_be_cut_are_said_to_be_too_large(method):
     with pytest.warns(PathexWarning, match="a batch of 6 images takes about .* deliver smaller batches"):
         pathex.score(_network("ResNet"), method, _images(6), memory="100KiB")

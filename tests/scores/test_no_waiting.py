@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -30,20 +29,20 @@ LARGE = [
     "timm:darknet53",
     "timm:vit_tiny_patch16_224",
 ]
-MODULES: dict[str, Any] = {"px": px, "synflow": synflow, "synflow-l2": synflow_l2}
+MODULES = {"px": px, "synflow": synflow, "synflow-l2": synflow_l2}
 
 
 class OneDevice(TorchDispatchMode):
     """Refuses operations on tensors of several devices."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         found = {tensor.device.type for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, Tensor)}
         assert len(found) <= 1, f"{func} on {found}"
         return result
 
 
-def without_values(value: Any) -> Any:
+def without_values(value):
     if isinstance(value, Tensor):
         return value.to("meta")
     if isinstance(value, Mapping):
@@ -51,7 +50,7 @@ def without_values(value: Any) -> Any:
     return tuple(map(without_values, value)) if isinstance(value, tuple) else value
 
 
-def summed(method: str, problem: Problem, **options: Any) -> Any:
+def summed(method, problem, **options):
     """What a method sums, without the look at it that decides about the precision."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)
@@ -59,7 +58,7 @@ def summed(method: str, problem: Problem, **options: Any) -> Any:
         return scores.find(method).having(options).score(problem)
 
 
-def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) -> Any:
+def of_second_round(model, x, method, **options):
     """The passes of a second round, on tensors without values."""
     mask = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     # All images at once: how many fit is a question to the host.
@@ -74,9 +73,9 @@ def of_second_round(model: nn.Module, x: Tensor, method: str, **options: Any) ->
 
 @pytest.mark.parametrize("method", MODULES)
 @pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
-def test_no_pass_reads_a_value(name: str, method: str) -> None:
+def test_no_pass_reads_a_value(name, method):
     side = 64 if name == "torchvision:googlenet" else 32
-    options: dict[str, Any] = {"img_size": side} if "vit" in name else {}
+    options = {"img_size": side} if "vit" in name else {}
     model = pathex.models.create(name, num_classes=3, **options).eval()
     how = {} if method == "px" else {"per_sample": "one"}
     total, found = of_second_round(model, torch.randn(3, 3, side, side), method, **how)
@@ -88,7 +87,7 @@ def test_no_pass_reads_a_value(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("smooth", ["secant", "tangent", "mixed"])
 @pytest.mark.parametrize("calibration", ["batch", "running"])
-def test_no_option_of_px_reads_a_value(calibration: str, smooth: str) -> None:
+def test_no_option_of_px_reads_a_value(calibration, smooth):
     layers = (
         nn.Conv2d(3, 4, 3),
         nn.BatchNorm2d(4),
@@ -104,17 +103,17 @@ def test_no_option_of_px_reads_a_value(calibration: str, smooth: str) -> None:
     of_second_round(model, x, "px", calibration=calibration, smooth=smooth)
 
 
-def reading(inputs: Any, out: Tensor) -> Tensor:
+def reading(inputs, out):
     assert math.isfinite(out.detach().sum())
     return out
 
 
-def sending(inputs: Any, out: Tensor) -> Tensor:
+def sending(inputs, out):
     return out * torch.ones(3)
 
 
 @pytest.mark.parametrize("wrong", [reading, sending])
-def test_a_pass_that_waits_or_sends_is_seen(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+def test_a_pass_that_waits_or_sends_is_seen(monkeypatch, wrong):
     run = px.run_linear
     monkeypatch.setattr(px, "run_linear", lambda linear, inputs: wrong(inputs, run(linear, inputs)))
     with pytest.raises((RuntimeError, AssertionError), match="meta"):

@@ -3,11 +3,10 @@
 import math
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import CASES, build, random_mask
@@ -20,17 +19,17 @@ from pathex.paths.counts import _counted
 from pathex.scores import Npb, Problem, read_batches
 
 
-def score(model: nn.Module, x: Tensor, mask: dict[str, Tensor] | None = None, **options: Any) -> dict[str, Tensor]:
+def score(model, x, mask=None, **options):
     return Npb(**options)(Problem(model, prunable_weights(model), read_batches(x), mask))
 
 
-def everything(model: nn.Module) -> dict[str, Tensor]:
+def everything(model):
     return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in prunable_weights(model).items()}
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
-def test_paths_by_enumeration(case: str, pruned: bool) -> None:
+def test_paths_by_enumeration(case, pruned):
     model, x = build(case, seed=31)
     mask = random_mask(model, 31, density=0.7) if pruned else everything(model)
     expected, total = paths_through(model, x, mask)
@@ -48,7 +47,7 @@ def test_paths_by_enumeration(case: str, pruned: bool) -> None:
      ("max-pool", "3.weight", 1, False), ("depthwise", "0.weight", 2, False)],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
-def test_best_weights_of_units_and_kernels(case: str, name: str, groups: int, transposed: bool, seed: int) -> None:
+def test_best_weights_of_units_and_kernels(case, name, groups, transposed, seed):
     model, x = build(case, seed=seed)
     mask = random_mask(model, seed + 40, density=0.7)
     through = count_paths(model, x, mask).through[name].flatten()
@@ -76,7 +75,7 @@ def test_best_weights_of_units_and_kernels(case: str, name: str, groups: int, tr
         assert float(spread[best[0]]) == pytest.approx(1 / int((through > 0).sum()))
 
 
-def test_the_parts_add_up() -> None:
+def test_the_parts_add_up():
     model, x = build("dilated", seed=2)
     nodes, paths, kernels = (score(model, x, alpha=a, beta=b) for a, b in ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0)))
     for name, value in score(model, x, alpha=0.3, beta=0.2).items():
@@ -84,7 +83,7 @@ def test_the_parts_add_up() -> None:
         torch.testing.assert_close(value, want)
 
 
-def test_more_paths_than_float64_holds() -> None:
+def test_more_paths_than_float64_holds():
     deep = nn.Sequential(*(nn.Linear(100, 100) for _ in range(165)))
     mask = {name: torch.rand(entry.shape) < 0.8 for name, entry in everything(deep).items()}
     counts = count_paths(deep, torch.randn(1, 100), mask)
@@ -99,7 +98,7 @@ def test_more_paths_than_float64_holds() -> None:
         torch.testing.assert_close(scaled.through[name] / scaled.total, through / plain.total)
 
 
-def nodes_and_paths(model: nn.Module, x: Tensor, mask: Mask) -> tuple[int, float]:
+def nodes_and_paths(model, x, mask):
     """Input and output units of all layers with a weight on a path, and the logarithm of the number of paths.
 
     By the gradient of the network of ones, where ReLU does nothing.
@@ -114,17 +113,17 @@ def nodes_and_paths(model: nn.Module, x: Tensor, mask: Mask) -> tuple[int, float
     return units, math.log(float(total.detach())) if float(total.detach()) > 0 else -math.inf
 
 
-def perceptron() -> tuple[nn.Module, Tensor]:
+def perceptron():
     sizes = [20, 50, 50, 50, 10]
-    layers: list[nn.Module] = []
+    layers = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1]), torch.randn(2, 20)
 
 
-def convolutional() -> tuple[nn.Module, Tensor]:
+def convolutional():
     sizes = [3, 16, 32, 32, 32]
-    layers: list[nn.Module] = []
+    layers = []
     for i, (a, b) in enumerate(pairwise(sizes)):
         layers += [nn.Conv2d(a, b, 3, padding=1, stride=2 if i == 1 else 1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), torch.randn(2, 3, 10, 10)
@@ -134,13 +133,13 @@ def convolutional() -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("allocation", ["global", pytest.param("erk", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sparsity", [0.9, 0.97])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-def test_it_keeps_more_units_and_paths(make: Any, allocation: str, sparsity: float) -> None:
+def test_it_keeps_more_units_and_paths(make, allocation, sparsity):
     torch.manual_seed(0)
     model, x = make()
 
-    def mean(method: str, rounds: int) -> tuple[float, float]:
+    def mean(method, rounds):
         """Over six orders of ties: where all scores are alike, as here at first, they decide much."""
-        options: dict[str, Any] = {"sparsity": sparsity, "data": x, "allocation": allocation, "rounds": rounds}
+        options = {"sparsity": sparsity, "data": x, "allocation": allocation, "rounds": rounds}
         masks = [pathex.prune(model, method, seed=seed, **options).mask for seed in range(6)]
         units, paths = zip(*(nodes_and_paths(model, x, mask) for mask in masks), strict=True)
         return fmean(units), fmean(paths)
@@ -155,7 +154,7 @@ def test_it_keeps_more_units_and_paths(make: Any, allocation: str, sparsity: flo
         assert kept["npb"][0] == dense[0]
 
 
-def test_alpha_buys_units_with_paths() -> None:
+def test_alpha_buys_units_with_paths():
     torch.manual_seed(0)
     model, x = convolutional()
     rows = [
@@ -165,7 +164,7 @@ def test_alpha_buys_units_with_paths() -> None:
     assert rows[0][0] < 0.8 * rows[1][0] and rows[0][1] > rows[1][1]
 
 
-def test_weights_play_no_part_and_seeds_break_ties() -> None:
+def test_weights_play_no_part_and_seeds_break_ties():
     model, x = build("residual", seed=1)
     other, _ = build("residual", seed=2)
     first = score(model, x)
@@ -174,7 +173,7 @@ def test_weights_play_no_part_and_seeds_break_ties() -> None:
     assert any(not torch.equal(entry, first[name]) for name, entry in Npb()(problem).items())
 
 
-def test_scales_that_start_at_zero_count_as_present() -> None:
+def test_scales_that_start_at_zero_count_as_present():
     model, x = build("residual", seed=1)
     first = score(model, x)
     with torch.no_grad():
@@ -184,7 +183,7 @@ def test_scales_that_start_at_zero_count_as_present() -> None:
     assert all(torch.equal(entry, first[name]) for name, entry in score(model, x).items())
 
 
-def test_weights_of_normalisation_are_refused() -> None:
+def test_weights_of_normalisation_are_refused():
     model, x = build("residual", seed=1)
     data = (x, torch.zeros(len(x), dtype=torch.long))
     with pytest.raises(UnsupportedOperation, match=r"uses '1\.weight' as no convolution or linear layer does"):

@@ -4,14 +4,12 @@ A guard against a pass too many; seconds are measured by ``pathex bench``.
 """
 
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -24,11 +22,11 @@ IMAGES, CLASSES = 6, 3
 class Passes(TorchDispatchMode):
     """Counts convolutions in images: one forward pass of one image runs each convolution of the network once."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.forwards = self.backwards = self.operations = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         operator = func._overloadpacket
         if operator is torch.ops.aten.convolution:
@@ -40,27 +38,27 @@ class Passes(TorchDispatchMode):
         return out
 
 
-def cost_of(method: str) -> str:
+def cost_of(method):
     """The line on the method's page."""
     page = Path(__file__).parents[2] / "docs" / "methods" / f"{method}.md"
     return next(line for line in page.read_text(encoding="utf-8").splitlines() if "**Cost of a round:**" in line)
 
 
 @pytest.fixture
-def problem() -> tuple[nn.Module, Tensor, Tensor]:
+def problem():
     torch.manual_seed(0)
     model = pathex.models.CifarResNet(8, num_classes=CLASSES, width=4)
     return model, torch.randn(IMAGES, 3, 16, 16), torch.arange(IMAGES) % CLASSES
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)
         yield
 
 
-def of_one_round(problem: tuple[nn.Module, Tensor, Tensor], method: str, **options: Any) -> tuple[float, float, float]:
+def of_one_round(problem, method, **options):
     """Images that went forward and back through the network in one round, and floating-point operations.
 
     The difference between three rounds and two, without what is done once for all of them.
@@ -74,10 +72,10 @@ def of_one_round(problem: tuple[nn.Module, Tensor, Tensor], method: str, **optio
         with quiet(), Passes() as passes:
             pathex.prune(model, method, sparsity=0.02, data=[(x, y)], rounds=rounds, progress=False, **options)
         counted.append((passes.forwards / convolutions, passes.backwards / convolutions, passes.operations))
-    return tuple(after - before for before, after in zip(*counted, strict=True))  # type: ignore[return-value]
+    return tuple(after - before for before, after in zip(*counted, strict=True))
 
 
-def of_one_step(model: nn.Module, x: Tensor) -> tuple[int, int]:
+def of_one_step(model, x):
     """Operations of one forward and one backward pass, as a training step has them."""
     with Passes() as forward:
         out = model(x)
@@ -87,7 +85,7 @@ def of_one_step(model: nn.Module, x: Tensor) -> tuple[int, int]:
 
 
 # Method, options, what its card says, images forward, images back.
-CARDS: list[tuple[str, dict[str, Any], str, int, int]] = [
+CARDS = [
     ("px", {}, "1 forward pass without gradient, 1 forward and backward pass", 2 * IMAGES, IMAGES),
     ("px", {"redraw": True}, "1 forward pass without gradient", 2 * IMAGES, IMAGES),
     ("px", {"calibration": "running"}, "1 forward pass without gradient", 2 * IMAGES, IMAGES),
@@ -109,14 +107,7 @@ CARDS: list[tuple[str, dict[str, Any], str, int, int]] = [
 @pytest.mark.parametrize(
     ("method", "options", "said", "forwards", "backwards"), CARDS, ids=[f"{m}-{o}-{s[:10]}" for m, o, s, *_ in CARDS]
 )
-def test_a_round_costs_the_passes_of_the_card(
-    problem: tuple[nn.Module, Tensor, Tensor],
-    method: str,
-    options: dict[str, Any],
-    said: str,
-    forwards: int,
-    backwards: int,
-) -> None:
+def test_a_round_costs_the_passes_of_the_card(problem, method, options, said, forwards, backwards):
     assert said in cost_of(method)
     counted = of_one_round(problem, method, **options)
     assert counted[:2] == (forwards, backwards)
@@ -135,23 +126,19 @@ def test_a_round_costs_the_passes_of_the_card(
         ("phew", "1 forward and backward pass of one image in float64", 1),
     ],
 )
-def test_a_round_goes_back_as_often_as_the_card_says(
-    problem: tuple[nn.Module, Tensor, Tensor], method: str, said: str, backwards: int
-) -> None:
+def test_a_round_goes_back_as_often_as_the_card_says(problem, method, said, backwards):
     assert said in cost_of(method)
     options = {"walks": 5} if method == "phew" else {}
     assert of_one_round(problem, method, **options)[1] == backwards
 
 
-def test_micro_batches_cost_a_pass_that_calibrates(problem: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_micro_batches_cost_a_pass_that_calibrates(problem):
     """A forward pass needs less memory than one that is replayed: here it takes all images at once."""
     assert of_one_round(problem, "px", memory="300KiB")[:2] == (3 * IMAGES, IMAGES)
     assert of_one_round(problem, "px", memory=1, calibration="running")[:2] == (2 * IMAGES, IMAGES)
 
 
-def test_calibration_in_parts_costs_part_of_a_pass_for_each_batchnorm(
-    problem: tuple[nn.Module, Tensor, Tensor],
-) -> None:
+def test_calibration_in_parts_costs_part_of_a_pass_for_each_batchnorm(problem):
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in problem[0].modules())
     forwards, backwards, _ = of_one_round(problem, "px", memory=1)
     # One convolution before the first BatchNorm, all of them before the last, and a pass that finds no more.

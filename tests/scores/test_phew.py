@@ -1,10 +1,8 @@
 """PHEW: the order of first use, whole walks in every mask, options and refusals."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import build, random_mask
@@ -13,18 +11,18 @@ from pathex.paths import connectivity
 from pathex.scores import Phew, Problem, read_batches
 
 
-def score(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
+def score(model, x, **options):
     about = {name: options.pop(name) for name in ("mask", "seed", "round") if name in options}
     return Phew(**options)(Problem(model, prunable_weights(model), read_batches(x), **about))
 
 
-def perceptron(width: int = 40) -> nn.Sequential:
+def perceptron(width=40):
     torch.manual_seed(0)
     layers = [nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5)]
     return nn.Sequential(*layers)
 
 
-def test_masks_are_made_of_whole_walks() -> None:
+def test_masks_are_made_of_whole_walks():
     model, x = perceptron(), torch.randn(2, 10)
     for sparsity in (0.9, 0.95, 0.97):
         found = pathex.prune(model, "phew", sparsity=sparsity, data=x)
@@ -36,7 +34,7 @@ def test_masks_are_made_of_whole_walks() -> None:
         assert chance.report.disconnected > 3 * found.report.disconnected + 3
 
 
-def test_the_first_walks_come_first() -> None:
+def test_the_first_walks_come_first():
     model, x = perceptron(), torch.randn(2, 10)
     scores = score(model, x, walks=15)
     ranks = {name: entry.floor() for name, entry in scores.items()}
@@ -55,7 +53,7 @@ def test_the_first_walks_come_first() -> None:
         assert torch.equal(rest.argsort(), weight.double().argsort()) and float(rest.max()) < 1e-6
 
 
-def test_heavier_weights_are_used_more() -> None:
+def test_heavier_weights_are_used_more():
     model, x = perceptron(), torch.randn(2, 10)
     kept = pathex.prune(model, "phew", sparsity=0.9, data=x).mask
     chance = pathex.prune(model, "random", sparsity=0.9, data=x, allocation=kept).mask
@@ -64,7 +62,7 @@ def test_heavier_weights_are_used_more() -> None:
         assert weight[kept[name]].mean() > 1.1 * weight[chance[name]].mean()
 
 
-def test_seeds_rounds_and_redrawn_weights() -> None:
+def test_seeds_rounds_and_redrawn_weights():
     model, x = perceptron(), torch.randn(2, 10)
     first, again = (score(model, x, seed=3, walks=200) for _ in range(2))
     assert all(torch.equal(entry, first[name]) for name, entry in again.items())
@@ -74,7 +72,7 @@ def test_seeds_rounds_and_redrawn_weights() -> None:
 
 
 @pytest.mark.parametrize("case", ["dilated", "residual", "max-pool", "average-branch", "depthwise", "transposed"])
-def test_masked_networks(case: str) -> None:
+def test_masked_networks(case):
     model, x = build(case, seed=9)
     keep = random_mask(model, 9, density=0.6)
     on_paths = connectivity(model, keep, x).effective
@@ -85,7 +83,7 @@ def test_masked_networks(case: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:read as one")
-def test_branches_that_start_at_zero_are_walked() -> None:
+def test_branches_that_start_at_zero_are_walked():
     model, x = build("residual", seed=1)
     body = model.get_submodule("3.branches.0.4")
     assert isinstance(body, nn.BatchNorm2d)

@@ -1,32 +1,29 @@
 """The network of ones of `px-literal`, in float32 where it fits and in float64 where it does not."""
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
-from pathex.paths import Linear
 from pathex.scores import px_literal
 
 
-def _mlp(width: int, depth: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+def _mlp(width, depth, activation=nn.ReLU):
     torch.manual_seed(0)
     layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width, bias=False), activation())]
     return nn.Sequential(*layers, nn.Linear(width, 3, bias=False))
 
 
-def _resnet(depth: int) -> nn.Module:
+def _resnet(depth):
     torch.manual_seed(0)
     return pathex.models.CifarResNet(depth, num_classes=3, width=4)
 
 
-def _images(*shape: int, scale: float = 1.0) -> Tensor:
+def _images(*shape, scale=1.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * scale
 
 
-def _assert_as_in_float64(model: nn.Module, x: Tensor) -> None:
+def _assert_as_in_float64(model, x):
     """With stored statistics, so that both precisions record the same gates."""
     expected = pathex.score(model.double(), "px-literal", x.double(), calibration="running")
     found = pathex.score(model.float(), "px-literal", x, calibration="running")
@@ -36,12 +33,12 @@ def _assert_as_in_float64(model: nn.Module, x: Tensor) -> None:
 
 
 @pytest.fixture
-def precisions(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+def precisions(monkeypatch):
     """In which precisions networks of ones were computed."""
-    seen: list[torch.dtype] = []
+    seen = []
     run = px_literal.run_linear
 
-    def spied(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
+    def spied(reading, inputs):
         if reading.tape is not None:  # with the gates of images
             seen.append(inputs[0].dtype)
         return run(reading, inputs)
@@ -50,7 +47,7 @@ def precisions(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     return seen
 
 
-NARROW: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+NARROW = {
     "resnet": (lambda: _resnet(20), _images(4, 3, 16, 16)),
     "perceptron": (lambda: _mlp(8, 3), _images(6, 8)),
     "tiny images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e-12)),
@@ -61,31 +58,31 @@ NARROW: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_float32_is_enough(name: str, precisions: list[torch.dtype]) -> None:
+def test_float32_is_enough(name, precisions):
     make, x = NARROW[name]
     _assert_as_in_float64(make(), x)
     assert precisions == [torch.float64, torch.float32]
 
 
-def test_a_deep_network_does_not_fit(precisions: list[torch.dtype]) -> None:
+def test_a_deep_network_does_not_fit(precisions):
     _assert_as_in_float64(_mlp(64, 35), _images(3, 64))  # 64^36 is beyond 1e60
     assert precisions == [torch.float64, torch.float64]
 
 
-def test_steep_slopes_that_no_open_gate_foresees(precisions: list[torch.dtype]) -> None:
+def test_steep_slopes_that_no_open_gate_foresees(precisions):
     """An open gate counts 1, a slope of 100 counts 10000: beyond float32 after all, and computed again."""
     _assert_as_in_float64(_mlp(8, 10, lambda: nn.LeakyReLU(100.0)), _images(6, 8))
     assert precisions == [torch.float64, torch.float32, torch.float64]
 
 
-def test_images_of_zeros() -> None:
+def test_images_of_zeros():
     model = _mlp(8, 2)
     with pytest.warns(pathex.errors.PathexWarning, match="all scores are zero"):
         scores = pathex.score(model, "px-literal", torch.zeros(2, 8))
     assert not any(score.any() for score in scores.values())
 
 
-def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions: list[torch.dtype]) -> None:
+def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions):
     model, x = _mlp(8, 2), _images(6, 8)
     mask = _all_kept(model)
     mask["4.weight"][1] = False
@@ -94,7 +91,7 @@ def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions: l
     assert not scores["4.weight"][1].any() and scores["4.weight"][0].any()
 
 
-def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions: list[torch.dtype]) -> None:
+def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions):
     model, x = _mlp(8, 2), _images(6, 8).abs()
     with torch.no_grad():
         model.get_parameter("0.weight")[0] = -1.0  # closed for all images
@@ -109,5 +106,5 @@ def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions: 
     assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
 
 
-def _all_kept(model: nn.Module) -> pathex.Mask:
+def _all_kept(model):
     return pathex.Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in model.named_parameters()})

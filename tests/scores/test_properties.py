@@ -2,12 +2,10 @@
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from pathex.errors import InvalidInput, PathexWarning
@@ -18,14 +16,14 @@ from pathex.scores import precision
 PATH_METHODS = ["px", "px-literal", "synflow-l2"]
 
 
-def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-12) -> None:
+def assert_equal(found, expected, rtol=1e-12):
     """Equal scores, and the same weights kept at half density."""
     assert found.keys() == expected.keys()
     for name, score in expected.items():
         torch.testing.assert_close(found[name], score, rtol=rtol, atol=rtol * float(score.abs().max()))
 
 
-def flat(scores: Mapping[str, Tensor]) -> Tensor:
+def flat(scores):
     return torch.cat([score.double().flatten() for score in scores.values()])
 
 
@@ -34,19 +32,17 @@ def flat(scores: Mapping[str, Tensor]) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize("memory", ["200KB", "50KB", None])
-def test_kept_sets_do_not_depend_on_memory(model: nn.Module, images: Tensor, memory: str | None) -> None:
+def test_kept_sets_do_not_depend_on_memory(model, images, memory):
     whole = pathex.prune(model, "px", sparsity=0.9, data=images, rounds=5).mask
     assert pathex.prune(model, "px", sparsity=0.9, data=images.flip(0), rounds=5, memory=memory).mask == whole
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_a_tiny_budget_really_splits_the_images(
-    model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tiny_budget_really_splits_the_images(model, images, monkeypatch):
     from pathex.scores import reader
 
-    sizes: list[int] = []
-    chunks: list[int | None] = []
+    sizes = []
+    chunks = []
     run, calibrate = reader.Record.run, reader.calibrate
     monkeypatch.setattr(reader.Record, "run", lambda self, x: (sizes.append(len(x)), run(self, x))[1])
     monkeypatch.setattr(
@@ -58,20 +54,20 @@ def test_a_tiny_budget_really_splits_the_images(
     assert sizes[-12:] == [1] * 12 and 1 <= (chunks[-1] or 0) < 12
 
 
-def test_the_released_px_does_depend_on_batches(model: nn.Module, images: Tensor) -> None:
+def test_the_released_px_does_depend_on_batches(model, images):
     whole, halves = (flat(pathex.score(model, "px-cvpr24", list(images.split(n)))) for n in (12, 6))
     assert not torch.allclose(whole, halves, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-def test_calibration_reads_the_first_images_in_canonical_order(model: nn.Module, images: Tensor) -> None:
+def test_calibration_reads_the_first_images_in_canonical_order(model, images):
     few = pathex.score(model, "px", images, calibration_images=4)
     assert_equal(pathex.score(model, "px", images.flip(0), calibration_images=4, memory="50KB"), few)
     assert not torch.allclose(flat(few), flat(pathex.score(model, "px", images)))
     assert_equal(pathex.score(model, "px", images, calibration_images=12), pathex.score(model, "px", images))
 
 
-def test_running_statistics_ignore_the_other_images(model: nn.Module, images: Tensor) -> None:
+def test_running_statistics_ignore_the_other_images(model, images):
     """Scores are sums over images: with stored statistics two halves add up, with calibration they do not."""
     for calibration, adds_up in (("running", True), ("batch", False)):
         halves = [pathex.score(model, "px", part, calibration=calibration) for part in images.split(6)]
@@ -82,11 +78,11 @@ def test_running_statistics_ignore_the_other_images(model: nn.Module, images: Te
 # -- redraw and scales -------------------------------------------------------------------------------------------------
 
 
-def seen_weights(model: nn.Module, images: Tensor, **options: Any) -> list[Tensor]:
+def seen_weights(model, images, **options):
     """The weights of ``fc`` that each of three rounds reads, drawn by a custom initialiser."""
-    seen: list[Tensor] = []
+    seen = []
 
-    def draw(name: str, weight: Tensor, source: torch.Generator) -> Tensor:
+    def draw(name, weight, source):
         drawn = torch.randn(weight.shape, generator=source, dtype=weight.dtype)
         if name == "fc.weight":
             seen.append(drawn)
@@ -96,7 +92,7 @@ def seen_weights(model: nn.Module, images: Tensor, **options: Any) -> list[Tenso
     return seen
 
 
-def test_redrawn_weights_depend_on_seed_and_round_only(model: nn.Module, images: Tensor) -> None:
+def test_redrawn_weights_depend_on_seed_and_round_only(model, images):
     first, again, other = (seen_weights(model, images, seed=seed) for seed in (0, 0, 1))
     assert len(first) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -104,11 +100,11 @@ def test_redrawn_weights_depend_on_seed_and_round_only(model: nn.Module, images:
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
 
 
-def test_redrawn_weights_have_the_spread_of_their_own_tensor(model: nn.Module, images: Tensor) -> None:
+def test_redrawn_weights_have_the_spread_of_their_own_tensor(model, images):
     """Ten times the weights of a linear last layer are a hundred times the scores, drawn anew or not."""
     wide = copy.deepcopy(model)
     with torch.no_grad():
-        wide.fc.weight *= 10  # type: ignore[operator, union-attr]
+        wide.fc.weight *= 10
     before = copy.deepcopy(wide.state_dict())
     found, small = (pathex.score(net, "px", images, redraw=True) for net in (wide, model))
     torch.testing.assert_close(found["fc.weight"], 100 * small["fc.weight"])
@@ -117,12 +113,12 @@ def test_redrawn_weights_have_the_spread_of_their_own_tensor(model: nn.Module, i
     assert torch.allclose(flat(small), flat(pathex.score(model, "px", images, redraw=True)), rtol=1e-14)
 
 
-def test_redrawn_weights_must_fit(model: nn.Module, images: Tensor) -> None:
+def test_redrawn_weights_must_fit(model, images):
     with pytest.raises(InvalidInput, match=r"shape \(2, 3, 3, 3\) for 'conv.weight', not \(1,\)"):
         pathex.score(model, "px", images, redraw=lambda name, weight, source: torch.ones(1))
 
 
-def test_scales_warn_once_a_prune() -> None:
+def test_scales_warn_once_a_prune():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.init.zeros_(model[2].weight)
     with pytest.warns(PathexWarning, match=r"2\.weight") as caught:
@@ -135,14 +131,14 @@ def test_scales_warn_once_a_prune() -> None:
 # -- mathematics -------------------------------------------------------------------------------------------------------
 
 
-def chain() -> nn.Sequential:
+def chain():
     torch.manual_seed(5)
     convolutions = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU()]
     return nn.Sequential(*convolutions, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
 
 
 @pytest.mark.parametrize("method", [*PATH_METHODS, "synflow"])
-def test_score_is_conserved_on_a_chain(method: str) -> None:
+def test_score_is_conserved_on_a_chain(method):
     """Each layer holds the same sum, and a hidden unit gives as much as it takes."""
     x = torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     scores = pathex.score(chain().double(), method, x)
@@ -154,7 +150,7 @@ def test_score_is_conserved_on_a_chain(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["px", "px-literal"])
-def test_rescaling_units_between_relus_changes_nothing(method: str) -> None:
+def test_rescaling_units_between_relus_changes_nothing(method):
     x = torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     model = chain().double()
     rescaled = copy.deepcopy(model)
@@ -166,7 +162,7 @@ def test_rescaling_units_between_relus_changes_nothing(method: str) -> None:
     assert_equal(pathex.score(rescaled, method, x), pathex.score(model, method, x), rtol=1e-11)
 
 
-def test_magnitude_does_change_when_units_are_rescaled() -> None:
+def test_magnitude_does_change_when_units_are_rescaled():
     model = chain()
     before = pathex.score(model, "magnitude", torch.randn(1, 2, 6, 6))["7.weight"]
     with torch.no_grad():
@@ -174,7 +170,7 @@ def test_magnitude_does_change_when_units_are_rescaled() -> None:
     torch.testing.assert_close(pathex.score(model, "magnitude", torch.randn(1, 2, 6, 6))["7.weight"], 2 * before)
 
 
-def test_printed_px_is_one_factor_times_synflow_l2_in_the_first_round(model: nn.Module, images: Tensor) -> None:
+def test_printed_px_is_one_factor_times_synflow_l2_in_the_first_round(model, images):
     literal, control = (flat(pathex.score(model, name, images)) for name in ("px-literal", "synflow-l2"))
     ratio = literal / control
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-10, atol=0)
@@ -183,7 +179,7 @@ def test_printed_px_is_one_factor_times_synflow_l2_in_the_first_round(model: nn.
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-def test_printed_px_stays_close_to_synflow_l2_over_many_rounds() -> None:
+def test_printed_px_stays_close_to_synflow_l2_over_many_rounds():
     """It decides alike on over 98 % of all weights; of the few that are kept, over half are the same here."""
     torch.manual_seed(0)
     model, x = CifarResNet(8, width=4), torch.randn(20, 3, 8, 8)
@@ -195,14 +191,14 @@ def test_printed_px_stays_close_to_synflow_l2_over_many_rounds() -> None:
     assert (literal & control).kept > (gated & control).kept
 
 
-def test_random_layers_have_about_one_density(model: nn.Module, images: Tensor) -> None:
+def test_random_layers_have_about_one_density(model, images):
     mask = pathex.prune(CifarResNet(8, width=8), "random", sparsity=0.5, data=images).mask
     for kept, size in mask.counts().values():
         assert abs(kept - size / 2) < 4 * (size / 4) ** 0.5 + 1
 
 
 @pytest.mark.parametrize("method", ["px", "px-literal", "synflow", "magnitude"])
-def test_what_a_mask_removed_need_not_be_finite(model: nn.Module, images: Tensor, method: str) -> None:
+def test_what_a_mask_removed_need_not_be_finite(model, images, method):
     mask = pathex.Mask({name: torch.rand(w.shape) > 0.2 for name, w in prunable_weights(model).items()})
     expected = pathex.score(model, method, images, mask=mask)
     with torch.no_grad():
@@ -211,7 +207,7 @@ def test_what_a_mask_removed_need_not_be_finite(model: nn.Module, images: Tensor
     assert_equal(pathex.score(model, method, images, mask=mask), expected)
 
 
-def test_float32_agrees_with_float64(model: nn.Module, images: Tensor) -> None:
+def test_float32_agrees_with_float64(model, images):
     for method in PATH_METHODS:
         wide, narrow = (pathex.score(net, method, images) for net in (model, copy.deepcopy(model).float()))
         torch.testing.assert_close(flat(narrow), flat(wide), rtol=1e-3, atol=1e-5 * float(flat(wide).max()))
@@ -219,9 +215,7 @@ def test_float32_agrees_with_float64(model: nn.Module, images: Tensor) -> None:
 
 @pytest.mark.parametrize("method", ["px", "synflow", "synflow-l2"])
 @pytest.mark.parametrize("factor", [30.0, 1e-3])
-def test_scores_that_leave_float32_are_computed_in_float64(
-    method: str, factor: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_that_leave_float32_are_computed_in_float64(method, factor, monkeypatch):
     torch.manual_seed(0)
     layers = [layer for _ in range(30) for layer in (nn.Linear(8, 8, bias=False), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(8, 2))
@@ -234,7 +228,7 @@ def test_scores_that_leave_float32_are_computed_in_float64(
     expected = pathex.score(copy.deepcopy(model).double(), method, images.double())
     torch.testing.assert_close(flat(scores), flat(expected), rtol=1e-4, atol=0)
     # The next round starts where the last one ended.
-    precisions: list[torch.dtype] = []
+    precisions = []
     passes = precision._passes
     monkeypatch.setattr(
         precision, "_passes", lambda reader, summed: (precisions.append(reader.precision), passes(reader, summed))[1]

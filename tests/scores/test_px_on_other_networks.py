@@ -1,12 +1,9 @@
 """What `px` keeps of transformers, ConvNeXt and depthwise convolutions: no block and no attention is cut."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force.cases import Wired
@@ -29,13 +26,13 @@ NETWORKS = [
 ]
 
 
-def _parts(model: nn.Module, x: Tensor) -> Mapping[str, Sequence[Tensor]]:
+def _parts(model, x):
     everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     return roles(model, everything, x)
 
 
 @pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
-def test_networks_are_cut_nowhere(name: str, options: dict[str, Any], size: int) -> None:
+def test_networks_are_cut_nowhere(name, options, size):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **options)
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -50,7 +47,7 @@ def test_networks_are_cut_nowhere(name: str, options: dict[str, Any], size: int)
     assert all(len(parts[layer]) == 3 for layer in mask if ".qkv." in layer), "query, key and value"
 
 
-def _fused(net: Wired, x: Tensor) -> Tensor:
+def _fused(net, x):
     """Attention and a gated unit, each with its weights in one."""
     q, k, v = net.qkv(x).chunk(3, -1)
     x = x + (q @ k.transpose(-2, -1)).softmax(-1) @ v
@@ -58,7 +55,7 @@ def _fused(net: Wired, x: Tensor) -> Tensor:
     return net.head((value * gate.sigmoid()).mean(1))
 
 
-def test_the_roles_of_fused_weights() -> None:
+def test_the_roles_of_fused_weights():
     model = Wired(_fused, qkv=nn.Linear(4, 12), gated=nn.Linear(4, 8), head=nn.Linear(4, 2))
     found = _parts(model, torch.randn(1, 3, 4))
     rows = {
@@ -70,7 +67,7 @@ def test_the_roles_of_fused_weights() -> None:
     assert rows["head.weight"] == [(0, 1)]
 
 
-def test_a_network_without_products_has_one_part_a_layer() -> None:
+def test_a_network_without_products_has_one_part_a_layer():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     found = _parts(model, torch.randn(1, 3, 8, 8))
     assert all(len(parts) == 1 and parts[0].all() for parts in found.values())

@@ -2,15 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from pathex import scores
@@ -28,7 +26,7 @@ class Outside(Method):
 
     power: float = 1.0
 
-    def score(self, problem: Problem) -> dict[str, Tensor]:
+    def score(self, problem):
         return {name: weight.abs() ** self.power for name, weight in problem.masked().items()}
 
 
@@ -36,21 +34,21 @@ METHOD = Outside(power=3.0)
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(monkeypatch):
     """Another package that names two scorers; the second is none."""
     points = [EntryPoint("outside", f"{__name__}:Outside", "pathex.scorers"),
               EntryPoint("broken", f"{__name__}:by_size", "pathex.scorers")]  # fmt: skip
-    loaded: dict[str, object] = {"outside": Outside, "broken": by_size}
+    loaded = {"outside": Outside, "broken": by_size}
     monkeypatch.setattr(EntryPoint, "load", lambda point: loaded[point.name])
     monkeypatch.setattr(scores, "entry_points", lambda group: points if group == "pathex.scorers" else [])
 
 
-def network() -> nn.Sequential:
+def network():
     return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
 
 
 @pytest.mark.parametrize("name", pathex.methods())
-def test_what_is_said_of_a_method(name: str) -> None:
+def test_what_is_said_of_a_method(name):
     method = pathex.methods(name)
     assert method.name == name and method == type(method)() and method.changed == {}
     assert all((method.title, method.citation, method.equation, method.needs)) and method.rounds >= 1
@@ -64,7 +62,7 @@ def test_what_is_said_of_a_method(name: str) -> None:
     assert len(re.findall(r"^\| `", page, re.MULTILINE)) == len(method.options)
 
 
-def test_methods_as_objects() -> None:
+def test_methods_as_objects():
     model, x = network(), torch.randn(4, 3)
     by_name = pathex.prune(model, "px", sparsity=0.5, data=x, redraw=True)
     by_object = pathex.prune(model, pathex.PX(redraw=True), sparsity=0.5, data=x)
@@ -76,20 +74,20 @@ def test_methods_as_objects() -> None:
     with pytest.raises(InvalidInput, match=r"options redraw beside a method object.*PX\(redraw=\.\.\.\)"):
         pathex.prune(model, pathex.PX(), sparsity=0.5, data=x, redraw=True)
     with pytest.raises(TypeError, match="redrw"):
-        pathex.PX(redrw=True)  # type: ignore[call-arg]
+        pathex.PX(redrw=True)
     with pytest.raises(UnknownName, match=r"unknown scales 'one'. Known: auto, stored"):
-        pathex.PX(scales="one")  # type: ignore[arg-type]
+        pathex.PX(scales="one")
     assert repr(pathex.Magnitude()) == "Magnitude()"
 
 
-def test_the_headline_methods_are_there() -> None:
+def test_the_headline_methods_are_there():
     path_methods = {"px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "phew", "npb"}
     others = {"snip", "iterative-snip", "force", "grasp", "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal"}
     assert path_methods | others | {"magnitude", "random"} <= set(pathex.methods())
 
 
 @pytest.mark.usefixtures("installed")
-def test_methods_of_other_packages() -> None:
+def test_methods_of_other_packages():
     assert pathex.methods()[-2:] == ["broken", "outside"]
     assert pathex.methods("outside") == Outside()
     model, x = network(), torch.randn(2, 3)
@@ -102,7 +100,7 @@ def test_methods_of_other_packages() -> None:
         pathex.score(model, "broken", x)
 
 
-def by_size(model: nn.Module, batches: Any, mask: Any, *, power: float = 1.0) -> dict[str, Tensor]:
+def by_size(model, batches, mask, *, power=1.0):
     """A scorer as a plain callable."""
     return {name: model.get_parameter(name).detach().abs() ** power for name in mask}
 
@@ -112,7 +110,7 @@ def by_size(model: nn.Module, batches: Any, mask: Any, *, power: float = 1.0) ->
     [by_size, *(f"{__name__}:{name}" for name in ("METHOD", "Outside", "by_size"))],
     ids=["callable", "object", "class", "name of a callable"],
 )
-def test_a_method_may_be_given_instead_of_named(method: Any) -> None:
+def test_a_method_may_be_given_instead_of_named(method):
     model, x = network(), torch.randn(2, 3)
     result = pathex.prune(model, method, sparsity=0.5, data=x, power=2.0)
     assert result.mask == pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
@@ -121,14 +119,14 @@ def test_a_method_may_be_given_instead_of_named(method: Any) -> None:
     assert all(torch.equal(scores[name], model.get_parameter(name).detach().abs() ** power) for name in scores)
 
 
-def test_options_that_a_callable_does_not_take() -> None:
+def test_options_that_a_callable_does_not_take():
     with pytest.raises(InvalidInput, match=r"by_size\(model.*power.*options powre.*'powre'"):
         pathex.prune(network(), by_size, sparsity=0.5, data=torch.randn(2, 3), powre=2.0)
     with pytest.raises(InvalidInput, match="options none"):
         pathex.score(network(), lambda model: {}, torch.randn(2, 3))
 
 
-def test_methods_by_module() -> None:
+def test_methods_by_module():
     assert pathex.methods(f"{__name__}:METHOD") == METHOD
     with pytest.raises(InvalidInput, match="plain callable, of which nothing is known"):
         pathex.methods(f"{__name__}:by_size")
@@ -142,12 +140,12 @@ def test_methods_by_module() -> None:
         (":scorer", "not of the form package.module:name"),
     ],
 )
-def test_a_method_that_cannot_be_imported(name: str, message: str) -> None:
+def test_a_method_that_cannot_be_imported(name, message):
     with pytest.raises(InvalidInput, match=rf"method '{name}'.*{message}"):
         pathex.score(network(), name, torch.randn(2, 3))
 
 
-def test_unknown_names_get_a_hint() -> None:
+def test_unknown_names_get_a_hint():
     for call in (pathex.methods, lambda name: pathex.score(network(), name, torch.randn(2, 3))):
         with pytest.raises(UnknownName, match=r"unknown method 'synflw'. Did you mean 'synflow'\? Known: .*magnitude"):
             call("synflw")
@@ -157,17 +155,17 @@ def test_unknown_names_get_a_hint() -> None:
     ("memory", "size"),
     [(None, None), (5, 5), ("200KB", 200_000), (" 1.5 MiB ", 1_572_864), ("2gib", 2**31), ("7", 7), ("1GB", 10**9)],
 )
-def test_memory_budgets(memory: Any, size: int | None) -> None:
+def test_memory_budgets(memory, size):
     assert scores.parse_memory(memory) == size
 
 
 @pytest.mark.parametrize("memory", ["", "much", "-1", "0", 0, "1.2.3GB", "5 parsecs", True, float("inf"), [1]])
-def test_bad_memory_budgets(memory: Any) -> None:
+def test_bad_memory_budgets(memory):
     with pytest.raises(InvalidInput, match="memory must be a positive number of bytes or text such as 2GiB"):
         scores.parse_memory(memory)
 
 
-DATA: dict[str, Callable[[Tensor, Tensor], Any]] = {
+DATA = {
     "tensor": lambda x, y: x,
     "pair": lambda x, y: (x, y),
     "list of pairs": lambda x, y: [(x[:2], y[:2]), [x[2:], y[2:]]],
@@ -178,7 +176,7 @@ DATA: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_forms_of_data(kind: str) -> None:
+def test_forms_of_data(kind):
     x, y = torch.randn(4, 3), torch.arange(4)
     found = scores.read_batches(DATA[kind](x, y))
     assert torch.equal(torch.cat([images for images, _ in found]), x)
@@ -187,7 +185,7 @@ def test_forms_of_data(kind: str) -> None:
     assert bool(labels) == ("pair" in kind)
 
 
-def test_fingerprint_and_images_do_not_depend_on_order() -> None:
+def test_fingerprint_and_images_do_not_depend_on_order():
     x, model = torch.randn(6, 3), network()
     weights = dict(model.named_parameters())
     problems = [Problem(model, weights, scores.read_batches(data)) for data in (x, x.flip(0), list(x.split(4)))]

@@ -42,13 +42,13 @@ class Twin:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def _loss(method: str) -> Twin:
+def _loss(method):
     twin = gradients.TWINS[method]
     return Twin(method, lambda m, x, b, keep, how: twin(m, b, keep, how), 31, ALL, LOSS, (3, 2))
 
 
-def _fisher(labels: str) -> Twin:
-    def score(model: nn.Module, x: Tensor, batches: Batches, keep: Keep, calibration: str) -> Scores:
+def _fisher(labels):
+    def score(model, x, batches, keep, calibration):
         return kernels.fisher_diagonal(model, x, batches[0][1] if labels == "given" else None, keep, calibration)
 
     return Twin("fisher-diagonal", score, 32, ALL, FISHER, (4,), {"labels": labels})
@@ -87,7 +87,7 @@ TWINS = {
     ("name", "calibration", "case"),
     [(name, how, case) for name, twin in TWINS.items() for how in twin.calibrations for case in twin.cases],
 )
-def test_scores_equal_the_twin(name: str, calibration: str | None, case: str, pruned: bool) -> None:
+def test_scores_equal_the_twin(name, calibration, case, pruned):
     twin = TWINS[name]
     model, batches = labelled(case, twin.seed, twin.sizes)
     keep = random_mask(model, twin.seed) if pruned else None
@@ -99,7 +99,7 @@ def test_scores_equal_the_twin(name: str, calibration: str | None, case: str, pr
     assert_close(found, twin.score(model, x, batches, keep, calibration or ""))
 
 
-def test_px_cvpr24_squares_the_listed_norms() -> None:
+def test_px_cvpr24_squares_the_listed_norms():
     model, x = build("residual", seed=25)
     globs = ["3.branches.1.*"]
     expected = scores.px_cvpr24(model, [x], None, globs)
@@ -110,26 +110,26 @@ def test_px_cvpr24_squares_the_listed_norms() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", ["mlp", "residual", "average-branch"])
-def test_px_on_fresh_networks_of_several_seeds(case: str, seed: int) -> None:
+def test_px_on_fresh_networks_of_several_seeds(case, seed):
     model, x = build(case, 100 + seed)
     keep = random_mask(model, 100 + seed)
     assert_close(pathex.score(model, "px", x, mask=pathex.Mask(keep)), scores.px(model, x, keep))
 
 
-def _of_one_gradient() -> nn.Module:
+def _of_one_gradient():
     """Autograd hands out the gradients of both weights as one tensor."""
     layers = {name: nn.Linear(3, 3, bias=False) for name in ("first", "second")}
     return Wired(lambda net, x: nn.functional.linear(x, net.first.weight + net.second.weight), **layers)
 
 
-def _smooth(activation: Callable[[], nn.Module]) -> nn.Module:
+def _smooth(activation):
     return nn.Sequential(nn.Linear(3, 5), activation(), nn.LayerNorm(5), nn.Linear(5, 3))
 
 
 @pytest.mark.parametrize(
     "make", [_of_one_gradient, *(partial(_smooth, a) for a in (nn.GELU, nn.SiLU, nn.Tanh, nn.Softplus))]
 )
-def test_diagonals_of_networks_that_have_no_paths(make: Callable[[], nn.Module]) -> None:
+def test_diagonals_of_networks_that_have_no_paths(make):
     model = make().double()
     x, y = torch.randn(4, 3, generator=draw(model, 2), dtype=torch.float64), torch.arange(4) % 3
     assert_close(pathex.score(model, "ntk-diagonal", x), kernels.ntk_diagonal(model, x))
@@ -137,7 +137,7 @@ def test_diagonals_of_networks_that_have_no_paths(make: Callable[[], nn.Module])
 
 
 @pytest.mark.parametrize("labels", ["given", "model"])
-def test_fisher_diagonal_of_pixels(labels: str) -> None:
+def test_fisher_diagonal_of_pixels(labels):
     """A segmentation of three classes, with unlabelled pixels and an image without any label."""
     model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)).double()
     generator = draw(model, 4)
