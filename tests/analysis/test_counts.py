@@ -1,21 +1,20 @@
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from brute_force.work import multiply_adds
 from pathex.analysis import count
 from pathex.errors import InvalidInput, MaskMismatch
 from pathex.masks import prunable_weights
+from snapshots import assert_same, snapshot
 
 
-def random_mask(model, seed, density=0.4):
+def random_mask(model, seed):
     source = torch.Generator().manual_seed(seed)
-    weights = prunable_weights(model)
-    return pathex.Mask({name: torch.rand(p.shape, generator=source) < density for name, p in weights.items()})
+    return pathex.Mask({n: torch.rand(p.shape, generator=source) < 0.4 for n, p in prunable_weights(model).items()})
 
 
 NETWORKS = {
@@ -121,23 +120,16 @@ def test_density_scales_what_the_mask_names(name):
     assert counts.multiply_adds(mask) == expected + counts.others
 
 
-class Attention(nn.Module):
+def _attends(net, x):
     """Attention in torch's own module, in training code's three projections, and over learned queries."""
-
-    def __init__(self):
-        super().__init__()
-        self.whole = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.latent = nn.Parameter(torch.randn(1, 3, 8))
-        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x):
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = self.whole(tokens, tokens, tokens)[0]
-        return F.scaled_dot_product_attention(self.query(self.latent), self.key(tokens), tokens)
+    tokens = x.flatten(2).transpose(1, 2)
+    tokens = net.whole(tokens, tokens, tokens)[0]
+    return F.scaled_dot_product_attention(net.query(net.latent), net.key(tokens), tokens)
 
 
 def test_products_of_activations_stay_dense():
-    model = Attention()
+    layers = {"whole": nn.MultiheadAttention(8, 2, batch_first=True), "query": nn.Linear(8, 8), "key": nn.Linear(8, 8)}
+    model = Wired(_attends, latent=nn.Parameter(torch.randn(1, 3, 8)), **layers)
     counts = count(model, (8, 2, 3))
     projections = {"whole.in_proj_weight": 6 * 192, "whole.out_proj.weight": 6 * 64}
     projections |= {"query.weight": 3 * 64, "key.weight": 6 * 64}
@@ -148,19 +140,14 @@ def test_products_of_activations_stay_dense():
     assert counts.multiply_adds(mask) == kept + counts.others
 
 
-class Shared(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
-        self.gain = nn.Parameter(torch.ones(2, 1, 1, 1))
-
-    def forward(self, x):
-        weight = self.gain * (self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True))
-        return self.conv(self.conv(x)) + F.conv2d(x[..., ::2, ::2], weight, padding=1).repeat(1, 1, 2, 2)
+def _shares(net, x):
+    weight = net.gain * (net.conv.weight - net.conv.weight.mean((1, 2, 3), keepdim=True))
+    return net.conv(net.conv(x)) + F.conv2d(x[..., ::2, ::2], weight, padding=1).repeat(1, 1, 2, 2)
 
 
 def test_weights_that_are_used_often_or_transformed():
-    model = Shared()
+    conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    model = Wired(_shares, conv=conv, gain=nn.Parameter(torch.ones(2, 1, 1, 1)))
     counts = count(model, (2, 4, 6))
     assert dict(counts.products) == {"conv.weight": 36 * (24 + 24 + 6), "gain": 0}
     mask = pathex.Mask({"conv.weight": torch.arange(36).view(2, 2, 3, 3) % 9 == 0})
@@ -170,13 +157,9 @@ def test_weights_that_are_used_often_or_transformed():
 def test_the_model_is_left_as_it_was():
     model = pathex.models.CifarResNet(8, width=2).train()
     model(torch.randn(2, 3, 8, 8)).sum().backward()
-    before, grads = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()]
-    state = torch.get_rng_state()
+    before = snapshot(model)
     count(model, (3, 8, 8))
-    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
-    assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), grads, strict=True))
-    assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert_same(snapshot(model), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

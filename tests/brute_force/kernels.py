@@ -103,3 +103,18 @@ def ntk_sap(model, x, theta, direction, *, epsilon, keep=None, calibration="batc
     ones = _ones(theta, keep)
     derivatives = torch.func.grad(sap_objective(model, x, theta, direction, epsilon, keep, calibration))(ones)
     return {name: (derivatives[name] * ones[name]).abs() for name in ones}
+
+
+def differences_by_mask(objective, theta, step=1e-5):
+    """The derivative by every entry of a mask of ones, by central differences."""
+    scores = {}
+    for name, entry in theta.items():
+        scores[name] = torch.zeros_like(entry)
+        for index in range(entry.numel()):
+            sides = []
+            for shift in (step, -step):
+                ones = _ones(theta, None)
+                ones[name].view(-1)[index] += shift
+                sides.append(objective(ones))
+            scores[name].view(-1)[index] = (sides[0] - sides[1]).abs() / (2 * step)
+    return scores

@@ -257,6 +257,14 @@ def test_weights_are_no_structure():
     torch.testing.assert_close(run(model, before, x), model(x).detach())
 
 
+def test_a_hook_may_keep_what_it_sees():
+    model, x, seen = nn.Linear(3, 2), torch.randn(2, 3), []
+    model.register_forward_hook(lambda module, args, output: seen.append(output))
+    for _ in range(2):
+        graph = trace(model, x)
+        torch.testing.assert_close(run(model, graph, x), model(x).detach())
+
+
 # -- what cannot be traced ---------------------------------------------------------------------------------------------
 
 

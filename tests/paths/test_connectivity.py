@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import StdConv2d
 from torch import nn
 
 import pathex
@@ -15,31 +16,27 @@ from pathex.graph import trace
 from pathex.paths import connectivity, has_empty_units, replay_open
 
 
-class Standardised(nn.Conv2d):
-    def forward(self, x):
-        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(
-            x, centred / (centred.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt(), self.bias
-        )
+def _one_head(dim, causal=False):
+    """Over tokens ``(N, T, C)`` from one weight."""
+
+    def form(net, x):
+        return net.proj(F.scaled_dot_product_attention(*net.qkv(x).chunk(3, -1), is_causal=causal))
+
+    return Wired(form, qkv=nn.Linear(dim, 3 * dim), proj=nn.Linear(dim, dim))
 
 
-class Attention(nn.Module):
-    """One head over tokens ``(N, T, C)`` from one weight."""
-
-    def __init__(self, dim, causal=False):
-        super().__init__()
-        self.qkv, self.proj, self.causal = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), causal
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
+def _written_out(net, x):
+    q, k, v = net.qkv(x).unflatten(-1, (3, -1)).unbind(2)
+    return net.proj((q @ k.transpose(1, 2) * 0.7).softmax(-1) @ v)
 
 
-class WrittenOut(Attention):
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, -1)).unbind(2)
-        weights = (q @ k.transpose(1, 2) * 0.7).softmax(-1)
-        return self.proj(weights @ v)
+def _one_head_written_out():
+    return Wired(_written_out, qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4))
+
+
+def _two_heads():
+    heads = nn.MultiheadAttention(4, 2, batch_first=True)
+    return Wired(lambda net, x: net.heads(x, x, x, need_weights=False)[0], heads=heads)
 
 
 def _selected(net, x):
@@ -122,11 +119,6 @@ def _alone(block):
     return nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))
 
 
-class Multihead(nn.MultiheadAttention):
-    def forward(self, x):
-        return super().forward(x, x, x, need_weights=False)[0]
-
-
 def _residual():
     body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
     blocks = Branches(body, nn.Identity()), nn.ReLU(inplace=True)
@@ -164,16 +156,16 @@ NETWORKS = {
     "squeezed by an open gate": (lambda: _squeezed(nn.ReLU(), torch.mul), (2, 3, 3)),
     "glu": (lambda: nn.Sequential(nn.Linear(3, 6), nn.GLU(), nn.Linear(3, 2)), (3,)),
     "depthwise gate": (_depthwise_gate, (2, 3, 3)),
-    "attention": (lambda: _tokens(Attention(4)), (3, 2)),
-    "attention written out": (lambda: _tokens(WrittenOut(4)), (3, 2)),
-    "attention alone": (lambda: _alone(WrittenOut(4)), (3, 2)),
-    "two heads": (lambda: _tokens(Multihead(4, 2, batch_first=True)), (3, 2)),
-    "two heads alone": (lambda: _alone(Multihead(4, 2, batch_first=True)), (3, 2)),
-    "causal attention": (lambda: _tokens(Attention(4, causal=True)), (3, 2)),
+    "attention": (lambda: _tokens(_one_head(4)), (3, 2)),
+    "attention written out": (lambda: _tokens(_one_head_written_out()), (3, 2)),
+    "attention alone": (lambda: _alone(_one_head_written_out()), (3, 2)),
+    "two heads": (lambda: _tokens(_two_heads()), (3, 2)),
+    "two heads alone": (lambda: _alone(_two_heads()), (3, 2)),
+    "causal attention": (lambda: _tokens(_one_head(4, causal=True)), (3, 2)),
     "selective": (lambda: Wired(_selected, **{name: nn.Linear(2, 2) for name in ("one", "two", "sum", "out")}), (2,)),
     "tied": (_tied, (2,)),
     "standardised": (
-        lambda: nn.Sequential(Standardised(2, 3, 2), nn.ReLU(), Standardised(3, 2, 2), nn.Flatten(), nn.Linear(2, 2)),
+        lambda: nn.Sequential(StdConv2d(2, 3, 2), nn.ReLU(), StdConv2d(3, 2, 2), nn.Flatten(), nn.Linear(2, 2)),
         (2, 3, 3),
     ),
     **{name: (partial(_gated, form), (3,)) for name, form in GATED.items()},
@@ -278,19 +270,15 @@ CHOICES = [
 ]
 
 
-class _Chooses(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = (nn.ModuleList(nn.Linear(5, 8) for _ in CHOICES) for _ in range(2))
-        self.heads = nn.ModuleList(nn.Linear(3 if number == 3 else 8, 2) for number in range(len(CHOICES)))
-
-    def forward(self, x):
-        parts = zip(CHOICES, self.a, self.b, self.heads, strict=True)
-        return sum(head(choose(torch.stack([a(x), b(x)]))) for choose, a, b, head in parts)
+def _chosen(net, x):
+    parts = zip(CHOICES, net.a, net.b, net.heads, strict=True)
+    return sum(head(choose(torch.stack([a(x), b(x)]))) for choose, a, b, head in parts)
 
 
 def test_whatever_may_be_chosen_is_connected():
-    model = _Chooses()
+    layers = {name: nn.ModuleList(nn.Linear(5, 8) for _ in CHOICES) for name in "ab"}
+    heads = nn.ModuleList(nn.Linear(3 if number == 3 else 8, 2) for number in range(len(CHOICES)))
+    model = Wired(_chosen, **layers, heads=heads)
     assert connectivity(model, everything(model), torch.randn(1, 5)).disconnected == 0
     for images in (1, 3):  # a choice along another dimension leaves their number
         assert len(replay_open(model, torch.ones(images, 5), statistics="running", per_sample="one")) == images

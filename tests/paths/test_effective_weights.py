@@ -31,10 +31,9 @@ X = images(3, 3, 2, 2, seed=4)
 class _Computed(nn.Conv2d):
     """A pointwise convolution whose weight is computed from a parameter and a gain for each filter."""
 
-    def __init__(self, compute, bias=True):
-        super().__init__(3, 4, 1, bias=bias)
-        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
-        self.compute = compute
+    def __init__(self, compute):
+        super().__init__(3, 4, 1)
+        self.gain, self.compute = nn.Parameter(torch.ones(4, 1, 1, 1)), compute
 
     def forward(self, x):
         return F.conv2d(x, self.compute(self.weight, self.gain), self.bias)
@@ -255,18 +254,19 @@ def test_an_orthogonal_weight_is_refused():
         _px(model, images(2, 3), _parameters(model, "0.weight", "2.parametrizations.weight.original"))
 
 
+class _LowRank(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(images(3, 1)), nn.Parameter(images(1, 3))
+
+    def forward(self, weight):
+        return weight + self.a @ self.b
+
+
 def test_a_low_rank_addition_that_is_not_scored_is_a_fixed_part():
-    class LowRank(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Parameter(images(3, 1)), nn.Parameter(images(1, 3))
-
-        def forward(self, weight):
-            return weight + self.a @ self.b
-
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)).double()
     twin = copy.deepcopy(model)
-    parametrize.register_parametrization(model[0], "weight", LowRank())
+    parametrize.register_parametrization(model[0], "weight", _LowRank())
     with torch.no_grad():
         twin[0].weight.copy_(model[0].weight)
     x, name = images(4, 3), "0.parametrizations.weight.original"

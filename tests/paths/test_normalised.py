@@ -11,20 +11,12 @@ from pathex.paths import Linear, Weights, lowered, record, replay, run_linear
 from pathex.paths.rules import layers
 
 
-class Block(nn.Module):
+def block(form):
     """Two convolutions, one of them used twice in some forms."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form = form
-        self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
-        self.second = nn.Conv2d(6, 6, 3, padding=1, groups=2)
-        self.bn1, self.bn2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False)
-        self.head = nn.Linear(6, 4)
-        nn.init.uniform_(self.bn1.weight, -2, 2)
-
-    def forward(self, x):
-        return self.head(self.form(self, x).mean((2, 3)))
+    convs = {"first": nn.Conv2d(3, 6, 3, padding=1, bias=False), "second": nn.Conv2d(6, 6, 3, padding=1, groups=2)}
+    norms = {"bn1": nn.BatchNorm2d(6), "bn2": nn.BatchNorm2d(6, affine=False)}
+    nn.init.uniform_(norms["bn1"].weight, -2, 2)
+    return Wired(lambda net, x: net.head(form(net, x).mean((2, 3))), **convs, **norms, head=nn.Linear(6, 4)).double()
 
 
 def chain(net, x):
@@ -78,7 +70,7 @@ FORMS = {
 @pytest.mark.parametrize(("form", "fused"), FORMS.items(), ids=lambda value: getattr(value, "__name__", None))
 def test_the_map_and_its_scores_are_the_same(form, fused, coefficients, monkeypatch):
     torch.manual_seed(0)
-    net, x = Block(form).double(), torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    net, x = block(form), torch.randn(5, 3, 6, 6, dtype=torch.float64)
     recording = record(net, x)
     graph = lowered(trace(net, x))
     found = []

@@ -6,41 +6,33 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.paths import OnPaths, connectivity, roles
 from pathex.pruning.floors import Floors
 from pathex.scores import Magnitude
 
 
-class _Excited(nn.Module):
+def _excited(net, x):
+    branch = net.widen(net.depthwise(net.narrow(x).relu()).relu())
+    gate = net.expand(net.reduce(branch.mean((2, 3))).relu()).sigmoid()
+    return x + branch * gate[:, :, None, None]
+
+
+def _block():
     """A residual block whose branch and gate are faint beside its shortcut."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.narrow = nn.Conv2d(channels, channels // 2, 1)
-        self.depthwise = nn.Conv2d(channels // 2, channels // 2, 3, padding=1, groups=channels // 2)
-        self.widen = nn.Conv2d(channels // 2, channels, 1)
-        self.reduce = nn.Linear(channels, channels // 4)
-        self.expand = nn.Linear(channels // 4, channels)
-        with torch.no_grad():
-            for entry in self.parameters():
-                entry.mul_(0.01)
-
-    def forward(self, x):
-        branch = self.widen(self.depthwise(self.narrow(x).relu()).relu())
-        gate = self.expand(self.reduce(branch.mean((2, 3))).relu()).sigmoid()
-        return x + branch * gate[:, :, None, None]
+    convs = {"narrow": nn.Conv2d(16, 8, 1), "depthwise": nn.Conv2d(8, 8, 3, padding=1, groups=8)}
+    layers = {"widen": nn.Conv2d(8, 16, 1), "reduce": nn.Linear(16, 4), "expand": nn.Linear(4, 16)}
+    block = Wired(_excited, **convs, **layers)
+    with torch.no_grad():
+        for entry in block.parameters():
+            entry.mul_(0.01)
+    return block
 
 
-def _network(blocks=3):
+def _network():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        *(_Excited(16) for _ in range(blocks)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 5),
-    )
+    stem, head = (nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()), (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    return nn.Sequential(*stem, *(_block() for _ in range(3)), *head)
 
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -50,16 +42,8 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize(("allocation", "rounds"), [("global", 1), ("global", 5), ("uniform", 2)])
 def test_px_cuts_off_no_layer(allocation, rounds):
     model = _network()
-    seen = []
-    result = pathex.prune(
-        model,
-        "px",
-        sparsity=0.9,
-        data=IMAGES,
-        rounds=rounds,
-        allocation=allocation,
-        on_round=lambda _, mask: seen.append(mask),
-    )
+    seen, how = [], {"rounds": rounds, "allocation": allocation}
+    result = pathex.prune(model, "px", sparsity=0.9, data=IMAGES, on_round=lambda _, mask: seen.append(mask), **how)
     assert result.report.dead_layers == []
     assert result.mask.kept == round(0.1 * result.mask.total)
     for before, after in itertools.pairwise(seen):
@@ -101,11 +85,7 @@ def test_each_layer_gets_its_best_weight_on_a_path():
 
 
 def test_what_cannot_be_read_is_left_to_the_scores():
-    class Opaque(nn.Module):
-        def forward(self, x):
-            return torch.fft.rfft(x).real
-
-    net = nn.Sequential(nn.Linear(4, 4), Opaque(), nn.Linear(3, 2))
+    net = nn.Sequential(nn.Linear(4, 4), Wired(lambda net, x: torch.fft.rfft(x).real), nn.Linear(3, 2))
     scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}
     mask = {name: score > 0 for name, score in scores.items()}
     floors = Floors(lambda mask: roles(net, mask, torch.ones(1, 4)), lambda mask: True, 0.1, mask)
@@ -115,16 +95,9 @@ def test_what_cannot_be_read_is_left_to_the_scores():
 
 
 def test_layers_on_no_path_stay_as_they_are():
-    class Unused(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.used(x)
-
+    net = Wired(lambda net, x: net.used(x), used=nn.Linear(4, 3), unused=nn.Linear(4, 3))
     with pytest.warns(pathex.errors.PathexWarning, match=r"all scores are zero.*: unused\.weight"):
-        result = pathex.prune(Unused(), "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3)
+        result = pathex.prune(net, "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3)
     assert result.mask["unused.weight"].sum() == 0
     assert result.report.unused == ["unused.weight"]
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, LayerCollapse
 from pathex.models import CifarResNet
 from pathex.paths import connectivity
@@ -129,8 +130,9 @@ def test_a_callable_gets_the_masked_model_the_batches_and_the_mask():
         return {name: p.grad.abs() ** power for name, p in weights(net)}
 
     result = pathex.prune(model, gradients, sparsity=0.5, data=[(x, y)], rounds=2, power=2)
-    (first, _, batches), (second, masked, _) = seen
-    assert first.density == 1 and second.kept == result.history[0]["kept"]
+    pathex.score(model, gradients, [(x, y)])
+    (first, _, batches), (second, masked, _), (alone, _, _) = seen
+    assert first.density == alone.density == 1 and second.kept == result.history[0]["kept"]
     assert torch.equal(batches[0][0], x) and torch.equal(batches[0][1], y)
     assert all(torch.equal(entry, model.get_parameter(n).detach() * second[n]) for n, entry in masked.items())
     assert all(p.grad is None for p in model.parameters())
@@ -162,18 +164,14 @@ def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model, images)
 
 
 def test_embeddings_and_own_modules_can_be_pruned():
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.tensor([0.5, 2.0, 0.1, 1.0]))
+    class Scale(Wired):
+        pass
 
-        def forward(self, x):
-            return x * self.weight
-
-    model = nn.Sequential(nn.Linear(3, 4), Scale(), nn.Linear(4, 2))
-    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.randn(2, 3), prunable=[Scale], ignore=["0"]).mask
+    scale = Scale(lambda net, x: x * net.weight, weight=nn.Parameter(torch.tensor([0.5, 2.0, 0.1, 1.0])))
+    model, x = nn.Sequential(nn.Linear(3, 4), scale, nn.Linear(4, 2)), torch.randn(2, 3)
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=x, prunable=[Scale], ignore=["0"]).mask
     assert mask.counts().keys() == {"1.weight", "2.weight"} and mask["1.weight"].tolist()[1] and mask.kept == 6
-    assert pathex.score(model, "px", torch.randn(2, 3), prunable=[Scale])["1.weight"].all()
+    assert pathex.score(model, "px", x, prunable=[Scale])["1.weight"].all()
 
 
 def hand_made():
@@ -250,31 +248,7 @@ def test_data_are_read_once_and_a_loader_does_not_move_the_generator(model, imag
     assert result.mask.jaccard(expected) > 0.98
 
 
-def test_a_callable_always_gets_a_mask_and_compiled_models_have_their_own_names():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    seen = []
-
-    def method(network, batches, mask):
-        seen.append(mask.density)
-        return {name: network.get_parameter(name).abs() for name in mask}
-
-    pathex.score(model, method, torch.randn(4, 3))
-    assert seen == [1.0]
-    compiled = torch.compile(model, backend="eager")
-    assert pathex.prune(compiled, method, sparsity=0.5, data=torch.randn(4, 3)).mask.keys() == {"0.weight", "2.weight"}
-
-
-def test_an_output_without_weights_is_named():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, x):
-            return {"aux": x.mean(1), "logits": self.fc(x)}
-
-    x = torch.randn(4, 3)
-    with pytest.raises(InvalidInput, match="output="):
-        pathex.score(Two(), "px", x)
-    assert pathex.score(Two(), "px", x, output="logits")["fc.weight"].any()
+def test_compiled_models_have_their_own_names():
+    model, x = mlp(3, 4, 2), torch.randn(4, 3)
+    mask = pathex.prune(torch.compile(model, backend="eager"), "magnitude", sparsity=0.5, data=x).mask
+    assert mask.keys() == {"0.weight", "2.weight"}

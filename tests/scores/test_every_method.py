@@ -117,7 +117,7 @@ def test_a_scale_of_zero_is_read_as_one_and_told_once(method):
         torch.testing.assert_close(found[name], score, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [*LOSSES, "ntk-sap", "ntk-diagonal", "fisher-diagonal"])
+@pytest.mark.parametrize("method", ["px", *LOSSES, "ntk-sap", "ntk-diagonal", "fisher-diagonal"])
 def test_outputs_that_no_class_or_weight_reaches(method):
     def form(net, x):
         return {"aux": x[:, :2] * 2, "logits": net.fc(x), "flat": net.fc(x).sum(1)}

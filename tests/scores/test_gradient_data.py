@@ -130,15 +130,12 @@ def _checkpointed():
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "ntk-diagonal"])
-def test_checkpoints_would_run_again_without_the_mask(method):
-    data = (torch.randn(4, 6), torch.arange(4) % 3)
-    with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
-        pathex.score(_checkpointed(), method, data)
-    pathex.score(_checkpointed(), "magnitude", data)
-
-
-def test_paths_run_through_checkpoints():
+def test_checkpoints_would_run_again_without_the_mask_and_paths_run_through_them(method):
     model, x = _checkpointed(), torch.randn(4, 6)
+    data = (x, torch.arange(4) % 3)
+    with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
+        pathex.score(model, method, data)
+    pathex.score(model, "magnitude", data)
     plain = nn.Sequential(model.first, nn.ReLU(), model.second, model.fc)
     found, expected = pathex.score(model, "px", x), pathex.score(plain, "px", x)
     for score, same in zip(found.values(), expected.values(), strict=True):

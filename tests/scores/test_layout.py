@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import UnsupportedOperation
 
 # Images are read in channels last where convolutions are faster so.
@@ -14,30 +15,24 @@ WAYS = {
 }
 
 
-class Net(nn.Module):
-    def __init__(self, way):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.default_generator.manual_seed(0)
-            self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(96, 4)
-        self.way = way
-
-    def forward(self, x):
-        return self.head(WAYS[self.way](torch.relu(self.norm(self.conv(x)))))
+def network(way):
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(3, 6, 3, padding=1), "norm": nn.BatchNorm2d(6), "head": nn.Linear(96, 4)}
+    return Wired(lambda net, x: net.head(WAYS[way](torch.relu(net.norm(net.conv(x))))), **layers)
 
 
 @pytest.mark.parametrize("way", ["view", "as_strided"])
 @pytest.mark.parametrize("method", ["snip", "ntk-sap", "px-cvpr24", "grasp"])
 def test_a_network_that_is_bound_to_a_layout_scores_as_one_that_is_not(method, way):
-    expected = pathex.score(Net("slice"), method, data=[(X, Y)])
-    scores = pathex.score(Net(way), method, data=[(X, Y)])
+    expected = pathex.score(network("slice"), method, data=[(X, Y)])
+    scores = pathex.score(network(way), method, data=[(X, Y)])
     for name, value in expected.items():
         torch.testing.assert_close(scores[name], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()))
 
 
 def test_paths_are_not_read_through_the_layout_of_memory():
     with pytest.raises(UnsupportedOperation, match="no rule to read as_strided"):
-        pathex.score(Net("as_strided"), "px", data=[(X, Y)])
+        pathex.score(network("as_strided"), "px", data=[(X, Y)])
 
 
 def test_a_loss_may_view_the_outputs():
@@ -49,16 +44,12 @@ def test_a_loss_may_view_the_outputs():
         torch.testing.assert_close(flat[name], value)
 
 
-class Narrow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(8, 4, 1, 1))
-
-    def forward(self, x):
-        return torch.nn.functional.conv2d(x, self.weight, stride=2)
+def narrow_function():
+    weight = nn.Parameter(torch.randn(8, 4, 1, 1))
+    return Wired(lambda net, x: nn.functional.conv2d(x, net.weight, stride=2), weight=weight)
 
 
-@pytest.mark.parametrize("narrow", [lambda: nn.Conv2d(4, 8, 1, stride=2), Narrow], ids=["module", "function"])
+@pytest.mark.parametrize("narrow", [lambda: nn.Conv2d(4, 8, 1, stride=2), narrow_function], ids=["module", "function"])
 @pytest.mark.parametrize("method", ["ntk-sap", "px", "snip"])
 def test_convolutions_that_channels_last_breaks_are_read_as_they_were(method, narrow):
     # Five times, as what is written beyond the memory of a tensor does not always end the process.

@@ -9,6 +9,7 @@ from torch import nn
 
 import pathex
 from benchmarks.measure import tensor_peak
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, PathexWarning
 
 COUNT, SIZE = 40, 32
@@ -17,22 +18,18 @@ LOOSE = {"ResNet-prospr": 1.05, "ResNet-ntk-sap": 1.05, "attention-px": 1.05, "a
 CPU = torch.device("cpu")
 
 
-class _Attending(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(3, 24, 4, 4)
-        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
-        self.wide, self.narrow, self.head = nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 5)
-
-    def forward(self, x):
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        return self.head((x + self.narrow(nn.functional.gelu(self.wide(x)))).mean(1))
+def _attending(net, x):
+    x = net.patches(x).flatten(2).transpose(1, 2)
+    x = x + net.attention(x, x, x, need_weights=False)[0]
+    return net.head((x + net.narrow(nn.functional.gelu(net.wide(x)))).mean(1))
 
 
 def _network(kind):
     torch.manual_seed(0)
-    return pathex.models.CifarResNet(8, num_classes=5, width=8) if kind == "ResNet" else _Attending()
+    if kind == "ResNet":
+        return pathex.models.CifarResNet(8, num_classes=5, width=8)
+    layers = {"patches": nn.Conv2d(3, 24, 4, 4), "attention": nn.MultiheadAttention(24, 4, batch_first=True)}
+    return Wired(_attending, **layers, wide=nn.Linear(24, 48), narrow=nn.Linear(48, 24), head=nn.Linear(24, 5))
 
 
 def _images(count=COUNT):

@@ -13,7 +13,7 @@ from brute_force.cases import CASES, build, random_mask
 from brute_force.node_paths import paths_through, units_of
 from pathex.errors import UnsupportedOperation
 from pathex.graph import trace
-from pathex.masks import Mask, prunable_weights
+from pathex.masks import Mask, all_kept, prunable_weights
 from pathex.paths import count_paths, lowered
 from pathex.paths.counts import _counted
 from pathex.scores import Npb, Problem, read_batches
@@ -23,15 +23,11 @@ def score(model, x, mask=None, **options):
     return Npb(**options)(Problem(model, prunable_weights(model), read_batches(x), mask))
 
 
-def everything(model):
-    return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in prunable_weights(model).items()}
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
 def test_paths_by_enumeration(case, pruned):
     model, x = build(case, seed=31)
-    mask = random_mask(model, 31, density=0.7) if pruned else everything(model)
+    mask = random_mask(model, 31, density=0.7) if pruned else all_kept(prunable_weights(model))
     expected, total = paths_through(model, x, mask)
     found = count_paths(model, x, mask)
     assert found.total == pytest.approx(total, rel=1e-10) and total > 0
@@ -85,7 +81,7 @@ def test_the_parts_add_up():
 
 def test_more_paths_than_float64_holds():
     deep = nn.Sequential(*(nn.Linear(100, 100) for _ in range(165)))
-    mask = {name: torch.rand(entry.shape) < 0.8 for name, entry in everything(deep).items()}
+    mask = {name: torch.rand(entry.shape) < 0.8 for name, entry in all_kept(prunable_weights(deep)).items()}
     counts = count_paths(deep, torch.randn(1, 100), mask)
     assert 80**165 > 2**1024 and 0 < counts.total < 1e6
     for through in counts.through.values():
@@ -93,7 +89,9 @@ def test_more_paths_than_float64_holds():
     # On a chain dividing each layer changes no share.
     model, x = build("max-pool", seed=3)
     graph = lowered(trace(model, x))
-    plain, scaled = (_counted(graph, model, x, everything(model), "refuse", flag) for flag in (False, True))
+    plain, scaled = (
+        _counted(graph, model, x, all_kept(prunable_weights(model)), "refuse", flag) for flag in (False, True)
+    )
     for name, through in plain.through.items():
         torch.testing.assert_close(scaled.through[name] / scaled.total, through / plain.total)
 
@@ -114,18 +112,13 @@ def nodes_and_paths(model, x, mask):
 
 
 def perceptron():
-    sizes = [20, 50, 50, 50, 10]
-    layers = []
-    for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.ReLU()]
+    layers = [layer for a, b in pairwise((20, 50, 50, 50, 10)) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1]), torch.randn(2, 20)
 
 
 def convolutional():
-    sizes = [3, 16, 32, 32, 32]
-    layers = []
-    for i, (a, b) in enumerate(pairwise(sizes)):
-        layers += [nn.Conv2d(a, b, 3, padding=1, stride=2 if i == 1 else 1), nn.ReLU()]
+    steps = zip(pairwise((3, 16, 32, 32, 32)), (1, 2, 1, 1), strict=True)
+    layers = [layer for (a, b), step in steps for layer in (nn.Conv2d(a, b, 3, step, 1), nn.ReLU())]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), torch.randn(2, 3, 10, 10)
 
 
@@ -145,7 +138,7 @@ def test_it_keeps_more_units_and_paths(make, allocation, sparsity):
         return fmean(units), fmean(paths)
 
     kept = {method: mean(method, rounds) for method, rounds in (("npb", 20), ("synflow", 20), ("random", 1))}
-    dense = nodes_and_paths(model, x, Mask(everything(model)))
+    dense = nodes_and_paths(model, x, Mask(all_kept(prunable_weights(model))))
     balance = {method: units / dense[0] + max(paths, 0.0) / dense[1] for method, (units, paths) in kept.items()}
     assert kept["npb"][0] > kept["synflow"][0]
     assert kept["npb"][1] > kept["random"][1]
@@ -164,23 +157,18 @@ def test_alpha_buys_units_with_paths():
     assert rows[0][0] < 0.8 * rows[1][0] and rows[0][1] > rows[1][1]
 
 
-def test_weights_play_no_part_and_seeds_break_ties():
+def test_neither_weights_nor_scales_play_a_part_and_seeds_break_ties():
     model, x = build("residual", seed=1)
     other, _ = build("residual", seed=2)
     first = score(model, x)
-    assert all(torch.equal(entry, first[name]) for name, entry in score(other, x).items())
     problem = Problem(model, prunable_weights(model), read_batches(x), seed=1)
     assert any(not torch.equal(entry, first[name]) for name, entry in Npb()(problem).items())
-
-
-def test_scales_that_start_at_zero_count_as_present():
-    model, x = build("residual", seed=1)
-    first = score(model, x)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.zero_()
-    assert all(torch.equal(entry, first[name]) for name, entry in score(model, x).items())
+    for found in (score(other, x), score(model, x)):
+        assert all(torch.equal(entry, first[name]) for name, entry in found.items())
 
 
 def test_weights_of_normalisation_are_refused():

@@ -8,19 +8,13 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import assert_close
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.masks import prunable_weights
 from pathex.models import CifarResNet
 from pathex.scores import precision
 
 PATH_METHODS = ["px", "px-literal", "synflow-l2"]
-
-
-def assert_equal(found, expected, rtol=1e-12):
-    """Equal scores, and the same weights kept at half density."""
-    assert found.keys() == expected.keys()
-    for name, score in expected.items():
-        torch.testing.assert_close(found[name], score, rtol=rtol, atol=rtol * float(score.abs().max()))
 
 
 def flat(scores):
@@ -41,8 +35,7 @@ def test_kept_sets_do_not_depend_on_memory(model, images, memory):
 def test_a_tiny_budget_really_splits_the_images(model, images, monkeypatch):
     from pathex.scores import reader
 
-    sizes = []
-    chunks = []
+    sizes, chunks = [], []
     run, calibrate = reader.Record.run, reader.calibrate
     monkeypatch.setattr(reader.Record, "run", lambda self, x: (sizes.append(len(x)), run(self, x))[1])
     monkeypatch.setattr(
@@ -62,9 +55,9 @@ def test_the_released_px_does_depend_on_batches(model, images):
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_calibration_reads_the_first_images_in_canonical_order(model, images):
     few = pathex.score(model, "px", images, calibration_images=4)
-    assert_equal(pathex.score(model, "px", images.flip(0), calibration_images=4, memory="50KB"), few)
+    assert_close(pathex.score(model, "px", images.flip(0), calibration_images=4, memory="50KB"), few)
     assert not torch.allclose(flat(few), flat(pathex.score(model, "px", images)))
-    assert_equal(pathex.score(model, "px", images, calibration_images=12), pathex.score(model, "px", images))
+    assert_close(pathex.score(model, "px", images, calibration_images=12), pathex.score(model, "px", images))
 
 
 def test_running_statistics_ignore_the_other_images(model, images):
@@ -78,24 +71,20 @@ def test_running_statistics_ignore_the_other_images(model, images):
 # -- redraw and scales -------------------------------------------------------------------------------------------------
 
 
-def seen_weights(model, images, **options):
-    """The weights of ``fc`` that each of three rounds reads, drawn by a custom initialiser."""
-    seen = []
-
-    def draw(name, weight, source):
-        drawn = torch.randn(weight.shape, generator=source, dtype=weight.dtype)
-        if name == "fc.weight":
-            seen.append(drawn)
-        return drawn
-
-    pathex.prune(model, "px", sparsity=0.5, data=images, rounds=3, redraw=draw, **options)
-    return seen
-
-
 def test_redrawn_weights_depend_on_seed_and_round_only(model, images):
-    first, again, other = (seen_weights(model, images, seed=seed) for seed in (0, 0, 1))
-    assert len(first) == 3
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    """Drawn by a custom initialiser in each of three rounds."""
+    drawn = {}
+    for run, seed in enumerate((0, 0, 1)):
+
+        def draw(name, weight, source, run=run):
+            entry = torch.randn(weight.shape, generator=source, dtype=weight.dtype)
+            if name == "fc.weight":
+                drawn.setdefault(run, []).append(entry)
+            return entry
+
+        pathex.prune(model, "px", sparsity=0.5, data=images, rounds=3, redraw=draw, seed=seed)
+    first, again, other = map(torch.stack, drawn.values())
+    assert len(first) == 3 and torch.equal(first, again)
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
 
@@ -111,9 +100,6 @@ def test_redrawn_weights_have_the_spread_of_their_own_tensor(model, images):
     assert all(torch.equal(before[name], entry) for name, entry in wide.state_dict().items())
     assert not torch.allclose(flat(small), flat(pathex.score(model, "px", images)))
     assert torch.allclose(flat(small), flat(pathex.score(model, "px", images, redraw=True)), rtol=1e-14)
-
-
-def test_redrawn_weights_must_fit(model, images):
     with pytest.raises(InvalidInput, match=r"shape \(2, 3, 3, 3\) for 'conv.weight', not \(1,\)"):
         pathex.score(model, "px", images, redraw=lambda name, weight, source: torch.ones(1))
 
@@ -131,17 +117,18 @@ def test_scales_warn_once_a_prune():
 # -- mathematics -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
 def chain():
     torch.manual_seed(5)
     convolutions = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU()]
-    return nn.Sequential(*convolutions, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
+    head = [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)]
+    return nn.Sequential(*convolutions, *head).double(), torch.randn(6, 2, 6, 6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("method", [*PATH_METHODS, "synflow"])
-def test_score_is_conserved_on_a_chain(method):
+def test_score_is_conserved_on_a_chain(method, chain):
     """Each layer holds the same sum, and a hidden unit gives as much as it takes."""
-    x = torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    scores = pathex.score(chain().double(), method, x)
+    scores = pathex.score(chain[0], method, chain[1])
     sums = torch.stack([score.sum() for score in scores.values()])
     assert sums[0] > 0
     torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-10, atol=0)
@@ -149,25 +136,19 @@ def test_score_is_conserved_on_a_chain(method):
     torch.testing.assert_close(scores["7.weight"].sum(1), scores["9.weight"].sum(0), rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("method", ["px", "px-literal"])
-def test_rescaling_units_between_relus_changes_nothing(method):
-    x = torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    model = chain().double()
+@pytest.mark.parametrize("method", ["px", "px-literal", "magnitude"])
+def test_rescaling_units_between_relus_changes_magnitudes_only(method, chain):
+    model, x = chain
     rescaled = copy.deepcopy(model)
     factors = torch.tensor([0.1, 3.0, 7.0, 0.5, 20.0], dtype=torch.float64)
     with torch.no_grad():
         rescaled[7].weight *= factors[:, None]
         rescaled[7].bias *= factors
         rescaled[9].weight /= factors
-    assert_equal(pathex.score(rescaled, method, x), pathex.score(model, method, x), rtol=1e-11)
-
-
-def test_magnitude_does_change_when_units_are_rescaled():
-    model = chain()
-    before = pathex.score(model, "magnitude", torch.randn(1, 2, 6, 6))["7.weight"]
-    with torch.no_grad():
-        model[7].weight *= 2
-    torch.testing.assert_close(pathex.score(model, "magnitude", torch.randn(1, 2, 6, 6))["7.weight"], 2 * before)
+    found, expected = (pathex.score(network, method, x) for network in (rescaled, model))
+    if method == "magnitude":
+        expected |= {"7.weight": factors[:, None] * expected["7.weight"], "9.weight": expected["9.weight"] / factors}
+    assert_close(found, expected)
 
 
 def test_printed_px_is_one_factor_times_synflow_l2_in_the_first_round(model, images):
@@ -204,7 +185,7 @@ def test_what_a_mask_removed_need_not_be_finite(model, images, method):
     with torch.no_grad():
         for number, (name, weight) in enumerate(prunable_weights(model).items()):
             weight[~mask[name]] = (math.nan, math.inf, 0.0)[number % 3]
-    assert_equal(pathex.score(model, method, images, mask=mask), expected)
+    assert_close(pathex.score(model, method, images, mask=mask), expected)
 
 
 def test_float32_agrees_with_float64(model, images):

@@ -1,18 +1,16 @@
 """Scores equal their slow twins, without any normalisation."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pathex
 from brute_force import gradients, kernels, scores
 from brute_force.cases import CASES, Wired, assert_close, build, draw, random_mask
-from brute_force.gradients import Batches, labelled
+from brute_force.gradients import labelled
 
 pytestmark = [
     # torch.func.jvp, which a twin uses, loads compiled rules when it is first called.
@@ -21,64 +19,57 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning"),
 ]
 
-Scores = dict[str, Tensor]
-Keep = dict[str, Tensor] | None
 RELU = ["mlp", "vector-norm", "dilated", "residual", "max-pool", "average-branch", "transposed"]  # the released code's
 LOSS = ["mlp", "vector-norm", "dilated", "residual", "max-pool", "average-branch", "depthwise", "shared"]
 FISHER = ["mlp", "residual", "vector-norm", "max-pool", "shared"]
-STATISTICS, ALL = ("batch", "running"), ("batch", "running", "train")
+STATISTICS, ALL, NONE = ("batch", "running"), ("batch", "running", "train"), (None,)
 
 
-@dataclass(frozen=True)
-class Twin:
-    """The twin of a method, from the images, labels as they come in batches, a mask and a calibration."""
+class Twin(NamedTuple):
+    """The twin of a method, from a model, labelled batches, a mask and a calibration."""
 
     method: str
-    score: Callable[[nn.Module, Tensor, Batches, Keep, str], Scores]
+    score: Any
     seed: int
-    calibrations: Sequence[str | None] = STATISTICS
-    cases: Sequence[str] = tuple(CASES)
-    sizes: tuple[int, ...] = (3,)
-    options: dict[str, Any] = field(default_factory=dict)
+    calibrations: Any = STATISTICS
+    cases: Any = tuple(CASES)
+    sizes: Any = (3,)
+    options: Any = ()
 
 
-def _loss(method):
-    twin = gradients.TWINS[method]
-    return Twin(method, lambda m, x, b, keep, how: twin(m, b, keep, how), 31, ALL, LOSS, (3, 2))
+def _images(twin):
+    """A twin of all images together."""
+
+    def score(model, batches, keep, calibration):
+        how = () if calibration is None else (calibration,)
+        return twin(model, torch.cat([x for x, _ in batches]), keep, *how)
+
+    return score
 
 
-def _fisher(labels):
-    def score(model, x, batches, keep, calibration):
-        return kernels.fisher_diagonal(model, x, batches[0][1] if labels == "given" else None, keep, calibration)
+def _fisher(model, batches, keep, calibration):
+    return kernels.fisher_diagonal(model, *batches[0], keep, calibration)
 
-    return Twin("fisher-diagonal", score, 32, ALL, FISHER, (4,), {"labels": labels})
+
+def _released_px(model, batches, keep, calibration):
+    return scores.px_cvpr24(model, [x for x, _ in batches], keep)
+
+
+def _predicted(model, x, keep, calibration):
+    return kernels.fisher_diagonal(model, x, None, keep, calibration)
 
 
 TWINS = {
-    "px": Twin("px", lambda m, x, b, keep, how: scores.px(m, x, keep, how), 26),
-    "px-literal": Twin("px-literal", lambda m, x, b, keep, how: scores.px_literal(m, x, keep, how), 26),
-    "synflow-l2": Twin("synflow-l2", lambda m, x, b, keep, how: scores.synflow_l2(m, x, keep, how), 26),
-    "synflow": Twin("synflow", lambda m, x, b, keep, how: scores.synflow(m, x, keep), 22, [None]),
-    "synflow with released shifts": Twin(
-        "synflow",
-        lambda m, x, b, keep, how: scores.synflow_released(m, x, keep),
-        23,
-        [None],
-        RELU,
-        options={"shifts": "released"},
-    ),
-    "px-cvpr24": Twin(
-        "px-cvpr24",
-        lambda m, x, b, keep, how: scores.px_cvpr24(m, [images for images, _ in b], keep),
-        24,
-        [None],
-        RELU,
-        (3, 2),
-    ),
-    **{method: _loss(method) for method in gradients.TWINS},
-    "ntk-diagonal": Twin("ntk-diagonal", lambda m, x, b, keep, how: kernels.ntk_diagonal(m, x, keep, how), 31, ALL),
-    "fisher-diagonal": _fisher("given"),
-    "fisher-diagonal of the model": _fisher("model"),
+    "px": Twin("px", _images(scores.px), 26),
+    "px-literal": Twin("px-literal", _images(scores.px_literal), 26),
+    "synflow-l2": Twin("synflow-l2", _images(scores.synflow_l2), 26),
+    "synflow": Twin("synflow", _images(scores.synflow), 22, NONE),
+    "released": Twin("synflow", _images(scores.synflow_released), 23, NONE, RELU, options={"shifts": "released"}),
+    "px-cvpr24": Twin("px-cvpr24", _released_px, 24, NONE, RELU, (3, 2)),
+    **{method: Twin(method, twin, 31, ALL, LOSS, (3, 2)) for method, twin in gradients.TWINS.items()},
+    "ntk-diagonal": Twin("ntk-diagonal", _images(kernels.ntk_diagonal), 31, ALL),
+    "fisher-diagonal": Twin("fisher-diagonal", _fisher, 32, ALL, FISHER, (4,)),
+    "of the model": Twin("fisher-diagonal", _images(_predicted), 32, ALL, FISHER, (4,), {"labels": "model"}),
 }
 
 
@@ -91,12 +82,9 @@ def test_scores_equal_the_twin(name, calibration, case, pruned):
     twin = TWINS[name]
     model, batches = labelled(case, twin.seed, twin.sizes)
     keep = random_mask(model, twin.seed) if pruned else None
-    how = {} if calibration is None else {"calibration": calibration}
-    found = pathex.score(
-        model, twin.method, batches, mask=None if keep is None else pathex.Mask(keep), **twin.options, **how
-    )
-    x = torch.cat([images for images, _ in batches])
-    assert_close(found, twin.score(model, x, batches, keep, calibration or ""))
+    options = dict(twin.options) | ({} if calibration is None else {"calibration": calibration})
+    found = pathex.score(model, twin.method, batches, mask=pathex.Mask(keep) if pruned else None, **options)
+    assert_close(found, twin.score(model, batches, keep, calibration))
 
 
 def test_px_cvpr24_squares_the_listed_norms():
@@ -106,14 +94,6 @@ def test_px_cvpr24_squares_the_listed_norms():
     assert_close(pathex.score(model, "px-cvpr24", x, squared_norms=globs), expected)
     plain = scores.px_cvpr24(model, [x])
     assert any(not torch.allclose(plain[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("case", ["mlp", "residual", "average-branch"])
-def test_px_on_fresh_networks_of_several_seeds(case, seed):
-    model, x = build(case, 100 + seed)
-    keep = random_mask(model, 100 + seed)
-    assert_close(pathex.score(model, "px", x, mask=pathex.Mask(keep)), scores.px(model, x, keep))
 
 
 def _of_one_gradient():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathex.graph.operators import CREATIONS, DECISIONS, FORMED_LIKE, role_of
+from pathex.graph.operators import CREATIONS, DECISIONS, FORMED_LIKE, ROLES
 
 
 @dataclass(eq=False)
@@ -182,15 +182,11 @@ class Graph:
         return {node.target: node for node in self.nodes if node.op == "parameter"}
 
     def role(self, node: Node) -> str:
-        """What a node does to paths.
-
-        Returns:
-            ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``,
-            ``product``, ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it), ``other`` (no rule).
-        """
+        """What a node does to paths: a key of the table of operators."""
+        # Or ``decision``, ``constant`` (no input reaches it), ``other`` (no rule).
         if node not in self.dependent:
             return "constant"
-        return "decision" if node not in self.carried else role_of(node.op)
+        return "decision" if node not in self.carried else ROLES.get(node.op, "other")
 
     def __str__(self) -> str:
         lines = []

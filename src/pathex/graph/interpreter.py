@@ -23,11 +23,6 @@ class Interpreter:
     """Runs a graph as it stands; readings say what else a node means.
 
     Floating-point values stay in the precision of the reading, whatever a network casts them to.
-
-    Args:
-        graph: The graph.
-        tensors: Parameters and buffers by name.
-        dtype: Precision.
     """
 
     def __init__(self, graph: Graph, tensors: Tensors, dtype: torch.dtype) -> None:
@@ -102,6 +97,11 @@ class Interpreter:
     def carries(self, argument: Any) -> bool:
         """Whether an argument is a node that paths reach."""
         return isinstance(argument, Node) and argument in self.graph.carried
+
+    def refuse_dynamic(self, node: Node, *names: str) -> None:
+        """Refuse a node one of whose arguments of these names depends on the input."""
+        if any(self.carries(node.arguments.get(name)) for name in names):
+            raise self.unsupported(node, f"its {' or '.join(names)} depends on the input")
 
     def unsupported(self, node: Node, why: str = "") -> UnsupportedOperation:
         """The error for a node that cannot be read, ready to be raised."""

@@ -80,12 +80,7 @@ _OPERATORS: Mapping[str, frozenset[str]] = {
         "constant_pad_nd where masked_fill write copy fill index_put"
     ),
 }
-_ROLES = {op: role for role, ops in _OPERATORS.items() for op in ops}
-
-
-def role_of(op: str) -> str:
-    """What an operator does to paths that reach it."""
-    return _ROLES.get(op, "other")
+ROLES = {op: role for role, ops in _OPERATORS.items() for op in ops}
 
 
 def breaks_in_channels_last(weight: Sequence[int], stride: int | Sequence[int], groups: int) -> bool:

@@ -229,7 +229,8 @@ def _content(value: Any, depth: int = 0) -> str:
         return ""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
-        data = plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+        held = type(value) in (Tensor, nn.Parameter) and plain.numel()  # what a hook kept of a trace has no numbers
+        data = plain.view(-1).view(torch.uint8).numpy().tobytes() if held else b""
         return hashlib.sha1(data, usedforsecurity=False).hexdigest() + str((tuple(value.shape), value.dtype))
     if isinstance(value, (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)):
         return repr(value)

@@ -11,19 +11,13 @@ from torch import Tensor, nn
 from pathex.graph import Graph, Node, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
-from pathex.paths.units import by_units, from_units, is_layer, layout_of
+from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Call, Weights
 
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a convolution or linear layer that uses a weight.
-
-    Attributes:
-        index: For each entry of the layer's weight its flat index in the parameter.
-        groups: Number of groups of the convolution.
-        transposed: Whether it is a transposed convolution.
-    """
+    """One call of a layer that uses a weight: for each of its entries the flat index in the parameter; groups."""
 
     index: Tensor
     groups: int
@@ -35,7 +29,7 @@ class Use:
 
     def add_to(self, total: Tensor, values: Tensor) -> None:
         """Add values in the order of `by_units` to a total in the shape of the parameter, which is changed in place."""
-        back = from_units(values, self.index.shape, self.transposed)
+        back = values.transpose(1, 2) if self.transposed else values
         places = self.index.to(total.device).flatten()
         total += torch.zeros(total.numel()).to(total).index_add_(0, places, back.flatten().to(total)).view(total.shape)
 
@@ -64,15 +58,10 @@ def count_paths(
     per_sample: PerSample = "refuse",
     output: str | int | None = None,
 ) -> PathCounts:
-    """Count the input-output paths through each weight of a masked network.
-
-    Positions count: a channel at another position is another start, end or stop of a path. All gates are open, max
-    pools pass their whole window, coefficients between layers count 1 (averages their shares), and every parameter
-    that is not masked counts as present. Of the images only the shape counts.
-
-    Returns:
-        Counts in float64, on the model's device.
-    """
+    """Count the input-output paths through each weight of a masked network."""
+    # Positions count: a channel at another position is another start, end or stop of a path. All gates are open, max
+    # pools pass their whole window, coefficients between layers count 1 (averages their shares), and every parameter
+    # that is not masked counts as present. Of the images only the shape counts. Counts are in float64.
     graph = lowered(trace(model, x[:1], output=output))
     counts = _counted(graph, model, x, mask, per_sample, False)
     return counts if math.isfinite(counts.total) else _counted(graph, model, x, mask, per_sample, True)

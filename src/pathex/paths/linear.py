@@ -25,19 +25,8 @@ rule = partial(register, LINEAR)
 class Linear(Interpreter):
     """Additive constants count zero, weights and other factors are coefficients of the paths that pass.
 
-    Args:
-        graph: A lowered graph.
-        weights: Its tensors.
-        tape: Recorded coefficients by node; None opens every gate.
-        statistics: The moments of the BatchNorm layers in the order of their calls, or ``running`` for the stored ones.
-        coefficients: How coefficients enter. ``plain``: as they are. ``squared``: weights, BatchNorm and fixed
-            coefficients squared where they act. ``absolute``: their absolute values. ``ones``: as ``absolute``, but
-            BatchNorm counts 1 (for tensors that are ones, or a mask). ``connected``: 1 where not zero. Gates enter as
-            they are in ``plain``, squared otherwise.
-        pools: How an open max pool reads its window: ``sum`` or ``max``.
-        per_sample: What an open reading does with coefficients that only a recorded sample has (normalisation over the
-            units of a sample, attention, gates, products of branches): ``refuse``, or ``one``: they count 1, averaged
-            over what a product of matrices contracts unless ``connected``.
+    Read is a lowered graph, with the coefficients of a ``tape``; without one every gate is open. The words are those of
+    `replay` and `replay_open`, and ``connected``: coefficients are 1 where they are not zero.
     """
 
     def __init__(
@@ -215,14 +204,8 @@ class Linear(Interpreter):
         return self.coefficient(torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0))
 
     def scores(self, total: Tensor) -> dict[str, Tensor]:
-        """For a sum over outputs the effective weights times its derivatives with respect to them.
-
-        Returns:
-            Name to product in the weight's shape; ``theta^2 dR/d(theta^2)`` where weights are squared.
-
-        Raises:
-            InvalidInput: If the sum depends on none of the weights.
-        """
+        """For a sum R over outputs the effective weights times its derivatives: by name, in the weight's shape."""
+        # That is ``theta^2 dR/d(theta^2)`` where weights are squared. `InvalidInput` if R depends on none of them.
         if self.anchor is None or not total.requires_grad:
             raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
         torch.autograd.grad(total, self.anchor, allow_unused=True)

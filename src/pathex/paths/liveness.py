@@ -47,14 +47,10 @@ class _Indicator(torch.autograd.Function):
 class _Liveness(Linear):
     """Open reading in which every value is 0 (no path from the input arrives) or 1.
 
-    Args:
-        graph: A lowered graph.
-        weights: The masks in place of the weights.
-        role: None: paths go through every factor of a product. A number: they end at the next product, where they must
-            enter as the factor of that number, and what leaves it must reach the output.
-        leaving: For each product which of its results reach the output.
-        values_only: Whether paths do not pass what only makes a coefficient (softmax, sigmoid).
-        made: Where masks are, and the weights they are made into, for readings to come.
+    Without a ``role`` paths go through every factor of a product. With one they end at the next product, where they
+    must enter as the factor of that number, and what leaves it must reach the output, as ``leaving`` says. With
+    ``values_only`` they do not pass what only makes a coefficient (softmax, sigmoid). ``made`` holds masks, and the
+    weights they are made into, for readings to come.
     """
 
     def __init__(
@@ -154,14 +150,10 @@ class OnPaths:
 def roles(
     model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
 ) -> dict[str, list[Tensor]]:
-    """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
-
-    Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
-    whether paths of values go through them, and as which factor they enter the next product.
-
-    Returns:
-        For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
-    """
+    """Tell apart the parts of a weight that play different roles at products: value, gate, query, key."""
+    # Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
+    # whether paths of values go through them, and as which factor they enter the next product. For each masked weight
+    # these are disjoint bool tensors, together the kept entries on a path; most weights have one part.
     x = x[:1]
     graph = trace(model, x, output=output)
     whole, leaving = _effective(graph, model, mask, x)

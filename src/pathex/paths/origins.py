@@ -67,12 +67,7 @@ class Origin:
 
 
 class Origins:
-    """The origins of the weights of a graph.
-
-    Args:
-        graph: The graph.
-        names: The parameters that count.
-    """
+    """The origins of the weights of a graph, in the parameters that are named."""
 
     def __init__(self, graph: Graph, names: Collection[str]) -> None:
         self.starts: dict[str, int] = {}

@@ -86,15 +86,7 @@ _DECIDES = DECISIONS | words("to _to_copy getitem sym_size")
 
 
 class Record(Interpreter):
-    """Runs the network and keeps coefficients.
-
-    Args:
-        graph: A lowered graph.
-        weights: Its tensors.
-        statistics: What BatchNorm uses: moments in the order of the calls, ``running`` for the stored ones, ``batch``
-            for the biased moments of what reaches it.
-        smooth: The coefficient of smooth activations.
-    """
+    """Runs a lowered graph and keeps coefficients; statistics and smooth activations as `record` says."""
 
     def __init__(
         self, graph: Graph, weights: Weights, statistics: Statistics = "batch", smooth: Smooth = "secant"

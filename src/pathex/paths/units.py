@@ -1,6 +1,5 @@
 """The weights of convolutions and linear layers in the order of their units."""
 
-import torch
 from torch import Tensor
 
 from pathex.graph import WEIGHTED, Node
@@ -20,8 +19,3 @@ def by_units(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     """A weight in the order (groups, outputs of a group, inputs of a group, kernel)."""
     grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return grouped.transpose(1, 2) if transposed else grouped
-
-
-def from_units(values: Tensor, shape: torch.Size, transposed: bool) -> Tensor:
-    """Back from `by_units`."""
-    return (values.transpose(1, 2) if transposed else values).reshape(shape)

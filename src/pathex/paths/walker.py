@@ -29,15 +29,8 @@ class Walker:
     Where a network forks, walks take every branch; where branches meet, or a channel becomes several features, those
     who go on are drawn from what arrives, so that every layer is passed by equally many.
 
-    Args:
-        model: The network; left as it was.
-        x: An image ``(1, ...)``; only its shape counts.
-        weights: Weights whose use is told, by parameter name.
-        source: A CPU generator.
-        keep: Name to bool tensor: weights that may be used. None is all.
-        other: What stands in for other parameters, by name.
-        per_sample: See `Linear`.
-        output: Which of several outputs counts.
+    The use of ``weights`` is told, of which those in ``keep`` may be used (None: all); others stand in for other
+    parameters. Draws come from ``source``, a generator on the CPU.
     """
 
     def __init__(
@@ -59,12 +52,8 @@ class Walker:
         self.layers: list[_Layer] = []
 
     def walk(self, walks: int) -> dict[str, Tensor]:
-        """Walk from the inputs, each input unit in turn, and half of the walks from the outputs.
-
-        Returns:
-            Name to the flat indices of the weights used, on the CPU, one entry for each use. Layers that do not lead to
-            the output are not used.
-        """
+        """Half of the walks from the inputs, each unit in turn, half from the outputs: flat indices of uses by name."""
+        # Layers that do not lead to the output are not used.
         reading = _Walk(self, (walks - walks // 2, walks // 2))
         start = torch.ones_like(self.x[:1], dtype=torch.float64).requires_grad_()
         with untouched(self.model), torch.enable_grad():
@@ -120,12 +109,8 @@ class _Walk(Linear):
 class _Layer:
     """One call of a layer, as walks see it.
 
-    Attributes:
-        magnitudes: Those of the weights, (groups, outputs of a group, inputs of a group, kernel).
-        entries: Their flat indices in the parameter, alike.
-        name: The parameter, if its use is told.
-        axis: Dimension of the units.
-        shape: Shape of the output.
+    Magnitudes, and the flat indices in the parameter if its use is told, are in the order (groups, outputs of a group,
+    inputs of a group, kernel); ``axis`` is the dimension of the units, ``shape`` that of the output.
     """
 
     magnitudes: Tensor
@@ -157,11 +142,8 @@ class _Layer:
 class _Table:
     """For each unit of one side of a layer the weights that lead away from it.
 
-    Attributes:
-        form: (groups, units of a group on this side, units of a group on the other side, kernel).
-        ends: Running sum of the magnitudes in this order.
-        above: Its value at the end of each unit.
-        below: Its value before each unit.
+    ``form`` is (groups, units of a group on this side, units of a group on the other side, kernel), ``ends`` the
+    running sum of the magnitudes in this order, which is ``below`` before each unit and ``above`` at its end.
     """
 
     form: torch.Size

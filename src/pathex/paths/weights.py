@@ -17,17 +17,9 @@ _WORTH = 1 << 16  # entries from which on a weight is made again in the backward
 class Weights:
     """Parameters and buffers by name: masked, replaced and cast when they are asked for.
 
-    Args:
-        model: The network; its tensors are read, not changed.
-        dtype: Precision of floating-point tensors.
-        mask: Name to bool tensor, True = kept.
-        replaced: Tensors that stand in for parameters or buffers, by name.
-        scored: Names of the parameters whose scores are asked for.
-        prunable: Names of those that weights are known by which a network computes from them; None: the scored ones.
-        infinite: Names of those whose entries may be infinite or NaN: a choice removes them, a product would not.
-
-    Raises:
-        InvalidInput: If ``replaced`` names a tensor that the network does not have.
+    The scores of those that are ``scored`` are summed up here. Weights that a network computes are known by the
+    ``prunable`` parameters they are made of (None: the scored ones). Entries of ``infinite`` ones may be infinite or
+    NaN: a choice removes them, a product would not. `InvalidInput` if ``replaced`` names what the network has not.
     """
 
     def __init__(

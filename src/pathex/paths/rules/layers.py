@@ -35,7 +35,7 @@ def _function(node: Node, extra: Sequence[Any]) -> Callable[[Tensor, Tensor], Te
 
 @recording.rule(*WEIGHTED)
 def _layer(reading: Record, node: Node) -> Tensor:
-    _refuse_dynamic_bias(reading, node)
+    reading.refuse_dynamic(node, "bias")
     if reading.carries(node.args[1]) and reading.carries(node.args[0]):
         reading.keep(node, Factors((reading(node.args[0]), reading(node.args[1]))))
     return reading.plain(node)
@@ -43,7 +43,7 @@ def _layer(reading: Record, node: Node) -> Tensor:
 
 @rule(*WEIGHTED)
 def _layer_linear(reading: Linear, node: Node) -> Tensor:
-    _refuse_dynamic_bias(reading, node)
+    reading.refuse_dynamic(node, "bias")
     function = _function(node, [reading(argument) for argument in node.args[3:]])
     if reading.carries(node.args[1]):
         return multilinear(reading, node, node.args[:2], lambda factors: function(*factors))
@@ -55,16 +55,10 @@ def _layer_linear(reading: Linear, node: Node) -> Tensor:
     return reading.weighed(node, reading(node.args[0]), node.args[1], call_of(node, function), scale)
 
 
-def _refuse_dynamic_bias(reading: Record | Linear, node: Node) -> None:
-    if reading.carries(node["bias"]):
-        raise reading.unsupported(node, "its bias depends on the input")
-
-
 @rule("batch_norm")
 def _batch_norm_linear(reading: Linear, node: Node) -> Tensor:
-    source, weight = node["input"], node["weight"]
-    if any(map(reading.carries, (weight, node["bias"]))):
-        raise reading.unsupported(node, "its weight or bias depends on the input")
+    reading.refuse_dynamic(node, "weight", "bias")
+    source = node["input"]
     x: Tensor = reading(source)
     if source.op in _CONVOLUTIONS and norm_of(reading, source) is node:
         return x
@@ -72,4 +66,4 @@ def _batch_norm_linear(reading: Linear, node: Node) -> Tensor:
     scale = reading.scale(node)
     if scale is not None:
         x = x * scale.view(-1, *sides)
-    return reading.by_weight(node, x, weight, (-1, *sides))
+    return reading.by_weight(node, x, node["weight"], (-1, *sides))

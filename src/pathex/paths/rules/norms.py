@@ -28,14 +28,9 @@ def _stored(node: Node) -> bool:
     return node.op == "instance_norm" and not node["use_input_stats"] and node["running_var"] is not None
 
 
-def _refuse_dynamic(reading: Record | Linear, node: Node) -> None:
-    if any(map(reading.carries, (node["weight"], node.arguments.get("bias")))):
-        raise reading.unsupported(node, "its weight or bias depends on the input")
-
-
 @recording.rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
 def _norm(reading: Record, node: Node) -> Tensor:
-    _refuse_dynamic(reading, node)
+    reading.refuse_dynamic(node, "weight", "bias")
     if _stored(node):
         return reading.plain(node)
     x: Tensor = reading(node["input"])
@@ -56,8 +51,7 @@ def _norm(reading: Record, node: Node) -> Tensor:
 
 @rule("layer_norm", "rms_norm", "group_norm", "instance_norm")
 def _norm_linear(reading: Linear, node: Node) -> Tensor:
-    _refuse_dynamic(reading, node)
-    weight = node["weight"]
+    reading.refuse_dynamic(node, "weight", "bias")
     x: Tensor = reading(node["input"])
     form = (*reading(node["normalized_shape"]),) if node.op in ("layer_norm", "rms_norm") else _by_channel(x)
     if _stored(node):
@@ -68,4 +62,4 @@ def _norm_linear(reading: Linear, node: Node) -> Tensor:
         reading.open_per_sample(node)
     elif reading.coefficients not in ("ones", "connected"):
         x = x * reading.coefficient(reading.tape[node].forward).to(x.dtype)
-    return reading.by_weight(node, x, weight, form)
+    return reading.by_weight(node, x, node["weight"], form)

@@ -125,8 +125,7 @@ def _broadcast(reading: Linear, value: Tensor, node: Node) -> Tensor:
 @rule("masked_fill")
 def _masked_fill(reading: Linear, node: Node) -> Tensor:
     x: Tensor = reading(node.args[0])
-    if reading.carries(node.args[2]):
-        raise reading.unsupported(node, "its value depends on the input")
+    reading.refuse_dynamic(node, "value")
     if reading.opened and node.args[1] in reading.graph.dependent:  # any may stay
         return _broadcast(reading, x, node)
     return x.masked_fill(reading(node.args[1]), 0.0)
