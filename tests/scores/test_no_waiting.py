@@ -88,16 +88,9 @@ def test_no_pass_reads_a_value(name, method):
 @pytest.mark.parametrize("smooth", ["secant", "tangent", "mixed"])
 @pytest.mark.parametrize("calibration", ["batch", "running"])
 def test_no_option_of_px_reads_a_value(calibration, smooth):
-    layers = (
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.LeakyReLU(0.1),
-        nn.PReLU(4),
-        nn.ReLU6(),
-        nn.GELU(),
-        nn.MaxPool2d(2),
-    )
-    model = nn.Sequential(*layers, nn.RReLU(), nn.Sigmoid(), nn.Flatten(), nn.LazyLinear(3)).eval()
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.PReLU(4), nn.ReLU6(), nn.GELU()
+    head = nn.MaxPool2d(2), nn.RReLU(), nn.Sigmoid(), nn.Flatten(), nn.LazyLinear(3)
+    model = nn.Sequential(*layers, *head).eval()
     x = torch.randn(3, 3, 8, 8)
     model(x)
     of_second_round(model, x, "px", calibration=calibration, smooth=smooth)

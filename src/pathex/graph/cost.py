@@ -13,11 +13,8 @@ from pathex.graph.graph import Graph, Node
 class Cost:
     """What one image costs in a forward pass.
 
-    Attributes:
-        products: Name of each parameter to the multiply-adds in which its entries take part.
-        others: Multiply-adds without a parameter: products of two activations.
-        activations: Entries of all activations.
-        largest: Entries of the largest one.
+    Multiply-adds by parameter (those in which its entries take part), ``others`` of products of two activations;
+    entries of all activations, and of the largest.
     """
 
     products: Mapping[str, int]

@@ -36,13 +36,10 @@ class Use:
 
 @dataclass(frozen=True)
 class PathCounts:
-    """Paths through the weights of a masked network.
+    """Paths through the weights of a masked network, and the calls that use each.
 
-    Attributes:
-        through: For each weight the number of paths through it, once for each time that a path uses it. Where the
-            number of all paths leaves float64, every layer is divided by its mean number of weights to an output unit.
-        total: Number of all paths, divided alike.
-        uses: For each weight the calls that use it.
+    ``through`` counts a path once for each time that it uses a weight, ``total`` all paths. Where the number of these
+    leaves float64, every layer is divided by its mean number of weights to an output unit.
     """
 
     through: dict[str, Tensor]

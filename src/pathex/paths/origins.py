@@ -34,14 +34,11 @@ PLACED = _FACTORS | words(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the entries of a weight come from.
+    """Where the entries of a weight come from: which entries of the parameters that it is made of.
 
-    Attributes:
-        names: The parameters that it is made of.
-        places: For each entry the flat index of the parameter's entry in all of them laid end to end, -1 where there is
-            none; a range where they are those of one parameter in their order; None where entries are mixed.
-        shape: The weight's, where ``places`` is a range.
-        linear: Whether the parameters were only moved and multiplied by fixed factors.
+    ``places`` are flat indices in all of these laid end to end, -1 where there is none; a range where they are those of
+    one parameter in their order, in this ``shape``; None where entries are mixed. ``linear`` says whether parameters
+    were only moved and multiplied by fixed factors.
     """
 
     names: tuple[str, ...]

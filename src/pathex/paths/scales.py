@@ -37,14 +37,11 @@ _WEIGHTS: Mapping[str, Sequence[int]] = {
 
 @dataclass(frozen=True)
 class Survey:
-    """What a graph shows.
+    """What a graph shows: names of parameters, and of operators beyond piecewise linear.
 
-    Attributes:
-        factors: Names of the parameters that multiply what comes from the input: weights of normalisations, layer
-            scales, gains of standardised weights.
-        weights: Names of the weights of linear, convolution and matrix products, in the order of their first call.
-        heads: Those of them whose result goes to the output without meeting another one.
-        beyond: Names of the operators that make the network more than piecewise linear.
+    Factors multiply what comes from the input: weights of normalisations, layer scales, gains of standardised weights.
+    Weights are those of linear, convolution and matrix products, in the order of their first call; heads those whose
+    result goes to the output without meeting another one.
     """
 
     factors: frozenset[str]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, listed
-from pathex.graph import Graph, Node, breaks_in_channels_last, held_bytes
+from pathex.graph import Graph, breaks_in_channels_last, held_bytes
 from pathex.paths import (
     TINY_SCALE,
     Linear,
@@ -159,14 +159,10 @@ class PathReader(Reader):
         images = images.to(self.precision)
         fast = images.dim() == 4 and self.precision == torch.float32 and images.device.type == "cpu"
         convolutions = [node for node in self.graph().path if node.op == "conv2d"] if fast else []
-        if convolutions and not any(_breaks_in_channels_last(node) for node in convolutions):
+        forms = [(node.args[1].shape, node["stride"], node["groups"]) for node in convolutions]
+        if convolutions and not any(breaks_in_channels_last(*form) for form in forms):
             return images.contiguous(memory_format=torch.channels_last)
         return images
-
-
-def _breaks_in_channels_last(convolution: Node) -> bool:
-    given = convolution.arguments
-    return breaks_in_channels_last(convolution.args[1].shape, given["stride"], given["groups"])
 
 
 def _may_be_scales(model: nn.Module, prunable: Collection[str]) -> bool:
