@@ -2,8 +2,6 @@
 
 import numpy as np
 
-# -- what one unit of one sample is multiplied with --------------------------------------------------------------------
-
 
 def _over(x, group, eps, centred):
     """For each unit ``1 / sqrt(spread + eps)``, the spread taken over the units that ``group`` lists for it."""
@@ -19,10 +17,6 @@ def layer_scale(x, dims, eps, centred=True):
     """LayerNorm over the last ``dims`` dimensions; RMSNorm if it is not centred."""
     kept = x.ndim - dims
     return _over(x, lambda unit: [(*unit[:kept], *rest) for rest in np.ndindex(*x.shape[kept:])], eps, centred)
-
-
-def rms_scale(x, dims, eps):
-    return layer_scale(x, dims, eps, centred=False)
 
 
 def group_scale(x, groups, eps):
@@ -53,9 +47,6 @@ def response_scale(x, size, alpha, beta, k):
     return scale
 
 
-# -- weights that are computed -----------------------------------------------------------------------------------------
-
-
 def standardised(weight, gain, eps):
     """Each output channel with mean zero and the gain as standard deviation."""
     result = np.empty(weight.shape)
@@ -64,17 +55,6 @@ def standardised(weight, gain, eps):
         spread = sum((value - mean) ** 2 for value in row.ravel()) / row.size
         result[channel] = gain[channel] * (row - mean) / np.sqrt(spread + eps)
     return result
-
-
-def with_unit_norm(weight, gain):
-    """Each output channel with the gain as Euclidean norm."""
-    result = np.empty(weight.shape)
-    for channel, row in enumerate(weight):
-        result[channel] = gain[channel] * row / np.sqrt(sum(value**2 for value in row.ravel()))
-    return result
-
-
-# -- the scores of px --------------------------------------------------------------------------------------------------
 
 
 def scores_of_two_layers(x, first, second, coefficient, act, weighed=None):

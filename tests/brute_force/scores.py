@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +56,14 @@ def px_cvpr24(model, batches, mask=None, squared_norms=()):
     total = {name: torch.zeros_like(entry) for name, entry in theta.items()}
     for x in batches:
         gate_network, data_network, path_network = (_copy(model, mask).train() for _ in range(3))
-        recorded = {}
+        gates = {}
         for name, module in gate_network.named_modules():
             if isinstance(module, nn.ReLU):
-                _replace(gate_network, name, _Recorder(recorded, name))
+                module.register_forward_pre_hook(partial(_note, gates, name))
         gate_network(x)
-        for name, arriving in recorded.items():
-            _replace(data_network, name, _Gate((arriving > 0).double()))
-            _replace(path_network, name, nn.Identity())
+        for name, gate in gates.items():
+            data_network.get_submodule(name).forward = partial(torch.mul, gate)
+            path_network.get_submodule(name).forward = lambda x: x
         _square(path_network, squared_norms)
         with torch.no_grad():
             z1 = data_network(x)
@@ -73,23 +74,8 @@ def px_cvpr24(model, batches, mask=None, squared_norms=()):
     return {name: total[name].abs() * theta[name].detach().abs() ** 5 for name in theta}
 
 
-class _Recorder(nn.Module):
-    def __init__(self, recorded, name):
-        super().__init__()
-        self.recorded, self.name = recorded, name
-
-    def forward(self, x):
-        self.recorded[self.name] = x.detach().clone()
-        return x.clamp(min=0)
-
-
-class _Gate(nn.Module):
-    def __init__(self, gate):
-        super().__init__()
-        self.gate = gate
-
-    def forward(self, x):
-        return x * self.gate
+def _note(gates, name, module, given):
+    gates[name] = (given[0] > 0).double()
 
 
 def _copy(model, mask):
@@ -98,11 +84,6 @@ def _copy(model, mask):
         for name, entry in masked(model, mask).items():
             network.get_parameter(name).copy_(entry)
     return network
-
-
-def _replace(model, name, module):
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _square(model, squared_norms):

@@ -21,8 +21,6 @@ def by_rank(entries, make):
     return {rank: {str(o): make(rank, o) for own, o in entries if own in (rank, None)} for rank in (1, 2, 3)}
 
 
-# -- layers ------------------------------------------------------------------------------------------------------------
-
 # Options, and the rank that they are for; None: all.
 CONVOLUTIONS = by_rank(
     [
@@ -135,8 +133,6 @@ MOVES = {
     "gather": lambda x: x.gather(1, torch.zeros(2, 1, 6, 5, dtype=torch.long)),
     "index-select": lambda x: x.index_select(1, torch.tensor([3, 3])),
 }
-
-# -- smooth functions, products and choices ----------------------------------------------------------------------------
 
 ACTIVATIONS = {
     "gelu": F.gelu,

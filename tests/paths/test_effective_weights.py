@@ -14,16 +14,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import pathex
-from brute_force.norms import scores_of_two_layers, standardised, with_unit_norm
+from brute_force.norms import scores_of_two_layers, standardised
 from pathex.errors import UnsupportedOperation
 from pathex.graph import trace
 from pathex.masks import prunable_weights
 from pathex.paths import Linear, Weights, connectivity, lowered, record, run_linear
 from paths.oracle import assert_equal, assert_replays, images
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
 
 X = images(3, 3, 2, 2, seed=4)
 
@@ -164,16 +162,6 @@ def test_standardised_scores_are_sums_over_paths(seed, masked):
     torch.testing.assert_close(found["0.weight"].sum(), found["2.weight"].sum())  # conserved from layer to layer
 
 
-def test_scores_of_weights_with_unit_norm_are_sums_over_paths():
-    model = _network(parametrizations.weight_norm(nn.Conv2d(3, 4, 1, bias=False)))
-    gain, theta = (getattr(model[0].parametrizations.weight, name).detach() for name in ("original0", "original1"))
-    weight, second = with_unit_norm(theta.numpy(), gain.flatten().tolist()), model[2].weight.detach().numpy()
-    expected = _by_paths(weight[..., 0, 0], second[..., 0, 0])
-    name = "0.parametrizations.weight.original1"
-    found = _px(model, X, _parameters(model, name, "2.weight"))
-    torch.testing.assert_close(found[name][..., 0, 0], torch.from_numpy(expected[0]), rtol=1e-10, atol=1e-12)
-
-
 def _old_weight_norm(layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and still used
@@ -273,8 +261,6 @@ def test_a_low_rank_addition_that_is_not_scored_is_a_fixed_part():
     found = _px(model, x, _parameters(model, name, "2.weight"))
     assert_equal(found[name], _px(twin, x, _parameters(twin, "0.weight", "2.weight"))["0.weight"])
 
-
-# -- networks of timm --------------------------------------------------------------------------------------------------
 
 CONFIG = NfCfg(depths=(1, 1), channels=(8, 16), stem_chs=8, group_size=4, attn_layer=None)
 

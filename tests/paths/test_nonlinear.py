@@ -105,9 +105,6 @@ def test_squared_attention_is_what_its_formula_says():
     assert_equal(found[0, 0], expected)
 
 
-# -- open --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["squeeze and excite", "softmax", "normalize", "star"])
 def test_coefficients_of_a_sample_have_no_open_reading_unless_told(name):
     model, x = Between(GATED[name]), images(2, 4, 3).abs()
@@ -138,9 +135,6 @@ def test_open_attention_averages_over_what_its_products_contract():
     expected = (similar[:, :, :, None] + v[:, None]).mean(2)
     found = replay_open(model, x, statistics="running", coefficients="absolute", per_sample="one")
     assert_equal(found, expected)
-
-
-# -- scores ------------------------------------------------------------------------------------------------------------
 
 
 def test_weights_that_feed_a_gate_have_the_score_of_its_squared_jacobian():

@@ -9,21 +9,13 @@ from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 
 import pathex
-from brute_force.norms import (
-    group_scale,
-    instance_scale,
-    layer_scale,
-    response_scale,
-    rms_scale,
-    scores_of_two_layers,
-)
+from brute_force.cases import Wired
+from brute_force.norms import group_scale, instance_scale, layer_scale, response_scale, scores_of_two_layers
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.paths import connectivity, record, replay, replay_open
 from paths.oracle import Beside, Between, assert_equal, images
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
 
 SHAPE = (3, 4, 2, 3)
 EPS = 1e-3
@@ -81,7 +73,7 @@ CASES = {
     ),
     "rms norm": (
         LAST,
-        lambda x: rms_scale(x, 2, EPS),
+        lambda x: layer_scale(x, 2, EPS, centred=False),
         [
             _with(nn.RMSNorm([2, 3], eps=EPS), LAST),
             lambda x: torch.rms_norm(x, (2, 3), LAST, EPS),
@@ -90,7 +82,7 @@ CASES = {
     ),
     "rms norm without eps": (
         torch.ones(()).double(),
-        lambda x: rms_scale(x, 1, np.finfo(np.float64).eps),
+        lambda x: layer_scale(x, 1, np.finfo(np.float64).eps, centred=False),
         [nn.RMSNorm(3).double(), lambda x: F.rms_norm(x, (3,)), lambda x: torch.rms_norm(x, (3,), eps=None)],
     ),
     "group norm": (
@@ -172,22 +164,20 @@ def test_every_form_is_scale_times_weight_and_counts_one_in_the_network_of_ones(
     assert torch.equal(x, unchanged)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "stored" not in name])
-def test_a_scale_of_the_sample_has_no_open_reading(name):
+@pytest.mark.parametrize("name", CASES)
+def test_only_stored_statistics_have_an_open_reading(name):
     weight, _, forms = CASES[name]
-    z, model = images(*SHAPE, seed=7), _beside(name)
-    with pytest.raises(UnsupportedOperation, match="depend on the sample"):
-        replay_open(model, z, statistics=[])
-    for how, factor in (("squared", weight.square()), ("absolute", weight.abs())):
-        opened = replay_open(model, z, statistics=[], per_sample="one", coefficients=how)
+    z, model, expected = images(*SHAPE, seed=7), _beside(name), {"squared": weight.square(), "absolute": weight.abs()}
+    if "stored" in name:
+        expected = {"squared": _factor(name, z).square()}
+    else:
+        with pytest.raises(UnsupportedOperation, match="depend on the sample"):
+            replay_open(model, z, statistics=[])
+    how = {} if "stored" in name else {"per_sample": "one"}
+    for coefficients, factor in expected.items():
+        opened = replay_open(model, z, statistics=[], coefficients=coefficients, **how)
         for found in model.results(opened, [z] * len(forms)):
             assert_equal(found, factor * z)
-
-
-def test_stored_statistics_have_an_open_reading():
-    name, z = "instance norm by stored statistics", images(*SHAPE, seed=7)
-    for found in _beside(name).results(replay_open(_beside(name), z, statistics=[]), [z] * len(CASES[name][2])):
-        assert_equal(found, _factor(name, z).square() * z)
 
 
 def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay():
@@ -229,20 +219,13 @@ def test_another_norm_than_the_recorded_one_is_refused():
             replay(Between(other), x, recording)
 
 
-# -- scores ------------------------------------------------------------------------------------------------------------
-
-
-class _Pointwise(nn.Module):
+def _pointwise(norm, seed):
     """Two pointwise layers on (N, C, L) with a normalisation between them."""
-
-    def __init__(self, norm, seed):
-        super().__init__()
-        self.first, self.norm, self.second = nn.Conv1d(3, 4, 1, bias=False), norm, nn.Conv1d(4, 2, 1, bias=False)
-        for i, entry in enumerate(self.parameters()):
-            entry.data = images(*entry.shape, seed=10 * seed + i)
-
-    def forward(self, x):
-        return self.second(F.relu(self.norm(self.first(x))))
+    layers = {"first": nn.Conv1d(3, 4, 1, bias=False), "norm": norm, "second": nn.Conv1d(4, 2, 1, bias=False)}
+    model = Wired(lambda net, x: net.second(F.relu(net.norm(net.first(x)))), **layers)
+    for i, entry in enumerate(model.parameters()):
+        entry.data = images(*entry.shape, seed=10 * seed + i)
+    return model
 
 
 class _Across(nn.LayerNorm):
@@ -257,7 +240,7 @@ NETWORKS = {
     "layer over all": (lambda: nn.LayerNorm([4, 3]), lambda h: layer_scale(h, 2, 1e-5)),
     "group": (lambda: nn.GroupNorm(2, 4), lambda h: group_scale(h, 2, 1e-5)),
     "instance": (lambda: nn.InstanceNorm1d(4, affine=True), lambda h: instance_scale(h, 1e-5)),
-    "rms": (lambda: nn.RMSNorm([4, 3], eps=1e-5), lambda h: rms_scale(h, 2, 1e-5)),
+    "rms": (lambda: nn.RMSNorm([4, 3], eps=1e-5), lambda h: layer_scale(h, 2, 1e-5, centred=False)),
     "response": (lambda: nn.LocalResponseNorm(2, 0.3), lambda h: response_scale(h, 2, 0.3, 0.75, 1.0)),
 }
 
@@ -267,7 +250,7 @@ NETWORKS = {
 @pytest.mark.parametrize("masked", [False, True])
 def test_scores_are_sums_over_paths(name, seed, masked):
     build, scale_of = NETWORKS[name]
-    model, x = _Pointwise(build(), seed), images(3, 3, 3, seed=seed)
+    model, x = _pointwise(build(), seed), images(3, 3, 3, seed=seed)
     mask = {key: images(*getattr(model, key).weight.shape, seed=seed + 50) > -0.5 for key in ("first", "second")}
     if not masked:
         mask = {key: torch.ones_like(keep) for key, keep in mask.items()}

@@ -29,8 +29,6 @@ def test_weights_are_squared_where_they_act(table):
     assert_each_replays(layers, x, squared=squared)
 
 
-# -- gates -------------------------------------------------------------------------------------------------------------
-
 IN_PLACE = {
     "relu": F.relu,
     "relu_": torch.relu_,
@@ -75,9 +73,6 @@ def test_an_open_gate_lets_everything_pass():
         assert_equal(found, z)
 
 
-# -- pools -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("table", [name for name in TABLES if "max pools" in name])
 def test_an_open_max_pool_passes_its_whole_window(table):
     """1 where an input lies in the window of an output: what one-hot images leave behind."""
@@ -95,9 +90,6 @@ def test_dropout_that_a_network_never_switches_off_is_the_identity():
     x = images(2, 4)
     model = Between(lambda y: F.dropout(y, 0.5, training=True))
     assert_equal(replay(model, x, record(model, x)), x)
-
-
-# -- whole networks ----------------------------------------------------------------------------------------------------
 
 
 def _mixed():

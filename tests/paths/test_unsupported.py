@@ -15,9 +15,7 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import trace
 from pathex.paths import calibrate, connectivity, forward, record, replay, survey
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:px.* is derived for piecewise-linear", "ignore:synflow.* is derived for piecewise-linear"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
 
 
 class _Square(torch.autograd.Function):

@@ -85,17 +85,17 @@ def test_a_step_doubles_at_most_and_never_goes_past_the_end(last, left, toleranc
     assert step == min(2 * last, left) or (step + 1) * wrong / asked[0] >= tolerance * (1 - 1e-12)
 
 
-def test_constant_scores_double_every_step():
-    full = torch.ones(SIZE, dtype=torch.bool)
-    made = ours(lambda there, number: torch.arange(SIZE).double(), full, 100, 0.01)
-    assert [reached for reached, _ in made] == [1, 3, 7, 15, 31, 63, 100]
-
-
-def test_scores_that_have_nothing_to_do_with_each_other_take_every_round():
-    def drawn(there, number):
-        return torch.rand(SIZE, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
-
-    assert len(ours(drawn, torch.ones(SIZE, dtype=torch.bool), 20, 0.02)) == 20
+@pytest.mark.parametrize(
+    ("score", "reached"),
+    [
+        (lambda number: torch.arange(SIZE).double(), [1, 3, 7, 15, 31, 63, 100]),  # constant ones double every step
+        (lambda n: torch.rand(SIZE, generator=torch.Generator().manual_seed(n), dtype=torch.float64), [*range(1, 101)]),
+    ],
+    ids=["constant", "unrelated"],
+)
+def test_the_longest_and_the_shortest_steps(score, reached):
+    made = ours(lambda there, number: score(number), torch.ones(SIZE, dtype=torch.bool), 100, 0.01)
+    assert [place for place, _ in made] == reached
 
 
 @settings(max_examples=30, deadline=None)

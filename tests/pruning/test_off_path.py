@@ -82,7 +82,6 @@ def test_a_start_mask_may_have_them_whole_and_not_cut():
     assert not set(off) & set(result.mask) and not any((result.mask[n] & ~whole[n]).any() for n in result.mask)
     assert set(pathex.score(net, "px", X, mask=whole)) == set(result.mask)
     cut = Mask({**names, "inner.weight": torch.zeros_like(names["inner.weight"])})
-    for call in (pathex.score, pathex.prune):
-        more = {"sparsity": 0.5} if call is pathex.prune else {}
+    for call, more in ((pathex.score, {}), (pathex.prune, {"sparsity": 0.5})):
         with pytest.raises(MaskMismatch, match=r"left as they are: inner\.weight.*ignore="):
             call(net, "px", data=X, mask=cut, **more)

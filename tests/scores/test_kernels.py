@@ -24,8 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning"),
 ]
 
-# -- the diagonals -----------------------------------------------------------------------------------------------------
-
 
 def test_fisher_diagonal_of_the_model_needs_no_labels():
     model, x = build("mlp", 33)
@@ -54,9 +52,6 @@ def test_overflow_is_named():
             weight.fill_(1e30)
     with pytest.raises(PathexError, match=r"the derivatives of '0\.weight' overflow torch\.float32"):
         pathex.score(model, "ntk-diagonal", torch.full((2, 3), 1e10))
-
-
-# -- projections -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["ntk-diagonal", "fisher-diagonal"])
@@ -97,9 +92,6 @@ def test_the_default_is_exact_until_it_gets_dear(outputs, projections):
     assert_close(default, pathex.score(model, "ntk-diagonal", x, projections=projections), 1e-15)
     other = pathex.score(model, "ntk-diagonal", x, projections=31 if projections else 32)
     assert not torch.equal(default["weight"], other["weight"])
-
-
-# -- NTK-SAP -----------------------------------------------------------------------------------------------------------
 
 
 def drawn(model, x, keep, number=1, **options):
@@ -235,9 +227,6 @@ def test_what_leaves_float32_is_repeated_in_float64():
         huge[0].weight.copy_(torch.randn(2, 3) * 1e200)
     with pytest.raises(PathexError, match=r"ntk-sap: the change of the outputs is (inf|nan) in float64"):
         pathex.score(huge, "ntk-sap", x.double(), epsilon=1e200)
-
-
-# -- all three ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet20"])

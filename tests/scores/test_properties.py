@@ -21,9 +21,6 @@ def flat(scores):
     return torch.cat([score.double().flatten() for score in scores.values()])
 
 
-# -- what scores do not depend on --------------------------------------------------------------------------------------
-
-
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
 @pytest.mark.parametrize("memory", ["200KB", "50KB", None])
 def test_kept_sets_do_not_depend_on_memory(model, images, memory):
@@ -68,9 +65,6 @@ def test_running_statistics_ignore_the_other_images(model, images):
         assert torch.allclose(flat(halves[0]) + flat(halves[1]), flat(whole), rtol=1e-10) == adds_up
 
 
-# -- redraw and scales -------------------------------------------------------------------------------------------------
-
-
 def test_redrawn_weights_depend_on_seed_and_round_only(model, images):
     """Drawn by a custom initialiser in each of three rounds."""
     drawn = {}
@@ -112,9 +106,6 @@ def test_scales_warn_once_a_prune():
     assert len(caught) == 1 and result.report.dead_layers == []
     with pytest.warns(PathexWarning, match=r"all scores are zero.*: 0\.weight"):
         pathex.score(model, "px", torch.randn(4, 3), scales="stored")
-
-
-# -- mathematics -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
