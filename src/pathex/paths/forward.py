@@ -261,7 +261,7 @@ def calibrate(
     output: str | int | None = None,
     processes: Processes = ALONE,
 ) -> Sequence[Moments]:
-    """Mean and biased variance of what reaches each BatchNorm, over all images together, layer after layer."""
+    """Mean and biased variance of what reaches each BatchNorm, by call, over all images together."""
     # Every layer sees the outputs of the layers before it normalised by their own calibrated moments. The network's
     # stored statistics are neither used nor changed. With a chunk of images in memory at a time this costs one partial
     # forward pass for each BatchNorm call, with the same result up to rounding; processes share the chunks between
