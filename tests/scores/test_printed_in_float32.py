@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import pathex
+from pathex.masks import all_kept, prunable_weights
 from pathex.scores import px_literal
 
 
@@ -84,7 +85,7 @@ def test_images_of_zeros():
 
 def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions):
     model, x = _mlp(8, 2), _images(6, 8)
-    mask = _all_kept(model)
+    mask = pathex.Mask(all_kept(prunable_weights(model)))
     mask["4.weight"][1] = False
     scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
     assert precisions == [torch.float32]
@@ -95,7 +96,7 @@ def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions):
     model, x = _mlp(8, 2), _images(6, 8).abs()
     with torch.no_grad():
         model.get_parameter("0.weight")[0] = -1.0  # closed for all images
-    mask = _all_kept(model)
+    mask = pathex.Mask(all_kept(prunable_weights(model)))
     mask["2.weight"][0, 1:] = False
     mask["4.weight"][1, 1:] = False
     scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
@@ -104,7 +105,3 @@ def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions):
     precisions.clear()
     pathex.prune(model, "px-literal", sparsity=0.5, data=x, mask=mask, rounds=4, progress=False, calibration="running")
     assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
-
-
-def _all_kept(model):
-    return pathex.Mask({n: torch.ones(w.shape, dtype=torch.bool) for n, w in model.named_parameters()})

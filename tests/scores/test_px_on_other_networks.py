@@ -7,7 +7,7 @@ from torch import nn
 
 import pathex
 from brute_force.cases import Wired
-from pathex.masks import prunable_weights
+from pathex.masks import all_kept, prunable_weights
 from pathex.paths import roles
 
 pytestmark = pytest.mark.filterwarnings("ignore:px is derived for piecewise-linear", "ignore:read as one")
@@ -27,8 +27,7 @@ NETWORKS = [
 
 
 def _parts(model, x):
-    everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
-    return roles(model, everything, x)
+    return roles(model, all_kept(prunable_weights(model)), x)
 
 
 @pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
