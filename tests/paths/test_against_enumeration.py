@@ -48,3 +48,4 @@ def test_recorded_statistics_can_be_used_for_other_images():
     calibrated = record(model, x, calibration="batch")
     alone = record(model, x[:1], calibration=calibrated.statistics)
     torch.testing.assert_close(alone.output, calibrated.output[:1], rtol=1e-10, atol=1e-12)
+    assert list(alone.statistics) == list(calibrated.statistics)

@@ -9,7 +9,7 @@ from torch import nn
 
 import pathex
 from brute_force.cases import Branches, Wired
-from pathex.paths import Moments, calibrate, record, replay
+from pathex.paths import calibrate, record, replay
 from pathex.paths.moments import moments_of
 from paths.oracle import assert_equal, draws, images, with_statistics
 
@@ -125,27 +125,18 @@ def test_a_variance_over_one_value_falls_back_to_the_stored_one():
     assert record(model, one).output.isfinite().all()
 
 
-class _Standardised(nn.Module):
-    """Its weight is normalised by a BatchNorm call over the weight itself, as timm does."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
-        self.norm = nn.BatchNorm1d(3).double()
-
-    def effective(self):
-        return F.batch_norm(self.weight[None], None, None, training=True)[0]
-
-    def forward(self, x):
-        return self.norm(F.linear(x, self.effective()))
-
-
 def test_a_norm_of_a_weight_is_not_calibrated():
-    model, x = _Standardised(), images(6, 2)
+    """As timm standardises weights."""
+
+    def effective(net):
+        return F.batch_norm(net.weight[None], None, None, training=True)[0]
+
+    layers = {"weight": nn.Parameter(images(3, 2)), "norm": nn.BatchNorm1d(3)}
+    model, x = Wired(lambda net, x: net.norm(F.linear(x, effective(net))), **layers).double(), images(6, 2)
     recording = record(model, x)
     assert len(recording.statistics) == 1
     scale = (recording.statistics[0].var + 1e-5).reciprocal()
-    assert_equal(replay(model, x, recording), F.linear(x, model.effective().square()) * scale)
+    assert_equal(replay(model, x, recording), F.linear(x, effective(model).square()) * scale)
 
 
 @pytest.mark.parametrize("coefficients", ["plain", "squared", "absolute", "ones"])
@@ -155,14 +146,6 @@ def test_the_coefficient_of_a_norm(coefficients):
     expected = {"plain": scale, "squared": scale.square(), "absolute": scale.abs(), "ones": torch.ones(3)}
     recording = record(model, x)
     assert_equal(replay(model, x, recording, coefficients=coefficients), x * expected[coefficients])
-
-
-def test_moments_may_be_given():
-    model, x = nn.BatchNorm1d(2).double(), images(3, 2)
-    given = [Moments(torch.zeros(2), torch.tensor([4.0, 9.0], dtype=torch.float64))]
-    found = record(model, x, calibration=given)
-    assert_equal(found.output, x / (given[0].var + 1e-5).sqrt())
-    assert found.statistics == given
 
 
 @pytest.mark.filterwarnings("ignore:px is derived", "ignore:.* of memory, more than")

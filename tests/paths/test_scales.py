@@ -87,10 +87,7 @@ def test_small_equal_factors_are_read_as_one_and_others_are_taken_as_they_are(va
 
 def test_what_does_not_make_a_block_vanish():
     assert _read(_blocks(OTHERS)) == {}
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    for name, entry in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(entry)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     assert survey(trace(model, X)).factors == {"1.weight"}
     assert _read(model) == {}
 
@@ -109,17 +106,14 @@ GAINS = {
 }
 
 
-class _Gained(nn.Conv2d):
-    def __init__(self, form):
-        super().__init__(4, 4, 1)
-        self.gain, self.form = nn.Parameter(torch.zeros(4)), form
-
-    def forward(self, x):
-        return F.conv2d(x, self.form(self.weight, self.gain), self.bias)
+def _gained(form):
+    conv = nn.Conv2d(4, 4, 1)
+    parts = {"weight": conv.weight, "gain": nn.Parameter(torch.zeros(4))}
+    return Wired(lambda net, x: F.conv2d(x, form(net.weight, net.gain)), **parts)
 
 
 def test_the_gain_of_a_computed_weight():
-    model = nn.Sequential(*(_Gained(form) for form in GAINS.values()), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = nn.Sequential(*(_gained(form) for form in GAINS.values()), nn.ReLU(), nn.Conv2d(4, 2, 1))
     found = survey(trace(model, X))
     assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "5.weight")
     assert found.factors == {f"{number}.gain" for number in range(4)}

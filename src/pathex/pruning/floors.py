@@ -151,16 +151,15 @@ class Floors:
             else:
                 (name,) = names
                 on_path = joins(candidate, [name])[name].cpu()
-                needed = _needed(name, scores[name], trial[name], on_path, joined)
+                # A factor may be needed that is on no path itself: the query of a class token.
+                needed = _needed(name, scores[name], trial[name], (on_path, candidate[name]), joined)
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed
         return _count(self.secured) > before
 
 
-def _needed(name: str, score: Tensor, kept: Tensor, on_path: Tensor, joined: Callable[[Masks], bool]) -> Tensor:
-    """The best weights on paths that are enough together with the kept ones: the very best one, or by bisection."""
-    ranked = (on_path & ~kept).flatten().nonzero().squeeze(1)
-    ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
+def _needed(name: str, score: Tensor, kept: Tensor, pools: Sequence[Tensor], joined: Callable[[Masks], bool]) -> Tensor:
+    """The best weights of a pool that are enough together with the kept ones: the very best one, or by bisection."""
 
     def enough(count: int) -> bool:
         trial = needed.clone()
@@ -168,13 +167,20 @@ def _needed(name: str, score: Tensor, kept: Tensor, on_path: Tensor, joined: Cal
         return joined({name: kept | trial.view(kept.shape)})
 
     needed = torch.zeros(kept.numel(), dtype=torch.bool)
-    while not enough(0):
-        few, many = 0, len(ranked)  # `many` are enough, `few` are not
-        while many - few > 1:
-            middle = (few + many) // 2 if few else 1
-            few, many = (few, middle) if enough(middle) else (middle, many)
-        needed[ranked[many - 1]] = True
-        ranked = ranked[: many - 1]
+    for pool in pools:
+        ranked = (pool & ~kept).flatten().nonzero().squeeze(1)
+        ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
+        while not enough(0):
+            few, many = 0, len(ranked)  # `many` are enough, `few` are not
+            while many - few > 1:
+                middle = (few + many) // 2 if few else 1
+                few, many = (few, middle) if enough(middle) else (middle, many)
+            if many == len(ranked) and not enough(many):
+                break
+            needed[ranked[many - 1]] = True
+            ranked = ranked[: many - 1]
+        else:
+            break
     return needed.view(kept.shape)
 
 
