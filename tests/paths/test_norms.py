@@ -180,6 +180,25 @@ def test_only_stored_statistics_have_an_open_reading(name):
             assert_equal(found, factor * z)
 
 
+BY_HAND = {
+    "root of the mean square": lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + EPS),
+    "quotient by it": lambda x: x / (x.square().mean(1, keepdim=True) + EPS).sqrt(),
+    "norm": lambda x: F.normalize(x, dim=1),
+    "sum of sizes": lambda x: F.normalize(x, 1, dim=1),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_scale_of_a_norm_by_hand_is_no_path_of_an_open_reading(name):
+    z, model = images(*SHAPE, seed=7), Between(BY_HAND[name])
+    assert_equal(replay_open(model, z, statistics=[], per_sample="one"), z)
+
+
+def test_what_else_divides_is_a_path_of_an_open_reading():
+    z = images(*SHAPE, seed=7)
+    assert_equal(replay_open(Between(lambda x: x / (1 + x.sigmoid())), z, statistics=[], per_sample="one"), 2 * z)
+
+
 def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay():
     layer = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double()
     layer(images(*SHAPE))
