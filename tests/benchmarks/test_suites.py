@@ -1,8 +1,4 @@
-import pickle
 from argparse import Namespace
-from multiprocessing import Pipe
-from threading import Thread
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -22,22 +18,7 @@ from benchmarks import (
 from benchmarks.measure import ERROR, CaseFailed
 
 
-class InThread(measure.Process):
-    """A case in a thread of this process, which need not start first."""
-
-    def __init__(self, work, *arguments, threads):
-        ours, theirs = Pipe()
-        self._child = SimpleNamespace(connection=ours)
-        sent = pickle.loads(pickle.dumps((work, arguments)))
-        Thread(target=measure._serve, args=(theirs, *sent, threads), daemon=True).start()
-
-    def end(self):
-        pass
-
-
-@pytest.mark.filterwarnings("ignore")  # of the profiler, on machines without a GPU
-def test_rounds_of_a_label_of_its_own_and_a_case_that_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "Process", InThread)
+def test_rounds_of_a_label_of_its_own_and_a_case_that_fails(tmp_path):
     labels = ["magnitude:rounds=2", "magnitude:speed=9"]
     words = ["--methods", *labels, "--rounds", "1", "--images", "2", "--threads", "1"]
     assert rounds.main([*words, "--out", str(tmp_path / "r.csv")]) == 1
