@@ -337,5 +337,5 @@ def start(rank, size, what, folder):
 
 def run(what, size, folder):
     """Results of each process."""
-    mp.spawn(start, (size, what, folder), nprocs=size)
+    mp.start_processes(start, (size, what, folder), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]

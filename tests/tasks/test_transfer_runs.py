@@ -38,7 +38,7 @@ def test_a_run_that_is_killed_in_its_second_target_ends_as_an_unbroken_one(name,
     assert [row["task"] for row in result["tasks"]] == [0, 1]
     assert result["kept"] == round(0.4 * result["total"])
     broken = SETTINGS | small | {"out": str(tmp_path / "broken")}
-    start_and_kill(broken, {"event": "step", "task": 1, "epoch": 2}, tmp_path / "flag")
+    start_and_kill(broken, {"event": "step", "task": 1, "epoch": 2})
     (folder,) = (tmp_path / "broken").iterdir()
     assert [path.parent.name for path in sorted(folder.rglob("task.json"))] == ["00"]
     events = []

@@ -1,20 +1,19 @@
 """What runs left in their folders, and runs that are killed."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 import pathex
-from pathex.experiments.runs import RunConfig, build_task
+from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.experiments.runs.folder import Journal
 from pathex.experiments.runs.rewind import rewound_mask
 from pathex.experiments.runs.tickets import Stage
-from pathex.train import fabric
+from pathex.train import fabric, loop
 
 TESTS = str(Path(__file__).parents[2])
 WITH_TESTS = os.environ | {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
@@ -73,42 +72,29 @@ def assert_same_outcome(folder, other):
                 assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right, name
 
 
-CHILD = """
-import json, sys
-from pathlib import Path
-import torch
-from pathex.experiments.runs import RunConfig, run
-from pathex.train import loop
+def _run_until(settings, moment, connection, threads):
+    loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0  # an epoch of this test is shorter than the pause between two events
+    torch.set_num_threads(threads)  # sums are the same bit for bit with as many threads
 
-loop._SECONDS_BETWEEN_STEP_EVENTS = 0.0  # an epoch of this test is shorter than the pause between two events
-torch.set_num_threads(int(sys.argv[4]))  # sums are the same bit for bit with as many threads
+    def on_event(event, payload):
+        if moment.items() <= {"event": event, **payload}.items():
+            connection.send(None)
+            connection.recv()
 
-settings, moment, flag = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
-
-def on_event(event, payload):
-    if moment.items() <= {"event": event, **payload}.items():
-        flag.touch()
-        sys.stdin.read()
-
-run(RunConfig(**settings), on_event=on_event)
-"""
+    run(RunConfig(**settings), on_event=on_event)
 
 
-def start_and_kill(settings, moment, flag):
+def start_and_kill(settings, moment):
     """Run in another process, and kill it as soon as it reports an event that has all of ``moment``."""
-    texts = (json.dumps(settings), json.dumps(moment), str(flag), str(torch.get_num_threads()))
-    with subprocess.Popen([sys.executable, "-c", CHILD, *texts], env=WITH_TESTS, stdin=-1, stderr=-1) as child:
-        while not flag.exists():
-            if child.poll() is not None:
-                assert child.stderr is not None
-                raise AssertionError(child.stderr.read().decode())
-            try:
-                child.wait(0.02)
-            except subprocess.TimeoutExpired:
-                continue
-        os.kill(child.pid, signal.SIGKILL)
-    flag.unlink()
-    assert child.returncode == -signal.SIGKILL
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_run_until, args=(settings, moment, theirs, torch.get_num_threads()))
+    child.start()
+    theirs.close()
+    ours.recv()  # an EOFError if it ends before
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def rewound(settings, folder):

@@ -45,7 +45,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(settings, tmp_path):
     settings |= IMP | {"epochs": 3}
     unbroken = run(RunConfig(**settings)).folder
     broken = {**settings, "out": str(tmp_path / "broken")}
-    start_and_kill(broken, {"event": "step", "level": 2, "epoch": 3}, tmp_path / "flag")
+    start_and_kill(broken, {"event": "step", "level": 2, "epoch": 3})
     (folder,) = Path(broken["out"]).iterdir()
     assert len(list(folder.glob("levels/*/mask.safetensors"))) == 1 and not (folder / "mask.safetensors").exists()
     assert len(entries(folder / "levels" / "02" / "metrics.jsonl")) == 1
