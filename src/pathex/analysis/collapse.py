@@ -48,10 +48,19 @@ def examine(
     output: str | int | None = None,
     off_path: Sequence[str] = (),
 ) -> PruneReport:
-    """What a mask leaves dead in a network, which is left as it is."""
-    # Of the images ``(N, ...)``, on the model's device, only the shape counts. What was dead with the ``start`` mask
-    # (None: all that ``mask`` names) is not counted again; ``off_path`` are weights beside the mask that are known to
-    # lie on no path. Where paths cannot be read, a `pathex.errors.PathexWarning` says so.
+    """What a mask leaves dead in a network, which is left as it is.
+
+    Args:
+        model: The network.
+        mask: What is kept.
+        images: Images ``(N, ...)`` on the model's device; the first is used, for its shape.
+        start: The mask before pruning; what was dead then is not counted again. None keeps all that ``mask`` names.
+        output: Which of several outputs counts.
+        off_path: Weights beside the mask that are known to lie on no path.
+
+    Returns:
+        The report. Where paths cannot be read, a `pathex.errors.PathexWarning` says so.
+    """
     after = _connected(model, mask, images, output)
     if after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])

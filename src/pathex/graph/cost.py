@@ -74,10 +74,15 @@ def _parameters_of(graph: Graph, node: Node) -> list[str]:
 
 
 def held_bytes(graph: Graph, dtype: torch.dtype) -> int:
-    """Bytes for each image that a recorded pass, its replay and the gradient of that hold at most."""
-    # A replay keeps what reaches each layer, and the recorded coefficient of every other site: a byte a unit of a gate,
-    # the place in a pool, one number a unit of a smooth function and its square, two for each factor of a product. What
-    # is on the way meanwhile is counted as three of the largest activations. The graph is a lowered one.
+    """Bytes for each image that a recorded pass, its replay and the gradient of that hold at most.
+
+    A replay keeps what reaches each layer, and the recorded coefficient of every other site: a byte a unit of a gate,
+    the place in a pool, one number a unit of a smooth function and its square, two for each factor of a product. What
+    is on the way meanwhile is counted as three of the largest activations.
+
+    Returns:
+        The number, for a lowered network.
+    """
     size, held, largest = dtype.itemsize, 0, 0
     inputs: set[Node] = set()
     for node in graph.carried_path:

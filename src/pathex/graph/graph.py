@@ -182,8 +182,12 @@ class Graph:
         return {node.target: node for node in self.nodes if node.op == "parameter"}
 
     def role(self, node: Node) -> str:
-        """What a node does to paths: a key of the table of operators."""
-        # Or ``decision``, ``constant`` (no input reaches it), ``other`` (no rule).
+        """What a node does to paths.
+
+        Returns:
+            ``input``, ``weighted``, ``gate``, ``smooth``, ``function``, ``pool``, ``average``, ``normalisation``,
+            ``product``, ``sum``, ``structure``, ``decision``, ``constant`` (no input reaches it), ``other`` (no rule).
+        """
         if node not in self.dependent:
             return "constant"
         return "decision" if node not in self.carried else ROLES.get(node.op, "other")

@@ -55,10 +55,15 @@ def count_paths(
     per_sample: PerSample = "refuse",
     output: str | int | None = None,
 ) -> PathCounts:
-    """Count the input-output paths through each weight of a masked network."""
-    # Positions count: a channel at another position is another start, end or stop of a path. All gates are open, max
-    # pools pass their whole window, coefficients between layers count 1 (averages their shares), and every parameter
-    # that is not masked counts as present. Of the images only the shape counts. Counts are in float64.
+    """Count the input-output paths through each weight of a masked network.
+
+    Positions count: a channel at another position is another start, end or stop of a path. All gates are open, max
+    pools pass their whole window, coefficients between layers count 1 (averages their shares), and every parameter
+    that is not masked counts as present. Of the images only the shape counts.
+
+    Returns:
+        Counts in float64, on the model's device.
+    """
     graph = lowered(trace(model, x[:1], output=output))
     counts = _counted(graph, model, x, mask, per_sample, False)
     return counts if math.isfinite(counts.total) else _counted(graph, model, x, mask, per_sample, True)

@@ -177,10 +177,21 @@ def forward(
     statistics: Statistics = "running",
     output: str | int | None = None,
 ) -> Tensor:
-    """The output of the network itself, in evaluation mode, differentiable as often as its functions are."""
-    # Attention runs on torch's own products (the fused kernels have no second derivative). A network that checkpoints
-    # its activations is refused: its backward pass would run it again with its own weights. Tensors stand in for
-    # parameters or buffers, by name; gradients flow through the statistics of a batch as in training.
+    """The output of the network itself, in evaluation mode, differentiable as often as its functions are.
+
+    Attention runs on torch's own products (the fused kernels have no second derivative). A network that checkpoints its
+    activations is refused: its backward pass would run it again with its own weights.
+
+    Args:
+        model: The network; left as it was.
+        x: Images ``(N, ...)``.
+        tensors: Tensors that stand in for parameters or buffers (masked weights, for instance), by name.
+        statistics: See `Statistics`; gradients flow through those of the batch as in training.
+        output: Which of several outputs counts; None is the first tensor.
+
+    Returns:
+        The output.
+    """
     dtype = compute_dtype(model, tensors)
     with untouched(model), sdpa_kernel(SDPBackend.MATH), _without_checkpoints():
         return _run(model, tensors_of(model, tensors, dtype), x.to(dtype), output, _Normalised(statistics))
@@ -261,11 +272,15 @@ def calibrate(
     output: str | int | None = None,
     processes: Processes = ALONE,
 ) -> Sequence[Moments]:
-    """Mean and biased variance of what reaches each BatchNorm, by call, over all images together."""
-    # Every layer sees the outputs of the layers before it normalised by their own calibrated moments. The network's
-    # stored statistics are neither used nor changed. With a chunk of images in memory at a time this costs one partial
-    # forward pass for each BatchNorm call, with the same result up to rounding; processes share the chunks between
-    # them.
+    """Mean and biased variance of what reaches each BatchNorm, over all images together, layer after layer.
+
+    Every layer sees the outputs of the layers before it normalised by their own calibrated moments. The network's
+    stored statistics are neither used nor changed. With a chunk of images in memory at a time this costs one partial
+    forward pass for each BatchNorm call, with the same result up to rounding; processes share the chunks between them.
+
+    Returns:
+        Moments by BatchNorm call.
+    """
     dtype = compute_dtype(model, tensors)
     with untouched(model), torch.no_grad():
         own = tensors_of(model, tensors, dtype)

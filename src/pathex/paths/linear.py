@@ -204,8 +204,14 @@ class Linear(Interpreter):
         return self.coefficient(torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0))
 
     def scores(self, total: Tensor) -> dict[str, Tensor]:
-        """For a sum R over outputs the effective weights times its derivatives: by name, in the weight's shape."""
-        # That is ``theta^2 dR/d(theta^2)`` where weights are squared. `InvalidInput` if R depends on none of them.
+        """For a sum over outputs the effective weights times its derivatives with respect to them.
+
+        Returns:
+            Name to product in the weight's shape; ``theta^2 dR/d(theta^2)`` where weights are squared.
+
+        Raises:
+            InvalidInput: If the sum depends on none of the weights.
+        """
         if self.anchor is None or not total.requires_grad:
             raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
         torch.autograd.grad(total, self.anchor, allow_unused=True)

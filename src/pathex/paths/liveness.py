@@ -150,10 +150,14 @@ class OnPaths:
 def roles(
     model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
 ) -> dict[str, list[Tensor]]:
-    """Tell apart the parts of a weight that play different roles at products: value, gate, query, key."""
-    # Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
-    # whether paths of values go through them, and as which factor they enter the next product. For each masked weight
-    # these are disjoint bool tensors, together the kept entries on a path; most weights have one part.
+    """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
+
+    Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
+    whether paths of values go through them, and as which factor they enter the next product.
+
+    Returns:
+        For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
+    """
     x = x[:1]
     graph = trace(model, x, output=output)
     whole, leaving = _effective(graph, model, mask, x)

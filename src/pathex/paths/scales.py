@@ -121,10 +121,14 @@ def _weight(node: Node) -> str | None:
 
 
 def read_scales(model: nn.Module, survey: Survey, prunable: Collection[str]) -> dict[str, Tensor]:
-    """The parameters that are read as one because they start at zero or almost there."""
-    # These are the multiplicative parameters that are not prunable and whose entries are all equal and below 0.01 in
-    # absolute value, and the heads that are prunable and all zero (their entries are then of unit square): by name, as
-    # tensors of ones in their shapes.
+    """The parameters that are read as one because they start at zero or almost there.
+
+    These are the multiplicative parameters that are not prunable and whose entries are all equal and below 0.01 in
+    absolute value, and the heads that are prunable and all zero (their entries are then of unit square).
+
+    Returns:
+        Name to a tensor of ones in the parameter's shape; empty if the network has no such parameter.
+    """
     parameters = dict(model.named_parameters())
     factors = sorted(survey.factors & parameters.keys() - set(prunable))
     names = [name for name in factors if _flat_and_tiny(parameters[name])]

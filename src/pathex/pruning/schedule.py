@@ -30,10 +30,27 @@ def read_schedule(schedule: str) -> tuple[str, float | None]:
 
 
 def densities(start: float, end: float, rounds: int, schedule: str = "exponential") -> list[float]:
-    """Density, in (0, 1], after each of the planned rounds from ``start`` on; the last is exactly ``end``."""
-    # Exponential (Tanaka et al. 2020): ``start (end / start)^(t / rounds)``; linear: equal steps. The rounds of an
-    # adaptive schedule are some of the exponential one's, always with the last. `InvalidInput` if ``rounds`` is below
-    # 1, ``end`` is above ``start`` or the schedule is not known.
+    """Density after each planned round.
+
+    Exponential (Tanaka et al. 2020): ``start (end / start)^(t / rounds)``; linear: equal steps. The rounds of an
+    adaptive schedule are some of the exponential one's, always with the last.
+
+    Args:
+        start: Density before the first round, in (0, 1].
+        end: Density after the last round, in (0, start].
+        rounds: Number of rounds.
+        schedule: ``exponential``, ``linear``, ``adaptive`` or ``adaptive:TOLERANCE``, with a number in [0, 1].
+
+    Returns:
+        One density a round; the last is exactly ``end``.
+
+    Raises:
+        InvalidInput: If ``rounds`` is below 1, ``end`` is above ``start`` or the schedule is not known.
+
+    Example:
+        >>> densities(1.0, 0.25, 2)
+        [0.5, 0.25]
+    """
     check_integer("rounds", rounds)
     name, _ = read_schedule(schedule)
     if end > start:

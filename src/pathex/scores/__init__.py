@@ -108,9 +108,18 @@ def find(name: str) -> Method:
 
 
 def resolve(method: str | Callable[..., Any], options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """A `Method` with options, or a callable ``(model, batches, mask, **options) -> dict``."""
-    # Given is a name, a `Method`, a callable, or ``package.module:name`` of one of these. An object has options of its
-    # own; None: they are not known yet. `InvalidInput` if it is nothing of all this, or does not take the options.
+    """A method as it is given, with options.
+
+    Args:
+        method: A name, a `Method`, a callable, or ``package.module:name`` of one of these.
+        options: Beside a name or a callable; an object has its own. None: they are not known yet.
+
+    Returns:
+        A `Method` with these options, or a callable ``(model, batches, mask, **options) -> dict``.
+
+    Raises:
+        InvalidInput: If it is nothing of all this, or does not take the options.
+    """
     found: Any = method
     if isinstance(method, str):
         found = import_callable("method", method) if ":" in method else find(method)

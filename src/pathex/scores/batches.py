@@ -14,9 +14,18 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 def read_batches(data: Any) -> list[Batch]:
-    """Read the pruning set once: a DataLoader, an iterable of ``(x, y)`` or ``x``, a tensor, or a pair ``(x, y)``."""
-    # Without labels ``y`` is None. `InvalidInput` if there is no image, a batch is not made of tensors, images are not
-    # finite floating-point numbers of one shape, or labels do not match their images.
+    """Read the pruning set once.
+
+    Args:
+        data: A DataLoader, an iterable of ``(x, y)`` or ``x``, one tensor ``x``, or a pair of tensors ``(x, y)``.
+
+    Returns:
+        Batches ``(x, y)``; ``y`` is None without labels.
+
+    Raises:
+        InvalidInput: If there is no image, a batch is not made of tensors, images are not finite floating-point
+            numbers of one shape, or labels do not match their images.
+    """
     if isinstance(data, Tensor):
         data = [data]
     elif isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair(*data):
