@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.zoo.catalogue import Architecture, build, catalogue, describe  # noqa: E402
 from benchmarks.zoo.table import Row, one_line, page, plan, read_rows, shares, write_rows, write_text  # noqa: E402
-from benchmarks.zoo.trial import is_known, trial  # noqa: E402
+from benchmarks.zoo.trial import TimeLimitError, is_known, trial  # noqa: E402
 
 _VARIANT = "per_sample=one"  # tried where a method refuses the network without it
 _GRACE = 120.0  # seconds beyond the limit of a row after which a process counts as hanging
@@ -88,7 +88,7 @@ def _row(model: str, given: tuple[nn.Module, Tensor, Tensor], label: str, rounds
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise TimeoutError
+        raise TimeLimitError
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -120,7 +120,7 @@ def test_dead_layers_are_an_error_only_where_they_are_promised_not_to_be(tried):
 
 def test_the_time_limit(tried):
     def stop(*_):
-        raise TimeoutError
+        raise trial_module.TimeLimitError
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 0.2)

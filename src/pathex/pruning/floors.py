@@ -21,7 +21,7 @@ Keep = Callable[..., Masks]
 """From scores to the mask that an allocation keeps of them; what is ``forced`` comes before all others."""
 
 _ATTEMPTS = 4  # a weight that makes room may cut another part off
-_CHECKS = 1000  # of what is connected, in the rounds before the last and again in the last
+_CHECKS = 100  # of what is connected, for each part, in the rounds before the last and again in the last
 
 
 class Floors:
@@ -48,7 +48,7 @@ class Floors:
             # Layers are their own parts then, and no path is secured.
             self.reads, self.parts = False, {name: [kept.cpu()] for name, kept in allowed.items()}
         self._sizes = {name: [int(part.count_nonzero()) for part in parts] for name, parts in self.parts.items()}
-        self._checks = 0
+        self._checks, self._limit = 0, _CHECKS * sum(map(len, self.parts.values()))
 
     def keep(self, scores: Masks, allowed: Masks, keep: Keep, connected: Connected, *, count: int, last: bool) -> Masks:
         """The mask that an allocation keeps, with every part connected as far as room allows."""
@@ -66,7 +66,7 @@ class Floors:
             return connected(mask, names)
 
         for _ in range(_ATTEMPTS):
-            if self._checks > _CHECKS or _count(self._in_any_case(floors)) > count:
+            if self._checks > self._limit or _count(self._in_any_case(floors)) > count:
                 break
             dead = self._dead(joins(chosen))
             if not dead or not self._secure(scores, allowed, chosen, dead, joins):
@@ -141,46 +141,43 @@ class Floors:
             restored = list(chosen)
         pending = [restored] if goal else []
         before = _count(self.secured)
-        while pending and self._checks <= _CHECKS:
+        while pending and self._checks <= self._limit:
             names = pending.pop()
             trial = {name: chosen[name].cpu() for name in names}
             if joined(trial):
                 candidate.update(trial)
             elif len(names) > 1:
-                pending += [names[len(names) // 2 :], names[: len(names) // 2]]
+                # From the output on: what a layer keeps leaves less to choose from before it.
+                pending += [names[: len(names) // 2], names[len(names) // 2 :]]
             else:
                 (name,) = names
                 on_path = joins(candidate, [name])[name].cpu()
-                # A factor may be needed that is on no path itself: the query of a class token.
-                needed = _needed(name, scores[name], trial[name], (on_path, candidate[name]), joined)
+                needed = _needed(scores[name], trial[name], on_path, lambda mask, name=name: joined({name: mask}))
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed
         return _count(self.secured) > before
 
 
-def _needed(name: str, score: Tensor, kept: Tensor, pools: Sequence[Tensor], joined: Callable[[Masks], bool]) -> Tensor:
-    """The best weights of a pool that are enough together with the kept ones: the very best one, or by bisection."""
+def _needed(score: Tensor, kept: Tensor, on_path: Tensor, joined: Callable[[Tensor], bool]) -> Tensor:
+    """The best weights that are enough together with the kept ones: one, or by bisection as many as it takes."""
+    # What is on a path comes first; a factor may be needed that is on none: the query of a class token.
+    ranked = (~kept).flatten().nonzero().squeeze(1)
+    ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
+    ranked = ranked[on_path.flatten()[ranked].argsort(descending=True, stable=True)]
+    needed = torch.zeros(kept.numel(), dtype=torch.bool)
 
     def enough(count: int) -> bool:
         trial = needed.clone()
         trial[ranked[:count]] = True
-        return joined({name: kept | trial.view(kept.shape)})
+        return joined(kept | trial.view(kept.shape))
 
-    needed = torch.zeros(kept.numel(), dtype=torch.bool)
-    for pool in pools:
-        ranked = (pool & ~kept).flatten().nonzero().squeeze(1)
-        ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
-        while not enough(0):
-            few, many = 0, len(ranked)  # `many` are enough, `few` are not
-            while many - few > 1:
-                middle = (few + many) // 2 if few else 1
-                few, many = (few, middle) if enough(middle) else (middle, many)
-            if many == len(ranked) and not enough(many):
-                break
-            needed[ranked[many - 1]] = True
-            ranked = ranked[: many - 1]
-        else:
-            break
+    while not enough(0):
+        few, many = 0, len(ranked)  # `many` are enough, `few` are not
+        while many - few > 1:
+            middle = (few + many) // 2 if few else 1
+            few, many = (few, middle) if enough(middle) else (middle, many)
+        needed[ranked[many - 1]] = True
+        ranked = ranked[: many - 1]
     return needed.view(kept.shape)
 
 
