@@ -152,7 +152,7 @@ class Floors:
             else:
                 (name,) = names
                 on_path = joins(candidate, [name])[name].cpu()
-                needed = _needed(scores[name], trial[name], on_path, lambda mask, name=name: joined({name: mask}))
+                needed = _needed(scores[name], trial[name], on_path, lambda mask: joined({name: mask}))  # noqa: B023
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed
         return _count(self.secured) > before
