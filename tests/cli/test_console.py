@@ -3,8 +3,8 @@ import pytest
 from pathex.cli.console import RunDisplay
 
 
-def feed(display, epochs):
-    display.begin("px")
+def feed(screen, epochs):
+    display = screen.of("px")
     display("prune_round", {"round": 1, "rounds": 2, "density": 0.5})
     display("prune_done", {"seconds": 0.5, "kept": 10, "total": 1000})
     for epoch in range(1, epochs + 1):
@@ -47,15 +47,14 @@ def test_on_a_terminal_bars_vanish_and_facts_stay(capsys, monkeypatch):
     ],
 )
 def test_resuming_is_told(capsys, payload, said):
-    with RunDisplay() as display:
-        display.begin("px")
-        display("resumed", payload)
+    with RunDisplay() as screen:
+        screen.show("px", "resumed", payload)
     assert capsys.readouterr().err.strip() == said
 
 
 def test_several_trainings_of_a_run_are_told_apart(capsys):
-    with RunDisplay() as display:
-        display.begin("imp")
+    with RunDisplay() as screen:
+        display = screen.of("imp")
         for level in (1, 2):
             for epoch in (1, 2, 3):
                 row = {"epoch": epoch, "epochs": 3, "train_loss": 0.5, "train_accuracy": 0.75}

@@ -1,12 +1,17 @@
 """Where text goes: tables to standard output, progress to standard error and only on a terminal."""
 
 import sys
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from pathex.experiments.sweep import Plan, SweepResult
+    from pathex.train import Events
 
 _PIPED_WIDTH = 120
 _MOST_LINES = 10
@@ -28,77 +33,138 @@ def table(*columns: str, right: int = 0) -> Table:
 
 
 class RunDisplay(Progress):
-    """Shows the events of runs as bars on a terminal, as a few short lines elsewhere."""
+    """Shows the events of runs as bars on a terminal; facts as lines, and without a terminal a few more of them.
 
-    def __init__(self) -> None:
+    Args:
+        lines: Whether there are lines.
+    """
+
+    def __init__(self, *, lines: bool = True) -> None:
         screen = Console(stderr=True, highlight=False)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),  # a narrow terminal cuts others
             TextColumn("{task.fields[note]}", style="dim"),
         )
-        super().__init__(*columns, console=screen, transient=True, disable=not screen.is_terminal)
-        self._label = ""
-        self._bars: dict[str, TaskID] = {}
+        # The time that is left follows from the whole time so far: a run of a sweep may take hours.
+        super().__init__(
+            *columns, console=screen, transient=True, disable=not screen.is_terminal, speed_estimate_period=1e9
+        )
+        self._lines = lines
+        self._bars: dict[tuple[str, str], TaskID] = {}
 
-    def begin(self, label: str) -> None:
-        """Starts to show another run."""
-        self._clear()
-        self._label = label
+    def of(self, label: str) -> "Events":
+        """What shows the events of one run."""
+        return partial(self.show, label)
 
-    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
-        """Shows one event; kinds it does not know are passed over."""
+    def show(self, label: str, kind: str, payload: dict[str, Any]) -> None:
+        """Shows one event of a run; kinds it does not know are passed over."""
         if kind == "prune_round":
-            self._advance("prune", payload["round"], payload["rounds"], note=f"density {payload['density']:.4g}")
+            self._advance(label, "prune", payload["round"], payload["rounds"], note=f"density {payload['density']:.4g}")
         elif kind == "prune_done":
-            self._line(f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
+            self._fact(label, f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
             size = (
                 "" if payload["parameters"] is None else ": {parameters:,} parameters, {multiply_adds:,} multiply-adds"
             )
-            self._line(f"dense with width {payload['width']:g}{size.format(**payload)}")
+            self._fact(label, f"dense with width {payload['width']:g}{size.format(**payload)}")
         elif kind == "step":
             done = payload["epoch"] - 1 + payload["step"] / payload["steps"]
-            self._advance(_training(payload) or "train", done, payload["epochs"])
+            self._advance(label, _training(payload) or "train", done, payload["epochs"])
         elif kind == "epoch":
-            self._epoch(payload)
+            self._epoch(label, payload)
         elif kind == "resumed":
-            self._line(_resumed(payload))
+            self._fact(label, _resumed(payload))
         elif kind == "done":
-            self._clear()
+            self.clear(label)
             for metric, name in _METRICS.items():
                 if (value := payload["result"].get(f"test_{metric}")) is not None:
-                    self._line(f"test {name} {100 * value:.2f} %")
+                    self._fact(label, f"test {name} {100 * value:.2f} %")
 
-    def _epoch(self, payload: dict[str, Any]) -> None:
+    def _epoch(self, label: str, payload: dict[str, Any]) -> None:
         epoch, epochs, training = payload["epoch"], payload["epochs"], _training(payload)
         note = f"loss {payload['train_loss']:.3f}"
         for metric, name in _METRICS.items():
             if f"train_{metric}" in payload:
                 note += f", {name} {100 * payload[f'train_{metric}']:.1f} %"
-        self._advance(training or "train", epoch, epochs, note=note)
+        self._advance(label, training or "train", epoch, epochs, note=note)
         # A run that finds its mask by training has many trainings: a line for each of them is enough.
         every = epochs if "level" in payload else -(-epochs // _MOST_LINES)
         first = epoch == 1 and "level" not in payload  # a sign of life
         if self.disable and (first or epoch % every == 0 or epoch == epochs):
-            self._line(f"{training + ', ' if training else ''}epoch {epoch} of {epochs}: {note}")
+            self._fact(label, f"{training + ', ' if training else ''}epoch {epoch} of {epochs}: {note}")
 
-    def _advance(self, stage: str, done: float, total: float, **note: Any) -> None:
-        if stage not in self._bars:
-            self._clear()
-            self._bars[stage] = self.add_task(f"{self._label} {stage}".strip(), total=total, note="")
-        self.update(self._bars[stage], completed=done, total=total, **note)
+    def _advance(self, label: str, stage: str, done: float, total: float, **note: Any) -> None:
+        if (label, stage) not in self._bars:
+            self.clear(label)
+            self._bars[label, stage] = self.add_task(f"{label} {stage}", total=total, note="")
+        self.update(self._bars[label, stage], completed=done, total=total, **note)
 
-    def _line(self, text: str) -> None:
-        line = f"{self._label}: {text}" if self._label else text
+    def _fact(self, label: str, text: str) -> None:
+        if self._lines:
+            self.say(f"{label}: {text}")
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bars."""
         self.console.print(line, soft_wrap=True, markup=False)
 
-    def _clear(self) -> None:
-        for bar in self._bars.values():
-            self.remove_task(bar)
-        self._bars.clear()
+    def clear(self, label: str) -> None:
+        """Removes the bars of a run."""
+        for known in [known for known in self._bars if known[0] == label]:
+            self.remove_task(self._bars.pop(known))
+
+
+class SweepDisplay(RunDisplay):
+    """Shows where a sweep stands: bars on a terminal, of all runs and of those that go on; a line for each that ended.
+
+    Args:
+        planned: The runs.
+    """
+
+    def __init__(self, planned: "Plan") -> None:
+        super().__init__(lines=False)
+        self._planned, self._over = planned, 0
+        self._whole = self.add_task("runs", total=len(planned.runs), note="")
+        self.advance(self._whole, 0)  # the time that is left is counted from here
+
+    def __enter__(self) -> "SweepDisplay":
+        runs, duplicates = len(self._planned.runs), self._planned.duplicates
+        same = f"; {duplicates} more would be the same as one of these" if duplicates else ""
+        self.say(f"{runs} run{'' if runs == 1 else 's'}{same}")
+        self.start()
+        return self
+
+    def __call__(self, name: str, kind: str, payload: dict[str, Any]) -> None:
+        """Shows one message; kinds it does not know are passed over."""
+        if kind in {"ended", "again", "busy"}:
+            self.clear(name)
+        if kind == "ended":
+            self._over += 1
+            if payload["before"]:
+                self.update(self._whole, total=len(self._planned.runs) - self._over)
+            else:
+                self.advance(self._whole)
+                outcome = "done" if payload["status"] == "done" else f"failed: {payload['error']}"
+                self.say(f"{self._over}/{len(self._planned.runs)} {name}: {outcome}")
+        elif kind == "again":
+            self.say(f"{name}: {payload['error']}; it goes on from its last epoch")
+        elif kind == "busy":
+            self.say(f"{name}: in use by another process; waiting for it")
+        elif kind == "warning":
+            self.say(f"{name}: warning: {payload['message']}")
+        else:
+            self.show(name, kind, payload)
+
+    def summarise(self, result: "SweepResult") -> None:
+        """Shows what has become of all runs."""
+        before = f" ({result.before} of them before)" if result.before else ""
+        self.say(f"{result.done} done{before}, {len(result.failed)} failed")
+        for name, error in result.failed.items():
+            self.say(f"failed: {name}: {error}")
+        if not result.parquet:
+            self.say("pyarrow is not installed, so there is a CSV file only, and no parquet file")
 
 
 def _training(payload: dict[str, Any]) -> str:

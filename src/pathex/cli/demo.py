@@ -49,8 +49,7 @@ def _execute(config: DemoOptions) -> None:
     shown, folders = table(*columns, right=len(columns) - 1), []
     with RunDisplay() as display:
         for each in runs:
-            display.begin(each.method)
-            finished = run(each, on_event=display)
+            finished = run(each, on_event=display.of(each.method))
             folders.append(finished.folder)
             result = finished.result
             kept = f"{result['kept']:,}", f"{result['kept'] / result['total']:.4g}", str(result["dead_layers"])

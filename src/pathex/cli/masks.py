@@ -57,8 +57,9 @@ def _prune(config: PruneConfig) -> None:
     task.model.to(fabric(config.device).device)
     images = task.pruning_set(config.images_per_class, pruning_seed(config))
     with RunDisplay() as display:
-        display.begin(config.method)
-        result, seconds = find_ticket(config, task, images, lambda known: display("prune_round", known))
+        result, seconds = find_ticket(
+            config, task, images, lambda known: display.show(config.method, "prune_round", known)
+        )
     mask = result.mask
     mask.metadata |= {"model": config.model, "data": config.data}
     write_mask(mask, out, config.format, task.model)

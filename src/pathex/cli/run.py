@@ -10,8 +10,7 @@ def _execute(config: RunConfig) -> None:
     from pathex.experiments.runs import run
 
     with RunDisplay() as display:
-        display.begin(config.method)
-        result = run(config, on_event=display)
+        result = run(config, on_event=display.of(config.method))
     if is_first_process():
         print(result.folder)
 

@@ -1,17 +1,15 @@
 import os
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
 
 from experiments.sweep.conftest import InProcess
 from pathex.cli import main
-from pathex.cli.sweep import SweepDisplay
+from pathex.cli.console import SweepDisplay
 from pathex.experiments.runs import RunConfig
 from pathex.experiments.sweep import Plan, executors
 from pathex.experiments.sweep.work import ENDED, ended
@@ -128,19 +126,25 @@ def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made.closed
 
 
-def test_the_live_table_shows_what_runs(monkeypatch):
-    names = [f"run-{number}" for number in range(40)]
-    display = SweepDisplay(Plan(dict.fromkeys(names, RunConfig()), 3))
-    for name in names[:35]:
-        display(name, "start", {})
-    display(names[0], "prune_round", {"round": 2, "rounds": 100, "density": 0.5})
-    display(names[1], "epoch", {"epoch": 3, "epochs": 4, "train_loss": 1.2345})
-    display(names[3], "epoch", {"epoch": 1, "epochs": 4, "train_loss": 2.5, "level": 2, "levels": 9})
-    display(names[2], ENDED, {**ended("done"), "before": False})
-    screen = Console(file=StringIO(), width=100)
-    screen.print(display._table())
-    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[1].split() == ["run-0", "prune", "2/100"] and lines[2].split() == ["run-1", "epoch", "3/4", "1.234"]
-    assert lines[3].split() == ["run-3", "level", "2/9", "epoch", "1/4", "2.500"]
-    assert lines[-2].split() == ["and", "2", "more"]
-    assert lines[-1].startswith("1 done, 34 running, 0 failed, 5 waiting; about ")
+def test_on_a_terminal_there_is_a_bar_for_each_run_that_goes_on(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    names = [f"run-{number}" for number in range(5)]
+    with SweepDisplay(Plan(dict.fromkeys(names, RunConfig()), 3)) as display:
+
+        def bars():
+            return {task.description: (task.completed, task.total) for task in display.tasks}
+
+        display(names[4], ENDED, {**ended("done"), "before": True})
+        assert bars() == {"runs": (0, 4)}
+        for name in names[:3]:
+            display(name, "prune_round", {"round": 2, "rounds": 100, "density": 0.5})
+        display(names[1], "epoch", {"epoch": 3, "epochs": 4, "train_loss": 1.2345})
+        display(names[2], "epoch", {"epoch": 1, "epochs": 4, "train_loss": 2.5, "level": 2, "levels": 9})
+        display(names[2], "prune_done", {"kept": 1, "total": 2, "seconds": 3.0})
+        shown = {"run-0 prune": (2, 100), "run-1 train": (3, 4), "run-2 level 2 of 9": (1, 4)}
+        assert bars() == {"runs": (0, 4), **shown}
+        display(names[0], ENDED, {**ended("done"), "before": False})
+        display(names[1], "again", {"error": "lost"})
+        assert bars() == {"runs": (1, 4), "run-2 level 2 of 9": (1, 4)}
+    said = capsys.readouterr().err
+    assert "2/5 run-0: done" in said and "run-1: lost; it goes on from its last epoch" in said and "kept" not in said

@@ -8,13 +8,12 @@ from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 if TYPE_CHECKING:
     from pathex.experiments.sweep.executors import create
     from pathex.experiments.sweep.planner import Plan, plan
-    from pathex.experiments.sweep.progress import Progress
     from pathex.experiments.sweep.sweeper import SweepResult, sweep
 
-__all__ = ["EXECUTORS", "Plan", "Progress", "SweepConfig", "SweepResult", "create", "plan", "sweep"]
+__all__ = ["EXECUTORS", "Plan", "SweepConfig", "SweepResult", "create", "plan", "sweep"]
 
 # The options are needed to read a command line; torch is not.
-_HOME = {"create": "executors", "Progress": "progress"}
+_HOME = {"create": "executors"}
 _HOME |= {"Plan": "planner", "plan": "planner", "SweepResult": "sweeper", "sweep": "sweeper"}
 
 
