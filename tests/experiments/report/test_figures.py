@@ -115,7 +115,7 @@ def test_values_at_one_sparsity_stand_beside_ours_and_a_dense_value_is_a_line(ma
     ],
 )
 def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(make_run, levels, shown):
-    with mpl.rc_context(dict(SETTINGS)):
+    with mpl.rc_context(fname=SETTINGS):
         figure = _against_sparsity(panel_of(*(make_run("px", level) for level in levels)))[0]
         figure.canvas.draw()
         labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]

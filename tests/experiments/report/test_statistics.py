@@ -1,19 +1,9 @@
-import itertools
 import math
 
 import pytest
+from scipy import stats
 
-from pathex.experiments.report.tables import difference, estimate, student_quantile
-
-# Printed tables of Student's t, two-sided 95 %.
-PRINTED = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 20: 2.086, 30: 2.042, 31: 2.040, 40: 2.021, 120: 1.980}
-
-
-def test_quantile_is_that_of_the_printed_tables_and_falls_with_the_degrees():
-    for degrees, printed in PRINTED.items():
-        assert student_quantile(degrees) == pytest.approx(printed, abs=6e-4), degrees
-    quantiles = [student_quantile(degrees) for degrees in range(1, 200)]
-    assert all(first > second > 1.96 for first, second in itertools.pairwise(quantiles))
+from pathex.experiments.report.tables import difference, estimate
 
 
 def test_intervals_of_three_values_and_of_one():
@@ -35,5 +25,10 @@ def test_welch_difference():
     gap = difference([0.92, 0.90, 0.91], [0.82, 0.80, 0.81])  # of equal spreads: the pooled one
     assert gap.mean == pytest.approx(0.1)
     assert gap.half_width == pytest.approx(2.7764 * 0.01 * math.sqrt(2 / 3), rel=1e-3)
+    # Of unequal spreads and numbers, with the degrees of freedom of Welch's formula.
+    first, second = [1.0, 2.0, 3.0], [0.0, 4.0]
+    a, b = 1 / 3, 8 / 2
+    degrees = (a + b) ** 2 / (a**2 / 2 + b**2 / 1)
+    assert difference(first, second).half_width == pytest.approx(stats.t.ppf(0.975, degrees) * math.sqrt(a + b))
     assert difference([0.5, 0.5], [0.25, 0.25]).half_width == 0
     assert math.isnan(difference([0.5], [0.25, 0.3]).half_width)

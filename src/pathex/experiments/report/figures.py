@@ -22,7 +22,7 @@ _MOST_NUMBERS = 24
 def draw(panel: Panel) -> list[Picture]:
     """Draws every figure that the runs have numbers for."""
     pictures: list[Picture] = []
-    with mpl.rc_context(dict(SETTINGS)):
+    with mpl.rc_context(fname=SETTINGS):
         if panel.runs["zero_shot"].notna().any():
             pictures.append(transfer(panel))
         elif not panel.pruned.empty:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 INK = "#24292f"
@@ -34,32 +35,7 @@ _OTHER_COLOURS = ("#117733", "#994455", "#997700", "#66CCEE", "#228833", "#BB556
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8", "H")
 _DASHES = ("-", "--", "-.", ":")
 
-SETTINGS = MappingProxyType(
-    {
-        "svg.hashsalt": "pathex",
-        "svg.fonttype": "path",
-        "font.family": "DejaVu Sans",
-        "font.size": 10.0,
-        "text.color": INK,
-        "axes.edgecolor": "#b6bcc4",
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 10.5,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e3e6ea",
-        "grid.linewidth": 0.8,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "xtick.major.size": 3.0,
-        "ytick.major.size": 0.0,
-        "legend.frameon": False,
-        "lines.linewidth": 2.0,
-    }
-)
+SETTINGS = Path(__file__).with_name("templates") / "report.mplstyle"
 """Settings of Matplotlib under which figures are drawn and saved."""
 
 

@@ -7,6 +7,7 @@ from statistics import fmean, variance
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import series_settings, short
@@ -152,38 +153,19 @@ class Estimate:
         return not abs(self.mean - other.mean) > self.half_width + other.half_width
 
 
-# Two-sided 95 % quantiles for 1 to 30 degrees of freedom.
-_QUANTILES = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
-
-
-def student_quantile(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t distribution."""
-    if degrees <= len(_QUANTILES):
-        return _QUANTILES[degrees - 1]
-    z = 1.959964  # of the normal distribution; the terms are those of its expansion in 1 / degrees
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval by Student's t."""
     n = len(values)
-    if n < 2:
-        return Estimate(n, fmean(values), math.nan)
-    return Estimate(n, fmean(values), student_quantile(n - 1) * math.sqrt(variance(values) / n))
+    half = math.sqrt(variance(values) / n) * float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
+    return Estimate(n, fmean(values), half)
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Difference of two means with Welch's 95 % interval (degrees of freedom rounded down)."""
+    """Difference of two means with Welch's 95 % interval."""
     mean, n = fmean(first) - fmean(second), min(len(first), len(second))
     if n < 2:
         return Estimate(n, mean, math.nan)
-    parts = [variance(values) / len(values) for values in (first, second)]
-    spread = sum(parts)
-    if spread == 0:
+    if variance(first) == variance(second) == 0:
         return Estimate(n, mean, 0.0)
-    squares = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
-    return Estimate(n, mean, student_quantile(max(1, int(spread**2 / squares))) * math.sqrt(spread))
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return Estimate(n, mean, float(interval.high - interval.low) / 2)
