@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathex import analysis, data, errors, experiments, graph, masks, models, paths, pruning, scores, tasks, train
+    from pathex.experiments.runs import load_run
     from pathex.masks import Mask, attach, make_permanent
     from pathex.pruning import dynamic, prune, score
     from pathex.scores import (
@@ -70,6 +71,7 @@ __all__ = [
     "errors",
     "experiments",
     "graph",
+    "load_run",
     "make_permanent",
     "masks",
     "methods",
@@ -88,6 +90,7 @@ _ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
 _HOME = {
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
     **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
+    "load_run": "experiments.runs",
 }
 _MOVED = {
     "pathex.ablations": "pathex.analysis",

@@ -1,7 +1,8 @@
 """Networks by name: own networks for small images, timm, torchvision, segmentation-models-pytorch, and any factory."""
 
-from pathex.models.catalogue import create, describe, names, own, prefixes
+from pathex.models.catalogue import create, describe, is_foreign, names, own, prefixes
 from pathex.models.heads import head_parameters
+from pathex.models.libraries import from_factory
 from pathex.models.normalisation import expected_normalisation
 from pathex.models.resnet import CifarResNet
 from pathex.models.resnet_tiny import TinyResNet
@@ -16,7 +17,9 @@ __all__ = [
     "create",
     "describe",
     "expected_normalisation",
+    "from_factory",
     "head_parameters",
+    "is_foreign",
     "load_weights",
     "names",
     "own",

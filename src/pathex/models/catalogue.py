@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pathex.errors import InvalidInput, UnknownName, check_integer
-from pathex.models.libraries import LIBRARIES, from_factory
+from pathex.models.libraries import LIBRARIES, imported
 from pathex.models.resnet import CifarResNet
 from pathex.models.resnet_tiny import TinyResNet
 from pathex.models.sources import is_file
@@ -59,7 +59,7 @@ def create(
     prefix, colon, rest = name.partition(":")
     if colon and prefix in LIBRARIES:
         return LIBRARIES[prefix][0](rest, num_classes, in_channels, text, options)
-    make = from_factory if colon else _create_own
+    make = imported if colon else _create_own
     return make(name, num_classes, in_channels, text, options)
 
 
@@ -88,6 +88,12 @@ def prefixes() -> dict[str, str]:
     """The forms of name that lead to other packages (``timm:NAME``), with a line about each."""
     forms = {f"{prefix}:NAME": line for prefix, (_, line) in LIBRARIES.items()}
     return forms | {_FACTORY_FORM: "any importable factory or class; gets num_classes and in_channels if it takes them"}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name stands for a factory that is imported: code of others."""
+    prefix, colon, _ = name.partition(":")
+    return bool(colon) and prefix not in LIBRARIES
 
 
 def describe(name: str) -> str:

@@ -104,11 +104,18 @@ LIBRARIES: dict[str, tuple[Library, str]] = {
 """What makes the networks of each prefix, and a line about it."""
 
 
+def imported(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    """A network of ``package.module:factory``."""
+    model = from_factory(name, import_callable("model", name), num_classes, in_channels, options)
+    if weights is not None and not is_file(weights):
+        raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and factories have no tags")
+    return _with_file(model, weights)
+
+
 def from_factory(
-    name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
+    name: str, factory: Callable[..., Any], num_classes: int, in_channels: int, options: dict[str, Any]
 ) -> nn.Module:
-    """A network of ``package.module:factory``, which gets the numbers that it has arguments for."""
-    factory = import_callable("model", name)
+    """A network of a factory, called ``name`` in messages, which gets the numbers that it has arguments for."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
@@ -122,9 +129,7 @@ def from_factory(
     model = _build(name, factory, **options)
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
-    if weights is not None and not is_file(weights):
-        raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and factories have no tags")
-    return _with_file(model, weights)
+    return model
 
 
 def _encoder_tags(smp: Any, encoder: str) -> list[str]:

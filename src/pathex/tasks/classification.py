@@ -48,8 +48,8 @@ class Classification(Task):
         return MulticlassAccuracy(self.data.num_classes, average="micro", validate_args=False).to(device)
 
     def facts(self) -> dict[str, Any]:
-        """Normalisation and classes of the data."""
-        return about(self.data)
+        """Normalisation, classes and image size of the data."""
+        return {**about(self.data), "image_size": self.data.image_size}
 
 
 def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:

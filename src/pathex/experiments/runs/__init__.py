@@ -15,6 +15,7 @@ from pathex.experiments.runs.config import (
 
 if TYPE_CHECKING:
     from pathex.experiments.runs.folder import check_same, environment, finished_result, locked, write_json
+    from pathex.experiments.runs.loading import Preprocessing, load_run
     from pathex.experiments.runs.runner import RunResult, run
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.experiments.runs.validation import check_config, check_ticket
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLACE",
     "WITHOUT_EFFECT",
+    "Preprocessing",
     "RunConfig",
     "RunResult",
     "TicketConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "environment",
     "find_ticket",
     "finished_result",
+    "load_run",
     "locked",
     "pruning_seed",
     "run",
@@ -44,6 +47,7 @@ __all__ = [
 # The settings are needed to read a command line; torch is not.
 _HOME = {
     **dict.fromkeys(("check_same", "environment", "finished_result", "locked", "write_json"), "folder"),
+    **dict.fromkeys(("Preprocessing", "load_run"), "loading"),
     **dict.fromkeys(("RunResult", "run"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
     **dict.fromkeys(("check_config", "check_ticket"), "validation"),

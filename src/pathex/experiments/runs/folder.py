@@ -49,18 +49,22 @@ def write_config(folder: Path, config: RunConfig) -> None:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def check_same(folder: Path, config: RunConfig) -> None:
-    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions."""
+def read_config(folder: Path) -> RunConfig:
+    """The settings of the run in a folder."""
     path = folder / "config.yaml"
-    if not path.exists():
-        return
     try:
         left = yaml.safe_load(path.read_text(encoding="utf-8"))
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
-        theirs = settings(RunConfig(**left))
+        return RunConfig(**left)
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"{path} cannot be read ({error}); delete its folder or choose another 'out'") from error
-    ours = settings(config)
+
+
+def check_same(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions."""
+    if not (folder / "config.yaml").exists():
+        return
+    theirs, ours = settings(read_config(folder)), settings(config)
     different = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in ours if ours[name] != theirs[name]]
     if different:
         raise InvalidInput(f"{folder} holds a run with other settings ({'; '.join(different)}); choose another 'out'")
