@@ -17,6 +17,7 @@ import pathex
 from pathex.cli import main
 from pathex.masks import prunable_weights
 from pathex.scores import Problem
+from pathex.tasks import builders
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -54,11 +55,12 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def load(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         data = original(*args, **kwargs)
         parts = {part: getattr(data, part) for part in ("train", "test")}
-        few = {n: dataclasses.replace(p, data=p.data[:100], labels=p.labels[:100]) for n, p in parts.items()}
+        few = {n: dataclasses.replace(p, data=p.data[:400], labels=p.labels[:400]) for n, p in parts.items()}
         return dataclasses.replace(data, **few)
 
     monkeypatch.chdir(tmp_path)
     wrap(pathex.data, "load", load)
+    wrap(builders, "load", load)
     wrap(pathex.data, "pruning_set", lambda original, data, **kwargs: original(data, 1, kwargs["seed"]))
 
     def small_own(original, name, *args, **kwargs):
