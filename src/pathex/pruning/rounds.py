@@ -14,7 +14,8 @@ from torch import nn
 from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.distributed import Group, processes_of
-from pathex.errors import InvalidInput, check_integer
+from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.graph import cost
 from pathex.masks import Mask, Selector, all_kept
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
@@ -23,6 +24,7 @@ from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem
 
+COUNTS = ("weights", "multiply_adds")
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -61,6 +63,7 @@ def prune(
     min_per_layer: int = 0,
     mask: Mask | None = None,
     budget: str = "nominal",
+    count: str = "weights",
     schedule: str = "exponential",
     seed: int = 0,
     memory: int | str | None = None,
@@ -77,6 +80,7 @@ def prune(
         method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a
             callable ``(model, batches, mask) -> dict``, or ``package.module:name`` of one.
         sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
+            With ``count="multiply_adds"``: of their multiply-adds for one image.
         data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
         rounds: Score-and-keep rounds, at most; None is the method's published number.
         allocation: ``global`` (one threshold), ``layer``, ``uniform``, ``erk``, a mapping from weight names to final
@@ -87,6 +91,8 @@ def prune(
         min_per_layer: Weights that every layer keeps in any case.
         mask: A mask to start from; a weight that it removed never returns.
         budget: ``nominal`` counts kept weights; ``effective`` swaps weights that lie on no path for connected ones.
+        count: ``weights``, or ``multiply_adds``: as many weights are kept as these allow, exact to one, those of best
+            score for each multiply-add that they take part in. Needs ``allocation="global"``.
         schedule: ``exponential`` or ``linear`` fall of density. ``adaptive`` or ``adaptive:TOLERANCE``: the exponential
             one, where rounds are left out as long as that changes at most this share of the weights kept (see
             `pathex.pruning.schedule.next_step`).
@@ -135,9 +141,10 @@ def prune(
             revives=getattr(found, "revives", False),
             seed=problem.seed,
             floors=_floors(problem, found, output),
+            costs=_costs(problem, count, output),
         )
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
-        how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget}
+        how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         with _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
             mask, history = _rounds(problem, method_call, updater, output, on_round, advance)
@@ -156,6 +163,16 @@ def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[
         lambda candidate: has_empty_units(problem.graph(output), candidate),
         share,
     )
+
+
+def _costs(problem: Problem, count: str, output: str | int | None) -> dict[str, int] | None:
+    """Multiply-adds of an entry of each weight for one image, where these are counted."""
+    if count not in COUNTS:
+        raise UnknownName("count", count, COUNTS)
+    if count == "weights":
+        return None
+    products = cost(problem.graph(output)).products
+    return {name: products.get(name, 0) // weight.numel() for name, weight in problem.prunable.items()}
 
 
 def _rounds(

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.masks import Mask
+from pathex.masks import Mask, all_kept
 from pathex.pruning import schedule as schedules
 from pathex.pruning.allocation import Allocation, fill, layer_densities, round_to_total
-from pathex.pruning.floors import Connected, Floors, Keep
+from pathex.pruning.floors import Connected, Floors, Keep, Masks
 from pathex.pruning.topk import Pool, keep_best, keep_best_by_layer
 
 _TRIALS = 64  # weights that are tried in vain before the search gives up
@@ -23,8 +25,10 @@ BUDGETS = ("nominal", "effective")
 class RoundUpdater:
     """Turns the scores of a round into its mask, from the ``start`` mask to a ``density`` after the last round.
 
-    `InvalidInput` if the settings contradict each other or keep nothing. An adaptive schedule leaves planned rounds
-    out: ``reached`` is the one that the mask is at, 0 before the first choice, ``rounds`` when all is done.
+    With ``costs``, of an entry of each weight, density is the share of their sum that is kept, exact to one weight in
+    the last round, and the best scores for these costs count. `InvalidInput` if the settings contradict each other or
+    keep nothing. An adaptive schedule leaves planned rounds out: ``reached`` is the one that the mask is at, 0 before
+    the first choice, ``rounds`` when all is done.
     """
 
     start: Mask
@@ -37,6 +41,7 @@ class RoundUpdater:
     revives: bool = False  # whether weights that a round removed may return; those outside ``start`` never do
     seed: int = 0
     floors: Callable[[Mask], Floors] | None = None  # what layers on a path keep in any case, from what they may keep
+    costs: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -47,17 +52,20 @@ class RoundUpdater:
         self.reached, self._step = 0, 1
         self._before: dict[str, Tensor] | None = None
         self._guard: Floors | None = None
-        self.total = self.start.total
+        if self.costs is not None and self.allocation != "global":
+            raise InvalidInput("count='multiply_adds' needs allocation='global': it moves weights between layers")
+        counted = "weights" if self.costs is None else "multiply-adds"
+        self.total, begin = self._spent(all_kept(self.start)), self._spent(self.start)
         self.kept = round(self.density * self.total)
         if self.kept < 1:
-            raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} weights")
-        if self.kept > self.start.kept:
-            raise InvalidInput(f"the start mask keeps {self.start.kept} weights, fewer than the {self.kept} asked for")
+            raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} {counted}")
+        if self.kept > begin:
+            raise InvalidInput(f"the start mask keeps {begin} {counted}, fewer than the {self.kept} asked for")
         limits = _kept_by_layer(self.start)
         secured = sum(self._least(self.start).values())
         if secured > self.kept:
             raise InvalidInput(f"min_per_layer secures {secured} weights but only {self.kept} are to be kept")
-        self.densities = self._steps(self.start.density, min(self.density, self.start.density))
+        self.densities = self._steps(begin / self.total, min(self.density, begin / self.total))
         self.final = None if self.allocation == "global" else self._final(limits)
         if self.final is not None:
             # Half a weight stands for none, which an exponential fall never reaches.
@@ -82,42 +90,79 @@ class RoundUpdater:
         """The mask after a round; `reached` then says how far that is."""
         seed = (self.seed * 1_000_003 + number) % 2**63
         allowed = self.start if self.revives else current
+        if self.costs is not None:
+            scores = {name: _worth(score, self.costs[name]) for name, score in scores.items()}
         self.reached = number if self._tolerance is None else self._next(scores, allowed, seed)
+        how: dict[str, Any] = {"allowed": allowed, "connected": connected, "seed": seed}
+        count = self._count(scores, allowed, self.reached)
+        if self.costs is None or self.reached < self.rounds:
+            return self._choice(scores, count, **how)
+        return self._within(self._kept(self.reached), count, allowed.kept, partial(self._choice, scores, **how))
+
+    def _choice(self, scores: Masks, count: int, *, allowed: Mask, connected: Connected, seed: int) -> Mask:
+        """As many weights by allocation, budget and floors."""
         if self.budget == "effective":
-            kept, least = self._kept(self.reached), self._least(allowed)
-            return Mask(keep_connected(scores, allowed, kept, connected, seed=seed, at_least=least))
-        keep = self._keeper(allowed, self.reached, seed)
+            least = self._least(allowed)
+            return Mask(keep_connected(scores, allowed, count, connected, seed=seed, at_least=least))
+        keep = self._keeper(allowed, self.reached, seed, count)
         if self.floors is None:
             return Mask(keep(scores))
         self._guard = self._guard or self.floors(allowed)
-        count, last = self._kept(self.reached), self.reached == self.rounds
-        return Mask(self._guard.keep(scores, allowed, keep, connected, count=count, last=last))
+        return Mask(self._guard.keep(scores, allowed, keep, connected, count=count, last=self.reached == self.rounds))
+
+    def _spent(self, mask: Mapping[str, Tensor]) -> int:
+        """What a mask keeps of what is counted."""
+        return sum(int(kept.count_nonzero()) * (self.costs or {}).get(name, 1) for name, kept in mask.items())
+
+    def _count(self, scores: Masks, allowed: Mask, number: int) -> int:
+        """How many of the best weights a planned round can keep, all layers together."""
+        limit = self._kept(number)
+        if self.costs is None:
+            return limit
+        worth = torch.cat([score.detach().cpu().double()[allowed[name]] for name, score in scores.items()])
+        spent = torch.cat([torch.full((kept,), self.costs[name]) for name, kept in _kept_by_layer(allowed).items()])
+        return int(torch.searchsorted(spent[worth.argsort(descending=True)].cumsum(0), limit, right=True))
+
+    def _within(self, limit: int, count: int, most: int, choice: Callable[[int], Mask]) -> Mask:
+        """The choice of most weights that costs no more than a limit, searched for from a count on."""
+        # What is secured in any case costs other sums than the best weights alone.
+        low, high, found = 0, most + 1, None
+        while high - low > 1:
+            count = min(max(count, low + 1), high - 1)
+            chosen = choice(count)
+            left = limit - self._spent(chosen)
+            low, high, found = (count, high, chosen) if left >= 0 else (low, count, found)
+            count += round(left * count / max(limit - left, 1)) or (1 if left >= 0 else -1)
+        if found is None:
+            raise InvalidInput(f"sparsity {1 - self.density:g} keeps fewer multiply-adds than one weight has")
+        return found
 
     def _next(self, scores: Mapping[str, Tensor], allowed: Mask, seed: int) -> int:
         """The planned round that an adaptive schedule goes to."""
         assert self._tolerance is not None
-        before = self._before
 
-        def error(step: int) -> float:
-            """Share of the weights kept after the step that the scores of the round before would not keep."""
-            keep = self._keeper(allowed, self.reached + step, seed)
-            now, then = keep(scores), keep(before)
-            differ = sum(int((kept & ~then[name]).count_nonzero()) for name, kept in now.items())
-            return differ / self._kept(self.reached + step)
+        def error(before: Masks, step: int) -> float:
+            """Share of what is kept after the step that the scores of the round before would not keep."""
+            number = self.reached + step
+            both = [(each, self._count(each, allowed, number)) for each in (scores, before)]
+            now, then = (self._keeper(allowed, number, seed, count)(each) for each, count in both)
+            differ = self._spent({name: kept & ~then[name] for name, kept in now.items()})
+            return differ / self._kept(number)
 
-        if before is not None:
-            self._step = schedules.next_step(self._step, self.rounds - self.reached, self._tolerance, error)
+        if self._before is not None:
+            left = self.rounds - self.reached
+            self._step = schedules.next_step(self._step, left, self._tolerance, partial(error, self._before))
         # Copies: a method may write the scores of its next round into the same tensors.
         self._before = {name: score.clone() for name, score in scores.items()}
         return self.reached + self._step
 
-    def _keeper(self, allowed: Mask, number: int, seed: int) -> Keep:
+    def _keeper(self, allowed: Mask, number: int, seed: int, count: int) -> Keep:
         """What the allocation keeps of scores in a planned round, whether it lies on a path or not."""
         if self.final is not None:
             counts = self.final if number == self.rounds else self._counts(number, allowed)
             return partial(keep_best_by_layer, allowed=allowed, counts=counts, seed=seed)
         least = self._least(allowed)
-        return partial(keep_best, allowed=allowed, count=self._kept(number), seed=seed, at_least=least)
+        return partial(keep_best, allowed=allowed, count=count, seed=seed, at_least=least)
 
     def _kept(self, number: int) -> int:
         return round(self.densities[number - 1] * self.total)
@@ -131,6 +176,11 @@ class RoundUpdater:
         steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
         shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
         return round_to_total(shares, kept, limits, self.final)
+
+
+def _worth(score: Tensor, cost: int) -> Tensor:
+    """Scores by what a weight costs; one that costs nothing stays."""
+    return score / cost if cost else torch.full_like(score, torch.inf)
 
 
 def _kept_by_layer(mask: Mask) -> dict[str, int]:

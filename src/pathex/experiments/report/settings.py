@@ -17,6 +17,7 @@ EARLIER: Mapping[str, Any] = MappingProxyType(
         "freeze_batchnorm": False,
         "loss": "auto",
         "pruning_seed": None,
+        "count": "weights",
         "sanity": "none",
         "dynamic": "none",
         "sync_batchnorm": False,

@@ -65,6 +65,7 @@ class TicketConfig:
             included; ``zeros`` takes the zeros of the network's own weights; null starts dense.
         min_per_layer: Weights that every layer keeps in any case.
         budget: ``nominal`` counts kept weights, ``effective`` those on input-output paths.
+        count: What sparsity is a fraction of: ``weights``, or ``multiply_adds`` for one image.
         schedule: ``exponential`` or ``linear`` fall of density over the rounds; ``adaptive`` or ``adaptive:TOLERANCE``
             leaves rounds of the exponential one out where that hardly changes the mask.
         images_per_class: Images of each class in the pruning set.
@@ -93,6 +94,7 @@ class TicketConfig:
     start_mask: str | None = None
     min_per_layer: NonNegativeInt = 0
     budget: Literal["nominal", "effective"] = "nominal"
+    count: Literal["weights", "multiply_adds"] = "weights"
     schedule: str = "exponential"
     images_per_class: PositiveInt = 10
     pruning_seed: Seed | None = None
@@ -176,8 +178,8 @@ PLACE = ("out", "device", "logger")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
-    *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "budget", "schedule", "sanity"),
-    *("dynamic", "dynamic_options", "method_options", "memory", "strict"),
+    *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "budget", "count", "schedule"),
+    *("sanity", "dynamic", "dynamic_options", "method_options", "memory", "strict"),
 )
 WITHOUT_EFFECT = types.MappingProxyType(
     {
