@@ -6,7 +6,7 @@ from torch import nn
 
 import pathex
 from brute_force.cases import Wired
-from pathex.errors import MaskMismatch, PathexWarning
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.masks import Mask
 
 
@@ -85,3 +85,10 @@ def test_a_start_mask_may_have_them_whole_and_not_cut():
     for call, more in ((pathex.score, {}), (pathex.prune, {"sparsity": 0.5})):
         with pytest.raises(MaskMismatch, match=r"left as they are: inner\.weight.*ignore="):
             call(net, "px", data=X, mask=cut, **more)
+
+
+def test_a_network_whose_weights_are_all_on_no_path_is_refused():
+    token = nn.Parameter(torch.ones(2, 4))
+    net = Wired(lambda net, x: net.head(net.token).mean(0) + x.mean((1, 2)), head=nn.Linear(4, 1), token=token)
+    with pytest.raises(InvalidInput, match="no prunable weight lies on a path"):
+        pathex.score(net, "px", X)

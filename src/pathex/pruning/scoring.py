@@ -122,6 +122,8 @@ def problem_of(
         x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
         off = off_path(model, list(weights), x, output=options.get("output"))
         weights = {name: weight for name, weight in weights.items() if name not in off}
+        if not weights:
+            raise InvalidInput("no prunable weight lies on a path from the images to the output that counts")
     if off:
         warnings.warn(
             f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as "
