@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import multiprocessing
+import os
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,3 +30,11 @@ def _children_find_torch_imported():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pathex.distributed.children.get_context", lambda _: context)
         yield
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real images and checkpoints."""
+    if "PATHEX_DATA" not in os.environ:
+        pytest.skip("PATHEX_DATA is not set")
+    return Path(os.environ["PATHEX_DATA"])
