@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pathex.cli import main
+
 IMPORTED = ("torch._dynamo", "torchvision", "timm", "lightning_fabric", "torchmetrics", "pathex.experiments.runs")
 
 
@@ -30,6 +32,19 @@ def _children_find_torch_imported():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pathex.distributed.children.get_context", lambda _: context)
         yield
+
+
+@pytest.fixture
+def command(capsys, tmp_path, monkeypatch):
+    """Runs ``pathex`` in an empty folder: exit code, standard output, standard error."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*words):
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,27 @@
+import itertools
+import json
+import math
 import shutil
 from io import StringIO
 
 import pandas as pd
 import pytest
 
+from damage import spoil
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.panel import seeds_said
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.settings import EARLIER, commands, nested, shared_settings, short
 from pathex.experiments.report.style import styles
-from pathex.experiments.report.tables import csv, markdown, runs_table, summary_table
+from pathex.experiments.report.tables import (
+    csv,
+    difference,
+    estimate,
+    markdown,
+    runs_table,
+    student_quantile,
+    summary_table,
+)
 from pathex.experiments.runs import RunConfig
 
 
@@ -197,3 +209,102 @@ def test_methods_that_count_different_weights_are_told_apart(make_run):
     make_run("px", 0.9, 0, total=7500)
     said = different_totals(table_of(folder.parent))
     assert "px of 7,500; random and snip of 7,984" in said and "off_path" in said
+
+
+# Printed tables of Student's t, two-sided 95 %.
+PRINTED = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 20: 2.086, 30: 2.042, 31: 2.040, 40: 2.021, 120: 1.980}
+
+
+def test_quantile_is_that_of_the_printed_tables_and_falls_with_the_degrees():
+    for degrees, printed in PRINTED.items():
+        assert student_quantile(degrees) == pytest.approx(printed, abs=6e-4), degrees
+    quantiles = [student_quantile(degrees) for degrees in range(1, 200)]
+    assert all(first > second > 1.96 for first, second in itertools.pairwise(quantiles))
+
+
+def test_intervals_of_three_values_and_of_one():
+    found, alone = estimate([0.80, 0.82, 0.84]), estimate([0.8])
+    assert found.mean == pytest.approx(0.82)
+    assert found.half_width == pytest.approx(4.3027 * 0.02 / math.sqrt(3), rel=1e-4)
+    assert found.low < 0.82 < found.high
+    assert all(map(math.isnan, (alone.low, alone.half_width, alone.high)))
+    assert alone.overlaps(estimate([0.1, 0.1]))
+
+
+def test_intervals_overlap_only_when_they_touch():
+    high, low = estimate([0.90, 0.91, 0.92]), estimate([0.80, 0.81, 0.82])
+    assert not high.overlaps(low)
+    assert high.overlaps(estimate([0.88, 0.90, 0.91]))
+
+
+def test_welch_difference():
+    gap = difference([0.92, 0.90, 0.91], [0.82, 0.80, 0.81])  # of equal spreads: the pooled one
+    assert gap.mean == pytest.approx(0.1)
+    assert gap.half_width == pytest.approx(2.7764 * 0.01 * math.sqrt(2 / 3), rel=1e-3)
+    assert difference([0.5, 0.5], [0.25, 0.25]).half_width == 0
+    assert math.isnan(difference([0.5], [0.25, 0.3]).half_width)
+
+
+def test_a_run_is_found_at_any_depth_and_once(make_run):
+    folder = make_run("px")
+    below = folder / "wandb" / "run-1" / "files"  # what a logger keeps below a run is no run
+    below.mkdir(parents=True)
+    (below / "config.yaml").write_text("wandb_version: 1\n")
+    records, problems = read_all([folder, folder.parent.parent])
+    assert ([record.folder for record in records], problems) == ([folder], [])
+
+
+def test_what_a_record_tells(make_run):
+    folder = make_run("px", method_options={"redraw": True}, allocation={"layer.0.weight": 0.5})
+    dense, segmented = make_run("dense", 0.9), make_run("px", 0.9, 1, metric="miou", test_miou=0.25)
+    (dense / "environment.json").unlink()
+    first, second, third = read_all([folder, dense, segmented])[0]
+    assert first.config["method_options.redraw"] is True
+    assert first.config["allocation"] == {"layer.0.weight": 0.5}
+    assert first.environment == {"torch": "2.x", "device.name": "cpu", "device.threads": 1}
+    assert (first.metric, first.task) == ("accuracy", "classification")
+    assert (second.sparsity, second.environment) == (0.0, {})  # whatever its settings say
+    assert (third.metric, third.task, third.value) == ("miou", "segmentation", 0.25)
+
+
+def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
+    good, failed, again, alone = make_run("px"), make_run("random"), make_run("snip"), make_run("grasp")
+    for folder in (failed, again, alone):
+        (folder / "failed.json").write_text(json.dumps({"error": "TrainingDiverged: loss is nan", "traceback": "..."}))
+    (failed / "result.json").unlink()
+    for name in ("result.json", "config.yaml", "metrics.jsonl"):
+        (alone / name).unlink()
+    records, problems = read_all([good.parent])
+    assert {record.folder for record in records} == {good, again}
+    assert {(problem.folder, problem.reason) for problem in problems} == {
+        (failed, "failed: TrainingDiverged: loss is nan"),
+        (alone, "failed: TrainingDiverged: loss is nan"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("result.json", None, "not finished: 4 of 4 epochs trained"),
+        ("result.json", "[]", "holds no object"),
+        ("result.json", "{", "result.json cannot be read"),
+        ("result.json", '{"status": "training"}', "status 'training'"),
+        ("result.json", '{"status": "done", "kept": 1, "total": 2}', "holds no test_accuracy"),
+        ("config.yaml", None, "config.yaml is missing"),
+        ("config.yaml", "a: [1", "config.yaml cannot be read"),
+        ("config.yaml", "method: px", "holds no sparsity, model, data, seed"),
+        ("metrics.jsonl", "{", "metrics.jsonl cannot be read"),
+        ("result", {"test_accuracy": None}, "result.json holds no test_accuracy"),
+        ("result", {"test_accuracy": float("nan")}, "result.json holds no test_accuracy"),
+        ("result", {"metric": "miou", "test_miou": "?"}, "result.json holds no test_miou"),
+        ("result", {"tasks": [{"task": 0}]}, "result.json holds tasks without zero_shot and fine_tuned"),
+        ("result", {"tasks": {"a": 1}}, "result.json holds tasks without zero_shot and fine_tuned"),
+    ],
+)
+def test_a_broken_run_is_left_out_with_its_reason(make_run, name, content, reason):
+    good, broken = make_run("px"), make_run("random", **(content if name == "result" else {}))
+    if name != "result":
+        spoil(broken / name, content)
+    records, [problem] = read_all([good, broken])
+    assert ([record.folder for record in records], problem.folder) == ([good], broken)
+    assert reason in problem.reason and "\n" not in problem.reason

@@ -13,21 +13,8 @@ from experiments.sweep.conftest import InProcess
 from pathex.cli import main
 from pathex.cli.sweep import SweepDisplay
 from pathex.experiments.runs import RunConfig
-from pathex.experiments.sweep import Plan, executors
+from pathex.experiments.sweep import Plan, Progress, executors
 from pathex.experiments.sweep.work import ENDED, ended
-
-
-@pytest.fixture
-def command(capsys, tmp_path, monkeypatch):
-    """Runs ``pathex sweep`` in an empty folder: exit code, standard output, standard error."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*words):
-        code = main(["sweep", *words])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -55,7 +42,7 @@ def file(tiny, tmp_path):
 
 
 def test_a_sweep_file_gives_runs_a_table_and_a_report(command, executor, file):
-    code, out, err = command("--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
+    code, out, err = command("sweep", "--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
     assert (code, out) == (0, "runs/results.csv\n")
     ((config, runs),) = executor
     assert config.concurrent == 3 and [(run.method, run.epochs, run.batch_size) for run in runs] == [
@@ -71,41 +58,26 @@ def test_a_run_of_a_sweep_is_the_run_of_pathex_run(command, executor, file):
     words = ["--lr", "1e-2", "--milestones", "[0.3]", "--model-options.width", "4", "--sparsity", "0"]
     assert main(["run", "--config", str(file.parents[1] / "base.yaml"), *words, "--out", "single"]) == 0
     given = [f"--settings.{word[2:]}" if word.startswith("--") else word for word in words]
-    assert command("--config", str(file), "--grid", "{method: [px]}", "--settings.batch-size", "32", *given)[0] == 0
+    assert (
+        command("sweep", "--config", str(file), "--grid", "{method: [px]}", "--settings.batch-size", "32", *given)[0]
+        == 0
+    )
     assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == {p.name for p in Path("single").iterdir()}
 
 
 def test_failed_runs_are_listed_and_the_exit_code_is_one(command, executor, file):
-    code, out, err = command("--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
+    code, out, err = command("sweep", "--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
     assert (code, out) == (1, "runs/results.csv\n")
     *_, summary, failure = err.splitlines()
     assert summary == "2 done, 1 failed" and failure.startswith("failed: px-") and "nowhere.npz" in failure
-    code, _, err = command("--config", str(file))
+    code, _, err = command("sweep", "--config", str(file))
     assert code == 0 and err.splitlines() == ["2 runs", "2 done (2 of them before), 0 failed"]
     # Printed options are a sweep file.
-    code, out, _ = command("--config", str(file), "--settings.epochs", "0", "--print_config")
+    code, out, _ = command("sweep", "--config", str(file), "--settings.epochs", "0", "--print_config")
     assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
     (file.parent / "printed.yaml").write_text(out)
-    assert command("--config", str(file.parent / "printed.yaml"))[0] == 0
+    assert command("sweep", "--config", str(file.parent / "printed.yaml"))[0] == 0
     assert [run.epochs for run in executor[-1][1]] == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--base", "nope.yaml"], "--base is 'nope.yaml'; allowed: a file"),
-        (["--grid.sparsity", "[0.5, 5]"], "sparsity is 5"),
-        (["--grid.sparsty", "[0.5]"], "unknown setting 'sparsty'"),
-        (["--conkurrent", "3"], "unknown option"),
-        (["--concurrent", "many"], "allowed: a whole number or null"),
-        (["--executor", "slurm"], "unknown executor 'slurm'"),
-        ([], "no runs"),
-    ],
-)
-def test_bad_input_is_one_line_and_writes_nothing(command, words, expected):
-    code, out, err = command(*words)
-    assert (code, out) == (2, "") and expected in err and err.count("\n") == 1
-    assert not list(Path.cwd().iterdir())
 
 
 def test_the_options_are_known_before_torch_is(file):
@@ -124,7 +96,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
 
     made = InProcess(stop)
     monkeypatch.setattr(executors, "create", lambda config, runs: made)
-    code, out, err = command("--config", str(file))
+    code, out, err = command("sweep", "--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made.closed
 
 
@@ -144,3 +116,84 @@ def test_the_live_table_shows_what_runs(monkeypatch):
     assert lines[3].split() == ["run-3", "level", "2/9", "epoch", "1/4", "2.500"]
     assert lines[-2].split() == ["and", "2", "more"]
     assert lines[-1].startswith("1 done, 34 running, 0 failed, 5 waiting; about ")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_run_goes_through_its_stages():
+    progress = Progress(["a", "b"], Clock())
+    assert progress.counts == {"done": 0, "running": 0, "failed": 0, "waiting": 2}
+    progress("a", "start", {})
+    assert progress.counts["running"] == 1 and progress.running["a"].text == "loading"
+    progress("a", "prune_round", {"round": 3, "rounds": 100, "density": 0.5})
+    assert progress.running["a"].text == "prune 3/100"
+    progress("a", "epoch", {"epoch": 1, "epochs": 4, "train_loss": 2.5})
+    progress("a", "step", {"epoch": 2, "epochs": 4, "step": 1, "steps": 2})
+    stage = progress.running["a"]
+    assert (stage.text, stage.loss, stage.done) == ("epoch 2/4", 2.5, 0.375)
+    progress("a", "something new", {})
+    progress("a", ENDED, ended("done"))
+    progress("b", "start", {})
+    progress("b", ENDED, ended("failed", "why"))
+    assert progress.counts == {"done": 1, "running": 0, "failed": 1, "waiting": 0} and not progress.running
+    progress = Progress(["a"], Clock())
+    for kind in ("busy", "again"):
+        progress("a", "start", {})
+        assert progress.counts == {"done": 0, "running": 1, "failed": 0, "waiting": 0}
+        progress("a", kind, {"error": "lost"})
+        assert progress.counts["waiting"] == 1
+
+
+def test_trainings_of_one_run_follow_each_other():
+    progress = Progress(["imp", "transfer"], Clock())
+
+    def told(name, kind, **payload):
+        progress(name, kind, payload)
+        return progress.running[name].text, progress.running[name].done
+
+    told("imp", "start")
+    first = {"level": 1, "levels": 3}
+    assert told("imp", "step", epoch=2, epochs=4, step=1, steps=2, **first) == ("level 1/3 epoch 2/4", 0.375 / 4)
+    assert told("imp", "prune_round", round=1, rounds=3, density=0.5)[0] == "prune 1/3"
+    assert told("imp", "epoch", epoch=4, epochs=4, level=3, levels=3) == ("level 3/3 epoch 4/4", 0.75)
+    assert told("imp", "epoch", epoch=2, epochs=4) == ("epoch 2/4", 0.875)
+
+    told("transfer", "start")
+    one = {"task": 7, "target": 1, "targets": 2}
+    assert told("transfer", "resumed", stage="training", epoch=4, epochs=4, **one) == ("target 1/2 epoch 4/4", 0.5)
+    assert told("transfer", "epoch", epoch=1, epochs=4, **{**one, "target": 2}) == ("target 2/2 epoch 1/4", 0.625)
+    assert progress.running["transfer"].begun == 0.5
+
+    progress = Progress(["imp"], Clock())  # levels that were over before are no work
+    told("imp", "start")
+    for level in (1, 2):
+        told("imp", "resumed", stage="level", level=level, levels=3)
+        told("imp", "prune_round", round=level, rounds=3, density=0.5)
+    done = told("imp", "resumed", stage="training", epoch=1, epochs=4, level=3, levels=3)
+    assert done == ("level 3/3 epoch 1/4", 2.25 / 4) and progress.running["imp"].begun == 2.25 / 4
+
+
+def test_the_time_left_follows_from_the_work_done():
+    clock = Clock()
+    progress = Progress("abcd", clock)
+    progress("a", ENDED, {**ended("done"), "before": True})  # before: not worked for
+    assert progress.seconds_left() is None
+    for name in "bc":
+        progress(name, "start", {})
+    progress("c", "resumed", {"stage": "training", "epoch": 5, "epochs": 10})
+    clock.now += 30
+    progress("b", "epoch", {"epoch": 5, "epochs": 10, "train_loss": 1.0})
+    progress("c", "epoch", {"epoch": 6, "epochs": 10, "train_loss": 1.0})
+    # 0.5 and 0.1 of a run in 30 seconds; left are 0.5, 0.4 and a whole one.
+    assert progress.seconds_left() == pytest.approx(1.9 * 30 / 0.6)
+    progress("b", ENDED, ended("done"))
+    assert progress.seconds_left() == pytest.approx(1.4 * 30 / 1.1)
+    progress("c", ENDED, ended("done"))
+    progress("d", "start", {})
+    progress("d", ENDED, ended("failed", "why"))
+    assert progress.seconds_left() == 0
