@@ -1,4 +1,3 @@
-import csv
 import json
 
 import pandas as pd
@@ -8,7 +7,7 @@ from safetensors.torch import save_file
 import pathex
 from benchmarks import fewer_rounds, segmentation
 from experiments.sweep.conftest import InProcess
-from pathex.errors import InvalidInput
+from refusals import refused
 from small_images import write_images
 from voc_folder import write_voc
 
@@ -35,12 +34,7 @@ def test_differences_are_taken_in_pairs_of_one_seed():
 
 def test_the_study_runs_and_goes_on(tmp_path, monkeypatch):
     executors = []
-
-    def create(*_):
-        executors.append(InProcess())
-        return executors[-1]
-
-    monkeypatch.setattr(fewer_rounds, "create", create)
+    monkeypatch.setattr(fewer_rounds, "create", lambda *_: executors.append(InProcess()) or executors[-1])
     words = ["--models", "resnet20:2", "--data", write_images(tmp_path / "tiny.npz"), "--epochs", "1"]
     words += ["--method", "magnitude", "--sparsity", "0.5", "--seeds", "0", "1"]
     case = "pruning_seed=7,rounds=10,images_per_class=5"
@@ -57,7 +51,7 @@ def test_the_study_runs_and_goes_on(tmp_path, monkeypatch):
 
 
 # Windows of images that hold one of three classes: the others are named in a warning, as is the new decoder.
-pytestmark = pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+few_classes = pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 
 
 @pytest.fixture
@@ -66,10 +60,10 @@ def call(tmp_path):
     write_voc(tmp_path, 6, 2)
     encoder = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None).encoder
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
-    words = ["--root", str(tmp_path), "--weights", str(tmp_path / "encoder.safetensors")]
+    files = {"root": "", "weights": "encoder.safetensors", "runs": "runs", "out": "out.csv"}
+    words = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
     words += ["--size", "24", "--crop", "24", "--epochs", "1", "--batch-size", "4"]
-    words += ["--images-per-class", "1", "--px-rounds", "2"]
-    return [*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv")]
+    return [*words, "--images-per-class", "1", "--px-rounds", "2"]
 
 
 def test_runs_differ_in_nothing_but_ticket_and_weights(call):
@@ -86,20 +80,20 @@ def test_runs_differ_in_nothing_but_ticket_and_weights(call):
     assert len({(c.epochs, c.lr, c.head_lr, c.batch_size, c.images_per_class) for c in found}) == 1
 
 
+@few_classes
 def test_rows_are_those_of_the_runs_without_folders_of_the_machine(call, tmp_path, monkeypatch):
     monkeypatch.setattr(segmentation, "LocalExecutor", lambda share: InProcess())
     words = [*call, "--init", "random", "--methods", "magnitude", "--sparsity", "0.5"]
     assert segmentation.main(words) == 0
-    with (tmp_path / "out.csv").open(newline="") as file:
-        row, dense = csv.DictReader(file)
+    row, dense = pd.read_csv(tmp_path / "out.csv").to_dict("records")
     folder = next(path for path in (tmp_path / "runs").iterdir() if path.name.startswith("magnitude-"))
     result = json.loads((folder / "result.json").read_text())
-    assert (row["init"], row["method"], row["sparsity"], row["seed"]) == ("random", "magnitude", "0.5", "0")
-    assert float(row["test_miou"]) == result["test_miou"] and result["metric"] == "miou"
-    assert int(row["kept"]) == round(0.5 * int(row["total"])) == pathex.Mask.load(folder / "mask.safetensors").kept
-    assert (dense["method"], dense["dead_layers"]) == ("dense", "0") and 0 <= float(dense["test_miou"]) <= 1
+    assert (row["init"], row["method"], row["sparsity"], row["seed"]) == ("random", "magnitude", 0.5, 0)
+    assert row["test_miou"] == result["test_miou"] and result["metric"] == "miou"
+    assert row["kept"] == round(0.5 * row["total"]) == pathex.Mask.load(folder / "mask.safetensors").kept
+    assert (dense["method"], dense["dead_layers"]) == ("dense", 0) and 0 <= dense["test_miou"] <= 1
     about = (tmp_path / "out.json").read_text()
     assert json.loads(about)["settings"]["weights"] == "encoder.safetensors" and str(tmp_path) not in about
     for wrong, message in ((["--methods", "pxx"], "pxx"), (["--epochs", "-1"], "epochs")):
-        with pytest.raises(InvalidInput, match=message):
+        with refused(message):
             segmentation.main([*call, *wrong])

@@ -58,11 +58,13 @@ def test_run_prints_the_folder_last_and_passes_the_settings(command, runs):
 
 
 def test_run_reads_a_file_that_print_config_wrote(command, runs):
-    code, out, _ = command("run", "--epochs", "3", "--print_config")
+    nested = ("--method-options.levels", "3", "--task-options.crop", "65", "--augment-options.min_scale", "0.2")
+    code, out, _ = command("run", "--epochs", "3", *nested, "--print_config")
     assert code == 0 and yaml.safe_load(out)["epochs"] == 3
     Path("r.yaml").write_text(out)
     assert command("run", "--config", "r.yaml", "--seed", "5")[0] == 0
-    assert runs == [RunConfig(epochs=3, seed=5)]
+    options = {"method_options": {"levels": 3}, "task_options": {"crop": 65}, "augment_options": {"min_scale": 0.2}}
+    assert runs == [RunConfig(epochs=3, seed=5, **options)]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,11 @@ def changed(change, *arguments):
         return nn.Sequential(change(nn.Linear(2, 2), *arguments))
 
 
+SPECTRAL = changed(nn.utils.parametrizations.spectral_norm)
+PRUNED = changed(nn.utils.prune.random_unstructured, "weight", 0.5)
+SCALED = Wired(None, fc=nn.Linear(2, 2), scale=nn.Parameter(torch.tensor(1.0)))
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -66,25 +71,13 @@ def changed(change, *arguments):
         (Net(), {"prunable": [nn.LSTM]}, "prunable: LSTM matches no module of Net"),
         (Net(), {"ignore": [nn.Linear(1, 1)]}, "ignore: Linear matches no module"),
         (Net(), {"ignore": [3]}, "a selector is a glob, a module class or a module, not int"),
-        (
-            changed(nn.utils.parametrizations.spectral_norm),
-            {},
-            r"weight of '0' is a parametrization.*prunable=\['0.parametrizations.weight.original'\]",
-        ),
+        (SPECTRAL, {}, r"weight of '0' is a parametrization.*prunable=\['0.parametrizations.weight.original'\]"),
         (changed(nn.utils.weight_norm), {}, r"weight of '0' is a parametrization.*prunable=\['0.weight_v'\]"),
-        (
-            changed(nn.utils.prune.random_unstructured, "weight", 0.5),
-            {},
-            "'0.weight' is pruned by torch.nn.utils.prune: take its mask with",
-        ),
+        (PRUNED, {}, "'0.weight' is pruned by torch.nn.utils.prune: take its mask with"),
         (nn.Sequential(nn.LSTM(2, 2)), {"prunable": [nn.LSTM]}, "LSTM has no tensor named weight.*'0.weight_ih_l0'"),
         (Net(), {"prunable": ["*.pos_embed"]}, r"prunable: '\*.pos_embed' matches no module of Net, and no parameter"),
         (Net(), {"ignore": ["stem", "*.gone"]}, r"ignore: '\*.gone' matches no module of Net, and no parameter"),
-        (
-            Wired(None, fc=nn.Linear(2, 2), scale=nn.Parameter(torch.tensor(1.0))),
-            {"prunable": ["*scale"]},
-            "'scale' is a single number",
-        ),
+        (SCALED, {"prunable": ["*scale"]}, "'scale' is a single number"),
         (nn.Sequential(nn.LazyLinear(2)), {}, "weight of '0' has no shape yet"),
     ],
 )

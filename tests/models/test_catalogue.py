@@ -1,6 +1,6 @@
-import os
 import urllib.error
-from pathlib import Path
+from itertools import product
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from torch import nn
 
 import pathex
 from pathex import models
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import PathexWarning
+from refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -64,9 +65,8 @@ from pathex.errors import InvalidInput, PathexWarning
 def test_bad_input_is_one_line(name, options, message):
     if name.startswith("smp:"):
         pytest.importorskip("segmentation_models_pytorch")
-    with pytest.raises(InvalidInput, match=message) as caught:
+    with refused(message):
         models.create(name, **options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_bad_input_is_one_line(name, options, message):
     ],
 )
 def test_other_depths_and_names(call, message):
-    with pytest.raises(InvalidInput, match=message):
+    with refused(message):
         call()
 
 
@@ -163,10 +163,8 @@ def test_padded_shortcut_has_no_parameters_and_adds_every_second_position(width)
     nn.init.zeros_(block.bn2.weight)  # what is left is the shortcut
     images = torch.rand(2, width, 6, 6)
     expected = torch.zeros(2, 2 * width, 3, 3)
-    for channel in range(width):
-        for row in range(3):
-            for column in range(3):
-                expected[:, channel + width // 2, row, column] = images[:, channel, 2 * row, 2 * column]
+    for channel, row, column in product(range(width), range(3), range(3)):
+        expected[:, channel + width // 2, row, column] = images[:, channel, 2 * row, 2 * column]
     torch.testing.assert_close(block(images), expected)
     model = models.CifarResNet(8, width=width, shortcut="pad")
     result = pathex.prune(model, "px", sparsity=0.9, data=torch.rand(4, 3, 8, 8), rounds=2, progress=False)
@@ -186,22 +184,21 @@ def test_names_that_count_the_blocks_of_a_stage_fit_exactly(tmp_path):
     model = models.create("resnet32", width=2, weights=tmp_path / "w.th")
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in source.state_dict().items())
     # A deeper network's fourth block must not pass for the first of the next stage.
-    with pytest.raises(InvalidInput, match=r"unexpected: layer1.3.conv1.weight"):
+    with refused(r"unexpected: layer1.3.conv1.weight"):
         models.create("resnet20", width=2, weights=tmp_path / "w.th")
 
 
 @pytest.mark.data
-@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
-def test_published_resnet20_reaches_its_accuracy():
-    folder = Path(os.environ["PATHEX_DATA"])
-    model = models.create("resnet20", shortcut="pad", weights=folder / "checkpoints" / "resnet20-cifar10-optionA.th")
-    with np.load(folder / "cifar10.npz") as archive:
+def test_published_resnet20_reaches_its_accuracy(data_folder):
+    path = data_folder / "checkpoints" / "resnet20-cifar10-optionA.th"
+    model = models.create("resnet20", shortcut="pad", weights=path)
+    with np.load(data_folder / "cifar10.npz") as archive:
         pixels, labels = torch.from_numpy(archive["test_images"]), torch.from_numpy(archive["test_labels"]).flatten()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     model.eval()
     correct = 0
     with torch.no_grad():
-        for part, expected in zip(pixels.split(500), labels.split(500), strict=True):
+        for part, expected in zip(pixels.split(100), labels.split(100), strict=True):
             images = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
             correct += int((model(images).argmax(1) == expected).sum())
     assert len(labels) == 10_000
@@ -210,24 +207,23 @@ def test_published_resnet20_reaches_its_accuracy():
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_name_is_described_and_made(name):
+    assert list(models.prefixes()) == ["timm:NAME", "torchvision:NAME", "smp:NAME", "package.module:factory"]
+    assert models.describe("timm:resnet18") == models.prefixes()["timm:NAME"]
     assert "\n" not in models.describe(name)
     model = models.create(name, num_classes=5, in_channels=1, width=1 if name.startswith("resnet") else 0.02)
     for size in (28, 32):
         assert model(torch.zeros(2, 1, size, size)).shape == (2, 5)
 
 
-def test_grey_images():
+def test_grey_images_and_one_tensor_in_training():
+    model = models.create("torchvision:googlenet", num_classes=3, init_weights=False)
+    assert isinstance(model(torch.randn(2, 3, 64, 64)), torch.Tensor)
     torch.manual_seed(0)
     for name in ("timm:test_resnet", "torchvision:resnet18"):
         model = models.create(name, num_classes=6, in_channels=1)
         assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 6)
     usual = models.create("torchvision:resnet18", num_classes=4)
     assert model.conv1.weight.std().item() == pytest.approx(usual.conv1.weight.std().item(), rel=0.1)
-
-
-def test_torchvision_googlenet_returns_one_tensor_in_training():
-    model = models.create("torchvision:googlenet", num_classes=3, init_weights=False)
-    assert isinstance(model(torch.randn(2, 3, 64, 64)), torch.Tensor)
 
 
 def test_factory_gets_what_it_accepts(tmp_path):
@@ -252,14 +248,12 @@ def test_torchvision_tag_keeps_the_head_and_adapts_the_first_layer(monkeypatch):
 
 
 def test_failed_download_is_one_line(monkeypatch):
-    def fail(*args, **kwargs):
-        raise urllib.error.URLError("no route\nto host")
-
+    fail = MagicMock(side_effect=urllib.error.URLError("no route\nto host"))
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
-    with pytest.raises(InvalidInput, match="'IMAGENET1K_V1' of model 'torchvision:resnet18' cannot be loaded"):
+    with refused("'IMAGENET1K_V1' of model 'torchvision:resnet18' cannot be loaded"):
         models.create("torchvision:resnet18", weights="IMAGENET1K_V1")
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(InvalidInput, match="no route to host"):
+    with refused("no route to host"):
         models.create("timm:test_resnet", weights="imagenet")
 
 
@@ -277,8 +271,3 @@ def test_timm_tag_uses_the_loader_of_timm(monkeypatch):
         models.create("timm:test_resnet", weights="r160_in1k")
     models.create("timm:test_resnet.r160_in1k", num_classes=1000, weights="imagenet")
     assert calls == [("test_resnet.r160_in1k", True)] * 2
-
-
-def test_forms_of_name_are_listed():
-    assert list(models.prefixes()) == ["timm:NAME", "torchvision:NAME", "smp:NAME", "package.module:factory"]
-    assert models.describe("timm:resnet18") == models.prefixes()["timm:NAME"]

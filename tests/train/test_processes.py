@@ -12,11 +12,11 @@ from torch import nn
 from experiments.runs.outcomes import WITH_TESTS, entries, state_of
 from pathex.cli import main
 from pathex.distributed import ProcessFailed, launched
-from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, run
 from pathex.masks import replacing
 from pathex.train import check_machine, fabric, load_checkpoint, save_checkpoint
 from pathex.train.fsdp import units
+from refusals import refused
 from small_images import write_images
 from training_in_processes import work, work_and_fail
 
@@ -55,11 +55,9 @@ def test_two_processes_have_the_mask_and_the_curve_of_one(settings, alone, tmp_p
         for name in ("epoch", "train_accuracy", "val_accuracy", "lr"):
             assert one[name] == two[name]
     first, second = (state_of(folder / "last.ckpt") for folder in (alone, pair))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-12)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (alone, pair)]
-    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
-    assert results[1]["test_images"] == 9
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-12)
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in (alone, pair))
+    assert (one["test_accuracy"], 9) == (two["test_accuracy"], two["test_images"])
 
 
 def test_an_error_is_one_line_and_leaves_no_process(tmp_path, capfd):
@@ -88,10 +86,7 @@ def ends(tmp_path_factory):
     for strategy in ("ddp", "fsdp"):
         jobs.append(job(f"parts-{strategy}", 2, strategy, accumulate=9))  # shares of 3 and 4 images
         jobs.append(job(f"norm-{strategy}", 2, strategy, norm=True))
-    with (
-        pytest.raises(ProcessFailed, match=r"process 2 of 2: image 7 cannot be read"),
-        launched(2, work_and_fail, jobs),
-    ):
+    with refused("process 2 of 2: image 7 cannot be read", ProcessFailed), launched(2, work_and_fail, jobs):
         work_and_fail(jobs)
     shutil.copy(root / "two-one" / "last.ckpt", root / "two-one" / "half.ckpt")
     work([job("two-one", 1)])
@@ -105,12 +100,10 @@ def ranks(folder):
 
 def compare(one, two):
     first, second = (load_checkpoint(folder / "last.ckpt") for folder in (one, two))
-    for name, value in first["model"].items():
-        assert type(second["model"][name]) is torch.Tensor
-        # The outputs reach the loss as float32.
-        torch.testing.assert_close(second["model"][name], value, rtol=0, atol=1e-9)
-    for number, state in first["optimizer"]["state"].items():
-        torch.testing.assert_close(second["optimizer"]["state"][number], state, rtol=0, atol=1e-9)
+    assert all(type(value) is torch.Tensor for value in second["model"].values())
+    # The outputs reach the loss as float32.
+    torch.testing.assert_close(second["model"], first["model"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(second["optimizer"]["state"], first["optimizer"]["state"], rtol=0, atol=1e-9)
     assert first["optimizer"]["param_groups"] == second["optimizer"]["param_groups"]
     for row, other in zip(first["rows"], second["rows"], strict=True):
         assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-6)
@@ -173,7 +166,7 @@ def test_blocks_are_units_unless_they_share_weights():
 def test_what_the_machine_cannot_do_is_refused(gpus, device, options, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(InvalidInput, match=message):
+    with refused(message):
         check_machine(device, **options)
     assert check_machine("cpu", devices=2, strategy="fsdp") == "cpu"
     assert check_machine("auto") == ("cuda" if gpus else "cpu")
@@ -181,13 +174,13 @@ def test_what_the_machine_cannot_do_is_refused(gpus, device, options, message, m
 
 
 def test_a_cluster_around_the_process_plays_no_part_and_torchrun_does(monkeypatch):
-    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "sweep", "SLURM_PROCID": "2"}.items():
-        monkeypatch.setenv(name, value)
+    for word in ("SLURM_NTASKS=4", "SLURM_JOB_NAME=sweep", "SLURM_PROCID=2"):
+        monkeypatch.setenv(*word.split("="))
     machine = fabric("cpu")
     assert machine.world_size == 1 and machine.is_global_zero
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InvalidInput, match="devices is 1, but torchrun started 2 processes here; allowed: 0, 2"):
+    for word in ("TORCHELASTIC_RUN_ID=1", "WORLD_SIZE=4", "LOCAL_WORLD_SIZE=2"):
+        monkeypatch.setenv(*word.split("="))
+    with refused("devices is 1, but torchrun started 2 processes here; allowed: 0, 2"):
         fabric("cpu")
 
 
@@ -199,5 +192,5 @@ def test_a_checkpoint_is_written_whole_and_holds_tensors_and_plain_values_only(t
         raise RuntimeError
     assert load_checkpoint(path)["rows"] == [{"loss": 0.5}] and list(tmp_path.iterdir()) == [path]
     torch.save({"harm": tmp_path}, path)
-    with pytest.raises(InvalidInput, match=r"last\.ckpt cannot be read"):
+    with refused(r"last\.ckpt cannot be read"):
         load_checkpoint(path)

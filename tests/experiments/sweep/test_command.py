@@ -118,15 +118,8 @@ def test_the_live_table_shows_what_runs(monkeypatch):
     assert lines[-1].startswith("1 done, 34 running, 0 failed, 5 waiting; about ")
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def test_a_run_goes_through_its_stages():
-    progress = Progress(["a", "b"], Clock())
+    progress = Progress(["a", "b"], float)
     assert progress.counts == {"done": 0, "running": 0, "failed": 0, "waiting": 2}
     progress("a", "start", {})
     assert progress.counts["running"] == 1 and progress.running["a"].text == "loading"
@@ -141,7 +134,7 @@ def test_a_run_goes_through_its_stages():
     progress("b", "start", {})
     progress("b", ENDED, ended("failed", "why"))
     assert progress.counts == {"done": 1, "running": 0, "failed": 1, "waiting": 0} and not progress.running
-    progress = Progress(["a"], Clock())
+    progress = Progress(["a"], float)
     for kind in ("busy", "again"):
         progress("a", "start", {})
         assert progress.counts == {"done": 0, "running": 1, "failed": 0, "waiting": 0}
@@ -150,7 +143,7 @@ def test_a_run_goes_through_its_stages():
 
 
 def test_trainings_of_one_run_follow_each_other():
-    progress = Progress(["imp", "transfer"], Clock())
+    progress = Progress(["imp", "transfer"], float)
 
     def told(name, kind, **payload):
         progress(name, kind, payload)
@@ -169,7 +162,7 @@ def test_trainings_of_one_run_follow_each_other():
     assert told("transfer", "epoch", epoch=1, epochs=4, **{**one, "target": 2}) == ("target 2/2 epoch 1/4", 0.625)
     assert progress.running["transfer"].begun == 0.5
 
-    progress = Progress(["imp"], Clock())  # levels that were over before are no work
+    progress = Progress(["imp"], float)  # levels that were over before are no work
     told("imp", "start")
     for level in (1, 2):
         told("imp", "resumed", stage="level", level=level, levels=3)
@@ -179,14 +172,14 @@ def test_trainings_of_one_run_follow_each_other():
 
 
 def test_the_time_left_follows_from_the_work_done():
-    clock = Clock()
-    progress = Progress("abcd", clock)
+    now = [100.0]
+    progress = Progress("abcd", lambda: now[0])
     progress("a", ENDED, {**ended("done"), "before": True})  # before: not worked for
     assert progress.seconds_left() is None
     for name in "bc":
         progress(name, "start", {})
     progress("c", "resumed", {"stage": "training", "epoch": 5, "epochs": 10})
-    clock.now += 30
+    now[0] += 30
     progress("b", "epoch", {"epoch": 5, "epochs": 10, "train_loss": 1.0})
     progress("c", "epoch", {"epoch": 6, "epochs": 10, "train_loss": 1.0})
     # 0.5 and 0.1 of a run in 30 seconds; left are 0.5, 0.4 and a whole one.
