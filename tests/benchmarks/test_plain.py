@@ -55,7 +55,8 @@ def test_modules_of_relu_are_gated_as_functions_are():
     torch.manual_seed(0)
     first, second = nn.Conv2d(1, 3, 3, bias=False), nn.Linear(12, 2, bias=False)
 
-    functions = Wired(lambda net, x: second(F.relu(first(x)).flatten(1)), **{"0": first, "3": second})
+    parts = {"0": first, "3": second}
+    functions = Wired(lambda net, x: getattr(net, "3")(F.relu(getattr(net, "0")(x)).flatten(1)), **parts)
     modules = nn.Sequential(first, nn.ReLU(inplace=True), nn.Flatten(), second)
     x = torch.randn(5, 1, 4, 4)
     mask = {"0.weight": torch.ones_like(first.weight), "3.weight": torch.ones_like(second.weight)}
