@@ -1,10 +1,14 @@
 """What all tests share."""
 
 import multiprocessing
+import os
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
+
+from pathex.cli import main
 
 IMPORTED = ("torch._dynamo", "torchvision", "timm", "lightning_fabric", "torchmetrics", "pathex.experiments.runs")
 
@@ -28,3 +32,24 @@ def _children_find_torch_imported():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pathex.distributed.children.get_context", lambda _: context)
         yield
+
+
+@pytest.fixture
+def command(capsys, tmp_path, monkeypatch):
+    """Runs ``pathex`` in an empty folder: exit code, standard output, standard error."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*words):
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real images and checkpoints."""
+    if "PATHEX_DATA" not in os.environ:
+        pytest.skip("PATHEX_DATA is not set")
+    return Path(os.environ["PATHEX_DATA"])

@@ -5,7 +5,15 @@ import signal
 from collections import OrderedDict
 from pathlib import Path
 
+import torch
 from torch import nn
+
+
+def small(seed=0):
+    """For grey images of 4 pixels, of three classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
 
 
 class Net(nn.Module):

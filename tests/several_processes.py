@@ -128,9 +128,8 @@ def check_masks():
 
     prune = partial(pathex.prune, sparsity=0.9, data=batches(*images()))
     calls = [
-        partial(prune, network(), "px", rounds=4, memory=memory(2)),
-        partial(prune, network(), "px", rounds=2, memory=memory(0)),
-        partial(prune, network(), "px", rounds=6, memory=memory(2), schedule="adaptive:0.1"),
+        *(partial(prune, network(), "px", rounds=2, memory=memory(per_part)) for per_part in (2, 0)),
+        partial(prune, network(), "px", rounds=4, memory=memory(2), schedule="adaptive:0.1"),
         partial(prune, network(), "force", rounds=2, memory=1, budget="effective", calibration="batch"),
     ]
     compare([lambda call=call, **group: call(**group).mask for call in calls], same)
@@ -172,6 +171,15 @@ def work_alone(rank):
     return alone
 
 
+def differs(what):
+    return f"InvalidInput: {what} of process 1 is not that of process 0"
+
+
+def from_one(process, kind, said):
+    """The messages of two processes, of which one fails."""
+    return [f"{kind}: {said if rank == process else f'process {process} of 2: {said}'}" for rank in range(2)]
+
+
 def check_failures(rank):
     """Each call fails in one process, or differs between them: every process raises."""
     x, y = images()
@@ -193,65 +201,35 @@ def check_failures(rank):
         if rank == 1 and row["round"] == 2:
             raise KeyError("second round")
 
-    broken, other, statistics = x.clone(), network(3 + rank), network()
+    broken, model, other, statistics = x.clone(), network(), network(3 + rank), network()
     if rank == 1:
         broken[3] = float("nan")
         statistics.bn.running_mean[0] += 1
-    px, prune = partial(pathex.score, network(), "px"), partial(pathex.prune, sparsity=0.5, data=x)
+    score, px = partial(pathex.score, model), partial(pathex.score, model, "px")
+    prune = partial(pathex.prune, model, sparsity=0.5, data=x)
+    shapes = "InvalidInput: all images of the pruning set must have one shape, not [(3, 8, 6), (3, 8, 8)]"
+    group = "InvalidInput: group must be a torch.distributed.ProcessGroup, 'default' or None, not 'some'"
     method, shape = "unknown method 'xp'", "the method's score of 'conv.weight' has shape (2,)"
-    cases = [  # with the message, or that of each process
+    over, second = "PathexError: process 1 of 2: one over none (ZeroDivisionError)", "'second round'"
+
+    cases = [
         (lambda: px(x, memory="much"), "InvalidInput: memory must be a positive number of bytes"),
-        (lambda: px(x, redraw=bool(rank)), "InvalidInput: option 'redraw' of process 1 is not that of process 0"),
+        (lambda: px(x, redraw=bool(rank)), differs("option 'redraw'")),
+        (lambda: px(x[..., : 8 - 2 * rank]), shapes),
+        (lambda: px(x, group="some"), group),
+        (lambda: score("random", x, seed=rank), differs("seed")),
+        (lambda: pathex.score(other, "px", x), differs("tensor 'conv.weight'")),
+        (lambda: pathex.score(statistics, "px", x), differs("tensor 'bn.running_mean'")),
+        (lambda: prune("px", rounds=2 + rank), differs("rounds")),
+        (lambda: px(broken), *from_one(1, "InvalidInput", "batch 0 of data holds")),
+        (lambda: score("px" if rank else "xp", x), *from_one(0, "UnknownName", method)),
+        (lambda: prune(custom), over, "ZeroDivisionError: one over none"),
+        (lambda: score(other_shape, x), *from_one(1, "InvalidInput", shape)),
+        (lambda: score("snip", batches(x, y), loss=loss), *from_one(1, "UnknownName", "unknown loss 'mine'")),
         (
-            lambda: px(x[..., : 8 - 2 * rank]),
-            "InvalidInput: all images of the pruning set must have one shape, not [(3, 8, 6), (3, 8, 8)]",
-        ),
-        (
-            lambda: px(x, group="some"),
-            "InvalidInput: group must be a torch.distributed.ProcessGroup, 'default' or None, not 'some'",
-        ),
-        (
-            lambda: pathex.score(network(), "random", x, seed=rank),
-            "InvalidInput: seed of process 1 is not that of process 0",
-        ),
-        (
-            lambda: pathex.score(other, "px", x),
-            "InvalidInput: tensor 'conv.weight' of process 1 is not that of process 0",
-        ),
-        (
-            lambda: pathex.score(statistics, "px", x),
-            "InvalidInput: tensor 'bn.running_mean' of process 1 is not that of process 0",
-        ),
-        (lambda: prune(network(), "px", rounds=2 + rank), "InvalidInput: rounds of process 1 is not that of process 0"),
-        (
-            lambda: px(broken),
-            "InvalidInput: process 1 of 2: batch 0 of data holds NaN",
-            "InvalidInput: batch 0 of data holds",
-        ),
-        (
-            lambda: pathex.score(network(), "px" if rank else "xp", x),
-            f"UnknownName: {method}",
-            f"UnknownName: process 0 of 2: {method}",
-        ),
-        (
-            lambda: prune(network(), custom),
-            "PathexError: process 1 of 2: one over none (ZeroDivisionError)",
-            "ZeroDivisionError: one over none",
-        ),
-        (
-            lambda: pathex.score(network(), other_shape, x),
-            f"InvalidInput: process 1 of 2: {shape}",
-            f"InvalidInput: {shape}",
-        ),
-        (
-            lambda: pathex.score(network(), "snip", batches(x, y), loss=loss),
-            "UnknownName: process 1 of 2: unknown loss 'mine'",
-            "UnknownName: unknown loss 'mine'",
-        ),
-        (
-            lambda: prune(network(), "px", rounds=4, on_round=stop),
-            "PathexError: process 1 of 2: 'second round' (KeyError)",
-            "KeyError: 'second round'",
+            lambda: prune("px", rounds=4, on_round=stop),
+            f"PathexError: process 1 of 2: {second} (KeyError)",
+            f"KeyError: {second}",
         ),
     ]
     for call, *messages in cases:

@@ -1,27 +1,26 @@
-import csv
 import json
+import multiprocessing
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import pathex
 from benchmarks import lite0
+from small_images import write_image
 
 
 @pytest.fixture
 def protocol(tmp_path):
     generator = np.random.default_rng(3)
-    for part, count in (("train", 7), ("val", 4)):
-        for number, label in enumerate(("n01", "n02", "n03")):
-            (tmp_path / "images" / part / label).mkdir(parents=True)
-            for image in range(count):
-                pixels = generator.integers(60 * number, 60 * number + 80, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "images" / part / label / f"{image}.png")
+    for part, number, image in product(("train", "val"), range(3), range(7)):
+        if part == "train" or image < 4:
+            pixels = generator.integers(60 * number, 60 * number + 80, (20, 20, 3), dtype=np.uint8)
+            write_image(tmp_path / "images" / part / f"n{number}" / f"{image}.png", pixels)
     torch.manual_seed(1)
     weights = tmp_path / "weights.pt"
     torch.save(pathex.models.CifarResNet(20, num_classes=7, width=16).state_dict(), weights)
@@ -87,14 +86,11 @@ def test_a_run_keeps_its_zeros_and_a_dense_classifier(protocol, method, monkeypa
 
 
 def test_the_summary_pairs_by_seed():
+    values = {("px", 0.9): (0.5, 0.6, 0.7), ("random", 0.9): (0.4, 0.4, 0.4), ("dense", 0.0): (0.9, 0.9, 0.9)}
     rows = [
         {"method": method, "sparsity": sparsity, "seed": seed, "accuracy": value, "dead_layers": 2 * seed}
-        for method, sparsity, values in (
-            ("px", 0.9, (0.5, 0.6, 0.7)),
-            ("random", 0.9, (0.4, 0.4, 0.4)),
-            ("dense", 0.0, (0.9, 0.9, 0.9)),
-        )
-        for seed, value in enumerate(values)
+        for (method, sparsity), found in values.items()
+        for seed, value in enumerate(found)
     ]
     frame = lite0.summary(pd.DataFrame(rows)).set_index("method")
     assert frame.loc["px", ["accuracy", "dead_layers", "n"]].tolist() == [0.6, 2, 3]
@@ -108,13 +104,16 @@ def test_the_summary_pairs_by_seed():
     assert random["minus_px"] == pytest.approx(-0.2) and random["n"] == 3
 
 
-def test_the_script_writes_rows_summary_and_environment(protocol, tmp_path):
+def test_the_script_writes_rows_summary_and_environment(protocol, tmp_path, monkeypatch):
+    # Children are forked by a process that has imported torch, as in the other tests.
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(lite0.multiprocessing, "get_context", lambda _: context)
     out = tmp_path / "rows" / "tiny.csv"
     call = ["--weights", protocol.weights, "--data", protocol.data, "--model", "resnet20", "--out", str(out)]
     call += ["--methods", "magnitude", "--sparsity", "0.5", "--seeds", "0", "--epochs", "1"]
-    assert lite0.main([*call, "--size", "16", "--margin", "4", "--images-per-class", "2"]) == 0
-    with out.open(newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"dense", "magnitude"}
+    call += ["--size", "16", "--margin", "4", "--images-per-class", "2"]
+    assert lite0.main(call) == 0
+    assert set(pd.read_csv(out)["method"]) == {"dense", "magnitude"}
     about = json.loads(out.with_suffix(".json").read_text())
     assert about["settings"]["weights"] == "weights.pt"
     assert str(tmp_path) not in out.with_suffix(".json").read_text()

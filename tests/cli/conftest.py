@@ -6,20 +6,6 @@ import pytest
 
 import pathex.experiments.runs
 from experiments.report.fake_run_folders import make_run
-from pathex.cli import main
-from pathex.errors import InvalidInput
-
-
-@pytest.fixture
-def command(capsys, tmp_path, monkeypatch):
-    """Runs ``pathex`` in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        code = main(words)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -28,8 +14,6 @@ def runs(monkeypatch):
     seen = []
 
     def fake(config, *, on_event):
-        if not 0 <= config.sparsity < 1:
-            raise InvalidInput(f"sparsity is {config.sparsity!r}; allowed:\n a number in [0, 1)")
         seen.append(config)
         changes = {name: value for name, value in asdict(config).items() if name in {"epochs", "model_options"}}
         folder = make_run(Path(config.out), config.method, config.sparsity, config.seed, **changes)

@@ -10,6 +10,7 @@ import yaml
 
 import pathex
 from pathex.cli import main
+from pathex.cli.console import RunDisplay
 from pathex.cli.listings import OF_RUNS
 from pathex.errors import PathexWarning
 from pathex.experiments.runs import RunConfig
@@ -47,12 +48,6 @@ def test_help_imports_nothing_heavy_beyond_the_package():
     assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
 
 
-def test_unknown_command_is_one_line(command):
-    code, out, err = command("pruen")
-    assert (code, out) == (2, "")
-    assert err.startswith("pathex: error: unknown command 'pruen'. Did you mean 'prune'?") and err.count("\n") == 1
-
-
 def test_run_prints_the_folder_last_and_passes_the_settings(command, runs):
     code, out, err = command("run", "--method", "random", "--batch-size", "4", "--model-options.width", "2")
     assert code == 0
@@ -63,20 +58,48 @@ def test_run_prints_the_folder_last_and_passes_the_settings(command, runs):
 
 
 def test_run_reads_a_file_that_print_config_wrote(command, runs):
-    code, out, _ = command("run", "--epochs", "3", "--print_config")
+    nested = ("--method-options.levels", "3", "--task-options.crop", "65", "--augment-options.min_scale", "0.2")
+    code, out, _ = command("run", "--epochs", "3", *nested, "--print_config")
     assert code == 0 and yaml.safe_load(out)["epochs"] == 3
     Path("r.yaml").write_text(out)
     assert command("run", "--config", "r.yaml", "--seed", "5")[0] == 0
-    assert runs == [RunConfig(epochs=3, seed=5)]
+    options = {"method_options": {"levels": 3}, "task_options": {"crop": 65}, "augment_options": {"min_scale": 0.2}}
+    assert runs == [RunConfig(epochs=3, seed=5, **options)]
 
 
-@pytest.mark.parametrize("sparsity", ["1.5", "98", "-0.1", "high"])
-@pytest.mark.parametrize("name", ["run", "prune"])
-def test_a_bad_sparsity_is_one_line_and_writes_nothing(command, runs, name, sparsity, tmp_path):
-    code, out, err = command(name, "--sparsity", sparsity)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "sparsity" in err and sparsity in err
-    assert not list(tmp_path.iterdir()) and not runs
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *((f"{name} --sparsity {x}", f"sparsity.*{x}") for name in ("run", "prune") for x in (1.5, 98, -0.1, "high")),
+        ("pruen", "unknown command 'pruen'. Did you mean 'prune'?"),
+        ("run --method imp --rounds 5", "rounds"),
+        ("run --dynamic rigl --dynamic-options 5", "dynamic-options"),
+        ("run --pruning-seed x", "pruning-seed"),
+        ("run --sanity null", "sanity"),
+        ("run --freeze-batchnorm maybe", "freeze-batchnorm"),
+        ("run --head-lr fast", "head-lr"),
+        ("prune --out no/such/m.safetensors", "--out 'no/such/m.safetensors' must name a file"),
+        ("convert", "no mask file given"),
+        ("convert nowhere.pt", "no mask file at nowhere.pt"),
+        ("methods pxx", "pxx"),
+        ("datasets nothing", "nothing"),
+        ("report", "runs"),
+        ("report nowhere", "nowhere"),
+        ("report . --x size", "--x is 'size'; allowed: sparsity, parameters, multiply-adds"),
+        ("report . --published all", "--published is 'all'; allowed: auto, none"),
+        ("sweep", "no runs"),
+        ("sweep --base nope.yaml", "--base is 'nope.yaml'; allowed: a file"),
+        ("sweep --grid.sparsity [0.5,5]", "sparsity is 5"),
+        ("sweep --grid.sparsty [0.5]", "unknown setting 'sparsty'"),
+        ("sweep --conkurrent 3", "unknown option"),
+        ("sweep --concurrent many", "allowed: a whole number or null"),
+        ("sweep --executor slurm", "unknown executor 'slurm'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_writes_nothing(command, words, message):
+    code, out, err = command(*words.split())
+    assert (code, out, err.count("\n")) == (2, "", 1) and re.match(f"pathex: error: .*{message}", err)
+    assert not list(Path.cwd().iterdir())
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_a_bug_keeps_its_traceback(command, monkeypatch):
@@ -107,7 +130,6 @@ def test_warnings_are_one_line(command, monkeypatch):
 
 
 def test_report_says_where_the_page_lies_and_what_is_left_out(command, runs):
-    assert command("report")[0] == command("report", "nowhere")[0] == 2
     command("run", "--seed", "1")
     command("run", "--seed", "2")
     Path(runs[0].out, "broken").mkdir()
@@ -140,7 +162,6 @@ def test_listings(command):
         code, out, _ = command(*words)
         assert code == 0 and all(each in out for each in said)
     assert "cifar10" not in command("datasets", "fashion-mini")[1]
-    assert command("methods", "pxx")[0] == command("datasets", "nothing")[0] == 2
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +225,9 @@ def test_convert_goes_both_ways(command, half, form):
 def test_what_cannot_be_converted_or_written_is_refused_in_one_line(command, half):
     mask = str(half[0])
     for words, message in (
-        (("convert",), "no mask file given"),
-        (("convert", "nowhere.pt"), "no mask file at nowhere.pt"),
         (("convert", mask, "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
         (("convert", mask, "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
         (("convert", mask, "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
-        (("prune", "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
     ):
         code, out, err = command(*words)
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1
@@ -239,3 +257,74 @@ def test_allocations_from_files_and_other_weights(command, small):
     assert other.metadata["allocation"]["in proportion to"]["fc.weight"] == 0.25
     code, _, err = command(*words, "o.safetensors", "--prunable", "['norm.bias']", "--allocation", "uniform")
     assert (code, err) == (0, "") and Mask.load("o.safetensors").counts()["norm.bias"].total == 2
+
+
+def feed(screen, epochs):
+    display = screen.of("px")
+    display("prune_round", {"round": 1, "rounds": 2, "density": 0.5})
+    display("prune_done", {"seconds": 0.5, "kept": 10, "total": 1000})
+    for epoch in range(1, epochs + 1):
+        display("step", {"epoch": epoch, "epochs": epochs, "step": 1, "steps": 2})
+        row = {"epoch": epoch, "epochs": epochs, "train_loss": 0.5, "train_accuracy": 0.75, "lr": 0.1}
+        display("epoch", row)
+    display("something new", {})
+
+
+@pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (3, 3), (10, 10), (11, 7), (160, 11)])
+def test_without_a_terminal_there_are_a_few_short_lines(capsys, epochs, lines):
+    with RunDisplay() as display:
+        feed(display, epochs)
+    out, err = capsys.readouterr()
+    assert out == "" and "\x1b" not in err and "━" not in err
+    assert err.count("px: epoch") == lines
+    assert err.splitlines()[-1] == f"px: epoch {epochs} of {epochs}: loss 0.500, accuracy 75.0 %"
+
+
+def test_on_a_terminal_bars_vanish_and_facts_stay(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with RunDisplay() as display:
+        feed(display, 3)
+    err = capsys.readouterr().err
+    assert "px: kept 10 of 1,000 weights in 0.5 s" in err
+    assert "px: epoch" not in err
+    assert err.rstrip().endswith(("\x1b[2K", "\x1b[?25h")), "the last thing written clears the bar"
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"stage": "done"}, "px: done before"),
+        ({"stage": "pruned"}, "px: resumed with the mask of before"),
+        ({"stage": "training", "epoch": 4, "epochs": 9}, "px: resumed after epoch 4"),
+        ({"stage": "training", "epoch": 4, "epochs": 9, "task": 2}, "px: resumed after epoch 4 of task 2"),
+        ({"stage": "training", "epoch": 4, "level": 1, "levels": 5}, "px: resumed after epoch 4 of level 1 of 5"),
+        ({"stage": "level", "level": 1, "levels": 5}, "px: level 1 of 5 was done before"),
+    ],
+)
+def test_resuming_is_told(capsys, payload, said):
+    with RunDisplay() as screen:
+        screen.show("px", "resumed", payload)
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_several_trainings_of_a_run_are_told_apart(capsys):
+    with RunDisplay() as screen:
+        display = screen.of("imp")
+        for level in (1, 2):
+            for epoch in (1, 2, 3):
+                row = {"epoch": epoch, "epochs": 3, "train_loss": 0.5, "train_accuracy": 0.75}
+                display("epoch", {**row, "level": level, "levels": 2})
+            display("prune_round", {"round": level, "rounds": 2, "density": 0.5**level})
+        display("epoch", {"epoch": 3, "epochs": 3, "train_loss": 0.25, "train_miou": 0.5, "task": 4})
+        display("narrowed", {"width": 0.125, "parameters": 1234, "multiply_adds": 56789})
+        display("narrowed", {"width": 3, "parameters": None, "multiply_adds": None})
+        display("done", {"result": {"metric": "miou", "test_miou": 0.625}})
+    assert capsys.readouterr().err.splitlines() == [
+        "imp: level 1 of 2, epoch 3 of 3: loss 0.500, accuracy 75.0 %",
+        "imp: level 2 of 2, epoch 3 of 3: loss 0.500, accuracy 75.0 %",
+        "imp: task 4, epoch 3 of 3: loss 0.250, mIoU 50.0 %",
+        "imp: dense with width 0.125: 1,234 parameters, 56,789 multiply-adds",
+        "imp: dense with width 3",
+        "imp: test mIoU 62.50 %",
+    ]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pathex.data import ArraySplit, DecodedSplit, load
-from pathex.errors import InvalidInput
+from refusals import refused
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["ant", "bee", "cat"]
@@ -27,9 +27,9 @@ def picture(value, size=(8, 8)):
     return {"bytes": stream.getvalue(), "path": None}
 
 
-def parquet(folder, part, labels, *, feature=None, start=0, columns=("image", "label"), size=(8, 8), extra=None):
+def parquet(folder, part, labels, images=None, *, feature=None, start=0, columns=("image", "label"), extra=None):
     folder.mkdir(exist_ok=True, parents=True)
-    images = [picture(start + number, size) for number in range(len(labels))]
+    images = images or [picture(start + number) for number in range(len(labels))]
     content = {columns[0]: images, columns[1]: labels, **(extra or {})}
     features = {columns[0]: datasets.Image(), columns[1]: feature or datasets.ClassLabel(names=NAMES)}
     features |= {name: datasets.Value("int64") for name in extra or {}}
@@ -86,9 +86,9 @@ def test_names_of_columns_and_splits(tmp_path):
     folder = tmp_path / "odd"
     for part, labels in (("train", ["b", "a", "b"]), ("holdout", ["a", "b"])):
         parquet(folder / "data", part, labels, feature=datasets.Value("string"), columns=("photo", "kind"))
-    with pytest.raises(InvalidInput, match="give option 'label_column'; the columns are photo, kind"):
+    with refused("give option 'label_column'; the columns are photo, kind"):
         load(f"hf:{folder}", test_split="holdout")
-    with pytest.raises(InvalidInput, match=r"no split test or validation or val or valid to test on. There: "):
+    with refused(r"no split test or validation or val or valid to test on. There: "):
         load(f"hf:{folder}", label_column="kind")
     data = load(f"hf:{folder}", test_split="holdout", image_column="photo", label_column="kind")
     assert (data.classes, data.train.labels.tolist(), data.test.labels.tolist()) == (("a", "b"), [1, 0, 1], [0, 1])
@@ -102,13 +102,13 @@ def test_names_of_columns_and_splits(tmp_path):
     parquet(folder, "test", [-1, -1])
     parquet(folder, "validation", [2, 1, 0], start=50)
     assert load(f"hf:{folder}").test.labels.tolist() == [2, 1, 0]  # a split without labels is passed over
-    with pytest.raises(InvalidInput, match=r"column 'label' of split 'test' holds .*-1.* in 2 rows"):
+    with refused(r"column 'label' of split 'test' holds .*-1.* in 2 rows"):
         load(f"hf:{folder}", test_split="test")
 
 
 def test_imagenet_is_normalised_and_cut_as_usual(tmp_path):
     for part in ("train", "validation"):
-        parquet(tmp_path / "mini-imagenet", part, [0, 1, 2], size=(30, 20))
+        parquet(tmp_path / "mini-imagenet", part, [0, 1, 2], [picture(number, (30, 20)) for number in range(3)])
     data = load(f"hf:{tmp_path / 'mini-imagenet'}")
     assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert isinstance(data.train, DecodedSplit)
@@ -128,30 +128,26 @@ def test_imagenet_is_normalised_and_cut_as_usual(tmp_path):
     ],
 )
 def test_bad_options(flowers, options, message):
-    with pytest.raises(InvalidInput, match=message) as caught:
+    with refused(message):
         load(f"hf:{flowers}", **options)
-    assert "\n" not in str(caught.value)
 
 
 def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
     folder = tmp_path / "damaged"
-    parquet(folder, "train", [0, 2], feature=datasets.Value("int64"))
-    parquet(folder, "test", [0, 1], feature=datasets.Value("int64"))
-    with pytest.raises(InvalidInput, match=r"must number the classes from 0 without gaps, got 2 numbers in 0..2"):
+    for part, labels in (("train", [0, 2]), ("test", [0, 1])):
+        parquet(folder, part, labels, feature=datasets.Value("int64"))
+    with refused(r"must number the classes from 0 without gaps, got 2 numbers in 0..2"):
         load(f"hf:{folder}")
     folder = tmp_path / "broken"
     parquet(folder, "train", [0, 1])
-    images = [{"bytes": b"no image", "path": None}, None, picture(1)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features)
-    table.to_parquet(folder / "test-00000-of-00001.parquet")
-    with pytest.raises(InvalidInput, match=r"in row 0 of .*broken \(test\)' cannot be read .*; 2 of 5 images"):
+    parquet(folder, "test", [0, 1, 2], [{"bytes": b"no image", "path": None}, None, picture(1)])
+    with refused(r"in row 0 of .*broken \(test\)' cannot be read .*; 2 of 5 images"):
         load(f"hf:{folder}")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInput, match="cannot be loaded"):
+    with refused("cannot be loaded"):
         load(f"hf:{tmp_path / 'empty'}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InvalidInput, match=r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
+    with refused(r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
         load("hf:uoft-cs/cifar10")
 
 

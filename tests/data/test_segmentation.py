@@ -1,4 +1,6 @@
+from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brute_force import segmentation as twin
-from pathex.data import SegmentationData, SegmentationSplit, Window, segmentation_pruning_set
+from damage import spoil
+from pathex.data import SegmentationData, SegmentationSplit, Window, load, segmentation_pruning_set
 from pathex.data.segmentation import choose_images
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import PathexWarning
+from refusals import refused
+from small_images import write_image, write_pairs
+from voc_folder import write_voc
 
+pytestmark = pytest.mark.filterwarnings("ignore:data 'voc2012'.*published:pathex.errors.PathexWarning")
 COLOUR = (7, 99, 201)
 
 
@@ -85,9 +92,7 @@ def test_the_scale_is_uniform_between_its_bounds():
 def test_a_fitted_image_has_its_short_side_in_the_window():
     image, labels = Window(60, 64, COLOUR).fitted(blocks(120, 180, 30))
     assert image.shape == (3, 64, 64)
-    assert (labels[60:] == 255).all()
-    assert (labels[:, 60:] == 255).all()
-    assert (labels[:60, :60] != 255).all()
+    assert torch.equal(labels == 255, torch.arange(64)[:, None].maximum(torch.arange(64)) >= 60)
     # 120 x 180 becomes 60 x 90, of which columns 15 to 74 are seen: one block of 15 is left out on each side.
     assert labels[30, [0, 14, 15, 59]].tolist() == [2, 2, 3, 0]
     assert colours_that_contradict_labels(image, labels) < 0.1
@@ -116,20 +121,14 @@ def test_classes_draw_different_images_where_there_are_enough():
 @pytest.fixture
 def data(tmp_path):
     """Twelve images: class 1 in the corner of 0 to 3 and the middle of 4 and 5, class 2 in the middle of 6 to 11."""
-    images, masks = [], []
+    pairs = []
     for number in range(12):
         labels = np.zeros((20, 24), dtype=np.uint8)
         labels[0, 0] = 255
-        if number < 4:
-            labels[:2, :2] = 1
-        else:
-            labels[9:11, 11:13] = 1 if number < 6 else 2
-        pixels = np.full((20, 24, 3), 10 * number, dtype=np.uint8)
-        images.append(str(tmp_path / f"{number}.png"))
-        masks.append(str(tmp_path / f"mask{number}.png"))
-        Image.fromarray(pixels).save(images[-1])
-        Image.fromarray(labels).save(masks[-1])
-    split = SegmentationSplit(tuple(images), tuple(masks), 3)
+        place = (slice(0, 2), slice(0, 2)) if number < 4 else (slice(9, 11), slice(11, 13))
+        labels[place] = 1 if number < 6 else 2
+        pairs.append((np.full((20, 24, 3), 10 * number, dtype=np.uint8), labels))
+    split = write_pairs(tmp_path, enumerate(pairs), 3)
     return SegmentationData("toy", split, split, ("ground", "corner", "middle"), torch.full((3,), 0.5), torch.ones(3))
 
 
@@ -138,11 +137,8 @@ def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
     chosen = segmentation_pruning_set(data, 2, 0, data.window(8, 12), torch.arange(12))
     assert torch.equal(before, torch.random.get_rng_state())
     # The corners of images 0 to 3 are outside the window, so that they do not show class 1.
-    assert set(chosen.indices) >= {4, 5}
-    assert set(chosen.indices) <= set(range(4, 12))
-    assert len(chosen.indices) == 4
-    assert chosen.labels.shape == (4, 12, 12)
-    assert chosen.labels.dtype == torch.int64
+    assert {4, 5} <= set(chosen.indices) <= set(range(4, 12)) and len(chosen.indices) == 4
+    assert (chosen.labels.shape, chosen.labels.dtype) == ((4, 12, 12), torch.int64)
     for image, labels, index in zip(chosen.images, chosen.labels, chosen.indices, strict=True):
         assert (labels == (1 if index < 6 else 2)).sum() == 4
         assert (labels == 255).sum() == 12 * 12 - 8 * 8
@@ -161,13 +157,10 @@ def test_classes_with_too_few_images_are_named(data):
     with pytest.warns(PathexWarning, match=r"show corner \(0\), middle \(2\)$"):
         chosen = segmentation_pruning_set(data, 3, 0, data.window(8), torch.tensor([0, 9, 6]))
     assert set(chosen.indices) == {6, 9}
-    with (
-        pytest.warns(PathexWarning, match="corner"),
-        pytest.raises(InvalidInput, match="no training image shows a class in its middle 8 pixels"),
-    ):
+    with pytest.warns(PathexWarning, match="corner"), refused("no training image shows a class in its middle 8 pixels"):
         segmentation_pruning_set(data, 3, 0, data.window(8), torch.tensor([0, 1]))
     for wrong in ({"images_per_class": 0, "seed": 0}, {"images_per_class": 1, "seed": -1}):
-        with pytest.raises(InvalidInput, match=r"images_per_class|seed"):
+        with refused(r"images_per_class|seed"):
             segmentation_pruning_set(data, **wrong, window=data.window(8), indices_from=torch.arange(12))
 
 
@@ -180,9 +173,105 @@ def test_colours_sizes_and_damaged_label_maps(data):
     assert (image.shape, labels.shape) == ((3, 10, 12), (10, 12))
     assert torch.equal(split.labels(7), labels)
     assert (labels == 2).sum() == 1  # one of four pixels
-    Image.new("RGB", (24, 20)).save(data.train.label_files[3])
-    with pytest.raises(InvalidInput, match=r"mask3.png' is of mode RGB; allowed: one byte a pixel"):
+    write_image(Path(data.train.label_files[3]), (0, 0, 0), (24, 20))
+    with refused(r"mask3.png' is of mode RGB; allowed: one byte a pixel"):
         data.train.sample(3)
-    Image.fromarray(np.full((20, 24), 3, dtype=np.uint8)).save(data.train.label_files[3])
-    with pytest.raises(InvalidInput, match=r"mask3.png' holds label 3; allowed: 0 to 2, and 255"):
+    write_image(Path(data.train.label_files[3]), 3, (24, 20))
+    with refused(r"mask3.png' holds label 3; allowed: 0 to 2, and 255"):
         data.train.labels(3)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_voc(tmp_path, 5, 2)
+
+
+def test_pairs_are_those_of_the_lists(base, tmp_path):
+    with pytest.warns(PathexWarning, match=r"5 \+ 2 images, published 1464 \+ 1449"):
+        data = load("voc2012", root=tmp_path)
+    assert (len(data.train), len(data.test), data.num_classes, data.in_channels) == (5, 2, 21, 3)
+    assert data.classes[0] == "background"
+    assert data.classes[15] == "person"
+    image, labels = data.train.sample(3)
+    with Image.open(base / "JPEGImages" / "train_003.jpg") as opened:
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(opened))
+    assert set(labels.unique().tolist()) == {0, 1, 255}  # turns of classes 1, 2, 3
+    with Image.open(base / "SegmentationClass" / "train_003.png") as opened:
+        np.testing.assert_array_equal(labels.numpy(), np.asarray(opened))
+    assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    half = load("voc2012", root=tmp_path, mean=[0.5] * 3, std=[0.5] * 3, image_size=15, verify=False)
+    assert half.test.sample(0)[0].shape == (3, 15, 20)
+    assert half.std.tolist() == [0.5] * 3
+    assert load("voc2012", root=tmp_path, mean=0.5, std=0.25).std.tolist() == [0.25] * 3
+    ramp = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)  # 16 bits keep their brightness
+    Image.fromarray(ramp).save(base / "JPEGImages" / "train_003.jpg", format="PNG")
+    image, _ = load("voc2012", root=tmp_path).train.sample(3)
+    np.testing.assert_array_equal(image.numpy(), np.stack([ramp // 256] * 3))
+
+
+@pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_the_folder_itself_or_one_that_holds_it(base, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
+    data = load("voc2012", root=tmp_path / inside)
+    assert data.train.image_files[3] == str(base / "JPEGImages" / "train_003.jpg")
+    assert data.train.label_files[3] == str(base / "SegmentationClass" / "train_003.png")
+
+
+LISTS = "ImageSets/Segmentation/"
+THREE = " ".join(f"JPEGImages/train_00{number}.jpg" for number in (1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("paths", "content", "message", "seen_in_headers"),
+    [
+        ("JPEGImages/train_001.jpg", None, r"train_001.jpg' is missing$", True),
+        ("SegmentationClass/val_000.png", None, r"val_000.png' is missing$", True),
+        (THREE, None, r"train_001.jpg' is missing \(and 2 more of 5 pairs cannot be used\)", True),
+        ("JPEGImages/train_002.jpg", "<html>", r"train_002.jpg' cannot be read \(UnidentifiedImageError", True),
+        ("SegmentationClass/train_002.png", "", r"train_002.png' cannot be read", True),
+        ("JPEGImages/train_004.jpg", 60, r"train_004.jpg' cannot be read \(OSError.*truncated", False),
+        ("SegmentationClass/train_004.png", 60, r"train_004.png' cannot be read", True),
+        ("SegmentationClass/train_000.png", (1, (40, 28)), r"is 40 x 30 and its label map 40 x 28 pixels", True),
+        ("SegmentationClass/train_000.png", (21, (40, 30)), r"0.png' holds label 21; allowed: 0 to 20, and 255", False),
+        (LISTS + "val.txt", None, r"the list '.*val.txt' cannot be read \(FileNotFoundError\)", True),
+        (LISTS + "train.txt", "", r"the list '.*train.txt' is empty", True),
+        (LISTS + "val.txt", "val_000\ntrain_003\n", r"'train_003' is in both lists", True),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, paths, content, message, seen_in_headers):
+    for path in paths.split():
+        if isinstance(content, tuple):
+            write_image(base / path, *content)
+        else:
+            spoil(base / path, content)
+    with refused(message):
+        load("voc2012", root=tmp_path)
+    with refused(message) if seen_in_headers else nullcontext():
+        load("voc2012", root=tmp_path, verify=False)
+
+
+def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):
+    asked = []
+
+    def fail(url, root, filename, md5):
+        asked.append((url, filename, md5))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", fail)
+    needed = r"\(OSError: no route to host\); there is no folder 'VOCdevkit/VOC2012' in .*: put"
+    with refused(needed):
+        load("voc2012", root=tmp_path / "new")
+    assert not list(tmp_path.iterdir())  # the folder made for the download is gone
+    ((url, archive, checksum),) = asked
+    assert url.startswith("https://")
+    assert (archive, checksum) == ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
+
+
+@pytest.mark.data
+def test_the_subset_of_the_original(data_folder):
+    data = load("voc2012", root=data_folder)
+    assert (len(data.train), len(data.test)) == (70, 40)
+    image, labels = data.train.sample(0)
+    assert image.shape[1:] == labels.shape
+    seen = torch.cat([data.test.labels(number).flatten().unique() for number in range(40)]).unique()
+    assert seen.tolist() == [0, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 255]

@@ -5,7 +5,7 @@ from torch import nn
 import pathex
 import several_processes as several
 from pathex.distributed import ALONE, processes_of
-from pathex.errors import InvalidInput
+from refusals import refused
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
@@ -24,13 +24,10 @@ def test_more_processes_find_what_one_finds(size, tmp_path):
 def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch):
     from pathex.scores import reader
 
-    sizes = []
-    chunks = []
+    sizes, chunks = [], []
     run, calibrate = reader.Record.run, reader.calibrate
-    monkeypatch.setattr(reader.Record, "run", lambda self, x: (sizes.append(len(x)), run(self, x))[1])
-    monkeypatch.setattr(
-        reader, "calibrate", lambda m, x, **kw: (chunks.append(kw.get("chunk")), calibrate(m, x, **kw))[1]
-    )
+    monkeypatch.setattr(reader.Record, "run", lambda self, x: sizes.append(len(x)) or run(self, x))
+    monkeypatch.setattr(reader, "calibrate", lambda m, x, **kw: chunks.append(kw.get("chunk")) or calibrate(m, x, **kw))
     for per_part, expected in ((2, [2, 2, 2, 2, 1]), (0, [1] * 9)):
         pathex.score(several.network(), "px", several.images()[0], memory=several.memory(per_part))
         assert sizes[-len(expected) :] == expected
@@ -38,11 +35,9 @@ def test_the_memory_gives_an_odd_number_of_micro_batches(monkeypatch):
 
 
 def test_the_first_generation_of_fsdp_is_refused():
-    class FullyShardedDataParallel(nn.Sequential):
-        """Of the name of torch's own, which needs a group."""
-
-    with pytest.raises(InvalidInput, match="flattens weights together"):
-        pathex.score(FullyShardedDataParallel(nn.Linear(2, 2)), "px", torch.randn(2, 2))
+    named_so = type("FullyShardedDataParallel", (nn.Sequential,), {})  # torch's own needs a group
+    with refused("flattens weights together"):
+        pathex.score(named_so(nn.Linear(2, 2)), "px", torch.randn(2, 2))
 
 
 def test_without_others_a_process_is_alone():

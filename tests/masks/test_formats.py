@@ -9,9 +9,11 @@ from torch.nn.utils import prune as torch_prune
 
 import pathex
 from brute_force import mask_forms
+from model_factories import small
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.masks import Mask
 from pathex.masks import formats as converters
+from refusals import refused
 
 NAMES = ("conv.weight", "weight", "attn.in_proj_weight", "blocks.0.fc.weight")
 SHAPES = st.lists(st.lists(st.integers(1, 11), min_size=1, max_size=4), min_size=1, max_size=4)
@@ -82,8 +84,7 @@ def test_weights_and_their_zeros(shapes, seed):
 
 
 def sparse_net():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
+    net = small()
     return pathex.make_permanent(net, half(net))  # type: ignore[return-value]
 
 
@@ -91,38 +92,26 @@ def test_the_zeros_of_a_model_are_a_start():
     net = sparse_net()
     start = converters.from_zeros(net)
     assert start == half(net) == converters.from_zeros(net.state_dict()) == converters.from_zeros(net.state_dict(), net)
-    assert list(converters.from_zeros(net, ignore=["3"])) == ["0.weight"]
+    assert list(converters.from_zeros(net, ignore=["4"])) == ["0.weight"]
     assert "1.weight" in converters.from_zeros(net, prunable=[nn.BatchNorm2d])
-    result = pathex.prune(net, "magnitude", sparsity=0.75, data=torch.randn(2, 1, 3, 3), mask=start)
+    result = pathex.prune(net, "magnitude", sparsity=0.75, data=torch.randn(2, 1, 4, 4), mask=start)
     assert (result.mask - start).kept == 0 and result.mask.kept == round(0.25 * start.total)
     with pytest.raises(InvalidInput, match="start mask keeps"):
-        pathex.prune(net, "magnitude", sparsity=0.2, data=torch.randn(2, 1, 3, 3), mask=start)
-    nn.init.zeros_(net[3].weight)  # type: ignore[arg-type]
-    with pytest.warns(PathexWarning, match=r"3\.weight: zero throughout"):
-        assert converters.from_zeros(net).counts()["3.weight"].kept == 0
-
-
-def test_zeros_that_cannot_be_the_mask_are_refused():
-    net = sparse_net()
-    with pytest.raises(InvalidInput, match=r"kept weights of '0\.weight' are zero"):
-        converters.to_zeros(Mask({"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}), net)
-    with pytest.raises(MaskMismatch, match=r"lack 3\.weight"):
-        converters.from_zeros({"0.weight": torch.ones(4, 1, 3, 3)}, net)
-    with pytest.raises(MaskMismatch, match=r"'0\.weight' has shape \(4, 1, 1, 1\) in the mask and \(4, 1, 3, 3\)"):
-        converters.from_zeros({**net.state_dict(), "0.weight": torch.ones(4, 1, 1, 1)}, net)
-    with pytest.raises(MaskMismatch, match="no floating-point tensor has two or more"):
-        converters.from_zeros({"bias": torch.zeros(3)})
+        pathex.prune(net, "magnitude", sparsity=0.2, data=torch.randn(2, 1, 4, 4), mask=start)
+    nn.init.zeros_(net[4].weight)  # type: ignore[arg-type]
+    with pytest.warns(PathexWarning, match=r"4\.weight: zero throughout"):
+        assert converters.from_zeros(net).counts()["4.weight"].kept == 0
 
 
 def test_a_model_pruned_by_torch():
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    net = small()
     torch_prune.random_unstructured(net[0], "weight", 0.5)
     torch_prune.l1_unstructured(net[0], "weight", 0.5)  # a second time: a container of methods
-    torch_prune.ln_structured(net[2], "weight", 0.5, n=2, dim=0)
-    expected = {f"{i}.weight": net[i].weight_mask == 1 for i in (0, 2)}
+    torch_prune.ln_structured(net[4], "weight", 0.5, n=2, dim=0)
+    expected = {f"{i}.weight": net[i].weight_mask == 1 for i in (0, 4)}
     for source in (net, net.state_dict()):
         assert converters.from_torch_prune(source) == Mask(expected)  # type: ignore[arg-type]
-    for i in (0, 2):
+    for i in (0, 4):
         torch_prune.remove(net[i], "weight")
     assert converters.from_zeros(net) == Mask(expected)
 
@@ -165,49 +154,6 @@ def compressed(**changes):
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-FROM_TENSORS, FROM_PRUNE, FROM_COMPRESSED = (
-    converters.from_tensors,
-    converters.from_torch_prune,
-    converters.from_compressed,
-)
-
-
-@pytest.mark.parametrize(
-    ("convert", "tensors", "message"),
-    [
-        (FROM_TENSORS, {"a": torch.tensor([0.0, 0.5])}, "'a' holds 0.5; allowed: 0 and 1"),
-        (FROM_TENSORS, {"a": torch.tensor([1, 2], dtype=torch.uint8)}, "'a' holds 2"),
-        (FROM_TENSORS, {"a": torch.tensor([1.0, float("nan")])}, "'a' holds nan"),
-        (FROM_TENSORS, {"a": [1, 0]}, "'a' must be a tensor, not list"),
-        (FROM_TENSORS, {}, "at least one entry"),
-        (
-            FROM_PRUNE,
-            {"0.weight": torch.ones(2), "attn_mask": torch.ones(2)},
-            "nothing is pruned by torch.nn.utils.prune",
-        ),
-        (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.ones(3)}, r"'w_mask' .* \(3,\) and 'w_orig' has \(2,\)"),
-        (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
-        (FROM_COMPRESSED, compressed(shape=None), "'a.bitmask' is there but not a.shape"),
-        (FROM_COMPRESSED, compressed(bitmask=None), "no name ends in '.bitmask'"),
-        (FROM_COMPRESSED, compressed(shape=torch.tensor([3, 17])), r"\(3, 17\) needs torch.uint8 of \(3, 3\)"),
-        (FROM_COMPRESSED, compressed(bitmask=torch.ones(3, 2)), r"'a.bitmask' is torch.float32 of shape \(3, 2\)"),
-        (FROM_COMPRESSED, compressed(compressed=torch.ones(4)), "keeps 3 weights and 'a.compressed' holds 4"),
-        (FROM_COMPRESSED, compressed(row_offsets=torch.tensor([0, 1, 3])), "'a.row_offsets' are not those of 'a.bit"),
-    ],
-)
-def test_tensors_that_are_no_mask_are_refused(convert, tensors, message):
-    with pytest.raises(MaskMismatch, match=message):
-        convert(tensors)
-
-
-def test_different_masks_of_one_weight_are_refused():
-    model = Tied()
-    for module, keep in ((model.first, True), (model.second, False)):
-        torch_prune.custom_from_mask(module, "weight", torch.full((4, 4), keep))
-    with pytest.raises(MaskMismatch, match=r"'first\.weight' and 'second\.weight' are one weight"):
-        converters.from_torch_prune(model)
-
-
 @settings(max_examples=40, deadline=None)
 @given(shape=st.lists(st.integers(1, 11), min_size=1, max_size=4), seed=st.integers(0, 999))
 def test_bitmasks_are_those_of_the_package(shape, seed):
@@ -222,32 +168,78 @@ def test_bitmasks_are_those_of_the_package(shape, seed):
     assert made["conv.compressed"].tolist() == [value for value, kept in flat if kept]
 
 
-@pytest.mark.parametrize("name", ["pos_embed", "old_weight.weight", "a.weight_v"])
-def test_names_that_the_package_cannot_hold_are_refused(name):
-    with pytest.raises(InvalidInput, match=f"cannot hold '{name}'"):
-        converters.to_compressed(Mask({name: torch.ones(2, 2) > 0}), {name: torch.ones(2, 2)})
-    taken = {"a.weight": torch.ones(2, 2), "a.shape": torch.ones(1)}
-    with pytest.raises(InvalidInput, match=r"'a\.shape' is another tensor"):
-        converters.to_compressed(Mask({"a.weight": torch.ones(2, 2) > 0}), taken)
-
-
 def test_complete_fills_what_is_not_named():
     model = Tied()
     some = Mask({"second.weight": torch.eye(4) > 0, "norm.bias": torch.ones(2) > 0}, {"note": 1})
     whole = converters.complete(some, model)
-    assert list(whole) == list(pathex.masks.prunable.prunable_weights(model)) and whole.metadata == {"note": 1}
+    assert list(whole) == list(half(model)) and whole.metadata == {"note": 1}
     assert torch.equal(whole["first.weight"], torch.eye(4) > 0)
     assert all(entry.all() for name, entry in whole.items() if name != "first.weight")
-    with pytest.raises(MaskMismatch, match=r"removes weights of 'norm\.bias', which is not prunable"):
-        converters.complete(Mask({"norm.bias": torch.zeros(2) > 0}), model)
-    with pytest.raises(MaskMismatch, match="'gone' is not there"):
-        converters.complete(Mask({"gone": torch.zeros(2) > 0}), model)
 
 
-WITH_WEIGHTS = [converters.to_zeros, converters.to_torch_prune, converters.to_compressed]
+def pruned_in_two_ways():
+    model = Tied()
+    for module, keep in ((model.first, True), (model.second, False)):
+        torch_prune.custom_from_mask(module, "weight", torch.full((4, 4), keep))
+    return model
 
 
-@pytest.mark.parametrize("convert", WITH_WEIGHTS)
+def ones(name, *shape):
+    return Mask({name: torch.ones(shape) > 0})
+
+
+def without_weight(name):
+    return converters.complete(Mask({name: torch.zeros(2) > 0}), Tied())
+
+
+FROM_ZEROS, TO_ZEROS = converters.from_zeros, converters.to_zeros
+FROM_TENSORS, FROM_PRUNE, PACKED = converters.from_tensors, converters.from_torch_prune, converters.from_compressed
+
+
+@pytest.mark.parametrize(
+    ("convert", "tensors", "message"),
+    [
+        (FROM_TENSORS, {"a": torch.tensor([0.0, 0.5])}, "'a' holds 0.5; allowed: 0 and 1"),
+        (FROM_TENSORS, {"a": torch.tensor([1, 2], dtype=torch.uint8)}, "'a' holds 2"),
+        (FROM_TENSORS, {"a": torch.tensor([1.0, float("nan")])}, "'a' holds nan"),
+        (FROM_TENSORS, {"a": [1, 0]}, "'a' must be a tensor, not list"),
+        (FROM_TENSORS, {}, "at least one entry"),
+        (FROM_PRUNE, {"0.weight": torch.ones(2), "attn_mask": torch.ones(2)}, "nothing is pruned by torch.nn.utils"),
+        (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.ones(3)}, r"'w_mask' .* \(3,\) and 'w_orig' has \(2,\)"),
+        (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
+        (FROM_PRUNE, pruned_in_two_ways(), r"'first\.weight' and 'second\.weight' are one weight"),
+        (PACKED, compressed(shape=None), "'a.bitmask' is there but not a.shape"),
+        (PACKED, compressed(bitmask=None), "no name ends in '.bitmask'"),
+        (PACKED, compressed(shape=torch.tensor([3, 17])), r"\(3, 17\) needs torch.uint8 of \(3, 3\)"),
+        (PACKED, compressed(bitmask=torch.ones(3, 2)), r"'a.bitmask' is torch.float32 of shape \(3, 2\)"),
+        (PACKED, compressed(compressed=torch.ones(4)), "keeps 3 weights and 'a.compressed' holds 4"),
+        (PACKED, compressed(row_offsets=torch.tensor([0, 1, 3])), "'a.row_offsets' are not those of 'a.bit"),
+        (FROM_ZEROS, {"bias": torch.zeros(3)}, "no floating-point tensor has two or more"),
+        (lambda tensors: FROM_ZEROS(tensors, small()), {"0.weight": torch.ones(4, 1, 3, 3)}, r"lack 4\.weight"),
+        (
+            lambda tensors: FROM_ZEROS({**small().state_dict(), **tensors}, small()),
+            {"0.weight": torch.ones(4, 1, 1, 1)},
+            r"'0\.weight' has shape \(4, 1, 1, 1\) in the mask and \(4, 1, 3, 3\)",
+        ),
+        (without_weight, "norm.bias", r"removes weights of 'norm\.bias', which is not prunable"),
+        (without_weight, "gone", "'gone' is not there"),
+    ],
+)
+def test_tensors_that_are_no_mask_are_refused(convert, tensors, message):
+    with refused(message, MaskMismatch):
+        convert(tensors)
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "old_weight.weight", "a.weight_v", "a.weight"])
+def test_what_a_form_cannot_hold_is_refused(name):
+    message = r"'a\.shape' is another tensor" if name == "a.weight" else f"cannot hold '{name}'"
+    with refused(message):
+        converters.to_compressed(ones(name, 2, 2), {name: torch.ones(2, 2), "a.shape": torch.ones(1)})
+    with refused(r"kept weights of '0\.weight' are zero"):
+        TO_ZEROS(ones("0.weight", 4, 1, 3, 3), sparse_net())
+
+
+@pytest.mark.parametrize("convert", [TO_ZEROS, converters.to_torch_prune, converters.to_compressed])
 def test_masks_that_do_not_fit_are_refused(convert):
     model = nn.Sequential(nn.Linear(3, 4))
     mask = Mask({"0.weight": torch.ones(2, 3) > 0, "gone.weight": torch.ones(1) > 0})

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -9,10 +10,20 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 import pathex
-from pathex.errors import InvalidInput, MaskMismatch
-from pathex.masks import Mask
+from brute_force.cases import random_mask
+from model_factories import small
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName
+from pathex.masks import Mask, read_mask, read_weights, weights_beside, write_mask
+from pathex.masks.files import FORMATS
+from pathex.pruning import read_allocation
+from refusals import refused
+
+ENDINGS = dict.fromkeys(FORMATS, (".safetensors", ".pt")) | {"pathex": (".safetensors",)}
+HOLDS = {"tensors": "0.weight", "torch-prune": "0.weight_mask", "compressed-tensors": "0.bitmask", "zeros": "0.weight"}
+quickly = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def bits(*values):
@@ -22,6 +33,10 @@ def bits(*values):
 @pytest.fixture
 def mask():
     return Mask({"a": bits(1, 0, 1, 1).view(2, 2), "b": bits(0, 0, 1)}, {"method": "px"})
+
+
+def masked(model, seed=0):
+    return Mask(random_mask(model, seed, 0.5), {"method": "by hand"})
 
 
 def test_is_a_mapping_of_copies_that_counts(mask):
@@ -39,7 +54,7 @@ def test_is_a_mapping_of_copies_that_counts(mask):
     assert copied.kept == 1
 
 
-def test_algebra(mask):
+def test_algebra_and_equality_of_names_shapes_and_bits_but_not_metadata(mask):
     other = Mask({"a": bits(1, 1, 0, 1).view(2, 2), "b": bits(0, 0, 0)})
     assert (mask & other) == Mask({"a": bits(1, 0, 0, 1).view(2, 2), "b": bits(0, 0, 0)})
     assert (mask | other) == Mask({"a": bits(1, 1, 1, 1).view(2, 2), "b": bits(0, 0, 1)})
@@ -48,28 +63,37 @@ def test_algebra(mask):
     assert mask.jaccard_by_layer(other) == {"a": 0.5, "b": 0.0}
     empty = other - other
     assert empty.jaccard(empty) == 1.0
-
-
-def test_equality_looks_at_names_shapes_and_bits_but_not_at_metadata(mask):
     assert mask == Mask(dict(mask), {"method": "snip"})
-    assert mask != Mask({"a": mask["a"]})
-    assert mask != Mask({"a": mask["a"].flatten(), "b": mask["b"]})
-    assert mask != Mask({"a": ~mask["a"], "b": mask["b"]})
-    assert mask != dict(mask)
+    different = ({"a": mask["a"]}, {**mask, "a": mask["a"].flatten()}, {**mask, "a": ~mask["a"]})
+    assert all(mask != Mask(entries) for entries in different) and mask != dict(mask)
 
 
-@pytest.mark.parametrize("entries", [{}, {"a": torch.ones(2)}, {"a": [True]}])
-def test_refuses_what_is_no_mask(entries):
-    with pytest.raises(MaskMismatch):
-        Mask(entries)
+FITS = r"'gone.weight' is not there.*'0.weight' has shape \(2, 3\).*\(4, 3\)"
 
 
-def test_combining_masks_of_different_tensors_names_them(mask):
-    with pytest.raises(MaskMismatch, match=r"'c' is missing.*'b' is not there.*'a' has shape \(2, 2\).*\(4,\)"):
-        mask & Mask({"a": bits(1, 0, 1, 1), "c": bits(1)})
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda mask: Mask({}), None),
+        (lambda mask: Mask({"a": torch.ones(2)}), None),
+        (lambda mask: Mask({"a": [True]}), None),
+        (
+            lambda mask: mask & Mask({"a": bits(1, 0, 1, 1), "c": bits(1)}),
+            r"'c' is missing.*'b' is not there.*'a' has shape \(2, 2\).*\(4,\)",
+        ),
+        (
+            lambda mask: mask.check({"a": torch.ones(3), "b": mask["b"]}),
+            r"does not fit the tensors: 'a' has shape \(2, 2\) .* \(3,\)",
+        ),
+    ],
+)
+def test_what_is_no_mask_or_of_other_tensors_is_refused(mask, call, message):
+    mask.check({**mask, "more": torch.ones(1)})
+    with pytest.raises(MaskMismatch, match=message):
+        call(mask)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@quickly
 @given(
     shapes=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=4),
     seed=st.integers(0, 99),
@@ -82,73 +106,41 @@ def test_files_keep_every_bit(tmp_path, shapes, seed):
     assert list(Mask.load(tmp_path / "m.safetensors")) == list(mask)
 
 
-def test_files_keep_where_the_mask_came_from(tmp_path):
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+def test_files_keep_where_the_mask_came_from_and_know_their_model(tmp_path):
+    model, path = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), tmp_path / "m.safetensors"
     data = torch.randn(4, 3)
     mask = pathex.prune(model, "px", sparsity=0.5, data=data, rounds=2, seed=7, calibration="running").mask
-    mask.save(tmp_path / "m.safetensors", note="hello")
-    loaded = Mask.load(tmp_path / "m.safetensors", model)
-    found = loaded.metadata
-    assert found["method"] == "px" and found["options"] == {"calibration": "running"}
-    assert found["model"] == "Sequential" and found["seed"] == 7 and found["requested_sparsity"] == 0.5
-    assert len(found["pruning_set"]) == 64 and found["note"] == "hello"
+    mask.save(path, note="hello")
+    loaded = Mask.load(path, model)
     again = pathex.prune(model, "px", sparsity=0.5, data=data.flip(0), rounds=2).mask
-    assert again.metadata["pruning_set"] == found["pruning_set"]
-    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+    expected = {"method": "px", "options": {"calibration": "running"}, "model": "Sequential", "seed": 7}
+    expected |= {"requested_sparsity": 0.5, "note": "hello", "pruning_set": again.metadata["pruning_set"]}
+    assert {name: loaded.metadata[name] for name in expected} == expected and len(expected["pruning_set"]) == 64
+    with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["pathex_mask"])
     assert header["pathex_version"] == pathex.__version__ and header["sparsity"] == loaded.sparsity
+    Mask({"0.weight": torch.ones(2, 3, dtype=torch.bool), "gone.weight": bits(1)}).save(path)
+    with pytest.raises(MaskMismatch, match=FITS):
+        Mask.load(path, nn.Sequential(nn.Linear(3, 4)))
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, mask, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, mask, monkeypatch):
     path = tmp_path / "m.safetensors"
+    with refused("JSON"):
+        mask.save(path, note=object())
+    assert not list(tmp_path.iterdir())
+    with refused("cannot write"):
+        mask.save(tmp_path / "nowhere" / "m.safetensors")
     mask.save(path)
 
     def fail(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(InvalidInput, match="No space left"):
+    with refused("No space left"):
         (mask - mask).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
     assert Mask.load(path) == mask
-
-
-def test_metadata_that_no_file_can_hold_are_refused_before_writing(tmp_path, mask):
-    with pytest.raises(InvalidInput, match="JSON"):
-        mask.save(tmp_path / "m.safetensors", note=object())
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(InvalidInput, match="cannot write"):
-        mask.save(tmp_path / "nowhere" / "m.safetensors")
-
-
-def _forged(path, **header):
-    good = {"schema": 1, "shapes": {"a": [2, 2]}, "metadata": {}}
-    save_file({"a": torch.zeros(1, dtype=torch.uint8)}, path, {"pathex_mask": json.dumps(good | header)})
-
-
-DAMAGE = {
-    "no mask file": lambda path: None,
-    "not a readable": lambda path: path.write_text("a text\n"),
-    "readable": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
-    "but no pathex mask": lambda path: save_file({"a": torch.zeros(1)}, path),
-    "holds tensors": lambda path: save_file({"a": torch.zeros(1)}, path, {"pathex_mask": "[]"}),
-    "schema 2": lambda path: _forged(path, schema=2),
-    r"differ in \['b'\]": lambda path: _forged(path, shapes={"a": [2, 2], "b": [1]}),
-    "holds 1 bytes": lambda path: _forged(path, shapes={"a": [3, 3]}),
-    "header cannot be read": lambda path: _forged(path, shapes={"a": "big"}),
-    "cannot be read": lambda path: _forged(path, shapes={"a": [-2, -2]}),
-    "damaged": lambda path: _forged(path, metadata=[1]),
-    "is a mask|no mask file": lambda path: path.mkdir(),
-}
-
-
-@pytest.mark.parametrize("message", DAMAGE)
-def test_unreadable_files_are_refused_in_one_line(message, tmp_path):
-    path = tmp_path / "m.safetensors"
-    DAMAGE[message](path)
-    with pytest.raises(MaskMismatch, match=message) as caught:
-        Mask.load(path)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_a_truncated_file_and_a_flipped_bit_are_noticed(tmp_path):
@@ -164,13 +156,153 @@ def test_a_truncated_file_and_a_flipped_bit_are_noticed(tmp_path):
         Mask.load(path)
 
 
-def test_a_mask_of_another_model_lists_what_does_not_fit(tmp_path):
-    mask = Mask({"0.weight": torch.ones(2, 3, dtype=torch.bool), "gone.weight": bits(1)})
-    mask.save(tmp_path / "m.safetensors")
-    model = nn.Sequential(nn.Linear(3, 4))
-    with pytest.raises(MaskMismatch, match=r"'gone.weight' is not there.*'0.weight' has shape \(2, 3\).*\(4, 3\)"):
-        Mask.load(tmp_path / "m.safetensors", model)
-    mask = Mask({"a": bits(1, 0)})
-    mask.check({"a": torch.ones(2), "b": torch.ones(1)})
-    with pytest.raises(MaskMismatch, match=r"does not fit the tensors: 'a' has shape \(2,\) .* \(3,\)"):
-        mask.check({"a": torch.ones(3)})
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def written(content):
+    return lambda path: path.write_bytes(content)
+
+
+def saved(content):
+    return lambda path: torch.save(content, path)
+
+
+def forged(**header):
+    good = {"schema": 1, "shapes": {"a": [2, 2]}, "metadata": {}}
+    entries = {"a": torch.zeros(1, dtype=torch.uint8)}
+    return lambda path: save_file(entries, path, {"pathex_mask": json.dumps(good | header)})
+
+
+PICKLED = pickle.dumps({"a": Harmful()})
+NAMES = "must hold weight names with densities"
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "write", "message"),
+    [
+        (Mask.load, "m.safetensors", lambda path: None, "no mask file"),
+        (Mask.load, "m.safetensors", written(b"a text\n"), "not a readable"),
+        (Mask.load, "m.safetensors", written(pickle.dumps({"a": 1})), "readable"),
+        (Mask.load, "m.safetensors", lambda path: save_file({"a": torch.zeros(1)}, path), "but no pathex mask"),
+        (
+            Mask.load,
+            "m.safetensors",
+            lambda path: save_file({"a": torch.zeros(1)}, path, {"pathex_mask": "[]"}),
+            "holds tensors",
+        ),
+        (Mask.load, "m.safetensors", forged(schema=2), "schema 2"),
+        (Mask.load, "m.safetensors", forged(shapes={"a": [2, 2], "b": [1]}), r"differ in \['b'\]"),
+        (Mask.load, "m.safetensors", forged(shapes={"a": [3, 3]}), "holds 1 bytes"),
+        (Mask.load, "m.safetensors", forged(shapes={"a": "big"}), "header cannot be read"),
+        (Mask.load, "m.safetensors", forged(shapes={"a": [-2, -2]}), "cannot be read"),
+        (Mask.load, "m.safetensors", forged(metadata=[1]), "damaged"),
+        (Mask.load, "m.safetensors", lambda path: path.mkdir(), "is a mask|no mask file"),
+        (read_mask, "m.pt", lambda path: None, "no mask file"),
+        (read_mask, "m.pt", written(b"text"), "no readable torch file|no torch file"),
+        (read_mask, "m.pt", saved({"a": Harmful()}), "could run code"),
+        (read_mask, "m.pt", written(PICKLED), "no torch file of tensors only|no readable"),
+        (read_mask, "m.pt", saved({"a": 1}), "holds no state dict"),
+        (read_mask, "m.pt", saved({"a": torch.tensor([0.5])}), "no floating-point tensor has two"),
+        (read_allocation, "a.yaml", lambda path: None, "cannot be read: No such file"),
+        (read_allocation, "a.yaml", written(b"a: ["), "cannot be read: "),
+        (read_allocation, "a.yaml", written(b"- 1"), NAMES),
+        (read_allocation, "a.yaml", written(b""), NAMES),
+        (read_allocation, "a.yaml", written(b"a: half"), NAMES),
+        (read_allocation, "a.yaml", written(b"1: 0.5"), NAMES),
+    ],
+)
+def test_unreadable_files_are_refused(read, name, write, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name)
+    with refused(message, MaskMismatch if read == Mask.load else InvalidInput) as caught:
+        read(str(tmp_path / name))
+    assert (read is read_mask or str(tmp_path / name) in str(caught.value)) and not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(("form", "ending"), [(form, ending) for form in ENDINGS for ending in ENDINGS[form]])
+@quickly
+@given(seed=st.integers(0, 999))
+def test_every_form_is_read_back(tmp_path, form, ending, seed):
+    model, path = small(seed), tmp_path / f"file{ending}"
+    mask = masked(model, seed)
+    write_mask(mask, path, form, model)
+    assert read_mask(path) == read_mask(path, model) == mask
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert form == "pathex" or HOLDS[form] in read_weights(path)
+    beside = weights_beside(path)
+    if form in {"pathex", "tensors"}:
+        assert beside is None
+    else:
+        assert beside is not None and beside.keys() == model.state_dict().keys()
+        assert all(torch.equal(beside[name] * mask[name], model.get_parameter(name) * mask[name]) for name in mask)
+        assert torch.equal(beside["0.bias"], model[0].bias)
+
+
+def test_what_others_write_is_recognised(tmp_path):
+    model = small()
+    mask = masked(model)
+    torch.save({"state_dict": {f"module.{n}": e.float() for n, e in mask.items()}}, tmp_path / "floats.pth")
+    save_file({name: entry.to(torch.uint8) for name, entry in mask.items()}, tmp_path / "bytes.safetensors")
+    for name, entry in mask.items():
+        torch_prune.custom_from_mask(model.get_submodule(name.removesuffix(".weight")), "weight", entry)
+    torch.save(model.state_dict(), tmp_path / "pruned.pt")
+    assert all(read_mask(path) == mask for path in tmp_path.iterdir())
+
+
+def test_metadata_stay_and_what_a_file_does_not_name_is_dense(tmp_path):
+    model = small()
+    write_mask(masked(model), tmp_path / "m.safetensors")
+    assert read_mask(tmp_path / "m.safetensors", model).metadata == {"method": "by hand"}
+    write_mask(Mask({"4.weight": masked(model)["4.weight"]}), tmp_path / "m.pt", "tensors")
+    found = read_mask(tmp_path / "m.pt", model)
+    assert list(found) == ["0.weight", "4.weight"] and found["0.weight"].all()
+    assert found["4.weight"].equal(masked(model)["4.weight"])
+    with pytest.raises(MaskMismatch, match=r"removes weights of '4\.weight', which is not prunable"):
+        read_mask(tmp_path / "m.pt", model, ignore=["4"])
+    torch.save(model.state_dict(), tmp_path / "w.pt")  # dense weights are no silent start
+    with pytest.warns(PathexWarning, match=r"no weight in .*w\.pt is zero: the mask keeps everything"):
+        assert read_mask(tmp_path / "w.pt", model).sparsity == 0
+
+
+def test_files_that_cannot_be_written(tmp_path):
+    mask = masked(small())
+    for path, form, message in (
+        ("m.pt", "zip", r"unknown mask format 'zip'\. Known: compressed-tensors, pathex"),
+        ("m.npz", "tensors", r"m\.npz' must end in one of \.safetensors, \.pt, \.pth, \.bin"),
+        *(("m.pt", form, f"the mask format '{form}' needs weights") for form in FORMATS[2:]),
+        *((f"nowhere/m{ending}", "tensors", r"cannot write .*nowhere") for ending in (".safetensors", ".pt")),
+    ):
+        with refused(message, UnknownName if form == "zip" else InvalidInput):
+            write_mask(mask, tmp_path / path, form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_allocations_come_from_files(tmp_path):
+    mask, densities = masked(small()), {"0.weight": 0.5, "4.weight": 1}
+    (tmp_path / "a.yaml").write_text("0.weight: 0.5\n4.weight: 1\n")
+    (tmp_path / "a.json").write_text(json.dumps(densities))
+    for name in ("a.yaml", "a.json"):
+        assert read_allocation(str(tmp_path / name)) == densities
+    write_mask(mask, tmp_path / "m.pt", "tensors")
+    assert read_allocation(tmp_path / "m.pt") == mask
+    assert all(read_allocation(same) is same for same in (mask, densities)) and read_allocation("erk") == "erk"
+    with refused(r"unknown allocation 'globall'\. Did you mean 'global'", UnknownName):
+        read_allocation("globall")
+
+
+@pytest.mark.data
+def test_a_sparse_checkpoint_is_a_start(data_folder, tmp_path):
+    path = data_folder / "checkpoints" / "squeezenet1_0-pruned33-imagenet.safetensors"
+    with safe_open(path, "pt") as file:
+        kept = {name: int(file.get_tensor(name).count_nonzero()) for name in file.keys() if "weight" in name}  # noqa: SIM118
+    model = pathex.models.create("torchvision:squeezenet1_0", 1000, 3, weights=path)
+    start = read_mask(path, model)
+    assert {name: count.kept for name, count in start.counts().items()} == kept
+    assert start == pathex.masks.formats.from_zeros(model) and round(start.density, 3) == 0.334
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    result = pathex.prune(model, "magnitude", sparsity=0.9, data=x, mask=start)
+    assert (result.mask - start).kept == 0 and result.mask.kept == round(0.1 * start.total)
+    write_mask(start, tmp_path / "c.safetensors", "compressed-tensors", model)
+    assert read_mask(tmp_path / "c.safetensors", model) == start

@@ -1,16 +1,17 @@
-import os
-from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 import pathex
 from pathex import models
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import PathexWarning
 from pathex.masks import read_weights
 from pathex.models.weights import fit
+from refusals import refused
 
 
 def small(classes=10, **options):
@@ -61,18 +62,18 @@ def renamed_and_reshaped(state):
     state["blocks.0.conv1.weight"] = torch.zeros(2, 2, 1, 1)
 
 
+RESHAPED = r"blocks.0.conv1.weight \(2x2x1x1, model 2x2x3x3\)"
+EXTRA = {f"layer\n{number}": torch.zeros(1) for number in range(9)}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (renamed_and_reshaped, f"CifarResNet: missing: conv.weight; unexpected: extra; other shape: {RESHAPED}$"),
         (
-            renamed_and_reshaped,
-            r"CifarResNet: missing: conv.weight; unexpected: extra;"
-            r" other shape: blocks.0.conv1.weight \(2x2x1x1, model 2x2x3x3\)$",
-        ),
-        (
-            lambda state: state.update({f"layer\n{number}": torch.zeros(1) for number in range(9)}),
-            r"unexpected: layer 0, layer 1, layer 2, layer 3 and 5 more$",  # in one line
-        ),
+            lambda state: state.update(EXTRA),
+            "unexpected: layer 0, layer 1, layer 2, layer 3 and 5 more$",
+        ),  # in one line
         (lambda state: state.pop("fc.bias"), r"missing: fc.bias$"),  # half of a classifier
         (lambda state: state.pop("bn.weight"), r"weights 'here' .* missing: bn.weight$"),
     ],
@@ -81,7 +82,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_changes(change, expe
     model, state = small(), small().state_dict()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     change(state)
-    with pytest.raises(InvalidInput, match=expected):
+    with refused(expected):
         fit(model, state, source="here")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -100,18 +101,13 @@ def with_a_wide_classifier():
     [
         (lambda: models.CifarResNet(20, 4, width=3), "resnet20", 4, r"other shape: conv.weight .* and \d+ more"),
         # All tensors of a ResNet-18 are in a ResNet-34 of the same shapes.
-        (
-            torchvision.models.resnet34,
-            "torchvision:resnet18",
-            1000,
-            r"ResNet: unexpected: layer1.2.conv1.weight, .* more$",
-        ),
+        (torchvision.models.resnet34, "torchvision:resnet18", 1000, r"unexpected: layer1.2.conv1.weight, .* more$"),
         (with_a_wide_classifier, MOBILE, 5, r"other shape: classifier.0.weight .*, classifier.3.weight \(5x1000,"),
     ],
 )
 def test_other_widths_and_depths_are_not_mistaken_for_a_head(tmp_path, source, name, classes, message):
     torch.save(source().state_dict(), tmp_path / "w.pt")
-    with pytest.raises(InvalidInput, match=message):
+    with refused(message):
         models.create(name, num_classes=classes, weights=tmp_path / "w.pt")
 
 
@@ -153,37 +149,122 @@ class Custom:
 )
 def test_unusable_files_are_one_line(name, content, message, tmp_path):
     content(tmp_path / name)
-    with pytest.raises(InvalidInput, match=message) as caught:
+    with refused(message):
         small(weights=tmp_path / name)
-    assert "\n" not in str(caught.value)
-
-
-needs_data = pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
-
-
-def checkpoints():
-    return Path(os.environ["PATHEX_DATA"]) / "checkpoints"
 
 
 @pytest.mark.data
-@needs_data
-def test_published_checkpoints_of_other_architectures_and_classes():
-    path = checkpoints() / "resnet20-cifar10-optionA.th"
+def test_published_checkpoints_of_other_architectures_and_classes(data_folder):
+    path = data_folder / "checkpoints" / "resnet20-cifar10-optionA.th"
     state = read_weights(path)
     assert state["conv1.weight"].shape == (16, 3, 3, 3)
     assert not any(name.startswith("module.") for name in state)
-    with pytest.raises(InvalidInput, match=r"missing: blocks.3.shortcut.0.weight, .* and 6 more$"):
+    with refused(r"missing: blocks.3.shortcut.0.weight, .* and 6 more$"):
         models.create("resnet20", weights=path)
-    with pytest.raises(
-        InvalidInput, match=r"missing: layer2.0.downsample.0.weight, .* unexpected: layer1.2.conv1.weight, "
-    ):
+    with refused(r"missing: layer2.0.downsample.0.weight, .* unexpected: layer1.2.conv1.weight, "):
         models.create("torchvision:resnet18", weights=path)
-    path = checkpoints() / "tf_efficientnet_lite0-imagenet.safetensors"
+    path = data_folder / "checkpoints" / "tf_efficientnet_lite0-imagenet.safetensors"
     with pytest.warns(PathexWarning, match=r"classifier.weight, classifier.bias stay .* 1000 classes"):
         models.create("timm:tf_efficientnet_lite0", num_classes=10, weights=path)
 
-    path = checkpoints() / "mobilenet_v2-features-imagenet.safetensors"
+    path = data_folder / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"
     expected = r"classifier.1.weight, classifier.1.bias stay at their initialization \(not in the file"
     with pytest.warns(PathexWarning, match=f"312 tensors loaded; {expected}"):
         model = models.create("torchvision:mobilenet_v2", num_classes=10, weights=path)
     assert torch.equal(model.features[0][0].weight, read_weights(path)["features.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("resnet20", ["fc"]),
+        ("vgg11_bn", ["fc"]),
+        ("resnet18_tiny", ["fc"]),
+        ("torchvision:resnet18", ["fc"]),
+        ("torchvision:mobilenet_v2", ["classifier.1"]),
+        ("torchvision:mobilenet_v3_small", ["classifier.0", "classifier.3"]),
+        ("torchvision:squeezenet1_0", ["classifier.1"]),
+        ("torchvision:swin_t", ["head"]),
+        ("torchvision:vit_b_32", ["heads.head"]),
+        ("timm:resnet18", ["fc"]),
+        ("timm:tf_efficientnet_lite0", ["classifier"]),
+        ("timm:convnext_atto", ["head.fc"]),
+        ("timm:vit_tiny_patch16_224", ["head"]),
+        ("timm:deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
+        ("timm:resnet50_clip", ["head.proj"]),
+    ],
+)
+def test_classifiers(name, heads):
+    options = {"width": 1} if ":" not in name and name.startswith("resnet") else {}
+    model = models.create(name, num_classes=3, **options)
+    assert models.head_parameters(model) == [f"{head}.{kind}" for head in heads for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("name", ["DeepLabV3Plus", "Unet", "FPN"])
+def test_segmentation_networks_have_all_but_the_encoder(name):
+    pytest.importorskip("segmentation_models_pytorch")
+    model = models.create(f"smp:{name}", 3, encoder_name="resnet18")
+    names = [key for key, _ in model.named_parameters()]
+    assert models.head_parameters(model) == [key for key in names if not key.startswith("encoder.")]
+    assert {key.partition(".")[0] for key in models.head_parameters(model)} == {"decoder", "segmentation_head"}
+
+
+def test_other_networks_have_their_last_layer():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(20, 7), nn.Linear(7, 9, bias=False))
+    assert models.head_parameters(model) == ["3.weight"]
+    assert models.head_parameters(model, num_classes=7) == ["2.weight", "2.bias"]
+    assert models.head_parameters(model, num_classes=4) == ["3.weight"]
+    assert models.head_parameters(nn.Linear(2, 2)) == ["weight", "bias"]
+    with refused("no head found in ReLU"):
+        models.head_parameters(nn.ReLU())
+    assert models.head_parameters(torch.compile(models.create("resnet20", width=2))) == ["fc.weight", "fc.bias"]
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "options", "expected"),
+    [
+        ("timm:tf_efficientnet_lite0", None, {}, None),
+        ("timm:tf_efficientnet_lite0", "imagenet", {}, HALF),
+        ("timm:tf_efficientnet_lite0", "lite0.safetensors", {}, HALF),
+        ("timm:resnet50", "a1_in1k", {}, IMAGENET),
+        ("timm:resnet50.a1_in1k", "imagenet", {}, IMAGENET),
+        ("timm:resnet50_clip", "openai", {}, CLIP),
+        ("timm:resnet50_clip", "clip:RN50.pt", {}, CLIP),
+        ("timm:vit_base_patch16_224", "augreg_in21k", {}, HALF),
+        ("timm:vit_base_patch16_224", "dino", {}, IMAGENET),
+        ("timm:no_such_network", "imagenet", {}, None),
+        ("torchvision:resnet50", "IMAGENET1K_V2", {}, IMAGENET),
+        ("torchvision:resnet50", "imagenet", {}, IMAGENET),
+        ("torchvision:mobilenet_v2", "features.safetensors", {}, IMAGENET),
+        ("torchvision:resnet50", "mocov2:moco.pth.tar", {}, IMAGENET),
+        ("torchvision:resnet50", "dino:dino.pth", {}, IMAGENET),
+        ("torchvision:resnet50", "V9", {}, None),
+        ("torchvision:nothing", "imagenet", {}, None),
+        ("smp:DeepLabV3Plus", "imagenet", {"encoder_name": "resnet50"}, IMAGENET),
+        ("smp:DeepLabV3Plus", "imagenet", {}, IMAGENET),
+        ("smp:DeepLabV3Plus", "lite0.pt", {"encoder_name": "tu-tf_efficientnet_lite0"}, HALF),
+        ("smp:DeepLabV3Plus", "dino:d.pt", {"encoder_name": "resnet50"}, IMAGENET),
+        ("smp:DeepLabV3Plus", "x.pt", {"encoder_name": "xception"}, None),
+        ("smp:DeepLabV3Plus", "imagenet", {"encoder_name": "nothing"}, None),
+        ("smp:Nothing", "imagenet", {}, None),
+        ("resnet20", "own.pt", {}, None),
+        ("package.module:factory", "own.pt", {}, None),
+    ],
+)
+def test_expected_normalisation(name, weights, options, expected):
+    if name.startswith("smp:"):
+        pytest.importorskip("segmentation_models_pytorch")
+    assert models.expected_normalisation(name, weights, **options) == expected
+
+
+def test_statistics_that_only_the_hub_knows_fail_in_one_line(monkeypatch):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", MagicMock(side_effect=OSError("no route\nto host")))
+    with refused(r"encoder 'xception' expects cannot be looked up \(OSError: no route to host"):
+        models.expected_normalisation("smp:Unet", "imagenet", encoder_name="xception")

@@ -1,8 +1,6 @@
 import json
-import os
 import warnings
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from brute_force import segmentation as twin
-from pathex.errors import InvalidInput, PathexWarning, UnknownName
+from pathex.errors import PathexWarning, UnknownName
 from pathex.tasks import build
-from pathex.tasks.segmentation import Segmentation, class_iou, pixel_loss
+from pathex.tasks.segmentation import Segmentation, SlidingWindow, class_iou, pixel_loss, window_starts
 from pathex.train import TrainOptions, fabric
+from refusals import refused
 from voc_folder import write_voc
 
 pytestmark = [
@@ -25,6 +25,16 @@ pytestmark = [
 CPU = torch.device("cpu")
 TINY = "tiny_segmenter:TinySegmenter"
 DEEPLAB = {"encoder_name": "mobilenet_v2", "encoder_output_stride": 8}
+
+
+def plain(network, dtype=torch.float64):
+    """The network as the twin calls it, on one window."""
+
+    def call(tile):
+        with torch.no_grad():
+            return network(torch.from_numpy(tile).to(dtype)[None])[0].double().numpy()
+
+    return call
 
 
 @pytest.fixture
@@ -134,14 +144,10 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
     assert result["test_images"] == 4
     predictions, truths = [], []
 
-    def plain(tile):
-        with torch.no_grad():
-            return task.model.eval()(torch.from_numpy(tile).float()[None])[0].double().numpy()
-
     for number in range(4):
         image, labels = task.data.test.sample(number)
         pixels = task.data.normalise(image[None])[0].numpy()
-        predictions.append(twin.averaged(plain, pixels, 24, 10, 24, 21).argmax(0))
+        predictions.append(twin.averaged(plain(task.model.eval(), torch.float32), pixels, 24, 10, 24, 21).argmax(0))
         truths.append(labels.numpy())
     assert result["test_miou"] == pytest.approx(twin.mean_iou(predictions, truths, 21), abs=1e-4)
     assert result["test_miou"] > 0.5  # the colours of the rectangles tell their classes
@@ -179,10 +185,7 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            {"task_options": {"size": 3}},
-            "unknown option 'size' of task .* Known: crop, evaluation, stride",
-        ),
+        ({"task_options": {"size": 3}}, "unknown option 'size' of task .* Known: crop, evaluation, stride"),
         ({"task_options": {"crop": 0}}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
         ({"task_options": {"crop": 20, "stride": 21}}, "'stride' of task .* must be an integer in 1..20, got 21"),
         ({"task_options": {"evaluation": "half"}}, "unknown evaluation 'half'. Known: crop, full"),
@@ -192,29 +195,27 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
     ],
 )
 def test_options_and_networks_that_cannot_be_used(root, call, message):
-    with pytest.raises(InvalidInput, match=message):
+    with refused(message):
         made(root, **call)
 
 
 def test_data_loss_and_augmentation_that_cannot_be_used(root):
-    with pytest.raises(InvalidInput, match="data 'fashion-mini' has one class an image; task 'segmentation' needs"):
+    with refused("data 'fashion-mini' has one class an image; task 'segmentation' needs"):
         build("segmentation", TINY, "fashion-mini", seed=0)
-    with pytest.raises(InvalidInput, match="loss 'mse': segmentation has auto and cross-entropy"):
+    with refused("loss 'mse': segmentation has auto and cross-entropy"):
         made(root).loss("mse", 0.0)
-    with pytest.raises(UnknownName, match="unknown augment 'crop-flip'"):
+    with refused("unknown augment 'crop-flip'", UnknownName):
         made(root).feed("train", CPU, 4, augment="crop-flip")
 
 
 @pytest.mark.data
-@pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set")
-def test_the_subset_with_a_pre_trained_backbone(tmp_path):
-    data = Path(os.environ["PATHEX_DATA"])
+def test_the_subset_with_a_pre_trained_backbone(data_folder, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)  # that the decoder is new is what is wanted
         settings = {
-            "weights": str(data / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
+            "weights": str(data_folder / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
             "model_options": {"encoder_name": "mobilenet_v2"},
-            "data_options": {"root": str(data), "image_size": 48},
+            "data_options": {"root": str(data_folder), "image_size": 48},
         }
         task = build("auto", "smp:DeepLabV3Plus", "voc2012", seed=0, task_options={"crop": 49}, **settings)
     with pytest.warns(PathexWarning, match=r"show aeroplane \(0\), bicycle \(0\)"):
@@ -227,3 +228,38 @@ def test_the_subset_with_a_pre_trained_backbone(tmp_path):
     result = task.test(model, fabric=fabric("cpu"), batch_size=8)
     assert result["test_images"] == 40
     assert result["test_miou"] > 0.03  # background alone gives about that: 0.57 of the pixels, 17 classes
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 5, padding=2)).double().eval()
+
+
+@pytest.mark.parametrize("size", [(13, 17), (8, 8), (5, 20), (20, 6), (4, 3), (8, 9)])
+@pytest.mark.parametrize(("stride", "side", "at_once"), [(8, 8, 1), (5, 8, 3), (3, 11, 64)])
+def test_every_pixel_is_the_mean_over_its_windows(network, size, stride, side, at_once):
+    images = torch.randn(2, 2, *size, dtype=torch.float64)
+    with torch.no_grad():
+        found = SlidingWindow(network, 8, stride, side, at_once)(images)
+    assert found.shape == (2, 3, *size)
+    for image, logits in zip(images.numpy(), found.numpy(), strict=True):
+        np.testing.assert_allclose(logits, twin.averaged(plain(network), image, 8, stride, side, 3), atol=1e-12)
+
+
+def test_a_small_image_is_seen_once_padded_with_zeros_in_the_mode_of_the_network(network):
+    image = torch.randn(1, 2, 6, 7, dtype=torch.float64)
+    with torch.no_grad():
+        direct = network(nn.functional.pad(image, (0, 1, 0, 2)))[:, :, :6, :7]
+        assert torch.equal(SlidingWindow(network, 8, 3, 8)(image), direct)
+    assert not SlidingWindow(network, 8, 8, 8).training
+    assert SlidingWindow(network.train(), 8, 8, 8).training
+
+
+def test_windows_reach_the_end_and_not_beyond():
+    for size, window in product(range(1, 30), range(1, 12)):
+        for stride in range(1, window + 1):
+            starts = window_starts(size, window, stride)
+            assert starts == sorted(set(starts))
+            covered = {place for start in starts for place in range(start, start + window)}
+            assert covered == set(range(max(size, window)))

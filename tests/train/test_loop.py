@@ -1,14 +1,18 @@
 import copy
+from collections import Counter as Counts
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.runs.outcomes import entries, equal, numbers
-from pathex.errors import InvalidInput
-from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit
+from experiments.runs.outcomes import entries, equal, numbers, stop_at
+from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit, load_checkpoint
+from pathex.train.loop import Collected
 from pathex.train.options import milestone_epochs
+from refusals import refused
 from training_in_processes import CPU, accuracy, trained
+from training_in_processes import network as network_of
 
 
 def test_milestones_are_the_nearest_ends_of_an_epoch():
@@ -21,9 +25,17 @@ def test_milestones_are_the_nearest_ends_of_an_epoch():
         assert milestone_epochs(epochs, fractions) == expected
 
 
-def test_rows_tell_loss_accuracy_and_learning_rate(network, images, tmp_path):
-    events = []
-    told = {"on_event": lambda *event: events.append(event)}
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def told(events):
+    return {"on_event": lambda *event: events.append(event)}
+
+
+def test_rows_tell_loss_accuracy_and_learning_rate(network, images, events, told, tmp_path):
     _, rows = trained(network, images, tmp_path, more=told)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.005, 0.005])
@@ -36,7 +48,7 @@ def test_rows_tell_loss_accuracy_and_learning_rate(network, images, tmp_path):
     assert rows == [] and equal(saved, network.state_dict()) and equal(model.state_dict(), network.state_dict())
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp_path):
+def test_an_interrupted_training_ends_with_the_same_weights(network, images, events, told, tmp_path):
     losses = iter(range(12))
 
     def loss(outputs, labels):
@@ -47,10 +59,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp
     whole, _ = trained(network, images, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(network, images, tmp_path / "broken", loss=loss)
-    path, events = tmp_path / "broken" / "metrics.jsonl", []
+    path = tmp_path / "broken" / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"epoch": 3}\n{"epo')  # what a kill between two writes could leave
-    told = {"on_event": lambda *event: events.append(event)}
     resumed, again = trained(network, images, tmp_path / "broken", more=told)
     assert ("resumed", {"stage": "training", "epoch": 2, "epochs": 4}) in events
     assert entries(path) == again and numbers(path) == numbers(tmp_path / "whole" / "metrics.jsonl")
@@ -88,12 +99,8 @@ def test_validation_is_measured_after_each_epoch_in_eval_mode(network, images, t
 
 def test_what_prepare_does_to_the_weights_lasts(network, images, tmp_path):
     def freeze_first_filter(model, optimizer):
-        def zero(*_):
-            with torch.no_grad():
-                model[0].weight[0].zero_()
-
-        zero()
-        optimizer.register_step_post_hook(zero)
+        model[0].weight.data[0] = 0
+        optimizer.register_step_post_hook(lambda *_: model[0].weight.data[0].zero_())
 
     model, _ = trained(network, images, tmp_path, more={"prepare": freeze_first_filter})
     assert not model.state_dict()["0.weight"][0].any()
@@ -108,11 +115,9 @@ def test_other_precisions_train(network, images, tmp_path, precision):
     assert model.state_dict()["0.weight"].dtype == expected
 
 
-def test_steps_are_reported_when_enough_time_went_by(network, images, tmp_path, monkeypatch):
+def test_steps_are_reported_when_enough_time_went_by(network, images, events, told, tmp_path, monkeypatch):
     moments = iter(range(1000))
     monkeypatch.setattr("time.monotonic", lambda: next(moments) * 0.11)
-    events = []
-    told = {"on_event": lambda *event: events.append(event)}
     _, rows = trained(network, images, tmp_path, epochs=1, more=told)
     steps = [payload for kind, payload in events if kind == "step"]
     assert [payload["step"] for payload in steps] == [2, 4]
@@ -122,7 +127,7 @@ def test_steps_are_reported_when_enough_time_went_by(network, images, tmp_path, 
 
 def test_a_wrong_checkpoint_is_named_and_not_overwritten(network, images, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"damaged")
-    with pytest.raises(InvalidInput, match=r"last\.ckpt cannot be read"):
+    with refused(r"last\.ckpt cannot be read"):
         trained(network, images, tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == b"damaged"
 
@@ -155,3 +160,102 @@ def test_weights_follow_from_the_seed_and_the_global_random_state_is_neither_use
     other, _ = trained(network, images, tmp_path / "other", seed=1)
     first, second, other = (model.state_dict()["5.weight"] for model in (first, second, other))
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.fixture
+def plain():
+    """A network whose images do not meet: no batch statistics, no dropout."""
+    return network_of(norm=False)
+
+
+@pytest.fixture
+def doubled(images):
+    return replace(images, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_gradient_in_parts_is_the_same_gradient(plain, doubled, tmp_path, parts):
+    whole, rows = trained(plain, doubled, tmp_path / "whole", epochs=2)
+    split, others = trained(plain, doubled, tmp_path / "parts", epochs=2, accumulate=parts)
+    torch.testing.assert_close(split.state_dict(), whole.state_dict(), rtol=1e-11, atol=1e-13)
+    for row, other in zip(rows, others, strict=True):
+        assert other == {**row, "train_loss": pytest.approx(row["train_loss"], rel=1e-12), "seconds": other["seconds"]}
+
+
+def test_frozen_statistics_stay_and_are_used(network, images, tmp_path):
+    before = copy.deepcopy(network.state_dict())
+    seen = []
+    network[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    model = trained(network, images, tmp_path, epochs=2, freeze_batchnorm=True)[0]
+    after = model.state_dict()
+    assert not any(seen)
+    assert all(torch.equal(before[name], after[name]) for name in after if "running" in name or "tracked" in name)
+    assert not torch.equal(before["1.weight"], after["1.weight"])
+    assert [module.training for module in model.modules() if isinstance(module, nn.Dropout)] == [True]  # not frozen
+
+
+def test_a_later_start_goes_on_with_the_schedule_and_the_order_of_that_epoch(plain, doubled, tmp_path):
+    whole, rows = trained(plain, doubled, tmp_path / "whole", epochs=4, keep=(2,), momentum=0.0)
+    middle = copy.deepcopy(plain)
+    middle.load_state_dict(load_checkpoint(tmp_path / "whole" / "epoch-2.ckpt")["model"])
+    late, later = trained(middle, doubled, tmp_path / "late", epochs=4, start=2, momentum=0.0)
+    # Without momentum the state is the weights alone, so the second half must be the same half.
+    assert [row["epoch"] for row in later] == [3, 4]
+    assert [row["lr"] for row in later] == [row["lr"] for row in rows[2:]] == pytest.approx([0.005, 0.005])
+    assert equal(late.state_dict(), whole.state_dict())
+
+
+def test_a_late_start_that_was_stopped_resumes(plain, doubled, tmp_path):
+    stop = stop_at("epoch", epoch=3)
+    whole, _ = trained(plain, doubled, tmp_path / "whole", epochs=4, start=2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(plain, doubled, tmp_path / "broken", epochs=4, start=2, more={"on_event": stop})
+    again, rows = trained(plain, doubled, tmp_path / "broken", epochs=4, start=2)
+    assert [row["epoch"] for row in rows] == [3, 4]
+    assert equal(again.state_dict(), whole.state_dict())
+
+
+class Counter(Counts):
+    """Counts the steps of an optimizer, as one that has a state."""
+
+    load_state_dict = Counts.update
+
+    def state_dict(self):
+        return dict(self)
+
+
+def test_the_state_of_a_companion_is_saved_and_restored(network, images, tmp_path):
+    made = []
+
+    def prepare(model, optimizer):
+        made.append(Counter())
+        optimizer.register_step_post_hook(lambda *_: made[-1].subtract(steps=-1))
+        return made[-1]
+
+    trained(network, images, tmp_path, epochs=1, more={"prepare": prepare})
+    assert made[0]["steps"] == load_checkpoint(tmp_path / "last.ckpt")["companion"]["steps"] == 5
+    trained(network, images, tmp_path, epochs=3, more={"prepare": prepare})
+    assert made[1]["steps"] == 15
+
+
+def test_groups_have_their_own_learning_rate_and_fixed_parameters_stay(network, images, tmp_path):
+    before = copy.deepcopy(network.state_dict())
+    network[0].weight.requires_grad_(requires_grad=False)
+    slow = [{"params": list(network[5].parameters()), "lr": 1e-12}, {"params": list(network[1].parameters())}]
+    after = trained(network, images, tmp_path, epochs=2, groups=slow, weight_decay=0.0)[0].state_dict()
+    assert torch.equal(before["0.weight"], after["0.weight"])
+    torch.testing.assert_close(before["5.weight"], after["5.weight"], rtol=0, atol=1e-9)
+    assert (before["1.weight"] - after["1.weight"]).abs().max() > 1e-4
+
+
+def test_collected_outputs_arrive_in_order_and_all():
+    seen = []
+    collected = Collected(lambda *pair: seen.append(pair))
+    pairs = [(torch.full((2, 2**15), float(number)), torch.full((2,), number)) for number in range(10)]
+    for pair in pairs:
+        collected(*pair)
+    collected.flush()
+    collected.flush()
+    assert len(seen) == 3  # four batches fill what is collected
+    for place in range(2):
+        assert torch.equal(torch.cat([pair[place] for pair in seen]), torch.cat([pair[place] for pair in pairs]))

@@ -1,16 +1,24 @@
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from experiments.runs.outcomes import WITH_TESTS, entries, state_of
 from pathex.cli import main
+from pathex.distributed import ProcessFailed, launched
 from pathex.experiments.runs import RunConfig, run
+from pathex.masks import replacing
+from pathex.train import check_machine, fabric, load_checkpoint, save_checkpoint
+from pathex.train.fsdp import units
+from refusals import refused
 from small_images import write_images
+from training_in_processes import work, work_and_fail
 
 TORCHRUN = (sys.executable, *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "-m", "pathex")
 
@@ -47,11 +55,9 @@ def test_two_processes_have_the_mask_and_the_curve_of_one(settings, alone, tmp_p
         for name in ("epoch", "train_accuracy", "val_accuracy", "lr"):
             assert one[name] == two[name]
     first, second = (state_of(folder / "last.ckpt") for folder in (alone, pair))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-12)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (alone, pair)]
-    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
-    assert results[1]["test_images"] == 9
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-12)
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in (alone, pair))
+    assert (one["test_accuracy"], 9) == (two["test_accuracy"], two["test_images"])
 
 
 def test_an_error_is_one_line_and_leaves_no_process(tmp_path, capfd):
@@ -60,3 +66,131 @@ def test_an_error_is_one_line_and_leaves_no_process(tmp_path, capfd):
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and "none.npz" in error
     assert not (tmp_path / "runs").exists() and not multiprocessing.active_children()
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """A folder of trainings: in one process, in two, which are started once, and in one after the other.
+
+    An error in the second process is one of the first.
+    """
+    root = tmp_path_factory.mktemp("ends")
+
+    def job(name, devices, strategy="ddp", epochs=4, *, norm=False, accumulate=1):
+        (root / name).mkdir(exist_ok=True)
+        return str(root / name), devices, strategy, epochs, norm, accumulate
+
+    work([job("alone", 1), job("one-two", 1, epochs=2)])
+    shutil.copy(root / "one-two" / "last.ckpt", root / "one-two" / "half.ckpt")
+    jobs = [job("pair", 2, "fsdp"), job("one-two", 2, "fsdp"), job("two-one", 2, "fsdp", epochs=2)]
+    for strategy in ("ddp", "fsdp"):
+        jobs.append(job(f"parts-{strategy}", 2, strategy, accumulate=9))  # shares of 3 and 4 images
+        jobs.append(job(f"norm-{strategy}", 2, strategy, norm=True))
+    with refused("process 2 of 2: image 7 cannot be read", ProcessFailed), launched(2, work_and_fail, jobs):
+        work_and_fail(jobs)
+    shutil.copy(root / "two-one" / "last.ckpt", root / "two-one" / "half.ckpt")
+    work([job("two-one", 1)])
+    return root
+
+
+def ranks(folder):
+    """What each of two processes ended with."""
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+
+
+def compare(one, two):
+    first, second = (load_checkpoint(folder / "last.ckpt") for folder in (one, two))
+    assert all(type(value) is torch.Tensor for value in second["model"].values())
+    # The outputs reach the loss as float32.
+    torch.testing.assert_close(second["model"], first["model"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(second["optimizer"]["state"], first["optimizer"]["state"], rtol=0, atol=1e-9)
+    assert first["optimizer"]["param_groups"] == second["optimizer"]["param_groups"]
+    for row, other in zip(first["rows"], second["rows"], strict=True):
+        assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-6)
+        assert (other["train_accuracy"], other["val_accuracy"]) == (row["train_accuracy"], row["val_accuracy"])
+
+
+def test_sharded_training_is_that_of_one_process(ends):
+    compare(ends / "alone", ends / "pair")
+    pair = ranks(ends / "pair")
+    assert all(all(each["sharded"]) for each in pair)
+    weights = load_checkpoint(ends / "pair" / "last.ckpt")["model"]
+    for name, kept in pair[0]["mask"].items():
+        assert torch.equal(weights[name] == 0, ~kept)
+
+
+@pytest.mark.parametrize("order", ["one-two", "two-one"])
+def test_a_training_goes_on_with_another_number_of_processes(ends, order):
+    assert load_checkpoint(ends / order / "half.ckpt")["epoch"] == 2
+    compare(ends / "alone", ends / order)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_more_parts_than_images_in_a_share(ends, strategy):
+    compare(ends / "alone", ends / f"parts-{strategy}")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_processes_measure_with_the_statistics_of_the_first(ends, strategy):
+    first, second = ranks(ends / f"norm-{strategy}")
+    saved = load_checkpoint(ends / f"norm-{strategy}" / "last.ckpt")["model"]
+    assert first["rows"][-1]["val_accuracy"] == second["rows"][-1]["val_accuracy"] == first["accuracy"]
+    for name, buffer in first["buffers"].items():
+        assert torch.equal(buffer, second["buffers"][name])
+        assert torch.equal(buffer, saved[name])
+    assert first["buffers"]["1.running_mean"].abs().sum() > 0
+
+
+def test_blocks_are_units_unless_they_share_weights():
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(3)))
+    model = nn.ModuleDict({"stem": nn.Linear(4, 4), "blocks": blocks, "head": nn.Linear(4, 4)})
+    assert units(model, least=30) == [blocks[2], blocks[1], blocks[0]]
+    assert units(model, least=41) == []
+    model["head"].weight = blocks[1][2].weight
+    assert units(model, least=30) == [blocks[2], blocks[0]]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "options", "message"),
+    [
+        (0, "tpu", {}, "unknown device 'tpu'.*auto, cpu, cuda"),
+        (0, "cpu", {"precision": "fp8"}, "unknown precision 'fp8'.*bf16-mixed"),
+        (0, "cpu", {"precision": "16-mixed"}, "needs a CUDA device.*32-true"),
+        (0, "cpu", {"precision": "16-mixed", "strategy": "fsdp"}, r"precision '16-mixed'.*32-true"),
+        (0, "cpu", {"devices": 2, "sync_batchnorm": True}, r"sync_batchnorm is True on the CPU.*False"),
+        (0, "cuda", {}, r"device 'cuda'.*Allowed here: auto, cpu"),
+        (2, "cuda", {"precision": "16-mixed", "strategy": "fsdp"}, "'16-mixed' with .*'fsdp'.*bf16-mixed"),
+        (2, "cuda", {"devices": 3}, "devices is 3; CUDA devices here: 2"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused(gpus, device, options, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with refused(message):
+        check_machine(device, **options)
+    assert check_machine("cpu", devices=2, strategy="fsdp") == "cpu"
+    assert check_machine("auto") == ("cuda" if gpus else "cpu")
+    assert not gpus or check_machine("cuda", devices=2, sync_batchnorm=True) == "cuda"
+
+
+def test_a_cluster_around_the_process_plays_no_part_and_torchrun_does(monkeypatch):
+    for word in ("SLURM_NTASKS=4", "SLURM_JOB_NAME=sweep", "SLURM_PROCID=2"):
+        monkeypatch.setenv(*word.split("="))
+    machine = fabric("cpu")
+    assert machine.world_size == 1 and machine.is_global_zero
+    for word in ("TORCHELASTIC_RUN_ID=1", "WORLD_SIZE=4", "LOCAL_WORLD_SIZE=2"):
+        monkeypatch.setenv(*word.split("="))
+    with refused("devices is 1, but torchrun started 2 processes here; allowed: 0, 2"):
+        fabric("cpu")
+
+
+def test_a_checkpoint_is_written_whole_and_holds_tensors_and_plain_values_only(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(path, {"weight": torch.ones(2), "rows": [{"loss": 0.5}]})
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert load_checkpoint(path)["rows"] == [{"loss": 0.5}] and list(tmp_path.iterdir()) == [path]
+    torch.save({"harm": tmp_path}, path)
+    with refused(r"last\.ckpt cannot be read"):
+        load_checkpoint(path)

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torchvision import models
 
+import pathex
 from benchmarks.zoo.catalogue import LEFT_OUT, SEGMENTATION, build, catalogue, describe, first_output
+from benchmarks.zoo.table import EXTRA, SIX, plan
+from benchmarks.zoo.trial import trial
 
+LRASPP = f"{SEGMENTATION}lraspp_mobilenet_v3_large"
 FAMILIES = {
     *("resnet", "resnext", "res2net", "regnet", "densenet", "vgg", "inception", "mobilenet", "mnasnet"),
     *("efficientnet", "ghostnet", "shufflenet", "rexnet", "hrnet", "dla", "darknet", "nfnet", "convnext"),
@@ -34,7 +38,7 @@ def test_every_family_is_in_it_under_names_of_its_own_and_thirty_get_every_metho
     assert set(kinds) == {"all", "six"} and kinds.count("all") == 30
 
 
-@pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit3", f"{SEGMENTATION}lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit3", LRASPP])
 def test_a_row_is_what_is_measured(model):
     row = BY_MODEL[model]
     found = describe(model, row.family, row.size)
@@ -43,15 +47,42 @@ def test_a_row_is_what_is_measured(model):
     assert sum(parameter.numel() for parameter in network.parameters()) == row.parameters
     assert y.shape == x.shape[:1] or y.shape == (4, row.size, row.size)
     assert network.training
-    with pytest.raises(ValueError, match="accepts no image of 384"):
-        describe("timm:twelve", "none", 384)
-
-
-def test_a_network_is_the_same_for_the_same_seed():
-    row = BY_MODEL["timm:test_efficientnet"]
     outputs = []
     for seed in (0, 0, 1):
         network, x, _ = build(row, seed)
         outputs.append(first_output(network.eval()(x)))
-    assert torch.equal(outputs[0], outputs[1])
-    assert not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    with pytest.raises(ValueError, match="accepts no image of 384"):
+        describe("timm:twelve", "none", 384)
+
+
+SAMPLE = (
+    "torchvision:squeezenet1_1",
+    "timm:test_efficientnet",
+    "timm:test_nfnet",
+    "timm:test_vit",
+    "timm:starnet_s050",
+)
+WORK_ANYWHERE = frozenset({"random", "magnitude", "snip", "grasp", "ntk-diagonal"})
+
+
+def _assert_works(architecture, name, rounds, *, may_refuse):
+    network, x, y = build(architecture)
+    found = trial(network, x, y, name, rounds=rounds)
+    assert found.outcome in ({"ok", "refused"} if may_refuse else {"ok"}), f"{name}: {found.message}"
+
+
+SOME = [(model, name) for model in SAMPLE for name in (*SIX, *EXTRA)]
+
+
+@pytest.mark.parametrize(("model", "name"), SOME + [(LRASPP, name) for name in ("random", "snip", "px")])
+def test_a_sample(model, name):
+    rounds = 1 if name in EXTRA or model == LRASPP else 2
+    _assert_works(BY_MODEL[model], name, rounds, may_refuse=name == "synflow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", BY_MODEL)
+def test_all(model):
+    for name, rounds in plan(BY_MODEL[model], pathex.methods()).items():
+        _assert_works(BY_MODEL[model], name, rounds, may_refuse=name not in WORK_ANYWHERE)

@@ -3,7 +3,8 @@
 import json
 import runpy
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,9 @@ def test_a_process_that_hangs_is_killed(script, monkeypatch, tmp_path):
 def test_rows_with_an_outcome_are_run_again(script):
     rows = [Row(RESNET.model, "px", 2, "refused"), Row(RESNET.model, "random", 2, "ok")]
     arguments = ["--only", RESNET.model, "--methods", "px", "random", "snip"]
-    wanted = {
-        again: script["select"](rows, script["_arguments"]([*arguments, *again]))
-        for again in ((), ("--again", "refused", "error"))
-    }
-    assert [labels for _, labels in wanted[()]] == [{"snip": 2}]
-    assert [labels for _, labels in wanted["--again", "refused", "error"]] == [{"px": 2, "snip": 2}]
+    for again, expected in (((), {"snip": 2}), (("--again", "refused", "error"), {"px": 2, "snip": 2})):
+        wanted = script["select"](rows, script["_arguments"]([*arguments, *again]))
+        assert [labels for _, labels in wanted] == [expected]
 
 
 def test_other_versions_and_unknown_methods_are_refused(script, tmp_path, capsys):
@@ -92,23 +90,17 @@ def test_other_versions_and_unknown_methods_are_refused(script, tmp_path, capsys
 
 
 def test_room_is_shared_and_given_back(script):
-    room, most, inside, lock = script["Room"](10.0), 0, 0, threading.Lock()
+    room, inside, counts = script["Room"](10.0), [], []
 
-    def one():
-        nonlocal most, inside
+    def one(number):
         with room.taken(4.0):
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            threading.Event().wait(0.05)
-            with lock:
-                inside -= 1
+            inside.append(number)
+            counts.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(number)
 
-    threads = [threading.Thread(target=one) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert most == 2
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(one, range(6)))
+    assert max(counts) == 2
     with room.taken(99.0):  # more than there is: alone
         pass

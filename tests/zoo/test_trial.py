@@ -4,15 +4,15 @@ import random
 import signal
 import time
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.zoo import trial as trial_module
 from benchmarks.zoo.trial import Outcome, call_of, is_known, trial
+from brute_force.cases import Wired
 from pathex import scores
 from pathex.errors import UnsupportedOperation
 
@@ -48,55 +48,49 @@ def replace_parameter(problem):
     problem.model.get_submodule("0").register_parameter("weight", nn.Parameter(weight(problem).detach()))
 
 
-FAULTS = {
-    "weight": (lambda problem: weight(problem).data[0, 0, 0, 0].add_(1), "values"),
-    "statistics": (lambda problem: problem.model.get_buffer("1.running_mean").add_(1), "values"),
-    "parameter": (replace_parameter, "parameters"),
-    "gradient": (lambda problem: setattr(weight(problem), "grad", torch.zeros_like(weight(problem))), "parameters"),
-    "flag": (lambda problem: weight(problem).requires_grad_(False), "parameters"),
-    "hook": (lambda problem: problem.model.register_forward_hook(lambda *_: None), "hooks"),
-    "python": (lambda _: random.random(), "generators"),
-    "numpy": (lambda _: np.random.random(), "generators"),  # noqa: NPY002
-    "mode": (lambda _: torch.set_default_dtype(torch.float64), "modes"),
+def raising(error):
+    def scorer(_):
+        raise error
+
+    return scorer
+
+
+LEFT, REFUSAL = "Defect: the network was not left as it was: ", UnsupportedOperation("no rule to read this")
+NOTHING = lambda problem: None  # noqa: E731
+WITH_GRADIENT = lambda problem: setattr(weight(problem), "grad", torch.zeros_like(weight(problem)))  # noqa: E731
+TRIALS = {
+    "sound": (NOTHING, _magnitudes, "ok", ""),
+    "weight": (lambda problem: weight(problem).data[0, 0, 0, 0].add_(1), _magnitudes, "error", LEFT + "values"),
+    "statistics": (lambda p: p.model.get_buffer("1.running_mean").add_(1), _magnitudes, "error", LEFT + "values"),
+    "parameter": (replace_parameter, _magnitudes, "error", LEFT + "parameters"),
+    "gradient": (WITH_GRADIENT, _magnitudes, "error", LEFT + "parameters"),
+    "flag": (lambda problem: weight(problem).requires_grad_(False), _magnitudes, "error", LEFT + "parameters"),
+    "hook": (lambda p: p.model.register_forward_hook(lambda *_: None), _magnitudes, "error", LEFT + "hooks"),
+    "python": (lambda _: random.random(), _magnitudes, "error", LEFT + "generators"),
+    "numpy": (lambda _: np.random.random(), _magnitudes, "error", LEFT + "generators"),  # noqa: NPY002
+    "mode": (lambda _: torch.set_default_dtype(torch.float64), _magnitudes, "error", LEFT + "modes"),
+    "infinite": (
+        NOTHING,
+        lambda p: _magnitudes(p) | {"4.weight": p.masked()["4.weight"] * torch.inf},
+        "error",
+        "Defect: scores are not finite: 4.weight",
+    ),
+    "refusal": (NOTHING, raising(REFUSAL), "refused", "no rule to read this"),
+    "refusal and gradient": (WITH_GRADIENT, raising(REFUSAL), "error", LEFT + "parameters"),
+    "failure": (NOTHING, raising(IndexError("out of bounds")), "error", "IndexError: out of bounds"),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_scorer_that_changes_something(fault, tried):
-    change, part = FAULTS[fault]
-
-    def scorer(problem):
-        change(problem)
-        return _magnitudes(problem)
-
+@pytest.mark.parametrize("case", TRIALS)
+def test_the_outcome_of_a_scorer(case, tried):
+    change, score, outcome, message = TRIALS[case]
     try:
-        outcome = tried(scorer)
+        found = tried(lambda problem: (change(problem), score(problem))[1])
     finally:
         torch.set_default_dtype(torch.float32)
-    assert (outcome.outcome, outcome.message) == ("error", f"Defect: the network was not left as it was: {part}")
-
-
-def test_scores_that_are_sound_and_scores_that_are_not_finite(tried):
-    outcome = tried(_magnitudes)
-    assert replace(outcome, seconds=0) == Outcome("ok", 0, 2) and outcome.seconds > 0
-    outcome = tried(
-        lambda problem: {n: w.mul(torch.inf) if n == "4.weight" else w for n, w in _magnitudes(problem).items()}
-    )
-    assert (outcome.outcome, outcome.message) == ("error", "Defect: scores are not finite: 4.weight")
-
-
-def test_a_refusal_is_explicit_and_leaves_the_network_alone(tried):
-    refusal = UnsupportedOperation("no rule to read this")
-
-    def failing(problem, error=refusal, change=lambda problem: None):
-        change(problem)
-        raise error
-
-    outcome = tried(failing)
-    assert (outcome.outcome, outcome.dead, outcome.message) == ("refused", None, "no rule to read this")
-    assert tried(partial(failing, change=FAULTS["gradient"][0])).outcome == "error"
-    failed = tried(partial(failing, error=IndexError("out of bounds")))
-    assert (failed.outcome, failed.message) == ("error", "IndexError: out of bounds")
+    assert found.seconds > 0 or outcome != "ok"
+    expected = Outcome("ok", 0, 2) if outcome == "ok" else Outcome(outcome, None, found.layers, message=message)
+    assert replace(found, seconds=0) == expected
 
 
 def test_a_wrong_count(tried, monkeypatch):
@@ -133,18 +127,15 @@ def test_the_time_limit(tried):
     assert outcome.seconds < 4
 
 
-class Spectral(nn.Module):
+def spectral():
     """Eigenvalues have no reading as paths; `spare` does not reach the output."""
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.spare, self.last = nn.Linear(192, 16), nn.Linear(4, 4), nn.Linear(4, 4)
+    def form(net, x):
+        eigenvalues = torch.linalg.eigvalsh(net.first(x.flatten(1)).unflatten(1, (4, 4)))
+        net.spare(eigenvalues)
+        return net.last(eigenvalues)
 
-    def forward(self, x):
-        eigenvalues = torch.linalg.eigvalsh(self.first(x.flatten(1)).unflatten(1, (4, 4)))
-        self.spare(eigenvalues)
-        output: Tensor = self.last(eigenvalues)
-        return output
+    return Wired(form, first=nn.Linear(192, 16), spare=nn.Linear(4, 4), last=nn.Linear(4, 4))
 
 
 @pytest.mark.parametrize(("emptied", "dead"), [("spare.weight", 0), ("last.weight", 1)])
@@ -152,7 +143,7 @@ def test_a_layer_that_no_output_depends_on_is_not_dead(emptied, dead, tried):
     def scorer(problem):
         return {name: weight * (name != emptied) for name, weight in _magnitudes(problem).items()}
 
-    outcome = tried(scorer, model=Spectral())
+    outcome = tried(scorer, model=spectral())
     assert (outcome.outcome, outcome.dead, outcome.layers) == ("ok", dead, 3)
     assert "dead channels and disconnected weights are not counted: no rule to read" in outcome.message
 

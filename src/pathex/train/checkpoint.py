@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, reason
 from pathex.masks import replacing
 
 
@@ -21,4 +21,4 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InvalidInput(f"checkpoint {path} cannot be read ({error}); delete it to train again") from error
+        raise InvalidInput(f"checkpoint {path} cannot be read ({reason(error)}); delete it to train again") from error

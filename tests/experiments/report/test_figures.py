@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import pairwise, product
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 
 from experiments.report.fake_run_folders import GRID
-from experiments.report.fake_run_folders import make_run as fake_run
-from pathex.errors import InvalidInput
 from pathex.experiments.report.curves import _against_size, _against_sparsity, _dots, _frame, curves
-from pathex.experiments.report.figures import _dead_layers_figure as dead_layers_figure
-from pathex.experiments.report.figures import draw
-from pathex.experiments.report.figures import figure as transfer_figure
+from pathex.experiments.report.figures import _dead_layers_figure, draw, figure
 from pathex.experiments.report.panel import Panel
 from pathex.experiments.report.published import published_for
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.style import SETTINGS, styles
 from pathex.experiments.report.tables import runs_table
+from refusals import refused
 
 
 def panel_of(*folders, x="sparsity"):
@@ -31,18 +28,6 @@ def dashes(axes):
     return [text.get_text() for text in axes.get_legend().get_texts() if "paper" in text.get_text()]
 
 
-@pytest.fixture(scope="module")
-def figure_of_the_paper(tmp_path_factory):
-    """Two methods and the dense network at the nine sparsities of the paper."""
-    parent = tmp_path_factory.mktemp("paper")
-    for seed in range(2):
-        fake_run(parent, "dense", 0.9, seed, data="cifar10", test_accuracy=0.92)
-        for method in ("px", "snip"):
-            for place, sparsity in enumerate(GRID):
-                fake_run(parent, method, sparsity, seed, data="cifar10", test_accuracy=0.9 - place / 100 + seed / 1000)
-    return parent
-
-
 def test_every_run_lies_inside_the_frame_and_wide_intervals_do_not_blow_it_up(make_run):
     folders = [make_run("px", 0.9, seed, test_accuracy=0.8 + seed / 100) for seed in range(2)]
     low, high = _frame(panel_of(*folders))
@@ -52,8 +37,8 @@ def test_every_run_lies_inside_the_frame_and_wide_intervals_do_not_blow_it_up(ma
 
 def test_dots_are_ordered_by_accuracy_with_dense_as_a_line(make_run):
     means = {"random": 0.6, "px": 0.8, "magnitude": 0.7, "dense": 0.9}
-    figure, caption = _dots(panel_of(*(make_run(method, test_accuracy=mean) for method, mean in means.items())))
-    axes = figure.axes[0]
+    drawn, caption = _dots(panel_of(*(make_run(method, test_accuracy=mean) for method, mean in means.items())))
+    axes = drawn.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["random", "magnitude", "px"]
     assert axes.get_legend_handles_labels()[1] == ["dense (90.0)"]
     assert "interval" not in caption  # one seed has none
@@ -76,10 +61,14 @@ def test_training_curves_need_two_epochs(make_run, unpainted, epochs):
     assert [picture.name for picture in draw(panel_of(folder))] == ["accuracy"]
 
 
-def test_published_curves_lie_behind_in_the_colour_of_their_method(figure_of_the_paper):
-    panel = panel_of(figure_of_the_paper)
-    figure, caption = _against_sparsity(panel)
-    axes = figure.axes[0]
+def test_published_curves_lie_behind_in_the_colour_of_their_method(make_run):
+    """Two methods and the dense network at the nine sparsities of the paper."""
+    make_run("dense", data="cifar10", test_accuracy=0.92)
+    for method, (place, sparsity) in product(("px", "snip"), enumerate(GRID)):
+        folder = make_run(method, sparsity, data="cifar10", test_accuracy=0.9 - place / 100)
+    panel = panel_of(folder.parent)
+    drawn, caption = _against_sparsity(panel)
+    axes = drawn.axes[0]
     behind = [line for line in axes.lines if line.is_dashed() and line.get_marker() not in {"", "None"}]
     ours = [line for line in axes.lines if line.get_label()[:1] != "_"]
     assert max(line.get_zorder() for line in behind) < min(line.get_zorder() for line in ours)
@@ -116,9 +105,9 @@ def test_values_at_one_sparsity_stand_beside_ours_and_a_dense_value_is_a_line(ma
 )
 def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(make_run, levels, shown):
     with mpl.rc_context(fname=SETTINGS):
-        figure = _against_sparsity(panel_of(*(make_run("px", level) for level in levels)))[0]
-        figure.canvas.draw()
-        labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+        drawn = _against_sparsity(panel_of(*(make_run("px", level) for level in levels)))[0]
+        drawn.canvas.draw()
+        labels = [label for label in drawn.axes[0].get_xticklabels() if label.get_text()]
         boxes = [label.get_window_extent() for label in labels]
     assert all(left.x1 + 2 < right.x0 for left, right in pairwise(boxes))
     assert [label.get_text() for label in labels] == [f"{level:g}" for level in shown]
@@ -139,13 +128,13 @@ def test_against_parameters_every_network_is_a_point_and_nothing_is_published(ma
     assert not dashes(axes) and axes.get_xscale() == "log" and low < 100 and high > 1000
     # Runs without a size are told, and if there are no others it is an error.
     assert "1 of 6 runs hold no multiply-adds" in _against_size(panel_of(*folders, x="multiply-adds"))[1]
-    with pytest.raises(InvalidInput, match=r"multiply_adds in its result.json; use --x sparsity"):
+    with refused(r"multiply_adds in its result.json; use --x sparsity"):
         curves(panel_of(make_run("px"), x="multiply-adds"))
 
 
 def test_sparser_is_further_right_and_the_caption_says_how_many_seeds(study, make_run):
-    figure, caption = _against_sparsity(panel_of(study))
-    axes = figure.axes[0]
+    drawn, caption = _against_sparsity(panel_of(study))
+    axes = drawn.axes[0]
     left, right = axes.get_xlim()
     assert axes.get_xscale() == "log" and left > right
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.9", "0.982"]
@@ -169,8 +158,7 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run, 
     folders = [make_run("px", 0.9, seed, tasks=tasks(0.5 + seed / 50)) for seed in range(2)]
     folders += [make_run("random", 0.9, 0, tasks=tasks(0.4)), make_run("dense", tasks=tasks(0.6))]
     panel = panel_of(*folders)
-    figure = transfer_figure(panel)
-    for axes, shift in zip(figure.axes, (0.0, 20.0), strict=True):
+    for axes, shift in zip(figure(panel).axes, (0.0, 20.0), strict=True):
         drawn = {line.get_color(): line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 1}
         assert drawn[panel.look["px"].colour] == pytest.approx(56 + shift)
         assert drawn[panel.look["random"].colour] == pytest.approx(45 + shift)
@@ -184,5 +172,5 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run, 
 def test_bars_of_dead_layers_bear_numbers_while_there_is_room(make_run, methods, levels, numbers):
     names = ("px", "random", "snip", "grasp", "magnitude")[:methods]
     panel = panel_of(*(make_run(name, level, dead_layers=3) for name in names for level in GRID[:levels]))
-    texts = [text.get_text() for text in dead_layers_figure(panel).axes[0].texts]
+    texts = [text.get_text() for text in _dead_layers_figure(panel).axes[0].texts]
     assert texts == (["3"] * (methods * levels) if numbers else [])

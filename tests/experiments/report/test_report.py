@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pathex.errors import InvalidInput
+from pathex.cli import main
 from pathex.experiments.report import build
 from pathex.masks import Mask
+from refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +18,10 @@ def report(study, tmp_path_factory):
 
 def test_report_writes_tables_figures_and_page(report):
     assert (report.runs, report.left_out) == (27, ())
-    assert {path.name for path in report.figures} == {
-        f"{name}.{kind}" for name in ("accuracy", "training") for kind in ("png", "svg")
-    }
-    written = {path.name for path in report.page.parent.iterdir()}
-    assert written == {path.name for path in report.figures} | {
-        "index.html", "table.csv", "summary.csv", "summary.md", "settings.yaml"
-    }  # fmt: skip
+    figures = {f"{name}.{kind}" for name in ("accuracy", "training") for kind in ("png", "svg")}
+    others = {"index.html", "table.csv", "summary.csv", "summary.md", "settings.yaml"}
+    assert {path.name for path in report.figures} == figures
+    assert {path.name for path in report.page.parent.iterdir()} == figures | others
     table = pd.read_csv(report.table)
     assert len(table) == 27 and table.loc[table["method"] == "dense", "density"].eq(1).all()
     assert len(pd.read_csv(report.summary)) == 9
@@ -56,10 +54,8 @@ def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tm
 
 def test_each_model_and_data_set_has_its_own_figures(make_run, unpainted, tmp_path):
     report = build([make_run("px"), make_run("px", model="timm:resnet18")], tmp_path)
-    assert {path.stem for path in report.figures if path.stem.startswith("accuracy")} == {
-        "accuracy_resnet20-fashion-mini",
-        "accuracy_timm-resnet18-fashion-mini",
-    }
+    names = {path.stem for path in report.figures if path.stem.startswith("accuracy")}
+    assert names == {"accuracy_resnet20-fashion-mini", "accuracy_timm-resnet18-fashion-mini"}
     folders = [make_run(method, data=f"npz:/{method}/mine.npz") for method in ("px", "snip")]  # of one short name
     report = build(folders, tmp_path)
     assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
@@ -94,7 +90,7 @@ def test_what_cannot_be_reported_is_an_error_and_writes_nothing(make_run, unpain
         ([folder], out, {"x": "params"}, "unknown x axis 'params'.*Known"),
         ([folder], out, {"published": "yes"}, "unknown choice for published 'yes'.*Known"),
     ):
-        with pytest.raises(InvalidInput, match=message):
+        with refused(message):
             build(folders, place, **options)
     assert not out.exists()
     assert build([folder, folder], out).runs == 1
@@ -110,19 +106,43 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_
     ]
     report = build(folders, tmp_path)
     page = report.page.read_text()
-    assert re.findall("<h2>(.*)</h2>", page)[:4] == [
-        "resnet20 on fashion-mini",
-        "resnet20 on fashion-mini",
-        "resnet20 on fashion-mini, transfer",
-        "resnet20 on fashion-mini, weights mocov2:w.pth",
-    ]
-    main = {path.stem for path in report.figures if not path.stem.startswith("training")}
-    assert main == {
-        "accuracy_resnet20-fashion-mini",
-        "miou_resnet20-fashion-mini",
-        "transfer_resnet20-fashion-mini-transfer",
-        "accuracy_resnet20-fashion-mini-mocov2-w-pth",
-    }
+    heads = [head.removeprefix("resnet20 on fashion-mini") for head in re.findall("<h2>(.*)</h2>", page)[:4]]
+    assert heads == ["", "", ", transfer", ", weights mocov2:w.pth"]
+    figures = {path.stem.replace("resnet20-fashion-mini", "*") for path in report.figures}
+    main = {"accuracy_*", "miou_*", "transfer_*-transfer", "accuracy_*-mocov2-w-pth"}
+    assert {name for name in figures if not name.startswith("training")} == main
     assert page.count('<th scope="col">mean IoU</th>') == 1 and page.count('<th scope="col">zero-shot</th>') == 1
     assert page.count("<td>25.00\u00a0%</td>") + page.count("25.00&nbsp;%") == 2
     assert len(pd.read_csv(report.table)) == 4
+
+
+def test_options_of_the_command_reach_the_report(make_run, unpainted, tmp_path, capsys):
+    for sparsity in (0.5, 0.982):
+        folder = make_run("px", sparsity, data="cifar10", parameters=round(1000 * (1 - sparsity)))
+    words = ["report", str(folder.parent), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "PX paper" in page and "against parameters" not in page
+    assert main([*words, "--published", "none"]) == 0
+    assert "PX paper" not in (tmp_path / "out" / "index.html").read_text()
+    assert main([*words, "--x", "parameters"]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "against parameters" in page and "PX paper" not in page
+    assert pd.read_csv(tmp_path / "out" / "table.csv")["parameters"].tolist() == [500, 18]
+    assert capsys.readouterr().err == ""
+    assert main(["report", str(make_run("snip")), "--out", str(tmp_path / "none"), "--x", "multiply-adds"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "holds multiply_adds in its result.json; use --x sparsity or run it again" in error and error.count("\n") == 1
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_run_is_named_with_its_reason(make_run, unpainted, tmp_path, capsys):
+    make_run("px")
+    failed = make_run("snip")
+    (failed / "result.json").unlink()
+    (failed / "failed.json").write_text('{"status": "failed", "error": "TrainingDiverged: loss is nan"}')
+    assert main(["report", str(failed.parent), "--out", str(tmp_path / "out")]) == 0
+    assert f"left out {failed}: failed: TrainingDiverged: loss is nan" in capsys.readouterr().err
+    assert "failed: TrainingDiverged: loss is nan" in (tmp_path / "out" / "index.html").read_text()

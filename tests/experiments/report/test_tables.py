@@ -1,15 +1,27 @@
-import shutil
+import json
+import math
+import re
 from io import StringIO
+from itertools import product
 
 import pandas as pd
 import pytest
+from scipy import stats
 
+from damage import spoil
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.panel import seeds_said
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.settings import EARLIER, commands, nested, shared_settings, short
 from pathex.experiments.report.style import styles
-from pathex.experiments.report.tables import csv, markdown, runs_table, summary_table
+from pathex.experiments.report.tables import (
+    csv,
+    difference,
+    estimate,
+    markdown,
+    runs_table,
+    summary_table,
+)
 from pathex.experiments.runs import RunConfig
 
 
@@ -128,13 +140,12 @@ def test_a_transfer_run_counts_by_its_tasks(make_run):
 
 def test_small_dense_networks_are_not_counted_as_pruned(make_run):
     rows = table_of(make_run("px"), make_run("dense"), make_run("small-dense"))
-    assert what_was_run(rows).startswith(
-        "1 pruning method (px) at sparsity 0.9 beside the dense network and the small dense network: "
-    )
+    beside = "1 pruning method (px) at sparsity 0.9 beside the dense network and the small dense network: "
+    assert what_was_run(rows).startswith(beside)
     assert what_was_run(table_of(make_run("dense", 0.9, 1))).startswith("Dense training: ")
 
 
-REDRAW = {"method_options": {"redraw": True}}
+REDRAW, DENSE = {"method_options": {"redraw": True}}, ("dense", "small-dense")
 TODAY = EARLIER | {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_options": {}}
 
 
@@ -155,8 +166,7 @@ TODAY = EARLIER | {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_
                 ("small-dense", {"allocation": "erk"}),
                 ("dense", {"allocation": "erk", "sanity": "reinit"}),
             ],
-            {"px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)", "small-dense"}
-            | {"dense"},
+            {*("px", "px (sanity=shuffle)", "rigl", "set (from=random)", "set (every=10, from=px)"), *DENSE},
         ),
     ],
 )
@@ -166,27 +176,21 @@ def test_what_differs_names_the_series_and_what_does_not_differ_is_silent(make_r
     assert "rigl" not in series or rows.set_index("series").loc["rigl", "method"] == "rigl"
 
 
-def random_and_px(make_run, accuracies, step, seeds=3, metric="accuracy"):
-    for seed in range(seeds):
-        for method, accuracy in zip(("random", "px"), accuracies, strict=True):
-            named = {"metric": metric, f"test_{metric}": accuracy + seed * step}
-            folder = make_run(method, 0.9, seed, **named)
-    return table_of(folder.parent)
-
-
-def test_headline_claims_a_gap_whose_intervals_are_apart_in_the_metric(make_run, tmp_path):
-    said = headline(random_and_px(make_run, (0.70, 0.80), 1 / 1000))
-    assert "px is 10.0 points above random (95 % interval 9.8 to 10.2)" in said
-    assert "3 seeds each" in said and "no claim" not in said
-    shutil.rmtree(tmp_path / "runs")
-    said = headline(random_and_px(make_run, (0.30, 0.40), 1 / 1000, metric="miou"))
-    assert said.startswith("In mean IoU at sparsity 0.9, px is 10.0 points above random")
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_headline_claims_nothing_from_one_seed_or_overlap(make_run, seeds):
-    said = headline(random_and_px(make_run, (0.79, 0.80), 1 / 50, seeds))
-    assert "no claim" in said and "more accurate" not in said
+@pytest.mark.parametrize(
+    ("random", "px", "step", "seeds", "metric", "expected"),
+    [
+        (0.70, 0.80, 0.001, 3, "accuracy", "px is 10.0 points above random .95 % interval 9.8 to 10.2.*3 seeds each"),
+        (0.30, 0.40, 0.001, 3, "miou", "^In mean IoU at sparsity 0.9, px is 10.0 points above random"),
+        (0.79, 0.80, 0.02, 1, "accuracy", "no claim"),
+        (0.79, 0.80, 0.02, 3, "accuracy", "no claim"),
+    ],
+)
+def test_headline_claims_a_gap_whose_intervals_are_apart(make_run, random, px, step, seeds, metric, expected):
+    for seed, (method, value) in product(range(seeds), (("random", random), ("px", px))):
+        folder = make_run(method, 0.9, seed, metric=metric, **{f"test_{metric}": value + seed * step})
+    said = headline(table_of(folder.parent))
+    assert re.search(expected, said)
+    assert ("no claim" in said) == (expected == "no claim") and ("no claim" not in said or "more accurate" not in said)
 
 
 def test_methods_that_count_different_weights_are_told_apart(make_run):
@@ -197,3 +201,81 @@ def test_methods_that_count_different_weights_are_told_apart(make_run):
     make_run("px", 0.9, 0, total=7500)
     said = different_totals(table_of(folder.parent))
     assert "px of 7,500; random and snip of 7,984" in said and "off_path" in said
+
+
+def test_intervals_and_differences_of_three_values_and_of_one():
+    found, alone = estimate([0.80, 0.82, 0.84]), estimate([0.8])
+    assert found.mean == pytest.approx(0.82)
+    assert found.half_width == pytest.approx(4.3027 * 0.02 / math.sqrt(3), rel=1e-4)
+    assert found.low < 0.82 < found.high
+    assert all(map(math.isnan, (alone.low, alone.half_width, alone.high)))
+    assert alone.overlaps(estimate([0.1, 0.1]))
+    high, low = estimate([0.90, 0.91, 0.92]), estimate([0.80, 0.81, 0.82])
+    assert not high.overlaps(low) and high.overlaps(estimate([0.88, 0.90, 0.91]))
+    gap = difference([0.92, 0.90, 0.91], [0.82, 0.80, 0.81])  # of equal spreads: the pooled one
+    assert gap.mean == pytest.approx(0.1)
+    assert gap.half_width == pytest.approx(2.7764 * 0.01 * math.sqrt(2 / 3), rel=1e-3)
+    # Of unequal spreads and numbers, with the degrees of freedom of Welch's formula.
+    first, second = [1.0, 2.0, 3.0], [0.0, 4.0]
+    a, b = 1 / 3, 8 / 2
+    degrees = (a + b) ** 2 / (a**2 / 2 + b**2 / 1)
+    assert difference(first, second).half_width == pytest.approx(stats.t.ppf(0.975, degrees) * math.sqrt(a + b))
+    assert difference([0.5, 0.5], [0.25, 0.25]).half_width == 0
+    assert math.isnan(difference([0.5], [0.25, 0.3]).half_width)
+
+
+def test_a_run_is_found_at_any_depth_and_once_and_what_its_record_tells(make_run):
+    folder = make_run("px", method_options={"redraw": True}, allocation={"layer.0.weight": 0.5})
+    spoil(folder / "wandb" / "run-1" / "files" / "config.yaml", "wandb_version: 1\n")  # of a logger: no run
+    records, problems = read_all([folder, folder.parent.parent])
+    assert ([record.folder for record in records], problems) == ([folder], [])
+    dense, segmented = make_run("dense", 0.9), make_run("px", 0.9, 1, metric="miou", test_miou=0.25)
+    (dense / "environment.json").unlink()
+    first, second, third = read_all([folder, dense, segmented])[0]
+    assert first.config["method_options.redraw"] is True
+    assert first.config["allocation"] == {"layer.0.weight": 0.5}
+    assert first.environment == {"torch": "2.x", "device.name": "cpu", "device.threads": 1}
+    assert (first.metric, first.task) == ("accuracy", "classification")
+    assert (second.sparsity, second.environment) == (0.0, {})  # whatever its settings say
+    assert (third.metric, third.task, third.value) == ("miou", "segmentation", 0.25)
+
+
+def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
+    good, failed, again, alone = make_run("px"), make_run("random"), make_run("snip"), make_run("grasp")
+    for folder in (failed, again, alone):
+        (folder / "failed.json").write_text(json.dumps({"error": "TrainingDiverged: loss is nan", "traceback": "..."}))
+    (failed / "result.json").unlink()
+    for name in ("result.json", "config.yaml", "metrics.jsonl"):
+        (alone / name).unlink()
+    records, problems = read_all([good.parent])
+    assert {record.folder for record in records} == {good, again}
+    assert {problem.folder for problem in problems} == {failed, alone}
+    assert {problem.reason for problem in problems} == {"failed: TrainingDiverged: loss is nan"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("result.json", None, "not finished: 4 of 4 epochs trained"),
+        ("result.json", "[]", "holds no object"),
+        ("result.json", "{", "result.json cannot be read"),
+        ("result.json", '{"status": "training"}', "status 'training'"),
+        ("result.json", '{"status": "done", "kept": 1, "total": 2}', "holds no test_accuracy"),
+        ("config.yaml", None, "config.yaml is missing"),
+        ("config.yaml", "a: [1", "config.yaml cannot be read"),
+        ("config.yaml", "method: px", "holds no sparsity, model, data, seed"),
+        ("metrics.jsonl", "{", "metrics.jsonl cannot be read"),
+        ("result", {"test_accuracy": None}, "result.json holds no test_accuracy"),
+        ("result", {"test_accuracy": float("nan")}, "result.json holds no test_accuracy"),
+        ("result", {"metric": "miou", "test_miou": "?"}, "result.json holds no test_miou"),
+        ("result", {"tasks": [{"task": 0}]}, "result.json holds tasks without zero_shot and fine_tuned"),
+        ("result", {"tasks": {"a": 1}}, "result.json holds tasks without zero_shot and fine_tuned"),
+    ],
+)
+def test_a_broken_run_is_left_out_with_its_reason(make_run, name, content, reason):
+    good, broken = make_run("px"), make_run("random", **(content if name == "result" else {}))
+    if name != "result":
+        spoil(broken / name, content)
+    records, [problem] = read_all([good, broken])
+    assert ([record.folder for record in records], problem.folder) == ([good], broken)
+    assert reason in problem.reason and "\n" not in problem.reason

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 import pathex
@@ -86,6 +87,8 @@ def _run_until(settings, moment, connection, threads):
 
 def start_and_kill(settings, moment):
     """Run in another process, and kill it as soon as it reports an event that has all of ``moment``."""
+    if not hasattr(signal, "SIGKILL"):
+        pytest.skip("no SIGKILL on this system")
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     child = context.Process(target=_run_until, args=(settings, moment, theirs, torch.get_num_threads()))

@@ -11,9 +11,10 @@ import pathex
 from experiments.runs.outcomes import entries, equal, mask_of, state_of, times
 from pathex.analysis import count, examine
 from pathex.cli import main
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import PathexWarning
 from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.train import epoch_seed
+from refusals import refused
 
 IMP = {"method": "imp", "method_options": {"levels": 3}, "rounds": None, "epochs": 3}
 MOVING = {"method": "px", "dynamic": "rigl", "dynamic_options": {"every": 1}}
@@ -58,13 +59,11 @@ def test_a_small_dense_network_is_the_widest_that_is_no_larger(match, source, wi
 
 def test_a_small_dense_network_follows_what_a_ticket_leaves_dense(wide, tmp_path):
     settings, *_, mask = wide
-    every, some = (
-        run(RunConfig(**settings | {"sparsity": 0.9, "ignore": ignore})) for ignore in ((), ("blocks.[678].*",))
-    )
+    ignored = ((), ("blocks.[678].*",))
+    every, some = (run(RunConfig(**settings | {"sparsity": 0.9, "ignore": each})) for each in ignored)
     assert some.result["width"] > every.result["width"] and some.folder != every.folder
     other = {"sparsity": 0.7, "method_options": {"mask": str(mask)}, "out": str(tmp_path / "other")}
-    message = r"sparsity is 0\.7, and mask .* has 0\.75; allowed: the sparsity of the mask"
-    with pytest.raises(InvalidInput, match=message):
+    with refused(r"sparsity is 0\.7, and mask .* has 0\.75; allowed: the sparsity of the mask"):
         run(RunConfig(**settings | other))
     assert not (tmp_path / "other").exists()
 
@@ -156,11 +155,9 @@ def stepped(settings, firsts, **changes):
 def test_the_head_moves_at_its_own_rate(settings, firsts):
     body, head = stepped(settings, firsts)
     slow_body, fast_head = stepped(settings, firsts, lr=0.025, head_lr=0.2)
-    for name, move in head.items():
-        assert move.any()
-        torch.testing.assert_close(fast_head[name], 2 * move, rtol=1e-4, atol=1e-7)
-    for name, move in body.items():
-        torch.testing.assert_close(slow_body[name], move / 4, rtol=1e-4, atol=1e-7)
+    assert all(move.any() for move in head.values())
+    expected = {name: 2 * move for name, move in head.items()}, {name: move / 4 for name, move in body.items()}
+    torch.testing.assert_close((fast_head, slow_body), expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
@@ -181,9 +178,8 @@ def test_the_loss_is_the_one_asked_for(loss, settings):
 
 def test_gradients_in_parts_and_frozen_statistics(settings, firsts):
     settings |= {"freeze_batchnorm": True, "lr": 0.01}
-    (body, head), (same_body, same_head) = (stepped(settings, firsts, accumulate=parts) for parts in (1, 3))
-    for name, move in (body | head).items():
-        torch.testing.assert_close((same_body | same_head)[name], move, rtol=1e-3, atol=1e-6)
+    whole, parts = (stepped(settings, firsts, accumulate=parts) for parts in (1, 3))
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
     for folder, begun in firsts.items():
         after = state_of(folder / "last.ckpt")
         assert all(torch.equal(after[name], begun["model"][name]) for name in after if "running" in name)
@@ -191,35 +187,27 @@ def test_gradients_in_parts_and_frozen_statistics(settings, firsts):
 
 def test_the_command_line_reaches_the_methods_and_the_report_tells_them_apart(settings, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings | {"rounds": None, "epochs": 1}))
-    nested = ("--method-options.levels", "3", "--task-options.crop", "65", "--augment-options.min_scale", "0.2")
-    assert main(["run", *nested, "--print_config"]) == 0
-    shown = yaml.safe_load(capsys.readouterr().out)
-    options = {"method_options": {"levels": 3}, "task_options": {"crop": 65}, "augment_options": {"min_scale": 0.2}}
-    assert {name: shown[name] for name in options} == options
-
-    def carried_out(*words):
-        assert main(["run", "--config", str(tmp_path / "r.yaml"), *words]) == 0
+    augment = "--augment resized-crop --augment-options.min_scale 0.2"
+    for name, words in {
+        "imp": "--method imp --method-options.levels 3",
+        "small-dense": "--method small-dense --method-options.match multiply-adds --model resnet20",
+        "set": "--dynamic set --dynamic-options.every 1",
+        "dense": "--method dense",
+        "elsewhere": f"{augment} --sanity reinit --head-lr 0.01 --out {tmp_path / 'other'}",
+    }.items():
+        assert main(["run", "--config", str(tmp_path / "r.yaml"), *words.split()]) == 0
         out, err = capsys.readouterr()
         result = json.loads((Path(out.splitlines()[-1]) / "result.json").read_text())
         assert result["metric"] == "accuracy" and 0 <= result["test_accuracy"] <= 1
         assert 0 < result["kept"] <= result["parameters"] < result["multiply_adds"]
-        assert ("final_overlap" in result) == ("--dynamic" in words)
-        assert ("width" in result) == ("small-dense" in words)
-        return result, err
-
-    result, err = carried_out("--method", "imp", "--method-options.levels", "3")
-    assert result["rounds"] == 3
-    assert err.count("imp: level 3 of 3, epoch 1 of 1: loss ") == 1 and err.count("imp: epoch 1 of 1: loss ") == 1
-    small = ("--method", "small-dense", "--method-options.match", "multiply-adds", "--model", "resnet20")
-    result, err = carried_out(*small)
-    assert f"dense with width {result['width']}: {result['parameters']:,} parameters, " in err
-    result, _ = carried_out("--dynamic", "set", "--dynamic-options.every", "1")
-    assert result["mask_updates"] == 2
-    carried_out("--method", "dense")
+        assert result.get("mask_updates") == (2 if name == "set" else None)
+        assert ("final_overlap" in result, "width" in result) == (name == "set", name == "small-dense")
+        if name == "imp":
+            assert result["rounds"] == 3
+            assert err.count("imp: level 3 of 3, epoch 1 of 1: loss ") == err.count("imp: epoch 1 of 1: loss ") == 1
+        if name == "small-dense":
+            assert f"dense with width {result['width']}: {result['parameters']:,} parameters, " in err
     assert main(["report", settings["out"], "--out", str(tmp_path / "report")]) == 0
     assert capsys.readouterr().out.startswith("4 runs")
     summary = (tmp_path / "report" / "summary.md").read_text()
-    for name in ("dense", "small-dense", "imp", "set"):
-        assert summary.count(f"| {name} |") == 1, name
-    other = ("--sanity", "reinit", "--head-lr", "0.01", "--out", str(tmp_path / "other"))
-    carried_out("--augment", "resized-crop", "--augment-options.min_scale", "0.2", *other)
+    assert [summary.count(f"| {name} |") for name in ("dense", "small-dense", "imp", "set")] == [1] * 4

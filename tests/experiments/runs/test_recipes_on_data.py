@@ -1,8 +1,4 @@
-"""Every recipe on real images: pruned, trained, measured, stopped in the middle and taken up again, as a user types it.
-
-Small overrides make it fit two processor cores: few classes, few pixels, few rounds, and narrow networks or others with
-weights at hand. Everything else is the recipe's.
-"""
+"""Every recipe on real images, as a user types it, with overrides that make it fit two processor cores."""
 
 import os
 import shlex
@@ -26,13 +22,11 @@ from pathex.experiments.runs import RunConfig, run, run_name
 
 pytestmark = [
     pytest.mark.data,
-    pytest.mark.skipif("PATHEX_DATA" not in os.environ, reason="PATHEX_DATA is not set"),
     pytest.mark.filterwarnings("ignore:data .* is a part of the published images:pathex.errors.PathexWarning"),
     pytest.mark.filterwarnings("ignore:data 'voc2012'. 70 . 40 images, published:pathex.errors.PathexWarning"),
     pytest.mark.filterwarnings("ignore:data 'voc2012'. fewer than 1 training images:pathex.errors.PathexWarning"),
     pytest.mark.filterwarnings("ignore:(?s).* tensors loaded:pathex.errors.PathexWarning"),
 ]
-DATA = Path(os.environ.get("PATHEX_DATA", ""))
 RECIPES = Path(__file__).parents[3] / "recipes"
 SMALL = {
     "fashion-mini": "--model-options.width 4 --rounds 2",
@@ -63,30 +57,25 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(data_folder, tmp_path_factory):
     """Names of files of this machine: what is there, and checkpoints of ResNet-50s that no one trained."""
-    folder, checkpoints = tmp_path_factory.mktemp("files"), DATA / "checkpoints"
+    folder, checkpoints = tmp_path_factory.mktemp("files"), data_folder / "checkpoints"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = {k: v for k, v in torchvision.models.resnet50().state_dict().items() if not k.startswith("fc.")}
         moco = {f"module.encoder_q.{name}": value for name, value in state.items()}
         torch.save({"state_dict": moco | {"module.queue": torch.zeros(4, 8)}}, folder / "moco.pth.tar")
-        torch.save(
-            {"teacher": {f"module.backbone.{name}": value for name, value in state.items()}}, folder / "dino.pth"
-        )
+        teacher = {f"module.backbone.{name}": value for name, value in state.items()}
+        torch.save({"teacher": teacher}, folder / "dino.pth")
         clip = {f"visual.{name}": value for name, value in VisualTower().state_dict().items()}
         torch.save(clip | {"logit_scale": torch.zeros(())}, folder / "clip.pt")
-    with np.load(DATA / "cifar10.npz") as archive:
+    with np.load(data_folder / "cifar10.npz") as archive:
         images = dict(archive)
     np.savez(folder / "few.npz", **first(images, 6, 3))
     np.savez(folder / "some.npz", **first(images, 50, 10))
     return {
-        "data": DATA,
-        "few": folder / "few.npz",
-        "some": folder / "some.npz",
-        "moco": folder / "moco.pth.tar",
-        "dino": folder / "dino.pth",
-        "clip": folder / "clip.pt",
+        "data": data_folder,
+        **{path.name.partition(".")[0]: path for path in folder.iterdir()},
         "lite0": checkpoints / "tf_efficientnet_lite0-imagenet.safetensors",
         "mobilenet": checkpoints / "mobilenet_v2-features-imagenet.safetensors",
     }
@@ -198,7 +187,7 @@ def test_what_recipes_inherit_from_their_data(files):
 
     def inherited(name, **more):
         config = RunConfig(**yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
-        options = {**config.data_options, "root": str(DATA), **more}
+        options = {**config.data_options, "root": str(files["data"]), **more}
         task = build(
             "classification", "resnet20", config.data, seed=0, data_options=options, model_options={"width": 1}
         )

@@ -1,3 +1,5 @@
+"""A run that is stopped or killed, at any moment, must end with the same weights and numbers."""
+
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -6,12 +8,22 @@ import pytest
 import torch
 
 import pathex
-from experiments.runs.outcomes import entries, equal, mask_of, rewound, state_of, stop_at, times
+from experiments.runs.outcomes import (
+    assert_same_outcome,
+    entries,
+    equal,
+    mask_of,
+    rewound,
+    start_and_kill,
+    state_of,
+    stop_at,
+    times,
+)
 from pathex.distributed import launched
-from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.experiments.runs.rewind import Plan, plan
 from pathex.masks import prunable_weights
+from refusals import refused
 
 IMP = {"method": "imp", "method_options": {"levels": 3}, "rounds": None, "epochs": 3}
 
@@ -121,9 +133,9 @@ def test_what_pruning_refuses_shows_before_anything_trains_and_leaves_nothing(
     model = build_task(RunConfig(**settings)).model
     pathex.prune(model, "random", sparsity=0.9, data=torch.zeros(1, 3, 8, 8), rounds=1).mask.save("sparse.safetensors")
     monkeypatch.setattr("pathex.tasks.Task.train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(InvalidInput) as caught:
+    with refused(None):
         run(RunConfig(**settings | method | wrong | {"out": "new/runs"}))
-    assert "\n" not in str(caught.value) and not Path("new").exists()
+    assert not Path("new").exists()
 
 
 def test_processes_agree_though_their_batch_statistics_differ(settings, tmp_path):
@@ -154,7 +166,51 @@ def test_options_are_read():
         ({"rewind": None}, "rewind is None; allowed"),
         ({"method": "magnitude-after-training", "levels": 2}, "'magnitude-after-training' 'levels'"),
     ):
-        with pytest.raises(InvalidInput, match=re.escape(message)):
+        with refused(re.escape(message)):
             read(**options)
-    with pytest.raises(InvalidInput, match="epochs of a level is 0; allowed"):
+    with refused("epochs of a level is 0; allowed"):
         plan(RunConfig(method="imp", epochs=4, method_options={"epochs": 0}))
+
+
+TWO = IMP | {"method_options": {"levels": 2, "rewind": "epoch:1"}, "epochs": 2}
+MOVING = {"dynamic": "rigl", "dynamic_options": {"every": 1}}
+STOPS = {
+    "imp": (
+        TWO | MOVING,
+        [stop_at("epoch", level=1, epoch=1), stop_at("epoch", level=2), stop_at("epoch", level=None)],
+    ),
+    "after training": (
+        {"method": "magnitude-after-training", "rounds": None},
+        [stop_at("epoch", level=1, epoch=1), stop_at("prune_done"), stop_at("epoch", level=None, epoch=1)],
+    ),
+    "moving": ({"method": "px", **MOVING}, [stop_at("prune_done"), stop_at("epoch", epoch=1)]),
+    "shuffled": ({"method": "px", "sanity": "shuffle"}, [stop_at("prune_round"), stop_at("epoch", epoch=1)]),
+    "imp with other weights": (TWO | {"sanity": "reinit"}, [stop_at("prune_done"), stop_at("epoch", level=None)]),
+    "small dense": ({"method": "small-dense", "model": "resnet20"}, [stop_at("narrowed"), stop_at("epoch", epoch=1)]),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_stopped_runs_end_with_the_same_numbers(case, settings, tmp_path):
+    changes, stops = STOPS[case]
+    whole = run(RunConfig(**settings | changes)).folder
+    broken = RunConfig(**settings | changes | {"out": str(tmp_path / "broken")})
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(broken, on_event=stop)
+        assert not (tmp_path / "broken" / whole.name / "result.json").exists()
+    folder = run(broken).folder
+    assert_same_outcome(whole, folder)
+    assert ("starts again" in (folder / "log.txt").read_text()) == (case == "shuffled")
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(settings, tmp_path):
+    settings |= TWO | {"epochs": 3}
+    unbroken = run(RunConfig(**settings)).folder
+    broken = {**settings, "out": str(tmp_path / "broken")}
+    start_and_kill(broken, {"event": "step", "level": 2, "epoch": 3})
+    (folder,) = Path(broken["out"]).iterdir()
+    assert len(list(folder.glob("levels/*/mask.safetensors"))) == 1 and not (folder / "mask.safetensors").exists()
+    assert len(entries(folder / "levels" / "02" / "metrics.jsonl")) == 1
+    assert run(RunConfig(**broken)).folder == folder
+    assert_same_outcome(unbroken, folder)

@@ -1,15 +1,87 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import pathex
 from experiments.runs.outcomes import entries, mask_of, state_of, stop_at
-from pathex.errors import InvalidInput
-from pathex.experiments.runs import RunConfig, locked, run
+from pathex.experiments.runs import RunConfig, check_same, environment, finished_result, locked, run, write_json
+from pathex.experiments.runs.folder import Journal, read_json, write_config, write_lines
+from refusals import refused
 from small_images import write_images
+
+
+def test_json_files_are_written_whole_and_read_back(tmp_path):
+    write_json(tmp_path / "a.json", {"kept": 3})
+    write_lines(tmp_path / "b.jsonl", [{"round": 1}, {"round": 2}])
+    assert read_json(tmp_path / "a.json") == {"kept": 3}
+    assert (tmp_path / "b.jsonl").read_text() == '{"round": 1}\n{"round": 2}\n'
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.jsonl"}
+
+
+def test_only_a_result_that_says_done_ends_a_run(tmp_path):
+    assert finished_result(tmp_path) is None
+    for result, found in (({"status": "stopped"}, None), ({"status": "done", "kept": 1},) * 2):
+        write_json(tmp_path / "result.json", result)
+        assert finished_result(tmp_path) == found
+    (tmp_path / "result.json").write_text('{"status": "do')
+    with refused(r"result\.json cannot be read"):
+        finished_result(tmp_path)
+
+
+def test_the_same_settings_on_another_device_are_the_same_run(tmp_path):
+    check_same(tmp_path, RunConfig())
+    write_config(tmp_path, RunConfig(device="cpu"))
+    check_same(tmp_path, RunConfig(out="elsewhere"))
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("capture: auto\n")  # as earlier versions wrote it
+    check_same(tmp_path, RunConfig())
+    with refused("seed 0 there, 1 here"):
+        check_same(tmp_path, RunConfig(seed=1))
+    # Of another version, and damaged.
+    for content, message in (("method: px\nlearning_rate: 1.0\n", "learning_rate"), ("method: [px\n", "Error")):
+        (tmp_path / "config.yaml").write_text(content)
+        with refused(rf"config\.yaml cannot be read \(.*{message}"):
+            check_same(tmp_path, RunConfig())
+
+
+def test_a_lock_ends_with_its_block_and_clears_what_killed_processes_left_half_written(tmp_path):
+    left = [tmp_path / ".config.yaml.17.tmp", tmp_path / "levels" / "1" / ".checkpoint.pt.17.tmp"]
+    left[1].parent.mkdir(parents=True)
+    for path in left:
+        path.write_text("half")
+    for _ in range(2):
+        with locked(tmp_path), refused("in use"), locked(tmp_path):
+            pass
+    assert not any(path.exists() for path in left)
+
+
+def test_the_journal_logs_events_but_not_steps_and_passes_all_on(tmp_path):
+    events = []
+    with pytest.raises(ZeroDivisionError), Journal(tmp_path, lambda *event: events.append(event)) as journal:
+        journal("step", {"step": 1})
+        journal("epoch", {"epoch": 1})
+        journal.note("a remark")
+        raise ZeroDivisionError("in the middle")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert events == [("step", {"step": 1}), ("epoch", {"epoch": 1})]
+    assert [re.sub(r"^[\d-]+ [\d:,]+ ", "", line) for line in lines] == [
+        'epoch {"epoch": 1}',
+        "a remark",
+        "stopped by ZeroDivisionError: in the middle",
+    ]
+
+
+def test_the_environment_is_plain_and_names_no_machine(monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: pytest.fail("asked for the name of the machine"))
+    known = environment(torch.device("cpu"))
+    assert json.loads(json.dumps(known)) == known
+    assert known["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert known["device"] == "cpu"
 
 
 def by_size(model, batches, mask):
@@ -19,7 +91,7 @@ def by_size(model, batches, mask):
 def test_a_run_with_a_scorer_of_ones_own(settings):
     own, named = (run(RunConfig(**settings | {"method": each})) for each in (f"{__name__}:by_size", "magnitude"))
     assert own.folder != named.folder and mask_of(own.folder) == mask_of(named.folder)
-    with pytest.raises(InvalidInput, match="has no callable 'absent'"):
+    with refused("has no callable 'absent'"):
         run(RunConfig(**settings | {"method": f"{__name__}:absent"}))
 
 
@@ -42,13 +114,13 @@ def test_the_settings_reach_pruning_and_training(settings):
 
 def test_what_leaves_no_mask(settings):
     for wrong in ({"data": "npz:nowhere.npz"}, {"images_per_class": 1000}):
-        with pytest.raises(InvalidInput):
+        with refused(None):
             run(RunConfig(**settings | wrong))
         assert not Path(settings["out"]).exists()
     config = RunConfig(**settings)
     folder = Path(settings["out"]) / pathex.experiments.runs.run_name(config)
     folder.mkdir(parents=True)
-    with locked(folder), pytest.raises(InvalidInput, match="in use by another process"):
+    with locked(folder), refused("in use by another process"):
         run(config)
     finished = run(RunConfig(**settings | {"method": "dense", "epochs": 1}))
     assert finished.result["kept"] == finished.result["total"] > 0
@@ -101,7 +173,7 @@ def test_a_folder_of_other_settings_is_refused(done, tmp_path):
     settings, finished, _ = done
     path = shutil.copytree(finished.folder, tmp_path / finished.folder.name) / "config.yaml"
     path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
-    with pytest.raises(InvalidInput, match=r"other settings \(lr 0\.2 there, 0\.1 here\)"):
+    with refused(r"other settings \(lr 0\.2 there, 0\.1 here\)"):
         run(RunConfig(**settings | {"out": str(tmp_path)}))
 
 
@@ -114,7 +186,7 @@ def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_change
     assert not (folder / "result.json").exists()
     assert "stopped by KeyboardInterrupt" in (folder / "log.txt").read_text()
     write_images(tmp_path / "mine.npz", seed=1)
-    with pytest.raises(InvalidInput, match=r"data 'npz:.*' changed since"):
+    with refused(r"data 'npz:.*' changed since"):
         run(RunConfig(**settings))
     (tmp_path / "mine.npz").write_bytes(images)
     events = []

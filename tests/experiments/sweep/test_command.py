@@ -16,19 +16,6 @@ from pathex.experiments.sweep.work import ENDED, ended
 
 
 @pytest.fixture
-def command(capsys, tmp_path, monkeypatch):
-    """Runs ``pathex sweep`` in an empty folder: exit code, standard output, standard error."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*words):
-        code = main(["sweep", *words])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def executor(monkeypatch):
     """What executors were asked for; runs are carried out in this process."""
     asked = []
@@ -53,7 +40,7 @@ def file(tiny, tmp_path):
 
 
 def test_a_sweep_file_gives_runs_a_table_and_a_report(command, executor, file):
-    code, out, err = command("--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
+    code, out, err = command("sweep", "--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
     assert (code, out) == (0, "runs/results.csv\n")
     ((config, runs),) = executor
     assert config.concurrent == 3 and [(run.method, run.epochs, run.batch_size) for run in runs] == [
@@ -69,41 +56,26 @@ def test_a_run_of_a_sweep_is_the_run_of_pathex_run(command, executor, file):
     words = ["--lr", "1e-2", "--milestones", "[0.3]", "--model-options.width", "4", "--sparsity", "0"]
     assert main(["run", "--config", str(file.parents[1] / "base.yaml"), *words, "--out", "single"]) == 0
     given = [f"--settings.{word[2:]}" if word.startswith("--") else word for word in words]
-    assert command("--config", str(file), "--grid", "{method: [px]}", "--settings.batch-size", "32", *given)[0] == 0
+    assert (
+        command("sweep", "--config", str(file), "--grid", "{method: [px]}", "--settings.batch-size", "32", *given)[0]
+        == 0
+    )
     assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == {p.name for p in Path("single").iterdir()}
 
 
 def test_failed_runs_are_listed_and_the_exit_code_is_one(command, executor, file):
-    code, out, err = command("--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
+    code, out, err = command("sweep", "--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
     assert (code, out) == (1, "runs/results.csv\n")
     *_, summary, failure = err.splitlines()
     assert summary == "2 done, 1 failed" and failure.startswith("failed: px-") and "nowhere.npz" in failure
-    code, _, err = command("--config", str(file))
+    code, _, err = command("sweep", "--config", str(file))
     assert code == 0 and err.splitlines() == ["2 runs", "2 done (2 of them before), 0 failed"]
     # Printed options are a sweep file.
-    code, out, _ = command("--config", str(file), "--settings.epochs", "0", "--print_config")
+    code, out, _ = command("sweep", "--config", str(file), "--settings.epochs", "0", "--print_config")
     assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
     (file.parent / "printed.yaml").write_text(out)
-    assert command("--config", str(file.parent / "printed.yaml"))[0] == 0
+    assert command("sweep", "--config", str(file.parent / "printed.yaml"))[0] == 0
     assert [run.epochs for run in executor[-1][1]] == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--base", "nope.yaml"], "--base is 'nope.yaml'; allowed: a file"),
-        (["--grid.sparsity", "[0.5, 5]"], "sparsity is 5"),
-        (["--grid.sparsty", "[0.5]"], "unknown setting 'sparsty'"),
-        (["--conkurrent", "3"], "unknown option"),
-        (["--concurrent", "many"], "allowed: a whole number or null"),
-        (["--executor", "slurm"], "unknown executor 'slurm'"),
-        ([], "no runs"),
-    ],
-)
-def test_bad_input_is_one_line_and_writes_nothing(command, words, expected):
-    code, out, err = command(*words)
-    assert (code, out) == (2, "") and expected in err and err.count("\n") == 1
-    assert not list(Path.cwd().iterdir())
 
 
 def test_the_options_are_known_before_torch_is(file):
@@ -122,7 +94,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
 
     made = InProcess(stop)
     monkeypatch.setattr(executors, "create", lambda config, runs: made)
-    code, out, err = command("--config", str(file))
+    code, out, err = command("sweep", "--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made.closed
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from pathex.errors import FolderInUse, InvalidInput
+from pathex.errors import FolderInUse, InvalidInput, reason
 from pathex.experiments.runs.config import RunConfig, settings
 from pathex.masks import replacing
 from pathex.train import Events
@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read ({error}); delete its folder to run again") from error
+        raise InvalidInput(f"{path} cannot be read ({reason(error)}); delete its folder to run again") from error
     return content
 
 
@@ -57,7 +57,9 @@ def read_config(folder: Path) -> RunConfig:
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
         return RunConfig(**left)
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InvalidInput(f"{path} cannot be read ({error}); delete its folder or choose another 'out'") from error
+        raise InvalidInput(
+            f"{path} cannot be read ({reason(error)}); delete its folder or choose another 'out'"
+        ) from error
 
 
 def check_same(folder: Path, config: RunConfig) -> None:
