@@ -134,7 +134,6 @@ STEPS = [
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=6))
 def test_programs_of_writes(program):
-    """Views are taken before the writes and read after them."""
 
     class Writes(nn.Linear):
         steps = tuple(program)
@@ -217,7 +216,6 @@ def test_another_structure_is_traced_anew(change):
 
 
 def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch):
-    """Those for one number of images are graphs too; the one that was asked for longest ago goes first."""
     monkeypatch.setattr(sys.modules[trace.__module__], "_CACHED", 3)
     monkeypatch.setattr(sys.modules[trace.__module__], "_known", known := {})
     model, counted = nn.Linear(3, 2), CountsImages(3, 2)

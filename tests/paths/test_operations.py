@@ -9,7 +9,7 @@ from torch import nn
 
 from pathex.paths import Linear, Weights, record, replay, replay_open, run_linear
 from paths.oracle import Beside, Between, assert_each_replays, assert_equal, assert_replays, draws, images
-from paths.tables import GATES, TABLES, WEIGHED
+from paths.tables import ACTIVATIONS, GATES, TABLES, WEIGHED
 
 
 @pytest.mark.filterwarnings("ignore:.*mismatched:UserWarning")  # masks of two dtypes
@@ -43,7 +43,6 @@ IN_PLACE = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_gate_is_the_slope_times_what_arrives(layout, dtype):
-    """Written out by the derivative of the function itself; and replays leave the recorded gates as they are."""
     model = Beside(IN_PLACE).to(dtype)
     x = images(2, 4, 3, 3, scale=4.0).to(dtype).contiguous(memory_format=layout)
     recording = record(model, x)
@@ -51,7 +50,7 @@ def test_a_gate_is_the_slope_times_what_arrives(layout, dtype):
     before = arriving.detach().clone()
     z = x.detach().double().requires_grad_()
     slopes = [torch.autograd.grad(function(z.clone()).sum(), z)[0] for function in IN_PLACE.values()]
-    for _ in range(2):
+    for _ in range(2):  # replays leave the recorded gates as they are
         joined = replay(model, arriving, recording)
         for slope, out in zip(slopes, model.results(joined, slopes), strict=True):
             torch.testing.assert_close(out, (arriving * slope**2).to(dtype))
@@ -68,18 +67,18 @@ def test_a_gate_at_its_kink_is_closed():
 
 
 def test_an_open_gate_lets_everything_pass():
-    z, model = images(2, 4), Beside(GATES)
-    for found in model.results(replay_open(model, z, statistics=[]), [z] * len(GATES)):
+    z, gates = images(2, 4), GATES | ACTIVATIONS
+    model = Beside(gates)
+    for found in model.results(replay_open(model, z, statistics=[]), [z] * len(gates)):
         assert_equal(found, z)
 
 
 @pytest.mark.parametrize("table", [name for name in TABLES if "max pools" in name])
 def test_an_open_max_pool_passes_its_whole_window(table):
-    """1 where an input lies in the window of an output: what one-hot images leave behind."""
     pools, x, _ = TABLES[table]
     z, model = images(*x.shape, seed=5), Beside(pools)
     opened = model.results(replay_open(model, z, statistics=[]), [pool(z) for pool in pools.values()])
-    hots = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
+    hots = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)  # leave 1 where they lie in the window
     for (name, pool), found in zip(pools.items(), opened, strict=True):
         windows = torch.stack([pool(hot).flatten() for hot in hots], 1)
         assert_equal(found, (windows @ z.flatten()).view_as(found), name)
@@ -115,7 +114,6 @@ def test_a_network_of_everything_replays_as_its_jacobian():
 
 
 def test_the_gradient_of_a_replay_is_that_of_its_linear_map():
-    """Weights times their gradient give the output again: every path passes each layer once."""
     model, x = draws(_mixed()), images(3, 2, 5, 5)
     for name in ("0.weight", "4.weight", "10.weight"):
         recording, weights = record(model, x), Weights(model, torch.float64, scored=[name])

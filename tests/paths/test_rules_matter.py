@@ -10,7 +10,7 @@ from torch import Tensor
 from pathex.paths import record, replay
 from pathex.paths.linear import LINEAR
 from pathex.paths.recording import RECORD, ArgMax, Factors, Gate, Slope
-from programs import LINEARISED, Beside, derivative, images
+from programs import LINEARISED, beside, derivative, images
 
 X, Z = images(2), images(2, seed=1)
 RECORDED = (
@@ -25,7 +25,7 @@ FIXED = (
 
 @cache
 def network():
-    model = Beside(LINEARISED)
+    model = beside(LINEARISED)
     return model, recorded(model), model(X.clone()).detach(), derivative(model, X, Z)
 
 
