@@ -9,15 +9,11 @@ from hypothesis import strategies as st
 import pathex.pruning.updater
 from brute_force import mask_forms
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName
-from pathex.masks import Mask
+from pathex.masks import Mask, all_kept
 from pathex.pruning import described, layer_densities
 from pathex.pruning.allocation import fill, round_to_total
 from pathex.pruning.topk import keep_best, keep_best_by_layer
 from pathex.pruning.updater import RoundUpdater, keep_connected
-
-
-def everything(scores):
-    return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
 
 
 def total(entries):
@@ -26,7 +22,7 @@ def total(entries):
 
 def test_ties_follow_the_seed_and_spare_no_layer():
     scores = {f"l{i}": torch.zeros(100, 10) for i in range(10)}
-    first, again, other = (keep_best(scores, everything(scores), 1000, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (keep_best(scores, all_kept(scores), 1000, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in scores)
     assert any(not torch.equal(first[name], other[name]) for name in scores)
     counts = [int(entry.sum()) for entry in first.values()]
@@ -35,7 +31,7 @@ def test_ties_follow_the_seed_and_spare_no_layer():
 
 def test_by_layer_keeps_each_count():
     scores = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(5)}
-    kept = keep_best_by_layer(scores, everything(scores), {"a": 2, "b": 3}, seed=3)
+    kept = keep_best_by_layer(scores, all_kept(scores), {"a": 2, "b": 3}, seed=3)
     assert kept["a"].tolist() == [[False, False, False], [False, True, True]]
     assert int(kept["b"].sum()) == 3
 
@@ -199,9 +195,9 @@ def _subsets(free, count, like):
 
 def test_connected_choice_equals_the_best_when_that_is_connected():
     scores = draws(0)
-    best = keep_best(scores, everything(scores), 11)
+    best = keep_best(scores, all_kept(scores), 11)
     assert total(connected(best)) == 11
-    chosen = keep_connected(scores, everything(scores), 11, connected)
+    chosen = keep_connected(scores, all_kept(scores), 11, connected)
     assert all(torch.equal(chosen[name], best[name]) for name in NAMES)
 
 
@@ -226,17 +222,17 @@ def test_connected_choice_asks_rarely(monkeypatch):
 
     scores = draws(2, hidden=500)
     scores["b"] *= 1e-6
-    kept = keep_connected(scores, everything(scores), 100, counted)
+    kept = keep_connected(scores, all_kept(scores), 100, counted)
     assert total(kept) == total(connected(kept)) == 100
     assert calls < 120
     monkeypatch.setattr(pathex.pruning.updater, "_TRIALS", 0)
-    assert total(keep_connected(scores, everything(scores), 100, connected)) == 100
+    assert total(keep_connected(scores, all_kept(scores), 100, connected)) == 100
 
 
 def test_more_than_there_are_is_an_error():
     scores = {"a": torch.tensor([9.0, 8.0, 7.0, 6.0]), "b": torch.tensor([1.0, 3.0, 2.0])}
     for choose in (keep_best, lambda *args: keep_connected(*args, lambda mask: mask)):
         with pytest.raises(InvalidInput, match="8 weights are to be kept but only 7 are left"):
-            choose(scores, everything(scores), 8)
+            choose(scores, all_kept(scores), 8)
     with pytest.raises(InvalidInput, match="min_per_layer secures 3 weights but only 2"):
-        keep_best(scores, everything(scores), 2, at_least={"b": 3})
+        keep_best(scores, all_kept(scores), 2, at_least={"b": 3})

@@ -142,7 +142,6 @@ def test_infinite_scores_of_a_method_give_way_to_paths():
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_query_of_a_class_token_stays_with_the_keys_that_it_asks(seed):
-    """It is on no path, as the token has seen no image yet, and is a factor of what is."""
     torch.manual_seed(seed)
     result = pathex.prune(small_timm.vit(), "px", sparsity=0.9, data=torch.randn(6, 3, 16, 16), rounds=3)
     assert result.report.dead_layers == []

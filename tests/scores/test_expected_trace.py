@@ -44,7 +44,6 @@ def summed_derivative(model, x, method="px"):
 @pytest.mark.parametrize("seed", LIVE)
 @pytest.mark.parametrize(("make", "shape"), [(dense, (2,)), (lambda: conv(nn.Sequential(), 4), (1, 4, 4))])
 def test_px_is_the_expected_trace(make, shape, seed):
-    """Of a dense network; and of convolutions that no pool follows, as the last layer tells the positions apart."""
     model = make()
     x = fill(model, shape, seed)
     expected = mean_trace_over_signs(model, x)

@@ -53,7 +53,6 @@ def transformer(name):
 @pytest.mark.parametrize("temperature", [200.0, 2.0])
 @pytest.mark.parametrize("name", ["residual", "average-branch", *TRANSFORMERS])
 def test_grasp_is_the_slope_of_the_gradient_norm(name, temperature):
-    """By central differences, which no rule of a second derivative enters."""
     model, batches = transformer(name) if name in TRANSFORMERS else labelled(name, 36, (4, 3))
     scores = pathex.score(model, "grasp", batches, temperature=temperature)
     assert all(score.isfinite().all() and (score.any() or name not in TRANSFORMERS) for score in scores.values())
@@ -111,7 +110,6 @@ def test_thresholds_hold_for_negative_scores(model, images, least):
 
 
 def test_zero_scores_stand_between_positive_and_negative_ones_and_ties_are_drawn():
-    """A dead unit has scores of zero: they go before the positive ones and stay before the negative ones."""
     torch.manual_seed(6)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
     with torch.no_grad():

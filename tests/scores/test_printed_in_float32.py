@@ -5,19 +5,14 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import perceptron
 from pathex.masks import all_kept, prunable_weights
 from pathex.scores import px_literal
 
 
 def _mlp(width, depth, activation=nn.ReLU):
     torch.manual_seed(0)
-    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width, bias=False), activation())]
-    return nn.Sequential(*layers, nn.Linear(width, 3, bias=False))
-
-
-def _resnet(depth):
-    torch.manual_seed(0)
-    return pathex.models.CifarResNet(depth, num_classes=3, width=4)
+    return perceptron(*[width] * (depth + 1), 3, activation=activation, bias=False)
 
 
 def _images(*shape, scale=1.0):
@@ -49,7 +44,7 @@ def precisions(monkeypatch):
 
 
 NARROW = {
-    "resnet": (lambda: _resnet(20), _images(4, 3, 16, 16)),
+    "resnet": (lambda: pathex.models.CifarResNet(8, num_classes=3, width=4), _images(4, 3, 16, 16)),
     "perceptron": (lambda: _mlp(8, 3), _images(6, 8)),
     "tiny images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e-12)),
     "huge images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e12)),
@@ -71,7 +66,7 @@ def test_a_deep_network_does_not_fit(precisions):
 
 
 def test_steep_slopes_that_no_open_gate_foresees(precisions):
-    """An open gate counts 1, a slope of 100 counts 10000: beyond float32 after all, and computed again."""
+    # An open gate counts 1, such a slope 10,000.
     _assert_as_in_float64(_mlp(8, 10, lambda: nn.LeakyReLU(100.0)), _images(6, 8))
     assert precisions == [torch.float64, torch.float32, torch.float64]
 

@@ -20,7 +20,7 @@ LARGE = [
     ("tf_efficientnet_lite0", {}, 64),
 ]
 NETWORKS = [
-    ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 3}, 32),
+    ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2}, 32),
     ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}, 32),
     *(pytest.param(*large, marks=pytest.mark.slow) for large in LARGE),
 ]
