@@ -126,8 +126,11 @@ class Program(nn.Module):
         return self.head(values[-1].mean((2, 3)))
 
 
+# For each operator a network in which it stands between layers.
+GROUPS = [list(LINEARISED)[start::4] for start in range(4)]
+
+
 def beside(names):
-    """For each operator a network in which it stands between layers."""
     return Beside({n: Program([("conv", 0, 0), ("leaky", 0, 0), (n, 0, 1), ("conv", 0, 0)]) for n in names})
 
 

@@ -158,7 +158,7 @@ def draw(model, seed):
 
 
 def norms(model):
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def measure(model, x, entries=None):

@@ -11,7 +11,7 @@ import pathex
 from brute_force.cases import Branches, Wired
 from pathex.paths import calibrate, record, replay
 from pathex.paths.moments import moments_of
-from paths.oracle import assert_equal, draws, images, with_statistics
+from paths.oracle import assert_equal, calibrated, draws, images
 from snapshots import unchanged
 
 NETWORKS = {
@@ -69,7 +69,7 @@ def test_neither_chunks_nor_micro_batches_matter(name):
 @every_network
 def test_running_is_evaluation_mode(name):
     model, x = _build(name)
-    stored = with_statistics(model, x, calibrate(model, images(7, *x.shape[1:], seed=2)))
+    stored = calibrated(model, images(7, *x.shape[1:], seed=2))
     recording = record(stored.train(), x, calibration="running")
     assert_equal(recording.output, stored.eval()(x))
 

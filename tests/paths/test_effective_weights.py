@@ -58,12 +58,6 @@ def _px(model, x, weights):
     return reading.scores(run_linear(reading, [x.square()]).sum())
 
 
-def _by_paths(first, second, weighed=None):
-    """Scores of pointwise layers without a norm between them."""
-    images = X.flatten(2).numpy()
-    return scores_of_two_layers(images, first, second, np.ones_like, lambda hidden, _: hidden, weighed)
-
-
 def _standardise_in_place(theta, gain):
     w = theta.clone()
     w -= w.mean(dim=(1, 2, 3), keepdim=True)
@@ -148,7 +142,9 @@ def test_standardised_scores_are_sums_over_paths(seed, masked):
     keep = images(4, 3, 1, 1, seed=seed) > (-0.5 if masked else -99)
     theta, second = (model[0].weight.detach() * keep).numpy(), model[2].weight.detach().numpy()[..., 0, 0]
     weight = standardised(theta, model[0].gain.detach().flatten().numpy() * 3**-0.5, 1e-6)[..., 0, 0]
-    expected = _by_paths(weight, second, (weight * keep.numpy()[..., 0, 0], second))
+    on_paths = weight * keep.numpy()[..., 0, 0], second
+    layers = X.flatten(2).numpy(), weight, second
+    expected = scores_of_two_layers(*layers, np.ones_like, lambda hidden, _: hidden, on_paths)
     mask = pathex.Mask({"0.weight": keep, "2.weight": torch.ones(2, 4, 1, 1, dtype=torch.bool)})
     found = pathex.score(model, "px", data=X, mask=mask)
     for name, truth in zip(("0.weight", "2.weight"), expected, strict=True):

@@ -146,25 +146,19 @@ def test_embeddings_and_own_modules_can_be_pruned():
     assert pathex.score(model, "px", x, prunable=[Wired])["1.weight"].all()
 
 
-def hand_made():
-    """Two hidden units: the first has no way out, the second no way in but one."""
+def test_what_lies_on_no_path_is_counted_and_an_effective_budget_swaps_it():
+    # Of two hidden units the first has no way out, the second no way in but one.
     scores = {"0.weight": torch.tensor([[4.0, 4.0], [5.0, 0.0]]), "2.weight": torch.tensor([[0.0, 6.0], [0.0, 0.0]])}
-    return mlp(2, 2, 2), scores
-
-
-def test_report_counts_what_lies_on_no_path():
-    model, scores = hand_made()
-    report = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2)).report
+    nominal, effective = (
+        pathex.prune(mlp(2, 2, 2), lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2), budget=budget)
+        for budget in ("nominal", "effective")
+    )
+    report = nominal.report
     assert report.disconnected == 2
     assert report.dead_channels == {"0.weight": [0], "2.weight": [1]}
     assert report.dead_layers == [] and report.asdict()["unused"] == []
-
-
-def test_effective_budget_swaps_disconnected_weights():
-    model, scores = hand_made()
-    result = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2), budget="effective")
-    assert result.mask.kept == 4 and result.report.disconnected == 0
-    assert result.mask["2.weight"][0, 1] and result.mask["0.weight"][1, 0]
+    assert effective.mask.kept == 4 and effective.report.disconnected == 0
+    assert effective.mask["2.weight"][0, 1] and effective.mask["0.weight"][1, 0]
 
 
 def test_effective_budget_on_a_residual_network(model, images):

@@ -9,8 +9,7 @@ from torch import nn
 
 import pathex
 from brute_force.cases import draw
-from brute_force.kernels import jacobian
-from brute_force.ntk import mean_trace_over_signs, trace_with_fixed_gates
+from brute_force.kernels import jacobian, mean_trace_over_signs, trace_with_fixed_gates
 
 LIVE = [0, 2, 3]  # seeds whose tiny dense network is not dead at every image
 

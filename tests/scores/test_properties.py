@@ -45,11 +45,6 @@ def test_a_tiny_budget_really_splits_the_images(model, images, monkeypatch):
     assert sizes[-12:] == [1] * 12 and 1 <= (chunks[-1] or 0) < 12
 
 
-def test_the_released_px_does_depend_on_batches(model, images):
-    whole, halves = (flat(pathex.score(model, "px-cvpr24", list(images.split(n)))) for n in (12, 6))
-    assert not torch.allclose(whole, halves, rtol=1e-3)
-
-
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_calibration_reads_the_first_images_in_canonical_order(model, images):
     few = pathex.score(model, "px", images, calibration_images=4)
