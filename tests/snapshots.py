@@ -1,6 +1,7 @@
 """Everything about a network and about torch that scoring might disturb."""
 
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,3 +40,11 @@ def assert_same(found, expected):
     assert form == other_form
     for one, other in zip(leaves, others, strict=True):
         assert torch.equal(one, other) if isinstance(one, Tensor) else one is other or np.array_equal(one, other)
+
+
+@contextmanager
+def unchanged(model):
+    """Whatever happens inside, errors that are caught there too, leaves the network and torch as they were."""
+    before = snapshot(model)
+    yield
+    assert_same(snapshot(model), before)

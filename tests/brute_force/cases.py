@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -18,6 +19,13 @@ class Branches(nn.Module):
     def forward(self, x):
         outputs = [branch(x) for branch in self.branches]
         return torch.cat(outputs, 1) if self.join == "cat" else torch.stack(outputs).sum(0)
+
+
+class Beside(nn.ModuleDict):
+    """Networks by name on the same images, their outputs joined: they are traced as one."""
+
+    def forward(self, x):
+        return torch.cat([network(x).flatten(1) for network in self.values()], 1)
 
 
 class Wired(nn.Module):
@@ -42,9 +50,13 @@ class Case:
     scale: float = 1.0
 
 
+def perceptron(*sizes, activation=nn.ReLU, bias=True):
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b, bias), activation())]
+    return nn.Sequential(*layers[:-1])
+
+
 def _mlp(activation=nn.ReLU, bias=True):
-    layers = [nn.Linear(3, 4, bias), activation(), nn.Linear(4, 3, bias), activation(), nn.Linear(3, 2, bias)]
-    return nn.Sequential(*layers)
+    return perceptron(3, 4, 3, 2, activation=activation, bias=bias)
 
 
 def _residual():
@@ -146,7 +158,7 @@ def draw(model, seed):
 
 
 def norms(model):
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def measure(model, x, entries=None):

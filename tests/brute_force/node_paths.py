@@ -1,4 +1,4 @@
-"""Paths through each weight of a masked network, every path enumerated, and which units of a layer lie on one."""
+"""Paths through each weight of a masked network, the units of a layer, and exact probabilities of biased walks."""
 
 import numpy as np
 import torch
@@ -39,3 +39,22 @@ def units_of(shape, groups=1, transposed=False):
         inputs.setdefault(source, []).append(flat)
         kernels.setdefault((target, source), []).append(flat)
     return outputs, inputs, kernels
+
+
+class Layer:
+    """A layer as walks see it; ``back`` says that they come from the outputs."""
+
+    def __init__(self, weight, groups=1, transposed=False):
+        self.shape, self.sizes = weight.shape, np.abs(weight).ravel()
+        self.ends = np.array(ends_of(weight.shape, groups, transposed))
+        self.units = self.ends.max(0) + 1  # number of inputs and outputs
+
+    def use(self, at, back=False):
+        """The probability that a walk uses each weight, from those that it is at each input (output)."""
+        here = self.ends[:, int(back)]
+        away = np.bincount(here, weights=self.sizes)
+        return (at[here] * self.sizes / away[here]).reshape(self.shape)
+
+    def passed(self, use, back=False):
+        """The probability that a walk is then at each output (input)."""
+        return np.bincount(self.ends[:, 1 - int(back)], weights=use.ravel())

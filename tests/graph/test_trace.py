@@ -12,22 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import Interpreter, trace
+from snapshots import unchanged
 
 
-class Net(nn.Module):
+def network(form):
     """Two layers, and whatever a form does with them."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form = form
-        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4)
-        self.register_buffer("steps", torch.zeros(1))
-        self.scale = torch.tensor([1.0, -2.0, 0.5, 3.0])
-
-    def forward(self, x):
-        return self.form(self, x)
+    layers = {"conv": nn.Conv2d(3, 4, 3, padding=1), "head": nn.Linear(4, 4)}
+    model = Wired(form, **layers, scale=torch.tensor([1.0, -2.0, 0.5, 3.0]))
+    model.register_buffer("steps", torch.zeros(1))
+    return model
 
 
 def tensors_of(model):
@@ -106,13 +102,12 @@ FORMS += [copies_are_not_written, counts_its_calls, casts_and_switches, one_laye
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_the_graph_computes_what_the_module_computes(form):
-    model = Net(form).double().eval()
+    model = network(form).double().eval()
     model.scale = model.scale.double()
     for count in (1, 3, 7):
         x = torch.randn(count, 3, 5, 5, dtype=torch.float64)
-        before = copy.deepcopy(model.state_dict())
-        found = run(model, trace(model, x), x)
-        assert all(torch.equal(before[name], entry) for name, entry in model.state_dict().items())
+        with unchanged(model):
+            found = run(model, trace(model, x), x)
         with torch.no_grad():
             truth = copy.deepcopy(model)(x)
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-13)
@@ -134,7 +129,6 @@ STEPS = [
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=6))
 def test_programs_of_writes(program):
-    """Views are taken before the writes and read after them."""
 
     class Writes(nn.Linear):
         steps = tuple(program)
@@ -187,12 +181,18 @@ def test_a_network_that_counts_its_images_is_traced_for_each_number():
         torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach())
 
 
-def test_a_structure_is_traced_once():
+def test_a_structure_is_traced_once_whatever_its_weights_are():
     first, second = (nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(2))
-    x = torch.ones(2, 3)
-    assert trace(first, x) is trace(second, x) is trace(first, x[:1])
-    assert trace(first, x) is not trace(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), x)
-    assert trace(first, x) is not trace(first, torch.ones(2, 4, 3))
+    x = torch.randn(2, 3)
+    graph = trace(first, x)
+    assert graph is trace(second, x) is trace(first, x[:1])
+    for model in (first, second):
+        torch.testing.assert_close(run(model, graph, x), model(x).detach())
+    with torch.no_grad():
+        first[0].weight.mul_(-1)
+    assert trace(first, x) is graph
+    assert graph is not trace(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), x)
+    assert graph is not trace(first, torch.ones(2, 4, 3))
 
 
 CHANGES = {
@@ -207,7 +207,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_structure_is_traced_anew(change):
-    model = Net(lambda own, x: own.head(own.conv(x).mean((2, 3))) * own.scale)
+    model = network(lambda own, x: own.head(own.conv(x).mean((2, 3))) * own.scale)
     x = torch.randn(2, 3, 5, 5)
     before = trace(model, x)
     CHANGES[change](model)
@@ -217,7 +217,6 @@ def test_another_structure_is_traced_anew(change):
 
 
 def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch):
-    """Those for one number of images are graphs too; the one that was asked for longest ago goes first."""
     monkeypatch.setattr(sys.modules[trace.__module__], "_CACHED", 3)
     monkeypatch.setattr(sys.modules[trace.__module__], "_known", known := {})
     model, counted = nn.Linear(3, 2), CountsImages(3, 2)
@@ -226,15 +225,6 @@ def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch):
         trace(counted, torch.ones(count, 3))
         assert trace(model, torch.ones(1, 3)) is first
     assert len(known) == 3
-
-
-def test_weights_are_no_structure():
-    model, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(2, 3)
-    before = trace(model, x)
-    with torch.no_grad():
-        model[0].weight.mul_(-1)
-    assert trace(model, x) is before
-    torch.testing.assert_close(run(model, before, x), model(x).detach())
 
 
 def test_a_hook_may_keep_what_it_sees():
@@ -255,13 +245,11 @@ def leaves_torch(net, x):
 
 @pytest.mark.parametrize("form", [decides_by_values, leaves_torch], ids=lambda form: form.__name__)
 def test_a_refusal_is_one_line_that_names_the_module(form):
-    model = nn.Sequential(nn.Identity(), Net(form)).train()
-    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    with pytest.raises(UnsupportedOperation, match=r"cannot be traced in module '1' \(Net\)") as refusal:
-        trace(model, torch.randn(2, 3, 5, 5))
+    model, x = nn.Sequential(nn.Identity(), network(form)).train(), torch.randn(2, 3, 5, 5)
+    message = r"cannot be traced in module '1' \(Wired\)"
+    with unchanged(model), pytest.raises(UnsupportedOperation, match=message) as refusal:
+        trace(model, x)
     assert "\n" not in str(refusal.value)
-    assert before == {name: sorted(vars(module)) for name, module in model.named_modules()}
-    assert model.training and model[1].training
     assert all(isinstance(entry, nn.Parameter) and type(entry.data) is Tensor for entry in model.parameters())
 
 

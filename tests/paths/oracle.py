@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.autograd.functional import jacobian
 
-from brute_force.cases import draw
+from brute_force.cases import draw, measure
 from pathex.paths import record, replay
 
 
@@ -51,18 +51,10 @@ def draws(model, seed=0):
     return model
 
 
-def with_statistics(model, x, statistics):
-    """A copy in evaluation mode that stores the given moments, one for each BatchNorm module in the order of calls."""
+def calibrated(model, x):
+    """A copy in evaluation mode whose BatchNorms store the moments of these images."""
     twin = copy.deepcopy(model).eval()
-    order = []
-    norms = [module for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    handles = [norm.register_forward_hook(lambda module, *_: order.append(module)) for norm in norms]
-    twin(x)
-    for handle in handles:
-        handle.remove()
-    assert len(order) == len(statistics) == len(set(order)), "each BatchNorm must be called once"
-    for norm, moments in zip(order, statistics, strict=True):
-        norm.running_mean, norm.running_var = moments.mean.to(x.dtype), moments.var.to(x.dtype)
+    measure(twin, x.clone())
     return twin
 
 
@@ -81,7 +73,7 @@ def assert_equal(actual, expected, name=""):
 def assert_replays(model, x):
     """Record is the forward pass, and plain replay its Jacobian."""
     recording = record(model, x, smooth="tangent")
-    twin = with_statistics(model, x, recording.statistics)
+    twin = calibrated(model, x)
     truth = twin(x.clone())
     assert_equal(recording.output, truth)
     z = images(*x.shape, seed=99)

@@ -11,7 +11,8 @@ import pathex
 from brute_force.cases import Branches, Wired
 from pathex.paths import calibrate, record, replay
 from pathex.paths.moments import moments_of
-from paths.oracle import assert_equal, draws, images, with_statistics
+from paths.oracle import assert_equal, calibrated, draws, images
+from snapshots import unchanged
 
 NETWORKS = {
     "1d": ([nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 2, 1)], (2, 6)),
@@ -46,10 +47,9 @@ def test_record_is_the_train_mode_forward_pass_and_stored_statistics_play_no_par
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.fill_(17.0)
-    before = copy.deepcopy(model.state_dict())
-    assert_equal(record(model, x).output, twin(x))
-    calibrate(model, x, chunk=2)
-    assert all(torch.equal(before[key], entry) for key, entry in model.state_dict().items())
+    with unchanged(model):
+        assert_equal(record(model, x).output, twin(x))
+        calibrate(model, x, chunk=2)
 
 
 @every_network
@@ -69,7 +69,7 @@ def test_neither_chunks_nor_micro_batches_matter(name):
 @every_network
 def test_running_is_evaluation_mode(name):
     model, x = _build(name)
-    stored = with_statistics(model, x, calibrate(model, images(7, *x.shape[1:], seed=2)))
+    stored = calibrated(model, images(7, *x.shape[1:], seed=2))
     recording = record(stored.train(), x, calibration="running")
     assert_equal(recording.output, stored.eval()(x))
 
@@ -84,7 +84,6 @@ def test_running_is_evaluation_mode(name):
     ids=["far from zero", "many values", "many values in channels last"],
 )
 def test_moments_are_exact_to_the_precision_of_the_images(shape, offset, chunk, layout, rounding):
-    """In float32 too: summed around the mean."""
     x = (offset + images(*shape)).float().contiguous(memory_format=layout)
     (moments,) = calibrate(nn.BatchNorm2d(shape[1]), x, chunk=chunk)
     assert moments.var.dtype == torch.float64
@@ -96,16 +95,14 @@ def test_moments_are_exact_to_the_precision_of_the_images(shape, offset, chunk, 
 @pytest.mark.parametrize("chunk", [1, 50, 1 << 20])
 @pytest.mark.parametrize("shape", [(7, 3), (7, 3, 5), (7, 3, 5, 4), (7, 3, 2, 3, 2), (1, 3, 4, 4)], ids=str)
 def test_moments_are_those_of_all_values_of_a_channel(shape, chunk, dtype, monkeypatch):
-    """Two channels far from zero, with spreads a million times apart."""
     monkeypatch.setattr("pathex.paths.moments._CHUNK", chunk)
     scale, shift = (torch.tensor(v, dtype=dtype).view(3, *[1] * (len(shape) - 2)) for v in ([1, 1e-3, 1e3], [0, -5, 9]))
     x = (images(*shape).to(dtype) * scale + shift).clone()
     layouts = [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
     values = x.double().transpose(0, 1).flatten(1)
     for each in layouts:
-        before = each.clone()
         mean, spread, count = moments_of(each)
-        assert torch.equal(each, before)
+        assert torch.equal(each, x)
         assert mean.dtype == spread.dtype == torch.float64
         assert count == values.shape[1]
         rounding = 1e-6 if dtype == torch.float32 else 1e-12
@@ -126,8 +123,6 @@ def test_a_variance_over_one_value_falls_back_to_the_stored_one():
 
 
 def test_a_norm_of_a_weight_is_not_calibrated():
-    """As timm standardises weights."""
-
     def effective(net):
         return F.batch_norm(net.weight[None], None, None, training=True)[0]
 

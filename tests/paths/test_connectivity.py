@@ -1,5 +1,6 @@
 """Connectivity against the deletion of one weight after another, on networks of every kind."""
 
+import math
 from functools import partial
 
 import pytest
@@ -10,28 +11,26 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import pathex
-from brute_force.cases import Branches, Wired
+from brute_force.cases import CASES, Beside, Branches, Wired
 from brute_force.liveness import by_deletion
 from pathex.graph import trace
+from pathex.masks import all_kept, prunable_weights
 from pathex.paths import connectivity, has_empty_units, replay_open
+from snapshots import assert_same
 
 
-def _one_head(dim, causal=False):
-    """Over tokens ``(N, T, C)`` from one weight."""
-
-    def form(net, x):
-        return net.proj(F.scaled_dot_product_attention(*net.qkv(x).chunk(3, -1), is_causal=causal))
-
-    return Wired(form, qkv=nn.Linear(dim, 3 * dim), proj=nn.Linear(dim, dim))
+def _one_head(attend):
+    """Over tokens ``(N, T, 4)``, from one weight."""
+    return Wired(lambda net, x: net.proj(attend(net.qkv(x))), qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4))
 
 
-def _written_out(net, x):
-    q, k, v = net.qkv(x).unflatten(-1, (3, -1)).unbind(2)
-    return net.proj((q @ k.transpose(1, 2) * 0.7).softmax(-1) @ v)
+def _fused(qkv, **how):
+    return F.scaled_dot_product_attention(*qkv.chunk(3, -1), **how)
 
 
-def _one_head_written_out():
-    return Wired(_written_out, qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4))
+def _written_out(qkv):
+    q, k, v = qkv.unflatten(-1, (3, -1)).unbind(2)
+    return (q @ k.transpose(1, 2) * 0.7).softmax(-1) @ v
 
 
 def _two_heads():
@@ -44,17 +43,6 @@ def _selected(net, x):
     branches = torch.stack([net.one(x), net.two(x)], 1)
     shares = torch.stack([net.sum(branches.sum(1)), branches[:, 1]], 1).softmax(1)
     return net.out((branches * shares).sum(1))
-
-
-def _convolutional():
-    def form(net, x):
-        y = net.pool(net.act(net.norm(net.stem(x))))
-        y = net.act(y + net.two(net.act(net.one(y))))
-        return net.head(net.mean(y).flatten(1))
-
-    convs = {"stem": nn.Conv2d(2, 3, 3, padding=1), "one": nn.Conv2d(3, 3, 3, padding=1), "two": nn.Conv2d(3, 3, 1)}
-    pools = {"pool": nn.MaxPool2d(3, 2, 1), "mean": nn.AdaptiveAvgPool2d(1)}
-    return Wired(form, norm=nn.BatchNorm2d(3), act=nn.ReLU(True), head=nn.Linear(3, 2), **convs, **pools)
 
 
 def _squeezed(gate, value):
@@ -101,11 +89,6 @@ def _depthwise_gate():
     return Wired(form, proj=nn.Conv2d(2, 8, 1), deep=nn.Conv2d(2, 2, 3, padding=1, groups=2), head=nn.Conv2d(4, 2, 2))
 
 
-def _tied():
-    tied = nn.Linear(3, 3)
-    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), tied, nn.ReLU(), tied, nn.Linear(3, 2))
-
-
 def _tokens(block):
     def form(net, x):
         y = net.stem(x)
@@ -119,83 +102,67 @@ def _alone(block):
     return nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))
 
 
-def _residual():
-    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
-    blocks = Branches(body, nn.Identity()), nn.ReLU(inplace=True)
-    return nn.Sequential(nn.Conv2d(1, 2, 2), *blocks, nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, 2))
+def _upsampled():
+    branches = Branches(nn.Conv2d(1, 2, 1), nn.Identity(), join="cat")
+    return nn.Sequential(branches, nn.GELU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(3, 1, 2))
 
 
-def _concatenated():
-    branches = Branches(nn.Conv2d(1, 2, 1), nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU6()), join="cat")
-    up = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 1, 2)
-    return nn.Sequential(branches, nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2, bias=False), *up)
+def _normalised(norm):
+    return nn.Sequential(nn.Linear(3, 4), norm(4), nn.ReLU(), nn.Linear(4, 2))
 
 
+NORMS = {"layer norm": nn.LayerNorm, "root mean square": nn.RMSNorm, "batch norm": nn.BatchNorm1d}
+NORMS["group norm"] = partial(nn.GroupNorm, 2)
+SHARED = ("mlp", "prelu", "residual", "dilated", "depthwise", "max-pool", "average-branch", "transposed", "shared")
 NETWORKS = {
-    "perceptron": (
-        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)),
-        (3,),
-    ),
-    "convolutional": (_convolutional, (2, 5, 5)),
-    "grouped and transposed": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 2, groups=2),
-            nn.ReLU6(),
-            nn.Conv2d(4, 4, 3, padding=1, groups=4),
-            nn.PReLU(),
-            nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
-            nn.Conv2d(4, 2, 2, stride=3),
-        ),
-        (2, 3, 3),
-    ),
-    "residual": (_residual, (1, 4, 4)),
-    "concatenated": (_concatenated, (1, 3, 3)),
+    **{name: (CASES[name].make, CASES[name].shape) for name in SHARED},
+    "upsampled": (_upsampled, (1, 3, 3)),
     "squeezed": (lambda: _squeezed(nn.Sigmoid(), torch.mul), (2, 3, 3)),
     "squeezed by a piecewise gate": (lambda: _squeezed(nn.Hardsigmoid(), torch.mul), (2, 3, 3)),
     "squeezed by a doubled gate": (lambda: _squeezed(nn.Sigmoid(), lambda y, gate: y * (2 * gate)), (2, 3, 3)),
     "squeezed by an open gate": (lambda: _squeezed(nn.ReLU(), torch.mul), (2, 3, 3)),
     "glu": (lambda: nn.Sequential(nn.Linear(3, 6), nn.GLU(), nn.Linear(3, 2)), (3,)),
     "depthwise gate": (_depthwise_gate, (2, 3, 3)),
-    "attention": (lambda: _tokens(_one_head(4)), (3, 2)),
-    "attention written out": (lambda: _tokens(_one_head_written_out()), (3, 2)),
-    "attention alone": (lambda: _alone(_one_head_written_out()), (3, 2)),
+    "attention": (lambda: _tokens(_one_head(_fused)), (3, 2)),
+    "attention written out": (lambda: _tokens(_one_head(_written_out)), (3, 2)),
+    "attention alone": (lambda: _alone(_one_head(_written_out)), (3, 2)),
     "two heads": (lambda: _tokens(_two_heads()), (3, 2)),
     "two heads alone": (lambda: _alone(_two_heads()), (3, 2)),
-    "causal attention": (lambda: _tokens(_one_head(4, causal=True)), (3, 2)),
+    "causal attention": (lambda: _tokens(_one_head(partial(_fused, is_causal=True))), (3, 2)),
     "selective": (lambda: Wired(_selected, **{name: nn.Linear(2, 2) for name in ("one", "two", "sum", "out")}), (2,)),
-    "tied": (_tied, (2,)),
-    "standardised": (
-        lambda: nn.Sequential(StdConv2d(2, 3, 2), nn.ReLU(), StdConv2d(3, 2, 2), nn.Flatten(), nn.Linear(2, 2)),
-        (2, 3, 3),
-    ),
+    "standardised": (lambda: nn.Sequential(StdConv2d(2, 3, 2), nn.ReLU(), StdConv2d(3, 2, 2)), (2, 3, 3)),
     **{name: (partial(_gated, form), (3,)) for name, form in GATED.items()},
+    **{name: (partial(_normalised, norm), (3,)) for name, norm in NORMS.items()},
 }
 
 
 def random_mask(model, seed, density):
-    """Over every weight of two dimensions or more; now and then a whole one is empty."""
+    """Now and then a whole weight is empty."""
     source = torch.Generator().manual_seed(seed)
     mask = {}
-    for name, entry in model.named_parameters():
-        if entry.dim() > 1:
-            mask[name] = torch.rand(entry.shape, generator=source) < density
-            mask[name] &= torch.rand((), generator=source) > 0.08
+    for name, keep in everything(model).items():
+        mask[name] = torch.rand(keep.shape, generator=source) < density
+        mask[name] &= torch.rand((), generator=source) > 0.08
     return mask
 
 
 def everything(model):
-    return {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() > 1}
+    return all_kept(prunable_weights(model))
 
 
-def agree(model, mask, shape):
-    expected = by_deletion(model, mask, shape)
-    found = connectivity(model, mask, torch.randn(2, *shape))
-    for name, connected in expected.items():
-        assert torch.equal(found.effective[name], connected), name
+def _named(networks, of_each):
+    return {f"{name}.{key}": entry for name in networks for key, entry in of_each[name].items()}
+
+
+def agree(networks, masks, shape):
+    mask = _named(networks, masks)
+    expected = _named(networks, {name: by_deletion(net, masks[name], shape) for name, net in networks.items()})
+    found = connectivity(networks, mask, torch.randn(2, *shape))
+    assert_same(found.effective, expected)
     assert found.disconnected == sum(int((mask[name] & ~connected).sum()) for name, connected in expected.items())
     assert found.dead_layers == [name for name, connected in expected.items() if not connected.any()]
     for name, dead in found.dead_channels.items():
-        assert dead == [unit for unit, weights in enumerate(_units(model, expected, name)) if not weights.any()], name
+        assert dead == [unit for unit, weights in enumerate(_units(networks, expected, name)) if not weights.any()]
 
 
 def _units(model, weights, name):
@@ -206,20 +173,19 @@ def _units(model, weights, name):
     return list(weights[name])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_connected_weights_are_those_whose_deletion_shows(name):
-    make, shape = NETWORKS[name]
+@pytest.mark.parametrize("shape", dict.fromkeys(shape for _, shape in NETWORKS.values()), ids=str)
+def test_connected_weights_are_those_whose_deletion_shows(shape):
     torch.manual_seed(0)
-    model = make()
+    networks = Beside({name: make() for name, (make, own) in NETWORKS.items() if own == shape})
     for seed, density in enumerate((0.6, 0.4, 0.25, 0.9, 0.9)):
-        agree(model, random_mask(model, 10 * seed + len(name), density), shape)
-    full = everything(model)
-    for empty, keep in full.items():
-        agree(model, full | {empty: torch.zeros_like(keep)}, shape)
+        agree(networks, {n: random_mask(net, 10 * seed + len(n), density) for n, net in networks.items()}, shape)
+    full = {name: everything(network) for name, network in networks.items()}
+    for place in range(max(map(len, full.values()))):
+        empty = {name: list(whole)[min(place, len(whole) - 1)] for name, whole in full.items()}
+        agree(networks, {n: whole | {empty[n]: ~whole[empty[n]]} for n, whole in full.items()}, shape)
 
 
-def test_depth_neither_overflows_nor_underflows():
-    """9^50 paths leave float32."""
+def test_more_paths_than_float32_counts():
     model = nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(50)))
     x, mask = torch.randn(1, 1, 3, 3), everything(model)
     assert connectivity(model, mask, x).disconnected == 0
@@ -229,8 +195,7 @@ def test_depth_neither_overflows_nor_underflows():
     assert found.disconnected == sum(int(keep.sum()) for keep in mask.values())
 
 
-def test_a_wide_residual_chain_stays_finite():
-    """Each block has eight times the paths: 8^45 of them leave float32."""
+def test_more_paths_than_float32_counts_beside_shortcuts():
     blocks = (Branches(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Identity()) for _ in range(45))
     model = nn.Sequential(nn.Conv2d(1, 4, 1), *blocks, nn.Flatten(), nn.Linear(16, 2))
     mask = {name: torch.rand(keep.shape) < 0.5 for name, keep in everything(model).items()}
@@ -240,13 +205,12 @@ def test_a_wide_residual_chain_stays_finite():
     assert not (reached & ~mask["1.branches.0.weight"]).any()
 
 
-def test_parameters_and_statistics_play_no_part():
-    """Only the mask counts: zero gammas, zero weights and a fresh or a broken statistic are all present."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
-    for entry in (*model.parameters(), model[1].running_var):
-        entry.data.fill_(float("nan"))
-    mask = everything(model)
-    assert connectivity(model, mask, torch.full((1, 1, 2, 2), float("nan"))).disconnected == 0
+def test_neither_parameters_nor_statistics_nor_images_play_a_part():
+    model = CASES["residual"].make()
+    for entry in model.state_dict().values():
+        if entry.is_floating_point():
+            entry.fill_(math.nan)
+    assert connectivity(model, everything(model), torch.full((1, 1, 3, 3), math.nan)).disconnected == 0
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
@@ -256,6 +220,15 @@ def test_a_mask_may_name_biases(layer):
     found = connectivity(model, mask, x)
     assert (found.disconnected, found.dead_layers, found.dead_channels) == (1, ["bias"], {"weight": [], "bias": [0, 1]})
     assert has_empty_units(trace(model, x), mask)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_mask_may_name_weights_of_norms(norm):
+    model = _normalised(NORMS[norm])
+    mask = {**everything(model), "1.weight": torch.tensor([True, True, False, True])}
+    found = connectivity(model, mask, torch.randn(2, 3))
+    assert found.effective["1.weight"].tolist() == [True, True, False, True]
+    assert found.disconnected == 3 + 2
 
 
 CHOICES = [
@@ -295,8 +268,7 @@ TRANSFORMERS = {
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_synflow_keeps_the_values_of_attention(name):
-    """Without them every image has the same logits."""
+def test_synflow_keeps_the_values_of_attention_and_tells_images_apart(name):
     torch.manual_seed(0)
     make, size, rounds = TRANSFORMERS[name]
     model, x = make().eval(), torch.randn(4, 3, size, size)

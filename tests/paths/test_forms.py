@@ -160,7 +160,6 @@ def test_all_forms_read_as_the_jacobian_of_the_first(operation):
 
 
 def test_constants_are_dropped_from_whole_buffers():
-    """The part of a buffer that nothing from the input is written to is a constant: zero."""
 
     def form(x):
         out = torch.ones(2, 4, dtype=x.dtype)

@@ -12,8 +12,9 @@ import pathex
 from brute_force.cases import Wired
 from brute_force.norms import group_scale, instance_scale, layer_scale, response_scale, scores_of_two_layers
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.paths import connectivity, record, replay, replay_open
+from pathex.paths import record, replay, replay_open
 from paths.oracle import Beside, Between, assert_equal, images
+from snapshots import unchanged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
 
@@ -36,16 +37,6 @@ def _with(module, weight=GAMMA, bias=BETA):
         if getattr(module, "bias", None) is not None and bias is not None:
             module.bias.copy_(bias)
     return module
-
-
-def _half(norm):
-    """As a network does that casts by hand, or inside its own autocast."""
-
-    def form(x):
-        with torch.autocast("cpu", torch.bfloat16):
-            return norm(x.to(torch.bfloat16), weight=torch.ones(4, dtype=torch.bfloat16))
-
-    return form
 
 
 # Operation -> its weight in the shape that multiplies (N, C, H, W), the scale of the twin, its spellings.
@@ -202,21 +193,22 @@ def test_what_else_divides_is_a_path_of_an_open_reading():
 def test_the_stored_statistics_of_a_module_act_in_evaluation_and_stay():
     layer = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double()
     layer(images(*SHAPE))
-    before = {name: entry.clone() for name, entry in layer.state_dict().items()}
     model, x, z = Between(layer), images(*SHAPE, seed=3), images(*SHAPE, seed=7)
-    recording = record(model, x)
-    assert not recording.tape
+    with unchanged(model):
+        recording = record(model, x)
+        assert not recording.tape
+        assert_equal(replay(model, z, recording), z / (layer.running_var.view(-1, 1, 1) + layer.eps))
     assert_equal(recording.output, layer.eval()(x))
-    assert_equal(replay(model, z, recording), z / (layer.running_var.view(-1, 1, 1) + layer.eps))
-    assert all(torch.equal(before[name], entry) for name, entry in layer.state_dict().items())
 
 
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm])
 def test_a_network_that_casts_to_half_precision_is_read_in_its_own(norm):
-    function = getattr(F, norm)
-    x = images(3, 4).float()
-    model = nn.Sequential(nn.Linear(4, 4), Between(_half(lambda y, **affine: function(y, (4,), **affine))).float())
-    plain = nn.Sequential(model[0], Between(lambda y: function(y, (4,))).float())
+    def half(y):
+        with torch.autocast("cpu", torch.bfloat16):
+            return norm(y.to(torch.bfloat16), (4,), weight=torch.ones(4, dtype=torch.bfloat16))
+
+    x, first = images(3, 4).float(), nn.Linear(4, 4)
+    model, plain = (nn.Sequential(first, Between(form)).float() for form in (half, lambda y: norm(y, (4,))))
     recording, expected = record(model, x), record(plain, x)
     assert recording.output.dtype == torch.float32
     assert_equal(replay(model, x, recording), replay(plain, x, expected))
@@ -286,18 +278,3 @@ def test_scores_are_sums_over_paths(name, seed, masked):
     for key, truth in zip(("first", "second"), expected, strict=True):
         score = found[f"{key}.weight"].squeeze(-1)
         torch.testing.assert_close(score, torch.from_numpy(truth), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, lambda n: nn.GroupNorm(2, n)])
-def test_what_a_norm_connects(kind):
-    model = nn.Sequential(nn.Linear(3, 4, bias=False), kind(4), nn.ReLU(), nn.Linear(4, 2, bias=False))
-    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() > 1}
-    mask["3.weight"][:, 1] = False
-    found = connectivity(model, mask, torch.randn(2, 3))
-    assert found.disconnected == 3
-    assert not found.effective["0.weight"][1].any()
-    mask["3.weight"][:] = True
-    mask["1.weight"] = torch.tensor([True, True, False, True])
-    found = connectivity(model, mask, torch.randn(2, 3))
-    assert found.effective["1.weight"].tolist() == [True, True, False, True]
-    assert found.disconnected == 3 + 2

@@ -6,7 +6,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import ScaledStdConv2d
 from timm.models.metaformer import MetaFormer
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import nn
@@ -93,7 +92,6 @@ def test_what_does_not_make_a_block_vanish():
 
 
 def test_a_single_number():
-    """As ReZero and SkipInit begin."""
     scales = _read(nn.Sequential(_block(lambda x, g: x.mul_(g), (1,)), _block(lambda x, g: g * x, ())))
     assert [scale.shape for scale in scales.values()] == [(1,), ()]
 
@@ -118,16 +116,6 @@ def test_the_gain_of_a_computed_weight():
     assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "5.weight")
     assert found.factors == {f"{number}.gain" for number in range(4)}
     assert list(_read(model)) == [f"{number}.gain" for number in range(4)]
-
-
-def test_a_standardised_weight_whose_gain_is_zero():
-    """As the residual branches of normaliser-free networks begin."""
-    model = nn.Sequential(ScaledStdConv2d(4, 4, 1, gain_init=0.0), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    assert list(_read(model)) == ["0.gain"]
-    with pytest.warns(PathexWarning, match=r"0\.gain"):
-        scores = pathex.score(model, "px", data=X)
-    assert scores["0.weight"].any()
-    assert _read(nn.Sequential(ScaledStdConv2d(4, 4, 1), nn.Conv2d(4, 2, 1))) == {}
 
 
 def test_weights_come_in_the_order_of_their_calls():
@@ -212,6 +200,7 @@ STARTS = {
     "nf_resnet": ("nf_resnet26", _NF, ("conv3.gain",), 4),
     "nf_resnet with skips": ("nf_resnet26", {**_NF, "skipinit": True}, ("skipinit_gain",), 4),
     "levit": ("levit_128s", {"depth": (1, 1, 1), "img_size": 32}, ("bn.weight",), 8),
+    "resnet": ("resnet10t", {}, ("bn2.weight",), 4),
     "edgenext": ("edgenext_xx_small", {**_SMALL, "heads": (2, 2, 2, 2)}, ("gamma", "gamma_xca"), 7),
 }
 
@@ -233,23 +222,12 @@ def test_networks_of_timm_that_start_at_zero(name):
     assert all(key.endswith(words) for key in scales)
 
 
-def test_timm_residual_networks_that_start_as_identities():
-    model, x = timm.create_model("resnet10t", num_classes=3), torch.randn(2, 3, 32, 32)
-    scales = _read(model, x)
-    zero = {key for key, entry in model.named_parameters() if not entry.any() and not key.endswith("bias")}
-    assert set(scales) == zero
-    assert len(zero) > 2
+@pytest.mark.parametrize("name", ["resmlp", "nf_resnet", "resnet"])
+def test_no_score_vanishes_with_a_scale_but_where_it_is_taken_as_stored(name):
+    model, x = _start(name)
     with pytest.warns(PathexWarning, match="read as one"):
         scores = pathex.score(model, "px", data=x)
     assert all(score.any() for score in scores.values())
     with pytest.warns(PathexWarning, match="all scores are zero"):
         stored = pathex.score(model, "px", data=x, scales="stored")
     assert not all(score.any() for score in stored.values())
-
-
-@pytest.mark.parametrize("name", ["resmlp", "nf_resnet"])
-def test_no_score_vanishes_with_a_scale(name):
-    model, x = _start(name)
-    with pytest.warns(PathexWarning, match="read as one"):
-        scores = pathex.score(model, "px", data=x)
-    assert all(score.any() for score in scores.values())

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from brute_force.cases import Branches, Wired, draw
-from brute_force.walks import Layer
+from brute_force.cases import Branches, Wired, draw, perceptron
+from brute_force.node_paths import Layer
 from pathex.errors import UnsupportedOperation
 from pathex.paths import Walker
 
@@ -64,12 +64,9 @@ def grouped():
     return nn.Sequential(first, norm, nn.ReLU(True), pool, second, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3))
 
 
-def perceptron():
-    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4))
-
-
 @pytest.mark.parametrize(
-    ("make", "shape", "seed"), [(grouped, (4, 6, 6), 3), *((perceptron, (3,), seed) for seed in range(3))]
+    ("make", "shape", "seed"),
+    [(grouped, (4, 6, 6), 3), *((lambda: perceptron(3, 6, 5, 4), (3,), seed) for seed in range(3))],
 )
 def test_chains(make, shape, seed):
     model = make().double()
@@ -78,7 +75,7 @@ def test_chains(make, shape, seed):
 
 
 def test_a_walk_goes_through():
-    model = perceptron().double()
+    model = perceptron(3, 6, 5, 4).double()
     one_way = walked(model, (3,), 1)
     assert all(used.sum() == 1 for used in one_way.values())
     assert one_way["2.weight"].sum(0).argmax() == one_way["0.weight"].sum(1).argmax()
@@ -165,7 +162,7 @@ def test_weights_that_cannot_be_followed(form, message):
 
 
 def test_walks_keep_to_the_weights_they_may_use():
-    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)).double()
+    model = perceptron(3, 6, 4).double()
     keep = {"0.weight": torch.rand(6, 3) < 0.5, "2.weight": torch.rand(4, 6) < 0.5}
     uses = walked(model, (3,), 500, keep=keep)
     assert all(uses[name].any() and not uses[name][~keep[name].numpy()].any() for name in keep)

@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck
 import pathex
 from pathex.masks import all_kept, prunable_weights
 from pathex.paths import connectivity, record
-from paths.oracle import with_statistics
+from paths.oracle import calibrated
 
 
 def _torchvision(name):
@@ -65,34 +65,21 @@ SLOW = {
 UNUSED = ("AuxLogits.", "aux1.", "aux2.")  # heads that only run while training
 
 
-def _network(entry):
-    make, size = entry
-    torch.manual_seed(0)
-    return make(), torch.randn(2, 3, size, size)
-
-
-def _assert_scores(model, x):
-    scores = pathex.score(model, "px", data=x)
-    assert list(scores) == list(prunable_weights(model))
-    for name, score in scores.items():
-        assert score.isfinite().all(), name
-        assert (score >= 0).all(), name
-        assert score.any() or name.startswith(UNUSED), name
-
-
-def _assert_records(model, x):
-    recording = record(model, x)
-    expected = with_statistics(model, x, recording.statistics)(x)
-    expected = expected[0] if isinstance(expected, tuple) else expected
-    torch.testing.assert_close(recording.output, expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_networks(name):
-    model, x = _network({**FAST, **SLOW}[name])
-    _assert_scores(model, x)
-    _assert_records(model.double(), x.double())
+    make, size = {**FAST, **SLOW}[name]
+    torch.manual_seed(0)
+    model, x = make().double(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    scores = pathex.score(model, "px", data=x)
+    assert list(scores) == list(prunable_weights(model))
+    for weight, score in scores.items():
+        assert score.isfinite().all(), weight
+        assert (score >= 0).all(), weight
+        assert score.any() or weight.startswith(UNUSED), weight
+    expected = calibrated(model, x)(x)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(record(model, x).output, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

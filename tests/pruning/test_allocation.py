@@ -1,6 +1,9 @@
+"""Which weights a round keeps: counts of layers, the best of many scores, floors, and weights that return."""
+
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +12,11 @@ from hypothesis import strategies as st
 import pathex.pruning.updater
 from brute_force import mask_forms
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName
-from pathex.masks import Mask
+from pathex.masks import Mask, all_kept
 from pathex.pruning import described, layer_densities
 from pathex.pruning.allocation import fill, round_to_total
 from pathex.pruning.topk import keep_best, keep_best_by_layer
 from pathex.pruning.updater import RoundUpdater, keep_connected
-
-
-def everything(scores):
-    return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
 
 
 def total(entries):
@@ -26,7 +25,7 @@ def total(entries):
 
 def test_ties_follow_the_seed_and_spare_no_layer():
     scores = {f"l{i}": torch.zeros(100, 10) for i in range(10)}
-    first, again, other = (keep_best(scores, everything(scores), 1000, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (keep_best(scores, all_kept(scores), 1000, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in scores)
     assert any(not torch.equal(first[name], other[name]) for name in scores)
     counts = [int(entry.sum()) for entry in first.values()]
@@ -35,7 +34,7 @@ def test_ties_follow_the_seed_and_spare_no_layer():
 
 def test_by_layer_keeps_each_count():
     scores = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(5)}
-    kept = keep_best_by_layer(scores, everything(scores), {"a": 2, "b": 3}, seed=3)
+    kept = keep_best_by_layer(scores, all_kept(scores), {"a": 2, "b": 3}, seed=3)
     assert kept["a"].tolist() == [[False, False, False], [False, True, True]]
     assert int(kept["b"].sum()) == 3
 
@@ -199,9 +198,9 @@ def _subsets(free, count, like):
 
 def test_connected_choice_equals_the_best_when_that_is_connected():
     scores = draws(0)
-    best = keep_best(scores, everything(scores), 11)
+    best = keep_best(scores, all_kept(scores), 11)
     assert total(connected(best)) == 11
-    chosen = keep_connected(scores, everything(scores), 11, connected)
+    chosen = keep_connected(scores, all_kept(scores), 11, connected)
     assert all(torch.equal(chosen[name], best[name]) for name in NAMES)
 
 
@@ -226,17 +225,154 @@ def test_connected_choice_asks_rarely(monkeypatch):
 
     scores = draws(2, hidden=500)
     scores["b"] *= 1e-6
-    kept = keep_connected(scores, everything(scores), 100, counted)
+    kept = keep_connected(scores, all_kept(scores), 100, counted)
     assert total(kept) == total(connected(kept)) == 100
     assert calls < 120
     monkeypatch.setattr(pathex.pruning.updater, "_TRIALS", 0)
-    assert total(keep_connected(scores, everything(scores), 100, connected)) == 100
+    assert total(keep_connected(scores, all_kept(scores), 100, connected)) == 100
 
 
 def test_more_than_there_are_is_an_error():
     scores = {"a": torch.tensor([9.0, 8.0, 7.0, 6.0]), "b": torch.tensor([1.0, 3.0, 2.0])}
     for choose in (keep_best, lambda *args: keep_connected(*args, lambda mask: mask)):
         with pytest.raises(InvalidInput, match="8 weights are to be kept but only 7 are left"):
-            choose(scores, everything(scores), 8)
+            choose(scores, all_kept(scores), 8)
     with pytest.raises(InvalidInput, match="min_per_layer secures 3 weights but only 2"):
-        keep_best(scores, everything(scores), 2, at_least={"b": 3})
+        keep_best(scores, all_kept(scores), 2, at_least={"b": 3})
+
+
+VALUES = [0.0, -0.0, 1.0, 1.0 + 2**-20, 2.5, -1.0, 1e-40, 1e-30, 1e30, math.inf, -math.inf]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def split_mix(number):
+    """The finalizer of SplitMix64, as a signed number."""
+    state = number % 2**64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    state ^= state >> 31
+    return state - 2**64 if state >= 2**63 else state
+
+
+def sorted_out(scores, allowed, count, seed, at_least):
+    """Floors first, then everything by score; ties by the hash of a weight's number among those of all layers."""
+    where = [(name, index) for name, score in scores.items() for index in range(score.numel())]
+    start = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    place = {entry: split_mix(start + number) for number, entry in enumerate(where)}
+
+    def ranked(layers):
+        there = [entry for entry in where if entry[0] in layers and bool(allowed[entry[0]].flatten()[entry[1]])]
+        return sorted(there, key=lambda entry: (-float(scores[entry[0]].flatten()[entry[1]]), place[entry]))
+
+    kept = [entry for name, floor in at_least.items() for entry in ranked({name})[:floor]]
+    kept += [entry for entry in ranked(set(scores)) if entry not in kept][: count - len(kept)]
+    masks = {name: torch.zeros(score.numel(), dtype=torch.bool) for name, score in scores.items()}
+    for name, index in kept:
+        masks[name][index] = True
+    return {name: mask.view(scores[name].shape) for name, mask in masks.items()}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_best_are_kept_and_ties_follow_the_order(data):
+    scores, allowed = {}, {}
+    for number in range(data.draw(st.integers(1, 4))):
+        values = data.draw(st.lists(st.sampled_from(VALUES), min_size=1, max_size=14))
+        dtype = data.draw(st.sampled_from(DTYPES))
+        scores[f"l{number}"] = torch.tensor(values, dtype=torch.float64).to(dtype).view(-1, 1)
+        there = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+        allowed[f"l{number}"] = torch.tensor(there).view(-1, 1)
+    left = {name: int(mask.sum()) for name, mask in allowed.items()}
+    floors = {name: data.draw(st.integers(0, min(2, number))) for name, number in left.items()}
+    count, seed = data.draw(st.integers(sum(floors.values()), sum(left.values()))), data.draw(st.integers(0, 3))
+    kept = keep_best(scores, allowed, count, seed=seed, at_least=floors)
+    expected = sorted_out(scores, allowed, count, seed, floors)
+    assert all(torch.equal(kept[name], expected[name]) for name in scores)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_weights_with_many_ties(dtype):
+    torch.manual_seed(0)
+    scores = {f"l{i}": torch.randn(30, 20).mul(8).round().div(8).to(dtype) for i in range(4)}
+    allowed = {name: torch.rand(score.shape) > 0.3 for name, score in scores.items()}
+    for count in (0, 1, 7, 500, 1500, sum(int(mask.sum()) for mask in allowed.values())):
+        kept, expected = keep_best(scores, allowed, count, seed=5), sorted_out(scores, allowed, count, 5, {})
+        assert all(torch.equal(kept[name], expected[name]) for name in scores)
+
+
+def test_scores_that_only_the_higher_precision_tells_apart():
+    scores = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([1.0 + 1e-12, 1.0 - 1e-12], dtype=torch.float64)}
+    allowed = {name: torch.ones(2, dtype=torch.bool) for name in scores}
+    kept = keep_best(scores, allowed, 3)
+    assert kept["a"].all() and kept["b"].tolist() == [True, False]
+
+
+def start_mask():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (20, 10), "b": (10, 30), "c": (5, 8)}
+    return Mask({name: torch.rand(shape, generator=generator) < 0.8 for name, shape in shapes.items()})
+
+
+def scores_of(number):
+    """Other scores in each round; removed weights have scores too."""
+    generator = torch.Generator().manual_seed(number)
+    return {name: torch.randn(entry.shape, generator=generator) for name, entry in start_mask().items()}
+
+
+def as_it_is(mask):
+    return mask
+
+
+def masks_of_rounds(rounds=4, **options):
+    updater, current, found = RoundUpdater(start_mask(), 0.2, rounds, **options), start_mask(), []
+    for number in range(1, rounds + 1):
+        current = updater.choose(scores_of(number), current, number, as_it_is)
+        found.append(current)
+    return found
+
+
+def outside(mask, allowed):
+    return sum(int((entry & ~allowed[name]).sum()) for name, entry in mask.items())
+
+
+@pytest.mark.parametrize("allocation", ["global", "layer", "uniform", "erk", {"a": 0.25}], ids=str)
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
+def test_weights_return_within_the_start_mask_and_counts_stay_exact(allocation, schedule):
+    options = {"allocation": allocation, "schedule": schedule}
+    plain, reviving = masks_of_rounds(**options), masks_of_rounds(revives=True, **options)
+    assert [mask.kept for mask in reviving] == [mask.kept for mask in plain]
+    assert reviving[-1].kept == round(0.2 * start_mask().total)
+    assert all(outside(mask, start_mask()) == 0 for mask in reviving)
+    for found, returns in ((plain, False), (reviving, True)):
+        assert all((outside(later, before) > 0) == returns for before, later in itertools.pairwise(found))
+    if isinstance(allocation, dict):
+        assert int(reviving[-1]["a"].sum()) == 50
+
+
+def test_every_round_keeps_the_best_of_the_start_mask():
+    for number, mask in enumerate(masks_of_rounds(revives=True), 1):
+        pool = torch.cat([score[start_mask()[name]] for name, score in scores_of(number).items()])
+        threshold = pool.sort(descending=True).values[mask.kept - 1]
+        assert all(torch.equal(mask[n], (s >= threshold) & start_mask()[n]) for n, s in scores_of(number).items())
+
+
+def test_floors_hold_for_weights_that_may_return():
+    found = masks_of_rounds(revives=True, min_per_layer=12)
+    assert all(min(count.kept for count in mask.counts().values()) >= 12 for mask in found)
+    assert all(outside(mask, start_mask()) == 0 for mask in found)
+
+
+def test_the_effective_budget_takes_back_what_lies_on_a_path():
+    first = start_mask()["a"].clone()
+    first[:, 5:] = False
+
+    def connected(mask):
+        """Only half of the weights of ``a`` lie on a path."""
+        return {**mask, "a": mask["a"] & first}
+
+    for revives in (False, True):
+        updater, current = RoundUpdater(start_mask(), 0.2, 2, budget="effective", revives=revives), start_mask()
+        before = updater.choose(scores_of(1), current, 1, connected)
+        after = updater.choose(scores_of(2), before, 2, connected)
+        assert after.kept == round(0.2 * start_mask().total) and outside(after, connected(start_mask())) == 0
+        assert (outside(after, before) > 0) == revives

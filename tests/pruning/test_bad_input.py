@@ -1,4 +1,3 @@
-import copy
 import math
 
 import pytest
@@ -6,7 +5,9 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import perceptron
 from pathex.errors import PathexError
+from snapshots import unchanged
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 0, 1])
@@ -16,6 +17,10 @@ def spoiled(value):
     x = X.clone()
     x[1, 2] = value
     return x
+
+
+def scorer(answer):
+    return {"method": lambda model, batches, mask: answer}
 
 
 BOTH = {
@@ -41,6 +46,15 @@ BOTH = {
     "ignore nothing": ({"ignore": ["head"]}, "ignore: 'head' matches no module of Sequential"),
     "ignore everything": ({"ignore": [nn.Linear]}, "Sequential has nothing to prune"),
     "mask of another model": ({"mask": pathex.Mask({"fc": Y > 0})}, "mask does not fit .*0.weight, 2.weight, fc"),
+    "mask of another type": ({"mask": {"0.weight": Y > 0}}, r"pathex\.Mask, not dict"),
+    "no scores": (scorer(None), "must return a mapping.* not NoneType"),
+    "no score of a weight": (scorer({}), "no score for '0.weight'"),
+    "a list of scores": (scorer({"0.weight": [1.0]}), "no score for '0.weight'"),
+    "scores of another shape": (scorer({"0.weight": torch.zeros(3)}), r"shape \(3,\), not \(4, 3\)"),
+    "scores that are NaN": (
+        scorer({"0.weight": torch.full((4, 3), torch.nan), "2.weight": torch.ones(2, 4)}),
+        "'0.weight' hold NaN",
+    ),
     "empty list": ({"data": []}, "data is empty"),
     "empty tensor": ({"data": X[:0]}, "data is empty"),
     "integers": ({"data": Y[:, None]}, "batch 0 of data has images of torch.int64"),
@@ -69,6 +83,14 @@ PRUNE = {
     "allocation": ({"allocation": "golbal"}, "unknown allocation 'golbal'. Did you mean 'global'.*erk"),
     "allocation of an unknown layer": ({"allocation": {"1.weight": 0.5}}, "'1.weight'.*Known: 0.weight, 2.weight"),
     "allocation in words": ({"allocation": {"0.weight": "half"}}, "'0.weight' density 'half'; allowed: 0 to 1"),
+    "contradiction": (
+        {"allocation": {"0.weight": 1.0}, "sparsity": 0.9},
+        r"admits sparsity 0\.\d+ to 0\.\d+, not 0\.900000",
+    ),
+    "effective budget of layers": (
+        {"budget": "effective", "allocation": "erk"},
+        "budget='effective' needs allocation='global'",
+    ),
     "schedule": ({"schedule": "cosine"}, "unknown schedule 'cosine'. Known: adaptive, exponential, linear"),
     "budget": ({"budget": "real"}, "unknown budget 'real'. Known: effective, nominal"),
     "floor below zero": ({"min_per_layer": -1}, "min_per_layer must be an integer of at least 0, got -1"),
@@ -77,19 +99,12 @@ PRUNE = {
 }  # fmt: skip
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).train()
-
-
 def refused(call, arguments, message):
-    model = network()
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(PathexError, match=message) as caught:
+    torch.manual_seed(0)
+    model = perceptron(3, 4, 2).train()
+    with unchanged(model), pytest.raises(PathexError, match=message) as caught:
         call(model, **arguments)
     assert "\n" not in str(caught.value)
-    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in before.items())
-    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("case", BOTH)
@@ -115,14 +130,9 @@ def test_arguments_are_checked_before_data_are_read(case):
     refused(pathex.prune, {"sparsity": 0.5, "data": data()} | arguments, message)
 
 
-def test_nothing_to_prune():
-    with pytest.raises(PathexError, match="Sequential has nothing to prune"):
-        pathex.prune(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), sparsity=0.5, data=X)
-
-
 @pytest.mark.parametrize("method", ["px", "synflow", "px-literal", "magnitude"])
 def test_weights_that_are_not_finite(method):
-    model = network()
+    model = perceptron(3, 4, 2)
     with torch.no_grad():
         model[0].weight[0, 0] = math.nan
     with pytest.raises(PathexError, match=r"NaN|nan|leaves float64"):

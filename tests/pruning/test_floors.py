@@ -1,16 +1,25 @@
+"""No layer on a path is cut off; weights on no path from the images: position biases, constant queries."""
+
 import itertools
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import pathex
 import small_timm
 from brute_force.cases import Wired
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.masks import Mask, all_kept, prunable_weights
 from pathex.paths import OnPaths, connectivity, roles
 from pathex.pruning.floors import Floors
 from pathex.scores import Magnitude
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(no path|piecewise-linear):pathex.errors.PathexWarning", "ignore:read as one"
+)
 
 
 def _excited(net, x):
@@ -142,8 +151,149 @@ def test_infinite_scores_of_a_method_give_way_to_paths():
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_query_of_a_class_token_stays_with_the_keys_that_it_asks(seed):
-    """It is on no path, as the token has seen no image yet, and is a factor of what is."""
     torch.manual_seed(seed)
     result = pathex.prune(small_timm.vit(), "px", sparsity=0.9, data=torch.randn(6, 3, 16, 16), rounds=3)
     assert result.report.dead_layers == []
     assert all(part.any() for part in result.mask["blocks.0.attn.qkv.weight"].chunk(3))
+
+
+def _biased_attention(net, x):
+    """The weights of attention are moved by what a small network makes of the positions (Swin V2)."""
+    positions = torch.arange(5.0)[:, None]
+    bias = net.outer(net.inner(positions).relu()).mT  # (1, 5)
+    shares = (net.queries(x) @ net.keys(x).mT + bias).softmax(-1)
+    return net.head((shares @ net.values(x)).mean(1))
+
+
+def _constant_query(net, x):
+    """A learned query asks the images (attention pooling)."""
+    shares = (net.queries(net.token) @ net.keys(x).mT).softmax(-1)
+    return net.head((shares @ net.values(x)).mean(1))
+
+
+def _class_token(net, x):
+    """A token that stands before the images' asks them, and has seen none of them yet (CaiT)."""
+    x = torch.cat((net.token.expand(len(x), 1, -1), x), 1)
+    shares = (net.queries(x[:, :1]) @ net.keys(x).mT).softmax(-1)
+    return net.head((shares @ net.values(x)).mean(1))
+
+
+FORMS = {"query": _constant_query, "class token": _class_token}
+
+
+def _attending(name):
+    torch.manual_seed(0)
+    parts = {n: nn.Linear(4, 4) for n in ("queries", "keys", "values", "head")}
+    if name == "positions":
+        parts |= {"inner": nn.Linear(1, 4), "outer": nn.Linear(4, 1)}
+        return Wired(_biased_attention, **parts), ["inner.weight", "outer.weight"]
+    return Wired(FORMS[name], **parts, token=nn.Parameter(torch.randn(1, 4))), ["queries.weight"]
+
+
+TOKENS = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(1))
+
+
+def test_masks_of_path_methods_leave_them_out_and_the_report_names_them():
+    net, off = _attending("positions")
+    with pytest.warns(PathexWarning, match="2 weights lie on no path from the images") as warned:
+        result = pathex.prune(net, "px", sparsity=0.5, data=TOKENS, rounds=2)
+    assert sum("on no path from the images" in str(warning.message) for warning in warned) == 1
+    assert sorted(result.report.off_path) == off and not result.report.dead_layers
+    assert set(result.mask) == {f"{name}.weight" for name in ("queries", "keys", "values", "head")}
+    with pytest.warns(PathexWarning, match="inner.weight, outer.weight"):
+        assert set(pathex.score(net, "px", TOKENS)) == set(result.mask)
+
+
+def test_other_methods_keep_them_until_they_are_told():
+    net, off = _attending("positions")
+    blind = pathex.prune(net, "magnitude", sparsity=0.5, data=TOKENS)
+    assert set(off) < set(blind.mask) and sorted(blind.report.off_path) == off
+    told = pathex.prune(net, "magnitude", sparsity=0.5, data=TOKENS, ignore=blind.report.off_path)
+    with pytest.warns(PathexWarning, match="no path"):
+        assert set(told.mask) == set(pathex.prune(net, "px", sparsity=0.5, data=TOKENS, rounds=1).mask)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_query_of_a_constant_is_on_none(name):
+    net, off = _attending(name)
+    found = pathex.prune(net, "px", sparsity=0.5, data=TOKENS, rounds=2)
+    assert found.report.off_path == off and not set(off) & set(found.mask) and not found.report.dead_layers
+
+
+def test_a_start_mask_may_have_them_whole_and_not_cut():
+    net, off = _attending("positions")
+    names = pathex.prune(net, "magnitude", sparsity=0.1, data=TOKENS).mask
+    whole = Mask({name: torch.ones_like(entry) if name in off else entry for name, entry in names.items()})
+    result = pathex.prune(net, "px", sparsity=0.5, data=TOKENS, rounds=2, mask=whole)
+    assert not set(off) & set(result.mask) and not any((result.mask[n] & ~whole[n]).any() for n in result.mask)
+    assert set(pathex.score(net, "px", TOKENS, mask=whole)) == set(result.mask)
+    cut = Mask({**names, "inner.weight": torch.zeros_like(names["inner.weight"])})
+    for call, more in ((pathex.score, {}), (pathex.prune, {"sparsity": 0.5})):
+        with pytest.raises(MaskMismatch, match=r"left as they are: inner\.weight.*ignore="):
+            call(net, "px", data=TOKENS, mask=cut, **more)
+
+
+LARGE = [
+    ("vit_tiny_patch16_224", {"img_size": 64}, 64),
+    ("swin_tiny_patch4_window7_224", {"img_size": 56}, 56),
+    ("convnext_atto", {}, 64),
+    ("tf_efficientnet_lite0", {}, 64),
+]
+NETWORKS = [
+    ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2}, 32),
+    ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}, 32),
+    *(pytest.param(*large, marks=pytest.mark.slow) for large in LARGE),
+]
+
+
+def _roles(model, x):
+    return roles(model, all_kept(prunable_weights(model)), x)
+
+
+@pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
+def test_networks_are_cut_nowhere(name, options, size):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **options)
+    x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    result = pathex.prune(model, "px", sparsity=0.9, data=x, rounds=3 if size == 32 else 5)
+    mask, parts = result.mask, _roles(model, x[:1])
+    assert mask.kept == round(0.1 * mask.total)
+    assert result.report.dead_layers == []
+    for layer, of_layer in parts.items():
+        for part in of_layer:
+            kept = int((mask[layer] & part).sum())
+            assert kept >= max(1, int(0.1 * mask.density * int(part.sum()))), layer
+    assert all(len(parts[layer]) == 3 for layer in mask if ".qkv." in layer), "query, key and value"
+
+
+def _fused(net, x):
+    """Attention and a gated unit, each with its weights in one."""
+    q, k, v = net.qkv(x).chunk(3, -1)
+    x = x + (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    value, gate = net.gated(x).chunk(2, -1)
+    return net.head((value * gate.sigmoid()).mean(1))
+
+
+def test_the_roles_of_fused_weights():
+    model = Wired(_fused, qkv=nn.Linear(4, 12), gated=nn.Linear(4, 8), head=nn.Linear(4, 2))
+    found = _roles(model, torch.randn(1, 3, 4))
+    rows = {
+        name: sorted(tuple(part.any(1).nonzero().squeeze(1).tolist()) for part in parts)
+        for name, parts in found.items()
+    }
+    assert rows["qkv.weight"] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    assert rows["gated.weight"] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert rows["head.weight"] == [(0, 1)]
+
+
+def test_a_network_without_products_has_one_part_a_layer():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    found = _roles(model, torch.randn(1, 3, 8, 8))
+    assert all(len(parts) == 1 and parts[0].all() for parts in found.values())
+
+
+def test_a_network_whose_weights_are_all_on_no_path_is_refused():
+    token = nn.Parameter(torch.ones(2, 4))
+    net = Wired(lambda net, x: net.head(net.token).mean(0) + x.mean((1, 2)), head=nn.Linear(4, 1), token=token)
+    with pytest.raises(InvalidInput, match="no prunable weight lies on a path"):
+        pathex.score(net, "px", torch.randn(8, 5, 4))

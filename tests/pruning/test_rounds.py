@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pathex
-from brute_force.cases import Wired
+from brute_force.cases import Wired, perceptron
 from pathex.errors import InvalidInput, LayerCollapse
 from pathex.models import CifarResNet
 from pathex.paths import connectivity
@@ -16,8 +16,7 @@ from pathex.paths import connectivity
 
 def mlp(*sizes):
     torch.manual_seed(0)
-    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+    return perceptron(*sizes)
 
 
 def nested(larger, smaller):
@@ -57,11 +56,6 @@ def test_every_round_keeps_its_count_of_what_the_last_one_kept(model, images, se
     assert all(nested(larger, smaller) for larger, smaller in itertools.pairwise([begin, *masks]))
 
 
-def test_a_contradiction_says_which_sparsities_are_possible(model, images):
-    with pytest.raises(InvalidInput, match=r"admits sparsity 0\.\d+ to 0\.\d+, not 0\.990000"):
-        pathex.prune(model, sparsity=0.99, data=images, allocation={"blocks.2.conv2.weight": 1.0})
-
-
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.123456, 0.99, np.float32(0.25)])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
 def test_exact_sparsity(model, images, sparsity):
@@ -92,8 +86,6 @@ def test_every_round_keeps_the_floor_of_each_layer(allocation):
         on_round=lambda row, mask: kept.append([count.kept for count in mask.counts().values()]),
     )  # fmt: skip
     assert all(min(row) >= 3 for row in kept) and sum(kept[-1]) == 16
-    with pytest.raises(InvalidInput, match="min_per_layer secures 18 weights but only 16"):
-        pathex.prune(model, sparsity=0.9, data=torch.randn(4, 5), min_per_layer=9)
 
 
 @pytest.mark.parametrize("allocation", ["global", "layer", "uniform", "erk"])
@@ -139,62 +131,34 @@ def test_a_callable_gets_the_masked_model_the_batches_and_the_mask():
     assert result.mask.metadata["method"] == "gradients" and result.mask.metadata["options"] == {"power": 2}
 
 
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (None, "must return a mapping.* not NoneType"),
-        ({}, "no score for '0.weight'"),
-        ({"0.weight": [1.0]}, "no score for '0.weight'"),
-        ({"0.weight": torch.zeros(3)}, r"shape \(3,\), not \(6, 3\)"),
-        ({"0.weight": torch.full((6, 3), torch.nan)}, "'0.weight' hold NaN"),
-    ],
-)
-def test_bad_scores_are_refused(answer, message):
-    with pytest.raises(InvalidInput, match=message):
-        pathex.score(mlp(3, 6), lambda model, batches, mask: answer, torch.randn(2, 3))
-
-
-def test_scores_of_removed_weights_are_zero_and_masks_can_be_none(model, images):
+def test_scores_of_removed_weights_are_zero(model, images):
     start = pathex.prune(model, "random", sparsity=0.5, data=images).mask
     scores = pathex.score(model, "px", images, mask=start)
     assert scores.keys() == start.keys()
     assert all(not score[~start[name]].any() for name, score in scores.items())
-    with pytest.raises(InvalidInput, match=r"pathex\.Mask, not dict"):
-        pathex.score(model, "px", images, mask=dict(start))
 
 
 def test_embeddings_and_own_modules_can_be_pruned():
-    class Scale(Wired):
-        pass
-
-    scale = Scale(lambda net, x: x * net.weight, weight=nn.Parameter(torch.tensor([0.5, 2.0, 0.1, 1.0])))
+    scale = Wired(lambda net, x: x * net.weight, weight=nn.Parameter(torch.tensor([0.5, 2.0, 0.1, 1.0])))
     model, x = nn.Sequential(nn.Linear(3, 4), scale, nn.Linear(4, 2)), torch.randn(2, 3)
-    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=x, prunable=[Scale], ignore=["0"]).mask
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=x, prunable=[Wired], ignore=["0"]).mask
     assert mask.counts().keys() == {"1.weight", "2.weight"} and mask["1.weight"].tolist()[1] and mask.kept == 6
-    assert pathex.score(model, "px", x, prunable=[Scale])["1.weight"].all()
+    assert pathex.score(model, "px", x, prunable=[Wired])["1.weight"].all()
 
 
-def hand_made():
-    """Two hidden units: the first has no way out, the second no way in but one."""
+def test_what_lies_on_no_path_is_counted_and_an_effective_budget_swaps_it():
+    # Of two hidden units the first has no way out, the second no way in but one.
     scores = {"0.weight": torch.tensor([[4.0, 4.0], [5.0, 0.0]]), "2.weight": torch.tensor([[0.0, 6.0], [0.0, 0.0]])}
-    return mlp(2, 2, 2), scores
-
-
-def test_report_counts_what_lies_on_no_path():
-    model, scores = hand_made()
-    report = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2)).report
+    nominal, effective = (
+        pathex.prune(mlp(2, 2, 2), lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2), budget=budget)
+        for budget in ("nominal", "effective")
+    )
+    report = nominal.report
     assert report.disconnected == 2
     assert report.dead_channels == {"0.weight": [0], "2.weight": [1]}
     assert report.dead_layers == [] and report.asdict()["unused"] == []
-
-
-def test_effective_budget_swaps_disconnected_weights():
-    model, scores = hand_made()
-    result = pathex.prune(model, lambda m, b, k: scores, sparsity=0.5, data=torch.randn(2, 2), budget="effective")
-    assert result.mask.kept == 4 and result.report.disconnected == 0
-    assert result.mask["2.weight"][0, 1] and result.mask["0.weight"][1, 0]
-    with pytest.raises(InvalidInput, match="budget='effective' needs allocation='global'"):
-        pathex.prune(model, "px", sparsity=0.5, data=torch.randn(2, 2), budget="effective", allocation="erk")
+    assert effective.mask.kept == 4 and effective.report.disconnected == 0
+    assert effective.mask["2.weight"][0, 1] and effective.mask["0.weight"][1, 0]
 
 
 def test_effective_budget_on_a_residual_network(model, images):

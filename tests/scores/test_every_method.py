@@ -11,6 +11,8 @@ from torch import nn
 import pathex
 from brute_force.cases import Wired, assert_close
 from pathex.errors import InvalidInput, PathexWarning, UnknownName, UnsupportedOperation
+from pathex.graph import trace
+from pathex.paths import survey
 from variants import CALIBRATED, LOSSES, VARIANTS
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
@@ -95,6 +97,60 @@ def test_the_layout_of_memory_plays_no_part(method):
         assert_close({name: found[name].reshape(score.shape) for name, score in expected.items()}, expected, 1e-8)
 
 
+IMAGES, LABELS = torch.randn(12, 3, 8, 8), torch.arange(12) % 4
+WAYS = {
+    "slice": lambda x: x[:, :, ::2, ::2].flatten(1),
+    "view": lambda x: x[:, :, ::2, ::2].contiguous().view(len(x), -1),
+    "as_strided": lambda x: x.as_strided((len(x), 6, 4, 4), (384, 64, 16, 2)).flatten(1),
+}
+
+
+def bound(way):
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(3, 6, 3, padding=1), "norm": nn.BatchNorm2d(6), "head": nn.Linear(96, 4)}
+    return Wired(lambda net, x: net.head(WAYS[way](torch.relu(net.norm(net.conv(x))))), **layers)
+
+
+@pytest.mark.parametrize("method", ["snip", "ntk-sap", "px-cvpr24", "grasp", "px"])
+def test_a_network_that_is_bound_to_a_layout_scores_as_one_that_is_not(method):
+    data = [(IMAGES, LABELS)]
+    expected = pathex.score(bound("slice"), method, data)
+    for way in ("view", "as_strided"):
+        if (method, way) == ("px", "as_strided"):
+            with pytest.raises(UnsupportedOperation, match="no rule to read as_strided"):
+                pathex.score(bound(way), method, data)
+            continue
+        scores = pathex.score(bound(way), method, data)
+        for name, value in expected.items():
+            torch.testing.assert_close(scores[name], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()))
+
+
+def test_a_loss_may_view_the_outputs():
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    data = [(IMAGES, torch.rand(12, 2, 4, 4).round())]
+    flat = pathex.score(network, "snip", data, loss=lambda p, y: (p.view(-1) - y.view(-1)).square().mean())
+    whole = pathex.score(network, "snip", data, loss=lambda p, y: (p - y).square().mean())
+    for name, value in whole.items():
+        torch.testing.assert_close(flat[name], value)
+
+
+def narrow_function():
+    weight = nn.Parameter(torch.randn(8, 4, 1, 1))
+    return Wired(lambda net, x: nn.functional.conv2d(x, net.weight, stride=2), weight=weight)
+
+
+@pytest.mark.parametrize("narrow", [lambda: nn.Conv2d(4, 8, 1, stride=2), narrow_function], ids=["module", "function"])
+@pytest.mark.parametrize("method", ["ntk-sap", "px", "snip"])
+def test_convolutions_that_channels_last_breaks_are_read_as_they_were(method, narrow):
+    # Five times, as what is written beyond the memory of a tensor does not always end the process.
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), narrow(), nn.Flatten(), nn.Linear(392, 4))
+    layouts = []
+    network[2].register_forward_pre_hook(lambda module, args: layouts.append(args[0].is_contiguous()))
+    for _ in range(5):
+        pathex.score(network, method, [(torch.randn(12, 3, 16, 16), LABELS)])
+    assert method == "px" or layouts[-1]
+
+
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
 @pytest.mark.parametrize("method", [name for name in pathex.methods() if "scales" in pathex.methods(name).options])
 def test_a_scale_of_zero_is_read_as_one_and_told_once(method):
@@ -129,6 +185,47 @@ def test_outputs_that_no_class_or_weight_reaches(method):
         with pytest.raises(InvalidInput, match=r"needs outputs \(N, classes, ...\), not \(4,\); pass loss="):
             pathex.score(model, method, (X, Y), output="flat")
     assert pathex.score(model, method, (X, Y), output="logits")["fc.weight"].any()
+
+
+def _gate(net, x):
+    a, b = x.chunk(2, 1)
+    return torch.cat([a * b, a], 1)
+
+
+BEYOND = {"gelu": nn.GELU(), "layer_norm": nn.LayerNorm(4), "softmax": nn.Softmax(1), "mul": Wired(_gate)}
+BEYOND |= {"sigmoid": nn.Sigmoid()}
+WITHIN = (nn.ReLU(), nn.LeakyReLU(), nn.ReLU6(), nn.BatchNorm1d(4), nn.Identity(), nn.PReLU(), nn.Dropout())
+
+
+def _around(*modules):
+    return nn.Sequential(nn.Linear(3, 4), *modules, nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("function", BEYOND)
+@pytest.mark.parametrize("method", ["px", "px-literal", "synflow", "synflow-l2"])
+def test_path_methods_doubt_networks_that_are_not_piecewise_linear(function, method):
+    model, options = _around(BEYOND[function]), {} if method == "px" else {"per_sample": "one"}
+    with pytest.warns(PathexWarning, match=rf"{method} is derived for piecewise-linear networks.*{function}") as caught:
+        pathex.prune(model, method, sparsity=0.5, data=X, rounds=3, **options)
+    assert len(caught) == 1
+    with pytest.raises(InvalidInput, match=rf"{function}.*strict"):
+        pathex.score(model, method, X, strict=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "modules"),
+    [
+        *((method, WITHIN) for method in ("px", "synflow")),
+        *((method, [nn.GELU()]) for method in ("magnitude", "random", "snip", "grasp", "ntk-diagonal")),
+    ],
+)
+def test_other_networks_and_methods_raise_no_doubt(method, modules):
+    pathex.score(_around(*modules), method, [(X, Y)], strict=True)
+
+
+def test_the_survey_names_what_goes_beyond():
+    model = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.LayerNorm(4), nn.ReLU(), Wired(_gate), nn.SiLU())
+    assert survey(trace(model, X)).beyond == ("silu", "layer_norm", "mul")
 
 
 WALKS = "walks must be an integer of at least 1, or None"

@@ -9,8 +9,7 @@ from torch import nn
 
 import pathex
 from brute_force.cases import draw
-from brute_force.kernels import jacobian
-from brute_force.ntk import mean_trace_over_signs, trace_with_fixed_gates
+from brute_force.kernels import jacobian, mean_trace_over_signs, trace_with_fixed_gates
 
 LIVE = [0, 2, 3]  # seeds whose tiny dense network is not dead at every image
 
@@ -44,7 +43,6 @@ def summed_derivative(model, x, method="px"):
 @pytest.mark.parametrize("seed", LIVE)
 @pytest.mark.parametrize(("make", "shape"), [(dense, (2,)), (lambda: conv(nn.Sequential(), 4), (1, 4, 4))])
 def test_px_is_the_expected_trace(make, shape, seed):
-    """Of a dense network; and of convolutions that no pool follows, as the last layer tells the positions apart."""
     model = make()
     x = fill(model, shape, seed)
     expected = mean_trace_over_signs(model, x)

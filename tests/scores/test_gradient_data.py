@@ -12,6 +12,7 @@ import pathex
 from brute_force.cases import Wired, assert_close, random_mask
 from brute_force.gradients import TWINS, labelled
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from snapshots import unchanged
 from variants import LOSSES
 
 every_method = pytest.mark.parametrize("method", LOSSES)
@@ -30,7 +31,6 @@ def test_on_batch_statistics_the_batches_count_but_not_their_order(model, images
 
 @every_method
 def test_pixels_without_a_class_do_not_count(method):
-    """Batches with unequal numbers of labelled pixels, one with none: the mean is over all pixels with a class."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).double()
     x, y = torch.randn(4, 2, 5, 5, dtype=torch.float64), torch.randint(0, 3, (4, 5, 5))
@@ -113,25 +113,19 @@ BAD = {
 @every_method
 def test_bad_input_is_named(method, case):
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).train()
-    before = copy.deepcopy(model.state_dict())
     arguments, message = BAD[case]
-    with pytest.raises((InvalidInput, UnknownName), match=message.format(method=method)):
+    with unchanged(model), pytest.raises((InvalidInput, UnknownName), match=message.format(method=method)):
         pathex.score(model, method, **{"data": (X, Y), **arguments})
-    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items()) and model.training
 
 
-def _checkpointed():
-    """Runs its second layer once more in the backward pass."""
-
-    def form(net, x):
-        return net.fc(checkpoint(net.second, net.first(x).relu(), use_reentrant=False))
-
-    return Wired(form, first=nn.Linear(6, 8), second=nn.Linear(8, 8), fc=nn.Linear(8, 3))
+def _checkpointed(net, x):
+    return net.fc(checkpoint(net.second, net.first(x).relu(), use_reentrant=False))
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "ntk-diagonal"])
 def test_checkpoints_would_run_again_without_the_mask_and_paths_run_through_them(method):
-    model, x = _checkpointed(), torch.randn(4, 6)
+    layers = {"first": nn.Linear(6, 8), "second": nn.Linear(8, 8), "fc": nn.Linear(8, 3)}
+    model, x = Wired(_checkpointed, **layers), torch.randn(4, 6)
     data = (x, torch.arange(4) % 3)
     with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
         pathex.score(model, method, data)

@@ -4,11 +4,9 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import pathex
-from pathex.errors import InvalidInput
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 
@@ -36,27 +34,16 @@ def pairs():
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_prunes_it(model, pairs, method):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     few = {"projections": 2} if "projections" in pathex.methods(method).options else {}
     result = pathex.prune(model, method, sparsity=0.2, data=pairs, rounds=1, progress=False, **few)
     assert result.mask.kept == round(0.8 * result.mask.total)
     # SynFlow and px-literal find little in the convolution that carries the early features to the decoder.
     assert set(result.report.dead_layers) <= ({"decoder.block1.0.weight"} if method in OPEN else set())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_px_sums_over_the_outputs_of_all_pixels(model, pairs):
     # Every layer on all paths holds the whole sum: the first convolution, and the last, whose outputs are pixels.
-    model = copy.deepcopy(model).double()
-    scores = pathex.score(model, "px", pairs[0].double())
+    scores = pathex.score(copy.deepcopy(model).double(), "px", pairs[0].double())
     assert isinstance(model.encoder.features[0][0], nn.Conv2d)
     first, last = scores["encoder.features.0.0.weight"].sum(), scores["segmentation_head.0.weight"].sum()
     torch.testing.assert_close(first, last, rtol=1e-9, atol=0)
-
-
-def test_one_image_needs_fixed_statistics(model, pairs):
-    # The pooled branch of DeepLabV3+ has one value a channel for one image.
-    one = (pairs[0][:1], pairs[1][:1])
-    with pytest.raises(InvalidInput, match="needs more than one value a channel"):
-        pathex.score(model, "snip", one)
-    assert F.relu(pathex.score(model, "snip", one, calibration="running")["segmentation_head.0.weight"]).any()

@@ -21,11 +21,12 @@ from pathex.errors import PathexWarning
 from pathex.masks import prunable_weights
 from pathex.scores import Problem, px, synflow, synflow_l2
 
-NETWORKS = ["resnet20", "torchvision:mobilenet_v3_small", "timm:test_convnext", "timm:test_vit"]
+NETWORKS = ["resnet20", "timm:test_efficientnet", "timm:test_convnext", "timm:test_vit"]
 LARGE = [
     "vgg11_bn",
     "torchvision:convnext_tiny",
     "torchvision:googlenet",
+    "torchvision:mobilenet_v3_small",
     "timm:darknet53",
     "timm:vit_tiny_patch16_224",
 ]
@@ -89,7 +90,7 @@ def test_no_pass_reads_a_value(name, method):
 @pytest.mark.parametrize("calibration", ["batch", "running"])
 def test_no_option_of_px_reads_a_value(calibration, smooth):
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.PReLU(4), nn.ReLU6(), nn.GELU()
-    head = nn.MaxPool2d(2), nn.RReLU(), nn.Sigmoid(), nn.Flatten(), nn.LazyLinear(3)
+    head = nn.MaxPool2d(2), nn.RReLU(), nn.Sigmoid(), nn.Hardswish(), nn.Hardsigmoid(), nn.Flatten(), nn.LazyLinear(3)
     model = nn.Sequential(*layers, *head).eval()
     x = torch.randn(3, 3, 8, 8)
     model(x)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pathex
-from brute_force.cases import CASES, build, random_mask
+from brute_force.cases import CASES, build, perceptron, random_mask
 from brute_force.node_paths import paths_through, units_of
 from pathex.errors import UnsupportedOperation
 from pathex.graph import trace
@@ -111,9 +111,8 @@ def nodes_and_paths(model, x, mask):
     return units, math.log(float(total.detach())) if float(total.detach()) > 0 else -math.inf
 
 
-def perceptron():
-    layers = [layer for a, b in pairwise((20, 50, 50, 50, 10)) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1]), torch.randn(2, 20)
+def fully_connected():
+    return perceptron(20, 50, 50, 50, 10), torch.randn(2, 20)
 
 
 def convolutional():
@@ -122,7 +121,7 @@ def convolutional():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), torch.randn(2, 3, 10, 10)
 
 
-@pytest.mark.parametrize("make", [perceptron, convolutional])
+@pytest.mark.parametrize("make", [fully_connected, convolutional])
 @pytest.mark.parametrize("allocation", ["global", pytest.param("erk", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sparsity", [0.9, 0.97])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")

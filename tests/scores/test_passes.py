@@ -115,7 +115,6 @@ def test_a_round_costs_the_passes_of_the_card(problem, method, options, said, fo
 
 
 def test_micro_batches_cost_a_pass_that_calibrates(problem):
-    """A forward pass needs less memory than one that is replayed: here it takes all images at once."""
     assert of_one_round(problem, "px", memory="300KiB")[:2] == (3 * IMAGES, IMAGES)
     assert of_one_round(problem, "px", memory=1, calibration="running")[:2] == (2 * IMAGES, IMAGES)
 

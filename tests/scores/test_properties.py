@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import pathex
-from brute_force.cases import assert_close
+from brute_force.cases import assert_close, perceptron
 from pathex.errors import InvalidInput, PathexWarning
 from pathex.masks import prunable_weights
 from pathex.models import CifarResNet
 from pathex.scores import precision
+from snapshots import unchanged
 
 PATH_METHODS = ["px", "px-literal", "synflow-l2"]
 
@@ -22,10 +23,10 @@ def flat(scores):
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
-@pytest.mark.parametrize("memory", ["200KB", "50KB", None])
-def test_kept_sets_do_not_depend_on_memory(model, images, memory):
-    whole = pathex.prune(model, "px", sparsity=0.9, data=images, rounds=5).mask
-    assert pathex.prune(model, "px", sparsity=0.9, data=images.flip(0), rounds=5, memory=memory).mask == whole
+def test_kept_sets_do_not_depend_on_memory(model, images):
+    whole = pathex.prune(model, "px", sparsity=0.9, data=images, rounds=3).mask
+    for memory in ("200KB", "50KB", None):
+        assert pathex.prune(model, "px", sparsity=0.9, data=images.flip(0), rounds=3, memory=memory).mask == whole
 
 
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
@@ -44,11 +45,6 @@ def test_a_tiny_budget_really_splits_the_images(model, images, monkeypatch):
     assert sizes[-12:] == [1] * 12 and 1 <= (chunks[-1] or 0) < 12
 
 
-def test_the_released_px_does_depend_on_batches(model, images):
-    whole, halves = (flat(pathex.score(model, "px-cvpr24", list(images.split(n)))) for n in (12, 6))
-    assert not torch.allclose(whole, halves, rtol=1e-3)
-
-
 @pytest.mark.filterwarnings("ignore:.* of memory, more than")
 def test_calibration_reads_the_first_images_in_canonical_order(model, images):
     few = pathex.score(model, "px", images, calibration_images=4)
@@ -58,7 +54,6 @@ def test_calibration_reads_the_first_images_in_canonical_order(model, images):
 
 
 def test_running_statistics_ignore_the_other_images(model, images):
-    """Scores are sums over images: with stored statistics two halves add up, with calibration they do not."""
     for calibration, adds_up in (("running", True), ("batch", False)):
         halves = [pathex.score(model, "px", part, calibration=calibration) for part in images.split(6)]
         whole = pathex.score(model, "px", images, calibration=calibration)
@@ -66,7 +61,6 @@ def test_running_statistics_ignore_the_other_images(model, images):
 
 
 def test_redrawn_weights_depend_on_seed_and_round_only(model, images):
-    """Drawn by a custom initialiser in each of three rounds."""
     drawn = {}
     for run, seed in enumerate((0, 0, 1)):
 
@@ -84,14 +78,12 @@ def test_redrawn_weights_depend_on_seed_and_round_only(model, images):
 
 
 def test_redrawn_weights_have_the_spread_of_their_own_tensor(model, images):
-    """Ten times the weights of a linear last layer are a hundred times the scores, drawn anew or not."""
     wide = copy.deepcopy(model)
     with torch.no_grad():
         wide.fc.weight *= 10
-    before = copy.deepcopy(wide.state_dict())
-    found, small = (pathex.score(net, "px", images, redraw=True) for net in (wide, model))
+    with unchanged(wide):
+        found, small = (pathex.score(net, "px", images, redraw=True) for net in (wide, model))
     torch.testing.assert_close(found["fc.weight"], 100 * small["fc.weight"])
-    assert all(torch.equal(before[name], entry) for name, entry in wide.state_dict().items())
     assert not torch.allclose(flat(small), flat(pathex.score(model, "px", images)))
     assert torch.allclose(flat(small), flat(pathex.score(model, "px", images, redraw=True)), rtol=1e-14)
     with pytest.raises(InvalidInput, match=r"shape \(2, 3, 3, 3\) for 'conv.weight', not \(1,\)"):
@@ -118,7 +110,6 @@ def chain():
 
 @pytest.mark.parametrize("method", [*PATH_METHODS, "synflow"])
 def test_score_is_conserved_on_a_chain(method, chain):
-    """Each layer holds the same sum, and a hidden unit gives as much as it takes."""
     scores = pathex.score(chain[0], method, chain[1])
     sums = torch.stack([score.sum() for score in scores.values()])
     assert sums[0] > 0
@@ -152,11 +143,10 @@ def test_printed_px_is_one_factor_times_synflow_l2_in_the_first_round(model, ima
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
 def test_printed_px_stays_close_to_synflow_l2_over_many_rounds():
-    """It decides alike on over 98 % of all weights; of the few that are kept, over half are the same here."""
     torch.manual_seed(0)
-    model, x = CifarResNet(8, width=4), torch.randn(20, 3, 8, 8)
+    model, x = CifarResNet(8, width=4), torch.randn(8, 3, 8, 8)
     literal, control, gated = (
-        pathex.prune(model, name, sparsity=0.982, data=x, rounds=40).mask for name in ("px-literal", "synflow-l2", "px")
+        pathex.prune(model, name, sparsity=0.982, data=x, rounds=20).mask for name in ("px-literal", "synflow-l2", "px")
     )
     assert 1 - ((literal - control).kept + (control - literal).kept) / control.total > 0.98
     assert (literal & control).kept > 0.5 * control.kept
@@ -164,7 +154,7 @@ def test_printed_px_stays_close_to_synflow_l2_over_many_rounds():
 
 
 def test_random_layers_have_about_one_density(model, images):
-    mask = pathex.prune(CifarResNet(8, width=8), "random", sparsity=0.5, data=images).mask
+    mask = pathex.prune(model, "random", sparsity=0.5, data=images).mask
     for kept, size in mask.counts().values():
         assert abs(kept - size / 2) < 4 * (size / 4) ** 0.5 + 1
 
@@ -186,13 +176,12 @@ def test_float32_agrees_with_float64(model, images):
 
 
 @pytest.mark.parametrize("method", ["px", "synflow", "synflow-l2"])
-@pytest.mark.parametrize("factor", [30.0, 1e-3])
+@pytest.mark.parametrize("factor", [3e4, 1e-9])
 def test_scores_that_leave_float32_are_computed_in_float64(method, factor, monkeypatch):
     torch.manual_seed(0)
-    layers = [layer for _ in range(30) for layer in (nn.Linear(8, 8, bias=False), nn.ReLU())]
-    model = nn.Sequential(*layers, nn.Linear(8, 2))
+    model = perceptron(*[8] * 11, 2, bias=False)
     with torch.no_grad():
-        for layer in layers[::2]:
+        for layer in model[:-1:2]:
             layer.weight.abs_().mul_(factor)
     images = torch.rand(3, 8)
     scores = pathex.score(model, method, images)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import pathex
+from brute_force.cases import perceptron
 from pathex import scores
 from pathex.errors import InvalidInput, UnknownName
 from pathex.scores import Method, Problem
@@ -44,7 +44,7 @@ def installed(monkeypatch):
 
 
 def network():
-    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    return perceptron(3, 6, 2)
 
 
 @pytest.mark.parametrize("name", pathex.methods())
@@ -64,8 +64,8 @@ def test_what_is_said_of_a_method(name):
 
 def test_methods_as_objects():
     model, x = network(), torch.randn(4, 3)
-    by_name = pathex.prune(model, "px", sparsity=0.5, data=x, redraw=True)
-    by_object = pathex.prune(model, pathex.PX(redraw=True), sparsity=0.5, data=x)
+    by_name = pathex.prune(model, "px", sparsity=0.5, data=x, rounds=2, redraw=True)
+    by_object = pathex.prune(model, pathex.PX(redraw=True), sparsity=0.5, data=x, rounds=2)
     assert by_name.mask == by_object.mask and by_name.mask.metadata == by_object.mask.metadata
     assert by_object.mask.metadata["options"] == {"redraw": True}
     for method in ("synflow", pathex.SynFlow(), pathex.SynFlow):

@@ -118,7 +118,6 @@ def test_diagonals_of_networks_that_have_no_paths(make):
 
 @pytest.mark.parametrize("labels", ["given", "model"])
 def test_fisher_diagonal_of_pixels(labels):
-    """A segmentation of three classes, with unlabelled pixels and an image without any label."""
     model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)).double()
     generator = draw(model, 4)
     x = torch.randn(3, 1, 3, 4, generator=generator, dtype=torch.float64)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import PathexWarning, UnsupportedOperation
-from snapshots import assert_same, snapshot
+from snapshots import assert_same, unchanged
 from variants import RUN_THE_NETWORK, VARIANTS
 
 
@@ -32,12 +33,12 @@ def test_everything_comes_back_as_it_was(variant):
     model, batches = network()
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
-    before, data = snapshot(model), copy.deepcopy(batches)
-    scores = pathex.score(model, method, batches, **options)
+    data = copy.deepcopy(batches)
+    with unchanged(model):
+        scores = pathex.score(model, method, batches, **options)
     assert all(not score.requires_grad and score.isfinite().all() for score in scores.values())
-    assert_same(snapshot(model), before)
-    first, again = (pathex.prune(model, method, sparsity=0.5, data=batches, rounds=2, **options) for _ in range(2))
-    assert_same(snapshot(model), before)
+    with unchanged(model):
+        first, again = (pathex.prune(model, method, sparsity=0.5, data=batches, rounds=2, **options) for _ in range(2))
     assert_same(batches, data)
     assert first.mask.kept == 72 and first.mask == again.mask
     assert calls or method not in RUN_THE_NETWORK
@@ -57,23 +58,15 @@ def test_after_an_error_in_the_middle_too(method, calls):
         left.pop()
 
     model[5].register_forward_pre_hook(fail)
-    before = snapshot(model)
-    with pytest.raises((RuntimeError, UnsupportedOperation), match="in the middle"):
+    with unchanged(model), pytest.raises((RuntimeError, UnsupportedOperation), match="in the middle"):
         pathex.prune(model, method, sparsity=0.5, data=batches, rounds=5)
-    assert_same(snapshot(model), before)
-
-
-class Strange(nn.Module):
-    def forward(self, x):
-        return torch.fft.fft(x).real
 
 
 def test_after_a_refused_operation_too():
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Strange(), nn.Linear(4, 2)), torch.randn(4, 3)
-    before = snapshot(model)
-    with pytest.raises(UnsupportedOperation, match=r"fft.*'2' \(Strange\)"):
+    strange = Wired(lambda net, x: torch.fft.fft(x).real)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), strange, nn.Linear(4, 2)), torch.randn(4, 3)
+    with unchanged(model), pytest.raises(UnsupportedOperation, match=r"fft.*'2' \(Wired\)"):
         pathex.score(model, "px", x)
-    assert_same(snapshot(model), before)
     with pytest.warns(PathexWarning, match="not counted"):
         assert pathex.prune(model, "magnitude", sparsity=0.5, data=x).report.disconnected is None
 
@@ -87,10 +80,9 @@ def test_shared_modules_and_tied_weights(method):
     tied[0], tied[4] = copy.deepcopy(shared), twice[4]
     tied[2].weight, tied[2].bias = tied[0].weight, tied[0].bias
     x = torch.randn(5, 4)
-    before = snapshot(tied)
-    first, second = pathex.score(twice, method, x), pathex.score(tied, method, x)
+    with unchanged(tied):
+        first, second = pathex.score(twice, method, x), pathex.score(tied, method, x)
+        assert pathex.prune(tied, method, sparsity=0.5, data=x, rounds=2).mask.kept == 12
     assert list(first) == list(second) == ["0.weight", "4.weight"]
     assert all(torch.allclose(first[name], second[name]) for name in first)
-    assert pathex.prune(tied, method, sparsity=0.5, data=x, rounds=2).mask.kept == 12
-    assert_same(snapshot(tied), before)
     assert tied[2].weight is tied[0].weight

@@ -1,23 +1,25 @@
-"""The network of ones of `px-literal`, in float32 where it fits and in float64 where it does not."""
+"""Float32 where it is enough: the weights kept are those of float64; and float64 where sums leave it."""
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 import pathex
+from benchmarks import float32_trajectories
+from benchmarks.float32_trajectories import Case, plain, trajectory
+from brute_force.cases import perceptron
 from pathex.masks import all_kept, prunable_weights
+from pathex.models import CifarResNet, create
 from pathex.scores import px_literal
 
 
 def _mlp(width, depth, activation=nn.ReLU):
     torch.manual_seed(0)
-    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width, bias=False), activation())]
-    return nn.Sequential(*layers, nn.Linear(width, 3, bias=False))
-
-
-def _resnet(depth):
-    torch.manual_seed(0)
-    return pathex.models.CifarResNet(depth, num_classes=3, width=4)
+    return perceptron(*[width] * (depth + 1), 3, activation=activation, bias=False)
 
 
 def _images(*shape, scale=1.0):
@@ -49,7 +51,7 @@ def precisions(monkeypatch):
 
 
 NARROW = {
-    "resnet": (lambda: _resnet(20), _images(4, 3, 16, 16)),
+    "resnet": (lambda: pathex.models.CifarResNet(8, num_classes=3, width=4), _images(4, 3, 16, 16)),
     "perceptron": (lambda: _mlp(8, 3), _images(6, 8)),
     "tiny images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e-12)),
     "huge images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e12)),
@@ -71,7 +73,7 @@ def test_a_deep_network_does_not_fit(precisions):
 
 
 def test_steep_slopes_that_no_open_gate_foresees(precisions):
-    """An open gate counts 1, a slope of 100 counts 10000: beyond float32 after all, and computed again."""
+    # An open gate counts 1, such a slope 10,000.
     _assert_as_in_float64(_mlp(8, 10, lambda: nn.LeakyReLU(100.0)), _images(6, 8))
     assert precisions == [torch.float64, torch.float32, torch.float64]
 
@@ -105,3 +107,37 @@ def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions):
     precisions.clear()
     pathex.prune(model, "px-literal", sparsity=0.5, data=x, mask=mask, rounds=4, progress=False, calibration="running")
     assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
+
+
+# The last two are deep networks without norms, whose sums over paths leave float32.
+TRAJECTORIES = {
+    "resnet8": Case(lambda: CifarResNet(8, width=6), 16, 6, 5, 0.9),
+    "resnet8-sparse": Case(lambda: CifarResNet(8, width=6), 16, 6, 5, 0.982),
+    "vgg16_bn": Case(lambda: create("vgg16_bn", width=0.0625), 16, 6, 3, 0.982),
+    "resnet50": Case(lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=4), 32, 4, 3, 0.9),
+    "plain": Case(lambda: plain(20, 12), 8, 4, 4, 0.5),
+    "plain-sparse": Case(lambda: plain(20, 12), 8, 4, 4, 0.98),
+}
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_float32_keeps_what_float64_keeps(name):
+    case = TRAJECTORIES[name]
+    rows = list(trajectory(case, name))
+    assert [row["round"] for row in rows] == list(range(1, case.rounds + 1))
+    for row in rows:
+        assert row["finite"]
+        # One weight may change places with the next one where few are kept.
+        one = 0 if name.startswith("plain") else 1 / (row["density"] * row["weights"])
+        assert row["same"] >= min(0.999, 1 - one) - 1e-6
+    # Left alone, the two drift apart: each weight that differs changes what the next round sees.
+    assert rows[-1]["free_jaccard"] > 0.5 or name.startswith("plain")
+
+
+def test_the_committed_rows_keep_the_promise():
+    rows = pd.read_csv(Path(float32_trajectories.__file__).parent / "rows" / "float32_trajectories.csv")
+    assert set(rows["network"]) == set(float32_trajectories.CASES)
+    assert rows["finite"].all()
+    assert rows["same"].min() >= 0.999
+    last = rows.groupby("network").tail(1).set_index("network")
+    assert all(last.loc[name, "round"] == case.rounds for name, case in float32_trajectories.CASES.items())
