@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import pathex
 from brute_force import mask_forms
 from model_factories import small
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
-from pathex.masks import Mask
+from pathex.masks import Mask, codes
 from pathex.masks import formats as converters
 from refusals import refused
 
@@ -54,6 +55,7 @@ ROUND_TRIPS = {
     "bfloat16": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.bfloat16)),
     "torch-prune": lambda mask, w: converters.from_torch_prune(converters.to_torch_prune(mask, w)),
     "compressed": lambda mask, w: converters.from_compressed(converters.to_compressed(mask, w)),
+    "sparse": lambda mask, w: converters.from_sparse(converters.to_sparse(mask, w)),
     "compressed half": lambda mask, w: ROUND_TRIPS["compressed"](mask, {name: t.half() for name, t in w.items()}),
 }
 
@@ -79,8 +81,44 @@ def test_weights_and_their_zeros(shapes, seed):
     sparse = converters.to_zeros(mask, weights)
     assert converters.from_zeros(sparse) == mask
     assert all(torch.equal(sparse[name], weights[name] * mask[name]) for name in mask)
-    back = converters.weights_from_compressed(converters.to_compressed(mask, weights))
-    assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
+    for back in (
+        converters.weights_from_compressed(converters.to_compressed(mask, weights)),
+        converters.weights_from_sparse(converters.to_sparse(mask, weights)),
+    ):
+        assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.lists(st.integers(0, 40), max_size=3), density=st.floats(0, 1), seed=st.integers(0, 999))
+def test_a_code_gives_its_entries_back(shape, density, seed):
+    entry = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density
+    assert torch.equal(codes.decode(codes.encode(entry), tuple(shape)), entry)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.018, 0.1, 0.3, 0.5, 0.9, 0.99])
+def test_a_code_is_hardly_longer_than_the_entropy(density):
+    entry = torch.rand(400_000, generator=torch.Generator().manual_seed(0)) < density
+    p = float(entry.double().mean())
+    entropy = -(p * math.log2(p) + (1 - p) * math.log2(1 - p)) * len(entry) / 8
+    assert entropy < len(codes.encode(entry)) < 1.04 * entropy + 16
+
+
+def test_damaged_codes_are_refused():
+    mask = Mask({"a": torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.1})
+    packed = converters.to_sparse(mask, {"a": torch.randn(40, 50)})
+    swapped = torch.cat([packed[codes.CODES][:10], packed[codes.CODES][10:].flip(0)])
+    table = torch.frombuffer(bytearray(b"no table"), dtype=torch.uint8)
+    for changed, message in (
+        ({codes.TABLE: table}, "'pathex.table' is damaged"),
+        ({codes.CODES: packed[codes.CODES][:-20]}, "'pathex.table' is damaged"),
+        ({codes.CODES: swapped}, "damaged|'a' has shape"),
+        ({"a": packed["a"][1:]}, r"'a' has shape \(\d+,\); the mask keeps \d+ of its weights"),
+    ):
+        with pytest.raises(MaskMismatch, match=message):
+            converters.from_sparse({**packed, **changed})
+    for missing in (codes.CODES, codes.TABLE, "a"):
+        with pytest.raises(MaskMismatch, match=missing):
+            converters.from_sparse({name: tensor for name, tensor in packed.items() if name != missing})
 
 
 def sparse_net():

@@ -22,7 +22,8 @@ from pathex.pruning import read_allocation
 from refusals import refused
 
 ENDINGS = dict.fromkeys(FORMATS, (".safetensors", ".pt")) | {"pathex": (".safetensors",)}
-HOLDS = {"tensors": "0.weight", "torch-prune": "0.weight_mask", "compressed-tensors": "0.bitmask", "zeros": "0.weight"}
+HOLDS = {"tensors": "0.weight", "torch-prune": "0.weight_mask", "compressed-tensors": "0.bitmask"}
+HOLDS |= {"sparse": "pathex.codes", "zeros": "0.weight"}
 quickly = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

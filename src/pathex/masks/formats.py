@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, listed
+from pathex.masks import codes
 from pathex.masks.mask import Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
 
@@ -21,14 +22,17 @@ __all__ = [
     "apply_torch_prune",
     "complete",
     "from_compressed",
+    "from_sparse",
     "from_tensors",
     "from_torch_prune",
     "from_zeros",
     "to_compressed",
+    "to_sparse",
     "to_tensors",
     "to_torch_prune",
     "to_zeros",
     "weights_from_compressed",
+    "weights_from_sparse",
 ]
 
 Weights = nn.Module | Mapping[str, Tensor]
@@ -273,6 +277,37 @@ def _unpacked(prefix: str, tensors: Mapping[str, Tensor]) -> Tensor:
     if offsets is not None and not torch.equal(offsets.cpu(), _row_offsets(entry)):
         raise MaskMismatch(f"'{prefix}.row_offsets' are not those of '{prefix}.bitmask'")
     return entry
+
+
+def to_sparse(mask: Mask, weights: Weights) -> dict[str, Tensor]:
+    """Weights in the fewest bytes: of a masked tensor its kept weights in C order, under its own name.
+
+    Returns:
+        The tensors of ``weights``, copied, the masked ones as (K,), and two tensors that hold the mask, exact also
+        where a kept weight is zero. A mask that does not fit raises `MaskMismatch`.
+    """
+    tensors, entries = _tensors_and_entries(mask, weights)
+    return tensors | {name: tensors[name][entry] for name, entry in entries.items()} | codes.pack(entries)
+
+
+def from_sparse(tensors: Mapping[str, Tensor]) -> Mask:
+    """The mask of what `to_sparse` returned; `MaskMismatch` if parts are missing, damaged or do not fit each other."""
+    entries, _ = codes.unpack(tensors)
+    for name, entry in entries.items():
+        kept, found = int(entry.count_nonzero()), tensors.get(name)
+        if found is None or found.shape != (kept,):
+            what = "is not there" if found is None else f"has shape {tuple(found.shape)}"
+            raise MaskMismatch(f"{name!r} {what}; the mask keeps {kept} of its weights")
+    return Mask(entries)
+
+
+def weights_from_sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense weights, with zeros, of what `to_sparse` returned, and all other tensors; errors as of `from_sparse`."""
+    dense = {name: tensor for name, tensor in tensors.items() if name not in (codes.CODES, codes.TABLE)}
+    for name, entry in from_sparse(tensors).items():
+        dense[name] = tensors[name].new_zeros(entry.shape)
+        dense[name][entry.to(dense[name].device)] = tensors[name]
+    return dense
 
 
 def complete(
