@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathex import analysis, data, errors, experiments, graph, masks, models, paths, pruning, scores, tasks, train
-    from pathex.experiments.runs import load_run
+    from pathex.experiments.runs import load_run, load_ticket, save_ticket
     from pathex.masks import Mask, attach, make_permanent
     from pathex.pruning import dynamic, prune, score
     from pathex.scores import (
@@ -72,6 +72,7 @@ __all__ = [
     "experiments",
     "graph",
     "load_run",
+    "load_ticket",
     "make_permanent",
     "masks",
     "methods",
@@ -79,6 +80,7 @@ __all__ = [
     "paths",
     "prune",
     "pruning",
+    "save_ticket",
     "score",
     "scores",
     "tasks",
@@ -90,7 +92,7 @@ _ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
 _HOME = {
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
     **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
-    "load_run": "experiments.runs",
+    **dict.fromkeys(("load_run", "load_ticket", "save_ticket"), "experiments.runs"),
 }
 _MOVED = {
     "pathex.ablations": "pathex.analysis",

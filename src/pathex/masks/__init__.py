@@ -1,8 +1,8 @@
 """Masks: which weights a ticket keeps, the files that hold them, and models that keep to them."""
 
-from pathex.masks import files, formats
+from pathex.masks import codes, files, formats
 from pathex.masks.attachment import Handle, attach, check_optimizer, make_permanent
-from pathex.masks.files import ENDINGS, check_format, read_mask, weights_beside, write_mask
+from pathex.masks.files import ENDINGS, check_format, read_mask, weights_beside, write_mask, write_tensors
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
@@ -18,6 +18,7 @@ __all__ = [
     "attach",
     "check_format",
     "check_optimizer",
+    "codes",
     "files",
     "formats",
     "from_zeros",
@@ -31,4 +32,5 @@ __all__ = [
     "state_dict_in",
     "weights_beside",
     "write_mask",
+    "write_tensors",
 ]

@@ -17,7 +17,7 @@ from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
 from pathex.masks.tensors import read_weights, replacing
 
-__all__ = ["ENDINGS", "FORMATS", "check_format", "read_mask", "weights_beside", "write_mask"]
+__all__ = ["ENDINGS", "FORMATS", "check_format", "read_mask", "weights_beside", "write_mask", "write_tensors"]
 
 FORMATS = ("pathex", "tensors", "torch-prune", "compressed-tensors", "sparse", "zeros")
 """What `write_mask` writes; all but the first two hold weights too."""
@@ -106,13 +106,20 @@ def write_mask(
         return
     if form != "tensors" and weights is None:
         raise InvalidInput(f"the mask format {form!r} needs weights; {FORMATS[0]!r} and {FORMATS[1]!r} do not")
-    tensors = _FORMS[form][1](mask, weights)
+    write_tensors(_FORMS[form][1](mask, weights), path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write tensors by name, safetensors or ``torch.save`` by the ending, in one step; `InvalidInput` if that fails."""
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(ENDINGS)}")
     try:
         with replacing(path) as temporary:
             if path.suffix == _SAFETENSORS:
                 temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
             else:
-                torch.save(tensors, temporary)
+                torch.save(dict(tensors), temporary)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
         raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
 

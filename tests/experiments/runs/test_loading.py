@@ -1,14 +1,19 @@
+import dataclasses
 import json
+import math
 import shutil
 
 import pytest
 import torch
+import yaml
 
 import model_factories
 import pathex
-from experiments.runs.outcomes import mask_of
-from pathex.errors import InvalidInput
-from pathex.experiments.runs import Preprocessing, RunConfig, run
+from experiments.runs.outcomes import mask_of, state_of
+from pathex.errors import InvalidInput, MaskMismatch
+from pathex.experiments.runs import Preprocessing, RunConfig, build_task, run
+from pathex.experiments.runs.folder import read_config
+from pathex.masks import codes, read_weights, write_tensors
 
 OWN = {"model": "resnet20", "model_options": {"width": 2}}
 
@@ -44,7 +49,7 @@ def test_the_network_of_a_run_is_the_one_that_was_measured(runs, name, small):
 
 def test_a_network_of_ones_own_code_is_given_and_never_imported(runs):
     folder = runs["own code"].folder
-    with pytest.raises(InvalidInput, match=r"'model_factories:tiny', which is not imported for a folder; give its"):
+    with pytest.raises(InvalidInput, match=r"'model_factories:tiny', which nothing imports for a file"):
         pathex.load_run(folder)
     assert pathex.load_run(folder, model_factories.tiny).preprocessing.size == 8
     with pytest.raises(InvalidInput, match=r"the weights of .* do not fit"):
@@ -67,3 +72,69 @@ def test_what_is_no_finished_run_with_one_network(runs, tmp_path):
     (folder / "config.yaml").unlink()
     with pytest.raises(InvalidInput, match=r"config\.yaml cannot be read"):
         pathex.load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["plain", "own code"])
+def test_a_ticket_file_gives_the_mask_and_the_initial_network_back(runs, name, tmp_path):
+    made, factory = runs[name], model_factories.tiny if name == "own code" else None
+    path = tmp_path / "ticket.safetensors"
+    pathex.save_ticket(made.folder, path, factory)
+    network, mask = pathex.load_ticket(path, factory)
+    assert mask == mask_of(made.folder) and not network.training
+    expected = state_of(made.folder / "last.ckpt").keys()
+    assert network.state_dict().keys() == expected
+    config = read_config(made.folder)
+    first = build_task(config).model.state_dict()
+    assert all(torch.equal(tensor, first[key]) for key, tensor in network.state_dict().items())
+    weights = {key: tensor for key, tensor in network.state_dict().items() if key in mask}
+    pathex.masks.write_mask(mask, tmp_path / "sparse.safetensors", "sparse", weights)
+    assert path.stat().st_size < (tmp_path / "sparse.safetensors").stat().st_size
+    if factory is not None:
+        with pytest.raises(InvalidInput, match="nothing imports"):
+            pathex.load_ticket(path)
+
+
+def test_a_ticket_file_takes_little_more_than_the_entropy_of_its_mask(runs, tmp_path):
+    config = RunConfig(method="random", sparsity=0.982, epochs=0, data=read_config(runs["plain"].folder).data)
+    folder = run(dataclasses.replace(config, images_per_class=1, out=str(tmp_path))).folder
+    pathex.save_ticket(folder, tmp_path / "ticket.safetensors")
+    counts = mask_of(folder).counts().values()
+    shares = [(count.kept / count.total, count.total) for count in counts if 0 < count.kept < count.total]
+    entropy = sum(-(p * math.log2(p) + (1 - p) * math.log2(1 - p)) * size for p, size in shares) / 8
+    assert (tmp_path / "ticket.safetensors").stat().st_size < 1.3 * entropy
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("dense", {}, "no finished run with a mask"),
+        ("plain", {"weights": "w.pt"}, "starts from weights 'w.pt'"),
+        ("plain", {"method": "imp"}, "is of method 'imp', which trains"),
+        ("plain", {"sanity": "reinit"}, "has other weights"),
+        ("plain", {"torch": "1.0"}, "was made with torch 1.0, here is"),
+    ],
+)
+def test_runs_without_a_ticket_file(runs, name, changes, message, tmp_path):
+    folder = shutil.copytree(runs[name].folder, tmp_path / "copy")
+    file = folder / ("environment.json" if "torch" in changes else "config.yaml")
+    file.write_text(json.dumps(yaml.safe_load(file.read_text()) | changes))  # JSON is YAML
+    with pytest.raises(InvalidInput, match=message):
+        pathex.save_ticket(folder, tmp_path / "ticket.safetensors")
+    assert not (tmp_path / "ticket.safetensors").exists()
+
+
+def test_ticket_files_that_cannot_be_read(runs, tmp_path):
+    path = tmp_path / "t.safetensors"
+    pathex.save_ticket(runs["plain"].folder, path)
+    entries, facts = codes.unpack(read_weights(path))
+    for changed, error, message in (
+        ({"seed": facts["seed"] + 1}, InvalidInput, "come out otherwise"),
+        ({"options": {"width": 3}}, InvalidInput, "come out otherwise"),
+        ({"model": "nowhere:factory"}, InvalidInput, "nothing imports"),
+    ):
+        write_tensors(codes.pack(entries, **facts | changed), path)
+        with pytest.raises(error, match=message):
+            pathex.load_ticket(path)
+    write_tensors(codes.pack(entries), path)
+    with pytest.raises(MaskMismatch, match="holds a mask and no ticket"):
+        pathex.load_ticket(path)

@@ -9,7 +9,6 @@ from torch import nn
 
 from pathex import models
 from pathex.errors import InvalidInput
-from pathex.experiments.runs.config import RunConfig
 from pathex.experiments.runs.folder import finished_result, read_config
 from pathex.masks import Mask, make_permanent
 from pathex.train import load_checkpoint
@@ -63,7 +62,11 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
         raise InvalidInput(f"the run in {folder} is not finished; the same command of pathex run goes on with it")
     if "tasks" in result:
         raise InvalidInput(f"{folder} holds a run of task 'transfer', which has a network for each of its targets")
-    network = _network(config, result, model)
+    options = dict(config.model_options)
+    if "width" in result:  # of a small dense network
+        options["width"] = result["width"]
+    classes, normalisation = tuple(result["classes"]), result["normalisation"]
+    network = build_network(config.model, len(classes), len(normalisation["mean"]), options, model)
     state = load_checkpoint(folder / "last.ckpt")["model"]
     try:
         network.load_state_dict(state)
@@ -72,22 +75,18 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
     masks = [folder / name for name in ("final_mask.safetensors", "mask.safetensors") if (folder / name).exists()]
     if masks:
         make_permanent(network, Mask.load(masks[0], network))
-    normalisation, size = result["normalisation"], result.get("image_size", result.get("crop"))
+    size = result.get("image_size", result.get("crop"))
     mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
-    network.preprocessing = Preprocessing(size, mean, std, tuple(result["classes"]))  # type: ignore[assignment]
+    network.preprocessing = Preprocessing(size, mean, std, classes)  # type: ignore[assignment]
     return network.eval()
 
 
-def _network(config: RunConfig, result: dict[str, Any], model: Callable[..., nn.Module] | None) -> nn.Module:
-    options = dict(config.model_options)
-    if "width" in result:  # of a small dense network
-        options["width"] = result["width"]
-    numbers = len(result["classes"]), len(result["normalisation"]["mean"])
+def build_network(
+    name: str, classes: int, channels: int, options: dict[str, Any], model: Callable[..., nn.Module] | None
+) -> nn.Module:
+    """The network that a folder or file names, or that the user's own factory makes; nothing is imported."""
     if model is not None:
-        return models.from_factory(config.model, model, *numbers, options)
-    if models.is_foreign(config.model):
-        raise InvalidInput(
-            f"the run's network is {config.model!r}, which is not imported for a folder; give its factory: "
-            "load_run(folder, model=factory)"
-        )
-    return models.create(config.model, *numbers, **options)
+        return models.from_factory(name, model, classes, channels, options)
+    if models.is_foreign(name):
+        raise InvalidInput(f"the network is {name!r}, which nothing imports for a file: give its factory (model=)")
+    return models.create(name, classes, channels, **options)
