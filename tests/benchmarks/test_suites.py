@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+import pathex
 from benchmarks import (
+    file_sizes,
     float32_trajectories,
     kernel_agreement,
     literal_overlap,
@@ -204,6 +206,18 @@ def test_other_benchmarks_write_shares(module, words, expected, tmp_path, monkey
     assert module.main([*words, "--threads", "1", "--out", str(tmp_path / "rows.csv")]) == 0
     frame = pd.read_csv(tmp_path / "rows.csv")
     assert expected <= {*frame} and frame[[*expected]].astype(float).stack().between(-1, 1).all()
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_sizes_of_files(tmp_path):
+    words = ["--models", "resnet20", "--methods", "magnitude", "--sparsity", "0.982", "--rounds", "1", "--threads", "1"]
+    assert file_sizes.main([*words, "--out", str(tmp_path / "rows.csv")]) == 0
+    found = pd.read_csv(tmp_path / "rows.csv").set_index("form")["bytes"]
+    assert found["entropy"] < found["ticket"] < 1.3 * found["entropy"]
+    assert found["ticket"] < found["sparse"] < found["compressed-tensors"] < found["dense"]
+    assert found["dense"] > 20 * found["sparse"]
+    half = pathex.Mask({"a": torch.arange(80) < 40, "b": torch.ones(10, dtype=torch.bool)})
+    assert file_sizes.entropy(half) == 10
 
 
 def test_the_share_of_live_channels_and_another_activation():
