@@ -94,6 +94,24 @@ def test_each_layer_gets_its_best_weight_on_a_path():
     assert set(floors.parts) == set(scores)
 
 
+def test_a_removed_weight_does_not_return_to_join_a_part():
+    """A query, itself on no path, lets the values through; the best of its weights was removed before."""
+    scores = {"query": torch.tensor([9.0, 5.0, 1.0]), "value": torch.tensor([8.0, 7.0])}
+    allowed = {"query": torch.tensor([False, True, True]), "value": torch.ones(2, dtype=torch.bool)}
+
+    def connected(mask, names=None):
+        none = {name: torch.zeros_like(entry) for name, entry in mask.items()}
+        return none | {"value": mask["value"]} if mask["query"].any() else none
+
+    def keep(_, *, forced=None):
+        query = torch.zeros(3, dtype=torch.bool) if forced is None else forced["query"]
+        return {"query": query, "value": allowed["value"]}
+
+    floors = Floors(lambda mask: {"query": [], "value": [mask["value"]]}, lambda mask: True, 0.1, allowed)
+    kept = floors.keep(scores, allowed, keep, connected, count=3, last=True)
+    assert kept["query"].tolist() == [False, True, False] and kept["value"].all()
+
+
 def test_what_cannot_be_read_is_left_to_the_scores():
     net = nn.Sequential(nn.Linear(4, 4), Wired(lambda net, x: torch.fft.rfft(x).real), nn.Linear(3, 2))
     scores = {"0.weight": torch.ones(4, 4), "2.weight": torch.zeros(2, 3)}

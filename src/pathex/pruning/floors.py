@@ -152,16 +152,18 @@ class Floors:
             else:
                 (name,) = names
                 on_path = joins(candidate, [name])[name].cpu()
-                needed = _needed(scores[name], trial[name], on_path, lambda mask: joined({name: mask}))  # noqa: B023
+                needed = _needed(name, scores[name], trial[name], candidate[name], on_path, joined)
                 self.secured[name] = self.secured.get(name, torch.zeros_like(needed)) | needed
                 candidate[name] = trial[name] | needed
         return _count(self.secured) > before
 
 
-def _needed(score: Tensor, kept: Tensor, on_path: Tensor, joined: Callable[[Tensor], bool]) -> Tensor:
-    """The best weights that are enough together with the kept ones: one, or by bisection as many as it takes."""
+def _needed(
+    name: str, score: Tensor, kept: Tensor, pool: Tensor, on_path: Tensor, joined: Callable[[Masks], bool]
+) -> Tensor:
+    """The best weights of a pool that are enough together with the kept ones: one, or by bisection more."""
     # What is on a path comes first; a factor may be needed that is on none: the query of a class token.
-    ranked = (~kept).flatten().nonzero().squeeze(1)
+    ranked = (pool & ~kept).flatten().nonzero().squeeze(1)
     ranked = ranked[score.detach().cpu().double().flatten()[ranked].argsort(descending=True, stable=True)]
     ranked = ranked[on_path.flatten()[ranked].argsort(descending=True, stable=True)]
     needed = torch.zeros(kept.numel(), dtype=torch.bool)
@@ -169,7 +171,7 @@ def _needed(score: Tensor, kept: Tensor, on_path: Tensor, joined: Callable[[Tens
     def enough(count: int) -> bool:
         trial = needed.clone()
         trial[ranked[:count]] = True
-        return joined(kept | trial.view(kept.shape))
+        return joined({name: kept | trial.view(kept.shape)})
 
     while not enough(0):
         few, many = 0, len(ranked)  # `many` are enough, `few` are not
