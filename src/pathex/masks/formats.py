@@ -244,9 +244,13 @@ def weights_from_compressed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = {f"{prefix}.{part}" for prefix in prefixes for part in _PARTS}
     dense = {name: tensor for name, tensor in tensors.items() if name not in parts}
     for prefix, name in prefixes.items():
-        values = tensors[f"{prefix}.compressed"]
-        dense[name] = values.new_zeros(mask[name].shape)
-        dense[name][mask[name].to(values.device)] = values
+        dense[name] = _scattered(tensors[f"{prefix}.compressed"], mask[name])
+    return dense
+
+
+def _scattered(values: Tensor, entry: Tensor) -> Tensor:
+    dense = values.new_zeros(entry.shape)
+    dense[entry.to(values.device)] = values
     return dense
 
 
@@ -304,10 +308,7 @@ def from_sparse(tensors: Mapping[str, Tensor]) -> Mask:
 def weights_from_sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Dense weights, with zeros, of what `to_sparse` returned, and all other tensors; errors as of `from_sparse`."""
     dense = {name: tensor for name, tensor in tensors.items() if name not in (codes.CODES, codes.TABLE)}
-    for name, entry in from_sparse(tensors).items():
-        dense[name] = tensors[name].new_zeros(entry.shape)
-        dense[name][entry.to(dense[name].device)] = tensors[name]
-    return dense
+    return dense | {name: _scattered(tensors[name], entry) for name, entry in from_sparse(tensors).items()}
 
 
 def complete(

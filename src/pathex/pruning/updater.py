@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
-from pathex.masks import Mask, all_kept
+from pathex.masks import Mask
 from pathex.pruning import schedule as schedules
 from pathex.pruning.allocation import Allocation, fill, layer_densities, round_to_total
 from pathex.pruning.floors import Connected, Floors, Keep, Masks
@@ -55,7 +55,9 @@ class RoundUpdater:
         if self.costs is not None and self.allocation != "global":
             raise InvalidInput("count='multiply_adds' needs allocation='global': it moves weights between layers")
         counted = "weights" if self.costs is None else "multiply-adds"
-        self.total, begin = self._spent(all_kept(self.start)), self._spent(self.start)
+        self._costs = self.costs or dict.fromkeys(self.start, 1)
+        self.total = sum(entry.numel() * self._costs[name] for name, entry in self.start.items())
+        begin = self._spent(self.start)
         self.kept = round(self.density * self.total)
         if self.kept < 1:
             raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} {counted}")
@@ -112,7 +114,7 @@ class RoundUpdater:
 
     def _spent(self, mask: Mapping[str, Tensor]) -> int:
         """What a mask keeps of what is counted."""
-        return sum(int(kept.count_nonzero()) * (self.costs or {}).get(name, 1) for name, kept in mask.items())
+        return sum(int(kept.count_nonzero()) * self._costs[name] for name, kept in mask.items())
 
     def _count(self, scores: Masks, allowed: Mask, number: int) -> int:
         """How many of the best weights a planned round can keep, all layers together."""

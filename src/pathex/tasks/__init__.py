@@ -4,11 +4,11 @@ import importlib
 from typing import Any
 
 from pathex.errors import UnknownName
-from pathex.tasks.builders import Load, Setup
+from pathex.tasks.builders import Load, Setup, initialised
 from pathex.tasks.classification import Classification
 from pathex.tasks.task import LOSSES, Task
 
-__all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "kind"]
+__all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "initialised", "kind"]
 
 TASKS = ("auto", "classification", "segmentation", "transfer")
 """Tasks by name; ``auto`` follows from the data. Each has a module with a function ``build``."""

@@ -109,6 +109,11 @@ def failure(setup: Setup, image: Tensor, error: Exception) -> InvalidInput:
 def _create(
     model: str, num_classes: int, in_channels: int, options: dict[str, Any], weights: str | None, seed: int
 ) -> nn.Module:
+    return initialised(partial(models.create, model, num_classes, in_channels, weights=weights, **options), seed)
+
+
+def initialised(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network, in eval mode, whose weights follow from the seed alone; the random state is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return models.create(model, num_classes, in_channels, weights=weights, **options).eval()
+        return make().eval()

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 import shutil
 
 import pytest
@@ -9,6 +8,7 @@ import yaml
 
 import model_factories
 import pathex
+from benchmarks import file_sizes
 from experiments.runs.outcomes import mask_of, state_of
 from pathex.errors import InvalidInput, MaskMismatch
 from pathex.experiments.runs import Preprocessing, RunConfig, build_task, run
@@ -98,9 +98,7 @@ def test_a_ticket_file_takes_little_more_than_the_entropy_of_its_mask(runs, tmp_
     config = RunConfig(method="random", sparsity=0.982, epochs=0, data=read_config(runs["plain"].folder).data)
     folder = run(dataclasses.replace(config, images_per_class=1, out=str(tmp_path))).folder
     pathex.save_ticket(folder, tmp_path / "ticket.safetensors")
-    counts = mask_of(folder).counts().values()
-    shares = [(count.kept / count.total, count.total) for count in counts if 0 < count.kept < count.total]
-    entropy = sum(-(p * math.log2(p) + (1 - p) * math.log2(1 - p)) * size for p, size in shares) / 8
+    entropy = file_sizes.entropy(mask_of(folder))
     assert (tmp_path / "ticket.safetensors").stat().st_size < 1.3 * entropy
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pathex.experiments.runs.folder import environment, finished_result, read_co
 from pathex.experiments.runs.loading import build_network
 from pathex.experiments.runs.stages import TRAINED
 from pathex.masks import Mask, codes, read_weights, write_tensors
+from pathex.tasks import initialised
 
 
 def save_ticket(folder: str | Path, path: str | Path, model: Callable[..., nn.Module] | None = None) -> None:
@@ -89,9 +91,8 @@ def load_ticket(path: str | Path, model: Callable[..., nn.Module] | None = None)
 
 
 def _initial(facts: dict[str, Any], model: Callable[..., nn.Module] | None) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(facts["seed"])
-        return build_network(facts["model"], facts["classes"], facts["channels"], facts["options"], model).eval()
+    make = partial(build_network, facts["model"], facts["classes"], facts["channels"], facts["options"], model)
+    return initialised(make, facts["seed"])
 
 
 def _version() -> str:
