@@ -23,7 +23,6 @@ from pathex.masks import codes, write_mask, write_tensors
 __all__ = ["entropy", "main"]
 
 _MODELS = ("resnet20", "timm:resnet18", "timm:mobilenetv2_100")
-_FORMS = ("compressed-tensors", "sparse")
 
 
 def entropy(mask: pathex.Mask) -> float:
@@ -56,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     sizes = {"entropy": round(entropy(mask))}
                     write_tensors(codes.pack(mask), path)
                     sizes["ticket"] = path.stat().st_size
-                    for form in _FORMS:
-                        write_mask(mask, path, form, model)
-                        sizes[form] = path.stat().st_size
+                    write_mask(mask, path, "sparse", model)
+                    sizes["sparse"] = path.stat().st_size
                     about = {"model": name, "method": method, "sparsity": sparsity}
                     for form, size in {"dense": dense, **sizes}.items():
                         table.add({**about, "form": form, "bytes": size, "times_smaller": round(dense / size, 1)})

@@ -192,7 +192,7 @@ def half(small, tmp_path_factory):
     return folder / "a.safetensors", folder / "w.pt"
 
 
-@pytest.mark.parametrize("form", ["zeros", "compressed-tensors"])
+@pytest.mark.parametrize("form", ["zeros", "sparse"])
 def test_prune_writes_other_formats_and_starts_from_them(command, small, half, form):
     words = ("--out", "half.safetensors", "--format", form)
     code, out, err = command("prune", *small, "--sparsity", "0.5", *words)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import pathex
-from brute_force import mask_forms
 from model_factories import small
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.masks import Mask, codes
@@ -54,9 +53,7 @@ ROUND_TRIPS = {
     "uint8": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.uint8)),
     "bfloat16": lambda mask, _: converters.from_tensors(converters.to_tensors(mask, torch.bfloat16)),
     "torch-prune": lambda mask, w: converters.from_torch_prune(converters.to_torch_prune(mask, w)),
-    "compressed": lambda mask, w: converters.from_compressed(converters.to_compressed(mask, w)),
     "sparse": lambda mask, w: converters.from_sparse(converters.to_sparse(mask, w)),
-    "compressed half": lambda mask, w: ROUND_TRIPS["compressed"](mask, {name: t.half() for name, t in w.items()}),
 }
 
 
@@ -81,11 +78,8 @@ def test_weights_and_their_zeros(shapes, seed):
     sparse = converters.to_zeros(mask, weights)
     assert converters.from_zeros(sparse) == mask
     assert all(torch.equal(sparse[name], weights[name] * mask[name]) for name in mask)
-    for back in (
-        converters.weights_from_compressed(converters.to_compressed(mask, weights)),
-        converters.weights_from_sparse(converters.to_sparse(mask, weights)),
-    ):
-        assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
+    back = converters.weights_from_sparse(converters.to_sparse(mask, weights))
+    assert back.keys() == weights.keys() and all(torch.equal(back[name], sparse[name]) for name in back)
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,32 +172,12 @@ def test_a_mask_applied_as_torch_prunes():
 def test_shared_weights_travel_under_all_their_names():
     model = Tied()
     mask = half(model)
-    compressed = converters.to_compressed(mask, model)
-    assert {"first.bitmask", "second.bitmask", "again.bitmask"} <= compressed.keys()
-    assert converters.complete(converters.from_compressed(compressed), model) == mask
+    kept = converters.to_sparse(mask, model)
+    assert kept["first.weight"].equal(kept["second.weight"]) and kept["conv.weight"].equal(kept["again.weight"])
+    assert converters.complete(converters.from_sparse(kept), model) == mask
     zeros = converters.to_zeros(mask, model)
     assert torch.equal(zeros["first.weight"], zeros["second.weight"])
     assert converters.from_zeros(zeros, model) == mask
-
-
-def compressed(**changes):
-    tensors = converters.to_compressed(Mask({"a.weight": torch.eye(3, 9) > 0}), {"a.weight": torch.randn(3, 9)})
-    tensors |= {f"a.{name}": tensor for name, tensor in changes.items()}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-
-@settings(max_examples=40, deadline=None)
-@given(shape=st.lists(st.integers(1, 11), min_size=1, max_size=4), seed=st.integers(0, 999))
-def test_bitmasks_are_those_of_the_package(shape, seed):
-    mask, weights = drawn([shape], seed)
-    made, nested = converters.to_compressed(mask, weights), mask["conv.weight"].tolist()
-    rows = mask_forms.rows(nested)
-    assert made["conv.bitmask"].flatten().tolist() == [byte for row in rows for byte in mask_forms.packed(row)]
-    assert made["conv.bitmask"].shape == (*shape[:-1], -(-shape[-1] // 8)) and made["conv.bitmask"].dtype == torch.uint8
-    assert made["conv.shape"].tolist() == shape
-    assert made["conv.row_offsets"].tolist() == mask_forms.row_offsets(nested)
-    flat = zip(weights["conv.weight"].flatten().tolist(), [bit for row in rows for bit in row], strict=True)
-    assert made["conv.compressed"].tolist() == [value for value, kept in flat if kept]
 
 
 def test_complete_fills_what_is_not_named():
@@ -231,7 +205,7 @@ def without_weight(name):
 
 
 FROM_ZEROS, TO_ZEROS = converters.from_zeros, converters.to_zeros
-FROM_TENSORS, FROM_PRUNE, PACKED = converters.from_tensors, converters.from_torch_prune, converters.from_compressed
+FROM_TENSORS, FROM_PRUNE = converters.from_tensors, converters.from_torch_prune
 
 
 @pytest.mark.parametrize(
@@ -246,12 +220,6 @@ FROM_TENSORS, FROM_PRUNE, PACKED = converters.from_tensors, converters.from_torc
         (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.ones(3)}, r"'w_mask' .* \(3,\) and 'w_orig' has \(2,\)"),
         (FROM_PRUNE, {"w_orig": torch.ones(2), "w_mask": torch.tensor([1.0, 0.5])}, "'w' holds 0.5"),
         (FROM_PRUNE, pruned_in_two_ways(), r"'first\.weight' and 'second\.weight' are one weight"),
-        (PACKED, compressed(shape=None), "'a.bitmask' is there but not a.shape"),
-        (PACKED, compressed(bitmask=None), "no name ends in '.bitmask'"),
-        (PACKED, compressed(shape=torch.tensor([3, 17])), r"\(3, 17\) needs torch.uint8 of \(3, 3\)"),
-        (PACKED, compressed(bitmask=torch.ones(3, 2)), r"'a.bitmask' is torch.float32 of shape \(3, 2\)"),
-        (PACKED, compressed(compressed=torch.ones(4)), "keeps 3 weights and 'a.compressed' holds 4"),
-        (PACKED, compressed(row_offsets=torch.tensor([0, 1, 3])), "'a.row_offsets' are not those of 'a.bit"),
         (FROM_ZEROS, {"bias": torch.zeros(3)}, "no floating-point tensor has two or more"),
         (lambda tensors: FROM_ZEROS(tensors, small()), {"0.weight": torch.ones(4, 1, 3, 3)}, r"lack 4\.weight"),
         (
@@ -268,16 +236,12 @@ def test_tensors_that_are_no_mask_are_refused(convert, tensors, message):
         convert(tensors)
 
 
-@pytest.mark.parametrize("name", ["pos_embed", "old_weight.weight", "a.weight_v", "a.weight"])
-def test_what_a_form_cannot_hold_is_refused(name):
-    message = r"'a\.shape' is another tensor" if name == "a.weight" else f"cannot hold '{name}'"
-    with refused(message):
-        converters.to_compressed(ones(name, 2, 2), {name: torch.ones(2, 2), "a.shape": torch.ones(1)})
+def test_zeros_cannot_hold_a_kept_weight_of_zero():
     with refused(r"kept weights of '0\.weight' are zero"):
         TO_ZEROS(ones("0.weight", 4, 1, 3, 3), sparse_net())
 
 
-@pytest.mark.parametrize("convert", [TO_ZEROS, converters.to_torch_prune, converters.to_compressed])
+@pytest.mark.parametrize("convert", [TO_ZEROS, converters.to_torch_prune, converters.to_sparse])
 def test_masks_that_do_not_fit_are_refused(convert):
     model = nn.Sequential(nn.Linear(3, 4))
     mask = Mask({"0.weight": torch.ones(2, 3) > 0, "gone.weight": torch.ones(1) > 0})

@@ -22,7 +22,7 @@ from pathex.pruning import read_allocation
 from refusals import refused
 
 ENDINGS = dict.fromkeys(FORMATS, (".safetensors", ".pt")) | {"pathex": (".safetensors",)}
-HOLDS = {"tensors": "0.weight", "torch-prune": "0.weight_mask", "compressed-tensors": "0.bitmask"}
+HOLDS = {"tensors": "0.weight", "torch-prune": "0.weight_mask"}
 HOLDS |= {"sparse": "pathex.codes", "zeros": "0.weight"}
 quickly = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -270,7 +270,7 @@ def test_metadata_stay_and_what_a_file_does_not_name_is_dense(tmp_path):
 def test_files_that_cannot_be_written(tmp_path):
     mask = masked(small())
     for path, form, message in (
-        ("m.pt", "zip", r"unknown mask format 'zip'\. Known: compressed-tensors, pathex"),
+        ("m.pt", "zip", r"unknown mask format 'zip'\. Known: pathex, sparse"),
         ("m.npz", "tensors", r"m\.npz' must end in one of \.safetensors, \.pt, \.pth, \.bin"),
         *(("m.pt", form, f"the mask format '{form}' needs weights") for form in FORMATS[2:]),
         *((f"nowhere/m{ending}", "tensors", r"cannot write .*nowhere") for ending in (".safetensors", ".pt")),
@@ -305,5 +305,5 @@ def test_a_sparse_checkpoint_is_a_start(data_folder, tmp_path):
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     result = pathex.prune(model, "magnitude", sparsity=0.9, data=x, mask=start)
     assert (result.mask - start).kept == 0 and result.mask.kept == round(0.1 * start.total)
-    write_mask(start, tmp_path / "c.safetensors", "compressed-tensors", model)
+    write_mask(start, tmp_path / "c.safetensors", "sparse", model)
     assert read_mask(tmp_path / "c.safetensors", model) == start

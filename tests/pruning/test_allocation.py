@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pathex.pruning.updater
-from brute_force import mask_forms
+from brute_force import proportions
 from pathex.errors import InvalidInput, MaskMismatch, UnknownName
 from pathex.masks import Mask, all_kept
 from pathex.pruning import described, layer_densities
@@ -134,7 +134,7 @@ def test_densities_in_proportion_to_a_mask(layers, part):
         return
     target = part * room
     found = layer_densities(like, target / sum(sizes.values()), {n: (s,) for n, s in sizes.items()}, start)
-    assert found == pytest.approx(mask_forms.proportional(weights, target, sizes, caps), abs=1e-9)
+    assert found == pytest.approx(proportions.proportional(weights, target, sizes, caps), abs=1e-9)
     assert sum(found[name] * size for name, size in sizes.items()) == pytest.approx(target)
 
 

@@ -11,7 +11,7 @@ from pathex.experiments.runs import TicketConfig
 if TYPE_CHECKING:
     from pathex import Mask
 
-Format = Literal["pathex", "tensors", "torch-prune", "compressed-tensors", "sparse", "zeros"]
+Format = Literal["pathex", "tensors", "torch-prune", "sparse", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PruneConfig(TicketConfig):
 
     Attributes:
         out: File of the mask.
-        format: Form of the file; the last four hold the network's weights too.
+        format: Form of the file; the last three hold the network's weights too.
     """
 
     out: str = "mask.safetensors"
@@ -33,11 +33,10 @@ class ConvertOptions:
 
     Attributes:
         file: The mask: a file that pathex wrote, tensors of 0 and 1, the state dict of a model pruned with
-            ``torch.nn.utils.prune``, bitmasks of compressed-tensors, ``sparse`` weights, or weights whose
-            zeros are the mask.
+            ``torch.nn.utils.prune``, ``sparse`` weights, or weights whose zeros are the mask.
         out: File to write, safetensors or a torch file by its ending.
         format: Form of the new file.
-        weights: Weights for the last four; null takes those that the file itself holds.
+        weights: Weights for the last three; null takes those that the file itself holds.
     """
 
     file: str | None = None

@@ -19,7 +19,7 @@ from pathex.masks.tensors import read_weights, replacing
 
 __all__ = ["ENDINGS", "FORMATS", "check_format", "read_mask", "weights_beside", "write_mask", "write_tensors"]
 
-FORMATS = ("pathex", "tensors", "torch-prune", "compressed-tensors", "sparse", "zeros")
+FORMATS = ("pathex", "tensors", "torch-prune", "sparse", "zeros")
 """What `write_mask` writes; all but the first two hold weights too."""
 
 _SAFETENSORS = ".safetensors"
@@ -37,8 +37,8 @@ def read_mask(
     """Read a mask from a file of any form that pathex knows; no code in it is run.
 
     A safetensors file, or a file of ``torch.save`` with a state dict, that holds: a mask of `Mask.save`; tensors of 0
-    and 1; what ``torch.nn.utils.prune`` leaves (``weight_orig``, ``weight_mask``); bitmasks of compressed-tensors;
-    ``sparse`` weights of `write_mask`; or weights, whose zeros are the mask.
+    and 1; what ``torch.nn.utils.prune`` leaves (``weight_orig``, ``weight_mask``); ``sparse``
+    weights of `write_mask`; or weights, whose zeros are the mask.
 
     Args:
         path: The file.
@@ -74,7 +74,6 @@ _FORMS: Mapping[str, tuple[Callable[..., Mask], Callable[..., dict[str, Tensor]]
     {
         "tensors": (formats.from_tensors, lambda mask, weights: formats.to_tensors(mask)),
         "torch-prune": (formats.from_torch_prune, formats.to_torch_prune),
-        "compressed-tensors": (formats.from_compressed, formats.to_compressed),
         "sparse": (formats.from_sparse, formats.to_sparse),
         "zeros": (formats.from_zeros, formats.to_zeros),
     }
@@ -91,10 +90,10 @@ def write_mask(
         path: The file: safetensors, or for other forms than ``pathex`` also ``.pt``, ``.pth`` or ``.bin`` of
             ``torch.save``.
         form: ``pathex`` (see `Mask.save`), ``tensors`` (bool tensors by name), ``torch-prune`` (state dict with
-            ``weight_orig`` and ``weight_mask``), ``compressed-tensors`` (its sparse bitmasks), ``sparse`` (kept weights
-            and the mask in a code, the smallest), ``zeros`` (weights with zeros). An unknown one, or another ending of
-            the file, raises `pathex.errors.InvalidInput`.
-        weights: A model, or names with tensors; the last four forms need them.
+            ``weight_orig`` and ``weight_mask``), ``sparse`` (kept weights and the mask in a code, the smallest),
+            ``zeros`` (weights with zeros). An unknown one, or another ending of the file, raises
+            `pathex.errors.InvalidInput`.
+        weights: A model, or names with tensors; the last three forms need them.
 
     Raises:
         InvalidInput: If weights are missing or the file cannot be written.
@@ -143,8 +142,6 @@ def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
     if form == "torch-prune":
         masks = {f"{name.removesuffix('_orig')}_mask" for name in tensors if name.endswith("_orig")}
         return {name.removesuffix("_orig"): tensor for name, tensor in tensors.items() if name not in masks}
-    if form == "compressed-tensors":
-        return formats.weights_from_compressed(tensors)
     if form == "sparse":
         return formats.weights_from_sparse(tensors)
     return tensors if form == "zeros" else None
@@ -161,8 +158,6 @@ def _holds_pathex_mask(path: Path) -> bool:
 def _form(tensors: Mapping[str, Tensor]) -> str:
     if codes.TABLE in tensors:
         return "sparse"
-    if any(name.endswith(".bitmask") for name in tensors):
-        return "compressed-tensors"
     if any(name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in tensors for name in tensors):
         return "torch-prune"
     binary = all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values())

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
@@ -21,24 +20,19 @@ from pathex.masks.prunable import Selector, own_module, prunable_weights
 __all__ = [
     "apply_torch_prune",
     "complete",
-    "from_compressed",
     "from_sparse",
     "from_tensors",
     "from_torch_prune",
     "from_zeros",
-    "to_compressed",
     "to_sparse",
     "to_tensors",
     "to_torch_prune",
     "to_zeros",
-    "weights_from_compressed",
     "weights_from_sparse",
 ]
 
 Weights = nn.Module | Mapping[str, Tensor]
 """A model, or names with tensors (a state dict)."""
-
-_PARTS = ("compressed", "bitmask", "shape", "row_offsets")
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Mask:
@@ -180,109 +174,6 @@ def apply_torch_prune(model: nn.Module, mask: Mask) -> nn.Module:
     return model
 
 
-def to_compressed(mask: Mask, weights: Weights) -> dict[str, Tensor]:
-    """Weights in the sparse bitmask format of the package compressed-tensors.
-
-    A masked ``conv.weight`` becomes ``conv.compressed`` (kept weights in C order), ``conv.bitmask`` (uint8, the last
-    dimension packed with eight weights a byte, the first in the lowest bit), ``conv.shape`` and ``conv.row_offsets``
-    (where each row of the last dimension begins, counted along the first one only, as the package does).
-    ``attn.in_proj_weight`` becomes ``attn.in_proj_weight.compressed`` and so on, which the package itself never writes.
-
-    Returns:
-        The tensors of ``weights``, copied, the masked ones in four parts; the bits are those of the mask, also where a
-        kept weight is zero. A mask that does not fit raises `MaskMismatch`.
-
-    Raises:
-        InvalidInput: If a masked tensor has a name that the format cannot hold.
-    """
-    tensors, entries = _tensors_and_entries(mask, weights)
-    for name, entry in entries.items():
-        prefix = name.removesuffix(".weight")
-        if _full_name(prefix) != name or entry.dim() == 0:
-            raise InvalidInput(f"compressed-tensors cannot hold {name!r}; allowed: names that end in 'weight'")
-        parts = {
-            f"{prefix}.compressed": tensors.pop(name)[entry],
-            f"{prefix}.bitmask": torch.from_numpy(np.packbits(entry.numpy(), axis=-1, bitorder="little")),
-            f"{prefix}.shape": torch.tensor(entry.shape),
-            f"{prefix}.row_offsets": _row_offsets(entry),
-        }
-        if taken := parts.keys() & tensors.keys():
-            raise InvalidInput(f"compressed-tensors cannot hold {name!r}: {min(taken)!r} is another tensor")
-        tensors |= parts
-    return tensors
-
-
-def _row_offsets(entry: Tensor) -> Tensor:
-    counts = entry.sum(-1)
-    return counts.cumsum(0) - counts
-
-
-def from_compressed(tensors: Mapping[str, Tensor]) -> Mask:
-    """The mask of weights in the sparse bitmask format of the package compressed-tensors.
-
-    Returns:
-        The mask. Parts that are missing or do not fit each other raise `MaskMismatch`.
-
-    Raises:
-        MaskMismatch: If there is no bitmask.
-    """
-    prefixes = [name.removesuffix(".bitmask") for name in tensors if name.endswith(".bitmask")]
-    if not prefixes:
-        raise MaskMismatch("no tensor in the bitmask format of compressed-tensors: no name ends in '.bitmask'")
-    return Mask({_full_name(prefix): _unpacked(prefix, tensors) for prefix in prefixes})
-
-
-def weights_from_compressed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Dense weights from the sparse bitmask format of the package compressed-tensors.
-
-    Returns:
-        The weights with zeros, and all other tensors as they are. Parts that are missing or do not fit each other
-        raise `MaskMismatch`.
-    """
-    mask = from_compressed(tensors)
-    prefixes = {name.removesuffix(".weight"): name for name in mask}
-    parts = {f"{prefix}.{part}" for prefix in prefixes for part in _PARTS}
-    dense = {name: tensor for name, tensor in tensors.items() if name not in parts}
-    for prefix, name in prefixes.items():
-        dense[name] = _scattered(tensors[f"{prefix}.compressed"], mask[name])
-    return dense
-
-
-def _scattered(values: Tensor, entry: Tensor) -> Tensor:
-    dense = values.new_zeros(entry.shape)
-    dense[entry.to(values.device)] = values
-    return dense
-
-
-def _full_name(prefix: str) -> str:
-    """Name of the tensor that the parts with a prefix make up."""
-    last = prefix.rpartition(".")[2]
-    return prefix if last == "weight" or last.endswith("_weight") else f"{prefix}.weight"
-
-
-def _unpacked(prefix: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    if missing := [part for part in _PARTS if f"{prefix}.{part}" not in tensors and part != "row_offsets"]:
-        raise MaskMismatch(f"'{prefix}.bitmask' is there but not {', '.join(f'{prefix}.{part}' for part in missing)}")
-    bits, values, shape = (tensors[f"{prefix}.{part}"].cpu() for part in ("bitmask", "compressed", "shape"))
-    size = [int(length) for length in shape.flatten()]
-    packed = [*size[:-1], -(-size[-1] // 8)] if size else []
-    if bits.dtype != torch.uint8 or not size or list(bits.shape) != packed:
-        raise MaskMismatch(
-            f"'{prefix}.bitmask' is {bits.dtype} of shape {tuple(bits.shape)}; "
-            f"shape {tuple(size)} needs torch.uint8 of {tuple(packed)}"
-        )
-    unpacked = np.unpackbits(bits.numpy(), axis=-1, count=size[-1], bitorder="little").astype(bool)
-    if int(unpacked.sum()) != values.numel():
-        raise MaskMismatch(
-            f"'{prefix}.bitmask' keeps {int(unpacked.sum())} weights and '{prefix}.compressed' holds {values.numel()}"
-        )
-    entry = torch.from_numpy(unpacked)
-    offsets = tensors.get(f"{prefix}.row_offsets")
-    if offsets is not None and not torch.equal(offsets.cpu(), _row_offsets(entry)):
-        raise MaskMismatch(f"'{prefix}.row_offsets' are not those of '{prefix}.bitmask'")
-    return entry
-
-
 def to_sparse(mask: Mask, weights: Weights) -> dict[str, Tensor]:
     """Weights in the fewest bytes: of a masked tensor its kept weights in C order, under its own name.
 
@@ -309,6 +200,12 @@ def weights_from_sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Dense weights, with zeros, of what `to_sparse` returned, and all other tensors; errors as of `from_sparse`."""
     dense = {name: tensor for name, tensor in tensors.items() if name not in (codes.CODES, codes.TABLE)}
     return dense | {name: _scattered(tensors[name], entry) for name, entry in from_sparse(tensors).items()}
+
+
+def _scattered(values: Tensor, entry: Tensor) -> Tensor:
+    dense = values.new_zeros(entry.shape)
+    dense[entry.to(values.device)] = values
+    return dense
 
 
 def complete(
