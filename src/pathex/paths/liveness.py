@@ -44,13 +44,20 @@ class _Indicator(torch.autograd.Function):
         return (grads[0] > 0).to(grads[0].dtype)
 
 
+class _Used(Weights):
+    """Weights whose scores are whether anything positive was added to them."""
+
+    def add(self, name: str, product: Tensor) -> None:
+        used, known = product > 0, self.scores[name]
+        self.scores[name] = used if known is None else known.logical_or_(used)
+
+
 class _Liveness(Linear):
     """Open reading in which every value is 0 (no path from the input arrives) or 1.
 
     Without a ``role`` paths go through every factor of a product. With one they end at the next product, where they
     must enter as the factor of that number, and what leaves it must reach the output, as ``leaving`` says. With
-    ``values_only`` they do not pass what only makes a coefficient (softmax, sigmoid). ``made`` holds masks, and the
-    weights they are made into, for readings to come.
+    ``values_only`` they do not pass what only makes a coefficient (softmax, sigmoid).
     """
 
     def __init__(
@@ -61,10 +68,8 @@ class _Liveness(Linear):
         role: int | None = None,
         leaving: dict[Node, Tensor] | None = None,
         values_only: bool = False,
-        made: dict[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__(graph, weights, None, coefficients="connected", per_sample="one")
-        self.made = made
         self.role, self.leaving, self.values_only = role, {} if leaving is None else leaving, values_only
         self.ends: list[Tensor] = []
 
@@ -74,12 +79,7 @@ class _Liveness(Linear):
 
     def effective(self, argument: Any) -> Tensor:
         mask = self.weights.mask.get(argument.target) if argument.op == "parameter" else None
-        if mask is None or self.made is None:
-            return super().effective(argument)
-        known = self.made.get(argument.target)
-        if known is None or known[0] is not mask:
-            known = self.made[argument.target] = mask, super().effective(argument)
-        return known[1]
+        return super().effective(argument) if mask is None else mask.to(self.device, self.dtype)
 
     def passes(self, x: Tensor, node: Node) -> Tensor:
         passed = super().passes(x, node)
@@ -128,14 +128,10 @@ def connectivity(
 
 
 class OnPaths:
-    """From a mask to those of its entries that lie on a path from an input to an output, for inputs shaped as ``x``.
-
-    What an entry of one mask is made into serves the next mask that has the same tensor there.
-    """
+    """From a mask to those of its entries that lie on a path from an input to an output, for inputs shaped as ``x``."""
 
     def __init__(self, model: nn.Module, x: Tensor, *, output: str | int | None = None) -> None:
         self.model, self.x, self.output = model, x[:1], output
-        self._made: dict[str, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def graph(self) -> Graph:
@@ -144,7 +140,7 @@ class OnPaths:
 
     def __call__(self, mask: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
         """For each masked weight, or those that are named, a bool tensor on the CPU."""
-        return _effective(self.graph, self.model, mask, self.x, names, made=self._made)[0]
+        return _effective(self.graph, self.model, mask, self.x, names)[0]
 
 
 def roles(
@@ -238,7 +234,7 @@ def _effective(
     weighing = _weighing(graph, tuple(mask))
     read = [name for name in mask if name in weighing]
     scored = [name for name in names if name in weighing]
-    weights = Weights(model, dtype, mask=mask, replaced=ones, scored=scored, prunable=read)
+    weights = _Used(model, dtype, mask=mask, replaced=ones, scored=scored, prunable=read)
     with untouched(model), torch.enable_grad():
         reading = _Liveness(lowered(graph), weights, **how)
         result = run_linear(reading, [torch.ones_like(x, dtype=dtype, device=device)])
