@@ -50,7 +50,8 @@ def matching_sparsity(config: RunConfig, share: float) -> float:
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds, and differences between the two countings in pairs."""
     table = rows.groupby(["share", "count"], sort=False)[["density", "multiply_adds", "accuracy"]].mean()
-    pairs = rows.pivot_table(index=["share", "seed"], columns="count", values="accuracy").dropna(how="any")
+    tickets = rows[rows["share"] < 1]
+    pairs = tickets.pivot_table(index=["share", "seed"], columns="count", values="accuracy")
     if {"weights", "multiply_adds"} <= {*pairs}:
         groups = (pairs["multiply_adds"] - pairs["weights"]).groupby("share")
         found = pd.DataFrame({"difference": groups.mean(), "standard_error": groups.sem(), "seeds": groups.count()})

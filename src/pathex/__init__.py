@@ -17,7 +17,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathex import analysis, data, errors, experiments, graph, masks, models, paths, pruning, scores, tasks, train
+    from pathex import (
+        analysis,
+        compaction,
+        data,
+        errors,
+        experiments,
+        graph,
+        masks,
+        models,
+        paths,
+        pruning,
+        scores,
+        tasks,
+        train,
+    )
     from pathex.experiments.runs import load_run, load_ticket, save_ticket
     from pathex.masks import Mask, attach, make_permanent
     from pathex.pruning import dynamic, prune, score
@@ -66,6 +80,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "compaction",
     "data",
     "dynamic",
     "errors",
@@ -87,7 +102,7 @@ __all__ = [
     "train",
 ]
 
-_ROOMS = frozenset({"analysis", "data", "errors", "experiments", "graph", "masks"})
+_ROOMS = frozenset({"analysis", "compaction", "data", "errors", "experiments", "graph", "masks"})
 _ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
 _HOME = {
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),

@@ -2,7 +2,15 @@
 
 from pathex.masks import codes, files, formats
 from pathex.masks.attachment import Handle, attach, check_optimizer, make_permanent
-from pathex.masks.files import ENDINGS, check_format, read_mask, weights_beside, write_mask, write_tensors
+from pathex.masks.files import (
+    ENDINGS,
+    bytes_on_disk,
+    check_format,
+    read_mask,
+    weights_beside,
+    write_mask,
+    write_tensors,
+)
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
 from pathex.masks.prunable import Selector, own_module, prunable_weights
@@ -16,6 +24,7 @@ __all__ = [
     "Selector",
     "all_kept",
     "attach",
+    "bytes_on_disk",
     "check_format",
     "check_optimizer",
     "codes",

@@ -17,7 +17,16 @@ from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
 from pathex.masks.tensors import read_weights, replacing
 
-__all__ = ["ENDINGS", "FORMATS", "check_format", "read_mask", "weights_beside", "write_mask", "write_tensors"]
+__all__ = [
+    "ENDINGS",
+    "FORMATS",
+    "bytes_on_disk",
+    "check_format",
+    "read_mask",
+    "weights_beside",
+    "write_mask",
+    "write_tensors",
+]
 
 FORMATS = ("pathex", "tensors", "torch-prune", "sparse", "zeros")
 """What `write_mask` writes; all but the first two hold weights too."""
@@ -116,11 +125,22 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     try:
         with replacing(path) as temporary:
             if path.suffix == _SAFETENSORS:
-                temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"}))
+                temporary.write_bytes(_safetensors(tensors))
             else:
                 torch.save(dict(tensors), temporary)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
         raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
+
+
+def bytes_on_disk(weights: formats.Weights, mask: Mask | None = None) -> int:
+    """Bytes of a safetensors file of weights, with a mask in the form ``sparse``; `MaskMismatch` if it does not fit."""
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    return len(_safetensors(tensors if mask is None else formats.to_sparse(mask, weights)))
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    written: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    return written
 
 
 def check_format(form: str, path: str | os.PathLike[str]) -> None:

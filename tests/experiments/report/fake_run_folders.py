@@ -9,7 +9,7 @@ LAYERS = {"conv1.weight": 432, "layer1.0.conv1.weight": 2304, "layer2.0.conv1.we
 DROP = {"dense": 0.0, "px": 0.05, "synflow": 0.06, "magnitude": 0.11, "random": 0.12}
 
 RESULT = ("test_accuracy", "test_miou", "metric", "tasks", "classes")
-RESULT += ("dead_layers", "parameters", "multiply_adds", "total")
+RESULT += ("bytes", "dead_layers", "parameters", "multiply_adds", "total")
 GRID = (0.36, 0.5904, 0.738, 0.8322, 0.893, 0.9312, 0.956, 0.9717, 0.982)
 
 

@@ -118,11 +118,12 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_
 
 def test_options_of_the_command_reach_the_report(make_run, unpainted, tmp_path, capsys):
     for sparsity in (0.5, 0.982):
-        folder = make_run("px", sparsity, data="cifar10", parameters=round(1000 * (1 - sparsity)))
+        folder = make_run("px", sparsity, data="cifar10", parameters=round(1000 * (1 - sparsity)), bytes=47_100)
     words = ["report", str(folder.parent), "--out", str(tmp_path / "out")]
     assert main(words) == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "PX paper" in page and "against parameters" not in page
+    assert "PX paper" in page and "against parameters" not in page and "<td>0.0471</td>" in page
+    assert "| 0.0471 MB |" in (tmp_path / "out" / "summary.md").read_text()
     assert main([*words, "--published", "none"]) == 0
     assert "PX paper" not in (tmp_path / "out" / "index.html").read_text()
     assert main([*words, "--x", "parameters"]) == 0

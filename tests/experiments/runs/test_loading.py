@@ -13,7 +13,7 @@ from experiments.runs.outcomes import mask_of, state_of
 from pathex.errors import InvalidInput, MaskMismatch
 from pathex.experiments.runs import Preprocessing, RunConfig, build_task, run
 from pathex.experiments.runs.folder import read_config
-from pathex.masks import codes, read_weights, write_tensors
+from pathex.masks import codes, read_weights, write_mask, write_tensors
 
 OWN = {"model": "resnet20", "model_options": {"width": 2}}
 
@@ -33,7 +33,7 @@ def runs(small, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["plain", "dense", "small-dense", "rigl"])
-def test_the_network_of_a_run_is_the_one_that_was_measured(runs, name, small):
+def test_the_network_of_a_run_is_the_one_that_was_measured(runs, name, small, tmp_path):
     folder, result = runs[name].folder, runs[name].result
     network, data = pathex.load_run(folder), pathex.data.load(small["data"])
     wanted = Preprocessing(8, tuple(data.mean.tolist()), tuple(data.std.tolist()), data.classes)
@@ -45,6 +45,9 @@ def test_the_network_of_a_run_is_the_one_that_was_measured(runs, name, small):
     if name in ("plain", "rigl"):
         mask = mask_of(folder, "final_mask" if name == "rigl" else "mask")
         assert all(bool((network.get_parameter(each)[~kept] == 0).all()) for each, kept in mask.items())
+    if name == "plain":
+        write_mask(mask, tmp_path / "n.safetensors", "sparse", network)
+        assert result["bytes"] == (tmp_path / "n.safetensors").stat().st_size
 
 
 def test_a_network_of_ones_own_code_is_given_and_never_imported(runs):

@@ -19,7 +19,8 @@ Section = tuple[str, str, pd.DataFrame, Sequence[Picture]]
 
 _SHOWN: tuple[str, ...] = (
     *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
-    *("multiply_adds", "dead_layers", "dead_layer_names", "rounds", "epochs", "prune_seconds", "train_seconds"),
+    *("bytes", "multiply_adds", "dead_layers", "dead_layer_names", "rounds", "epochs"),
+    *("prune_seconds", "train_seconds"),
 )
 
 

@@ -18,9 +18,9 @@ EXPERIMENT = ["model", "data", "weights", "task"]
 GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 """The columns that make one row of the summary."""
 
-_MEANS = ["density", "kept", "total", "parameters", "multiply_adds", "zero_shot", "fine_tuned", "dead_layers"]
-_MEANS += ["prune_seconds", "train_seconds"]
-_OPTIONAL = ["parameters", "multiply_adds", "zero_shot", "fine_tuned"]
+_MEANS = ["density", "kept", "total", "parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
+_MEANS += ["dead_layers", "prune_seconds", "train_seconds"]
+_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
 
 
 def metric_label(metric: str) -> str:
@@ -54,6 +54,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
         "total": total,
         "density": kept / total,
         "parameters": result.get("parameters"),
+        "bytes": result.get("bytes"),
         "multiply_adds": result.get("multiply_adds"),
         "dead_layers": int(result.get("dead_layers") or 0),
         "prune_seconds": float(result.get("prune_seconds") or 0.0),
@@ -105,14 +106,15 @@ def _markdown(summary: pd.DataFrame, metric: str) -> str:
     weights, tasks = summary["weights"].any(), summary["zero_shot"].notna().any()
     left = ["model", "data", *(["weights"] if weights else []), "method"]
     right = ["sparsity", "n", metric_label(metric), "95 % interval", *(["zero-shot", "fine-tuned"] if tasks else [])]
-    right += ["kept / total", "dead layers", "prune seconds"]
+    sizes = summary["bytes"].notna().any()
+    right += ["kept / total", *(["on disk"] if sizes else []), "dead layers", "prune seconds"]
     lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
     for row in summary.to_dict("records"):
         cells = [row["model"], row["data"], *([short(row["weights"])] if weights else []), row["series"]]
         cells += [f"{row['sparsity']:.6g}", str(row["n"]), _percent(row["mean"]), interval(row)]
         cells += [_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []
-        cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", f"{row['dead_layers']:.3g}"]
-        lines.append(_line([*cells, f"{row['prune_seconds']:.1f}"]))
+        cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", *([_megabytes(row["bytes"])] if sizes else [])]
+        lines.append(_line([*cells, f"{row['dead_layers']:.3g}", f"{row['prune_seconds']:.1f}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +126,10 @@ def interval(row: Mapping[Any, Any]) -> str:
 
 def _percent(value: float) -> str:
     return "—" if pd.isna(value) else f"{100 * value:.2f} %"
+
+
+def _megabytes(size: float) -> str:
+    return "—" if pd.isna(size) else f"{size / 1e6:.3g} MB"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pathex.experiments.runs.config import (
     PLACE,
     WITHOUT_EFFECT,
+    PositiveInt,
     RunConfig,
     TicketConfig,
     allowed_values,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLACE",
     "WITHOUT_EFFECT",
+    "PositiveInt",
     "Preprocessing",
     "RunConfig",
     "RunResult",

@@ -30,7 +30,7 @@ from pathex.experiments.runs.small_dense import shrunk
 from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find
 from pathex.experiments.runs.tickets import Stage, build_task, pruning_seed, train_options
 from pathex.experiments.runs.validation import check_config
-from pathex.masks import Handle, Mask, attach, prunable_weights
+from pathex.masks import Handle, Mask, attach, bytes_on_disk, prunable_weights
 from pathex.pruning import dynamic
 from pathex.tasks import Task
 from pathex.train import Events, fabric, tracked
@@ -134,13 +134,15 @@ def _complete(stage: Stage) -> dict[str, Any]:
 
 
 def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
-    """Parameters and multiply-adds of the masked network for one image; None where they cannot be counted."""
+    """Bytes, parameters and multiply-adds (for one image) of the masked network; None where they cannot be counted."""
+    known: dict[str, int | None] = {"bytes": bytes_on_disk(task.model, ticket.mask)}
     try:
         counts = count(task.model, tuple(task.example.shape[1:]))
     except PathexError as error:
         warnings.warn(f"multiply-adds are not counted: {error}", PathexWarning, stacklevel=2)
-        return {"parameters": None, "multiply_adds": None}
-    return {"parameters": counts.parameters(ticket.mask), "multiply_adds": counts.multiply_adds(ticket.mask)}
+        return {**known, "parameters": None, "multiply_adds": None}
+    mask = ticket.mask
+    return {**known, "parameters": counts.parameters(mask), "multiply_adds": counts.multiply_adds(mask)}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,109 @@
+"""A network as a file for another program."""
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, reason
+from pathex.graph import first_tensor
+from pathex.masks import replacing
+
+FORMATS: Mapping[str, str] = MappingProxyType({"onnx": ".onnx", "pt2": ".pt2"})
+"""Formats of `export`, each with the ending of its files."""
+
+_TOLERANCE = 1e-4
+"""Of outputs, relative to the largest: float32 sums in another order."""
+
+
+def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
+    """Write a network as ONNX or as PyTorch's exported program, for any number of images.
+
+    What is written is run on one image and on three and compared with the network before the file takes its place:
+    ONNX by onnxruntime. What ``model.preprocessing`` says (see `pathex.load_run`) is in the file as JSON: in the
+    metadata ``preprocessing`` of ONNX, in the extra file ``preprocessing.json`` of an exported program.
+
+    Args:
+        model: The network; it is written in eval mode, on the CPU, and left as it was.
+        path: The file; its ending, ``.onnx`` or ``.pt2``, is the format.
+        example_input: Images (N, C, H, W); their height and width are those of the program.
+
+    Raises:
+        InvalidInput: If a package is missing, or the file cannot be written.
+        UnknownName: If the ending is not that of a format.
+        UnsupportedOperation: If the exporter refuses the network, or what is written gives other outputs.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS.values():
+        raise UnknownName("ending of an exported file:", path.suffix, FORMATS.values())
+    network = copy.deepcopy(model).cpu().eval()
+    example = example_input.detach().cpu()
+    three = torch.cat([example[:1]] * 3)
+    three = three + torch.randn(three.shape, generator=torch.Generator().manual_seed(0)).to(three)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        try:
+            program = torch.export.export(network, (three,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+        except Exception as error:
+            raise UnsupportedOperation(f"{type(model).__name__} cannot be exported: {_line(error)}") from error
+        about = _about(getattr(model, "preprocessing", None))
+        try:
+            with replacing(path) as temporary:
+                outputs = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about, three)
+                _compare(network, three, outputs)
+        except OSError as error:
+            raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
+
+
+def _about(preprocessing: Any) -> dict[str, str]:
+    return {"preprocessing": json.dumps(asdict(preprocessing))} if is_dataclass(preprocessing) else {}  # type: ignore[arg-type]
+
+
+def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, str], three: Tensor) -> list[Tensor]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InvalidInput(f"ONNX needs the package {error.name}: pip install 'pathex[onnx]'") from error
+    try:
+        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
+    except Exception as error:
+        raise UnsupportedOperation(f"the network cannot be written as ONNX: {_line(error)}") from error
+    assert written is not None
+    written.model.metadata_props.update(about)
+    written.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return [torch.from_numpy(session.run(None, {name: images.numpy()})[0]) for images in (three[:1], three)]
+
+
+def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, str], three: Tensor) -> list[Tensor]:
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+    with torch.inference_mode():
+        return [first_tensor(module(images)) for images in (three[:1], three)]
+
+
+@torch.inference_mode()
+def _compare(network: nn.Module, three: Tensor, outputs: list[Tensor]) -> None:
+    for images, found in zip((three[:1], three), outputs, strict=True):
+        expected = first_tensor(network(images))
+        wrong = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if found.shape != expected.shape or not wrong <= _TOLERANCE:
+            raise UnsupportedOperation(
+                f"what was written gives other outputs for {len(images)} images: off by {wrong:.1e} of the largest"
+            )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,75 @@
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import pathex
+from model_factories import small
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
+from pathex.experiments.runs import Preprocessing
+from refusals import refused
+
+ABOUT = Preprocessing(4, (0.5,), (0.25,), ("cat", "dog"))
+IMAGES = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    made = small().eval()
+    made.preprocessing = ABOUT
+    return made
+
+
+def by_onnxruntime(path):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(path)
+    found = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    return found, [torch.from_numpy(session.run(None, {"images": x.numpy()})[0]) for x in (IMAGES, IMAGES[:2])]
+
+
+def by_torch(path):
+    extra = {"preprocessing.json": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+    return json.loads(extra["preprocessing.json"]), [module(x) for x in (IMAGES, IMAGES[:2])]
+
+
+@pytest.mark.parametrize(("ending", "read"), [("onnx", by_onnxruntime), ("pt2", by_torch)])
+def test_the_file_runs_alone_on_any_number_of_images(network, ending, read, tmp_path):
+    if ending == "onnx":
+        pytest.importorskip("onnxscript")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    pathex.compaction.export(network.train(), tmp_path / f"n.{ending}", IMAGES[:1])
+    assert network.training and all(before[name].equal(tensor) for name, tensor in network.state_dict().items())
+    about, outputs = read(tmp_path / f"n.{ending}")
+    assert Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}) == ABOUT
+    for x, found in zip((IMAGES, IMAGES[:2]), outputs, strict=True):
+        torch.testing.assert_close(found, network.eval()(x), rtol=1e-4, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == [f"n.{ending}"]
+
+
+class Deciding(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "error", "message"),
+    [
+        (nn.Identity(), "n.tflite", UnknownName, r"'\.tflite'.*\.onnx, \.pt2"),
+        (Deciding(), "n.pt2", UnsupportedOperation, "Deciding cannot be exported"),
+        (nn.Identity(), "nowhere/n.pt2", InvalidInput, "cannot write"),
+    ],
+)
+def test_what_cannot_be_written_leaves_nothing(network, name, error, message, tmp_path):
+    with refused(message, error):
+        pathex.compaction.export(network, tmp_path / name, torch.randn(1, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with refused(r"onnxruntime: pip install 'pathex\[onnx\]'"):
+        pathex.compaction.export(nn.Identity(), tmp_path / "n.onnx", torch.randn(1, 2))
