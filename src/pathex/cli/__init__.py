@@ -5,13 +5,12 @@ import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 
-from pathex.cli import demo, listings, masks, report, run, sweep
-from pathex.cli.parser import Command, parse
+from pathex.cli import bench, demo, export, listings, masks, report, run, sweep
+from pathex.cli.parser import parse
 from pathex.errors import PathexError
 
 __all__ = ["COMMANDS", "main"]
 
-_BENCH = "pathex bench will measure your own network in a later release; see benchmarks/ for the suites of pathex"
 COMMANDS = MappingProxyType(
     {
         "demo": demo.COMMAND,
@@ -20,7 +19,8 @@ COMMANDS = MappingProxyType(
         "prune": masks.PRUNE,
         "convert": masks.CONVERT,
         "report": report.COMMAND,
-        "bench": Command("will measure your own network in a later release", lambda _: print(_BENCH)),
+        "bench": bench.COMMAND,
+        "export": export.COMMAND,
         "methods": listings.METHODS,
         "models": listings.MODELS,
         "datasets": listings.DATASETS,

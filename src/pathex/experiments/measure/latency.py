@@ -1,0 +1,101 @@
+"""Milliseconds of a network in several engines, measured in turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathex.errors import PathexError, UnknownName
+from pathex.experiments.measure.engines import ENGINES, Engine
+
+_TURN = 0.1
+"""Seconds of one turn of an engine, at least."""
+
+
+def latency(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    engines: Iterable[str] = tuple(ENGINES),
+    threads: int = 1,
+    rounds: int = 7,
+    on_turn: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Milliseconds for one batch in each engine: medians of rounds in which every engine has its turn.
+
+    Args:
+        model: The network, float32 on the CPU, zeros where its mask removes.
+        images: The batch (N, C, H, W).
+        engines: Names in `ENGINES`.
+        threads: Threads that each engine may use.
+        rounds: Turns of each engine, of a tenth of a second or one call.
+        on_turn: Called after each turn.
+
+    Returns:
+        A row an engine: ``engine``, ``batch_size``, ``threads``, ``milliseconds`` (median), ``low`` and ``high``
+        (quartiles), ``difference`` (of its outputs from the first one's, relative to the largest output), ``note``
+        (why there are no numbers).
+
+    Raises:
+        UnknownName: If there is no such engine.
+    """
+    names = list(engines)
+    for name in names:
+        if name not in ENGINES:
+            raise UnknownName("engine", name, ENGINES)
+    rows = {name: {"engine": name, "batch_size": len(images), "threads": threads, "note": ""} for name in names}
+    ready: dict[str, tuple[Engine, int]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    model = model.eval()
+    with _threads(threads), torch.inference_mode():
+        expected = ENGINES["torch"](model, images, threads)(images)
+        for name in names:
+            try:
+                ready[name] = _prepared(name, model, images, threads)
+            except PathexError as error:
+                rows[name]["note"] = str(error)
+                continue
+            wrong = (ready[name][0](images) - expected).abs().max() / expected.abs().max()
+            rows[name]["difference"] = float(f"{float(wrong):.1e}")
+        for _ in range(rounds):
+            for name, (engine, calls) in ready.items():
+                seconds[name].append(_seconds(engine, images, calls))
+                on_turn()
+    for name, found in seconds.items():
+        if found:
+            low, middle, high = _quartiles(found)
+            rows[name] |= {"milliseconds": 1e3 * middle, "low": 1e3 * low, "high": 1e3 * high}
+    return list(rows.values())
+
+
+def _prepared(name: str, model: nn.Module, images: Tensor, threads: int) -> tuple[Engine, int]:
+    """An engine that has warmed up, and how many of its calls fill a turn."""
+    engine = ENGINES[name](model, images, threads)
+    engine(images)
+    first = _seconds(engine, images, 1)
+    return engine, max(1, round(_TURN / max(min(first, _seconds(engine, images, 1)), 1e-6)))
+
+
+def _seconds(engine: Engine, images: Tensor, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        engine(images)
+    return (time.perf_counter() - start) / calls
+
+
+def _quartiles(values: Sequence[float]) -> Sequence[float]:
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,67 @@
+import sys
+
+import pytest
+import torch
+
+import pathex
+from model_factories import small
+from pathex.errors import UnknownName
+from pathex.experiments.measure import draw, facts, latency, layers
+from refusals import refused
+
+
+@pytest.fixture
+def ticket():
+    """A network of which a ticket is left, and its mask."""
+    torch.manual_seed(0)
+    network, images = small(), torch.randn(4, 1, 4, 4)
+    mask = pathex.prune(network, "magnitude", sparsity=0.5, data=images).mask
+    return pathex.make_permanent(network, mask).eval(), mask
+
+
+def test_every_engine_has_its_turn_and_gives_the_outputs(ticket, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    turns = []
+    images = torch.randn(3, 1, 4, 4)
+    engines = ("torch", "torch, channels last", "openvino", "compact")
+    rows = latency(ticket[0], images, engines=engines, rounds=3, on_turn=lambda: turns.append(1))
+    assert [row["engine"] for row in rows] == list(engines) and len(turns) == 9
+    for row in rows:
+        assert (row["batch_size"], row["threads"]) == (3, 1)
+        if row["engine"] == "openvino":
+            assert row["note"] == "openvino is not installed" and "milliseconds" not in row
+        else:
+            assert 0 < row["low"] <= row["milliseconds"] <= row["high"] and row["difference"] < 1e-5
+    with refused("unknown engine 'tpu'", UnknownName):
+        latency(ticket[0], images, engines=("tpu",))
+
+
+def test_facts_are_those_of_the_mask(ticket):
+    network, mask = ticket
+    found = facts(network, torch.randn(1, 1, 4, 4))
+    total = sum(parameter.numel() for parameter in network.parameters())
+    assert (found["parameters"], found["kept"]) == (total, total - mask.total + mask.kept)
+    counts = pathex.analysis.count(network, (1, 4, 4))
+    assert found["multiply_adds"] == counts.multiply_adds()
+    assert found["kept_multiply_adds"] == pytest.approx(counts.multiply_adds(mask), abs=len(mask))
+    assert found["sparse_bytes"] < found["bytes"] and found["activation_bytes"] > 4 * 16
+
+
+def test_layers_share_the_time_of_a_pass(ticket):
+    network, mask = ticket
+    rows = layers(network, torch.randn(2, 1, 4, 4), repeats=3)
+    assert [row["layer"] for row in rows] == [
+        name for name, m in network.named_modules() if name and not [*m.children()]
+    ]
+    assert 0 < sum(row["share"] for row in rows) < 1.5
+    assert {row["layer"]: row["kept"] for row in rows if row["weights"]} == {
+        name.removesuffix(".weight"): count.kept for name, count in mask.counts().items()
+    }
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_picture_of_two_cases(tmp_path):
+    row = {"engine": "torch", "threads": 1, "milliseconds": 2.0, "low": 1.0, "high": 3.0}
+    rows = [{**row, "batch_size": 1}, {**row, "batch_size": 32, "engine": "sparse"}, {"engine": "openvino"}]
+    draw(rows, tmp_path / "p.png", "a network")
+    assert (tmp_path / "p.png").stat().st_size > 5000
