@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class Channels:
         for source, user in {source: node for node in self.graph.nodes for source in node.inputs}.items():
             last.setdefault(user, []).append(source)
         for node in self.graph.nodes:
-            self.values[node] = self._visit(node)
+            result = self._visit(node)
+            self.values[node] = tuple(map(_own, result)) if isinstance(result, tuple) else _own(result)
             for done in last.get(node, ()):
                 self._shrink(done)
 
@@ -222,6 +223,11 @@ class Channels:
             return path if getattr(module, "bias", None) is None else None
         is_own = bias.op == "parameter" and self.uses[bias.target] == 1 and bias.target.rpartition(".")[0] == path
         return path if is_own else None
+
+
+def _own(value: Any) -> Any:
+    """A value of a node's own, of which it may forget parts."""
+    return replace(value) if isinstance(value, Value) else value
 
 
 Rule = Callable[[Channels, Node], Any]

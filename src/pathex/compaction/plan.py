@@ -140,6 +140,10 @@ def _recipe(channels: Channels, decision: Decision) -> Recipe:
         if not stays.all():
             kept.setdefault(name, {})[str(dim)] = stays.nonzero().flatten().tolist()
     biases = [path for path in decision.shifts if channels.modules[path].bias is None]
+    for path in biases:
+        outputs = kept.get(f"{path}.weight" if path else "weight", {}).get("0")
+        if outputs is not None:
+            kept[f"{path}.bias" if path else "bias"] = {"0": outputs}
     return {"kept": kept, "biases": biases, "attributes": _attributes(channels, decision)}
 
 
