@@ -17,7 +17,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathex import analysis, data, errors, experiments, graph, masks, models, paths, pruning, scores, tasks, train
+    from pathex import (
+        analysis,
+        compaction,
+        data,
+        errors,
+        experiments,
+        graph,
+        masks,
+        models,
+        paths,
+        pruning,
+        scores,
+        tasks,
+        train,
+    )
+    from pathex.compaction import compact
     from pathex.experiments.runs import load_run, load_ticket, save_ticket
     from pathex.masks import Mask, attach, make_permanent
     from pathex.pruning import dynamic, prune, score
@@ -66,6 +81,8 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "compact",
+    "compaction",
     "data",
     "dynamic",
     "errors",
@@ -87,9 +104,10 @@ __all__ = [
     "train",
 ]
 
-_ROOMS = frozenset({"analysis", "data", "errors", "experiments", "graph", "masks"})
+_ROOMS = frozenset({"analysis", "compaction", "data", "errors", "experiments", "graph", "masks"})
 _ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
 _HOME = {
+    "compact": "compaction",
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
     **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
     **dict.fromkeys(("load_run", "load_ticket", "save_ticket"), "experiments.runs"),

@@ -13,8 +13,8 @@ from pathex.graph import CREATIONS, FORMED_LIKE, Graph, Node, words
 
 _GIVEN = words("parameter buffer constant")
 _MOVES = words(
-    "view view_as reshape reshape_as flatten unflatten squeeze unsqueeze contiguous clone alias detach expand expand_as "
-    "to _to_copy transpose swapaxes permute movedim t select unbind"
+    "view view_as reshape reshape_as flatten unflatten squeeze unsqueeze contiguous clone alias detach expand "
+    "expand_as to _to_copy transpose swapaxes permute movedim t select unbind"
 )
 
 
@@ -113,7 +113,9 @@ class Channels:
         if node not in self.graph.dependent:
             return self._computed(node)
         rule = RULES.get(node.op)
-        result = rule(self, node) if rule and any(isinstance(self(each), Value | tuple) for each in node.inputs) else None
+        result = (
+            rule(self, node) if rule and any(isinstance(self(each), Value | tuple) for each in node.inputs) else None
+        )
         return self.unread(node) if result is None else result
 
     def __call__(self, argument: Any) -> Any:
@@ -201,12 +203,12 @@ class Channels:
             own, other = torch.broadcast_tensors(*compact(labeling.reshape(form), labels))
             pairs = torch.stack([own.flatten(), other.flatten()]).unique(dim=1)
             if len(pairs[0].unique()) == pairs.shape[1] > 1:
-                return self.labels.tie(own, other, reason)
+                self.labels.tie(own, other, reason)
+                return
         if any(form[dim] > 1 for dim in dims):
             self.labels.pin(labels, reason)
             for labeling in given.labelings:
                 self.labels.pin(labeling, reason)
-
 
     def kept(self, weight: str) -> Tensor:
         """The mask of a weight; of one without a mask, ones."""
@@ -230,15 +232,20 @@ def _own(value: Any) -> Any:
     return replace(value) if isinstance(value, Value) else value
 
 
-Rule = Callable[[Channels, Node], Any]
+Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
 
-def rule(names: str) -> Callable[[Rule], Rule]:
-    """Register what operators do to channels; a rule that returns None leaves them where they are."""
+def rule(names: str, whatever: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule of operators: from the reading, a node and its first operand (a `Value`, or ``whatever``)."""
 
+    # A rule that returns None leaves all channels where they are.
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names.split(), function))
+        def checked(of: Channels, node: Node) -> Any:
+            x = of(node.args[0])
+            return function(of, node, x) if whatever or isinstance(x, Value) else None
+
+        RULES.update(dict.fromkeys(names.split(), checked))
         return function
 
     return register

@@ -60,7 +60,9 @@ class _Deciding:
             weights[name] *= mask[name]
         self._keep_some()
         found.removed = (self.seen & ~self.stays)[self.classes]
-        found.reasons = {label: self.reasons[kind] for label, kind in enumerate(self.classes.tolist()) if kind in self.reasons}
+        found.reasons = {
+            label: self.reasons[kind] for label, kind in enumerate(self.classes.tolist()) if kind in self.reasons
+        }
         return found
 
     def members(self, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pathex.compaction.channels import Channels
 from pathex.compaction.decision import Decision, decide
-from pathex.compaction.surgery import Recipe, carve, cut, names_of
-from pathex.errors import InvalidInput, UnsupportedOperation, reason
+from pathex.compaction.surgery import Recipe, carve, cut
+from pathex.errors import UnsupportedOperation, reason
 from pathex.graph import trace, untouched
 from pathex.masks import Mask, own_module
 
@@ -50,8 +51,10 @@ class Compaction:
     def _smaller(self, network: nn.Module) -> nn.Module:
         tensors, found = dict(self._decision.weights), self._decision
         for path, shift in found.shifts.items():
-            bias = network.get_submodule(path).bias
-            tensors[f"{path}.bias" if path else "bias"] = shift + (0 if bias is None else bias.detach().cpu().double())
+            bias = dict(network.get_submodule(path).named_parameters(recurse=False)).get("bias")
+            tensors[f"{path}.bias" if path else "bias"] = (
+                shift if bias is None else shift + bias.detach().cpu().double()
+            )
         carve(network, self._recipe, tensors)
         setattr(network, RECIPE, copy.deepcopy(self._recipe))
         return network
@@ -115,7 +118,10 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) ->
 def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Compaction:
     """Decide what `compact` would take out, and try it: the arguments and errors are those of `compact`.
 
-    Costs a trace, a few passes in float64 on the CPU over two and three images, and no change of the model.
+    Costs a trace, and a few passes over two and three images in float64 on the CPU.
+
+    Returns:
+        What can go, why the rest stays, and the mask of the smaller network; its ``apply()`` makes that.
     """
     model = own_module(model)
     Mask(mask).check(model)
@@ -140,11 +146,12 @@ def _recipe(channels: Channels, decision: Decision) -> Recipe:
         if not stays.all():
             kept.setdefault(name, {})[str(dim)] = stays.nonzero().flatten().tolist()
     biases = [path for path in decision.shifts if channels.modules[path].bias is None]
+    shapes = {name: list(channels.tensors[name].shape) for name in kept}
     for path in biases:
         outputs = kept.get(f"{path}.weight" if path else "weight", {}).get("0")
         if outputs is not None:
             kept[f"{path}.bias" if path else "bias"] = {"0": outputs}
-    return {"kept": kept, "biases": biases, "attributes": _attributes(channels, decision)}
+    return {"kept": kept, "shapes": shapes, "biases": biases, "attributes": _attributes(channels, decision)}
 
 
 def _attributes(channels: Channels, decision: Decision) -> dict[str, dict[str, int]]:
@@ -181,7 +188,7 @@ def _inputs(example: Any, fixed: int | None) -> list[tuple[tuple[Any, ...], dict
             more[1:] += 0.1 * torch.randn(more[1:].shape, dtype=more.dtype)
         return more
 
-    return [tree_map_only(Tensor, lambda t, n=n: of(n, t), (args, kwargs)) for n in ((fixed,) if fixed else (2, 3))]
+    return [tree_map_only(Tensor, partial(of, count), (args, kwargs)) for count in ((fixed,) if fixed else (2, 3))]
 
 
 def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:

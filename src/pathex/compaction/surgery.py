@@ -73,7 +73,7 @@ def _refit(module: Any, before: Tensor | None) -> None:
         if isinstance(module, kind) and weight is not None:
             for attribute, dim in attributes.items():
                 setattr(module, attribute, weight.shape[dim])
-        elif isinstance(module, kind) and getattr(module, "running_mean", None) is not None:
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             module.num_features = len(module.running_mean)
 
 
