@@ -10,7 +10,7 @@ import pathex
 from brute_force.cases import Wired, draw
 from compaction.networks import NETWORKS, build, conv, head, thin
 from pathex import Mask, compaction
-from pathex.errors import InvalidInput, MaskMismatch, PathexError
+from pathex.errors import MaskMismatch, PathexError
 from refusals import refused
 
 FIXED = {"perceptron", "flattened", "attention"}  # to one size of images
@@ -44,9 +44,9 @@ def test_outputs_are_those_of_the_masked_network(name, seed):
     assert_same(small, masked(model, mask), x, images(x, number=1), *[] if name in FIXED else [images(x, side=13)])
     assert count(small) < count(model) or name == "shared"
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
-    for name, kept in plan.mask.items():
-        assert small.get_parameter(name).shape == kept.shape
-        assert not small.get_parameter(name)[~kept].any()
+    for weight, kept in plan.mask.items():
+        assert small.get_parameter(weight).shape == kept.shape
+        assert not small.get_parameter(weight)[~kept].any()
     assert set(plan.mask) == set(mask) and plan.mask.kept <= mask.kept
 
 
@@ -61,7 +61,7 @@ def chain(*layers, shift=0.0):
 def removing(model, name, rows, dim=0):
     """A mask that removes some rows (or columns) of one weight."""
     kept = torch.ones_like(model.get_parameter(name), dtype=torch.bool)
-    kept.index_fill_(dim, torch.tensor(rows), False)
+    kept.index_fill_(dim, torch.tensor(rows, dtype=torch.int64), False)
     return Mask({name: kept})
 
 
@@ -177,7 +177,7 @@ def test_code_that_counts_on_its_channels_keeps_them():
         return net.last(net.first(x).reshape(-1, 6, 64).sum(2))
 
     model = Wired(form, first=conv(2, 6), last=nn.Linear(6, 3)).double().eval()
-    mask = removing(model, "last.weight", [0, 1], dim=1)
+    mask = Mask({**removing(model, "last.weight", [0, 1], dim=1), **removing(model, "first.0.weight", [])})
     plan = compaction.plan(model, mask, torch.randn(2, 2, 8, 8))
     assert plan.apply().first[0].out_channels == 6
     assert "6 (without it: RuntimeError: shape '[-1, 6, 64]' is invalid" in plan.explain()

@@ -44,7 +44,7 @@ def _split_in(of: Channels, node: Node, labels: Tensor, dims: list[int]) -> None
     """A dimension of channels becomes several: what is removed must be the same for all but one of them."""
     module = of.modules.get(node.module[0], nn.Identity())
     sizes = {dim: [name for name in _HEADS if getattr(module, name, None) == labels.shape[dim]] for dim in dims}
-    heads = next((dim for dim in dims if sizes[dim]), None)
+    heads = next((dim for dim in (*reversed(dims[:-1]), dims[-1]) if sizes[dim]), None)  # query, key, value come first
     shrinks = dims[-1] if heads is None else heads
     rest = [dim for dim in range(labels.dim()) if dim != shrinks]
     for dim in dims:
