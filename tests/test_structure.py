@@ -19,7 +19,7 @@ INTERFACE = Path(__file__).parent / "public_interface.txt"
 ORDER = (
     ("errors",),
     ("distributed", "masks", "graph"),
-    ("paths", "models", "data"),
+    ("paths", "models", "data", "compaction"),
     ("scores",),
     ("analysis",),
     ("pruning",),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         tasks,
         train,
     )
+    from pathex.compaction import compact
     from pathex.experiments.runs import load_run, load_ticket, save_ticket
     from pathex.masks import Mask, attach, make_permanent
     from pathex.pruning import dynamic, prune, score
@@ -80,6 +81,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "compact",
     "compaction",
     "data",
     "dynamic",
@@ -105,6 +107,7 @@ __all__ = [
 _ROOMS = frozenset({"analysis", "compaction", "data", "errors", "experiments", "graph", "masks"})
 _ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
 _HOME = {
+    "compact": "compaction",
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
     **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
     **dict.fromkeys(("load_run", "load_ticket", "save_ticket"), "experiments.runs"),

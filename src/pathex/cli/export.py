@@ -35,13 +35,14 @@ def _execute(options: ExportOptions) -> None:
     from pathex.compaction import compact, export, save
     from pathex.masks import formats, write_mask
 
-    small = compact(network, None, example) if options.compact else network
+    mask = formats.from_zeros(network)
+    small = compact(network, mask, example) if options.compact else network
     if options.format != "safetensors":
         export(small, out, example)
     elif options.compact:
         save(small, out)
     else:
-        write_mask(formats.from_zeros(network), out, "sparse", network)
+        write_mask(mask, out, "sparse", network)
     before, after = (sum(p.numel() for p in each.parameters()) for each in (network, small))
     console().print(f"{before:,} parameters, {after:,} in the file, {out.stat().st_size:,} bytes")
     print(out)

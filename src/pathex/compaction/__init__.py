@@ -1,5 +1,8 @@
-"""Networks that come out smaller, and files of them for other programs."""
+"""Networks that come out smaller, their outputs equal, and files of them for other programs."""
 
+from pathex.compaction import rules
 from pathex.compaction.export import export
+from pathex.compaction.files import load, save
+from pathex.compaction.plan import Compaction, compact, plan
 
-__all__ = ["export"]
+__all__ = ["Compaction", "compact", "export", "load", "plan", "rules", "save"]

@@ -5,6 +5,7 @@ from pathex.graph.graph import Graph, Node, arguments_of
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import (
     ACTIVATIONS,
+    CREATIONS,
     DECISIONS,
     FORMED_LIKE,
     FUNCTIONS,
@@ -20,6 +21,7 @@ from pathex.graph.trace import first_tensor, trace
 
 __all__ = [
     "ACTIVATIONS",
+    "CREATIONS",
     "DECISIONS",
     "FORMED_LIKE",
     "FUNCTIONS",

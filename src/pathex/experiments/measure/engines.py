@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathex.compaction import compact, export
 from pathex.errors import PathexError
 from pathex.graph import first_tensor
+from pathex.masks import from_zeros
 from pathex.sparse import compile as compile_sparse
 
 Engine = Callable[[Tensor], Tensor]
@@ -60,7 +61,7 @@ def _openvino(model: nn.Module, images: Tensor, threads: int) -> Engine:
 
 
 def _compact(model: nn.Module, images: Tensor, threads: int) -> Engine:
-    return _torch(compact(model, None, images[:1]), images, threads)
+    return _torch(compact(model, from_zeros(model), images[:1]), images, threads)
 
 
 def _sparse(model: nn.Module, images: Tensor, threads: int) -> Engine:

@@ -1,0 +1,161 @@
+"""Which channels can go: those that are constant, or that nothing kept reads, wherever they are tied."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pathex.compaction.channels import Channels, Reader
+from pathex.graph import Node
+
+
+@dataclass
+class Decision:
+    """What goes, and what takes its place.
+
+    Attributes:
+        removed: For each label whether its place goes.
+        weights: Masked weights with constants merged, in float64 and in the sizes before.
+        mask: What is left of the mask, in the sizes before.
+        shifts: What is added to the bias of a module.
+        reasons: For each label that was pinned, or read as a constant, why.
+    """
+
+    removed: Tensor
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    mask: dict[str, Tensor] = field(default_factory=dict)
+    shifts: dict[str, Tensor] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def decide(of: Channels) -> Decision:
+    """Find what can go, and fold the constants that went into what reads them."""
+    return _Deciding(of).decision()
+
+
+class _Deciding:
+    def __init__(self, of: Channels) -> None:
+        self.of = of
+        self.classes = of.labels.roots().unique(return_inverse=True)[1]
+        count = int(self.classes.max()) + 1
+        self.stays, self.seen = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+        self.stays[0] = True
+        self.reasons: dict[int, str] = {}
+        self.reads: dict[Node, Tensor] = {}
+        self.rows: dict[Node, Tensor] = {}
+
+    def decision(self) -> Decision:
+        self._walk()
+        for labels, reason in self.of.labels.pins:
+            self._keep(labels, reason)
+        mask = dict(self.of.mask) | {reader.weight: self.of.kept(reader.weight) for reader in self.of.readers}
+        mask = {name: kept.clone() for name, kept in mask.items()}
+        weights = {name: self.of.tensors[name].double() * kept for name, kept in mask.items()}
+        found = Decision(self.stays, weights, mask)
+        active = {reader.weight: torch.zeros_like(mask[reader.weight]) for reader in self.of.readers}
+        for reader in self.of.readers:
+            reader.by_unit(active[reader.weight])[:] |= self._settle(reader, found).unsqueeze(3)
+        for name, entries in active.items():
+            mask[name] &= entries
+            weights[name] *= mask[name]
+        self._keep_some()
+        found.removed = (self.seen & ~self.stays)[self.classes]
+        found.reasons = {
+            label: self.reasons[kind] for label, kind in enumerate(self.classes.tolist()) if kind in self.reasons
+        }
+        return found
+
+    def members(self, labels: Tensor) -> Tensor:
+        found = torch.zeros_like(self.stays)
+        found[self.classes[labels]] = True
+        return found
+
+    def _keep(self, labels: Tensor, reason: str) -> None:
+        self.stays |= self.members(labels)
+        for label in self.classes[labels].unique().tolist():
+            self.reasons.setdefault(label, reason)
+
+    def _walk(self) -> None:
+        """From the outputs back: what is read, through kept weights, and depends on the input."""
+        nodes = self.of.graph.nodes
+        used = {source for node in nodes for source in node.inputs}
+        readers = {reader.node: reader for reader in self.of.readers}
+        for node in reversed(nodes):
+            parts = self.of.parts(node)
+            if not parts:
+                continue
+            own = self.members(torch.cat([part.ids for part in parts]))
+            self.seen |= own
+            read = own if node not in used or node is self.of.graph.output else self.reads.pop(node, None)
+            if node not in used or node is self.of.graph.output:
+                self._keep(torch.cat([part.ids for part in parts]), "an output of the network")
+            if read is None:
+                continue
+            read = read & self.members(torch.cat([part.ids[part.unknown_of] for part in parts]))
+            self.stays |= read
+            if not read.any():
+                continue
+            if node in readers:
+                self._read_columns(readers[node], read)
+            for source in node.inputs:
+                if node not in readers or source is not node.args[0]:
+                    self._read(source, read, own, node.op == "getitem")
+
+    def _read(self, source: Node, read: Tensor, own: Tensor, part: bool = False) -> None:
+        """What of a value is read where a result is, one that may not have all of its channels."""
+        parts = self.of.parts(source)
+        if parts:
+            members = self.members(torch.cat([each.ids for each in parts]))
+            found = members & (read if part else read | ~own)
+            self.reads[source] = self.reads.get(source, torch.zeros_like(found)) | found
+
+    def _read_columns(self, reader: Reader, read: Tensor) -> None:
+        self.rows[reader.node] = rows = read[self.classes[reader.rows]]
+        needed = self._needed(reader, rows)
+        if needed.any():
+            self._read(reader.node.args[0], self.members(reader.columns[needed]), self.members(reader.columns))
+
+    def _needed(self, reader: Reader, rows: Tensor) -> Tensor:
+        """The columns that kept weights of some rows read."""
+        return (reader.by_unit(self.of.kept(reader.weight)).any(3) & rows.view(reader.groups, -1, 1)).any(1).flatten()
+
+    # -- constants -----------------------------------------------------------------------------------------------------
+
+    def _settle(self, reader: Reader, found: Decision) -> Tensor:
+        """Fold or merge the constants that a layer reads; by unit, the weights that still carry something."""
+        rows = self.rows.get(reader.node, torch.zeros(len(reader.rows), dtype=torch.bool))
+        carries = reader.unknown
+        if reader.bias is not None:
+            weight = reader.by_unit(found.weights[reader.weight]).sum(3)
+            numbers = (weight * reader.number.view(reader.groups, 1, -1)).sum(2).flatten()
+            if numbers.any():
+                found.shifts[reader.bias] = numbers
+        else:
+            read = ~reader.unknown & (reader.number != 0) & self._needed(reader, rows)
+            if reader.groups == 1 and self.of.uses[reader.weight] == 1 and read.sum() > 1:
+                read = self._merge(reader, read, found)
+            self._keep(reader.columns[read], f"its constant is read by {reader.weight}")
+            carries = carries | read
+        return rows.view(reader.groups, -1, 1) & carries.view(reader.groups, 1, -1)
+
+    def _merge(self, reader: Reader, read: Tensor, found: Decision) -> Tensor:
+        """Let one constant channel stand for all that are read, as behind zero padding their sum is a map."""
+        size = reader.number.abs() * ~reader.unknown
+        kept = size * self.stays[self.classes[reader.columns]]
+        largest = kept if kept.max() >= 1e-3 * size.max() else size * read
+        chosen = int(largest.argmax())
+        weight, mask = (reader.by_unit(each[reader.weight])[0] for each in (found.weights, found.mask))
+        shares = (reader.number / reader.number[chosen])[read].view(1, -1, 1)
+        weight[:, chosen] = (weight[:, read] * shares).sum(1)
+        mask[:, chosen] = mask[:, read].any(1)
+        return torch.arange(len(read)) == chosen
+
+    def _keep_some(self) -> None:
+        """A place at least along each dimension."""
+        gone, before = self.seen & ~self.stays, None
+        while before is None or not torch.equal(gone, before):
+            before = gone
+            for labels in self.of.labels.places.values():
+                if gone[self.classes[labels]].all():
+                    self._keep(labels[:1], "a layer has one channel at least")
+                    gone = self.seen & ~self.stays

@@ -1,0 +1,73 @@
+"""Compacted networks in files: their weights, and what was cut, by which the model is cut again."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pathex import __version__
+from pathex.compaction.plan import RECIPE
+from pathex.compaction.surgery import carve
+from pathex.errors import InvalidInput, reason
+from pathex.masks import replacing
+
+_SCHEMA = 1
+
+
+def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a network that `compact` made as safetensors: its state, and in the header as JSON what was cut.
+
+    Raises:
+        InvalidInput: If the network was not compacted, or the file cannot be written.
+    """
+    recipe = getattr(network, RECIPE, None)
+    if recipe is None:
+        raise InvalidInput(f"{type(network).__name__} is not a network that pathex.compact made")
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    header = {"schema": _SCHEMA, "pathex_version": __version__, "recipe": recipe}
+    try:
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, {RECIPE: json.dumps(header)}))
+    except OSError as error:
+        raise InvalidInput(f"cannot write the network {path}: {reason(error)}") from error
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Read a compacted network that `save` wrote; no code is run.
+
+    Args:
+        path: The file.
+        model: The network before it was compacted, with any weights; left as it is.
+
+    Returns:
+        A copy of the model, cut and with the weights of the file, in the model's mode and precision.
+
+    Raises:
+        InvalidInput: If the file is missing, damaged or no compacted network, or does not fit the model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get(RECIPE, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidInput(f"{path} is not a readable safetensors file: {reason(error)}") from error
+    if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
+        raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
+    network, recipe = copy.deepcopy(model), header["recipe"]
+    sizes = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    for name, shape in recipe["shapes"].items():
+        if sizes.get(name) != shape:
+            raise InvalidInput(
+                f"{path} does not fit {type(model).__name__}: {name!r} is {sizes.get(name)}, not {shape}"
+            )
+    try:
+        carve(network, recipe, {})
+        network.load_state_dict(tensors)
+    except (AttributeError, RuntimeError) as error:
+        raise InvalidInput(f"{path} does not fit {type(model).__name__}: {reason(error)}") from error
+    setattr(network, RECIPE, recipe)
+    return network

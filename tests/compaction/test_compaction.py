@@ -1,0 +1,183 @@
+"""Compacted networks compute what the masked ones do, with less."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pathex
+from brute_force.cases import Wired, draw
+from compaction.networks import NETWORKS, build, conv, head, thin
+from pathex import Mask, compaction
+from pathex.errors import MaskMismatch, PathexError
+from refusals import refused
+
+FIXED = {"perceptron", "flattened", "attention"}  # to one size of images
+
+
+def masked(model, mask):
+    return pathex.make_permanent(copy.deepcopy(model), mask)
+
+
+def count(network):
+    return sum(entry.numel() for entry in network.parameters())
+
+
+def assert_same(small, dense, *inputs):
+    with torch.no_grad():
+        for x in inputs:
+            torch.testing.assert_close(small(x), dense(x), rtol=1e-10, atol=1e-10)
+
+
+def images(x, side=None, number=3):
+    return torch.randn(number, x.shape[1], side or x.shape[2], side or x.shape[3], dtype=x.dtype)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_are_those_of_the_masked_network(name, seed):
+    model, x = build(name, seed)
+    mask, before = thin(model, seed), copy.deepcopy(model.state_dict())
+    plan = compaction.plan(model, mask, x[:1])
+    small = plan.apply()
+    assert_same(small, masked(model, mask), x, images(x, number=1), *[] if name in FIXED else [images(x, side=13)])
+    assert count(small) < count(model) or name == "shared"
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    for weight, kept in plan.mask.items():
+        assert small.get_parameter(weight).shape == kept.shape
+        assert not small.get_parameter(weight)[~kept].any()
+    assert set(plan.mask) == set(mask) and plan.mask.kept <= mask.kept
+
+
+def chain(*layers, shift=0.0):
+    model = nn.Sequential(*layers).double().eval()
+    draw(model, 0)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, shift)
+    return model, torch.randn(2, 2, 8, 8, dtype=torch.float64)
+
+
+def removing(model, name, rows, dim=0):
+    """A mask that removes some rows (or columns) of one weight."""
+    kept = torch.ones_like(model.get_parameter(name), dtype=torch.bool)
+    kept.index_fill_(dim, torch.tensor(rows, dtype=torch.int64), False)
+    return Mask({name: kept})
+
+
+def test_constants_behind_zero_padding_are_merged_into_one_channel():
+    model, x = chain(conv(2, 8), conv(8, 4), head(4), shift=9.0)
+    mask = removing(model, "0.0.weight", [1, 2, 5])
+    plan = compaction.plan(model, mask, x)
+    small = plan.apply()
+    assert small[0][0].out_channels == 6  # all of the three are 9 and more, and one stands for them
+    assert "1 (its constant is read by 1.0.weight)" in plan.explain()
+    assert_same(small, masked(model, mask), x, images(x, 5), images(x, 1))
+
+
+def test_constants_go_into_the_next_bias_where_nothing_is_padded():
+    model, x = chain(conv(2, 8), nn.Conv2d(8, 4, 3, bias=False), nn.ReLU(), head(4), shift=9.0)
+    mask = removing(model, "0.0.weight", [1, 2, 5])
+    small = pathex.compact(model, mask, x)
+    assert small[0][0].out_channels == 5 and small[1].bias.abs().min() > 0
+    assert_same(small, masked(model, mask), x, images(x, 5))
+
+
+def test_a_unit_that_its_relu_alone_holds_at_zero_goes():
+    model, x = chain(conv(2, 6), conv(6, 4), head(4))
+    model[0][1].running_mean.zero_(), nn.init.constant_(model[0][1].bias, -1.0)
+    small = pathex.compact(model, removing(model, "0.0.weight", [0, 3]), x)
+    assert small[0][0].out_channels == 4
+    assert_same(small, masked(model, removing(model, "0.0.weight", [0, 3])), x)
+
+
+def test_a_filter_whose_weights_sum_to_zero_is_not_dead():
+    model, x = chain(conv(2, 4), conv(4, 4), head(4))
+    with torch.no_grad():
+        model[0][0].weight[0] = torch.tensor([1.0, -1.0] * 9).view(2, 3, 3)
+    everything = Mask({"0.0.weight": torch.ones(4, 2, 3, 3, dtype=torch.bool)})
+    small = pathex.compact(model, everything, x)
+    assert small[0][0].out_channels == 4
+    assert_same(small, model, x)
+
+
+def test_a_dead_branch_shrinks_to_one_channel():
+    model, x = build("residual", 0)
+    mask = removing(model, "1.branches.1.1.0.weight", range(6))
+    small = pathex.compact(model, mask, x)
+    assert small[1].branches[1][0][0].out_channels == 1
+    assert_same(small, masked(model, mask), x)
+
+
+def test_heads_of_attention_go_as_a_whole():
+    model, x = build("attention", 0)
+    mask = removing(model, "blocks.0.attn.proj.weight", range(4, 8), dim=1)
+    small = pathex.compact(model, mask, x)
+    first = small.blocks[0].attn
+    assert (first.num_heads, first.qkv.out_features, first.proj.in_features) == (2, 24, 8)
+    assert small.blocks[1].attn.num_heads == 3
+    assert_same(small, masked(model, mask), x)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "squeezed"])
+def test_a_step_of_training_is_that_of_the_masked_network(name):
+    model, x = build(name, 0)
+    mask = thin(model, 0)
+    plan = compaction.plan(model, mask, x)
+    dense, small = masked(model, mask), plan.apply()
+    for network, own in ((dense, mask), (small, plan.mask)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        pathex.attach(network, own, optimizer)
+        network(x).square().sum().backward()
+        optimizer.step()
+    gradients = (
+        dense.get_parameter(next(iter(mask))).grad.abs().sum(),
+        small.get_parameter(next(iter(mask))).grad.abs().sum(),
+    )
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_the_small_network_is_a_network(tmp_path):
+    model, x = build("squeezed", 0)
+    model.train()
+    small = pathex.compact(model, thin(model, 0), x)
+    assert small.training and type(small) is type(model) and small[0][0].weight.requires_grad
+    small.eval()
+    expected = small(x)
+    exported = torch.export.export(small, (x,)).module()
+    assert torch.equal(copy.deepcopy(small)(x), expected)
+    torch.testing.assert_close(exported(x), expected)
+    compaction.save(small, tmp_path / "small.safetensors")
+    other = build("squeezed", 1)[0]
+    loaded = compaction.load(tmp_path / "small.safetensors", other)
+    assert torch.equal(loaded(x), expected) and count(other) > count(loaded)
+    compaction.save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "small.safetensors").read_bytes()
+
+
+def test_refusals(tmp_path):
+    model, x = build("squeezed", 0)
+    path = tmp_path / "small.safetensors"
+    compaction.save(pathex.compact(model, thin(model, 0), x), path)
+    with refused("does not fit Sequential: '0.0.weight' is"):
+        compaction.load(path, build("residual", 0)[0])
+    with refused("not a readable safetensors file"):
+        compaction.load(tmp_path / "missing", model)
+    with refused("is not a network that pathex.compact made"):
+        compaction.save(model, path)
+    with refused("does not fit Sequential", MaskMismatch):
+        pathex.compact(model, Mask({"0.0.weight": torch.ones(1, dtype=torch.bool)}), x)
+    noisy = Wired(lambda net, x: net.layer(x) + torch.rand(1, dtype=x.dtype), layer=nn.Linear(3, 3)).double()
+    with refused("deterministic", PathexError):
+        pathex.compact(noisy, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), x.new_ones(2, 3))
+
+
+def test_code_that_counts_on_its_channels_keeps_them():
+    def form(net, x):
+        return net.last(net.first(x).reshape(-1, 6, 64).sum(2))
+
+    model = Wired(form, first=conv(2, 6), last=nn.Linear(6, 3)).double().eval()
+    mask = Mask({**removing(model, "last.weight", [0, 1], dim=1), **removing(model, "first.0.weight", [])})
+    plan = compaction.plan(model, mask, torch.randn(2, 2, 8, 8))
+    assert plan.apply().first[0].out_channels == 6
+    assert "6 (without it: RuntimeError: shape '[-1, 6, 64]' is invalid" in plan.explain()
