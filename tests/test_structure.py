@@ -20,7 +20,7 @@ ORDER = (
     ("errors",),
     ("distributed", "masks", "graph"),
     ("paths", "models", "data"),
-    ("scores",),
+    ("scores", "sparse"),
     ("analysis",),
     ("pruning",),
     ("train",),

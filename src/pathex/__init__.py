@@ -17,7 +17,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathex import analysis, data, errors, experiments, graph, masks, models, paths, pruning, scores, tasks, train
+    from pathex import (
+        analysis,
+        data,
+        errors,
+        experiments,
+        graph,
+        masks,
+        models,
+        paths,
+        pruning,
+        scores,
+        sparse,
+        tasks,
+        train,
+    )
     from pathex.experiments.runs import load_run, load_ticket, save_ticket
     from pathex.masks import Mask, attach, make_permanent
     from pathex.pruning import dynamic, prune, score
@@ -41,6 +55,7 @@ if TYPE_CHECKING:
         SynFlowL2,
         methods,
     )
+    from pathex.sparse import compile
 
 __version__ = "0.1.0"
 
@@ -66,6 +81,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "compile",
     "data",
     "dynamic",
     "errors",
@@ -83,14 +99,16 @@ __all__ = [
     "save_ticket",
     "score",
     "scores",
+    "sparse",
     "tasks",
     "train",
 ]
 
 _ROOMS = frozenset({"analysis", "data", "errors", "experiments", "graph", "masks"})
-_ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
+_ROOMS |= {"models", "paths", "pruning", "scores", "sparse", "tasks", "train"}
 _HOME = {
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
+    "compile": "sparse",
     **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
     **dict.fromkeys(("load_run", "load_ticket", "save_ticket"), "experiments.runs"),
 }

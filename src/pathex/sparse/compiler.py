@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,17 @@ from pathex.graph import trace
 from pathex.masks import Mask, make_permanent
 from pathex.sparse.layers import Reading
 
+if TYPE_CHECKING:
+    from pathex.sparse.choice import Choice
+    from pathex.sparse.network import CompiledNetwork
+
 
 def compile(  # noqa: A001
     model: nn.Module,
     mask: Mask | None = None,
     example_input: Tensor | None = None,
     threads: int | None = None,
-    choice: "Choice | None" = None,
+    choice: "Choice | str | None" = None,
 ) -> "CompiledNetwork":
     """A module for inference on a CPU that computes only the kept weights of a network.
 
@@ -30,7 +35,8 @@ def compile(  # noqa: A001
         mask: What is kept; None: what is not zero.
         example_input: Images ``(N, C, H, W)``, as many as calls will have; any other number works too.
         threads: Threads of the kernels; None: as many as torch has.
-        choice: The `choice` of a compiled network, in place of measuring: it gives the same bits.
+        choice: In place of measuring the `choice` of a compiled network, which gives the same bits; or one way for all
+            layers: ``sparse``, ``dense`` or ``channels-last``.
 
     Returns:
         The module, for float32 images of the example's shape.
@@ -48,7 +54,7 @@ def compile(  # noqa: A001
     """
     if importlib.util.find_spec("numba") is None:
         raise InvalidInput("pathex.compile needs numba: pip install 'pathex[sparse]'")
-    from pathex.sparse.choice import measured
+    from pathex.sparse.choice import Choice, measured
     from pathex.sparse.network import CompiledNetwork
     from pathex.sparse.team import Team
 
@@ -65,7 +71,10 @@ def compile(  # noqa: A001
         raise UnsupportedOperation("pathex.compile needs a network of one input, for any number of images")
     with torch.no_grad():
         reading = Reading(graph, own)
-    if choice is None:
+    if isinstance(choice, str):
+        ways = {layer.name: choice for layer in reading.layers.values()}
+        choice = Choice(ways, ways)
+    elif choice is None:
         with torch.inference_mode():
             choice = measured(reading, x, team)
     return CompiledNetwork(reading, choice, team)
