@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pathex.graph import Node
-from pathex.sparse.layers import Layer, Reading, pool_window
+from pathex.sparse.layers import Layer, Reading
 
 
 class Geometry:
@@ -24,10 +24,6 @@ class Geometry:
         for layer in reading.layers.values():
             if not layer.is_linear and is_sparse(layer):
                 self._place(layer)
-        for node in reading.nodes:
-            window = pool_window(node)
-            if window is not None:
-                self._ask(node, _width(node) + window.reach(1))
 
     def _place(self, layer: Layer) -> None:
         source, result, window = layer.source, layer.result, layer.window

@@ -37,7 +37,8 @@ STEP = np.dtype(
     [(name, np.int64) for name in ("kind", "x", "y", "residual", "offsets", "values", "starts", "bias", "outputs")]
     + [(name, np.int64) for name in ("source_plane", "plane", "residual_plane", "length", "lanes", "tiles")]
     + [(name, np.int64) for name in ("holes", "hole_starts", "height", "width", "source_pitch", "pitch", "stride", "across")]
-    + [(name, np.int64) for name in ("top", "left", "rows", "phases", "phase_count")]
+    + [(name, np.int64) for name in ("top", "left", "rows", "columns", "phases", "phase_count")]
+    + [(name, np.int64) for name in ("tap_rows", "tap_columns", "dilation", "dilation_across")]
     + [("low", np.float32), ("high", np.float32)]
 )
 """A step: addresses in bytes, what is counted in floats (planes, length) or in pixels (pitches, sides)."""
@@ -302,23 +303,48 @@ def _split(step: Any, part: int, parts: int) -> None:
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
+def _raise(target: Any, source: Any, count: int, stride: int) -> None:
+    """The larger of two runs, of which one has gaps; NaN is larger than all."""
+    if stride == 1:
+        for at in range(count):
+            value, largest = source[at], target[at]
+            target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
+    elif stride == 2:
+        for at in range(count):
+            value, largest = source[2 * at], target[at]
+            target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
+    else:
+        for at in range(count):
+            value, largest = source[stride * at], target[at]
+            target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
 def _maximum(step: Any, part: int, parts: int) -> None:
-    """The largest of the offsets in `starts`, channel by channel."""
-    offsets, holes = _integers(step.offsets), _integers(step.holes)
+    """A max pool: rows first, into a row with room on both sides, then columns."""
+    lanes, span = step.lanes, step.width * step.lanes
+    room = step.columns * step.across + step.tap_columns * step.dilation_across + step.left
+    row = np.full((step.width + room) * lanes, -np.inf, np.float32)
     for channel in range(part * step.outputs // parts, (part + 1) * step.outputs // parts):
-        target = _floats(step.y + channel * step.plane * 4)
-        for tap in range(step.tiles):
-            source = _floats(step.x + (channel * step.source_plane + offsets[tap]) * 4)
-            if tap == 0:
-                for at in range(step.length):
-                    target[at] = source[at]
-            else:
-                for at in range(step.length):
-                    value, largest = source[at], target[at]
-                    target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
-        for hole in range(_integers(step.hole_starts)[1]):
-            for lane in range(step.lanes):
-                target[holes[hole] + lane] = 0.0
+        for i in range(step.rows):
+            row[step.left * lanes : step.left * lanes + span] = -np.inf
+            inner = _floats(row.ctypes.data + step.left * lanes * 4)
+            for tap in range(step.tap_rows):
+                at = i * step.stride + tap * step.dilation - step.top
+                if 0 <= at < step.height:
+                    place = channel * step.source_plane + at * step.source_pitch * lanes
+                    _raise(inner, _floats(step.x + place * 4), span, 1)
+            target = _floats(step.y + (channel * step.plane + i * step.pitch * lanes) * 4)
+            for at in range(step.columns * lanes):
+                target[at] = -np.inf
+            for tap in range(step.tap_columns):
+                begin = row.ctypes.data + tap * step.dilation_across * lanes * 4
+                if lanes == 1:
+                    _raise(target, _floats(begin), step.columns, step.across)
+                else:
+                    for column in range(step.columns):
+                        pixel = _floats(begin + column * step.across * lanes * 4)
+                        _raise(_floats(step.y + (channel * step.plane + (i * step.pitch + column) * lanes) * 4), pixel, LANES, 1)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc"})
@@ -374,8 +400,8 @@ run = _compiled()
 alone meet after each step at a counter, an int64 at the address ``barrier`` that is zero before."""
 
 
-def zeros(floats: int, fill: float = 0.0) -> Any:
+def zeros(floats: int) -> Any:
     """A float32 array that begins on a cache line, with room to read a tile beyond its end."""
-    room = np.full(floats + REGISTERS * LANES + ALIGNMENT, fill, np.float32)
+    room = np.zeros(floats + REGISTERS * LANES + ALIGNMENT, np.float32)
     begin = -(room.ctypes.data // 4) % (ALIGNMENT // 4)
     return room[begin:]

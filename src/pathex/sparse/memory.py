@@ -40,12 +40,12 @@ class Store:
         self._held: dict[Node, list[Memory]] = defaultdict(list)
         self.floats = 0
 
-    def take(self, form: Hashable, floats: int, fill: float = 0.0) -> Memory:
-        """A piece of this form, all of it ``fill`` when it is new."""
+    def take(self, form: Hashable, floats: int) -> Memory:
+        """A piece of this form, zeros when it is new."""
         if self._free[form]:
             return self._free[form].pop()
         self.floats += floats
-        array = kernels.zeros(floats, fill)
+        array = kernels.zeros(floats)
         return Memory(form, array, torch.from_numpy(array))
 
     def give_back(self, memory: Memory) -> None:

@@ -79,7 +79,7 @@ class Planes:
         """
         channels, height, width = form
         top, left, bottom, right = pads
-        lead = top * pitch + left
+        lead = -(-(top * pitch + left) // vector) * vector
         written = -(-((height - 1) * pitch + width) // vector) * vector
         size = lead + max(written, (height + bottom) * pitch + right)
         return cls(channels, height, width, pitch, lead, -(-size // vector) * vector, lanes)

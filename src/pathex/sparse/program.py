@@ -181,7 +181,7 @@ class Program:
     # -- kernels -------------------------------------------------------------------------------------------------------
 
     def _split(
-        self, node: Node, source: Node, window: Window, taps: tuple[Any, Any, Any], fill: float = 0.0
+        self, node: Node, source: Node, window: Window, taps: tuple[Any, Any, Any]
     ) -> tuple[Planes, Memory, Any]:
         """Phases of the planes of a source, and where taps lie in them."""
         planes, memory = self._planes_of(source, node)
@@ -190,8 +190,8 @@ class Program:
         form = (planes.channels * len(phases), rows, pitch)
         split = Planes.padded(form, pitch, (0, 0, 0, window.reach(1)), self._lanes, self._vector)
         # What is never written there depends on all of this.
-        key = (split, fill, window.stride, window.pads[:2], phases.tobytes(), planes.height, planes.width)
-        target = self._store.take(key, split.floats, fill)
+        key = (split, window.stride, window.pads[:2], phases.tobytes(), planes.height, planes.width)
+        target = self._store.take(key, split.floats)
         self._kernel(
             node, kernels.SPLIT, x=memory.address + 4 * planes.lead * self._lanes, y=target.address,
             source_plane=planes.size * self._lanes, plane=split.size * self._lanes, outputs=planes.channels,
@@ -250,19 +250,19 @@ class Program:
         )  # fmt: skip
 
     def _pool(self, node: Node, source: Node, window: Window) -> None:
-        taps = np.indices(window.kernel).reshape(2, -1)
-        split, memory, offsets = self._split(node, source, window, (np.zeros_like(taps[0]), *taps), -math.inf)
+        planes, memory = self._planes[source]
         channels, *sides = self._shape(node)[1:]
-        planes, target = self._new_planes(node, (channels, *sides))  # type: ignore[arg-type]
-        self._static[node] = planes.view(target.tensor)
-        holes = planes.holes(1, kernels.LANES) if any(self._geometry.pads(node)) else _no_holes(1)
-        phases = split.channels // channels
+        target, place = self._new_planes(node, (channels, *sides))  # type: ignore[arg-type]
+        self._static[node] = target.view(place.tensor)
+        lanes = self._lanes
         self._kernel(
-            node, kernels.MAXIMUM, x=memory.address, y=target.address + 4 * planes.lead * self._lanes, offsets=offsets,
-            outputs=channels, source_plane=split.size * phases * self._lanes, plane=planes.size * self._lanes,
-            length=planes.length, tiles=len(offsets), holes=holes[0], hole_starts=holes[1],
+            node, kernels.MAXIMUM, x=memory.address + 4 * planes.lead * lanes, y=place.address + 4 * target.lead * lanes,
+            outputs=channels, source_plane=planes.size * lanes, plane=target.size * lanes, height=planes.height,
+            width=planes.width, source_pitch=planes.pitch, pitch=target.pitch, rows=sides[0], columns=sides[1],
+            stride=window.stride[0], across=window.stride[1], top=window.pads[0], left=window.pads[1],
+            tap_rows=window.kernel[0], tap_columns=window.kernel[1], dilation=window.dilation[0],
+            dilation_across=window.dilation[1],
         )  # fmt: skip
-        self._store.give_back(memory)
 
     def _mean(self, node: Node, source: Node) -> None:
         planes, memory = self._planes_of(source, node)
