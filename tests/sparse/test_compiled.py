@@ -83,6 +83,16 @@ def test_small_networks(name, choice):
         assert_computes(compiled, model, x[:count])
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_layers_are_summed_in_blocks_of_channels(stride):
+    convolution = nn.Conv2d(96, 10, 3, stride, 1)
+    model = random_network(nn.Sequential(convolution, Branches(nn.Conv2d(10, 10, 1), nn.Identity()), nn.ReLU()), 0.4)
+    x = torch.randn(9, 96, 20, 20)
+    compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+    assert_computes(compiled, model, x)
+    assert_computes(compiled, model, x[:1])
+
+
 def residual(channels=8):
     """Blocks with sums, bounds, pools, and what only torch computes, between convolutions."""
 

@@ -1,5 +1,6 @@
 """A network as a list of steps for a number of images: kernels for sparse layers, torch for everything else."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +17,14 @@ from pathex.sparse import kernels
 from pathex.sparse.geometry import Geometry
 from pathex.sparse.layers import Layer, Reading, is_global_mean, pool_window
 from pathex.sparse.memory import Memory, Store
-from pathex.sparse.plan import Plan, Planes, Window
+from pathex.sparse.plan import Planes, Window
 from pathex.sparse.team import Team
 
 SPARSE, DENSE, CHANNELS_LAST = "sparse", "dense", "channels-last"
 Values = dict[Node, Any]
 _Step = Callable[[Values], None]
+_CACHE = 16384  # bytes of a tile's input: half of the first cache
+_PAYS = 16  # kept weights of an output in a block, from which on a sum in parts is faster
 _RESHAPING = words("view _unsafe_view reshape")
 
 
@@ -221,8 +224,8 @@ class Program:
         place = target.address + 4 * planes.lead * lanes
         tiles = _tiles(planes.length)
         holes = planes.holes(tiles, kernels.LANES) if any(self._geometry.pads(node)) else _no_holes(tiles)
-        self._sum(layer, plan, (memory.address, offsets), (place, planes.size * lanes), (residual, step),
-                  planes.length, holes)  # fmt: skip
+        to = place, planes.size * lanes
+        self._sum(layer, (memory.address, offsets), to, (residual, step), planes.length, holes)
         if split is not None:
             self._store.give_back(split)
 
@@ -236,18 +239,29 @@ class Program:
         self._static[node] = matrix.view(*before, outputs)
         offsets = (plan.channels * step).astype(np.int32)
         holes = _no_holes(_tiles(rows))
-        self._sum(layer, plan, (x, offsets), (memory.address, size), residual, rows, holes, lanes=1)
+        self._sum(layer, (x, offsets), (memory.address, size), residual, rows, holes, lanes=1)
 
     def _sum(
-        self, layer: Layer, plan: Plan, source: tuple[int, Any], target: tuple[int, int], residual: tuple[int, int],
+        self, layer: Layer, source: tuple[int, Any], target: tuple[int, int], residual: tuple[int, int],
         length: int, holes: tuple[Any, Any], **fields: Any,
     ) -> None:  # fmt: skip
-        self._kernel(
-            layer.result, kernels.CONVOLVE, x=source[0], offsets=source[1], values=plan.values, starts=plan.starts,
-            bias=layer.bias.numpy(), outputs=len(layer.bias), y=target[0], plane=target[1], residual=residual[0],
-            residual_plane=residual[1], length=length, tiles=_tiles(length), holes=holes[0], hole_starts=holes[1],
-            low=layer.low, high=layer.high, **fields,
-        )  # fmt: skip
+        """Sums over blocks of input channels whose part of a tile stays in the first cache."""
+        (x, offsets), (y, plane), bias = source, target, layer.bias.numpy()
+        blocks = _blocks(layer, offsets, length)
+        for block, inside in enumerate(blocks):
+            last = block == len(blocks) - 1
+            starts, values = layer.plan.starts, layer.plan.values
+            if len(blocks) > 1:
+                starts = np.concatenate([[0], np.cumsum(inside)])[starts].astype(np.int32)
+                values = values[inside]
+            self._kernel(
+                layer.result, kernels.CONVOLVE, x=x, offsets=offsets[inside], values=values, starts=starts,
+                bias=bias if block == 0 else np.zeros_like(bias), outputs=len(bias), y=y, plane=plane,
+                residual=residual[0] if block == 0 else y, residual_plane=residual[1] if block == 0 else plane,
+                length=length, tiles=_tiles(length), holes=holes[0],
+                hole_starts=holes[1] if last else np.zeros_like(holes[1]), low=layer.low if last else -math.inf,
+                high=layer.high if last else math.inf, **fields,
+            )  # fmt: skip
 
     def _pool(self, node: Node, source: Node, window: Window) -> None:
         planes, memory = self._planes[source]
@@ -382,6 +396,19 @@ def _dense(node: Node, layer: Layer, channels_last: bool, values: Values) -> Non
 
 def _tiles(length: int) -> int:
     return -(-length // (kernels.LANES * kernels.REGISTERS))
+
+
+def _blocks(layer: Layer, offsets: Any, length: int) -> list[Any]:
+    """Which kept weights belong to each block of input channels, if blocks are worth sums in parts."""
+    plan, channels = layer.plan, layer.weight.shape[1]
+    if layer.groups > 1 or not plan.kept:
+        return [slice(None)]
+    tile = -(-length // _tiles(length))
+    fullest = plan.channels == np.bincount(plan.channels).argmax()
+    window = min(tile + int(np.ptp(offsets[fullest])), math.prod(layer.window.kernel) * tile) * channels
+    count = max(1, min(4 * window // _CACHE, plan.kept // len(layer.bias) // _PAYS))
+    edges = [channels * block // count for block in range(count + 1)]
+    return [(plan.channels >= low) & (plan.channels < high) for low, high in itertools.pairwise(edges)]
 
 
 def _no_holes(tiles: int) -> tuple[Any, Any]:
