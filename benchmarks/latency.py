@@ -85,7 +85,9 @@ def dense(model: nn.Module, x: Tensor, threads: int) -> dict[str, Callable[[], o
     calls: dict[str, Callable[[], object]] = {"torch": lambda: model(x), "channels_last": lambda: other(images)}
     array = np.ascontiguousarray(x.numpy())
     data = io.BytesIO()
-    torch.onnx.export(model, (x,), data, dynamo=False, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(model, (x,), data, dynamo=False, verbose=False)
     try:
         import onnxruntime
 

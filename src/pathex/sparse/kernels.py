@@ -37,7 +37,7 @@ STEP = np.dtype(
     [(name, np.int64) for name in ("kind", "x", "y", "residual", "offsets", "values", "starts", "bias", "outputs")]
     + [(name, np.int64) for name in ("source_plane", "plane", "residual_plane", "length", "lanes", "tiles")]
     + [(name, np.int64) for name in ("holes", "hole_starts", "height", "width", "source_pitch", "pitch", "stride", "across")]
-    + [(name, np.int64) for name in ("top", "left", "rows", "columns", "phases", "phase_count")]
+    + [(name, np.int64) for name in ("top", "left", "rows", "columns", "pairs", "phases", "phase_count")]
     + [(name, np.int64) for name in ("tap_rows", "tap_columns", "dilation", "dilation_across")]
     + [("low", np.float32), ("high", np.float32)]
 )
@@ -196,6 +196,38 @@ def _clear(context: Any, y: Any) -> Any:
     return types.void(types.int64), generate
 
 
+def _evens(builder: Any, source: Any) -> Any:
+    """Every second of two registers' floats."""
+    base = _pointer(builder, source, F32)
+    places = ir.Constant(ir.VectorType(I32, LANES), [2 * lane for lane in range(LANES)])
+    return builder.shuffle_vector(_load(builder, base, 0), _load(builder, base, 1), places)
+
+
+@intrinsic
+def _copy_evens(context: Any, target: Any, source: Any) -> Any:
+    """Every second float, as many as a register holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(_evens(builder, args[1]), _pointer(builder, args[0], VECTOR)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _raise_to_evens(context: Any, target: Any, source: Any) -> Any:
+    """The larger of a register's floats and every second one of two others; NaN is larger than all."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, base = _evens(builder, args[1]), _pointer(builder, args[0], F32)
+        largest = _load(builder, base, 0)
+        rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
+        builder.store(builder.select(rises, value, largest), _place(builder, base, 0)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
 @intrinsic
 def _floats(context: Any, address: Any) -> Any:
     kind = types.CPointer(types.float32)
@@ -272,79 +304,85 @@ def _convolve(step: Any, part: int, parts: int) -> None:
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _split(step: Any, part: int, parts: int) -> None:
-    """Padded planes of every stride-th row and column, for each phase that a layer reads."""
-    phases, lanes, stride = _integers(step.phases), step.lanes, step.across
-    for channel in range(part * step.outputs // parts, (part + 1) * step.outputs // parts):
-        source = _floats(step.x + channel * step.source_plane * 4)
-        for phase in range(step.phase_count):
-            down, right = phases[2 * phase] - step.top, phases[2 * phase + 1] - step.left
-            plane = step.y + (channel * step.phase_count + phase) * step.plane * 4
-            begin = max(0, (stride - 1 - right) // stride)
-            end = min(step.pitch, (step.width - right + stride - 1) // stride)
-            for row in range(step.rows):
-                at = row * step.stride + down
-                if at < 0 or at >= step.height:
-                    continue
-                target = _floats(plane + row * step.pitch * lanes * 4)
-                base = (at * step.source_pitch + right) * lanes
-                if lanes > 1:
-                    for column in range(begin, end):
-                        for lane in range(LANES):
-                            target[column * LANES + lane] = source[base + column * stride * LANES + lane]
-                elif stride == 1:
-                    for column in range(begin, end):
-                        target[column] = source[base + column]
-                elif stride == 2:
-                    for column in range(begin, end):
-                        target[column] = source[base + 2 * column]
-                else:
-                    for column in range(begin, end):
-                        target[column] = source[base + column * stride]
+    """Padded planes of every stride-th row and column: the pairs of channel and phase that a layer reads."""
+    pairs, phases, lanes, stride = _integers(step.pairs), _integers(step.phases), step.lanes, step.across
+    for pair in range(part * step.outputs // parts, (part + 1) * step.outputs // parts):
+        channel, phase = pairs[pair] // step.phase_count, pairs[pair] % step.phase_count
+        down, right = phases[2 * phase] - step.top, phases[2 * phase + 1] - step.left
+        source, plane = step.x + channel * step.source_plane * 4, step.y + pairs[pair] * step.plane * 4
+        begin = max(0, (stride - 1 - right) // stride)
+        count = min(step.pitch, (step.width - right + stride - 1) // stride) - begin
+        for row in range(step.rows):
+            at = row * step.stride + down
+            if 0 <= at < step.height:
+                target = plane + (row * step.pitch + begin) * lanes * 4
+                _copy(target, source + (at * step.source_pitch + right + begin * stride) * lanes * 4, count, stride, lanes)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _raise(target: Any, source: Any, count: int, stride: int) -> None:
-    """The larger of two runs, of which one has gaps; NaN is larger than all."""
-    if stride == 1:
+def _copy(target: int, source: int, count: int, stride: int, lanes: int) -> None:
+    """Every stride-th pixel of a row."""
+    to, of = _floats(target), _floats(source)
+    if lanes > 1:
+        for column in range(count):
+            for lane in range(LANES):
+                to[column * LANES + lane] = of[column * stride * LANES + lane]
+    elif stride == 2 and count >= LANES:
+        for column in range(0, count - LANES, LANES):
+            _copy_evens(target + column * 4, source + column * 8)
+        _copy_evens(target + (count - LANES) * 4, source + (count - LANES) * 8)
+    elif stride == 1:
+        for column in range(count):
+            to[column] = of[column]
+    else:
+        for column in range(count):
+            to[column] = of[column * stride]
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _raise(target: int, source: int, count: int, stride: int) -> None:
+    """The larger of a run and every stride-th float of another; NaN is larger than all."""
+    to, of = _floats(target), _floats(source)
+    if stride == 2 and count >= LANES:
+        for at in range(0, count - LANES, LANES):
+            _raise_to_evens(target + at * 4, source + at * 8)
+        _raise_to_evens(target + (count - LANES) * 4, source + (count - LANES) * 8)
+    elif stride == 1:
         for at in range(count):
-            value, largest = source[at], target[at]
-            target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
-    elif stride == 2:
-        for at in range(count):
-            value, largest = source[2 * at], target[at]
-            target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
+            value, largest = of[at], to[at]
+            to[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
     else:
         for at in range(count):
-            value, largest = source[stride * at], target[at]
-            target[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
+            value, largest = of[stride * at], to[at]
+            to[at] = value if (value > largest) | (value != value) else largest  # noqa: PLR0124
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _maximum(step: Any, part: int, parts: int) -> None:
     """A max pool: rows first, into a row with room on both sides, then columns."""
     lanes, span = step.lanes, step.width * step.lanes
-    room = step.columns * step.across + step.tap_columns * step.dilation_across + step.left
+    room = step.columns * step.across + step.tap_columns * step.dilation_across + step.left + LANES
     row = np.full((step.width + room) * lanes, -np.inf, np.float32)
+    inner = row.ctypes.data + step.left * lanes * 4
     for channel in range(part * step.outputs // parts, (part + 1) * step.outputs // parts):
         for i in range(step.rows):
             row[step.left * lanes : step.left * lanes + span] = -np.inf
-            inner = _floats(row.ctypes.data + step.left * lanes * 4)
             for tap in range(step.tap_rows):
                 at = i * step.stride + tap * step.dilation - step.top
                 if 0 <= at < step.height:
                     place = channel * step.source_plane + at * step.source_pitch * lanes
-                    _raise(inner, _floats(step.x + place * 4), span, 1)
-            target = _floats(step.y + (channel * step.plane + i * step.pitch * lanes) * 4)
+                    _raise(inner, step.x + place * 4, span, 1)
+            target = step.y + (channel * step.plane + i * step.pitch * lanes) * 4
+            to = _floats(target)
             for at in range(step.columns * lanes):
-                target[at] = -np.inf
+                to[at] = -np.inf
             for tap in range(step.tap_columns):
                 begin = row.ctypes.data + tap * step.dilation_across * lanes * 4
                 if lanes == 1:
-                    _raise(target, _floats(begin), step.columns, step.across)
+                    _raise(target, begin, step.columns, step.across)
                 else:
                     for column in range(step.columns):
-                        pixel = _floats(begin + column * step.across * lanes * 4)
-                        _raise(_floats(step.y + (channel * step.plane + (i * step.pitch + column) * lanes) * 4), pixel, LANES, 1)
+                        _raise(target + column * lanes * 4, begin + column * step.across * lanes * 4, LANES, 1)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc"})

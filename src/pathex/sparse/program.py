@@ -193,11 +193,12 @@ class Program:
         form = (planes.channels * len(phases), rows, pitch)
         split = Planes.padded(form, pitch, (0, 0, 0, window.reach(1)), self._lanes, self._vector)
         # What is never written there depends on all of this.
+        pairs = np.unique(taps[0] * len(phases) + which).astype(np.int32)
         key = (split, window.stride, window.pads[:2], phases.tobytes(), planes.height, planes.width)
         target = self._store.take(key, split.floats)
         self._kernel(
             node, kernels.SPLIT, x=memory.address + 4 * planes.lead * self._lanes, y=target.address,
-            source_plane=planes.size * self._lanes, plane=split.size * self._lanes, outputs=planes.channels,
+            source_plane=planes.size * self._lanes, plane=split.size * self._lanes, outputs=len(pairs), pairs=pairs,
             height=planes.height, width=planes.width, source_pitch=planes.pitch, pitch=pitch, rows=rows,
             stride=window.stride[0], across=window.stride[1], top=window.pads[0], left=window.pads[1], phases=phases,
             phase_count=len(phases),
