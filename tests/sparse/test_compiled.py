@@ -166,9 +166,7 @@ def test_several_python_threads_at_once(threads):
     wrong = []
 
     def call(place):
-        for _ in range(20):
-            if not torch.equal(compiled(images[place]), wanted[place]):
-                wrong.append(place)
+        wrong.extend(place for _ in range(20) if not torch.equal(compiled(images[place]), wanted[place]))
 
     callers = [threading.Thread(target=call, args=(place,)) for place in range(4)]
     for caller in callers:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pathex.sparse.compiler import compile  # noqa: A004
+from pathex.sparse.compiler import compile
 
 if TYPE_CHECKING:
     from pathex.sparse.choice import Choice

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnknownName
@@ -16,6 +15,7 @@ from pathex.sparse.team import Team
 
 _SECONDS = 0.3  # of each candidate
 _MOST = 30  # runs
+_PAYS = 0.8  # share of a sparse layer's time from which on a dense one among them may be faster
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,11 @@ def _fastest(reading: Reading, x: Tensor, team: Team, images: int) -> tuple[Mapp
         program = Program(reading, choice, images, team)
         runs = [program.seconds(part) for _ in range(_runs(program, part))]
         times.append({layer.name: min(run.get(layer.result, 0.0) for run in runs) for layer in layers})
-    kinds = (SPARSE, DENSE, CHANNELS_LAST)
-    mixed = {layer.name: min(zip(kinds, times, strict=True), key=lambda k: k[1][layer.name])[0] for layer in layers}
+    mixed = {}
+    for layer in layers:
+        sparse, *dense = (of[layer.name] for of in times)
+        # Between kernels and torch values are copied.
+        mixed[layer.name] = (DENSE, CHANNELS_LAST)[dense.index(min(dense))] if min(dense) < _PAYS * sparse else SPARSE
     if mixed not in candidates:
         candidates.append(mixed)
     programs = [Program(reading, choice, None if is_dense(choice) else images, team) for choice in candidates]
@@ -88,14 +91,14 @@ def _runs(program: Program, x: Tensor) -> int:
 
 
 def _compared(programs: Sequence[Program], x: Tensor, images: int) -> list[float]:
-    """Medians of seconds for all of x, measured in turns."""
-    found: list[list[float]] = [[] for _ in programs]
+    """Least seconds for all of x, measured in turns."""
+    found = [math.inf] * len(programs)
     whole = len(x) // images * images
     for turn in range(max(_runs(program, x[:images]) for program in programs) // max(1, whole // images) + 3):
-        for program, seconds in zip(programs, found, strict=True):
+        for place, program in enumerate(programs):
             start = time.perf_counter()
             for chunk in x[:whole].split(images if program.images else whole):
                 program(chunk)
             if turn:
-                seconds.append(time.perf_counter() - start)
-    return [sorted(seconds)[len(seconds) // 2] for seconds in found]
+                found[place] = min(found[place], time.perf_counter() - start)
+    return found

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathex.sparse.network import CompiledNetwork
 
 
-def compile(  # noqa: A001
+def compile(
     model: nn.Module,
     mask: Mask | None = None,
     example_input: Tensor | None = None,

@@ -19,7 +19,7 @@ class Geometry:
 
     def __init__(self, reading: Reading, is_sparse: Callable[[Layer], bool]) -> None:
         self._parents: dict[Node, Node] = {}
-        self._pads: dict[Node, tuple[int, int, int, int]] = {}
+        self._pads: dict[Node, tuple[int, ...]] = {}
         self._least: dict[Node, int] = {}
         for layer in reading.layers.values():
             if not layer.is_linear and is_sparse(layer):
@@ -27,11 +27,9 @@ class Geometry:
 
     def _place(self, layer: Layer) -> None:
         source, result, window = layer.source, layer.result, layer.window
-        if window.direct:
+        if window.stride == (1, 1):
             first, second = self.pads(source), window.pads
-            pads = self._pads[source] = (
-                max(first[0], second[0]), max(first[1], second[1]), max(first[2], second[2]), max(first[3], second[3]),
-            )  # fmt: skip
+            pads = self._pads[source] = tuple(map(max, first, second))
             self._ask(source, _width(source) + max(pads[1], pads[3]))
             self._ask(result, _width(result))
             self._join(source, result)
@@ -40,7 +38,7 @@ class Geometry:
         if layer.residual is not None:
             self._join(layer.residual, result)
 
-    def pads(self, node: Node) -> tuple[int, int, int, int]:
+    def pads(self, node: Node) -> tuple[int, ...]:
         """Zeros on top, on the left, below and on the right of the planes of a node."""
         return self._pads.get(node, (0, 0, 0, 0))
 

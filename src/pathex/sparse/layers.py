@@ -74,7 +74,9 @@ class Reading:
     def __init__(self, graph: Graph, model: nn.Module) -> None:
         self.graph = graph
         state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-        precise, self._single = (Interpreter(graph, lambda n: state[n].detach(), d) for d in (torch.float64, torch.float32))
+        precise, self._single = (
+            Interpreter(graph, lambda n: state[n].detach(), d) for d in (torch.float64, torch.float32)
+        )
         precise.device = self._single.device = torch.device("cpu")
         self._precise = precise.constant
         self.reached = frozenset(graph.path)
@@ -99,13 +101,6 @@ class Reading:
         """The float32 value of what no input reaches."""
         return self._single.constant(node)
 
-    def _users(self, node: Node) -> list[Node]:
-        """What uses a node, through nodes that pass it on."""
-        found = []
-        for user in self.graph.users[node]:
-            found += self._users(user) if user.op in _SAME else [user]
-        return found
-
     def _next(self, node: Node, passed: list[Node]) -> Node | None:
         """The only user of a node; the nodes on the way to it are added to those passed."""
         if node is self.graph.output or len(self.graph.users[node]) != 1:
@@ -118,16 +113,14 @@ class Reading:
 
     def _layer(self, node: Node) -> Layer | None:
         window = _window(node)
-        weight = node.arguments.get("weight")
-        if window is None or not node.batched or weight in self.graph.dependent or node.shape is None:
+        if window is None or not node.batched or not self.graph.dependent.isdisjoint(node.inputs[1:]):
             return None
+        weight: Any = node["weight"]
         value: Tensor = self._precise(weight)
         if node.op == "linear":
             value = value.unsqueeze(-1).unsqueeze(-1)
         bias = torch.zeros(len(value), dtype=torch.float64)
         if isinstance(node["bias"], Node):
-            if node["bias"] in self.graph.dependent:
-                return None
             bias = self._precise(node["bias"])
         result, residual, bounds = node, None, (-math.inf, math.inf)
         passed: list[Node] = []
@@ -212,8 +205,8 @@ def _window(node: Node) -> Window | None:
     padding = node["padding"]
     if isinstance(padding, str):
         reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        before = [r // 2 for r in reach]
-        return Window(kernel, stride, dilation, (*before, *(r - b for r, b in zip(reach, before, strict=True))))
+        top, left = (r // 2 for r in reach)
+        return Window(kernel, stride, dilation, (top, left, reach[0] - top, reach[1] - left))
     pads = _pair(padding)
     return Window(kernel, stride, dilation, (*pads, *pads))
 

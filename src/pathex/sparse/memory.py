@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pathex.graph import Node
 from pathex.sparse import kernels
+from pathex.sparse.plan import Planes
 
 
 @dataclass(eq=False)
@@ -25,6 +26,36 @@ class Memory:
     def address(self) -> int:
         """Where it begins, in bytes."""
         return int(self.array.ctypes.data)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Planes in memory."""
+
+    planes: Planes
+    memory: Memory
+
+    @property
+    def address(self) -> int:
+        """Of the first pixel, in bytes."""
+        return self.memory.address + 4 * self.planes.lead * self.planes.lanes
+
+    @property
+    def step(self) -> int:
+        """Floats from a channel to the next one."""
+        return self.planes.size * self.planes.lanes
+
+    @property
+    def view(self) -> Tensor:
+        """The pixels as ``(lanes, channels, height, width)``."""
+        return self.planes.view(self.memory.tensor)
+
+
+def between(source: Place, target: Place) -> dict[str, int]:
+    """The fields of a step from planes to planes."""
+    x, y = source.planes, target.planes
+    found = {"x": source.address, "source_plane": source.step, "source_pitch": x.pitch, "y": target.address}
+    return found | {"plane": target.step, "pitch": y.pitch, "height": x.height, "width": x.width}
 
 
 class Store:

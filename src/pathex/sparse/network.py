@@ -37,7 +37,9 @@ class CompiledNetwork(nn.Module):
         """Outputs of any number of images ``(N, C, H, W)``."""
         if x.shape[1:] != self._shape or x.dtype != torch.float32 or x.device.type != "cpu" or not len(x):
             found = f"{tuple(x.shape)} {x.dtype} on {x.device.type}"
-            raise InvalidInput(f"images must be (N, {', '.join(map(str, self._shape))}) float32 on the cpu, got {found}")
+            raise InvalidInput(
+                f"images must be (N, {', '.join(map(str, self._shape))}) float32 on the cpu, got {found}"
+            )
         parts = list(self._parts(len(x)))
         out = None
         with torch.inference_mode():
@@ -55,11 +57,7 @@ class CompiledNetwork(nn.Module):
         return out
 
     def train(self, mode: bool = True) -> "CompiledNetwork":
-        """Stay in evaluation mode.
-
-        Raises:
-            InvalidInput: If asked to train.
-        """
+        """Stay in evaluation mode: `InvalidInput` if asked to train."""
         if mode:
             raise InvalidInput("CompiledNetwork is for inference: train the network that it was compiled from")
         return self
@@ -109,6 +107,6 @@ class CompiledNetwork(nn.Module):
                 idle.append(program)
 
     def _choices(self, images: int | None) -> Mapping[str, str]:
-        if images == 1 or self.choice.batch is None or not is_dense(self.choice.batch) and images is None:
+        if images == 1 or self.choice.batch is None or (not is_dense(self.choice.batch) and images is None):
             return self.choice.single
         return self.choice.batch

@@ -1,13 +1,14 @@
 """The kept weights of a layer in the order in which kernels read them, and the planes in which pixels lie."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +71,8 @@ class Planes:
     lanes: int = 1
 
     @classmethod
-    def padded(
-        cls, form: tuple[int, int, int], pitch: int, pads: tuple[int, int, int, int], lanes: int, vector: int
-    ) -> "Planes":
-        """Those of (channels, height, width) with zeros on top, left, bottom and right.
-
-        ``vector`` is how many pixels a register holds: 1 where each pixel has several lanes.
-        """
+    def padded(cls, form: Sequence[int], pitch: int, pads: Sequence[int], lanes: int, vector: int) -> "Planes":
+        """Those of (channels, height, width) with zeros on four sides; ``vector`` is how many pixels a register has."""
         channels, height, width = form
         top, left, bottom, right = pads
         lead = -(-(top * pitch + left) // vector) * vector
@@ -102,10 +98,7 @@ class Planes:
         return memory.as_strided(form, strides, self.lead * lanes)
 
     def holes(self, tiles: int, vector: int) -> tuple[Array, Array]:
-        """What a kernel writes beyond the pixels, from the first one on, tile by tile; and where each begins.
-
-        A tile writes whole vectors; without room between and behind the rows nothing has to be cleared.
-        """
+        """What a kernel that writes whole vectors leaves beyond the pixels, and where each tile's part begins."""
         registers = -(-self.length // vector)
         written = np.arange(registers * vector // self.lanes)
         holes = written[written % self.pitch >= self.width]
@@ -124,31 +117,27 @@ class Window:
     dilation: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
 
-    @property
-    def direct(self) -> bool:
-        """Whether the planes of the input serve as they are."""
-        return self.stride == (1, 1)
-
     def reach(self, axis: int) -> int:
         """Pixels of a phase beyond those of the output."""
         return (self.kernel[axis] - 1) * self.dilation[axis] // self.stride[axis]
 
-    def offsets(self, planes: Planes, channels: Array, rows: Array, columns: Array) -> Array:
-        """Where taps lie, in numbers from the place of the output's pixel: in the input's own planes."""
-        down = rows * self.dilation[0] - self.pads[0]
-        right = columns * self.dilation[1] - self.pads[1]
-        pixels = channels * planes.size + planes.lead + down * planes.pitch + right
+    def offsets(self, planes: Planes, plan: Plan) -> Array:
+        """Where taps lie in the input's own planes, in numbers from their beginning, for the output's first pixel."""
+        down = plan.rows * self.dilation[0] - self.pads[0]
+        right = plan.columns * self.dilation[1] - self.pads[1]
+        pixels = plan.channels * planes.size + planes.lead + down * planes.pitch + right
         return (pixels * planes.lanes).astype(np.int32)
 
-    def phases(self, rows: Array, columns: Array) -> tuple[Array, Array]:
+    def phases(self, plan: Plan) -> tuple[Array, Array]:
         """The phases of stride that taps read, as pairs of row and column, and for each tap which of them."""
-        pairs = np.stack([rows * self.dilation[0] % self.stride[0], columns * self.dilation[1] % self.stride[1]], 1)
+        taps = zip((plan.rows, plan.columns), self.dilation, self.stride, strict=True)
+        pairs = np.stack([places * dilation % stride for places, dilation, stride in taps], 1)
         found, which = np.unique(pairs, axis=0, return_inverse=True)
         return found.astype(np.int32), which.reshape(-1)
 
-    def phase_offsets(self, planes: Planes, phases: int, which: Array, taps: tuple[Array, Array, Array]) -> Array:
-        """Where taps lie in the planes of phases that their input was split into."""
-        channels, rows, columns = taps
-        down, right = rows * self.dilation[0] // self.stride[0], columns * self.dilation[1] // self.stride[1]
-        pixels = (channels * phases + which) * planes.size + down * planes.pitch + right
+    def phase_offsets(self, planes: Planes, plan: Plan, phases: int, which: Array) -> Array:
+        """Where taps lie in the planes of the phases that their input was split into."""
+        down = plan.rows * self.dilation[0] // self.stride[0]
+        right = plan.columns * self.dilation[1] // self.stride[1]
+        pixels = (plan.channels * phases + which) * planes.size + down * planes.pitch + right
         return (pixels * planes.lanes).astype(np.int32)
