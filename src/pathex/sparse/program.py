@@ -114,7 +114,8 @@ class Program:
             self._mean(node, place)
         else:
             self._plain(node)
-        done = [value for value in self._store.read(self._inputs(node)) if value not in (*self._static, *self.reading.graph.inputs)]
+        fixed = {*self._static, *self.reading.graph.inputs}
+        done = [value for value in self._store.read(self._inputs(node)) if value not in fixed]
         if done:
             self._add(node, partial(forget, done))
 
