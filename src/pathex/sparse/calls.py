@@ -13,6 +13,7 @@ from pathex.sparse.memory import Memory
 
 Values = dict[Node, Any]
 Step = Callable[[Values], None]
+_PRODUCTS = words("scaled_dot_product_attention matmul bmm")
 _RESHAPING = words("view _unsafe_view reshape")
 
 
@@ -25,10 +26,21 @@ def _fetch(values: Values, argument: Any) -> Any:
 def call(node: Node, args: list[Any], kwargs: dict[str, Any], values: Values) -> None:
     """The operator of a node, as it stands."""
     found = [_fetch(values, argument) for argument in args]
+    if node.op in _PRODUCTS:  # slow where features are far from each other
+        found = [value.contiguous() if isinstance(value, Tensor) else value for value in found]
     if node.op in _RESHAPING and isinstance(found[1], list):
         values[node] = found[0].reshape(found[1])
     else:
         values[node] = node.target(*found, **{name: _fetch(values, value) for name, value in kwargs.items()})
+
+
+def activate(node: Node, source: Tensor, target: Tensor, values: Values) -> None:
+    """An elementwise operator from one tensor into another one."""
+    packet = node.target.overloadpacket
+    if "out" in packet.overloads():
+        packet.out(source, *node.args[1:], **node.kwargs, out=target)
+    else:
+        target.copy_(node.target(source, *node.args[1:], **node.kwargs))
 
 
 def evaluated(step: Step, static: Values) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pathex.graph import Node
+from pathex.graph import ACTIVATIONS, Node
 from pathex.sparse.layers import Layer, Reading
 
 
@@ -24,6 +24,11 @@ class Geometry:
         for layer in reading.layers.values():
             if not layer.is_linear and is_sparse(layer):
                 self._place(layer)
+        for node in reversed(reading.nodes):
+            if node.op in ACTIVATIONS and isinstance(node.args[0], Node):  # from planes to like ones
+                source = reading.same(node.args[0])
+                self._pads[source] = self._pads[node] = tuple(map(max, self.pads(source), self.pads(node)))
+                self._join(source, node)
 
     def _place(self, layer: Layer) -> None:
         source, result, window = layer.source, layer.result, layer.window

@@ -20,7 +20,13 @@ class Memory:
     form: Hashable
     array: Any
     tensor: Tensor
+    floats: int
     live: int = 0
+
+    @property
+    def used(self) -> Tensor:
+        """All of it but the room at its end."""
+        return self.tensor[: self.floats]
 
     @property
     def address(self) -> int:
@@ -77,7 +83,7 @@ class Store:
             return self._free[form].pop()
         self.floats += floats
         array = kernels.zeros(floats)
-        return Memory(form, array, torch.from_numpy(array))
+        return Memory(form, array, torch.from_numpy(array), floats)
 
     def give_back(self, memory: Memory) -> None:
         """A piece that nothing lives in."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pathex.graph import STRUCTURE, Node
+from pathex.graph import ACTIVATIONS, STRUCTURE, Node
 from pathex.sparse import kernels
-from pathex.sparse.calls import Step, Values, bring, call, dense, evaluated, forget, lives_in, viewed
+from pathex.sparse.calls import Step, Values, activate, bring, call, dense, evaluated, forget, lives_in, viewed
 from pathex.sparse.geometry import Geometry
 from pathex.sparse.layers import Layer, Reading, is_global_mean, pool_window
 from pathex.sparse.memory import Place, Store, between
@@ -112,6 +112,8 @@ class Program:
             self._pool(node, place, window)
         elif place is not None and is_global_mean(node):
             self._mean(node, place)
+        elif node.op in ACTIVATIONS and source in self._static and len(self._store.held([source])) == 1:
+            self._activate(node, source)
         else:
             self._plain(node)
         fixed = {*self._static, *self.reading.graph.inputs}
@@ -251,6 +253,16 @@ class Program:
         target = self._new_planes(node, (source.planes.channels, 1, 1))
         self._static[node] = target.view if len(node.shape or ()) == 4 else target.view[:, :, 0, 0]
         self._kernel(node, kernels.MEAN, **between(source, target), outputs=source.planes.channels)
+
+    def _activate(self, node: Node, source: Node) -> None:
+        """An activation that keeps zero, of all that lies in a piece of memory."""
+        (memory,), view = self._store.held([source]), self._static[source]
+        target = self._store.take(memory.form, memory.floats)
+        self._store.hold(node, [target])
+        self._static[node] = target.tensor.as_strided(view.shape, view.stride(), view.storage_offset())
+        if source in self._planes:
+            self._planes[node] = Place(self._planes[source].planes, target)
+        self._add(node, partial(activate, node, memory.used, target.used))
 
     # -- torch ---------------------------------------------------------------------------------------------------------
 
