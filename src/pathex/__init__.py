@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         paths,
         pruning,
         scores,
+        sparse,
         tasks,
         train,
     )
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         SynFlowL2,
         methods,
     )
+    from pathex.sparse import compile
 
 __version__ = "0.1.0"
 
@@ -83,6 +85,7 @@ __all__ = [
     "attach",
     "compact",
     "compaction",
+    "compile",
     "data",
     "dynamic",
     "errors",
@@ -100,15 +103,17 @@ __all__ = [
     "save_ticket",
     "score",
     "scores",
+    "sparse",
     "tasks",
     "train",
 ]
 
 _ROOMS = frozenset({"analysis", "compaction", "data", "errors", "experiments", "graph", "masks"})
-_ROOMS |= {"models", "paths", "pruning", "scores", "tasks", "train"}
+_ROOMS |= {"models", "paths", "pruning", "scores", "sparse", "tasks", "train"}
 _HOME = {
     "compact": "compaction",
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),
+    "compile": "sparse",
     **dict.fromkeys(("dynamic", "prune", "score"), "pruning"),
     **dict.fromkeys(("load_run", "load_ticket", "save_ticket"), "experiments.runs"),
 }

@@ -55,7 +55,7 @@ def load_network(options: NetworkOptions, command: str) -> "tuple[nn.Module, Ten
             raise InvalidInput("a run has its weights, mask and model options; leave --weights, --mask and them out")
         foreign = options.model is not None
         network = load_run(options.run, partial(models.create, options.model) if foreign else None)  # type: ignore[arg-type]
-        preprocessing = network.preprocessing
+        preprocessing: Any = network.preprocessing
         size, channels = size or preprocessing.size, len(preprocessing.mean)
     else:
         network = models.create(

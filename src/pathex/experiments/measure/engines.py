@@ -30,7 +30,7 @@ def _torch(model: nn.Module, images: Tensor, threads: int) -> Engine:
 
 
 def _channels_last(model: nn.Module, images: Tensor, threads: int) -> Engine:
-    turned = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    turned = copy.deepcopy(model).to(memory_format=torch.channels_last)
     return lambda x: first_tensor(turned(x.contiguous(memory_format=torch.channels_last)))
 
 

@@ -1,0 +1,22 @@
+"""Sparse execution: networks that compute only kept weights."""
+
+from typing import TYPE_CHECKING, Any
+
+from pathex.sparse.compiler import compile
+
+if TYPE_CHECKING:
+    from pathex.sparse.choice import Choice
+    from pathex.sparse.network import CompiledNetwork
+
+__all__ = ["Choice", "CompiledNetwork", "compile"]
+
+_HOME = {"Choice": "choice", "CompiledNetwork": "network"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs numba, on first use."""
+    if name in _HOME:
+        import importlib
+
+        return getattr(importlib.import_module(f"pathex.sparse.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

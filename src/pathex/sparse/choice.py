@@ -1,0 +1,104 @@
+"""Which layers are computed by sparse kernels and which by torch: what is faster here, as measured."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pathex.errors import InvalidInput, UnknownName
+from pathex.sparse import kernels
+from pathex.sparse.layers import Reading
+from pathex.sparse.program import CHANNELS_LAST, DENSE, SPARSE, Program
+from pathex.sparse.team import Team
+
+_SECONDS = 0.3  # of each candidate
+_MOST = 30  # runs
+_PAYS = 0.8  # share of a sparse layer's time from which on a dense one among them may be faster
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How each layer is computed, by name: ``sparse``, ``dense`` or ``channels-last`` (dense in that layout).
+
+    Attributes:
+        single: Of one image.
+        batch: Of as many images as a register has lanes; None: batches are computed image by image.
+        filled_from: From how many remaining images on the lanes are filled up.
+    """
+
+    single: Mapping[str, str]
+    batch: Mapping[str, str] | None = None
+    filled_from: int = 1
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a choice that is not one for these layers (`InvalidInput`)."""
+        for given in filter(None, (self.single, self.batch)):
+            if set(given) != set(names):
+                odd = sorted(set(given) ^ set(names))[0]
+                raise InvalidInput(f"choice must name the layers of the network, each once: {odd!r} is not in both")
+            for kind in given.values():
+                if kind not in {SPARSE, DENSE, CHANNELS_LAST}:
+                    raise UnknownName("way to compute a layer", kind, (SPARSE, DENSE, CHANNELS_LAST))
+
+
+def is_dense(choice: Mapping[str, str]) -> bool:
+    """Whether no layer is sparse."""
+    return SPARSE not in choice.values()
+
+
+def measured(reading: Reading, x: Tensor, team: Team) -> Choice:
+    """What is fastest for images like these, as many at a time."""
+    single, alone = _fastest(reading, x[:1], team, 1)
+    if len(x) < kernels.LANES:
+        return Choice(single)
+    batch, together = _fastest(reading, x, team, kernels.LANES)
+    if alone * len(x) < together:
+        return Choice(single)
+    passes = math.ceil(together / len(x) * kernels.LANES / alone)
+    return Choice(single, batch, max(1, min(kernels.LANES, passes)))
+
+
+def _fastest(reading: Reading, x: Tensor, team: Team, images: int) -> tuple[Mapping[str, str], float]:
+    """The fastest choice, and its seconds for all of x."""
+    layers = list(reading.layers.values())
+    candidates = [{layer.name: kind for layer in layers} for kind in (SPARSE, DENSE, CHANNELS_LAST)]
+    part = x[:images]
+    times: list[dict[str, float]] = []
+    for choice in candidates:
+        program = Program(reading, choice, images, team)
+        runs = [program.seconds(part) for _ in range(_runs(program, part))]
+        times.append({layer.name: min(run.get(layer.result, 0.0) for run in runs) for layer in layers})
+    mixed = {}
+    for layer in layers:
+        sparse, *dense = (of[layer.name] for of in times)
+        # Between kernels and torch values are copied.
+        mixed[layer.name] = (DENSE, CHANNELS_LAST)[dense.index(min(dense))] if min(dense) < _PAYS * sparse else SPARSE
+    if mixed not in candidates:
+        candidates.append(mixed)
+    programs = [Program(reading, choice, None if is_dense(choice) else images, team) for choice in candidates]
+    totals = _compared(programs, x, images)
+    best = min(range(len(candidates)), key=totals.__getitem__)
+    return candidates[best], totals[best]
+
+
+def _runs(program: Program, x: Tensor) -> int:
+    program(x)
+    start = time.perf_counter()
+    program(x)
+    return max(3, min(_MOST, int(_SECONDS / (time.perf_counter() - start))))
+
+
+def _compared(programs: Sequence[Program], x: Tensor, images: int) -> list[float]:
+    """Least seconds for all of x, measured in turns."""
+    found = [math.inf] * len(programs)
+    whole = len(x) // images * images
+    for turn in range(max(_runs(program, x[:images]) for program in programs) // max(1, whole // images) + 3):
+        for place, program in enumerate(programs):
+            start = time.perf_counter()
+            for chunk in x[:whole].split(images if program.images else whole):
+                program(chunk)
+            if turn:
+                found[place] = min(found[place], time.perf_counter() - start)
+    return found

@@ -1,0 +1,80 @@
+"""From a network and its mask to a module that computes what is kept."""
+
+import copy
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pathex.errors import InvalidInput, UnsupportedOperation, check_integer
+from pathex.graph import trace
+from pathex.masks import Mask, make_permanent
+from pathex.sparse.layers import Reading
+
+if TYPE_CHECKING:
+    from pathex.sparse.choice import Choice
+    from pathex.sparse.network import CompiledNetwork
+
+
+def compile(
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_input: Tensor | None = None,
+    threads: int | None = None,
+    choice: "Choice | str | None" = None,
+) -> "CompiledNetwork":
+    """A module for inference on a CPU that computes only the kept weights of a network.
+
+    BatchNorm is folded into the layer before it; sums and activations that bound their values (ReLU, ReLU6, clamp) are
+    computed with the layer. Convolutions in two dimensions, linear layers, max pools and global means have kernels; all
+    else is computed by torch. Which layers are sparse is measured on the example.
+
+    Args:
+        model: The network; left as it is.
+        mask: What is kept; None: what is not zero.
+        example_input: Images ``(N, C, H, W)``, as many as calls will have; any other number works too.
+        threads: Threads of the kernels; None: as many as torch has.
+        choice: In place of measuring the `choice` of a compiled network, which gives the same bits; or one way for all
+            layers: ``sparse``, ``dense`` or ``channels-last``.
+
+    Returns:
+        The module, for float32 images of the example's shape.
+
+    Raises:
+        InvalidInput: If numba is not installed (the extra ``sparse``), or an argument cannot be used.
+        UnsupportedOperation: If the network cannot be traced, or takes only one number of images.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+        >>> x = torch.randn(2, 3, 4, 4)
+        >>> compiled = compile(model, example_input=x, threads=1)
+        >>> torch.allclose(compiled(x), model(x), atol=1e-5)
+        True
+    """
+    if importlib.util.find_spec("numba") is None:
+        raise InvalidInput("pathex.compile needs numba: pip install 'pathex[sparse]'")
+    from pathex.sparse.choice import Choice, measured
+    from pathex.sparse.network import CompiledNetwork
+    from pathex.sparse.team import Team
+
+    if not isinstance(example_input, Tensor) or not example_input.is_floating_point() or not len(example_input):
+        raise InvalidInput("example_input must be a tensor of one image or more (N, C, H, W)")
+    team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
+    with torch.inference_mode(False):
+        own = copy.deepcopy(model).to("cpu", torch.float32).eval()
+        if mask is not None:
+            make_permanent(own, mask)
+        x = example_input.detach().to("cpu", torch.float32)
+        graph = trace(own, x)
+    if graph.fixed_batch is not None or not graph.output.batched or len(graph.inputs) != 1:
+        raise UnsupportedOperation("pathex.compile needs a network of one input, for any number of images")
+    with torch.no_grad():
+        reading = Reading(graph, own)
+    if isinstance(choice, str):
+        ways = {layer.name: choice for layer in reading.layers.values()}
+        choice = Choice(ways, ways)
+    elif choice is None:
+        with torch.inference_mode():
+            choice = measured(reading, x, team)
+    return CompiledNetwork(reading, choice, team)

@@ -1,0 +1,199 @@
+"""Compiled networks compute what their networks compute, in float32, for any number of images and threads."""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import pathex
+from brute_force.cases import CASES, Beside, Branches, build
+from brute_force.planes import convolved, largest
+from pathex.errors import InvalidInput, PathexError, UnknownName
+
+KINDS = [
+    (stride, dilation, groups, padding)
+    for stride, dilation, groups, padding in itertools.product((1, 2, 3), (1, 2), (1, 2, 4), (0, 1, "same"))
+    if padding != "same" or stride == 1
+]
+
+
+def random_network(model, density):
+    """Random weights of which some are kept, and random statistics."""
+    with torch.no_grad():
+        for entry in model.parameters():
+            entry.copy_(torch.randn(entry.shape) * (torch.rand(entry.shape) < density if entry.ndim > 1 else 0.5))
+        for name, entry in model.named_buffers():
+            if "running" in name:
+                entry.copy_(torch.rand(entry.shape) + 0.5)
+    return model.float().eval()
+
+
+def assert_computes(compiled, model, x):
+    """Off by at most twice what torch in float32 is off, or by two units of the last place of the largest output."""
+    with torch.no_grad():
+        single = model(x)
+        exact = model.double()(x.double())
+        model.float()
+    error, own = ((y - exact).abs().max().item() for y in (compiled(x), single))
+    assert error <= 2 * own + 2 * torch.finfo(torch.float32).eps * exact.abs().max().item()
+
+
+def convolutions(kernel):
+    """Convolutions of all kinds on the same image of four channels."""
+    found = {}
+    for place, (stride, dilation, groups, padding) in enumerate(KINDS):
+        options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
+        found[str(place)] = nn.Conv2d(4, 8, kernel, bias=place % 2 == 0, **options)
+    return random_network(Beside(found), 0.3)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, (2, 3)])
+def test_convolutions_of_any_kind(kernel):
+    model = convolutions(kernel)
+    x = torch.randn(17, 4, 15, 17)
+    for threads in (1, 2):
+        compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
+        for count in (1, 3, 16, 17):
+            assert_computes(compiled, model, x[:count])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
+def test_against_loops_over_pixels(density):
+    first = nn.Conv2d(2, 4, 3, stride=(1, 2), padding=(1, 2), dilation=(2, 1), groups=2)
+    model = random_network(nn.Sequential(first, nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 3, (1, 2))), density)
+    x = torch.randn(9, 2, 6, 7)
+    with torch.no_grad():
+        forms = [model[:stop](x).shape[2:] for stop in (1, 2, 3)]
+        y = convolved(x.double(), model[0], forms[0])
+        y = convolved(largest(y, model[1], forms[1]), model[2], forms[2])
+    compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+    torch.testing.assert_close(compiled(x), y.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled(x[:1]), y[:1].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("choice", ["sparse", "dense", "channels-last"])
+def test_small_networks(name, choice):
+    model, x = build(name, seed=1, images=11)
+    model, x = model.float().eval(), x.float()
+    compiled = pathex.compile(model, example_input=x, threads=1, choice=choice)
+    for count in (1, 3, 11):
+        assert_computes(compiled, model, x[:count])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_layers_are_summed_in_blocks_of_channels(stride):
+    convolution = nn.Conv2d(96, 10, 3, stride, 1)
+    model = random_network(nn.Sequential(convolution, Branches(nn.Conv2d(10, 10, 1), nn.Identity()), nn.ReLU()), 0.4)
+    x = torch.randn(9, 96, 20, 20)
+    compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+    assert_computes(compiled, model, x)
+    assert_computes(compiled, model, x[:1])
+
+
+def residual(channels=8):
+    """Blocks with sums, bounds, pools, and what only torch computes, between convolutions."""
+
+    def unit(inputs, outputs, kernel=3, stride=1, groups=1):
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    body = nn.Sequential(unit(channels, channels), nn.ReLU6(), unit(channels, channels, groups=channels))
+    wide = Branches(unit(channels, 16, stride=2), unit(channels, 16, 1, 2))
+    joined = Branches(unit(16, 4, 5), nn.Sequential(nn.SiLU(), unit(16, 4, 1)), nn.MaxPool2d(3, 1, 1), join="cat")
+    stem = [unit(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), Branches(body, nn.Identity()), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)]
+    return nn.Sequential(*stem, wide, nn.Hardtanh(-0.5, 0.7), joined, *head)
+
+
+class Tokens(nn.Module):
+    """Attention and a perceptron on the pixels of an image as tokens."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, 4, 4)
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.first, self.second = nn.Linear(width, 20), nn.Linear(20, width)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        return (x + self.second(nn.functional.gelu(self.first(x)))).mean(1)
+
+
+@pytest.mark.parametrize("make", [residual, Tokens])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_residual_networks_and_tokens(make, threads):
+    model = random_network(make(), 0.4)
+    x = torch.randn(17, 3, 37, 41) if make is residual else torch.randn(17, 3, 20, 24)
+    compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
+    for count in (1, 3, 16, 17):
+        assert_computes(compiled, model, x[:count])
+
+
+def test_what_is_chosen_by_measuring_and_kept_gives_the_same_bits():
+    model = random_network(residual(), 0.3)
+    x = torch.randn(9, 3, 24, 24)
+    compiled = pathex.compile(model, example_input=x, threads=1)
+    assert_computes(compiled, model, x)
+    again = pathex.compile(model, example_input=x, threads=1, choice=compiled.choice)
+    for count in (1, 9):
+        assert torch.equal(compiled(x[:count]), again(x[:count]))
+        assert torch.equal(compiled(x[:count]), compiled(x[:count]))
+    assert str(compiled).count("\n") > 8
+
+
+def test_a_mask_is_what_is_kept_and_the_network_stays():
+    model = random_network(residual(), 1.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = pathex.Mask({n: torch.rand(p.shape) < 0.2 for n, p in model.named_parameters() if p.ndim > 1})
+    x = torch.randn(2, 3, 24, 24)
+    compiled = pathex.compile(model, mask, x, threads=1, choice="sparse")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_computes(compiled, pathex.make_permanent(model, mask), x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_python_threads_at_once(threads):
+    model = random_network(residual(), 0.3)
+    images = [torch.randn(count, 3, 24, 24) for count in (1, 9, 3, 8)]
+    compiled = pathex.compile(model, example_input=images[1], threads=threads, choice="sparse")
+    wanted = [compiled(x) for x in images]
+    wrong = []
+
+    def call(place):
+        wrong.extend(place for _ in range(20) if not torch.equal(compiled(images[place]), wanted[place]))
+
+    callers = [threading.Thread(target=call, args=(place,)) for place in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_refusals():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.ones(1, 1, 5, 5)
+    compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+    with pytest.raises(InvalidInput, match="inference"):
+        compiled.train()
+    assert compiled.eval() is compiled
+    for wrong in (x[0], x.double(), x[:, :, :4], x[:0]):
+        with pytest.raises(InvalidInput, match="images must be"):
+            compiled(wrong)
+    with pytest.raises(InvalidInput, match="example_input"):
+        pathex.compile(model)
+    with pytest.raises(UnknownName, match="channels-last, dense, sparse"):
+        pathex.compile(model, example_input=x, choice="fast")
+    with pytest.raises(PathexError, match="threads"):
+        pathex.compile(model, example_input=x, threads=0)
+
+
+def test_without_numba(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InvalidInput, match=r"pathex\[sparse\]"):
+        pathex.compile(nn.Linear(2, 2), example_input=torch.ones(1, 2))
