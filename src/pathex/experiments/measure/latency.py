@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pathex.errors import PathexError, UnknownName
 from pathex.experiments.measure.engines import ENGINES, Engine
+from pathex.graph import first_tensor
 
 _TURN = 0.1
 """Seconds of one turn of an engine, at least."""
@@ -37,7 +38,7 @@ def latency(
 
     Returns:
         A row an engine: ``engine``, ``batch_size``, ``threads``, ``milliseconds`` (median), ``low`` and ``high``
-        (quartiles), ``difference`` (of its outputs from the first one's, relative to the largest output), ``note``
+        (quartiles), ``difference`` (of its outputs from the network's own, relative to the largest), ``note``
         (why there are no numbers).
 
     Raises:
@@ -51,16 +52,14 @@ def latency(
     ready: dict[str, tuple[Engine, int]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     model = model.eval()
-    with _threads(threads), torch.inference_mode():
-        expected = ENGINES["torch"](model, images, threads)(images)
+    with _threads(threads):
         for name in names:
             try:
                 ready[name] = _prepared(name, model, images, threads)
             except PathexError as error:
                 rows[name]["note"] = str(error)
                 continue
-            wrong = (ready[name][0](images) - expected).abs().max() / expected.abs().max()
-            rows[name]["difference"] = float(f"{float(wrong):.1e}")
+            rows[name]["difference"] = _difference(ready[name][0], model, images)
         for _ in range(rounds):
             for name, (engine, calls) in ready.items():
                 seconds[name].append(_seconds(engine, images, calls))
@@ -75,11 +74,18 @@ def latency(
 def _prepared(name: str, model: nn.Module, images: Tensor, threads: int) -> tuple[Engine, int]:
     """An engine that has warmed up, and how many of its calls fill a turn."""
     engine = ENGINES[name](model, images, threads)
-    engine(images)
-    first = _seconds(engine, images, 1)
-    return engine, max(1, round(_TURN / max(min(first, _seconds(engine, images, 1)), 1e-6)))
+    seconds = min(_seconds(engine, images, 1) for _ in range(3))
+    return engine, max(1, round(_TURN / max(seconds, 1e-6)))
 
 
+@torch.inference_mode()
+def _difference(engine: Engine, model: nn.Module, images: Tensor) -> float:
+    """The largest difference of outputs from the network's own, relative to its largest output; two digits."""
+    expected = first_tensor(model(images))
+    return float(f"{float((engine(images) - expected).abs().max() / expected.abs().max()):.1e}")
+
+
+@torch.inference_mode()
 def _seconds(engine: Engine, images: Tensor, calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
