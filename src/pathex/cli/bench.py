@@ -49,17 +49,11 @@ def _execute(options: BenchOptions) -> None:
     ):
         shown.add_row(name, f"{sizes[dense]:,}", f"{sizes[kept]:,}" if kept else "")
     console().print(shown)
-    rows: list[dict[str, Any]] = []
+    images = torch.randn(max(batches), *example.shape[1:], generator=torch.Generator().manual_seed(0))
     with RunDisplay(lines=False) as display:
-        turns = len(batches) * len(threads) * len(ENGINES) * options.rounds
-        bar = display.add_task("turns", total=turns, note="")
-        for count in threads:
-            for batch in batches:
-                images = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-                found = latency(
-                    network, images, threads=count, rounds=options.rounds, on_turn=lambda: display.advance(bar)
-                )
-                rows += found
+        bar = display.add_task("turns", total=len(batches) * len(threads) * len(ENGINES) * options.rounds, note="")
+        how: dict[str, Any] = {"batch_sizes": batches, "threads": threads, "rounds": options.rounds}
+        rows = latency(network, images, **how, on_turn=lambda: display.advance(bar))
     places = layers(network, example)
     _show(rows, places)
     pd.DataFrame([{**row, **sizes} for row in rows]).to_csv(out / "latency.csv", index=False, float_format="%.5g")

@@ -24,7 +24,7 @@ def test_every_engine_has_its_turn_and_gives_the_outputs(ticket, monkeypatch):
     turns = []
     images = torch.randn(3, 1, 4, 4)
     engines = ("torch", "torch, channels last", "openvino", "compact")
-    rows = latency(ticket[0], images, engines=engines, rounds=3, on_turn=lambda: turns.append(1))
+    rows = latency(ticket[0], images, batch_sizes=(3,), engines=engines, rounds=3, on_turn=lambda: turns.append(1))
     assert [row["engine"] for row in rows] == list(engines) and len(turns) == 9
     for row in rows:
         assert (row["batch_size"], row["threads"]) == (3, 1)

@@ -4,6 +4,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,55 +18,83 @@ from pathex.masks import from_zeros
 from pathex.sparse import compile as compile_sparse
 
 Engine = Callable[[Tensor], Tensor]
-Builder = Callable[[nn.Module, Tensor, int], Engine]
-"""Called with a network in eval mode, images (N, C, H, W) like those that follow, and a number of threads."""
 
 
 class Unavailable(PathexError):
     """An engine that is not installed here, or cannot run the network; the message says why."""
 
 
-def _torch(model: nn.Module, images: Tensor, threads: int) -> Engine:
-    return lambda x: first_tensor(model(x))
+class Subject:
+    """A network that is measured, with what several engines make of it.
+
+    Attributes:
+        model: The network, float32 on the CPU, in eval mode; zeros where its mask removes.
+        example: One image (1, C, H, W).
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.model, self.example = model.eval(), example
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """It as ONNX."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            export(self.model, path, self.example)
+            return path.read_bytes()
+
+    @cached_property
+    def small(self) -> nn.Module:
+        """It without the channels that its mask leaves without use."""
+        return compact(self.model, from_zeros(self.model), self.example)
 
 
-def _channels_last(model: nn.Module, images: Tensor, threads: int) -> Engine:
-    turned = copy.deepcopy(model).to(memory_format=torch.channels_last)
+Builder = Callable[[Subject, Tensor, int], Engine]
+"""Called with images (N, C, H, W) like those that follow, and a number of threads."""
+
+
+def _torch(subject: Subject, images: Tensor, threads: int) -> Engine:
+    return lambda x: first_tensor(subject.model(x))
+
+
+def _channels_last(subject: Subject, images: Tensor, threads: int) -> Engine:
+    turned = copy.deepcopy(subject.model).to(memory_format=torch.channels_last)
     return lambda x: first_tensor(turned(x.contiguous(memory_format=torch.channels_last)))
 
 
-def _torch_compile(model: nn.Module, images: Tensor, threads: int) -> Engine:
+def _torch_compile(subject: Subject, images: Tensor, threads: int) -> Engine:
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise Unavailable("no C++ compiler on this machine")
-    compiled = torch.compile(copy.deepcopy(model))
+    compiled = torch.compile(copy.deepcopy(subject.model))
     return lambda x: first_tensor(compiled(x))
 
 
-def _onnxruntime(model: nn.Module, images: Tensor, threads: int) -> Engine:
+def _onnxruntime(subject: Subject, images: Tensor, threads: int) -> Engine:
     onnxruntime = _imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(_onnx(model, images), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(subject.onnx, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def _openvino(model: nn.Module, images: Tensor, threads: int) -> Engine:
+def _openvino(subject: Subject, images: Tensor, threads: int) -> Engine:
     openvino = _imported("openvino")
     core = openvino.Core()
-    read = core.read_model(_onnx(model, images))
+    read = core.read_model(subject.onnx)
     read.reshape(list(images.shape))
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(read, "CPU", settings).create_infer_request()
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True)[0])
 
 
-def _compact(model: nn.Module, images: Tensor, threads: int) -> Engine:
-    return _torch(compact(model, from_zeros(model), images[:1]), images, threads)
+def _compact(subject: Subject, images: Tensor, threads: int) -> Engine:
+    small = subject.small
+    return lambda x: first_tensor(small(x))
 
 
-def _sparse(model: nn.Module, images: Tensor, threads: int) -> Engine:
-    return compile_sparse(model, example_input=images, threads=threads)
+def _sparse(subject: Subject, images: Tensor, threads: int) -> Engine:
+    return compile_sparse(subject.model, example_input=images, threads=threads)
 
 
 ENGINES: Mapping[str, Builder] = MappingProxyType(
@@ -87,10 +116,3 @@ def _imported(name: str):  # type: ignore[no-untyped-def]
         return __import__(name)
     except ImportError:
         raise Unavailable(f"{name} is not installed") from None
-
-
-def _onnx(model: nn.Module, images: Tensor) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export(model, path, images[:1])
-        return path.read_bytes()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import PathexError, UnknownName
-from pathex.experiments.measure.engines import ENGINES, Engine
+from pathex.experiments.measure.engines import ENGINES, Engine, Subject
 from pathex.graph import first_tensor
 
 _TURN = 0.1
@@ -21,8 +21,9 @@ def latency(
     model: nn.Module,
     images: Tensor,
     *,
+    batch_sizes: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
     engines: Iterable[str] = tuple(ENGINES),
-    threads: int = 1,
     rounds: int = 7,
     on_turn: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
@@ -30,16 +31,17 @@ def latency(
 
     Args:
         model: The network, float32 on the CPU, zeros where its mask removes.
-        images: The batch (N, C, H, W).
+        images: As many images as the largest batch has (N, C, H, W).
+        batch_sizes: Images of a batch, one after the other.
+        threads: Threads that each engine may use, one after the other.
         engines: Names in `ENGINES`.
-        threads: Threads that each engine may use.
         rounds: Turns of each engine, of a tenth of a second or one call.
         on_turn: Called after each turn.
 
     Returns:
-        A row an engine: ``engine``, ``batch_size``, ``threads``, ``milliseconds`` (median), ``low`` and ``high``
-        (quartiles), ``difference`` (of its outputs from the network's own, relative to the largest), ``note``
-        (why there are no numbers).
+        A row a batch size, number of threads and engine: ``engine``, ``batch_size``, ``threads``, ``milliseconds``
+        (median), ``low`` and ``high`` (quartiles), ``difference`` (of its outputs from the network's own, relative to
+        the largest), ``note`` (why there are no numbers).
 
     Raises:
         UnknownName: If there is no such engine.
@@ -48,18 +50,29 @@ def latency(
     for name in names:
         if name not in ENGINES:
             raise UnknownName("engine", name, ENGINES)
+    subject = Subject(model, images[:1])
+    return [
+        row
+        for count in threads
+        for size in batch_sizes
+        for row in _rows(subject, images[:size], count, names, rounds, on_turn)
+    ]
+
+
+def _rows(
+    subject: Subject, images: Tensor, threads: int, names: Sequence[str], rounds: int, on_turn: Callable[[], None]
+) -> list[dict[str, Any]]:
     rows = {name: {"engine": name, "batch_size": len(images), "threads": threads, "note": ""} for name in names}
     ready: dict[str, tuple[Engine, int]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    model = model.eval()
     with _threads(threads):
         for name in names:
             try:
-                ready[name] = _prepared(name, model, images, threads)
+                ready[name] = _prepared(name, subject, images, threads)
             except PathexError as error:
                 rows[name]["note"] = str(error)
                 continue
-            rows[name]["difference"] = _difference(ready[name][0], model, images)
+            rows[name]["difference"] = _difference(ready[name][0], subject.model, images)
         for _ in range(rounds):
             for name, (engine, calls) in ready.items():
                 seconds[name].append(_seconds(engine, images, calls))
@@ -71,9 +84,9 @@ def latency(
     return list(rows.values())
 
 
-def _prepared(name: str, model: nn.Module, images: Tensor, threads: int) -> tuple[Engine, int]:
+def _prepared(name: str, subject: Subject, images: Tensor, threads: int) -> tuple[Engine, int]:
     """An engine that has warmed up, and how many of its calls fill a turn."""
-    engine = ENGINES[name](model, images, threads)
+    engine = ENGINES[name](subject, images, threads)
     seconds = min(_seconds(engine, images, 1) for _ in range(3))
     return engine, max(1, round(_TURN / max(seconds, 1e-6)))
 
