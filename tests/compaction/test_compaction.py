@@ -119,6 +119,23 @@ def test_heads_of_attention_go_as_a_whole():
     assert_same(small, masked(model, mask), x)
 
 
+def test_heads_that_only_train_keep_what_they_read():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.other = conv(2, 6), nn.Sequential(conv(6, 4), head(4)), head(6)
+
+        def forward(self, x):
+            x = self.first(x)
+            return (self.last(x), self.other(x)) if self.training else self.last(x)
+
+    model, x = chain(Auxiliary())
+    small = pathex.compact(model, removing(model, "0.last.0.0.weight", [0, 1]), x).train()
+    assert [len(out) for out in small(x)] == [2, 2] and small[0].last[0][0].in_channels == 6
+    small = pathex.compact(model, removing(model, "0.last.1.2.weight", [0, 1], dim=1), x)
+    assert small[0].last[0][0].out_channels == 2
+
+
 @pytest.mark.parametrize("name", ["perceptron", "squeezed"])
 def test_a_step_of_training_is_that_of_the_masked_network(name):
     model, x = build(name, 0)
