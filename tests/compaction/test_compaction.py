@@ -172,6 +172,16 @@ def test_the_small_network_is_a_network(tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "small.safetensors").read_bytes()
 
 
+def test_a_model_with_a_mask_attached():
+    model, x = build("squeezed", 0)
+    mask = thin(model, 0)
+    pathex.attach(model, mask)
+    small = pathex.compact(model, mask, x)
+    small.load_state_dict(small.state_dict())
+    small(x).sum().backward()
+    assert_same(small, model, x)
+
+
 def test_refusals(tmp_path):
     model, x = build("squeezed", 0)
     path = tmp_path / "small.safetensors"
