@@ -47,10 +47,10 @@ class _Deciding:
     def decision(self) -> Decision:
         self._walk()
         for labels, reason in self.of.labels.pins:
-            self._keep(labels, reason)
+            self._keep(self.members(labels), reason)
         mask = dict(self.of.mask) | {reader.weight: self.of.kept(reader.weight) for reader in self.of.readers}
-        mask = {name: kept.clone() for name, kept in mask.items()}
-        weights = {name: self.of.tensors[name].double() * kept for name, kept in mask.items()}
+        mask = {name: kept.clone(memory_format=torch.contiguous_format) for name, kept in mask.items()}
+        weights = {name: (self.of.tensors[name].double() * kept).contiguous() for name, kept in mask.items()}
         found = Decision(self.stays, weights, mask)
         active = {reader.weight: torch.zeros_like(mask[reader.weight]) for reader in self.of.readers}
         for reader in self.of.readers:
@@ -60,20 +60,21 @@ class _Deciding:
             weights[name] *= mask[name]
         self._keep_some()
         found.removed = (self.seen & ~self.stays)[self.classes]
-        found.reasons = {
-            label: self.reasons[kind] for label, kind in enumerate(self.classes.tolist()) if kind in self.reasons
-        }
+        reasons = map(self.reasons.get, self.classes.tolist())
+        found.reasons = {label: reason for label, reason in enumerate(reasons) if reason is not None}
         return found
 
-    def members(self, labels: Tensor) -> Tensor:
+    def members(self, *labels: Tensor) -> Tensor:
+        """The classes of labels, as flags."""
         found = torch.zeros_like(self.stays)
-        found[self.classes[labels]] = True
+        for each in labels:
+            found[self.classes[each]] = True
         return found
 
-    def _keep(self, labels: Tensor, reason: str) -> None:
-        self.stays |= self.members(labels)
-        for label in self.classes[labels].unique().tolist():
-            self.reasons.setdefault(label, reason)
+    def _keep(self, members: Tensor, reason: str) -> None:
+        self.stays |= members
+        for kind in members.nonzero().flatten().tolist():
+            self.reasons.setdefault(kind, reason)
 
     def _walk(self) -> None:
         """From the outputs back: what is read, through kept weights, and depends on the input."""
@@ -82,19 +83,16 @@ class _Deciding:
         readers = {reader.node: reader for reader in self.of.readers}
         for node in reversed(nodes):
             parts = self.of.parts(node)
-            if not parts:
-                continue
-            own = self.members(torch.cat([part.ids for part in parts]))
+            own = self.members(*(part.ids for part in parts))
             self.seen |= own
-            read = own if node not in used or node is self.of.graph.output else self.reads.pop(node, None)
+            read = self.reads.pop(node, torch.zeros_like(own))
             if node not in used or node is self.of.graph.output:
-                self._keep(torch.cat([part.ids for part in parts]), "an output of the network")
-            if read is None:
-                continue
-            read = read & self.members(torch.cat([part.ids[part.unknown_of] for part in parts]))
+                read = own
+                self._keep(own, "an output of the network")
+            read &= self.members(*(part.ids[part.unknown_of] for part in parts))
             self.stays |= read
-            if not read.any():
-                continue
+            if not read.any() and (parts or node not in self.of.graph.dependent):
+                continue  # of several results without a rule nothing is known: all that reaches them is read
             if node in readers:
                 self._read_columns(readers[node], read)
             for source in node.inputs:
@@ -103,11 +101,8 @@ class _Deciding:
 
     def _read(self, source: Node, read: Tensor, own: Tensor, part: bool = False) -> None:
         """What of a value is read where a result is, one that may not have all of its channels."""
-        parts = self.of.parts(source)
-        if parts:
-            members = self.members(torch.cat([each.ids for each in parts]))
-            found = members & (read if part else read | ~own)
-            self.reads[source] = self.reads.get(source, torch.zeros_like(found)) | found
+        found = self.members(*(each.ids for each in self.of.parts(source))) & (read if part else read | ~own)
+        self.reads[source] = self.reads.get(source, torch.zeros_like(found)) | found
 
     def _read_columns(self, reader: Reader, read: Tensor) -> None:
         self.rows[reader.node] = rows = read[self.classes[reader.rows]]
@@ -134,7 +129,7 @@ class _Deciding:
             read = ~reader.unknown & (reader.number != 0) & self._needed(reader, rows)
             if reader.groups == 1 and self.of.uses[reader.weight] == 1 and read.sum() > 1:
                 read = self._merge(reader, read, found)
-            self._keep(reader.columns[read], f"its constant is read by {reader.weight}")
+            self._keep(self.members(reader.columns[read]), f"its constant is read by {reader.weight}")
             carries = carries | read
         return rows.view(reader.groups, -1, 1) & carries.view(reader.groups, 1, -1)
 
@@ -157,5 +152,5 @@ class _Deciding:
             before = gone
             for labels in self.of.labels.places.values():
                 if gone[self.classes[labels]].all():
-                    self._keep(labels[:1], "a layer has one channel at least")
+                    self._keep(self.members(labels[:1]), "a layer has one channel at least")
                     gone = self.seen & ~self.stays
