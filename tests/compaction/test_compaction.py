@@ -67,7 +67,7 @@ def removing(model, name, rows, dim=0):
 
 def test_constants_behind_zero_padding_are_merged_into_one_channel():
     model, x = chain(conv(2, 8), conv(8, 4), head(4), shift=9.0)
-    mask = removing(model, "0.0.weight", [1, 2, 5])
+    mask = removing(model.to(memory_format=torch.channels_last), "0.0.weight", [1, 2, 5])
     plan = compaction.plan(model, mask, x)
     small = plan.apply()
     assert small[0][0].out_channels == 6  # all of the three are 9 and more, and one stands for them
@@ -194,6 +194,9 @@ def test_refusals(tmp_path):
         compaction.save(model, path)
     with refused("does not fit Sequential", MaskMismatch):
         pathex.compact(model, Mask({"0.0.weight": torch.ones(1, dtype=torch.bool)}), x)
+    single = Wired(lambda net, x: net.layer(x.float()), layer=nn.Linear(3, 3))
+    with refused("does not run in float64", PathexError):
+        pathex.compact(single, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), torch.ones(2, 3))
     noisy = Wired(lambda net, x: net.layer(x) + torch.rand(1, dtype=x.dtype), layer=nn.Linear(3, 3)).double()
     with refused("deterministic", PathexError):
         pathex.compact(noisy, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), x.new_ones(2, 3))

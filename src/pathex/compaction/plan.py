@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pathex.compaction.channels import Channels
 from pathex.compaction.decision import Decision, decide
 from pathex.compaction.surgery import Recipe, carve, cut
-from pathex.compaction.trial import Inputs, fault_of, inputs_of, keep_for_training, outputs_of, pin
+from pathex.compaction.trial import Inputs, expected_of, fault_of, inputs_of, keep_for_training, pin
 from pathex.errors import UnsupportedOperation
 from pathex.graph import trace, untouched
 from pathex.masks import Mask, own_module
@@ -57,9 +57,8 @@ class Compaction:
         setattr(network, RECIPE, copy.deepcopy(self._recipe))
         return network
 
-    def _hold(self, dense: nn.Module, inputs: list[Inputs]) -> None:
+    def _hold(self, dense: nn.Module, inputs: list[Inputs], expected: list[list[Tensor]]) -> None:
         """Compare with the masked network; where the code of a module does not follow, keep its channels."""
-        expected = [outputs_of(dense, each) for each in inputs]
         for left in reversed(range(_ATTEMPTS)):
             fault = fault_of(self._smaller(copy.deepcopy(dense)), inputs, expected)
             if fault is None:
@@ -112,7 +111,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) ->
         the model. `plan` also says what went and why, and has the mask of the smaller network.
 
     Raises:
-        UnsupportedOperation: If the network cannot be traced, or gives other outputs each time.
+        UnsupportedOperation: If the network cannot be traced or run in float64, or gives other outputs each time.
         MaskMismatch: If the mask does not fit the model.
 
     Example:
@@ -146,12 +145,13 @@ def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Co
             dense.get_parameter(name).mul_(kept)
         tensors = dict(dense.named_buffers(remove_duplicate=False)) | dict(dense.named_parameters())
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        inputs = inputs_of(example_input, graph.fixed_batch)
+        expected = expected_of(dense, inputs)
         channels = Channels(graph, dense, tensors, {name: kept.cpu() for name, kept in mask.items()})
         channels.run()
-        inputs = inputs_of(example_input, graph.fixed_batch)
         keep_for_training(channels, dense, inputs[0])
         compaction = Compaction(model, channels, mask)
-        compaction._hold(dense, inputs)
+        compaction._hold(dense, inputs, expected)
     return compaction
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pathex.compaction.channels import Channels
-from pathex.errors import reason
+from pathex.errors import UnsupportedOperation, reason
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
@@ -33,15 +33,23 @@ def inputs_of(example: Any, fixed: int | None) -> list[Inputs]:
     return [tree_map_only(Tensor, partial(of, count), given) for count in ((fixed,) if fixed else (2, 3))]
 
 
-def outputs_of(network: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """All tensors that a network returns."""
+def expected_of(network: nn.Module, inputs: list[Inputs]) -> list[list[Tensor]]:
+    """All tensors that a network returns; `UnsupportedOperation` if it does not run in float64."""
+    try:
+        return [_outputs_of(network, each) for each in inputs]
+    except Exception as error:  # whatever the code of a network raises
+        name, why = type(network).__name__, reason(error)
+        raise UnsupportedOperation(f"{name} does not run in float64, in which it would be compared: {why}") from error
+
+
+def _outputs_of(network: nn.Module, inputs: Inputs) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(network(*inputs[0], **inputs[1])) if isinstance(leaf, Tensor)]
 
 
 def fault_of(network: nn.Module, inputs: list[Inputs], expected: list[list[Tensor]]) -> tuple[str | None, str] | None:
     """The module at fault, as far as it is known, and what is wrong; None if outputs are as expected."""
     try:
-        found = [outputs_of(network, each) for each in inputs]
+        found = [_outputs_of(network, each) for each in inputs]
     except Exception as error:  # whatever the code of a network raises when its sizes are not those it expects
         return _module_of(network, error), reason(error)
     return None if all(map(_equal, found, expected)) else (None, "other outputs")
@@ -71,7 +79,10 @@ def pin(channels: Channels, removed: Tensor, where: str | None, why: str, everyt
     """Keep the channels that a fault may be due to, the fewest first; False if nothing is left to keep."""
     risky = [(node.module[0], ids) for node, ids in channels.risky]
     touched = [(node.module[0], part.ids) for node in channels.graph.nodes for part in channels.parts(node)]
-    choices = [[ids for path, ids in each if path == where] for each in (risky, touched) if where is not None]
+    alike = {
+        path for path, module in channels.modules.items() if type(module) is type(channels.modules.get(where or ""))
+    }
+    choices = [[ids for path, ids in each if path in alike] for each in (risky, touched) if where is not None]
     choices += [[ids for _, ids in risky], [torch.arange(channels.labels.count)]]
     for chosen in choices[-1:] if everything else choices:
         if chosen and removed[torch.cat(chosen)].any():
