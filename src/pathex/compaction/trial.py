@@ -77,12 +77,10 @@ def _module_of(network: nn.Module, error: Exception) -> str | None:
 
 def pin(channels: Channels, removed: Tensor, where: str | None, why: str, everything: bool) -> bool:
     """Keep the channels that a fault may be due to, the fewest first; False if nothing is left to keep."""
-    risky = [(node.module[0], ids) for node, ids in channels.risky]
-    touched = [(node.module[0], part.ids) for node in channels.graph.nodes for part in channels.parts(node)]
-    alike = {
-        path for path, module in channels.modules.items() if type(module) is type(channels.modules.get(where or ""))
-    }
-    choices = [[ids for path, ids in each if path in alike] for each in (risky, touched) if where is not None]
+    kind = type(channels.modules.get(where or ""))
+    risky = [(channels.modules.get(node.module[0]), ids) for node, ids in channels.risky]
+    touched = [part.ids for node in channels.graph.nodes if node.module[0] == where for part in channels.parts(node)]
+    choices = [] if where is None else [[ids for module, ids in risky if type(module) is kind], touched]
     choices += [[ids for _, ids in risky], [torch.arange(channels.labels.count)]]
     for chosen in choices[-1:] if everything else choices:
         if chosen and removed[torch.cat(chosen)].any():
