@@ -54,11 +54,15 @@ class _Deciding:
         found = Decision(self.stays, weights, mask)
         active = {reader.weight: torch.zeros_like(mask[reader.weight]) for reader in self.of.readers}
         for reader in self.of.readers:
-            reader.by_unit(active[reader.weight])[:] |= self._settle(reader, found).unsqueeze(3)
+            if reader.bias is None:
+                reader.by_unit(active[reader.weight])[:] |= self._kept_constants(reader, found).unsqueeze(3)
+        self._keep_some()
+        for reader in self.of.readers:
+            if reader.bias is not None:
+                reader.by_unit(active[reader.weight])[:] |= self._folded_constants(reader, found).unsqueeze(3)
         for name, entries in active.items():
             mask[name] &= entries
             weights[name] *= mask[name]
-        self._keep_some()
         found.removed = (self.seen & ~self.stays)[self.classes]
         reasons = map(self.reasons.get, self.classes.tolist())
         found.reasons = {label: reason for label, reason in enumerate(reasons) if reason is not None}
@@ -116,22 +120,31 @@ class _Deciding:
 
     # -- constants -----------------------------------------------------------------------------------------------------
 
-    def _settle(self, reader: Reader, found: Decision) -> Tensor:
-        """Fold or merge the constants that a layer reads; by unit, the weights that still carry something."""
-        rows = self.rows.get(reader.node, torch.zeros(len(reader.rows), dtype=torch.bool))
-        carries = reader.unknown
-        if reader.bias is not None:
-            weight = reader.by_unit(found.weights[reader.weight]).sum(3)
-            numbers = (weight * reader.number.view(reader.groups, 1, -1)).sum(2).flatten()
-            if numbers.any():
-                found.shifts[reader.bias] = numbers
-        else:
-            read = ~reader.unknown & (reader.number != 0) & self._needed(reader, rows)
-            if reader.groups == 1 and self.of.uses[reader.weight] == 1 and read.sum() > 1:
-                read = self._merge(reader, read, found)
-            self._keep(self.members(reader.columns[read]), f"its constant is read by {reader.weight}")
-            carries = carries | read
-        return rows.view(reader.groups, -1, 1) & carries.view(reader.groups, 1, -1)
+    def _rows(self, reader: Reader) -> Tensor:
+        """The outputs of a layer that are read, by group."""
+        none = torch.zeros(len(reader.rows), dtype=torch.bool)
+        return self.rows.get(reader.node, none).view(reader.groups, -1, 1)
+
+    def _kept_constants(self, reader: Reader, found: Decision) -> Tensor:
+        """Merge the constants that a layer without a bias for them reads; by unit, the weights that carry something."""
+        rows = self._rows(reader)
+        read = ~reader.unknown & (reader.number != 0) & self._needed(reader, rows)
+        if reader.groups == 1 and self.of.uses[reader.weight] == 1 and read.sum() > 1:
+            read = self._merge(reader, read, found)
+        self._keep(self.members(reader.columns[read]), f"its constant is read by {reader.weight}")
+        return rows & (reader.unknown | read).view(reader.groups, 1, -1)
+
+    def _folded_constants(self, reader: Reader, found: Decision) -> Tensor:
+        """Fold the constants that a layer reads into its bias, into a new one only if channels go."""
+        numbers = reader.number.view(reader.groups, 1, -1)
+        shift = (reader.by_unit(found.weights[reader.weight]).sum(3) * numbers).sum(2).flatten()
+        goes = (self.seen & ~self.stays)[self.classes[reader.columns]] & (reader.number != 0)
+        live = self._rows(reader) & reader.unknown.view(reader.groups, 1, -1)
+        if reader.node["bias"] is None and not goes.any():
+            return live | (numbers != 0)
+        if shift.any():
+            found.shifts[reader.bias or ""] = shift
+        return live
 
     def _merge(self, reader: Reader, read: Tensor, found: Decision) -> Tensor:
         """Let one constant channel stand for all that are read, as behind zero padding their sum is a map."""
