@@ -106,6 +106,13 @@ def upsampled():
     )
 
 
+def extremes():
+    """An operator with several results, without a rule."""
+    first, last = nn.Sequential(conv(2, 6), conv(6, 4)), nn.Sequential(conv(6, 5), head(5))
+    form = lambda net, x: net.last(torch.cat([net.first(x), *net.other(x).topk(2, 1)[:1]], 1))  # noqa: E731
+    return Wired(form, first=first, other=nn.Sequential(conv(2, 5), conv(5, 4)), last=last)
+
+
 def shared():
     twice = conv(4, 4)
     return nn.Sequential(conv(2, 4), twice, twice, head(4))
@@ -119,24 +126,8 @@ def several():
     return Beside({"one": residual(), "two": other})
 
 
-NETWORKS = {
-    make.__name__: make
-    for make in (
-        *(
-            residual,
-            concatenated,
-            depthwise,
-            grouped,
-            perceptron,
-            flattened,
-            squeezed,
-            shuffled,
-            attention,
-            transformer,
-        ),
-        *(scaled, upsampled, shared, several),
-    )
-}
+_MADE = (residual, concatenated, depthwise, grouped, perceptron, flattened, squeezed, shuffled, attention, transformer)
+NETWORKS = {make.__name__: make for make in (*_MADE, scaled, upsampled, extremes, shared, several)}
 SIDE = 8
 
 

@@ -67,7 +67,7 @@ def removing(model, name, rows, dim=0):
 
 def test_constants_behind_zero_padding_are_merged_into_one_channel():
     model, x = chain(conv(2, 8), conv(8, 4), head(4), shift=9.0)
-    mask = removing(model, "0.0.weight", [1, 2, 5])
+    mask = removing(model.to(memory_format=torch.channels_last), "0.0.weight", [1, 2, 5])
     plan = compaction.plan(model, mask, x)
     small = plan.apply()
     assert small[0][0].out_channels == 6  # all of the three are 9 and more, and one stands for them
@@ -119,6 +119,23 @@ def test_heads_of_attention_go_as_a_whole():
     assert_same(small, masked(model, mask), x)
 
 
+def test_heads_that_only_train_keep_what_they_read():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.other = conv(2, 6), nn.Sequential(conv(6, 4), head(4)), head(6)
+
+        def forward(self, x):
+            x = self.first(x)
+            return (self.last(x), self.other(x)) if self.training else self.last(x)
+
+    model, x = chain(Auxiliary())
+    small = pathex.compact(model, removing(model, "0.last.0.0.weight", [0, 1]), x).train()
+    assert [len(out) for out in small(x)] == [2, 2] and small[0].last[0][0].in_channels == 6
+    small = pathex.compact(model, removing(model, "0.last.1.2.weight", [0, 1], dim=1), x)
+    assert small[0].last[0][0].out_channels == 2
+
+
 @pytest.mark.parametrize("name", ["perceptron", "squeezed"])
 def test_a_step_of_training_is_that_of_the_masked_network(name):
     model, x = build(name, 0)
@@ -155,6 +172,16 @@ def test_the_small_network_is_a_network(tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "small.safetensors").read_bytes()
 
 
+def test_a_model_with_a_mask_attached():
+    model, x = build("squeezed", 0)
+    mask = thin(model, 0)
+    pathex.attach(model, mask)
+    small = pathex.compact(model, mask, x)
+    small.load_state_dict(small.state_dict())
+    small(x).sum().backward()
+    assert_same(small, model, x)
+
+
 def test_refusals(tmp_path):
     model, x = build("squeezed", 0)
     path = tmp_path / "small.safetensors"
@@ -167,6 +194,9 @@ def test_refusals(tmp_path):
         compaction.save(model, path)
     with refused("does not fit Sequential", MaskMismatch):
         pathex.compact(model, Mask({"0.0.weight": torch.ones(1, dtype=torch.bool)}), x)
+    single = Wired(lambda net, x: net.layer(x.float()), layer=nn.Linear(3, 3))
+    with refused("does not run in float64", PathexError):
+        pathex.compact(single, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), torch.ones(2, 3))
     noisy = Wired(lambda net, x: net.layer(x) + torch.rand(1, dtype=x.dtype), layer=nn.Linear(3, 3)).double()
     with refused("deterministic", PathexError):
         pathex.compact(noisy, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), x.new_ones(2, 3))

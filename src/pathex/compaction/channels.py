@@ -86,8 +86,9 @@ class Channels:
         for source, user in {source: node for node in self.graph.nodes for source in node.inputs}.items():
             last.setdefault(user, []).append(source)
         for node in self.graph.nodes:
-            result = self._visit(node)
-            self.values[node] = tuple(map(_own, result)) if isinstance(result, tuple) else _own(result)
+            result = self._visit(node)  # replaced by one of its own, as it may forget parts
+            own = [replace(each) if isinstance(each, Value) else each for each in _several(result)]
+            self.values[node] = tuple(own) if isinstance(result, tuple) else own[0]
             for done in last.get(node, ()):
                 self._shrink(done)
 
@@ -100,8 +101,7 @@ class Channels:
 
     def parts(self, node: Node) -> list[Value]:
         """The values among the results of a node."""
-        value = self.values.get(node)
-        return [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Value)]
+        return [each for each in _several(self.values.get(node)) if isinstance(each, Value)]
 
     def _visit(self, node: Node) -> Any:
         if node.op in _GIVEN:
@@ -112,11 +112,11 @@ class Channels:
             return node.args[0].shape[node.args[1]]
         if node not in self.graph.dependent:
             return self._computed(node)
-        rule = RULES.get(node.op)
-        result = (
-            rule(self, node) if rule and any(isinstance(self(each), Value | tuple) for each in node.inputs) else None
-        )
-        return self.unread(node) if result is None else result
+        known = node.op in RULES and any(isinstance(self(each), Value | tuple) for each in node.inputs)
+        result = RULES[node.op](self, node) if known else None
+        if result is None:
+            self.stay(node, f"{node.op} in {node.module[0] or 'the network'}")
+        return self.opaque(node) if result is None else result
 
     def __call__(self, argument: Any) -> Any:
         """What is known of an argument, or of nested ones."""
@@ -180,16 +180,11 @@ class Channels:
     def stay(self, node: Node, reason: str) -> None:
         """Pin whatever reaches a node."""
         for source in node.inputs:
-            value = self.values.get(source)
-            for each in value if isinstance(value, tuple) else (value,):
-                if isinstance(each, (Value, Given)):
-                    for labels in [each.labels] if isinstance(each, Value) else each.labelings:
-                        self.labels.pin(labels, reason)
-
-    def unread(self, node: Node, reason: str = "") -> Value | None:
-        """The result of an operator that ties all of its channels to their places."""
-        self.stay(node, reason or f"{node.op} in {node.module[0] or 'the network'}")
-        return self.opaque(node)
+            for each in _several(self.values[source]):
+                for labels in (
+                    each.labelings if isinstance(each, Given) else [each.labels] if isinstance(each, Value) else ()
+                ):
+                    self.labels.pin(labels, reason)
 
     # -- shared by rules -----------------------------------------------------------------------------------------------
 
@@ -227,9 +222,9 @@ class Channels:
         return path if is_own else None
 
 
-def _own(value: Any) -> Any:
-    """A value of a node's own, of which it may forget parts."""
-    return replace(value) if isinstance(value, Value) else value
+def _several(value: Any) -> tuple[Any, ...]:
+    """The results of a node, also where it has one."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 Rule = Callable[..., Any]

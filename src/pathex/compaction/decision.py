@@ -47,33 +47,38 @@ class _Deciding:
     def decision(self) -> Decision:
         self._walk()
         for labels, reason in self.of.labels.pins:
-            self._keep(labels, reason)
+            self._keep(self.members(labels), reason)
         mask = dict(self.of.mask) | {reader.weight: self.of.kept(reader.weight) for reader in self.of.readers}
-        mask = {name: kept.clone() for name, kept in mask.items()}
-        weights = {name: self.of.tensors[name].double() * kept for name, kept in mask.items()}
+        mask = {name: kept.clone(memory_format=torch.contiguous_format) for name, kept in mask.items()}
+        weights = {name: (self.of.tensors[name].double() * kept).contiguous() for name, kept in mask.items()}
         found = Decision(self.stays, weights, mask)
         active = {reader.weight: torch.zeros_like(mask[reader.weight]) for reader in self.of.readers}
         for reader in self.of.readers:
-            reader.by_unit(active[reader.weight])[:] |= self._settle(reader, found).unsqueeze(3)
+            if reader.bias is None:
+                reader.by_unit(active[reader.weight])[:] |= self._kept_constants(reader, found).unsqueeze(3)
+        self._keep_some()
+        for reader in self.of.readers:
+            if reader.bias is not None:
+                reader.by_unit(active[reader.weight])[:] |= self._folded_constants(reader, found).unsqueeze(3)
         for name, entries in active.items():
             mask[name] &= entries
             weights[name] *= mask[name]
-        self._keep_some()
         found.removed = (self.seen & ~self.stays)[self.classes]
-        found.reasons = {
-            label: self.reasons[kind] for label, kind in enumerate(self.classes.tolist()) if kind in self.reasons
-        }
+        reasons = map(self.reasons.get, self.classes.tolist())
+        found.reasons = {label: reason for label, reason in enumerate(reasons) if reason is not None}
         return found
 
-    def members(self, labels: Tensor) -> Tensor:
+    def members(self, *labels: Tensor) -> Tensor:
+        """The classes of labels, as flags."""
         found = torch.zeros_like(self.stays)
-        found[self.classes[labels]] = True
+        for each in labels:
+            found[self.classes[each]] = True
         return found
 
-    def _keep(self, labels: Tensor, reason: str) -> None:
-        self.stays |= self.members(labels)
-        for label in self.classes[labels].unique().tolist():
-            self.reasons.setdefault(label, reason)
+    def _keep(self, members: Tensor, reason: str) -> None:
+        self.stays |= members
+        for kind in members.nonzero().flatten().tolist():
+            self.reasons.setdefault(kind, reason)
 
     def _walk(self) -> None:
         """From the outputs back: what is read, through kept weights, and depends on the input."""
@@ -82,19 +87,16 @@ class _Deciding:
         readers = {reader.node: reader for reader in self.of.readers}
         for node in reversed(nodes):
             parts = self.of.parts(node)
-            if not parts:
-                continue
-            own = self.members(torch.cat([part.ids for part in parts]))
+            own = self.members(*(part.ids for part in parts))
             self.seen |= own
-            read = own if node not in used or node is self.of.graph.output else self.reads.pop(node, None)
+            read = self.reads.pop(node, torch.zeros_like(own))
             if node not in used or node is self.of.graph.output:
-                self._keep(torch.cat([part.ids for part in parts]), "an output of the network")
-            if read is None:
-                continue
-            read = read & self.members(torch.cat([part.ids[part.unknown_of] for part in parts]))
+                read = own
+                self._keep(own, "an output of the network")
+            read &= self.members(*(part.ids[part.unknown_of] for part in parts))
             self.stays |= read
-            if not read.any():
-                continue
+            if not read.any() and (parts or node not in self.of.graph.dependent):
+                continue  # of several results without a rule nothing is known: all that reaches them is read
             if node in readers:
                 self._read_columns(readers[node], read)
             for source in node.inputs:
@@ -103,11 +105,8 @@ class _Deciding:
 
     def _read(self, source: Node, read: Tensor, own: Tensor, part: bool = False) -> None:
         """What of a value is read where a result is, one that may not have all of its channels."""
-        parts = self.of.parts(source)
-        if parts:
-            members = self.members(torch.cat([each.ids for each in parts]))
-            found = members & (read if part else read | ~own)
-            self.reads[source] = self.reads.get(source, torch.zeros_like(found)) | found
+        found = self.members(*(each.ids for each in self.of.parts(source))) & (read if part else read | ~own)
+        self.reads[source] = self.reads.get(source, torch.zeros_like(found)) | found
 
     def _read_columns(self, reader: Reader, read: Tensor) -> None:
         self.rows[reader.node] = rows = read[self.classes[reader.rows]]
@@ -121,22 +120,31 @@ class _Deciding:
 
     # -- constants -----------------------------------------------------------------------------------------------------
 
-    def _settle(self, reader: Reader, found: Decision) -> Tensor:
-        """Fold or merge the constants that a layer reads; by unit, the weights that still carry something."""
-        rows = self.rows.get(reader.node, torch.zeros(len(reader.rows), dtype=torch.bool))
-        carries = reader.unknown
-        if reader.bias is not None:
-            weight = reader.by_unit(found.weights[reader.weight]).sum(3)
-            numbers = (weight * reader.number.view(reader.groups, 1, -1)).sum(2).flatten()
-            if numbers.any():
-                found.shifts[reader.bias] = numbers
-        else:
-            read = ~reader.unknown & (reader.number != 0) & self._needed(reader, rows)
-            if reader.groups == 1 and self.of.uses[reader.weight] == 1 and read.sum() > 1:
-                read = self._merge(reader, read, found)
-            self._keep(reader.columns[read], f"its constant is read by {reader.weight}")
-            carries = carries | read
-        return rows.view(reader.groups, -1, 1) & carries.view(reader.groups, 1, -1)
+    def _rows(self, reader: Reader) -> Tensor:
+        """The outputs of a layer that are read, by group."""
+        none = torch.zeros(len(reader.rows), dtype=torch.bool)
+        return self.rows.get(reader.node, none).view(reader.groups, -1, 1)
+
+    def _kept_constants(self, reader: Reader, found: Decision) -> Tensor:
+        """Merge the constants that a layer without a bias for them reads; by unit, the weights that carry something."""
+        rows = self._rows(reader)
+        read = ~reader.unknown & (reader.number != 0) & self._needed(reader, rows)
+        if reader.groups == 1 and self.of.uses[reader.weight] == 1 and read.sum() > 1:
+            read = self._merge(reader, read, found)
+        self._keep(self.members(reader.columns[read]), f"its constant is read by {reader.weight}")
+        return rows & (reader.unknown | read).view(reader.groups, 1, -1)
+
+    def _folded_constants(self, reader: Reader, found: Decision) -> Tensor:
+        """Fold the constants that a layer reads into its bias, into a new one only if channels go."""
+        numbers = reader.number.view(reader.groups, 1, -1)
+        shift = (reader.by_unit(found.weights[reader.weight]).sum(3) * numbers).sum(2).flatten()
+        goes = (self.seen & ~self.stays)[self.classes[reader.columns]] & (reader.number != 0)
+        live = self._rows(reader) & reader.unknown.view(reader.groups, 1, -1)
+        if reader.node["bias"] is None and not goes.any():
+            return live | (numbers != 0)
+        if shift.any():
+            found.shifts[reader.bias or ""] = shift
+        return live
 
     def _merge(self, reader: Reader, read: Tensor, found: Decision) -> Tensor:
         """Let one constant channel stand for all that are read, as behind zero padding their sum is a map."""
@@ -157,5 +165,5 @@ class _Deciding:
             before = gone
             for labels in self.of.labels.places.values():
                 if gone[self.classes[labels]].all():
-                    self._keep(labels[:1], "a layer has one channel at least")
+                    self._keep(self.members(labels[:1]), "a layer has one channel at least")
                     gone = self.seen & ~self.stays

@@ -74,13 +74,15 @@ def first_of(tensor: Tensor, *dims: int) -> Tensor:
     return tensor
 
 
+PARTS = ("labels", "unknown", "number")
+
+
 @dataclass
 class Value:
     """What is known of a value of the network that depends on its input.
 
     ``labels``, ``unknown`` (it depends on the input, or varies over a channel) and ``number`` (where it does not) have
-    its shape; the last two are equal for all entries with one label, and are given once for each of ``ids`` in
-    ``unknown_of`` and ``number_of``.
+    its shape; the last two are equal for all entries with one label. ``unknown_of`` is given for each of ``ids``.
     """
 
     labels: Tensor
@@ -88,7 +90,6 @@ class Value:
     number: Tensor
     ids: Tensor
     unknown_of: Tensor
-    number_of: Tensor
 
 
 def settled(labels: Tensor, unknown: Tensor, number: Tensor) -> Value:
@@ -99,8 +100,7 @@ def settled(labels: Tensor, unknown: Tensor, number: Tensor) -> Value:
     unknown = unknown | ~number.isfinite()
     number = number.double().masked_fill(unknown, 0)
     unknown, number = torch.broadcast_to(unknown, shape), torch.broadcast_to(number, shape)
-    high = number.amax(over, True) if over else number
-    low = number.amin(over, True) if over else number
+    high, low = (number.amax(over, True), number.amin(over, True)) if over else (number, number)
     unknown = unknown.any(over, True) if over else unknown
     ids, place = small.unique(return_inverse=True)
     flat = place.flatten()
@@ -112,4 +112,4 @@ def settled(labels: Tensor, unknown: Tensor, number: Tensor) -> Value:
     top, bottom = by_label(high, "amax"), by_label(low, "amin")
     open_ = (by_label(unknown, "amax") > 0) | (top - bottom > _ROUNDING * top.abs().clamp_min(1)) | (ids == 0)
     level = top.masked_fill(open_, 0)
-    return Value(labels, open_[place].expand(shape), level[place].expand(shape), ids, open_, level)
+    return Value(labels, open_[place].expand(shape), level[place].expand(shape), ids, open_)

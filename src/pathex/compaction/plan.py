@@ -2,22 +2,20 @@
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pathex.compaction.channels import Channels
 from pathex.compaction.decision import Decision, decide
 from pathex.compaction.surgery import Recipe, carve, cut
-from pathex.errors import UnsupportedOperation, reason
+from pathex.compaction.trial import Inputs, expected_of, fault_of, inputs_of, keep_for_training, pin
+from pathex.errors import UnsupportedOperation
 from pathex.graph import trace, untouched
 from pathex.masks import Mask, own_module
 
 _ATTEMPTS = 12
-_TOLERANCE = 1e-10
 RECIPE = "pathex_compaction"
 """The attribute of a compacted network that says what was cut."""
 
@@ -59,6 +57,21 @@ class Compaction:
         setattr(network, RECIPE, copy.deepcopy(self._recipe))
         return network
 
+    def _hold(self, dense: nn.Module, inputs: list[Inputs], expected: list[list[Tensor]]) -> None:
+        """Compare with the masked network; where the code of a module does not follow, keep its channels."""
+        for left in reversed(range(_ATTEMPTS)):
+            fault = fault_of(self._smaller(copy.deepcopy(dense)), inputs, expected)
+            if fault is None:
+                return
+            where, why = fault
+            if not pin(self._channels, self._decision.removed, where, why, everything=left == 1):
+                break
+            self._decide()
+        raise UnsupportedOperation(
+            f"{type(dense).__name__} cannot be compacted: a copy with all of its channels gives {why}; is its "
+            "forward pass deterministic?"
+        )
+
     def explain(self) -> str:
         """For each layer with a mask its shape before and after, and why channels stay that nothing needs."""
         lines = []
@@ -98,7 +111,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) ->
         the model. `plan` also says what went and why, and has the mask of the smaller network.
 
     Raises:
-        UnsupportedOperation: If the network cannot be traced, or gives other outputs each time.
+        UnsupportedOperation: If the network cannot be traced or run in float64, or gives other outputs each time.
         MaskMismatch: If the mask does not fit the model.
 
     Example:
@@ -132,10 +145,13 @@ def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Co
             dense.get_parameter(name).mul_(kept)
         tensors = dict(dense.named_buffers(remove_duplicate=False)) | dict(dense.named_parameters())
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        inputs = inputs_of(example_input, graph.fixed_batch)
+        expected = expected_of(dense, inputs)
         channels = Channels(graph, dense, tensors, {name: kept.cpu() for name, kept in mask.items()})
         channels.run()
+        keep_for_training(channels, dense, inputs[0])
         compaction = Compaction(model, channels, mask)
-        _try(compaction, dense, _inputs(example_input, graph.fixed_batch))
+        compaction._hold(dense, inputs, expected)
     return compaction
 
 
@@ -167,84 +183,3 @@ def _attributes(channels: Channels, decision: Decision) -> dict[str, dict[str, i
 
 
 _WIDTHS = ("attn_dim", "inner_dim", "all_head_size", "all_head_dim")
-
-
-# -- the trial ---------------------------------------------------------------------------------------------------------
-
-
-def _inputs(example: Any, fixed: int | None) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments with two and three images, or as many as the network takes, the first ones those of the example."""
-    args, kwargs = (example if isinstance(example, tuple) else ()), (example if isinstance(example, dict) else {})
-    args = args if args or kwargs else (example,)
-
-    def of(count: int, tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu()
-        if tensor.is_floating_point():
-            tensor = tensor.double()
-        if not tensor.dim():
-            return tensor
-        more = tensor[torch.arange(count) % len(tensor)].clone()
-        if tensor.is_floating_point():
-            more[1:] += 0.1 * torch.randn(more[1:].shape, dtype=more.dtype)
-        return more
-
-    return [tree_map_only(Tensor, partial(of, count), (args, kwargs)) for count in ((fixed,) if fixed else (2, 3))]
-
-
-def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(network(*inputs[0], **inputs[1]))[0] if isinstance(leaf, Tensor)]
-
-
-def _try(compaction: Compaction, dense: nn.Module, inputs: list[Any]) -> None:
-    """Compare with the masked network; where the code of a module does not follow, keep its channels and try again."""
-    expected = [_outputs(dense, each) for each in inputs]
-    for left in reversed(range(_ATTEMPTS)):
-        where, why = None, "other outputs"
-        small = compaction._smaller(copy.deepcopy(dense))
-        try:
-            if all(_equal(_outputs(small, each), outputs) for each, outputs in zip(inputs, expected, strict=True)):
-                return
-        except Exception as error:  # whatever the code of a network raises when its sizes are not those it expects
-            where, why = _module_of(small, error), reason(error)
-        if not _pin(compaction, where, why, everything=left == 1):
-            break
-        compaction._decide()
-    raise UnsupportedOperation(
-        f"{type(dense).__name__} cannot be compacted: a copy with all of its channels has {why}; is its forward pass "
-        "deterministic?"
-    )
-
-
-def _equal(found: list[Tensor], expected: list[Tensor]) -> bool:
-    same = len(found) == len(expected) and all(a.shape == b.shape for a, b in zip(found, expected, strict=True))
-    return same and all(
-        bool(((a - b).abs() <= _TOLERANCE * (1 + b.abs().max())).all() if b.numel() else True)
-        for a, b in zip(found, expected, strict=True)
-    )
-
-
-def _module_of(network: nn.Module, error: Exception) -> str | None:
-    """The path of the innermost module whose forward pass raised."""
-    names = {module: name for name, module in network.named_modules()}
-    found, trail = None, error.__traceback__
-    while trail is not None:
-        owner = trail.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner in names:
-            found = names[owner]
-        trail = trail.tb_next
-    return found
-
-
-def _pin(compaction: Compaction, where: str | None, why: str, everything: bool) -> bool:
-    """Keep channels that something may have trouble with, the fewest first; False if nothing is left to keep."""
-    channels = compaction._channels
-    removed = compaction._decision.removed
-    risky = [(node.module[0], ids) for node, ids in channels.risky]
-    touched = [(node.module[0], part.ids) for node in channels.graph.nodes for part in channels.parts(node)]
-    choices = [[ids for path, ids in each if path == where] for each in (risky, touched)] if where is not None else []
-    choices += [[ids for _, ids in risky], [torch.arange(channels.labels.count)]]
-    for chosen in choices[-1:] if everything else choices:
-        if chosen and removed[torch.cat(chosen)].any():
-            channels.labels.pin(torch.cat(chosen), f"without it: {why} in {where or 'the network'}")
-            return True
-    return False

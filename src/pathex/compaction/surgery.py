@@ -43,7 +43,7 @@ def carve(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn
             name = first[f"{path}.{own}" if path else own]
             if name not in made:
                 data = cut(tensors.get(name, entry.detach()).to(entry), recipe["kept"].get(name, {}))
-                made[name] = nn.Parameter(data.clone() if data is entry else data, entry.requires_grad)
+                made[name] = nn.Parameter(data, entry.requires_grad)
             setattr(module, own, made[name])
         for own, entry in list(module.named_buffers(recurse=False)):
             kept = recipe["kept"].get(f"{path}.{own}" if path else own)

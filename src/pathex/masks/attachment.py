@@ -50,6 +50,8 @@ class Handle:
         for name, removed in self._removed.items():
             # Looked up each time: load_state_dict(assign=True) replaces parameters.
             parameter = self._model.get_parameter(name)
+            if parameter.shape != removed.shape:  # in a copy that was compacted
+                continue
             self._removed[name] = _place(removed, parameter)
             _fill_zeros(parameter, self._removed[name])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.compaction.channels import Channels, Given, grouped_dims, rule
-from pathex.compaction.labels import Value, first_of, settled, varies
+from pathex.compaction.labels import PARTS, Value, first_of, settled, varies
 from pathex.graph import Node
 
 _HEADS = ("num_heads", "heads", "n_heads", "nhead", "num_attention_heads")
@@ -17,8 +17,8 @@ def _same(of: Channels, node: Node, x: Value) -> Value:
     return x
 
 
-def _moved(of: Channels, node: Node, x: Value, move: Any) -> Any:
-    parts = [move(each) for each in (x.labels, x.unknown, x.number)]
+def _moved(x: Value, move: Any) -> Any:
+    parts = [move(getattr(x, part)) for part in PARTS]
     if isinstance(parts[0], (tuple, list)):
         return tuple(settled(*each) for each in zip(*parts, strict=True))
     return settled(*parts)
@@ -26,7 +26,7 @@ def _moved(of: Channels, node: Node, x: Value, move: Any) -> Any:
 
 @rule("view view_as reshape reshape_as flatten unflatten squeeze unsqueeze _unsafe_view ravel")
 def _reshape(of: Channels, node: Node, x: Value) -> Any:
-    result = _moved(of, node, x, lambda each: each.reshape(node.shape))
+    result = _moved(x, lambda each: each.reshape(node.shape))
     for old, new in grouped_dims(x.labels.shape, node.shape or ()):
         if not any(varies(x.labels, dim) for dim in old) or len(new) == 1:
             if len(old) > 1 and len(new) == 1:
@@ -61,8 +61,8 @@ def _split_in(of: Channels, node: Node, labels: Tensor, dims: list[int]) -> None
 )
 def _move(of: Channels, node: Node, x: Value) -> Any:
     if node.op in ("expand", "expand_as", "broadcast_to"):
-        return _moved(of, node, x, lambda each: each.expand(node.shape or ()))
-    return _moved(of, node, x, lambda each: node.target(each, *of.numbers(node.args[1:]), **of.keywords(node)))
+        return _moved(x, lambda each: each.expand(node.shape or ()))
+    return _moved(x, lambda each: node.target(each, *of.numbers(node.args[1:]), **of.keywords(node)))
 
 
 @rule("getitem", whatever=True)
@@ -73,7 +73,7 @@ def _part(of: Channels, node: Node, whole: Any) -> Any:
 @rule("split chunk split_with_sizes tensor_split unbind select slice narrow")
 def _cut(of: Channels, node: Node, x: Value) -> Any:
     dim = node["dim"] % x.labels.dim()
-    result = _moved(of, node, x, lambda each: node.target(each, *of.numbers(node.args[1:]), **of.keywords(node)))
+    result = _moved(x, lambda each: node.target(each, *of.numbers(node.args[1:]), **of.keywords(node)))
     if not varies(x.labels, dim):
         return result
     reason = f"{node.op} in {node.module[0]}"
@@ -91,48 +91,30 @@ def _cut(of: Channels, node: Node, x: Value) -> Any:
 @rule("cat concat concatenate stack", whatever=True)
 def _cat(of: Channels, node: Node, operands: list[Any]) -> Value | None:
     values = [each for each in operands if isinstance(each, Value)]
-    if not values or node.shape is None or not all(isinstance(each, Value | Given) for each in operands):
+    if len(values) < len(operands) and (node.op == "stack" or not all(isinstance(e, Value | Given) for e in operands)):
         return None
-    dim, reason = node["dim"] % len(node.shape), f"{node.op} in {node.module[0]}"
+    dim, reason = node["dim"] % len(node.shape or ()), f"{node.op} in {node.module[0]}"
     if node.op == "stack":
-        values = [_moved(of, node, each, lambda part: part.unsqueeze(dim)) for each in values]
-        operands = [_unsqueezed(each, dim) if isinstance(each, Given) else values.pop(0) for each in operands]
-        values = [each for each in operands if isinstance(each, Value)]
-    reference = next((each for each in values if not varies(each.labels, dim)), None)
-    if reference is None:
-        operands = [each if isinstance(each, Value) else _pinned(of, each, reason) for each in operands]
-    else:
-        first = first_of(reference.labels, dim)
+        operands = values = [_moved(each, lambda part: part.unsqueeze(dim)) for each in values]
+    first = next((first_of(each.labels, dim) for each in values if not varies(each.labels, dim)), None)
+    if first is None and len(values) < len(operands):
+        return None
+    if first is not None:
         operands = [_beside(of, each, first, dim, reason) for each in operands]
-    return settled(*(torch.cat([getattr(each, part) for each in operands], dim) for part in _PARTS))
-
-
-_PARTS = ("labels", "unknown", "number")
-
-
-def _unsqueezed(given: Given, dim: int) -> Given:
-    return Given(given.tensor.unsqueeze(dim), [labels.unsqueeze(dim) for labels in given.labelings])
-
-
-def _pinned(of: Channels, given: Given, reason: str) -> Value:
-    for labels in given.labelings:
-        of.labels.pin(labels, reason)
-    zero = torch.zeros((), dtype=torch.int64).expand(given.tensor.shape)
-    return settled(zero, zero == 0, zero.double())
+    return settled(*(torch.cat([getattr(each, part) for each in operands], dim) for part in PARTS))
 
 
 def _beside(of: Channels, operand: Any, first: Tensor, dim: int, reason: str) -> Value:
     """An operand that is joined along a dimension, where the labels of the first operand do not differ."""
-    if isinstance(operand, Value):
-        if varies(first, dim) or not any(varies(first, d) for d in range(first.dim())):
-            return operand
+    if isinstance(operand, Given):
+        labels = first.expand(operand.tensor.shape)
+        of.matching(operand, labels, reason)
+        return settled(labels, torch.zeros((), dtype=torch.bool), operand.tensor)
+    if any(varies(first, other) for other in range(first.dim())):
         of.labels.tie(first_of(operand.labels, dim), first, reason)
         if varies(operand.labels, dim):
             of.labels.pin(operand.labels, reason)
-        return operand
-    labels = first.expand(operand.tensor.shape)
-    of.matching(operand, labels, reason)
-    return settled(labels, torch.zeros((), dtype=torch.bool), operand.tensor)
+    return operand
 
 
 @rule("pad constant_pad_nd")
@@ -145,13 +127,6 @@ def _pad(of: Channels, node: Node, x: Value) -> Value | None:
     return settled(labels, unknown, node.target(x.number, *of.numbers(node.args[1:]), **of.keywords(node)))
 
 
-@rule("roll flip")
-def _roll(of: Channels, node: Node, x: Value) -> Value | None:
-    dims = node["dims"]
-    fixed = dims and not any(varies(x.labels, dim % x.labels.dim()) for dim in dims)
-    return x if fixed else None
-
-
 @rule("pixel_shuffle pixel_unshuffle")
 def _pixels(of: Channels, node: Node, x: Value) -> Any:
     if any(varies(x.labels, dim) for dim in (-1, -2)):
@@ -160,10 +135,3 @@ def _pixels(of: Channels, node: Node, x: Value) -> Any:
     first = first_of(labels, -1, -2).expand(labels.shape)
     of.labels.tie(labels, first, node.op)
     return settled(first, unknown, number)
-
-
-@rule("glu")
-def _glu(of: Channels, node: Node, x: Value) -> Any:
-    halves = [each.chunk(2, node["dim"]) for each in (x.labels, x.unknown)]
-    of.labels.tie(halves[0][0], halves[0][1], "glu")
-    return settled(halves[0][0].contiguous(), halves[1][0] | halves[1][1], node.target(x.number, node["dim"]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pathex.compaction.channels import Channels, rule
-from pathex.compaction.labels import Value, first_of, settled, varies
+from pathex.compaction.labels import PARTS, Value, first_of, settled, varies
 from pathex.compaction.rules.layers import entries
 from pathex.graph import Node
 
@@ -19,9 +19,7 @@ def _pool(of: Channels, node: Node, x: Value) -> Any:
     dims = [dim for dim in range(x.labels.dim()) if dim > 1 or (dim == 1 and x.labels.dim() == 2)]
     if any(varies(x.labels, dim) for dim in dims):
         return None
-    labels, unknown, number = (
-        first_of(each, *dims).expand(node.shape or ()) for each in (x.labels, x.unknown, x.number)
-    )
+    labels, unknown, number = (first_of(getattr(x, part), *dims).expand(node.shape or ()) for part in PARTS)
     if node.op.startswith("avg_pool") and (any(entries(node["padding"])) or node["ceil_mode"]):
         unknown = unknown | (number != 0)
     return settled(labels, unknown, number)
@@ -39,11 +37,9 @@ def _over(of: Channels, node: Node, x: Value) -> Value | None:
     if "softmax" in node.op:
         return settled(x.labels, torch.ones((), dtype=torch.bool), torch.zeros((), dtype=torch.float64))
     labels, number = (first_of(each, *dims) for each in (x.labels, x.number))
-    unknown = (
-        (x.unknown | (x.number != 0)).any(dims, True)
-        if crossed or node.op not in ("mean", "amax", "amin")
-        else (first_of(x.unknown, *dims))
-    )
+    unknown = first_of(x.unknown, *dims)
+    if crossed or node.op not in ("mean", "amax", "amin"):
+        unknown = (x.unknown | (x.number != 0)).any(dims, True)
     if not node.arguments.get("keepdim", False):
         labels, unknown, number = (_squeezed(each, dims) for each in (labels, unknown, number))
     return settled(labels, unknown, number)
@@ -69,21 +65,14 @@ def _attention(of: Channels, node: Node, _: Value) -> Value | None:
         return None
     for each in (query, key):
         of.labels.tie(first_of(each, 0, 2, 3), first_of(value, 0, 2, 3), reason)
-    first = [
-        first_of(getattr(parts[2], part), 0, 2).expand(node.shape or ()) for part in ("labels", "unknown", "number")
-    ]
-    return settled(*first)
+    return settled(*(first_of(getattr(parts[2], part), 0, 2).expand(node.shape or ()) for part in PARTS))
 
 
 @rule("matmul bmm")
 def _product(of: Channels, node: Node, left: Value) -> Value | None:
     """Channels that are summed over go together, and with them the heads that they belong to."""
-    left, right = of(node.args[0]), of(node.args[1])
-    if (
-        not (isinstance(left, Value) and isinstance(right, Value))
-        or left.labels.dim() != right.labels.dim()
-        or (left.labels.dim() < 3 or left.labels.shape[:-2] != right.labels.shape[:-2])
-    ):
+    right = of(node.args[1])
+    if not isinstance(right, Value) or left.labels.dim() < 3 or left.labels.shape[:-2] != right.labels.shape[:-2]:
         return None
     a, b, reason = left.labels, right.labels, f"{node.op} in {node.module[0]}"
     if varies(a, -1) or varies(b, -2):
