@@ -11,6 +11,7 @@ from benchmarks import (
     file_sizes,
     float32_trajectories,
     kernel_agreement,
+    latency,
     literal_overlap,
     live_channels,
     measure,
@@ -218,6 +219,16 @@ def test_sizes_of_files(tmp_path):
     assert found["dense"] > 20 * found["sparse"]
     half = pathex.Mask({"a": torch.arange(80) < 40, "b": torch.ones(10, dtype=torch.bool)})
     assert file_sizes.entropy(half) == 10
+
+
+@pytest.mark.filterwarnings("ignore")  # of exporters
+def test_latency(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "CASES", ((0.9, "weights"),))
+    words = ["--models", "resnet20", "--batches", "1", "--seconds", "0.001", "--threads", "1"]
+    assert latency.main([*words, "--out", str(tmp_path / "rows.csv"), "--tickets", str(tmp_path / "masks")]) == 0
+    (row,) = pd.read_csv(tmp_path / "rows.csv").to_dict("records")
+    assert row["compile"] > 0 and 0 < row["multiply_adds_left"] < 1 and row["layers"] == 22
+    assert len(list((tmp_path / "masks").iterdir())) == 1
 
 
 def test_the_share_of_live_channels_and_another_activation():

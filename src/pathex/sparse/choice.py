@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -68,7 +69,7 @@ def _fastest(reading: Reading, x: Tensor, team: Team, images: int) -> tuple[Mapp
     times = []
     for choice in candidates:
         program = Program(reading, choice, images, team)
-        runs = list(_repeated(lambda program=program: program.seconds(x[:images])))
+        runs = list(_repeated(partial(program.seconds, x[:images])))
         times.append({layer.name: min(run.get(layer.result, 0.0) for run in runs) for layer in layers})
     mixed = {}
     for layer in layers:
