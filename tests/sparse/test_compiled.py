@@ -125,7 +125,21 @@ class Tokens(nn.Module):
         return (x + self.second(nn.functional.gelu(self.first(x)))).mean(1)
 
 
-@pytest.mark.parametrize("make", [residual, Tokens])
+class Sequence(nn.Module):
+    """Tokens first, images second; activations that keep zero between padded layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, 2, padding=1)
+        self.inner, self.head = nn.Linear(4, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = nn.functional.hardswish(self.second(nn.functional.silu(self.first(x))))
+        tokens = x.flatten(2).permute(2, 0, 1)
+        return self.head(nn.functional.gelu(self.inner(tokens)).roll(1, 0)).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("make", [residual, Tokens, Sequence])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_residual_networks_and_tokens(make, threads):
     model = random_network(make(), 0.4)
