@@ -145,7 +145,7 @@ def test_residual_networks_and_tokens(make, threads):
     model = random_network(make(), 0.4)
     x = torch.randn(17, 3, 37, 41) if make is residual else torch.randn(17, 3, 20, 24)
     compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
-    for count in (1, 3, 16, 17):
+    for count in (1, 3, 6, 16, 17):  # alone, one by one, filled up, on the lanes, and one more
         assert_computes(compiled, model, x[:count])
 
 

@@ -32,7 +32,7 @@ class Choice:
 
     single: Mapping[str, str]
     batch: Mapping[str, str] | None = None
-    filled_from: int = 1
+    filled_from: int = 5
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse a choice that is not one for these layers (`InvalidInput`)."""
@@ -78,7 +78,7 @@ def _fastest(reading: Reading, x: Tensor, team: Team, images: int) -> tuple[Mapp
         mixed[layer.name] = (DENSE, CHANNELS_LAST)[dense.index(min(dense))] if min(dense) < _PAYS * sparse else SPARSE
     candidates += [mixed] if mixed not in candidates else []
     programs = [Program(reading, choice, None if is_dense(choice) else images, team) for choice in candidates]
-    turns = _repeated(lambda: [_seconds(program, x, images) for program in programs])
+    turns = _repeated(lambda: [_seconds(program, x, images) for program in programs], _SECONDS * len(programs))
     totals = list(map(min, zip(*turns, strict=True)))
     best = totals.index(min(totals))
     return candidates[best], totals[best]
@@ -92,10 +92,10 @@ def _seconds(program: Program, x: Tensor, images: int) -> float:
     return time.perf_counter() - start
 
 
-def _repeated(work: Callable[[], Any]) -> Iterator[Any]:
+def _repeated(work: Callable[[], Any], seconds: float = _SECONDS) -> Iterator[Any]:
     """What some work gives, again and again for a while, without the first time."""
     work()
     start = time.perf_counter()
     for run in range(_MOST):
-        if run < 2 or time.perf_counter() - start < _SECONDS:
+        if run < 2 or time.perf_counter() - start < seconds:
             yield work()
