@@ -11,6 +11,7 @@ from benchmarks import (
     file_sizes,
     float32_trajectories,
     kernel_agreement,
+    latency,
     literal_overlap,
     live_channels,
     measure,
@@ -218,6 +219,18 @@ def test_sizes_of_files(tmp_path):
     assert found["dense"] > 20 * found["sparse"]
     half = pathex.Mask({"a": torch.arange(80) < 40, "b": torch.ones(10, dtype=torch.bool)})
     assert file_sizes.entropy(half) == 10
+
+
+@pytest.mark.filterwarnings("ignore")  # of exporters
+def test_latency(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "CASES", ((0.9, "weights"),))
+    words = ["--models", "resnet20", "--batches", "1", "--rounds", "1", "--engines", "torch", "sparse"]
+    assert latency.main([*words, "--out", str(tmp_path / "rows.csv"), "--tickets", str(tmp_path / "masks")]) == 0
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index("engine")
+    assert (
+        rows["times"]["torch"] == 1 and 0 < rows["multiply_adds"]["sparse"] < 1 and rows["difference"]["sparse"] < 1e-4
+    )
+    assert len(list((tmp_path / "masks").iterdir())) == 1
 
 
 def test_the_share_of_live_channels_and_another_activation():

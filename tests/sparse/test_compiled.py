@@ -125,13 +125,27 @@ class Tokens(nn.Module):
         return (x + self.second(nn.functional.gelu(self.first(x)))).mean(1)
 
 
-@pytest.mark.parametrize("make", [residual, Tokens])
+class Sequence(nn.Module):
+    """Tokens first, images second; activations that keep zero between padded layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, 2, padding=1)
+        self.inner, self.head = nn.Linear(4, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = nn.functional.hardswish(self.second(nn.functional.silu(self.first(x))))
+        tokens = x.flatten(2).permute(2, 0, 1)
+        return self.head(nn.functional.gelu(self.inner(tokens)).roll(1, 0)).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("make", [residual, Tokens, Sequence])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_residual_networks_and_tokens(make, threads):
     model = random_network(make(), 0.4)
     x = torch.randn(17, 3, 37, 41) if make is residual else torch.randn(17, 3, 20, 24)
     compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
-    for count in (1, 3, 16, 17):
+    for count in (1, 3, 6, 16, 17):  # alone, one by one, filled up, on the lanes, and one more
         assert_computes(compiled, model, x[:count])
 
 

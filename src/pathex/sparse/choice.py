@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from pathex.sparse.layers import Reading
 from pathex.sparse.program import CHANNELS_LAST, DENSE, SPARSE, Program
 from pathex.sparse.team import Team
 
-_SECONDS = 0.3  # of each candidate
+_SECONDS = 0.5  # of each measurement
 _MOST = 30  # runs
 _PAYS = 0.8  # share of a sparse layer's time from which on a dense one among them may be faster
 
@@ -30,7 +32,7 @@ class Choice:
 
     single: Mapping[str, str]
     batch: Mapping[str, str] | None = None
-    filled_from: int = 1
+    filled_from: int = 5
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse a choice that is not one for these layers (`InvalidInput`)."""
@@ -64,41 +66,36 @@ def _fastest(reading: Reading, x: Tensor, team: Team, images: int) -> tuple[Mapp
     """The fastest choice, and its seconds for all of x."""
     layers = list(reading.layers.values())
     candidates = [{layer.name: kind for layer in layers} for kind in (SPARSE, DENSE, CHANNELS_LAST)]
-    part = x[:images]
-    times: list[dict[str, float]] = []
+    times = []
     for choice in candidates:
         program = Program(reading, choice, images, team)
-        runs = [program.seconds(part) for _ in range(_runs(program, part))]
+        runs = list(_repeated(partial(program.seconds, x[:images])))
         times.append({layer.name: min(run.get(layer.result, 0.0) for run in runs) for layer in layers})
     mixed = {}
     for layer in layers:
         sparse, *dense = (of[layer.name] for of in times)
         # Between kernels and torch values are copied.
         mixed[layer.name] = (DENSE, CHANNELS_LAST)[dense.index(min(dense))] if min(dense) < _PAYS * sparse else SPARSE
-    if mixed not in candidates:
-        candidates.append(mixed)
+    candidates += [mixed] if mixed not in candidates else []
     programs = [Program(reading, choice, None if is_dense(choice) else images, team) for choice in candidates]
-    totals = _compared(programs, x, images)
-    best = min(range(len(candidates)), key=totals.__getitem__)
+    turns = _repeated(lambda: [_seconds(program, x, images) for program in programs], _SECONDS * len(programs))
+    totals = list(map(min, zip(*turns, strict=True)))
+    best = totals.index(min(totals))
     return candidates[best], totals[best]
 
 
-def _runs(program: Program, x: Tensor) -> int:
-    program(x)
+def _seconds(program: Program, x: Tensor, images: int) -> float:
     start = time.perf_counter()
-    program(x)
-    return max(3, min(_MOST, int(_SECONDS / (time.perf_counter() - start))))
+    for chunk in x.split(images if program.images else len(x)):
+        if len(chunk) == images or not program.images:
+            program(chunk)
+    return time.perf_counter() - start
 
 
-def _compared(programs: Sequence[Program], x: Tensor, images: int) -> list[float]:
-    """Least seconds for all of x, measured in turns."""
-    found = [math.inf] * len(programs)
-    whole = len(x) // images * images
-    for turn in range(max(_runs(program, x[:images]) for program in programs) // max(1, whole // images) + 3):
-        for place, program in enumerate(programs):
-            start = time.perf_counter()
-            for chunk in x[:whole].split(images if program.images else whole):
-                program(chunk)
-            if turn:
-                found[place] = min(found[place], time.perf_counter() - start)
-    return found
+def _repeated(work: Callable[[], Any], seconds: float = _SECONDS) -> Iterator[Any]:
+    """What some work gives, again and again for a while, without the first time."""
+    work()
+    start = time.perf_counter()
+    for run in range(_MOST):
+        if run < 2 or time.perf_counter() - start < seconds:
+            yield work()

@@ -67,7 +67,8 @@ def compile(
             make_permanent(own, mask)
         x = example_input.detach().to("cpu", torch.float32)
         graph = trace(own, x)
-    if graph.fixed_batch is not None or not graph.output.batched or len(graph.inputs) != 1:
+    images = graph.output.batched and (graph.output.shape or (0,))[0] == 2
+    if graph.fixed_batch is not None or not images or len(graph.inputs) != 1:
         raise UnsupportedOperation("pathex.compile needs a network of one input, for any number of images")
     with torch.no_grad():
         reading = Reading(graph, own)

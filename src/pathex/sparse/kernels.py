@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
+from pathex.sparse import llvm
 from pathex.sparse.llvm import (
     LANES,
     REGISTERS,
@@ -202,7 +203,11 @@ def _run(steps: Any, first: int, last: int, part: int, parts: int, barrier: int)
 
 def _compiled() -> Any:
     dispatcher = numba.njit(nogil=True, error_model="numpy", cache=True)(_run)
-    if not any(Path(dispatcher.stats.cache_path).glob("kernels._run-*.nbi")):
+    kept = Path(dispatcher.stats.cache_path)
+    for index in kept.glob("kernels.*.nbi"):  # numba looks at this file alone
+        if index.stat().st_mtime < Path(llvm.__file__).stat().st_mtime:
+            index.unlink(missing_ok=True)
+    if not any(kept.glob("kernels._run-*.nbi")):
         logging.getLogger(__name__).warning("pathex compiles its kernels for this processor, once: some seconds")
     dispatcher.compile(_ARGUMENTS)
     return dispatcher

@@ -4,8 +4,9 @@ A tile of outputs stays in vector registers; for each kept weight one broadcast,
 fused multiply-add.
 """
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
@@ -68,41 +69,36 @@ class _Tile:
         self.bias, self.y, self.residual, self.low, self.high = args[5:]
 
     def emit(self) -> None:
-        builder = self.builder
-        sums = self._started()
+        builder, zero = self.builder, ir.Constant(VECTOR, [0.0] * LANES)
         chains = max(1, CHAINS // self.registers)
-        zero = ir.Constant(VECTOR, [0.0] * LANES)
-        k = self.first
+        k, parts = self.first, [zero] * (self.registers * chains)
         if chains > 1:
-            k, parts = self._loop(k, sums + [zero] * (self.registers * (chains - 1)), chains)
-            sums = parts[: self.registers]
-            _, sums = self._loop(k, sums, 1)
-            for place, part in enumerate(parts[self.registers :]):
-                at = place % self.registers
-                sums[at] = builder.fadd(sums[at], part)
-        else:
-            _, sums = self._loop(k, sums, 1)
-        low, high = _splat(builder, self.low), _splat(builder, self.high)
-        for register, total in enumerate(sums):  # comparisons that keep NaN
+            k, parts = self._loop(k, parts, chains)
+        _, sums = self._loop(k, parts[: self.registers], 1)
+        for place, part in enumerate(parts[self.registers :]):
+            sums[place % self.registers] = builder.fadd(sums[place % self.registers], part)
+        sums = self._with_residual(sums)
+        bias, low, high = (_splat(builder, scalar) for scalar in (self.bias, self.low, self.high))
+        for register, part in enumerate(sums):  # comparisons that keep NaN
+            total = builder.fadd(part, bias)
             raised = builder.select(builder.fcmp_ordered(">", low, total), low, total)
             bounded = builder.select(builder.fcmp_ordered("<", high, raised), high, raised)
             builder.store(bounded, _place(builder, self.y, register)).align = 4
 
-    def _started(self) -> list[Any]:
-        """The bias, and the residual where there is one."""
+    def _with_residual(self, sums: Sequence[Any]) -> list[Any]:
+        """Sums of kept weights and the residual where there is one: added last, so that sums in blocks round less."""
         builder = self.builder
-        bias = _splat(builder, self.bias)
         before = builder.block
-        added, begun = (builder.function.append_basic_block(name) for name in ("added", "begun"))
-        builder.cbranch(builder.icmp_unsigned("==", self.residual, ir.Constant(I64, 0)), begun, added)
+        added, done = (builder.function.append_basic_block(name) for name in ("added", "done"))
+        builder.cbranch(builder.icmp_unsigned("==", self.residual, ir.Constant(I64, 0)), done, added)
         builder.position_at_end(added)
         base = _pointer(builder, self.residual, F32)
-        sums = [builder.fadd(bias, _load(builder, base, register)) for register in range(self.registers)]
-        builder.branch(begun)
-        builder.position_at_end(begun)
+        totals = [builder.fadd(part, _load(builder, base, register)) for register, part in enumerate(sums)]
+        builder.branch(done)
+        builder.position_at_end(done)
         phis = [builder.phi(VECTOR) for _ in sums]
-        for phi, total in zip(phis, sums, strict=True):
-            phi.add_incoming(bias, before)
+        for phi, part, total in zip(phis, sums, totals, strict=True):
+            phi.add_incoming(part, before)
             phi.add_incoming(total, added)
         return phis
 
@@ -138,43 +134,46 @@ class _Tile:
         return at, phis
 
 
-@intrinsic
+def _intrinsic(result: Any, *kinds: Any) -> Callable[[Callable[..., Any]], Any]:
+    """An intrinsic from what it emits for values of these types; None stands for a call without a result."""
+
+    def made(emit: Callable[..., Any]) -> Any:
+        def typed(context: Any, *args: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                value = emit(builder, *args)
+                return context.get_dummy_value() if result is types.void else value
+
+            return result(*kinds), generate
+
+        typed.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]  # by which numba passes arguments
+        return intrinsic(typed)
+
+    return made
+
+
+@_intrinsic(types.void, *[types.int64] * 6, types.float32, types.int64, types.int64, types.float32, types.float32)
 def tile(
-    context: Any, count: Any, x: Any, offsets: Any, values: Any, first: Any, last: Any, bias: Any, y: Any,
+    builder: Any, count: Any, x: Any, offsets: Any, values: Any, first: Any, last: Any, bias: Any, y: Any,
     residual: Any, low: Any, high: Any,
-) -> Any:  # fmt: skip
-    """Y = bounded(bias + residual + sum over kept weights first..last of value x[offset ...]), `count` registers."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, x, offsets, values, first, last, bias, y, residual, low, high = args
-        kinds = ((x, F32), (offsets, I32), (values, F32))
-        x, offsets, values = (_pointer(builder, address, kind) for address, kind in kinds)
-        y = _pointer(builder, y, F32)
-        end = builder.function.append_basic_block("end")
-        switch = builder.switch(count, end)
-        for registers in range(1, REGISTERS + 1):
-            block = builder.function.append_basic_block(f"registers{registers}")
-            switch.add_case(ir.Constant(I64, registers), block)
-            builder.position_at_end(block)
-            _Tile(builder, (x, offsets, values, first, last, bias, y, residual, low, high), registers).emit()
-            builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
-
-    whole = types.int64
-    arguments = (*[whole] * 6, types.float32, whole, whole, types.float32, types.float32)
-    return types.void(*arguments), generate
+) -> None:  # fmt: skip
+    """A tile of y = bounded(bias + residual + sum over kept weights first..last of value x[offset ...])."""
+    kinds = ((x, F32), (offsets, I32), (values, F32), (y, F32))
+    x, offsets, values, y = (_pointer(builder, address, kind) for address, kind in kinds)
+    end = builder.function.append_basic_block("end")
+    switch = builder.switch(count, end)
+    for registers in range(1, REGISTERS + 1):
+        block = builder.function.append_basic_block(f"registers{registers}")
+        switch.add_case(ir.Constant(I64, registers), block)
+        builder.position_at_end(block)
+        _Tile(builder, (x, offsets, values, first, last, bias, y, residual, low, high), registers).emit()
+        builder.branch(end)
+    builder.position_at_end(end)
 
 
-@intrinsic
-def clear(context: Any, y: Any) -> Any:
+@_intrinsic(types.void, types.int64)
+def clear(builder: Any, y: Any) -> None:
     """Zeros in one register's place."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(ir.Constant(VECTOR, [0.0] * LANES), _pointer(builder, args[0], VECTOR)).align = 4
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    builder.store(ir.Constant(VECTOR, [0.0] * LANES), _pointer(builder, y, VECTOR)).align = 4
 
 
 def _evens(builder: Any, source: Any) -> Any:
@@ -184,65 +183,42 @@ def _evens(builder: Any, source: Any) -> Any:
     return builder.shuffle_vector(_load(builder, base, 0), _load(builder, base, 1), places)
 
 
-@intrinsic
-def copy_evens(context: Any, target: Any, source: Any) -> Any:
+@_intrinsic(types.void, types.int64, types.int64)
+def copy_evens(builder: Any, target: Any, source: Any) -> None:
     """Every second float, as many as a register holds."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(_evens(builder, args[1]), _pointer(builder, args[0], VECTOR)).align = 4
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
+    builder.store(_evens(builder, source), _pointer(builder, target, VECTOR)).align = 4
 
 
-@intrinsic
-def raise_to_evens(context: Any, target: Any, source: Any) -> Any:
+@_intrinsic(types.void, types.int64, types.int64)
+def raise_to_evens(builder: Any, target: Any, source: Any) -> None:
     """The larger of a register's floats and every second one of two others; NaN is larger than all."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, base = _evens(builder, args[1]), _pointer(builder, args[0], F32)
-        largest = _load(builder, base, 0)
-        rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
-        builder.store(builder.select(rises, value, largest), _place(builder, base, 0)).align = 4
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
+    value, base = _evens(builder, source), _pointer(builder, target, F32)
+    largest = _load(builder, base, 0)
+    rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
+    builder.store(builder.select(rises, value, largest), _place(builder, base, 0)).align = 4
 
 
-@intrinsic
-def floats(context: Any, address: Any) -> Any:
+@_intrinsic(types.CPointer(types.float32), types.int64)
+def floats(builder: Any, address: Any) -> Any:
     """The float32 at an address in bytes."""
-    kind = types.CPointer(types.float32)
-    return kind(types.int64), lambda context, builder, signature, args: _pointer(builder, args[0], F32)
+    return _pointer(builder, address, F32)
 
 
-@intrinsic
-def integers(context: Any, address: Any) -> Any:
+@_intrinsic(types.CPointer(types.int32), types.int64)
+def integers(builder: Any, address: Any) -> Any:
     """The int32 at an address in bytes."""
-    kind = types.CPointer(types.int32)
-    return kind(types.int64), lambda context, builder, signature, args: _pointer(builder, args[0], I32)
+    return _pointer(builder, address, I32)
 
 
-@intrinsic
-def arrived(context: Any, address: Any, more: Any) -> Any:
-    """How many have arrived at a barrier, once `more` are added."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        before = builder.atomic_rmw("add", _pointer(builder, args[0], I64), args[1], "seq_cst")
-        return builder.add(before, args[1])
-
-    return types.int64(types.int64, types.int64), generate
+@_intrinsic(types.int64, types.int64, types.int64)
+def arrived(builder: Any, address: Any, more: Any) -> Any:
+    """How many have arrived at a barrier, once ``more`` are added."""
+    return builder.add(builder.atomic_rmw("add", _pointer(builder, address, I64), more, "seq_cst"), more)
 
 
-@intrinsic
-def give_way(context: Any) -> Any:
+@_intrinsic(types.void)
+def give_way(builder: Any) -> None:
     """Let another thread have the core."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if os.name == "posix":
-            function = builder.module.globals.get("sched_yield")
-            function = function or ir.Function(builder.module, ir.FunctionType(I32, []), "sched_yield")
-            builder.call(function, [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
+    if os.name == "posix":
+        function = builder.module.globals.get("sched_yield")
+        builder.call(function or ir.Function(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])

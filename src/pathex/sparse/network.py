@@ -30,7 +30,7 @@ class CompiledNetwork(nn.Module):
         self.training = False
         self.choice = choice
         self._reading, self._team, self._lock = reading, team, Lock()
-        self._idle: dict[int | None, list[Program]] = {}
+        self._idle: dict[tuple[int, int | None], list[Program]] = {}
         self._shape = tuple(reading.graph.inputs[0].shape or ())[1:]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,14 +40,13 @@ class CompiledNetwork(nn.Module):
             raise InvalidInput(
                 f"images must be (N, {', '.join(map(str, self._shape))}) float32 on the cpu, got {found}"
             )
-        parts = list(self._parts(len(x)))
         out = None
         with torch.inference_mode():
-            for begin, end, images in parts:
+            for begin, end, choices, images in self._parts(len(x)):
                 chunk, count = x[begin:end], end - begin
                 if images is not None and count < images:
                     chunk = torch.cat([chunk, chunk[-1:].expand(images - count, *chunk.shape[1:])])
-                with self._program(images) as program:
+                with self._program(choices, images) as program:
                     found = program(chunk)[:count]
                     if out is None:
                         with torch.inference_mode(False):
@@ -75,38 +74,31 @@ class CompiledNetwork(nn.Module):
         """The plan."""
         return self.plan()
 
-    def _parts(self, count: int) -> Iterator[tuple[int, int, int | None]]:
-        """Where the images of each pass begin and end, and how many its program takes."""
-        choice, lanes = self.choice, kernels.LANES
+    def _parts(self, count: int) -> Iterator[tuple[int, int, Mapping[str, str], int | None]]:
+        """Where the images of each pass begin and end, how its layers are computed, and how many images it takes."""
+        single, batch, lanes = self.choice.single, self.choice.batch, kernels.LANES
         begin = 0
-        if choice.batch is not None and (count >= lanes or count >= choice.filled_from):
-            if is_dense(choice.batch):
-                yield 0, count, None
-                return
-            while count - begin >= choice.filled_from:
-                end = min(count, begin + lanes)
-                yield begin, end, lanes
-                begin = end
-        if is_dense(choice.single) and begin < count:
-            yield begin, count, None
+        if batch is not None and is_dense(batch) and count >= lanes:
+            yield 0, count, batch, None
+            return
+        while batch is not None and not is_dense(batch) and count - begin >= min(lanes, self.choice.filled_from):
+            yield begin, min(count, begin + lanes), batch, lanes
+            begin += lanes
+        if is_dense(single) and begin < count:
+            yield begin, count, single, None
             return
         for at in range(begin, count):
-            yield at, at + 1, 1
+            yield at, at + 1, single, 1
 
     @contextmanager
-    def _program(self, images: int | None) -> Iterator[Program]:
+    def _program(self, choices: Mapping[str, str], images: int | None) -> Iterator[Program]:
         """One that nobody else uses meanwhile."""
         with self._lock:
-            idle = self._idle.setdefault(images, [])
+            idle = self._idle.setdefault((id(choices), images), [])
             program = idle.pop() if idle else None
-        program = program or Program(self._reading, self._choices(images), images, self._team)
+        program = program or Program(self._reading, choices, images, self._team)
         try:
             yield program
         finally:
             with self._lock:
                 idle.append(program)
-
-    def _choices(self, images: int | None) -> Mapping[str, str]:
-        if images == 1 or self.choice.batch is None or (not is_dense(self.choice.batch) and images is None):
-            return self.choice.single
-        return self.choice.batch

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pathex.graph import ACTIVATIONS, STRUCTURE, Node
@@ -44,6 +45,9 @@ class Program:
         self._steps: list[tuple[Node, Step | int]] = []  # by the node that they are for; a number is a kernel's step
         self._store = Store(self._counted())
         self._geometry = Geometry(reading, self._is_sparse)
+        if images is not None and images not in reading.shapes:
+            plain = Program(reading, dict.fromkeys(choices, DENSE), None, team)
+            reading.shapes[images] = plain.forms(torch.zeros(images, *(reading.graph.inputs[0].shape or ())[1:]))
         for node in reading.nodes:
             if reading.same(node) is node:
                 self._visit(node)
@@ -78,6 +82,17 @@ class Program:
             else:
                 step(values)
             found[node] = found.get(node, 0.0) + time.perf_counter() - start
+        return found
+
+    def forms(self, x: Tensor) -> dict[Node, tuple[int, ...]]:
+        """The shapes of all values that are tensors."""
+        values: Values = {self.reading.graph.inputs[0]: x}
+        found = {self.reading.graph.inputs[0]: tuple(x.shape)}
+        for node, step in self._steps:
+            assert not isinstance(step, int)
+            step(values)
+            if isinstance(values.get(node), Tensor):
+                found[node] = tuple(values[node].shape)
         return found
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
@@ -125,8 +140,7 @@ class Program:
         self._steps.append((node, step))
 
     def _shape(self, node: Node) -> tuple[int, ...]:
-        shape = node.shape or ()
-        return (shape[0] // 2 * (self.images or 1), *shape[1:]) if node.batched else shape
+        return self.reading.shapes[self.images or 1][node]
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
@@ -274,8 +288,10 @@ class Program:
         held = self._store.held(inputs)
         value = None
         if node.op == "sym_size" and self.images is not None:
-            value = self._shape(node.args[0])[node.args[1]]
-        elif all(source in self._static for source in inputs) and (node.op in STRUCTURE or node.shape is None):
+            value = self._shape(self.reading.same(node.args[0]))[node.args[1]]
+        elif all(source in self._static for source in inputs) and (
+            node.op in STRUCTURE or not any(isinstance(self._static[source], Tensor) for source in inputs)
+        ):
             value = evaluated(step, self._static)
         if value is not None and lives_in(value, held):
             self._static[node] = value

@@ -10,6 +10,7 @@ from pathex.sparse import kernels
 from pathex.sparse.layers import Layer
 
 _CACHE = 16384  # bytes of a tile's input: half of the first cache
+_LONGEST = 64  # kept weights of an output in a block, more or less
 _PAYS = 16  # kept weights of an output in a block, from which on a sum in parts is faster
 
 
@@ -19,13 +20,15 @@ def tiles(length: int) -> int:
 
 
 def blocks(layer: Layer, offsets: Any, length: int) -> list[Any]:
-    """Which kept weights belong to each block of input channels, if blocks are worth sums in parts."""
+    """Which kept weights belong to each block of input channels: for the cache, and as long sums round more."""
     plan, channels = layer.plan, layer.weight.shape[1]
-    if layer.groups > 1 or not plan.kept:
-        return [np.ones(plan.kept, bool)]
-    tile = -(-length // tiles(length))
-    fullest = plan.channels == np.bincount(plan.channels).argmax()
-    window = min(tile + int(np.ptp(offsets[fullest])), math.prod(layer.window.kernel) * tile) * channels
-    count = max(1, min(4 * window // _CACHE, plan.kept // len(layer.bias) // _PAYS))
+    tile, span = -(-length // tiles(length)), 0
+    if plan.kept:
+        fullest = plan.channels == np.bincount(plan.channels).argmax()
+        span = int(np.ptp(offsets[fullest]))
+    window = 4 * channels * min(tile + span, math.prod(layer.window.kernel) * tile)
+    kept = plan.kept // len(layer.bias)
+    count = min(channels, max(1, min(window // _CACHE, kept // _PAYS), kept // _LONGEST))
     edges = [channels * block // count for block in range(count + 1)]
-    return [(plan.channels >= low) & (plan.channels < high) for low, high in itertools.pairwise(edges)]
+    places = plan.channels % channels  # within a group
+    return [(places >= low) & (places < high) for low, high in itertools.pairwise(edges)]
