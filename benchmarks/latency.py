@@ -3,8 +3,8 @@
     python -m benchmarks.latency
     python -m benchmarks.latency --models resnet20 --batches 1 --tickets tickets
 
-Networks have random weights; BatchNorm statistics are moved by three batches of normal numbers. Tickets are of `px`, ten
-images, ten rounds; ``--tickets`` keeps them for another call. All engines of a case take turns
+Networks have random weights; BatchNorm statistics are moved by three batches of normal numbers. Tickets are of `px`,
+ten images, ten rounds; ``--tickets`` keeps them for another call. All engines of a case take turns
 (`pathex.experiments.measure.latency`).
 
 | column | meaning |
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     same = [r for r in rows if r["batch_size"] == row["batch_size"] and r["engine"] in _DENSE]
                     best = min(r["milliseconds"] for r in same if "milliseconds" in r)
                     numbers = {key: round(row[key], 4) for key in ("milliseconds", "low", "high")}
-                    row = {**row, **numbers, "times": round(best / row["milliseconds"], 2)}
+                    row |= {**numbers, "times": round(best / row["milliseconds"], 2)}
                 table.add({**about, **row})
     return 0
 
