@@ -54,7 +54,7 @@ def _execute(options: BenchOptions) -> None:
         bar = display.add_task("turns", total=len(batches) * len(threads) * len(ENGINES) * options.rounds, note="")
         how: dict[str, Any] = {"batch_sizes": batches, "threads": threads, "rounds": options.rounds}
         rows = latency(network, images, **how, on_turn=lambda: display.advance(bar))
-    places = layers(network, example)
+    places = layers(network, example, threads[0])
     _show(rows, places)
     pd.DataFrame([{**row, **sizes} for row in rows]).to_csv(out / "latency.csv", index=False, float_format="%.5g")
     pd.DataFrame(places).to_csv(out / "layers.csv", index=False, float_format="%.5g")

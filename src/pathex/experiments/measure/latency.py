@@ -65,7 +65,7 @@ def _rows(
     rows = {name: {"engine": name, "batch_size": len(images), "threads": threads, "note": ""} for name in names}
     ready: dict[str, tuple[Engine, int]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    with _threads(threads):
+    with threads_of_torch(threads):
         for name in names:
             try:
                 ready[name] = _prepared(name, subject, images, threads)
@@ -111,7 +111,8 @@ def _quartiles(values: Sequence[float]) -> Sequence[float]:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads_of_torch(number: int) -> Iterator[None]:
+    """Torch has so many threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

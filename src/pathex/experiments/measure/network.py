@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathex.experiments.measure.latency import threads_of_torch
 from pathex.graph import cost, trace
 from pathex.masks import bytes_on_disk, formats
 
@@ -40,12 +41,13 @@ def facts(model: nn.Module, images: Tensor) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def layers(model: nn.Module, images: Tensor, repeats: int = 7) -> list[dict[str, Any]]:
+def layers(model: nn.Module, images: Tensor, threads: int = 1, repeats: int = 7) -> list[dict[str, Any]]:
     """Where the time of a dense pass in torch goes.
 
     Args:
         model: The network in eval mode, zeros where its mask removes.
         images: The batch (N, C, H, W).
+        threads: Threads of torch.
         repeats: Passes that are timed.
 
     Returns:
@@ -67,12 +69,13 @@ def layers(model: nn.Module, images: Tensor, repeats: int = 7) -> list[dict[str,
         hooks.append(module.register_forward_hook(lambda *_, name=name: after(name)))
     whole = []
     try:
-        for _ in range(repeats + 1):
-            for name in modules:
-                spent.setdefault(name, []).append(0.0)
-            start = time.perf_counter()
-            model(images)
-            whole.append(time.perf_counter() - start)
+        with threads_of_torch(threads):
+            for _ in range(repeats + 1):
+                for name in modules:
+                    spent.setdefault(name, []).append(0.0)
+                start = time.perf_counter()
+                model(images)
+                whole.append(time.perf_counter() - start)
     finally:
         for hook in hooks:
             hook.remove()
