@@ -26,12 +26,17 @@ def cut(
         np.compress(part.numpy(), score.to(dtype).numpy(), out=values[end - number : end])
     values.partition(len(values) - count)
     threshold = float(values[len(values) - count])
-    keep = torch.cat([(score.to(dtype) >= threshold) & part for score, part in zip(scores, parts, strict=True)])
+    del values
+
+    def where(compare: Callable[..., Tensor]) -> Tensor:
+        found = candidates.clone()
+        for score, part in zip(scores, found.split([len(score) for score in scores]), strict=True):
+            part.logical_and_(compare(score.to(dtype), threshold))
+        return found
+
+    keep = where(torch.ge)
     surplus = int(keep.count_nonzero()) - count
-    if not surplus:
-        return keep, None, 0
-    level = torch.cat([(score.to(dtype) == threshold) & part for score, part in zip(scores, parts, strict=True)])
-    return keep, level, surplus
+    return (keep, where(torch.eq), surplus) if surplus else (keep, None, 0)
 
 
 class Pool:
@@ -145,6 +150,7 @@ def keep_best(
     pool = Pool(scores, allowed, seed, forced)
     secured = pool.secured(at_least, count)
     if not secured.any():
+        del secured  # as large as a mask
         return pool.named(pool.best(pool.allowed, count))
     return pool.named(secured | pool.best(pool.allowed & ~secured, count - int(secured.count_nonzero())))
 
