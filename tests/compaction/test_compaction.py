@@ -211,3 +211,22 @@ def test_code_that_counts_on_its_channels_keeps_them():
     plan = compaction.plan(model, mask, torch.randn(2, 2, 8, 8))
     assert plan.apply().first[0].out_channels == 6
     assert "6 (without it: RuntimeError: shape '[-1, 6, 64]' is invalid" in plan.explain()
+
+
+class Table(nn.Module):
+    """Adds a matrix, seen as a vector, to what a layer gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.table = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x):
+        return self.second(self.first(x) + self.table.view(8))
+
+
+def test_a_parameter_that_is_seen_in_another_form():
+    network, x = Table().double(), torch.randn(5, 3, dtype=torch.float64)
+    mask = Mask({"second.weight": torch.arange(16).view(2, 8) % 8 < 5})
+    small = pathex.compact(network, mask, x)
+    torch.testing.assert_close(small(x), pathex.make_permanent(network, mask)(x), rtol=0, atol=1e-12)

@@ -12,6 +12,7 @@ from pathex.compaction.labels import Labels, Value, compact, settled, varies
 from pathex.graph import CREATIONS, FORMED_LIKE, Graph, Node, words
 
 _GIVEN = words("parameter buffer constant")
+_VIEWS = words("view view_as")  # which refuse what is only repeated in memory
 _MOVES = words(
     "view view_as reshape reshape_as flatten unflatten squeeze unsqueeze contiguous clone alias detach expand "
     "expand_as to _to_copy transpose swapaxes permute movedim t select unbind"
@@ -161,7 +162,8 @@ class Channels:
         labelings: list[Any] = []
         if isinstance(first, Given) and node.op in _MOVES and node.op not in FORMED_LIKE:
             same = node.op in ("to", "_to_copy")
-            labelings = [each if same else node.target(each, *args[1:], **kwargs) for each in first.labelings]
+            copies = [each.contiguous() if node.op in _VIEWS else each for each in first.labelings]
+            labelings = [each if same else node.target(each, *args[1:], **kwargs) for each in copies]
         elif node.op not in CREATIONS:
             self.stay(node, f"{node.op} computes with the parameter")
         if isinstance(result, (tuple, list)):
