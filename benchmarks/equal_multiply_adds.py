@@ -22,10 +22,10 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.measure import Table, arguments, command
+from benchmarks.measure import Table, arguments, command, study
 from pathex.analysis import count
 from pathex.experiments.runs import RunConfig, build_task, find_ticket, finished_result, pruning_seed, run_name
-from pathex.experiments.sweep import SweepConfig, create, plan, sweep
+from pathex.experiments.sweep import SweepConfig
 
 __all__ = ["main", "matching_sparsity", "summary"]
 
@@ -92,26 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=given["threads"],
         out=str(given["runs"]),
     )
-    planned = plan(config)
-    result = sweep(planned.runs, given["runs"], lambda: create(config, planned.runs.values()))
-    for name, error in result.failed.items():
-        print(f"{name} failed: {error}")
-    if result.failed:
+    runs = study(config)
+    if not runs:
         return 1
     settings = {name: value for name, value in given.items() if name not in {"out", "runs", "data"}}
     table = Table(given["out"], settings, given["device"], given["threads"])
     dense = 1
-    for share, entry in listed:
-        (run,) = plan(replace(config, list=(entry,))).runs.values()
+    for (share, _), run in zip(listed, runs, strict=True):
         found = finished_result(Path(run.out) / run_name(run))
         assert found is not None
         dense = found["multiply_adds"] if run.method == "dense" else dense
         about = {"share": share, "count": "" if run.method == "dense" else run.count, "seed": run.seed}
         shares = {"density": found["kept"] / found["total"], "multiply_adds": found["multiply_adds"] / dense}
         shares = {name: round(value, 5) for name, value in shares.items()}
-        table.add(
-            about | {name: round(value, 5) for name, value in shares.items()} | {"accuracy": found["test_accuracy"]}
-        )
+        table.add({**about, **shares, "accuracy": found["test_accuracy"]})
     means = summary(table.frame())
     table.write(means, given["out"].with_name(f"{given['out'].stem}-summary.csv"))
     print(means.to_string(index=False))

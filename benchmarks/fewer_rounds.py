@@ -19,7 +19,6 @@ killed study goes on. For seconds that can be quoted, use one job on a quiet mac
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from benchmarks.measure import Row, Table, arguments, command, save
+from benchmarks.measure import Row, Table, arguments, command, save, study
 from pathex import Mask
 from pathex.experiments.runs import RunConfig, finished_result, run_name
-from pathex.experiments.sweep import SweepConfig, create, plan, sweep
+from pathex.experiments.sweep import SweepConfig
 
 __all__ = ["REFERENCE", "configs", "main", "summary"]
 
@@ -132,21 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "fewer-rounds", help="where the run folders go")
     parser.set_defaults(threads=1)
     given = vars(parser.parse_args(argv))
-    config = configs(given)
-    planned = plan(config)
-    result = sweep(planned.runs, given["runs"], lambda: create(config, planned.runs.values()))
-    for name, error in result.failed.items():
-        print(f"{name} failed: {error}")
-    if result.failed:
+    runs = study(configs(given))
+    if not runs:
         return 1
     cases = (REFERENCE, *given["cases"])
-    runs = [plan(replace(config, list=(entry,))).runs for entry in config.list]
     settings = {name: value for name, value in given.items() if name not in {"out", "runs", "data"}}
     table = Table(given["out"], settings, given["device"], given["threads"])
-    for number, (run,) in enumerate(list(each.values()) for each in runs):
+    for number, run in enumerate(runs):
         place = number % len(cases)
-        (reference,) = runs[number - place].values()
-        table.add(row_of(run, cases[place], reference))
+        table.add(row_of(run, cases[place], runs[number - place]))
     means = summary(table.frame())
     path = given["out"].with_name(f"{given['out'].stem}-summary.csv")
     table.write(means, path)

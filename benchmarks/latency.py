@@ -30,7 +30,7 @@ import pathex
 from benchmarks.measure import Table, arguments, command
 from pathex.analysis import count as counts_of
 from pathex.errors import PathexWarning
-from pathex.experiments.measure import latency
+from pathex.experiments.measure import DENSE, fastest_dense, latency
 
 __all__ = ["CASES", "MODELS", "main", "network", "ticket"]
 
@@ -44,7 +44,6 @@ MODELS = {
     "timm:vit_tiny_patch16_224": 224,
 }
 CASES = ((0.9, "weights"), (0.95, "weights"), (0.982, "weights"), (0.95, "multiply_adds"))
-_DENSE = ("torch", "torch, channels last", "onnxruntime", "openvino")
 
 
 def network(name: str, seed: int) -> tuple[nn.Module, int]:
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__, "latency")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--engines", nargs="+", default=[*_DENSE, "compact", "sparse"])
+    parser.add_argument("--engines", nargs="+", default=[*DENSE, "compact", "sparse"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tickets", type=Path, help="folder that keeps masks")
     parser.set_defaults(threads=1)
@@ -101,10 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = latency(pathex.make_permanent(model, mask), images, threads=(given.threads,), **how)
             for row in rows:
                 if "milliseconds" in row:
-                    same = [r for r in rows if r["batch_size"] == row["batch_size"] and r["engine"] in _DENSE]
-                    best = min(r["milliseconds"] for r in same if "milliseconds" in r)
                     numbers = {key: round(row[key], 4) for key in ("milliseconds", "low", "high")}
-                    row |= {**numbers, "times": round(best / row["milliseconds"], 2)}
+                    row |= {**numbers, "times": round(fastest_dense(rows, row) / row["milliseconds"], 2)}
                 table.add({**about, **row})
     return 0
 

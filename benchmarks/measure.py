@@ -4,11 +4,11 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from pathex import models
 from pathex.distributed import Child, stop
 from pathex.errors import PathexError
-from pathex.experiments.runs import environment
+from pathex.experiments.measure import quartiles
+from pathex.experiments.runs import RunConfig, environment
+from pathex.experiments.sweep import SweepConfig, create, plan, sweep
 from pathex.masks import replacing
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "problem",
     "quartiles",
     "save",
+    "study",
     "tensor_peak",
 ]
 
@@ -58,14 +61,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; of a single number three times that number."""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
 
 
 def tensor_peak(device: torch.device, work: Callable[[], object]) -> int:
@@ -228,6 +223,16 @@ def command(main: Callable[[], int]) -> int:
     except PathexError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def study(config: SweepConfig) -> list[RunConfig]:
+    """Carry out a sweep: its runs in the order of its list, or none if one failed, which is said."""
+    planned = plan(config)
+    result = sweep(planned.runs, Path(config.out), lambda: create(config, planned.runs.values()))
+    for name, error in result.failed.items():
+        print(f"{name} failed: {error}")
+    listed = () if result.failed else config.list
+    return [run for entry in listed for run in plan(replace(config, list=(entry,))).runs.values()]
 
 
 # -- plots -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import save_file
 
 import pathex
-from benchmarks import fewer_rounds, segmentation
+from benchmarks import equal_multiply_adds, fewer_rounds, measure, segmentation
 from experiments.sweep.conftest import InProcess
 from refusals import refused
 from small_images import write_images
@@ -34,7 +34,7 @@ def test_differences_are_taken_in_pairs_of_one_seed():
 
 def test_the_study_runs_and_goes_on(tmp_path, monkeypatch):
     executors = []
-    monkeypatch.setattr(fewer_rounds, "create", lambda *_: executors.append(InProcess()) or executors[-1])
+    monkeypatch.setattr(measure, "create", lambda *_: executors.append(InProcess()) or executors[-1])
     words = ["--models", "resnet20:2", "--data", write_images(tmp_path / "tiny.npz"), "--epochs", "1"]
     words += ["--method", "magnitude", "--sparsity", "0.5", "--seeds", "0", "1"]
     case = "pruning_seed=7,rounds=10,images_per_class=5"
@@ -48,6 +48,20 @@ def test_the_study_runs_and_goes_on(tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "rows-summary.csv")
     assert (table["difference"] == 0).all() and (table["seeds"] == 2).all()
     assert all((tmp_path / f"rows.{form}").stat().st_size > 1000 for form in ("png", "svg"))
+
+
+def test_tickets_of_equal_multiply_adds_are_compared_in_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "create", lambda *_: InProcess())
+    words = ["--width", "2", "--data", write_images(tmp_path / "tiny.npz"), "--method", "magnitude", "--rounds", "1"]
+    words += ["--epochs", "1", "--shares", "0.5", "--seeds", "0", "1", "--runs", str(tmp_path / "runs")]
+    assert equal_multiply_adds.main([*words, "--out", str(tmp_path / "rows.csv")]) == 0
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    tickets = rows[rows["share"] < 1].set_index(["count", "seed"])
+    assert len(rows) == 6 and tickets["multiply_adds"].sub(0.5).abs().max() < 0.02 * 0.5
+    table = pd.read_csv(tmp_path / "rows-summary.csv").set_index("count")
+    accuracy = tickets["accuracy"]
+    found = (accuracy["multiply_adds"] - accuracy["weights"]).mean()
+    assert table.loc["weights", "difference"] == pytest.approx(found, abs=1e-5) and table.loc["weights", "seeds"] == 2
 
 
 # Windows of images that hold one of three classes: the others are named in a warning, as is the new decoder.

@@ -8,6 +8,7 @@ from typing import Any
 from pathex.cli.network import NetworkOptions, load_network
 from pathex.cli.parser import Command
 from pathex.errors import InvalidInput
+from pathex.experiments.runs import PositiveInt
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,12 @@ class BenchOptions(NetworkOptions):
 
     batch_size: tuple[int, ...] | int = (1, 32)
     threads: tuple[int, ...] | int = 1
-    rounds: int = 7
+    rounds: PositiveInt = 7
     out: str = "bench"
 
 
 def _execute(options: BenchOptions) -> None:
     batches, threads = _several("--batch-size", options.batch_size), _several("--threads", options.threads)
-    _several("--rounds", options.rounds)
     network, example = load_network(options, "bench")
     import pandas as pd
     import torch
@@ -72,17 +72,14 @@ def _several(name: str, given: Sequence[int] | int) -> tuple[int, ...]:
 
 def _show(rows: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]]) -> None:
     from pathex.cli.console import console, table
+    from pathex.experiments.measure import fastest_dense
 
     shown = table("engine", "batch", "threads", "milliseconds", "quartiles", "times faster", "difference", right=6)
     for row in rows:
-        same = [
-            other for other in rows if (other["batch_size"], other["threads"]) == (row["batch_size"], row["threads"])
-        ]
-        best = min(other["milliseconds"] for other in same if "milliseconds" in other and other["engine"] in _DENSE)
         about = row["engine"], str(row["batch_size"]), str(row["threads"])
         if "milliseconds" in row:
             quartiles = f"{row['low']:.3g} to {row['high']:.3g}"
-            faster = f"{best / row['milliseconds']:.2f}"
+            faster = f"{fastest_dense(rows, row) / row['milliseconds']:.2f}"
             shown.add_row(*about, f"{row['milliseconds']:.3g}", quartiles, faster, f"{row['difference']:.0e}")
         else:
             shown.add_row(*about, "", row["note"], "", "")
@@ -94,8 +91,6 @@ def _show(rows: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]]
         slowest.add_row(place["layer"], place["kind"], *numbers)
     console().print(slowest)
 
-
-_DENSE = frozenset({"torch", "torch, channels last", "onnxruntime", "openvino"})
 
 COMMAND = Command(
     "what a network costs on this machine",

@@ -1,12 +1,14 @@
 """What can run a network on a CPU, each as a function from images to outputs."""
 
 import copy
+import importlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,9 +112,12 @@ ENGINES: Mapping[str, Builder] = MappingProxyType(
 )
 """By name: the first five compute every weight, the last two what the mask leaves."""
 
+DENSE = ("torch", "torch, channels last", "onnxruntime", "openvino")
+"""What a network without a mask is compared with: ``torch.compile`` is not everywhere."""
 
-def _imported(name: str):  # type: ignore[no-untyped-def]
+
+def _imported(name: str) -> Any:
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError:
         raise Unavailable(f"{name} is not installed") from None

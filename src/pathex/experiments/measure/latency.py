@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import PathexError, UnknownName
-from pathex.experiments.measure.engines import ENGINES, Engine, Subject
+from pathex.experiments.measure.engines import DENSE, ENGINES, Engine, Subject
 from pathex.graph import first_tensor
 
 _TURN = 0.1
@@ -79,7 +79,7 @@ def _rows(
                 on_turn()
     for name, found in seconds.items():
         if found:
-            low, middle, high = _quartiles(found)
+            low, middle, high = quartiles(found)
             rows[name] |= {"milliseconds": 1e3 * middle, "low": 1e3 * low, "high": 1e3 * high}
     return list(rows.values())
 
@@ -106,8 +106,19 @@ def _seconds(engine: Engine, images: Tensor, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _quartiles(values: Sequence[float]) -> Sequence[float]:
-    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile; of a single number three times that number."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def fastest_dense(rows: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> float:
+    """Milliseconds of the fastest of `DENSE` for the batch and threads of one of the rows of `latency`."""
+    case = row["batch_size"], row["threads"]
+    own = (each for each in rows if (each["batch_size"], each["threads"]) == case)
+    return min(float(each["milliseconds"]) for each in own if each["engine"] in DENSE and "milliseconds" in each)
 
 
 @contextmanager

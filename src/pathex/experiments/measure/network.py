@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathex.analysis import count
 from pathex.experiments.measure.latency import threads_of_torch
 from pathex.graph import cost, trace
 from pathex.masks import bytes_on_disk, formats
@@ -24,19 +25,15 @@ def facts(model: nn.Module, images: Tensor) -> dict[str, int]:
         safetensors, and ``sparse_bytes`` in the form ``sparse`` of `pathex.masks.write_mask`; ``activation_bytes``,
         the sum over all activations of one image.
     """
-    mask = formats.from_zeros(model)
-    found = cost(trace(model, images))
-    entries = mask.counts()
-    kept = {name: entries[name].kept / entries[name].total for name in entries}
-    total = sum(parameter.numel() for parameter in model.parameters())
+    mask, counts = formats.from_zeros(model), count(model, tuple(images.shape[1:]))
     return {
-        "parameters": total,
-        "kept": total - mask.total + mask.kept,
-        "multiply_adds": sum(found.products.values()) + found.others,
-        "kept_multiply_adds": round(sum(n * kept.get(name, 1) for name, n in found.products.items())) + found.others,
+        "parameters": counts.parameters(),
+        "kept": counts.parameters(mask),
+        "multiply_adds": counts.multiply_adds(),
+        "kept_multiply_adds": counts.multiply_adds(mask),
         "bytes": bytes_on_disk(model),
         "sparse_bytes": bytes_on_disk(model, mask),
-        "activation_bytes": 4 * found.activations,
+        "activation_bytes": 4 * cost(trace(model, images)).activations,
     }
 
 
@@ -51,8 +48,8 @@ def layers(model: nn.Module, images: Tensor, threads: int = 1, repeats: int = 7)
         repeats: Passes that are timed.
 
     Returns:
-        A row a module without children, in the order of their calls: ``layer``, ``kind``, ``kept`` and ``weights``,
-        ``milliseconds`` (median, all its calls of a pass), ``share`` of the pass.
+        A row a module without children that was called, in the order of the modules: ``layer``, ``kind``, ``kept`` and
+        ``weights``, ``milliseconds`` (median, all its calls of a pass), ``share`` of the pass.
     """
     spent: dict[str, list[float]] = {}
     hooks, started = [], {}
@@ -83,14 +80,14 @@ def layers(model: nn.Module, images: Tensor, threads: int = 1, repeats: int = 7)
     rows = []
     for name, module in modules.items():
         seconds = statistics.median(spent[name][1:])
-        own = [count for weight, count in counts.items() if weight.rpartition(".")[0] == name]
+        own = [each for weight, each in counts.items() if weight.rpartition(".")[0] == name]
         if seconds:
             rows.append(
                 {
                     "layer": name,
                     "kind": type(module).__name__,
-                    "kept": sum(count.kept for count in own),
-                    "weights": sum(count.total for count in own),
+                    "kept": sum(each.kept for each in own),
+                    "weights": sum(each.total for each in own),
                     "milliseconds": 1e3 * seconds,
                     "share": seconds / statistics.median(whole[1:]),
                 }
