@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pathex.cli.network import NetworkOptions, load_network
-from pathex.cli.parser import Command
+from pathex.cli.parser import Command, writable
 from pathex.errors import InvalidInput
 
 
@@ -25,11 +25,10 @@ class ExportOptions(NetworkOptions):
 
 
 def _execute(options: ExportOptions) -> None:
-    out = Path(options.out or f"network.{options.format}")
-    if out.suffix != f".{options.format}":
-        raise InvalidInput(f"--out {str(out)!r} must end in .{options.format}, the format")
-    if out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"--out {str(out)!r} must name a file in a folder that exists")
+    name = options.out or f"network.{options.format}"
+    if Path(name).suffix != f".{options.format}":
+        raise InvalidInput(f"--out {name!r} must end in .{options.format}, the format")
+    out = writable(name)
     network, example = load_network(options, "export")
     from pathex.cli.console import console
     from pathex.compaction import compact, export, save

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pathex.cli.parser import Command
+from pathex.cli.parser import Command, writable
 from pathex.errors import InvalidInput
 from pathex.experiments.runs import TicketConfig
 
@@ -89,11 +89,8 @@ def _checked(options: PruneConfig | ConvertOptions) -> Path:
     """The file to write, which can have this format and stands in a folder that is there."""
     from pathex.masks import check_format
 
-    out = Path(options.out)
-    check_format(options.format, out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"--out {options.out!r} must name a file in a folder that exists")
-    return out
+    check_format(options.format, Path(options.out))
+    return writable(options.out)
 
 
 def _show(mask: "Mask") -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -92,6 +93,14 @@ def _check_values(words: Sequence[str], options: type) -> None:
             single.parse_args([f"{name}={value}"])
         except argparse.ArgumentError:
             raise InvalidInput(f"{name.replace('_', '-')} is {value!r}; allowed: {allowed_values(hint)}") from None
+
+
+def writable(out: str) -> Path:
+    """The file that ``--out`` names, in a folder that is there; `InvalidInput` for others."""
+    path = Path(out)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidInput(f"--out {out!r} must name a file in a folder that exists")
+    return path
 
 
 def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
