@@ -51,6 +51,7 @@ from benchmarks.measure import (
 )
 from benchmarks.plain import plain_px
 from pathex import scores
+from pathex.graph import freed_memory_kept
 
 __all__ = ["PLAIN", "main", "options_of", "with_ratios"]
 
@@ -80,7 +81,8 @@ def work(connection: Connection, label: str, given: dict[str, Any]) -> None:
     def prune(count: int, rounds: int | None = None, on_round: Callable[..., object] | None = None) -> int:
         own = {"rounds": given["rounds"], **options} | ({} if rounds is None else {"rounds": rounds})
         if name == PLAIN:
-            kept = plain_px(model, x[:count], sparsity=given["sparsity"], rounds=own["rounds"], on_round=on_round)
+            with freed_memory_kept():  # as the others do
+                kept = plain_px(model, x[:count], sparsity=given["sparsity"], rounds=own["rounds"], on_round=on_round)
             return sum(int(entry.sum()) for entry in kept.values())
         own |= {"sparsity": given["sparsity"], "seed": given["seed"], "on_round": on_round, "progress": False}
         return pathex.prune(model, name, data=[(x[:count], y[:count])], **own).mask.kept

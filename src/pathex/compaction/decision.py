@@ -30,10 +30,12 @@ class Decision:
 
 def decide(of: Channels) -> Decision:
     """Find what can go, and fold the constants that went into what reads them."""
-    return _Deciding(of).decision()
+    return Deciding(of).decision()
 
 
-class _Deciding:
+class Deciding:
+    """Classes of labels that go together: those ``seen`` in the network, and of them those that have to stay."""
+
     def __init__(self, of: Channels) -> None:
         self.of = of
         self.classes = of.labels.roots().unique(return_inverse=True)[1]
@@ -43,11 +45,23 @@ class _Deciding:
         self.reasons: dict[int, str] = {}
         self.reads: dict[Node, Tensor] = {}
         self.rows: dict[Node, Tensor] = {}
+        used = {source for node in of.graph.nodes for source in node.inputs}
+        self.outputs = {node for node in of.graph.nodes if node not in used or node is of.graph.output}
 
-    def decision(self) -> Decision:
-        self._walk()
+    def fix(self) -> None:
+        """Find what is seen, and keep outputs and what is pinned."""
+        for node in self.of.graph.nodes:
+            own = self.members(*(part.ids for part in self.of.parts(node)))
+            self.seen |= own
+            if node in self.outputs:
+                self._keep(own, "an output of the network")
         for labels, reason in self.of.labels.pins:
             self._keep(self.members(labels), reason)
+
+    def decision(self) -> Decision:
+        """What goes of a masked network."""
+        self.fix()
+        self._walk()
         mask = dict(self.of.mask) | {reader.weight: self.of.kept(reader.weight) for reader in self.of.readers}
         mask = {name: kept.clone(memory_format=torch.contiguous_format) for name, kept in mask.items()}
         weights = {name: (self.of.tensors[name].double() * kept).contiguous() for name, kept in mask.items()}
@@ -82,17 +96,11 @@ class _Deciding:
 
     def _walk(self) -> None:
         """From the outputs back: what is read, through kept weights, and depends on the input."""
-        nodes = self.of.graph.nodes
-        used = {source for node in nodes for source in node.inputs}
         readers = {reader.node: reader for reader in self.of.readers}
-        for node in reversed(nodes):
+        for node in reversed(self.of.graph.nodes):
             parts = self.of.parts(node)
             own = self.members(*(part.ids for part in parts))
-            self.seen |= own
-            read = self.reads.pop(node, torch.zeros_like(own))
-            if node not in used or node is self.of.graph.output:
-                read = own
-                self._keep(own, "an output of the network")
+            read = own if node in self.outputs else self.reads.pop(node, torch.zeros_like(own))
             read &= self.members(*(part.ids[part.unknown_of] for part in parts))
             self.stays |= read
             if not read.any() and (parts or node not in self.of.graph.dependent):

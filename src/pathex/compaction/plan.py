@@ -138,6 +138,17 @@ def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Co
     """
     model = own_module(model)
     Mask(mask).check(model)
+    channels, dense, inputs = read_channels(model, mask, example_input)
+    with torch.no_grad(), untouched(dense):
+        compaction = Compaction(model, channels, mask)
+        compaction._hold(dense, inputs, expected_of(dense, inputs))
+    return compaction
+
+
+def read_channels(
+    model: nn.Module, mask: Mapping[str, Tensor], example_input: Any
+) -> tuple[Channels, nn.Module, list[Inputs]]:
+    """The channels of a masked network, its copy in float64, and images to try it on."""
     graph = trace(model, example_input)
     dense = copy.deepcopy(model).cpu().double().eval()
     with torch.no_grad(), untouched(dense):
@@ -145,14 +156,11 @@ def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Co
             dense.get_parameter(name).mul_(kept)
         tensors = dict(dense.named_buffers(remove_duplicate=False)) | dict(dense.named_parameters())
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-        inputs = inputs_of(example_input, graph.fixed_batch)
-        expected = expected_of(dense, inputs)
         channels = Channels(graph, dense, tensors, {name: kept.cpu() for name, kept in mask.items()})
         channels.run()
+        inputs = inputs_of(example_input, graph.fixed_batch)
         keep_for_training(channels, dense, inputs[0])
-        compaction = Compaction(model, channels, mask)
-        compaction._hold(dense, inputs, expected)
-    return compaction
+    return channels, dense, inputs
 
 
 def _recipe(channels: Channels, decision: Decision) -> Recipe:

@@ -2,6 +2,7 @@
 
 from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node, arguments_of
+from pathex.graph.heap import freed_memory_kept
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import (
     ACTIVATIONS,
@@ -37,6 +38,7 @@ __all__ = [
     "compute_dtype",
     "cost",
     "first_tensor",
+    "freed_memory_kept",
     "has_convolution_that_breaks",
     "held_bytes",
     "tf32_products",

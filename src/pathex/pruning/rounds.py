@@ -13,14 +13,16 @@ from torch import nn
 
 from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
+from pathex.compaction import channel_groups
 from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, UnknownName, check_integer
-from pathex.graph import cost
+from pathex.graph import cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.floors import Floors
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
+from pathex.pruning.structure import Blocks, Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem
 
@@ -65,6 +67,7 @@ def prune(
     budget: str = "nominal",
     count: str = "weights",
     schedule: str = "exponential",
+    structure: str = "weights",
     seed: int = 0,
     memory: int | str | None = None,
     strict: bool = False,
@@ -96,6 +99,10 @@ def prune(
         schedule: ``exponential`` or ``linear`` fall of density. ``adaptive`` or ``adaptive:TOLERANCE``: the exponential
             one, where rounds are left out as long as that changes at most this share of the weights kept (see
             `pathex.pruning.schedule.next_step`).
+        structure: ``weights``: each by itself. ``channels``: filters, attention heads and hidden widths as a whole, by
+            the sum of their scores for what they cost; as many as stay within the budget, one of each layer at least.
+            `pathex.compact` takes them out. ``N:M``, such as ``2:4``: N of every M weights of neighbouring inputs, in
+            layers whose inputs are a multiple of M; sparsity is ``1 - N/M``. Both need a global allocation.
         seed: Seed of whatever the method draws and of the order that breaks ties.
         memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
         strict: Whether a layer collapse is an error.
@@ -126,10 +133,17 @@ def prune(
         options, method_call = call_of(found, options)
         sparsity, min_per_layer = _fraction(sparsity), check_integer("min_per_layer", min_per_layer, 0)
         allocation, output = read_allocation(allocation), options.get("output")
+        given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
+        blocks = read_structure(structure, sparsity, given)
         chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
-        problem, off = problem_of(model, found, options, data, mask, strict=strict, processes=processes, **chosen)
+        problem, off = problem_of(
+            model, found, options, data, mask, blocks, strict=strict, processes=processes, **chosen
+        )
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
         problem = replace(problem, mask=start)
+        shape: Channels | Blocks | None = blocks
+        if structure == "channels":
+            shape = Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
         updater = RoundUpdater(
             start,
             1 - sparsity,
@@ -140,13 +154,16 @@ def prune(
             min_per_layer,
             revives=getattr(found, "revives", False),
             seed=problem.seed,
-            floors=_floors(problem, found, output),
+            floors=None if shape is not None else _floors(problem, found, output),
             costs=_costs(problem, count, output),
+            structure=shape,
         )
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
+        how |= {} if shape is None else {"structure": structure}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
-        with _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
+        kept = freed_memory_kept() if memory is None else contextlib.nullcontext()
+        with kept, _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
             mask, history = _rounds(problem, method_call, updater, output, on_round, advance)
         report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=off)
         warn_of_collapse(report, strict)

@@ -16,6 +16,7 @@ from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integ
 from pathex.graph import compute_dtype, untouched
 from pathex.masks import Mask, Selector, all_kept, own_module, prunable_weights
 from pathex.paths import off_path
+from pathex.pruning.structure import Blocks
 from pathex.scores import Problem, fingerprint, joined, parse_memory, read_batches
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
@@ -99,6 +100,7 @@ def problem_of(
     options: Mapping[str, Any],
     data: Any,
     mask: Mask | None,
+    blocks: Blocks | None = None,
     *,
     ignore: Sequence[Selector],
     prunable: Sequence[Selector],
@@ -116,6 +118,8 @@ def problem_of(
             "afterwards"
         )
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
+    if blocks is not None:
+        weights = blocks.fitting(model, weights)
     batches = joined(read_batches(data), processes)
     off: list[str] = []
     if getattr(found, "paths", False):

@@ -13,6 +13,7 @@ from pathex.masks import Mask
 from pathex.pruning import schedule as schedules
 from pathex.pruning.allocation import Allocation, fill, layer_densities, round_to_total
 from pathex.pruning.floors import Connected, Floors, Keep, Masks
+from pathex.pruning.structure import Blocks, Channels
 from pathex.pruning.topk import Pool, keep_best, keep_best_by_layer
 
 _TRIALS = 64  # weights that are tried in vain before the search gives up
@@ -42,6 +43,7 @@ class RoundUpdater:
     seed: int = 0
     floors: Callable[[Mask], Floors] | None = None  # what layers on a path keep in any case, from what they may keep
     costs: Mapping[str, int] | None = None
+    structure: Channels | Blocks | None = None
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -59,6 +61,8 @@ class RoundUpdater:
         self.total = sum(entry.numel() * self._costs[name] for name, entry in self.start.items())
         begin = self._spent(self.start)
         self.kept = round(self.density * self.total)
+        if isinstance(self.structure, Blocks):
+            self.kept = self.structure.count(self.start)
         if self.kept < 1:
             raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} {counted}")
         if self.kept > begin:
@@ -92,12 +96,12 @@ class RoundUpdater:
         """The mask after a round; `reached` then says how far that is."""
         seed = (self.seed * 1_000_003 + number) % 2**63
         allowed = self.start if self.revives else current
-        if self.costs is not None:
+        if self.costs is not None and self.structure is None:
             scores = {name: _worth(score, self.costs[name]) for name, score in scores.items()}
         self.reached = number if self._tolerance is None else self._next(scores, allowed, seed)
         how: dict[str, Any] = {"allowed": allowed, "connected": connected, "seed": seed}
         count = self._count(scores, allowed, self.reached)
-        if self.costs is None or self.reached < self.rounds:
+        if self.costs is None or self.structure is not None or self.reached < self.rounds:
             return self._choice(scores, count, **how)
         return self._within(self._kept(self.reached), count, allowed.kept, partial(self._choice, scores, **how))
 
@@ -160,6 +164,9 @@ class RoundUpdater:
 
     def _keeper(self, allowed: Mask, number: int, seed: int, count: int) -> Keep:
         """What the allocation keeps of scores in a planned round, whether it lies on a path or not."""
+        if self.structure is not None:
+            limits: dict[str, Any] = {"limit": self._kept(number), "costs": self._costs, "last": number == self.rounds}
+            return partial(self.structure.keep, allowed=allowed, seed=seed, **limits)
         if self.final is not None:
             counts = self.final if number == self.rounds else self._counts(number, allowed)
             return partial(keep_best_by_layer, allowed=allowed, counts=counts, seed=seed)
@@ -167,7 +174,7 @@ class RoundUpdater:
         return partial(keep_best, allowed=allowed, count=count, seed=seed, at_least=least)
 
     def _kept(self, number: int) -> int:
-        return round(self.densities[number - 1] * self.total)
+        return self.kept if number == self.rounds else round(self.densities[number - 1] * self.total)
 
     def _least(self, allowed: Mask) -> dict[str, int]:
         return {name: min(self.min_per_layer, kept) for name, kept in _kept_by_layer(allowed).items()}

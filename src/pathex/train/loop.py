@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
-from pathex.graph import has_convolution_that_breaks
+from pathex.graph import freed_memory_kept, has_convolution_that_breaks
 from pathex.masks import replacing
 from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.feed import epoch_seed
@@ -98,7 +98,7 @@ def fit(
         ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
     """
     device = fabric.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with freed_memory_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if groups is None:
             groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
         loop = _Loop(model, options, fabric, folder, groups, prepare)

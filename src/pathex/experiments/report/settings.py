@@ -18,6 +18,7 @@ EARLIER: Mapping[str, Any] = MappingProxyType(
         "loss": "auto",
         "pruning_seed": None,
         "count": "weights",
+        "structure": "weights",
         "sanity": "none",
         "dynamic": "none",
         "sync_batchnorm": False,

@@ -68,6 +68,7 @@ class TicketConfig:
         count: What sparsity is a fraction of: ``weights``, or ``multiply_adds`` for one image.
         schedule: ``exponential`` or ``linear`` fall of density over the rounds; ``adaptive`` or ``adaptive:TOLERANCE``
             leaves rounds of the exponential one out where that hardly changes the mask.
+        structure: ``weights``, ``channels`` (filters, attention heads, hidden widths), or ``N:M`` such as ``2:4``.
         images_per_class: Images of each class in the pruning set.
         pruning_seed: Seed of the choice of the pruning set; null is ``seed``.
         weights: Weights to start from: a file, ``mocov2:FILE``, ``dino:FILE``, ``clip:FILE``, ``imagenet`` or another
@@ -96,6 +97,7 @@ class TicketConfig:
     budget: Literal["nominal", "effective"] = "nominal"
     count: Literal["weights", "multiply_adds"] = "weights"
     schedule: str = "exponential"
+    structure: str = "weights"
     images_per_class: PositiveInt = 10
     pruning_seed: Seed | None = None
     weights: str | None = None
@@ -179,7 +181,7 @@ _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
     *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "budget", "count", "schedule"),
-    *("sanity", "dynamic", "dynamic_options", "method_options", "memory", "strict"),
+    *("structure", "sanity", "dynamic", "dynamic_options", "method_options", "memory", "strict"),
 )
 WITHOUT_EFFECT = types.MappingProxyType(
     {

@@ -79,7 +79,7 @@ def find_ticket(
 
 def prune_options(config: TicketConfig, task: Task) -> dict[str, Any]:
     """What ``pathex.prune`` takes from the settings alone."""
-    names = ("sparsity", "prunable", "min_per_layer", "budget", "count", "seed", "memory", "strict")
+    names = ("sparsity", "prunable", "min_per_layer", "budget", "count", "structure", "seed", "memory", "strict")
     return {
         **{name: getattr(config, name) for name in names},
         "allocation": read_allocation(config.allocation),
