@@ -1,4 +1,4 @@
-"""Budgets that count multiply-adds."""
+"""Budgets that count multiply-adds, or bytes of a file."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import nn
 
 import pathex
 from pathex.errors import InvalidInput, UnknownName
+from pathex.masks import bytes_on_disk, write_mask
 
 
 class Spare(nn.Sequential):
@@ -85,8 +86,10 @@ def test_in_the_end_less_than_one_weight_is_left(network, method, options):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"count": "flops"}, UnknownName, "unknown count 'flops'. Known: multiply_adds, weights"),
-        ({"allocation": "erk"}, InvalidInput, "needs allocation='global'"),
+        ({"count": "bytes", "allocation": "layer"}, InvalidInput, "only count='weights' goes with"),
+        ({"count": "bytes", "sparsity": 0.9999}, InvalidInput, "sparsity 0.9999 keeps none of the 589 weights"),
+        ({"count": "flops"}, UnknownName, "unknown count 'flops'. Known: bytes, multiply_adds, weights"),
+        ({"allocation": "erk"}, InvalidInput, "only count='weights' goes with"),
         ({"sparsity": 1 - 1e-9}, InvalidInput, "keeps none of the 13864 multiply-adds"),
     ],
 )
@@ -94,6 +97,20 @@ def test_what_cannot_be_counted(network, options, error, message):
     given = {"sparsity": 0.5, "count": "multiply_adds", "data": torch.randn(2, 2, 8, 8), "rounds": 1} | options
     with pytest.raises(error, match=message):
         pathex.prune(network, "magnitude", **given)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("options", [{}, {"rounds": 5, "budget": "effective"}, {"rounds": 5, "min_per_layer": 3}])
+def test_a_file_of_the_kept_weights_has_as_many_bytes(sparsity, options, tmp_path):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 4))
+    given = {"sparsity": sparsity, "data": torch.randn(2, 3, 8, 8), "count": "bytes", "progress": False} | options
+    mask = pathex.prune(model, "magnitude", **given).mask
+    weights = {name: model.get_parameter(name).detach() for name in mask}
+    dense, size = bytes_on_disk(weights), bytes_on_disk(weights, mask)
+    assert 0 <= round((1 - sparsity) * dense) - size < 9  # a weight, and its place
+    write_mask(mask, tmp_path / "ticket.safetensors", form="sparse", weights=weights)
+    assert sparsity < 0.5 or (tmp_path / "ticket.safetensors").stat().st_size == size
 
 
 def test_a_start_mask_must_allow_it(network):

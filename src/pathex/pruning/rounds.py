@@ -17,7 +17,7 @@ from pathex.compaction import channel_groups
 from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, UnknownName, check_integer
 from pathex.graph import cost, freed_memory_kept
-from pathex.masks import Mask, Selector, all_kept
+from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.floors import Floors
@@ -26,7 +26,7 @@ from pathex.pruning.structure import Blocks, Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem
 
-COUNTS = ("weights", "multiply_adds")
+COUNTS = ("weights", "multiply_adds", "bytes")
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -94,8 +94,9 @@ def prune(
         min_per_layer: Weights that every layer keeps in any case.
         mask: A mask to start from; a weight that it removed never returns.
         budget: ``nominal`` counts kept weights; ``effective`` swaps weights that lie on no path for connected ones.
-        count: ``weights``, or ``multiply_adds``: as many weights are kept as these allow, exact to one, those of best
-            score for each multiply-add that they take part in. Needs ``allocation="global"``.
+        count: ``weights``; ``multiply_adds``: as many weights are kept as these allow, exact to one, those of best
+            score for each multiply-add that they take part in; ``bytes`` of the smallest file with the kept weights
+            (`pathex.masks.bytes_on_disk`), exact to one weight. The last two need ``allocation="global"``.
         schedule: ``exponential`` or ``linear`` fall of density. ``adaptive`` or ``adaptive:TOLERANCE``: the exponential
             one, where rounds are left out as long as that changes at most this share of the weights kept (see
             `pathex.pruning.schedule.next_step`).
@@ -157,6 +158,7 @@ def prune(
             floors=None if shape is not None else _floors(problem, found, output),
             costs=_costs(problem, count, output),
             structure=shape,
+            size=partial(bytes_on_disk, problem.prunable) if count == "bytes" and shape is None else None,
         )
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
@@ -186,7 +188,7 @@ def _costs(problem: Problem, count: str, output: str | int | None) -> dict[str, 
     """Multiply-adds of an entry of each weight for one image, where these are counted."""
     if count not in COUNTS:
         raise UnknownName("count", count, COUNTS)
-    if count == "weights":
+    if count != "multiply_adds":
         return None
     products = cost(problem.graph(output)).products
     return {name: products.get(name, 0) // weight.numel() for name, weight in problem.prunable.items()}

@@ -97,7 +97,9 @@ class Blocks:
 
     def _best(self, score: Tensor, allowed: Tensor, order: Tensor) -> Tensor:
         score, allowed = (each.movedim(1, -1).unflatten(-1, (-1, self.of))[..., order] for each in (score, allowed))
-        rank = score.double().masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        rank = (
+            score.double().masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        )
         kept = ((rank < self.most) & allowed)[..., order.argsort()]
         return kept.flatten(-2).movedim(-1, 1).contiguous()
 

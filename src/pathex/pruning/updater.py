@@ -1,5 +1,6 @@
 """From the scores of a round to the mask of that round: allocation, schedule, floors and budget together."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from pathex.pruning.structure import Blocks, Channels
 from pathex.pruning.topk import Pool, keep_best, keep_best_by_layer
 
 _TRIALS = 64  # weights that are tried in vain before the search gives up
+_BITS = 32  # of a weight
 
 
 BUDGETS = ("nominal", "effective")
@@ -27,9 +29,9 @@ class RoundUpdater:
     """Turns the scores of a round into its mask, from the ``start`` mask to a ``density`` after the last round.
 
     With ``costs``, of an entry of each weight, density is the share of their sum that is kept, exact to one weight in
-    the last round, and the best scores for these costs count. `InvalidInput` if the settings contradict each other or
-    keep nothing. An adaptive schedule leaves planned rounds out: ``reached`` is the one that the mask is at, 0 before
-    the first choice, ``rounds`` when all is done.
+    the last round, and the best scores for these costs count; with ``size`` it is the share of the bytes of a file.
+    `InvalidInput` if the settings contradict each other or keep nothing. An adaptive schedule leaves planned rounds
+    out: ``reached`` is the one that the mask is at, 0 before the first choice, ``rounds`` when all is done.
     """
 
     start: Mask
@@ -44,6 +46,7 @@ class RoundUpdater:
     floors: Callable[[Mask], Floors] | None = None  # what layers on a path keep in any case, from what they may keep
     costs: Mapping[str, int] | None = None
     structure: Channels | Blocks | None = None
+    size: Callable[..., int] | None = None  # bytes of a file of what a mask keeps, or of all; in place of costs
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -54,8 +57,12 @@ class RoundUpdater:
         self.reached, self._step = 0, 1
         self._before: dict[str, Tensor] | None = None
         self._guard: Floors | None = None
-        if self.costs is not None and self.allocation != "global":
-            raise InvalidInput("count='multiply_adds' needs allocation='global': it moves weights between layers")
+        if self.allocation != "global" and (self.costs is not None or self.size is not None):
+            raise InvalidInput("only count='weights' goes with another allocation than 'global'")
+        self._limit, self._asked = None, f"sparsity {1 - self.density:g}"
+        if self.size is not None:
+            self._limit = round(self.density * self.size())
+            self.density = _density_of(self.density)
         counted = "weights" if self.costs is None else "multiply-adds"
         self._costs = self.costs or dict.fromkeys(self.start, 1)
         self.total = sum(entry.numel() * self._costs[name] for name, entry in self.start.items())
@@ -64,7 +71,7 @@ class RoundUpdater:
         if isinstance(self.structure, Blocks):
             self.kept = self.structure.count(self.start)
         if self.kept < 1:
-            raise InvalidInput(f"sparsity {1 - self.density:g} keeps none of the {self.total} {counted}")
+            raise InvalidInput(f"{self._asked} keeps none of the {self.total} {counted}")
         if self.kept > begin:
             raise InvalidInput(f"the start mask keeps {begin} {counted}, fewer than the {self.kept} asked for")
         limits = _kept_by_layer(self.start)
@@ -101,9 +108,10 @@ class RoundUpdater:
         self.reached = number if self._tolerance is None else self._next(scores, allowed, seed)
         how: dict[str, Any] = {"allowed": allowed, "connected": connected, "seed": seed}
         count = self._count(scores, allowed, self.reached)
-        if self.costs is None or self.structure is not None or self.reached < self.rounds:
+        exact = self._limit if self.costs is None else self._kept(self.reached)
+        if exact is None or self.structure is not None or self.reached < self.rounds:
             return self._choice(scores, count, **how)
-        return self._within(self._kept(self.reached), count, allowed.kept, partial(self._choice, scores, **how))
+        return self._within(exact, count, allowed.kept, partial(self._choice, scores, **how))
 
     def _choice(self, scores: Masks, count: int, *, allowed: Mask, connected: Connected, seed: int) -> Mask:
         """As many weights by allocation, budget and floors."""
@@ -136,11 +144,11 @@ class RoundUpdater:
         while high - low > 1:
             count = min(max(count, low + 1), high - 1)
             chosen = choice(count)
-            left = limit - self._spent(chosen)
+            left = limit - (self._spent if self.size is None else self.size)(chosen)
             low, high, found = (count, high, chosen) if left >= 0 else (low, count, found)
             count += round(left * count / max(limit - left, 1)) or (1 if left >= 0 else -1)
         if found is None:
-            raise InvalidInput(f"sparsity {1 - self.density:g} keeps fewer multiply-adds than one weight has")
+            raise InvalidInput(f"{self._asked} leaves no room for one weight")
         return found
 
     def _next(self, scores: Mapping[str, Tensor], allowed: Mask, seed: int) -> int:
@@ -185,6 +193,16 @@ class RoundUpdater:
         steps = {name: steps[number - 1] for name, steps in self.layer_steps.items()}
         shares = fill(steps, kept, dict.fromkeys(steps, 1), {name: float(limit) for name, limit in limits.items()})
         return round_to_total(shares, kept, limits, self.final)
+
+
+def _density_of(share: float) -> float:
+    """The density at which kept weights and the entropy of their places take a share of the bits of all weights."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        entropy = -sum(p * math.log2(p) for p in (middle, 1 - middle))
+        low, high = (middle, high) if middle + entropy / _BITS <= share else (low, middle)
+    return low
 
 
 def _worth(score: Tensor, cost: int) -> Tensor:

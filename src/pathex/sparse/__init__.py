@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from pathex.sparse.compiler import compile
+from pathex.sparse.semi_structured import semi_structured
 
 if TYPE_CHECKING:
     from pathex.sparse.choice import Choice
     from pathex.sparse.network import CompiledNetwork
 
-__all__ = ["Choice", "CompiledNetwork", "compile"]
+__all__ = ["Choice", "CompiledNetwork", "compile", "semi_structured"]
 
 _HOME = {"Choice": "choice", "CompiledNetwork": "network"}
 

@@ -65,7 +65,7 @@ class TicketConfig:
             included; ``zeros`` takes the zeros of the network's own weights; null starts dense.
         min_per_layer: Weights that every layer keeps in any case.
         budget: ``nominal`` counts kept weights, ``effective`` those on input-output paths.
-        count: What sparsity is a fraction of: ``weights``, or ``multiply_adds`` for one image.
+        count: What sparsity is a fraction of: ``weights``, ``multiply_adds`` for one image, ``bytes`` on disk.
         schedule: ``exponential`` or ``linear`` fall of density over the rounds; ``adaptive`` or ``adaptive:TOLERANCE``
             leaves rounds of the exponential one out where that hardly changes the mask.
         structure: ``weights``, ``channels`` (filters, attention heads, hidden widths), or ``N:M`` such as ``2:4``.
@@ -95,7 +95,7 @@ class TicketConfig:
     start_mask: str | None = None
     min_per_layer: NonNegativeInt = 0
     budget: Literal["nominal", "effective"] = "nominal"
-    count: Literal["weights", "multiply_adds"] = "weights"
+    count: Literal["weights", "multiply_adds", "bytes"] = "weights"
     schedule: str = "exponential"
     structure: str = "weights"
     images_per_class: PositiveInt = 10
