@@ -29,14 +29,12 @@ same sparsity, paired by seed, with standard errors.
 | `prune_seconds`, `train_seconds` | wall-clock times of one thread |
 """
 
-import functools
 import math
-import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -45,13 +43,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
-from benchmarks.measure import Row, Table, arguments, command
+from benchmarks.measure import Row, Table, arguments, carry_out, command
 from pathex import scores
 from pathex.data import ImageData
 from pathex.errors import PathexWarning
 from pathex.train import epoch_generator
 
-__all__ = ["DENSE", "Case", "Protocol", "cases", "main", "network", "run_case", "summary"]
+__all__ = [
+    "DENSE",
+    "Case",
+    "Protocol",
+    "accuracy",
+    "batches",
+    "cases",
+    "centre",
+    "load_images",
+    "main",
+    "network",
+    "run_case",
+    "summary",
+    "train",
+]
 
 DENSE = "dense"
 _REFERENCE = "px"
@@ -90,7 +102,7 @@ def cases(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[i
     return pruned + [Case(DENSE, 0.0, seed) for seed in seeds]
 
 
-@functools.cache
+@cache
 def load_images(folder: str, size: int) -> ImageData:
     """The images, decoded once in each process and normalised as the pre-trained network expects."""
     data = pathex.data.load(f"imagefolder:{folder}", image_size=size)
@@ -126,17 +138,17 @@ def run_case(case: Case, protocol: Protocol) -> Row:
         model,
         method,
         sparsity=case.sparsity,
-        data=(_centre(chosen.images, protocol), chosen.labels),
+        data=(centre(chosen.images, protocol), chosen.labels),
         rounds=min(scores.find(method).rounds, protocol.px_rounds),
         ignore=[head],
         seed=case.seed,
         progress=False,
     )
     pruned = time.perf_counter()
-    loss = _train(model, result.mask, case.seed, protocol, data)
+    loss = train(model, result.mask, case.seed, protocol, data)
     return {
         **asdict(case),
-        "accuracy": _accuracy(model, protocol, data),
+        "accuracy": accuracy(model, protocol, data),
         "train_loss": round(loss, 5),
         "dead_layers": len(result.report.dead_layers),
         "kept": result.mask.kept,
@@ -146,19 +158,19 @@ def run_case(case: Case, protocol: Protocol) -> Row:
     }
 
 
-def _train(model: nn.Module, mask: pathex.Mask, seed: int, protocol: Protocol, data: ImageData) -> float:
+def train(model: nn.Module, mask: pathex.Mask | None, seed: int, protocol: Protocol, data: ImageData) -> float:
     """Train in place; the mean loss of the last epoch."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay, foreach=True
     )
-    handle = pathex.attach(model, mask, optimizer)
+    handle = None if mask is None else pathex.attach(model, mask, optimizer)
     steps = protocol.epochs * math.ceil(len(data.train) / protocol.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
     mean = math.nan
     for epoch in range(1, protocol.epochs + 1):
         total = 0.0
-        for images, labels in _batches(data, protocol, seed, epoch):
+        for images, labels in batches(data, protocol, seed, epoch):
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -166,11 +178,13 @@ def _train(model: nn.Module, mask: pathex.Mask, seed: int, protocol: Protocol, d
             schedule.step()
             total += loss.item() * len(labels)
         mean = total / len(data.train)
-    handle.remove()
+    if handle is not None:
+        handle.remove()
     return mean
 
 
-def _batches(data: ImageData, protocol: Protocol, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: ImageData, protocol: Protocol, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch."""
     generator = epoch_generator(seed, epoch)
     size, margin = protocol.size, protocol.margin
     for rows in torch.randperm(len(data.train), generator=generator).split(protocol.batch_size):
@@ -184,17 +198,19 @@ def _batches(data: ImageData, protocol: Protocol, seed: int, epoch: int) -> Iter
         yield images.contiguous(memory_format=torch.channels_last), data.train.labels[rows]
 
 
-def _centre(images: Tensor, protocol: Protocol) -> Tensor:
+def centre(images: Tensor, protocol: Protocol) -> Tensor:
+    """What tests and scores see of images."""
     start = protocol.margin // 2
     return images[..., start : start + protocol.size, start : start + protocol.size]
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, protocol: Protocol, data: ImageData) -> float:
+def accuracy(model: nn.Module, protocol: Protocol, data: ImageData) -> float:
+    """Share of the validation images classified right."""
     model.eval()
     right = 0
     for rows in torch.arange(len(data.test)).split(protocol.batch_size):
-        images = data.normalise(_centre(data.test.images(rows), protocol))
+        images = data.normalise(centre(data.test.images(rows), protocol))
         outputs = model(images.contiguous(memory_format=torch.channels_last))
         right += int((outputs.argmax(1) == data.test.labels[rows]).sum())
     return right / len(data.test)
@@ -233,20 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = Protocol(given.model, given.weights, given.data, **chosen)
     todo = cases(given.methods, given.sparsity, given.seeds)
     names = {"weights": Path(protocol.weights).name, "data": Path(protocol.data).name}
-    table, failed = Table(given.out, {**asdict(protocol), **names}), 0
-    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_case, case, protocol): case for case in todo}
-        for future in as_completed(futures):
-            if (error := future.exception()) is None:
-                table.add(future.result())
-            else:
-                failed += 1
-                print(f"{futures[future]} failed: {error!r}", flush=True)
-    if table.rows:
-        means = summary(table.frame())
-        table.write(means, given.out.with_name(f"{given.out.stem}-summary.csv"))
-        print(means.to_string(index=False))
-    return int(failed > 0)
+    table = Table(given.out, {**asdict(protocol), **names})
+    return carry_out(table, partial(run_case, protocol=protocol), todo, given.jobs, summary)
 
 
 if __name__ == "__main__":

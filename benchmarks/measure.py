@@ -3,10 +3,12 @@
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -37,6 +39,7 @@ __all__ = [
     "Table",
     "arguments",
     "bars",
+    "carry_out",
     "command",
     "now",
     "peak_memory",
@@ -236,6 +239,30 @@ def study(config: SweepConfig) -> list[RunConfig]:
 
 
 # -- plots -------------------------------------------------------------------------------------------------------------
+
+
+def carry_out(
+    table: "Table",
+    work: Callable[[Any], Row],
+    cases: Sequence[Any],
+    jobs: int,
+    summary: Callable[[pd.DataFrame], pd.DataFrame],
+) -> int:
+    """Rows of cases by several processes, and their summary beside them; 1 if a case failed."""
+    failed = 0
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(work, case): case for case in cases}
+        for future in as_completed(futures):
+            if (error := future.exception()) is None:
+                table.add(future.result())
+            else:
+                failed += 1
+                print(f"{futures[future]} failed: {error!r}", flush=True)
+    if table.rows:
+        means = summary(table.frame())
+        table.write(means, table.path.with_name(f"{table.path.stem}-summary.csv"))
+        print(means.to_string(index=False))
+    return int(failed > 0)
 
 
 def bars(axes: Axes, rows: pd.DataFrame, labels: str, column: str, title: str, errors: Sequence[str] = ()) -> None:

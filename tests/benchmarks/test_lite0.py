@@ -46,7 +46,7 @@ def test_networks_of_one_seed_are_equal_and_only_their_classifier_is_new(protoco
 
 def test_batches_follow_from_seed_and_epoch_and_are_windows_of_the_images(protocol):
     data = lite0.load_images(protocol.data, 20)
-    one, same, other = (list(lite0._batches(data, protocol, seed, 1)) for seed in (0, 0, 1))
+    one, same, other = (list(lite0.batches(data, protocol, seed, 1)) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(one, same, strict=True))
     assert not torch.equal(one[0][0], other[0][0])
     assert [len(labels) for _, labels in one] == [8, 8, 5]
@@ -66,8 +66,8 @@ def test_batches_follow_from_seed_and_epoch_and_are_windows_of_the_images(protoc
 @pytest.mark.parametrize("method", ["px", "magnitude", "dense"])
 def test_a_run_keeps_its_zeros_and_a_dense_classifier(protocol, method, monkeypatch):
     seen = []
-    accuracy = lite0._accuracy
-    monkeypatch.setattr(lite0, "_accuracy", lambda model, *rest: seen.append(model) or accuracy(model, *rest))
+    accuracy = lite0.accuracy
+    monkeypatch.setattr(lite0, "accuracy", lambda model, *rest: seen.append(model) or accuracy(model, *rest))
     if method == "magnitude":  # trained for long enough to learn these classes
         protocol = replace(protocol, epochs=12, lr=0.05)
     row = lite0.run_case(lite0.Case(method, 0.0 if method == "dense" else 0.75, 0), protocol)
