@@ -5,7 +5,8 @@
 The network, its images and the fine-tuning are those of `benchmarks.lite0`. pathex removes channels by the scores of a
 method (``structure="channels"``, ``count="multiply_adds"``) in up to ten rounds, and compacts. torch-pruning 1.6, which
 has to be installed, goes in steps of half a per cent of the channels to the same number of multiply-adds: by the
-magnitude of groups, the same share of each layer, or by one threshold for their Taylor expansion on the same images. Of one seed all get the same classifier, images, windows and mirrorings.
+magnitude of groups, the same share of each layer, or by one threshold for their Taylor expansion on the same images. Of
+one seed all get the same classifier, images, windows and mirrorings.
 
 | column | meaning |
 |---|---|
