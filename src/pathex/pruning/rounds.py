@@ -14,7 +14,7 @@ from torch import nn
 from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.distributed import Group, processes_of
-from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import cost
 from pathex.masks import Mask, Selector, all_kept
 from pathex.paths import OnPaths, has_empty_units, roles
@@ -24,7 +24,6 @@ from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem
 
-COUNTS = ("weights", "multiply_adds")
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -167,8 +166,7 @@ def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[
 
 def _costs(problem: Problem, count: str, output: str | int | None) -> dict[str, int] | None:
     """Multiply-adds of an entry of each weight for one image, where these are counted."""
-    if count not in COUNTS:
-        raise UnknownName("count", count, COUNTS)
+    check_name("count", count, ("weights", "multiply_adds"))
     if count == "weights":
         return None
     products = cost(problem.graph(output)).products
