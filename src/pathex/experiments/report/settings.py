@@ -7,23 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.experiments.report.records import RunRecord
-from pathex.experiments.runs import PLACE, WITHOUT_EFFECT
+from pathex.experiments.runs import PLACE, WITHOUT_EFFECT, RunConfig
 
-EARLIER: Mapping[str, Any] = MappingProxyType(
-    {
-        "task": "auto",
-        "head_lr": None,
-        "accumulate": 1,
-        "freeze_batchnorm": False,
-        "loss": "auto",
-        "pruning_seed": None,
-        "count": "weights",
-        "sanity": "none",
-        "dynamic": "none",
-        "sync_batchnorm": False,
-    }
-)
-"""Settings that folders of earlier versions do not have, with the values that these folders stand for."""
+_ADDED = ("task", "head_lr", "accumulate", "freeze_batchnorm", "loss", "pruning_seed", "count", "sanity", "dynamic")
+EARLIER: Mapping[str, Any] = MappingProxyType({name: getattr(RunConfig, name) for name in (*_ADDED, "sync_batchnorm")})
+"""Settings that folders of earlier versions do not have, with the values that these folders stand for: the defaults."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
 _WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
