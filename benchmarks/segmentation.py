@@ -27,8 +27,8 @@ from benchmarks.measure import Table, arguments, command
 from pathex import scores
 from pathex.experiments.runs import RunConfig, check_config, finished_result, run_name
 from pathex.experiments.sweep import sweep
-from pathex.experiments.sweep.executors import share
 from pathex.experiments.sweep.local import LocalExecutor
+from pathex.experiments.sweep.work import share
 
 __all__ = ["DENSE", "configs", "main"]
 

@@ -17,7 +17,7 @@ import pathex
 from pathex.cli import main
 from pathex.masks import prunable_weights
 from pathex.scores import Problem
-from pathex.tasks import builders
+from pathex.tasks import task
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -60,7 +60,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.chdir(tmp_path)
     wrap(pathex.data, "load", load)
-    wrap(builders, "load", load)
+    wrap(task, "load", load)
     wrap(pathex.data, "pruning_set", lambda original, data, **kwargs: original(data, 1, kwargs["seed"]))
 
     def small_own(original, name, *args, **kwargs):

@@ -6,7 +6,8 @@ Each message names the culprit and, where there is a choice, the allowed values.
 import difflib
 import numbers
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ __all__ = [
     "UnknownName",
     "UnsupportedOperation",
     "check_integer",
+    "check_name",
     "import_callable",
     "listed",
     "reason",
+    "refusing",
 ]
 
 
@@ -92,6 +95,23 @@ def check_integer(what: str, value: Any, least: int = 1, most: int | None = None
     else:
         allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
     raise InvalidInput(f"{what} must be {allowed}, got {value!r}")
+
+
+def check_name(kind: str, name: Any, allowed: Collection[str]) -> None:
+    """Refuse a name that is not among the allowed ones (:class:`UnknownName`)."""
+    if name not in allowed:
+        raise UnknownName(kind, name, allowed)
+
+
+@contextmanager
+def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of some kinds, or of any, become :class:`InvalidInput`: the message with their `reason` for its ``{}``."""
+    refused = kinds or (Exception,)
+    try:
+        yield
+    except refused as error:
+        before, _, after = message.rpartition("{}")
+        raise InvalidInput(f"{before}{reason(error)}{after}") from error
 
 
 def reason(error: BaseException) -> str:

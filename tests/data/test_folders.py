@@ -9,7 +9,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms.v2 import functional as transforms
 
 from damage import spoil
-from pathex.data import ArraySplit, DecodedSplit, Split, imagenet, load
+from pathex.data import ArraySplit, DecodedSplit, Split, folders, load
 from pathex.errors import PathexWarning
 from refusals import refused
 from small_images import write_image
@@ -285,7 +285,7 @@ def test_tiny_is_downloaded_once(tmp_path, monkeypatch):
     with refused(r"cannot be downloaded .*; put tiny-imagenet-200.zip, or its folder"):
         load("tiny-imagenet", root=home)  # another checksum
     assert not (home / "tiny-imagenet-200").exists()
-    monkeypatch.setattr(imagenet, "_TINY_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(folders, "_TINY_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setenv("PATHEX_ROOT", str(home))
     first = load("tiny-imagenet")
     assert sorted(path.name for path in home.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]

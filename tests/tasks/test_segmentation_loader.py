@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from brute_force import segmentation as twin
 from pathex.data import SegmentationData
-from pathex.tasks.segmentation_loader import SegmentationLoader
+from pathex.tasks.segmentation import SegmentationLoader
 from pathex.train import cut_batches, share_of
 from refusals import refused
 from small_images import write_pairs

@@ -15,7 +15,7 @@ from pathex.distributed import ProcessFailed, launched
 from pathex.experiments.runs import RunConfig, run
 from pathex.masks import replacing
 from pathex.train import check_machine, fabric, load_checkpoint, save_checkpoint
-from pathex.train.fsdp import units
+from pathex.train.machine import units
 from refusals import refused
 from small_images import write_images
 from training_in_processes import work, work_and_fail

@@ -18,10 +18,6 @@ from pathex.scores import generator
 _SHUFFLE, _REDRAW, _FLIP = range(0x5A17, 0x5A1A)
 
 
-def _source(seed: int, kind: int, name: str) -> torch.Generator:
-    return generator(seed, kind, *name.encode())
-
-
 def shuffled(mask: Mask, seed: int) -> Mask:
     """Move the kept places of a mask at random within each layer.
 
@@ -36,7 +32,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
     """
     entries = {}
     for name, entry in mask.items():
-        order = torch.randperm(entry.numel(), generator=_source(seed, _SHUFFLE, name))
+        order = torch.randperm(entry.numel(), generator=generator(seed, _SHUFFLE, *name.encode()))
         entries[name] = entry.flatten()[order].view(entry.shape)
     return Mask(entries, mask.metadata)
 
@@ -64,7 +60,8 @@ def reinitialised(
     redrawn = {}
     for name, weight in _weights(model, names).items():
         values = weight.cpu().double()
-        noise = torch.randn(weight.shape, dtype=torch.float64, generator=_source(seed, _REDRAW, name))
+        source = generator(seed, _REDRAW, *name.encode())
+        noise = torch.randn(weight.shape, dtype=torch.float64, generator=source)
         redrawn[name] = (noise * values.std(correction=0) + values.mean()).to(weight)
     return redrawn
 
@@ -73,7 +70,7 @@ def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) 
     """The prunable weights of a model, or those named, by name, each with its sign flipped with probability 1/2."""
     flipped_weights = {}
     for name, weight in _weights(model, names).items():
-        flip = torch.rand(weight.shape, generator=_source(seed, _FLIP, name)) < 0.5
+        flip = torch.rand(weight.shape, generator=generator(seed, _FLIP, *name.encode())) < 0.5
         flipped_weights[name] = torch.where(flip.to(weight.device), -weight, weight)
     return flipped_weights
 

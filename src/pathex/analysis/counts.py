@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathex.errors import InvalidInput, MaskMismatch, UnknownName, UnsupportedOperation, check_integer
+from pathex.errors import InvalidInput, MaskMismatch, UnsupportedOperation, check_integer, check_name
 from pathex.graph import compute_dtype, cost, trace
 from pathex.masks import Mask, own_module
 from pathex.models import create, names, own
@@ -118,8 +118,7 @@ def matching_width(
         >>> matching_width("resnet20", parameters=5000)
         2
     """
-    if name not in names():
-        raise UnknownName("model with a width", name, names())
+    check_name("model with a width", name, names())
     if (parameters is None) == (multiply_adds is None):
         raise InvalidInput(f"parameters is {parameters!r}, multiply_adds is {multiply_adds!r}; allowed: one of the two")
     what, most = ("parameters", parameters) if multiply_adds is None else ("multiply_adds", multiply_adds)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 
-from pathex.cli import bench, demo, export, listings, masks, report, run, sweep
+from pathex.cli import experiments, listings, masks, networks
 from pathex.cli.parser import parse
 from pathex.errors import PathexError
 
@@ -13,14 +13,14 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = MappingProxyType(
     {
-        "demo": demo.COMMAND,
-        "run": run.COMMAND,
-        "sweep": sweep.COMMAND,
+        "demo": experiments.DEMO,
+        "run": experiments.RUN,
+        "sweep": experiments.SWEEP,
         "prune": masks.PRUNE,
         "convert": masks.CONVERT,
-        "report": report.COMMAND,
-        "bench": bench.COMMAND,
-        "export": export.COMMAND,
+        "report": experiments.REPORT,
+        "bench": networks.BENCH,
+        "export": networks.EXPORT,
         "methods": listings.METHODS,
         "models": listings.MODELS,
         "datasets": listings.DATASETS,

@@ -76,6 +76,6 @@ def _datasets(options: ListOptions) -> None:
 
 
 _NAME = ("name", "?", "Show this one only.")
-METHODS = Command("list the pruning methods, or tell of one", _methods, ListOptions, positional=_NAME)
-MODELS = Command("list the networks, or tell of one", _models, ListOptions, positional=_NAME)
-DATASETS = Command("list the data sets, or tell of one", _datasets, ListOptions, positional=_NAME)
+METHODS = Command("list the pruning methods, or tell of one", ListOptions, _methods, positional=_NAME)
+MODELS = Command("list the networks, or tell of one", ListOptions, _models, positional=_NAME)
+DATASETS = Command("list the data sets, or tell of one", ListOptions, _datasets, positional=_NAME)

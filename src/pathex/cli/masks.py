@@ -108,15 +108,15 @@ def _show(mask: "Mask") -> None:
 
 PRUNE = Command(
     "write the mask of one network",
-    _prune,
     PruneConfig,
+    _prune,
     "Prunes one network and writes its mask. With the same settings and seed, the mask is the one that pathex run "
     "trains.",
 )
 CONVERT = Command(
     "a mask file in another form",
-    _convert,
     ConvertOptions,
+    _convert,
     "Reads a mask file of any known form and writes it in another one; no bit changes.",
     positional=("file", "?", "The mask file, in any form that is known."),
 )

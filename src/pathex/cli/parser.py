@@ -11,13 +11,8 @@ from typing import Any, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pathex import __version__
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, UnknownName, check_name
 from pathex.experiments.runs import allowed_values
-
-
-@dataclass(frozen=True)
-class _NoOptions:
-    """Nothing to choose."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +21,16 @@ class Command:
 
     Attributes:
         purpose: What it does, in one line.
-        execute: Carries it out; returns the exit code, None for 0.
         options: A frozen dataclass whose fields, defaults and attribute docs are the options.
+        execute: Carries it out; returns the exit code, None for 0.
         description: What it does, in full; empty for ``purpose``.
         positional: The field that words without an option name belong to, how many (``?`` or ``*``), and its help.
         resumes: Whether the same command goes on after Ctrl-C.
     """
 
     purpose: str
+    options: type
     execute: Callable[[Any], int | None] = lambda _: None
-    options: type = _NoOptions
     description: str = ""
     positional: tuple[str, str, str] | None = None
     resumes: bool = False
@@ -49,14 +44,14 @@ class _Parser(ArgumentParser):
 def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, Any]:
     """Reads a command line; ``--help``, ``--version`` and ``--print_config`` end the process with 0."""
     if not words[0].startswith("-"):
-        if words[0] not in commands:
-            raise UnknownName("command", words[0], commands)
+        check_name("command", words[0], commands)
         words = [words[0], *(_underscored(word) for word in words[1:])]
         _check_names(words[1:], commands[words[0]].options)
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:
-        _check_values(words[1:], commands[words[0]].options if words[0] in commands else _NoOptions)
+        if words[0] in commands:
+            _check_values(words[1:], commands[words[0]].options)
         raise InvalidInput(" ".join(str(error).split())) from None
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}

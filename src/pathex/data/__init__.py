@@ -2,13 +2,10 @@
 
 from pathex.data.augmentation import AUGMENTATIONS, Augmentation, Draws, apply_each, augment
 from pathex.data.catalogue import describe, load, names, option_names
-from pathex.data.classes import choose_classes, task_splits
-from pathex.data.decoder import DecodedSplit
 from pathex.data.images import ImageData, upload
-from pathex.data.segmentation import SegmentationData, SegmentationSplit, segmentation_pruning_set
-from pathex.data.selection import PruningSet, pruning_set, validation_split
-from pathex.data.splits import ArraySplit, Split
-from pathex.data.window import IGNORED, Window
+from pathex.data.segmentation import IGNORED, SegmentationData, SegmentationSplit, Window, segmentation_pruning_set
+from pathex.data.selection import PruningSet, choose_classes, pruning_set, task_splits, validation_split
+from pathex.data.splits import ArraySplit, DecodedSplit, Split
 from pathex.data.workers import default_workers, read_ahead
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.data.images import upload
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, check_name
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")
 PADDING = 4
@@ -45,8 +45,7 @@ class Augmentation:
     @classmethod
     def of(cls, kind: str, options: Mapping[str, Any] | None = None) -> "Augmentation":
         """Check name and options; :class:`~pathex.errors.InvalidInput` if one is unknown or out of range."""
-        if kind not in AUGMENTATIONS:
-            raise UnknownName("augmentation", kind, AUGMENTATIONS)
+        check_name("augmentation", kind, AUGMENTATIONS)
         ranges = {"min_scale": (1e-4, 1), "max_ratio": (1, 100), "grayscale": (0, 1), "jitter": (0, 1), "hue": (0, 0.5)}
         for name, value in (options or {}).items():
             if kind != "resized-crop" or name not in ranges:

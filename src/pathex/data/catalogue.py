@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pathex.data import archives, builtin, folders, hub, imagenet, voc
+from pathex.data import archives, folders, hub, voc
 from pathex.data.images import ImageData
 from pathex.data.source import FINISHING, Source, finish
 from pathex.errors import InvalidInput, UnknownName
@@ -37,12 +37,12 @@ _HUB = (
 )
 DATASETS: Mapping[str, Entry] = MappingProxyType(
     {
-        "fashion-mini": Entry(builtin.load_fashion_mini, _CLOTHES),
-        "cifar10": Entry(builtin.load_cifar10, "10 classes, 50,000 + 10,000 colour images of 32 pixels (download)"),
-        "cifar100": Entry(builtin.load_cifar100, "100 classes, 50,000 + 10,000 colour images of 32 pixels (download)"),
-        "imagenet": Entry(imagenet.load_imagenet, _IMAGENET),
+        "fashion-mini": Entry(archives.load_fashion_mini, _CLOTHES),
+        "cifar10": Entry(archives.load_cifar10, "10 classes, 50,000 + 10,000 colour images of 32 pixels (download)"),
+        "cifar100": Entry(archives.load_cifar100, "100 classes, 50,000 + 10,000 colour images of 32 pixels (download)"),
+        "imagenet": Entry(folders.load_imagenet, _IMAGENET),
         "tiny-imagenet": Entry(
-            imagenet.load_tiny_imagenet, "200 classes, 100,000 + 10,000 colour images of 64 pixels (download)"
+            folders.load_tiny_imagenet, "200 classes, 100,000 + 10,000 colour images of 64 pixels (download)"
         ),
         "voc2012": Entry(voc.load_voc, _VOC),
         "npz": Entry(archives.load_npz, _NPZ, "PATH"),
@@ -85,8 +85,13 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
     for option in options:
         if option not in known:
             raise InvalidInput(f"unknown option {option!r} of data {name!r}. Known: {', '.join(known)}")
-    found: Any = entry.load(*([path] if colon else []), **{key: options.pop(key) for key in own if key in options})
-    data: ImageData = finish(found, **options) if isinstance(found, Source) else found
+    try:
+        found: Any = entry.load(*([path] if colon else []), **{key: options.pop(key) for key in own if key in options})
+        data: ImageData = finish(found, **options) if isinstance(found, Source) else found
+    except InvalidInput as error:
+        if f"data {name!r}" in str(error):  # as of an option
+            raise
+        raise InvalidInput(f"data {name!r}: {error}") from error
     return data
 
 

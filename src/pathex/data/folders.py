@@ -1,13 +1,25 @@
-"""Images in folders, one folder for each class."""
+"""Images in folders, one folder for each class; ImageNet and Tiny-ImageNet, from their original layouts."""
 
+import tempfile
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pathex.data.decoder import DecodedSplit, Files, with_sides
-from pathex.data.source import IN_MEMORY, Source
-from pathex.errors import InvalidInput, check_integer
+from pathex.data.source import IMAGENET, IN_MEMORY, Source, downloading, home
+from pathex.data.splits import DecodedSplit, Files, with_sides
+from pathex.errors import InvalidInput, PathexWarning, check_integer
+
+_AUGMENT = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
+_PUBLISHED = {"train": 1_281_167, "val": 50_000}
+_TINY = "tiny-imagenet-200"
+_TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_TINY_SIZE = 64
+_TINY_AUGMENT = {"min_scale": 0.1, "max_ratio": 1.25}
+_TINY_CLASS = {"train": 500, "val": 50}
 
 
 def load_folder(
@@ -22,50 +34,160 @@ def load_folder(
     name = f"imagefolder:{path}"
     root = Path(path).expanduser()
     if not (root / "train").is_dir():
-        raise InvalidInput(f"data {name!r}: no folder 'train' there. Needed: train/CLASS/* and test/CLASS/* (or val)")
+        raise InvalidInput("no folder 'train' there. Needed: train/CLASS/* and test/CLASS/* (or val)")
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test_root is None:
-        raise InvalidInput(f"data {name!r}: neither folder 'test' nor 'val' there")
+        raise InvalidInput("neither folder 'test' nor 'val' there")
     check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
-    classes = class_folders(root / "train", name)
-    train, test = list_images(root / "train", classes, name), list_images(test_root, classes, name)
-    check_filled(train, classes, root / "train", name)
+    classes = class_folders(root / "train")
+    train, test = list_images(root / "train", classes), list_images(test_root, classes)
+    check_filled(train, classes, root / "train")
     train, test = with_sides(name, (train, test), image_size=image_size, resize=resize)
     return Source(name, train, test, classes, in_memory=in_memory, verify=verify)
 
 
-def class_folders(folder: Path, name: str) -> tuple[str, ...]:
-    """Names of the classes of a folder of data set ``name`` in alphabetical order."""
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the classes of a folder in alphabetical order."""
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not classes:
-        raise InvalidInput(f"data {name!r}: no folder of a class below {str(folder)!r}. Needed: CLASS/*")
+        raise InvalidInput(f"no folder of a class below {str(folder)!r}. Needed: CLASS/*")
     return classes
 
 
-def list_images(folder: Path, classes: Sequence[str], name: str) -> DecodedSplit:
+def list_images(folder: Path, classes: Sequence[str]) -> DecodedSplit:
     """The images below the folders of the classes, in order of class and path; their sizes are still to be set."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     numbers = {label: number for number, label in enumerate(classes)}
     unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in numbers)
     if unknown:
-        what = f"class {unknown[0]!r} of {folder.name!r} is no class of 'train' ({len(unknown)} such classes)"
-        raise InvalidInput(f"data {name!r}: {what}")
+        count = f"{len(unknown)} such classes"
+        raise InvalidInput(f"class {unknown[0]!r} of {folder.name!r} is no class of 'train' ({count})")
     found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True)
     if not found:
-        raise InvalidInput(f"data {name!r}: no images below {folder.name!r} ({' '.join(IMG_EXTENSIONS)})")
+        raise InvalidInput(f"no images below {folder.name!r} ({' '.join(IMG_EXTENSIONS)})")
     return files_split(found)
 
 
-def check_filled(split: DecodedSplit, classes: Sequence[str], place: Path, name: str) -> None:
+def check_filled(split: DecodedSplit, classes: Sequence[str], place: Path) -> None:
     """Refuse a split, listed at a place, that shows nothing of a class."""
     empty = (split.labels.bincount(minlength=len(classes)) == 0).nonzero().flatten().tolist()
     if empty:
         count = f"{len(empty)} of {len(classes)} classes have none"
-        raise InvalidInput(f"data {name!r}: class {classes[empty[0]]!r} has no image in {str(place)!r}; {count}")
+        raise InvalidInput(f"class {classes[empty[0]]!r} has no image in {str(place)!r}; {count}")
 
 
 def files_split(found: Sequence[tuple[str, int]]) -> DecodedSplit:
     """A split of files with their classes."""
     labels = torch.tensor([label for _, label in found], dtype=torch.int64)
     return DecodedSplit(labels, Files(tuple(file for file, _ in found)), torch.arange(len(found)))
+
+
+def imagenet_source(source: Source) -> Source:
+    """A data set with the normalisation and the augmentation of ImageNet, decoded when it is needed."""
+    mean, std = IMAGENET
+    return replace(source, mean=mean, std=std, augment="resized-crop", augment_options=_AUGMENT, in_memory=0)
+
+
+def load_imagenet(
+    *, root: str | Path | None = None, image_size: int | None = None, resize: int | None = None, verify: bool = False
+) -> Source:
+    """Load ``imagenet`` from ``train/WNID`` and ``val/WNID`` of ``root``, or of ``imagenet`` in it."""
+    base = home(root)
+    folder = next((place for place in (base, base / "imagenet") if (place / "train").is_dir()), None)
+    if folder is None:
+        raise InvalidInput(
+            f"no folder 'train' in {str(base)!r} or {str(base / 'imagenet')!r}. It is not downloaded:"
+            " register at https://image-net.org/download.php, unpack ILSVRC2012 into train/WNID/* and val/WNID/*, and"
+            " name that folder by the option root or the environment variable PATHEX_ROOT"
+        )
+    if not (folder / "val").is_dir():
+        raise InvalidInput(f"no folder 'val' in {str(folder)!r}. Needed: val/WNID/*")
+    classes = class_folders(folder / "train")
+    splits = {part: _every_class(folder / part, classes) for part in ("train", "val")}
+    if found := [f"{len(split):,} {part} images" for part, split in splits.items() if len(split) < _PUBLISHED[part]]:
+        _warn_subset("imagenet", found, "1,281,167 train and 50,000 val images of 1,000 classes", folder)
+    train, val = with_sides("imagenet", [*splits.values()], image_size=image_size, resize=resize, imagenet=True)
+    return imagenet_source(Source("imagenet", train, val, classes, verify=verify))
+
+
+def load_tiny_imagenet(*, root: str | Path | None = None) -> Source:
+    """Load ``tiny-imagenet`` from its original layout in ``root`` into memory; it is downloaded once."""
+    name = "tiny-imagenet"
+    folder = _tiny_folder(home(root))
+    classes = tuple(sorted(set((folder / "wnids.txt").read_text(encoding="utf-8").split())))
+    if not classes:
+        raise InvalidInput(f"{str(folder / 'wnids.txt')!r} is empty")
+    for part in ("train", "val/images"):
+        if not (folder / part).is_dir():
+            raise InvalidInput(f"no folder {part!r} in {str(folder)!r}")
+    splits = {"train": _every_class(folder / "train", classes), "val": _annotated(folder / "val", classes)}
+    least = {part: int(split.labels.bincount(minlength=len(classes)).min()) for part, split in splits.items()}
+    if few := [f"down to {least[part]} {part} images in a class" for part in least if least[part] < _TINY_CLASS[part]]:
+        _warn_subset(name, few, "500 train and 50 val images in each", folder)
+    train, val = with_sides(name, [*splits.values()], image_size=_TINY_SIZE, resize=None)
+    return Source(name, train, val, classes, augment="resized-crop", augment_options=_TINY_AUGMENT, in_memory=2**63)
+
+
+def _tiny_folder(base: Path) -> Path:
+    places = (base, base / _TINY)
+    for place in places:
+        if (place / "wnids.txt").is_file():
+            return place
+    there = next((place for place in places if (place / "val" / "val_annotations.txt").is_file()), None)
+    if there is not None or (base / _TINY).is_dir():
+        raise InvalidInput(f"no file 'wnids.txt' in {str(there or base / _TINY)!r}")
+    from torchvision.datasets.utils import download_url, extract_archive
+
+    remedy = f"put {_TINY}.zip, or its folder {_TINY}, into {str(base)!r}"
+    with downloading(base, remedy):
+        download_url(_TINY_URL, str(base), f"{_TINY}.zip", _TINY_MD5)
+        # Unpacked elsewhere first: what is interrupted must not look like the whole.
+        with tempfile.TemporaryDirectory(prefix=f".{_TINY}-", dir=base) as temporary:
+            extract_archive(str(base / f"{_TINY}.zip"), temporary)
+            (Path(temporary) / _TINY).rename(base / _TINY)
+    return base / _TINY
+
+
+def _every_class(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
+    absent = [label for label in classes if not (folder / label).is_dir()]
+    if absent:
+        count = f"{len(absent)} of {len(classes)} classes are missing there"
+        raise InvalidInput(f"no folder {absent[0]!r} in {str(folder)!r}; {count}")
+    split = list_images(folder, classes)
+    check_filled(split, classes, folder)
+    return split
+
+
+def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
+    """The validation images of Tiny-ImageNet, whose classes are in a table."""
+    file = folder / "val_annotations.txt"
+    if not file.is_file():
+        raise InvalidInput(f"no file 'val_annotations.txt' in {str(folder)!r}")
+    labels: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        image, _, rest = line.partition("\t")
+        label = rest.partition("\t")[0]
+        if label not in classes or image in labels:
+            raise InvalidInput(f"line {number} of {str(file)!r} is no new image with a class: {line!r}")
+        labels[image] = classes.index(label)
+    there = {path.name for path in (folder / "images").iterdir() if path.suffix.lower() in {".jpeg", ".jpg"}}
+    absent, unnamed = sorted(labels.keys() - there), sorted(there - labels.keys())
+    for what, images in (("is missing", absent), ("has no line in val_annotations.txt", unnamed)):
+        if images:
+            first = str(folder / "images" / images[0])
+            raise InvalidInput(f"image {first!r} {what}; {len(images)} such images")
+    order = sorted(labels, key=lambda image: (labels[image], image))
+    split = files_split([(str(folder / "images" / image), labels[image]) for image in order])
+    check_filled(split, classes, file)
+    return split
+
+
+def _warn_subset(name: str, found: list[str], published: str, folder: Path) -> None:
+    # Called by a loader, which load() calls: the warning belongs to the line that calls load().
+    warnings.warn(
+        f"data {name!r} in {str(folder)!r} is a part of the published images: {', '.join(found)};"
+        f" published: {published}",
+        PathexWarning,
+        stacklevel=4,
+    )

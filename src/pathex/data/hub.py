@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data.decoder import DecodedSplit, Table, with_sides
-from pathex.data.imagenet import imagenet_source
+from pathex.data.folders import imagenet_source
 from pathex.data.source import IN_MEMORY, Source
-from pathex.errors import InvalidInput, check_integer, reason
+from pathex.data.splits import DecodedSplit, Table, with_sides
+from pathex.errors import InvalidInput, check_integer, refusing
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 # Usual names of the column that an option names, the type that tells it, and what is said about another.
@@ -41,14 +41,14 @@ def load_hub(
     """Load ``hf:NAME``; what has ``imagenet`` in its name (and not ``tiny``) is treated like ``imagenet``."""
     name = f"hf:{path}"
     check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
-    tables = _load(name, path, config, root)
+    tables = _load(path, config, root)
     if train_split not in tables:
-        raise InvalidInput(f"data {name!r}: no split {train_split!r}. There: {', '.join(tables)}")
-    image = _column(name, tables[train_split], "image_column", image_column)
-    label = _column(name, tables[train_split], "label_column", label_column)
-    test_split = _test_split(name, tables, train_split, test_split, label)
-    names, train_labels = _numbered(tables[train_split], label, name, train_split)
-    _, test_labels = _numbered(tables[test_split], label, name, test_split, names)
+        raise InvalidInput(f"no split {train_split!r}. There: {', '.join(tables)}")
+    image = _column(tables[train_split], "image_column", image_column)
+    label = _column(tables[train_split], "label_column", label_column)
+    test_split = _test_split(tables, train_split, test_split, label)
+    names, train_labels = _numbered(tables[train_split], label, train_split)
+    _, test_labels = _numbered(tables[test_split], label, test_split, names)
     splits = [
         _split(tables[part], labels, image, f"{name} ({part})")
         for part, labels in ((train_split, train_labels), (test_split, test_labels))
@@ -60,27 +60,24 @@ def load_hub(
     return imagenet_source(source) if like_imagenet else source
 
 
-def _load(name: str, path: str, config: str | None, root: str | Path | None) -> dict[str, Any]:
+def _load(path: str, config: str | None, root: str | Path | None) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise InvalidInput(f"data {name!r} needs the extra 'hf': pip install 'pathex[hf]'") from error
+        raise InvalidInput("needs the extra 'hf': pip install 'pathex[hf]'") from error
     local = Path(path).expanduser()
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(
-            str(local) if local.exists() else path, config, cache_dir=None if root is None else str(root)
-        )
-    except Exception as error:  # the library passes on errors of its many readers
-        raise InvalidInput(f"data {name!r} cannot be loaded ({reason(error)})") from error
+        with refusing("cannot be loaded ({})"):  # the library passes on errors of its many readers
+            place = str(local) if local.exists() else path
+            return dict(datasets.load_dataset(place, config, cache_dir=None if root is None else str(root)))
     finally:
         if not quiet:
             datasets.enable_progress_bars()
-    return dict(loaded)
 
 
-def _column(name: str, table: Any, option: str, wanted: str | None) -> str:
+def _column(table: Any, option: str, wanted: str | None) -> str:
     """The column of the images or of the classes: the wanted one, or what types and usual names tell."""
     import datasets
 
@@ -91,24 +88,22 @@ def _column(name: str, table: Any, option: str, wanted: str | None) -> str:
         plain = [column for column, feature in table.features.items() if isinstance(feature, datasets.Value)]
         fitting = [*certain, *(column for column in plain if re.search("string|int", table.features[column].dtype))]
     if wanted is not None and wanted not in fitting:
-        raise InvalidInput(
-            f"option {option!r} of data {name!r}: {wanted!r} {what}. Known: {', '.join(fitting) or 'none'}"
-        )
+        raise InvalidInput(f"option {option!r}: {wanted!r} {what}. Known: {', '.join(fitting) or 'none'}")
     found = [wanted] if wanted is not None else [column for column in usual if column in fitting] or certain
     if (len(found) > 1 and found[0] not in usual) or not found:
-        raise InvalidInput(f"data {name!r}: give option {option!r}; the columns are {', '.join(table.features)}")
+        raise InvalidInput(f"give option {option!r}; the columns are {', '.join(table.features)}")
     return found[0]
 
 
-def _test_split(name: str, tables: dict[str, Any], train: str, wanted: str | None, label: str) -> str:
+def _test_split(tables: dict[str, Any], train: str, wanted: str | None, label: str) -> str:
     candidates = [part for part in _TEST_SPLITS if part in tables] if wanted is None else [wanted]
     if not candidates or candidates[0] not in tables:
         sought = wanted or " or ".join(_TEST_SPLITS)
-        raise InvalidInput(f"data {name!r}: no split {sought} to test on. There: {', '.join(tables)}")
+        raise InvalidInput(f"no split {sought} to test on. There: {', '.join(tables)}")
     # Published test splits often carry -1 in place of each label.
     chosen = next((part for part in candidates if _labelled(tables[part], label)), candidates[0])
     if chosen == train:
-        raise InvalidInput(f"data {name!r}: {chosen!r} cannot be both training and test split")
+        raise InvalidInput(f"{chosen!r} cannot be both training and test split")
     return chosen
 
 
@@ -122,16 +117,16 @@ def _values(table: Any, column: str) -> Any:
 
 
 def _numbered(
-    table: Any, column: str, name: str, part: str, names: tuple[str, ...] | None = None
+    table: Any, column: str, part: str, names: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Tensor]:
     """The names of the classes (those of ``names`` where given) and the class of each row."""
     if column not in table.features:
-        raise InvalidInput(f"data {name!r}: no column {column!r} in split {part!r}")
+        raise InvalidInput(f"no column {column!r} in split {part!r}")
     values = _values(table, column)
     if not len(values):
-        raise InvalidInput(f"data {name!r}: split {part!r} is empty")
+        raise InvalidInput(f"split {part!r} is empty")
     if names is None:
-        names = tuple(getattr(table.features[column], "names", None) or _names(values, name, column))
+        names = tuple(getattr(table.features[column], "names", None) or _names(values, column))
     if values.dtype.kind in "iu":
         numbers = torch.from_numpy(values.astype(np.int64))
     else:
@@ -139,23 +134,18 @@ def _numbered(
         numbers = torch.tensor([known.get(str(value), -1) for value in values])
     wrong = ((numbers < 0) | (numbers >= len(names))).nonzero().flatten()
     if len(wrong):
-        first = values[int(wrong[0])]
-        raise InvalidInput(
-            f"data {name!r}: column {column!r} of split {part!r} holds {first!r}, which is none of its {len(names)}"
-            f" classes, in {len(wrong)} rows"
-        )
+        what = f"{values[int(wrong[0])]!r}, which is none of its {len(names)} classes, in {len(wrong)} rows"
+        raise InvalidInput(f"column {column!r} of split {part!r} holds {what}")
     return names, numbers
 
 
-def _names(values: Any, name: str, column: str) -> Sequence[str]:
+def _names(values: Any, column: str) -> Sequence[str]:
     if values.dtype.kind not in "iu":
         return sorted({str(value) for value in values})
     used = np.unique(values)
     if int(used[0]) != 0 or int(used[-1]) != len(used) - 1:
-        raise InvalidInput(
-            f"data {name!r}: column {column!r} must number the classes from 0 without gaps, got {len(used)} numbers in"
-            f" {int(used[0])}..{int(used[-1])}"
-        )
+        found = f"{len(used)} numbers in {int(used[0])}..{int(used[-1])}"
+        raise InvalidInput(f"column {column!r} must number the classes from 0 without gaps, got {found}")
     return [str(number) for number in used.tolist()]
 
 
@@ -163,6 +153,6 @@ def _split(table: Any, labels: Tensor, column: str, place: str) -> DecodedSplit:
     import datasets
 
     if column not in table.features:
-        raise InvalidInput(f"data {place!r}: no column {column!r}")
+        raise InvalidInput(f"no column {column!r} in {place!r}")
     encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return DecodedSplit(labels, Table(encoded, column, place), torch.arange(len(labels)))

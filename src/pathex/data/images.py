@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathex.data.decoder import DecodedSplit
-from pathex.data.splits import Split
+from pathex.data.splits import DecodedSplit, Split
 from pathex.data.workers import chunks, read_ahead
 
 _CHUNK = 1024

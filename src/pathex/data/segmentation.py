@@ -1,7 +1,7 @@
 """Images with label maps: what segments, and which of them scores see."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,86 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.data.decoder import to_rgb
 from pathex.data.images import normalise
 from pathex.data.selection import PruningSet, content_hash, seeded
-from pathex.data.window import IGNORED, Sample, Window
+from pathex.data.splits import to_rgb
 from pathex.data.workers import chunks, problems, read_ahead
 from pathex.errors import InvalidInput, PathexWarning, check_integer, reason
 
+IGNORED = 255
+"""Label of pixels that belong to no class: borders between objects, and padding."""
+
+Sample = tuple[Tensor, Tensor]
+"""An image, uint8 (3, H, W), and its label map, uint8 (H, W)."""
+
 _CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square window of an image and its labels; what lies outside the image is labelled :data:`IGNORED`.
+
+    Each method takes an image (3, H, W) and labels (H, W), and returns (3, side, side) and (side, side).
+
+    Attributes:
+        crop: Side of the window, in pixels.
+        side: Side of what is returned: networks that need multiples of a number get the window with padding on its
+            right and below.
+        colour: What images are padded with, for each channel.
+    """
+
+    crop: int
+    side: int
+    colour: tuple[int, ...]
+
+    def centre(self, sample: Sample) -> Sample:
+        """The window in the middle."""
+        from torchvision.transforms import v2
+
+        height, width = sample[1].shape
+        rows, columns = max(0, self.crop - height), max(0, self.crop - width)
+        padded = v2.Pad([columns, rows, columns, rows], fill=self._fill())(*_typed(sample))
+        top, left = ((length - self.crop) // 2 for length in padded[1].shape)
+        return self._padded(*(v2.functional.crop(part, top, left, self.crop, self.crop) for part in padded))
+
+    def fitted(self, sample: Sample) -> Sample:
+        """The middle of the image after its short side is brought to that of the window."""
+        return self.centre(_scaled(sample, self.crop / min(sample[1].shape)))
+
+    def random(self, sample: Sample, scales: tuple[float, float]) -> Sample:
+        """Image scaled by a factor in ``scales``, a window at any place, maybe mirrored: by the global generator."""
+        from torchvision.transforms import v2
+
+        crop = v2.RandomCrop(self.crop, pad_if_needed=True, fill=self._fill())
+        scaled = _scaled(sample, float(torch.empty(()).uniform_(*scales)))
+        return self._padded(*v2.RandomHorizontalFlip()(*crop(*_typed(scaled))))
+
+    def _padded(self, *sample: Tensor) -> Sample:
+        from torchvision.transforms import v2
+
+        margin = self.side - self.crop
+        image, labels = v2.Pad([0, 0, margin, margin], fill=self._fill())(*sample)
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+
+    def _fill(self) -> Mapping[Any, Any]:
+        from torchvision import tv_tensors
+
+        return {tv_tensors.Image: list(self.colour), tv_tensors.Mask: IGNORED}
+
+
+def _typed(sample: Sample) -> tuple[Any, Any]:
+    """The sample as torchvision's transforms tell images and label maps apart."""
+    from torchvision import tv_tensors
+
+    return tv_tensors.Image(sample[0]), tv_tensors.Mask(sample[1])
+
+
+def _scaled(sample: Sample, factor: float) -> Sample:
+    from torchvision.transforms.v2 import functional as transforms
+
+    size = [max(1, round(length * factor)) for length in sample[1].shape]
+    image, labels = (transforms.resize(part, size, antialias=True) for part in _typed(sample))
+    return image, labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +191,12 @@ class SegmentationData:
         return Window(crop, crop if side is None else side, tuple((self.mean * 255).round().int().tolist()))
 
 
-def check_samples(split: SegmentationSplit, name: str, *, decode: bool) -> None:
-    """Look at every file of a split of data set ``name``: decode it, or read its header only."""
+def check_samples(split: SegmentationSplit, *, decode: bool) -> None:
+    """Look at every file of a split: decode it, or read its header only."""
     found = problems(split.sample if decode else partial(_compare_headers, split), len(split))
     if found:
         more = f" (and {len(found) - 1} more of {len(split)} pairs cannot be used)" if len(found) > 1 else ""
-        raise InvalidInput(f"data {name!r}: {found[0]}{more}")
+        raise InvalidInput(f"{found[0]}{more}")
 
 
 def choose_images(present: Tensor, wanted: int, generator: torch.Generator) -> list[int]:

@@ -1,18 +1,20 @@
-"""From what a loader found to a data set: classes chosen, images checked, statistics taken."""
+"""From what a loader found or downloaded to a data set: classes chosen, images checked, statistics taken."""
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.data.classes import choose_classes
-from pathex.data.decoder import DecodedSplit, decoded, faults
 from pathex.data.images import ImageData, channel_statistics
-from pathex.data.splits import ArraySplit
-from pathex.errors import InvalidInput, check_integer
+from pathex.data.selection import choose_classes
+from pathex.data.splits import ArraySplit, DecodedSplit, decoded, faults
+from pathex.errors import InvalidInput, check_integer, refusing
 
 FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
 """Options of every data set."""
@@ -50,10 +52,7 @@ def finish(
     name = source.name
     if image_size is not None:
         check_integer(f"option 'image_size' of data {name!r}", image_size)
-    try:
-        numbers = choose_classes(source.classes, **choice)
-    except InvalidInput as error:
-        raise InvalidInput(f"data {name!r}: {error}") from error
+    numbers = choose_classes(source.classes, **choice)
     if numbers != list(range(len(source.classes))):
         source = _restricted(source, numbers)
     source = _checked(source)
@@ -97,7 +96,7 @@ def _restricted(source: Source, numbers: Sequence[int]) -> Source:
         labels = new[split.labels]
         rows = (labels >= 0).nonzero().flatten()
         if not len(rows):
-            raise InvalidInput(f"data {source.name!r}: the chosen classes have no {part} images")
+            raise InvalidInput(f"the chosen classes have no {part} images")
         parts[part] = split.subset(rows, labels[rows])
     return replace(source, classes=tuple(source.classes[number] for number in numbers), **parts)
 
@@ -114,5 +113,25 @@ def _checked(source: Source) -> Source:
     else:
         bad = faults(train, verify=source.verify) + faults(test, verify=source.verify)
     if bad:
-        raise InvalidInput(f"data {source.name!r}: {bad[0]}; {len(bad)} of {images} images cannot be read")
+        raise InvalidInput(f"{bad[0]}; {len(bad)} of {images} images cannot be read")
     return source
+
+
+def home(root: str | Path | None) -> Path:
+    """The folder of downloads: ``root``, else the environment variable ``PATHEX_ROOT``, else ``~/.cache/pathex``."""
+    return Path(root or os.environ.get("PATHEX_ROOT") or Path.home() / ".cache" / "pathex").expanduser()
+
+
+@contextmanager
+def downloading(base: Path, remedy: str) -> Iterator[None]:
+    """A download into a folder; one that fails leaves no empty folder and says the remedy."""
+    missing = [folder for folder in (base, *base.parents) if not folder.exists()]
+    try:
+        with refusing(f"cannot be downloaded ({{}}); {remedy}", OSError, RuntimeError):
+            base.mkdir(parents=True, exist_ok=True)
+            yield
+    finally:
+        # Innermost first; one that holds anything ends it.
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()

@@ -4,9 +4,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from pathex.data.downloads import downloading, home
 from pathex.data.segmentation import SegmentationData, SegmentationSplit, check_samples
-from pathex.data.source import IMAGENET, channel_numbers
+from pathex.data.source import IMAGENET, channel_numbers, downloading, home
 from pathex.errors import InvalidInput, PathexWarning, check_integer
 
 _NAME = "voc2012"
@@ -40,9 +39,9 @@ def load_voc(
     train, val = (_split(folder, part, image_size) for part in ("train", "val"))
     shared = sorted(set(train.image_files) & set(val.image_files))
     if shared:
-        raise InvalidInput(f"data {_NAME!r}: {Path(shared[0]).stem!r} is in both lists, train.txt and val.txt")
+        raise InvalidInput(f"{Path(shared[0]).stem!r} is in both lists, train.txt and val.txt")
     for split in (train, val):
-        check_samples(split, _NAME, decode=verify)
+        check_samples(split, decode=verify)
     if (len(train), len(val)) != _PUBLISHED:
         found, published = f"{len(train)} + {len(val)}", f"{_PUBLISHED[0]} + {_PUBLISHED[1]}"
         warnings.warn(f"data {_NAME!r}: {found} images, published {published}", PathexWarning, stacklevel=2)
@@ -61,7 +60,7 @@ def _folder(base: Path) -> Path:
             f"there is no folder {str(_FOLDER)!r} in {str(base)!r}: put VOCtrainval_11-May-2012.tar or what it holds"
             " there, or name another folder with root="
         )
-        with downloading(_NAME, base, remedy):
+        with downloading(base, remedy):
             VOCSegmentation(base, year="2012", image_set="train", download=True)
     return base / _FOLDER
 
@@ -71,9 +70,9 @@ def _split(folder: Path, part: str, image_size: int | None) -> SegmentationSplit
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"data {_NAME!r}: the list {str(path)!r} cannot be read ({type(error).__name__})") from error
+        raise InvalidInput(f"the list {str(path)!r} cannot be read ({type(error).__name__})") from error
     if not lines or not all(lines) or len(set(lines)) < len(lines):
-        raise InvalidInput(f"data {_NAME!r}: the list {str(path)!r} is empty, or has a line that is empty or twice")
+        raise InvalidInput(f"the list {str(path)!r} is empty, or has a line that is empty or twice")
     images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)
     labels = tuple(str(folder / "SegmentationClass" / f"{line}.png") for line in lines)
     return SegmentationSplit(images, labels, len(_CLASSES), image_size)

@@ -1,8 +1,7 @@
 """Processes: those that this one starts, those that work on one training, and those that score together."""
 
-from pathex.distributed.children import Child, stop
+from pathex.distributed.children import Child, ProcessFailed, is_first_process, launched, stop
 from pathex.distributed.collectives import ALONE, Group, Processes, in_one_piece, is_sharded, like, processes_of
-from pathex.distributed.launcher import ProcessFailed, is_first_process, launched
 
 __all__ = [
     "ALONE",

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, UnknownName, reason
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_name, refusing
 from pathex.masks import codes, formats
 from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
@@ -122,14 +122,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     path = Path(path)
     if path.suffix not in ENDINGS:
         raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(ENDINGS)}")
-    try:
-        with replacing(path) as temporary:
-            if path.suffix == _SAFETENSORS:
-                temporary.write_bytes(_safetensors(tensors))
-            else:
-                torch.save(dict(tensors), temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
-        raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
+    # torch reports a missing folder as a RuntimeError.
+    with refusing(f"cannot write {str(path)!r}: {{}}", OSError, RuntimeError), replacing(path) as temporary:
+        if path.suffix == _SAFETENSORS:
+            temporary.write_bytes(_safetensors(tensors))
+        else:
+            torch.save(dict(tensors), temporary)
 
 
 def bytes_on_disk(weights: formats.Weights, mask: Mask | None = None) -> int:
@@ -145,8 +143,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 def check_format(form: str, path: str | os.PathLike[str]) -> None:
     """Refuse an unknown form (`UnknownName`), and a file whose ending the form does not allow."""
-    if form not in FORMATS:
-        raise UnknownName("mask format", form, FORMATS)
+    check_name("mask format", form, FORMATS)
     endings = (_SAFETENSORS,) if form == "pathex" else ENDINGS
     if Path(path).suffix not in endings:
         raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(endings)}")

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex import __version__
-from pathex.errors import InvalidInput, MaskMismatch, listed
+from pathex.errors import MaskMismatch, listed, refusing
 from pathex.masks.tensors import replacing
 
 _SCHEMA = 1
@@ -159,15 +159,10 @@ class Mask(Mapping[str, Tensor]):
             "shapes": {name: list(entry.shape) for name, entry in self.items()},
             "metadata": {**self.metadata, **metadata},
         }
-        try:
+        with refusing("the metadata of a mask must be JSON-serialisable: {}", TypeError):
             text = json.dumps(header)
-        except TypeError as error:
-            raise InvalidInput(f"the metadata of a mask must be JSON-serialisable: {error}") from error
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(save(bits, {"pathex_mask": text}))
-        except OSError as error:
-            raise InvalidInput(f"cannot write the mask file {path}: {error.strerror}") from error
+        with refusing(f"cannot write the mask file {path}: {{}}", OSError), replacing(path) as temporary:
+            temporary.write_bytes(save(bits, {"pathex_mask": text}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":

@@ -3,10 +3,8 @@
 from pathex.models.catalogue import create, describe, is_foreign, names, own, prefixes
 from pathex.models.heads import head_parameters
 from pathex.models.libraries import from_factory
+from pathex.models.networks import CifarResNet, CifarVGG, TinyResNet
 from pathex.models.normalisation import expected_normalisation
-from pathex.models.resnet import CifarResNet
-from pathex.models.resnet_tiny import TinyResNet
-from pathex.models.vgg import CifarVGG
 from pathex.models.weights import WeightsReport, load_weights
 
 __all__ = [

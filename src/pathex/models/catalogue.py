@@ -9,13 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from pathex.errors import InvalidInput, UnknownName, check_integer
-from pathex.models.libraries import LIBRARIES, imported
-from pathex.models.resnet import CifarResNet
-from pathex.models.resnet_tiny import TinyResNet
-from pathex.models.sources import is_file
-from pathex.models.vgg import CifarVGG
-from pathex.models.weights import load_weights
+from pathex.errors import InvalidInput, UnknownName, check_integer, check_name, import_callable
+from pathex.models.libraries import LIBRARIES, from_factory, with_file
+from pathex.models.networks import CifarResNet, CifarVGG, TinyResNet
+from pathex.models.weights import is_file
 
 _RESNET = "CIFAR ResNet-{}, 3x3 stem, stages of 16, 32, 64 channels (options width=16, shortcut=conv|pad)"
 _TINY = "ResNet-{} for images of 64 pixels, 3x3 stem of stride 1, no max pool (option width=64)"
@@ -45,8 +42,10 @@ def create(
         **options: Options of this network, such as ``width``.
 
     Returns:
-        The network, on the CPU, in training mode. A name, an option or weights that cannot be used raise
-        `pathex.errors.InvalidInput`.
+        The network, on the CPU, in training mode.
+
+    Raises:
+        InvalidInput: If a name, an option or weights cannot be used.
 
     Example:
         >>> model = create("resnet20", num_classes=10, in_channels=1, width=4)
@@ -59,24 +58,18 @@ def create(
     prefix, colon, rest = name.partition(":")
     if colon and prefix in LIBRARIES:
         return LIBRARIES[prefix][0](rest, num_classes, in_channels, text, options)
-    make = imported if colon else _create_own
-    return make(name, num_classes, in_channels, text, options)
-
-
-def _create_own(
-    name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]
-) -> nn.Module:
-    factory, _ = own(name)
-    allowed = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels"}
-    for option in options:
-        if option not in allowed:
-            raise UnknownName(f"option of model {name!r}:", option, allowed)
-    if weights is not None and not is_file(weights):
-        raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and own models have no tags")
-    model = factory(num_classes=num_classes, in_channels=in_channels, **options)
-    if weights is not None:
-        load_weights(model, weights)
-    return model
+    if colon:
+        model = from_factory(name, import_callable("model", name), num_classes, in_channels, options)
+    else:
+        factory, _ = own(name)
+        allowed = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels"}
+        for option in options:
+            check_name(f"option of model {name!r}:", option, allowed)
+        model = factory(num_classes=num_classes, in_channels=in_channels, **options)
+    if text is not None and not is_file(text):
+        kind = "factories" if colon else "own models"
+        raise InvalidInput(f"weights {text!r} of model {name!r}: no such file, and {kind} have no tags")
+    return with_file(model, text)
 
 
 def names() -> list[str]:

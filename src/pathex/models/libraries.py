@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, PathexWarning, UnknownName, import_callable, reason
-from pathex.models.encoders import smp_package, timm_tags
-from pathex.models.heads import head_parameters
-from pathex.models.sources import is_file
-from pathex.models.weights import WeightsReport, fit, load_weights
+from pathex.errors import InvalidInput, PathexWarning, UnknownName, refusing
+from pathex.models.heads import head_parameters, smp_package, timm_tags
+from pathex.models.weights import WeightsReport, fit, is_file, load_weights
 
 Library = Callable[[str, int, int, str | None, dict[str, Any]], nn.Module]
 """From name, classes, channels, weights and further options to a network."""
@@ -31,7 +29,7 @@ def _timm(name: str, num_classes: int, in_channels: int, weights: str | None, op
         raise _unknown(f"tag of timm model {name!r}", own_tag, tags, f"known: {', '.join(tags) or 'none'}")
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **options}
     if weights is None or is_file(weights):
-        return _with_file(_build(title, timm.create_model, arch, **arguments), weights)
+        return with_file(_build(title, timm.create_model, arch, **arguments), weights)
     _check_tag(title, weights, tags)
     chosen = name if weights == "imagenet" else f"{arch}.{weights}"
     model = _fetch(title, weights, timm.create_model, chosen, pretrained=True, **arguments)
@@ -61,7 +59,7 @@ def _torchvision(
     model = _build(title, models.get_model, name, num_classes=num_classes, **options)
     stem = _adapt_stem(model, title, in_channels)
     if weights is None or is_file(weights):
-        return _with_file(model, weights)
+        return with_file(model, weights)
     tags = models.get_model_weights(name)
     _check_tag(title, weights, [tag.name for tag in tags])
     tag = tags.DEFAULT if weights == "imagenet" else tags[weights]
@@ -86,7 +84,7 @@ def _smp(name: str, num_classes: int, in_channels: int, weights: str | None, opt
     tags = _encoder_tags(smp, encoder)
     arguments = {"classes": num_classes, "in_channels": in_channels, **options}
     if weights is None or is_file(weights):
-        return _with_file(_build(title, known[name], encoder_weights=None, **arguments), weights)
+        return with_file(_build(title, known[name], encoder_weights=None, **arguments), weights)
     title = f"{title} with {encoder}"
     _check_tag(title, weights, tags)
     arguments["encoder_weights"] = weights
@@ -102,14 +100,6 @@ LIBRARIES: dict[str, tuple[Library, str]] = {
     "smp": (_smp, "segmentation models of segmentation-models-pytorch (extra seg): smp:NAME"),
 }
 """What makes the networks of each prefix, and a line about it."""
-
-
-def imported(name: str, num_classes: int, in_channels: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
-    """A network of ``package.module:factory``."""
-    model = from_factory(name, import_callable("model", name), num_classes, in_channels, options)
-    if weights is not None and not is_file(weights):
-        raise InvalidInput(f"weights {weights!r} of model {name!r}: no such file, and factories have no tags")
-    return _with_file(model, weights)
 
 
 def from_factory(
@@ -155,27 +145,22 @@ def _checked_encoder(title: str, parameters: Mapping[str, inspect.Parameter], op
     return encoder
 
 
-def _with_file(model: nn.Module, weights: str | None) -> nn.Module:
+def with_file(model: nn.Module, weights: str | None) -> nn.Module:
+    """A network with the weights of a file, if one is named."""
     if weights is not None:
         load_weights(model, weights)
     return model
 
 
 def _build(title: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
+    with refusing(f"model {title!r} cannot be made with {kwargs}: {{}}"):  # of any kind: the factory is not ours
         return factory(*args, **kwargs)
-    except Exception as error:  # of any kind: the factory is not ours
-        raise InvalidInput(f"model {title!r} cannot be made with {kwargs}: {reason(error)}") from error
 
 
 def _fetch(title: str, weights: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
+    remedy = "download them elsewhere and give the file"
+    with refusing(f"weights {weights!r} of model {title!r} cannot be loaded ({{}}); {remedy}"):
         return load(*args, **kwargs)
-    except Exception as error:
-        raise InvalidInput(
-            f"weights {weights!r} of model {title!r} cannot be loaded ({reason(error)});"
-            " download them elsewhere and give the file"
-        ) from error
 
 
 def _unknown(what: str, name: str, known: Iterable[str], where: str) -> InvalidInput:

@@ -4,9 +4,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from pathex.errors import InvalidInput, reason
-from pathex.models.encoders import smp_package
-from pathex.models.sources import is_file, split_source
+from pathex.errors import refusing
+from pathex.models.heads import smp_package
+from pathex.models.weights import is_file, split_source
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -87,10 +87,7 @@ def _smp(name: str, tag: str | None, file: bool, options: dict[str, Any]) -> Sta
         return _imagenet()
     if file:  # where these networks come from, images were normalised in ways of their own
         return None
-    try:
+    # Read from the hub, whose failures are of many kinds.
+    with refusing(f"the normalisation that encoder {encoder!r} expects cannot be looked up ({{}})"):
         found = smp.encoders.get_preprocessing_params(encoder, tag or "imagenet")
-    except Exception as error:  # read from the hub, whose failures are of many kinds
-        raise InvalidInput(
-            f"the normalisation that encoder {encoder!r} expects cannot be looked up ({reason(error)})"
-        ) from error
     return _floats(found["mean"], found["std"])

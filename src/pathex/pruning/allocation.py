@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, MaskMismatch, UnknownName, reason
+from pathex.errors import InvalidInput, MaskMismatch, UnknownName, check_name, refusing
 from pathex.masks import ENDINGS, read_mask
 
 ALLOCATIONS = ("global", "layer", "uniform", "erk")
@@ -116,10 +116,9 @@ def read_allocation(allocation: Allocation | os.PathLike[str]) -> Allocation:
         return read_mask(path)
     import yaml
 
-    try:
+    unreadable = (OSError, UnicodeDecodeError, yaml.YAMLError)
+    with refusing(f"allocation file {str(path)!r} cannot be read: {{}}", *unreadable):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(f"allocation file {str(path)!r} cannot be read: {reason(error)}") from error
     pairs = content.items() if isinstance(content, dict) else ()
     if not pairs or not all(isinstance(n, str) and isinstance(d, int | float) for n, d in pairs):
         raise InvalidInput(f"allocation file {str(path)!r} must hold weight names with densities")
@@ -132,8 +131,7 @@ def _mean(entry: Any) -> float:
 
 def _own_densities(mask: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
     for name, entry in mask.items():
-        if name not in shapes:
-            raise UnknownName("weight in allocation", name, shapes)
+        check_name("weight in allocation", name, shapes)
         if not isinstance(entry, Tensor) or entry.dtype != torch.bool or tuple(entry.shape) != tuple(shapes[name]):
             found = f"{entry.dtype} {tuple(entry.shape)}" if isinstance(entry, Tensor) else repr(entry)
             raise MaskMismatch(f"allocation has {found} for {name!r}; allowed: a mask of shape {tuple(shapes[name])}")
@@ -158,8 +156,7 @@ def _explicit(
     allocation: Mapping[str, float], density: float, sizes: Mapping[str, int], caps: Mapping[str, float]
 ) -> dict[str, float]:
     for name, value in allocation.items():
-        if name not in sizes:
-            raise UnknownName("weight in allocation", name, sizes)
+        check_name("weight in allocation", name, sizes)
         if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
             raise InvalidInput(f"allocation gives {name!r} density {value!r}; allowed: 0 to 1")
         if value > caps[name] + 0.5 / sizes[name]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded
-from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.masks import Handle, Mask, check_optimizer, own_module
 from pathex.pruning.topk import keep_best
 from pathex.scores import generator
@@ -149,8 +149,7 @@ def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of `attach` that are not in :data:`OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
     for name, value in options.items():
-        if name not in OPTIONS:
-            raise UnknownName("option of dynamic sparse training", name, OPTIONS)
+        check_name("option of dynamic sparse training", name, OPTIONS)
         if name == "every":
             check_integer(name, value)
             continue
@@ -221,8 +220,7 @@ def attach(
         >>> handle.updates, handle.mask.kept, bool((model.weight[~handle.mask["weight"]] == 0).all())
         (2, 4, True)
     """
-    if method not in METHODS:
-        raise UnknownName("method of dynamic sparse training", method, METHODS)
+    check_name("method of dynamic sparse training", method, METHODS)
     check_integer("steps", steps)
     check_options({"every": every, "fraction": fraction, "until": until})
     model = own_module(model)

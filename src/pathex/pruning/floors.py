@@ -68,7 +68,8 @@ class Floors:
         for _ in range(_ATTEMPTS):
             if self._checks > self._limit or _count(self._in_any_case(floors)) > count:
                 break
-            dead = self._dead(joins(chosen))
+            joined = joins(chosen)
+            dead = [(n, part) for n, each in self.parts.items() for part in each if not (joined[n].cpu() & part).any()]
             if not dead or not self._secure(scores, allowed, chosen, dead, joins):
                 break
             floors = floors or self._floors(scores, allowed, count)
@@ -116,9 +117,6 @@ class Floors:
             if _count(floors) <= count:
                 return floors
         return None
-
-    def _dead(self, effective: Masks) -> list[tuple[str, Tensor]]:
-        return [(n, part) for n, parts in self.parts.items() for part in parts if not (effective[n].cpu() & part).any()]
 
     def _secure(
         self, scores: Masks, allowed: Masks, chosen: Masks, dead: list[tuple[str, Tensor]], joins: Connected

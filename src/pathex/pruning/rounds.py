@@ -15,7 +15,7 @@ from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.compaction import channel_groups
 from pathex.distributed import Group, processes_of
-from pathex.errors import InvalidInput, UnknownName, check_integer
+from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
 from pathex.paths import OnPaths, has_empty_units, roles
@@ -26,7 +26,6 @@ from pathex.pruning.structure import Blocks, Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Problem
 
-COUNTS = ("weights", "multiply_adds", "bytes")
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
@@ -186,8 +185,7 @@ def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[
 
 def _costs(problem: Problem, count: str, output: str | int | None) -> dict[str, int] | None:
     """Multiply-adds of an entry of each weight for one image, where these are counted."""
-    if count not in COUNTS:
-        raise UnknownName("count", count, COUNTS)
+    check_name("count", count, ("weights", "multiply_adds", "bytes"))
     if count != "multiply_adds":
         return None
     products = cost(problem.graph(output)).products

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, check_name
 from pathex.masks import Mask
 from pathex.pruning import schedule as schedules
 from pathex.pruning.allocation import Allocation, fill, layer_densities, round_to_total
@@ -49,8 +49,7 @@ class RoundUpdater:
     size: Callable[..., int] | None = None  # bytes of a file of what a mask keeps, or of all; in place of costs
 
     def __post_init__(self) -> None:
-        if self.budget not in BUDGETS:
-            raise UnknownName("budget", self.budget, BUDGETS)
+        check_name("budget", self.budget, BUDGETS)
         self._name, self._tolerance = schedules.read_schedule(self.schedule)
         if self._tolerance is not None:
             self.schedule = f"{self._name}:{self._tolerance:g}"  # the default is written down with the mask

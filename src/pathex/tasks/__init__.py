@@ -3,10 +3,9 @@
 import importlib
 from typing import Any
 
-from pathex.errors import UnknownName
-from pathex.tasks.builders import Load, Setup, initialised
+from pathex.errors import check_name
 from pathex.tasks.classification import Classification
-from pathex.tasks.task import LOSSES, Task
+from pathex.tasks.task import LOSSES, Load, Setup, Task, initialised
 
 __all__ = ["LOSSES", "TASKS", "Classification", "Load", "Task", "build", "initialised", "kind"]
 
@@ -49,8 +48,7 @@ def build(task: str, model: str, data: str, **options: Any) -> Task:
 
 def kind(task: str, data: str) -> str:
     """The task that ``auto`` stands for, or the task itself."""
-    if task not in TASKS:
-        raise UnknownName("task", task, TASKS)
+    check_name("task", task, TASKS)
     if task != "auto":
         return task
     return "segmentation" if data in _SEGMENTATION_DATA else "classification"

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet, pruning_set
-from pathex.errors import InvalidInput
-from pathex.tasks.builders import Setup, about, failure, part_of, training_rows
-from pathex.tasks.task import Task
+from pathex.errors import InvalidInput, refusing
+from pathex.tasks.task import Setup, Task, about, failure, part_of, training_rows
 from pathex.train import Batches, Feed
 
 
@@ -34,8 +33,7 @@ class Classification(Task):
         chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
         if chosen is None:
             return None
-        split, indices = chosen
-        return Feed(self.data, split, device=device, batch_size=batch_size, indices=indices, part=share, **options)
+        return Feed(self.data, **chosen, device=device, batch_size=batch_size, part=share, **options)
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Cross-entropy (``auto``), or ``mse``: the mean squared distance to the one-hot label."""
@@ -66,11 +64,8 @@ def build(setup: Setup) -> Classification:
         raise InvalidInput(f"data {setup.data!r} has a label for each pixel, and task 'classification' one an image")
     network, create = setup.networks(images, images.num_classes)
     first = images.normalise(images.train.images(torch.arange(1)))
-    try:
-        with torch.no_grad():
-            outputs = network(first)
-    except Exception as error:  # the network is the user's, and fails in its own ways
-        raise failure(setup, first, error) from error
+    with refusing(failure(setup, first)), torch.no_grad():
+        outputs = network(first)
     if not isinstance(outputs, Tensor) or outputs.shape != (1, images.num_classes):
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InvalidInput(

@@ -1,7 +1,7 @@
 """Semantic segmentation: cross-entropy over the labelled pixels, measured by the mean IoU over all test images."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -11,18 +11,121 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.data import IGNORED, PruningSet, SegmentationData, Window, segmentation_pruning_set
-from pathex.errors import InvalidInput, UnknownName, check_integer, reason
-from pathex.tasks.builders import Setup, about, check_names, part_of, training_rows
-from pathex.tasks.segmentation_loader import SegmentationLoader
-from pathex.tasks.task import Task
-from pathex.train import Batches, cut_batches, evaluate
+from pathex.data import (
+    IGNORED,
+    PruningSet,
+    SegmentationData,
+    SegmentationSplit,
+    Window,
+    read_ahead,
+    segmentation_pruning_set,
+    upload,
+)
+from pathex.errors import InvalidInput, check_integer, check_name, reason
+from pathex.tasks.task import Setup, Task, about, check_names, part_of, training_rows
+from pathex.train import Batches, check_share, cut_batches, epoch_generator, evaluate, share_of
+
+AUGMENTATIONS = ("none", "scale-crop")
+"""``none`` cuts the middle of the image; ``scale-crop`` scales by 0.5 to 2, cuts anywhere, and mirrors."""
+
+_SCALES: Mapping[str, float] = {"min_scale": 0.5, "max_scale": 2.0}
+
+Batch = tuple[Tensor, Tensor]
 
 _CROP = 513
-_EVALUATIONS = ("full", "crop")
 _SCORING_BATCH = 4
 # Side of the small image that shows which sizes a network takes: as many pixels more than a multiple of 64 as the crop.
 _PROBE = 64
+
+
+class SegmentationLoader:
+    """Batches of one split, decoded and cut by worker processes, a few batches ahead.
+
+    In order come the middles of images whose short side was brought to the crop, or ``whole`` images one by one.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        split: SegmentationSplit,
+        window: Window,
+        *,
+        device: torch.device,
+        batch_size: int,
+        indices: Tensor | None = None,
+        augment: str = "none",
+        augment_options: Mapping[str, Any] | None = None,
+        whole: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        check_name("augment", augment, AUGMENTATIONS)
+        self._data, self._split, self._window, self._device = data, split, window, device
+        self._rows = torch.arange(len(split)) if indices is None else indices
+        self._batch_size, self._whole, self._share = batch_size, whole, share
+        self._scales = _scales(augment, augment_options or {})
+        self.images = len(self._rows)
+        check_share(self.images, batch_size, share)
+        self.batches = len(cut_batches(self.images, batch_size, 2 * share[1]))
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """One training pass in random order, which depends on nothing but seed and epoch."""
+        generator = epoch_generator(seed, epoch)
+        order = self._rows[torch.randperm(self.images, generator=generator)].tolist()
+        seeds = torch.randint(2**62, (self.images,), generator=generator).tolist()
+        keys = list(zip(order, seeds, strict=True))
+        batches = [[keys[place] for place in piece] for piece in self._pieces(2 * self._share[1])]
+        return self._loaded(partial(_changed, self._split, self._window, self._scales), batches)
+
+    def in_order(self) -> Iterator[Batch]:
+        """One pass in the split's own order, not augmented."""
+        rows = self._rows.tolist()
+        batches = [[rows[place] for place in piece] for piece in self._pieces(self._share[1])]
+        if self._whole:
+            return self._loaded(self._split.sample, [[row] for batch in batches for row in batch])
+        return self._loaded(partial(_fitted, self._split, self._window), batches)
+
+    def _pieces(self, least: int) -> list[range]:
+        return [share_of(batch, *self._share) for batch in cut_batches(self.images, self._batch_size, least)]
+
+    def _loaded(self, read: Callable[[Any], Batch], batches: Sequence[Sequence[Any]]) -> Iterator[Batch]:
+        for images, labels in read_ahead(partial(_batch, read), batches, pin_memory=self._device.type == "cuda"):
+            yield self._data.normalise(upload(images, self._device)), upload(labels, self._device).long()
+
+
+def _changed(
+    split: SegmentationSplit, window: Window, scales: tuple[float, float] | None, key: tuple[int, int]
+) -> Batch:
+    row, seed = key
+    sample = split.sample(row)
+    if scales is None:
+        return window.centre(sample)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return window.random(sample, scales)
+
+
+def _fitted(split: SegmentationSplit, window: Window, row: int) -> Batch:
+    return window.fitted(split.sample(row))
+
+
+def _batch(read: Callable[[Any], Batch], keys: Sequence[Any]) -> Batch:
+    images, labels = zip(*map(read, keys), strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def _scales(augment: str, options: Mapping[str, Any]) -> tuple[float, float] | None:
+    known = _SCALES if augment == "scale-crop" else {}
+    for name, value in options.items():
+        if name not in known:
+            raise InvalidInput(f"unknown option {name!r} of augment {augment!r}. Known: {', '.join(known) or 'none'}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 10:
+            raise InvalidInput(f"option {name!r} of augment {augment!r} must lie in (0, 10], got {value!r}")
+    if not known:
+        return None
+    least, most = (options.get(name, usual) for name, usual in _SCALES.items())
+    if least > most:
+        raise InvalidInput(f"min_scale {least} of augment {augment!r} is above max_scale {most}")
+    return least, most
 
 
 @dataclass(frozen=True)
@@ -63,18 +166,9 @@ class Segmentation(Task):
         chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
         if chosen is None:
             return None
-        split, indices = chosen
-        return SegmentationLoader(
-            self.data,
-            split,
-            self.window,
-            device=device,
-            batch_size=batch_size,
-            indices=indices,
-            whole=part == "test" and self.evaluation == "full",
-            share=share,
-            **options,
-        )
+        how = {"device": device, "batch_size": batch_size, "share": share, **options}
+        whole = part == "test" and self.evaluation == "full"
+        return SegmentationLoader(self.data, window=self.window, **chosen, whole=whole, **how)
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Cross-entropy (``auto``), averaged over the labelled pixels."""
@@ -149,8 +243,7 @@ def _options(options: Mapping[str, Any]) -> tuple[int, str, int]:
     check_names("segmentation", options, ("crop", "evaluation", "stride"))
     crop, evaluation = options.get("crop", _CROP), options.get("evaluation", "full")
     check_integer("option 'crop' of task 'segmentation'", crop)
-    if evaluation not in _EVALUATIONS:
-        raise UnknownName("evaluation", evaluation, _EVALUATIONS)
+    check_name("evaluation", evaluation, ("full", "crop"))
     stride = options.get("stride")
     stride = max(1, round(crop * 2 / 3)) if stride is None else stride
     check_integer("option 'stride' of task 'segmentation'", stride, 1, crop)

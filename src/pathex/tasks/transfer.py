@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, refusing
 from pathex.masks import replacing
-from pathex.tasks.builders import Setup, about, failure, training_rows
 from pathex.tasks.classification import Classification
 from pathex.tasks.linear_head import Head, fit_head, head_layer, install_head, linear
-from pathex.tasks.task import Task
+from pathex.tasks.task import Setup, Task, about, failure, training_rows
 from pathex.tasks.transfer_options import TransferOptions, images_of, transfer_options
 from pathex.train import Batches, Events, Prepare, TrainOptions, load_checkpoint, memory_format
 
@@ -245,10 +244,8 @@ def build(setup: Setup) -> Transfer:
     network, create = setup.networks(images, classes)
     rows, _ = images_of(images.train.labels, options.tasks[options.source])
     example = images.normalise(images.train.images(rows[:1]))
-    try:
+    with refusing(failure(setup, example)):
         layer = head_layer(network, example)
-    except Exception as error:  # the network is the user's, and fails in its own ways
-        raise failure(setup, example, error) from error
     if layer is None or linear(network, layer).out_features != classes:
         raise InvalidInput(
             f"model {setup.model!r}: task 'transfer' replaces the last layer by a ridge regression, and needs outputs "

@@ -11,8 +11,8 @@ import yaml
 from torch import Tensor
 
 from pathex.data import ImageData, choose_classes, task_splits
-from pathex.errors import InvalidInput, UnknownName, reason
-from pathex.tasks.builders import check_names
+from pathex.errors import InvalidInput, check_name, refusing
+from pathex.tasks.task import check_names
 
 HEADS = ("fixed", "trained")
 """What fine-tuning does to the head that ridge regression found."""
@@ -29,24 +29,12 @@ class TransferOptions:
     head: str
 
 
-_OPTIONS = ("tasks", "task_seed", "source", "targets", "alpha", "head")
-
-
 def transfer_options(given: Mapping[str, Any], data: ImageData) -> TransferOptions:
     """Check the options of the task; every task of the result is numbers of classes."""
-    check_names("transfer", given, _OPTIONS)
-    return _checked(data, **given)
-
-
-def _checked(
-    data: ImageData,
-    tasks: Any = None,
-    task_seed: Any = None,
-    source: Any = 0,
-    targets: Any = None,
-    alpha: Any = 1.0,
-    head: Any = "fixed",
-) -> TransferOptions:
+    usual: dict[str, Any] = {"tasks": None, "task_seed": None, "source": 0, "targets": None}
+    usual |= {"alpha": 1.0, "head": "fixed"}
+    check_names("transfer", given, usual)
+    tasks, task_seed, source, targets, alpha, head = {**usual, **given}.values()
     classes = _tasks(tasks, task_seed, data.classes)
     for number, own in enumerate(classes):
         _check_task(number, own, data)
@@ -60,8 +48,7 @@ def _checked(
         raise _wrong("targets", targets, f"different numbers of tasks, 0 to {last}, at least one")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise _wrong("alpha", alpha, "a number above 0")
-    if head not in HEADS:
-        raise UnknownName("head", head, HEADS)
+    check_name("head", head, HEADS)
     return TransferOptions(classes, source, tuple(chosen), float(alpha), head)
 
 
@@ -87,10 +74,9 @@ def _chosen(number: int, classes: Sequence[Any], names: Sequence[str]) -> tuple[
 
 
 def _read(path: Path) -> Any:
-    try:
+    unreadable = (OSError, UnicodeDecodeError, yaml.YAMLError)
+    with refusing(f"option 'tasks': {str(path)!r} cannot be read ({{}})", *unreadable):
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(f"option 'tasks': {str(path)!r} cannot be read ({reason(error)})") from error
 
 
 def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:

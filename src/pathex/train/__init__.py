@@ -1,8 +1,7 @@
 """Training of one network: batches, the loop, its checkpoints and its measurements."""
 
-from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.feed import Feed, check_share, cut_batches, epoch_generator, epoch_seed, share_of
-from pathex.train.loop import TrainingDiverged, evaluate, fit, memory_format
+from pathex.train.loop import TrainingDiverged, evaluate, fit, load_checkpoint, memory_format, save_checkpoint
 from pathex.train.machine import PRECISIONS, check_machine, fabric
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
 from pathex.train.trackers import check_logger, tracked

@@ -13,22 +13,33 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.distributed import is_sharded, like
-from pathex.errors import PathexError
+from pathex.errors import PathexError, refusing
 from pathex.graph import freed_memory_kept, has_convolution_that_breaks
 from pathex.masks import replacing
-from pathex.train.checkpoint import load_checkpoint, save_checkpoint
 from pathex.train.feed import epoch_seed
-from pathex.train.fsdp import whole
+from pathex.train.machine import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 _MOST_COLLECTED = 2**18  # numbers in outputs; more are not worth the memory
-
 _Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TrainingDiverged(PathexError, ArithmeticError):
     """The training loss is no longer a finite number."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save nested dictionaries and lists of tensors, numbers and text atomically."""
+    # Fabric's own save goes through the system's temporary folder, from where no rename is atomic.
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load what ``save_checkpoint`` wrote, onto the CPU, and nothing but tensors and plain values."""
+    with refusing(f"checkpoint {path} cannot be read ({{}}); delete it to train again"):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
@@ -101,16 +112,16 @@ def fit(
     with freed_memory_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if groups is None:
             groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
-        loop = _Loop(model, options, fabric, folder, groups, prepare)
-        if loop.resume() and on_event is not None:
-            on_event("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
+        loop = _Loop(model, options, fabric, folder, groups, prepare, on_event or (lambda kind, payload: None))
+        if loop.resume():
+            loop.tell("resumed", {"stage": "training", "epoch": loop.epoch, "epochs": options.epochs})
         metric = metric.to(device)
         while loop.epoch < options.epochs:
-            row = loop.train_epoch(feed, loss, metric, on_event)
+            row = loop.train_epoch(feed, loss, metric)
             row[f"train_{metric_name}"] = _value(metric)
             if validation is not None:
                 row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
-            loop.finish_epoch(row, on_event)
+            loop.finish_epoch(row)
     return loop.model, loop.rows
 
 
@@ -125,8 +136,9 @@ class _Loop:
         folder: Path,
         groups: Sequence[dict[str, Any]],
         prepare: Prepare | None,
+        tell: Events,
     ) -> None:
-        self.options, self.fabric, self._folder = options, fabric, folder
+        self.options, self.fabric, self.tell, self._folder = options, fabric, tell, folder
         self.checkpoint, self.metrics = folder / "last.ckpt", folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
@@ -190,7 +202,7 @@ class _Loop:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         return True
 
-    def train_epoch(self, feed: Batches, loss: _Loss, metric: Any, on_event: Events | None) -> dict[str, Any]:
+    def train_epoch(self, feed: Batches, loss: _Loss, metric: Any) -> dict[str, Any]:
         self._started = last = time.monotonic()
         number = self.epoch + 1
         # Dropout follows from seed and epoch, as order and augmentation do, so that no generator needs to be saved.
@@ -208,9 +220,8 @@ class _Loop:
                 last = now
                 if self.fabric.world_size == 1:  # several have to stop together, at the end of the epoch
                     self._check(float(total), number)
-                if on_event is not None:
-                    position = {"epoch": number, "epochs": self.options.epochs, "step": count, "steps": feed.batches}
-                    on_event("step", position)
+                epochs, steps = self.options.epochs, feed.batches
+                self.tell("step", {"epoch": number, "epochs": epochs, "step": count, "steps": steps})
         collected.flush()
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(total)  # Fabric's own leaves the dtype
@@ -242,7 +253,7 @@ class _Loop:
             collected(outputs.detach(), wanted)
         self.optimizer.step()
 
-    def finish_epoch(self, row: dict[str, Any], on_event: Events | None) -> None:
+    def finish_epoch(self, row: dict[str, Any]) -> None:
         self._scheduler.step()
         row["seconds"] = round(time.monotonic() - self._started, 3)
         self.rows.append(row)
@@ -256,8 +267,7 @@ class _Loop:
             self.fabric.log_dict({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
             for logger in self.fabric.loggers:
                 logger.save()  # what a kill takes away would be missing from the curve: these epochs do not come again
-        if on_event is not None:
-            on_event("epoch", {"epochs": self.options.epochs, **row})
+        self.tell("epoch", {"epochs": self.options.epochs, **row})
 
     def _check(self, total: float, number: int) -> None:
         if not math.isfinite(total):

@@ -1,17 +1,21 @@
-"""The device and the precision that a network is trained with."""
+"""The devices and the precision that a network is trained with, and weights spread over processes (FSDP 2)."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, UnknownName
-from pathex.train.fsdp import shard
+from pathex.distributed import in_one_piece, is_sharded
+from pathex.errors import InvalidInput, check_name
 
-DEVICES = ("auto", "cpu", "cuda")
-STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
 _NO_SCALING = ", ".join(PRECISIONS[:-1])
+
+_LEAST = 2**20
+"""Parameters of a unit; fewer are not worth a message of their own."""
 
 
 def check_machine(
@@ -23,10 +27,9 @@ def check_machine(
     sync_batchnorm: bool = False,
 ) -> str:
     """``cpu`` or ``cuda``; refuses what this machine cannot do. ``devices=0`` is as many as ``torchrun`` started."""
-    named = (("device", device, DEVICES), ("precision", precision, PRECISIONS), ("strategy", strategy, STRATEGIES))
-    for kind, name, allowed in named:
-        if name not in allowed:
-            raise UnknownName(kind, name, allowed)
+    check_name("device", device, ("auto", "cpu", "cuda"))
+    check_name("precision", precision, PRECISIONS)
+    check_name("strategy", strategy, ("auto", "ddp", "fsdp"))
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("device 'cuda': PyTorch finds no CUDA device here. Allowed here: auto, cpu")
     accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -88,3 +91,52 @@ def _environment() -> Any:
             return torch.distributed.get_rank()
 
     return Launched() if torch.distributed.is_initialized() else LightningEnvironment()
+
+
+def units(model: nn.Module, least: int = _LEAST) -> list[nn.Module]:
+    """The modules whose weights are gathered together when they are used: the blocks of a network."""
+    uses = Counter(_own(model))
+    found: list[nn.Module] = []
+    taken: set[nn.Parameter] = set()
+    blocks = [
+        child
+        for module in model.modules()
+        if isinstance(module, nn.Sequential | nn.ModuleList)
+        for child in module.children()
+        if not isinstance(child, nn.ModuleList | nn.ModuleDict)
+    ]
+    for block in reversed(list(dict.fromkeys(blocks))):
+        own = Counter(_own(block))
+        left = [weight for weight in block.parameters() if weight not in taken]
+        shared = any(uses[weight] != count for weight, count in own.items())
+        if not shared and sum(weight.numel() for weight in left) >= least:
+            found.append(block)
+            taken.update(own)
+    return found
+
+
+def _own(model: nn.Module) -> list[nn.Parameter]:
+    """Every use of a parameter by a module."""
+    return [weight for _, weight in model.named_parameters(remove_duplicate=False)]
+
+
+def shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Spread the weights of a network over processes, in place; names and results stay as they are."""
+    from torch.distributed.fsdp import fully_shard
+
+    model.to(memory_format=torch.contiguous_format)  # weights in another layout are refused
+    for module in [*units(model), model]:
+        fully_shard(module, mesh=mesh["data_parallel"])
+    return model
+
+
+def whole(state: Any, *, keep: bool = True) -> Any:
+    """A state with each sharded tensor in one piece on the CPU; every process calls it alike."""
+    if isinstance(state, Mapping):
+        return {name: whole(value, keep=keep) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [whole(value, keep=keep) for value in state]
+    if isinstance(state, Tensor) and is_sharded(state):
+        full = in_one_piece(state)
+        return full.cpu() if keep else None
+    return state

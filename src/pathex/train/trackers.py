@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, check_name
 
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 _PROJECT = "pathex"
@@ -16,8 +16,7 @@ def check_logger(name: str) -> None:
     """Refuse a logger that is not one of :data:`LOGGERS`, or not installed."""
     from importlib.util import find_spec
 
-    if name not in LOGGERS:
-        raise UnknownName("logger", name, LOGGERS)
+    check_name("logger", name, LOGGERS)
     needed = {"none": [], "tensorboard": [name]}.get(name, [name, "pytorch_lightning"])
     missing = [package for package in needed if find_spec(package) is None]
     if missing:

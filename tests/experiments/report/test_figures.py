@@ -8,10 +8,9 @@ import pytest
 from experiments.report.fake_run_folders import GRID
 from pathex.experiments.report.curves import _against_size, _against_sparsity, _dots, _frame, curves
 from pathex.experiments.report.figures import _dead_layers_figure, draw, figure
-from pathex.experiments.report.panel import Panel
+from pathex.experiments.report.panel import SETTINGS, Panel, styles
 from pathex.experiments.report.published import published_for
 from pathex.experiments.report.records import read_all
-from pathex.experiments.report.style import SETTINGS, styles
 from pathex.experiments.report.tables import runs_table
 from refusals import refused
 

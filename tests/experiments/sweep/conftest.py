@@ -4,8 +4,7 @@ from collections import deque
 
 import pytest
 
-from pathex.experiments.sweep.executors import Executor
-from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out
+from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, carry_out
 
 
 class InProcess(Executor):

@@ -11,7 +11,7 @@ from experiments.sweep.conftest import InProcess
 from pathex.cli import main
 from pathex.cli.console import SweepDisplay
 from pathex.experiments.runs import RunConfig
-from pathex.experiments.sweep import Plan, executors
+from pathex.experiments.sweep import Plan, work
 from pathex.experiments.sweep.work import ENDED, ended
 
 
@@ -24,7 +24,7 @@ def executor(monkeypatch):
         asked.append((config, list(runs)))
         return InProcess()
 
-    monkeypatch.setattr(executors, "create", create)
+    monkeypatch.setattr(work, "create", create)
     return asked
 
 
@@ -93,7 +93,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
         raise KeyboardInterrupt
 
     made = InProcess(stop)
-    monkeypatch.setattr(executors, "create", lambda config, runs: made)
+    monkeypatch.setattr(work, "create", lambda config, runs: made)
     code, out, err = command("sweep", "--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made.closed
 

@@ -15,9 +15,8 @@ import yaml
 from experiments.runs.outcomes import WITH_TESTS, assert_same_outcome, numbers
 from pathex.experiments.runs import run
 from pathex.experiments.sweep import SweepConfig, create, plan, sweep
-from pathex.experiments.sweep.executors import share
 from pathex.experiments.sweep.local import LocalExecutor, _visible
-from pathex.experiments.sweep.work import ENDED, Job
+from pathex.experiments.sweep.work import ENDED, Job, share
 from refusals import refused
 
 DIES = "model_factories:dies"

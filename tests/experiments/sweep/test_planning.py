@@ -12,7 +12,7 @@ from pathex.cli import COMMANDS
 from pathex.cli.parser import parse
 from pathex.experiments.runs import RunConfig, run_name
 from pathex.experiments.sweep import SweepConfig, plan
-from pathex.experiments.sweep.executors import share
+from pathex.experiments.sweep.work import share
 from refusals import refused
 
 

@@ -63,7 +63,7 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(planned, tmp_path):
 
 
 def test_the_parquet_file_holds_the_same_and_without_pyarrow_there_is_none(planned, monkeypatch):
-    find = "pathex.experiments.sweep.results.find_spec"
+    find = "pathex.experiments.sweep.sweeper.find_spec"
     with monkeypatch.context() as patch:
         patch.setattr(find, lambda name: None)
         result = carried_out(planned, InProcess())
@@ -175,8 +175,8 @@ def test_a_full_disk_fails_the_runs_and_not_the_sweep_that_tells_of_it(planned, 
             yield temporary
 
     monkeypatch.setattr("pathex.experiments.runs.folder.replacing", no_room)
-    monkeypatch.setattr("pathex.experiments.sweep.results.replacing", no_room)
-    monkeypatch.setattr("pathex.experiments.sweep.results.find_spec", lambda name: None)
+    monkeypatch.setattr("pathex.experiments.sweep.sweeper.replacing", no_room)
+    monkeypatch.setattr("pathex.experiments.sweep.sweeper.find_spec", lambda name: None)
     result = carried_out(planned, InProcess())
     assert list(result.failed) == list(planned)
     assert all("No space left" in result.failed[name] for name in list(planned)[:2])

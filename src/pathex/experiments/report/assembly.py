@@ -1,28 +1,43 @@
-"""From run folders to the files of a report."""
+"""From run folders to the files of a report, one of them a page that needs nothing beside it."""
 
+import base64
+import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, check_name, refusing
 from pathex.experiments.report.curves import X_AXES
 from pathex.experiments.report.figures import draw
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
-from pathex.experiments.report.page import Section, page
-from pathex.experiments.report.panel import Panel
+from pathex.experiments.report.panel import Panel, Style, styles
 from pathex.experiments.report.published import no_curves, published_for
 from pathex.experiments.report.records import RunRecord, read_all
 from pathex.experiments.report.settings import commands, nested, shared_settings, short
-from pathex.experiments.report.style import Style, styles
-from pathex.experiments.report.tables import EXPERIMENT, csv, markdown, runs_table, summary_table
+from pathex.experiments.report.tables import (
+    EXPERIMENT,
+    csv,
+    interval,
+    markdown,
+    metric_label,
+    runs_table,
+    summary_table,
+)
 from pathex.masks import replacing
 
+_SHOWN: tuple[str, ...] = (
+    *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
+    *("bytes", "multiply_adds", "dead_layers", "dead_layer_names", "rounds", "epochs"),
+    *("prune_seconds", "train_seconds"),
+)
 _SETTINGS = "settings.yaml"
-_PUBLISHED = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -69,9 +84,8 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
             are and ``x`` asks for it, or ``out`` cannot be written.
         UnknownName: If ``published`` or ``x`` is none of these words.
     """
-    for kind, word, allowed in (("choice for published", published, _PUBLISHED), ("x axis", x, X_AXES)):
-        if word not in allowed:
-            raise UnknownName(kind, word, allowed)
+    check_name("choice for published", published, ("auto", "none"))
+    check_name("x axis", x, X_AXES)
     records, problems = read_all([Path(folder) for folder in folders])
     named = {record.folder.name: record for record in records}
     if len(named) < len(records):
@@ -83,17 +97,16 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
     sections, drawn = _sections(runs, summary, named, look, published, x)
     common = shared_settings(records)
     shared, lines = yaml.safe_dump(nested(common), allow_unicode=True), commands(ordered, common, _SETTINGS)
-    html = page(_title(runs), what_was_run(runs), sections, ordered, problems, look, shared, lines)
+    said = {"title": _title(runs), "lead": what_was_run(runs), "sections": sections, "problems": problems}
+    html = _page(ordered, **said, shared=shared, commands=lines)
     texts = {"table.csv": csv(runs), "summary.csv": csv(summary), "summary.md": markdown(summary)}
     texts |= {_SETTINGS: shared, "index.html": html}
     out = Path(out)
-    try:
+    with refusing(f"report cannot be written to {out}: {{}}", OSError):
         out.mkdir(parents=True, exist_ok=True)
         for name, content in (drawn | {name: text.encode() for name, text in texts.items()}).items():
             with replacing(out / name) as temporary:
                 temporary.write_bytes(content)
-    except OSError as error:
-        raise InvalidInput(f"report cannot be written to {out}: {error.strerror or error}") from error
     return ReportFiles(
         page=out / "index.html",
         table=out / "table.csv",
@@ -113,8 +126,9 @@ def _sections(
     look: dict[str, Style],
     published: str,
     x: str,
-) -> tuple[list[Section], dict[str, bytes]]:
-    sections: list[Section] = []
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """What the page shows of each experiment, and the files of all figures by name."""
+    sections: list[dict[str, Any]] = []
     drawn: dict[str, bytes] = {}
     experiments = list(runs.groupby([*EXPERIMENT, "metric"]))
     parts = summary.groupby([*EXPERIMENT, "metric"])
@@ -130,7 +144,17 @@ def _sections(
         for picture in pictures:
             drawn[f"{picture.name}{suffix}.png"] = picture.png
             drawn[f"{picture.name}{suffix}.svg"] = picture.svg
-        sections.append((heading, headline(rows) + different_totals(rows), parts.get_group(key), pictures))
+        part = parts.get_group(key)
+        sections.append(
+            {
+                "heading": heading,
+                "finding": headline(rows) + different_totals(rows),
+                "rows": _rows(part, look),
+                "pictures": pictures,
+                "metric": metric_label(str(part["metric"].iloc[0])),
+                "tasks": bool(part["zero_shot"].notna().any()),
+            }
+        )
     return sections, drawn
 
 
@@ -144,3 +168,54 @@ def _title(runs: pd.DataFrame) -> str:
     experiments = runs[EXPERIMENT].drop_duplicates()
     where = _heading(experiments.iloc[0]) if len(experiments) == 1 else f"{len(experiments)} experiments"
     return f"Pruning before training: {where}"
+
+
+def _page(records: Sequence[RunRecord], **shown: Any) -> str:
+    environments = Counter(json.dumps(record.environment) for record in records if record.environment)
+    environment = Environment(
+        loader=PackageLoader("pathex.experiments.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+    environment.filters["shown"] = _shown
+    text = environment.get_template("report.html.j2").render(
+        runs=[
+            {
+                "name": record.folder.name,
+                "result": {name: record.result[name] for name in _SHOWN if name in record.result},
+                "config": record.config,
+            }
+            for record in records
+        ],
+        environments=[(json.loads(content), count) for content, count in environments.items()],
+        **shown,
+    )
+    return text + "\n"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value) or "—"
+    return str(value)
+
+
+def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, Any]]:
+    rows = [{str(name): value for name, value in row.items()} for row in summary.to_dict("records")]
+    best = summary[summary["method"] != "dense"].groupby("sparsity")["mean"].max()
+    for number, row in enumerate(rows):
+        row["colour"] = look[row["series"]].colour
+        row["best"] = row["method"] != "dense" and row["mean"] == best[row["sparsity"]]
+        row["first"] = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
+        row["interval"] = interval(row)
+    return rows

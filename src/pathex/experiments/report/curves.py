@@ -12,10 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from pathex.errors import InvalidInput
-from pathex.experiments.report.panel import Panel, Picture, legend, picture, seeds_said
+from pathex.experiments.report.panel import INK, Panel, Picture, legend, picture, seeds_said
 from pathex.experiments.report.published import ALIASES
 from pathex.experiments.report.published import caption as published_caption
-from pathex.experiments.report.style import INK
 from pathex.experiments.report.tables import summary_table
 
 X_AXES = ("sparsity", "parameters", "multiply-adds")

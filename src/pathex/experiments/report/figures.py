@@ -8,13 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pathex.experiments.report.curves import curves
-from pathex.experiments.report.panel import Panel, Picture, legend, picture, seeds_said
-from pathex.experiments.report.style import INK, SETTINGS
+from pathex.experiments.report.panel import INK, SETTINGS, Panel, Picture, legend, picture, seeds_said
 from pathex.experiments.report.tables import by_seed, estimate, metric_label
 
 _PARTS = {"zero_shot": "zero-shot", "fine_tuned": "after fine-tuning"}
-
-
 _MOST_NAMES = 40
 _MOST_NUMBERS = 24
 

@@ -7,24 +7,13 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.experiments.report.records import RunRecord
-from pathex.experiments.runs import PLACE, WITHOUT_EFFECT
+from pathex.experiments.runs import PLACE, WITHOUT_EFFECT, RunConfig
 
+_ADDED = ("task", "head_lr", "accumulate", "freeze_batchnorm", "loss", "pruning_seed", "count", "structure", "sanity")
 EARLIER: Mapping[str, Any] = MappingProxyType(
-    {
-        "task": "auto",
-        "head_lr": None,
-        "accumulate": 1,
-        "freeze_batchnorm": False,
-        "loss": "auto",
-        "pruning_seed": None,
-        "count": "weights",
-        "structure": "weights",
-        "sanity": "none",
-        "dynamic": "none",
-        "sync_batchnorm": False,
-    }
+    {name: getattr(RunConfig, name) for name in (*_ADDED, "dynamic", "sync_batchnorm")}
 )
-"""Settings that folders of earlier versions do not have, with the values that these folders stand for."""
+"""Settings that folders of earlier versions do not have, with the values that these folders stand for: the defaults."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
 _WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})

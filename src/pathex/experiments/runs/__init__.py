@@ -16,9 +16,8 @@ from pathex.experiments.runs.config import (
 
 if TYPE_CHECKING:
     from pathex.experiments.runs.folder import check_same, environment, finished_result, locked, write_json
-    from pathex.experiments.runs.loading import Preprocessing, load_run
+    from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run
-    from pathex.experiments.runs.ticket_files import load_ticket, save_ticket
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.experiments.runs.validation import check_config, check_ticket
 
@@ -52,9 +51,8 @@ __all__ = [
 # The settings are needed to read a command line; torch is not.
 _HOME = {
     **dict.fromkeys(("check_same", "environment", "finished_result", "locked", "write_json"), "folder"),
-    **dict.fromkeys(("Preprocessing", "load_run"), "loading"),
+    **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run"), "runner"),
-    **dict.fromkeys(("load_ticket", "save_ticket"), "ticket_files"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
     **dict.fromkeys(("check_config", "check_ticket"), "validation"),
 }

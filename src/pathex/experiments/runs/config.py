@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pathex.errors import Allowed, UnknownName
+from pathex.errors import Allowed, check_name
 
 _PLAIN = types.MappingProxyType(
     {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
@@ -227,6 +227,5 @@ def run_name(config: RunConfig) -> str:
 def read_options(config: RunConfig, known: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run's method over their defaults; unknown ones are refused."""
     for name in config.method_options:
-        if name not in known:
-            raise UnknownName(f"option of {config.method!r}", name, known)
+        check_name(f"option of {config.method!r}", name, known)
     return {**known, **config.method_options}

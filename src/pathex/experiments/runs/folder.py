@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from pathex.errors import FolderInUse, InvalidInput, reason
+from pathex.errors import FolderInUse, InvalidInput, refusing
 from pathex.experiments.runs.config import RunConfig, settings
 from pathex.masks import replacing
 from pathex.train import Events
@@ -35,10 +35,8 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of the run."""
-    try:
+    with refusing(f"{path} cannot be read ({{}}); delete its folder to run again", OSError, ValueError):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read ({reason(error)}); delete its folder to run again") from error
     return content
 
 
@@ -52,14 +50,11 @@ def write_config(folder: Path, config: RunConfig) -> None:
 def read_config(folder: Path) -> RunConfig:
     """The settings of the run in a folder."""
     path = folder / "config.yaml"
-    try:
+    unreadable = (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError)
+    with refusing(f"{path} cannot be read ({{}}); delete its folder or choose another 'out'", *unreadable):
         left = yaml.safe_load(path.read_text(encoding="utf-8"))
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
         return RunConfig(**left)
-    except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InvalidInput(
-            f"{path} cannot be read ({reason(error)}); delete its folder or choose another 'out'"
-        ) from error
 
 
 def check_same(folder: Path, config: RunConfig) -> None:

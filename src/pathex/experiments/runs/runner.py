@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
-from pathex.errors import InvalidInput, PathexError, PathexWarning
+from pathex.errors import PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
 from pathex.experiments.runs.folder import (
     Journal,
@@ -149,10 +149,8 @@ def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
 def _new_folder(folder: Path) -> Iterator[None]:
     """The run's folder; if it is new and bad input shows before there is a ticket, nothing of it stays."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
+    with refusing(f"out: the folder {folder} cannot be made ({{}})", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out: the folder {folder} cannot be made ({error.strerror})") from error
     try:
         yield
     except PathexError:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.analysis import count, matching_width
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, check_name
 from pathex.experiments.runs.config import RunConfig, read_options
 from pathex.masks import prunable_weights, read_mask
 from pathex.tasks import Classification, Task, kind
@@ -19,7 +19,6 @@ OPTIONS: Mapping[str, Any] = MappingProxyType({"match": "parameters", "mask": No
 of the ticket's mask; null is a ticket of the run's sparsity with the same density in every layer.
 """
 
-_MATCHES = ("parameters", "multiply-adds")
 # A run's sparsity is what reports draw it at, so that a mask has to have it too.
 _TOLERANCE = 5e-4
 
@@ -33,8 +32,7 @@ def check_options(config: RunConfig) -> None:
             f"weights {config.weights!r} with method 'small-dense': no narrower network has them; allowed: none"
         )
     chosen = read_options(config, OPTIONS)
-    if chosen["match"] not in _MATCHES:
-        raise UnknownName("match", chosen["match"], _MATCHES)
+    check_name("match", chosen["match"], ("parameters", "multiply-adds"))
     if chosen["mask"] is not None and not (isinstance(chosen["mask"], str) and Path(chosen["mask"]).is_file()):
         raise InvalidInput(f"mask {chosen['mask']!r} of 'small-dense' is no file; allowed: a mask file, or none")
 

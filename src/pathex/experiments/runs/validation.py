@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pathex import scores
 from pathex.data import AUGMENTATIONS, Augmentation
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, UnknownName, check_name
 from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
 from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
@@ -97,8 +97,7 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
 def _check_augmentation(config: RunConfig) -> None:
     segmentation = kind(config.task, config.data) == "segmentation"
     known = ("auto", "none", "scale-crop") if segmentation else ("auto", *AUGMENTATIONS)
-    if config.augment not in known:
-        raise UnknownName("augment", config.augment, known)
+    check_name("augment", config.augment, known)
     if config.augment != "auto" and not segmentation:
         Augmentation.of(config.augment, config.augment_options)
 

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 
 if TYPE_CHECKING:
-    from pathex.experiments.sweep.executors import create
     from pathex.experiments.sweep.planner import Plan, plan
     from pathex.experiments.sweep.sweeper import SweepResult, sweep
+    from pathex.experiments.sweep.work import create
 
 __all__ = ["EXECUTORS", "Plan", "SweepConfig", "SweepResult", "create", "plan", "sweep"]
 
 # The options are needed to read a command line; torch is not.
-_HOME = {"create": "executors"}
-_HOME |= {"Plan": "planner", "plan": "planner", "SweepResult": "sweeper", "sweep": "sweeper"}
+_HOME = {"create": "work", "Plan": "planner", "plan": "planner", "SweepResult": "sweeper", "sweep": "sweeper"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pathex.distributed import Child, stop
-from pathex.experiments.sweep.executors import Executor, Share
-from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out, ended
+from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, Share, carry_out, ended
 
 _SECONDS_TO_STOP = 10.0
 _MOST_OUTPUT = 4000

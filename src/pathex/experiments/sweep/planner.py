@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, UnknownName, check_name
 from pathex.experiments.runs import RunConfig, allowed_values, check_config, run_name
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 
@@ -52,8 +52,7 @@ def plan(config: SweepConfig) -> Plan:
 
 
 def _check_options(config: SweepConfig) -> None:
-    if config.executor not in EXECUTORS:
-        raise UnknownName("executor", config.executor, EXECUTORS)
+    check_name("executor", config.executor, EXECUTORS)
     for name, least in (("concurrent", 1), ("threads", 1), ("retries", 0)):
         if (value := getattr(config, name)) is not None and value < least:
             raise InvalidInput(f"{name} is {value!r}; allowed: a whole number of at least {least}")

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pathex.errors import InvalidInput
-from pathex.experiments.sweep.executors import Executor, processors, share
-from pathex.experiments.sweep.work import ENDED, Job, Message, carry_out, ended
+from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, carry_out, ended, processors, share
 
 _SECONDS_TO_STOP = 10.0
 _STORE_BYTES = 100 * 2**20
