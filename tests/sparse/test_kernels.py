@@ -34,11 +34,8 @@ def test_registers_of_another_width(wide, lanes, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_kernels_are_compiled_once_and_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    call = [
-        sys.executable,
-        "-c",
-        "from pathex.sparse import kernels; print(sum(kernels.run.stats.cache_hits.values()))",
-    ]
+    code = "from pathex.sparse import kernels; print(sum(kernels.run.stats.cache_hits.values()))"
+    call = [sys.executable, "-c", code]
     first, second = (subprocess.run(call, check=True, timeout=300, capture_output=True, text=True) for _ in range(2))
     assert "compiles its kernels" in first.stderr and first.stdout.strip() == "0"
     assert not second.stderr and second.stdout.strip() == "1"
