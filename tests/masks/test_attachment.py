@@ -54,7 +54,7 @@ def test_mixed_precision(model, mask):
     assert holds(model, mask)
 
 
-def test_averages_and_copies_keep_zeros_and_load_weights_and_copies_hold_under_optimizers_of_their_own(model, mask):
+def test_averages_and_copies_keep_zeros_and_hold_under_optimizers_of_their_own(model, mask):
     optimizer = sgd(model)
     pathex.attach(model, mask, optimizer)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
