@@ -1,6 +1,11 @@
-"""Compiled networks compute what their networks compute, in float32, for any number of images and threads."""
+"""Compiled networks compute what their networks compute, in float32, for any number of images and threads.
+
+Kernels in registers of another width than this processor's, which LLVM then splits; kernels from the disk.
+"""
 
 import itertools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,7 +20,7 @@ from pathex.errors import InvalidInput, PathexError, UnknownName
 from snapshots import unchanged
 
 KINDS = [
-    (stride, dilation, groups, padding)
+    {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
     for stride, dilation, groups, padding in itertools.product((1, 2, 3), (1, 2), (1, 2, 4), (0, 1, "same"))
     if padding != "same" or stride == 1
 ]
@@ -42,18 +47,10 @@ def assert_computes(compiled, model, x):
     assert error <= 2 * own + 2 * torch.finfo(torch.float32).eps * exact.abs().max().item()
 
 
-def convolutions(kernel):
-    """Convolutions of all kinds on the same image of four channels."""
-    found = {}
-    for place, (stride, dilation, groups, padding) in enumerate(KINDS):
-        options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
-        found[str(place)] = nn.Conv2d(4, 8, kernel, bias=place % 2 == 0, **options)
-    return random_network(Beside(found), 0.3)
-
-
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7, (2, 3)])
 def test_convolutions_of_any_kind(kernel):
-    model = convolutions(kernel)
+    layers = {str(i): nn.Conv2d(4, 8, kernel, bias=i % 2 == 0, **kind) for i, kind in enumerate(KINDS)}
+    model = random_network(Beside(layers), 0.3)
     x = torch.randn(17, 4, 15, 17)
     for threads in (1, 2):
         compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
@@ -182,3 +179,39 @@ def test_refusals(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InvalidInput, match=r"pathex\[sparse\]"):
         pathex.compile(model, example_input=x)
+
+
+PROGRAM = """
+import llvmlite.binding
+found = llvmlite.binding.get_host_cpu_features
+llvmlite.binding.get_host_cpu_features = lambda: {{"avx512f": {wide}}}
+from pathex.sparse import llvm
+llvmlite.binding.get_host_cpu_features = found
+import torch
+from torch import nn
+import pathex
+from pathex.sparse import kernels
+assert kernels.LANES == {lanes}
+model = nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1), nn.MaxPool2d(2)).eval()
+x = torch.randn({lanes} + 1, 3, 31, 33)
+compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(compiled(x[:1]), model(x[:1]), rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wide", "lanes"), [(True, 16), (False, 4)])
+def test_registers_of_another_width(wide, lanes, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    subprocess.run([sys.executable, "-c", PROGRAM.format(wide=wide, lanes=lanes)], check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_once_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code = "from pathex.sparse import kernels; print(sum(kernels.run.stats.cache_hits.values()))"
+    call = [sys.executable, "-c", code]
+    first, second = (subprocess.run(call, check=True, timeout=300, capture_output=True, text=True) for _ in range(2))
+    assert "compiles its kernels" in first.stderr and first.stdout.strip() == "0"
+    assert not second.stderr and second.stdout.strip() == "1"
