@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pathex
-from moving_masks import batch, network, random_mask, sgd, train
+from moving_masks import network, random_mask, sgd, train, train_scaled
 from pathex.errors import InvalidInput, MaskMismatch
 from snapshots import unchanged
 
@@ -41,16 +41,7 @@ def test_weights_stay_zero_through_training_whatever_the_momentum_from_before(mo
 def test_mixed_precision(model, mask):
     optimizer = sgd(model)
     pathex.attach(model, mask, optimizer)
-    scaler = torch.amp.GradScaler("cpu")
-    for step in range(10):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(batch(step)[0]).square().mean()
-        scaler.scale(loss).backward()
-        if step == 3:
-            model[0].weight.grad.fill_(float("inf"))  # a skipped step
-        scaler.step(optimizer)
-        scaler.update()
+    train_scaled(model, optimizer, 10)
     assert holds(model, mask)
 
 
