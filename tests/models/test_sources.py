@@ -119,8 +119,7 @@ def without(part):
     return lambda state: {name: value for name, value in state.items() if part not in name}
 
 
-def with_extra(state):
-    return state | {"module.encoder_q.layer5.weight": torch.zeros(3)}
+EXTRA = {"module.encoder_q.layer5.weight": torch.zeros(3)}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +127,7 @@ def with_extra(state):
     [
         (TV, without("encoder_q.layer2.0.conv1"), r"do not fit ResNet: missing: layer2.0.conv1.weight$"),
         (UNET, without("encoder_q.layer2.0.bn1.running_mean"), r"missing: encoder.layer2.0.bn1.running_mean$"),
-        (TV, with_extra, r"unexpected: layer5.weight$"),
-        (UNET, with_extra, r"unexpected: layer5.weight$"),
+        *((name, lambda state: state | EXTRA, r"unexpected: layer5.weight$") for name in (TV, UNET)),
         (TV, without("encoder_q."), r"is no MoCo v2 checkpoint: it holds no encoder_q.\*, but queue, queue_ptr,"),
         ("torchvision:resnet34", dict, r"missing: layer1.2.conv1.weight, .* more$"),
         ("torchvision:resnet50", dict, r"missing: .*; other shape: layer1.0.conv1.weight \(64x64x3x3, model 64x64x1x1"),
