@@ -152,7 +152,7 @@ SMALLER |= {"'[1, 32]'": "1", "'[1, 2]'": "1 --rounds 1"}
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-def test_the_way_from_a_folder_of_images_to_a_file_that_runs_alone(tmp_path, monkeypatch, capsys) -> None:
+def test_the_way_from_a_folder_of_images_to_a_file_that_runs_alone(tmp_path, monkeypatch, capsys):
     """The commands of the guide, as they stand."""
     monkeypatch.chdir(tmp_path)
     for number, (part, label) in enumerate((p, c) for p in ("train", "test") for c in ("cat", "dog")):
