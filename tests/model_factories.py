@@ -41,16 +41,9 @@ def wrong(num_classes):
 
 def tiny(num_classes, in_channels, width=2):
     """For images of 8 pixels."""
-    layers = {
-        "conv": nn.Conv2d(in_channels, width, 3, bias=False),
-        "norm": nn.BatchNorm2d(width),
-        "relu": nn.ReLU(),
-        "conv2": nn.Conv2d(width, width, 3, bias=False),
-        "relu2": nn.ReLU(),
-        "flat": nn.Flatten(),
-        "fc": nn.Linear(16 * width, num_classes),
-    }
-    return nn.Sequential(OrderedDict(layers))
+    first = {"conv": nn.Conv2d(in_channels, width, 3, bias=False), "norm": nn.BatchNorm2d(width), "relu": nn.ReLU()}
+    second = {"conv2": nn.Conv2d(width, width, 3, bias=False), "relu2": nn.ReLU(), "flat": nn.Flatten()}
+    return nn.Sequential(OrderedDict(first | second | {"fc": nn.Linear(16 * width, num_classes)}))
 
 
 def plain(num_classes, in_channels):

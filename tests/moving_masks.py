@@ -1,4 +1,4 @@
-"""A small network that trains with a mask that moves, alone and in two processes."""
+"""A small network that trains with a mask, fixed or moving, alone and in two processes."""
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ def exact():
     return model
 
 
+def sgd(model):
+    return SGD(model.parameters(), **SGD_OPTIONS)
+
+
 def random_mask(model):
     source = torch.Generator().manual_seed(1)
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
@@ -50,9 +54,24 @@ def train(model, optimizer, steps, parts=1, choose=slice(None)):
         optimizer.step()
 
 
+def train_scaled(model, optimizer, steps):
+    """In mixed precision, with a scaler that skips the fourth step."""
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(steps):
+        optimizer.zero_grad()
+        x, y = batch(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        if step == 3:
+            model[0].weight.grad.fill_(float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+
+
 def begin(model, method, mask=None, optimizer=None, **options):
     """The optimizer and the handle; the mask is random if none is given."""
-    optimizer = optimizer or SGD(model.parameters(), **SGD_OPTIONS)
+    optimizer = optimizer or sgd(model)
     options = {"steps": 24, "every": 4, "until": 0.8, "seed": 3} | options
     return optimizer, dynamic.attach(model, mask or random_mask(model), optimizer, method=method, **options)
 

@@ -51,16 +51,13 @@ LAYERS = {
 }
 # From the layer of a step, if it has one, and two earlier values.
 LINEARISED = {
-    "conv": lambda layer, y, z: layer(y),
-    "depthwise": lambda layer, y, z: layer(y),
+    **dict.fromkeys(("conv", "depthwise", "batch norm", "prelu"), lambda layer, y, z: layer(y)),
     "transposed": lambda layer, y, z: F.avg_pool2d(layer(y), 2),
-    "batch norm": lambda layer, y, z: layer(y),
     "fully connected": lambda layer, y, z: layer(y.flatten(2)).unflatten(2, (4, 4)),
     "strided and up": lambda layer, y, z: F.interpolate(y[:, :, ::2, ::2], scale_factor=2, mode="bilinear"),
     "nearest": lambda layer, y, z: F.interpolate(F.adaptive_avg_pool2d(y, 2), scale_factor=2),
     "relu in place": lambda layer, y, z: F.relu_(y * 1),
     "leaky": lambda layer, y, z: F.leaky_relu(y, 0.2),
-    "prelu": lambda layer, y, z: layer(y),
     "bounded": lambda layer, y, z: y.clamp(-0.7, 0.9) + F.hardtanh(y, -0.5, 0.5) + F.relu6(4 * y) / 2,
     "gelu": lambda layer, y, z: F.gelu(y),
     "silu": lambda layer, y, z: F.silu(y, inplace=False),

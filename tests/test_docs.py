@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 import pathex
@@ -18,6 +19,7 @@ from pathex.cli import main
 from pathex.masks import prunable_weights
 from pathex.scores import Problem
 from pathex.tasks import task
+from small_images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -37,11 +39,6 @@ def commands() -> list[str]:
 
 def named(paths: list[Path]) -> Any:
     return pytest.mark.parametrize("page", paths, ids=[path.stem for path in paths])
-
-
-@pytest.fixture
-def made() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "scripts" / "make_docs.py"))
 
 
 @pytest.fixture
@@ -91,22 +88,18 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         assert pathex.methods(settings["name"]).name == settings["name"]
 
 
-def test_tables_of_methods_are_up_to_date(made: dict[str, Any]) -> None:
+def test_tables_of_methods_are_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "make_docs.py"))
     for page, link in made["LINKS"].items():
         text = page.read_text(encoding="utf-8")
         assert text == made["renewed"](text, link), "run python scripts/make_docs.py"
-
-
-def test_every_method_has_its_page() -> None:
-    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(pathex.methods())
-
-
-def test_a_page_without_marks_is_refused(made: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="lacks the marks"):
         made["renewed"]("# pathex\n", "methods")
 
 
-def test_every_page_is_in_the_navigation() -> None:
+def test_every_method_has_its_page_and_every_page_is_in_the_navigation() -> None:
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(pathex.methods())
+
     def leaves(entry: Any) -> list[str]:
         parts = entry.values() if isinstance(entry, dict) else entry
         return [entry] if isinstance(entry, str) else [leaf for part in parts for leaf in leaves(part)]
@@ -122,6 +115,7 @@ def test_links_lead_to_files(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert all((page.parent / t).read_bytes()[:4] == b"\x89PNG" for t in targets if t.endswith(".png"))
 
 
 def test_versions_agree() -> None:
@@ -131,34 +125,50 @@ def test_versions_agree() -> None:
     assert citation["version"] == newest[1] == pathex.__version__
 
 
-def scorer_diff() -> dict[str, list[str]]:
-    """Lines of the diff that adds a scorer, by file."""
+def test_the_scorer_of_the_contribution_guide_works_and_the_registry_is_as_it_shows_it() -> None:
     (diff,) = blocks(ROOT / "CONTRIBUTING.md", "diff")
-    files = re.split(r"^--- .*\n\+\+\+ b/(.*)\n", diff, flags=re.MULTILINE)[1:]
-    return {name: text.splitlines() for name, text in zip(files[::2], files[1::2], strict=True)}
-
-
-def test_the_scorer_of_the_contribution_guide_works() -> None:
-    added = "\n".join(line[1:] for line in scorer_diff()["src/pathex/scores/lamp.py"])
+    parts = re.split(r"^--- .*\n\+\+\+ b/(.*)\n", diff, flags=re.MULTILINE)[1:]
+    files = {name: text.splitlines() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    added = "\n".join(line[1:] for line in files["src/pathex/scores/lamp.py"])
     names: dict[str, Any] = {}
     exec(added, names)
-    first, second = nn.Linear(3, 2), nn.Linear(2, 2)
-    first.weight = nn.Parameter(torch.tensor([[3.0, -1.0, 0.0], [0.5, -2.0, 1.5]]))
-    nn.init.zeros_(second.weight)
-    model = nn.Sequential(first, second)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].weight.data = torch.tensor([[3.0, -1.0, 0.0], [0.5, -2.0, 1.5]])
+    nn.init.zeros_(model[1].weight)
     scores = names["Lamp"]()(Problem(model, prunable_weights(model), [(torch.ones(1, 3), None)]))
-    squares = first.weight.detach().square().flatten().tolist()
+    squares = model[0].weight.detach().square().flatten().tolist()
     expected = [own / sum(other for other in squares if other >= own) for own in squares]
     assert scores["0.weight"].flatten().tolist() == pytest.approx(expected)
     assert not scores["1.weight"].any()
-
-
-def test_the_registry_is_as_the_contribution_guide_shows_it() -> None:
     registry = (ROOT / "src" / "pathex" / "scores" / "__init__.py").read_text(encoding="utf-8")
-    context = [line[1:] for line in scorer_diff()["src/pathex/scores/__init__.py"] if line.startswith(" ")]
-    assert len(context) == 2
-    assert all(line in registry.splitlines() for line in context)
+    context = [line[1:] for line in files["src/pathex/scores/__init__.py"] if line.startswith(" ")]
+    assert len(context) == 2 and all(line in registry.splitlines() for line in context)
 
 
-def test_the_picture_is_there() -> None:
-    assert (DOCS / "pictures" / "report.png").read_bytes().startswith(b"\x89PNG")
+WALK = DOCS / "guides" / "deployment.md"
+SMALLER = {"--weights imagenet": "", "--epochs 20": "--epochs 1 --rounds 2 --batch-size 8", "224": "32"}
+SMALLER |= {"'[1, 32]'": "1", "'[1, 2]'": "1 --rounds 1"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_the_way_from_a_folder_of_images_to_a_file_that_runs_alone(tmp_path, monkeypatch, capsys):
+    """The commands of the guide, as they stand."""
+    monkeypatch.chdir(tmp_path)
+    for number, (part, label) in enumerate((p, c) for p in ("train", "test") for c in ("cat", "dog")):
+        for image in range(12):
+            write_image(tmp_path / "photos" / part / label / f"{image}.png", (60 * number, 10 * image, 99), (40, 40))
+    folder, text = "", "\n".join(blocks(WALK, "sh"))
+    for long, short in SMALLER.items():
+        text = text.replace(long, short)
+    for line in text.splitlines():
+        assert main(shlex.split(line.replace("$folder", folder))[1:]) == 0, line
+        said = capsys.readouterr().out.splitlines()
+        folder = said[-1] if line.startswith("pathex run") else folder
+    assert {"latency.csv", "layers.csv", "latency.png"} <= {path.name for path in Path("bench").iterdir()}
+    pytest.importorskip("onnxruntime")
+    Image.new("RGB", (50, 60), "red").save("photo.jpg")
+    (code,) = blocks(WALK, "py")
+    exec(compile(code, str(WALK), "exec"), {})
+    assert re.fullmatch(r"cat|dog", capsys.readouterr().out.strip())
+    assert pathex.load_run(folder).preprocessing.classes == ("cat", "dog")

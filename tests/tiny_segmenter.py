@@ -7,15 +7,9 @@ class TinySegmenter(nn.Sequential):
     """Three convolutions; outputs are as large as images of any size."""
 
     def __init__(self, num_classes, in_channels=3, width=8):
-        super().__init__(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, num_classes, 1),
-        )
+        first, second = (nn.Conv2d(inputs, width, 3, padding=1, bias=False) for inputs in (in_channels, width))
+        layers = (first, nn.BatchNorm2d(width), nn.ReLU(), second, nn.BatchNorm2d(width), nn.ReLU())
+        super().__init__(*layers, nn.Conv2d(width, num_classes, 1))
 
 
 def half_size(num_classes):

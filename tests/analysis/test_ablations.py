@@ -8,6 +8,7 @@ import pathex
 from brute_force import cases
 from pathex.analysis import flipped, reinitialised, shuffled
 from pathex.errors import InvalidInput
+from snapshots import unchanged
 
 
 def network(seed=0):
@@ -32,14 +33,11 @@ def test_shuffled_masks_keep_their_counts_and_nothing_else():
     assert mask == random_mask(network())
 
 
-def test_every_place_is_as_likely():
+def test_every_place_is_as_likely_and_layers_move_independently():
     mask = pathex.Mask({"w": torch.tensor([[True, False], [False, False], [False, True]])})
     taken = sum(shuffled(mask, seed)["w"].double() for seed in range(3000))
     # 1000 expected at each of the six places, standard deviation 25.8.
     assert (taken - 1000).abs().max() < 4 * 25.8
-
-
-def test_layers_move_independently():
     entry = torch.arange(400).view(20, 20) % 2 == 0
     moved = shuffled(pathex.Mask({"a": entry, "b": entry.clone()}), 0)
     assert not torch.equal(moved["a"], moved["b"])
@@ -48,14 +46,12 @@ def test_layers_move_independently():
 def test_flipped_weights_keep_their_magnitudes():
     model = network()
     before = copy.deepcopy(model.state_dict())
-    other = flipped(model, 0)
+    with unchanged(model):
+        other = flipped(model, 0)
     assert set(other) == set(random_mask(model))
-    assert all(torch.equal(model.state_dict()[name], entry) for name, entry in before.items())
-    turned = total = 0
-    for name, weight in other.items():
-        assert torch.equal(weight.abs(), before[name].abs())
-        turned += int((weight != before[name]).sum())
-        total += weight.numel()
+    assert all(torch.equal(weight.abs(), before[name].abs()) for name, weight in other.items())
+    turned = sum(int((weight != before[name]).sum()) for name, weight in other.items())
+    total = sum(weight.numel() for weight in other.values())
     assert turned / total == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(total))
     assert all(torch.equal(weight, flipped(model, 0)[name]) for name, weight in other.items())
     assert any(not torch.equal(weight, flipped(model, 1)[name]) for name, weight in other.items())
@@ -66,9 +62,8 @@ def test_flipped_weights_keep_their_magnitudes():
 
 def test_redrawn_weights_have_the_spread_of_the_old_ones():
     model = network()
-    state = torch.get_rng_state()
-    other = reinitialised(model, 0)
-    assert torch.equal(torch.get_rng_state(), state)
+    with unchanged(model):
+        other = reinitialised(model, 0)
     for name, weight in other.items():
         old = model.get_parameter(name)
         assert weight.shape == old.shape and weight.dtype == old.dtype and not weight.requires_grad
@@ -84,9 +79,8 @@ def test_redrawn_weights_have_the_spread_of_the_old_ones():
 def test_a_factory_gives_the_state_of_a_new_network():
     model = network()
     model(torch.randn(8, 3, 8, 8))  # moves the statistics of BatchNorm
-    state = torch.get_rng_state()
-    other = reinitialised(model, 7, factory=lambda: pathex.models.create("resnet20", width=8))
-    assert torch.equal(torch.get_rng_state(), state)
+    with unchanged(model):
+        other = reinitialised(model, 7, factory=lambda: pathex.models.create("resnet20", width=8))
     expected = network(7).state_dict()
     assert all(torch.equal(entry, expected[name]) for name, entry in other.items()) and set(other) == set(expected)
     model.load_state_dict(other)

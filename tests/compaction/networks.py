@@ -20,21 +20,12 @@ def head(channels):
 
 
 def residual():
-    return nn.Sequential(
-        conv(2, 6), Branches(nn.Identity(), nn.Sequential(conv(6, 5), conv(5, 6))), conv(6, 4), head(4)
-    )
-
-
-def concatenated():
-    return nn.Sequential(Branches(conv(2, 5), conv(2, 4, 1), join="cat"), conv(9, 4), head(4))
+    branch = nn.Sequential(conv(6, 5), conv(5, 6))
+    return nn.Sequential(conv(2, 6), Branches(nn.Identity(), branch), conv(6, 4), head(4))
 
 
 def depthwise():
     return nn.Sequential(conv(2, 8, 1), conv(8, 8, groups=8), conv(8, 6, 1), conv(6, 12, groups=6), head(12))
-
-
-def grouped():
-    return nn.Sequential(conv(2, 8), conv(8, 12, groups=4), conv(12, 4, 1), head(4))
 
 
 def perceptron():
@@ -42,9 +33,8 @@ def perceptron():
 
 
 def flattened():
-    return nn.Sequential(
-        conv(2, 6), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 16, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
-    )
+    layers = (nn.Linear(6 * 16, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    return nn.Sequential(conv(2, 6), nn.MaxPool2d(2), nn.Flatten(), *layers)
 
 
 def squeezed():
@@ -85,25 +75,13 @@ def scaled():
         return net.last(z.mean((2, 3)).reshape(-1, 8) + net.shift)
 
     parts = {"scale": nn.Parameter(torch.ones(6, 1, 1)), "shift": nn.Parameter(torch.ones(8))}
-    layers = {
-        "first": conv(2, 6),
-        "second": conv(6, 6),
-        "third": nn.Sequential(conv(6, 5), conv(5, 8)),
-        "last": nn.Linear(8, 3),
-    }
-    return Wired(form, **parts, **layers)
+    third, last = nn.Sequential(conv(6, 5), conv(5, 8)), nn.Linear(8, 3)
+    return Wired(form, **parts, first=conv(2, 6), second=conv(6, 6), third=third, last=last)
 
 
 def upsampled():
-    up = nn.ConvTranspose2d(6, 5, 2, stride=2)
-    return nn.Sequential(
-        conv(2, 6),
-        nn.AvgPool2d(2),
-        up,
-        nn.PReLU(5),
-        nn.Upsample(scale_factor=2, mode="bilinear"),
-        conv(5, 3, norm=False),
-    )
+    up = (nn.ConvTranspose2d(6, 5, 2, stride=2), nn.PReLU(5), nn.Upsample(scale_factor=2, mode="bilinear"))
+    return nn.Sequential(conv(2, 6), nn.AvgPool2d(2), *up, conv(5, 3, norm=False))
 
 
 def extremes():
@@ -113,21 +91,18 @@ def extremes():
     return Wired(form, first=first, other=nn.Sequential(conv(2, 5), conv(5, 4)), last=last)
 
 
-def shared():
-    twice = conv(4, 4)
-    return nn.Sequential(conv(2, 4), twice, twice, head(4))
-
-
 def several():
     """Two networks on the same images, one with dilation and reflected borders."""
-    other = nn.Sequential(
-        nn.Conv2d(2, 6, 3, dilation=2, padding=2, padding_mode="reflect"), nn.SiLU(), conv(6, 3), head(3)
-    )
-    return Beside({"one": residual(), "two": other})
+    first = nn.Conv2d(2, 6, 3, dilation=2, padding=2, padding_mode="reflect")
+    return Beside({"one": residual(), "two": nn.Sequential(first, nn.SiLU(), conv(6, 3), head(3))})
 
 
-_MADE = (residual, concatenated, depthwise, grouped, perceptron, flattened, squeezed, shuffled, attention, transformer)
-NETWORKS = {make.__name__: make for make in (*_MADE, scaled, upsampled, extremes, shared, several)}
+_MADE = (residual, depthwise, perceptron, flattened, squeezed, shuffled, attention, transformer, scaled, upsampled)
+NETWORKS = {make.__name__: make for make in (*_MADE, extremes, several)} | {
+    "concatenated": lambda: nn.Sequential(Branches(conv(2, 5), conv(2, 4, 1), join="cat"), conv(9, 4), head(4)),
+    "grouped": lambda: nn.Sequential(conv(2, 8), conv(8, 12, groups=4), conv(12, 4, 1), head(4)),
+    "shared": lambda: nn.Sequential(conv(2, 4), *[conv(4, 4)] * 2, head(4)),
+}
 SIDE = 8
 
 

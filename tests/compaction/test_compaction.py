@@ -1,17 +1,21 @@
-"""Compacted networks compute what the masked ones do, with less."""
+"""Compacted networks compute what the masked ones do, with less; a network of each family of the zoo too."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import pathex
-from brute_force.cases import Wired, draw
+from benchmarks.zoo.catalogue import build as build_family
+from benchmarks.zoo.catalogue import catalogue
+from brute_force.cases import Wired, draw, norms
 from compaction.networks import NETWORKS, build, conv, head, thin
 from pathex import Mask, compaction
 from pathex.errors import MaskMismatch, PathexError
 from refusals import refused
+from snapshots import unchanged
 
 FIXED = {"perceptron", "flattened", "attention"}  # to one size of images
 
@@ -30,6 +34,12 @@ def assert_same(small, dense, *inputs):
             torch.testing.assert_close(small(x), dense(x), rtol=1e-10, atol=1e-10)
 
 
+def compacted(model, mask, x, *others):
+    small = pathex.compact(model, mask, x)
+    assert_same(small, masked(model, mask), x, *others)
+    return small
+
+
 def images(x, side=None, number=3):
     return torch.randn(number, x.shape[1], side or x.shape[2], side or x.shape[3], dtype=x.dtype)
 
@@ -38,12 +48,12 @@ def images(x, side=None, number=3):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_are_those_of_the_masked_network(name, seed):
     model, x = build(name, seed)
-    mask, before = thin(model, seed), copy.deepcopy(model.state_dict())
-    plan = compaction.plan(model, mask, x[:1])
-    small = plan.apply()
+    mask = thin(model, seed)
+    with unchanged(model):
+        plan = compaction.plan(model, mask, x[:1])
+        small = plan.apply()
     assert_same(small, masked(model, mask), x, images(x, number=1), *[] if name in FIXED else [images(x, side=13)])
     assert count(small) < count(model) or name == "shared"
-    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     for weight, kept in plan.mask.items():
         assert small.get_parameter(weight).shape == kept.shape
         assert not small.get_parameter(weight)[~kept].any()
@@ -53,7 +63,7 @@ def test_outputs_are_those_of_the_masked_network(name, seed):
 def chain(*layers, shift=0.0):
     model = nn.Sequential(*layers).double().eval()
     draw(model, 0)
-    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+    for norm in norms(model):
         nn.init.constant_(norm.bias, shift)
     return model, torch.randn(2, 2, 8, 8, dtype=torch.float64)
 
@@ -77,59 +87,40 @@ def test_constants_behind_zero_padding_are_merged_into_one_channel():
 
 def test_constants_go_into_the_next_bias_where_nothing_is_padded():
     model, x = chain(conv(2, 8), nn.Conv2d(8, 4, 3, bias=False), nn.ReLU(), head(4), shift=9.0)
-    mask = removing(model, "0.0.weight", [1, 2, 5])
-    small = pathex.compact(model, mask, x)
+    small = compacted(model, removing(model, "0.0.weight", [1, 2, 5]), x, images(x, 5))
     assert small[0][0].out_channels == 5 and small[1].bias.abs().min() > 0
-    assert_same(small, masked(model, mask), x, images(x, 5))
 
 
 def test_a_unit_that_its_relu_alone_holds_at_zero_goes():
     model, x = chain(conv(2, 6), conv(6, 4), head(4))
     model[0][1].running_mean.zero_(), nn.init.constant_(model[0][1].bias, -1.0)
-    small = pathex.compact(model, removing(model, "0.0.weight", [0, 3]), x)
-    assert small[0][0].out_channels == 4
-    assert_same(small, masked(model, removing(model, "0.0.weight", [0, 3])), x)
+    assert compacted(model, removing(model, "0.0.weight", [0, 3]), x)[0][0].out_channels == 4
 
 
 def test_a_filter_whose_weights_sum_to_zero_is_not_dead():
     model, x = chain(conv(2, 4), conv(4, 4), head(4))
-    with torch.no_grad():
-        model[0][0].weight[0] = torch.tensor([1.0, -1.0] * 9).view(2, 3, 3)
-    everything = Mask({"0.0.weight": torch.ones(4, 2, 3, 3, dtype=torch.bool)})
-    small = pathex.compact(model, everything, x)
-    assert small[0][0].out_channels == 4
-    assert_same(small, model, x)
+    model[0][0].weight.data[0] = torch.tensor([1.0, -1.0] * 9).view(2, 3, 3)
+    assert compacted(model, removing(model, "0.0.weight", []), x)[0][0].out_channels == 4
 
 
-def test_a_dead_branch_shrinks_to_one_channel():
+def test_a_dead_branch_shrinks_to_one_channel_and_heads_of_attention_go_as_a_whole():
     model, x = build("residual", 0)
-    mask = removing(model, "1.branches.1.1.0.weight", range(6))
-    small = pathex.compact(model, mask, x)
+    small = compacted(model, removing(model, "1.branches.1.1.0.weight", range(6)), x)
     assert small[1].branches[1][0][0].out_channels == 1
-    assert_same(small, masked(model, mask), x)
-
-
-def test_heads_of_attention_go_as_a_whole():
     model, x = build("attention", 0)
-    mask = removing(model, "blocks.0.attn.proj.weight", range(4, 8), dim=1)
-    small = pathex.compact(model, mask, x)
+    small = compacted(model, removing(model, "blocks.0.attn.proj.weight", range(4, 8), dim=1), x)
     first = small.blocks[0].attn
     assert (first.num_heads, first.qkv.out_features, first.proj.in_features) == (2, 24, 8)
     assert small.blocks[1].attn.num_heads == 3
-    assert_same(small, masked(model, mask), x)
 
 
 def test_heads_that_only_train_keep_what_they_read():
-    class Auxiliary(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last, self.other = conv(2, 6), nn.Sequential(conv(6, 4), head(4)), head(6)
+    def auxiliary(net, x):
+        x = net.first(x)
+        return (net.last(x), net.other(x)) if net.training else net.last(x)
 
-        def forward(self, x):
-            x = self.first(x)
-            return (self.last(x), self.other(x)) if self.training else self.last(x)
-
-    model, x = chain(Auxiliary())
+    last = nn.Sequential(conv(6, 4), head(4))
+    model, x = chain(Wired(auxiliary, first=conv(2, 6), last=last, other=head(6)))
     small = pathex.compact(model, removing(model, "0.last.0.0.weight", [0, 1]), x).train()
     assert [len(out) for out in small(x)] == [2, 2] and small[0].last[0][0].in_channels == 6
     small = pathex.compact(model, removing(model, "0.last.1.2.weight", [0, 1], dim=1), x)
@@ -147,10 +138,8 @@ def test_a_step_of_training_is_that_of_the_masked_network(name):
         pathex.attach(network, own, optimizer)
         network(x).square().sum().backward()
         optimizer.step()
-    gradients = (
-        dense.get_parameter(next(iter(mask))).grad.abs().sum(),
-        small.get_parameter(next(iter(mask))).grad.abs().sum(),
-    )
+    first = next(iter(mask))
+    gradients = [network.get_parameter(first).grad.abs().sum() for network in (dense, small)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
@@ -183,8 +172,7 @@ def test_a_model_with_a_mask_attached():
 
 
 def test_refusals(tmp_path):
-    model, x = build("squeezed", 0)
-    path = tmp_path / "small.safetensors"
+    (model, x), path = build("squeezed", 0), tmp_path / "small.safetensors"
     compaction.save(pathex.compact(model, thin(model, 0), x), path)
     with refused("does not fit Sequential: '0.0.weight' is"):
         compaction.load(path, build("residual", 0)[0])
@@ -196,16 +184,14 @@ def test_refusals(tmp_path):
         pathex.compact(model, Mask({"0.0.weight": torch.ones(1, dtype=torch.bool)}), x)
     single = Wired(lambda net, x: net.layer(x.float()), layer=nn.Linear(3, 3))
     with refused("does not run in float64", PathexError):
-        pathex.compact(single, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), torch.ones(2, 3))
+        pathex.compact(single, removing(single, "layer.weight", []), torch.ones(2, 3))
     noisy = Wired(lambda net, x: net.layer(x) + torch.rand(1, dtype=x.dtype), layer=nn.Linear(3, 3)).double()
     with refused("deterministic", PathexError):
-        pathex.compact(noisy, Mask({"layer.weight": torch.ones(3, 3, dtype=torch.bool)}), x.new_ones(2, 3))
+        pathex.compact(noisy, removing(noisy, "layer.weight", []), x.new_ones(2, 3))
 
 
 def test_code_that_counts_on_its_channels_keeps_them():
-    def form(net, x):
-        return net.last(net.first(x).reshape(-1, 6, 64).sum(2))
-
+    form = lambda net, x: net.last(net.first(x).reshape(-1, 6, 64).sum(2))  # noqa: E731
     model = Wired(form, first=conv(2, 6), last=nn.Linear(6, 3)).double().eval()
     mask = Mask({**removing(model, "last.weight", [0, 1], dim=1), **removing(model, "first.0.weight", [])})
     plan = compaction.plan(model, mask, torch.randn(2, 2, 8, 8))
@@ -213,20 +199,45 @@ def test_code_that_counts_on_its_channels_keeps_them():
     assert "6 (without it: RuntimeError: shape '[-1, 6, 64]' is invalid" in plan.explain()
 
 
-class Table(nn.Module):
-    """Adds a matrix, seen as a vector, to what a layer gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
-        self.table = nn.Parameter(torch.randn(2, 4))
-
-    def forward(self, x):
-        return self.second(self.first(x) + self.table.view(8))
-
-
 def test_a_parameter_that_is_seen_in_another_form():
-    network, x = Table().double(), torch.randn(5, 3, dtype=torch.float64)
-    mask = Mask({"second.weight": torch.arange(16).view(2, 8) % 8 < 5})
+    """A matrix that is added as a vector."""
+    layers = {"first": nn.Linear(3, 8), "second": nn.Linear(8, 2), "table": nn.Parameter(torch.randn(2, 4))}
+    network = Wired(lambda net, x: net.second(net.first(x) + net.table.view(8)), **layers).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    mask = removing(network, "second.weight", [5, 6, 7], dim=1)
     small = pathex.compact(network, mask, x)
     torch.testing.assert_close(small(x), pathex.make_permanent(network, mask)(x), rtol=0, atol=1e-12)
+
+
+SPARSITIES = (0.9, 0.95, 0.982, 0.99)
+METHODS = ("random", "magnitude", "synflow", "px")
+SMALLEST = {each.family: each for each in sorted(catalogue(), key=lambda each: -each.parameters - each.multiply_adds)}
+
+
+def leaves(network, x):
+    with torch.no_grad():
+        return [leaf for leaf in tree_leaves(network(x)) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SMALLEST)), ids=sorted(SMALLEST))
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_families(number):
+    """One method and sparsity each, in turns: all of them on all families would take a day."""
+    model, x, y = build_family(SMALLEST[sorted(SMALLEST)[number]])
+    generator = torch.Generator().manual_seed(0)
+    for norm in norms(model):
+        for entry, level in ((norm.running_mean, 0), (norm.running_var, 1), (norm.weight, 1), (norm.bias, 0)):
+            entry.data.copy_(level + 0.3 * torch.randn(entry.shape, generator=generator).clamp(-2, 2))
+    model, x = model.double().eval(), x.double()
+    sparsity, method = SPARSITIES[number // len(METHODS) % len(SPARSITIES)], METHODS[number % len(METHODS)]
+    how = {"per_sample": "one"} if method == "synflow" else {}
+    mask = pathex.prune(model, method, sparsity=sparsity, data=[(x, y)], rounds=2, progress=False, **how).mask
+    small, dense = pathex.compact(model, mask, x[:1]), masked(model, mask)
+    for images in (x, x[:1], nn.functional.interpolate(x, scale_factor=2)):
+        try:
+            expected = leaves(dense, images)
+        except Exception:  # the network takes no other sizes
+            continue
+        for found, one in zip(leaves(small, images), expected, strict=True):
+            torch.testing.assert_close(found, one, rtol=0, atol=1e-10 * max(1e-6, float(one.abs().max())))

@@ -6,18 +6,20 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from model_factories import small
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation
 from pathex.experiments.runs import Preprocessing
 from refusals import refused
+from snapshots import unchanged
 
 ABOUT = Preprocessing(4, (0.5,), (0.25,), ("cat", "dog"))
+DECIDING = Wired(lambda net, x: x if x.sum() > 0 else -x)
 IMAGES = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
     made = small().eval()
     made.preprocessing = ABOUT
     return made
@@ -40,9 +42,8 @@ def by_torch(path):
 def test_the_file_runs_alone_on_any_number_of_images(network, ending, read, tmp_path):
     if ending == "onnx":
         pytest.importorskip("onnxscript")
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    pathex.compaction.export(network.train(), tmp_path / f"n.{ending}", IMAGES[:1])
-    assert network.training and all(before[name].equal(tensor) for name, tensor in network.state_dict().items())
+    with unchanged(network.train()):
+        pathex.compaction.export(network, tmp_path / f"n.{ending}", IMAGES[:1])
     about, outputs = read(tmp_path / f"n.{ending}")
     assert Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}) == ABOUT
     for x, found in zip((IMAGES, IMAGES[:2]), outputs, strict=True):
@@ -50,16 +51,11 @@ def test_the_file_runs_alone_on_any_number_of_images(network, ending, read, tmp_
     assert [path.name for path in tmp_path.iterdir()] == [f"n.{ending}"]
 
 
-class Deciding(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
 @pytest.mark.parametrize(
     ("network", "name", "error", "message"),
     [
         (nn.Identity(), "n.tflite", UnknownName, r"'\.tflite'.*\.onnx, \.pt2"),
-        (Deciding(), "n.pt2", UnsupportedOperation, "Deciding cannot be exported"),
+        (DECIDING, "n.pt2", UnsupportedOperation, "Wired cannot be exported"),
         (nn.Identity(), "nowhere/n.pt2", InvalidInput, "cannot write"),
     ],
 )

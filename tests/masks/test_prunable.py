@@ -11,43 +11,45 @@ from brute_force.cases import Wired
 from pathex.masks import prunable_weights
 from refusals import refused
 
-
-class Net(nn.ModuleDict):
-    def __init__(self):
-        block = nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 1))
-        super().__init__({"stem": nn.Conv2d(1, 2, 3), "norm": nn.BatchNorm2d(2), "block": block})
-        self.update({"embed": nn.Embedding(5, 2), "head": nn.Linear(2, 3)})
-
-
-def test_weights_of_convolutions_and_linear_layers_in_order():
-    model = Net()
-    found = prunable_weights(model)
-    assert list(found) == ["stem.weight", "block.0.weight", "block.2.weight", "head.weight"]
-    assert found["head.weight"] is model.head.weight
-    globs = ("block.*", ["block.?"], ["block.*.weight"], ["block.0", "block.2"])
-    for ignore in (*globs, [nn.Conv1d, nn.ConvTranspose2d], [model.block]):
-        assert list(prunable_weights(model, ignore=ignore)) == ["stem.weight", "head.weight"]  # type: ignore[arg-type]
-    for single in (model.head, nn.Linear):  # needs no list
-        assert "head.weight" not in prunable_weights(model, ignore=single)  # type: ignore[arg-type]
-    assert list(prunable_weights(nn.Linear(2, 2))) == ["weight"]
+BLOCK = nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 1))
+NET = {"stem": nn.Conv2d(1, 2, 3), "norm": nn.BatchNorm2d(2), "block": BLOCK, "embed": nn.Embedding(5, 2)}
+NET = nn.ModuleDict(NET | {"head": nn.Linear(2, 3)})
+APART = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
+OWN = nn.Sequential(
+    nn.Embedding(4, 3), Wired(None, weight=nn.Parameter(torch.ones(3))), nn.LayerNorm(3), nn.Linear(3, 2)
+)
+TABLES = nn.ModuleList([nn.Embedding(4, 3), nn.EmbeddingBag(4, 3), nn.Bilinear(3, 3, 2), nn.Linear(2, 2)])
+SHARED = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
+SHARED[2].weight = SHARED[0].weight
+OF_BLOCK = ("block.*", ["block.?"], ["block.*.weight"], ["block.0", "block.2"])
 
 
-def test_the_user_adds_other_modules():
-    scale = Wired(lambda own, x: x * own.weight, weight=nn.Parameter(torch.ones(3)))
-    model = nn.Sequential(nn.Embedding(4, 3), scale, nn.LayerNorm(3), nn.Linear(3, 2))
-    assert list(prunable_weights(model, prunable=[nn.Embedding, Wired])) == ["0.weight", "1.weight", "3.weight"]
-    assert list(prunable_weights(model, prunable=["2"], ignore=["3"])) == ["2.weight"]
-    model = nn.ModuleList([nn.Embedding(4, 3), nn.EmbeddingBag(4, 3), nn.Bilinear(3, 3, 2), nn.Linear(2, 2)])
-    assert list(prunable_weights(model)) == ["3.weight"]
-    asked = prunable_weights(model, prunable=[nn.Embedding, nn.EmbeddingBag, nn.Bilinear])
-    assert list(asked) == ["0.weight", "1.weight", "2.weight", "3.weight"]
-
-
-def test_shared_weights_appear_once_and_stay_dense_if_either_use_is_ignored():
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
-    model[2].weight = model[0].weight
-    assert list(prunable_weights(model)) == ["0.weight", "3.weight"]
-    assert list(prunable_weights(model, ignore=["2"])) == ["3.weight"]
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        (NET, {}, "stem.weight block.0.weight block.2.weight head.weight"),
+        *((NET, {"ignore": globs}, "stem.weight head.weight") for globs in OF_BLOCK),
+        *(
+            (NET, {"ignore": each}, "stem.weight head.weight")
+            for each in ([nn.Conv1d, nn.ConvTranspose2d], [NET.block])
+        ),
+        *((NET, {"ignore": one}, "stem.weight block.0.weight block.2.weight") for one in (NET.head, nn.Linear)),
+        (nn.Linear(2, 2), {}, "weight"),
+        (OWN, {"prunable": [nn.Embedding, Wired]}, "0.weight 1.weight 3.weight"),
+        (OWN, {"prunable": ["2"], "ignore": ["3"]}, "2.weight"),
+        (TABLES, {}, "3.weight"),
+        (TABLES, {"prunable": [nn.Embedding, nn.EmbeddingBag, nn.Bilinear]}, "0.weight 1.weight 2.weight 3.weight"),
+        (SHARED, {}, "0.weight 3.weight"),
+        (SHARED, {"ignore": ["2"]}, "3.weight"),
+        (APART, {}, "q_proj_weight k_proj_weight v_proj_weight out_proj.weight"),
+        (APART, {"ignore": ["k_proj_weight"]}, "q_proj_weight v_proj_weight out_proj.weight"),
+        (APART, {"ignore": [nn.MultiheadAttention]}, "out_proj.weight"),
+    ],
+)
+def test_layers_in_order_without_those_that_are_ignored_and_with_those_that_are_added(model, options, expected):
+    found = prunable_weights(model, **options)
+    assert list(found) == expected.split()
+    assert all(weight is model.get_parameter(name) for name, weight in found.items())
 
 
 def changed(change, *arguments):
@@ -66,17 +68,17 @@ SCALED = Wired(None, fc=nn.Linear(2, 2), scale=nn.Parameter(torch.tensor(1.0)))
     [
         (nn.Sequential(nn.ReLU()), {}, "Sequential has nothing to prune"),
         (nn.Linear(2, 2), {"ignore": ["weight"]}, "nothing to prune"),
-        (Net(), {"ignore": ["*"]}, "Net has nothing to prune"),
-        (Net(), {"ignore": ["fc"]}, "ignore: 'fc' matches no module of Net"),
-        (Net(), {"prunable": [nn.LSTM]}, "prunable: LSTM matches no module of Net"),
-        (Net(), {"ignore": [nn.Linear(1, 1)]}, "ignore: Linear matches no module"),
-        (Net(), {"ignore": [3]}, "a selector is a glob, a module class or a module, not int"),
+        (NET, {"ignore": ["*"]}, "ModuleDict has nothing to prune"),
+        (NET, {"ignore": ["fc"]}, "ignore: 'fc' matches no module of ModuleDict"),
+        (NET, {"prunable": [nn.LSTM]}, "prunable: LSTM matches no module of ModuleDict"),
+        (NET, {"ignore": [nn.Linear(1, 1)]}, "ignore: Linear matches no module"),
+        (NET, {"ignore": [3]}, "a selector is a glob, a module class or a module, not int"),
         (SPECTRAL, {}, r"weight of '0' is a parametrization.*prunable=\['0.parametrizations.weight.original'\]"),
         (changed(nn.utils.weight_norm), {}, r"weight of '0' is a parametrization.*prunable=\['0.weight_v'\]"),
         (PRUNED, {}, "'0.weight' is pruned by torch.nn.utils.prune: take its mask with"),
         (nn.Sequential(nn.LSTM(2, 2)), {"prunable": [nn.LSTM]}, "LSTM has no tensor named weight.*'0.weight_ih_l0'"),
-        (Net(), {"prunable": ["*.pos_embed"]}, r"prunable: '\*.pos_embed' matches no module of Net, and no parameter"),
-        (Net(), {"ignore": ["stem", "*.gone"]}, r"ignore: '\*.gone' matches no module of Net, and no parameter"),
+        (NET, {"prunable": ["*.pos"]}, r"prunable: '\*.pos' matches no module of ModuleDict, and no parameter"),
+        (NET, {"ignore": ["stem", "*.gone"]}, r"ignore: '\*.gone' matches no module of ModuleDict, and no parameter"),
         (SCALED, {"prunable": ["*scale"]}, "'scale' is a single number"),
         (nn.Sequential(nn.LazyLinear(2)), {}, "weight of '0' has no shape yet"),
     ],
@@ -107,44 +109,20 @@ def test_the_tensor_behind_a_parametrization_can_be_named(norm):
 
 def vision_transformer():
     torch.manual_seed(0)
-    model = VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
-    )
+    options = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32, "num_classes": 5}
+    model = VisionTransformer(image_size=32, patch_size=8, **options)
     nn.init.normal_(model.heads.head.weight)  # it starts at zero
     return model
 
 
-BLOCK = ("self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight")
-
-
-def test_attention_projections_are_prunable():
-    model = vision_transformer()
-    layers = [f"encoder.layers.encoder_layer_{i}.{own}" for i in range(2) for own in BLOCK]
-    assert list(prunable_weights(model)) == ["conv_proj.weight", *layers, "heads.head.weight"]
-    apart = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
-    assert list(prunable_weights(apart)) == ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
-    some = ["q_proj_weight", "v_proj_weight", "out_proj.weight"]
-    assert list(prunable_weights(apart, ignore=["k_proj_weight"])) == some
-    assert list(prunable_weights(apart, ignore=[nn.MultiheadAttention])) == ["out_proj.weight"]
-
-
-@pytest.mark.parametrize("allocation", ["global", "layer", "uniform", "erk", "mask"])
-def test_a_vision_transformer_is_pruned_trained_and_saved(allocation, tmp_path):
+def test_a_vision_transformer_is_pruned_trained_and_saved(tmp_path):
     model, x = vision_transformer(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     name = "encoder.layers.encoder_layer_1.self_attention.in_proj_weight"
     like = pathex.masks.formats.complete(pathex.Mask({name: torch.arange(768).view(48, 16) < 192}), model)
-    chosen = like if allocation == "mask" else allocation
-    mask = pathex.prune(model, "magnitude", sparsity=0.8, data=x, rounds=3, allocation=chosen).mask  # type: ignore[arg-type]
-    assert mask.kept == round(0.2 * mask.total) == round(0.2 * 7248)
-    raw = {n: sum(e.shape) / e.numel() for n, e in mask.items()}
-    expected = {
-        "layer": 0.2 * 768,
-        "uniform": 0.2 * 768,
-        "erk": 0.2 * 7248 * raw[name] * 768 / sum(raw[n] * e.numel() for n, e in mask.items()),
-        "mask": 0.2 * 7248 * 192 / like.kept,
-    }
-    assert abs(mask.counts()[name].kept - expected.get(allocation, mask.counts()[name].kept)) <= 1
-
+    for allocation, share in (("erk", 64 / 440), (like, 192 / like.kept)):
+        mask = pathex.prune(model, "magnitude", sparsity=0.8, data=x, rounds=3, allocation=allocation).mask
+        assert mask.kept == round(0.2 * mask.total) == round(0.2 * 7248)
+        assert abs(mask.counts()[name].kept - 0.2 * 7248 * share) <= 1
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     pathex.attach(model, mask, optimizer)
     for _ in range(2):
@@ -158,17 +136,17 @@ def test_a_vision_transformer_is_pruned_trained_and_saved(allocation, tmp_path):
         assert pathex.masks.files.read_mask(tmp_path / "m.safetensors", vision_transformer()) == mask
 
 
-def test_any_parameter_by_its_full_name():
+def test_attention_projections_are_prunable_and_any_parameter_by_its_full_name():
     model = vision_transformer()
+    of_layer = ("self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight")
+    layers = [f"encoder.layers.encoder_layer_{i}.{own}" for i in range(2) for own in of_layer]
+    assert list(prunable_weights(model)) == ["conv_proj.weight", *layers, "heads.head.weight"]
     usual = set(prunable_weights(model))
     found = prunable_weights(model, prunable=["*.pos_embedding", "class_token"])
     assert set(found) - usual == {"encoder.pos_embedding", "class_token"}
     assert found["class_token"] is model.class_token
     some = prunable_weights(model, prunable=["*_embedding", "*.ln_?.weight"], ignore=["*layer_0*", "*.pos_*"])
-    assert set(some) - usual == {
-        "encoder.layers.encoder_layer_1.ln_1.weight",
-        "encoder.layers.encoder_layer_1.ln_2.weight",
-    }
+    assert set(some) - usual == {f"encoder.layers.encoder_layer_1.ln_{i}.weight" for i in (1, 2)}
     assert list(found) == [name for name, _ in model.named_parameters() if name in found]
     # A glob that fits modules means their weights, not every parameter whose name it fits too.
     assert set(prunable_weights(model, prunable=["*ln_1"])) - usual == {

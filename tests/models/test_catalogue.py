@@ -69,18 +69,15 @@ def test_bad_input_is_one_line(name, options, message):
         models.create(name, **options)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: models.describe("resnet200"), "Did you mean 'resnet20'"),
-        (lambda: models.CifarResNet(21), "got 21"),
-        (lambda: models.TinyResNet(20), "18, 34 or 50, got 20"),
-        (lambda: models.CifarVGG(12), "got 12"),
-    ],
-)
-def test_other_depths_and_names(call, message):
-    with refused(message):
-        call()
+def test_other_depths_and_names():
+    for make, argument, message in (
+        (models.describe, "resnet200", "Did you mean 'resnet20'"),
+        (models.CifarResNet, 21, "got 21"),
+        (models.TinyResNet, 20, "18, 34 or 50, got 20"),
+        (models.CifarVGG, 12, "got 12"),
+    ):
+        with refused(message):
+            make(argument)
 
 
 def layers(model):
@@ -91,7 +88,7 @@ def weights_of(model):
     return sum(layer.weight.numel() for layer in layers(model))
 
 
-def test_resnet20_parameters():
+def test_cifar_resnets():
     model = models.create("resnet20")
     assert weights_of(model) == 270_896  # as published
     block = ["conv1.weight", "bn1.weight", "bn1.bias", "conv2.weight", "bn2.weight", "bn2.bias"]
@@ -105,6 +102,11 @@ def test_resnet20_parameters():
         model = models.create(f"resnet{depth}", width=2)
         assert len(model.blocks) == (depth - 2) // 2
         assert len(layers(model)) - 2 == depth  # without two shortcuts
+    model, shapes = models.create("resnet20", width=4).eval(), []
+    for number in (2, 5, 8):
+        model.blocks[number].register_forward_hook(lambda m, x, y: shapes.append(tuple(y.shape[1:])))
+    model(torch.zeros(2, 3, 32, 32))
+    assert shapes == [(4, 32, 32), (8, 16, 16), (16, 8, 8)]
 
 
 @pytest.mark.parametrize(("name", "options"), [("resnet20", {}), ("resnet18_tiny", {"width": 8, "num_classes": 200})])
@@ -114,27 +116,15 @@ def test_initialization_is_kaiming_normal(name, options):
     for layer in layers(model):
         if layer.weight.numel() > 2000:
             assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.1)
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        assert norm.weight.eq(1).all()
-        assert norm.bias.eq(0).all()
-
-
-def test_stages_halve_the_image_and_double_the_channels():
-    model = models.create("resnet20", width=4).eval()
-    shapes = []
-    for number in (2, 5, 8):
-        model.blocks[number].register_forward_hook(lambda m, x, y: shapes.append(tuple(y.shape[1:])))
-    model(torch.zeros(2, 3, 32, 32))
-    assert shapes == [(4, 32, 32), (8, 16, 16), (16, 8, 8)]
-    assert models.create("resnet18_tiny", width=8).layer1(torch.zeros(1, 8, 64, 64)).shape == (1, 8, 64, 64)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(norm.weight.eq(1).all() and norm.bias.eq(0).all() for norm in norms)
 
 
 @pytest.mark.parametrize("depth", [11, 16, 19])
 def test_vgg(depth):
     model = models.create(f"vgg{depth}_bn", num_classes=7, width=0.05)
     *convolutions, last = layers(model)
-    assert isinstance(last, nn.Linear)
-    assert len(convolutions) == depth - 3  # the name counts three linear layers of the original
+    assert isinstance(last, nn.Linear) and len(convolutions) == depth - 3  # the original has three linear layers
     assert all(isinstance(conv, nn.Conv2d) and conv.bias is None for conv in convolutions)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == len(convolutions)
     if depth == 16:
@@ -196,13 +186,10 @@ def test_published_resnet20_reaches_its_accuracy(data_folder):
         pixels, labels = torch.from_numpy(archive["test_images"]), torch.from_numpy(archive["test_labels"]).flatten()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     model.eval()
-    correct = 0
     with torch.no_grad():
-        for part, expected in zip(pixels.split(100), labels.split(100), strict=True):
-            images = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
-            correct += int((model(images).argmax(1) == expected).sum())
+        found = [model((p.permute(0, 3, 1, 2).float() / 255 - mean) / std).argmax(1) for p in pixels.split(100)]
     assert len(labels) == 10_000
-    assert correct / 10_000 == pytest.approx(0.9173, abs=0.0005)
+    assert (torch.cat(found) == labels).double().mean().item() == pytest.approx(0.9173, abs=0.0005)
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -238,8 +225,7 @@ def test_factory_gets_what_it_accepts(tmp_path):
 
 
 def test_torchvision_tag_keeps_the_head_and_adapts_the_first_layer(monkeypatch):
-    source = torchvision.models.resnet18(weights=None)
-    tag = torchvision.models.ResNet18_Weights
+    source, tag = torchvision.models.resnet18(weights=None), torchvision.models.ResNet18_Weights
     monkeypatch.setattr(tag, "get_state_dict", lambda self, **kwargs: source.state_dict())
     with pytest.warns(PathexWarning, match=r"fc.weight, fc.bias stay .* 1000 classes, the model has 4"):
         model = models.create("torchvision:resnet18", num_classes=4, in_channels=1, weights="imagenet")
@@ -257,17 +243,21 @@ def test_failed_download_is_one_line(monkeypatch):
         models.create("timm:test_resnet", weights="imagenet")
 
 
-def test_timm_tag_uses_the_loader_of_timm(monkeypatch):
+def test_timm_tags_use_the_loader_of_timm_in_encoders_too(monkeypatch):
     real, calls = timm.create_model, []
 
-    def without_network(name, pretrained, **kwargs):
+    def without_network(name, pretrained=False, **kwargs):
         calls.append((name, pretrained))
         return real(name, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", without_network)
-    with pytest.warns(
-        PathexWarning, match="fc.weight, fc.bias stay at their initialization.* 1000 classes, the model has 10"
-    ):
+    expected = "fc.weight, fc.bias stay at their initialization.* 1000 classes, the model has 10"
+    with pytest.warns(PathexWarning, match=expected):
         models.create("timm:test_resnet", weights="r160_in1k")
     models.create("timm:test_resnet.r160_in1k", num_classes=1000, weights="imagenet")
     assert calls == [("test_resnet.r160_in1k", True)] * 2
+    pytest.importorskip("segmentation_models_pytorch")
+    for weights, name in (("imagenet", "test_resnet"), ("r160_in1k", "test_resnet.r160_in1k")):
+        calls.clear()
+        models.create("smp:Unet", 3, encoder_name="tu-test_resnet", weights=weights)
+        assert (name, True) in calls

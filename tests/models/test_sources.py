@@ -6,10 +6,12 @@ import torch
 import torchvision
 from torch import nn
 
+from brute_force.cases import norms
 from brute_force.clip_resnet import VisualTower
 from pathex import models
 from pathex.errors import PathexWarning
 from refusals import refused
+from snapshots import unchanged
 
 TV, TIMM, UNET = "torchvision:resnet18", "timm:resnet18", "smp:Unet"
 BOTH = [(TV, ""), (TIMM, ""), (UNET, "encoder.")]
@@ -75,15 +77,12 @@ def empty(name):
 
 @pytest.mark.parametrize(("name", "prefix"), BOTH)
 def test_moco(name, prefix, tmp_path):
-    torch.manual_seed(0)
-    network = shake(moco_network())
+    network, model = shake(moco_network()), empty(name)
     backbone, source = save_moco(network, tmp_path / "moco.pth.tar")
-    model = empty(name)
     head = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.warns(PathexWarning, match=r"120 tensors loaded;.* left out of the file: ") as caught:
         report = models.load_weights(model, source)
-    assert len(caught) == 1
-    message = str(caught[0].message)
+    (message,) = (str(each.message) for each in caught)
     assert message == report.summary()
     assert message.endswith("left out of the file: queue (1), queue_ptr (1), encoder_q (4), encoder_k (124)")
     assert ("fc.weight, fc.bias stay at their initialization (not in the file)" in message) == (not prefix)
@@ -98,7 +97,6 @@ def test_moco(name, prefix, tmp_path):
 
 @pytest.mark.parametrize(("name", "prefix"), BOTH)
 def test_dino(name, prefix, tmp_path):
-    torch.manual_seed(1)
     network = shake(dino_network())
     for form in ("module.", ""):
         backbone, source = save_dino(network, tmp_path / "dino.pth", prefix=form)
@@ -121,8 +119,7 @@ def without(part):
     return lambda state: {name: value for name, value in state.items() if part not in name}
 
 
-def with_extra(state):
-    return state | {"module.encoder_q.layer5.weight": torch.zeros(3)}
+EXTRA = {"module.encoder_q.layer5.weight": torch.zeros(3)}
 
 
 @pytest.mark.parametrize(
@@ -130,8 +127,7 @@ def with_extra(state):
     [
         (TV, without("encoder_q.layer2.0.conv1"), r"do not fit ResNet: missing: layer2.0.conv1.weight$"),
         (UNET, without("encoder_q.layer2.0.bn1.running_mean"), r"missing: encoder.layer2.0.bn1.running_mean$"),
-        (TV, with_extra, r"unexpected: layer5.weight$"),
-        (UNET, with_extra, r"unexpected: layer5.weight$"),
+        *((name, lambda state: state | EXTRA, r"unexpected: layer5.weight$") for name in (TV, UNET)),
         (TV, without("encoder_q."), r"is no MoCo v2 checkpoint: it holds no encoder_q.\*, but queue, queue_ptr,"),
         ("torchvision:resnet34", dict, r"missing: layer1.2.conv1.weight, .* more$"),
         ("torchvision:resnet50", dict, r"missing: .*; other shape: layer1.0.conv1.weight \(64x64x3x3, model 64x64x1x1"),
@@ -143,45 +139,17 @@ def test_wrong_moco_files_are_refused_with_the_list(name, change, message, tmp_p
     state = {f"module.{key}": value for key, value in moco_network().state_dict().items()}
     torch.save({"state_dict": change(state)}, tmp_path / "w.pth")
     model = empty(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with refused(message):
+    with unchanged(model), refused(message):
         models.load_weights(model, f"mocov2:{tmp_path / 'w.pth'}")
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_checkpoints_are_not_taken_for_plain_weights_nor_for_each_other(tmp_path):
-    _, moco = save_moco(moco_network(), tmp_path / "moco.pth")
-    _, dino = save_dino(dino_network(), tmp_path / "dino.pth")
-    path = {kind: source.partition(":")[2] for kind, source in (("moco", moco), ("dino", dino))}
-    for source, message in (
-        (path["moco"], r"missing: conv1.weight, .* unexpected: queue, queue_ptr, encoder_q.conv1.weight, "),
-        (path["dino"], r"holds no state dict: 'student' is not a tensor"),
-        (f"dino:{path['moco']}", r"missing: conv1.weight, "),
-        (f"mocov2:{path['dino']}", r"holds no state dict"),
-        (f"clip:{path['moco']}", r"is no CLIP ResNet: it holds no visual.layer1"),
-        (f"swav:{path['moco']}", r"unknown kind of weights 'swav'. Known: clip, dino, mocov2"),
-        (f"mocov2:{tmp_path / 'absent.pth'}", r"absent.pth' does not exist"),
-    ):
-        with refused(message):
-            models.create(TV, weights=source)
-    torch.save({"teacher": {"encoder.weight": torch.zeros(2)}}, tmp_path / "w.pth")
-    with refused(r"is no DINO checkpoint: it holds no teacher: backbone"):
-        models.create(TV, weights=f"dino:{tmp_path / 'w.pth'}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, its files are around
-        torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "RN50.pt")
-    with refused("TorchScript archive, which holds code and is not loaded"):
-        models.create("timm:resnet50_clip", weights=f"clip:{tmp_path / 'RN50.pt'}")
 
 
 @pytest.fixture(scope="module")
 def tower():
     torch.manual_seed(4)
     network = VisualTower().eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    for norm in norms(network):
+        nn.init.uniform_(norm.running_mean, -0.2, 0.2)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
     return network
 
 
@@ -216,8 +184,26 @@ def test_clip_with_a_classifier_without_attention_and_as_encoder(tower, clip_fil
         torch.testing.assert_close(network.encoder(images)[-1], tower.features(images), rtol=1e-4, atol=1e-4)
 
 
-def test_clip_file_is_refused_by_another_network(clip_file):
-    with refused(r"fits timm's CLIP ResNets only .*not ResNet"):
-        models.create("timm:resnet50", weights=f"clip:{clip_file}")
-    with refused(r"do not fit ByobNet: missing: "):
-        models.create("timm:test_byobnet", weights=f"clip:{clip_file}")
+def test_checkpoints_are_not_taken_for_plain_weights_nor_for_each_other(tmp_path, monkeypatch, clip_file):
+    monkeypatch.chdir(tmp_path)
+    save_moco(moco_network(), "moco.pth")
+    save_dino(dino_network(), "dino.pth")
+    torch.save({"teacher": {"encoder.weight": torch.zeros(2)}}, "w.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, its files are around
+        torch.jit.script(nn.Linear(2, 2)).save("RN50.pt")
+    for name, source, message in (
+        (TV, "moco.pth", r"missing: conv1.weight, .* unexpected: queue, queue_ptr, encoder_q.conv1.weight, "),
+        (TV, "dino.pth", r"holds no state dict: 'student' is not a tensor"),
+        (TV, "dino:moco.pth", r"missing: conv1.weight, "),
+        (TV, "mocov2:dino.pth", r"holds no state dict"),
+        (TV, "clip:moco.pth", r"is no CLIP ResNet: it holds no visual.layer1"),
+        (TV, "swav:moco.pth", r"unknown kind of weights 'swav'. Known: clip, dino, mocov2"),
+        (TV, "mocov2:absent.pth", r"absent.pth' does not exist"),
+        (TV, "dino:w.pth", r"is no DINO checkpoint: it holds no teacher: backbone"),
+        ("timm:resnet50_clip", "clip:RN50.pt", "TorchScript archive, which holds code and is not loaded"),
+        ("timm:resnet50", f"clip:{clip_file}", r"fits timm's CLIP ResNets only .*not ResNet"),
+        ("timm:test_byobnet", f"clip:{clip_file}", r"do not fit ByobNet: missing: "),
+    ):
+        with refused(message):
+            models.create(name, weights=source)

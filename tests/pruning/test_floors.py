@@ -10,11 +10,12 @@ from torch import nn
 
 import pathex
 import small_timm
-from brute_force.cases import Wired
+from brute_force.cases import Wired, perceptron
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
 from pathex.masks import Mask, all_kept, prunable_weights
 from pathex.paths import OnPaths, connectivity, roles
 from pathex.pruning.floors import Floors
+from pathex.pruning.topk import keep_best
 from pathex.scores import Magnitude
 
 pytestmark = pytest.mark.filterwarnings(
@@ -56,8 +57,7 @@ def test_px_cuts_off_no_layer(allocation, rounds):
     result = pathex.prune(model, "px", sparsity=0.9, data=IMAGES, on_round=lambda _, mask: seen.append(mask), **how)
     assert result.report.dead_layers == []
     assert result.mask.kept == round(0.1 * result.mask.total)
-    for before, after in itertools.pairwise(seen):
-        assert all((after[name] <= before[name]).all() for name in after)
+    assert all((after - before).kept == 0 for before, after in itertools.pairwise(seen))
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
@@ -69,28 +69,24 @@ def test_the_best_weights_alone_would_cut_layers_off():
 
 
 def test_each_layer_gets_its_best_weight_on_a_path():
-    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+    model = perceptron(2, 3, 1, bias=False)
     scores = {
         "0.weight": torch.tensor([[9.0, 1.0], [2.0, 8.0], [3.0, 3.0]]),
         "2.weight": torch.tensor([[1.0, 2.0, 3.0]]),
     }
-    everything = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    everything = all_kept(scores)
 
     def keep(raised, *, forced=None):
-        """The three best of all."""
-        first = forced or {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
-        flat = torch.cat([raised[name].masked_fill(first[name], math.inf).flatten() for name in scores])
-        chosen = torch.zeros_like(flat, dtype=torch.bool)
-        chosen[flat.argsort(descending=True, stable=True)[:3]] = True
-        return {"0.weight": chosen[:6].view(3, 2), "2.weight": chosen[6:].view(1, 3)}
+        first = forced or {name: ~entry for name, entry in everything.items()}
+        return keep_best({name: raised[name].masked_fill(first[name], math.inf) for name in scores}, everything, 3)
 
-    floors = Floors(lambda mask: roles(model, mask, torch.ones(1, 2)), lambda mask: True, 0.1, everything)
-    connected = OnPaths(model, torch.ones(1, 2))
+    x = torch.ones(1, 2)
+    floors = Floors(lambda mask: roles(model, mask, x), lambda mask: True, 0.1, everything)
     # Without help: 9 and 8 of the first layer, and one of the weights of score 3, which meets none of them.
-    kept = floors.keep(scores, everything, keep, connected, count=3, last=True)
+    kept = floors.keep(scores, everything, keep, OnPaths(model, x), count=3, last=True)
     # The first layer still has its best weight; the second has its best among those that it reaches.
     assert kept["0.weight"].sum() + kept["2.weight"].sum() == 3
-    assert all(part.any() for part in connectivity(model, kept, torch.ones(1, 2)).effective.values())
+    assert all(part.any() for part in connectivity(model, kept, x).effective.values())
     assert set(floors.parts) == set(scores)
 
 
@@ -126,20 +122,29 @@ def test_layers_on_no_path_stay_as_they_are():
     net = Wired(lambda net, x: net.used(x), used=nn.Linear(4, 3), unused=nn.Linear(4, 3))
     with pytest.warns(pathex.errors.PathexWarning, match=r"all scores are zero.*: unused\.weight"):
         result = pathex.prune(net, "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3)
-    assert result.mask["unused.weight"].sum() == 0
-    assert result.report.unused == ["unused.weight"]
+    assert result.mask["unused.weight"].sum() == 0 and result.report.unused == ["unused.weight"]
 
 
-def test_infinite_scores_are_named():
-    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-
+def test_infinite_scores_are_named_and_those_of_a_method_give_way_to_paths():
     def scorer(model, batches, mask):
         return {name: torch.full(entry.shape, float("inf")) for name, entry in mask.items()}
 
-    with pytest.warns(pathex.errors.PathexWarning, match=r"overflow.*0\.weight, 2\.weight"):
-        pathex.prune(net, scorer, sparsity=0.5, data=torch.randn(4, 4))
-    with pytest.raises(pathex.errors.InvalidInput, match=r"overflow.*strict"):
-        pathex.prune(net, scorer, sparsity=0.5, data=torch.randn(4, 4), strict=True)
+    given = {"sparsity": 0.5, "data": torch.randn(4, 4)}
+    with pytest.warns(PathexWarning, match=r"overflow.*0\.weight, 2\.weight"):
+        pathex.prune(perceptron(4, 3, 2), scorer, **given)
+    with pytest.raises(InvalidInput, match=r"overflow.*strict"):
+        pathex.prune(perceptron(4, 3, 2), scorer, strict=True, **given)
+
+    class Overflowing(Magnitude):
+        floor = 0.1
+
+        def score(self, problem):
+            infinite = {"2.weight": float("inf")}
+            return {name: score + infinite.get(name, 0.0) for name, score in super().score(problem).items()}
+
+    with pytest.warns(PathexWarning, match="overflow"):
+        result = pathex.prune(perceptron(6, 6, 6, 6), Overflowing(), sparsity=0.8, data=torch.randn(4, 6))
+    assert result.report.dead_layers == []
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning", "ignore::pathex.errors.LayerCollapse")
@@ -151,21 +156,6 @@ def test_where_there_is_no_room_scores_decide(sparsity):
     assert connectivity(model, result.mask, IMAGES[:1]).effective["0.weight"].any()
 
 
-def test_infinite_scores_of_a_method_give_way_to_paths():
-    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
-
-    class Overflowing(Magnitude):
-        floor = 0.1
-
-        def score(self, problem):
-            infinite = {"2.weight": float("inf")}
-            return {name: score + infinite.get(name, 0.0) for name, score in super().score(problem).items()}
-
-    with pytest.warns(pathex.errors.PathexWarning, match="overflow"):
-        result = pathex.prune(net, Overflowing(), sparsity=0.8, data=torch.randn(4, 6))
-    assert result.report.dead_layers == []
-
-
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_query_of_a_class_token_stays_with_the_keys_that_it_asks(seed):
@@ -175,28 +165,24 @@ def test_the_query_of_a_class_token_stays_with_the_keys_that_it_asks(seed):
     assert all(part.any() for part in result.mask["blocks.0.attn.qkv.weight"].chunk(3))
 
 
+def _asked(net, x, question, bias=0):
+    shares = (net.queries(question) @ net.keys(x).mT + bias).softmax(-1)
+    return net.head((shares @ net.values(x)).mean(1))
+
+
 def _biased_attention(net, x):
     """The weights of attention are moved by what a small network makes of the positions (Swin V2)."""
-    positions = torch.arange(5.0)[:, None]
-    bias = net.outer(net.inner(positions).relu()).mT  # (1, 5)
-    shares = (net.queries(x) @ net.keys(x).mT + bias).softmax(-1)
-    return net.head((shares @ net.values(x)).mean(1))
-
-
-def _constant_query(net, x):
-    """A learned query asks the images (attention pooling)."""
-    shares = (net.queries(net.token) @ net.keys(x).mT).softmax(-1)
-    return net.head((shares @ net.values(x)).mean(1))
+    return _asked(net, x, x, bias=net.outer(net.inner(torch.arange(5.0)[:, None]).relu()).mT)
 
 
 def _class_token(net, x):
     """A token that stands before the images' asks them, and has seen none of them yet (CaiT)."""
     x = torch.cat((net.token.expand(len(x), 1, -1), x), 1)
-    shares = (net.queries(x[:, :1]) @ net.keys(x).mT).softmax(-1)
-    return net.head((shares @ net.values(x)).mean(1))
+    return _asked(net, x, x[:, :1])
 
 
-FORMS = {"query": _constant_query, "class token": _class_token}
+# A learned query asks the images (attention pooling), or a class token does.
+FORMS = {"query": lambda net, x: _asked(net, x, net.token), "class token": _class_token}
 
 
 def _attending(name):
@@ -211,7 +197,7 @@ def _attending(name):
 TOKENS = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(1))
 
 
-def test_masks_of_path_methods_leave_them_out_and_the_report_names_them():
+def test_path_methods_leave_them_out_and_name_them_and_others_keep_them_until_they_are_told():
     net, off = _attending("positions")
     with pytest.warns(PathexWarning, match="2 weights lie on no path from the images") as warned:
         result = pathex.prune(net, "px", sparsity=0.5, data=TOKENS, rounds=2)
@@ -220,10 +206,6 @@ def test_masks_of_path_methods_leave_them_out_and_the_report_names_them():
     assert set(result.mask) == {f"{name}.weight" for name in ("queries", "keys", "values", "head")}
     with pytest.warns(PathexWarning, match="inner.weight, outer.weight"):
         assert set(pathex.score(net, "px", TOKENS)) == set(result.mask)
-
-
-def test_other_methods_keep_them_until_they_are_told():
-    net, off = _attending("positions")
     blind = pathex.prune(net, "magnitude", sparsity=0.5, data=TOKENS)
     assert set(off) < set(blind.mask) and sorted(blind.report.off_path) == off
     told = pathex.prune(net, "magnitude", sparsity=0.5, data=TOKENS, ignore=blind.report.off_path)
@@ -243,7 +225,7 @@ def test_a_start_mask_may_have_them_whole_and_not_cut():
     names = pathex.prune(net, "magnitude", sparsity=0.1, data=TOKENS).mask
     whole = Mask({name: torch.ones_like(entry) if name in off else entry for name, entry in names.items()})
     result = pathex.prune(net, "px", sparsity=0.5, data=TOKENS, rounds=2, mask=whole)
-    assert not set(off) & set(result.mask) and not any((result.mask[n] & ~whole[n]).any() for n in result.mask)
+    assert not set(off) & set(result.mask) and all((entry <= whole[n]).all() for n, entry in result.mask.items())
     assert set(pathex.score(net, "px", TOKENS, mask=whole)) == set(result.mask)
     cut = Mask({**names, "inner.weight": torch.zeros_like(names["inner.weight"])})
     for call, more in ((pathex.score, {}), (pathex.prune, {"sparsity": 0.5})):
@@ -251,36 +233,30 @@ def test_a_start_mask_may_have_them_whole_and_not_cut():
             call(net, "px", data=TOKENS, mask=cut, **more)
 
 
-LARGE = [
-    ("vit_tiny_patch16_224", {"img_size": 64}, 64),
-    ("swin_tiny_patch4_window7_224", {"img_size": 56}, 56),
-    ("convnext_atto", {}, 64),
-    ("tf_efficientnet_lite0", {}, 64),
-]
-NETWORKS = [
-    ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2}, 32),
-    ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}, 32),
-    *(pytest.param(*large, marks=pytest.mark.slow) for large in LARGE),
-]
-
-
 def _roles(model, x):
     return roles(model, all_kept(prunable_weights(model)), x)
 
 
-@pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2}, 32),
+        ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}, 32),
+        pytest.param("vit_tiny_patch16_224", {"img_size": 64}, 64, marks=pytest.mark.slow),
+        pytest.param("swin_tiny_patch4_window7_224", {"img_size": 56}, 56, marks=pytest.mark.slow),
+        pytest.param("convnext_atto", {}, 64, marks=pytest.mark.slow),
+        pytest.param("tf_efficientnet_lite0", {}, 64, marks=pytest.mark.slow),
+    ],
+)
 def test_networks_are_cut_nowhere(name, options, size):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **options)
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     result = pathex.prune(model, "px", sparsity=0.9, data=x, rounds=3 if size == 32 else 5)
     mask, parts = result.mask, _roles(model, x[:1])
-    assert mask.kept == round(0.1 * mask.total)
-    assert result.report.dead_layers == []
-    for layer, of_layer in parts.items():
-        for part in of_layer:
-            kept = int((mask[layer] & part).sum())
-            assert kept >= max(1, int(0.1 * mask.density * int(part.sum()))), layer
+    assert mask.kept == round(0.1 * mask.total) and result.report.dead_layers == []
+    for layer, part in ((layer, part) for layer, of_layer in parts.items() for part in of_layer):
+        assert int((mask[layer] & part).sum()) >= max(1, int(0.1 * mask.density * int(part.sum()))), layer
     assert all(len(parts[layer]) == 3 for layer in mask if ".qkv." in layer), "query, key and value"
 
 
@@ -295,19 +271,12 @@ def _fused(net, x):
 def test_the_roles_of_fused_weights():
     model = Wired(_fused, qkv=nn.Linear(4, 12), gated=nn.Linear(4, 8), head=nn.Linear(4, 2))
     found = _roles(model, torch.randn(1, 3, 4))
-    rows = {
-        name: sorted(tuple(part.any(1).nonzero().squeeze(1).tolist()) for part in parts)
-        for name, parts in found.items()
-    }
-    assert rows["qkv.weight"] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
-    assert rows["gated.weight"] == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    assert rows["head.weight"] == [(0, 1)]
-
-
-def test_a_network_without_products_has_one_part_a_layer():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
-    found = _roles(model, torch.randn(1, 3, 8, 8))
-    assert all(len(parts) == 1 and parts[0].all() for parts in found.values())
+    rows = {name: sorted(part.any(1).nonzero().flatten().tolist() for part in parts) for name, parts in found.items()}
+    assert rows["qkv.weight"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert rows["gated.weight"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert rows["head.weight"] == [[0, 1]]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    assert all(len(parts) == 1 and parts[0].all() for parts in _roles(plain, torch.randn(1, 3, 8, 8)).values())
 
 
 def test_a_network_whose_weights_are_all_on_no_path_is_refused():

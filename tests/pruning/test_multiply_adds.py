@@ -5,33 +5,27 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.errors import InvalidInput, UnknownName
 from pathex.masks import bytes_on_disk, write_mask
 
-
-class Spare(nn.Sequential):
-    """Convolutions at two resolutions and a linear layer; `spare` never runs."""
-
-    def __init__(self):
-        torch.manual_seed(3)
-        layers = (nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU())
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-        self.spare = nn.Linear(3, 3)
-
-    def forward(self, x):
-        for layer in list(self)[:-1]:
-            x = layer(x)
-        return x
-
-
 pytestmark = pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-COSTS = {"0.weight": 64, "3.weight": 16, "7.weight": 1, "spare.weight": 0}
+COSTS = {"body.0.weight": 64, "body.3.weight": 16, "body.7.weight": 1, "spare.weight": 0}
 TOTAL = 64 * 108 + 16 * 432 + 40
 
 
 @pytest.fixture
 def network():
-    return Spare()
+    """Convolutions at two resolutions and a linear layer; `spare` never runs."""
+    torch.manual_seed(3)
+    layers = (nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU())
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return Wired(lambda net, x: net.body(x), body=body, spare=nn.Linear(3, 3))
+
+
+def pruned(network, method, **options):
+    usual = {"sparsity": 0.5, "data": torch.randn(2, 2, 8, 8), "rounds": 1, "count": "multiply_adds"}
+    return pathex.prune(network, method, **(usual | options))
 
 
 def spent(mask):
@@ -56,7 +50,7 @@ def greedy(scores, limit):
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9, 0.99])
 def test_the_best_weights_for_their_costs_are_kept(network, sparsity):
     data = torch.randn(4, 2, 8, 8)
-    result = pathex.prune(network, "magnitude", sparsity=sparsity, data=data, rounds=1, count="multiply_adds")
+    result = pruned(network, "magnitude", sparsity=sparsity, data=data)
     expected = greedy(pathex.score(network, "magnitude", data), round((1 - sparsity) * TOTAL))
     assert all(torch.equal(result.mask[name], expected[name]) for name in expected)
     assert result.mask.metadata["count"] == "multiply_adds" and result.mask.metadata["requested_sparsity"] == sparsity
@@ -74,9 +68,7 @@ def test_the_best_weights_for_their_costs_are_kept(network, sparsity):
 )
 def test_in_the_end_less_than_one_weight_is_left(network, method, options):
     data = [(torch.randn(8, 2, 8, 8), torch.arange(8) % 5)]
-    result = pathex.prune(
-        network, method, sparsity=0.8, data=data, rounds=6, count="multiply_adds", progress=False, **options
-    )
+    result = pruned(network, method, sparsity=0.8, data=data, rounds=6, **options)
     left = round(0.2 * TOTAL) - spent(result.mask)
     assert 0 <= left < 64
     shares = [row["density"] for row in result.history]
@@ -94,9 +86,8 @@ def test_in_the_end_less_than_one_weight_is_left(network, method, options):
     ],
 )
 def test_what_cannot_be_counted(network, options, error, message):
-    given = {"sparsity": 0.5, "count": "multiply_adds", "data": torch.randn(2, 2, 8, 8), "rounds": 1} | options
     with pytest.raises(error, match=message):
-        pathex.prune(network, "magnitude", **given)
+        pruned(network, "magnitude", **options)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
@@ -114,7 +105,6 @@ def test_a_file_of_the_kept_weights_has_as_many_bytes(sparsity, options, tmp_pat
 
 
 def test_a_start_mask_must_allow_it(network):
-    given = {"data": torch.randn(2, 2, 8, 8), "rounds": 1}
-    start = pathex.prune(network, "random", sparsity=0.9, **given).mask
+    start = pruned(network, "random", sparsity=0.9, count="weights").mask
     with pytest.raises(InvalidInput, match=r"the start mask keeps \d+ multiply-adds, fewer than the 12478"):
-        pathex.prune(network, "magnitude", sparsity=0.1, mask=start, count="multiply_adds", **given)
+        pruned(network, "magnitude", sparsity=0.1, mask=start)

@@ -22,6 +22,9 @@ def test_closed_forms():
     assert densities(1.0, 0.25, 2) == [0.5, 0.25]
     assert densities(0.8, 0.2, 3, "linear") == pytest.approx([0.6, 0.4, 0.2])
     assert densities(0.8, 0.1, 3) == pytest.approx([0.4, 0.2, 0.1])
+    assert densities(0.8, 0.1, 3, "adaptive:0.1") == densities(0.8, 0.1, 3)
+    found = [read_schedule(name) for name in ("linear", "adaptive", "adaptive:1e-2")]
+    assert found == [("linear", None), ("adaptive", TOLERANCE), ("adaptive", 0.01)]
 
 
 @given(st.floats(0.01, 1), st.floats(0.001, 1), st.integers(1, 200), st.sampled_from(SCHEDULES))
@@ -32,45 +35,28 @@ def test_falls_from_start_to_exactly_the_end(start, part, rounds, schedule):
     assert all(a >= b * (1 - 1e-12) for a, b in zip([start, *steps], steps, strict=False))
 
 
-@pytest.mark.parametrize("rounds", [0, -1, 1.5, True, "3"])
-def test_rounds_are_positive_integers(rounds):
-    with pytest.raises(InvalidInput, match="rounds"):
-        densities(1.0, 0.5, rounds)
+TOLERANCES = ("", "much", "-0.1", "1.5", "nan", "inf", "0.1:0.2")
+BAD = [
+    *(((1.0, 0.5, rounds), "rounds") for rounds in (0, -1, 1.5, True, "3")),
+    ((0.5, 0.6, 3), r"0\.5.*0\.6"),
+    *(((1, 0.5, 3, f"adaptive:{t}"), r"the tolerance must be a number in \[0, 1\], not ") for t in TOLERANCES),
+    *(((1, 0.5, 3, name), "only 'adaptive' takes a tolerance") for name in ("linear:0.1", "exponential:0")),
+    *(
+        ((1, 0.5, 3, name), "unknown schedule .*Known: adaptive, exponential, linear")
+        for name in ("cosine", "cosine:0.1", "adaptively", "", None, 3)
+    ),
+]
 
 
-def test_density_never_rises():
-    with pytest.raises(InvalidInput, match=r"0\.5.*0\.6"):
-        densities(0.5, 0.6, 3)
-
-
-def test_schedules_are_read():
-    assert read_schedule("linear") == ("linear", None)
-    assert read_schedule("adaptive") == ("adaptive", TOLERANCE)
-    assert read_schedule("adaptive:1e-2") == ("adaptive", 0.01)
-    assert densities(0.8, 0.1, 3, "adaptive:0.1") == densities(0.8, 0.1, 3)
-
-
-BAD = {
-    r"the tolerance must be a number in \[0, 1\], not ": [
-        f"adaptive:{text}" for text in ("", "much", "-0.1", "1.5", "nan", "inf", "0.1:0.2")
-    ],
-    "only 'adaptive' takes a tolerance": ["linear:0.1", "exponential:0"],
-    "unknown schedule .*Known: adaptive, exponential, linear": ["cosine", "cosine:0.1", "adaptively", "", None, 3],
-}
-
-
-@pytest.mark.parametrize(("message", "schedule"), [(message, s) for message, all_bad in BAD.items() for s in all_bad])
-def test_other_schedules_are_refused(message, schedule):
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_refusals(arguments, message):
     with pytest.raises(UnknownName if message.startswith("unknown") else InvalidInput, match=message):
-        densities(1.0, 0.5, 3, schedule)
+        densities(*arguments)
 
 
 SHAPES = {"a": (20, 10), "b": (10, 30), "c": (5, 8)}
 SIZE = 540
-
-
-def everything(mask):
-    return mask
+FULL = torch.ones(SIZE, dtype=torch.bool)
 
 
 def split(vector):
@@ -94,7 +80,8 @@ def ours(score, start, rounds, tolerance, density=0.1, **how):
     updater = RoundUpdater(Mask(split(start)), density, rounds, schedule=f"adaptive:{tolerance}", **how)
     current, made = updater.start, []
     while updater.reached < rounds:
-        current = updater.choose(split(score(joined(current), len(made) + 1)), current, len(made) + 1, everything)
+        number = len(made) + 1
+        current = updater.choose(split(score(joined(current), number)), current, number, lambda mask: mask)
         made.append((updater.reached, current))
     return made
 
@@ -118,9 +105,11 @@ def test_steps_and_masks_are_those_of_the_twin(tolerance, noise, dense):
         assert set(joined(mask).nonzero().flatten().tolist()) == there
 
 
-def test_the_twin_makes_all_kinds_of_steps():
-    full = torch.ones(SIZE, dtype=torch.bool)
-    reached = [0, *(place for place, _ in ours(ageing(0.3), full, 40, 0.0371))]
+def test_the_steps_of_the_twin_are_of_all_kinds_and_a_method_may_reuse_its_tensors():
+    scores, buffer = ageing(0.3), torch.zeros(SIZE, dtype=torch.float64)
+    reused = ours(lambda there, number: buffer.copy_(scores(there, number)), FULL, 40, 0.0371)
+    reached = [0, *(place for place, _ in ours(scores, FULL, 40, 0.0371))]
+    assert [place for place, _ in reused] == reached[1:]
     steps = [b - a for a, b in itertools.pairwise(reached)]
     assert max(steps) > 2 and any(b < a for a, b in itertools.pairwise(steps[:-1])) and len(steps) < 40
 
@@ -136,38 +125,21 @@ def test_a_step_doubles_at_most_and_never_goes_past_the_end(last, left, toleranc
     assert step == min(2 * last, left) or (step + 1) * wrong / asked[0] >= tolerance * (1 - 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("score", "reached"),
-    [
-        (lambda number: torch.arange(SIZE).double(), [1, 3, 7, 15, 31, 63, 100]),  # constant ones double every step
-        (lambda n: torch.rand(SIZE, generator=torch.Generator().manual_seed(n), dtype=torch.float64), [*range(1, 101)]),
-    ],
-    ids=["constant", "unrelated"],
-)
-def test_the_longest_and_the_shortest_steps(score, reached):
-    made = ours(lambda there, number: score(number), torch.ones(SIZE, dtype=torch.bool), 100, 0.01)
-    assert [place for place, _ in made] == reached
+def test_steps_double_while_scores_are_constant_and_are_single_where_they_are_unrelated():
+    constant = ours(lambda *_: torch.arange(SIZE).double(), FULL, 100, 0.01)
+    assert [place for place, _ in constant] == [1, 3, 7, 15, 31, 63, 100]
+    unrelated = ours(lambda *_: torch.rand(SIZE, dtype=torch.float64), FULL, 100, 0.01)
+    assert [place for place, _ in unrelated] == list(range(1, 101))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.floats(0.02, 0.9), st.floats(0, 0.5), st.booleans())
 def test_counts_are_those_of_the_plan_and_nothing_returns(rounds, density, tolerance, back):
-    full = torch.ones(SIZE, dtype=torch.bool)
-    made = ours(ageing(0.5), full, rounds, tolerance, density, revives=back)
+    made = ours(ageing(0.5), FULL, rounds, tolerance, density, revives=back)
     plan = densities(1.0, density, rounds)
     assert len(made) <= rounds and made[-1][0] == rounds
     assert [mask.kept for _, mask in made] == [round(plan[reached - 1] * SIZE) for reached, _ in made]
-    masks = [Mask(split(full)), *(mask for _, mask in made)]
-    gone = [(joined(b) & ~joined(a)).any() for a, b in itertools.pairwise(masks)]
-    assert back or not any(gone)
-
-
-def test_a_method_may_reuse_its_tensors():
-    scores, buffer = ageing(0.4), torch.zeros(SIZE, dtype=torch.float64)
-    full = torch.ones(SIZE, dtype=torch.bool)
-    reusing = ours(lambda there, number: buffer.copy_(scores(there, number)), full, 30, 0.03)
-    fresh = ours(scores, full, 30, 0.03)
-    assert [reached for reached, _ in reusing] == [reached for reached, _ in fresh] != list(range(1, 31))
+    assert back or all((b - a).kept == 0 for (_, a), (_, b) in itertools.pairwise(made))
 
 
 def rows(result):
@@ -197,20 +169,14 @@ def test_no_tolerance_is_the_exponential_schedule(model, images, dtype):
     assert rows(every) == rows(plain) == list(range(1, 9))
 
 
-def test_one_round_is_one_round(model, images):
-    assert rows(pathex.prune(model, "magnitude", sparsity=0.5, data=images, schedule="adaptive")) == [1]
+def test_a_larger_tolerance_makes_fewer_rounds_and_the_mask_tells_which_it_was(model, images):
+    def adaptive(sparsity, rounds, schedule):
+        return pathex.prune(model, "px", sparsity=sparsity, data=images, rounds=rounds, schedule=schedule)
 
-
-def test_a_larger_tolerance_makes_fewer_rounds(model, images):
-    made = [
-        len(pathex.prune(model, "px", sparsity=0.9, data=images, rounds=40, schedule=f"adaptive:{share}").history)
-        for share in (0.005, 0.05, 0.5)
-    ]
+    made = [len(rows(adaptive(0.9, 40, f"adaptive:{tolerance}"))) for tolerance in (0.005, 0.05, 0.5)]
     assert 40 >= made[0] > made[1] > made[2] == 6
-
-
-def test_the_mask_tells_the_tolerance_it_was_found_with(model, images):
-    mask = pathex.prune(model, "px", sparsity=0.5, data=images, rounds=4, schedule="adaptive").mask
+    assert rows(adaptive(0.5, 1, "adaptive")) == [1]
+    mask = adaptive(0.5, 4, "adaptive").mask
     assert mask.metadata["schedule"] == f"adaptive:{TOLERANCE:g}" and mask.metadata["rounds"] == 4
-    named = pathex.prune(model, "px", sparsity=0.5, data=images, rounds=4, schedule=mask.metadata["schedule"]).mask
+    named = adaptive(0.5, 4, mask.metadata["schedule"]).mask
     assert named == mask and named.metadata == mask.metadata

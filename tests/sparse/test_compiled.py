@@ -1,19 +1,26 @@
-"""Compiled networks compute what their networks compute, in float32, for any number of images and threads."""
+"""Compiled networks compute what their networks compute, in float32, for any number of images and threads.
+
+Kernels in registers of another width than this processor's, which LLVM then splits; kernels from the disk.
+"""
 
 import itertools
-import threading
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 import pathex
-from brute_force.cases import CASES, Beside, Branches, build
+import small_timm
+from brute_force.cases import CASES, Beside, Branches, Wired, build
 from brute_force.planes import convolved, largest
 from pathex.errors import InvalidInput, PathexError, UnknownName
+from snapshots import unchanged
 
 KINDS = [
-    (stride, dilation, groups, padding)
+    {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
     for stride, dilation, groups, padding in itertools.product((1, 2, 3), (1, 2), (1, 2, 4), (0, 1, "same"))
     if padding != "same" or stride == 1
 ]
@@ -40,18 +47,10 @@ def assert_computes(compiled, model, x):
     assert error <= 2 * own + 2 * torch.finfo(torch.float32).eps * exact.abs().max().item()
 
 
-def convolutions(kernel):
-    """Convolutions of all kinds on the same image of four channels."""
-    found = {}
-    for place, (stride, dilation, groups, padding) in enumerate(KINDS):
-        options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
-        found[str(place)] = nn.Conv2d(4, 8, kernel, bias=place % 2 == 0, **options)
-    return random_network(Beside(found), 0.3)
-
-
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7, (2, 3)])
 def test_convolutions_of_any_kind(kernel):
-    model = convolutions(kernel)
+    layers = {str(i): nn.Conv2d(4, 8, kernel, bias=i % 2 == 0, **kind) for i, kind in enumerate(KINDS)}
+    model = random_network(Beside(layers), 0.3)
     x = torch.randn(17, 4, 15, 17)
     for threads in (1, 2):
         compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
@@ -108,42 +107,23 @@ def residual(channels=8):
     return nn.Sequential(*stem, wide, nn.Hardtanh(-0.5, 0.7), joined, *head)
 
 
-class Tokens(nn.Module):
-    """Attention and a perceptron on the pixels of an image as tokens."""
-
-    def __init__(self, width=12):
-        super().__init__()
-        self.embed = nn.Conv2d(3, width, 4, 4)
-        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.first, self.second = nn.Linear(width, 20), nn.Linear(20, width)
-
-    def forward(self, x):
-        x = self.embed(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.out(y)
-        return (x + self.second(nn.functional.gelu(self.first(x)))).mean(1)
-
-
-class Sequence(nn.Module):
+def sequence():
     """Tokens first, images second; activations that keep zero between padded layers."""
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, 2, padding=1)
-        self.inner, self.head = nn.Linear(4, 7), nn.Linear(7, 5)
-
-    def forward(self, x):
-        x = nn.functional.hardswish(self.second(nn.functional.silu(self.first(x))))
+    def form(net, x):
+        x = nn.functional.hardswish(net.second(nn.functional.silu(net.first(x))))
         tokens = x.flatten(2).permute(2, 0, 1)
-        return self.head(nn.functional.gelu(self.inner(tokens)).roll(1, 0)).transpose(0, 1).flatten(1)
+        return net.head(nn.functional.gelu(net.inner(tokens)).roll(1, 0)).transpose(0, 1).flatten(1)
+
+    convolutions = {"first": nn.Conv2d(3, 6, 3, padding=1), "second": nn.Conv2d(6, 4, 3, 2, padding=1)}
+    return Wired(form, **convolutions, inner=nn.Linear(4, 7), head=nn.Linear(7, 5))
 
 
-@pytest.mark.parametrize("make", [residual, Tokens, Sequence])
+@pytest.mark.parametrize(("make", "size"), [(residual, (37, 41)), (small_timm.vit, (16, 16)), (sequence, (20, 24))])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_residual_networks_and_tokens(make, threads):
+def test_residual_networks_and_tokens(make, size, threads):
     model = random_network(make(), 0.4)
-    x = torch.randn(17, 3, 37, 41) if make is residual else torch.randn(17, 3, 20, 24)
+    x = torch.randn(17, 3, *size)
     compiled = pathex.compile(model, example_input=x, threads=threads, choice="sparse")
     for count in (1, 3, 6, 16, 17):  # alone, one by one, filled up, on the lanes, and one more
         assert_computes(compiled, model, x[:count])
@@ -163,11 +143,10 @@ def test_what_is_chosen_by_measuring_and_kept_gives_the_same_bits():
 
 def test_a_mask_is_what_is_kept_and_the_network_stays():
     model = random_network(residual(), 1.0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     mask = pathex.Mask({n: torch.rand(p.shape) < 0.2 for n, p in model.named_parameters() if p.ndim > 1})
     x = torch.randn(2, 3, 24, 24)
-    compiled = pathex.compile(model, mask, x, threads=1, choice="sparse")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with unchanged(model):
+        compiled = pathex.compile(model, mask, x, threads=1, choice="sparse")
     assert_computes(compiled, pathex.make_permanent(model, mask), x)
 
 
@@ -177,20 +156,12 @@ def test_several_python_threads_at_once(threads):
     images = [torch.randn(count, 3, 24, 24) for count in (1, 9, 3, 8)]
     compiled = pathex.compile(model, example_input=images[1], threads=threads, choice="sparse")
     wanted = [compiled(x) for x in images]
-    wrong = []
-
-    def call(place):
-        wrong.extend(place for _ in range(20) if not torch.equal(compiled(images[place]), wanted[place]))
-
-    callers = [threading.Thread(target=call, args=(place,)) for place in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda x: [compiled(x) for _ in range(20)], images))
+    assert all(torch.equal(one, expected) for each, expected in zip(found, wanted, strict=True) for one in each)
 
 
-def test_refusals():
+def test_refusals(monkeypatch):
     model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.ones(1, 1, 5, 5)
     compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
     with pytest.raises(InvalidInput, match="inference"):
@@ -205,9 +176,42 @@ def test_refusals():
         pathex.compile(model, example_input=x, choice="fast")
     with pytest.raises(PathexError, match="threads"):
         pathex.compile(model, example_input=x, threads=0)
-
-
-def test_without_numba(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InvalidInput, match=r"pathex\[sparse\]"):
-        pathex.compile(nn.Linear(2, 2), example_input=torch.ones(1, 2))
+        pathex.compile(model, example_input=x)
+
+
+PROGRAM = """
+import llvmlite.binding
+found = llvmlite.binding.get_host_cpu_features
+llvmlite.binding.get_host_cpu_features = lambda: {{"avx512f": {wide}}}
+from pathex.sparse import llvm
+llvmlite.binding.get_host_cpu_features = found
+import torch
+from torch import nn
+import pathex
+from pathex.sparse import kernels
+assert kernels.LANES == {lanes}
+model = nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1), nn.MaxPool2d(2)).eval()
+x = torch.randn({lanes} + 1, 3, 31, 33)
+compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(compiled(x[:1]), model(x[:1]), rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wide", "lanes"), [(True, 16), (False, 4)])
+def test_registers_of_another_width(wide, lanes, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    subprocess.run([sys.executable, "-c", PROGRAM.format(wide=wide, lanes=lanes)], check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_once_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code = "from pathex.sparse import kernels; print(sum(kernels.run.stats.cache_hits.values()))"
+    call = [sys.executable, "-c", code]
+    first, second = (subprocess.run(call, check=True, timeout=300, capture_output=True, text=True) for _ in range(2))
+    assert "compiles its kernels" in first.stderr and first.stdout.strip() == "0"
+    assert not second.stderr and second.stdout.strip() == "1"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training_in_processes import Images, LazySplit, Split
+from training_in_processes import Images, Split
 
 
 @pytest.fixture
@@ -13,19 +13,8 @@ def images():
 
 
 @pytest.fixture
-def lazy_images():
-    return Images(LazySplit(34, 0), LazySplit(8, 1))
-
-
-@pytest.fixture
 def network():
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 3, bias=False),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(144, 4),
-        )
+        layers = (nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3))
+        return nn.Sequential(*layers, nn.Linear(144, 4))

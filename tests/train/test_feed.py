@@ -14,9 +14,14 @@ from pathex.train import Feed, epoch_generator
 from pathex.train.feed import RESIDENT_SHARE, _fits
 from refusals import refused
 from small_images import write_image, write_images
+from snapshots import assert_same
+from training_in_processes import CPU, Images, LazySplit
 
-CPU = torch.device("cpu")
 PUBLISHED = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
+
+
+def feeding(data, batch_size=8, **options):
+    return Feed(data, data.train, **({"device": CPU, "batch_size": batch_size} | options))
 
 
 def collected(batches):
@@ -25,26 +30,23 @@ def collected(batches):
 
 
 def test_a_pass_in_order_gives_every_image_once(images):
-    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="flip")
+    feed = feeding(images, augment="flip")
     seen, labels = collected(feed.in_order())
-    assert torch.equal(seen, images.normalise(images.train.data))
-    assert torch.equal(labels, images.train.labels)
+    assert torch.equal(seen, images.normalise(images.train.data)) and torch.equal(labels, images.train.labels)
     assert (feed.images, feed.batches) == (34, 5)
-    some = Feed(images, images.train, device=CPU, batch_size=11, indices=torch.arange(33, -1, -1))
+    some = feeding(images, 11, indices=torch.arange(33, -1, -1))
     assert [len(labels) for _, labels in some.in_order()] == [11, 11, 12]  # a single image joins the batch before
     assert some.batches == 3
     assert torch.equal(collected(some.in_order())[0], seen.flip(0))
 
 
 def test_a_shuffled_pass_is_a_permutation_that_follows_from_seed_and_number_alone(images):
-    feed = Feed(images, images.train, device=CPU, batch_size=8)
-    seen, labels = collected(feed.shuffled(0, 1))
+    seen, labels = collected(feeding(images).shuffled(0, 1))
     expected = images.normalise(images.train.data)
     rows = (seen.flatten(1)[:, None] == expected.flatten(1)[None]).all(-1).int().argmax(1)
-    assert sorted(rows.tolist()) == list(range(34))
-    assert rows.tolist() != list(range(34))
+    assert sorted(rows.tolist()) == list(range(34)) != rows.tolist()
     assert torch.equal(labels, images.train.labels[rows])
-    feed = Feed(images, images.train, device=CPU, batch_size=8, augment="crop-flip")
+    feed = feeding(images, augment="crop-flip")
     first, _ = collected(feed.shuffled(0, 1))
     torch.rand(3)
     assert torch.equal(first, collected(feed.shuffled(0, 1))[0])
@@ -62,22 +64,17 @@ def test_a_shuffled_pass_is_a_permutation_that_follows_from_seed_and_number_alon
 )
 @pytest.mark.parametrize("augment", ["none", "crop-flip", "resized-crop"])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_size, sizes, augment, lazy):
-    data = lazy_images if lazy else images
+def test_several_processes_see_what_one_sees(images, ranks, batch_size, sizes, augment, lazy):
+    data = Images(LazySplit(34, 0), LazySplit(8, 1)) if lazy else images
     options = {"augment": augment, "augment_options": PUBLISHED if augment == "resized-crop" else None}
-    feeds = [
-        Feed(data, data.train, device=CPU, batch_size=batch_size, part=(rank, ranks), **options)
-        for rank in range(ranks)
-    ]
+    feeds = [feeding(data, batch_size, part=(rank, ranks), **options) for rank in range(ranks)]
     # One process, whose images are in memory, does not join the batches that are too small for several.
-    one = Feed(images, images.train, device=CPU, batch_size=batch_size, **options)
+    one = feeding(images, batch_size, **options)
     for passes in (lambda feed: feed.in_order(), lambda feed: feed.shuffled(0, 3)):
         pieces = list(zip(*(passes(feed) for feed in feeds), strict=True))
         assert [[len(labels) for _, labels in piece] for piece in pieces] == sizes
         together = collected((torch.cat([p[0] for p in piece]), torch.cat([p[1] for p in piece])) for piece in pieces)
-        alone = collected(passes(one))
-        assert torch.equal(together[1], alone[1])
-        assert torch.equal(together[0], alone[0])
+        assert_same(together, collected(passes(one)))
     assert {(feed.images, feed.batches) for feed in feeds} == {(34, len(sizes))}
 
 
@@ -96,7 +93,7 @@ def test_several_processes_see_what_one_sees(images, lazy_images, ranks, batch_s
 )
 def test_bad_arguments(images, options, message):
     with refused(message):
-        Feed(images, images.train, **{"device": CPU, "batch_size": 8, **options})
+        feeding(images, **options)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +115,7 @@ def photographs(tree):
 
 
 def test_crops_are_cut_from_the_originals(photographs, tree):
-    options = {"augment": "resized-crop", "augment_options": PUBLISHED}
-    feed = Feed(photographs, photographs.train, device=CPU, batch_size=7, **options)
+    feed = feeding(photographs, 7, augment="resized-crop", augment_options=PUBLISHED)
     augmentation = Augmentation.of("resized-crop", PUBLISHED)
     generator = epoch_generator(5, 2)
     order = torch.randperm(18, generator=generator)
@@ -138,44 +134,31 @@ def test_decoding_and_memory_agree_in_order_and_with_flips(photographs, tree):
     held = load(f"imagefolder:{tree}", image_size=12, mean=0.5, std=0.25)
     assert isinstance(photographs.train, DecodedSplit)
     for passes in (lambda feed: feed.in_order(), lambda feed: feed.shuffled(0, 1)):
-        one, two = (
-            collected(passes(Feed(data, data.train, device=CPU, batch_size=4, augment="flip")))
-            for data in (photographs, held)
-        )
-        assert torch.equal(one[0], two[0])
-        assert torch.equal(one[1], two[1])
+        assert_same(*(collected(passes(feeding(data, 4, augment="flip"))) for data in (photographs, held)))
 
 
 @pytest.mark.parametrize("augment", ["flip", "resized-crop"])
 def test_workers_and_parts_do_not_matter(photographs, augment):
     def epoch(workers, part=(0, 1)):
         options = {"augment": augment, "augment_options": PUBLISHED if augment == "resized-crop" else None}
-        feed = Feed(photographs, photographs.train, device=CPU, batch_size=5, part=part, workers=workers, **options)
-        return list(feed.shuffled(1, 1))
+        return list(feeding(photographs, 5, part=part, workers=workers, **options).shuffled(1, 1))
 
     alone = epoch(0)
     assert [len(labels) for _, labels in alone] == [5, 5, 5, 3]
     for workers in (1, 2, None):
-        for (images, labels), (others, their_labels) in zip(alone, epoch(workers), strict=True):
-            assert torch.equal(images, others)
-            assert torch.equal(labels, their_labels)
+        assert_same(alone, epoch(workers))
     pieces = zip(epoch(0, (0, 2)), epoch(1, (1, 2)), strict=True)
     for whole, (left, right) in zip(alone, pieces, strict=True):
         assert torch.equal(whole[0], torch.cat([left[0], right[0]]))
 
 
 def test_only_the_own_piece_is_decoded(photographs, monkeypatch):
-    decoded = []
-    original = DecodedSplit.image
+    decoded, original = [], DecodedSplit.image
     monkeypatch.setattr(DecodedSplit, "image", lambda self, number: decoded.append(number) or original(self, number))
-    seen = []
     for rank in range(2):
-        feed = Feed(photographs, photographs.train, device=CPU, batch_size=6, part=(rank, 2), workers=0)
-        decoded.clear()
-        list(feed.shuffled(0, 1))
-        seen.append(list(decoded))
-    assert [len(part) for part in seen] == [9, 9]
-    assert sorted(seen[0] + seen[1]) == list(range(18))
+        list(feeding(photographs, 6, part=(rank, 2), workers=0).shuffled(0, 1))
+        assert len(decoded) == 9 * (rank + 1)
+    assert sorted(decoded) == list(range(18))
 
 
 def test_an_image_that_vanishes_is_named(photographs, tree, tmp_path):
@@ -183,16 +166,15 @@ def test_an_image_that_vanishes_is_named(photographs, tree, tmp_path):
     data = load(f"imagefolder:{tmp_path / 'copy'}", image_size=12, in_memory=0, mean=0.5, std=0.25)
     (tmp_path / "copy" / "train" / "b" / "3.png").unlink()
     with refused(r"b/3.png' cannot be read \((FileNotFoundError|No such file)"):
-        list(Feed(data, data.train, device=CPU, batch_size=4).in_order())
+        list(feeding(data, 4).in_order())
 
 
 def test_the_size_that_networks_see(tmp_path):
     data = load(write_images(tmp_path / "small.npz", train=6, test=6, val=0), image_size=20)
     for augment in ("none", "crop-flip", "resized-crop"):
-        feed = Feed(data, data.train, device=CPU, batch_size=6, augment=augment)
-        assert [images.shape for images, _ in feed.shuffled(0, 1)] == [(6, 3, 20, 20)]
+        assert [images.shape for images, _ in feeding(data, 6, augment=augment).shuffled(0, 1)] == [(6, 3, 20, 20)]
     # Padding comes after the resize: 4 pixels of 20, not of 8.
-    feed = Feed(data, data.train, device=CPU, batch_size=6, augment="crop-flip")
+    feed = feeding(data, 6, augment="crop-flip")
     black = data.normalise(torch.zeros(1, 3, 20, 20, dtype=torch.uint8))[0, :, 0, 0]
     passes = [images.transpose(1, 3) == black for epoch in (1, 2) for images, _ in feed.shuffled(0, epoch)]
     edges = [each.flatten(2).all(2).sum(1).max().item() for each in passes]
@@ -217,7 +199,7 @@ def test_resident_batches_neither_wait_for_the_device_nor_copy_to_it(augment, si
     split = ArraySplit(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 4)
     third = torch.full((3,), 1 / 3)
     data = ImageData("blank", split, split, 4, tuple("abcd"), third, third, "flip", size=size)
-    feed = Feed(data, data.train, device=torch.device("meta"), batch_size=4, augment=augment)
+    feed = feeding(data, 4, device=torch.device("meta"), augment=augment)
     with Arrivals() as before:
         passing = feed.shuffled(0, 1)
         batches = [next(passing)]

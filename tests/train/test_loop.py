@@ -1,5 +1,4 @@
 import copy
-from collections import Counter as Counts
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric,
 from pathex.train.loop import Collected
 from pathex.train.options import milestone_epochs
 from refusals import refused
+from snapshots import unchanged
 from training_in_processes import CPU, accuracy, trained
 from training_in_processes import network as network_of
 
@@ -25,18 +25,13 @@ def test_milestones_are_the_nearest_ends_of_an_epoch():
         assert milestone_epochs(epochs, fractions) == expected
 
 
-@pytest.fixture
-def events():
-    return []
-
-
-@pytest.fixture
 def told(events):
     return {"on_event": lambda *event: events.append(event)}
 
 
-def test_rows_tell_loss_accuracy_and_learning_rate(network, images, events, told, tmp_path):
-    _, rows = trained(network, images, tmp_path, more=told)
+def test_rows_tell_loss_accuracy_and_learning_rate(network, images, tmp_path):
+    events = []
+    _, rows = trained(network, images, tmp_path, more=told(events))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.005, 0.005])
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
@@ -48,8 +43,8 @@ def test_rows_tell_loss_accuracy_and_learning_rate(network, images, events, told
     assert rows == [] and equal(saved, network.state_dict()) and equal(model.state_dict(), network.state_dict())
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(network, images, events, told, tmp_path):
-    losses = iter(range(12))
+def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp_path):
+    events, losses = [], iter(range(12))
 
     def loss(outputs, labels):
         if next(losses, None) is None:  # inside the third epoch
@@ -62,10 +57,15 @@ def test_an_interrupted_training_ends_with_the_same_weights(network, images, eve
     path = tmp_path / "broken" / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"epoch": 3}\n{"epo')  # what a kill between two writes could leave
-    resumed, again = trained(network, images, tmp_path / "broken", more=told)
+    resumed, again = trained(network, images, tmp_path / "broken", more=told(events))
     assert ("resumed", {"stage": "training", "epoch": 2, "epochs": 4}) in events
     assert entries(path) == again and numbers(path) == numbers(tmp_path / "whole" / "metrics.jsonl")
     assert equal(whole.state_dict(), resumed.state_dict())
+    damaged = tmp_path / "broken" / "last.ckpt"
+    damaged.write_bytes(b"damaged")
+    with refused(r"last\.ckpt cannot be read"):
+        trained(network, images, tmp_path / "broken")
+    assert damaged.read_bytes() == b"damaged"
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(network, images, tmp_path, monkeypatch):
@@ -90,21 +90,8 @@ def test_validation_is_measured_after_each_epoch_in_eval_mode(network, images, t
     held_out = Feed(images, images.test, device=CPU, batch_size=3)
     model, rows = trained(network, images, tmp_path, more={"validation": held_out})
     assert rows[-1]["val_accuracy"] == evaluate(model, held_out, accuracy())
-    before = copy.deepcopy(model.state_dict())
-    model.train()
-    evaluate(model, held_out, accuracy())
-    assert model.training
-    assert equal(model.state_dict(), before)
-
-
-def test_what_prepare_does_to_the_weights_lasts(network, images, tmp_path):
-    def freeze_first_filter(model, optimizer):
-        model[0].weight.data[0] = 0
-        optimizer.register_step_post_hook(lambda *_: model[0].weight.data[0].zero_())
-
-    model, _ = trained(network, images, tmp_path, more={"prepare": freeze_first_filter})
-    assert not model.state_dict()["0.weight"][0].any()
-    assert model.state_dict()["0.weight"][1].any()
+    with unchanged(model.train()):
+        evaluate(model, held_out, accuracy())
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
@@ -115,21 +102,13 @@ def test_other_precisions_train(network, images, tmp_path, precision):
     assert model.state_dict()["0.weight"].dtype == expected
 
 
-def test_steps_are_reported_when_enough_time_went_by(network, images, events, told, tmp_path, monkeypatch):
-    moments = iter(range(1000))
+def test_steps_are_reported_when_enough_time_went_by(network, images, tmp_path, monkeypatch):
+    events, moments = [], iter(range(1000))
     monkeypatch.setattr("time.monotonic", lambda: next(moments) * 0.11)
-    _, rows = trained(network, images, tmp_path, epochs=1, more=told)
+    _, rows = trained(network, images, tmp_path, epochs=1, more=told(events))
     steps = [payload for kind, payload in events if kind == "step"]
-    assert [payload["step"] for payload in steps] == [2, 4]
-    assert steps[0] == {"epoch": 1, "epochs": 1, "step": 2, "steps": 5}
+    assert steps == [{"epoch": 1, "epochs": 1, "step": step, "steps": 5} for step in (2, 4)]
     assert rows[0]["seconds"] == pytest.approx(6 * 0.11)
-
-
-def test_a_wrong_checkpoint_is_named_and_not_overwritten(network, images, tmp_path):
-    (tmp_path / "last.ckpt").write_bytes(b"damaged")
-    with refused(r"last\.ckpt cannot be read"):
-        trained(network, images, tmp_path)
-    assert (tmp_path / "last.ckpt").read_bytes() == b"damaged"
 
 
 @pytest.mark.gpu
@@ -162,19 +141,9 @@ def test_weights_follow_from_the_seed_and_the_global_random_state_is_neither_use
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-@pytest.fixture
-def plain():
-    """A network whose images do not meet: no batch statistics, no dropout."""
-    return network_of(norm=False)
-
-
-@pytest.fixture
-def doubled(images):
-    return replace(images, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_a_gradient_in_parts_is_the_same_gradient(plain, doubled, tmp_path, parts):
+def test_a_gradient_in_parts_is_the_same_gradient(images, tmp_path, parts):
+    plain, doubled = network_of(norm=False), replace(images, dtype=torch.float64)
     whole, rows = trained(plain, doubled, tmp_path / "whole", epochs=2)
     split, others = trained(plain, doubled, tmp_path / "parts", epochs=2, accumulate=parts)
     torch.testing.assert_close(split.state_dict(), whole.state_dict(), rtol=1e-11, atol=1e-13)
@@ -183,59 +152,47 @@ def test_a_gradient_in_parts_is_the_same_gradient(plain, doubled, tmp_path, part
 
 
 def test_frozen_statistics_stay_and_are_used(network, images, tmp_path):
-    before = copy.deepcopy(network.state_dict())
-    seen = []
+    before, seen = copy.deepcopy(network.state_dict()), []
     network[1].register_forward_hook(lambda module, *_: seen.append(module.training))
     model = trained(network, images, tmp_path, epochs=2, freeze_batchnorm=True)[0]
     after = model.state_dict()
-    assert not any(seen)
-    assert all(torch.equal(before[name], after[name]) for name in after if "running" in name or "tracked" in name)
+    assert not any(seen) and all(torch.equal(before[n], after[n]) for n in after if "running" in n or "tracked" in n)
     assert not torch.equal(before["1.weight"], after["1.weight"])
     assert [module.training for module in model.modules() if isinstance(module, nn.Dropout)] == [True]  # not frozen
 
 
-def test_a_later_start_goes_on_with_the_schedule_and_the_order_of_that_epoch(plain, doubled, tmp_path):
-    whole, rows = trained(plain, doubled, tmp_path / "whole", epochs=4, keep=(2,), momentum=0.0)
+def test_a_later_start_goes_on_as_in_that_epoch_and_resumes(images, tmp_path):
+    plain, doubled = network_of(norm=False), replace(images, dtype=torch.float64)
+    whole, rows = trained(plain, doubled, tmp_path / "whole", keep=(2,), momentum=0.0)
     middle = copy.deepcopy(plain)
     middle.load_state_dict(load_checkpoint(tmp_path / "whole" / "epoch-2.ckpt")["model"])
-    late, later = trained(middle, doubled, tmp_path / "late", epochs=4, start=2, momentum=0.0)
+    late, later = trained(middle, doubled, tmp_path / "late", start=2, momentum=0.0)
     # Without momentum the state is the weights alone, so the second half must be the same half.
     assert [row["epoch"] for row in later] == [3, 4]
     assert [row["lr"] for row in later] == [row["lr"] for row in rows[2:]] == pytest.approx([0.005, 0.005])
     assert equal(late.state_dict(), whole.state_dict())
-
-
-def test_a_late_start_that_was_stopped_resumes(plain, doubled, tmp_path):
-    stop = stop_at("epoch", epoch=3)
-    whole, _ = trained(plain, doubled, tmp_path / "whole", epochs=4, start=2)
+    stop = {"on_event": stop_at("epoch", epoch=3)}
     with pytest.raises(KeyboardInterrupt):
-        trained(plain, doubled, tmp_path / "broken", epochs=4, start=2, more={"on_event": stop})
-    again, rows = trained(plain, doubled, tmp_path / "broken", epochs=4, start=2)
-    assert [row["epoch"] for row in rows] == [3, 4]
-    assert equal(again.state_dict(), whole.state_dict())
+        trained(middle, doubled, tmp_path / "broken", start=2, momentum=0.0, more=stop)
+    again, rows = trained(middle, doubled, tmp_path / "broken", start=2, momentum=0.0)
+    assert [row["epoch"] for row in rows] == [3, 4] and equal(again.state_dict(), whole.state_dict())
 
 
-class Counter(Counts):
-    """Counts the steps of an optimizer, as one that has a state."""
-
-    load_state_dict = Counts.update
-
-    def state_dict(self):
-        return dict(self)
-
-
-def test_the_state_of_a_companion_is_saved_and_restored(network, images, tmp_path):
+def test_what_prepare_does_lasts_and_its_companion_is_restored(network, images, tmp_path):
     made = []
 
     def prepare(model, optimizer):
-        made.append(Counter())
-        optimizer.register_step_post_hook(lambda *_: made[-1].subtract(steps=-1))
+        made.append(nn.BatchNorm1d(1))  # something that has a state, of which one counts the steps
+        optimizer.register_step_post_hook(lambda *_: made[-1].num_batches_tracked.add_(1))
+        optimizer.register_step_post_hook(lambda *_: model[0].weight.data[0].zero_())
         return made[-1]
 
     trained(network, images, tmp_path, epochs=1, more={"prepare": prepare})
-    assert made[0]["steps"] == load_checkpoint(tmp_path / "last.ckpt")["companion"]["steps"] == 5
-    trained(network, images, tmp_path, epochs=3, more={"prepare": prepare})
-    assert made[1]["steps"] == 15
+    saved = load_checkpoint(tmp_path / "last.ckpt")["companion"]
+    assert made[0].num_batches_tracked == saved["num_batches_tracked"] == 5
+    model, _ = trained(network, images, tmp_path, epochs=3, more={"prepare": prepare})
+    assert made[1].num_batches_tracked == 15
+    assert model.state_dict()["0.weight"].flatten(1).any(1).tolist() == [False, True, True, True]
 
 
 def test_groups_have_their_own_learning_rate_and_fixed_parameters_stay(network, images, tmp_path):

@@ -43,8 +43,10 @@ def test_a_logger_whose_package_is_missing_is_refused(monkeypatch):
         check_logger("csv")
 
 
-def other_process(folder, logger):
-    """In a process of its own: these packages warn as they are imported."""
+def tracked(folder, logger):
+    """A run in a process of its own, as these packages warn when they are imported; its folder."""
+    pytest.importorskip(logger, exc_type=ImportError)
+    pytest.importorskip("pytorch_lightning", exc_type=ImportError)
     code = f"""
 from experiments.runs.outcomes import stop_at
 from pathex.experiments.runs import RunConfig, run
@@ -59,33 +61,24 @@ run(config)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    (made,) = folder.iterdir()
+    return made
 
 
 def test_mlflow_has_one_run_with_the_whole_curve(tmp_path):
-    pytest.importorskip("mlflow", exc_type=ImportError)
-    pytest.importorskip("pytorch_lightning", exc_type=ImportError)
+    folder = tracked(tmp_path, "mlflow")
     from mlflow.tracking import MlflowClient
 
-    other_process(tmp_path, "mlflow")
-    (folder,) = tmp_path.iterdir()
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("pathex")
     (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.run_name == folder.name
-    assert found.info.status == "FINISHED"
+    assert (found.info.run_name, found.info.status) == (folder.name, "FINISHED")
     assert found.data.params["sparsity"] == "0.5"
-    curve = client.get_metric_history(found.info.run_id, "train_loss")
-    assert [(each.step, each.value) for each in curve] == [
-        (row["epoch"], row["train_loss"]) for row in entries(folder / "metrics.jsonl")
-    ]
+    curve = [(each.step, each.value) for each in client.get_metric_history(found.info.run_id, "train_loss")]
+    assert curve == [(row["epoch"], row["train_loss"]) for row in entries(folder / "metrics.jsonl")]
 
 
 def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", exc_type=ImportError)
-    pytest.importorskip("pytorch_lightning", exc_type=ImportError)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    other_process(tmp_path, "wandb")
-    (folder,) = tmp_path.iterdir()
-    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2
-    assert {file.stem for file in files} == {f"run-{folder.name}"}
+    folder = tracked(tmp_path, "wandb")
+    assert [each.stem for each in (folder / "wandb").glob("offline-run-*/*.wandb")] == [f"run-{folder.name}"] * 2
