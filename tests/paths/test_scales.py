@@ -10,9 +10,7 @@ from timm.models.metaformer import MetaFormer
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import nn
 
-import pathex
 from brute_force.cases import Wired
-from pathex.errors import PathexWarning
 from pathex.graph import cost, trace
 from pathex.masks import prunable_weights
 from pathex.paths import read_scales, survey
@@ -82,6 +80,8 @@ def test_small_equal_factors_are_read_as_one_and_others_are_taken_as_they_are(va
     with torch.no_grad():
         model[0].gamma[1] = 1e-4
     assert "0.gamma" not in _read(model)
+    numbers = nn.Sequential(_block(lambda x, g: x.mul_(g), (1,), value), _block(lambda x, g: g * x, (), value))
+    assert [scale.shape for scale in _read(numbers).values()] == ([(1,), ()] if value < 0.01 else [])
 
 
 def test_what_does_not_make_a_block_vanish():
@@ -89,11 +89,6 @@ def test_what_does_not_make_a_block_vanish():
     model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     assert survey(trace(model, X)).factors == {"1.weight"}
     assert _read(model) == {}
-
-
-def test_a_single_number():
-    scales = _read(nn.Sequential(_block(lambda x, g: x.mul_(g), (1,)), _block(lambda x, g: g * x, ())))
-    assert [scale.shape for scale in scales.values()] == [(1,), ()]
 
 
 GAINS = {
@@ -104,24 +99,17 @@ GAINS = {
 }
 
 
-def _gained(form):
-    conv = nn.Conv2d(4, 4, 1)
-    parts = {"weight": conv.weight, "gain": nn.Parameter(torch.zeros(4))}
-    return Wired(lambda net, x: F.conv2d(x, form(net.weight, net.gain)), **parts)
-
-
-def test_the_gain_of_a_computed_weight():
-    model = nn.Sequential(*(_gained(form) for form in GAINS.values()), nn.ReLU(), nn.Conv2d(4, 2, 1))
+def test_weights_and_gains_in_the_order_of_their_calls():
+    layers = []
+    for form in GAINS.values():
+        parts = {"gain": nn.Parameter(torch.zeros(4)), "weight": nn.Parameter(torch.randn(4, 4, 1, 1))}
+        layers.append(Wired(lambda net, x, form=form: F.conv2d(x, form(net.weight, net.gain)), **parts))
+    backwards = {"head": nn.Linear(4, 2), "stem": nn.Conv2d(4, 4, 1), "unused": nn.Linear(1, 1)}
+    model = nn.Sequential(*layers, Wired(lambda net, x: net.head(net.stem(x).relu().mean((2, 3))), **backwards))
     found = survey(trace(model, X))
-    assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "5.weight")
+    assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "4.stem.weight", "4.head.weight")
     assert found.factors == {f"{number}.gain" for number in range(4)}
     assert list(_read(model)) == [f"{number}.gain" for number in range(4)]
-
-
-def test_weights_come_in_the_order_of_their_calls():
-    backwards = {"head": nn.Linear(4, 2), "stem": nn.Conv2d(4, 4, 1), "unused": nn.Linear(1, 1)}
-    model = Wired(lambda net, x: net.head(net.stem(x).relu().mean((2, 3))), **backwards)
-    assert survey(trace(model, X)).weights == ("stem.weight", "head.weight")
 
 
 def test_the_cost_is_that_of_one_image():
@@ -162,15 +150,6 @@ def test_heads_are_what_reaches_the_output(result, output, heads):
     assert list(read_scales(model, found, set(prunable_weights(model)))) == list(found.heads)
 
 
-def test_a_head_written_as_a_matrix_product():
-    proj = nn.Parameter(torch.zeros(4, 2))
-    model = Wired(lambda net, x: net.body(x).relu() @ net.proj, body=nn.Linear(4, 4), proj=proj)
-    nn.init.zeros_(model.body.weight)
-    found = survey(trace(model, torch.randn(3, 4)))
-    assert (found.weights, found.heads) == (("body.weight", "proj"), ("proj",))
-    assert list(read_scales(model, found, {"body.weight", "proj"})) == ["proj"]
-
-
 def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     nn.init.zeros_(model[3].weight)
@@ -178,6 +157,13 @@ def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not():
     nn.init.zeros_(model[0].weight)
     nn.init.ones_(model[3].weight)
     assert _read(model) == {}
+    # Written as a matrix product.
+    proj = nn.Parameter(torch.zeros(4, 2))
+    model = Wired(lambda net, x: net.body(x).relu() @ net.proj, body=nn.Linear(4, 4), proj=proj)
+    nn.init.zeros_(model.body.weight)
+    found = survey(trace(model, torch.randn(3, 4)))
+    assert (found.weights, found.heads) == (("body.weight", "proj"), ("proj",))
+    assert list(read_scales(model, found, {"body.weight", "proj"})) == ["proj"]
 
 
 _SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
@@ -205,29 +191,13 @@ STARTS = {
 }
 
 
-def _start(name):
-    make, options = STARTS[name][:2]
-    create = partial(timm.create_model, make) if isinstance(make, str) else make
-    return create(num_classes=3, **options), torch.randn(1, 3, 32, 32)
-
-
 LARGE = ("cait", "edgenext", "levit", "swinv2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in STARTS])
 def test_networks_of_timm_that_start_at_zero(name):
-    *_, words, count = STARTS[name]
-    scales = _read(*_start(name))
+    make, options, words, count = STARTS[name]
+    create = partial(timm.create_model, make) if isinstance(make, str) else make
+    scales = _read(create(num_classes=3, **options), torch.randn(1, 3, 32, 32))
     assert len(scales) == count
     assert all(key.endswith(words) for key in scales)
-
-
-@pytest.mark.parametrize("name", ["resmlp", "nf_resnet", "resnet"])
-def test_no_score_vanishes_with_a_scale_but_where_it_is_taken_as_stored(name):
-    model, x = _start(name)
-    with pytest.warns(PathexWarning, match="read as one"):
-        scores = pathex.score(model, "px", data=x)
-    assert all(score.any() for score in scores.values())
-    with pytest.warns(PathexWarning, match="all scores are zero"):
-        stored = pathex.score(model, "px", data=x, scales="stored")
-    assert not all(score.any() for score in stored.values())
