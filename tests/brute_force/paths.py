@@ -74,7 +74,7 @@ def _coefficient(edge, reading, tensors):
         case "squared":
             return (weight * edge.fixed * edge.norm * gate) ** 2
         case "absolute":
-            return abs(weight * edge.fixed * edge.norm * gate)
+            return abs(weight * edge.fixed * edge.norm) * gate**2
         case "ones":
             return weight * edge.fixed * gate**2
         case "open":

@@ -39,6 +39,11 @@ def images(*shape, seed=0, scale=1.0):
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def channels_last(function):
+    """The function of images, which gets them with their channels as the last dimension."""
+    return lambda x: function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def draws(model, seed=0):
     """The model in float64 with random parameters and statistics."""
     draw(model.double(), seed)

@@ -80,7 +80,6 @@ FORMS = {
         nn.AvgPool2d(2),
         lambda x: F.avg_pool2d(input=x, kernel_size=2, divisor_override=4),
         lambda x: F.adaptive_avg_pool2d(x, output_size=(2, 2)),
-        lambda x: F.interpolate(x, (2, 2), mode="area"),
     ],
     "global average": [
         lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
@@ -159,7 +158,6 @@ FORMS = {
         lambda x: x.contiguous().view(x.size()).reshape(x.shape),
         lambda x: x.to(memory_format=torch.channels_last).to(x.device).to(torch.float64).to(x),
         lambda x: x.half().float().type(torch.float64),
-        lambda x: x.detach(),
         lambda x: x.data,
         lambda x: x + (x + WIDE).mul_(0),  # a sum with a constant is a new tensor
     ],
@@ -235,10 +233,7 @@ WITHOUT_RULE = {
     "dynamic bias": (lambda x: F.linear(x, W, x), "linear"),
     "dynamic norm": (lambda x: F.batch_norm(x, None, None, x[0], training=True), "batch_norm"),
     "dynamic shift": (lambda x: F.batch_norm(x, None, None, None, x[0], True), "batch_norm"),
-    "dynamic weight of units": (
-        lambda x: F.layer_norm(x, (4,), x[0]),
-        "layer_norm.*weight or bias depends on the input",
-    ),
+    "dynamic weight of units": (lambda x: F.layer_norm(x, (4,), x[0]), "layer_norm.*weight or bias depends on the"),
     "dynamic weight of groups": (lambda x: F.group_norm(x, 2, None, x[0]), "group_norm.*weight or bias depends"),
     "dynamic weight of instances": (
         lambda x: F.instance_norm(x[..., None] * torch.ones(2), weight=x[0])[..., 0],

@@ -14,6 +14,7 @@ from brute_force.cases import Wired
 from pathex.graph import cost, trace
 from pathex.masks import prunable_weights
 from pathex.paths import read_scales, survey
+from paths.oracle import channels_last
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
 
@@ -34,10 +35,6 @@ def _read(model, x=X):
     return read_scales(model, survey(trace(model, x)), set(prunable_weights(model)))
 
 
-def _across(x, function):
-    return function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 FACTORS = {
     "view": lambda x, g: x * g.view(-1, 1, 1),
     "in place": lambda x, g: x.mul_(g.view(1, 4, 1, 1)),
@@ -45,10 +42,10 @@ FACTORS = {
     "expanded": lambda x, g: g.reshape(1, -1, 1, 1).expand_as(x) * x,
     "data": lambda x, g: x * g.data[:, None, None],
     "batch norm": lambda x, g: F.batch_norm(x, None, None, weight=g, training=True),
-    "layer norm": lambda x, g: _across(x, lambda y: F.layer_norm(y, (4,), bias=None, weight=g)),
+    "layer norm": lambda x, g: channels_last(lambda y: F.layer_norm(y, (4,), bias=None, weight=g))(x),
     "group norm": lambda x, g: F.group_norm(x, 2, g),
     "instance norm": lambda x, g: F.instance_norm(x, weight=g),
-    "rms norm": lambda x, g: _across(x, lambda y: F.rms_norm(y, (4,), g)),
+    "rms norm": lambda x, g: channels_last(lambda y: F.rms_norm(y, (4,), g))(x),
     "added product": lambda x, g: torch.addcmul(x, g.view(4, 1, 1), x.relu()),
     "added product in place": lambda x, g: x.clone().addcmul_(tensor1=g.view(4, 1, 1), tensor2=x),
     "interpolated": lambda x, g: torch.lerp(x, x.relu(), g.view(4, 1, 1)),
@@ -120,19 +117,6 @@ def test_the_cost_is_that_of_one_image():
         assert found.products == {"0.weight": 36 * 32, "0.bias": 0, "3.weight": 288 * 5, "3.bias": 0}
 
 
-def _heads(result):
-    """Two heads that are averaged and a third one beside, all zero, after a hidden layer of zeros."""
-
-    def form(net, x):
-        x = net.hidden(x).relu()
-        return result(net.one(x), net.two(x), net.beside(x))
-
-    model = Wired(form, **{name: nn.Linear(4, 4) for name in ("hidden", "one", "two", "beside")})
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
-    return model
-
-
 @pytest.mark.parametrize(
     ("result", "output", "heads"),
     [
@@ -143,21 +127,20 @@ def _heads(result):
         (lambda a, b, c: torch.cat([a, b, c], 1), None, ["one", "two", "beside"]),
     ],
 )
-def test_heads_are_what_reaches_the_output(result, output, heads):
-    model, x = _heads(result), torch.randn(3, 4)
-    found = survey(trace(model, x, output=output))
+def test_heads_of_zeros_are_read_as_one_and_a_hidden_layer_of_zeros_is_not(result, output, heads):
+    def form(net, x):
+        x = net.hidden(x).relu()
+        return result(net.one(x), net.two(x), net.beside(x))
+
+    model = Wired(form, **{name: nn.Linear(4, 4) for name in ("hidden", "one", "two", "beside")})
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    found = survey(trace(model, torch.randn(3, 4), output=output))
     assert found.heads == tuple(f"{name}.weight" for name in heads)
     assert list(read_scales(model, found, set(prunable_weights(model)))) == list(found.heads)
 
 
-def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not():
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-    nn.init.zeros_(model[3].weight)
-    assert list(_read(model)) == ["3.weight"]
-    nn.init.zeros_(model[0].weight)
-    nn.init.ones_(model[3].weight)
-    assert _read(model) == {}
-    # Written as a matrix product.
+def test_a_head_of_zeros_written_as_a_matrix_product():
     proj = nn.Parameter(torch.zeros(4, 2))
     model = Wired(lambda net, x: net.body(x).relu() @ net.proj, body=nn.Linear(4, 4), proj=proj)
     nn.init.zeros_(model.body.weight)

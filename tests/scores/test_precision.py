@@ -83,28 +83,24 @@ def test_images_of_zeros():
     assert not any(score.any() for score in found.values())
 
 
-def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions):
-    model, x = _mlp(8, 2), _images(6, 8)
-    mask = pathex.Mask(all_kept(prunable_weights(model)))
-    mask["4.weight"][1] = False
-    found = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
-    assert precisions == [torch.float32]
-    assert not found["4.weight"][1].any() and found["4.weight"][0].any()
-
-
-def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions):
+def test_an_output_that_no_image_reaches_is_looked_at_once_in_float64_and_one_that_no_path_reaches_never(precisions):
     model, x = _mlp(8, 2), _images(6, 8).abs()
     with torch.no_grad():
         model.get_parameter("0.weight")[0] = -1.0  # closed for all images
     mask = pathex.Mask(all_kept(prunable_weights(model)))
+    how = {"mask": mask, "calibration": "running"}
+    mask["4.weight"][1] = False
+    no_path = pathex.score(model, "px-literal", x, **how)
+    assert precisions == [NARROW]
     mask["2.weight"][0, 1:] = False
-    mask["4.weight"][1, 1:] = False
-    found = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
-    assert precisions == [torch.float32, torch.float64]
-    assert not found["4.weight"][1].any() and found["4.weight"][0].any()
+    mask["4.weight"][1, 0] = True
+    no_image = pathex.score(model, "px-literal", x, **how)
+    assert precisions == [NARROW, NARROW, WIDE]
+    for found in (no_path, no_image):
+        assert not found["4.weight"][1].any() and found["4.weight"][0].any()
     precisions.clear()
-    pathex.prune(model, "px-literal", sparsity=0.5, data=x, mask=mask, rounds=4, progress=False, calibration="running")
-    assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
+    pathex.prune(model, "px-literal", sparsity=0.5, data=x, rounds=4, progress=False, **how)
+    assert precisions.count(NARROW) == 4 and precisions.count(WIDE) == 1
 
 
 # The last two are deep networks without norms, whose sums over paths leave float32.
