@@ -30,7 +30,6 @@ from pathex.scores import Problem, px, synflow, synflow_l2
 COUNT, SIZE = 40, 32
 # Images of their own; and what is on the way inside of attention, which is counted as one function.
 LOOSE = {"ResNet-prospr": 1.05, "ResNet-ntk-sap": 1.05, "attention-px": 1.05, "attention-snip": 1.15}
-CPU = torch.device("cpu")
 
 
 def _attending(net, x):
@@ -47,19 +46,19 @@ def _network(kind):
     return Wired(_attending, **layers, wide=nn.Linear(24, 48), narrow=nn.Linear(48, 24), head=nn.Linear(24, 5))
 
 
-def _images(count=COUNT):
+def _images(count):
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), torch.arange(count) % 5
 
 
-def _peak(model, method, memory, count=COUNT, **options):
-    images = _images(count)
+def _peak(model, method, memory, **options):
+    images = _images(COUNT)
 
     def call():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "px is derived|px-literal is derived|calibrating on", PathexWarning)
             pathex.score(model, method, images, memory=memory, **options)
 
-    return tensor_peak(CPU, call)
+    return tensor_peak(torch.device("cpu"), call)
 
 
 FIXED = {"calibration": "batch"}

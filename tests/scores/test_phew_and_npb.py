@@ -97,11 +97,18 @@ def test_more_paths_than_float64_holds():
 
 
 def nodes_and_paths(model, x, mask):
-    """Input and output units of all layers with a weight on a path, and the logarithm of the number of paths."""
-    counts = count_paths(model, x, mask)
-    used = [(through > 0).reshape(*through.shape[:2], -1).any(2) for through in counts.through.values()]
-    units = sum(int(layer.any(side).sum()) for layer in used for side in (0, 1))
-    return units, math.log(counts.total) if counts.total > 0 else -math.inf
+    """Input and output units of all layers with a weight on a path, and the logarithm of the number of paths.
+
+    By the gradient of the network of ones, where ReLU does nothing.
+    """
+    weights = {name: kept.double().requires_grad_() for name, kept in mask.items()}
+    biases = {name: torch.zeros_like(p).double() for name, p in model.named_parameters() if name not in mask}
+    total = torch.func.functional_call(model, {**weights, **biases}, torch.ones_like(x[:1], dtype=torch.float64)).sum()
+    units = 0
+    for weight, grad in zip(weights.values(), torch.autograd.grad(total, list(weights.values())), strict=True):
+        used = ((weight > 0) & (grad > 0)).reshape(*weight.shape[:2], -1).any(2)
+        units += int(used.any(0).sum()) + int(used.any(1).sum())
+    return units, math.log(float(total.detach())) if float(total.detach()) > 0 else -math.inf
 
 
 def convolutional():
