@@ -36,8 +36,9 @@ def _later_write(layer, y, z):
 
 
 def _scaled(y, dims):
-    """What a normalisation is to paths: the scale is recorded, the mean is dropped."""
-    return y * (y.var(dims, correction=0, keepdim=True).detach() + 1e-5).rsqrt()
+    """A normalisation with the derivative that paths have: scale and mean are those that were recorded."""
+    variance, mean = (part.detach() for part in torch.var_mean(y, dims, correction=0, keepdim=True))
+    return (y - mean) * (variance + 1e-5).rsqrt()
 
 
 LAYERS = {

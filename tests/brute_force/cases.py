@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -55,10 +56,6 @@ def perceptron(*sizes, activation=nn.ReLU, bias=True):
     return nn.Sequential(*layers[:-1])
 
 
-def _mlp(activation=nn.ReLU, bias=True):
-    return perceptron(3, 4, 3, 2, activation=activation, bias=bias)
-
-
 def _residual():
     body = nn.Sequential(
         nn.Conv2d(2, 2, 3, padding=1, bias=False),
@@ -108,17 +105,22 @@ def _transposed():
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), up, nn.ReLU(), nn.ConvTranspose2d(4, 1, 2, dilation=2))
 
 
+def _prelu():
+    return nn.Sequential(nn.Conv2d(1, 2, 2), nn.PReLU(2), nn.Flatten(), perceptron(8, 3, 2, activation=nn.PReLU))
+
+
 def _vector_norm():
     return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.BatchNorm1d(2))
 
 
+_mlp = partial(perceptron, 3, 4, 3, 2)
 CASES = {
     "mlp": Case(_mlp, (3,)),
-    "mlp-without-bias": Case(lambda: _mlp(bias=False), (3,)),
-    "leaky": Case(lambda: _mlp(lambda: nn.LeakyReLU(0.3)), (3,)),
-    "prelu": Case(lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.PReLU(2), nn.Flatten(), _head(8)), (1, 3, 3)),
-    "relu6": Case(lambda: _mlp(nn.ReLU6), (3,), scale=3.0),
-    "hardtanh": Case(lambda: _mlp(lambda: nn.Hardtanh(-0.7, 1.2)), (3,)),
+    "mlp-without-bias": Case(partial(_mlp, bias=False), (3,)),
+    "leaky": Case(partial(_mlp, activation=lambda: nn.LeakyReLU(0.3)), (3,)),
+    "prelu": Case(_prelu, (1, 3, 3)),
+    "relu6": Case(partial(_mlp, activation=nn.ReLU6), (3,), scale=3.0),
+    "hardtanh": Case(partial(_mlp, activation=lambda: nn.Hardtanh(-0.7, 1.2)), (3,)),
     "vector-norm": Case(_vector_norm, (3,)),
     "dilated": Case(_dilated, (2, 5, 5)),
     "residual": Case(_residual, (1, 3, 3)),
@@ -128,10 +130,6 @@ CASES = {
     "transposed": Case(_transposed, (1, 2, 2)),
     "shared": Case(_shared, (1, 3, 3)),
 }
-
-
-def _head(features):
-    return nn.Sequential(nn.Linear(features, 3), nn.PReLU(), nn.Linear(3, 2))
 
 
 def build(name, seed, images=3):

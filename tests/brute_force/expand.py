@@ -1,6 +1,7 @@
 """A network written out as scalars: one node per number, one edge per coefficient, by loops over every index."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 from torch import nn
 
 from brute_force.cases import Branches
+from brute_force.planes import extents, geometry, taps
 
 Array = np.ndarray
-MISSING = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,43 +108,28 @@ def _linear(graph, module, x):
 def _conv(graph, module, x):
     name, weight = graph.tensor(module.weight)
     _, bias = graph.tensor(module.bias)
-    channels, fan, *kernel = weight.shape
-    size = [_extent(module, axis, x.shape[1 + axis]) for axis in (0, 1)]
-    y = np.empty((channels, *size), dtype=int)
+    channels, fan = weight.shape[:2]
+    y = np.empty((channels, *extents(x.shape[1:], module)), dtype=int)
     for o, i, j in np.ndindex(*y.shape):
         edges = []
-        for c, a, b in np.ndindex(fan, *kernel):
-            row = i * module.stride[0] + a * module.dilation[0] - int(module.padding[0])
-            column = j * module.stride[1] + b * module.dilation[1] - int(module.padding[1])
-            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
-                source = x[o // (channels // module.groups) * fan + c, row, column]
-                edges.append(Edge(int(source), (name, int(np.ravel_multi_index((o, c, a, b), weight.shape)))))
+        for c, (a, b, row, column) in itertools.product(range(fan), taps(x.shape[1:], module, (i, j))):
+            source = x[o // (channels // module.groups) * fan + c, row, column]
+            edges.append(Edge(int(source), (name, int(np.ravel_multi_index((o, c, a, b), weight.shape)))))
         y[o, i, j] = graph.add(edges, bias[o])
     return y
-
-
-def _extent(module, axis, size):
-    span = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
-    return (size + 2 * int(module.padding[axis]) - span) // module.stride[axis] + 1
 
 
 def _conv_transposed(graph, module, x):
     name, weight = graph.tensor(module.weight)
     _, bias = graph.tensor(module.bias)
-    channels, fan, *kernel = weight.shape
+    channels, fan = weight.shape[:2]
+    options = zip(x.shape[1:], *geometry(module), module.output_padding, strict=True)
     size = [
-        (x.shape[1 + axis] - 1) * module.stride[axis]
-        - 2 * int(module.padding[axis])
-        + module.dilation[axis] * (kernel[axis] - 1)
-        + int(module.output_padding[axis])
-        + 1
-        for axis in (0, 1)
+        (side - 1) * step - 2 * pad + gap * (kernel - 1) + more + 1 for side, kernel, step, gap, pad, more in options
     ]
     arriving = {index: [] for index in np.ndindex(fan * module.groups, *size)}
-    for (c, i, j), o, (a, b) in itertools.product(np.ndindex(*x.shape), range(fan), np.ndindex(*kernel)):
-        row = i * module.stride[0] + a * module.dilation[0] - int(module.padding[0])
-        column = j * module.stride[1] + b * module.dilation[1] - int(module.padding[1])
-        if 0 <= row < size[0] and 0 <= column < size[1]:
+    for (c, i, j), o in itertools.product(np.ndindex(*x.shape), range(fan)):
+        for a, b, row, column in taps(size, module, (i, j)):
             target = c // (channels // module.groups) * fan + o
             flat = int(np.ravel_multi_index((c, o, a, b), weight.shape))
             arriving[target, row, column].append(Edge(int(x[c, i, j]), (name, flat)))
@@ -189,47 +175,34 @@ def _negative_slope(graph, module, channel):
     return module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
 
 
-def _windows(module, x):
-    kernel, stride, padding = (
-        (v, v) if isinstance(v, int) else v for v in (module.kernel_size, module.stride, module.padding)
-    )
-    size = [(x.shape[1 + axis] + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1 for axis in (0, 1)]
-    for c, i, j in np.ndindex(x.shape[0], *size):
-        cells = []
-        for a, b in np.ndindex(*kernel):
-            row, column = i * stride[0] + a - padding[0], j * stride[1] + b - padding[1]
-            inside = 0 <= row < x.shape[1] and 0 <= column < x.shape[2]
-            cells.append(int(x[c, row, column]) if inside else MISSING)
-        yield (c, i, j), cells
+def _pooled(graph, module, x, edges):
+    y = np.empty((len(x), *extents(x.shape[1:], module)), dtype=int)
+    for c, i, j in np.ndindex(*y.shape):
+        y[c, i, j] = graph.add(
+            edges([int(x[c, row, column]) for _, _, row, column in taps(x.shape[1:], module, (i, j))])
+        )
+    return y
 
 
 def _max_pool(graph, module, x):
-    nodes = {}
-    for index, cells in _windows(module, x):
-        sources = [cell for cell in cells if cell != MISSING]
-        arriving = np.array([graph.values[source] for source in sources])
-        winner = arriving.argmax(0)
-        nodes[index] = graph.add([Edge(source, gate=(winner == i) * 1.0) for i, source in enumerate(sources)])
-    return _grid(nodes)
+    def edges(window):
+        winner = np.array([graph.values[source] for source in window]).argmax(0)
+        return [Edge(source, gate=(winner == i) * 1.0) for i, source in enumerate(window)]
+
+    return _pooled(graph, module, x, edges)
 
 
 def _average_pool(graph, module, x):
-    nodes = {}
-    for index, cells in _windows(module, x):
-        sources = [cell for cell in cells if cell != MISSING]
-        share = 1 / (len(cells) if module.count_include_pad else len(sources))
-        nodes[index] = graph.add([Edge(source, fixed=share) for source in sources])
-    return _grid(nodes)
+    def edges(window):
+        count = math.prod(geometry(module)[0]) if module.count_include_pad else len(window)
+        return [Edge(source, fixed=1 / count) for source in window]
+
+    return _pooled(graph, module, x, edges)
 
 
 def _global_average(graph, module, x):
     means = [graph.add([Edge(int(node), fixed=1 / channel.size) for node in channel.ravel()]) for channel in x]
     return np.array(means).reshape(-1, 1, 1)
-
-
-def _grid(nodes):
-    shape = [extent + 1 for extent in max(nodes)]
-    return np.array(list(nodes.values())).reshape(shape)
 
 
 EXPANDERS = {

@@ -76,7 +76,11 @@ def rounds_by_sorting(score, mask, density, rounds, revives):
     for number in range(1, rounds + 1):
         scores, allowed = score(mask), start if revives else mask
         ranked = sorted(
-            ((float(scores[name][index]), name, index) for name in scores for index in _places(allowed[name])),
+            (
+                (float(scores[name][index]), name, index)
+                for name in scores
+                for index in map(tuple, allowed[name].nonzero().tolist())
+            ),
             reverse=True,
         )
         mask = {name: torch.zeros_like(entry) for name, entry in mask.items()}
@@ -90,10 +94,6 @@ def labelled(case, seed, sizes=(3, 2)):
     model, x = build(case, seed, sum(sizes))
     y = torch.randint(0, 2, (sum(sizes),), generator=torch.Generator().manual_seed(seed))
     return model, list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
-
-
-def _places(entry):
-    return [tuple(place) for place in entry.nonzero().tolist()]
 
 
 def prospr(model, parts, lr, momentum=0.0, mask=None):

@@ -5,11 +5,9 @@ import itertools
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from brute_force.cases import masked, measure, norms, prunable
-
-Scores = dict[str, Tensor]
 
 
 def network(model, x, keep, calibration, theta=None):

@@ -14,27 +14,15 @@ _GATES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.Si
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
-class _WindowSum(nn.Module):
-    """A max pool that passes its whole window."""
-
-    def __init__(self, pool):
-        super().__init__()
-        self.pool = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, True, 1)
-
-    def forward(self, x):
-        return self.pool(x)
-
-
 def _open_form(module):
     if isinstance(module, (*_GATES, *_NORMS)):
         return nn.Identity()
     if isinstance(module, nn.MaxPool2d):
-        return _WindowSum(module)
+        # Passes its whole window.
+        return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode, True, 1)
     if isinstance(module, nn.Hardsigmoid):  # never zero, and without its flat ends
         return nn.Sigmoid()
-    if (
-        isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d
-    ):  # the mask stands in the computed weight's place
+    if isinstance(module, nn.Conv2d):  # the mask stands in the place of a computed weight
         module.__class__ = nn.Conv2d
     return module
 

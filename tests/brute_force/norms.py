@@ -61,15 +61,15 @@ def scores_of_two_layers(x, first, second, coefficient, act, weighed=None):
     """The sum over paths of a pointwise network ``second relu(norm(first x))``, weight by weight.
 
     ``x`` is (N, C, L), ``first`` (H, C), ``second`` (K, H). ``coefficient`` gives what a path is multiplied with at a
-    hidden unit (N, H, L), ``act`` the hidden values that decide whether the gate is open, from hidden values and their
-    coefficients. ``weighed`` are the weights of the paths where they are not those of the forward pass.
+    hidden unit (N, H, L), ``act`` the hidden values that decide whether the gate is open, from hidden values.
+    ``weighed`` are the weights of the paths where they are not those of the forward pass.
     """
     samples, channels, length = x.shape
     hidden = np.zeros((samples, len(first), length))
     for n, h, position, c in np.ndindex(*hidden.shape, channels):
         hidden[n, h, position] += first[h, c] * x[n, c, position]
     scale = coefficient(hidden)
-    gate = act(hidden, scale) > 0
+    gate = act(hidden) > 0
     lower, upper = (first, second) if weighed is None else weighed
     scores = np.zeros(first.shape), np.zeros(second.shape)
     for n, k, h, c, position in np.ndindex(samples, len(second), len(first), channels, length):

@@ -5,13 +5,11 @@ import fnmatch
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from brute_force.cases import masked, prunable
 from brute_force.expand import Graph
 from brute_force.paths import flow, saliency
-
-Scores = dict[str, Tensor]
 
 
 def px(model, x, mask=None, calibration="batch"):

@@ -1,20 +1,26 @@
-"""A traced network computes what its module computes, for any number of images, and the module stays as it is."""
+"""A traced network computes what its module computes, for any number of images, and the module stays as it is.
+
+Of random networks in float64 the plain replay is the derivative, and scores are conserved.
+"""
 
 import copy
+import itertools
 import sys
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from brute_force.cases import Wired
+import pathex
+from brute_force.cases import Beside, Wired
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import Interpreter, trace
+from programs import GROUPS, LINEARISED, OPERATORS, Program, assert_computes, assert_linearises, beside, images
+from refusals import refused
 from snapshots import unchanged
 
 
@@ -26,37 +32,9 @@ def network(form):
     return model
 
 
-def tensors_of(model):
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return lambda name: own[name].detach()
-
-
 def run(model, graph, *inputs):
-    dtype = next(model.parameters()).dtype
-    return Interpreter(graph, tensors_of(model), dtype).run(*inputs)
-
-
-def written_through_views(net, x):
-    y = net.conv(x)
-    y[:, :2].mul_(2.0)
-    y[:, 0] = 0.5
-    y[:, 1, ::2] += y[:, 2, ::2]
-    return y.relu_().mean((2, 3))
-
-
-def views_see_later_writes(net, x):
-    y = net.conv(x)
-    flat, part = y.flatten(2), y[:, 1:3]
-    y.add_(1.0)
-    part.neg_()
-    return flat.sum(-1) + part.sum((2, 3)).repeat(1, 2)
-
-
-def chunks_of_a_written_tensor(net, x):
-    a, b = net.conv(x).chunk(2, 1)
-    a.mul_(b)
-    b.add_(a)
-    return torch.cat([a, b], 1).mean((2, 3))
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return Interpreter(graph, lambda name: own[name].detach(), next(model.parameters()).dtype).run(*inputs)
 
 
 def filled_buffer(net, x):
@@ -65,14 +43,6 @@ def filled_buffer(net, x):
     out[:, :2] = y[:, :2]
     out[:, 2:].copy_(y[:, 2:] * 3)
     return net.head(out)
-
-
-def copies_are_not_written(net, x):
-    y = net.conv(x).mean((2, 3))
-    kept, moved = y.clone(), y.t().repeat(1, 1)
-    y.mul_(0.0)
-    moved.add_(1.0)
-    return kept + moved.t() + y
 
 
 def counts_its_calls(net, x):
@@ -92,15 +62,18 @@ def one_layer_twice(net, x):
     return net.head(F.relu_(net.head(net.conv(x).mean((2, 3)))))
 
 
-def activations_checkpointed(net, x):
-    return net.head(checkpoint(lambda z: F.relu(net.conv(z)), x, use_reentrant=False).mean((2, 3)))
+FORMS = {
+    "filled buffer": filled_buffer,
+    "counts its calls": counts_its_calls,
+    "casts and switches": casts_and_switches,
+    "one layer twice": one_layer_twice,
+    "checkpointed": lambda net, x: net.head(
+        checkpoint(lambda z: F.relu(net.conv(z)), x, use_reentrant=False).mean((2, 3))
+    ),
+}
 
 
-FORMS = [written_through_views, views_see_later_writes, chunks_of_a_written_tensor, filled_buffer]
-FORMS += [copies_are_not_written, counts_its_calls, casts_and_switches, one_layer_twice, activations_checkpointed]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_the_graph_computes_what_the_module_computes(form):
     model = network(form).double().eval()
     model.scale = model.scale.double()
@@ -113,52 +86,66 @@ def test_the_graph_computes_what_the_module_computes(form):
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-13)
 
 
-STEPS = [
+# With two tensors of four by four, and views of them that are read at the end.
+WRITES = [
     lambda y, z: y.add_(z),
     lambda y, z: y.mul_(0.5),
+    lambda y, z: y.relu_(),
+    lambda y, z: z.clamp_(-1, 1),
     lambda y, z: y[:, :2].sub_(1.0),
     lambda y, z: y[:, 1].copy_(z[:, 0]),
     lambda y, z: y.transpose(0, 1)[2].fill_(0.25),
     lambda y, z: z[:, 1:3].add_(y[:, :2]),
     lambda y, z: y.view(-1, 2, 2)[:, 0].neg_(),
-    lambda y, z: z.clamp_(-1, 1),
+    lambda y, z: y.__setitem__((slice(None), 0), 0.5),
     lambda y, z: y.__setitem__((slice(None), 3), z[:, 1] * 2),
+    lambda y, z: y[::2, 1].__iadd__(z[::2, 2]),
+    lambda y, z: y.chunk(2, 1)[0].mul_(y.chunk(2, 1)[1]),
+    lambda y, z: z.add_(y.clone().mul_(0.0)),
+    lambda y, z: z.copy_(y.t().repeat(1, 1).add_(1.0).t()),
 ]
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=6))
-def test_programs_of_writes(program):
+def writes(steps, x):
+    y, z = x * 1, x * 2
+    seen = y[:, 1:], z.t(), y.flatten()
+    for step in steps:
+        step(y, z)
+    return y + z + seen[0].sum(1, keepdim=True) + seen[1].sum(0)[:, None] + seen[2].view(-1, 4)
 
-    class Writes(nn.Linear):
-        steps = tuple(program)
 
-        def forward(self, x):
-            y, z = super().forward(x), x * 2
-            seen = y[:, 1:], z.t()
-            for number in self.steps:
-                STEPS[number](y, z)
-            return y + z + seen[0].sum(1, keepdim=True) + seen[1].sum(0)[:, None]
-
-    model = Writes(4, 4).double()
-    model.program = program  # two programs are two structures
-    x = torch.randn(3, 4, dtype=torch.float64)
+def assert_writes_are_traced(*programs):
+    model = Beside(
+        {str(number): Wired(lambda net, x: writes(net.steps, x), steps=s) for number, s in enumerate(programs)}
+    )
+    model.anchor = nn.Parameter(torch.ones(()).double())
+    x = torch.randn(4, 4, dtype=torch.float64)
     torch.testing.assert_close(run(model, trace(model, x), x), model(x).detach(), rtol=1e-12, atol=1e-13)
 
 
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
+def test_each_write_and_each_after_another():
+    in_turn = itertools.pairwise([*WRITES, WRITES[0]])
+    assert_writes_are_traced(*([step] for step in WRITES), *in_turn, WRITES, WRITES[::-1])
 
-    def forward(self, x, other=None, *, weight=None):
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.sampled_from(WRITES), min_size=1, max_size=6))
+def test_programs_of_writes(program):
+    assert_writes_are_traced(program)
+
+
+class Pair(Wired):
+    def forward(self, x, other):
         z = self.b(other["y"] if isinstance(other, dict) else other)
-        total = self.a(x) + (z if weight is None else z * weight)
-        return {"sum": total, "parts": [self.a(x), z]}
+        return {"sum": self.a(x) + z, "parts": [self.a(x), z]}
 
 
 def test_several_inputs_and_outputs():
-    model, x, y = Pair().double(), torch.randn(5, 3).double(), torch.randn(5, 4).double()
+    model, x, y = (
+        Pair(None, a=nn.Linear(3, 2), b=nn.Linear(4, 2)).double(),
+        torch.randn(5, 3).double(),
+        torch.randn(5, 4).double(),
+    )
     truth = model(x, y)
     for example, inputs in (((x, y), (x, y)), ((x, {"y": y}), (x, y)), ({"x": x, "other": y}, (x, y))):
         graph = trace(model, example)
@@ -235,29 +222,68 @@ def test_a_hook_may_keep_what_it_sees():
         torch.testing.assert_close(run(model, graph, x), model(x).detach())
 
 
-def decides_by_values(net, x):
-    return net.conv(x) if x.sum() > 0 else net.conv(-x)
+REFUSED = {
+    "decides by values": lambda net, x: net.conv(x) if x.sum() > 0 else net.conv(-x),
+    "leaves torch": lambda net, x: net.conv(x) + float(x.detach().numpy().sum()),
+}
 
 
-def leaves_torch(net, x):
-    return net.conv(x) + float(x.detach().numpy().sum())
-
-
-@pytest.mark.parametrize("form", [decides_by_values, leaves_torch], ids=lambda form: form.__name__)
+@pytest.mark.parametrize("form", REFUSED.values(), ids=REFUSED)
 def test_a_refusal_is_one_line_that_names_the_module(form):
     model, x = nn.Sequential(nn.Identity(), network(form)).train(), torch.randn(2, 3, 5, 5)
-    message = r"cannot be traced in module '1' \(Wired\)"
-    with unchanged(model), pytest.raises(UnsupportedOperation, match=message) as refusal:
+    with unchanged(model), refused(r"cannot be traced in module '1' \(Wired\)", UnsupportedOperation):
         trace(model, x)
-    assert "\n" not in str(refusal.value)
     assert all(isinstance(entry, nn.Parameter) and type(entry.data) is Tensor for entry in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # still used
 def test_wrappers_are_refused():
-    with pytest.raises(InvalidInput, match="DataParallel"):
+    with refused("DataParallel"):
         trace(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still used
-        scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
-    with pytest.raises(UnsupportedOperation, match="scripted"):
-        trace(scripted, torch.ones(1, 2))
+    with refused("scripted", UnsupportedOperation):
+        trace(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), torch.ones(1, 2))
+
+
+places = st.integers(0, 2)
+quick = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+quietly = pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")  # of smooth units, and of a tiny budget
+
+
+@pytest.mark.parametrize("names", [*GROUPS, sorted(OPERATORS.keys() - LINEARISED.keys())])
+def test_one_operator_between_layers(names):
+    model = beside(names)
+    assert_computes(model, images())
+    if names in GROUPS:
+        assert_linearises(model, images())
+
+
+@quietly
+@quick
+@given(st.lists(st.tuples(st.sampled_from(list(OPERATORS)), places, places), min_size=1, max_size=6))
+def test_operators_one_after_another(steps):
+    model = Program(steps)
+    assert_computes(model, images())
+    if {name for name, *_ in steps} <= LINEARISED.keys():
+        assert_linearises(model, images())
+        x = images(6)
+        whole, parts = pathex.score(model, "px", data=x), [x[[4, 0]], x[[5, 3]], x[[1, 2]]]
+        for other in (pathex.score(model, "px", data=parts), pathex.score(model, "px", data=x, memory="20KiB")):
+            torch.testing.assert_close(other, whole, rtol=1e-8, atol=1e-14)
+
+
+WEIGHTED = {"conv", "depthwise", "fully connected"}
+PASSED_BY_ALL = [
+    *("relu in place", "leaky", "gelu", "silu", "max pool", "mean pool", "rolled alone"),
+    *("batch norm", "layer norm", "group norm", *WEIGHTED),
+]
+
+
+@quietly
+@settings(quick, max_examples=6)
+@given(st.lists(st.sampled_from(sorted(PASSED_BY_ALL)), min_size=2, max_size=7))
+def test_every_layer_of_a_chain_has_the_same_sum(names):
+    scores = pathex.score(Program([(name, 0, 0) for name in names]), "px", data=images())
+    total = scores["head.weight"].sum()
+    for place, name in enumerate(names):
+        if name in WEIGHTED:
+            torch.testing.assert_close(scores[f"layers.{place}.weight"].sum(), total, rtol=1e-9, atol=0.0)

@@ -6,20 +6,14 @@ import torch
 from torch import nn
 from torch.autograd.functional import jacobian
 
-from brute_force.cases import draw, measure
+from brute_force.cases import Wired, draw, measure
 from pathex.paths import record, replay
 
 
-class Between(nn.Module):
+def between(operation):
     """One operation, as a module or a function of a tensor, behind a gain of one that makes the network float64."""
-
-    def __init__(self, operation):
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.operation = operation
-
-    def forward(self, x):
-        return self.operation(x * self.gain)
+    gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+    return Wired(lambda net, x: net.operation(x * net.gain), gain=gain, operation=operation)
 
 
 class Beside(nn.Module):
@@ -28,7 +22,7 @@ class Beside(nn.Module):
     def __init__(self, operations):
         super().__init__()
         self.names = list(operations)
-        self.operations = nn.ModuleList(Between(operation) for operation in operations.values())
+        self.operations = nn.ModuleList(between(operation) for operation in operations.values())
         self.double().eval()
 
     def forward(self, x):
@@ -43,6 +37,11 @@ class Beside(nn.Module):
 def images(*shape, seed=0, scale=1.0):
     """Normal images in float64."""
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def channels_last(function):
+    """The function of images, which gets them with their channels as the last dimension."""
+    return lambda x: function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def draws(model, seed=0):
@@ -70,19 +69,8 @@ def assert_equal(actual, expected, name=""):
     )
 
 
-def assert_replays(model, x):
-    """Record is the forward pass, and plain replay its Jacobian."""
-    recording = record(model, x, smooth="tangent")
-    twin = calibrated(model, x)
-    truth = twin(x.clone())
-    assert_equal(recording.output, truth)
-    z = images(*x.shape, seed=99)
-    expected = (linear_map(twin, x) @ z.flatten()).view_as(truth)
-    assert_equal(replay(model, z, recording, coefficients="plain"), expected)
-
-
 def assert_each_replays(operations, x, *, squares=True, squared=None):
-    """As `assert_replays`, for each of a table of operations, and the squared replay is the square of the Jacobian.
+    """Record is the forward pass, plain replay its Jacobian and the squared one its square, for each of a table.
 
     ``squared`` holds operations whose map is the squared replay instead.
     """

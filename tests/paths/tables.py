@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from brute_force.cases import Wired
 from paths.oracle import draws, images
 
 SIZES = (7, 6, 5)
@@ -176,7 +177,6 @@ FUNCTIONS = {
     "rsqrt": lambda x: torch.rsqrt(x + 9),
     "square": torch.square,
     "power": lambda x: x**3,
-    "pow": lambda x: torch.pow(x, 2),
     "power of a number": lambda x: 2**x,
     "itself squared": lambda x: x * x,
     "abs": abs,
@@ -270,7 +270,6 @@ GATED = {
     "maxout": lambda x: torch.stack([x, 2 * x.flip(1)]).max(0).values,
     "torch.norm": lambda x: torch.norm(x, dim=-1),
     "linalg norm": lambda x: torch.linalg.norm(x, dim=-1),
-    "method where": lambda x: x.where(x > 0, 0.1 * x),
     "argmax": lambda x: x * F.one_hot(x.argmax(-1), 3).to(x.dtype),
 }
 
@@ -293,38 +292,31 @@ ATTENTION = {
 }
 
 
-class _Attends(nn.MultiheadAttention):
-    def __init__(self, need_weights=False, **options):
-        super().__init__(4, 2, **options)
-        self.need_weights = need_weights
-
-    def forward(self, x):
-        out, weights = super().forward(x, x, x, need_weights=self.need_weights)
-        return out if weights is None else out + weights.mean()
+def _attends(net, x):
+    out, weights = net.heads(x, x, x, need_weights=net.needed)
+    return out if weights is None else out + weights.mean()
 
 
-class _Masked(nn.MultiheadAttention):
-    def forward(self, x):
-        padding = torch.tensor([[False, False, True], [False, True, False]])
-        each = torch.zeros(4, 3, 3, dtype=x.dtype)
-        each[0, 1, 2] = -1.0
-        return super().forward(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
+def _masked(net, x):
+    padding = torch.tensor([[False, False, True], [False, True, False]])
+    each = torch.zeros(4, 3, 3, dtype=x.dtype)
+    each[0, 1, 2] = -1.0
+    return net.heads(x, x, x, key_padding_mask=padding, attn_mask=each)[0]
 
 
-class _Unnormalised(nn.TransformerEncoderLayer):
-    def forward(self, x):
-        x = x + self._sa_block(x, None, None)
-        return x + self._ff_block(x)
+def _unnormalised(net, x):
+    x = x + net.layer._sa_block(x, None, None)
+    return x + net.layer._ff_block(x)
 
 
 HEADS = {
-    f"{kind} {needed}": draws(_Attends(needed, **kind))
+    f"{kind} {needed}": draws(Wired(_attends, heads=nn.MultiheadAttention(4, 2, **kind), needed=needed))
     for kind in ({}, {"batch_first": True}, {"bias": False}, {"kdim": 4, "vdim": 4})
     for needed in (False, True)
 }
 LAYERS = {
-    "masked": draws(_Masked(4, 2, batch_first=True)),
-    "layer": draws(_Unnormalised(4, 2, 6, 0.1, F.gelu, batch_first=True)),
+    "masked": draws(Wired(_masked, heads=nn.MultiheadAttention(4, 2, batch_first=True))),
+    "layer": draws(Wired(_unnormalised, layer=nn.TransformerEncoderLayer(4, 2, 6, 0.1, F.gelu, batch_first=True))),
 }
 
 

@@ -1,4 +1,4 @@
-"""Connectivity against the deletion of one weight after another, on networks of every kind."""
+"""Connectivity against the deletion of one weight after another, and networks of torchvision and timm as a whole."""
 
 import math
 from functools import partial
@@ -7,15 +7,20 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from timm.layers import StdConv2d
 from torch import nn
+from torchvision.models import DenseNet, ResNet
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.resnet import Bottleneck
 
 import pathex
 from brute_force.cases import CASES, Beside, Branches, Wired
 from brute_force.liveness import by_deletion
 from pathex.graph import trace
 from pathex.masks import all_kept, prunable_weights
-from pathex.paths import connectivity, has_empty_units, replay_open
+from pathex.paths import connectivity, has_empty_units, record, replay_open
+from paths.oracle import calibrated
 from snapshots import assert_same
 
 
@@ -193,16 +198,11 @@ def test_more_paths_than_float32_counts():
     found = connectivity(model, mask, x)
     assert len(found.dead_layers) == 50
     assert found.disconnected == sum(int(keep.sum()) for keep in mask.values())
-
-
-def test_more_paths_than_float32_counts_beside_shortcuts():
     blocks = (Branches(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Identity()) for _ in range(45))
-    model = nn.Sequential(nn.Conv2d(1, 4, 1), *blocks, nn.Flatten(), nn.Linear(16, 2))
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), *blocks, nn.Flatten(), nn.Linear(36, 2))
     mask = {name: torch.rand(keep.shape) < 0.5 for name, keep in everything(model).items()}
-    found = connectivity(model, mask, torch.randn(1, 1, 2, 2))
-    reached = found.effective["1.branches.0.weight"]
-    assert reached.any()
-    assert not (reached & ~mask["1.branches.0.weight"]).any()
+    reached = connectivity(model, mask, x).effective["1.branches.0.weight"]
+    assert reached.any() and not (reached & ~mask["1.branches.0.weight"]).any()
 
 
 def test_neither_parameters_nor_statistics_nor_images_play_a_part():
@@ -261,8 +261,8 @@ _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads
 _SWIN = {"img_size": 32, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "num_classes": 4}
 # Network, side of its images, rounds: over more of them the faint attention of so narrow a Swin goes as a whole.
 TRANSFORMERS = {
-    "vit": (lambda: timm.models.VisionTransformer(**_VIT), 16, 10),
-    "swin": (lambda: timm.models.SwinTransformer(**_SWIN), 32, 2),
+    "vit": (partial(timm.models.VisionTransformer, **_VIT), 16, 10),
+    "swin": (partial(timm.models.SwinTransformer, **_SWIN), 32, 2),
 }
 
 
@@ -277,3 +277,70 @@ def test_synflow_keeps_the_values_of_attention_and_tells_images_apart(name):
     pathex.make_permanent(model, mask)
     assert all(keep.chunk(3)[2].any() for weight, keep in mask.items() if weight.endswith("qkv.weight"))
     assert model(x).std(0).mean() > 0.1 * spread
+
+
+def _torchvision(name):
+    plain = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return partial(torchvision.models.get_model, name, weights=None, num_classes=4, **plain)
+
+
+def _timm(name):
+    return partial(timm.create_model, name, num_classes=4)
+
+
+# Network, and the side of its images.
+FAST = {
+    "torchvision densenet": (lambda: DenseNet(8, (2, 2, 2), num_init_features=16, num_classes=4), 32),
+    "torchvision resnext": (partial(ResNet, Bottleneck, [1] * 4, num_classes=4, groups=8, width_per_group=4), 32),
+    "timm resnet10t": (_timm("resnet10t"), 32),
+}
+_REGNET = {"depth": 6, "w_0": 16, "w_a": 20.0, "w_m": 2.2, "group_width": 8}
+SLOW = {
+    "torchvision regnet_x": (lambda: RegNet(BlockParams.from_init_params(**_REGNET), num_classes=4), 32),
+    "torchvision mobilenet_v2": (partial(_torchvision("mobilenet_v2"), width_mult=0.35), 32),
+    **{
+        f"torchvision {name}": (_torchvision(name), side)
+        for side, names in {
+            32: "resnet18 mnasnet0_5 shufflenet_v2_x0_5 wide_resnet50_2 resnext50_32x4d vgg11 vgg16_bn densenet121",
+            48: "squeezenet1_1",
+            64: "resnet50 alexnet googlenet regnet_x_400mf",
+            96: "inception_v3",
+        }.items()
+        for name in names.split()
+    },
+    **{
+        f"timm {name}": (_timm(name), side)
+        for side, names in {
+            32: "repvgg_a0 resnetblur18 tf_efficientnet_lite0 regnetx_002",
+            64: "dla46_c resnet26 dla34 hrnet_w18_small darknet17 res2net50_26w_4s xception41",
+            96: "inception_v4",
+        }.items()
+        for name in names.split()
+    },
+}
+UNUSED = ("AuxLogits.", "aux1.", "aux2.")  # heads that only run while training
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_networks(name):
+    make, size = {**FAST, **SLOW}[name]
+    torch.manual_seed(0)
+    model, x = make().double(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    scores = pathex.score(model, "px", data=x)
+    assert list(scores) == list(prunable_weights(model))
+    for weight, score in scores.items():
+        assert score.isfinite().all() and (score >= 0).all(), weight
+        assert score.any() or weight.startswith(UNUSED), weight
+    expected = calibrated(model, x)(x)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(record(model, x).output, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "depths", [(1, 1, 1, 1), pytest.param((3, 8, 36, 3), marks=pytest.mark.slow)], ids=["shallow", "as ResNet-152"]
+)
+def test_networks_are_connected(depths):
+    model = ResNet(Bottleneck, list(depths), num_classes=2, width_per_group=8)
+    found = connectivity(model, everything(model), torch.randn(1, 3, 64, 64))
+    assert found.disconnected == 0 and found.dead_layers == []

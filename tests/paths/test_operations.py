@@ -14,7 +14,7 @@ from pathex.errors import UnsupportedOperation
 from pathex.graph import trace
 from pathex.paths import Linear, Weights, lowered, record, replay, replay_open, run_linear
 from pathex.paths.rules import layers
-from paths.oracle import Beside, Between, assert_each_replays, assert_equal, assert_replays, draws, images, linear_map
+from paths.oracle import Beside, assert_each_replays, assert_equal, between, draws, images, linear_map
 from paths.tables import ACTIVATIONS, ATTENTION, GATED, GATES, TABLES, WEIGHED
 
 pytestmark = pytest.mark.filterwarnings("ignore:px is derived for piecewise-linear")
@@ -68,13 +68,10 @@ def test_a_gate_is_the_slope_times_what_arrives(layout, dtype):
         assert torch.equal(arriving, before)
 
 
-def test_a_gate_at_its_kink_is_closed():
-    x = torch.tensor([[0.0, 6.0, 3.0]], dtype=torch.float64)
-    model = Between(nn.ReLU6())
-    assert replay(model, torch.ones_like(x), record(model, x)).tolist() == [[0.0, 0.0, 1.0]]
-
-
-def test_an_open_gate_lets_everything_pass():
+def test_a_gate_is_closed_at_its_kink_and_an_open_one_lets_everything_pass():
+    kinks = torch.tensor([[0.0, 6.0, 3.0]], dtype=torch.float64)
+    model = between(nn.ReLU6())
+    assert replay(model, torch.ones_like(kinks), record(model, kinks)).tolist() == [[0.0, 0.0, 1.0]]
     z, gates = images(2, 4), GATES | ACTIVATIONS
     model = Beside(gates)
     for found in model.results(replay_open(model, z, statistics=[]), [z] * len(gates)):
@@ -91,31 +88,6 @@ def test_an_open_max_pool_passes_its_whole_window(table):
         windows = torch.stack([pool(hot).flatten() for hot in hots], 1)
         assert_equal(found, (windows @ z.flatten()).view_as(found), name)
     assert_equal(replay_open(model, x, statistics=[], pools="max"), model(x))
-
-
-def test_dropout_that_a_network_never_switches_off_is_the_identity():
-    x = images(2, 4)
-    model = Between(lambda y: F.dropout(y, 0.5, training=True))
-    assert_equal(replay(model, x, record(model, x)), x)
-
-
-def test_a_network_of_everything_replays_as_its_jacobian():
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
-        nn.BatchNorm2d(4),
-        nn.ReLU6(inplace=True),
-        nn.MaxPool2d(2, ceil_mode=True),
-        nn.ConvTranspose2d(4, 2, 2, stride=2),
-        nn.BatchNorm2d(2, affine=False),
-        nn.LeakyReLU(0.1, inplace=True),
-        nn.Upsample(scale_factor=1.5, mode="bilinear"),
-        nn.AdaptiveAvgPool2d((2, 3)),
-        nn.Flatten(),
-        nn.Linear(12, 3),
-        nn.BatchNorm1d(3),
-        nn.PReLU(3),
-    )
-    assert_replays(draws(model), images(3, 2, 5, 5))
 
 
 def block(form):
@@ -205,33 +177,6 @@ def test_the_secant_gives_the_value_and_mixed_both():
         assert_equal(back, linear_map(form, x).diagonal().view_as(x).square(), name)
 
 
-def _changes_its_factors(x):
-    a, b = x.chunk(2, 1)
-    a = a.clone()
-    product = a * b
-    a.mul_(a).mul_(b)
-    return torch.cat([product, a], 1)
-
-
-def _keeps_its_factors(x):
-    a, b = x.chunk(2, 1)
-    return torch.cat([a * b, a * a * b], 1)
-
-
-WRITTEN = {
-    "product": (_changes_its_factors, _keeps_its_factors),
-    "softmax": (lambda y: y.softmax(-1).mul_(0.5), lambda y: y.softmax(-1) * 0.5),
-}
-
-
-def test_what_is_written_into_a_factor_does_not_reach_the_recording():
-    x, z = images(3, 8), images(3, 8, seed=4)
-    written, kept = (Beside({name: forms[side] for name, forms in WRITTEN.items()}) for side in (0, 1))
-    recordings = [record(model, x) for model in (written, kept)]
-    assert_equal(recordings[0].output, recordings[1].output)
-    assert_equal(replay(written, z, recordings[0]), replay(kept, z, recordings[1]))
-
-
 @pytest.mark.parametrize("form", [lambda x: x.relu().norm(dim=(2, 3)), lambda x: x.relu().std(dim=(2, 3))])
 def test_a_dead_channel_has_no_infinite_slope(form):
     layers = {"conv": nn.Conv2d(2, 3, 1, bias=False), "head": nn.Linear(3, 2)}
@@ -257,7 +202,7 @@ def test_a_padded_transformer_encoder():
 
 
 def test_squared_attention_is_what_its_formula_says():
-    model, x, z = Between(ATTENTION["plain"]), images(1, 1, 3, 6), images(1, 1, 3, 6, seed=5).abs()
+    model, x, z = between(ATTENTION["plain"]), images(1, 1, 3, 6), images(1, 1, 3, 6, seed=5).abs()
     found = replay(model, z, record(model, x))
     q, k, v = x[0, 0].chunk(3, -1)
     zq, zk, zv = z[0, 0].chunk(3, -1)
@@ -271,18 +216,25 @@ def test_squared_attention_is_what_its_formula_says():
     assert_equal(found[0, 0], expected)
 
 
-@pytest.mark.parametrize("name", ["squeeze and excite", "softmax", "normalize", "star"])
+OPENED = {
+    "product": (lambda x: x[:, :2] * x[:, 2:], lambda z: z[:, :2] + z[:, 2:]),
+    "excited": (GATED["squeeze and excite"], lambda z: z + z.sum(-1, keepdim=True) / 9),  # a mean, squared
+    "shares": (GATED["softmax"], lambda z: z),
+    "quotient": (lambda x: x / (1 + x.sigmoid()), lambda z: 2 * z),
+    "root of the mean square": (lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-3), lambda z: z),
+    "quotient by it": (lambda x: x / (x.square().mean(1, keepdim=True) + 1e-3).sqrt(), lambda z: z),
+    "norm": (lambda x: F.normalize(x, dim=1), lambda z: z),
+    "sum of sizes": (lambda x: F.normalize(x, 1, dim=1), lambda z: z),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
 def test_coefficients_of_a_sample_have_no_open_reading_unless_told(name):
-    model, x = Between(GATED[name]), images(2, 4, 3).abs()
+    form, opened = OPENED[name]
+    model, z = between(form), images(3, 4, 2, 3)
     with pytest.raises(UnsupportedOperation, match="per_sample"):
-        replay_open(model, x, statistics="running")
-    assert replay_open(model, x, statistics="running", per_sample="one").shape == model(x).shape
-
-
-def test_a_product_that_is_open_adds_its_branches():
-    x = images(2, 4).abs()
-    out = replay_open(Between(lambda y: y[:, :2] * y[:, 2:]), x, statistics="running", per_sample="one")
-    assert_equal(out, x[:, :2] + x[:, 2:])
+        replay_open(model, z, statistics="running")
+    assert_equal(replay_open(model, z, statistics="running", per_sample="one"), opened(z))
 
 
 def test_open_attention_averages_over_what_its_products_contract():

@@ -31,7 +31,7 @@ def network(case, pruned, calibration):
 @pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("calibration", ["batch", "running"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("reading", ["record", "plain", "squared", "ones", "open"])
+@pytest.mark.parametrize("reading", ["record", "plain", "squared", "absolute", "ones", "open"])
 def test_readings_are_sums_over_paths(reading, case, calibration, pruned):
     model, x, theta, ones, recording, graph = network(case, pruned, calibration)
     tensors, inputs = ones if reading == "ones" else theta, x if reading == "plain" else x**2
@@ -78,9 +78,9 @@ def right(table, groups):
         model, recording, _, output, truth = operators(group)
         recording = recorded(model) if table is RECORD else recording
         found = replay(model, Z, recording, coefficients="plain").flatten(1)
-        for pair in ((recording.output, output), (found, truth)):
-            if not torch.allclose(*pair, rtol=1e-9, atol=1e-10):
-                return False
+        pairs = (recording.output, output), (found, truth)
+        if not all(torch.allclose(*pair, rtol=1e-9, atol=1e-10) for pair in pairs):
+            return False
     return True
 
 

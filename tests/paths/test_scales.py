@@ -10,12 +10,11 @@ from timm.models.metaformer import MetaFormer
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import nn
 
-import pathex
 from brute_force.cases import Wired
-from pathex.errors import PathexWarning
 from pathex.graph import cost, trace
 from pathex.masks import prunable_weights
 from pathex.paths import read_scales, survey
+from paths.oracle import channels_last
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
 
@@ -36,10 +35,6 @@ def _read(model, x=X):
     return read_scales(model, survey(trace(model, x)), set(prunable_weights(model)))
 
 
-def _across(x, function):
-    return function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 FACTORS = {
     "view": lambda x, g: x * g.view(-1, 1, 1),
     "in place": lambda x, g: x.mul_(g.view(1, 4, 1, 1)),
@@ -47,10 +42,10 @@ FACTORS = {
     "expanded": lambda x, g: g.reshape(1, -1, 1, 1).expand_as(x) * x,
     "data": lambda x, g: x * g.data[:, None, None],
     "batch norm": lambda x, g: F.batch_norm(x, None, None, weight=g, training=True),
-    "layer norm": lambda x, g: _across(x, lambda y: F.layer_norm(y, (4,), bias=None, weight=g)),
+    "layer norm": lambda x, g: channels_last(lambda y: F.layer_norm(y, (4,), bias=None, weight=g))(x),
     "group norm": lambda x, g: F.group_norm(x, 2, g),
     "instance norm": lambda x, g: F.instance_norm(x, weight=g),
-    "rms norm": lambda x, g: _across(x, lambda y: F.rms_norm(y, (4,), g)),
+    "rms norm": lambda x, g: channels_last(lambda y: F.rms_norm(y, (4,), g))(x),
     "added product": lambda x, g: torch.addcmul(x, g.view(4, 1, 1), x.relu()),
     "added product in place": lambda x, g: x.clone().addcmul_(tensor1=g.view(4, 1, 1), tensor2=x),
     "interpolated": lambda x, g: torch.lerp(x, x.relu(), g.view(4, 1, 1)),
@@ -82,6 +77,8 @@ def test_small_equal_factors_are_read_as_one_and_others_are_taken_as_they_are(va
     with torch.no_grad():
         model[0].gamma[1] = 1e-4
     assert "0.gamma" not in _read(model)
+    numbers = nn.Sequential(_block(lambda x, g: x.mul_(g), (1,), value), _block(lambda x, g: g * x, (), value))
+    assert [scale.shape for scale in _read(numbers).values()] == ([(1,), ()] if value < 0.01 else [])
 
 
 def test_what_does_not_make_a_block_vanish():
@@ -89,11 +86,6 @@ def test_what_does_not_make_a_block_vanish():
     model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     assert survey(trace(model, X)).factors == {"1.weight"}
     assert _read(model) == {}
-
-
-def test_a_single_number():
-    scales = _read(nn.Sequential(_block(lambda x, g: x.mul_(g), (1,)), _block(lambda x, g: g * x, ())))
-    assert [scale.shape for scale in scales.values()] == [(1,), ()]
 
 
 GAINS = {
@@ -104,24 +96,17 @@ GAINS = {
 }
 
 
-def _gained(form):
-    conv = nn.Conv2d(4, 4, 1)
-    parts = {"weight": conv.weight, "gain": nn.Parameter(torch.zeros(4))}
-    return Wired(lambda net, x: F.conv2d(x, form(net.weight, net.gain)), **parts)
-
-
-def test_the_gain_of_a_computed_weight():
-    model = nn.Sequential(*(_gained(form) for form in GAINS.values()), nn.ReLU(), nn.Conv2d(4, 2, 1))
+def test_weights_and_gains_in_the_order_of_their_calls():
+    layers = []
+    for form in GAINS.values():
+        parts = {"gain": nn.Parameter(torch.zeros(4)), "weight": nn.Parameter(torch.randn(4, 4, 1, 1))}
+        layers.append(Wired(lambda net, x, form=form: F.conv2d(x, form(net.weight, net.gain)), **parts))
+    backwards = {"head": nn.Linear(4, 2), "stem": nn.Conv2d(4, 4, 1), "unused": nn.Linear(1, 1)}
+    model = nn.Sequential(*layers, Wired(lambda net, x: net.head(net.stem(x).relu().mean((2, 3))), **backwards))
     found = survey(trace(model, X))
-    assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "5.weight")
+    assert found.weights == ("0.weight", "1.weight", "2.weight", "3.weight", "4.stem.weight", "4.head.weight")
     assert found.factors == {f"{number}.gain" for number in range(4)}
     assert list(_read(model)) == [f"{number}.gain" for number in range(4)]
-
-
-def test_weights_come_in_the_order_of_their_calls():
-    backwards = {"head": nn.Linear(4, 2), "stem": nn.Conv2d(4, 4, 1), "unused": nn.Linear(1, 1)}
-    model = Wired(lambda net, x: net.head(net.stem(x).relu().mean((2, 3))), **backwards)
-    assert survey(trace(model, X)).weights == ("stem.weight", "head.weight")
 
 
 def test_the_cost_is_that_of_one_image():
@@ -130,19 +115,6 @@ def test_the_cost_is_that_of_one_image():
         found = cost(trace(model, X[:count]))
         assert (found.activations, found.largest) == (288 + 288 + 5, 288)
         assert found.products == {"0.weight": 36 * 32, "0.bias": 0, "3.weight": 288 * 5, "3.bias": 0}
-
-
-def _heads(result):
-    """Two heads that are averaged and a third one beside, all zero, after a hidden layer of zeros."""
-
-    def form(net, x):
-        x = net.hidden(x).relu()
-        return result(net.one(x), net.two(x), net.beside(x))
-
-    model = Wired(form, **{name: nn.Linear(4, 4) for name in ("hidden", "one", "two", "beside")})
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -155,29 +127,26 @@ def _heads(result):
         (lambda a, b, c: torch.cat([a, b, c], 1), None, ["one", "two", "beside"]),
     ],
 )
-def test_heads_are_what_reaches_the_output(result, output, heads):
-    model, x = _heads(result), torch.randn(3, 4)
-    found = survey(trace(model, x, output=output))
+def test_heads_of_zeros_are_read_as_one_and_a_hidden_layer_of_zeros_is_not(result, output, heads):
+    def form(net, x):
+        x = net.hidden(x).relu()
+        return result(net.one(x), net.two(x), net.beside(x))
+
+    model = Wired(form, **{name: nn.Linear(4, 4) for name in ("hidden", "one", "two", "beside")})
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    found = survey(trace(model, torch.randn(3, 4), output=output))
     assert found.heads == tuple(f"{name}.weight" for name in heads)
     assert list(read_scales(model, found, set(prunable_weights(model)))) == list(found.heads)
 
 
-def test_a_head_written_as_a_matrix_product():
+def test_a_head_of_zeros_written_as_a_matrix_product():
     proj = nn.Parameter(torch.zeros(4, 2))
     model = Wired(lambda net, x: net.body(x).relu() @ net.proj, body=nn.Linear(4, 4), proj=proj)
     nn.init.zeros_(model.body.weight)
     found = survey(trace(model, torch.randn(3, 4)))
     assert (found.weights, found.heads) == (("body.weight", "proj"), ("proj",))
     assert list(read_scales(model, found, {"body.weight", "proj"})) == ["proj"]
-
-
-def test_a_head_of_zeros_is_read_as_one_and_a_hidden_layer_is_not():
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-    nn.init.zeros_(model[3].weight)
-    assert list(_read(model)) == ["3.weight"]
-    nn.init.zeros_(model[0].weight)
-    nn.init.ones_(model[3].weight)
-    assert _read(model) == {}
 
 
 _SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
@@ -205,29 +174,13 @@ STARTS = {
 }
 
 
-def _start(name):
-    make, options = STARTS[name][:2]
-    create = partial(timm.create_model, make) if isinstance(make, str) else make
-    return create(num_classes=3, **options), torch.randn(1, 3, 32, 32)
-
-
 LARGE = ("cait", "edgenext", "levit", "swinv2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in STARTS])
 def test_networks_of_timm_that_start_at_zero(name):
-    *_, words, count = STARTS[name]
-    scales = _read(*_start(name))
+    make, options, words, count = STARTS[name]
+    create = partial(timm.create_model, make) if isinstance(make, str) else make
+    scales = _read(create(num_classes=3, **options), torch.randn(1, 3, 32, 32))
     assert len(scales) == count
     assert all(key.endswith(words) for key in scales)
-
-
-@pytest.mark.parametrize("name", ["resmlp", "nf_resnet", "resnet"])
-def test_no_score_vanishes_with_a_scale_but_where_it_is_taken_as_stored(name):
-    model, x = _start(name)
-    with pytest.warns(PathexWarning, match="read as one"):
-        scores = pathex.score(model, "px", data=x)
-    assert all(score.any() for score in scores.values())
-    with pytest.warns(PathexWarning, match="all scores are zero"):
-        stored = pathex.score(model, "px", data=x, scales="stored")
-    assert not all(score.any() for score in stored.values())

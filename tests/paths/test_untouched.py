@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from functools import partial
 from operator import attrgetter
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import pathex
+from brute_force.cases import Wired
 from pathex.graph import tf32_products, trace, untouched
 from pathex.paths import calibrate, connectivity, record, replay, replay_open, survey
 from snapshots import assert_same, unchanged
@@ -46,15 +48,14 @@ every_reading = pytest.mark.parametrize("name", READINGS)
 works_or_raises = pytest.mark.parametrize("fails", [False, True], ids=["works", "raises"])
 
 
-class Fails(nn.Module):
-    def forward(self, x):
-        raise RuntimeError("a network that fails")
+def fail(*given):
+    raise RuntimeError("a network that fails")
 
 
 @every_reading
 @works_or_raises
 def test_nothing_is_left_behind(name, fails):
-    model = network(*([Fails()] if fails else []))
+    model = network(*([Wired(fail)] if fails else []))
     model[2].eval()
     model[1].weight.grad = torch.ones_like(model[1].weight)
     model[1].bias.requires_grad_(False)
@@ -65,52 +66,38 @@ def test_nothing_is_left_behind(name, fails):
     assert (vars(x), x._version, x.requires_grad) == ({}, 0, False)
 
 
-SURROUNDINGS = {
-    "no_grad": torch.no_grad,
-    "enable_grad": torch.enable_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-}
-
-
 @every_reading
 def test_what_surrounds_a_reading_does_not_reach_into_it(name):
     model, x = network(), images()
     expected = READINGS[name](model, x)
-    for surrounding in SURROUNDINGS.values():
+    bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    for surrounding in (torch.no_grad, torch.enable_grad, torch.inference_mode, bfloat16):
         with surrounding(), unchanged(model):
             found = READINGS[name](model, x)
         if name in ("score", "replay"):
             assert_same(found, expected)
 
 
-class SwitchesMode(nn.Module):
+def switches(net, x):
     """Puts another module in training mode, itself in evaluation mode, and stores, replaces and counts."""
-
-    def __init__(self, other):
-        super().__init__()
-        self.others = [other]  # no submodule
-        self.kept, self.removed, self.calls = torch.zeros(3), None, 0
-
-    def forward(self, x):
-        self.others[0].train()
-        self.eval()
-        self.kept, self.removed, self.new = torch.ones(3), torch.ones(3), torch.ones(3)
-        self.calls += 1
-        return x
+    net.others[0].train()
+    net.eval()
+    net.kept, net.removed, net.new = torch.ones(3), torch.ones(3), torch.ones(3)
+    net.calls += 1
+    return x
 
 
 @works_or_raises
 def test_training_flags_and_attributes_come_back_one_by_one(fails):
     frozen = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
-    switch = SwitchesMode(frozen)
-    model = nn.Sequential(frozen, switch, *([Fails()] if fails else []), nn.Linear(3, 2)).eval()
+    switch = Wired(switches, others=[frozen], kept=torch.zeros(3), removed=None, calls=0)
+    model = nn.Sequential(frozen, switch, *([Wired(fail)] if fails else []), nn.Linear(3, 2)).eval()
     model[0][1].train()
     switch.train()
     kept = switch.kept
     with unchanged(model), pytest.raises(RuntimeError) if fails else contextlib.nullcontext(), untouched(model):
         assert not any(module.training for module in model.modules())
-        model(torch.randn(4, 3))
+        model(torch.randn(4, 3))  # a draw that is taken back
     assert switch.kept is kept and switch.removed is None and switch.calls == 0
 
 
@@ -185,41 +172,25 @@ def test_lowered_matmul_precision_is_put_aside_and_back(backends, precision):
     torch.set_float32_matmul_precision("highest")
 
 
-def test_randomness_inside_is_taken_back():
-    model = nn.Linear(1, 1)
-    with unchanged(model), pytest.raises(RuntimeError, match="inside"), untouched(model):
-        torch.rand(3)
-        assert not model.training
-        raise RuntimeError("inside")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_networks_are_read_in_float32(dtype):
+def test_half_precision_networks_are_read_in_float32_and_float64_ones_in_their_own(dtype):
     model, x = network().to(dtype), images(dtype)
     wide = copy.deepcopy(model).float()
     assert torch.equal(record(model, x).output, record(wide, x.float()).output)
     for read in READINGS.values():
         read(model, x)
     assert all(entry.dtype == dtype for entry in model.parameters())
-
-
-def test_float64_networks_are_read_in_float64():
-    model = network().double()
-    assert record(model, images()).output.dtype == torch.float64
-    weights = {"1.weight": model[1].weight.detach()}
-    assert record(network(), images(), tensors=weights).output.dtype == torch.float64
-
-
-class Mixed(nn.Sequential):
-    def forward(self, x):
-        with torch.autocast("cpu", torch.bfloat16):
-            return super().forward(x)
+    weights = {"1.weight": wide.double()[1].weight.detach()}
+    for found in (record(wide, images()), record(network(), images(), tensors=weights)):
+        assert found.output.dtype == torch.float64
 
 
 def test_neither_own_autocast_nor_compilation_plays_a_part():
     model, x = network(), images()
     expected = score(model, x)
-    assert_same(score(Mixed(*model), x), expected)
+    mixed = copy.deepcopy(model)
+    mixed.forward = torch.autocast("cpu", torch.bfloat16)(mixed.forward)
+    assert_same(score(mixed, x), expected)
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
     assert_same({name.removeprefix("_orig_mod."): entry for name, entry in score(compiled, x).items()}, expected)
     model.compile(backend="eager")

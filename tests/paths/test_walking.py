@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from brute_force.cases import Branches, Wired, draw, perceptron
-from brute_force.node_paths import Layer
+from brute_force.cases import Branches, Wired, perceptron
+from brute_force.norms import standardised
+from brute_force.paths import Layer
 from pathex.errors import UnsupportedOperation
 from pathex.paths import Walker
+from paths.oracle import draws
 
 WALKS = 40_000
 
@@ -23,12 +25,12 @@ def walked(model, shape, walks, **options):
 
 
 def layers_of(model):
-    layers = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            transposed = isinstance(module, nn.ConvTranspose2d)
-            layers[name] = Layer(module.weight.detach().numpy(), getattr(module, "groups", 1), transposed)
-    return layers
+    kinds = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+    modules = [module for module in model.modules() if isinstance(module, kinds)]
+    return [
+        Layer(module.weight.detach().numpy(), getattr(module, "groups", 1), isinstance(module, nn.ConvTranspose2d))
+        for module in modules
+    ]
 
 
 def assert_likely(uses, forward, back):
@@ -43,18 +45,39 @@ def uniform(units):
     return np.full(units, 1 / units)
 
 
-def of_chain(layers):
-    """Probabilities of use of layers one after another; any position of a channel is as likely."""
-    forward, back, at = [], [], uniform(layers[0].units[0])
-    for layer in layers:
-        features = layer.units[0] // len(at)
-        forward.append(layer.use(np.repeat(at / features, features)))
-        at = layer.passed(forward[-1])
-    at = uniform(layers[-1].units[1])
-    for layer in reversed(layers):
-        back.insert(0, layer.use(at.reshape(layer.units[1], -1).sum(1), back=True))
-        at = layer.passed(back[0], back=True)
-    return forward, back
+class Joined(tuple):
+    """Branches that are concatenated over channels; a plain tuple is of branches that are added up."""
+
+
+def passed(part, at, back):
+    """Uses of the layers of a part, in their order, and where walks are behind it; any position of a unit is as likely.
+
+    A list is of parts one after another; an empty one passes what comes.
+    """
+    if isinstance(part, Layer):
+        units = part.units[int(back)]
+        features = max(1, units // len(at))
+        use = part.use(np.repeat(at / features, features).reshape(units, -1).sum(1), back)
+        return [use], part.passed(use, back)
+    if isinstance(part, list):
+        uses = []
+        for each in reversed(part) if back else part:
+            found, at = passed(each, at, back)
+            uses = found + uses if back else uses + found
+        return uses, at
+    arriving = [at] * len(part)
+    if isinstance(part, Joined) and back:
+        # Each branch is passed by all walks: they are drawn anew from those that come to it.
+        split = np.split(at, np.cumsum([branch.units[1] for branch in part])[:-1])
+        arriving = [own / own.sum() for own in split]
+    uses, ends = zip(*(passed(each, own, back) for each, own in zip(part, arriving, strict=True)), strict=True)
+    join = np.concatenate if isinstance(part, Joined) and not back else sum
+    return [use for found in uses for use in found], join(ends) / len(part)
+
+
+def exact(part, inputs, outputs):
+    """Probabilities of use of walks forward and of those back."""
+    return passed(part, uniform(inputs), False)[0], passed(part, uniform(outputs), True)[0]
 
 
 def grouped():
@@ -65,55 +88,28 @@ def grouped():
 
 
 @pytest.mark.parametrize(
-    ("make", "shape", "seed"),
-    [(grouped, (4, 6, 6), 3), *((lambda: perceptron(3, 6, 5, 4), (3,), seed) for seed in range(3))],
+    ("make", "shape", "outputs", "seed"),
+    [(grouped, (4, 6, 6), 3, 3), *((lambda: perceptron(3, 6, 5, 4), (3,), 4, seed) for seed in range(3))],
 )
-def test_chains(make, shape, seed):
-    model = make().double()
-    draw(model, seed)
-    assert_likely(walked(model, shape, WALKS).values(), *of_chain([*layers_of(model).values()]))
-
-
-def test_a_walk_goes_through():
-    model = perceptron(3, 6, 5, 4).double()
-    one_way = walked(model, (3,), 1)
-    assert all(used.sum() == 1 for used in one_way.values())
-    assert one_way["2.weight"].sum(0).argmax() == one_way["0.weight"].sum(1).argmax()
-    assert one_way["4.weight"].sum(0).argmax() == one_way["2.weight"].sum(1).argmax()
+def test_chains(make, shape, outputs, seed):
+    model = draws(make(), seed)
+    assert_likely(walked(model, shape, WALKS).values(), *exact(layers_of(model), shape[0], outputs))
 
 
 def test_residual_blocks_take_both_branches():
     body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(True), nn.Conv2d(3, 3, 1))
     head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)]
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), Branches(body, nn.Identity()), *head).double()
-    draw(model, 4)
-    stem, one, two, last = layers_of(model).values()
-    use_stem = stem.use(uniform(2))
-    at = stem.passed(use_stem)
-    use_one = one.use(at)
-    use_two = two.use(one.passed(use_one))
-    use_last = last.use((at + two.passed(use_two)) / 2)
-    back_last = last.use(uniform(2), True)
-    end = last.passed(back_last, True)
-    back_two = two.use(end, True)
-    back_one = one.use(two.passed(back_two, True), True)
-    back_stem = stem.use((end + one.passed(back_one, True)) / 2, True)
-    forward, back = (use_stem, use_one, use_two, use_last), (back_stem, back_one, back_two, back_last)
-    assert_likely(walked(model, (2, 4, 4), WALKS).values(), forward, back)
+    model = draws(nn.Sequential(nn.Conv2d(2, 3, 1), Branches(body, nn.Identity()), *head), 4)
+    stem, one, two, last = layers_of(model)
+    assert_likely(walked(model, (2, 4, 4), WALKS).values(), *exact([stem, ([one, two], []), last], 2, 2))
 
 
 def test_concatenated_branches_share_the_walks():
     pooled = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(2, 3, 1))
-    model = nn.Sequential(Branches(nn.Conv2d(2, 2, 3, padding=1), pooled, join="cat"), nn.ReLU(), nn.Conv2d(5, 2, 4))
-    draw(model.double(), 6)
-    left, right, last = layers_of(model).values()
-    sides = [side.use(uniform(2)) for side in (left, right)]
-    use_last = last.use(np.concatenate([left.passed(sides[0]), right.passed(sides[1])]) / 2)
-    back_last = last.use(uniform(2), True)
-    end = last.passed(back_last, True)
-    # Each layer is passed by all walks: they are drawn anew from those that come to its branch.
-    backs = [side.use(part / part.sum(), True) for side, part in ((left, end[:2]), (right, end[2:]))]
-    assert_likely(walked(model, (2, 4, 4), WALKS).values(), (*sides, use_last), (*backs, back_last))
+    branches = Branches(nn.Conv2d(2, 2, 3, padding=1), pooled, join="cat")
+    model = draws(nn.Sequential(branches, nn.ReLU(), nn.Conv2d(5, 2, 4)), 6)
+    left, right, last = layers_of(model)
+    assert_likely(walked(model, (2, 4, 4), WALKS).values(), *exact([Joined((left, right)), last], 2, 2))
 
 
 def _made(net, x):
@@ -127,25 +123,14 @@ def _made(net, x):
 
 def test_weights_made_of_parameters():
     shapes = {"conv": (4, 2, 3, 3), "moved": (4, 6), "cut": (8, 6), "aside": (2, 6)}
-    model = Wired(_made, **{name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}).double()
-    draw(model, 8)
+    model = draws(Wired(_made, **{name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}), 8)
     uses = walked(model, (2, 5, 5), WALKS)
-    flat = model.conv.detach().numpy().reshape(4, -1)
-    standard = Layer(
-        ((flat - flat.mean(1, keepdims=True)) / np.sqrt(flat.var(1, keepdims=True) + 1e-5)).reshape(4, 2, 3, 3)
-    )
-    moved = Layer(model.moved.detach().numpy().T)
-    halves = [Layer(half) for half in np.split(model.cut.detach().numpy(), 2)]
-    use_conv = standard.use(uniform(2))
-    use_moved = moved.use(standard.passed(use_conv))
-    use_halves = [half.use(moved.passed(use_moved)) for half in halves]
-    # Both halves are passed by all walks.
-    back_halves = [half.use(uniform(4), True) for half in halves]
-    back_moved = moved.use(np.concatenate(back_halves).sum(0) / 2, True)
-    back_conv = standard.use(moved.passed(back_moved, True), True)
     assert not uses["aside"].any()
+    conv = torch.from_numpy(standardised(model.conv.detach().numpy(), [1.0] * 4, 1e-5))
+    layers = [Layer(weight.detach().numpy()) for weight in (conv, model.moved.t(), *model.cut.chunk(2))]
     found = (uses["conv"], uses["moved"].T, *np.split(uses["cut"], 2))
-    assert_likely(found, (use_conv, use_moved, *use_halves), (back_conv, back_moved, *back_halves))
+    # Both halves are passed by all walks.
+    assert_likely(found, *exact([*layers[:2], tuple(layers[2:])], 2, 4))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +146,12 @@ def test_weights_that_cannot_be_followed(form, message):
         walked(Wired(form, **weights), (3,), 10)
 
 
-def test_walks_keep_to_the_weights_they_may_use():
-    model = perceptron(3, 6, 4).double()
-    keep = {"0.weight": torch.rand(6, 3) < 0.5, "2.weight": torch.rand(4, 6) < 0.5}
+def test_a_walk_goes_through_and_keeps_to_the_weights_it_may_use():
+    model = perceptron(3, 6, 5, 4).double()
+    first, second, third = walked(model, (3,), 1).values()
+    assert first.sum() == second.sum() == third.sum() == 1
+    assert second.sum(0).argmax() == first.sum(1).argmax() and third.sum(0).argmax() == second.sum(1).argmax()
+    keep = {f"{place}.weight": torch.rand(model[place].weight.shape) < 0.5 for place in (0, 2, 4)}
     uses = walked(model, (3,), 500, keep=keep)
     assert all(uses[name].any() and not uses[name][~keep[name].numpy()].any() for name in keep)
     nothing = walked(model, (3,), 500, keep={name: torch.zeros_like(entry) for name, entry in keep.items()})

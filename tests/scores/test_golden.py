@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import pathex
+from brute_force.cases import assert_close
 from pathex import models
 
 FOLDER = os.environ.get("PATHEX_GOLDEN")
@@ -42,8 +43,7 @@ def model(golden):
     own = {name: entry for name, entry in state.items() if name in model.state_dict()}
     assert all(entry.eq(1).all() for name, entry in state.items() if name not in own)
     model.load_state_dict(own, strict=False)
-    model.eval()
-    yield model
+    return model.eval()
 
 
 def part(golden, prefix):
@@ -66,9 +66,4 @@ def test_scores_equal_the_reference(key, model, golden):
     found = normalised(pathex.score(model, method, [(golden["x"], golden["y"])], **options))
     expected = part(golden, key)
     expected = normalised({f"{name.removesuffix('.weight')}.weight": entry for name, entry in expected.items()})
-    assert found.keys() == expected.keys()
-    for name, score in found.items():
-        scale = float(expected[name].abs().max())
-        torch.testing.assert_close(
-            score, expected[name], rtol=1e-9, atol=1e-9 * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    assert_close(found, expected, 1e-9)

@@ -1,28 +1,133 @@
-"""SNIP, iterative SNIP, FORCE and GraSP: in rounds, on transformers, and with negative and tied scores."""
+"""SNIP, iterative SNIP, FORCE, GraSP and ProsPr: what they read, in rounds, on transformers, and what they refuse."""
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import pathex
 import small_timm
 from brute_force import gradients
-from brute_force.cases import Wired, assert_close, random_mask
+from brute_force.cases import Wired, assert_close, perceptron, random_mask
 from brute_force.gradients import TWINS, labelled, prospr
-from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
+from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
+from snapshots import unchanged
 from variants import LOSSES
 
 pytestmark = pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+every_method = pytest.mark.parametrize("method", LOSSES)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 7, 200.0, None])
-def test_the_temperature_divides_the_outputs(temperature):
-    model, batches = labelled("mlp", 32)
-    found = pathex.score(model, "grasp", batches, **({} if temperature is None else {"temperature": temperature}))
-    assert_close(found, gradients.grasp(model, batches, temperature=temperature or 200.0))
+@every_method
+def test_on_batch_statistics_the_batches_count_but_not_their_order(model, images, method):
+    labels = torch.arange(12) % 3
+    halves = list(zip(images.split(6), labels.split(6), strict=True))
+    first = pathex.score(model, method, halves)
+    assert_close(pathex.score(model, method, halves[::-1]), first)
+    assert_close(pathex.score(model, method, [(x.flip(0), y.flip(0)) for x, y in halves]), first)
+    whole = pathex.score(model, method, (images, labels))
+    assert any(not torch.allclose(whole[name], score, rtol=1e-3) for name, score in first.items())
+
+
+@every_method
+def test_pixels_without_a_class_do_not_count(method):
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).double()
+    x, y = torch.randn(4, 2, 5, 5, dtype=torch.float64), torch.randint(0, 3, (4, 5, 5))
+    y[0, 2:], y[1] = 255, 255
+    whole = pathex.score(model, method, (x, y))
+    parts = pathex.score(model, method, list(zip(x.split(1), y.split(1), strict=True)))
+    assert_close(parts, whole)
+    logs = model(x).log_softmax(1)
+    torch.stack([logs[n, y[n, i, j], i, j] for n, i, j in (y != 255).nonzero().tolist()]).mean().backward()
+    if method != "grasp":
+        assert_close(whole, {n: (p * p.grad).abs().detach() for n, p in model.named_parameters() if "weight" in n})
+    with pytest.raises(InvalidInput, match="every label is 255"):
+        pathex.score(model, method, (x, torch.full_like(y, 255)))
+
+
+@pytest.mark.parametrize("method", [*LOSSES, "prospr", "fisher-diagonal"])
+def test_maps_of_labels_outside_the_classes_are_refused(method):
+    model, x, y = nn.Sequential(nn.Conv2d(2, 3, 1)), torch.randn(4, 2, 3, 3), torch.full((4, 3, 3), 2)
+    y[2, 1, 2] = 3
+    with pytest.raises(InvalidInput, match="label 3 is no class of an output with 3 classes"):
+        pathex.score(model, method, (x, y))
+    with pytest.raises(InvalidInput, match=r"labels \([14],\) .* do not fit outputs"):
+        pathex.score(model, method, (x, y[:, 0, 0]))
+
+
+@pytest.mark.parametrize("method", [*LOSSES, "fisher-diagonal"])
+def test_labels_come_as_numbers_probabilities_or_with_their_own_loss(method):
+    model, [(x, y)] = labelled("mlp", 38, (6,))
+    expected = pathex.score(model, method, (x, y))
+    for labels in (y.double(), y.to(torch.uint8), F.one_hot(y, 2).double()):
+        assert_close(pathex.score(model, method, [(x, labels)]), expected)
+    if method == "fisher-diagonal":
+        return
+    own = pathex.score(model, method, (x, y), loss=F.cross_entropy)
+    assert_close(own, expected)
+    squared = pathex.score(model, method, (x, y), loss=lambda out, labels: (out[:, 0] - labels).square().mean())
+    assert any(not torch.allclose(squared[name], score) for name, score in expected.items())
+
+
+@every_method
+def test_redrawn_weights_are_those_that_are_scored(method):
+    model, batches = labelled("mlp", 40)
+    drawn = copy.deepcopy(model)
+    keep = random_mask(model, 40)
+
+    def redraw(name, weight, source):
+        entry = torch.randn(weight.shape, generator=source, dtype=weight.dtype)
+        drawn.get_parameter(name).data.copy_(entry)
+        return entry
+
+    found = pathex.score(model, method, batches, mask=pathex.Mask(keep), redraw=redraw, seed=5)
+    assert_close(found, TWINS[method](drawn, batches, keep))
+
+
+X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+BAD = {
+    "no labels": ({"data": X}, r"method '{method}' needs labels: data must deliver \(x, y\)"),
+    "a batch without labels": ({"data": [(X, Y), X]}, "method '{method}' needs labels"),
+    "label too large": ({"data": (X, Y + 1)}, r"label 2 is no class of an output with 2 classes \(0 to 1\)"),
+    "negative label": ({"data": (X, Y - 1)}, "label -1 is no class"),
+    "labels of another shape": (
+        {"data": (X, Y[:, None])},
+        r"labels \(4, 1\) of torch.int64 do not fit outputs \(4, 2\)",
+    ),
+    "fractions of classes": ({"data": [(X, Y + 0.5)]}, r"labels \(4,\) of torch.float32 do not fit .* probabilities"),
+    "probabilities of other classes": ({"data": [(X, torch.rand(4, 3))]}, r"\(4, 3\) of torch.float32 do not fit"),
+    "a single value a channel": ({"data": [(X[:3], Y[:3]), (X[3:], Y[3:])]}, "BatchNorm .* larger batches, or calib"),
+    "unknown calibration": ({"calibration": "eval"}, "unknown calibration 'eval'. Known: batch, running, train"),
+    "loss in words": ({"loss": "mse"}, "loss must be a function .* not 'mse'"),
+    "unknown option": ({"temprature": 3}, "'{method}' has no option 'temprature'. Known: calibration"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("method", [*LOSSES, "prospr"])
+def test_bad_input_is_named(method, case):
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).train()
+    arguments, message = BAD[case]
+    with unchanged(model), pytest.raises((InvalidInput, UnknownName), match=message.format(method=method)):
+        pathex.score(model, method, **{"data": (X, Y), **arguments})
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "ntk-diagonal"])
+def test_checkpoints_would_run_again_without_the_mask_and_paths_run_through_them(method):
+    layers = {"first": nn.Linear(3, 8), "second": nn.Linear(8, 8), "fc": nn.Linear(8, 2)}
+    model = Wired(lambda net, x: net.fc(checkpoint(net.second, net.first(x).relu(), use_reentrant=False)), **layers)
+    with pytest.raises(UnsupportedOperation, match="switch gradient checkpointing off"):
+        pathex.score(model, method, (X, Y))
+    pathex.score(model, "magnitude", (X, Y))
+    plain = nn.Sequential(model.first, nn.ReLU(), model.second, model.fc)
+    found, expected = (list(pathex.score(network, "px", X).values()) for network in (model, plain))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("method", "revives"), [("snip", False), ("iterative-snip", False), ("force", True)])
@@ -51,7 +156,7 @@ def transformer(name):
     return model, [(x[:4], torch.arange(4) % 3), (x[4:], torch.tensor([2, 1]))]
 
 
-@pytest.mark.parametrize("temperature", [200.0, 2.0])
+@pytest.mark.parametrize("temperature", [200.0, 2])
 @pytest.mark.parametrize("name", ["residual", "average-branch", *TRANSFORMERS])
 def test_grasp_is_the_slope_of_the_gradient_norm(name, temperature):
     model, batches = transformer(name) if name in TRANSFORMERS else labelled(name, 36, (4, 3))
@@ -81,7 +186,7 @@ def test_grasp_is_the_slope_of_the_gradient_norm(name, temperature):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-@pytest.mark.parametrize("method", LOSSES)
+@every_method
 def test_transformers_are_pruned_in_rounds(name, method):
     model, batches = transformer(name)
     mask = pathex.prune(model.float(), method, sparsity=0.9, data=[(x.float(), y) for x, y in batches], rounds=2).mask
@@ -127,13 +232,17 @@ def test_zero_scores_stand_between_positive_and_negative_ones_and_ties_are_drawn
     assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
 
 
-TWICE = "exact=True differentiates twice, which an operation of the network does not allow"
-NEEDS = {
-    "grasp": ("grasp needs second derivatives", "; .* once only, one of OnceBackward", {}),
-    "prospr": ("prospr needs second derivatives, or first_order=True, .*", "; .* once only, one of OnceBackward", {}),
-    "ntk-sap": (TWICE, "", {"exact": True}),
+SECOND = {
+    "grasp": "grasp needs second derivatives",
+    "prospr": "prospr needs second derivatives, or first_order=True, .*",
 }
-DATA = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 2
+ONCE = [
+    *((method, {}, f"{words}; .* once only, one of OnceBackward") for method, words in SECOND.items()),
+    ("ntk-sap", {"exact": True}, "exact=True differentiates twice, which an operation of the network does not allow"),
+    ("snip", {}, None),
+    ("ntk-sap", {}, None),
+    ("prospr", {"first_order": True}, None),
+]
 
 
 class Ordinary(torch.autograd.Function):
@@ -162,28 +271,19 @@ def through(function, beside):
 
 
 def scored(model, method, **options):
-    return all(
-        entry.isfinite().all() and entry.any() for entry in pathex.score(model, method, DATA, **options).values()
-    )
+    found = pathex.score(model, method, (X, Y), **options)
+    return all(entry.isfinite().all() and entry.any() for entry in found.values())
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("method", NEEDS)
-def test_a_function_that_can_be_differentiated_once_only(method, beside):
-    message, reason, options = NEEDS[method]
+@pytest.mark.parametrize(("method", "options", "message"), ONCE, ids=str)
+def test_a_function_that_can_be_differentiated_once_only(method, options, message, beside):
     assert scored(through(Ordinary, beside), method, **options)
-    with pytest.raises(UnsupportedOperation, match=message + reason):
-        pathex.score(through(Once, beside), method, DATA, **options)
+    with pytest.raises(UnsupportedOperation, match=message) if message else nullcontext():
+        assert scored(through(Once, beside), method, **options)
 
 
-@pytest.mark.parametrize(
-    ("method", "options"), [("snip", {}), ("ntk-sap", {}), ("prospr", {"first_order": True})], ids=str
-)
-def test_methods_that_need_no_second_derivative(method, options):
-    assert all(scored(through(Once, beside), method, **options) for beside in (True, False))
-
-
-@pytest.mark.parametrize("method", ["grasp", "prospr"])
+@pytest.mark.parametrize("method", SECOND)
 def test_a_kernel_that_has_a_first_derivative_only(method):
     def form(net, x):
         tokens = net.first(x).view(len(x), 1, 4, 2)
@@ -192,8 +292,8 @@ def test_a_kernel_that_has_a_first_derivative_only(method):
 
     model = Wired(form, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
     assert scored(model, "snip")
-    with pytest.raises(UnsupportedOperation, match=NEEDS[method][0] + ": .*attention.*not implemented"):
-        pathex.score(model, method, DATA)
+    with pytest.raises(UnsupportedOperation, match=SECOND[method] + ": .*attention.*not implemented"):
+        pathex.score(model, method, (X, Y))
 
 
 def _attended(net, x):
@@ -202,22 +302,15 @@ def _attended(net, x):
     return net.head(nn.functional.gelu(x + mixed).mean(1))
 
 
+def _convolutional():
+    body = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Conv2d(4, 4, 3, groups=2)
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
 TRAINED = {
-    "perceptron": (
-        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
-        (4,),
-    ),
-    "convolutional": (
-        lambda: nn.Sequential(
-            *(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Conv2d(4, 4, 3, groups=2)),
-            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
-        ),
-        (2, 6, 6),
-    ),
-    "attention": (
-        lambda: Wired(_attended, norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), head=nn.Linear(4, 3)),
-        (5, 4),
-    ),
+    "perceptron": (partial(perceptron, 4, 6, 5, 3), (4,)),
+    "convolutional": (_convolutional, (2, 6, 6)),
+    "attention": (partial(Wired, _attended, norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), head=nn.Linear(4, 3)), (5, 4)),
 }
 
 
@@ -229,8 +322,7 @@ def problem_of(name, seed, sizes):
     return make().double(), [(x, torch.randint(0, 3, (len(x),))) for x in images]
 
 
-def by_training(model, data, **options):
-    return pathex.score(model, "prospr", data, **options)
+by_training = partial(pathex.score, method="prospr")
 
 
 @pytest.mark.parametrize("pruned", [False, True], ids=["dense", "masked"])
@@ -240,7 +332,7 @@ def test_scores_are_the_derivative_of_unrolled_training(name, steps, momentum, p
     for seed in range(3):
         model, data = problem_of(name, seed, [5, 7, 6, 8, 4][: steps + 1])
         mask = pathex.Mask(random_mask(model, seed, 0.7)) if pruned else None
-        found = by_training(model, data, steps=steps, lr=0.3, momentum=momentum, mask=mask)
+        found = by_training(model, data=data, steps=steps, lr=0.3, momentum=momentum, mask=mask)
         assert_close(found, prospr(model, data, 0.3, momentum, mask), 1e-9)
 
 
@@ -248,20 +340,20 @@ def test_parts_of_the_pruning_set():
     model, data = problem_of("perceptron", 7, [4] * 8)
     grouped = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(data[::2], data[1::2], strict=True)]
     # Without BatchNorm a part of two batches is the batch of both.
-    assert_close(by_training(model, grouped), by_training(model, data))
+    assert_close(by_training(model, data=grouped), by_training(model, data=data))
     # One batch is every part; with fixed statistics images are cut whatever the batches.
     whole = [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]
-    repeated, running = by_training(model, whole), by_training(model, data, calibration="running")
-    assert_close(by_training(model, whole * 4), repeated)
-    assert_close(by_training(model, whole, calibration="running"), running)
+    repeated, running = by_training(model, data=whole), by_training(model, data=data, calibration="running")
+    assert_close(by_training(model, data=whole * 4), repeated)
+    assert_close(by_training(model, data=whole, calibration="running"), running)
     assert all(not torch.allclose(value, repeated[name], rtol=1e-3) for name, value in running.items())
-    single = by_training(model, [(whole[0][0][:2], whole[0][1][:2])], calibration="running")
+    single = by_training(model, data=[(whole[0][0][:2], whole[0][1][:2])], calibration="running")
     assert all(value.isfinite().all() for value in single.values())
 
 
 def test_first_order_is_the_gradient_after_training():
     model, data = problem_of("perceptron", 3, [6] * 4)
-    full, first = by_training(model, data), by_training(model, data, first_order=True)
+    full, first = by_training(model, data=data), by_training(model, data=data, first_order=True)
     trained = copy.deepcopy(model)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     for number, (x, y) in enumerate(data):
@@ -273,9 +365,7 @@ def test_first_order_is_the_gradient_after_training():
     assert all(not torch.allclose(value, full[name], rtol=1e-3) for name, value in first.items())
 
 
-def test_missing_labels_and_divergence():
+def test_training_that_diverges():
     model, data = problem_of("perceptron", 0, [4])
-    with pytest.raises(InvalidInput, match="'prospr' needs labels"):
-        by_training(model, data[0][0])
     with pytest.raises(PathexError, match=r"diverges within 3 steps of lr=1e\+200; allowed: a smaller lr"):
-        by_training(model, data, lr=1e200)
+        by_training(model, data=data, lr=1e200)

@@ -1,20 +1,29 @@
-"""Float32 where it is enough: the weights kept are those of float64; and float64 where sums leave it."""
+"""Float32 where it is enough: the weights kept are those of float64; float64 where sums leave it; TF32 if told so.
 
+TF32 by rounding as the tensor cores of a GPU do.
+"""
+
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torchvision.models.resnet import Bottleneck, ResNet
 
 import pathex
 from benchmarks import float32_trajectories
 from benchmarks.float32_trajectories import Case, plain, trajectory
-from brute_force.cases import perceptron
+from brute_force.cases import assert_close, perceptron
+from pathex import scores
+from pathex.errors import PathexWarning
+from pathex.graph import untouched
 from pathex.masks import all_kept, prunable_weights
 from pathex.models import CifarResNet, create
-from pathex.scores import px_literal
+from pathex.scores import Problem, precision, px_literal
 
 
 def _mlp(width, depth, activation=nn.ReLU):
@@ -24,15 +33,6 @@ def _mlp(width, depth, activation=nn.ReLU):
 
 def _images(*shape, scale=1.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * scale
-
-
-def _assert_as_in_float64(model, x):
-    """With stored statistics, so that both precisions record the same gates."""
-    expected = pathex.score(model.double(), "px-literal", x.double(), calibration="running")
-    found = pathex.score(model.float(), "px-literal", x, calibration="running")
-    for name, score in expected.items():
-        assert score.any()
-        torch.testing.assert_close(found[name], score, rtol=1e-4, atol=1e-6 * float(score.max()))
 
 
 @pytest.fixture
@@ -50,63 +50,57 @@ def precisions(monkeypatch):
     return seen
 
 
-NARROW = {
-    "resnet": (lambda: pathex.models.CifarResNet(8, num_classes=3, width=4), _images(4, 3, 16, 16)),
-    "perceptron": (lambda: _mlp(8, 3), _images(6, 8)),
-    "tiny images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e-12)),
-    "huge images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e12)),
-    "slopes": (lambda: _mlp(8, 3, lambda: nn.LeakyReLU(0.1)), _images(6, 8)),
-    "beyond float32 without a scale": (lambda: _mlp(64, 25), _images(3, 64)),
+NARROW, WIDE = torch.float32, torch.float64
+# The network, its images, and the precisions of its network of ones; before them is the one of the network in float64.
+ONES = {
+    "resnet": (lambda: CifarResNet(8, num_classes=3, width=4), _images(4, 3, 16, 16), [NARROW]),
+    "perceptron": (lambda: _mlp(8, 3), _images(6, 8), [NARROW]),
+    "tiny images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e-12), [NARROW]),
+    "huge images": (lambda: _mlp(8, 3), _images(6, 8, scale=1e12), [NARROW]),
+    "slopes": (lambda: _mlp(8, 3, lambda: nn.LeakyReLU(0.1)), _images(6, 8), [NARROW]),
+    "beyond float32 without a scale": (lambda: _mlp(64, 25), _images(3, 64), [NARROW]),
+    "beyond 1e60": (lambda: _mlp(64, 35), _images(3, 64), [WIDE]),  # 64^36
+    # An open gate counts 1, such a slope 10,000.
+    "steep slopes": (lambda: _mlp(8, 10, lambda: nn.LeakyReLU(100.0)), _images(6, 8), [NARROW, WIDE]),
 }
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_float32_is_enough(name, precisions):
-    make, x = NARROW[name]
-    _assert_as_in_float64(make(), x)
-    assert precisions == [torch.float64, torch.float32]
-
-
-def test_a_deep_network_does_not_fit(precisions):
-    _assert_as_in_float64(_mlp(64, 35), _images(3, 64))  # 64^36 is beyond 1e60
-    assert precisions == [torch.float64, torch.float64]
-
-
-def test_steep_slopes_that_no_open_gate_foresees(precisions):
-    # An open gate counts 1, such a slope 10,000.
-    _assert_as_in_float64(_mlp(8, 10, lambda: nn.LeakyReLU(100.0)), _images(6, 8))
-    assert precisions == [torch.float64, torch.float32, torch.float64]
+@pytest.mark.parametrize("name", ONES)
+def test_float32_is_used_where_it_is_enough(name, precisions):
+    make, x, expected = ONES[name]
+    model = make()
+    # With stored statistics, so that both precisions record the same gates.
+    truth = pathex.score(model.double(), "px-literal", x.double(), calibration="running")
+    assert all(score.any() for score in truth.values())
+    assert_close(pathex.score(model.float(), "px-literal", x, calibration="running"), truth, 1e-4)
+    assert precisions == [WIDE, *expected]
 
 
 def test_images_of_zeros():
     model = _mlp(8, 2)
-    with pytest.warns(pathex.errors.PathexWarning, match="all scores are zero"):
-        scores = pathex.score(model, "px-literal", torch.zeros(2, 8))
-    assert not any(score.any() for score in scores.values())
+    with pytest.warns(PathexWarning, match="all scores are zero"):
+        found = pathex.score(model, "px-literal", torch.zeros(2, 8))
+    assert not any(score.any() for score in found.values())
 
 
-def test_an_output_that_no_path_reaches_needs_no_images_in_float64(precisions):
-    model, x = _mlp(8, 2), _images(6, 8)
-    mask = pathex.Mask(all_kept(prunable_weights(model)))
-    mask["4.weight"][1] = False
-    scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
-    assert precisions == [torch.float32]
-    assert not scores["4.weight"][1].any() and scores["4.weight"][0].any()
-
-
-def test_an_output_behind_closed_gates_is_looked_at_once_in_float64(precisions):
+def test_an_output_that_no_image_reaches_is_looked_at_once_in_float64_and_one_that_no_path_reaches_never(precisions):
     model, x = _mlp(8, 2), _images(6, 8).abs()
     with torch.no_grad():
         model.get_parameter("0.weight")[0] = -1.0  # closed for all images
     mask = pathex.Mask(all_kept(prunable_weights(model)))
+    how = {"mask": mask, "calibration": "running"}
+    mask["4.weight"][1] = False
+    no_path = pathex.score(model, "px-literal", x, **how)
+    assert precisions == [NARROW]
     mask["2.weight"][0, 1:] = False
-    mask["4.weight"][1, 1:] = False
-    scores = pathex.score(model, "px-literal", x, mask=mask, calibration="running")
-    assert precisions == [torch.float32, torch.float64]
-    assert not scores["4.weight"][1].any() and scores["4.weight"][0].any()
+    mask["4.weight"][1, 0] = True
+    no_image = pathex.score(model, "px-literal", x, **how)
+    assert precisions == [NARROW, NARROW, WIDE]
+    for found in (no_path, no_image):
+        assert not found["4.weight"][1].any() and found["4.weight"][0].any()
     precisions.clear()
-    pathex.prune(model, "px-literal", sparsity=0.5, data=x, mask=mask, rounds=4, progress=False, calibration="running")
-    assert precisions.count(torch.float32) == 4 and precisions.count(torch.float64) == 1
+    pathex.prune(model, "px-literal", sparsity=0.5, data=x, rounds=4, progress=False, **how)
+    assert precisions.count(NARROW) == 4 and precisions.count(WIDE) == 1
 
 
 # The last two are deep networks without norms, whose sums over paths leave float32.
@@ -141,3 +135,91 @@ def test_the_committed_rows_keep_the_promise():
     assert rows["same"].min() >= 0.999
     last = rows.groupby("network").tail(1).set_index("network")
     assert all(last.loc[name, "round"] == case.rounds for name, case in float32_trajectories.CASES.items())
+
+
+PRODUCTS = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward, torch.ops.aten.mm, torch.ops.aten.addmm}
+
+
+class Rounded(TorchDispatchMode):
+    """Rounds float32 factors of products to the 10 bits behind the leading one that TF32 has."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._overloadpacket in PRODUCTS:
+            self.products += 1
+            args = tree_map(_rounded, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(value):
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return value
+    bits = value.contiguous().view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def test_rounding_is_to_the_nearest_of_1024_steps():
+    values = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-12, 1 + 2**-11, 1 + 3 * 2**-11, -1.75, 0.0])
+    assert _rounded(values).tolist() == [1.0, 1 + 2**-10, 1.0, 1.0, 1 + 2**-9, -1.75, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "side", "least"),
+    [
+        ("px", "resnet20", 32, 0.998),
+        pytest.param("px", "torchvision:resnet50", 64, 0.95, marks=pytest.mark.slow),
+        ("synflow", "resnet20", 32, 0.9998),
+        ("synflow-l2", "resnet20", 32, 0.9998),
+    ],
+)
+def test_most_kept_weights_are_the_same(method, name, side, least):
+    torch.manual_seed(0)
+    model = create(name, num_classes=10)
+    sparsity = 0.9 if method == "px" else 0.5  # where SynFlow keeps a path in one round
+    how = {"sparsity": sparsity, "data": torch.randn(4, 3, side, side), "rounds": 1, "progress": False}
+    full = pathex.prune(model, method, **how).mask
+    with Rounded() as rounded:
+        found = pathex.prune(model, method, **how).mask
+    assert rounded.products > 20
+    assert least < sum(int((full[weight] & found[weight]).sum()) for weight in full) / full.kept < 1
+
+
+@pytest.mark.parametrize("method", ["px", "synflow", "synflow-l2"])
+def test_passes_are_in_tf32_and_nothing_else(method, monkeypatch):
+    backends = torch.backends
+    seen = []
+
+    def summed(reader):
+        seen.append((backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision))
+        return torch.ones(()), {name: torch.ones_like(weight) for name, weight in reader.problem.prunable.items()}
+
+    class OnGpu(Problem):
+        device = torch.device("cuda")
+
+    model = nn.Linear(3, 2)
+    found = scores.find(method)
+    for tf32 in (True, False):
+        problem = OnGpu(model, prunable_weights(model), [(torch.randn(2, 3), None)])
+        with warnings.catch_warnings(), untouched(model):
+            warnings.simplefilter("ignore", PathexWarning)
+            reader = found.having({"tf32": tf32}).reader(problem)
+            monkeypatch.setattr(type(reader), "precision", torch.float32)
+            precision.safely(reader, summed)
+    assert seen[0] == ("tf32", "tf32")
+    assert "tf32" not in seen[1]
+
+
+@pytest.mark.gpu
+def test_products_on_a_gpu_are_in_tf32():
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("the GPU has no TF32")
+    torch.manual_seed(0)
+    model, x = create("resnet20", num_classes=10).cuda(), torch.randn(8, 3, 32, 32)
+    full, again, rough = (pathex.score(model, "px", x, **options) for options in ({}, {}, {"tf32": True}))
+    name = "blocks.8.conv2.weight"
+    exact = (full[name] - again[name]).norm() / full[name].norm()
+    error = (full[name] - rough[name]).norm() / full[name].norm()
+    assert exact < 1e-5 < error < 1e-2

@@ -36,9 +36,8 @@ METHOD = Outside(power=3.0)
 @pytest.fixture
 def installed(monkeypatch):
     """Another package that names two scorers; the second is none."""
-    points = [EntryPoint("outside", f"{__name__}:Outside", "pathex.scorers"),
-              EntryPoint("broken", f"{__name__}:by_size", "pathex.scorers")]  # fmt: skip
     loaded = {"outside": Outside, "broken": by_size}
+    points = [EntryPoint(name, f"{__name__}:{kind.__name__}", "pathex.scorers") for name, kind in loaded.items()]
     monkeypatch.setattr(EntryPoint, "load", lambda point: loaded[point.name])
     monkeypatch.setattr(scores, "entry_points", lambda group: points if group == "pathex.scorers" else [])
 
@@ -80,12 +79,6 @@ def test_methods_as_objects():
     assert repr(pathex.Magnitude()) == "Magnitude()"
 
 
-def test_the_headline_methods_are_there():
-    path_methods = {"px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "phew", "npb"}
-    others = {"snip", "iterative-snip", "force", "grasp", "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal"}
-    assert path_methods | others | {"magnitude", "random"} <= set(pathex.methods())
-
-
 @pytest.mark.usefixtures("installed")
 def test_methods_of_other_packages():
     assert pathex.methods()[-2:] == ["broken", "outside"]
@@ -121,66 +114,58 @@ def test_a_method_may_be_given_instead_of_named(method):
     assert all(torch.equal(scores[name], model.get_parameter(name).detach().abs() ** power) for name in scores)
 
 
-def test_options_that_a_callable_does_not_take():
-    with pytest.raises(InvalidInput, match=r"by_size\(model.*power.*options powre.*'powre'"):
-        pathex.prune(network(), by_size, sparsity=0.5, data=torch.randn(2, 3), powre=2.0)
-    with pytest.raises(InvalidInput, match="options none"):
-        pathex.score(network(), lambda model: {}, torch.randn(2, 3))
-    with pytest.raises(InvalidInput, match="plain callable, of which nothing is known"):
-        pathex.methods(f"{__name__}:by_size")
+def scored(method, **options):
+    return pathex.score(network(), method, torch.randn(2, 3), **options)
+
+
+HINT = r"unknown method 'synflw'. Did you mean 'synflow'\? Known: .*magnitude"
+NOWHERE, ABSENT = "nowhere.at.all:scorer", f"{__name__}:absent"
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("call", "message"),
     [
-        ("nowhere.at.all:scorer", "cannot import 'nowhere.at.all'"),
-        (f"{__name__}:absent", "has no callable 'absent'"),
-        (":scorer", "not of the form package.module:name"),
+        (lambda: scored(by_size, powre=2.0), r"by_size\(model.*power.*options powre.*'powre'"),
+        (lambda: scored(lambda model: {}), "options none"),
+        (lambda: pathex.methods(f"{__name__}:by_size"), "plain callable, of which nothing is known"),
+        (lambda: scored(NOWHERE), f"method '{NOWHERE}'.*cannot import 'nowhere.at.all'"),
+        (lambda: scored(ABSENT), f"method '{ABSENT}'.*has no callable 'absent'"),
+        (lambda: scored(":scorer"), "method ':scorer'.*not of the form package.module:name"),
+        (lambda: scored("synflw"), HINT),
+        (lambda: pathex.methods("synflw"), HINT),
     ],
 )
-def test_a_method_that_cannot_be_imported(name, message):
-    with pytest.raises(InvalidInput, match=rf"method '{name}'.*{message}"):
-        pathex.score(network(), name, torch.randn(2, 3))
+def test_what_is_no_method_or_takes_no_such_option(call, message):
+    with pytest.raises((InvalidInput, UnknownName), match=message):
+        call()
 
 
-def test_unknown_names_get_a_hint():
-    for call in (pathex.methods, lambda name: pathex.score(network(), name, torch.randn(2, 3))):
-        with pytest.raises(UnknownName, match=r"unknown method 'synflw'. Did you mean 'synflow'\? Known: .*magnitude"):
-            call("synflw")
+SIZES = {None: None, 5: 5, "200KB": 200_000, " 1.5 MiB ": 1_572_864, "2gib": 2**31, "7": 7, "1GB": 10**9}
+
+
+def test_memory_budgets():
+    assert {memory: scores.parse_memory(memory) for memory in SIZES} == SIZES
+    for memory in ("", "much", "-1", "0", 0, "1.2.3GB", "5 parsecs", True, float("inf"), [1]):
+        with pytest.raises(InvalidInput, match="memory must be a positive number of bytes or text such as 2GiB"):
+            scores.parse_memory(memory)
 
 
 @pytest.mark.parametrize(
-    ("memory", "size"),
-    [(None, None), (5, 5), ("200KB", 200_000), (" 1.5 MiB ", 1_572_864), ("2gib", 2**31), ("7", 7), ("1GB", 10**9)],
+    ("deliver", "labelled"),
+    [
+        (lambda x, y: x, False),
+        (lambda x, y: (x, y), True),
+        (lambda x, y: [(x[:2], y[:2]), [x[2:], y[2:]]], True),
+        (lambda x, y: [x[:2], x[2:]], False),
+        (lambda x, y: (part for part in x.split(2)), False),
+        (lambda x, y: [x[:0], x], False),
+    ],
 )
-def test_memory_budgets(memory, size):
-    assert scores.parse_memory(memory) == size
-
-
-@pytest.mark.parametrize("memory", ["", "much", "-1", "0", 0, "1.2.3GB", "5 parsecs", True, float("inf"), [1]])
-def test_bad_memory_budgets(memory):
-    with pytest.raises(InvalidInput, match="memory must be a positive number of bytes or text such as 2GiB"):
-        scores.parse_memory(memory)
-
-
-DATA = {
-    "tensor": lambda x, y: x,
-    "pair": lambda x, y: (x, y),
-    "list of pairs": lambda x, y: [(x[:2], y[:2]), [x[2:], y[2:]]],
-    "list of images": lambda x, y: [x[:2], x[2:]],
-    "generator": lambda x, y: (part for part in x.split(2)),
-    "empty batches among others": lambda x, y: [x[:0], x],
-}
-
-
-@pytest.mark.parametrize("kind", DATA)
-def test_forms_of_data(kind):
+def test_forms_of_data(deliver, labelled):
     x, y = torch.randn(4, 3), torch.arange(4)
-    found = scores.read_batches(DATA[kind](x, y))
-    assert torch.equal(torch.cat([images for images, _ in found]), x)
-    labels = [label for _, label in found if label is not None]
-    assert not labels or torch.equal(torch.cat(labels), y)
-    assert bool(labels) == ("pair" in kind)
+    images, labels = zip(*scores.read_batches(deliver(x, y)), strict=True)
+    assert torch.equal(torch.cat(images), x)
+    assert torch.equal(torch.cat(labels), y) if labelled else not any(label is not None for label in labels)
 
 
 def test_fingerprint_and_images_do_not_depend_on_order():

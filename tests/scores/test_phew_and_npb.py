@@ -1,6 +1,7 @@
-"""Node-path balance: path counts against enumeration, the best weights of units, and what pruning by it keeps."""
+"""NPB: path counts against enumeration, the best weights of units, and what is kept; PHEW: walks in order, whole."""
 
 import math
+from functools import partial
 from itertools import pairwise
 from statistics import fmean
 
@@ -10,17 +11,21 @@ from torch import nn
 
 import pathex
 from brute_force.cases import CASES, build, perceptron, random_mask
-from brute_force.node_paths import paths_through, units_of
+from brute_force.paths import paths_through, units_of
 from pathex.errors import UnsupportedOperation
 from pathex.graph import trace
 from pathex.masks import Mask, all_kept, prunable_weights
-from pathex.paths import count_paths, lowered
+from pathex.paths import connectivity, count_paths, lowered
 from pathex.paths.counts import _counted
-from pathex.scores import Npb, Problem, read_batches
+from pathex.scores import Npb, Phew, Problem, read_batches
 
 
-def score(model, x, mask=None, **options):
-    return Npb(**options)(Problem(model, prunable_weights(model), read_batches(x), mask))
+def score(model, x, mask=None, method=Npb, **options):
+    about = {name: options.pop(name) for name in ("seed", "round") if name in options}
+    return method(**options)(Problem(model, prunable_weights(model), read_batches(x), mask, **about))
+
+
+phew = partial(score, method=Phew)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -54,14 +59,10 @@ def test_best_weights_of_units_and_kernels(case, name, groups, transposed, seed)
     bonus = score(model, x, mask, alpha=1.0, beta=0.0)[name].flatten() * units
     chosen = bonus > 0
     assert not (chosen & (through == 0)).any()
-    for side in ("out", "in"):
-        assert all(chosen[unit].any() for unit in alive[side])
+    assert all(chosen[unit].any() for side in ("out", "in") for unit in alive[side])
     # Each output unit has one best weight, and each input unit that has none of those one of its own.
-    best_of_output = []
     for unit in alive["out"]:
-        best = [j for j in unit if chosen[j] and float(through[j]) == pytest.approx(float(through[unit].max()))]
-        assert best
-        best_of_output += best
+        assert any(chosen[j] and float(through[j]) == pytest.approx(float(through[unit].max())) for j in unit)
     assert round(float(bonus.sum())) <= len(alive["out"]) + len(alive["in"])
     assert round(float(bonus.sum())) >= max(len(alive["out"]), len(alive["in"]))
     spread = (score(model, x, mask, alpha=1.0, beta=1.0)[name].flatten() * units - bonus) / units
@@ -74,9 +75,8 @@ def test_best_weights_of_units_and_kernels(case, name, groups, transposed, seed)
 def test_the_parts_add_up():
     model, x = build("dilated", seed=2)
     nodes, paths, kernels = (score(model, x, alpha=a, beta=b) for a, b in ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0)))
-    for name, value in score(model, x, alpha=0.3, beta=0.2).items():
-        want = 0.3 * nodes[name] + 0.7 * paths[name] + 0.2 * (kernels[name] - paths[name])
-        torch.testing.assert_close(value, want)
+    expected = {n: 0.3 * nodes[n] + 0.7 * paths[n] + 0.2 * (kernels[n] - paths[n]) for n in paths}
+    torch.testing.assert_close(score(model, x, alpha=0.3, beta=0.2), expected)
 
 
 def test_more_paths_than_float64_holds():
@@ -111,23 +111,21 @@ def nodes_and_paths(model, x, mask):
     return units, math.log(float(total.detach())) if float(total.detach()) > 0 else -math.inf
 
 
-def fully_connected():
-    return perceptron(20, 50, 50, 50, 10), torch.randn(2, 20)
-
-
 def convolutional():
     steps = zip(pairwise((3, 16, 32, 32, 32)), (1, 2, 1, 1), strict=True)
     layers = [layer for (a, b), step in steps for layer in (nn.Conv2d(a, b, 3, step, 1), nn.ReLU())]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), torch.randn(2, 3, 10, 10)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-@pytest.mark.parametrize("make", [fully_connected, convolutional])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(partial(perceptron, 20, 50, 50, 50, 10), (20,)), (convolutional, (3, 10, 10))]
+)
 @pytest.mark.parametrize("allocation", ["global", pytest.param("erk", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sparsity", [0.9, 0.97])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-def test_it_keeps_more_units_and_paths(make, allocation, sparsity):
+def test_it_keeps_more_units_and_paths(make, shape, allocation, sparsity):
     torch.manual_seed(0)
-    model, x = make()
+    model, x = make(), torch.randn(2, *shape)
 
     def mean(method, rounds):
         """Over six orders of ties: where all scores are alike, as here at first, they decide much."""
@@ -146,22 +144,11 @@ def test_it_keeps_more_units_and_paths(make, allocation, sparsity):
         assert kept["npb"][0] == dense[0]
 
 
-def test_alpha_buys_units_with_paths():
-    torch.manual_seed(0)
-    model, x = convolutional()
-    rows = [
-        nodes_and_paths(model, x, pathex.prune(model, "npb", sparsity=0.97, data=x, alpha=alpha, beta=1.0).mask)
-        for alpha in (0.01, 0.9)
-    ]
-    assert rows[0][0] < 0.8 * rows[1][0] and rows[0][1] > rows[1][1]
-
-
 def test_neither_weights_nor_scales_play_a_part_and_seeds_break_ties():
     model, x = build("residual", seed=1)
     other, _ = build("residual", seed=2)
     first = score(model, x)
-    problem = Problem(model, prunable_weights(model), read_batches(x), seed=1)
-    assert any(not torch.equal(entry, first[name]) for name, entry in Npb()(problem).items())
+    assert any(not torch.equal(entry, first[name]) for name, entry in score(model, x, seed=1).items())
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -175,3 +162,70 @@ def test_weights_of_normalisation_are_refused():
     data = (x, torch.zeros(len(x), dtype=torch.long))
     with pytest.raises(UnsupportedOperation, match=r"uses '1\.weight' as no convolution or linear layer does"):
         pathex.score(model, "npb", data, prunable=[nn.BatchNorm2d])
+
+
+@pytest.fixture
+def wide():
+    torch.manual_seed(0)
+    return perceptron(10, 40, 40, 5)
+
+
+X = torch.randn(2, 10, generator=torch.Generator().manual_seed(1))
+
+
+def test_masks_are_made_of_whole_walks(wide):
+    for sparsity in (0.9, 0.95, 0.97):
+        found = pathex.prune(wide, "phew", sparsity=sparsity, data=X)
+        assert found.mask.kept == round((1 - sparsity) * found.mask.total)
+        # The cut falls into one batch of walks, a tenth of all.
+        assert found.report.disconnected is not None and found.report.disconnected <= 0.02 * found.mask.kept
+        chance = pathex.prune(wide, "random", sparsity=sparsity, data=X, allocation=found.mask)
+        assert chance.report.disconnected is not None
+        assert chance.report.disconnected > 3 * found.report.disconnected + 3
+
+
+def test_the_first_walks_come_first(wide):
+    scores = phew(wide, X, walks=15)
+    ranks = {name: entry.floor() for name, entry in scores.items()}
+    assert max(float(rank.max()) for rank in ranks.values()) == 15
+    for rank in range(1, 16):  # one walk each: a batch adds at most one weight to a layer
+        assert all(int((entry == rank).sum()) <= 1 for entry in ranks.values())
+    first = {name: rank == 15 for name, rank in ranks.items()}
+    assert all(int(entry.sum()) == 1 for entry in first.values())
+    assert connectivity(wide, first, X).disconnected == 0
+    union = {name: rank >= 1 for name, rank in ranks.items()}
+    assert connectivity(wide, union, X).disconnected == 0
+    # What no walk used is ranked by magnitude, below all others.
+    for name, entry in scores.items():
+        rest = entry[ranks[name] == 0]
+        weight = wide.get_parameter(name).detach().abs()[ranks[name] == 0]
+        assert torch.equal(rest.argsort(), weight.double().argsort()) and float(rest.max()) < 1e-6
+
+
+def test_seeds_rounds_and_redrawn_weights(wide):
+    first, again = (phew(wide, X, seed=3, walks=50) for _ in range(2))
+    assert all(torch.equal(entry, first[name]) for name, entry in again.items())
+    for other in ({"seed": 4}, {"seed": 3, "round": 2}, {"seed": 3, "redraw": True}):
+        found = phew(wide, X, walks=50, **other)
+        assert any(not torch.equal(entry.floor(), first[name].floor()) for name, entry in found.items())
+
+
+@pytest.mark.parametrize("case", ["dilated", "residual", "max-pool", "average-branch", "depthwise", "transposed"])
+def test_masked_networks(case):
+    model, x = build(case, seed=9)
+    keep = random_mask(model, 9, density=0.6)
+    on_paths = connectivity(model, keep, x).effective
+    scores = phew(model, x, mask=keep, walks=200)
+    assert any((entry >= 1).any() for entry in scores.values())
+    for name, entry in scores.items():
+        assert not (entry[~on_paths[name]] >= 1).any() and not entry[~keep[name]].any()
+
+
+@pytest.mark.filterwarnings("ignore:read as one")
+def test_branches_that_start_at_zero_are_walked():
+    model, x = build("residual", seed=1)
+    body = model.get_submodule("3.branches.0.4")
+    assert isinstance(body, nn.BatchNorm2d)
+    nn.init.zeros_(body.weight)
+    scores = phew(model, x, walks=200)
+    assert all((entry >= 1).any() for entry in scores.values())
