@@ -42,7 +42,9 @@ MODELS = {
     "torchvision:mobilenet_v2": 224,
     "timm:efficientnet_lite0": 224,
     "timm:vit_tiny_patch16_224": 224,
+    "smp:DeepLabV3Plus": 256,
 }
+_OPTIONS = {"smp:DeepLabV3Plus": {"encoder_name": "resnet50"}}
 CASES = ((0.9, "weights"), (0.95, "weights"), (0.982, "weights"), (0.95, "multiply_adds"))
 
 
@@ -50,7 +52,9 @@ def network(name: str, seed: int) -> tuple[nn.Module, int]:
     """A network at its own initialization whose BatchNorm has seen three batches, and the side of its images."""
     size = MODELS.get(name, 224 if ":" in name else 32)
     torch.manual_seed(seed)
-    model = pathex.models.create(name, num_classes=10 if size == 32 else 1000)
+    model = pathex.models.create(
+        name, num_classes=10 if size == 32 else 1000 if size == 224 else 21, **_OPTIONS.get(name, {})
+    )
     generator = torch.Generator().manual_seed(seed)
     model.train()
     with torch.no_grad():

@@ -88,7 +88,7 @@ def replay(
         coefficients: ``plain``: weights and coefficients as they are. ``squared``: weights, BatchNorm coefficients and
             fixed coefficients (average pools, interpolation, constants) squared where they act, gates squared.
             ``ones``: weights as given in ``tensors`` (ones, or a mask), BatchNorm counts 1, fixed coefficients in
-            absolute value, gates squared. ``absolute``: absolute values.
+            absolute value, gates squared. ``absolute``: absolute values, gates squared.
         output: Which of several outputs counts; None is the first tensor.
 
     Returns:
