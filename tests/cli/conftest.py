@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 import pathex.experiments.runs
-from experiments.report.fake_run_folders import make_run
+from experiments.report.conftest import fake_run
 
 
 @pytest.fixture
@@ -16,16 +16,13 @@ def runs(monkeypatch):
     def fake(config, *, on_event):
         seen.append(config)
         changes = {name: value for name, value in asdict(config).items() if name in {"epochs", "model_options"}}
-        folder = make_run(Path(config.out), config.method, config.sparsity, config.seed, **changes)
+        folder = fake_run(Path(config.out), config.method, config.sparsity, config.seed, **changes)
         result = {"method": config.method, "test_accuracy": 0.5, "kept": 10, "total": 100, "dead_layers": 1}
         result |= {"prune_seconds": 1.0, "train_seconds": 2.0}
-        row = {"epochs": 20, "train_loss": 1.0, "train_accuracy": 0.25}
         on_event("prune_round", {"round": 1, "rounds": 2, "density": 0.5})
         on_event("prune_done", {"seconds": 1.0, "kept": 1000, "total": 4000})
         on_event("resumed", {"stage": "training", "epoch": 0, "epochs": 20})
-        for epoch in range(1, 21):
-            on_event("step", {"epoch": epoch, "epochs": 20, "step": 3, "steps": 6})
-            on_event("epoch", {"epoch": epoch, **row})
+        on_event("epoch", {"epoch": 1, "epochs": 20, "train_loss": 1.0, "train_accuracy": 0.25})
         on_event("done", {"result": result, "folder": str(folder)})
         return SimpleNamespace(folder=folder, result=result)
 

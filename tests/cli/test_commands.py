@@ -1,11 +1,14 @@
 import re
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+import torch
 import yaml
 
 import pathex
@@ -13,15 +16,18 @@ from pathex.cli import main
 from pathex.cli.console import RunDisplay
 from pathex.cli.listings import OF_RUNS
 from pathex.errors import PathexWarning
-from pathex.experiments.runs import RunConfig
+from pathex.experiments.runs import RunConfig, run
 from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.masks import Mask, read_mask
 from pathex.masks.files import FORMATS
 from small_images import write_images
 
+OWN = "--model resnet20 --model-options.width 2 --in-channels 1"
+SWEEP = Path(__file__).parents[2] / "recipes" / "sweeps" / "fashion-mini.yaml"
+
 
 @pytest.mark.parametrize("words", ["--help", "-h"])
-def test_help_lists_exactly_the_commands_there_are(command, words):
+def test_help_lists_exactly_the_commands_there_are_and_the_version_is_one_line(command, words):
     code, out, err = command(words)
     assert (code, err) == (0, "")
     lines = out.split("Available subcommands:")[1].splitlines()
@@ -29,21 +35,20 @@ def test_help_lists_exactly_the_commands_there_are(command, words):
     known = "demo run sweep prune convert report bench export methods models datasets"
     assert listed == known.split()
     assert command() == (2, out, "")
-
-
-def test_version_is_one_line(command):
     code, out, _ = command("--version")
     assert code == 0 and re.fullmatch(r"pathex \d+\.\d+\S*\n", out)
 
 
-def test_help_imports_nothing_heavy_beyond_the_package():
+def test_help_and_options_of_a_sweep_import_nothing_heavy_beyond_the_package():
     heavy = {"torch", "matplotlib", "pandas", "rich", "timm"}
     heavy |= {"pathex.experiments.runs.runner", "pathex.experiments.report"}
     program = (
-        "import sys, pathex; before = set(sys.modules); from pathex.cli import main; code = main(['--help']); "
+        "import sys, pathex; before = set(sys.modules); from pathex.cli import COMMANDS, main; code = main(['--help']);"
+        "from pathex.cli.parser import parse; parse(['sweep', '--config', sys.argv[1]], COMMANDS);"
         f"sys.exit(code or 3 * bool({heavy!r} & (set(sys.modules) - before)))"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
+    words = [sys.executable, "-W", "error", "-c", program, str(SWEEP)]
+    assert subprocess.run(words, check=False, capture_output=True).returncode == 0
 
 
 def test_run_prints_the_folder_last_and_passes_the_settings(command, runs):
@@ -52,7 +57,7 @@ def test_run_prints_the_folder_last_and_passes_the_settings(command, runs):
     assert runs == [RunConfig(method="random", batch_size=4, model_options={"width": 2})]
     assert Path(out.splitlines()[-1]).is_dir()
     assert "kept 1,000 of 4,000 weights" in err and "resumed after epoch 0" in err and "50.00 %" in err
-    assert err.count("epoch 2 of 20") == 1 and err.count(" of 20:") == 11
+    assert err.count("epoch 1 of 20: loss 1.000, accuracy 25.0 %") == 1
 
 
 def test_run_reads_a_file_that_print_config_wrote(command, runs):
@@ -70,15 +75,21 @@ def test_run_reads_a_file_that_print_config_wrote(command, runs):
     [
         *((f"{name} --sparsity {x}", f"sparsity.*{x}") for name in ("run", "prune") for x in (1.5, 98, -0.1, "high")),
         ("pruen", "unknown command 'pruen'. Did you mean 'prune'?"),
-        ("run --method imp --rounds 5", "rounds"),
-        ("run --dynamic rigl --dynamic-options 5", "dynamic-options"),
-        ("run --pruning-seed x", "pruning-seed"),
         ("run --sanity null", "sanity"),
-        ("run --freeze-batchnorm maybe", "freeze-batchnorm"),
-        ("run --head-lr fast", "head-lr"),
         ("prune --out no/such/m.safetensors", "--out 'no/such/m.safetensors' must name a file"),
         ("convert", "no mask file given"),
         ("convert nowhere.pt", "no mask file at nowhere.pt"),
+        ("convert m.safetensors --format zip", "--format is 'zip'; allowed: pathex, tensors"),
+        ("convert m.safetensors --out no/such/m.safetensors", "--out 'no/such/m.safetensors' must name a file"),
+        ("bench", "no network given; for instance: pathex bench RUN-FOLDER"),
+        (f"bench {OWN}", "--image-size is not given; allowed: the side of the images in pixels"),
+        (f"bench {OWN} --batch-size 0", "--batch-size is 0; allowed: whole numbers from 1"),
+        (f"bench {OWN} --threads [1,-1]", r"--threads is \(1, -1\); allowed: whole numbers from 1"),
+        ("export nowhere", "no such folder: nowhere"),
+        ("export . --weights w.pt", "a run has its weights, mask and model options"),
+        (f"export {OWN} --out n.tflite", "--out 'n.tflite' must end in .onnx, the format"),
+        (f"export {OWN} --out nowhere/n.onnx", "'nowhere/n.onnx' must name a file in a folder that exists"),
+        (f"export {OWN} --format tflite", "--format is 'tflite'; allowed: onnx, pt2, safetensors"),
         ("methods pxx", "pxx"),
         ("datasets nothing", "nothing"),
         ("report", "runs"),
@@ -90,8 +101,6 @@ def test_run_reads_a_file_that_print_config_wrote(command, runs):
         ("sweep --grid.sparsity [0.5,5]", "sparsity is 5"),
         ("sweep --grid.sparsty [0.5]", "unknown setting 'sparsty'"),
         ("sweep --conkurrent 3", "unknown option"),
-        ("sweep --concurrent many", "allowed: a whole number or null"),
-        ("sweep --executor slurm", "unknown executor 'slurm'"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_writes_nothing(command, words, message):
@@ -100,7 +109,7 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(command, words, mess
     assert not list(Path.cwd().iterdir())
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_a_bug_keeps_its_traceback(command, monkeypatch):
+def test_ctrl_c_says_how_to_go_on_a_bug_keeps_its_traceback_and_a_warning_is_one_line(command, monkeypatch):
     def stopped(error):
         def call(*_, **__):
             raise error
@@ -116,8 +125,6 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_a_bug_keeps_its_tracebac
     with pytest.raises(ZeroDivisionError):
         command("run")
 
-
-def test_warnings_are_one_line(command, monkeypatch):
     def warned(config, **_):
         warnings.simplefilter("always")
         warnings.warn("two\nlines", PathexWarning, stacklevel=1)
@@ -134,7 +141,7 @@ def test_report_says_where_the_page_lies_and_what_is_left_out(command, runs):
     Path(runs[0].out, "broken", "config.yaml").write_text("")
     code, out, err = command("report", "runs", "--out", "pages")
     assert (code, out) == (0, f"2 runs: {Path('pages', 'index.html')}\n")
-    assert "left out" in err and "broken" in err
+    assert f"left out {Path('runs', 'broken')}: " in err
     assert Path("pages/index.html").exists()
 
 
@@ -218,17 +225,8 @@ def test_convert_goes_both_ways(command, half, form):
     if form in FORMATS[2:]:
         assert command("convert", f"b.{ending}", "--format", "zeros", "--out", "d.pt")[0] == 0
         assert read_mask("d.pt") == Mask.load(mask)
-
-
-def test_what_cannot_be_converted_or_written_is_refused_in_one_line(command, half):
-    mask = str(half[0])
-    for words, message in (
-        (("convert", mask, "--format", "zip"), "--format is 'zip'; allowed: pathex, tensors"),
-        (("convert", mask, "--format", "zeros", "--out", "z.pt"), "the mask format 'zeros' needs weights"),
-        (("convert", mask, "--out", "no/such/m.safetensors"), "--out 'no/such/m.safetensors' must name a file"),
-    ):
-        code, out, err = command(*words)
-        assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    code, out, err = command("convert", str(mask), "--format", "zeros", "--out", "z.pt")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "the mask format 'zeros' needs weights" in err
     assert not Path("z.pt").exists()
 
 
@@ -263,8 +261,7 @@ def feed(screen, epochs):
     display("prune_done", {"seconds": 0.5, "kept": 10, "total": 1000})
     for epoch in range(1, epochs + 1):
         display("step", {"epoch": epoch, "epochs": epochs, "step": 1, "steps": 2})
-        row = {"epoch": epoch, "epochs": epochs, "train_loss": 0.5, "train_accuracy": 0.75, "lr": 0.1}
-        display("epoch", row)
+        display("epoch", {"epoch": epoch, "epochs": epochs, "train_loss": 0.5, "train_accuracy": 0.75, "lr": 0.1})
     display("something new", {})
 
 
@@ -289,21 +286,21 @@ def test_on_a_terminal_bars_vanish_and_facts_stay(capsys, monkeypatch):
     assert err.rstrip().endswith(("\x1b[2K", "\x1b[?25h")), "the last thing written clears the bar"
 
 
-@pytest.mark.parametrize(
-    ("payload", "said"),
-    [
-        ({"stage": "done"}, "px: done before"),
-        ({"stage": "pruned"}, "px: resumed with the mask of before"),
-        ({"stage": "training", "epoch": 4, "epochs": 9}, "px: resumed after epoch 4"),
-        ({"stage": "training", "epoch": 4, "epochs": 9, "task": 2}, "px: resumed after epoch 4 of task 2"),
-        ({"stage": "training", "epoch": 4, "level": 1, "levels": 5}, "px: resumed after epoch 4 of level 1 of 5"),
-        ({"stage": "level", "level": 1, "levels": 5}, "px: level 1 of 5 was done before"),
-    ],
-)
-def test_resuming_is_told(capsys, payload, said):
+RESUMED = {
+    "done before": {"stage": "done"},
+    "resumed with the mask of before": {"stage": "pruned"},
+    "resumed after epoch 4": {"stage": "training", "epoch": 4, "epochs": 9},
+    "resumed after epoch 4 of task 2": {"stage": "training", "epoch": 4, "epochs": 9, "task": 2},
+    "resumed after epoch 4 of level 1 of 5": {"stage": "training", "epoch": 4, "level": 1, "levels": 5},
+    "level 1 of 5 was done before": {"stage": "level", "level": 1, "levels": 5},
+}
+
+
+def test_resuming_is_told(capsys):
     with RunDisplay() as screen:
-        screen.show("px", "resumed", payload)
-    assert capsys.readouterr().err.strip() == said
+        for payload in RESUMED.values():
+            screen.show("px", "resumed", payload)
+    assert capsys.readouterr().err.splitlines() == [f"px: {said}" for said in RESUMED]
 
 
 def test_several_trainings_of_a_run_are_told_apart(capsys):
@@ -326,3 +323,44 @@ def test_several_trainings_of_a_run_are_told_apart(capsys):
         "imp: dense with width 3",
         "imp: test mIoU 62.50 %",
     ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    options = {"model_options": {"width": 2}, "data_options": {"classes": [0, 1]}, "images_per_class": 1, "epochs": 1}
+    return run(RunConfig(method="magnitude", sparsity=0.5, out=str(tmp_path_factory.mktemp("runs")), **options)).folder
+
+
+def test_bench_tells_what_a_run_costs(command, folder, monkeypatch):
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    code, out, _ = command("bench", str(folder), "--batch-size", "[1, 2]", "--rounds", "1", "--image-size", "8")
+    assert code == 0 and out.splitlines()[-1] == "bench"
+    rows = pd.read_csv("bench/latency.csv")
+    assert rows.groupby("batch_size")["engine"].count().to_dict() == {1: 7, 2: 7}
+    measured = rows[rows["milliseconds"].notna()]
+    assert {*measured["engine"]} >= {"torch", "torch, channels last", "compact"}
+    assert (measured["difference"] < 1e-4).all()
+    assert (rows["kept"] < rows["parameters"]).all() and (rows["sparse_bytes"] < rows["bytes"]).all()
+    assert pd.read_csv("bench/layers.csv")["weights"].sum() == Mask.load(folder / "mask.safetensors").total
+    assert "openvino is not installed" in out and "no C++ compiler" in out
+
+
+def test_export_writes_the_network_that_was_named(command):
+    torch.manual_seed(0)
+    network = pathex.models.create("resnet20", 10, 1, width=2).eval()
+    x = torch.randn(4, 1, 8, 8)
+    mask = pathex.prune(network, "random", sparsity=0.9, data=x).mask
+    mask.save("m.safetensors")
+    torch.save(network.state_dict(), "w.pt")
+    words = (*OWN.split(), "--weights", "w.pt", "--mask", "m.safetensors", "--image-size", "8")
+    code, out, _ = command("export", *words, "--format", "pt2")
+    assert code == 0 and out.splitlines()[-1] == "network.pt2"
+    wanted = pathex.make_permanent(network, mask)(x)
+    torch.testing.assert_close(torch.export.load("network.pt2").module()(x), wanted, rtol=1e-4, atol=1e-4)
+    assert command("export", *words, "--format", "safetensors", "--out", "n.safetensors")[0] == 0
+    small = pathex.compaction.load("n.safetensors", network)
+    torch.testing.assert_close(small(x), wanted, rtol=1e-4, atol=1e-4)
+    assert command("export", *words, "--format", "safetensors", "--compact", "false")[0] == 0
+    assert read_mask("network.safetensors") == mask

@@ -58,13 +58,8 @@ MAKE = {"imagefolder": make_tree, "tiny-imagenet": make_tiny, "imagenet": make_i
 
 
 @pytest.fixture
-def tree(tmp_path):
-    return make_tree(tmp_path)
-
-
-@pytest.fixture
-def name(tree):
-    return f"imagefolder:{tree}"
+def name(tmp_path):
+    return f"imagefolder:{make_tree(tmp_path)}"
 
 
 @pytest.fixture
@@ -75,7 +70,7 @@ def read(monkeypatch):
     return numbers
 
 
-def test_classes_labels_and_pixels_are_the_same_in_memory_and_lazy(tree, name, read):
+def test_classes_labels_and_pixels_are_the_same_in_memory_and_lazy(tmp_path, name, read):
     data, lazy = load(name), load(name, in_memory=0)
     assert (data.classes, data.image_size) == (("ant", "cat"), 8)
     assert isinstance(data.train, ArraySplit) and isinstance(lazy.train, DecodedSplit) and isinstance(lazy.train, Split)
@@ -94,14 +89,14 @@ def test_classes_labels_and_pixels_are_the_same_in_memory_and_lazy(tree, name, r
     read.clear()
     load(name, image_size=8, **WHOLE)
     assert set(read) == {0}  # to see channels and size
-    write_image(tree / "test" / "ant" / "0.png", 0)  # test comes before val
+    write_image(tmp_path / "test" / "ant" / "0.png", 0)  # test comes before val
     assert load(name).test.labels.tolist() == [0]
 
 
-def test_short_side_is_resized_and_the_centre_cut_or_what_a_transform_makes_of_the_original(tree, name):
+def test_short_side_is_resized_and_the_centre_cut_or_what_a_transform_makes_of_the_original(tmp_path, name):
     wide, framed = np.zeros((20, 60, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)
     wide[:, 16:44] = framed[5:35, 5:35] = 200
-    file, last = tree / "train" / "cat" / "wide.png", torch.tensor([6])
+    file, last = tmp_path / "train" / "cat" / "wide.png", torch.tensor([6])
     write_image(file, wide)
     assert load(name, image_size=10).train.images(last).eq(200).all()
     lazy = load(name, in_memory=0)
@@ -114,7 +109,6 @@ def test_short_side_is_resized_and_the_centre_cut_or_what_a_transform_makes_of_t
     for options, message in (
         ({"image_size": 10, "resize": 9}, r"'resize' of data .* at least image_size=10, got 9"),
         ({"image_size": 0}, "option 'image_size'"),
-        ({"image_size": 8.0}, "option 'image_size'"),
         ({"in_memory": -1}, "option 'in_memory'"),
     ):
         with refused(message):
@@ -133,9 +127,6 @@ TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
         ("imagefolder", "val/cat", None, "no images below 'val'"),
         ("imagefolder", "train/dog/notes.txt", "", r"class 'dog' has no image in .*; 1 of 3 classes"),
         ("imagefolder", "val/dog/0.png", "", "class 'dog' of 'val' is no class of 'train'"),
-        ("imagefolder", "train/cat/0.png", "no png", r"image '.*0.png' cannot be read"),
-        ("imagefolder", "train/cat/0.png", 30, r"image '.*0.png' cannot be read"),
-        ("imagefolder", "val/cat/0.png", "", r"image '.*val.*0.png' cannot be read"),
         ("imagefolder", "train/cat train/ant", None, "no folder of a class below"),
         ("tiny-imagenet", "wnids.txt", None, "no file 'wnids.txt'"),
         ("tiny-imagenet", "wnids.txt", " ", "wnids.txt' is empty"),
@@ -171,21 +162,19 @@ def test_what_is_incomplete_or_damaged_is_named(tmp_path, name, paths, content, 
 
 
 @pytest.mark.parametrize(("options", "count"), [({}, 3), (WHOLE | {"verify": True}, 3), (WHOLE, 2)])
-def test_the_first_damaged_image_and_their_number(tree, name, options, count):
+def test_the_first_damaged_image_and_their_number(tmp_path, name, options, count):
     for path, content in (("train/ant/images/1.png", "no image"), ("train/cat/0.png", ""), ("val/cat/0.png", 30)):
-        spoil(tree / path, content)
+        spoil(tmp_path / path, content)
     with refused(rf"ant.images.1.png' cannot be read .*; {count} of 7 images"):
         load(name, image_size=8, **options)
 
 
-def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tree, name, monkeypatch):
+def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tmp_path, name, monkeypatch):
     data = load(name, image_size=8, **WHOLE)
-    spoil(tree / "val" / "cat" / "0.png", 30)
+    spoil(tmp_path / "val" / "cat" / "0.png", 30)
     remedy = "verify=True looks for such images when the data are loaded"
     with refused(rf"val.cat.0.png' cannot be read \(OSError.*\); {remedy}$"):
         data.test.images(torch.tensor([0]))
-    with refused(r"0.png' cannot be read \(OSError[^;]*; 1 of 7 images"):
-        load(name, verify=True, image_size=8, **WHOLE)
 
     def fail(*args, **kwargs):  # what a damaged TIFF file can do to the library
         raise TypeError("'str' object cannot be interpreted as an integer")
@@ -198,10 +187,10 @@ def test_an_image_that_is_damaged_when_needed_names_itself_and_the_remedy(tree, 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("shape", [(75, 100), (60, 41), (34, 34)])
-def test_pixels_are_those_of_pillow_within_a_level(tree, name, ending, mode, shape):
+def test_pixels_are_those_of_pillow_within_a_level(tmp_path, name, ending, mode, shape):
     rng = np.random.default_rng(shape)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-    file = tree / "train" / "cat" / f"picture.{ending}"
+    file = tmp_path / "train" / "cat" / f"picture.{ending}"
     coarse.resize(shape[::-1], Image.Resampling.BICUBIC).convert(mode).save(file)
     split = load(name, image_size=30, resize=34, in_memory=0).train
     with Image.open(file) as opened:
@@ -225,8 +214,8 @@ RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
         ("tif", Image.fromarray(np.ones((8, 8), np.int32)), {}, "I"),
     ],
 )
-def test_other_modes_become_colour_unless_their_range_is_unknown(tree, name, ending, picture, options, expected):
-    picture.save(tree / "train" / "cat" / f"other.{ending}", **options)
+def test_other_modes_become_colour_unless_their_range_is_unknown(tmp_path, name, ending, picture, options, expected):
+    picture.save(tmp_path / "train" / "cat" / f"other.{ending}", **options)
     if isinstance(expected, str):
         with refused(rf"other.tif' cannot be read .*mode {expected}.*8 or 16 bits"):
             load(name)
@@ -259,7 +248,7 @@ def test_published_layouts(tmp_path, inside):
     assert load("imagenet", root=folder, image_size=28, resize=28).test.resize == 28
 
 
-def test_a_subset_is_a_warning(tmp_path):
+def test_a_subset_is_a_warning_and_an_image_that_breaks_off_is_found_on_request(tmp_path):
     message = (
         "'tiny-imagenet' in .* is a part of .*: down to 2 train images in a class, down to 1 val images in a class;"
     )
@@ -268,6 +257,12 @@ def test_a_subset_is_a_warning(tmp_path):
     assert caught[0].filename == __file__
     with pytest.warns(PathexWarning, match=r"6 train images, 3 val images; published: 1,281,167 train and 50,000 val"):
         load("imagenet", root=make_imagenet(tmp_path))
+    file = tmp_path / "imagenet" / "train" / "n03" / "1.JPEG"
+    write_image(file, np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    spoil(file, 2000)
+    load("imagenet", root=tmp_path)
+    with refused(r"n03/1.JPEG' cannot be read .* 1 of 9 images"):
+        load("imagenet", root=tmp_path, verify=True)
 
 
 def test_tiny_is_downloaded_once(tmp_path, monkeypatch):
@@ -294,15 +289,6 @@ def test_tiny_is_downloaded_once(tmp_path, monkeypatch):
     assert torch.equal(load("tiny-imagenet").train.data, first.train.data)
 
 
-def test_an_image_that_breaks_off_is_found_on_request(tmp_path):
-    file = make_imagenet(tmp_path) / "train" / "n03" / "1.JPEG"
-    write_image(file, np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
-    spoil(file, 2000)
-    load("imagenet", root=tmp_path)
-    with refused(r"n03/1.JPEG' cannot be read .* 1 of 9 images"):
-        load("imagenet", root=tmp_path, verify=True)
-
-
 def digests(split):
     return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.images(torch.arange(len(split)))]
 
@@ -326,7 +312,7 @@ def test_the_real_tiny_imagenet(data_folder):
 
 
 @pytest.mark.data
-def test_the_real_imagenet(data_folder):
+def test_the_real_imagenet_and_tasks_of_it_that_share_no_image(data_folder):
     data = load("imagenet", root=data_folder, verify=True)
     assert (len(data.train), len(data.test), data.num_classes) == (600, 200, 10)
     assert data.classes == tuple(sorted(path.name for path in (data_folder / "imagenet" / "train").iterdir()))
@@ -335,10 +321,6 @@ def test_the_real_imagenet(data_folder):
         rows, old_rows = ((part.train.labels == n).nonzero() for part, n in ((chosen, number), (data, old)))
         assert len(rows) == 60
         assert torch.equal(chosen.train.image(int(rows[3])), data.train.image(int(old_rows[3])))
-
-
-@pytest.mark.data
-def test_tasks_of_the_real_imagenet_share_no_image(data_folder):
     parts = [load("imagenet", root=data_folder, tasks=2, task=task, task_seed=1, image_size=64) for task in (0, 1)]
     assert not set(parts[0].classes) & set(parts[1].classes)
     contents = [set(digests(split)) for data in parts for split in (data.train, data.test)]

@@ -1,9 +1,7 @@
 import io
-import json
 import sys
 import tarfile
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -44,7 +42,7 @@ def flowers(tmp_path):
     return tmp_path / "flowers"
 
 
-def test_parquet(flowers):
+def test_parquet_in_memory_and_read_by_index_when_needed(flowers):
     data = load(f"hf:{flowers}")
     assert (data.num_classes, data.classes, data.image_size) == (3, tuple(NAMES), 8)
     assert isinstance(data.train, ArraySplit)
@@ -53,9 +51,6 @@ def test_parquet(flowers):
     assert (data.test.labels.tolist(), data.test.data[:, 0, 3, 3].tolist()) == ([1, 2, 0], [100, 101, 102])
     assert data.mean[0].item() == pytest.approx(2.5 / 255)
     assert data.augment == "crop-flip"
-
-
-def test_read_by_index_when_needed(flowers):
     data = load(f"hf:{flowers}", in_memory=0, image_size=4, mean=0, std=1)
     assert isinstance(data.train, DecodedSplit)
     assert data.train.images(torch.tensor([4, 0, 4]))[:, 0, 0, 0].tolist() == [4, 0, 4]
@@ -149,17 +144,3 @@ def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with refused(r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
         load("hf:uoft-cs/cifar10")
-
-
-def test_the_same_whichever_way_it_is_read(flowers, tmp_path):
-    for part in ("train", "test"):
-        table = datasets.load_dataset(str(flowers))[part]
-        for number, row in enumerate(table):
-            file = tmp_path / "files" / part / NAMES[row["label"]] / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            row["image"].save(file)
-    tables, files = load(f"hf:{flowers}"), load(f"imagefolder:{tmp_path / 'files'}")
-    order = np.argsort(tables.train.labels.numpy(), kind="stable")
-    assert torch.equal(tables.train.data[order], files.train.data)
-    assert torch.equal(tables.mean, files.mean)
-    assert json.dumps(tables.classes) == json.dumps(files.classes)

@@ -132,7 +132,7 @@ def data(tmp_path):
     return SegmentationData("toy", split, split, ("ground", "corner", "middle"), torch.full((3,), 0.5), torch.ones(3))
 
 
-def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
+def test_the_pruning_set_shows_each_class_in_what_is_seen_and_names_those_with_too_few_images(data):
     before = torch.random.get_rng_state()
     chosen = segmentation_pruning_set(data, 2, 0, data.window(8, 12), torch.arange(12))
     assert torch.equal(before, torch.random.get_rng_state())
@@ -148,9 +148,6 @@ def test_the_pruning_set_shows_each_class_in_what_is_seen(data):
     assert segmentation_pruning_set(data, 2, 0, data.window(8, 12), torch.arange(12)).hash == chosen.hash
     others = (segmentation_pruning_set(data, 2, seed, data.window(8), torch.arange(12)) for seed in range(6))
     assert {other.hash for other in others} != {chosen.hash}
-
-
-def test_classes_with_too_few_images_are_named(data):
     with pytest.warns(PathexWarning, match=r"fewer than 3 training images .* show corner \(2\)$"):
         chosen = segmentation_pruning_set(data, 3, 0, data.window(8), torch.arange(12))
     assert len(chosen.indices) == 5
@@ -186,9 +183,12 @@ def base(tmp_path):
     return write_voc(tmp_path, 5, 2)
 
 
-def test_pairs_are_those_of_the_lists(base, tmp_path):
+def test_pairs_are_those_of_the_lists_in_the_folder_or_one_that_holds_it(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
     with pytest.warns(PathexWarning, match=r"5 \+ 2 images, published 1464 \+ 1449"):
         data = load("voc2012", root=tmp_path)
+    for inside in ("VOCdevkit", "VOCdevkit/VOC2012"):
+        assert load("voc2012", root=tmp_path / inside).train.image_files == data.train.image_files
     assert (len(data.train), len(data.test), data.num_classes, data.in_channels) == (5, 2, 21, 3)
     assert data.classes[0] == "background"
     assert data.classes[15] == "person"
@@ -207,14 +207,6 @@ def test_pairs_are_those_of_the_lists(base, tmp_path):
     Image.fromarray(ramp).save(base / "JPEGImages" / "train_003.jpg", format="PNG")
     image, _ = load("voc2012", root=tmp_path).train.sample(3)
     np.testing.assert_array_equal(image.numpy(), np.stack([ramp // 256] * 3))
-
-
-@pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
-def test_the_folder_itself_or_one_that_holds_it(base, tmp_path, monkeypatch, inside):
-    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
-    data = load("voc2012", root=tmp_path / inside)
-    assert data.train.image_files[3] == str(base / "JPEGImages" / "train_003.jpg")
-    assert data.train.label_files[3] == str(base / "SegmentationClass" / "train_003.png")
 
 
 LISTS = "ImageSets/Segmentation/"

@@ -6,17 +6,12 @@ from small_images import write_images
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "tiny.npz")
-
-
-@pytest.fixture(scope="session")
-def small(small_data):
+def small(tmp_path_factory):
     return {
         "method": "magnitude",
         "sparsity": 0.75,
         "model_options": {"width": 2},
-        "data": small_data,
+        "data": write_images(tmp_path_factory.mktemp("images") / "tiny.npz"),
         "rounds": 1,
         "images_per_class": 1,
         "epochs": 2,

@@ -46,18 +46,15 @@ def made(data, seed=0, **options):
     return build("classification", "resnet20", data, seed=seed, model_options={"width": 4}, **options)
 
 
-def test_initial_weights_follow_from_the_seed_alone(data):
+def test_weights_follow_from_the_seed_alone_and_validation_images_are_neither_trained_on_nor_pruned_with(data):
     torch.manual_seed(5)
-    first, state = made(data).model.state_dict(), torch.get_rng_state()
+    task, state = made(data, validation=0.25), torch.get_rng_state()
+    first = task.model.state_dict()
     torch.rand(7)
     assert equal(first, made(data).model.state_dict())
     assert not equal(first, made(data, 1).model.state_dict())
     torch.manual_seed(5)
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_validation_images_are_neither_trained_on_nor_pruned_with(data):
-    task = made(data, validation=0.25)
     train, held_out = set(task.train_indices.tolist()), set(task.validation_indices.tolist())
     assert not train & held_out
     assert train | held_out == set(range(40))

@@ -1,6 +1,7 @@
 import json
-import warnings
+from functools import partial
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brute_force import segmentation as twin
-from pathex.errors import PathexWarning, UnknownName
+from pathex.data import SegmentationData
 from pathex.tasks import build
-from pathex.tasks.segmentation import Segmentation, SlidingWindow, class_iou, pixel_loss, window_starts
-from pathex.train import TrainOptions, fabric
+from pathex.tasks.segmentation import (
+    Segmentation,
+    SegmentationLoader,
+    SlidingWindow,
+    class_iou,
+    pixel_loss,
+    window_starts,
+)
+from pathex.train import TrainOptions, cut_batches, fabric, share_of
 from refusals import refused
+from small_images import write_pairs
 from voc_folder import write_voc
 
 pytestmark = [
@@ -45,18 +54,14 @@ def root(tmp_path):
 
 def made(root, model=TINY, **options):
     options = {"seed": 0, "task_options": {"crop": 32}, **options}
-    return build("segmentation", model, "voc2012", data_options={"root": str(root)}, **options)
-
-
-def metric_of(num_classes):
-    return Segmentation.metric(SimpleNamespace(data=SimpleNamespace(num_classes=num_classes)), CPU)
+    return build("auto", model, "voc2012", data_options={"root": str(root)}, **options)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_the_metric_is_that_of_one_confusion_matrix_over_all_images(num_classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    metric = metric_of(num_classes)
+    metric = Segmentation.metric(SimpleNamespace(data=SimpleNamespace(num_classes=num_classes)), CPU)
     predictions, truths = [], []
 
     def below(limit, size=()):
@@ -76,13 +81,7 @@ def test_the_metric_is_that_of_one_confusion_matrix_over_all_images(num_classes,
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)  # torchmetrics divides in float32
     shares = [share for share in class_iou(metric.confmat) if share is not None]
     assert sum(shares) / len(shares) == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_class_that_is_nowhere_does_not_count():
     assert class_iou(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])) == [3 / 4, 4 / 5, None]
-    metric = metric_of(3)
-    metric.update(torch.tensor([[[[9.0]], [[0.0]], [[0.0]]]]), torch.zeros(1, 1, 1, dtype=torch.long))
-    assert float(metric.compute()) == 1.0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -104,29 +103,14 @@ def test_the_loss_is_the_mean_over_labelled_pixels(smoothing):
     assert loss.item() == 0 and not outputs.grad.any()
 
 
-def test_the_task_follows_from_the_data(root):
-    task = build("auto", TINY, "voc2012", seed=0, data_options={"root": str(root)}, task_options={"crop": 32})
-    assert isinstance(task, Segmentation)
+def test_the_task_follows_from_the_data_and_scores_see_batches_of_four_and_never_one_image(root):
+    task = made(root)
+    assert isinstance(task, Segmentation) and not task.model.training
     assert (task.metric_name, task.window.crop, task.window.side, task.stride) == ("miou", 32, 32, 21)
     assert task.example.shape == (1, 3, 32, 32)
-    assert not task.model.training
     json.dumps(task.facts())
     assert task.facts()["classes"][20] == "tvmonitor"
-
-
-def test_validation_images_are_neither_trained_on_nor_pruned_with(root):
-    task = made(root, validation=0.3)
-    train, held_out = set(task.train_indices.tolist()), set(task.validation_indices.tolist())
-    assert not train & held_out
-    assert train | held_out == set(range(13))
-    assert len(held_out) == 4
-    assert set(task.pruning_set(9, seed=0).indices) <= train
-    assert task.feed("validation", CPU, 4).images == 4
-    assert made(root).feed("validation", CPU, 4) is None
-
-
-def test_scores_see_batches_of_four_and_never_one_image(root):
-    task = made(root)
+    assert task.feed("validation", CPU, 4) is None
     chosen = task.pruning_set(3, 0)
     assert len(chosen.images) == 9
     batches = task.scoring_batches(chosen)
@@ -135,15 +119,18 @@ def test_scores_see_batches_of_four_and_never_one_image(root):
     assert torch.equal(torch.cat([labels for _, labels in batches]), chosen.labels)
 
 
-def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_path):
+def test_training_learns_without_validation_images_and_whole_test_images_or_crops_are_measured(root, tmp_path):
     task = made(root, validation=0.2, task_options={"crop": 24, "stride": 10})
+    train, held_out = set(task.train_indices.tolist()), set(task.validation_indices.tolist())
+    assert not train & held_out and train | held_out == set(range(13))
+    assert len(held_out) == task.feed("validation", CPU, 4).images == 3
+    assert set(task.pruning_set(9, seed=0).indices) <= train
     options = TrainOptions(epochs=25, batch_size=4, lr=0.2, augment="auto", augment_options={"max_scale": 1.2})
     model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
     assert {"train_miou", "val_miou"} <= set(rows[-1])
     result = task.test(model, fabric=fabric("cpu"), batch_size=3)
     assert result["test_images"] == 4
     predictions, truths = [], []
-
     for number in range(4):
         image, labels = task.data.test.sample(number)
         pixels = task.data.normalise(image[None])[0].numpy()
@@ -153,9 +140,6 @@ def test_training_learns_and_the_whole_of_the_test_images_is_measured(root, tmp_
     assert result["test_miou"] > 0.5  # the colours of the rectangles tell their classes
     known = [share for share in result["test_class_iou"].values() if share is not None]
     assert result["test_miou"] == pytest.approx(sum(known) / len(known), abs=1e-6)
-
-
-def test_the_crop_is_measured_where_asked_for(root, tmp_path):
     task = made(root, task_options={"crop": 20, "evaluation": "crop"})
     predictions, truths = [], []
     for number in range(4):
@@ -182,52 +166,28 @@ def test_deeplab_gets_multiples_that_it_takes_and_never_one_image(root, tmp_path
     assert head["lr"] == 0.1
 
 
+def asked(**options):
+    return partial(made, task_options=options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"task_options": {"size": 3}}, "unknown option 'size' of task .* Known: crop, evaluation, stride"),
-        ({"task_options": {"crop": 0}}, "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
-        ({"task_options": {"crop": 20, "stride": 21}}, "'stride' of task .* must be an integer in 1..20, got 21"),
-        ({"task_options": {"evaluation": "half"}}, "unknown evaluation 'half'. Known: crop, full"),
-        ({"model": "tiny_segmenter:half_size"}, r"gives \(1, 21, .* segmentation needs \(1, 21, "),
-        ({"model": "tiny_segmenter:four_channels"}, r"fails on \d+ x \d+ pixels: RuntimeError"),
-        ({"model": "torchvision:squeezenet1_1"}, r"gives \(1, 21\) for one image"),
+        (asked(size=3), "unknown option 'size' of task .* Known: crop, evaluation, stride"),
+        (asked(crop=0), "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
+        (asked(crop=20, stride=21), "'stride' of task .* must be an integer in 1..20, got 21"),
+        (asked(evaluation="half"), "unknown evaluation 'half'. Known: crop, full"),
+        (lambda root: made(root, "tiny_segmenter:half_size"), r"gives \(1, 21, .* segmentation needs \(1, 21, "),
+        (lambda root: made(root, "tiny_segmenter:four_channels"), r"fails on \d+ x \d+ pixels: RuntimeError"),
+        (lambda root: made(root, "torchvision:squeezenet1_1"), r"gives \(1, 21\) for one image"),
+        (lambda root: build("segmentation", TINY, "fashion-mini", seed=0), "'fashion-mini' has one class an image"),
+        (lambda root: made(root).loss("mse", 0.0), "loss 'mse': segmentation has auto and cross-entropy"),
+        (lambda root: made(root).feed("train", CPU, 4, augment="crop-flip"), "unknown augment 'crop-flip'"),
     ],
 )
-def test_options_and_networks_that_cannot_be_used(root, call, message):
+def test_what_cannot_be_used(root, call, message):
     with refused(message):
-        made(root, **call)
-
-
-def test_data_loss_and_augmentation_that_cannot_be_used(root):
-    with refused("data 'fashion-mini' has one class an image; task 'segmentation' needs"):
-        build("segmentation", TINY, "fashion-mini", seed=0)
-    with refused("loss 'mse': segmentation has auto and cross-entropy"):
-        made(root).loss("mse", 0.0)
-    with refused("unknown augment 'crop-flip'", UnknownName):
-        made(root).feed("train", CPU, 4, augment="crop-flip")
-
-
-@pytest.mark.data
-def test_the_subset_with_a_pre_trained_backbone(data_folder, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PathexWarning)  # that the decoder is new is what is wanted
-        settings = {
-            "weights": str(data_folder / "checkpoints" / "mobilenet_v2-features-imagenet.safetensors"),
-            "model_options": {"encoder_name": "mobilenet_v2"},
-            "data_options": {"root": str(data_folder), "image_size": 48},
-        }
-        task = build("auto", "smp:DeepLabV3Plus", "voc2012", seed=0, task_options={"crop": 49}, **settings)
-    with pytest.warns(PathexWarning, match=r"show aeroplane \(0\), bicycle \(0\)"):
-        chosen = task.pruning_set(1, 0)
-    shown = {label for labels in chosen.labels for label in labels.unique().tolist()}
-    assert {5, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 20} <= shown
-    options = TrainOptions(epochs=2, batch_size=8, lr=0.02, head_lr=0.2, augment="auto")
-    model, rows = task.train(options, fabric=fabric("cpu"), folder=tmp_path)
-    assert rows[1]["train_loss"] < rows[0]["train_loss"]
-    result = task.test(model, fabric=fabric("cpu"), batch_size=8)
-    assert result["test_images"] == 40
-    assert result["test_miou"] > 0.03  # background alone gives about that: 0.57 of the pixels, 17 classes
+        call(root)
 
 
 @pytest.fixture
@@ -240,20 +200,13 @@ def network():
 @pytest.mark.parametrize(("stride", "side", "at_once"), [(8, 8, 1), (5, 8, 3), (3, 11, 64)])
 def test_every_pixel_is_the_mean_over_its_windows(network, size, stride, side, at_once):
     images = torch.randn(2, 2, *size, dtype=torch.float64)
+    windows = SlidingWindow(network, 8, stride, side, at_once)
     with torch.no_grad():
-        found = SlidingWindow(network, 8, stride, side, at_once)(images)
+        found = windows(images)
     assert found.shape == (2, 3, *size)
     for image, logits in zip(images.numpy(), found.numpy(), strict=True):
         np.testing.assert_allclose(logits, twin.averaged(plain(network), image, 8, stride, side, 3), atol=1e-12)
-
-
-def test_a_small_image_is_seen_once_padded_with_zeros_in_the_mode_of_the_network(network):
-    image = torch.randn(1, 2, 6, 7, dtype=torch.float64)
-    with torch.no_grad():
-        direct = network(nn.functional.pad(image, (0, 1, 0, 2)))[:, :, :6, :7]
-        assert torch.equal(SlidingWindow(network, 8, 3, 8)(image), direct)
-    assert not SlidingWindow(network, 8, 8, 8).training
-    assert SlidingWindow(network.train(), 8, 8, 8).training
+    assert not windows.training and SlidingWindow(network.train(), 8, stride, side).training
 
 
 def test_windows_reach_the_end_and_not_beyond():
@@ -263,3 +216,130 @@ def test_windows_reach_the_end_and_not_beyond():
             assert starts == sorted(set(starts))
             covered = {place for start in starts for place in range(start, start + window)}
             assert covered == set(range(max(size, window)))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Thirteen images of different sizes; the colour of image n is 15 n."""
+    draws, pairs = np.random.default_rng(1), []
+    for number in range(13):
+        size = (8 + number % 4, 9 + number % 3)
+        pairs.append((np.full((*size, 3), 15 * number, np.uint8), draws.integers(0, 4, size, dtype=np.uint8)))
+    split, half = write_pairs(tmp_path, enumerate(pairs), 4), torch.full((3,), 0.5)
+    return SegmentationData("toy", split, split, ("ground", "a", "b", "c"), half, half)
+
+
+def loader(data, **options):
+    return SegmentationLoader(data, data.train, data.window(10), **{"device": CPU, "batch_size": 4, **options})
+
+
+def numbers(images):
+    """Which images these are, by the colour at the place where they differ most from the padding."""
+    colours = ((images[:, 0] * 0.5 + 0.5) * 255).round().int()
+    return [min(value for value in colour.unique().tolist() if value % 15 == 0) // 15 for colour in colours]
+
+
+def test_an_epoch_has_every_image_once_and_follows_from_seed_and_epoch(data):
+    batches = list(loader(data, augment="scale-crop").shuffled(3, 1))
+    assert [len(images) for images, _ in batches] == [4, 4, 5]  # none is alone
+    assert loader(data).batches == 3
+    assert sorted(number for images, _ in batches for number in numbers(images)) == list(range(13))
+    images, labels = batches[0]
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert (images.shape[1:], labels.shape[1:]) == ((3, 10, 10), (10, 10))
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    again = list(loader(data, augment="scale-crop").shuffled(3, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.testing.assert_close(again, batches, rtol=0, atol=0)
+    for seed, epoch in ((3, 2), (4, 1)):
+        other = list(loader(data, augment="scale-crop").shuffled(seed, epoch))
+        assert not all(torch.equal(x, u) for (x, _), (u, _) in zip(batches, other, strict=True) if x.shape == u.shape)
+
+
+def test_the_centre_is_seen_or_moved_scaled_and_mirrored(data):
+    for images, labels in loader(data).shuffled(0, 1):
+        for image, marks, number in zip(images, labels, numbers(images), strict=True):
+            pair = data.train.sample(number)
+            height, width = pair[1].shape
+            corner = ((height - 10) // 2, (width - 10) // 2)
+            expected = twin.window(*(part.numpy() for part in pair), *corner, 10, 10, (128, 128, 128))
+            np.testing.assert_array_equal(marks.numpy(), expected[1])
+            np.testing.assert_allclose(image.numpy(), expected[0] / 127.5 - 1, atol=1e-6)
+
+    def by_number(**options):
+        batches = loader(data, **options).shuffled(0, 1)
+        return {number: marks for x, y in batches for number, marks in zip(numbers(x), y, strict=True)}
+
+    plain, moved = by_number(), by_number(augment="scale-crop")
+    assert sum(not torch.equal(plain[number], marks) for number, marks in moved.items()) >= 11
+    # At one half no image of at most 11 pixels fills the window; with no scaling the mirrored centre is all there is.
+    options = {"min_scale": 0.5, "max_scale": 0.5}
+    for _, labels in loader(data, augment="scale-crop", augment_options=options).shuffled(0, 1):
+        assert ((labels != 255).flatten(1).sum(1) <= 36).all()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("whole", [False, True])
+def test_processes_together_see_what_one_would(data, ranks, whole):
+    options = {"augment": "scale-crop", "batch_size": 6, "whole": whole}
+    shares = [loader(data, share=(rank, ranks), **options) for rank in range(ranks)]
+    alone = loader(data, **options)
+    assert {share.images for share in shares} == {13}
+    together = [
+        torch.cat([part[0] for part in parts]) for parts in zip(*(s.shuffled(1, 2) for s in shares), strict=True)
+    ]
+    one = torch.cat([images for images, _ in alone.shuffled(1, 2)])
+    assert torch.equal(torch.cat(together), one)
+    sizes = [[len(images) for images, _ in share.shuffled(1, 2)] for share in shares]
+    assert min(map(min, sizes)) >= 2
+    for step in zip(*sizes, strict=True):
+        assert max(step) - min(step) <= 1
+    seen = sorted(number for share in shares for images, _ in share.in_order() for number in numbers(images))
+    assert seen == list(range(13))
+
+
+def test_whole_images_come_one_by_one_in_their_own_size_and_an_unreadable_one_is_named(data):
+    passes = list(loader(data, whole=True).in_order())
+    assert len(passes) == 13
+    for number, (image, labels) in enumerate(passes):
+        pair = data.train.sample(number)
+        assert torch.equal(labels[0], pair[1].long())
+        assert torch.equal(image, data.normalise(pair[0][None]))
+    part = loader(data, indices=torch.tensor([12, 3, 5]), batch_size=2)
+    assert part.images == 3
+    assert [numbers(images) for images, _ in part.in_order()] == [[12, 3], [5]]
+    assert [len(images) for images, _ in part.shuffled(0, 1)] == [3]
+    Path(data.train.image_files[6]).write_bytes(b"nothing")
+    with refused(r"6.png' cannot be read"):
+        list(loader(data).shuffled(0, 1))
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(1, 5))
+def test_every_place_is_in_one_batch_and_one_share(images, batch_size, least, ranks):
+    batches = cut_batches(images, batch_size, least)
+    assert [place for batch in batches for place in batch] == list(range(images))
+    assert all(len(batch) >= min(least, batch_size, images) for batch in batches)
+    for batch in batches:
+        shares = [share_of(batch, rank, ranks) for rank in range(ranks)]
+        assert [place for share in shares for place in share] == list(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": (0, 5)}, "batches of 4 images cannot be shared by 5 processes"),
+        ({"indices": torch.arange(1), "share": (1, 2)}, "batches of 1 images cannot be shared by 2 processes"),
+        ({"share": (2, 2)}, r"part must be .* got \(2, 2\)"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"augment": "crop-flip"}, "unknown augment 'crop-flip'"),
+        ({"augment_options": {"scale": 2}}, "'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
+        ({"augment_options": {"min_scale": 0}}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
+        ({"augment_options": {"min_scale": 3.0}}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),
+        ({"augment": "none", "augment_options": {"min_scale": 1.0}}, r"'min_scale' of augment 'none'\. Known: none"),
+    ],
+)
+def test_what_cannot_be_loaded(data, options, message):
+    with refused(message):
+        loader(data, **{"augment": "scale-crop", **options})

@@ -1,16 +1,21 @@
-"""A trial notices everything that must not happen."""
+"""The catalogue holds what it says, and a trial notices everything that must not happen."""
 
 import random
 import signal
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
+import pathex
 from benchmarks.zoo import trial as trial_module
+from benchmarks.zoo.catalogue import LEFT_OUT, SEGMENTATION, build, catalogue, describe, first_output
+from benchmarks.zoo.table import EXTRA, SIX, plan
 from benchmarks.zoo.trial import Outcome, call_of, is_known, trial
 from brute_force.cases import Wired
 from pathex import scores
@@ -48,16 +53,10 @@ def replace_parameter(problem):
     problem.model.get_submodule("0").register_parameter("weight", nn.Parameter(weight(problem).detach()))
 
 
-def raising(error):
-    def scorer(_):
-        raise error
-
-    return scorer
-
-
 LEFT, REFUSAL = "Defect: the network was not left as it was: ", UnsupportedOperation("no rule to read this")
 NOTHING = lambda problem: None  # noqa: E731
 WITH_GRADIENT = lambda problem: setattr(weight(problem), "grad", torch.zeros_like(weight(problem)))  # noqa: E731
+INFINITE = lambda p: _magnitudes(p) | {"4.weight": p.masked()["4.weight"] * torch.inf}  # noqa: E731
 TRIALS = {
     "sound": (NOTHING, _magnitudes, "ok", ""),
     "weight": (lambda problem: weight(problem).data[0, 0, 0, 0].add_(1), _magnitudes, "error", LEFT + "values"),
@@ -69,15 +68,10 @@ TRIALS = {
     "python": (lambda _: random.random(), _magnitudes, "error", LEFT + "generators"),
     "numpy": (lambda _: np.random.random(), _magnitudes, "error", LEFT + "generators"),  # noqa: NPY002
     "mode": (lambda _: torch.set_default_dtype(torch.float64), _magnitudes, "error", LEFT + "modes"),
-    "infinite": (
-        NOTHING,
-        lambda p: _magnitudes(p) | {"4.weight": p.masked()["4.weight"] * torch.inf},
-        "error",
-        "Defect: scores are not finite: 4.weight",
-    ),
-    "refusal": (NOTHING, raising(REFUSAL), "refused", "no rule to read this"),
-    "refusal and gradient": (WITH_GRADIENT, raising(REFUSAL), "error", LEFT + "parameters"),
-    "failure": (NOTHING, raising(IndexError("out of bounds")), "error", "IndexError: out of bounds"),
+    "infinite": (NOTHING, INFINITE, "error", "Defect: scores are not finite: 4.weight"),
+    "refusal": (NOTHING, Mock(side_effect=REFUSAL), "refused", "no rule to read this"),
+    "refusal and gradient": (WITH_GRADIENT, Mock(side_effect=REFUSAL), "error", LEFT + "parameters"),
+    "failure": (NOTHING, Mock(side_effect=IndexError("out of bounds")), "error", "IndexError: out of bounds"),
 }
 
 
@@ -93,15 +87,7 @@ def test_the_outcome_of_a_scorer(case, tried):
     assert replace(found, seconds=0) == expected
 
 
-def test_a_wrong_count(tried, monkeypatch):
-    monkeypatch.setattr(trial_module, "SPARSITY", 0.8)
-    prune = trial_module.pathex.prune
-    monkeypatch.setattr(trial_module.pathex, "prune", lambda *a, **k: prune(*a, **{**k, "sparsity": 0.9}))
-    outcome = tried(_magnitudes)
-    assert (outcome.outcome, outcome.message) == ("error", "Defect: 68 of 684 weights kept instead of 137")
-
-
-def test_dead_layers_are_an_error_only_where_they_are_promised_not_to_be(tried):
+def test_a_wrong_count_is_an_error_and_dead_layers_where_they_are_promised_not_to_be(tried, monkeypatch):
     def scorer(problem):
         return {name: weight * (name == "4.weight") for name, weight in _magnitudes(problem).items()}
 
@@ -110,6 +96,11 @@ def test_dead_layers_are_an_error_only_where_they_are_promised_not_to_be(tried):
     outcome, lost = tried(scorer, "px"), "0.weight (all scores 0), 4.weight (68 kept)"
     assert outcome.outcome == "error"
     assert outcome.message == f"Defect: 2 of 2 layers lost every weight on every path: {lost}"
+    monkeypatch.setattr(trial_module, "SPARSITY", 0.8)
+    prune = trial_module.pathex.prune
+    monkeypatch.setattr(trial_module.pathex, "prune", lambda *a, **k: prune(*a, **{**k, "sparsity": 0.9}))
+    outcome = tried(_magnitudes)
+    assert (outcome.outcome, outcome.message) == ("error", "Defect: 68 of 684 weights kept instead of 137")
 
 
 def test_the_time_limit(tried):
@@ -154,3 +145,76 @@ def test_labels():
     assert is_known("px:redraw=true")
     assert not is_known("px:speed=3")
     assert not is_known("pxx")
+
+
+LRASPP = f"{SEGMENTATION}lraspp_mobilenet_v3_large"
+FAMILIES = {
+    *("resnet", "resnext", "res2net", "regnet", "densenet", "vgg", "inception", "mobilenet", "mnasnet"),
+    *("efficientnet", "ghostnet", "shufflenet", "rexnet", "hrnet", "dla", "darknet", "nfnet", "convnext"),
+    *("convmixer", "mixer", "resmlp", "vit", "deit", "beit", "cait", "swin", "twins", "pit", "levit", "xcit"),
+    *("coat", "maxvit", "poolformer", "mobilevit", "efficientformer", "fastvit", "repvgg", "tiny_vit", "eva"),
+    "metaformer",
+}
+BY_MODEL = {architecture.model: architecture for architecture in catalogue()}
+
+
+def test_every_constructor_and_family_is_in_it_and_thirty_get_every_method():
+    assert {architecture.family for architecture in BY_MODEL.values()} >= FAMILIES
+    assert sum(model.startswith("timm:") for model in BY_MODEL) >= 120
+    for generation in ("mobilenetv1", "mobilenetv2", "mobilenetv3", "mobilenetv4"):
+        assert any(model.startswith(f"timm:{generation}") for model in BY_MODEL), generation
+    assert len(BY_MODEL) == len(catalogue())
+    kinds = [architecture.methods for architecture in BY_MODEL.values()]
+    assert set(kinds) == {"all", "six"} and kinds.count("all") == 30
+    constructors = {f"torchvision:{name}" for name in models.list_models(module=models)}
+    constructors |= {f"{SEGMENTATION}{name}" for name in models.list_models(module=models.segmentation)}
+    assert constructors - set(BY_MODEL) == set(LEFT_OUT) & constructors
+    assert not set(BY_MODEL) & set(LEFT_OUT)
+    assert all(LEFT_OUT.values())
+
+
+@pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit3", LRASPP])
+def test_a_row_is_what_is_measured(model):
+    row = BY_MODEL[model]
+    found = describe(model, row.family, row.size)
+    assert {**found.row(), "methods": row.methods} == row.row()
+    network, x, y = build(row)
+    assert sum(parameter.numel() for parameter in network.parameters()) == row.parameters
+    assert y.shape == x.shape[:1] or y.shape == (4, row.size, row.size)
+    assert network.training
+    outputs = []
+    for seed in (0, 0, 1):
+        network, x, _ = build(row, seed)
+        outputs.append(first_output(network.eval()(x)))
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    with pytest.raises(ValueError, match="accepts no image of 384"):
+        describe("timm:twelve", "none", 384)
+
+
+SAMPLE = (
+    "torchvision:squeezenet1_1",
+    *(f"timm:{n}" for n in ("test_efficientnet", "test_nfnet", "test_vit", "starnet_s050")),
+)
+WORK_ANYWHERE = frozenset({"random", "magnitude", "snip", "grasp", "ntk-diagonal"})
+
+
+def _assert_works(architecture, name, rounds, *, may_refuse):
+    network, x, y = build(architecture)
+    found = trial(network, x, y, name, rounds=rounds)
+    assert found.outcome in ({"ok", "refused"} if may_refuse else {"ok"}), f"{name}: {found.message}"
+
+
+SOME = [(model, name) for model in SAMPLE for name in (*SIX, *EXTRA)]
+
+
+@pytest.mark.parametrize(("model", "name"), SOME + [(LRASPP, name) for name in ("random", "snip", "px")])
+def test_a_sample(model, name):
+    rounds = 1 if name in EXTRA or model == LRASPP else 2
+    _assert_works(BY_MODEL[model], name, rounds, may_refuse=name == "synflow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", BY_MODEL)
+def test_all(model):
+    for name, rounds in plan(BY_MODEL[model], pathex.methods()).items():
+        _assert_works(BY_MODEL[model], name, rounds, may_refuse=name not in WORK_ANYWHERE)

@@ -19,7 +19,7 @@ def ticket():
     return pathex.make_permanent(network, mask).eval(), mask
 
 
-def test_every_engine_has_its_turn_and_gives_the_outputs(ticket, monkeypatch):
+def test_every_engine_has_its_turn_gives_the_outputs_and_is_drawn(ticket, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openvino", None)
     turns = []
     images = torch.randn(3, 1, 4, 4)
@@ -34,9 +34,13 @@ def test_every_engine_has_its_turn_and_gives_the_outputs(ticket, monkeypatch):
             assert 0 < row["low"] <= row["milliseconds"] <= row["high"] and row["difference"] < 1e-5
     with refused("unknown engine 'tpu'", UnknownName):
         latency(ticket[0], images, engines=("tpu",))
+    row = {"engine": "torch", "threads": 1, "milliseconds": 2.0, "low": 1.0, "high": 3.0}
+    rows = [{**row, "batch_size": 1}, {**row, "batch_size": 32, "engine": "sparse"}, {"engine": "openvino"}]
+    draw(rows, tmp_path / "p.png", "a network")
+    assert (tmp_path / "p.png").stat().st_size > 5000
 
 
-def test_facts_are_those_of_the_mask(ticket):
+def test_facts_are_those_of_the_mask_and_layers_share_the_time_of_a_pass(ticket):
     network, mask = ticket
     found = facts(network, torch.randn(1, 1, 4, 4))
     total = sum(parameter.numel() for parameter in network.parameters())
@@ -45,23 +49,10 @@ def test_facts_are_those_of_the_mask(ticket):
     assert found["multiply_adds"] == counts.multiply_adds()
     assert found["kept_multiply_adds"] == pytest.approx(counts.multiply_adds(mask), abs=len(mask))
     assert 4 * total < found["bytes"] and found["activation_bytes"] >= 4 * 4 * 2 * 2
-
-
-def test_layers_share_the_time_of_a_pass(ticket):
-    network, mask = ticket
     rows = layers(network, torch.randn(2, 1, 4, 4), repeats=3)
-    assert [row["layer"] for row in rows] == [
-        name for name, m in network.named_modules() if name and not [*m.children()]
-    ]
+    assert [row["layer"] for row in rows] == [name for name, _ in network.named_children()]
     assert 0 < sum(row["share"] for row in rows) < 1.5
     assert {row["layer"]: row["kept"] for row in rows if row["weights"]} == {
         name.removesuffix(".weight"): count.kept for name, count in mask.counts().items()
     }
     assert not any(module._forward_hooks for module in network.modules())
-
-
-def test_a_picture_of_two_cases(tmp_path):
-    row = {"engine": "torch", "threads": 1, "milliseconds": 2.0, "low": 1.0, "high": 3.0}
-    rows = [{**row, "batch_size": 1}, {**row, "batch_size": 32, "engine": "sparse"}, {"engine": "openvino"}]
-    draw(rows, tmp_path / "p.png", "a network")
-    assert (tmp_path / "p.png").stat().st_size > 5000

@@ -1,32 +1,26 @@
 import pandas as pd
 import pytest
 
-from experiments.report.fake_run_folders import GRID
+from experiments.report.conftest import GRID
 from pathex.experiments.report.published import caption, published_for, published_table, setting_of, within
 from pathex.experiments.report.records import read_all
 
+SCRATCH = ("cifar10 resnet20", "cifar100 vgg16_bn", "tiny-imagenet resnet18_tiny")
 # Curves (nine sparsities, the table of ImageNet two) and dense values of each setting.
 CURVES = {
-    ("PX paper", "cifar10", "resnet20", "random"): (7, 0),
-    ("PX paper", "cifar100", "vgg16_bn", "random"): (7, 0),
-    ("PX paper", "tiny-imagenet", "resnet18_tiny", "random"): (7, 0),
-    ("PX paper", "imagenet", "resnet50", "random"): (7, 0),
+    **{("PX paper", *setting.split(), "random"): (7, 0) for setting in (*SCRATCH, "imagenet resnet50")},
     **{
         ("PX paper", data, "resnet50", weights): (6, 1)
         for data in ("cifar10", "cifar100", "tiny-imagenet")
         for weights in ("imagenet", "mocov2", "clip")
     },
     **{("PX paper", "voc2012", "deeplabv3plus-resnet50", w): (4, 1) for w in ("imagenet", "mocov2", "dino")},
-    ("NTK-SAP paper", "cifar10", "resnet20", "random"): (3, 0),
-    ("NTK-SAP paper", "cifar100", "vgg16_bn", "random"): (3, 0),
-    ("NTK-SAP paper", "tiny-imagenet", "resnet18", "random"): (3, 0),
-    ("NTK-SAP paper", "imagenet", "resnet50", "random"): (7, 1),
-    ("NTK-SAP paper", "imagenet", "resnet18", "random"): (7, 1),
+    **{("NTK-SAP paper", *setting.removesuffix("_tiny").split(), "random"): (3, 0) for setting in SCRATCH},
+    **{("NTK-SAP paper", "imagenet", network, "random"): (7, 1) for network in ("resnet50", "resnet18")},
 }
 
 # Values in per cent as the tables print them, or a flag.
 SPOTS = [
-    ("PX paper", "cifar10", "resnet20", "random", "px", 0.982, 76.96),
     ("PX paper", "cifar10", "resnet20", "random", "ntk-sap", 0.982, "below:0.75"),
     ("PX paper", "cifar10", "resnet20", "random", "synflow", 0.738, "hidden"),
     ("PX paper", "cifar100", "vgg16_bn", "random", "magnitude", 0.982, 66.48),
@@ -51,7 +45,7 @@ RESNET50 = {"encoder_name": "resnet50", "encoder_output_stride": 8}
 TASKS = [{"task": 0, "zero_shot": 0.5, "fine_tuned": 0.6}]
 
 
-def test_every_setting_has_its_curves():
+def test_every_setting_has_its_curves_and_a_value_where_it_was_printed_or_read():
     table = published_table()
     assert len(table) == 920
     for setting, rows in table.groupby(KEYS[:4]):
@@ -60,10 +54,6 @@ def test_every_setting_has_its_curves():
         assert set(curves) == {(0.8926, 0.956) if setting[1] == "imagenet" else GRID}, setting
     assert table.groupby(KEYS[:4]).ngroups == len(CURVES)
     assert not table.duplicated(KEYS).any()
-
-
-def test_a_value_stands_exactly_where_it_was_printed_or_read():
-    table = published_table()
     exact = table["flag"] == "exact"
     assert table["value"].notna().equals(exact)
     assert table.loc[exact, "value"].between(0.1, 0.95).all()
@@ -103,7 +93,6 @@ def test_spot_values(spot):
         ({"model_options": {"width": 8}}, None),
         ({"model_options": {"shortcut": "pad"}}, None),
         ({"weights": "/some/file.pth"}, None),
-        ({"weights": "file.safetensors"}, None),
         ({"model": "timm:resnet50", "weights": "fb_swsl_ig1b_ft_in1k_but_not"}, None),
         ({"model": "timm:resnet50", "weights": "fb_swsl_ig1b_ft_in1k"}, None),
         ({"model": "timm:resnet50.fb_swsl_ig1b_ft_in1k", "weights": "imagenet"}, None),
@@ -136,12 +125,11 @@ def test_curves_are_those_of_the_methods_that_were_run(make_run):
     assert published_for(read_all(two)[0]).empty  # two settings in one experiment
 
 
-@pytest.mark.parametrize(("weights", "doubt"), [("imagenet", True), (None, False)])
-def test_caption_names_sources_and_doubts_the_pre_trained_panels(make_run, weights, doubt):
-    model = "torchvision:resnet50" if weights else "resnet20"
-    folder = make_run("ntk-sap", data="cifar10", model=model, weights=weights)
-    said = caption(published_for(read_all([folder])[0]))
-    assert "PX paper, CVPR 2024, read off its figure to 0.05 points" in said
-    assert ("NTK-SAP paper, ICLR 2023, read off its figure to 0.2 points" in said) is not doubt
-    assert ("low confidence" in said) is doubt
+def test_caption_names_sources_and_doubts_the_pre_trained_panels(make_run):
+    for changes, doubt in (({"model": "torchvision:resnet50", "weights": "imagenet"}, True), ({}, False)):
+        folder = make_run("ntk-sap", data="cifar10", **changes)
+        said = caption(published_for(read_all([folder])[0]))
+        assert "PX paper, CVPR 2024, read off its figure to 0.05 points" in said
+        assert ("NTK-SAP paper, ICLR 2023, read off its figure to 0.2 points" in said) is not doubt
+        assert ("low confidence" in said) is doubt
     assert caption(published_for(read_all([make_run("force")])[0])) == ""

@@ -2,18 +2,11 @@ import pytest
 
 from pathex.train import loop
 
-CHANGES = {"rounds": 2, "images_per_class": 2, "batch_size": 16, "augment": "crop-flip"}
-TINY = {"model": "model_factories:tiny", "model_options": {"width": 4}}
-
 
 @pytest.fixture
 def settings(small, tmp_path):
-    return small | CHANGES | TINY | {"out": str(tmp_path / "runs")}
-
-
-@pytest.fixture(scope="session")
-def settings_of_all(small, tmp_path_factory):
-    return small | CHANGES | TINY | {"out": str(tmp_path_factory.mktemp("all") / "runs")}
+    own = {"model": "model_factories:tiny", "model_options": {"width": 4}, "out": str(tmp_path / "runs")}
+    return small | own | {"rounds": 2, "images_per_class": 2, "batch_size": 16, "augment": "crop-flip"}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,9 +25,10 @@ def initial(settings, **changes):
 
 
 @pytest.fixture(scope="module")
-def wide(settings_of_all):
+def wide(small, tmp_path_factory):
     """Settings, results of the dense network and of a ticket, and the file of its mask."""
-    settings = settings_of_all | {"model": "resnet20", "model_options": {"width": 8}, "epochs": 0}
+    settings = small | {"model_options": {"width": 8}, "images_per_class": 2, "rounds": 2, "epochs": 0}
+    settings |= {"model": "resnet20", "out": str(tmp_path_factory.mktemp("wide"))}
     dense, ticket = (run(RunConfig(**settings | {"method": method})) for method in ("dense", "px"))
     return settings | {"method": "small-dense"}, dense.result, ticket.result, ticket.folder / "mask.safetensors"
 
@@ -165,10 +165,8 @@ def test_the_loss_is_the_one_asked_for(loss, settings):
     finished = run(RunConfig(**settings | ONE_STEP | {"loss": loss}))
     model = build_task(RunConfig(**settings)).model
     model.load_state_dict(times(model.state_dict(), mask_of(finished.folder)))
-    with np.load(settings["data"].removeprefix("npz:")) as archive:
-        pixels, labels = torch.from_numpy(archive["train_images"]), torch.from_numpy(archive["train_labels"])[:, 0]
-    mean, std = (torch.tensor(finished.result["normalisation"][name]).view(3, 1, 1) for name in ("mean", "std"))
-    outputs = model.train()((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std).double()
+    data = pathex.data.load(settings["data"])
+    outputs, labels = model.train()(data.normalise(data.train.data)).double(), data.train.labels
     if loss == "mse":
         expected = (outputs - nn.functional.one_hot(labels, 4)).square().mean()
     else:
@@ -202,11 +200,8 @@ def test_the_command_line_reaches_the_methods_and_the_report_tells_them_apart(se
         assert 0 < result["kept"] <= result["parameters"] < result["multiply_adds"]
         assert result.get("mask_updates") == (2 if name == "set" else None)
         assert ("final_overlap" in result, "width" in result) == (name == "set", name == "small-dense")
-        if name == "imp":
-            assert result["rounds"] == 3
-            assert err.count("imp: level 3 of 3, epoch 1 of 1: loss ") == err.count("imp: epoch 1 of 1: loss ") == 1
-        if name == "small-dense":
-            assert f"dense with width {result['width']}: {result['parameters']:,} parameters, " in err
+        assert err.count("imp: level 3 of 3, epoch 1 of 1: loss ") == (name == "imp")
+        assert err.count(f"dense with width {result.get('width')}: ") == (name == "small-dense")
     assert main(["report", settings["out"], "--out", str(tmp_path / "report")]) == 0
     assert capsys.readouterr().out.startswith("4 runs")
     summary = (tmp_path / "report" / "summary.md").read_text()

@@ -9,21 +9,22 @@ import yaml
 
 import pathex
 from experiments.runs.outcomes import entries, mask_of, state_of, stop_at
-from pathex.experiments.runs import RunConfig, check_same, environment, finished_result, locked, run, write_json
-from pathex.experiments.runs.folder import Journal, read_json, write_config, write_lines
+from pathex.experiments.runs import (
+    RunConfig,
+    check_same,
+    environment,
+    finished_result,
+    locked,
+    run,
+    run_name,
+    write_json,
+)
+from pathex.experiments.runs.folder import Journal, write_config
 from refusals import refused
 from small_images import write_images
 
 
-def test_json_files_are_written_whole_and_read_back(tmp_path):
-    write_json(tmp_path / "a.json", {"kept": 3})
-    write_lines(tmp_path / "b.jsonl", [{"round": 1}, {"round": 2}])
-    assert read_json(tmp_path / "a.json") == {"kept": 3}
-    assert (tmp_path / "b.jsonl").read_text() == '{"round": 1}\n{"round": 2}\n'
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.jsonl"}
-
-
-def test_only_a_result_that_says_done_ends_a_run(tmp_path):
+def test_a_folder_is_of_the_same_settings_and_only_a_result_that_says_done_ends_it(tmp_path):
     assert finished_result(tmp_path) is None
     for result, found in (({"status": "stopped"}, None), ({"status": "done", "kept": 1},) * 2):
         write_json(tmp_path / "result.json", result)
@@ -31,9 +32,6 @@ def test_only_a_result_that_says_done_ends_a_run(tmp_path):
     (tmp_path / "result.json").write_text('{"status": "do')
     with refused(r"result\.json cannot be read"):
         finished_result(tmp_path)
-
-
-def test_the_same_settings_on_another_device_are_the_same_run(tmp_path):
     check_same(tmp_path, RunConfig())
     write_config(tmp_path, RunConfig(device="cpu"))
     check_same(tmp_path, RunConfig(out="elsewhere"))
@@ -113,10 +111,6 @@ def test_the_settings_reach_pruning_and_training(settings):
 
 
 def test_what_leaves_no_mask(settings):
-    for wrong in ({"data": "npz:nowhere.npz"}, {"images_per_class": 1000}):
-        with refused(None):
-            run(RunConfig(**settings | wrong))
-        assert not Path(settings["out"]).exists()
     config = RunConfig(**settings)
     folder = Path(settings["out"]) / pathex.experiments.runs.run_name(config)
     folder.mkdir(parents=True)
@@ -129,26 +123,18 @@ def test_what_leaves_no_mask(settings):
         assert not (finished.folder / name).exists()
 
 
-@pytest.fixture(scope="module")
-def done(settings_of_all):
-    """Settings of a run, what it ended with, and its events but for the steps."""
+def test_a_run_leaves_every_file_holds_its_mask_and_computes_nothing_again(settings, monkeypatch):
     events = []
-    finished = run(RunConfig(**settings_of_all), on_event=lambda *event: events.append(event))
-    return settings_of_all, finished, [event for event in events if event[0] != "step"]
-
-
-def test_a_run_leaves_every_file_and_holds_its_mask(done):
-    settings, finished, events = done
+    finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
     folder, result = finished.folder, finished.result
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
         *("config.yaml", "environment.json", "pruning_set.json", "mask.safetensors", "history.jsonl"),
         *("pruning.json", "metrics.jsonl", "last.ckpt", "result.json", "log.txt"),
     }
-    assert json.loads((folder / "result.json").read_text()) == result
     assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
         **{**settings, "milestones": [0.5, 0.75], "ignore": [], "prunable": []}
     )
-    assert result["status"] == "done" and 0 <= result["test_accuracy"] <= 1
+    assert 0 <= result["test_accuracy"] <= 1
     assert result["kept"] == round(0.25 * result["total"])
     assert len(json.loads((folder / "pruning_set.json").read_text())["indices"]) == 8
     assert len(entries(folder / "history.jsonl")) == result["rounds"] == 2
@@ -157,24 +143,13 @@ def test_a_run_leaves_every_file_and_holds_its_mask(done):
     assert (mask.metadata["method"], mask.metadata["data"]) == ("magnitude", settings["data"])
     weights = state_of(folder / "last.ckpt")
     assert all(not weights[name][~mask[name]].any() for name in mask)
-    assert [kind for kind, _ in events] == ["prune_round", "prune_round", "prune_done", "epoch", "epoch", "done"]
+    kinds = ["prune_round", "prune_round", "prune_done", "epoch", "epoch", "done"]
+    assert [kind for kind, _ in events if kind != "step"] == kinds
     assert events[0][1] == {"round": 1, "rounds": 2, "density": pytest.approx(0.5, abs=1e-3)}
-
-
-def test_a_run_that_is_done_computes_nothing_again(done, monkeypatch):
-    settings, finished, _ = done
     monkeypatch.setattr("pathex.experiments.runs.runner.build_task", lambda *_, **__: pytest.fail("built again"))
-    events = []
+    events.clear()
     assert run(RunConfig(**settings), on_event=lambda *event: events.append(event)) == finished
     assert [kind for kind, _ in events] == ["resumed", "done"]
-
-
-def test_a_folder_of_other_settings_is_refused(done, tmp_path):
-    settings, finished, _ = done
-    path = shutil.copytree(finished.folder, tmp_path / finished.folder.name) / "config.yaml"
-    path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
-    with refused(r"other settings \(lr 0\.2 there, 0\.1 here\)"):
-        run(RunConfig(**settings | {"out": str(tmp_path)}))
 
 
 def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_changed(settings, tmp_path):
@@ -196,3 +171,137 @@ def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_change
     assert (folder / "mask.safetensors").read_bytes() == mask
     recorded = sum(row["seconds"] for row in entries(folder / "metrics.jsonl"))
     assert finished.result["train_seconds"] == pytest.approx(recorded)
+
+
+def test_a_name_tells_method_model_data_and_sparsity():
+    name = run_name(RunConfig(method="ntk-sap", model="timm:resnet18", data="npz:/data/my images.npz", sparsity=0.982))
+    assert re.fullmatch(r"ntk-sap-timm_resnet18-npz_my_images\.npz-s0\.982-[0-9a-f]{8}", name)
+    assert "-s0-" in run_name(RunConfig(method="dense", sparsity=0.5))
+
+
+PRUNING = {"sparsity": 0.5, "rounds": 3, "images_per_class": 1, "start_mask": "zeros", "prunable": ("*.bias",)}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "same"),
+    [
+        ("dense", PRUNING, True),
+        ("dense", {"seed": 1}, False),
+        ("small-dense", {"min_per_layer": 3, "start_mask": "zeros", "images_per_class": 7, "pruning_seed": 3}, True),
+        ("imp", {"images_per_class": 7, "pruning_seed": 3}, True),
+        ("small-dense", {"sparsity": 0.5}, False),
+        ("small-dense", {"method_options": {"match": "multiply-adds"}}, False),
+        ("small-dense", {"ignore": ("conv",)}, False),
+        ("imp", {"method_options": {"levels": 2}}, False),
+        ("imp", {"min_per_layer": 3}, False),
+        ("imp", {"sanity": "reinit"}, False),
+        ("px", {"images_per_class": 7, "pruning_seed": 3}, False),
+        ("px", {"out": "elsewhere", "device": "cpu"}, True),
+        ("px", {"milestones": [0.5, 0.75]}, True),
+        ("px", {"seed": 1}, False),
+        ("px", {"epochs": 3}, False),
+        ("px", {"milestones": (0.5,)}, False),
+        ("px", {"method_options": {"redraw": True}}, False),
+        ("px", {"rounds": 100}, False),
+    ],
+)
+def test_names_tell_what_has_an_effect_and_leave_out_the_rest(method, changes, same):
+    assert (run_name(RunConfig(method=method, **changes)) == run_name(RunConfig(method=method))) is same
+
+
+def frozen_head(num_classes, in_channels):
+    model = pathex.models.create("resnet20", num_classes, in_channels, width=2)
+    model.fc.requires_grad_(False)
+    return model
+
+
+FROZEN = {"model": f"{__name__}:frozen_head"}
+
+
+def by(method, **options):
+    return {"method": method, "method_options": options}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": "magnitud"}, "unknown method 'magnitud'. Did you mean 'magnitude'.*dense"),
+        ({"sparsity": 1.0}, r"sparsity is 1\.0; allowed: a number in \[0, 1\)"),
+        ({"sparsity": float("nan")}, "sparsity is nan"),
+        ({"rounds": 0}, "rounds is 0; allowed: a whole number of at least 1"),
+        ({"epochs": -1}, "epochs is -1; allowed: a whole number of at least 0"),
+        ({"epochs": "2"}, "epochs is '2'"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"lr": 0.0}, "lr is 0.0; allowed: a number above 0"),
+        ({"milestones": (0.5, 1.5)}, r"milestones is \(0\.5, 1\.5\)"),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov is True with momentum 0"),
+        ({"augment": "mixup"}, "unknown augment 'mixup'"),
+        ({"allocation": "locally"}, "unknown allocation 'locally'"),
+        ({"allocation": {"a": 2.0}}, r"allocation of 'a' is 2\.0"),
+        ({"allocation": "nowhere.yaml"}, r"allocation file 'nowhere\.yaml' cannot be read: No such file"),
+        ({"start_mask": "nowhere.pt"}, r"start_mask 'nowhere\.pt' is no file; allowed: a file, 'zeros' or none"),
+        ({"precision": "int8"}, "unknown precision 'int8'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"memory": "a lot"}, "memory must be .* not 'a lot'"),
+        ({"method_options": {"redrawn": True}}, "method 'px' has no option 'redrawn'. Known: .*redraw"),
+        ({"model_options": {"factory": len}}, "model_options has a value that a file cannot hold"),
+        ({"task": "detection"}, "unknown task 'detection'. Known: auto, classification, segmentation, transfer"),
+        ({"pruning_seed": -1}, r"pruning_seed is -1; allowed: a whole number from 0 to 2\*\*63 - 1, or null"),
+        ({"head_lr": 0}, "head_lr is 0; allowed: a number above 0, or null"),
+        ({"accumulate": 0}, "accumulate is 0; allowed: a whole number of at least 1"),
+        ({"accumulate": 200}, "accumulate is 200; allowed: at most the 128 images of a batch"),
+        ({"loss": "l2"}, "unknown loss 'l2'. Known: auto, cross-entropy, mse"),
+        ({"loss": "mse", "label_smoothing": 0.1}, r"label_smoothing is 0\.1 with loss 'mse'; allowed: 0"),
+        ({"sanity": "shufle"}, "unknown sanity 'shufle'. Did you mean 'shuffle'"),
+        ({"sanity": "shuffle", "method": "dense"}, "sanity is 'shuffle' with method 'dense', which .*; allowed: none"),
+        ({"dynamic": "rigl", "method": "small-dense"}, "dynamic is 'rigl' with method 'small-dense', which has no"),
+        ({"dynamic": "rig"}, "unknown dynamic 'rig'. Did you mean 'rigl'"),
+        ({"dynamic": "rigl", "task": "transfer"}, "dynamic is 'rigl' with task 'transfer'; allowed: none"),
+        ({"dynamic_options": {"every": 5}}, "dynamic_options .* dynamic is 'none'; allowed: dynamic 'rigl' or 'set'"),
+        ({"dynamic": "set", "dynamic_options": {"evry": 5}}, "option of dynamic .* 'evry'. Did you mean 'every'"),
+        ({"dynamic": "set", "dynamic_options": {"seed": 5}}, "'seed'. .*Known: every, fraction, until"),
+        ({"dynamic": "set", "dynamic_options": {"every": 0}}, "every must be a positive integer, got 0"),
+        ({"dynamic": "set", "dynamic_options": {"fraction": 1}}, r"fraction is 1; allowed: a number in \(0, 1\)"),
+        ({"dynamic": "set", "dynamic_options": {"until": None}}, r"until is None; allowed: a number in \(0, 1\]"),
+        ({"method": "imp", "rounds": 5}, "rounds is 5 with method 'imp', .*allowed: none .*--method-options.levels"),
+        ({"method": "magnitude-after-training", "rounds": 1}, "rounds is 1 .*which has no rounds; allowed: none$"),
+        (
+            by("imp", levels="three"),
+            "levels is 'three'; allowed: a whole number of at least 1, or a density in .0, 1.$",
+        ),
+        (by("imp", levels=0), "levels is 0; allowed"),
+        (by("imp", levels=1.5), r"levels is 1\.5; allowed"),
+        (by("imp", rounds=3), "unknown option of 'imp' 'rounds'. Known: epochs, levels, rewind"),
+        (by("imp", epochs=0), "epochs of a level is 0; allowed"),
+        (by("imp", rewind="epoch:161"), "rewind is 'epoch:161'; allowed: init, .* or epoch:K with K from 0 to 160"),
+        (by("imp", rewind="start"), "rewind is 'start'; allowed"),
+        (by("imp", rewind=None), "rewind is None; allowed"),
+        (by("magnitude-after-training", levels=2), "'magnitude-after-training' 'levels'"),
+        ({"method": "imp", "epochs": 0}, "epochs of a level is 0; allowed: a whole number of at least 1"),
+        ({"method": "small-dense", "weights": "w.pt"}, "weights 'w.pt' with method 'small-dense'.*allowed: none"),
+        ({"method": "small-dense", "task": "transfer"}, "task 'transfer' with method 'small-dense'; allowed: class"),
+        ({"method": "small-dense", "data": "voc2012"}, "task 'segmentation' with method 'small-dense'; allowed: class"),
+        (by("small-dense", match="flops"), "unknown match 'flops'"),
+        (by("small-dense", mask="m"), "mask 'm' of 'small-dense' is no file; allowed"),
+        (by("small-dense", mask=3), "mask 3 of 'small-dense' is no file"),
+        (by("small-dense", width=3), "unknown option of 'small-dense' 'width'"),
+        # What shows with the data.
+        ({"data": "npz:nowhere.npz"}, r"nowhere\.npz"),
+        ({"images_per_class": 1000}, "has only 500 training images"),
+        ({"augment": "auto", "augment_options": {"min_scale": 0.2}}, "unknown option 'min_scale' of augmentation"),
+        ({"augment": "crop-flip", "augment_options": {"padding": 2}}, "unknown option 'padding' of augmentation"),
+        (FROZEN | {"head_lr": 0.1}, "head_lr: no head to train is known"),
+        (FROZEN | {"method": "small-dense"}, "unknown model with a width"),
+        (
+            {"method": "small-dense", "model_options": {"width": 4}, "sparsity": 0.9999},
+            "no dense 'resnet20' has at most",
+        ),
+        ({"task_options": {"crop": 65}}, "option 'crop' of task 'classification': it has no options"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_written(changed, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("pathex.experiments.runs.stages.find_ticket", lambda *_: pytest.fail("pruned"))
+    with refused(message):
+        run(RunConfig(**changed, out=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()

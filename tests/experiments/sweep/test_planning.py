@@ -20,7 +20,7 @@ def runs(**options):
     return list(plan(SweepConfig(**options)).runs.values())
 
 
-def test_grids_are_every_combination_in_order_and_an_entry_of_a_list_one_run_as_it_is():
+def test_grids_are_every_combination_in_order_entries_of_lists_as_they_are_and_dense_runs_once():
     grid = {"method": ["random", "magnitude"], "sparsity": [0.5, 0.9, 0.99], "seed": [3, 1]}
     made = runs(grid=grid, settings={"epochs": 7})
     assert [(run.method, run.sparsity, run.seed) for run in made] == list(itertools.product(*grid.values()))
@@ -33,26 +33,27 @@ def test_grids_are_every_combination_in_order_and_an_entry_of_a_list_one_run_as_
     common = {"method_options": {"redraw": True}}
     made = runs(settings=common, list=({"method_options.calibration": "running"}, {"method_options": {}}))
     assert [run.method_options for run in made] == [{"redraw": True, "calibration": "running"}, {}]
-
-
-def test_what_comes_later_wins(tmp_path):
-    base = tmp_path / "base.yaml"
-    base.write_text("epochs: 1\nbatch_size: 2\nmodel_options: {width: 4}\nout: elsewhere\nlr: 1e-4\n")
-    (made,) = runs(
-        base=str(base),
-        settings={"batch_size": 3, "seed": 8, "model_options.depth": 32},
-        grid={"seed": [9]},
-        out="here",
-    )
-    assert (made.epochs, made.batch_size, made.seed, made.lr, made.out) == (1, 3, 9, 1e-4, "here")
-    assert made.model_options == {"width": 4, "depth": 32}
-
-
-def test_one_dense_run_stands_for_all_sparsities():
     planned = plan(SweepConfig(grid={"method": ["dense", "px"], "sparsity": [0.5, 0.9], "seed": [0, 1]}))
     assert [run.method for run in planned.runs.values()].count("dense") == 2
     assert (len(planned.runs), planned.duplicates) == (6, 2)
     assert list(planned.runs) == [run_name(run) for run in planned.runs.values()]
+
+
+def test_what_comes_later_wins_and_a_base_may_be_what_a_run_left(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("epochs: 1\nbatch_size: 2\nmodel_options: {width: 4}\nout: elsewhere\nlr: 1e-4\n")
+    changes = {"batch_size": 3, "seed": 8, "model_options.depth": 32}
+    (made,) = runs(base=str(base), settings=changes, grid={"seed": [9]}, out="here")
+    assert (made.epochs, made.batch_size, made.seed, made.lr, made.out) == (1, 3, 9, 1e-4, "here")
+    assert made.model_options == {"width": 4, "depth": 32}
+    left = RunConfig(method="random", epochs=3, milestones=(0.25,), out="elsewhere")
+    base = tmp_path / "config.yaml"
+    base.write_text(yaml.safe_dump({**vars(left), "milestones": [0.25], "ignore": [], "prunable": []}))
+    (made,) = runs(base=str(base), grid={"seed": [0]})
+    assert run_name(made) == run_name(left) and made.out == "runs"
+    base.write_text("base: other.yaml\n")
+    with refused(r"config\.yaml: .*'base'"):
+        runs(base=str(base), grid={"seed": [1]})
 
 
 @pytest.mark.parametrize(
@@ -89,17 +90,6 @@ def test_one_dense_run_stands_for_all_sparsities():
 def test_what_cannot_be_used_is_named_in_one_line(options, culprit, allowed):
     with refused(f"(?s){re.escape(culprit)}.*{re.escape(allowed)}|{re.escape(allowed)}.*{re.escape(culprit)}"):
         runs(**options)
-
-
-def test_a_base_may_be_the_settings_that_a_run_left_and_has_no_base_itself(tmp_path):
-    left = RunConfig(method="random", epochs=3, milestones=(0.25,), out="elsewhere")
-    base = tmp_path / "config.yaml"
-    base.write_text(yaml.safe_dump({**vars(left), "milestones": [0.25], "ignore": [], "prunable": []}))
-    (made,) = runs(base=str(base), grid={"seed": [0]})
-    assert run_name(made) == run_name(left) and made.out == "runs"
-    base.write_text("base: other.yaml\n")
-    with refused(r"config\.yaml: .*'base'"):
-        runs(base=str(base), grid={"seed": [1]})
 
 
 @pytest.mark.parametrize(
@@ -157,11 +147,8 @@ def test_the_published_grids(path):
     assert len({(run.model, run.weights) for run in runs}) == starts
 
 
-def test_there_is_a_sweep_for_each_recipe():
+def test_there_is_a_sweep_for_each_recipe_and_the_first_is_small():
     recipes = {path.stem for path in (Path(__file__).parents[3] / "recipes").glob("*.yaml")}
     assert {path.stem for path in SWEEPS} == recipes - {"pretrained-cifar10-clip"}  # a grid of pretrained-*
-
-
-def test_the_first_sweep_is_small():
     runs = list(planned(next(path for path in SWEEPS if path.stem == "fashion-mini")).runs.values())
     assert len(runs) == 12 and {run.model_options["width"] for run in runs} == {8}
