@@ -212,7 +212,7 @@ def test_the_script_writes_rows_summary_and_environment(protocol, tmp_path, monk
 
 
 def test_channels_go_until_as_many_multiply_adds_are_left(protocol):
-    row = structured.run_case(structured.Case("magnitude", 0.5, 0), dataclasses.replace(protocol, size=16))
+    row = structured.run_case(structured.Case("magnitude", 0.5, 0), protocol)
     dense = structured.run_case(structured.Case("dense", 0.0, 0), protocol)
     assert 0.4 < row["multiply_adds"] / dense["multiply_adds"] < 0.52
     assert row["parameters"] < dense["parameters"] and 0 <= row["accuracy"] <= 1
