@@ -3,10 +3,10 @@
     python -m benchmarks.structured --weights tf_efficientnet_lite0.safetensors --data imagenet10 --jobs 2
 
 The network, its images and the fine-tuning are those of `benchmarks.lite0`. pathex removes channels by the scores of a
-method (``structure="channels"``, ``count="multiply_adds"``) in up to ten rounds, and compacts. torch-pruning 1.6, which
-has to be installed, goes in steps of half a per cent of the channels to the same number of multiply-adds: by the
-magnitude of groups, the same share of each layer, or by one threshold for their Taylor expansion on the same images. Of
-one seed all get the same classifier, images, windows and mirrorings.
+method (``structure="channels"``, ``count="multiply_adds"``; 40 rounds, one of magnitude), and compacts. torch-pruning
+1.6, which has to be installed, goes in steps of half a per cent of the channels to the same number of multiply-adds: by
+the magnitude of groups, the same share of each layer, or by one threshold for their Taylor expansion on the same
+images. Of one seed all get the same classifier, images, windows and mirrorings.
 
 | column | meaning |
 |---|---|
@@ -39,7 +39,7 @@ from pathex.errors import PathexWarning
 __all__ = ["Case", "main", "run_case", "summary"]
 
 DENSE = "dense"
-OURS = ("px", "snip", "magnitude")
+OURS = ("px", "iterative-snip", "magnitude")
 PEERS = ("torch-pruning-magnitude", "torch-pruning-taylor-global")
 _REFERENCE = "px"
 
@@ -106,7 +106,7 @@ def run_case(case: Case, protocol: Protocol) -> Row:
     if case.method in PEERS:
         model = theirs(model, head, case, images, chosen.labels)
     elif case.method != DENSE:
-        model = ours(model, head, case, images, chosen.labels, protocol.px_rounds if case.method == "px" else 1)
+        model = ours(model, head, case, images, chosen.labels, 1 if case.method == "magnitude" else protocol.px_rounds)
     pruned, counts = time.perf_counter(), count(model, tuple(images.shape[1:]))
     before = accuracy(model, protocol, data)
     train(model, None, case.seed, protocol, data)
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=Protocol.epochs)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     given = parser.parse_args(argv)
-    protocol = Protocol("timm:tf_efficientnet_lite0", given.weights, given.data, epochs=given.epochs)
+    protocol = Protocol("timm:tf_efficientnet_lite0", given.weights, given.data, epochs=given.epochs, px_rounds=40)
     todo = [Case(method, removed, s) for s in given.seeds for removed in given.removed for method in given.methods]
     todo += [Case(DENSE, 0.0, seed) for seed in given.seeds]
     names = {"weights": Path(protocol.weights).name, "data": Path(protocol.data).name}
