@@ -161,7 +161,7 @@ def _is_task(row: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _metric(result: Mapping[str, Any]) -> str:
