@@ -85,6 +85,22 @@ def test_the_budget_is_kept(kind, method, options):
     assert budget / 2 < _peak(model, method, budget, **options) <= budget * LOOSE.get(f"{kind}-{method}", 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "most"), [("px", 17), ("px-literal", 22), ("synflow", 15), ("snip", 17), ("magnitude", 11)]
+)
+def test_what_a_prune_takes_beside_the_model(method, most):
+    """Bytes a parameter at the peak of two rounds, of a network whose images are small beside its weights."""
+    layers = [nn.Conv2d(64, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3), nn.ReLU(), nn.Conv2d(256, 512, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 5))
+    data = [(torch.randn(2, 64, 8, 8), torch.arange(2))]
+
+    def call():
+        pathex.prune(model, method, sparsity=0.9, data=data, rounds=2, progress=False)
+
+    call()  # traces
+    assert tensor_peak(torch.device("cpu"), call) / sum(p.numel() for p in model.parameters()) < most
+
+
 def test_what_does_not_fit_is_said_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
