@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -70,6 +71,18 @@ def test_against_loops_over_pixels(density):
     compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
     torch.testing.assert_close(compiled(x), y.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(compiled(x[:1]), y[:1].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.002, 0.006])
+def test_attention_by_the_features_that_vary(density):
+    """Biases make queries, keys and values constant that no kept weight reaches."""
+    how = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 3, "num_heads": 2, "num_classes": 5}
+    model = random_network(timm.models.VisionTransformer(**how), density)
+    x = torch.randn(5, 3, 16, 16)
+    compiled = pathex.compile(model, example_input=x, threads=1, choice="dense")
+    assert len(compiled._reading.attention) == 3
+    for count in (1, 5):
+        assert_computes(compiled, model, x[:count])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,6 +4,17 @@ from pathex.compaction import rules
 from pathex.compaction.export import export
 from pathex.compaction.files import load, save
 from pathex.compaction.groups import ChannelGroups, channel_groups
-from pathex.compaction.plan import Compaction, compact, plan
+from pathex.compaction.plan import Compaction, compact, plan, read_channels
 
-__all__ = ["ChannelGroups", "Compaction", "channel_groups", "compact", "export", "load", "plan", "rules", "save"]
+__all__ = [
+    "ChannelGroups",
+    "Compaction",
+    "channel_groups",
+    "compact",
+    "export",
+    "load",
+    "plan",
+    "read_channels",
+    "rules",
+    "save",
+]

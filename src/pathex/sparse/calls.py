@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.graph import Node, words
-from pathex.sparse.layers import Layer
+from pathex.sparse.layers import Features, Layer
 from pathex.sparse.memory import Memory
 
 Values = dict[Node, Any]
@@ -32,6 +32,22 @@ def call(node: Node, args: list[Any], kwargs: dict[str, Any], values: Values) ->
         values[node] = found[0].reshape(found[1])
     else:
         values[node] = node.target(*found, **{name: _fetch(values, value) for name, value in kwargs.items()})
+
+
+def attend(node: Node, features: Features, args: list[Any], values: Values) -> None:
+    """Attention by the features that matter."""
+    query, key, value = (_fetch(values, argument) for argument in args[:3])
+    scale = node["scale"] or query.shape[-1] ** -0.5
+    rows = (features.products, features.products, features.values)
+    query, key, value = (
+        each.transpose(2, 3).flatten(1, 2).index_select(1, index).unflatten(1, (each.shape[1], -1)).transpose(2, 3)
+        for each, index in zip((query, key, value), rows, strict=True)
+    )
+    parts = (query.contiguous(), key.contiguous(), value.contiguous())
+    out = F.scaled_dot_product_attention(*parts, is_causal=node["is_causal"], scale=scale)
+    found = features.level.flatten()[None, :, None].repeat(len(out), 1, out.shape[2])
+    found.index_copy_(1, features.values, out.transpose(2, 3).flatten(1, 2))
+    values[node] = found.unflatten(1, features.level.shape).transpose(2, 3)
 
 
 def activate(node: Node, source: Tensor, target: Tensor, values: Values) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pathex.compaction import read_channels
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer
-from pathex.graph import trace
+from pathex.graph import Graph, Node, trace
 from pathex.masks import Mask, make_permanent
-from pathex.sparse.layers import Reading
+from pathex.sparse.layers import Features, Reading
 
 if TYPE_CHECKING:
     from pathex.sparse.choice import Choice
@@ -71,7 +72,7 @@ def compile(
     if graph.fixed_batch is not None or not images or len(graph.inputs) != 1:
         raise UnsupportedOperation("pathex.compile needs a network of one input, for any number of images")
     with torch.no_grad():
-        reading = Reading(graph, own)
+        reading = Reading(graph, own, _attention(graph, own, x))
     if isinstance(choice, str):
         ways = {layer.name: choice for layer in reading.layers.values()}
         choice = Choice(ways, ways)
@@ -79,3 +80,16 @@ def compile(
         with torch.inference_mode():
             choice = measured(reading, x, team)
     return CompiledNetwork(reading, choice, team)
+
+
+def _attention(graph: Graph, model: nn.Module, x: Tensor) -> dict[Node, Features]:
+    """For each attention the features that matter, where kept weights leave others constant."""
+    if not any(node.op == "scaled_dot_product_attention" for node in graph.nodes):
+        return {}
+    kept = {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    try:
+        found = read_channels(model, kept, x)[0].attention
+    except UnsupportedOperation:  # such as a network that does not run in float64
+        return {}
+    features = {node: Features.of(*known) for node, known in found.items()}
+    return {node: each for node, each in features.items() if each is not None}

@@ -1,7 +1,7 @@
 """What of a graph is computed as one: a weighted map with the normalisation, sum and bounds that follow it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pathex.graph import Graph, Interpreter, Node, words
 from pathex.sparse.plan import Plan, Window
 
+_FAST = 16  # features of an attention that PyTorch multiplies as fast as fewer
 _SAME = words("dropout feature_dropout alpha_dropout feature_alpha_dropout alias detach positive lift_fresh contiguous")
 
 
@@ -63,16 +64,47 @@ class Layer:
         return self.plan.kept / max(1, self.weight.numel())
 
 
+@dataclass(frozen=True)
+class Features:
+    """The features of an attention that matter, as many for each head: which, and those of its values.
+
+    A feature whose key is the same at all positions adds the same to all logits of a query, and one whose query is zero
+    nothing: both are left out. A value that is the same at all positions comes out as it is, as shares sum to one.
+
+    Attributes:
+        products: Numbers of the features of queries and keys among those of all heads ``(H M,)``.
+        values: Numbers of the features of values ``(H M,)``.
+        level: What comes out where values do not vary ``(H, D)``.
+    """
+
+    products: Tensor
+    values: Tensor
+    level: Tensor
+
+    @classmethod
+    def of(cls, matters: Tensor, varied: Tensor, level: Tensor) -> "Features | None":
+        """Those that matter, then others up to a number that is fast; None if these are all or nearly so."""
+        most = int(torch.stack([matters, varied]).sum(2).max())
+        width = -(-max(most, 1) // _FAST) * _FAST
+        if width >= matters.shape[1]:
+            return None
+        first = ((~each).byte().argsort(dim=1, stable=True)[:, :width] for each in (matters, varied))
+        heads = torch.arange(len(matters)).unsqueeze(1) * matters.shape[1]
+        products, values = ((heads + each).flatten() for each in first)
+        return cls(products, values, level.float())
+
+
 class Reading:
     """The layers of a graph, and which node stands for which.
 
     Args:
         graph: The network.
         model: Its module, whose weights are read with zeros where nothing is kept.
+        attention: The features that matter of attentions.
     """
 
-    def __init__(self, graph: Graph, model: nn.Module) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, model: nn.Module, attention: Mapping[Node, Features]) -> None:
+        self.graph, self.attention = graph, attention
         state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         precise, self._single = (
             Interpreter(graph, lambda n: state[n].detach(), d) for d in (torch.float64, torch.float32)

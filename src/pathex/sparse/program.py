@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pathex.graph import ACTIVATIONS, STRUCTURE, Node
 from pathex.sparse import kernels
-from pathex.sparse.calls import Step, Values, activate, bring, call, dense, evaluated, forget, lives_in, viewed
+from pathex.sparse.calls import Step, Values, activate, attend, bring, call, dense, evaluated, forget, lives_in, viewed
 from pathex.sparse.geometry import Geometry
 from pathex.sparse.layers import Layer, Reading, is_global_mean, pool_window
 from pathex.sparse.memory import Place, Store, between
@@ -283,7 +283,8 @@ class Program:
     def _plain(self, node: Node) -> None:
         """The operator of a node; a view of memory that stays where it is is taken once."""
         arguments = self._argument(list(node.args)), {k: self._argument(v) for k, v in node.kwargs.items()}
-        step = partial(call, node, *arguments)
+        features = self.reading.attention.get(node)
+        step = partial(call, node, *arguments) if features is None else partial(attend, node, features, arguments[0])
         inputs = self._inputs(node)
         held = self._store.held(inputs)
         value = None

@@ -63,6 +63,10 @@ def _attention(of: Channels, node: Node, _: Value) -> Value | None:
         of.labels.tie(each, first_of(each, 3), reason)
     if query.shape[1] != value.shape[1]:
         return None
+    (reads, asked), (told, *_rest), (changes, level) = (
+        [first_of(known, 0, 2)[0, :, 0] for known in (part.unknown, part.number)] for part in parts
+    )
+    of.attention[node] = (reads | (asked != 0)) & told, changes, level
     for each in (query, key):
         of.labels.tie(first_of(each, 0, 2, 3), first_of(value, 0, 2, 3), reason)
     return settled(*(first_of(getattr(parts[2], part), 0, 2).expand(node.shape or ()) for part in PARTS))
