@@ -231,10 +231,10 @@ def test_families(number):
             entry.data.copy_(level + 0.3 * torch.randn(entry.shape, generator=generator).clamp(-2, 2))
     model, x = model.double().eval(), x.double()
     sparsity, method = SPARSITIES[number // len(METHODS) % len(SPARSITIES)], METHODS[number % len(METHODS)]
-    how = {"per_sample": "one"} if method == "synflow" else {}
-    how |= {"sparsity": sparsity, "data": [(x, y)], "rounds": 2, "progress": False}
+    option = {"per_sample": "one"} if method == "synflow" else {}
+    how = {"sparsity": sparsity, "data": [(x, y)], "rounds": 2, "progress": False}
     try:
-        mask = pathex.prune(model, method, **how).mask
+        mask = pathex.prune(model, method, **how, **option).mask
     except UnsupportedOperation:  # no path method reads a recurrent network
         mask = pathex.prune(model, "magnitude", **how).mask
     small, dense = pathex.compact(model, mask, x[:1]), masked(model, mask)
