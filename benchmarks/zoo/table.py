@@ -38,9 +38,9 @@ mask is worth after training is another question.
 runs what `results/zoo/rows.csv` does not have yet and writes this page. The rows are of {versions}.
 
 In two rounds `synflow` may empty a patch embedding, and with it every path (`test_vit3`, `vit_wee`, `vit_xsmall`: none
-is emptied in 20 rounds); its published number of rounds is 100. The rows of `px` and `synflow` everywhere, and of the
-methods of gradients on 21 architectures, are of the traced networks of this version; the others are of the version
-before.
+is emptied in 20 rounds); its published number of rounds is 100. The rows of `px` and `synflow` everywhere, and of all
+other methods but `magnitude` and `random` on 53 architectures, are of the traced networks of this version; the others
+are of the version before.
 """
 
 
