@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathex
-from benchmarks.measure import Row, Table, arguments, carry_out, command
+from benchmarks.measure import Row, Table, arguments, carry_out, command, paired
 from pathex import scores
 from pathex.data import ImageData
 from pathex.errors import PathexWarning
@@ -66,7 +66,6 @@ __all__ = [
 ]
 
 DENSE = "dense"
-_REFERENCE = "px"
 
 
 @dataclass(frozen=True)
@@ -221,13 +220,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     sparsities = sorted(rows.loc[rows["method"] != DENSE, "sparsity"].unique())
     dense = rows[rows["method"] == DENSE]
     frame = pd.concat([rows[rows["method"] != DENSE], *(dense.assign(sparsity=sparsity) for sparsity in sparsities)])
-    reference = frame.loc[frame["method"] == _REFERENCE, ["sparsity", "seed", "accuracy"]]
-    frame = frame.merge(reference, how="left", on=["sparsity", "seed"], suffixes=("", "_px"))
-    frame["minus_px"] = (frame["accuracy"] - frame["accuracy_px"]).where(frame["method"] != _REFERENCE)
-    groups = frame.groupby(["sparsity", "method"], sort=False)
-    table = groups[["accuracy", "minus_px", "dead_layers"]].mean()
-    errors = groups[["accuracy", "minus_px"]].sem().add_suffix("_error")
-    return table.join(errors).assign(n=groups["seed"].count()).reset_index().sort_values("sparsity").round(4)
+    return paired(frame, "sparsity", ["dead_layers"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ __all__ = [
     "carry_out",
     "command",
     "now",
+    "paired",
     "peak_memory",
     "problem",
     "quartiles",
@@ -263,6 +264,17 @@ def carry_out(
         table.write(means, table.path.with_name(f"{table.path.stem}-summary.csv"))
         print(means.to_string(index=False))
     return int(failed > 0)
+
+
+def paired(rows: pd.DataFrame, level: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds by level and method; accuracy also minus that of `px`, in pairs of a seed, with errors."""
+    reference = rows.loc[rows["method"] == "px", [level, "seed", "accuracy"]]
+    rows = rows.merge(reference, how="left", on=[level, "seed"], suffixes=("", "_px"))
+    rows["minus_px"] = (rows["accuracy"] - rows["accuracy_px"]).where(rows["method"] != "px")
+    groups = rows.groupby([level, "method"], sort=False)
+    errors = groups[["accuracy", "minus_px"]].sem().add_suffix("_error")
+    means = groups[["accuracy", "minus_px", *columns]].mean().join(errors).assign(n=groups["seed"].count())
+    return means.reset_index().sort_values(level, kind="stable").round(4)
 
 
 def bars(axes: Axes, rows: pd.DataFrame, labels: str, column: str, title: str, errors: Sequence[str] = ()) -> None:

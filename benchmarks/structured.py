@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathex
 from benchmarks.lite0 import Protocol, accuracy, centre, load_images, network, train
-from benchmarks.measure import Row, Table, arguments, carry_out, command
+from benchmarks.measure import Row, Table, arguments, carry_out, command, paired
 from pathex.analysis import count
 from pathex.errors import PathexWarning
 
@@ -41,7 +41,6 @@ __all__ = ["Case", "main", "run_case", "summary"]
 DENSE = "dense"
 OURS = ("px", "iterative-snip", "magnitude")
 PEERS = ("torch-pruning-magnitude", "torch-pruning-taylor-global")
-_REFERENCE = "px"
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,7 @@ def run_case(case: Case, protocol: Protocol) -> Row:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds with standard errors, and differences to `px` paired by seed."""
-    reference = rows.loc[rows["method"] == _REFERENCE, ["removed", "seed", "accuracy"]]
-    rows = rows.merge(reference, how="left", on=["removed", "seed"], suffixes=("", "_px"))
-    rows["minus_px"] = (rows["accuracy"] - rows["accuracy_px"]).where(rows["method"] != _REFERENCE)
-    groups = rows.groupby(["removed", "method"])
-    means = groups[["accuracy", "minus_px", "before", "multiply_adds", "parameters"]].mean()
-    errors = groups[["accuracy", "minus_px"]].sem().add_suffix("_error")
-    return means.join(errors).assign(n=groups["seed"].count()).reset_index().round(4)
+    return paired(rows, "removed", ["before", "multiply_adds", "parameters"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,12 +36,17 @@ class ChannelGroups:
 
     def masked(self, keep: Tensor, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A mask without the entries of groups that are not kept; ``keep`` is bool ``(count,)``."""
-        keep, found = torch.cat([keep, torch.ones(1, dtype=torch.bool)]), {}
+        stays, found = self.staying(keep), {}
         for name, entry in mask.items():
             found[name] = entry.cpu().clone()
-            for dim, groups in enumerate(self.places[name]):
-                found[name].movedim(dim, -1).logical_and_(keep[groups])
+            for dim, places in enumerate(stays[name]):
+                found[name].movedim(dim, -1).logical_and_(places)
         return found
+
+    def staying(self, keep: Tensor) -> dict[str, list[Tensor]]:
+        """For each weight, by dimension, the places that stay where some groups are kept."""
+        keep = torch.cat([keep, torch.ones(1, dtype=torch.bool)])
+        return {name: [keep[groups] for groups in dims] for name, dims in self.places.items()}
 
     def best(self, order: Tensor) -> Tensor:
         """The first group in an order, for each dimension of each weight that is made of groups alone."""
@@ -78,9 +83,8 @@ def channel_groups(model: nn.Module, example_input: Any, names: Collection[str])
         if reader.weight not in names:
             fixed |= found.members(reader.rows)
     groups = _numbered(channels, found.classes, fixed, names)
-    for name, dims in _held(model, example_input, groups).items():
-        for dim, held in dims.items():
-            fixed[found.classes[channels.labels.places[name, dim][held]]] = True
+    for (name, dim), held in _held(model, example_input, groups).items():
+        fixed[found.classes[channels.labels.places[name, dim][held]]] = True
     groups = _numbered(channels, found.classes, fixed, names)
     if not groups.count:
         raise UnsupportedOperation(f"no channel of {type(model).__name__} can be taken out by a mask of its weights")
@@ -104,18 +108,16 @@ def _numbered(channels: Channels, classes: Tensor, fixed: Tensor, names: Collect
     )
 
 
-def _held(model: nn.Module, example_input: Any, groups: ChannelGroups) -> dict[str, dict[int, Tensor]]:
-    """Where a network that loses all groups but one a layer still has places that should have gone."""
+def _held(model: nn.Module, example_input: Any, groups: ChannelGroups) -> dict[tuple[str, int], Tensor]:
+    """Places by weight and dimension that a network still has once it lost all groups but one a layer."""
     if not groups.count:
         return {}
     keep = groups.best(torch.arange(groups.count))
-    own = dict(model.named_parameters())
-    ones = {name: torch.ones(own[name].shape, dtype=torch.bool) for name in groups.places}
+    ones = {name: torch.ones(model.get_parameter(name).shape, dtype=torch.bool) for name in groups.places}
     kept = plan(model, Mask(groups.masked(keep, ones)), example_input).kept
-    found: dict[str, dict[int, Tensor]] = {}
-    for name, places in groups.places.items():
-        for dim, numbers in enumerate(places):
-            gone = ~torch.cat([keep, torch.ones(1, dtype=torch.bool)])[numbers]
-            stays = torch.tensor(kept.get(name, {}).get(str(dim), range(len(numbers))), dtype=torch.int64)
-            found.setdefault(name, {})[dim] = stays[gone[stays]]
-    return found
+    found: dict[tuple[str, int], Tensor] = {}
+    for name, dims in groups.staying(keep).items():
+        for dim, stays in enumerate(dims):
+            left = torch.tensor(kept.get(name, {}).get(str(dim), range(len(stays))), dtype=torch.int64)
+            found[name, dim] = left[~stays[left]]
+    return {place: held for place, held in found.items() if len(held)}

@@ -17,6 +17,11 @@ _TRIALS = 64  # groups that may fill what is left of a budget
 Masks = Mapping[str, Tensor]
 
 
+def spent(mask: Masks, costs: Mapping[str, int]) -> int:
+    """What a mask keeps of what is counted, by the cost of an entry of each weight."""
+    return sum(int(kept.count_nonzero()) * costs[name] for name, kept in mask.items())
+
+
 class Channels:
     """Keeps whole groups of channels: those of most score for what they cost.
 
@@ -43,8 +48,7 @@ class Channels:
             return keep_best({"": worth}, {"": alive}, count, seed=seed, forced={"": forced})[""]
 
         def cost(keep: Tensor) -> int:
-            masked = groups.masked(keep, allowed)
-            return sum(int(entry.count_nonzero()) * costs[name] for name, entry in masked.items())
+            return spent(groups.masked(keep, allowed), costs)
 
         if cost(forced) > limit:
             raise InvalidInput(

@@ -14,7 +14,7 @@ from pathex.masks import Mask
 from pathex.pruning import schedule as schedules
 from pathex.pruning.allocation import Allocation, fill, layer_densities, round_to_total
 from pathex.pruning.floors import Connected, Floors, Keep, Masks
-from pathex.pruning.structure import Blocks, Channels
+from pathex.pruning.structure import Blocks, Channels, spent
 from pathex.pruning.topk import Pool, keep_best, keep_best_by_layer
 
 _TRIALS = 64  # weights that are tried in vain before the search gives up
@@ -125,7 +125,7 @@ class RoundUpdater:
 
     def _spent(self, mask: Mapping[str, Tensor]) -> int:
         """What a mask keeps of what is counted."""
-        return sum(int(kept.count_nonzero()) * self._costs[name] for name, kept in mask.items())
+        return spent(mask, self._costs)
 
     def _count(self, scores: Masks, allowed: Mask, number: int) -> int:
         """How many of the best weights a planned round can keep, all layers together."""
