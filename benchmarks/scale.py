@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 import pathex
 from benchmarks.measure import (
@@ -157,13 +157,15 @@ def draw(table: Table) -> None:
     for axes, (against, name, x, y) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_formatter(NullFormatter())
         part = rows[rows["against"] == against]
         for series, points in part[part["kind"] == "case"].groupby("series", sort=False):
             fits = part[(part["kind"] == "fit") & (part["series"] == series)]
             label = f"{series}, exponent {fits[name].iloc[0]:.2f}" if len(fits) else str(series)
             _line(axes, points.dropna(subset=[x, y]).sort_values(x) if y in points else points.iloc[:0], x, y, label)
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+            axis.set_major_formatter(EngFormatter(sep="") if high > 1e5 else StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
     save(figure, table.path)
 
 
@@ -175,10 +177,6 @@ def _line(axes: Axes, points: pd.DataFrame, x: str, y: str, label: str) -> None:
     linear = np.exp(np.median(np.log(values / known)))
     axes.loglog(known, linear * known, ":", color=line.get_color(), lw=1)
     axes.legend(fontsize=8)
-    for axis, places in ((axes.xaxis, known), (axes.yaxis, values)):
-        if places.max() < 100 * places.min():
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
