@@ -39,7 +39,7 @@ runs what `results/zoo/rows.csv` does not have yet and writes this page. The row
 
 In two rounds `synflow` may empty a patch embedding, and with it every path (`test_vit3`, `vit_wee`, `vit_xsmall`: none
 is emptied in 20 rounds); its published number of rounds is 100. The rows of `px` and `synflow` everywhere, and of all
-other methods but `magnitude` and `random` on 53 architectures, are of the traced networks of this version; the others
+other methods but `magnitude` and `random` on 62 architectures, are of the traced networks of this version; the others
 are of the version before.
 """
 
