@@ -65,7 +65,11 @@ BOTH = {
     "labels of another type": ({"data": [(X, [0, 1, 0, 1])]}, "4 images and no labels"),
     "shapes": ({"data": [X, X[:, :2]]}, r"must have one shape, not \[\(2,\), \(3,\)\]"),
     "string": ({"data": "cifar10"}, "data must be a DataLoader, .* not str"),
-    "mapping": ({"data": {"x": X}}, "data must be a DataLoader, .* not dict"),
+    "names that say nothing": (
+        {"data": {"a": X, "b": Y}},
+        "batch 0 of data is a dictionary of 'a', 'b'; .* with keys=",
+    ),
+    "a name that is not there": ({"data": {"a": X}, "keys": ("a", "b")}, "of 'a'; keys names 'b', which is not there"),
     "nothing": ({"data": None}, "data must be a DataLoader, .* not NoneType"),
     "strings inside": ({"data": ["a.png"]}, "batch 0 of data holds str"),
     "arrays": ({"data": [X.numpy()]}, "batch 0 of data holds ndarray"),

@@ -120,8 +120,15 @@ def test_what_cannot_be_read_is_left_to_the_scores():
 
 def test_layers_on_no_path_stay_as_they_are():
     net = Wired(lambda net, x: net.used(x), used=nn.Linear(4, 3), unused=nn.Linear(4, 3))
-    with pytest.warns(pathex.errors.PathexWarning, match=r"all scores are zero.*: unused\.weight"):
+    with pytest.warns(PathexWarning, match=r"1 weights lie on no path .*: unused\.weight; .* ignore="):
         result = pathex.prune(net, "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3)
+    assert (
+        result.mask["unused.weight"].all()
+        and result.mask["used.weight"].sum() == 6
+        and result.report.off_path == ["unused.weight"]
+    )
+    with pytest.warns(PathexWarning, match=r"all scores are zero.*: unused\.weight"):
+        result = pathex.prune(net, "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3, prunable=["unused"])
     assert result.mask["unused.weight"].sum() == 0 and result.report.unused == ["unused.weight"]
 
 
@@ -282,5 +289,5 @@ def test_the_roles_of_fused_weights():
 def test_a_network_whose_weights_are_all_on_no_path_is_refused():
     token = nn.Parameter(torch.ones(2, 4))
     net = Wired(lambda net, x: net.head(net.token).mean(0) + x.mean((1, 2)), head=nn.Linear(4, 1), token=token)
-    with pytest.raises(InvalidInput, match="no prunable weight lies on a path"):
+    with pytest.raises(InvalidInput, match="depends on no prunable weight"):
         pathex.score(net, "px", torch.randn(8, 5, 4))

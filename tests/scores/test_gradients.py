@@ -47,7 +47,7 @@ def test_pixels_without_a_class_do_not_count(method):
     torch.stack([logs[n, y[n, i, j], i, j] for n, i, j in (y != 255).nonzero().tolist()]).mean().backward()
     if method != "grasp":
         assert_close(whole, {n: (p * p.grad).abs().detach() for n, p in model.named_parameters() if "weight" in n})
-    with pytest.raises(InvalidInput, match="every label is 255"):
+    with pytest.raises(InvalidInput, match="no label stands for a class"):
         pathex.score(model, method, (x, torch.full_like(y, 255)))
 
 
@@ -104,7 +104,7 @@ BAD = {
     "probabilities of other classes": ({"data": [(X, torch.rand(4, 3))]}, r"\(4, 3\) of torch.float32 do not fit"),
     "a single value a channel": ({"data": [(X[:3], Y[:3]), (X[3:], Y[3:])]}, "BatchNorm .* larger batches, or calib"),
     "unknown calibration": ({"calibration": "eval"}, "unknown calibration 'eval'. Known: batch, running, train"),
-    "loss in words": ({"loss": "mse"}, "loss must be a function .* not 'mse'"),
+    "unknown loss": ({"loss": "mae"}, "loss must be cross-entropy, bce, mse, or a function .* not 'mae'"),
     "unknown option": ({"temprature": 3}, "'{method}' has no option 'temprature'. Known: calibration"),
 }
 

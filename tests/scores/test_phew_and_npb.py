@@ -22,7 +22,7 @@ from pathex.scores import Npb, Phew, Problem, read_batches
 
 def score(model, x, mask=None, method=Npb, **options):
     about = {name: options.pop(name) for name in ("seed", "round") if name in options}
-    return method(**options)(Problem(model, prunable_weights(model), read_batches(x), mask, **about))
+    return method(**options)(Problem(model, prunable_weights(model), read_batches(x, model), mask, **about))
 
 
 phew = partial(score, method=Phew)

@@ -163,7 +163,7 @@ def test_memory_budgets():
 )
 def test_forms_of_data(deliver, labelled):
     x, y = torch.randn(4, 3), torch.arange(4)
-    images, labels = zip(*scores.read_batches(deliver(x, y)), strict=True)
+    images, labels = zip(*scores.read_batches(deliver(x, y), network()), strict=True)
     assert torch.equal(torch.cat(images), x)
     assert torch.equal(torch.cat(labels), y) if labelled else not any(label is not None for label in labels)
 
@@ -171,7 +171,7 @@ def test_forms_of_data(deliver, labelled):
 def test_fingerprint_and_images_do_not_depend_on_order():
     x, model = torch.randn(6, 3), network()
     weights = dict(model.named_parameters())
-    problems = [Problem(model, weights, scores.read_batches(data)) for data in (x, x.flip(0), list(x.split(4)))]
+    problems = [Problem(model, weights, scores.read_batches(data, model)) for data in (x, x.flip(0), list(x.split(4)))]
     assert len({problem.fingerprint for problem in problems}) == 1
     assert all(torch.equal(problem.images, problems[0].images) for problem in problems)
-    assert Problem(model, weights, scores.read_batches(x + 1)).fingerprint != problems[0].fingerprint
+    assert Problem(model, weights, scores.read_batches(x + 1, model)).fingerprint != problems[0].fingerprint

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pathex import paths
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation, listed
-from pathex.graph import untouched
+from pathex.graph import Images, untouched
 from pathex.masks import Mask, all_kept
 from pathex.paths import Connectivity, connectivity
 
@@ -25,7 +25,8 @@ class PruneReport:
             through, and then dead layers are those without kept weights.
         unused: Weights that lay on no path before pruning.
         off_path: Prunable weights that the network uses, but on no path from its input (position biases, constant
-            queries). Methods that read paths leave them out of the mask; others can be given them as ``ignore=``.
+            queries), and what `prune` left as it is: it leaves them out of the mask, or dense in it where the forward
+            pass does not use them. Methods that read weights alone can be given them as ``ignore=``.
     """
 
     dead_layers: list[str]
@@ -42,7 +43,7 @@ class PruneReport:
 def examine(
     model: nn.Module,
     mask: Mask,
-    images: Tensor,
+    images: Images,
     *,
     start: Mask | None = None,
     output: str | int | None = None,
@@ -74,7 +75,7 @@ def examine(
     return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off)
 
 
-def _connected(model: nn.Module, mask: Mask, images: Tensor, output: str | int | None) -> Connectivity | None:
+def _connected(model: nn.Module, mask: Mask, images: Images, output: str | int | None) -> Connectivity | None:
     with untouched(model):
         try:
             return connectivity(model, mask, images[:1], output=output)

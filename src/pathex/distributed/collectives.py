@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pathex import errors
 from pathex.errors import InvalidInput, PathexError
@@ -168,13 +169,7 @@ def processes_of(group: Group = "default") -> Processes:
 
 def _to(value: Any, device: torch.device) -> Any:
     """The same data with its tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device)
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields") and not isinstance(value, torch.Size):
-        return type(value)(_to(entry, device) for entry in value)
-    if isinstance(value, dict):
-        return {key: _to(entry, device) for key, entry in value.items()}
-    return value
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device), value)
 
 
 def _remote_error(name: str, message: str, group: Any) -> PathexError:

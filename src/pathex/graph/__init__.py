@@ -3,6 +3,7 @@
 from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node, arguments_of
 from pathex.graph.heap import freed_memory_kept
+from pathex.graph.inputs import Images, Inputs, arguments, concatenated, each, ones, tensors_in
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import (
     ACTIVATIONS,
@@ -31,16 +32,23 @@ __all__ = [
     "WEIGHTED",
     "Cost",
     "Graph",
+    "Images",
+    "Inputs",
     "Interpreter",
     "Node",
+    "arguments",
     "arguments_of",
     "breaks_in_channels_last",
     "compute_dtype",
+    "concatenated",
     "cost",
+    "each",
     "first_tensor",
     "freed_memory_kept",
     "has_convolution_that_breaks",
     "held_bytes",
+    "ones",
+    "tensors_in",
     "tf32_products",
     "trace",
     "untouched",

@@ -138,6 +138,11 @@ class Graph:
         return frozenset(found)
 
     @cached_property
+    def used(self) -> frozenset[str]:
+        """Names of the parameters that the output is computed from."""
+        return frozenset(node.target for node in self.leading if node.op == "parameter")
+
+    @cached_property
     def path(self) -> tuple[Node, ...]:
         """What the output is computed from and the input reaches, or whose form the input decides, in order."""
         reached = set(self.dependent)

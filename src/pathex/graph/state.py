@@ -38,21 +38,28 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         grads = torch.is_grad_enabled()  # leaving inference mode would switch gradients on
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grads))
-        stored = [(module, module.training, dict(vars(module))) for module in modules]
+        stored = [(module, module.training, dict(vars(module)), _hooks(module)) for module in modules]
         try:
             for module in modules:
                 if module.training:
                     module.training = False
             yield
         finally:
-            for module, training, before in stored:
+            for module, training, before, hooks in stored:
                 if module.training != training:
                     module.training = training
-                _put_back(module, before)
+                _put_back(module, before, hooks)
 
 
-def _put_back(module: nn.Module, before: Mapping[str, Any]) -> None:
-    """Undo what a forward pass left on a module: a count of its calls, or the weight of the call."""
+def _hooks(module: nn.Module) -> set[int]:
+    return {*module._forward_hooks, *module._forward_pre_hooks}
+
+
+def _put_back(module: nn.Module, before: Mapping[str, Any], hooks: set[int]) -> None:
+    """Undo what a forward pass left on a module: a count of its calls, the weight of the call, or hooks."""
+    for new in _hooks(module) - hooks:
+        for kind in [entry for name, entry in vars(module).items() if name.startswith("_forward_") and entry]:
+            kind.pop(new, None)
     own, plain = vars(module), (Tensor, bool, int, float, str, type(None))
     # Most are the same objects as before, which is known sooner than what they are.
     for name in [n for n, value in own.items() if before.get(n) is not value and isinstance(value, plain)]:

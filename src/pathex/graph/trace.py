@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
 from pathex.graph.functional import resolve
 from pathex.graph.graph import Graph, Node
+from pathex.graph.inputs import arguments
 from pathex.graph.state import evaluated, uniform_precision
 
 _CACHED = 64  # graphs, without the tensors of their networks
@@ -34,8 +35,8 @@ def trace(model: nn.Module, example: Any, *, output: str | int | None = None) ->
 
     Args:
         model: The network; left as it is, also when tracing fails.
-        example: Images ``(N, ...)``; or a tuple of positional arguments, or a dictionary of keyword arguments, tensors
-            or nested tuples, lists and dictionaries of them, the images first in each.
+        example: Images ``(N, ...)``; or a tuple of positional arguments, a dictionary of keyword arguments, or
+            `Inputs`, tensors or nested tuples, lists and dictionaries of them, the images first in each.
         output: Which of several outputs counts: a key or an index; None is the first tensor.
 
     Returns:
@@ -58,8 +59,7 @@ def trace(model: nn.Module, example: Any, *, output: str | int | None = None) ->
         raise InvalidInput("a DataParallel wrapper cannot be read as paths; pass its .module")
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedOperation("a scripted network cannot be traced; pass the module that it was made of")
-    args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
-    kwargs = example if isinstance(example, dict) else {}
+    args, kwargs = arguments(example)
     leaves, form = tree_flatten((args, kwargs))
     key = f"{_fingerprint(model, leaves)} {form} {output!r}"
     graph = _once(key, partial(_traced, model, args, kwargs, output))

@@ -13,7 +13,7 @@ from pathex.masks.files import (
 )
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
-from pathex.masks.prunable import Selector, own_module, prunable_weights
+from pathex.masks.prunable import Selector, asked_for, own_module, prunable_weights
 from pathex.masks.tensors import read_file, read_weights, replacing, state_dict_in
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Mask",
     "Selector",
     "all_kept",
+    "asked_for",
     "attach",
     "bytes_on_disk",
     "check_format",

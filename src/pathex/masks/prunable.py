@@ -4,9 +4,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from pathex.distributed import is_sharded
 from pathex.errors import InvalidInput
 
 Selector = str | type | nn.Module
@@ -45,20 +48,22 @@ def prunable_weights(
 
     Returns:
         Name to parameter, in the order of ``named_parameters``; a weight that is shared appears once, and not at all
-        if one of its modules is ignored. Weights that are computed from other tensors or have no shape yet raise
-        `pathex.errors.InvalidInput`.
+        if one of its modules is ignored.
 
     Raises:
-        InvalidInput: If nothing is left to prune or a selector matches nothing.
+        InvalidInput: If nothing is left to prune, a selector matches nothing, or a weight that is not ignored cannot be
+            pruned as it is: scripted, quantised, complex, adapted (LoRA), computed from others, without a shape yet.
     """
     ignore, prunable = _as_sequence(ignore), _as_sequence(prunable)
     for kind, selectors in (("ignore", ignore), ("prunable", prunable)):
         for selector in selectors:
             _check_selector(kind, selector, model)
     ignored, added = _selected(ignore, model), _selected(prunable, model)
-    globs = [selector for selector in prunable if isinstance(selector, str) and not _selected([selector], model)]
-    named = {name for name, _ in model.named_parameters(remove_duplicate=False) if _fits(name, globs)}
+    named = _named(model, prunable)
     first = {p: name for name, p in model.named_parameters()}
+    for path, module in model.named_modules():
+        if module not in ignored and (what := _foreign(module)):
+            raise InvalidInput(f"{path or type(model).__name__!r} {what}; or leave it out with ignore=")
     chosen: set[str] = set()
     dense: set[str] = set()
     for path, module, own in _candidates(model, added, named):
@@ -67,12 +72,38 @@ def prunable_weights(
             dense.update([] if weight is None else [first[weight]])
             continue
         _check_plain(path, module, own, named)
-        if weight is not None and weight.is_floating_point():
+        if weight is not None:
             chosen.add(first[weight])
     found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in chosen - dense}
     if not found:
         raise InvalidInput(f"{type(model).__name__} has nothing to prune: no convolution or linear weight is selected")
     return found
+
+
+def asked_for(model: nn.Module, prunable: Sequence[Selector]) -> set[str]:
+    """Names of the weights that ``prunable`` means by itself."""
+    prunable = _as_sequence(prunable)
+    added, named = _selected(prunable, model), _named(model, prunable)
+    first = {p: name for name, p in model.named_parameters()}
+    own = {p for module in added for name, p in _parameters(module).items() if name in ("weight", *_usual(module))}
+    return {first[p] for p in own} | {first[model.get_parameter(name)] for name in named}
+
+
+def _named(model: nn.Module, prunable: Sequence[Selector]) -> set[str]:
+    """Parameters by the globs that fit no module."""
+    globs = [selector for selector in prunable if isinstance(selector, str) and not _selected([selector], model)]
+    return {name for name, _ in model.named_parameters(remove_duplicate=False) if _fits(name, globs)}
+
+
+def _foreign(module: nn.Module) -> str:
+    """What keeps a module from being pruned, and what to do about it; empty if nothing does."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is TorchScript, which holds compiled code: give the network that it was made of"
+    if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch.ao.nn"):
+        return "is quantised and has no weights that can be pruned: prune first, then quantise"
+    if hasattr(module, "lora_A"):
+        return "is a LoRA adapter: prune the network before, or merge the adapter first (peft: merge_and_unload)"
+    return ""
 
 
 def _candidates(
@@ -145,6 +176,13 @@ def _check_plain(path: str, module: nn.Module, own: str, named: Iterable[str]) -
         raise InvalidInput(f"the {own} of {path!r} has no shape yet; run the model once first")
     if weight is not None and weight.dim() == 0:
         raise InvalidInput(f"{name!r} is a single number, which cannot be pruned in part")
+    packed = weight is not None and is_traceable_wrapper_subclass(weight) and not is_sharded(weight)
+    if weight is not None and (packed or not weight.is_floating_point()):
+        kind = type(weight).__name__ if packed else weight.dtype
+        raise InvalidInput(
+            f"{name!r} is {kind}, and only weights of a floating-point type are pruned (where it is quantised, prune "
+            "first); or leave it out with ignore="
+        )
 
 
 def _behind(path: str, module: nn.Module, own: str) -> str:

@@ -12,7 +12,7 @@ An operator without a rule raises `pathex.errors.UnsupportedOperation` that name
 
 from pathex.paths import rules
 from pathex.paths.counts import PathCounts, Use, count_paths
-from pathex.paths.forward import Statistics, calibrate, footprint, forward, tensors_of
+from pathex.paths.forward import Statistics, calibrate, footprint, forward, tensors_of, unreached
 from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
 from pathex.paths.liveness import Connectivity, OnPaths, connectivity, has_empty_units, off_path, roles
 from pathex.paths.lowering import lowered
@@ -57,4 +57,5 @@ __all__ = [
     "run_linear",
     "survey",
     "tensors_of",
+    "unreached",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Graph, Node, trace, untouched
+from pathex.graph import Graph, Images, Node, ones, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -49,7 +49,7 @@ class PathCounts:
 
 def count_paths(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     mask: Mapping[str, Tensor],
     *,
     per_sample: PerSample = "refuse",
@@ -70,16 +70,16 @@ def count_paths(
 
 
 def _counted(
-    graph: Graph, model: nn.Module, x: Tensor, mask: Mapping[str, Tensor], per_sample: PerSample, scaled: bool
+    graph: Graph, model: nn.Module, x: Images, mask: Mapping[str, Tensor], per_sample: PerSample, scaled: bool
 ) -> PathCounts:
     device = next(iter(model.parameters())).device
     # Whatever is not masked counts as present, parameters that start at zero too.
     one = torch.ones((), dtype=torch.float64, device=device)
-    ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
-    weights = Weights(model, torch.float64, mask=mask, replaced=ones, scored=list(mask))
+    present = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
+    weights = Weights(model, torch.float64, mask=mask, replaced=present, scored=list(mask))
     with untouched(model), torch.enable_grad():
         reading = _Count(graph, weights, per_sample, scaled)
-        total = run_linear(reading, [torch.ones_like(x[:1], dtype=torch.float64, device=device)]).sum()
+        total = run_linear(reading, ones(x[:1], torch.float64, device)).sum()
         through = reading.scores(total) if total.requires_grad else weights.take()
     return PathCounts(through, float(total.detach()), reading.uses)
 

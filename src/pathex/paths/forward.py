@@ -20,7 +20,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import breaks_in_channels_last, compute_dtype, first_tensor, has_convolution_that_breaks, untouched
+from pathex.graph import (
+    Images,
+    arguments,
+    breaks_in_channels_last,
+    compute_dtype,
+    each,
+    first_tensor,
+    has_convolution_that_breaks,
+    untouched,
+)
 from pathex.paths.moments import Moments, finish, merge, moments_of
 
 Statistics = Sequence[Moments] | Literal["running", "train"]
@@ -171,7 +180,7 @@ def tensors_of(model: nn.Module, replaced: Mapping[str, Tensor] | None, dtype: t
 
 def forward(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     *,
     tensors: Mapping[str, Tensor] | None = None,
     statistics: Statistics = "running",
@@ -212,32 +221,35 @@ def _without_checkpoints() -> Iterator[None]:
 
 
 def _run(
-    model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str | int | None, mode: _Normalised
+    model: nn.Module, tensors: Mapping[str, Tensor], x: Images, output: str | int | None, mode: _Normalised
 ) -> Tensor:
     if isinstance(model, nn.DataParallel):
         raise InvalidInput("a DataParallel wrapper cannot be scored; pass its .module")
     if _faster_in_channels_last(model, x):
         mode.start(channels_last=True)
         try:
-            return _through(model, tensors, x.clone(memory_format=torch.channels_last), output, mode)
+            return _through(
+                model, tensors, each(x, partial(torch.clone, memory_format=torch.channels_last)), output, mode
+            )
         except RuntimeError as error:
             if _BOUND_TO_LAYOUT not in str(error):
                 raise
     mode.start(channels_last=False)
-    return _through(model, tensors, x.clone(memory_format=torch.contiguous_format), output, mode)
+    return _through(model, tensors, each(x, partial(torch.clone, memory_format=torch.contiguous_format)), output, mode)
 
 
 def _through(
-    model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, output: str | int | None, mode: _Normalised
+    model: nn.Module, tensors: Mapping[str, Tensor], x: Images, output: str | int | None, mode: _Normalised
 ) -> Tensor:
     with mode:
         own = _under_every_name(model, tensors)
-        outputs = functional_call(model, own, (mode.reach(x),), tie_weights=False)
+        args, kwargs = arguments(each(x, mode.reach, floating=False))
+        outputs = functional_call(model, own, args, kwargs, tie_weights=False)
         return first_tensor(outputs, output).contiguous()
 
 
-def _faster_in_channels_last(model: nn.Module, x: Tensor) -> bool:
-    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+def _faster_in_channels_last(model: nn.Module, x: Images) -> bool:
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
         return False
     return any(isinstance(module, nn.Conv2d) for module in model.modules()) and not has_convolution_that_breaks(model)
 
@@ -255,7 +267,20 @@ def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[s
     return found
 
 
-def footprint(model: nn.Module, x: Tensor, *, output: str | int | None = None) -> tuple[int, int]:
+def unreached(model: nn.Module, names: Sequence[str], x: Images, *, output: str | int | None = None) -> list[str]:
+    """Those of some parameters that the output of a forward pass in evaluation mode does not depend on."""
+    own = dict(model.named_parameters())
+    dtype = compute_dtype(model)
+    leaves = {name: own[name].detach().to(dtype, copy=True).requires_grad_() for name in names}
+    with torch.enable_grad():
+        result = forward(model, x, tensors=leaves, output=output)
+        if not result.requires_grad:
+            return list(names)
+        found = torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True)
+    return [name for name, derivative in zip(names, found, strict=True) if derivative is None]
+
+
+def footprint(model: nn.Module, x: Images, *, output: str | int | None = None) -> tuple[int, int]:
     """Entries of the results of all functions of a forward pass, and of the largest result."""
     dtype, mode = compute_dtype(model), _Normalised("running")
     with untouched(model), torch.no_grad():
@@ -265,7 +290,7 @@ def footprint(model: nn.Module, x: Tensor, *, output: str | int | None = None) -
 
 def calibrate(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     *,
     tensors: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
@@ -300,7 +325,7 @@ def calibrate(
 
 
 def _next_norm(
-    model: nn.Module, tensors: Mapping[str, Tensor], known: Sequence[Moments], output: str | int | None, x: Tensor
+    model: nn.Module, tensors: Mapping[str, Tensor], known: Sequence[Moments], output: str | int | None, x: Images
 ) -> tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor] | None] | None:
     """What reaches the first BatchNorm that is not known yet, and the mean and variance that it keeps."""
     try:

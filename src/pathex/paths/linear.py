@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import Graph, Interpreter, Node
+from pathex.graph import Graph, Images, Interpreter, Node, each, tensors_in
 from pathex.paths.moments import Moments
 from pathex.paths.origins import Origins
 from pathex.paths.recording import LINEAR, register
@@ -243,8 +243,8 @@ def _divides_by_norm(graph: Graph, node: Node) -> bool:
     return node.op in ("square", "pow", "abs")
 
 
-def run_linear(reading: Linear, inputs: Sequence[Tensor]) -> Tensor:
+def run_linear(reading: Linear, x: Images) -> Tensor:
     """The output of a reading of what the network gets; `UnsupportedOperation` if no path reaches it."""
     if reading.graph.output not in reading.graph.carried:
         raise UnsupportedOperation(NO_PATH)
-    return reading.run(*(x.to(reading.dtype) if x.is_floating_point() else x for x in inputs))
+    return reading.run(*tensors_in(each(x, lambda tensor: tensor.to(reading.dtype))))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import WEIGHTED, Graph, Node, compute_dtype, trace, untouched
+from pathex.graph import WEIGHTED, Graph, Images, Node, compute_dtype, ones, trace, untouched
 from pathex.paths.linear import Linear, origins_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -98,7 +98,7 @@ class _Liveness(Linear):
 
 
 def connectivity(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+    model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: str | int | None = None
 ) -> Connectivity:
     """Find the kept weights that lie on no path from an input to an output.
 
@@ -130,7 +130,7 @@ def connectivity(
 class OnPaths:
     """From a mask to those of its entries that lie on a path from an input to an output, for inputs shaped as ``x``."""
 
-    def __init__(self, model: nn.Module, x: Tensor, *, output: str | int | None = None) -> None:
+    def __init__(self, model: nn.Module, x: Images, *, output: str | int | None = None) -> None:
         self.model, self.x, self.output = model, x[:1], output
 
     @cached_property
@@ -144,7 +144,7 @@ class OnPaths:
 
 
 def roles(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, output: str | int | None = None
+    model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: str | int | None = None
 ) -> dict[str, list[Tensor]]:
     """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
 
@@ -188,14 +188,13 @@ def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
     return False
 
 
-def off_path(model: nn.Module, names: Sequence[str], x: Tensor, *, output: str | int | None = None) -> list[str]:
+def off_path(model: nn.Module, names: Sequence[str], x: Images, *, output: str | int | None = None) -> list[str]:
     """Parameters that the output is computed from on no path from the input: position biases, constant queries."""
     graph = trace(model, x, output=output)
     known: dict[tuple[str, ...], list[str]] = graph.memo.setdefault("off path", {})
     if tuple(names) not in known:
-        used = {node.target for node in graph.leading if node.op == "parameter"}
         one = torch.ones((), dtype=torch.bool)
-        whole = {name: one.expand(model.get_parameter(name).shape) for name in names if name in used}
+        whole = {name: one.expand(model.get_parameter(name).shape) for name in names if name in graph.used}
         on = _effective(graph, model, whole, x if graph.fixed_batch else x[:1])[0] if whole else {}
         known[tuple(names)] = [name for name in whole if not on[name].any()]
     return list(known[tuple(names)])
@@ -221,7 +220,7 @@ def _effective(
     graph: Graph,
     model: nn.Module,
     mask: Mapping[str, Tensor],
-    x: Tensor,
+    x: Images,
     names: Collection[str] | None = None,
     **how: Any,
 ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
@@ -229,15 +228,15 @@ def _effective(
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
     one = torch.ones((), dtype=dtype, device=device)
-    ones = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
+    present = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
     names = list(mask if names is None else names)
     weighing = _weighing(graph, tuple(mask))
     read = [name for name in mask if name in weighing]
     scored = [name for name in names if name in weighing]
-    weights = _Used(model, dtype, mask=mask, replaced=ones, scored=scored, prunable=read)
+    weights = _Used(model, dtype, mask=mask, replaced=present, scored=scored, prunable=read)
     with untouched(model), torch.enable_grad():
         reading = _Liveness(lowered(graph), weights, **how)
-        result = run_linear(reading, [torch.ones_like(x, dtype=dtype, device=device)])
+        result = run_linear(reading, ones(x, dtype, device))
         total = result.sum() if reading.role is None else sum(reading.ends)
         found = {name: torch.zeros_like(mask[name], device="cpu") for name in names}
         if isinstance(total, Tensor) and total.requires_grad:  # whatever lies on a path has a positive derivative

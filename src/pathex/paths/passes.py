@@ -144,4 +144,4 @@ def _weights(model: nn.Module, tensors: Tensors) -> Weights:
 
 def _read(model: nn.Module, x: Tensor, reading: Linear) -> Tensor:
     with untouched(model):
-        return run_linear(reading, [x])
+        return run_linear(reading, x)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Node, trace, untouched
+from pathex.graph import Images, Node, each, ones, tensors_in, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -36,7 +36,7 @@ class Walker:
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
+        x: Images,
         weights: Mapping[str, Tensor],
         source: torch.Generator,
         *,
@@ -55,10 +55,11 @@ class Walker:
         """Half of the walks from the inputs, each unit in turn, half from the outputs: flat indices of uses by name."""
         # Layers that do not lead to the output are not used.
         reading = _Walk(self, (walks - walks // 2, walks // 2))
-        start = torch.ones_like(self.x[:1], dtype=torch.float64).requires_grad_()
+        start = each(ones(self.x[:1], torch.float64), Tensor.requires_grad_)
+        starts = [tensor for tensor in tensors_in(start) if tensor.requires_grad]
         with untouched(self.model), torch.enable_grad():
-            result = run_linear(reading, [start])
-            torch.autograd.grad(result.sum(), start, allow_unused=True)
+            result = run_linear(reading, start)
+            torch.autograd.grad(result.sum(), starts, allow_unused=True)
         none = torch.zeros(0, dtype=torch.long)
         return {name: torch.cat([none, *used]) for name, used in reading.used.items()}
 

@@ -24,7 +24,7 @@ from pathex.pruning.floors import Floors
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
 from pathex.pruning.structure import Blocks, Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
-from pathex.scores import Problem
+from pathex.scores import Keys, Problem
 
 OnRound = Callable[[dict[str, Any], Mask], object]
 
@@ -57,6 +57,7 @@ def prune(
     *,
     sparsity: float,
     data: Any,
+    keys: Keys = None,
     rounds: int | None = None,
     allocation: Allocation = "global",
     ignore: Sequence[Selector] = (),
@@ -83,7 +84,10 @@ def prune(
             callable ``(model, batches, mask) -> dict``, or ``package.module:name`` of one.
         sparsity: Fraction of the prunable weights removed, in [0, 1). Exactly ``round((1 - sparsity) N)`` are kept.
             With ``count="multiply_adds"``: of their multiply-adds for one image.
-        data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
+        data: The pruning set, read once: a DataLoader, an iterable of batches ``(x, y)``, ``x`` or dictionaries, or one
+            of them; ``x`` a tensor ``(N, ...)``, or a tuple or dictionary for a network with several inputs.
+        keys: Names in dictionaries of what the network gets and of the labels, such as ``("image", "mask")``; None
+            finds the names of its arguments, or usual ones.
         rounds: Score-and-keep rounds, at most; None is the method's published number.
         allocation: ``global`` (one threshold), ``layer``, ``uniform``, ``erk``, a mapping from weight names to final
             densities, another mask whose densities are taken in proportion, or a file of either (see
@@ -135,8 +139,8 @@ def prune(
         allocation, output = read_allocation(allocation), options.get("output")
         given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
         blocks = read_structure(structure, sparsity, given)
-        chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
-        problem, off = problem_of(
+        chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
+        problem, left = problem_of(
             model, found, options, data, mask, blocks, strict=strict, processes=processes, **chosen
         )
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
@@ -166,9 +170,12 @@ def prune(
         kept = freed_memory_kept() if memory is None else contextlib.nullcontext()
         with kept, _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
             mask, history = _rounds(problem, method_call, updater, output, on_round, advance)
-        report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=off)
+        unscored = [*left.dense, *left.out]
+        report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=unscored)
         warn_of_collapse(report, strict)
-        return PruneResult(Mask(mask, _metadata(name_of(method), options, problem, **how)), history, report)
+        entries = {**mask, **all_kept({name: problem.model.get_parameter(name) for name in left.dense})}
+        entries = {name: entries[name] for name, _ in problem.model.named_parameters() if name in entries}
+        return PruneResult(Mask(entries, _metadata(name_of(method), options, problem, **how)), history, report)
 
 
 def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[[Mask], Floors] | None:

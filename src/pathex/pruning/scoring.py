@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.distributed import Group, Processes, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
-from pathex.graph import compute_dtype, untouched
-from pathex.masks import Mask, Selector, all_kept, own_module, prunable_weights
-from pathex.paths import off_path
+from pathex.graph import Images, Inputs, compute_dtype, trace, untouched
+from pathex.masks import Mask, Selector, all_kept, asked_for, own_module, prunable_weights
+from pathex.paths import off_path, unreached
 from pathex.pruning.structure import Blocks
-from pathex.scores import Problem, fingerprint, joined, parse_memory, read_batches
+from pathex.scores import Keys, Problem, check_arguments, fingerprint, joined, parse_memory, read_batches
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
@@ -29,6 +29,7 @@ def score(
     method: str | CustomMethod,
     data: Any,
     *,
+    keys: Keys = None,
     mask: Mask | None = None,
     seed: int = 0,
     memory: int | str | None = None,
@@ -45,7 +46,10 @@ def score(
         method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a callable
             ``(model, batches, mask) -> dict``, which gets a copy of the model with the mask applied, or
             ``package.module:name`` of one.
-        data: The pruning set: a DataLoader, an iterable of ``(x, y)`` or ``x``, or one tensor; read once.
+        data: The pruning set, read once: a DataLoader, an iterable of batches ``(x, y)``, ``x`` or dictionaries, or one
+            of them; ``x`` a tensor ``(N, ...)``, or a tuple or dictionary for a network with several inputs.
+        keys: Names in dictionaries of what the network gets and of the labels, such as ``("image", "mask")``; None
+            finds the names of its arguments, or usual ones.
         mask: Weights that are there; None is all.
         seed: Seed of whatever the method draws.
         memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
@@ -71,7 +75,7 @@ def score(
     with processes.barrier():
         found = scorers.resolve(method, options)
         options, method_call = call_of(found, options)
-        chosen: dict[str, Any] = {"ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
+        chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         problem, _ = problem_of(model, found, options, data, mask, strict=strict, processes=processes, **chosen)
         return scored(agreed(problem, name_of(method), options, strict=strict), method_call)
 
@@ -88,10 +92,18 @@ def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[st
                 masked.get_parameter(name).copy_(weight)
         with torch.enable_grad():
             mask = Mask(problem.mask or all_kept(problem.prunable))
-            scores: Mapping[str, Tensor] = found(masked, list(problem.batches), mask, **options)
+            batches = [(x.given if isinstance(x, Inputs) else x, y) for x, y in problem.batches]
+            scores: Mapping[str, Tensor] = found(masked, batches, mask, **options)
             return scores
 
     return options, custom
+
+
+class Left(NamedTuple):
+    """Names of prunable weights that are not scored: those that stay in the mask, dense, and those that do not."""
+
+    dense: list[str]
+    out: list[str]
 
 
 def problem_of(
@@ -102,14 +114,15 @@ def problem_of(
     mask: Mask | None,
     blocks: Blocks | None = None,
     *,
+    keys: Keys,
     ignore: Sequence[Selector],
     prunable: Sequence[Selector],
     seed: int,
     memory: int | str | None,
     strict: bool,
     processes: Processes,
-) -> tuple[Problem, list[str]]:
-    """What a method is to score, and the names of prunable weights that it leaves out, as they are on no path."""
+) -> tuple[Problem, Left]:
+    """What a method is to score, and the names of prunable weights that are left as they are."""
     seed, budget, model = check_integer("seed", seed, 0), parse_memory(memory), own_module(model)
     sharded = next((name for name, weight in model.named_parameters() if is_sharded(weight)), None)
     if sharded is not None:
@@ -120,24 +133,48 @@ def problem_of(
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     if blocks is not None:
         weights = blocks.fitting(model, weights)
-    batches = joined(read_batches(data), processes)
-    off: list[str] = []
-    if getattr(found, "paths", False):
-        x = batches[0][0].to(next(iter(weights.values())).device, compute_dtype(model))
-        off = off_path(model, list(weights), x, output=options.get("output"))
-        weights = {name: weight for name, weight in weights.items() if name not in off}
-        if not weights:
-            raise InvalidInput("no prunable weight lies on a path from the images to the output that counts")
-    if off:
-        warnings.warn(
-            f"{len(off)} weights lie on no path from the images (position biases, constant queries) and are left as "
-            f"they are: {listed(off)}; result.report.off_path names them, for ignore= of other methods",
-            PathexWarning,
-            stacklevel=3,
-        )
+    batches = joined(read_batches(data, model, keys), processes)
+    left = _left_as_they_are(model, found, options.get("output"), batches[0][0], weights, asked_for(model, prunable))
+    weights = {name: weight for name, weight in weights.items() if name not in left.dense and name not in left.out}
     if mask is not None:
-        mask = _fitting(mask, weights, off)
-    return Problem(model, weights, batches, mask, seed, 1, budget, strict, processes=processes), off
+        mask = _fitting(mask, weights, [*left.dense, *left.out])
+    return Problem(model, weights, batches, mask, seed, 1, budget, strict, processes=processes), left
+
+
+def _left_as_they_are(
+    model: nn.Module, found: Any, output: str | int | None, x: Images, weights: Mapping[str, Tensor], asked: set[str]
+) -> Left:
+    """Which weights cannot be scored by what they do, or are frozen, unless the user asked for them; says so once."""
+    names = [name for name in weights if name not in asked]
+    frozen = [name for name in names if not weights[name].requires_grad]
+    frozen = frozen if len(frozen) < len(weights) else []
+    idle, off = [], []
+    if isinstance(found, scorers.Method) and found.runs_network:
+        check_arguments(model, x)
+        with untouched(model):
+            x = x.to(next(iter(weights.values())).device, compute_dtype(model))
+            if found.paths:
+                used = trace(model, x, output=output).used
+                idle, off = [name for name in names if name not in used], off_path(model, names, x, output=output)
+            else:
+                idle = unreached(model, names, x[:1], output=output)
+    if len({*frozen, *idle, *off}) == len(weights):
+        raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
+    idle = [name for name in idle if name not in frozen]
+    off = [name for name in off if name not in frozen]
+    for why, left in (
+        ("are frozen (requires_grad=False)", frozen),
+        ("are not used by the forward pass in evaluation mode (heads of training only)", idle),
+        ("lie on no path from the images to the output (position biases, constant queries)", off),
+    ):
+        if left:
+            warnings.warn(
+                f"{len(left)} weights {why} and are left as they are: {listed(left)}; prunable= has them pruned, "
+                "output= names another output, ignore= silences this; result.report.off_path has their names",
+                PathexWarning,
+                stacklevel=4,
+            )
+    return Left(idle, [*frozen, *off])
 
 
 def agreed(problem: Problem, method: str, options: Mapping[str, Any], **how: object) -> Problem:
@@ -223,8 +260,8 @@ def _fitting(mask: Mask, weights: Mapping[str, Tensor], off: Sequence[str]) -> M
     removed = [name for name in off if name in mask and not mask[name].all()]
     if removed:
         raise MaskMismatch(
-            f"the mask removes weights on no path from the images, which are left as they are: {listed(removed)}; "
-            "make it with ignore= for them"
+            f"the mask removes weights that are left as they are: {listed(removed)}; make it with ignore= for them, or "
+            "have them pruned with prunable="
         )
     shapes = {name: weight.shape for name, weight in weights.items()}
     found = {name: entry.shape for name, entry in mask.items() if name not in off}

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, overload
 
 from pathex.errors import InvalidInput, UnknownName, import_callable
-from pathex.scores.batches import Batch, fingerprint, joined, read_batches
+from pathex.scores.batches import Batch, Keys, check_arguments, fingerprint, joined, read_batches
 from pathex.scores.fisher_diagonal import FisherDiagonal
 from pathex.scores.force import Force
 from pathex.scores.grasp import Grasp
@@ -37,6 +37,7 @@ __all__ = [
     "Force",
     "Grasp",
     "IterativeSnip",
+    "Keys",
     "LossMethod",
     "Magnitude",
     "Method",
@@ -54,6 +55,7 @@ __all__ = [
     "Snip",
     "SynFlow",
     "SynFlowL2",
+    "check_arguments",
     "find",
     "fingerprint",
     "generator",

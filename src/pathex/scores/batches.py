@@ -2,22 +2,37 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathex.distributed import Processes
 from pathex.errors import InvalidInput
+from pathex.graph import Images, Inputs, arguments, each, tensors_in
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Images, Tensor | None]
+Keys = tuple[str | Sequence[str], str | None] | None
+"""Names in dictionaries of what a network gets and of the labels, which may be None."""
+
+_USUAL_INPUTS = ("pixel_values", "image", "images", "img", "inputs", "input", "x")
+_USUAL_LABELS = dict.fromkeys(("labels", "label", "targets", "target", "y")).keys()
+_ADVICE = (
+    "a batch is (x, y), x or a dictionary, of tensors (N, ...); a data set of single images goes through a DataLoader, "
+    "a network that takes lists of images (detection) inside a module that takes a tensor"
+)
 
 
-def read_batches(data: Any) -> list[Batch]:
+def read_batches(data: Any, model: nn.Module, keys: Keys = None) -> list[Batch]:
     """Read the pruning set once.
 
     Args:
-        data: A DataLoader, an iterable of ``(x, y)`` or ``x``, one tensor ``x``, or a pair of tensors ``(x, y)``.
+        data: A DataLoader, an iterable of batches, one tensor ``x``, a pair of tensors ``(x, y)``, or a dictionary. A
+            batch is ``(x, y)``, ``x``, or a dictionary; ``x`` a tensor, or for a network with several inputs a tuple or
+            dictionary of tensors.
+        model: The network; the names of its arguments tell apart what is in a dictionary.
+        keys: Names, in dictionaries, of what the network gets and of the labels; None finds them.
 
     Returns:
         Batches ``(x, y)``; ``y`` is None without labels.
@@ -26,17 +41,18 @@ def read_batches(data: Any) -> list[Batch]:
         InvalidInput: If there is no image, a batch is not made of tensors, images are not finite floating-point
             numbers of one shape, or labels do not match their images.
     """
-    if isinstance(data, Tensor):
+    if isinstance(data, (Tensor, Mapping)):
         data = [data]
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair(*data):
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and _is_batch(data):
         data = [tuple(data)]
-    elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+    elif isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise InvalidInput(
-            f"data must be a DataLoader, an iterable of (x, y) or x, or a tensor, not {type(data).__name__}"
+            "data must be a DataLoader, an iterable of (x, y), x or dictionaries, or a tensor, not "
+            f"{type(data).__name__}"
         )
     # A DataLoader draws from torch's global generator when it starts.
     with torch.random.fork_rng(devices=[]):
-        batches = [_checked(number, batch) for number, batch in enumerate(data)]
+        batches = [_checked(f"batch {number} of data", batch, model, keys) for number, batch in enumerate(data)]
     batches = [batch for batch in batches if len(batch[0])]
     if not batches:
         raise InvalidInput("data is empty: scores need at least one image")
@@ -65,36 +81,117 @@ def joined(batches: Sequence[Batch], processes: Processes) -> Sequence[Batch]:
 
 
 def _of_one_shape(batches: list[Batch]) -> list[Batch]:
-    shapes = {tuple(x.shape[1:]) for x, _ in batches}
+    shapes = {tuple(tuple(tensor.shape[1:]) for tensor in tensors_in(x)) for x, _ in batches}
     if len(shapes) > 1:
-        raise InvalidInput(f"all images of the pruning set must have one shape, not {sorted(shapes)}")
+        found = sorted(shape[0] if len(shape) == 1 else shape for shape in shapes)
+        raise InvalidInput(f"all images of the pruning set must have one shape, not {found}")
     return batches
 
 
-def _is_pair(x: Any, y: Any) -> bool:
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+def _is_batch(data: Sequence[Any]) -> bool:
+    """Whether two things are a batch ``(x, y)`` and not two batches; a list is one of tensors only."""
+    (x, y), parts = data, tensors_in(data[0])
+    if not isinstance(y, Tensor) or not parts or not y.dim():
         return False
-    return x.is_floating_point() and not y.is_floating_point() and x.shape[:1] == y.shape[:1] != ()
+    if any(part.shape[:1] != y.shape[:1] for part in parts):
+        return False
+    if isinstance(data, tuple) and (not isinstance(x, Tensor) or y.shape[1:] != x.shape[1:]):
+        return True
+    return isinstance(x, Tensor) and x.is_floating_point() and not y.is_floating_point()
 
 
-def _checked(number: int, batch: Any) -> Batch:
+def _checked(where: str, batch: Any, model: nn.Module, keys: Keys) -> Batch:
+    if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
+        named = batch._asdict()
+        batch = named if keys or _USUAL_LABELS & named.keys() else tuple(batch)
+    if isinstance(batch, Mapping):
+        batch = _by_name(where, batch, model, keys)
     x, y = batch, None
     if isinstance(batch, (tuple, list)) and batch:
         x, y = batch[0], batch[1] if len(batch) > 1 else None
-    if not isinstance(x, Tensor):
-        raise InvalidInput(f"batch {number} of data holds {type(x).__name__} where a tensor of images should be")
-    if not x.is_floating_point():
-        raise InvalidInput(f"batch {number} of data has images of {x.dtype}; convert them to floating point first")
-    if x.dim() < 2:
-        raise InvalidInput(f"batch {number} of data has shape {tuple(x.shape)}; images are (N, ...)")
-    if not torch.isfinite(x).all():
-        raise InvalidInput(f"batch {number} of data holds NaN or infinite values")
-    if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]):
-        count = len(y) if isinstance(y, Tensor) and y.dim() else "no"
-        raise InvalidInput(f"batch {number} of data has {len(x)} images and {count} labels")
-    with torch.inference_mode(False):  # what was made in inference mode cannot take part in a gradient
-        x = x.clone() if x.is_inference() else x.detach()
-    return x, None if y is None else y.detach()
+    if isinstance(x, Mapping):
+        x = Inputs((), {name: value for name, value in x.items() if isinstance(value, Tensor)})
+    elif isinstance(x, (tuple, list)):
+        x = Inputs(tuple(x))
+    if isinstance(y, (Mapping, list, tuple)):
+        raise InvalidInput(f"{where} has no labels but {_described(y)}; {_ADVICE}")
+    _check_images(where, x, model, y)
+    if y is not None and not (isinstance(y, Tensor) and y.dim()):
+        raise InvalidInput(f"{where} has {len(x)} images and no labels but {_described(y)}; {_ADVICE}")
+    if y is not None and len(y) != len(x):
+        raise InvalidInput(f"{where} has {len(x)} images and {len(y)} labels")
+    return each(x, _plain, floating=False), None if y is None else _plain(y)
+
+
+def _check_images(where: str, x: Any, model: nn.Module, y: Any) -> None:
+    """Refuse what is no batch of images."""
+    tensors = tensors_in(x)
+    if not tensors:
+        raise InvalidInput(f"{where} holds {_described(x)} where a tensor of images should be; {_ADVICE}")
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floating:
+        raise InvalidInput(f"{where} has images of {tensors[0].dtype}; scale them as in training (x.float() / 255)")
+    first = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+    plain = x if isinstance(x, Tensor) else floating[0]
+    alone = first is not None and plain.dim() == first.weight.dim() - 1 and plain.shape[0] == first.in_channels
+    if plain.dim() < 2 or (alone and (y is None or getattr(y, "shape", (0,))[:1] != plain.shape[:1])):
+        raise InvalidInput(
+            f"{where} has shape {tuple(plain.shape)}; images are (N, ...): add a batch dimension, x.unsqueeze(0)"
+        )
+    if len({len(tensor) for tensor in tensors}) > 1:
+        raise InvalidInput(f"{where} has inputs of {', '.join(str(len(tensor)) for tensor in tensors)} images")
+    if not all(torch.isfinite(tensor).all() for tensor in floating):
+        raise InvalidInput(f"{where} holds NaN or infinite values")
+
+
+def _by_name(where: str, batch: Mapping[Any, Any], model: nn.Module, keys: Keys) -> tuple[Any, Any]:
+    """What the network gets of a dictionary, and the labels: by given names, those of its arguments, or usual ones."""
+    known = f"{where} is a dictionary of {', '.join(map(repr, batch))}"
+    if keys is not None:
+        names, label = [keys[0]] if isinstance(keys[0], str) else [*keys[0]], keys[1]
+        if missing := [name for name in (*names, label) if name is not None and name not in batch]:
+            raise InvalidInput(f"{known}; keys names {missing[0]!r}, which is not there")
+    else:
+        label = next((name for name in _USUAL_LABELS if name in batch), None)
+        taken = signature(model.forward).parameters
+        names = [name for name, value in batch.items() if name in taken and isinstance(value, Tensor)]
+        # Labels go in where the network cannot do without them.
+        names = next((n for n in ([n for n in names if n != label], names) if n and not unbound(model, n)), [])
+        names = names or [name for name in _USUAL_INPUTS if name in batch][:1]
+    if not names:
+        raise InvalidInput(f"{known}; name what the network gets and the labels with keys=, ('image', 'label') for one")
+    x = batch[names[0]] if len(names) == 1 else {name: batch[name] for name in names}
+    return x, None if label is None else batch[label]
+
+
+def unbound(model: nn.Module, names: Sequence[str] = (), count: int = 0) -> str:
+    """Why the forward pass of a network cannot be called with ``count`` inputs and others by name; empty if it can."""
+    try:
+        signature(model.forward).bind(*range(count), **dict.fromkeys(names))
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def check_arguments(model: nn.Module, x: Images) -> None:
+    """Refuse inputs that are not those of the forward pass of a network."""
+    args, kwargs = arguments(x)
+    if why := unbound(model, [*kwargs], len(args)):
+        raise InvalidInput(
+            f"{type(model).__name__}.forward{signature(model.forward)} does not take what data delivers ({why}): "
+            "deliver ((x1, x2), y), or a dictionary by the names of its arguments"
+        )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor without a history, of no subclass, that may take part in a gradient."""
+    with torch.inference_mode(False):
+        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        return tensor.as_subclass(Tensor)
+
+
+def _described(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def fingerprint(tensor: Tensor) -> bytes:
@@ -103,7 +200,8 @@ def fingerprint(tensor: Tensor) -> bytes:
     return hashlib.sha1(flat.view(torch.uint8).numpy().tobytes(), usedforsecurity=False).digest()
 
 
-def contents(images: Tensor, labels: Tensor | None) -> list[tuple[bytes, bytes]]:
+def contents(images: Images, labels: Tensor | None) -> list[tuple[bytes, bytes]]:
     """Fingerprints of every image and of its label, which tells equal images apart."""
+    of_images = [b"".join(map(fingerprint, parts)) for parts in zip(*map(Tensor.cpu, tensors_in(images)), strict=True)]
     of_labels = [b""] * len(images) if labels is None else [fingerprint(label) for label in labels.cpu()]
-    return [(fingerprint(image), label) for image, label in zip(images.cpu(), of_labels, strict=True)]
+    return list(zip(of_images, of_labels, strict=True))

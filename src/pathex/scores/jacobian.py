@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
+from pathex.graph import Images
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import generator
 
@@ -72,10 +73,10 @@ class _Network:
     def __init__(self, reader: ModelReader, rows: Rows, labels: bool) -> None:
         self.reader, self.rows, self.labels, self.at = reader, rows, labels, reader.leaves()
 
-    def _rows(self, x: Tensor, y: Any) -> Tensor:
+    def _rows(self, x: Images, y: Any) -> Tensor:
         return self.rows(self.reader.forward(x, self.at.tensors, self.at.statistics), y)
 
-    def _independent(self) -> Iterator[tuple[Tensor, Any]]:
+    def _independent(self) -> Iterator[tuple[Images, Any]]:
         """Parts of the pruning set that do not depend on each other: images, or whole batches in train mode."""
         for x, y in self.reader.batches(labels=self.labels):
             if self.reader.calibration == "train":
@@ -93,7 +94,7 @@ class _Network:
     def exact(self) -> dict[str, Tensor]:
         """Sum of squared derivatives, row after row."""
 
-        def part(images: tuple[Tensor, Any]) -> dict[str, Tensor]:
+        def part(images: tuple[Images, Any]) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
             with torch.enable_grad():
                 rows = self._rows(*images).flatten()

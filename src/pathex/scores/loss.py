@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
+from pathex.graph import Images
 from pathex.scores.jacobian import differentiable_twice
-from pathex.scores.model_reader import IGNORED, Leaves, ModelReader
+from pathex.scores.model_reader import Leaves, ModelReader, has_class
 from pathex.scores.problem import Problem
 
 Term = Callable[[], Tensor]
@@ -21,9 +22,9 @@ def _terms(reader: ModelReader, at: Leaves, temperature: float) -> Iterator[Term
     reader.require_labels()
     whole = sum(_counted(reader, y) for _, y in reader.problem.batches if y is not None)
     if not whole:
-        raise InvalidInput(f"every label is {IGNORED}, which stands for no class")
+        raise InvalidInput("no label stands for a class (-100 stands for none, in label maps 255 too)")
 
-    def term(x: Tensor, y: Tensor) -> Tensor:
+    def term(x: Images, y: Tensor) -> Tensor:
         outputs = reader.forward(x, at.tensors, at.statistics) / temperature
         return reader.loss_of(outputs, y) * (_counted(reader, y) / whole)
 
@@ -34,8 +35,8 @@ def _terms(reader: ModelReader, at: Leaves, temperature: float) -> Iterator[Term
 
 def _counted(reader: ModelReader, labels: Tensor) -> int:
     """What the mean of a batch runs over: images, or pixels with a class."""
-    if reader.loss is None and labels.dim() > 1 and not labels.is_floating_point():
-        return int((labels != IGNORED).sum())
+    if reader.loss == "cross-entropy" and not labels.is_floating_point():
+        return int(has_class(labels).sum())
     return len(labels)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pathex.errors import InvalidInput
 from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
-from pathex.scores.options import Count, LossOrNone, Output, Redraw, Scales, check_options
+from pathex.scores.options import Count, LossOrName, Output, Redraw, Scales, check_options
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader, Reader
 
@@ -73,6 +73,11 @@ class Method(ABC):
                 f"{', '.join(beyond)}, which are read by generalised rules (see docs/methods/{self.name}.md)"
             )
         return self.score(problem)
+
+    @property
+    def runs_network(self) -> bool:
+        """Whether it reads more of a network than its weights."""
+        return self.paths or self.needs != "nothing"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -161,6 +166,10 @@ class ModelMethod(_ReadingMethod):
 
     calibration: Literal["train", "batch", "running"] = "batch"
 
+    @property
+    def runs_network(self) -> bool:
+        return True
+
     def reader(self, problem: Problem) -> ModelReader:
         """The network of a problem, as this method runs it."""
         return self._read(ModelReader, problem)
@@ -171,10 +180,12 @@ class LossMethod(ModelMethod):
     """A method that differentiates the loss.
 
     Attributes:
-        loss: Function ``(outputs, labels) -> mean loss``; None: cross-entropy.
+        loss: ``cross-entropy`` (of class numbers, of which -100 stands for no class and in label maps 255 too, or of
+            class probabilities), ``bce`` (of logits, with binary labels), ``mse``, or a function
+            ``(outputs, labels) -> mean loss``.
     """
 
     needs = "labels"
 
     calibration: Literal["train", "batch", "running"] = "train"
-    loss: LossOrNone = None
+    loss: LossOrName = "cross-entropy"

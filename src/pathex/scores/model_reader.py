@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.errors import InvalidInput
+from pathex.graph import Images
 from pathex.paths import Statistics, forward
-from pathex.scores.options import LossOrNone
+from pathex.scores.options import LossOrName
 from pathex.scores.problem import doubt_batches, entries_of_image, generator
 from pathex.scores.reader import Reader
 
-IGNORED = 255  # label of pixels that belong to no class
+IGNORED = -100  # as of F.cross_entropy
+IGNORED_IN_MAPS = 255  # of pixels that belong to no class
 
 
 class Leaves(NamedTuple):
@@ -27,9 +29,9 @@ class Leaves(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelReader(Reader):
-    """Runs a problem's network itself, differentiably; without a loss it is cross-entropy."""
+    """Runs a problem's network itself, differentiably."""
 
-    loss: LossOrNone = None
+    loss: LossOrName = "cross-entropy"
 
     def fixed(self) -> dict[str, Tensor]:
         """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart."""
@@ -39,7 +41,7 @@ class ModelReader(Reader):
             found[name] = signs.to(found[name])
         return found
 
-    def batches(self, *, labels: bool = True) -> Iterator[tuple[Tensor, Any]]:
+    def batches(self, *, labels: bool = True) -> Iterator[tuple[Images, Any]]:
         """Images and labels: as delivered for BatchNorm as in training, otherwise in canonical micro-batches."""
         if labels:
             self.require_labels()
@@ -67,40 +69,66 @@ class ModelReader(Reader):
         tensors = {**self.other(), **weights}
         return Leaves(weights, tensors, self.statistics(tensors))
 
-    def forward(self, x: Tensor, tensors: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
+    def forward(self, x: Images, tensors: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
         """The output of the network, differentiable as often as its functions are."""
         return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
 
     def loss_of(self, outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
         """The loss of a batch: its mean, or of cross-entropy with ``none`` each one."""
-        labels = self._fitting(outputs, labels)
-        if self.loss is not None:
-            return self.loss(outputs, labels)
-        if labels.is_floating_point():
-            return F.cross_entropy(outputs, labels.to(outputs.dtype), reduction=reduction)
-        ignored = IGNORED if labels.dim() > 1 else -100
-        return F.cross_entropy(outputs, labels, reduction=reduction, ignore_index=ignored)
-
-    def _fitting(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The labels as cross-entropy takes them, class numbers stored as floating point included."""
         if labels.is_inference():
             labels = labels.clone()  # what was made in inference mode cannot be saved for a backward pass
-        if self.loss is not None:
-            return labels
-        if outputs.dim() < 2:
-            raise InvalidInput(f"cross-entropy needs outputs (N, classes, ...), not {tuple(outputs.shape)}; pass loss=")
-        if labels.is_floating_point() and labels.dim() == 1 and bool((labels == labels.round()).all()):
-            labels = labels.long()
-        numbers = outputs.shape[:1] + outputs.shape[2:]
-        if labels.shape != (outputs.shape if labels.is_floating_point() else numbers):
+        if not isinstance(self.loss, str):
+            return self.loss(outputs, labels)
+        if self.loss == "cross-entropy":
+            return F.cross_entropy(outputs, _of_classes(outputs, labels), reduction=reduction)
+        if labels.shape != outputs.shape and labels.numel() == outputs.numel() and 1 in outputs.shape[1:]:
+            labels = labels.view_as(outputs)  # one output for each label
+        labels = labels.to(outputs)
+        if labels.shape != outputs.shape:
             raise InvalidInput(
-                f"labels {tuple(labels.shape)} of {labels.dtype} do not fit outputs {tuple(outputs.shape)}; allowed: "
-                f"class numbers {tuple(numbers)} or class probabilities {tuple(outputs.shape)}"
+                f"labels {tuple(labels.shape)} do not fit outputs {tuple(outputs.shape)}; loss={self.loss!r} needs one "
+                "for each output"
             )
-        if labels.is_floating_point():
-            return labels
-        classes, seen = outputs.shape[1], labels[labels != IGNORED] if labels.dim() > 1 else labels
-        if seen.numel() and not 0 <= int(seen.min()) <= int(seen.max()) < classes:
-            wrong = int(seen.min()) if int(seen.min()) < 0 else int(seen.max())
-            raise InvalidInput(f"label {wrong} is no class of an output with {classes} classes (0 to {classes - 1})")
-        return labels.long()
+        if self.loss == "mse":
+            return F.mse_loss(outputs, labels)
+        if not 0 <= float(labels.min()) <= float(labels.max()) <= 1:
+            raise InvalidInput("loss='bce' needs labels in [0, 1]")
+        return F.binary_cross_entropy_with_logits(outputs, labels)
+
+
+def has_class(labels: Tensor) -> Tensor:
+    """Where class numbers stand for a class."""
+    return (labels != IGNORED) & (labels != IGNORED_IN_MAPS) if labels.dim() > 1 else labels != IGNORED
+
+
+def _of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The labels as cross-entropy takes them, class numbers stored as floating point included."""
+    if outputs.dim() < 2 or outputs.shape[1] < 2:
+        raise InvalidInput(
+            f"cross-entropy needs outputs (N, classes, ...) with two classes or more, not {tuple(outputs.shape)}; "
+            "loss='bce' is for one logit, loss='mse' for regression, loss=FUNCTION for any other"
+        )
+    if labels.is_floating_point() and labels.dim() == 1 and bool((labels == labels.round()).all()):
+        labels = labels.long()
+    numbers, classes = outputs.shape[:1] + outputs.shape[2:], outputs.shape[1]
+    if labels.shape != (outputs.shape if labels.is_floating_point() else numbers):
+        raise InvalidInput(
+            f"labels {tuple(labels.shape)} of {labels.dtype} do not fit outputs {tuple(outputs.shape)}; allowed: "
+            f"class numbers {tuple(numbers)} or class probabilities {tuple(outputs.shape)}, or another loss: "
+            "loss='bce' or 'mse', or a function such as lambda outputs, labels: F.cross_entropy(F.interpolate(outputs, "
+            "labels.shape[1:]), labels)"
+        )
+    if labels.is_floating_point():
+        labels = labels.to(outputs.dtype)
+        if labels.min() < 0 or (labels.sum(1) - 1).abs().max() > 0.01:
+            raise InvalidInput(
+                "labels of floating point are class probabilities, which are not negative and sum to 1 over the "
+                "classes; these are not: loss='bce' is for several labels an image, loss='mse' for regression"
+            )
+        return labels
+    labels, known = labels.long(), has_class(labels)
+    seen = labels[known]
+    if seen.numel() and not 0 <= int(seen.min()) <= int(seen.max()) < classes:
+        wrong = int(seen.min()) if int(seen.min()) < 0 else int(seen.max())
+        raise InvalidInput(f"label {wrong} is no class of an output with {classes} classes (0 to {classes - 1})")
+    return labels.masked_fill(~known, IGNORED)

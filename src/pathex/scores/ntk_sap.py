@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError, UnsupportedOperation
+from pathex.graph import Images, concatenated, each
 from pathex.scores.jacobian import differentiable_twice, gradients
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
@@ -48,10 +49,13 @@ def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
     return replace(reader, problem=replace(problem, batches=batches, round=number, memo=memo))
 
 
-def _normal(images: Tensor, source: torch.Generator) -> Tensor:
+def _normal(images: Images, source: torch.Generator) -> Images:
     """Standard normal images, drawn one after another: the same ones whatever the batches."""
-    each = [torch.randn(image.shape, dtype=torch.float64, generator=source).to(images) for image in images]
-    return torch.stack(each)
+
+    def drawn(image: Tensor) -> Tensor:
+        return torch.randn(image.shape, dtype=torch.float64, generator=source).to(image)
+
+    return concatenated([each(image, drawn) for image in images.split(1)])
 
 
 def _direction(reader: ModelReader) -> dict[str, Tensor]:
@@ -72,7 +76,7 @@ class _Draw:
         self.weights, self.other, self.direction = reader.weights(), reader.other(), _direction(reader)
         self.statistics = reader.statistics({**self.other, **self.weights})
 
-    def part(self, batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
+    def part(self, batch: tuple[Images, Any]) -> dict[str, Tensor]:
         """R of a batch and its derivatives by the mask."""
         with torch.enable_grad():
             if self.epsilon is None:
@@ -82,10 +86,10 @@ class _Draw:
                 total, derivatives = self._difference(batch[0], self.epsilon)
         return {TOTAL: total.detach().double(), **derivatives}
 
-    def _outputs(self, x: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:
+    def _outputs(self, x: Images, leaves: Mapping[str, Tensor]) -> Tensor:
         return self.reader.forward(x, {**self.other, **leaves}, self.statistics)
 
-    def _difference(self, x: Tensor, epsilon: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _difference(self, x: Images, epsilon: float) -> tuple[Tensor, dict[str, Tensor]]:
         """By the finite difference of two networks that share the mask."""
         here = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         there = {n: (weight + epsilon * self.direction[n]).requires_grad_() for n, weight in self.weights.items()}
@@ -94,7 +98,7 @@ class _Draw:
         derivatives = {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in here}
         return total, derivatives
 
-    def _limit(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _limit(self, x: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """For an infinitely small step."""
         # With J the Jacobian, t the direction and u = J t, R = u . u. J^T v is linear in v, and its derivative by v
         # along t is J t: a Jacobian-vector product of two backward passes, which needs no rules of forward

@@ -30,9 +30,13 @@ Redraw = Annotated[
         "True, False or (name, tensor, generator) -> tensor", lambda value: isinstance(value, bool) or callable(value)
     ),
 ]
-LossOrNone = Annotated[
-    Loss | None,
-    Allowed("a function (outputs, labels) -> mean loss", lambda value: value is None or callable(value)),
+LOSSES = ("cross-entropy", "bce", "mse")
+LossOrName = Annotated[
+    Loss | Literal["cross-entropy", "bce", "mse"],
+    Allowed(
+        f"{', '.join(LOSSES)}, or a function (outputs, labels) -> mean loss",
+        lambda value: callable(value) or (isinstance(value, str) and value in LOSSES),
+    ),
 ]
 Count = Annotated[int, Allowed("an integer of at least 1", lambda value: _is_integer(value, 1))]
 CountOrNone = Annotated[

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexError
-from pathex.graph import tf32_products
+from pathex.graph import ones, tf32_products
 from pathex.paths import Linear, Moments, run_linear
 from pathex.scores.reader import PathReader
 
@@ -60,8 +60,8 @@ def open_sum(
     tensors = reader.tensors()
     with torch.enable_grad():
         known = reader.coefficients() if statistics is None else statistics
-        ones = torch.ones_like(reader.problem.images[:1], dtype=reader.precision)
-        reading = Linear(reader.graph(ones), tensors, None, known, per_sample=reader.per_sample, **how)
-        reach = run_linear(reading, [reader.laid_out(ones)])
+        start = ones(reader.problem.images[:1], reader.precision)
+        reading = Linear(reader.graph(start), tensors, None, known, per_sample=reader.per_sample, **how)
+        reach = run_linear(reading, reader.laid_out(start))
         total = (reach if seen is None else reach * seen.to(reach)).sum()
         return total.detach(), reading.scores(total)

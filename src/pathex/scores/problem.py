@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.graph import Graph, compute_dtype, trace
+from pathex.graph import Graph, Images, compute_dtype, concatenated, each, trace
 from pathex.paths import Weights, footprint
-from pathex.scores.batches import Batch, contents, fingerprint
+from pathex.scores.batches import Batch, contents
 
 # Peak of a pass without gradient, in results of its largest function: 1.9 to 5.2 measured on a dozen networks.
 _FORWARD = 5.5
@@ -103,7 +103,7 @@ class Problem:
         return once(self.memo, "dtype", lambda: compute_dtype(self.model))
 
     @property
-    def images(self) -> Tensor:
+    def images(self) -> Images:
         """All images ``(N, ...)`` on the model's device in canonical order (sorted by content)."""
         return self._canonical()[0]
 
@@ -112,13 +112,13 @@ class Problem:
         """The labels of `images` in their order, on the model's device; None if any batch has none."""
         return self._canonical()[1]
 
-    def _canonical(self) -> tuple[Tensor, Tensor | None]:
-        def sort() -> tuple[Tensor, Tensor | None]:
-            x = torch.cat([x.cpu() for x, _ in self.batches])
+    def _canonical(self) -> tuple[Images, Tensor | None]:
+        def sort() -> tuple[Images, Tensor | None]:
+            x = concatenated([x.cpu() for x, _ in self.batches])
             given = [y.cpu() for _, y in self.batches if y is not None]
             y = torch.cat(given) if len(given) == len(self.batches) else None
             order = sorted(range(len(x)), key=contents(x, y).__getitem__)
-            images = x[order].to(self.device, self.dtype).contiguous()
+            images = each(x[order].to(self.device, self.dtype), Tensor.contiguous, floating=False)
             return images, None if y is None else y[order].to(self.device)
 
         return once(self.memo, "images", sort)
@@ -127,7 +127,7 @@ class Problem:
     def fingerprint(self) -> str:
         """SHA-256 of the images, whatever their order and batches."""
         return hashlib.sha256(
-            b"".join(sorted(fingerprint(image) for x, _ in self.batches for image in x.cpu()))
+            b"".join(sorted(image for x, _ in self.batches for image, _ in contents(x, None)))
         ).hexdigest()
 
     def doubt(self, message: str) -> None:
@@ -139,7 +139,7 @@ class Problem:
             said.add(message)
             warnings.warn(message, PathexWarning, stacklevel=2)
 
-    def graph(self, output: str | int | None = None, images: Tensor | None = None) -> Graph:
+    def graph(self, output: str | int | None = None, images: Images | None = None) -> Graph:
         """The network, traced; for ``images`` if that can be done for a fixed number of them only."""
         found = once(self.memo, f"graph {output!r}", lambda: trace(self.model, self.images, output=output))
         if found.fixed_batch is None or images is None:
@@ -197,7 +197,7 @@ class Problem:
             )
         return max(budget - held, budget // 2)
 
-    def micro_batches(self, bytes_per_image: float) -> Iterator[Tensor]:
+    def micro_batches(self, bytes_per_image: float) -> Iterator[Images]:
         """The images ``(B, ...)`` in canonical order, as many at a time as the budget allows; one at the least."""
         room = self.room()
         if bytes_per_image > room:
@@ -213,9 +213,9 @@ def entries_of_image(problem: Problem, output: str | int | None) -> tuple[int, i
     return once(problem.memo, "footprint", lambda: footprint(problem.model, problem.images[:1], output=output))
 
 
-def calibration_chunk(problem: Problem, images: Tensor, output: str | int | None) -> int | None:
+def calibration_chunk(problem: Problem, images: Images, output: str | int | None) -> int | None:
     """How many images a forward pass without gradient may take at a time."""
-    cost, room = _FORWARD * images.itemsize * entries_of_image(problem, output)[1], problem.room(_LATER)
+    cost, room = _FORWARD * problem.dtype.itemsize * entries_of_image(problem, output)[1], problem.room(_LATER)
     fits = int(room // max(1, cost))
     if len(images) <= fits:
         return None

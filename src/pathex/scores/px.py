@@ -1,26 +1,26 @@
 """Path eXclusion, gated by the data path by path."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pathex.paths import Recording, Smooth, run_linear
+from pathex.graph import each
+from pathex.paths import Smooth, run_linear
 from pathex.scores.method import PathMethod
 from pathex.scores.precision import safely
 from pathex.scores.problem import Problem
-from pathex.scores.reader import TOTAL, PathReader
+from pathex.scores.reader import TOTAL, PathReader, Recorded
 
 
 def _summed(reader: PathReader) -> tuple[Tensor, dict[str, Tensor]]:
     tensors = reader.tensors()
 
-    def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
+    def part(recorded: Recorded) -> dict[str, Tensor]:
         x, recording = recorded()
         with torch.enable_grad():
             reading = reader.linear(tensors, recording)
-            out = run_linear(reading, [x.square()]).sum()
+            out = run_linear(reading, each(x, torch.square)).sum()
             return {TOTAL: out.detach().double(), **reading.scores(out)}
 
     scores = reader.problem.processes.sum_over(reader.recordings(tensors), part)

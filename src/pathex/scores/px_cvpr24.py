@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, untouched, words
+from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, tensors_in, untouched, words
 from pathex.paths import tensors_of
 from pathex.scores.method import Method
 from pathex.scores.options import Allowed, Output
@@ -106,9 +106,9 @@ class PXCvpr24(Method):
             x = batch[0].to(problem.device, problem.dtype)
             graph = problem.graph(self.output, x)
             with untouched(problem.model), torch.no_grad():
-                z1 = _Copy(graph, plain, problem.dtype, linear=False).run(x)
+                z1 = _Copy(graph, plain, problem.dtype, linear=False).run(*tensors_in(x))
             with untouched(problem.model), torch.enable_grad():
-                z2 = _Copy(graph, squares, problem.dtype, linear=True).run(x)
+                z2 = _Copy(graph, squares, problem.dtype, linear=True).run(*tensors_in(x))
                 grads = torch.autograd.grad((z1 * z2).sum(), list(leaves.values()), materialize_grads=True)
             return dict(zip(weights, grads, strict=True))
 

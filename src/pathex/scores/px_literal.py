@@ -1,7 +1,7 @@
 """Path eXclusion as printed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pathex.errors import PathexError
-from pathex.paths import Linear, Moments, PerSample, Recording, Smooth, Weights, run_linear
+from pathex.graph import each, ones, tensors_in
+from pathex.paths import Linear, Moments, PerSample, Smooth, Weights, run_linear
 from pathex.scores.method import PathMethod
 from pathex.scores.precision import open_sum, safely
 from pathex.scores.problem import Problem, once
-from pathex.scores.reader import TOTAL, PathReader
+from pathex.scores.reader import TOTAL, PathReader, Recorded
 
 # Products of ones along paths reach this in float32 from a start that is as small as they are large.
 _WIDEST = 1e60
@@ -33,7 +34,10 @@ def _scale(reader: PathReader) -> float | None:
     # With all gates open and the largest entry of all images everywhere no output can be larger. The mask of a later
     # round makes outputs smaller, by much less than there is room below.
     def scale() -> float | None:
-        most = float(_open_ones(reader).max()) * float(reader.problem.images.abs().max()) ** 2
+        most = (
+            float(_open_ones(reader).max())
+            * max(float(x.abs().max()) for x in tensors_in(reader.problem.images) if x.is_floating_point()) ** 2
+        )
         return 2.0 ** -round(math.log2(most) / 2) if 0 < most < _WIDEST else None
 
     return None if reader.precision == torch.float64 else once(reader.problem.memo, "scale of ones", scale)
@@ -43,8 +47,8 @@ def _open_ones(reader: PathReader) -> Tensor:
     """The outputs of the network of ones in float64 for an image of ones, with all gates open, ``(1, ...)``."""
     how: Any = {"coefficients": "ones", "per_sample": reader.per_sample}
     with torch.no_grad():
-        ones = torch.ones_like(reader.problem.images[:1], dtype=torch.float64)
-        return run_linear(Linear(reader.graph(ones), _ones(reader, torch.float64), None, **how), [ones])
+        start = ones(reader.problem.images[:1], torch.float64)
+        return run_linear(Linear(reader.graph(start), _ones(reader, torch.float64), None, **how), start)
 
 
 def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor, Sequence[Moments]]:
@@ -52,12 +56,12 @@ def _seen(reader: PathReader, dtype: torch.dtype, scale: float) -> tuple[Tensor,
     tensors, ones = reader.tensors(scored=False), _ones(reader, dtype)
     used: list[Sequence[Moments]] = []
 
-    def part(recorded: Callable[[], tuple[Tensor, Recording]]) -> dict[str, Tensor]:
+    def part(recorded: Recorded) -> dict[str, Tensor]:
         x, recording = recorded()
         used.append(recording.statistics)  # the same in all parts
-        squared = x.to(dtype).square() * scale
+        squared = each(x, lambda image: image.to(dtype).square() * scale)
         with torch.no_grad():
-            out = run_linear(reader.linear(ones, recording, coefficients="ones"), [squared])
+            out = run_linear(reader.linear(ones, recording, coefficients="ones"), squared)
         return {TOTAL: out.double().sum(0, keepdim=True) / scale}
 
     return reader.problem.processes.sum_over(reader.recordings(tensors), part)[TOTAL], used[-1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, listed
-from pathex.graph import Graph, breaks_in_channels_last, held_bytes
+from pathex.graph import Graph, Images, breaks_in_channels_last, held_bytes, tensors_in
 from pathex.paths import (
     TINY_SCALE,
     Linear,
@@ -29,7 +29,7 @@ from pathex.paths import (
 from pathex.scores.options import Initialiser, Output, Redraw, Scales
 from pathex.scores.problem import Problem, calibration_chunk, generator, once
 
-Recorded = Callable[[], tuple[Tensor, Recording]]
+Recorded = Callable[[], tuple[Images, Recording]]
 R = TypeVar("R", bound="Reader")
 
 TOTAL = ""  # what stands beside scores of weights, which have names, when both are summed
@@ -103,7 +103,7 @@ class Reader:
         if self.calibration != "batch":
             return self.calibration  # type: ignore[return-value]
         images = self.problem.images[: self.calibration_images]
-        own = {name: tensor.detach().to(images.dtype) for name, tensor in tensors.items()}
+        own = {name: tensor.detach().to(self.problem.dtype) for name, tensor in tensors.items()}
         chunk = calibration_chunk(self.problem, images, self.output)
         processes = self.problem.processes
         return calibrate(self.problem.model, images, tensors=own, chunk=chunk, output=self.output, processes=processes)
@@ -117,7 +117,7 @@ class PathReader(Reader):
     per_sample: PerSample = "refuse"
     tf32: bool = False
 
-    def graph(self, images: Tensor | None = None) -> Graph:
+    def graph(self, images: Images | None = None) -> Graph:
         """The network, lowered."""
         return lowered(self.problem.graph(self.output, images))
 
@@ -140,12 +140,12 @@ class PathReader(Reader):
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
         statistics: Any = "batch" if together and self.calibration == "batch" else self.coefficients()
 
-        def recorded(part: Tensor) -> tuple[Tensor, Recording]:
+        def recorded(part: Images) -> tuple[Images, Recording]:
             x = self.laid_out(part)
             graph = self.graph(x)
             reading = Record(graph, tensors, statistics, self.smooth)
             with torch.no_grad():
-                output = reading.run(x)
+                output = reading.run(*tensors_in(x))
             return x, Recording(graph, output, reading.tape, reading.moments)
 
         return [partial(recorded, part) for part in parts]
@@ -154,9 +154,11 @@ class PathReader(Reader):
         """The network as a linear map, with the coefficients of a recorded pass."""
         return Linear(recording.graph, tensors, recording.tape, recording.statistics, **how)
 
-    def laid_out(self, images: Tensor) -> Tensor:
+    def laid_out(self, images: Images) -> Images:
         """Images as they are read: in channels last where that is faster."""
         images = images.to(self.precision)
+        if not isinstance(images, Tensor):
+            return images
         fast = images.dim() == 4 and self.precision == torch.float32 and images.device.type == "cpu"
         convolutions = [node for node in self.graph().path if node.op == "conv2d"] if fast else []
         forms = [(node.args[1].shape, node["stride"], node["groups"]) for node in convolutions]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput
-from pathex.graph import untouched
+from pathex.graph import ones, untouched
 from pathex.paths import PerSample, forward, tensors_of
 from pathex.scores.jacobian import gradients
 from pathex.scores.method import PathMethod
@@ -23,8 +23,8 @@ def _released(reader: PathReader) -> dict[str, Tensor]:
     absolute = {name: entry.abs() if entry.is_floating_point() else entry for name, entry in state.items()}
     with torch.enable_grad(), untouched(model):
         leaves = {name: absolute[name].requires_grad_() for name in weights}
-        ones = torch.ones_like(reader.problem.images[:1], dtype=torch.float64)
-        found = gradients(forward(model, ones, tensors=absolute, output=reader.output).sum(), leaves)
+        start = ones(reader.problem.images[:1], torch.float64)
+        found = gradients(forward(model, start, tensors=absolute, output=reader.output).sum(), leaves)
         return {name: leaf.detach() * found[name] for name, leaf in leaves.items()}
 
 
