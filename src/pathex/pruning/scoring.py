@@ -253,18 +253,18 @@ def _is_there(problem: Problem, name: str) -> bool:
     return bool(problem.prunable[name].any()) and (problem.mask is None or bool(problem.mask[name].any()))
 
 
-def _fitting(mask: Mask, weights: Mapping[str, Tensor], off: Sequence[str]) -> Mask:
+def _fitting(mask: Mask, weights: Mapping[str, Tensor], left: Sequence[str]) -> Mask:
     """A mask without the weights that are left as they are, or an error if it is none of the others."""
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
-    removed = [name for name in off if name in mask and not mask[name].all()]
+    removed = [name for name in left if name in mask and not mask[name].all()]
     if removed:
         raise MaskMismatch(
             f"the mask removes weights that are left as they are: {listed(removed)}; make it with ignore= for them, or "
             "have them pruned with prunable="
         )
     shapes = {name: weight.shape for name, weight in weights.items()}
-    found = {name: entry.shape for name, entry in mask.items() if name not in off}
+    found = {name: entry.shape for name, entry in mask.items() if name in weights or not entry.all()}
     if shapes != found:
         wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
         raise MaskMismatch(f"the mask does not fit the prunable weights: {', '.join(wrong[:5])}")
