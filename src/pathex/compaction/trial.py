@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pathex.compaction.channels import Channels
 from pathex.errors import UnsupportedOperation, reason
+from pathex.graph import arguments
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
@@ -19,7 +20,6 @@ _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
 
 def inputs_of(example: Any, fixed: int | None) -> list[Inputs]:
     """Arguments with two and three images, or as many as the network takes, the first one that of the example."""
-    args, kwargs = (example if isinstance(example, tuple) else ()), (example if isinstance(example, dict) else {})
 
     def of(count: int, tensor: Tensor) -> Tensor:
         tensor = tensor.detach().cpu()
@@ -29,8 +29,7 @@ def inputs_of(example: Any, fixed: int | None) -> list[Inputs]:
         more[1:] += 0.1 * torch.randn(more[1:].shape, dtype=more.dtype)
         return more
 
-    given = (args if args or kwargs else (example,), kwargs)
-    return [tree_map_only(Tensor, partial(of, count), given) for count in ((fixed,) if fixed else (2, 3))]
+    return [tree_map_only(Tensor, partial(of, count), arguments(example)) for count in ((fixed,) if fixed else (2, 3))]
 
 
 def expected_of(network: nn.Module, inputs: list[Inputs]) -> list[list[Tensor]]:
