@@ -62,7 +62,7 @@ BOTH = {
     "infinity": ({"data": [(spoiled(math.inf), Y)]}, "batch 0 of data holds NaN or infinite"),
     "labels of another length": ({"data": [(X, Y[:3])]}, "4 images and 3 labels"),
     "labels without length": ({"data": [(X, Y[0])]}, "4 images and no labels"),
-    "labels of another type": ({"data": [(X, [0, 1, 0, 1])]}, "4 images and no labels"),
+    "labels of another type": ({"data": [(X, [0, 1, 0, 1])]}, "has no labels but list"),
     "shapes": ({"data": [X, X[:, :2]]}, r"must have one shape, not \[\(2,\), \(3,\)\]"),
     "string": ({"data": "cifar10"}, "data must be a DataLoader, .* not str"),
     "names that say nothing": (

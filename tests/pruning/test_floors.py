@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_left_to_the_scores():
 
 def test_layers_on_no_path_stay_as_they_are():
     net = Wired(lambda net, x: net.used(x), used=nn.Linear(4, 3), unused=nn.Linear(4, 3))
-    with pytest.warns(PathexWarning, match=r"1 weights lie on no path .*: unused\.weight; .* ignore="):
+    with pytest.warns(PathexWarning, match=r"1 weights are not used .*: unused\.weight; .* ignore="):
         result = pathex.prune(net, "px", sparsity=0.5, data=torch.randn(4, 4), rounds=3)
     assert (
         result.mask["unused.weight"].all()

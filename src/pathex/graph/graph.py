@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathex.graph.operators import CREATIONS, DECISIONS, FORMED_LIKE, ROLES
+from pathex.graph.operators import CREATIONS, DECISIONS, DRAWS, FORMED_LIKE, ROLES
 
 
 @dataclass(eq=False)
@@ -141,6 +141,11 @@ class Graph:
     def used(self) -> frozenset[str]:
         """Names of the parameters that the output is computed from."""
         return frozenset(node.target for node in self.leading if node.op == "parameter")
+
+    @cached_property
+    def draws(self) -> tuple[Node, ...]:
+        """What draws random numbers for the output."""
+        return tuple(node for node in self.nodes if node.op in DRAWS and node in self.leading)
 
     @cached_property
     def path(self) -> tuple[Node, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
 from pathex.graph.graph import Graph, Node
-from pathex.graph.operators import words
+from pathex.graph.operators import DROPOUTS, words
 
 Tensors = Callable[[str], Tensor]
 """From the name of a parameter or buffer to the tensor that is read in its place."""
@@ -16,7 +16,6 @@ Tensors = Callable[[str], Tensor]
 _GIVEN = words("parameter buffer constant")
 _CASTS = words("to _to_copy type_as float double half bfloat16")
 _VIEWS = words("view _unsafe_view reshape")
-_DROPOUTS = words("dropout feature_dropout alpha_dropout feature_alpha_dropout")
 
 
 class Interpreter:
@@ -77,7 +76,7 @@ class Interpreter:
         """What the operator of a node gives; `UnsupportedOperation` if it does not take the values that arrive."""
         if node.op in _CASTS and node.dtype is not None and node.dtype.is_floating_point:
             return self(node.args[0]).to(self.dtype)
-        if node.op in _DROPOUTS:  # scoring is evaluation, whatever a network says in its forward pass
+        if node.op in DROPOUTS:
             return self(node.args[0])
         args, kwargs = [self(argument) for argument in node.args], {k: self(v) for k, v in node.kwargs.items()}
         if node.op in _VIEWS and isinstance(args[1], list):

@@ -24,6 +24,12 @@ DECISIONS = words(
     "signbit recorded logical_and logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or one_hot any "
     "all"
 )
+DRAWS = words(
+    "rand rand_like randn randn_like randint randint_like randperm bernoulli multinomial normal uniform exponential "
+    "geometric poisson cauchy log_normal random"
+)
+# Not done in evaluation, whatever a network says in its forward pass.
+DROPOUTS = words("dropout feature_dropout alpha_dropout feature_alpha_dropout")
 WEIGHTED = words("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
 # Operations that move numbers or add them up without weighing them: linear with coefficient 1.
 STRUCTURE = words(

@@ -72,7 +72,7 @@ def prunable_weights(
             dense.update([] if weight is None else [first[weight]])
             continue
         _check_plain(path, module, own, named)
-        if weight is not None:
+        if weight is not None and weight.numel():
             chosen.add(first[weight])
     found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in chosen - dense}
     if not found:

@@ -1,5 +1,7 @@
 """The weights of convolutions and linear layers in the order of their units."""
 
+from math import prod
+
 from torch import Tensor
 
 from pathex.graph import WEIGHTED, Node
@@ -17,5 +19,5 @@ def layout_of(node: Node) -> tuple[int, bool]:
 
 def by_units(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     """A weight in the order (groups, outputs of a group, inputs of a group, kernel)."""
-    grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], prod(weight.shape[2:]))
     return grouped.transpose(1, 2) if transposed else grouped

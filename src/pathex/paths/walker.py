@@ -155,7 +155,7 @@ class _Table:
     @classmethod
     def of(cls, rates: Tensor) -> "_Table":
         ends = rates.flatten().cumsum(0)
-        above = ends.view(rates.shape[0] * rates.shape[1], -1)[:, -1].clone()
+        above = ends.view(rates.shape[0] * rates.shape[1], rates.shape[2] * rates.shape[3])[:, -1].clone()
         return cls(rates.shape, ends, above, torch.cat([above.new_zeros(1), above[:-1]]))
 
     def take(self, arriving: Tensor, walks: int, source: torch.Generator) -> tuple[Tensor, ...]:

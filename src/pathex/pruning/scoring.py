@@ -17,10 +17,20 @@ from pathex.graph import Images, Inputs, compute_dtype, trace, untouched
 from pathex.masks import Mask, Selector, all_kept, asked_for, own_module, prunable_weights
 from pathex.paths import off_path, unreached
 from pathex.pruning.structure import Blocks
-from pathex.scores import Keys, Problem, check_arguments, fingerprint, joined, parse_memory, read_batches
+from pathex.scores import (
+    Keys,
+    Problem,
+    check_arguments,
+    fingerprint,
+    generator,
+    joined,
+    parse_memory,
+    read_batches,
+)
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
+_FORWARD = 3  # stream of what a forward pass draws, beside those of weights and inputs
 Call = Callable[[Problem], Mapping[str, Tensor]]
 
 
@@ -99,6 +109,18 @@ def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[st
     return options, custom
 
 
+def _refuse_not_finite(model: nn.Module, mask: Mask | None) -> None:
+    """Refuse parameters that are not finite where a mask keeps them, and buffers that hold NaN (masks hold -inf)."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_floating_point() or tensor.detach().sum().isfinite():
+            continue
+        wrong = ~tensor.detach().isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
+        if isinstance(mask, Mask) and name in mask and mask[name].shape == wrong.shape:
+            wrong = wrong & mask[name].to(wrong.device)
+        if wrong.any():
+            raise InvalidInput(f"{name!r} holds NaN or infinite values")
+
+
 class Left(NamedTuple):
     """Names of prunable weights that are not scored: those that stay in the mask, dense, and those that do not."""
 
@@ -133,6 +155,7 @@ def problem_of(
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
     if blocks is not None:
         weights = blocks.fitting(model, weights)
+    _refuse_not_finite(model, mask)
     batches = joined(read_batches(data, model, keys), processes)
     left = _left_as_they_are(model, found, options.get("output"), batches[0][0], weights, asked_for(model, prunable))
     weights = {name: weight for name, weight in weights.items() if name not in left.dense and name not in left.out}
@@ -204,6 +227,10 @@ def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
     """The scores of a problem, checked, the same in all processes."""
     with problem.processes.barrier():
         with untouched(problem.model):
+            seed = generator(problem.seed, problem.round, _FORWARD).initial_seed()
+            torch.default_generator.manual_seed(seed)
+            if problem.device.type == "cuda":
+                torch.cuda.default_generators[problem.device.index or 0].manual_seed(seed)
             result = method_call(problem)
         _check_scores(result, problem.prunable)
     # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.

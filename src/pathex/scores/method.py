@@ -12,6 +12,7 @@ from pathex.errors import InvalidInput
 from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, LossOrName, Output, Redraw, Scales, check_options
+from pathex.scores.precision import widened
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader, Reader
 
@@ -72,7 +73,9 @@ class Method(ABC):
                 f"{self.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
                 f"{', '.join(beyond)}, which are read by generalised rules (see docs/methods/{self.name}.md)"
             )
-        return self.score(problem)
+        if self.paths or not self.runs_network:  # which look at the precision themselves, or need none
+            return self.score(problem)
+        return widened(self.score, problem)
 
     @property
     def runs_network(self) -> bool:

@@ -1,6 +1,5 @@
 """NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -8,15 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pathex.errors import PathexError, UnsupportedOperation
+from pathex.errors import UnsupportedOperation
 from pathex.graph import Images, concatenated, each
 from pathex.scores.jacobian import differentiable_twice, gradients
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Positive, Redraw
-from pathex.scores.precision import SAFE
 from pathex.scores.problem import Problem, generator
-from pathex.scores.reader import TOTAL
 
 Inputs = Literal["normal", "data"]
 _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that of the weights
@@ -24,17 +21,16 @@ _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that o
 _TWICE = "ntk-sap with exact=True differentiates twice, which an operation of the network does not allow"
 
 
-def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: int) -> tuple[float, dict[str, Tensor]]:
-    """R and its derivatives by the mask, over all draws of the round; without epsilon the exact limit."""
-    total, sums = 0.0, {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
+def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: int) -> dict[str, Tensor]:
+    """The derivatives of R by the mask, over all draws of the round; without epsilon of the exact limit."""
+    sums = {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
         part = _Draw(drawn, epsilon).part
         scored = reader.problem.processes.sum_over(drawn.batches(labels=False), part)
-        total += float(scored.pop(TOTAL))
         for name, derivative in scored.items():
             sums[name] += derivative
-    return total, sums
+    return sums
 
 
 def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
@@ -77,28 +73,25 @@ class _Draw:
         self.statistics = reader.statistics({**self.other, **self.weights})
 
     def part(self, batch: tuple[Images, Any]) -> dict[str, Tensor]:
-        """R of a batch and its derivatives by the mask."""
+        """The derivatives of R of a batch by the mask."""
         with torch.enable_grad():
-            if self.epsilon is None:
-                with differentiable_twice(_TWICE):
-                    total, derivatives = self._limit(batch[0])
-            else:
-                total, derivatives = self._difference(batch[0], self.epsilon)
-        return {TOTAL: total.detach().double(), **derivatives}
+            if self.epsilon is not None:
+                return self._difference(batch[0], self.epsilon)
+            with differentiable_twice(_TWICE):
+                return self._limit(batch[0])
 
     def _outputs(self, x: Images, leaves: Mapping[str, Tensor]) -> Tensor:
         return self.reader.forward(x, {**self.other, **leaves}, self.statistics)
 
-    def _difference(self, x: Images, epsilon: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _difference(self, x: Images, epsilon: float) -> dict[str, Tensor]:
         """By the finite difference of two networks that share the mask."""
         here = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         there = {n: (weight + epsilon * self.direction[n]).requires_grad_() for n, weight in self.weights.items()}
         total = (self._outputs(x, there) - self._outputs(x, here)).square().sum()
         at_here, at_there = gradients(total, here, keep=True), gradients(total, there)
-        derivatives = {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in here}
-        return total, derivatives
+        return {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in here}
 
-    def _limit(self, x: Images) -> tuple[Tensor, dict[str, Tensor]]:
+    def _limit(self, x: Images) -> dict[str, Tensor]:
         """For an infinitely small step."""
         # With J the Jacobian, t the direction and u = J t, R = u . u. J^T v is linear in v, and its derivative by v
         # along t is J t: a Jacobian-vector product of two backward passes, which needs no rules of forward
@@ -117,11 +110,10 @@ class _Draw:
             raise UnsupportedOperation(_TWICE)
         # A network that is linear in its weights has nothing to differentiate here.
         bent = gradients(along, leaves) if along.requires_grad else {}
-        derivatives = {
+        return {
             name: 2 * (direction[name] * pulled[name] + (leaf * bent[name] if bent else 0)).detach()
             for name, leaf in leaves.items()
         }
-        return total, derivatives
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
@@ -171,9 +163,4 @@ class NtkSap(ModelMethod):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         reader, step = self.reader(problem), None if self.exact else float(self.epsilon)
-        total, scores = _summed(reader, self.inputs, step, self.draws)
-        if reader.precision != torch.float64 and not SAFE[0] < total < SAFE[1]:
-            total, scores = _summed(reader.in_float64(), self.inputs, step, self.draws)
-        if not math.isfinite(total):
-            raise PathexError(f"ntk-sap: the change of the outputs is {total} in float64; the network overflows")
-        return {name: score.abs() for name, score in scores.items()}
+        return {name: part.abs_() for name, part in _summed(reader, self.inputs, step, self.draws).items()}

@@ -73,7 +73,7 @@ class Phew(Method):
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         count = self.walks or min(sum(weight.numel() for weight in problem.prunable.values()), _MOST)
-        reader = PathReader(problem, self.name, "running", 1, self.redraw, self.scales, self.output, torch.float64)
+        reader = PathReader(problem.in_float64(), self.name, "running", 1, self.redraw, self.scales, self.output)
         weights, x = reader.weights(), problem.images[:1]
         mask = problem.mask or all_kept(weights)
         paths = count_paths(problem.model, x, mask, per_sample=self.per_sample, output=self.output).through

@@ -1,16 +1,17 @@
-"""Sums over paths in float32 where that is safe, in float64 elsewhere."""
+"""Scores and sums over paths in float32 where that is safe, in float64 elsewhere."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, PathexError
+from pathex.errors import InvalidInput, PathexError, listed
 from pathex.graph import ones, tf32_products
 from pathex.paths import Linear, Moments, run_linear
+from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
 
 Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
@@ -40,6 +41,31 @@ def safely(reader: PathReader, summed: Summed) -> dict[str, Tensor]:
             f"{reader.method}: the sum over paths is {total} in float64; the network's weights or statistics overflow"
         )
     return scores
+
+
+def widened(score: Callable[[Problem], dict[str, Tensor]], problem: Problem) -> dict[str, Tensor]:
+    """Scores in a problem's precision, or in float64 where those of a layer leave float32, which is said once."""
+    memo, known = problem.memo, problem.memo.setdefault("zero in float64", set())
+    if problem.dtype != torch.float64 and not memo.get("scores leave float32", False):
+        scores = score(problem)
+        if all(name in known if most == 0 else SAFE[0] < most < SAFE[1] for name, most in _largest(scores).items()):
+            return scores
+    scores = score(problem.in_float64())
+    largest = _largest(scores)
+    if overflown := [name for name, most in largest.items() if not math.isfinite(most)]:
+        raise PathexError(f"the scores of {listed(overflown)} overflow float64; are weights and images of usual size?")
+    known |= {name for name, most in largest.items() if most == 0}
+    far = [name for name, most in largest.items() if most and not SAFE[0] < most < SAFE[1]]
+    if problem.dtype != torch.float64 and far:
+        memo["scores leave float32"] = True
+        problem.doubt(f"scores leave float32 and are computed in float64: {listed(far)}")
+    return scores
+
+
+def _largest(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest absolute score of each weight, NaN where one is NaN."""
+    extremes = torch.stack([torch.stack(score.aminmax()).double().abs() for score in scores.values()]).tolist()
+    return {name: math.nan if math.isnan(a) else max(a, b) for name, (a, b) in zip(scores, extremes, strict=True)}
 
 
 def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[str, Tensor]]:

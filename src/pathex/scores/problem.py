@@ -5,7 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.distributed import ALONE, Processes
-from pathex.errors import InvalidInput, PathexWarning
+from pathex.errors import InvalidInput, PathexWarning, UnsupportedOperation
 from pathex.graph import Graph, Images, compute_dtype, concatenated, each, trace
 from pathex.paths import Weights, footprint
 from pathex.scores.batches import Batch, contents
@@ -78,6 +78,7 @@ class Problem:
         memo: What stays the same over the rounds of one prune.
         processes: Those that share the work; each of them has the same problem.
         beside: Bytes that the method holds for a prunable weight, however many images there are.
+        wide: Whether it is scored in float64 whatever the precision of the model.
     """
 
     model: nn.Module
@@ -91,6 +92,7 @@ class Problem:
     memo: dict[str, Any] = field(default_factory=dict)
     processes: Processes = ALONE
     beside: int = 0
+    wide: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -100,11 +102,15 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of scoring: the model's, but at least float32."""
-        return once(self.memo, "dtype", lambda: compute_dtype(self.model))
+        return torch.float64 if self.wide else once(self.memo, "dtype", lambda: compute_dtype(self.model))
+
+    def in_float64(self) -> "Problem":
+        """The same in float64."""
+        return replace(self, wide=True)
 
     @property
     def images(self) -> Images:
-        """All images ``(N, ...)`` on the model's device in canonical order (sorted by content)."""
+        """All images ``(N, ...)`` on the model's device, in its precision, in canonical order (sorted by content)."""
         return self._canonical()[0]
 
     @property
@@ -118,7 +124,7 @@ class Problem:
             given = [y.cpu() for _, y in self.batches if y is not None]
             y = torch.cat(given) if len(given) == len(self.batches) else None
             order = sorted(range(len(x)), key=contents(x, y).__getitem__)
-            images = each(x[order].to(self.device, self.dtype), Tensor.contiguous, floating=False)
+            images = each(x[order].to(self.device, replace(self, wide=False).dtype), Tensor.contiguous, floating=False)
             return images, None if y is None else y[order].to(self.device)
 
         return once(self.memo, "images", sort)
@@ -142,6 +148,10 @@ class Problem:
     def graph(self, output: str | int | None = None, images: Images | None = None) -> Graph:
         """The network, traced; for ``images`` if that can be done for a fixed number of them only."""
         found = once(self.memo, f"graph {output!r}", lambda: trace(self.model, self.images, output=output))
+        for node in found.draws:
+            raise UnsupportedOperation(
+                f"{node.op} in {node.place} draws random numbers in evaluation mode too: no pass could be read again"
+            )
         if found.fixed_batch is None or images is None:
             return found
         return trace(self.model, images, output=output)

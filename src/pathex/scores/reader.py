@@ -46,16 +46,15 @@ class Reader:
     redraw: Redraw
     scales: Scales
     output: Output
-    dtype: torch.dtype | None = None
 
     def in_float64(self: R) -> R:
         """The same in float64."""
-        return replace(self, dtype=torch.float64)
+        return replace(self, problem=self.problem.in_float64())
 
     @property
     def precision(self) -> torch.dtype:
         """That of the passes."""
-        return self.dtype or self.problem.dtype
+        return self.problem.dtype
 
     def fixed(self) -> dict[str, Tensor]:
         """Parameters that are read as one because they start at zero; warns once per prune."""
