@@ -136,12 +136,12 @@ def import_callable(kind: str, name: str) -> Callable[..., Any]:
         found: Any = pkgutil.resolve_name(name)
     except ValueError as error:
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name") from error
-    except ImportError as error:
+    except AttributeError:
+        found = None
+    except Exception as error:  # whatever the module raises as it is imported
         raise InvalidInput(
             f"{kind} {name!r}: cannot import {module!r}: {error}; is its folder on PYTHONPATH?"
         ) from error
-    except AttributeError:
-        found = None
     if not callable(found):
         raise InvalidInput(f"{kind} {name!r}: {module!r} has no callable {attribute!r}")
     return found

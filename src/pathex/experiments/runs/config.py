@@ -7,6 +7,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pathex.errors import Allowed, check_name
@@ -146,6 +147,8 @@ class RunConfig(TicketConfig):
         strategy: How several devices share the work: ``auto`` (``ddp`` where there are several), ``ddp`` or ``fsdp``.
         sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only).
         logger: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``; metrics are written to the run's folder in any case.
+        fresh: Whether a run in the same folder that had other settings, code or files is deleted; otherwise it is an
+            error.
         out: Folder in which the run's own folder is made.
     """
 
@@ -173,10 +176,11 @@ class RunConfig(TicketConfig):
     strategy: str = "auto"
     sync_batchnorm: bool = False
     logger: str = "none"
+    fresh: bool = False
     out: str = "runs"
 
 
-PLACE = ("out", "device", "logger")
+PLACE = ("out", "device", "logger", "fresh")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
@@ -207,21 +211,24 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def run_name(config: RunConfig) -> str:
-    """Name of the run's folder: method, model, data, sparsity, and a hash of the settings that are not the default.
+    """Name of the run's folder: method, model, data, sparsity, seed, a hash of the settings that are not the default.
 
     Returns:
-        A name of letters, digits, dots, hyphens and underscores.
+        A name of letters, digits, dots, hyphens and underscores; without the seed where a folder of an earlier version
+        has that name.
 
     Example:
         >>> run_name(RunConfig(method="px", sparsity=0.982, data="cifar10"))
-        'px-resnet20-cifar10-s0.982-33076f1e'
+        'px-resnet20-cifar10-s0.982-seed0-33076f1e'
     """
     defaults, values = settings(RunConfig()), settings(config)
     changed = {name: value for name, value in values.items() if value != defaults[name]}
     digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
     parts = (re.sub(r":.*[/\\]", ":", part) for part in (config.method, config.model, config.data))
     readable = "-".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_.")[-40:] for part in parts)
-    return f"{readable}-s{values['sparsity']:.6g}-{digest}"
+    before = f"{readable}-s{values['sparsity']:.6g}"
+    earlier = f"{before}-{digest}"
+    return earlier if (Path(config.out) / earlier).is_dir() else f"{before}-seed{config.seed}-{digest}"
 
 
 def read_options(config: RunConfig, known: Mapping[str, Any]) -> dict[str, Any]:
