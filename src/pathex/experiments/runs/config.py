@@ -39,7 +39,11 @@ Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)
 NonNegative = Annotated[float, Allowed("a number of at least 0", lambda value: value >= 0)]
 Fraction = Annotated[float, Allowed("a number in [0, 1)", lambda value: 0 <= value < 1)]
 Moments = Annotated[
-    tuple[float, ...], Allowed("a list of numbers in (0, 1)", lambda values: all(0 < value < 1 for value in values))
+    tuple[float, ...],
+    Allowed(
+        "fractions of the training, such as 0.5,0.75 for epochs 80 and 120 of 160",
+        lambda values: all(0 < value < 1 for value in values),
+    ),
 ]
 
 
