@@ -198,7 +198,7 @@ TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
     [
         ("imagefolder", "train", None, "no folder 'train'"),
         ("imagefolder", "val", None, "neither folder 'test' nor 'val'"),
-        ("imagefolder", "val/cat", None, "no images below 'val'"),
+        ("imagefolder", "val/cat", None, "no folder of a class below .*val'"),
         ("imagefolder", "train/dog/.notes.png", "", r"class 'dog' has no image in .*; 1 of 3 classes"),
         ("imagefolder", "val/dog/0.png", "", "class 'dog' of 'val' is no class of 'train'"),
         ("imagefolder", "train/cat train/ant", None, "no folder of a class below"),

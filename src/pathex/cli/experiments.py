@@ -24,14 +24,8 @@ def _run(config: RunConfig) -> None:
 
 
 HEADINGS = MappingProxyType(
-    {
-        "method": "experiment",
-        "rounds": "pruning",
-        "images_per_class": "pruning set, weights and options",
-        "memory": "scoring, seed and device",
-        "epochs": "training",
-        "precision": "precision, processes and folder",
-    }
+    {"method": "experiment", "rounds": "pruning", "images_per_class": "pruning set, weights and options"}
+    | {"memory": "scoring, seed and device", "epochs": "training", "precision": "precision, processes and folder"}
 )
 """Headings of the options of one network."""
 

@@ -40,9 +40,8 @@ def load_folder(
     """Load ``imagefolder:PATH``; classes are the folders of ``train`` (or of PATH) in alphabetical order."""
     name = f"imagefolder:{path}"
     root = Path(path).expanduser()
-    train, test = (
-        next((root / part for part in parts if (root / part).is_dir()), None) for parts in (("train",), ("test", "val"))
-    )
+    there = {part: root / part for part in ("train", "test", "val") if (root / part).is_dir()}
+    train, test = there.get("train"), there.get("test", there.get("val"))
     if (test is None and test_fraction is None) or (train is None and test is not None):
         missing = "no folder 'train'" if train is None else "neither folder 'test' nor 'val'"
         raise InvalidInput(f"{missing} there. Needed: train/CLASS/* and test/CLASS/* (or val); of CLASS/* alone {CUT}")
@@ -60,24 +59,20 @@ def load_folder(
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the classes of a folder in alphabetical order."""
-    classes = _folders(folder)
+    with refusing(f"folder {str(folder)!r} cannot be read ({{}})", OSError):
+        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not classes:
         raise InvalidInput(f"no folder of a class below {str(folder)!r}. Needed: CLASS/*")
-    return classes
-
-
-def _folders(folder: Path) -> tuple[str, ...]:
-    with refusing(f"folder {str(folder)!r} cannot be read ({{}})", OSError):
-        return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)))
+    return tuple(classes)
 
 
 def list_images(places: Sequence[Path], classes: Sequence[str]) -> list[DecodedSplit]:
     """The images below the folders of the classes at each place, by class and path; their sizes are still to be set."""
     splits, others = [], list[str]()
     for place in places:
-        if unknown := sorted({*_folders(place)} - {*classes}):
-            count = f"{len(unknown)} such classes"
-            raise InvalidInput(f"class {unknown[0]!r} of {place.name!r} is no class of 'train' ({count})")
+        if unknown := sorted({*class_folders(place)} - {*classes}):
+            count = f"({len(unknown)} such classes)"
+            raise InvalidInput(f"class {unknown[0]!r} of {place.name!r} is no class of 'train' {count}")
         found, seen = [], {os.path.realpath(place / label) for label in classes}
         if len(seen) < len(classes):
             raise InvalidInput(f"two classes in {str(place)!r} are links to one folder")
@@ -133,8 +128,7 @@ def load_imagenet(
     if not (folder / "val").is_dir():
         raise InvalidInput(f"no folder 'val' in {str(folder)!r}. Needed: val/WNID/*")
     classes = class_folders(folder / "train")
-    parts = ("train", "val")
-    splits = dict(zip(parts, _every_class([folder / part for part in parts], classes), strict=True))
+    splits = {part: _every_class(folder / part, classes) for part in ("train", "val")}
     if found := [f"{len(split):,} {part} images" for part, split in splits.items() if len(split) < _PUBLISHED[part]]:
         _warn_subset("imagenet", found, "1,281,167 train and 50,000 val images of 1,000 classes", folder)
     train, val = with_sides("imagenet", [*splits.values()], image_size=image_size, resize=resize, imagenet=True)
@@ -151,7 +145,7 @@ def load_tiny_imagenet(*, root: str | Path | None = None) -> Source:
     for part in ("train", "val/images"):
         if not (folder / part).is_dir():
             raise InvalidInput(f"no folder {part!r} in {str(folder)!r}")
-    splits = {"train": _every_class([folder / "train"], classes)[0], "val": _annotated(folder / "val", classes)}
+    splits = {"train": _every_class(folder / "train", classes), "val": _annotated(folder / "val", classes)}
     least = {part: int(split.labels.bincount(minlength=len(classes)).min()) for part, split in splits.items()}
     if few := [f"down to {least[part]} {part} images in a class" for part in least if least[part] < _TINY_CLASS[part]]:
         _warn_subset(name, few, "500 train and 50 val images in each", folder)
@@ -179,16 +173,14 @@ def _tiny_folder(base: Path) -> Path:
     return base / _TINY
 
 
-def _every_class(places: Sequence[Path], classes: tuple[str, ...]) -> list[DecodedSplit]:
-    for folder in places:
-        absent = [label for label in classes if not (folder / label).is_dir()]
-        if absent:
-            count = f"{len(absent)} of {len(classes)} classes are missing there"
-            raise InvalidInput(f"no folder {absent[0]!r} in {str(folder)!r}; {count}")
-    splits = list_images(places, classes)
-    for folder, split in zip(places, splits, strict=True):
-        check_filled(split, classes, folder)
-    return splits
+def _every_class(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
+    absent = [label for label in classes if not (folder / label).is_dir()]
+    if absent:
+        count = f"{len(absent)} of {len(classes)} classes are missing there"
+        raise InvalidInput(f"no folder {absent[0]!r} in {str(folder)!r}; {count}")
+    [split] = list_images([folder], classes)
+    check_filled(split, classes, folder)
+    return split
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:

@@ -52,8 +52,7 @@ def load_hub(
         parts.append(_test_split(tables, train_split, test_split, label))
     elif test_split is not None:
         raise InvalidInput(f"test_fraction is {test_fraction!r} and test_split {test_split!r}; leave out one")
-    names: tuple[str, ...] = ()
-    splits = []
+    names, splits = tuple[str, ...](), []
     for part in parts:
         names, labels = _numbered(tables[part], label, part, names)
         splits.append(_split(tables[part], labels, image, f"{name} ({part})"))
@@ -114,9 +113,8 @@ def _test_split(tables: dict[str, Any], train: str, wanted: str | None, label: s
 
 def _labelled(table: Any, column: str) -> bool:
     values = _values(table, column) if column in table.features else np.empty(0, np.int64)
-    return (
-        bool(len(values)) and not _nulls(table, column) and (values.dtype.kind not in "iu" or bool((values >= 0).all()))
-    )
+    named = values.dtype.kind not in "iu"
+    return bool(len(values)) and not _nulls(table, column) and (named or bool((values >= 0).all()))
 
 
 def _values(table: Any, column: str) -> Any:

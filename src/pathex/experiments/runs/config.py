@@ -38,13 +38,8 @@ Seed = Annotated[int, Allowed("a whole number from 0 to 2**63 - 1", lambda value
 Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Allowed("a number of at least 0", lambda value: value >= 0)]
 Fraction = Annotated[float, Allowed("a number in [0, 1)", lambda value: 0 <= value < 1)]
-Moments = Annotated[
-    tuple[float, ...],
-    Allowed(
-        "fractions of the training, such as 0.5,0.75 for epochs 80 and 120 of 160",
-        lambda values: all(0 < value < 1 for value in values),
-    ),
-]
+_MOMENTS = "fractions of the training, such as 0.5,0.75 for epochs 80 and 120 of 160"
+Moments = Annotated[tuple[float, ...], Allowed(_MOMENTS, lambda values: all(0 < value < 1 for value in values))]
 
 
 @dataclass(frozen=True)
@@ -218,8 +213,7 @@ def run_name(config: RunConfig) -> str:
     """Name of the run's folder: method, model, data, sparsity, seed, a hash of the settings that are not the default.
 
     Returns:
-        A name of letters, digits, dots, hyphens and underscores; without the seed where a folder of an earlier version
-        has that name.
+        A name of letters, digits, dots, hyphens and underscores; without seed where an earlier version made the folder.
 
     Example:
         >>> run_name(RunConfig(method="px", sparsity=0.982, data="cifar10"))

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pathex import models, scores
@@ -13,21 +14,20 @@ from pathex.experiments.runs.folder import read_config, read_json
 from pathex.experiments.runs.stages import DENSE, TRAINED
 
 INPUTS = "inputs.json"
-_FILES = ("weights", "start_mask", "allocation")
 
 
 def inputs(config: RunConfig, mark: Callable[[Path], str] = fingerprint) -> dict[str, str]:
     """A fingerprint of each file and folder, and of each module of the user's, that the settings name."""
-    values = settings(config)
-    named = {name: values[name] for name in ("data", *_FILES)}
-    for group, options in values.items():
-        named |= {f"{group}.{name}": value for name, value in options.items()} if group.endswith("_options") else {}
-    found = {}
+    values, found = settings(config), {}
+    named = {name: values[name] for name in ("data", "weights", "start_mask", "allocation")}
+    for group in (name for name in values if name.endswith("_options")):
+        named |= {f"{group}.{name}": value for name, value in values[group].items()}
     for name, text in named.items():
         for place in (text, text.partition(":")[2]) if isinstance(text, str) else ():
-            path = Path(place).expanduser()
-            if path.is_file() or (name == "data" and ":" in text and place and path.is_dir()):
-                found[f"{name} {text!r}"] = mark(path)
+            with suppress(OSError, RuntimeError):  # a text that can be no path
+                path = Path(place).expanduser()
+                if path.is_file() or (name == "data" and ":" in text and place and path.is_dir()):
+                    found[f"{name} {text!r}"] = mark(path)
     for module in sorted(_modules(config)):
         file = getattr(sys.modules.get(module), "__file__", None)
         if file and module.partition(".")[0] != "pathex":
@@ -42,7 +42,9 @@ def _modules(config: RunConfig) -> set[str]:
         code[config.method] = scores.resolve(config.method)
     if models.is_foreign(config.model):
         code[config.model] = import_callable("model", config.model)
-    return {name.partition(":")[0] for name in code} | {str(getattr(one, "__module__", "")) for one in code.values()}
+    return {name.partition(":")[0] for name in code if ":" in name} | {
+        str(getattr(one, "__module__", "")) for one in code.values()
+    }
 
 
 def changes(folder: Path, config: RunConfig, mark: Callable[[Path], str] = fingerprint) -> list[str]:

@@ -16,14 +16,7 @@ from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
-from pathex.experiments.runs.folder import (
-    Journal,
-    environment,
-    finished_result,
-    locked,
-    write_config,
-    write_json,
-)
+from pathex.experiments.runs.folder import Journal, environment, finished_result, locked, write_config, write_json
 from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, inputs
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
@@ -48,9 +41,9 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     """Carry out a run, or what is left of it.
 
     The same settings lead to the same folder; code or files that changed since are an error, or with ``fresh`` a new
-    beginning. A run that is done is returned at once; one that was stopped continues
-    with its mask and its last whole epoch, and ends with the same numbers (on the CPU bit for bit, with as many
-    threads). Pruning that was stopped starts again, as it is deterministic.
+    beginning. A run that is done is returned at once; one that was stopped continues with its mask and its last whole
+    epoch, and ends with the same numbers (on the CPU bit for bit, with as many threads). Pruning that was stopped
+    starts again, as it is deterministic.
 
     Args:
         config: Settings of the run.

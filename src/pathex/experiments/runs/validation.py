@@ -92,10 +92,9 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     scores.parse_memory(config.memory)
     if config.method not in (*DENSE, *TRAINED):
         scores.resolve(config.method, config.method_options)
+    models.describe(config.model)
     if models.is_foreign(config.model):
         import_callable("model", config.model)
-    else:
-        models.describe(config.model)
 
 
 def _check_augmentation(config: RunConfig) -> None:
