@@ -139,9 +139,8 @@ def import_callable(kind: str, name: str) -> Callable[..., Any]:
     except AttributeError:
         found = None
     except Exception as error:  # whatever the module raises as it is imported
-        raise InvalidInput(
-            f"{kind} {name!r}: cannot import {module!r}: {error}; is its folder on PYTHONPATH?"
-        ) from error
+        hint = "; is its folder on PYTHONPATH?" if isinstance(error, ImportError) else ""
+        raise InvalidInput(f"{kind} {name!r}: cannot import {module!r}: {error}{hint}") from error
     if not callable(found):
         raise InvalidInput(f"{kind} {name!r}: {module!r} has no callable {attribute!r}")
     return found

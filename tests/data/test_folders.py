@@ -182,7 +182,7 @@ def test_test_images_are_cut_from_each_class_alike_for_every_caller(tmp_path, be
     for wrong in (0, 1, 1.5, "0.2", -0.1):
         with refused("'test_fraction' must be a number in"):
             load(name, test_fraction=wrong)
-    with refused("test_fraction=0.01: no image of 35 in 3 classes"):
+    with refused("test. fraction 0.01: no image of 35 in 3 classes"):
         load(name, test_fraction=0.01)
     write_image(tmp_path / "val" / "ant" / "0.png", 0)
     with refused("no folder 'train' there" if not below else "there is a folder 'val'; leave out one"):

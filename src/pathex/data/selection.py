@@ -86,7 +86,7 @@ def content_hash(*parts: Tensor) -> str:
     return digest.hexdigest()
 
 
-def validation_split(labels: Tensor, fraction: float, seed: int, name: str = "validation") -> tuple[Tensor, Tensor]:
+def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Cut validation images from training images, with the classes in proportion.
 
     Args:
@@ -94,7 +94,6 @@ def validation_split(labels: Tensor, fraction: float, seed: int, name: str = "va
         fraction: Share of validation images, in [0, 1). They are ``round(fraction * N)``, rounded within classes by the
             largest remainder; each class keeps at least one training image.
         seed: Seed of the draw, which has a generator of its own.
-        name: Name of the fraction in errors.
 
     Returns:
         Numbers of the training images and of the validation images, int64, rising.
@@ -103,7 +102,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int, name: str = "va
         InvalidInput: If the fraction is out of range, or so small that no image is left for validation.
     """
     if not 0 <= fraction < 1:
-        raise InvalidInput(f"{name} must be a fraction in [0, 1), got {fraction!r}")
+        raise InvalidInput(f"validation (or test) must be a fraction in [0, 1), got {fraction!r}")
     generator = seeded(seed)
     sizes = torch.bincount(labels)
     exact = sizes.double() * fraction
@@ -112,7 +111,9 @@ def validation_split(labels: Tensor, fraction: float, seed: int, name: str = "va
     quotas[(quotas - exact).argsort(stable=True)[:missing]] += 1
     quotas = quotas.minimum((sizes - 1).clamp(min=0))
     if fraction > 0 and not quotas.any():
-        raise InvalidInput(f"{name}={fraction}: no image of {len(labels)} in {len(sizes)} classes is held out")
+        raise InvalidInput(
+            f"validation (or test) fraction {fraction}: no image of {len(labels)} in {len(sizes)} classes is held out"
+        )
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for number, quota in enumerate(quotas.tolist()):
         members = (labels == number).nonzero().flatten()

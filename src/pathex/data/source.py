@@ -93,8 +93,7 @@ def cut_test(split: DecodedSplit, fraction: Any) -> list[DecodedSplit]:
     """Training and test images of a set without test images; the draw is fixed, so that all seeds test on the same."""
     if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise InvalidInput(f"option 'test_fraction' must be a number in (0, 1), got {fraction!r}")
-    numbers = validation_split(split.labels, fraction, 0, "test_fraction")
-    return [split.subset(rows, split.labels[rows]) for rows in numbers]
+    return [split.subset(rows, split.labels[rows]) for rows in validation_split(split.labels, fraction, 0)]
 
 
 def _restricted(source: Source, numbers: Sequence[int]) -> Source:
