@@ -3,7 +3,9 @@
 import numpy as np
 from PIL import Image
 
-PALETTE = [value for number in range(256) for value in (number, 40 + number // 2, 255 - number)]
+PALETTE = [0] * 768
+PALETTE[:12] = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # of Pascal VOC: background, aeroplane, bicycle, bird
+PALETTE[3 * 15 : 3 * 16], PALETTE[3 * 255 :] = [192, 128, 128], [224, 224, 192]  # person, border
 
 
 def write_voc(root, train, test=4, size=(30, 40), classes=(0, 1, 2, 3), seed=0):

@@ -136,12 +136,11 @@ def import_callable(kind: str, name: str) -> Callable[..., Any]:
         found: Any = pkgutil.resolve_name(name)
     except ValueError as error:
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name") from error
-    except ImportError as error:
-        raise InvalidInput(
-            f"{kind} {name!r}: cannot import {module!r}: {error}; is its folder on PYTHONPATH?"
-        ) from error
     except AttributeError:
         found = None
+    except Exception as error:  # whatever the module raises as it is imported
+        hint = "; is its folder on PYTHONPATH?" if isinstance(error, ImportError) else ""
+        raise InvalidInput(f"{kind} {name!r}: cannot import {module!r}: {error}{hint}") from error
     if not callable(found):
         raise InvalidInput(f"{kind} {name!r}: {module!r} has no callable {attribute!r}")
     return found

@@ -1,10 +1,14 @@
+import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
 
+from pathex.cli.experiments import HEADINGS, RUN
 from pathex.cli.masks import PRUNE
 from pathex.cli.parser import Command, parse
+from pathex.experiments.runs import check_config
 from refusals import refused
 
 
@@ -75,10 +79,41 @@ def test_words_are_read_and_override_a_file(words, expected):
     assert name == "try" and replace(found, names=list(found.names)) == Options(**{"names": [], **expected})
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--names a,b --strict --rate 1", {"names": ["a", "b"], "strict": True, "rate": 1.0}),
+        ("--names *.bias --strict", {"names": ["*.bias"], "strict": True}),
+        ("--names=fc --strict=false", {"names": ["fc"]}),
+        ("--strict true --names [a,b]", {"names": ["a", "b"], "strict": True}),
+    ],
+)
+def test_lists_need_no_brackets_and_switches_no_value(words, expected):
+    _, found = parse(["none", *words.split()], COMMANDS)
+    assert replace(found, names=list(found.names)) == Options(**{"names": [], **expected})
+
+
 def test_options_of_a_method_follow_its_name():
     words = "prune --method px --method.redraw true --method.smooth=tangent"
     _, pruning = parse(words.split(), {"prune": PRUNE})
     assert pruning.method == "px" and pruning.method_options == {"redraw": True, "smooth": "tangent"}
+
+
+@pytest.mark.parametrize("given", ["0.25,0.5", "[0.25, 0.5]", "0.5"])
+def test_milestones_are_fractions_and_the_error_tells_how_to_write_them(given):
+    _, config = parse(["run", "--milestones", given], {"run": RUN})
+    assert list(config.milestones) == json.loads(f"[{given.strip('[]')}]")
+    for wrong in ("30,60", "1", "0.5,90"):
+        with refused(
+            r"milestones is .*allowed: fractions of the training, such as 0.5,0.75 for epochs 80 and 120 of 160"
+        ):
+            check_config(parse(["run", "--milestones", wrong], {"run": RUN})[1])
+
+
+def test_a_test_fraction_is_an_option_of_the_data():
+    for words in (["--test-fraction", "0.25"], ["--test_fraction=0.25"], ["--data-options.test_fraction", "0.25"]):
+        _, config = parse(["run", "--data", "imagefolder:x", *words], {"run": RUN})
+        assert config.data_options == {"test_fraction": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -112,4 +147,10 @@ def test_help_is_readable_and_ends_with_0(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: pathex try [NAMES] [--option value ...]")
+    with pytest.raises(SystemExit):
+        parse(["run", "--help"], {"run": RUN})
+    run = capsys.readouterr().out
+    headings = [line for line in run.splitlines() if re.fullmatch("[a-z, ]+:", line)]
+    assert headings == ["options:", *(f"{heading}:" for heading in HEADINGS.values()), "example:"]
+    assert run.splitlines()[-1].startswith("  pathex run --method px")
     assert "The names." in text and "Images, as in this." in text and "``" not in text

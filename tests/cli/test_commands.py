@@ -13,7 +13,7 @@ import yaml
 
 import pathex
 from pathex.cli import main
-from pathex.cli.console import RunDisplay
+from pathex.cli.console import RunDisplay, show, table
 from pathex.cli.listings import OF_RUNS
 from pathex.errors import PathexWarning
 from pathex.experiments.runs import RunConfig, run
@@ -275,6 +275,45 @@ def test_without_a_terminal_there_are_a_few_short_lines(capsys, epochs, lines):
     assert err.splitlines()[-1] == f"px: epoch {epochs} of {epochs}: loss 0.500, accuracy 75.0 %"
 
 
+@pytest.mark.parametrize(
+    ("reached", "rounds", "said"),
+    [
+        (range(1, 101), 100, [1, 10, 20, 30, 40, 50, 60, 70, 80, 90]),
+        (range(1, 4), 3, [1, 2]),
+        ((1,), 1, []),
+        ((9, 12, 57, 58, 100), 100, [12, 57]),  # rounds left out
+        (range(1, 13), 12, [1, 2, 3, 4, 5, 6, 8, 9, 10, 11]),
+    ],
+)
+def test_pruning_without_a_terminal_shows_signs_of_life(capsys, reached, rounds, said):
+    with RunDisplay() as display:
+        for _ in range(2):  # a second run of the same name
+            for number in reached:
+                display.show("px", "prune_round", {"round": number, "rounds": rounds, "density": 0.25})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"px: pruning, round {number} of {rounds}: density 0.25" for number in said] * 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "right", "row", "lines"),
+    [
+        (("method", "test accuracy", "kept weights", "dead layers"), 3, ("px", "71.25 %", "4,041", "0"), 2),
+        (("method", *(f"column {n}" for n in range(9))), 9, ("iterative-snip", *["1,234,567"] * 9), 3),
+        (("layer", "kept"), 1, ("encoder." * 12 + "weight", "1,000,000"), 2),
+        (("model", ""), 0, ("timm:" + "x" * 40, "a network for small images " * 3), 4),
+        (("file", ""), 0, ("y" * 50, "z" * 60), 2),
+    ],
+)
+def test_tables_of_80_columns_break_no_word(capsys, monkeypatch, columns, right, row, lines):
+    monkeypatch.setattr("pathex.cli.console._PIPED_WIDTH", 80)
+    made = table(*columns, right=right)
+    made.add_row(*row)
+    show(made)
+    text = capsys.readouterr().out
+    assert sorted(text.split()) == sorted(" ".join((*columns, *row)).split())
+    assert text.count("\n") == lines
+
+
 def test_on_a_terminal_bars_vanish_and_facts_stay(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
@@ -317,6 +356,7 @@ def test_several_trainings_of_a_run_are_told_apart(capsys):
         display("done", {"result": {"metric": "miou", "test_miou": 0.625}})
     assert capsys.readouterr().err.splitlines() == [
         "imp: level 1 of 2, epoch 3 of 3: loss 0.500, accuracy 75.0 %",
+        "imp: pruning, round 1 of 2: density 0.5",
         "imp: level 2 of 2, epoch 3 of 3: loss 0.500, accuracy 75.0 %",
         "imp: task 4, epoch 3 of 3: loss 0.250, mIoU 50.0 %",
         "imp: dense with width 0.125: 1,234 parameters, 56,789 multiply-adds",

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def make_tree(root):
         write_image(root / "train" / "cat" / f"{number}.png", (number, 0, 0))
         write_image(root / "train" / "ant" / "images" / f"{number}.png", (100 + number, 0, 0))
     write_image(root / "val" / "cat" / "0.png", (10, 20, 30))
-    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    (root / "train" / "cat" / ".notes.jpg").write_text("no image")
     return root
 
 
@@ -115,6 +116,79 @@ def test_short_side_is_resized_and_the_centre_cut_or_what_a_transform_makes_of_t
             load(name, **options)
 
 
+def test_hidden_files_are_passed_over_and_other_formats_are_counted(tmp_path, name):
+    for hidden in (".git/x.png", "__MACOSX/._ant.png", "ant/._0.png", "ant/.thumbnails/0.png", "cat/Thumbs.db"):
+        spoil(tmp_path / "train" / hidden, "no image")
+    for number, ending in enumerate(("JFIF", "jpe", "JPG")):
+        Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "train" / "cat" / f"{3 + number}.{ending}", "JPEG")
+    data = load(name)
+    assert data.classes == ("ant", "cat") and data.train.labels.tolist() == [0] * 3 + [1] * 6
+    for other in ("train/cat/a.gif", "train/ant/b.heic", "val/cat/c.GIF", "val/cat/README"):
+        spoil(tmp_path / other, "anything")
+    with pytest.warns(PathexWarning, match=r"left out: 4 such as .*b.heic' \(2 .gif, 1 .heic, 1 no ending\)") as caught:
+        assert len(load(name).train) == 9
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_links_are_followed_to_each_folder_once(tmp_path, name, monkeypatch):
+    train, elsewhere = tmp_path / "train", tmp_path / "elsewhere"
+    for number in range(2):
+        write_image(elsewhere / "dogs" / "more" / f"{number}.png", (200, 0, 0))
+        write_image(elsewhere / "dogs" / f"{number}.png", (200, 0, 0))
+    for link, target in {
+        "dog": elsewhere / "dogs",
+        "cat/again": train / "cat",
+        "cat/all": train,
+        "cat/top": tmp_path,
+        "ant/images/up": train / "ant",
+        "ant/extra": elsewhere / "dogs" / "more",
+    }.items():
+        (train / link).symlink_to(target)
+    data = load(name)
+    assert data.classes == ("ant", "cat", "dog") and data.train.labels.bincount().tolist() == [5, 3, 2]
+    (train / "ant" / "extra").unlink()
+    assert load(name).train.labels.bincount().tolist() == [3, 3, 4]
+    (train / "fox").symlink_to(train / "cat")
+    with refused("two classes in .*train' are links to one folder"):
+        load(name)
+    (train / "fox").unlink()
+    whole = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("images"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with refused(r"folder .*ant/images' cannot be read \(Permission denied\)"):
+        load(name)
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_test_images_are_cut_from_each_class_alike_for_every_caller(tmp_path, below):
+    sizes = {"ant": 10, "bee": 5, "cat": 20}
+    for label, count in sizes.items():
+        for number in range(count):
+            write_image(tmp_path / below / label / f"{number}.png", (number, 0, 0))
+    name = f"imagefolder:{tmp_path}"
+    with refused(r"no folder 'train'|neither folder 'test'.*test_fraction=0.2 \(--test-fraction 0.2\) cuts"):
+        load(name)
+    data = load(name, test_fraction=0.2)
+    assert data.classes == tuple(sizes)
+    assert (data.train.labels.bincount().tolist(), data.test.labels.bincount().tolist()) == ([8, 4, 16], [2, 1, 4])
+    shown = [part.data[part.labels == 2][:, 0, 0, 0].tolist() for part in (data.train, data.test)]
+    assert sorted(shown[0] + shown[1]) == list(range(20)) and shown[1] != [0, 1, 2, 3]
+    assert torch.equal(load(name, test_fraction=0.2, in_memory=0).test.images(torch.arange(7)), data.test.data)
+    for wrong in (0, 1, 1.5, "0.2", -0.1):
+        with refused("'test_fraction' must be a number in"):
+            load(name, test_fraction=wrong)
+    with refused("test. fraction 0.01: no image of 35 in 3 classes"):
+        load(name, test_fraction=0.01)
+    write_image(tmp_path / "val" / "ant" / "0.png", 0)
+    with refused("no folder 'train' there" if not below else "there is a folder 'val'; leave out one"):
+        load(name, test_fraction=0.2)
+
+
 TABLE = "val/val_annotations.txt"
 TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
 
@@ -124,8 +198,8 @@ TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
     [
         ("imagefolder", "train", None, "no folder 'train'"),
         ("imagefolder", "val", None, "neither folder 'test' nor 'val'"),
-        ("imagefolder", "val/cat", None, "no images below 'val'"),
-        ("imagefolder", "train/dog/notes.txt", "", r"class 'dog' has no image in .*; 1 of 3 classes"),
+        ("imagefolder", "val/cat", None, "no folder of a class below .*val'"),
+        ("imagefolder", "train/dog/.notes.png", "", r"class 'dog' has no image in .*; 1 of 3 classes"),
         ("imagefolder", "val/dog/0.png", "", "class 'dog' of 'val' is no class of 'train'"),
         ("imagefolder", "train/cat train/ant", None, "no folder of a class below"),
         ("tiny-imagenet", "wnids.txt", None, "no file 'wnids.txt'"),
@@ -146,7 +220,7 @@ TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
         ("imagenet", "val", None, "no folder 'val' in"),
         ("imagenet", "val/n02", None, "no folder 'n02' in .*val'; 1 of 3 classes"),
         ("imagenet", "val/n07/notes.txt", "", "class 'n07' of 'val' is no class of 'train'"),
-        ("imagenet", "train/n07/notes.txt val/n07/notes.txt", "", "class 'n07' has no image in"),
+        ("imagenet", "train/n07/._1.JPEG val/n07/._1.JPEG", "", "class 'n07' has no image in"),
         ("imagenet", "val/n02/val.JPEG", "", "n02/val.JPEG' cannot be read .*; 1 of 9 images"),
         ("imagenet", "train/n02/1.JPEG", "<html>", "n02/1.JPEG' cannot be read .*; 1 of 9 images"),
     ],

@@ -101,6 +101,35 @@ def test_names_of_columns_and_splits(tmp_path):
         load(f"hf:{folder}", test_split="test")
 
 
+@pytest.mark.parametrize(
+    ("feature", "labels"),
+    [("int64", [0, None, 1, None]), ("string", ["a", "b", None, None]), ("names", [None, 0, None, 2])],
+)
+def test_rows_without_a_label_are_refused(tmp_path, feature, labels):
+    folder = tmp_path / "gaps"
+    kind = datasets.ClassLabel(names=NAMES) if feature == "names" else datasets.Value(feature)
+    parquet(folder, "train", labels, feature=kind)
+    parquet(folder, "test", [label for label in labels if label is not None], feature=kind)
+    with refused("column 'label' of split 'train' is null in 2 of 4 rows"):
+        load(f"hf:{folder}")
+
+
+def test_a_split_without_labels_is_not_tested_on_and_without_any_a_part_is_cut(tmp_path):
+    folder = tmp_path / "only"
+    parquet(folder, "train", [0, 1, 2] * 4)
+    with refused(r"to test on. There: train; test_fraction=0.2"):
+        load(f"hf:{folder}")
+    data = load(f"hf:{folder}", test_fraction=0.25)
+    assert (data.train.labels.bincount().tolist(), data.test.labels.bincount().tolist()) == ([3] * 3, [1] * 3)
+    with refused("test_fraction is 0.25 and test_split 'test'"):
+        load(f"hf:{folder}", test_fraction=0.25, test_split="test")
+    folder = tmp_path / "unlabelled"
+    parquet(folder, "train", [0, 1, 2])
+    parquet(folder, "test", [None, None])
+    parquet(folder, "validation", [2, 1])
+    assert load(f"hf:{folder}").test.labels.tolist() == [2, 1]
+
+
 def test_imagenet_is_normalised_and_cut_as_usual(tmp_path):
     for part in ("train", "validation"):
         parquet(tmp_path / "mini-imagenet", part, [0, 1, 2], [picture(number, (30, 20)) for number in range(3)])

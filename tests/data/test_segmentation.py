@@ -209,6 +209,43 @@ def test_pairs_are_those_of_the_lists_in_the_folder_or_one_that_holds_it(base, t
     np.testing.assert_array_equal(image.numpy(), np.stack([ramp // 256] * 3))
 
 
+BLACK, RED, NAVY, BORDER = (0, 0, 0), (128, 0, 0), (0, 0, 128), (224, 224, 192)
+
+
+@pytest.mark.parametrize(
+    ("palette", "numbers"),
+    [
+        ([BLACK, RED, NAVY, BORDER], (0, 1, 2, 3)),
+        ([BORDER, BLACK, NAVY, RED], (1, 3, 2, 0)),
+        ([NAVY, RED, RED, BORDER, BLACK], (4, 2, 0, 3)),
+        ([(number,) * 3 for number in range(256)], (0, 1, 4, 255)),
+        (None, (0, 1, 4, 255)),
+        ("RGB", (BLACK, RED, NAVY, BORDER)),
+    ],
+)
+def test_colours_tell_the_classes_of_label_maps_whose_palette_was_put_in_order_anew(base, tmp_path, palette, numbers):
+    places = np.arange(30 * 40).reshape(30, 40) % 4
+    stored = np.array(numbers, np.uint8)[places]
+    picture = Image.fromarray(stored)
+    if isinstance(palette, list):
+        picture.putpalette([value for colour in palette for value in colour])
+    file = base / "SegmentationClass" / "train_001.png"
+    picture.save(file)
+    (file.parent / ".DS_Store").write_bytes(b"")
+    (file.parent / "._train_001.png").write_bytes(b"")
+    labels = load("voc2012", root=tmp_path).train.labels(1)
+    np.testing.assert_array_equal(labels.numpy(), np.array([0, 1, 4, 255])[places])
+
+
+@pytest.mark.parametrize("kind", ["palette", "RGB"])
+def test_colours_that_stand_for_no_class_are_refused(base, tmp_path, kind):
+    picture = Image.new("RGB", (40, 30), (1, 2, 3))
+    picture = picture.quantize(2) if kind == "palette" else picture
+    picture.save(base / "SegmentationClass" / "val_001.png")
+    with refused(r"val_001.png' has colour \(1, 2, 3\), which stands for no class"):
+        load("voc2012", root=tmp_path)
+
+
 LISTS = "ImageSets/Segmentation/"
 THREE = " ".join(f"JPEGImages/train_00{number}.jpg" for number in (1, 2, 4))
 

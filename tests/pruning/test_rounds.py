@@ -53,6 +53,13 @@ def test_exact_sparsity(model, images, sparsity):
     assert mask.kept == round((1 - float(sparsity)) * mask.total)
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(1, "1 round"), (2, "2 rounds"), (30, "30 rounds")])
+def test_a_result_shows_itself_in_one_line(rounds, said):
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    result = pathex.prune(network, "px", sparsity=0.5, data=torch.randn(8, 3), rounds=rounds)
+    assert repr(result) == f"PruneResult({result.mask!r}, {said}, 0 dead layers)" and "\n" not in repr(result)
+
+
 @pytest.mark.parametrize("method", ["px", "random", lambda m, b, k: {n: torch.zeros_like(p) for n, p in weights(m)}])
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse", "ignore:all scores are zero")
 def test_seeds(model, images, method):

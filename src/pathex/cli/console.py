@@ -1,6 +1,7 @@
 """Where text goes: tables to standard output, progress to standard error and only on a terminal."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,26 @@ def table(*columns: str, right: int = 0) -> Table:
     return made
 
 
+def show(shown: Table) -> None:
+    """Print a table without breaking a word: headings become narrower, then the table wider than the terminal."""
+    screen = console()
+    if _needed(shown) > screen.width:
+        for column in shown.columns:
+            column.header = str(column.header).replace(" ", "\n")
+    screen.width = max(screen.width, _needed(shown))
+    screen.print(shown)
+
+
+def _needed(shown: Table) -> int:
+    """Columns of text that a table takes at least."""
+    total = 0
+    for column in shown.columns:
+        texts = [str(cell) for cell in (column.header, *column.cells)]
+        pieces = [piece for text in texts for piece in (text.split("\n") if column.no_wrap else text.split())]
+        total += max(map(len, pieces), default=0) + 2
+    return total
+
+
 class RunDisplay(Progress):
     """Shows the events of runs as bars on a terminal; facts as lines, and without a terminal a few more of them.
 
@@ -54,6 +75,7 @@ class RunDisplay(Progress):
         )
         self._lines = lines
         self._bars: dict[tuple[str, str], TaskID] = {}
+        self._tenths: dict[str, int] = {}
 
     def of(self, label: str) -> "Events":
         """What shows the events of one run."""
@@ -62,7 +84,7 @@ class RunDisplay(Progress):
     def show(self, label: str, kind: str, payload: dict[str, Any]) -> None:
         """Shows one event of a run; kinds it does not know are passed over."""
         if kind == "prune_round":
-            self._advance(label, "prune", payload["round"], payload["rounds"], note=f"density {payload['density']:.4g}")
+            self._round(label, **payload)
         elif kind == "prune_done":
             self._fact(label, f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
@@ -79,9 +101,17 @@ class RunDisplay(Progress):
             self._fact(label, _resumed(payload))
         elif kind == "done":
             self.clear(label)
-            for metric, name in _METRICS.items():
-                if (value := payload["result"].get(f"test_{metric}")) is not None:
-                    self._fact(label, f"test {name} {100 * value:.2f} %")
+            if measured := _measured(payload["result"]):
+                self._fact(label, measured)
+
+    def _round(self, label: str, round: int, rounds: int, density: float) -> None:
+        note = f"density {density:.4g}"
+        self._advance(label, "prune", round, rounds, note=note)
+        # Rounds may be left out: a line where another tenth of them is over.
+        tenth = _MOST_LINES * round // rounds
+        if self.disable and round < rounds and (round == 1 or tenth > self._tenths.get(label, 0)):
+            self._fact(label, f"pruning, round {round} of {rounds}: {note}")
+        self._tenths[label] = tenth % _MOST_LINES
 
     def _epoch(self, label: str, payload: dict[str, Any]) -> None:
         epoch, epochs, training = payload["epoch"], payload["epochs"], _training(payload)
@@ -126,6 +156,7 @@ class SweepDisplay(RunDisplay):
     def __init__(self, planned: "Plan") -> None:
         super().__init__(lines=False)
         self._planned, self._over = planned, 0
+        self._found: dict[str, str] = {}
         self._whole = self.add_task("runs", total=len(planned.runs), note="")
         self.advance(self._whole, 0)  # the time that is left is counted from here
 
@@ -146,7 +177,9 @@ class SweepDisplay(RunDisplay):
                 self.update(self._whole, total=len(self._planned.runs) - self._over)
             else:
                 self.advance(self._whole)
-                outcome = "done" if payload["status"] == "done" else f"failed: {payload['error']}"
+                outcome = (
+                    self._found.get(name, "done") if payload["status"] == "done" else f"failed: {payload['error']}"
+                )
                 self.say(f"{self._over}/{len(self._planned.runs)} {name}: {outcome}")
         elif kind == "again":
             self.say(f"{name}: {payload['error']}; it goes on from its last epoch")
@@ -155,6 +188,8 @@ class SweepDisplay(RunDisplay):
         elif kind == "warning":
             self.say(f"{name}: warning: {payload['message']}")
         else:
+            if kind == "done" and (measured := _measured(payload["result"])):
+                self._found[name] = f"done, {measured}"
             self.show(name, kind, payload)
 
     def summarise(self, result: "SweepResult") -> None:
@@ -165,6 +200,12 @@ class SweepDisplay(RunDisplay):
             self.say(f"failed: {name}: {error}")
         if not result.parquet:
             self.say("pyarrow is not installed, so there is a CSV file only, and no parquet file")
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    """What a run measured on the test images, in words."""
+    found = {name: result.get(f"test_{metric}") for metric, name in _METRICS.items()}
+    return ", ".join(f"test {name} {100 * value:.2f} %" for name, value in found.items() if value is not None)
 
 
 def _training(payload: dict[str, Any]) -> str:

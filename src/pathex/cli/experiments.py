@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pathex.cli.parser import Command
@@ -22,6 +23,12 @@ def _run(config: RunConfig) -> None:
         print(result.folder)
 
 
+HEADINGS = MappingProxyType(
+    {"method": "experiment", "rounds": "pruning", "images_per_class": "pruning set, weights and options"}
+    | {"memory": "scoring, seed and device", "epochs": "training", "precision": "precision, processes and folder"}
+)
+"""Headings of the options of one network."""
+
 RUN = Command(
     "prune, train and evaluate one network",
     RunConfig,
@@ -29,6 +36,8 @@ RUN = Command(
     "Prunes one network, trains it and measures it on the test images. Prints the run folder last. The same command "
     "again resumes what was stopped, or says done.",
     resumes=True,
+    example="pathex run --method px --sparsity 0.982 --model resnet20 --data cifar10 --seed 0",
+    headings=HEADINGS,
 )
 
 
@@ -128,7 +137,7 @@ class DemoOptions:
 
 
 def _demo(config: DemoOptions) -> None:
-    from pathex.cli.console import RunDisplay, console, table
+    from pathex.cli.console import RunDisplay, show, table
     from pathex.experiments.report import build
     from pathex.experiments.runs import RunConfig, check_config, run
 
@@ -147,7 +156,7 @@ def _demo(config: DemoOptions) -> None:
             kept = f"{result['kept']:,}", f"{result['kept'] / result['total']:.4g}", str(result["dead_layers"])
             seconds = (f"{result[part]:.1f} s" for part in ("prune_seconds", "train_seconds"))
             shown.add_row(result["method"], f"{100 * result['test_accuracy']:.2f} %", *kept, *seconds)
-    console().print(shown)
+    show(shown)
     print(f"report: {build(folders, Path(config.out) / 'report').page}")
 
 

@@ -32,12 +32,12 @@ def _show(heading: str, rows: Iterable[tuple[str, str]]) -> None:
     """Prints a table of names."""
     from rich.text import Text
 
-    from pathex.cli.console import console, table
+    from pathex.cli.console import show, table
 
     listed = table(heading, "")
     for name, line in rows:
         listed.add_row(Text(name, style="bold"), Text(line))
-    console().print(listed)
+    show(listed)
 
 
 def _methods(options: ListOptions) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pathex.cli.experiments import HEADINGS
 from pathex.cli.parser import Command, writable
 from pathex.errors import InvalidInput
 from pathex.experiments.runs import TicketConfig
@@ -95,7 +96,7 @@ def _checked(options: PruneConfig | ConvertOptions) -> Path:
 
 def _show(mask: "Mask") -> None:
     """Print what a mask keeps of each layer and of all."""
-    from pathex.cli.console import console, table
+    from pathex.cli.console import show, table
 
     layers = table("layer", "kept", "of", "density", right=3)
     for name, (kept, total) in mask.counts().items():
@@ -103,7 +104,7 @@ def _show(mask: "Mask") -> None:
         layers.add_row(name, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}", style=style)
     layers.add_section()
     layers.add_row("all", f"{mask.kept:,}", f"{mask.total:,}", f"{mask.density:.4f}", style="bold")
-    console().print(layers)
+    show(layers)
 
 
 PRUNE = Command(
@@ -112,6 +113,8 @@ PRUNE = Command(
     _prune,
     "Prunes one network and writes its mask. With the same settings and seed, the mask is the one that pathex run "
     "trains.",
+    example="pathex prune --method px --sparsity 0.9 --model resnet20 --data fashion-mini --out mask.safetensors",
+    headings=HEADINGS,
 )
 CONVERT = Command(
     "a mask file in another form",

@@ -94,7 +94,7 @@ def _bench(options: BenchOptions) -> None:
     import pandas as pd
     import torch
 
-    from pathex.cli.console import RunDisplay, console, table
+    from pathex.cli.console import RunDisplay, show, table
     from pathex.experiments.measure import ENGINES, draw, facts, latency, layers
 
     out = Path(options.out)
@@ -108,7 +108,7 @@ def _bench(options: BenchOptions) -> None:
         ("bytes of activations an image", "activation_bytes", ""),
     ):
         shown.add_row(name, f"{sizes[dense]:,}", f"{sizes[kept]:,}" if kept else "")
-    console().print(shown)
+    show(shown)
     images = torch.randn(max(batches), *example.shape[1:], generator=torch.Generator().manual_seed(0))
     with RunDisplay(lines=False) as display:
         bar = display.add_task("turns", total=len(batches) * len(threads) * len(ENGINES) * options.rounds, note="")
@@ -131,7 +131,7 @@ def _several(name: str, given: Sequence[int] | int) -> tuple[int, ...]:
 
 
 def _show(rows: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]]) -> None:
-    from pathex.cli.console import console, table
+    from pathex.cli.console import console, show, table
     from pathex.experiments.measure import fastest_dense
 
     shown = table("engine", "batch", "threads", "milliseconds", "quartiles", "times faster", "difference", right=6)
@@ -143,13 +143,13 @@ def _show(rows: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]]
             shown.add_row(*about, f"{row['milliseconds']:.3g}", quartiles, faster, f"{row['difference']:.0e}")
         else:
             shown.add_row(*about, "", row["note"], "", "")
-    console().print(shown)
+    show(shown)
     console().print("times faster: than the fastest engine that computes every weight, torch.compile not counted\n")
     slowest = table("layer (dense, torch, one image)", "kind", "kept", "of", "milliseconds", "share", right=4)
     for place in sorted(places, key=lambda place: -place["milliseconds"])[:10]:
         numbers = f"{place['kept']:,}", f"{place['weights']:,}", f"{place['milliseconds']:.3g}", f"{place['share']:.1%}"
         slowest.add_row(place["layer"], place["kind"], *numbers)
-    console().print(slowest)
+    show(slowest)
 
 
 BENCH = Command(

@@ -3,10 +3,12 @@
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -26,6 +28,8 @@ class Command:
         description: What it does, in full; empty for ``purpose``.
         positional: The field that words without an option name belong to, how many (``?`` or ``*``), and its help.
         resumes: Whether the same command goes on after Ctrl-C.
+        example: A command line, for the help.
+        headings: Headings of the help, by the option that each stands before.
     """
 
     purpose: str
@@ -34,11 +38,18 @@ class Command:
     description: str = ""
     positional: tuple[str, str, str] | None = None
     resumes: bool = False
+    example: str = ""
+    headings: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Parser(ArgumentParser):
+    command = Command("", object)
+
     def format_help(self) -> str:
-        return super().format_help().replace("``", "")  # docstrings are written for another place
+        text = super().format_help().replace("``", "")  # docstrings are written for another place
+        for option, heading in self.command.headings.items():
+            text = text.replace(f"\n  --{option} ", f"\n\n{heading}:\n  --{option} ", 1)
+        return f"{text}\nexample:\n  {self.command.example}\n" if self.command.example else text
 
 
 def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, Any]:
@@ -47,6 +58,7 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         check_name("command", words[0], commands)
         words = [words[0], *(_underscored(word) for word in words[1:])]
         _check_names(words[1:], commands[words[0]].options)
+        words = [words[0], *_completed(words[1:], get_type_hints(commands[words[0]].options))]
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:
@@ -61,9 +73,29 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
 def _underscored(word: str) -> str:
     """Names of options take hyphens or underscores alike; ``--method.NAME`` is an option of the method."""
     name, equals, value = word.partition("=")
-    if name.startswith("--method."):
-        name = name.replace("--method.", "--method_options.")
+    name = re.sub("^--method[.]", "--method_options.", name)
+    name = re.sub("^--test[-_]fraction$", "--data_options.test_fraction", name)
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def _completed(words: Sequence[str], hints: Mapping[str, Any]) -> Iterator[str]:
+    """The words with ``true`` after the bare name of a switch, and brackets around lists."""
+    for before, word, following in zip(["", *words], words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            yield _bracketed(hints.get(before[2:]), word)
+        elif equals:
+            yield f"{name}={_bracketed(hints.get(name[2:]), value)}"
+        else:
+            yield f"{name}=true" if hints.get(name[2:]) is bool and following.startswith("--") else word
+
+
+def _bracketed(hint: Any, value: str) -> str:
+    """A value as a list where the type is one: ``a,b`` is ``[a, b]``."""
+    lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple]
+    if not lists or value.startswith("[") or (hint is not lists[0] and "," not in value):
+        return value
+    return json.dumps(value.split(",")) if str in get_args(lists[0]) else f"[{value}]"
 
 
 def _check_names(words: Sequence[str], options: type) -> None:
@@ -107,19 +139,20 @@ def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pathex {__version__}")
     added = parser.add_subcommands(required=False)
     for name, command in commands.items():
-        field, count, text = command.positional or ("", "", "")
-        free = f" [{field.upper()}]" if field else ""
+        free, count, text = command.positional or ("", "", "")
+        place = f" [{free.upper()}]" if free else ""
         sub = _Parser(
-            usage=f"pathex {name}{free} [--option value ...]",
+            usage=f"pathex {name}{place} [--option value ...]",
             description=command.description or command.purpose,
             epilog="Names of options take hyphens or underscores alike; values are read as YAML. Options of a method "
             "are --method.NAME: pathex methods METHOD tells them.",
             exit_on_error=False,
         )
+        sub.command = command
         sub.add_argument("--config", action=ActionConfigFile, metavar="FILE", help="YAML file of options.")
-        if field:
+        if free:
             # Without a default, which would take the place of what a configuration file says.
-            sub.add_argument(field, nargs=count, type=str, default=argparse.SUPPRESS, help=text)
-        sub.add_class_arguments(command.options, None, as_group=False, skip={field} - {""})
+            sub.add_argument(free, nargs=count, type=str, default=argparse.SUPPRESS, help=text)
+        sub.add_class_arguments(command.options, None, as_group=False, skip={free} - {""})
         added.add_subcommand(name, sub, help=command.purpose)
     return parser

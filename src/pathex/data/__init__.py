@@ -3,6 +3,7 @@
 from pathex.data.augmentation import AUGMENTATIONS, Augmentation, Draws, apply_each, augment
 from pathex.data.catalogue import describe, load, names, option_names
 from pathex.data.images import ImageData, upload
+from pathex.data.listing import fingerprint
 from pathex.data.segmentation import IGNORED, SegmentationData, SegmentationSplit, Window, segmentation_pruning_set
 from pathex.data.selection import PruningSet, choose_classes, pruning_set, task_splits, validation_split
 from pathex.data.splits import ArraySplit, DecodedSplit, Split
@@ -26,6 +27,7 @@ __all__ = [
     "choose_classes",
     "default_workers",
     "describe",
+    "fingerprint",
     "load",
     "names",
     "option_names",

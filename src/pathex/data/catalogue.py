@@ -28,12 +28,12 @@ _IMAGENET = (
 _VOC = "segmentation: 21 classes, 1,464 + 1,449 colour images with label maps (download; image_size=PIXELS)"
 _NPZ = "archive with the keys of medmnist: train_images, train_labels, test_images, test_labels (num_classes=K)"
 _FOLDERS = (
-    "PATH/train/CLASS/* and PATH/test/CLASS/* or PATH/val/CLASS/* (image_size=PIXELS, resize=PIXELS,"
-    " in_memory=BYTES, verify=true)"
+    "PATH/train/CLASS/* and PATH/test/CLASS/* or PATH/val/CLASS/*, or PATH/CLASS/* with test_fraction=0.2"
+    " (image_size=PIXELS, resize=PIXELS, in_memory=BYTES, verify=true)"
 )
 _HUB = (
     "Hugging Face data set, or local parquet or webdataset shards; extra pathex[hf] (config=, train_split=,"
-    " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=)"
+    " test_split=, image_column=, label_column=, image_size=, resize=, in_memory=, verify=, test_fraction=)"
 )
 DATASETS: Mapping[str, Entry] = MappingProxyType(
     {

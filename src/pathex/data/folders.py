@@ -1,16 +1,21 @@
 """Images in folders, one folder for each class; ImageNet and Tiny-ImageNet, from their original layouts."""
 
+import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pathex.data.source import IMAGENET, IN_MEMORY, Source, downloading, home
+from pathex.data.listing import files_below, is_hidden
+from pathex.data.source import CUT, IMAGENET, IN_MEMORY, Source, cut_test, downloading, home
 from pathex.data.splits import DecodedSplit, Files, with_sides
-from pathex.errors import InvalidInput, PathexWarning, check_integer
+from pathex.errors import InvalidInput, PathexWarning, check_integer, refusing
+
+_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _AUGMENT = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
 _PUBLISHED = {"train": 1_281_167, "val": 50_000}
@@ -19,6 +24,7 @@ _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _TINY_SIZE = 64
 _TINY_AUGMENT = {"min_scale": 0.1, "max_ratio": 1.25}
+_TINY_BOXES = "_boxes.txt"
 _TINY_CLASS = {"train": 500, "val": 50}
 
 
@@ -29,44 +35,62 @@ def load_folder(
     resize: int | None = None,
     in_memory: int = IN_MEMORY,
     verify: bool = False,
+    test_fraction: float | None = None,
 ) -> Source:
-    """Load ``imagefolder:PATH``; classes are the folders of ``train`` in alphabetical order."""
+    """Load ``imagefolder:PATH``; classes are the folders of ``train`` (or of PATH) in alphabetical order."""
     name = f"imagefolder:{path}"
     root = Path(path).expanduser()
-    if not (root / "train").is_dir():
-        raise InvalidInput("no folder 'train' there. Needed: train/CLASS/* and test/CLASS/* (or val)")
-    test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-    if test_root is None:
-        raise InvalidInput("neither folder 'test' nor 'val' there")
+    there = {part: root / part for part in ("train", "test", "val") if (root / part).is_dir()}
+    train, test = there.get("train"), there.get("test", there.get("val"))
+    if (test is None and test_fraction is None) or (train is None and test is not None):
+        missing = "no folder 'train'" if train is None else "neither folder 'test' nor 'val'"
+        raise InvalidInput(f"{missing} there. Needed: train/CLASS/* and test/CLASS/* (or val); of CLASS/* alone {CUT}")
+    if test is not None and test_fraction is not None:
+        raise InvalidInput(f"test_fraction is {test_fraction!r}, and there is a folder {test.name!r}; leave out one")
     check_integer(f"option 'in_memory' of data {name!r}", in_memory, 0)
-    classes = class_folders(root / "train")
-    train, test = list_images(root / "train", classes), list_images(test_root, classes)
-    check_filled(train, classes, root / "train")
-    train, test = with_sides(name, (train, test), image_size=image_size, resize=resize)
-    return Source(name, train, test, classes, in_memory=in_memory, verify=verify)
+    places = [place for place in (train or root, test) if place is not None]
+    classes = class_folders(places[0])
+    splits = list_images(places, classes)
+    check_filled(splits[0], classes, places[0])
+    splits = splits if test_fraction is None else cut_test(splits[0], test_fraction)
+    train_split, test_split = with_sides(name, splits, image_size=image_size, resize=resize)
+    return Source(name, train_split, test_split, classes, in_memory=in_memory, verify=verify)
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the classes of a folder in alphabetical order."""
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    with refusing(f"folder {str(folder)!r} cannot be read ({{}})", OSError):
+        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not classes:
         raise InvalidInput(f"no folder of a class below {str(folder)!r}. Needed: CLASS/*")
-    return classes
+    return tuple(classes)
 
 
-def list_images(folder: Path, classes: Sequence[str]) -> DecodedSplit:
-    """The images below the folders of the classes, in order of class and path; their sizes are still to be set."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    numbers = {label: number for number, label in enumerate(classes)}
-    unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in numbers)
-    if unknown:
-        count = f"{len(unknown)} such classes"
-        raise InvalidInput(f"class {unknown[0]!r} of {folder.name!r} is no class of 'train' ({count})")
-    found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True)
-    if not found:
-        raise InvalidInput(f"no images below {folder.name!r} ({' '.join(IMG_EXTENSIONS)})")
-    return files_split(found)
+def list_images(places: Sequence[Path], classes: Sequence[str]) -> list[DecodedSplit]:
+    """The images below the folders of the classes at each place, by class and path; their sizes are still to be set."""
+    splits, others = [], list[str]()
+    for place in places:
+        if unknown := sorted({*class_folders(place)} - {*classes}):
+            count = f"({len(unknown)} such classes)"
+            raise InvalidInput(f"class {unknown[0]!r} of {place.name!r} is no class of 'train' {count}")
+        found, seen = [], {os.path.realpath(place / label) for label in classes}
+        if len(seen) < len(classes):
+            raise InvalidInput(f"two classes in {str(place)!r} are links to one folder")
+        for number, label in enumerate(classes):
+            for file in files_below(place / label, seen) if (place / label).is_dir() else ():
+                if file.lower().endswith(_ENDINGS):
+                    found.append((file, number))
+                elif not file.endswith(_TINY_BOXES):
+                    others.append(file)
+        if not found:
+            raise InvalidInput(f"no images below {place.name!r} ({' '.join(_ENDINGS)})")
+        splits.append(files_split(found))
+    if others:
+        endings = Counter(Path(file).suffix.lower() or "no ending" for file in others)
+        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+        left_out = f"files of other formats are left out: {len(others)} such as {others[0]!r} ({counts})"
+        warnings.warn(f"{left_out}; read are {' '.join(_ENDINGS)}", PathexWarning, stacklevel=4)
+    return splits
 
 
 def check_filled(split: DecodedSplit, classes: Sequence[str], place: Path) -> None:
@@ -154,7 +178,7 @@ def _every_class(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
     if absent:
         count = f"{len(absent)} of {len(classes)} classes are missing there"
         raise InvalidInput(f"no folder {absent[0]!r} in {str(folder)!r}; {count}")
-    split = list_images(folder, classes)
+    [split] = list_images([folder], classes)
     check_filled(split, classes, folder)
     return split
 
@@ -171,7 +195,7 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
         if label not in classes or image in labels:
             raise InvalidInput(f"line {number} of {str(file)!r} is no new image with a class: {line!r}")
         labels[image] = classes.index(label)
-    there = {path.name for path in (folder / "images").iterdir() if path.suffix.lower() in {".jpeg", ".jpg"}}
+    there = {Path(file).name for file in files_below(folder / "images") if file.lower().endswith((".jpeg", ".jpg"))}
     absent, unnamed = sorted(labels.keys() - there), sorted(there - labels.keys())
     for what, images in (("is missing", absent), ("has no line in val_annotations.txt", unnamed)):
         if images:

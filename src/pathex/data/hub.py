@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pathex.data.folders import imagenet_source
-from pathex.data.source import IN_MEMORY, Source
+from pathex.data.source import CUT, IN_MEMORY, Source, cut_test
 from pathex.data.splits import DecodedSplit, Table, with_sides
 from pathex.errors import InvalidInput, check_integer, refusing
 
@@ -37,6 +37,7 @@ def load_hub(
     resize: int | None = None,
     in_memory: int = IN_MEMORY,
     verify: bool = False,
+    test_fraction: float | None = None,
 ) -> Source:
     """Load ``hf:NAME``; what has ``imagenet`` in its name (and not ``tiny``) is treated like ``imagenet``."""
     name = f"hf:{path}"
@@ -46,13 +47,16 @@ def load_hub(
         raise InvalidInput(f"no split {train_split!r}. There: {', '.join(tables)}")
     image = _column(tables[train_split], "image_column", image_column)
     label = _column(tables[train_split], "label_column", label_column)
-    test_split = _test_split(tables, train_split, test_split, label)
-    names, train_labels = _numbered(tables[train_split], label, train_split)
-    _, test_labels = _numbered(tables[test_split], label, test_split, names)
-    splits = [
-        _split(tables[part], labels, image, f"{name} ({part})")
-        for part, labels in ((train_split, train_labels), (test_split, test_labels))
-    ]
+    parts = [train_split]
+    if test_fraction is None:
+        parts.append(_test_split(tables, train_split, test_split, label))
+    elif test_split is not None:
+        raise InvalidInput(f"test_fraction is {test_fraction!r} and test_split {test_split!r}; leave out one")
+    names, splits = tuple[str, ...](), []
+    for part in parts:
+        names, labels = _numbered(tables[part], label, part, names)
+        splits.append(_split(tables[part], labels, image, f"{name} ({part})"))
+    splits = splits if test_fraction is None else cut_test(splits[0], test_fraction)
     lowered = Path(path).name.lower()
     like_imagenet = "imagenet" in lowered and "tiny" not in lowered
     train, test = with_sides(name, splits, image_size=image_size, resize=resize, imagenet=like_imagenet)
@@ -99,7 +103,7 @@ def _test_split(tables: dict[str, Any], train: str, wanted: str | None, label: s
     candidates = [part for part in _TEST_SPLITS if part in tables] if wanted is None else [wanted]
     if not candidates or candidates[0] not in tables:
         sought = wanted or " or ".join(_TEST_SPLITS)
-        raise InvalidInput(f"no split {sought} to test on. There: {', '.join(tables)}")
+        raise InvalidInput(f"no split {sought} to test on. There: {', '.join(tables)}; {CUT}")
     # Published test splits often carry -1 in place of each label.
     chosen = next((part for part in candidates if _labelled(tables[part], label)), candidates[0])
     if chosen == train:
@@ -109,23 +113,28 @@ def _test_split(tables: dict[str, Any], train: str, wanted: str | None, label: s
 
 def _labelled(table: Any, column: str) -> bool:
     values = _values(table, column) if column in table.features else np.empty(0, np.int64)
-    return bool(len(values)) and (values.dtype.kind not in "iu" or bool((values >= 0).all()))
+    named = values.dtype.kind not in "iu"
+    return bool(len(values)) and not _nulls(table, column) and (named or bool((values >= 0).all()))
 
 
 def _values(table: Any, column: str) -> Any:
     return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
 
 
-def _numbered(
-    table: Any, column: str, part: str, names: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], Tensor]:
-    """The names of the classes (those of ``names`` where given) and the class of each row."""
+def _nulls(table: Any, column: str) -> int:
+    return int(table.select_columns([column]).with_format("arrow")[:][column].null_count)
+
+
+def _numbered(table: Any, column: str, part: str, names: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor]:
+    """The names of the classes (those of ``names`` where there are any) and the class of each row."""
     if column not in table.features:
         raise InvalidInput(f"no column {column!r} in split {part!r}")
     values = _values(table, column)
     if not len(values):
         raise InvalidInput(f"split {part!r} is empty")
-    if names is None:
+    if empty := _nulls(table, column):
+        raise InvalidInput(f"column {column!r} of split {part!r} is null in {empty} of {len(values)} rows")
+    if not names:
         names = tuple(getattr(table.features[column], "names", None) or _names(values, column))
     if values.dtype.kind in "iu":
         numbers = torch.from_numpy(values.astype(np.int64))

@@ -102,12 +102,15 @@ class SegmentationSplit:
         label_files: The label map of each: a picture whose pixel values (or palette indices) are classes.
         num_classes: Number of classes; other labels than these and :data:`IGNORED` are errors.
         image_size: Short side to which images and labels are brought, in pixels; None leaves them as they are.
+        colours: The label of each colour (R, G, B), where colours tell labels: of palettes in another order, or of
+            pixels in RGB; None reads palette indices whatever their colours.
     """
 
     image_files: tuple[str, ...]
     label_files: tuple[str, ...]
     num_classes: int
     image_size: int | None = None
+    colours: Mapping[tuple[int, ...], int] | None = None
 
     def __len__(self) -> int:
         return len(self.image_files)
@@ -132,8 +135,10 @@ class SegmentationSplit:
     def _decoded_labels(self, number: int) -> Tensor:
         path = self.label_files[number]
         with _opened(path) as opened:
-            mode, labels = opened.mode, np.array(opened)
-        if mode not in {"P", "L"}:
+            mode, labels, palette = opened.mode, np.array(opened), opened.getpalette() or []
+        if self.colours is not None and mode in {"P", "RGB"}:
+            labels = _by_colour(path, labels, palette, self.colours)
+        elif mode not in {"P", "L"}:
             raise InvalidInput(f"label map {path!r} is of mode {mode}; allowed: one byte a pixel, P or L")
         wrong = labels[(labels >= self.num_classes) & (labels != IGNORED)]
         if wrong.size:
@@ -258,6 +263,24 @@ def _shown(split: SegmentationSplit, window: Window, numbers: Sequence[int]) -> 
         seen = window.centre((blank, labels))[1]
         rows.append(seen.flatten().bincount(minlength=IGNORED + 1)[: split.num_classes] > 0)
     return torch.stack(rows)
+
+
+def _by_colour(path: str, pixels: Any, palette: list[int], colours: Mapping[tuple[int, ...], int]) -> Any:
+    """The label of each pixel, a place in the palette (H, W) or RGB (H, W, 3), which its colour tells."""
+    if pixels.ndim == 3:
+        codes, places = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
+        table, pixels = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1), places.reshape(pixels.shape[:2])
+    else:
+        table = np.resize(np.array(palette, int), (256, 3))
+        used = np.unique(pixels)
+        if (table[used] == used[:, None]).all():  # a grey scale has no colours to tell labels by
+            return pixels
+    labels = np.zeros(len(table), np.uint8)
+    for place in np.unique(pixels):
+        if (colour := tuple(table[place].tolist())) not in colours:
+            raise InvalidInput(f"label map {path!r} has colour {colour}, which stands for no class of the data set")
+        labels[place] = colours[colour]
+    return labels[pixels]
 
 
 def _compare_headers(split: SegmentationSplit, number: int) -> None:

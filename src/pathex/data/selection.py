@@ -102,7 +102,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         InvalidInput: If the fraction is out of range, or so small that no image is left for validation.
     """
     if not 0 <= fraction < 1:
-        raise InvalidInput(f"validation must be a fraction in [0, 1), got {fraction!r}")
+        raise InvalidInput(f"validation (or test) must be a fraction in [0, 1), got {fraction!r}")
     generator = seeded(seed)
     sizes = torch.bincount(labels)
     exact = sizes.double() * fraction
@@ -111,7 +111,9 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     quotas[(quotas - exact).argsort(stable=True)[:missing]] += 1
     quotas = quotas.minimum((sizes - 1).clamp(min=0))
     if fraction > 0 and not quotas.any():
-        raise InvalidInput(f"validation={fraction}: no image of {len(labels)} in {len(sizes)} classes is held out")
+        raise InvalidInput(
+            f"validation (or test) fraction {fraction}: no image of {len(labels)} in {len(sizes)} classes is held out"
+        )
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for number, quota in enumerate(quotas.tolist()):
         members = (labels == number).nonzero().flatten()

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from pathex.data.images import ImageData, channel_statistics
-from pathex.data.selection import choose_classes
+from pathex.data.selection import choose_classes, validation_split
 from pathex.data.splits import ArraySplit, DecodedSplit, decoded, faults
 from pathex.errors import InvalidInput, check_integer, refusing
 
 FINISHING = ("classes", "tasks", "task", "task_seed", "mean", "std", "image_size")
 """Options of every data set."""
+
+CUT = "test_fraction=0.2 (--test-fraction 0.2) cuts test images"
 
 IN_MEMORY = 4 * 2**30
 """Largest data set that is decoded into memory, in bytes."""
@@ -85,6 +87,13 @@ def channel_numbers(name: str, option: str, given: Any, channels: int) -> Tensor
             f" [{least:g}, 1], got {given!r}"
         )
     return torch.tensor(numbers, dtype=torch.float32)
+
+
+def cut_test(split: DecodedSplit, fraction: Any) -> list[DecodedSplit]:
+    """Training and test images of a set without test images; the draw is fixed, so that all seeds test on the same."""
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
+        raise InvalidInput(f"option 'test_fraction' must be a number in (0, 1), got {fraction!r}")
+    return [split.subset(rows, split.labels[rows]) for rows in validation_split(split.labels, fraction, 0)]
 
 
 def _restricted(source: Source, numbers: Sequence[int]) -> Source:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from pathex.data.segmentation import SegmentationData, SegmentationSplit, check_samples
+from pathex.data.segmentation import IGNORED, SegmentationData, SegmentationSplit, check_samples
 from pathex.data.source import IMAGENET, channel_numbers, downloading, home
 from pathex.errors import InvalidInput, PathexWarning, check_integer
 
@@ -16,6 +16,11 @@ _CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _PUBLISHED = (1464, 1449)
+# The bits of a label, from the lowest on, are the highest bits of red, green, blue, and so on in turn.
+_COLOURS = {
+    tuple(sum((label >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)): label
+    for label in (*range(len(_CLASSES)), IGNORED)
+}
 
 
 def load_voc(
@@ -75,4 +80,4 @@ def _split(folder: Path, part: str, image_size: int | None) -> SegmentationSplit
         raise InvalidInput(f"the list {str(path)!r} is empty, or has a line that is empty or twice")
     images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)
     labels = tuple(str(folder / "SegmentationClass" / f"{line}.png") for line in lines)
-    return SegmentationSplit(images, labels, len(_CLASSES), image_size)
+    return SegmentationSplit(images, labels, len(_CLASSES), image_size, _COLOURS)

@@ -29,7 +29,7 @@ from pathex.scores import Keys, Problem
 OnRound = Callable[[dict[str, Any], Mask], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """What `prune` returns.
 
@@ -43,6 +43,10 @@ class PruneResult:
     mask: Mask
     history: list[dict[str, Any]]
     report: PruneReport
+
+    def __repr__(self) -> str:
+        rounds, dead = len(self.history), len(self.report.dead_layers)
+        return f"PruneResult({self.mask!r}, {rounds} round{'s'[: rounds != 1]}, {dead} dead layer{'s'[: dead != 1]})"
 
 
 def default_rounds(method: str | CustomMethod) -> int:

@@ -66,7 +66,17 @@ def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tm
         Mask({"a.weight": layer, "b.weight": ~layer}).save(folder / "mask.safetensors")
     report = build([folder.parent], tmp_path)
     assert {path.stem for path in report.figures} == {"accuracy", "layers", "dead_layers", "training"}
-    assert "A cross at the foot" in report.page.read_text()
+    assert "A cross at the foot" in report.page.read_text() and "Chance" not in report.page.read_text()
+
+
+@pytest.mark.parametrize("sparsities", [(0.9,), (0.9, 0.5)])
+def test_the_level_of_chance_is_drawn_and_told(make_run, unpainted, tmp_path, monkeypatch, sparsities):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    folders = [make_run("px", sparsity, classes=[*"abcdefgh"]) for sparsity in sparsities]
+    page = build(folders, tmp_path / "out").page.read_text()
+    assert "what a constant guess reaches: 12.50&nbsp;%" in page
+    assert "chance (12.5)" in drawn[0].axes[0].get_legend_handles_labels()[1]
 
 
 def test_broken_and_failed_runs_are_listed_and_names_are_escaped(make_run, unpainted, tmp_path):

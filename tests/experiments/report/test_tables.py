@@ -94,6 +94,37 @@ def test_headline_says_when_random_wins_and_when_the_best_two_are_not_told_apart
     assert "no method has a higher mean than random pruning" in headline(rows)
 
 
+def test_every_sparsity_at_which_intervals_are_apart_is_told(make_run):
+    means = {0.5: (0.70, 0.60), 0.8: (0.60, 0.59), 0.9: (0.45, 0.55), 0.95: (0.40, 0.39)}
+    for (sparsity, values), seed in product(means.items(), range(3)):
+        for method, value in zip(("px", "random"), values, strict=True):
+            folder = make_run(method, sparsity, seed, test_accuracy=value + seed / 100)
+    said = headline(table_of(folder.parent))
+    assert said.startswith("At sparsity 0.95: px 41.0 %, random 40.0 %, but their 95 % intervals overlap: no claim.")
+    assert "At sparsity 0.9, no method has a higher mean than random pruning. At sparsity 0.9, random is 10.0" in said
+    assert "At sparsity 0.5, px is 10.0 points above random" in said and "0.8" not in said
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 400}, {"allocation": "erk"}, {"batch_size": 7, "lr": 0.5}])
+def test_runs_of_other_settings_are_not_compared(make_run, changes):
+    for seed in range(3):
+        for method, value, other in (("px", 0.9, changes), ("random", 0.5, {}), ("snip", 0.7, {"rounds": 7})):
+            folder = make_run(method, 0.9, seed, test_accuracy=value + seed / 1000, **other)
+    said = headline(table_of(folder.parent))
+    assert re.search(r"^At sparsity 0.9, snip (\S+ )?is 20.0 points above random", said) and "px" not in said
+    alone = headline(table_of(*(path for path in folder.parent.iterdir() if path.name[:4] != "snip")))
+    assert "nothing to compare with" in alone and "points above" not in alone
+
+
+@pytest.mark.parametrize(("classes", "chance"), [(["a", "b"], 0.5), (list("abcd"), 0.25), (None, None)])
+def test_chance_is_a_constant_guess(make_run, classes, chance):
+    folder = make_run("px", 0.9, **({} if classes is None else {"classes": classes}))
+    runs = table_of(folder)
+    assert runs["chance"].dropna().tolist() == ([] if chance is None else [chance])
+    assert ("chance" in csv(runs)) == ("chance" in csv(summary_table(runs))) == (chance is not None)
+    assert "protocol" not in csv(runs)
+
+
 def test_a_method_keeps_its_colour_and_series_of_one_method_differ_in_line():
     few = styles([("px", "px"), ("mine", "mine")])
     many = styles([("px", "px"), ("px", "px (redraw=true)"), ("other", "other"), ("random", "random")])

@@ -128,7 +128,7 @@ def test_a_run_leaves_every_file_holds_its_mask_and_computes_nothing_again(setti
     finished = run(RunConfig(**settings), on_event=lambda *event: events.append(event))
     folder, result = finished.folder, finished.result
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
-        *("config.yaml", "environment.json", "pruning_set.json", "mask.safetensors", "history.jsonl"),
+        *("config.yaml", "environment.json", "inputs.json", "pruning_set.json", "mask.safetensors", "history.jsonl"),
         *("pruning.json", "metrics.jsonl", "last.ckpt", "result.json", "log.txt"),
     }
     assert RunConfig(**yaml.safe_load((folder / "config.yaml").read_text())) == RunConfig(
@@ -175,7 +175,7 @@ def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_change
 
 def test_a_name_tells_method_model_data_and_sparsity():
     name = run_name(RunConfig(method="ntk-sap", model="timm:resnet18", data="npz:/data/my images.npz", sparsity=0.982))
-    assert re.fullmatch(r"ntk-sap-timm_resnet18-npz_my_images\.npz-s0\.982-[0-9a-f]{8}", name)
+    assert re.fullmatch(r"ntk-sap-timm_resnet18-npz_my_images\.npz-s0\.982-seed0-[0-9a-f]{8}", name)
     assert "-s0-" in run_name(RunConfig(method="dense", sparsity=0.5))
 
 

@@ -120,6 +120,25 @@ def planned(path):
     return plan(parse(["sweep", "--config", str(path)], COMMANDS)[1])
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "unfinished:grade"}, r"method 'unfinished:grade': cannot import 'unfinished': .*line 1"),
+        ({"method": "raising:grade"}, r"cannot import 'raising': no licence"),
+        ({"method": "model_factories:nothing"}, "'model_factories' has no callable 'nothing'"),
+        ({"model": "nowhere:net"}, "model 'nowhere:net': cannot import 'nowhere'"),
+        ({"model": "unfinished:net"}, "model 'unfinished:net': cannot import"),
+        ({"model": "resnet2O"}, "unknown model 'resnet2O'. Did you mean 'resnet"),
+    ],
+)
+def test_code_that_cannot_be_imported_ends_a_sweep_before_its_first_run(tmp_path, monkeypatch, settings, said):
+    (tmp_path / "unfinished.py").write_text("def grade(:\n")
+    (tmp_path / "raising.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with refused(rf"grid at {{seed: 0}}: .*{said}"):
+        plan(SweepConfig(settings=settings, grid={"seed": [0, 1, 2]}))
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_file_is_built_on_the_recipe_of_its_name(path):
     content = yaml.safe_load(path.read_text())

@@ -270,8 +270,13 @@ def test_on_a_terminal_there_is_a_bar_for_each_run_that_goes_on(monkeypatch, cap
         display(names[2], "prune_done", {"kept": 1, "total": 2, "seconds": 3.0})
         shown = {"run-0 prune": (2, 100), "run-1 train": (3, 4), "run-2 level 2 of 9": (1, 4)}
         assert bars() == {"runs": (0, 4), **shown}
+        display(names[0], "done", {"result": {"test_accuracy": 0.8125}, "folder": "f"})
         display(names[0], ENDED, {**ended("done"), "before": False})
         display(names[1], "again", {"error": "lost"})
         assert bars() == {"runs": (1, 4), "run-2 level 2 of 9": (1, 4)}
     said = capsys.readouterr().err
-    assert "2/5 run-0: done" in said and "run-1: lost; it goes on from its last epoch" in said and "kept" not in said
+    assert (
+        "2/5 run-0: done, test accuracy 81.25 %" in said
+        and "run-1: lost; it goes on from its last epoch" in said
+        and "kept" not in said
+    )

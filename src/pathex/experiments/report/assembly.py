@@ -152,6 +152,7 @@ def _sections(
                 "rows": _rows(part, look),
                 "pictures": pictures,
                 "metric": metric_label(str(part["metric"].iloc[0])),
+                "chance": part["chance"].max(),
                 "tasks": bool(part["zero_shot"].notna().any()),
             }
         )

@@ -200,6 +200,8 @@ def _dense_lines(panel: Panel, line: Callable[..., object], span: Callable[..., 
         line(mean, color=style.colour, linestyle="--", lw=1.4, label=f"{row['series']} ({mean:.1f})", zorder=2)
         if pd.notna(row["ci95_low"]):
             span(100 * row["ci95_low"], 100 * row["ci95_high"], color=style.colour, alpha=0.07, lw=0)
+    if pd.notna(chance := 100 * panel.runs["chance"].mean()):
+        line(chance, color=_GREY, linestyle=":", lw=1.1, label=f"chance ({chance:.1f})", zorder=1.5)
 
 
 def _value_axis(panel: Panel, axes: Axes) -> None:

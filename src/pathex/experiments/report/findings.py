@@ -8,6 +8,7 @@ from pathex.experiments.report.settings import short
 from pathex.experiments.report.tables import by_seed, difference, estimate, metric_label
 
 _NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
+_CLAIM = "points above"
 
 
 def what_was_run(runs: pd.DataFrame) -> str:
@@ -29,19 +30,31 @@ def what_was_run(runs: pd.DataFrame) -> str:
 
 
 def headline(runs: pd.DataFrame) -> str:
-    """The finding of one experiment at its highest sparsity, claimed only where intervals are apart."""
+    """The findings of one experiment at its highest sparsity, and at every other one where intervals are apart."""
     pruned = runs[runs["method"] != "dense"]
     metric = str(runs["metric"].iloc[0])
     if pruned.empty:
         return f"Only dense runs: {metric_label(metric)} {_percent(runs['value'].mean())} on average."
-    sparsest = pruned[pruned["sparsity"] == pruned["sparsity"].max()]
-    values = {str(series): by_seed(group) for series, group in sparsest.groupby("series")}
+    first, *others = (_findings(rows) for _, rows in sorted(pruned.groupby("sparsity"), reverse=True))
+    return " ".join([*first, *(finding for findings in others for finding in findings if _CLAIM in finding)])
+
+
+def _findings(rows: pd.DataFrame) -> list[str]:
+    """A finding at one sparsity for each group of runs whose settings beside those of their methods are equal."""
+    groups = [group for _, group in rows.groupby("protocol")]
+    compared = [group for group in groups if group["series"].nunique() > 1]
+    return [_finding(group) for group in compared or groups]
+
+
+def _finding(rows: pd.DataFrame) -> str:
+    metric = str(rows["metric"].iloc[0])
+    values = {str(series): by_seed(group) for series, group in rows.groupby("series")}
     best, *others = sorted(values, key=lambda name: -estimate(values[name]).mean)
     where = "At" if metric == "accuracy" else f"In {metric_label(metric)} at"
-    where += f" sparsity {sparsest['sparsity'].iloc[0]:.6g}"
+    where += f" sparsity {rows['sparsity'].iloc[0]:.6g}"
     if not others:
         return f"{where}, {best} reaches {_percent(estimate(values[best]).mean)}; nothing to compare with."
-    baselines = sparsest.loc[sparsest["method"] == "random", "series"].unique()
+    baselines = rows.loc[rows["method"] == "random", "series"].unique()
     if len(baselines) != 1 or best == baselines[0]:
         finding = f"{where}, no method has a higher mean than random pruning. " if best in baselines else ""
         return finding + _against(values, best, others[0], where)
@@ -75,7 +88,7 @@ def _against(values: dict[str, list[float]], best: str, other: str, where: str, 
     rank = f", the highest mean of {of} methods," if of > 2 else ""
     seeds = f"{first.n} seeds each" if first.n == second.n else f"{first.n} and {second.n} seeds"
     return (
-        f"{where}, {best}{rank} is {100 * gap.mean:.1f} points above {other} (95 % interval "
+        f"{where}, {best}{rank} is {100 * gap.mean:.1f} {_CLAIM} {other} (95 % interval "
         f"{100 * gap.low:.1f} to {100 * gap.high:.1f}): "
         f"{_percent(first.mean)} against {_percent(second.mean)}, {seeds}."
     )

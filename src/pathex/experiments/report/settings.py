@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -17,18 +17,19 @@ EARLIER: Mapping[str, Any] = MappingProxyType(
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
 _WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
-_OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
+OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
+"""Groups of settings that belong to a method."""
 
 
-def series_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
-    """What tells this run's series from others of its method in the same experiment."""
+def series_settings(record: RunRecord, records: Sequence[RunRecord], without: Set[str] = frozenset()) -> str:
+    """What tells this run's series from others of its method in the experiment, without some groups of settings."""
     panel = [peer for peer in records if peer.experiment == record.experiment]
     shown = []
     for name in (*record.config, "from"):
         value, group = _value(record, name), _group(name)
-        if not _counts(name, record) or value == EARLIER.get(name):
+        if group in without or not _counts(name, record) or value == EARLIER.get(name):
             continue
-        of_method = [peer for peer in panel if group not in _OF_METHOD or peer.method == record.method]
+        of_method = [peer for peer in panel if group not in OF_METHOD or peer.method == record.method]
         if any(_value(peer, name) != value for peer in of_method if _counts(name, peer)):
             shown.append(f"{name.removeprefix('method_options.').removeprefix('dynamic_options.')}={_text(value)}")
     return ", ".join(sorted(shown))

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from pathex.experiments.report.records import RunRecord
-from pathex.experiments.report.settings import series_settings, short
+from pathex.experiments.report.settings import OF_METHOD, series_settings, short
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -19,8 +19,8 @@ GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 """The columns that make one row of the summary."""
 
 _MEANS = ["density", "kept", "total", "parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
-_MEANS += ["dead_layers", "prune_seconds", "train_seconds"]
-_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
+_MEANS += ["chance", "dead_layers", "prune_seconds", "train_seconds"]
+_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned", "chance"]
 
 
 def metric_label(metric: str) -> str:
@@ -30,7 +30,10 @@ def metric_label(metric: str) -> str:
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """One row a run."""
-    rows = [_row(record, series_settings(record, records)) for record in records]
+    rows = [
+        _row(record, series_settings(record, records)) | {"protocol": series_settings(record, records, OF_METHOD)}
+        for record in records
+    ]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(_OPTIONAL, float))
     return frame.sort_values([*EXPERIMENT, "sparsity", "series", "seed", "run"]).reset_index(drop=True)
 
@@ -48,6 +51,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
         "seed": int(record.config["seed"]),
         "metric": record.metric,
         "value": record.value,
+        "chance": 1 / len(result["classes"]) if record.task == "classification" and result.get("classes") else None,
         "zero_shot": fmean(row["zero_shot"] for row in tasks) if tasks else None,
         "fine_tuned": fmean(row["fine_tuned"] for row in tasks) if tasks else None,
         "kept": kept,
@@ -94,7 +98,7 @@ def csv(frame: pd.DataFrame) -> str:
         values = frame[column].where(frame["metric"] == metric)
         written.insert(int(written.columns.get_loc(column)), f"{prefix}_{metric}", values)
     empty = [name for name in _OPTIONAL if written[name].isna().all()]
-    return str(written.drop(columns=[column, *empty]).to_csv(index=False))
+    return str(written.drop(columns=[column, *empty]).drop(columns="protocol", errors="ignore").to_csv(index=False))
 
 
 def markdown(summary: pd.DataFrame) -> str:

@@ -15,7 +15,8 @@ from pathex.experiments.runs.config import (
 )
 
 if TYPE_CHECKING:
-    from pathex.experiments.runs.folder import check_same, environment, finished_result, locked, write_json
+    from pathex.experiments.runs.folder import environment, finished_result, locked, write_json
+    from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
@@ -50,7 +51,8 @@ __all__ = [
 
 # The settings are needed to read a command line; torch is not.
 _HOME = {
-    **dict.fromkeys(("check_same", "environment", "finished_result", "locked", "write_json"), "folder"),
+    **dict.fromkeys(("environment", "finished_result", "locked", "write_json"), "folder"),
+    "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),

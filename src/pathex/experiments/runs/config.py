@@ -7,6 +7,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pathex.errors import Allowed, check_name
@@ -37,9 +38,8 @@ Seed = Annotated[int, Allowed("a whole number from 0 to 2**63 - 1", lambda value
 Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Allowed("a number of at least 0", lambda value: value >= 0)]
 Fraction = Annotated[float, Allowed("a number in [0, 1)", lambda value: 0 <= value < 1)]
-Moments = Annotated[
-    tuple[float, ...], Allowed("a list of numbers in (0, 1)", lambda values: all(0 < value < 1 for value in values))
-]
+_MOMENTS = "fractions of the training, such as 0.5,0.75 for epochs 80 and 120 of 160"
+Moments = Annotated[tuple[float, ...], Allowed(_MOMENTS, lambda values: all(0 < value < 1 for value in values))]
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,8 @@ class RunConfig(TicketConfig):
         strategy: How several devices share the work: ``auto`` (``ddp`` where there are several), ``ddp`` or ``fsdp``.
         sync_batchnorm: Whether BatchNorm uses the statistics of all devices (CUDA only).
         logger: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``; metrics are written to the run's folder in any case.
+        fresh: Whether a run in the same folder that had other settings, code or files is deleted; otherwise it is an
+            error.
         out: Folder in which the run's own folder is made.
     """
 
@@ -173,10 +175,11 @@ class RunConfig(TicketConfig):
     strategy: str = "auto"
     sync_batchnorm: bool = False
     logger: str = "none"
+    fresh: bool = False
     out: str = "runs"
 
 
-PLACE = ("out", "device", "logger")
+PLACE = ("out", "device", "logger", "fresh")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
@@ -207,21 +210,23 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def run_name(config: RunConfig) -> str:
-    """Name of the run's folder: method, model, data, sparsity, and a hash of the settings that are not the default.
+    """Name of the run's folder: method, model, data, sparsity, seed, a hash of the settings that are not the default.
 
     Returns:
-        A name of letters, digits, dots, hyphens and underscores.
+        A name of letters, digits, dots, hyphens and underscores; without seed where an earlier version made the folder.
 
     Example:
         >>> run_name(RunConfig(method="px", sparsity=0.982, data="cifar10"))
-        'px-resnet20-cifar10-s0.982-33076f1e'
+        'px-resnet20-cifar10-s0.982-seed0-33076f1e'
     """
     defaults, values = settings(RunConfig()), settings(config)
     changed = {name: value for name, value in values.items() if value != defaults[name]}
     digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
     parts = (re.sub(r":.*[/\\]", ":", part) for part in (config.method, config.model, config.data))
     readable = "-".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_.")[-40:] for part in parts)
-    return f"{readable}-s{values['sparsity']:.6g}-{digest}"
+    before = f"{readable}-s{values['sparsity']:.6g}"
+    earlier = f"{before}-{digest}"
+    return earlier if (Path(config.out) / earlier).is_dir() else f"{before}-seed{config.seed}-{digest}"
 
 
 def read_options(config: RunConfig, known: Mapping[str, Any]) -> dict[str, Any]:

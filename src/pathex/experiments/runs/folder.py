@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import yaml
 
-from pathex.errors import FolderInUse, InvalidInput, refusing
-from pathex.experiments.runs.config import RunConfig, settings
+from pathex.errors import FolderInUse, refusing
+from pathex.experiments.runs.config import RunConfig
 from pathex.masks import replacing
 from pathex.train import Events
 
@@ -43,6 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: RunConfig) -> None:
     """Write ``config.yaml``, which reproduces the run when it is given as ``--config``."""
     values = {**vars(config), "milestones": list(config.milestones)}
+    del values["fresh"]  # it was meant once
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
@@ -55,16 +56,6 @@ def read_config(folder: Path) -> RunConfig:
         left = yaml.safe_load(path.read_text(encoding="utf-8"))
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
         return RunConfig(**left)
-
-
-def check_same(folder: Path, config: RunConfig) -> None:
-    """Refuse a folder whose run had other settings, as after a change of the defaults between two versions."""
-    if not (folder / "config.yaml").exists():
-        return
-    theirs, ours = settings(read_config(folder)), settings(config)
-    different = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in ours if ours[name] != theirs[name]]
-    if different:
-        raise InvalidInput(f"{folder} holds a run with other settings ({'; '.join(different)}); choose another 'out'")
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:

@@ -16,15 +16,8 @@ from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
-from pathex.experiments.runs.folder import (
-    Journal,
-    check_same,
-    environment,
-    finished_result,
-    locked,
-    write_config,
-    write_json,
-)
+from pathex.experiments.runs.folder import Journal, environment, finished_result, locked, write_config, write_json
+from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, inputs
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
 from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find
@@ -47,9 +40,10 @@ class RunResult:
 def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     """Carry out a run, or what is left of it.
 
-    The same settings lead to the same folder. A run that is done is returned at once; one that was stopped continues
-    with its mask and its last whole epoch, and ends with the same numbers (on the CPU bit for bit, with as many
-    threads). Pruning that was stopped starts again, as it is deterministic.
+    The same settings lead to the same folder; code or files that changed since are an error, or with ``fresh`` a new
+    beginning. A run that is done is returned at once; one that was stopped continues with its mask and its last whole
+    epoch, and ends with the same numbers (on the CPU bit for bit, with as many threads). Pruning that was stopped
+    starts again, as it is deterministic.
 
     Args:
         config: Settings of the run.
@@ -65,8 +59,10 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     """
     check_config(config)
     folder = Path(config.out) / run_name(config)
-    check_same(folder, config)
-    if (result := finished_result(folder)) is None:
+    if not config.fresh:
+        check_same(folder, config)
+    result = None if config.fresh and changes(folder, config) else finished_result(folder)
+    if result is None:
         with launched(config.devices, run, config):
             result = _carry_out(config, folder, on_event)
     elif on_event is not None and is_first_process():
@@ -76,6 +72,7 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
 
 
 def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
+    made_from = inputs(config)
     # Before the processes meet: what is wrong with the data then shows in each of them, and none waits for another.
     task = build_task(config, config.validation)
     machine = fabric(config.device, config.precision, devices=config.devices, strategy=config.strategy)
@@ -93,6 +90,8 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
         if machine.is_global_zero:  # the folder belongs to the first process; the others wait for it
             stack.enter_context(_new_folder(folder))
             stack.enter_context(locked(folder))
+            if config.fresh and changes(folder, config):
+                clear(folder)
             journal = stack.enter_context(Journal(folder, on_event))
             stack.enter_context(tracked(machine, config.logger, folder, settings(config)))
         machine.barrier()
@@ -100,6 +99,7 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
         if result is None:
             if machine.is_global_zero:
                 computed_with = {**environment(machine.device), "processes": machine.world_size}
+                write_json(folder / INPUTS, made_from)
                 write_config(folder, config)
                 write_json(folder / "environment.json", computed_with)
                 journal.note(f"start of {folder.name} with {computed_with}")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pathex import scores
+from pathex import models, scores
 from pathex.data import AUGMENTATIONS, Augmentation
-from pathex.errors import InvalidInput, UnknownName, check_name
+from pathex.errors import InvalidInput, UnknownName, check_name, import_callable
 from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
 from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
@@ -92,6 +92,9 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     scores.parse_memory(config.memory)
     if config.method not in (*DENSE, *TRAINED):
         scores.resolve(config.method, config.method_options)
+    models.describe(config.model)
+    if models.is_foreign(config.model):
+        import_callable("model", config.model)
 
 
 def _check_augmentation(config: RunConfig) -> None:

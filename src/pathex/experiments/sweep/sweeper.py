@@ -1,6 +1,7 @@
 """Carry out the runs of a sweep that are not done; their table, and a record of each failure."""
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathex.data import fingerprint
 from pathex.errors import InvalidInput, PathexError, refusing
 from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings, write_json
 from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, ended
@@ -49,14 +51,15 @@ class Table:
         self._out, self._runs = out, runs
         self._settings = _columns(runs)
         self._finished: dict[str, dict[str, Any]] = {}
+        self._mark = functools.cache(fingerprint)  # many runs share their files
 
     def finished(self, name: str) -> bool:
         """Whether a run is done; no for what cannot be read or has other settings: carrying it out tells why."""
         if name not in self._finished:
             folder = self._out / name
             with suppress(PathexError):
-                check_same(folder, self._runs[name])
                 if (result := finished_result(folder)) is not None:
+                    check_same(folder, self._runs[name], self._mark)
                     self._finished[name] = result
         return name in self._finished
 
