@@ -1,7 +1,14 @@
 """Masks: which weights a ticket keeps, the files that hold them, and models that keep to them."""
 
 from pathex.masks import codes, files, formats
-from pathex.masks.attachment import Handle, attach, check_optimizer, make_permanent
+from pathex.masks.attachment import (
+    Handle,
+    attach,
+    check_mask,
+    check_optimizers,
+    make_permanent,
+    removed_by_module,
+)
 from pathex.masks.files import (
     ENDINGS,
     bytes_on_disk,
@@ -13,8 +20,9 @@ from pathex.masks.files import (
 )
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
-from pathex.masks.prunable import Selector, own_module, prunable_weights
+from pathex.masks.prunable import Selector, prunable_weights
 from pathex.masks.tensors import read_file, read_weights, replacing, state_dict_in
+from pathex.masks.wrappers import fitted, own_module
 
 __all__ = [
     "ENDINGS",
@@ -26,9 +34,11 @@ __all__ = [
     "attach",
     "bytes_on_disk",
     "check_format",
-    "check_optimizer",
+    "check_mask",
+    "check_optimizers",
     "codes",
     "files",
+    "fitted",
     "formats",
     "from_zeros",
     "make_permanent",
@@ -37,6 +47,7 @@ __all__ = [
     "read_file",
     "read_mask",
     "read_weights",
+    "removed_by_module",
     "replacing",
     "state_dict_in",
     "weights_beside",
