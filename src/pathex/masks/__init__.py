@@ -1,14 +1,7 @@
 """Masks: which weights a ticket keeps, the files that hold them, and models that keep to them."""
 
 from pathex.masks import codes, files, formats
-from pathex.masks.attachment import (
-    Handle,
-    attach,
-    check_mask,
-    check_optimizers,
-    make_permanent,
-    removed_by_module,
-)
+from pathex.masks.attachment import Handle, attach, check_optimizers, make_permanent
 from pathex.masks.files import (
     ENDINGS,
     bytes_on_disk,
@@ -34,7 +27,6 @@ __all__ = [
     "attach",
     "bytes_on_disk",
     "check_format",
-    "check_mask",
     "check_optimizers",
     "codes",
     "files",
@@ -47,7 +39,6 @@ __all__ = [
     "read_file",
     "read_mask",
     "read_weights",
-    "removed_by_module",
     "replacing",
     "state_dict_in",
     "weights_beside",

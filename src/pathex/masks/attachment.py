@@ -3,7 +3,6 @@
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,61 +16,47 @@ from pathex.masks.mask import Mask
 from pathex.masks.wrappers import first_names, module_at, own_module
 
 
-@dataclass
-class _Removed:
-    """The removed weights of a module, by its own names, and whether their gradients are zeroed as they come."""
+class _Weight:
+    """What is removed of a module's parameter: zeroed when the module loads a state dict, gradients as they come.
 
-    entries: dict[str, Tensor]
-    gradients: bool = True
-
-
-class _Layer:
-    """Zeroes the removed weights of a module after its ``load_state_dict``, and their gradients as they come.
-
-    Copies and pickles of the module take it along: there it hooks the gradients of the parameters that they hold.
+    Copies and pickles of the module take it along, and there it hooks the parameter of the copy.
     """
 
-    def __init__(self, entries: dict[str, Tensor]) -> None:
-        self.removed = _Removed(entries)
-        self._hooked: dict[str, tuple[weakref.ref[Tensor], Any]] = {}
+    def __init__(self, leaf: str, entry: str, removed: Tensor) -> None:
+        self.leaf, self.entry, self.removed = leaf, entry, removed  # entry: name in the mask
+        self.masks_gradient = True
+        self.hooked: tuple[weakref.ref[Tensor], Any] | None = None
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, _: object = None) -> None:
-        for parameter, removed in self.of(module).values():
-            _fill_zeros(parameter, removed)
+        parameter = self.of(module)
+        if parameter is not None:
+            _fill_zeros(parameter, self.removed)
 
-    def of(self, module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-        """Parameters of the module, which are hooked from then on, and what is removed of them."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        # Looked up each time: modules get new parameters, other shapes (in a copy that was compacted) or lose them.
-        for leaf, removed in self.removed.entries.items():
-            parameter = module._parameters.get(leaf)
-            if parameter is not None and parameter.shape == removed.shape:
-                self.removed.entries[leaf] = _place(removed, parameter)
-                self._hook(leaf, parameter)
-                found[leaf] = parameter, self.removed.entries[leaf]
-        return found
+    def of(self, module: nn.Module | None) -> Tensor | None:
+        """The parameter, hooked from then on, if there is one in the shape of the mask: copies may be compacted."""
+        own = {} if module is None else module._parameters
+        parameter = own[self.leaf] if self.leaf in own else None  # noqa: SIM401 (a scripted module has no get)
+        if parameter is None or parameter.shape != self.removed.shape:
+            return None
+        self.removed = _place(self.removed, parameter)
+        if self.hooked is None or self.hooked[0]() is not parameter:
+            self._hook(parameter)
+        return parameter
 
-    def _hook(self, leaf: str, parameter: Tensor) -> None:
-        before = self._hooked.get(leaf)
-        if (before is None or before[0]() is not parameter) and parameter.requires_grad and parameter.is_leaf:
-            # A parameter's hook keeps alive what it refers to, unseen by the garbage collector: not the module.
-            hook = parameter.register_post_accumulate_grad_hook(partial(_mask_gradient, self.removed, leaf))
-            self._hooked[leaf] = weakref.ref(parameter), hook
+    def _hook(self, parameter: Tensor) -> None:
+        if parameter.requires_grad and parameter.is_leaf:
+            # A parameter's hook keeps alive what it refers to, unseen by the garbage collector.
+            hook = partial(_mask_gradient, weakref.ref(self))
+            self.hooked = weakref.ref(parameter), parameter.register_post_accumulate_grad_hook(hook)
 
-    def release(self) -> None:
-        for _, hook in self._hooked.values():
-            hook.remove()
-        self._hooked.clear()
+    def __getstate__(self) -> tuple[str, str, Tensor, Tensor | None]:
+        return self.leaf, self.entry, self.removed, self.hooked and self.hooked[0]()
 
-    def __getstate__(self) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        return self.removed.entries, {leaf: parameter() for leaf, (parameter, _) in self._hooked.items()}
-
-    def __setstate__(self, state: tuple[dict[str, Tensor], dict[str, Tensor | None]]) -> None:
-        self.removed, self._hooked = _Removed(state[0]), {}
-        for leaf, parameter in state[1].items():
-            if parameter is not None:  # else another one took its place
-                self._hook(leaf, parameter)
+    def __setstate__(self, state: tuple[str, str, Tensor, Tensor | None]) -> None:
+        self.__init__(*state[:3])  # type: ignore[misc]
+        if state[3] is not None:
+            self._hook(state[3])
 
 
 class Handle:
@@ -87,14 +72,13 @@ class Handle:
         mask: The mask.
     """
 
-    def __init__(self, model: nn.Module, mask: Mask, optimizers: Sequence[Optimizer] = ()) -> None:
-        self.mask = mask
-        self._model, self._optimizers = model, optimizers
-        self._layers = {path: _Layer(entries) for path, entries in removed_by_module(model, mask).items()}
-        self._modules: dict[str, tuple[nn.Module, Any]] = {}
+    def __init__(self, model: nn.Module, mask: Mask, optimizers: Sequence[Optimizer]) -> None:
+        self.mask, self._model, self._optimizers = mask, model, optimizers
+        names = {name: first for name, first in first_names(own_module(model)).items() if first in mask}
+        self._weights = {n: _Weight(n.rpartition(".")[2], first, ~mask[first]) for n, first in names.items()}
         self._met: set[Tensor] = set()
         self._told: set[str] = set()
-        self._stepping: list[tuple[Tensor, Tensor]] = []
+        self._stepping: list[tuple[_Weight, Tensor]] = []
         self._hooks: list[Any] = []
         for optimizer in optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
@@ -105,23 +89,20 @@ class Handle:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the removed weights now."""
-        for _, parameter, removed in self._held():
-            _fill_zeros(parameter, removed)
+        for _, weight, parameter in self._held():
+            _fill_zeros(parameter, weight.removed)
 
-    def _held(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Names and parameters that the mask is over, and what is removed of them."""
-        for path, layer in self._layers.items():
-            module = module_at(self._model, path)
-            if module is not None and (path not in self._modules or self._modules[path][0] is not module):
-                self._leave(path)
-                self._modules[path] = module, module.register_load_state_dict_post_hook(layer)
-            found = {} if module is None else layer.of(module)
-            for leaf in layer.removed.entries:
-                name = f"{path}.{leaf}" if path else leaf
-                if leaf in found:
-                    yield name, *found[leaf]
-                else:
-                    self._tell(name, "is no longer there in the shape of its mask, and what took its place is dense")
+    def _held(self) -> Iterator[tuple[str, _Weight, Tensor]]:
+        """The masked parameters that the model has now."""
+        for name, weight in self._weights.items():
+            module = module_at(self._model, name.rpartition(".")[0])
+            parameter = weight.of(module)
+            if module is None or parameter is None:
+                self._tell(name, "is no longer there in the shape of its mask; what took its place is dense")
+                continue
+            if weight not in module._load_state_dict_post_hooks.values():
+                module.register_load_state_dict_post_hook(weight)
+            yield name, weight, parameter
 
     def _tell(self, name: str, what: str) -> None:
         if name not in self._told:
@@ -132,68 +113,56 @@ class Handle:
     def _before_step(self, optimizer: Optimizer, *_: object) -> None:
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         self._stepping = []
-        for name, parameter, removed in self._held():
+        for name, weight, parameter in self._held():
             if parameter.requires_grad and parameter not in self._met:
-                self._meet(name, parameter, removed)
+                self._meet(name, weight, parameter)
             if parameter in trained:
-                self._stepping.append((parameter, removed))
-                _zero_gradient(parameter, removed)
+                self._stepping.append((weight, parameter))
+                _zero_gradient(weight, parameter)
 
-    def _meet(self, name: str, parameter: Tensor, removed: Tensor) -> None:
-        """Make the optimizers forget the removed weights of a parameter that is new to them."""
-        self._met.add(parameter)
+    def _meet(self, name: str, weight: _Weight, parameter: Tensor) -> None:
+        """Make the optimizers forget the removed weights of a parameter that is new."""
         holders = [each for each in self._optimizers if _trains(each, parameter)]
-        for optimizer in holders:
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.is_floating_point() and value.shape == removed.shape:
-                    _fill_zeros(value, _place(removed, value))
         if not holders:
-            self._tell(name, "is in none of its optimizers: attach it with all, or what trains it may undo it")
-        _fill_zeros(parameter, removed)
+            self._tell(name, "is now in none of its optimizers and may be filled: attach the mask with all of them")
+        for value in (value for each in holders for value in each.state.get(parameter, {}).values()):
+            if isinstance(value, Tensor) and value.shape == weight.removed.shape and value.is_floating_point():
+                _fill_zeros(value, _place(weight.removed, value))
+        self._met.add(parameter)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
-        for parameter, removed in self._stepping:
-            _fill_zeros(parameter, removed)
-
-    def _leave(self, path: str) -> None:
-        if path in self._modules:
-            self._modules.pop(path)[1].remove()
+        for weight, parameter in self._stepping:
+            _fill_zeros(parameter, weight.removed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy belongs to the copied model, whose optimizers are not known."""
+        """A copy belongs to the copied model; that one's optimizers are not known."""
         return {**vars(self), "_hooks": [], "_optimizers": (), "_stepping": [], "_met": set()}
 
     def remove(self) -> None:
         """Let the weights go: they are zero until the next step of the optimizer fills them."""
+        for name, weight in self._weights.items():
+            module = module_at(self._model, name.rpartition(".")[0])
+            hooks = {} if module is None else module._load_state_dict_post_hooks
+            for key in [key for key, hook in hooks.items() if hook is weight]:
+                del hooks[key]
+            self._hooks += weight.hooked[1:] if weight.hooked else ()
         for hook in self._hooks:
             hook.remove()
-        for path, layer in self._layers.items():
-            layer.release()
-            self._leave(path)
-        self._hooks, self._layers = [], {}
-
-
-def removed_by_module(model: nn.Module, mask: Mask) -> dict[str, dict[str, Tensor]]:
-    """What is removed of each module, by names in the plain network; of shared weights under every name."""
-    entries: dict[str, dict[str, Tensor]] = {}
-    for name, first in first_names(own_module(model)).items():
-        if first in mask:
-            path, _, leaf = name.rpartition(".")
-            entries.setdefault(path, {})[leaf] = ~mask[first]
-    return entries
+        self._hooks, self._weights = [], {}
 
 
 @torch.no_grad()
-def _mask_gradient(layer: _Removed, leaf: str, parameter: Tensor) -> None:
-    if layer.gradients and parameter.shape == layer.entries[leaf].shape:
-        _zero_gradient(parameter, layer.entries[leaf])
+def _mask_gradient(known: "weakref.ref[_Weight]", parameter: Tensor) -> None:
+    weight = known()
+    if weight is not None and weight.masks_gradient and parameter.shape == weight.removed.shape:
+        _zero_gradient(weight, parameter)
 
 
-def _zero_gradient(parameter: Tensor, removed: Tensor) -> None:
+def _zero_gradient(weight: _Weight, parameter: Tensor) -> None:
     gradient = parameter.grad
     if gradient is not None and gradient.layout is torch.strided:  # others cannot be filled
-        _fill_zeros(gradient, _place(removed, gradient))
+        _fill_zeros(gradient, _place(weight.removed, gradient))
 
 
 def _place(removed: Tensor, tensor: Tensor) -> Tensor:
@@ -215,33 +184,24 @@ def _trains(optimizer: Optimizer, parameter: Tensor | None) -> bool:
     return any(parameter is each for group in optimizer.param_groups for each in group["params"])
 
 
-def check_mask(own: nn.Module, mask: Mask) -> None:
-    """Refuse what is no mask (`InvalidInput`), or one that does not fit a network (`MaskMismatch`)."""
+def _check_mask(own: nn.Module, mask: Mask) -> None:
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
     mask.check(own)
 
 
 def check_optimizers(model: nn.Module, mask: Mask, optimizers: Any) -> list[Optimizer]:
-    """Of one optimizer or several those that really step: inside of others that wrap them.
-
-    Returns:
-        The optimizers.
-
-    Raises:
-        InvalidInput: If one is no optimizer, or masked weights that train are in none of them.
-    """
-    given = list(optimizers) if isinstance(optimizers, Iterable) and not isinstance(optimizers, str) else [optimizers]
+    """The optimizers that step, inside of what wraps them; `InvalidInput` if masked weights train in none of them."""
+    own = own_module(model)
+    _check_mask(own, mask)
+    given = [*optimizers] if isinstance(optimizers, Iterable) and not isinstance(optimizers, str) else [optimizers]
     found = [_innermost(each) for each in given]
-    parameters = dict(model.named_parameters())
-    masked = {name: parameters[name] for name in mask if name in parameters}
-    lost = [name for name, p in masked.items() if not any(_trains(each, p) for each in (*given, *found))]
-    if len(lost) == len(mask):
-        raise InvalidInput("the optimizer trains none of the masked weights: was it made for another model?")
-    if lost := [name for name in lost if masked[name].requires_grad]:
+    # What wraps others may know of more: of the shares of other processes.
+    lost = [n for n in mask if not any(_trains(each, own.get_parameter(n)) for each in (*given, *found))]
+    if len(lost) == len(mask) or any(own.get_parameter(name).requires_grad for name in lost):
         raise InvalidInput(
-            f"masked weights are in none of the optimizers: {listed(lost)}; give all optimizers of the model as a list,"
-            " or freeze these weights (requires_grad=False)"
+            f"the optimizers hold no {listed(lost)}: were they made for another model? Give all that train this one as "
+            "a list, or freeze what is not trained (requires_grad=False)"
         )
     return found
 
@@ -284,16 +244,15 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | Iterable[Optimiz
         >>> (model.weight == 0).tolist()
         [[False, True], [True, False]]
     """
-    own = own_module(model)
-    check_mask(own, mask)
-    return Handle(model, mask, () if optimizer is None else check_optimizers(own, mask, optimizer))
+    _check_mask(own_module(model), mask)
+    return Handle(model, mask, [] if optimizer is None else check_optimizers(model, mask, optimizer))
 
 
 @torch.no_grad()
 def make_permanent(model: nn.Module, mask: Mask) -> nn.Module:
     """Zero the removed weights of a model in place, without hooks, and return it; `MaskMismatch` if it does not fit."""
     own = own_module(model)
-    check_mask(own, mask)
+    _check_mask(own, mask)
     for name, entry in mask.items():
         parameter = own.get_parameter(name)
         _fill_zeros(parameter, _place(~entry, parameter))

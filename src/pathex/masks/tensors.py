@@ -57,23 +57,14 @@ def read_file(path: Path) -> object:
 
 
 def state_dict_in(state: object, path: Path, first: str = _KEYS[0]) -> dict[str, Tensor]:
-    """The state dict that a file (``path``, for messages) holds, maybe below keys of its own.
-
-    Returns:
-        Dense tensors, without wrappers in their names. Of several state dicts the one below the key ``first``, else
-        below the first of ``state_dict``, ``model_state_dict``, ``model``, ``net``, ``ema`` and ``masks``; a
-        :class:`~pathex.errors.PathexWarning` says so.
-
-    Raises:
-        InvalidInput: If there is none, or there are several and none below such a key.
-    """
+    """The state dict in what a file (``path``, for messages) holds; of several that below the key ``first``, if any."""
     what = f"weights file {str(path)!r}"
     if found := _state_dicts(state, ""):
         ranked = (name for key in (first, *_KEYS) for name in found if key in name.split("."))
         chosen = next(iter(found) if len(found) == 1 else ranked, None)
         if chosen is None:
             raise InvalidInput(
-                f"{what} holds several state dicts ({listed(list(found))}): save one as a file of its own"
+                f"{what} holds several state dicts ({listed(list(found))}): save one as a file by itself"
             )
         state = found.pop(chosen)
         if found:
@@ -83,22 +74,17 @@ def state_dict_in(state: object, path: Path, first: str = _KEYS[0]) -> dict[str,
     other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if other is not None:
         raise InvalidInput(f"{what} holds no state dict: {other!r} is not a tensor")
-    return without_wrappers({name: _dense(value) for name, value in state.items()})
+    return without_wrappers({n: t if t.layout is torch.strided else t.to_dense() for n, t in state.items()})
 
 
 def _state_dicts(state: object, at: str) -> dict[str, Mapping[str, Tensor]]:
-    """State dicts below keys of what a file holds, by these keys; numbers of training may be tensors too."""
+    """Every state dict in what a file holds, by the keys above it. Numbers of a training may be tensors too."""
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         return {}
-    below: dict[str, Mapping[str, Tensor]] = {}
-    for key, value in state.items():
-        below |= _state_dicts(value, f"{at}.{key}" if at else key)
-    own = at and any(isinstance(value, Tensor) and value.dim() > 1 for value in state.values())
-    return {at: state} if own else below
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+    if any(isinstance(value, Tensor) and value.dim() > 1 for value in state.values()):
+        return {at: state}
+    below = [_state_dicts(value, f"{at}.{key}" if at else key) for key, value in state.items()]
+    return {name: found for each in below for name, found in each.items()}
 
 
 def _content(path: Path) -> object:
@@ -108,9 +94,7 @@ def _content(path: Path) -> object:
         return load_file(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return {
-                name: torch.from_numpy(array) if array.dtype.kind in "biuf" else array for name, array in arrays.items()
-            }
+            return {n: torch.from_numpy(array) if array.dtype.kind in "biuf" else array for n, array in arrays.items()}
     # Checkpoints of training scripts hold their arguments; a Namespace is no more than names with values.
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")  # torch warns of what it then refuses

@@ -1,7 +1,7 @@
 """What training code wraps around a network or a part of it: masks have the names of the plain network."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -16,15 +16,8 @@ _PARTS = ("_orig_mod", "_forward_module")
 
 
 def own_module(model: nn.Module) -> nn.Module:
-    """The plain network, with the names of masks, behind what wraps it or parts of it.
-
-    Looked through are ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel``, ``torch.compile`` and modules
-    of Lightning Fabric, in any order.
-
-    Returns:
-        The model itself where nothing in it is wrapped. Else a view: the modules on the way to a wrapped part are
-        shallow copies, which share parameters, buffers and hooks with the model's own.
-    """
+    """The plain network, with the names of masks, behind wrappers of it and of its parts, or a view that shares all."""
+    # The view has shallow copies of the modules on the way to a wrapped part: their parameters and hooks are the same.
     return _plain(model, {}) if isinstance(model, nn.Module) else model
 
 
@@ -42,25 +35,27 @@ def _plain(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module behind the wrappers right around it; `InvalidInput` if they flatten weights together."""
     while True:
-        if type(module).__name__ == "FullyShardedDataParallel":
-            raise InvalidInput(
-                "FullyShardedDataParallel flattens weights together: prune before, and train by fully_shard"
-            )
-        names = ("module",) if isinstance(module, _WRAPPERS) else _PARTS
-        inner = next((module._modules[name] for name in names if name in module._modules), None)
-        if inner is None:
-            return module
-        module = inner
+        parts = module._modules
+        inside = parts["module"] if isinstance(module, _WRAPPERS) else None
+        for name in _PARTS:
+            if name in parts:  # parts of a scripted module have no get
+                inside = parts[name]
+        if inside is None:
+            break
+        module = inside
+    if type(module).__name__ == "FullyShardedDataParallel":
+        raise InvalidInput("FullyShardedDataParallel flattens weights together: prune before, and train by fully_shard")
+    return module
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module | None:
     """The module that has this name in the plain network, if there is one."""
     module = unwrapped(model)
     for part in path.split(".") if path else ():
-        found = module._modules.get(part)
-        if found is None:
+        parts = module._modules
+        if part not in parts or parts[part] is None:
             return None
-        module = unwrapped(found)
+        module = unwrapped(parts[part])  # type: ignore[arg-type]
     return module
 
 
@@ -73,36 +68,33 @@ def first_names(model: nn.Module) -> dict[str, str]:
 def without_wrappers(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
     """Tensors of a state dict without what wrappers put into their names, as far as the names alone tell."""
     tensors = {_without(name, _PARTS): value for name, value in tensors.items()}
-    # Of AveragedModel; there a module "module" is no part of the network's own.
-    counters = {"n_averaged"} if "n_averaged" in tensors and len(tensors) > 1 else set()
-    while tensors and all(name.startswith("module.") for name in tensors if name not in counters):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items() if name not in counters}
-        counters = set()
+    # AveragedModel has a counter beside its module.
+    while names := [name for name in tensors if name != "n_averaged"]:
+        if not all(name.startswith("module.") for name in names):
+            break
+        tensors = {name.removeprefix("module."): tensors[name] for name in names}
     return tensors
 
 
-def fitted(tensors: Mapping[str, _Value], own: Iterable[str]) -> dict[str, _Value]:
+def fitted(tensors: Mapping[str, _Value], own: Collection[str]) -> dict[str, _Value]:
     """Tensors by the names of a network: without wrappers, and without one prefix where nothing fits with it."""
     places = {_without(name, (*_PARTS, "module")): name for name in own}
-    given = {_without(name, (*_PARTS, "module")): name for name in tensors}
-    prefix = "" if places.keys() & given.keys() else _excess(given, places)
-    if prefix is None or len(given) < len(tensors):
-        return dict(tensors)
-    short = {name: bare.removeprefix(prefix) for bare, name in given.items()}
-    return {places.get(short[name], short[name] if prefix else name): value for name, value in tensors.items()}
+    short = {name: _without(name, (*_PARTS, "module")) for name in tensors}
+    if not places.keys() & set(short.values()):
+        prefix = _excess(short.values(), places)
+        short = {name: bare.removeprefix(prefix) for name, bare in short.items()}
+    found = {name if name in own else places.get(bare, bare): tensors[name] for name, bare in short.items()}
+    return found if len(found) == len(tensors) and found.keys() & set(own) else dict(tensors)
 
 
-def _excess(given: Iterable[str], places: Collection[str]) -> str | None:
-    """The prefix, of all names or the only one, behind which some are those of a network."""
-    behind = {name[: -len(inner)] for name in given for inner in _inner(name) if inner in places}
-    common = [prefix for prefix in behind if all(name.startswith(prefix) for name in given)]
-    return min(common or (behind if len(behind) == 1 else ()), key=len, default=None)
-
-
-def _inner(name: str) -> Iterator[str]:
-    while "." in name:
-        name = name.partition(".")[2]
-        yield name
+def _excess(given: Iterable[str], places: Collection[str]) -> str:
+    """The one prefix behind which names are those of a network, or ``""``."""
+    parts = [name.split(".") for name in given]
+    cuts = [(".".join(each[:i]), ".".join(each[i:])) for each in parts for i in range(1, len(each))]
+    behind = {f"{before}." for before, inner in cuts if inner in places}
+    shortest = min(behind, key=len, default="")
+    # Names of a part may be those of the whole by chance; a second network beside it is no such part.
+    return shortest if all(prefix.startswith(shortest) for prefix in behind) else ""
 
 
 def _without(name: str, parts: Iterable[str]) -> str:

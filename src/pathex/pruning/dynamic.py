@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded
 from pathex.errors import InvalidInput, check_integer, check_name
-from pathex.masks import Handle, Mask, check_mask, check_optimizers, own_module, removed_by_module
+from pathex.masks import Handle, Mask, check_optimizers, own_module
 from pathex.pruning.topk import keep_best
 from pathex.scores import generator
 
@@ -75,7 +75,7 @@ class DynamicHandle(Handle):
         if missing := [name for name in ("mask", "step", "updates") if name not in state]:
             raise InvalidInput(f"the state of a dynamic mask has no {missing[0]!r}; allowed: what state_dict returned")
         mask = Mask(state["mask"], self.mask.metadata)
-        mask.check(own_module(self._model))
+        mask.check(self._model)
         self._put(mask)
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self._expect()
@@ -85,8 +85,8 @@ class DynamicHandle(Handle):
 
     def _expect(self) -> None:
         """Let gradients of removed weights come where the next step moves the mask by them."""
-        for layer in self._layers.values():
-            layer.removed.gradients = not (self._method == "rigl" and self._updates_at(self.step + 1))
+        for weight in self._weights.values():
+            weight.masks_gradient = not (self._method == "rigl" and self._updates_at(self.step + 1))
 
     def _before_step(self, optimizer: Optimizer, *given: Any) -> None:
         args, kwargs = given
@@ -129,8 +129,8 @@ class DynamicHandle(Handle):
 
     def _put(self, mask: Mask) -> None:
         self.mask = mask
-        for path, entries in removed_by_module(self._model, mask).items():
-            self._layers[path].removed.entries = entries
+        for weight in self._weights.values():
+            weight.removed = ~mask[weight.entry]
         self._met.clear()
         self.apply()
 
@@ -226,10 +226,8 @@ def attach(
     check_name("method of dynamic sparse training", method, METHODS)
     check_integer("steps", steps)
     check_options({"every": every, "fraction": fraction, "until": until})
-    own = own_module(model)
-    if sharded := [name for name, parameter in own.named_parameters() if is_sharded(parameter)]:
+    if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
         raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
-    check_mask(own, mask)
-    [inner] = check_optimizers(own, mask, [optimizer])
+    [inner] = check_optimizers(model, mask, [optimizer])
     drop = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
     return DynamicHandle(model, mask, inner, method=method, every=every, fraction=drop, seed=seed)
