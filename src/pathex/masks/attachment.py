@@ -35,8 +35,7 @@ class _Weight:
 
     def of(self, module: nn.Module | None) -> Tensor | None:
         """The parameter, hooked from then on, if there is one in the shape of the mask: copies may be compacted."""
-        own = {} if module is None else module._parameters
-        parameter = own[self.leaf] if self.leaf in own else None  # noqa: SIM401 (a scripted module has no get)
+        parameter = None if module is None else module._parameters.get(self.leaf)
         if parameter is None or parameter.shape != self.removed.shape:
             return None
         self.removed = _place(self.removed, parameter)
@@ -46,6 +45,8 @@ class _Weight:
 
     def _hook(self, parameter: Tensor) -> None:
         if parameter.requires_grad and parameter.is_leaf:
+            if self.hooked:
+                self.hooked[1].remove()
             # A parameter's hook keeps alive what it refers to, unseen by the garbage collector.
             hook = partial(_mask_gradient, weakref.ref(self))
             self.hooked = weakref.ref(parameter), parameter.register_post_accumulate_grad_hook(hook)
@@ -114,9 +115,12 @@ class Handle:
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         self._stepping = []
         for name, weight, parameter in self._held():
-            if parameter.requires_grad and parameter not in self._met:
+            new = parameter.requires_grad and parameter not in self._met
+            if new:
                 self._meet(name, weight, parameter)
             if parameter in trained:
+                if new:  # else weight decay sees it; the others may be in use by a backward pass
+                    _fill_zeros(parameter, weight.removed)
                 self._stepping.append((weight, parameter))
                 _zero_gradient(weight, parameter)
 
@@ -188,6 +192,8 @@ def _check_mask(own: nn.Module, mask: Mask) -> None:
     if not isinstance(mask, Mask):
         raise InvalidInput(f"mask must be a pathex.Mask, not {type(mask).__name__}")
     mask.check(own)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in own.modules()):
+        raise InvalidInput("a scripted network takes no mask: give the module that it was made of")
 
 
 def check_optimizers(model: nn.Module, mask: Mask, optimizers: Any) -> list[Optimizer]:
@@ -198,10 +204,11 @@ def check_optimizers(model: nn.Module, mask: Mask, optimizers: Any) -> list[Opti
     found = [_innermost(each) for each in given]
     # What wraps others may know of more: of the shares of other processes.
     lost = [n for n in mask if not any(_trains(each, own.get_parameter(n)) for each in (*given, *found))]
-    if len(lost) == len(mask) or any(own.get_parameter(name).requires_grad for name in lost):
+    training = [name for name in lost if own.get_parameter(name).requires_grad]
+    if training or len(lost) == len(mask):
         raise InvalidInput(
-            f"the optimizers hold no {listed(lost)}: were they made for another model? Give all that train this one as "
-            "a list, or freeze what is not trained (requires_grad=False)"
+            f"the optimizers hold no {listed(training or lost)}: were they made for another model? Give all that train"
+            " this one as a list, or freeze what is not trained (requires_grad=False)"
         )
     return found
 

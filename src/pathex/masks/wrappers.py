@@ -52,10 +52,10 @@ def module_at(model: nn.Module, path: str) -> nn.Module | None:
     """The module that has this name in the plain network, if there is one."""
     module = unwrapped(model)
     for part in path.split(".") if path else ():
-        parts = module._modules
-        if part not in parts or parts[part] is None:
+        found = module._modules.get(part)
+        if found is None:
             return None
-        module = unwrapped(parts[part])  # type: ignore[arg-type]
+        module = unwrapped(found)
     return module
 
 
