@@ -230,6 +230,7 @@ def test_convert_goes_both_ways(command, half, form):
     assert not Path("z.pt").exists()
 
 
+@pytest.mark.filterwarnings("default:no weight in")
 def test_convert_writes_no_mask_of_dense_weights(command, half):
     code, out, err = command("convert", str(half[1]))
     assert (code, out) == (2, "") and f"nothing is pruned in {half[1]}" in err
