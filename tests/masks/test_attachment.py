@@ -349,6 +349,37 @@ def test_gradients_from_before_and_of_reentrant_checkpoints_enter_no_momentum(mo
         model[3:](checkpoint(model[1:3], inner, use_reentrant=True)).square().sum().backward()
 
 
+def test_gradients_given_by_hand_and_sparse_ones(model, mask):
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert holds(model, mask) and forgotten(model, mask, optimizer)
+    table = nn.Embedding(5, 3, sparse=True)
+    kept = pathex.Mask({"weight": torch.eye(5, 3) > 0})
+    optimizer = torch.optim.SGD(table.parameters(), 0.1)
+    pathex.attach(table, kept, optimizer)
+    table(torch.arange(5)).sum().backward()
+    optimizer.step()
+    assert outside_is_zero(table, kept)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
+def test_backward_passes_that_are_compiled(model, mask):
+    optimizer = AdamW(model.parameters(), weight_decay=0.1)
+    pathex.attach(model, mask, optimizer)
+    forward = torch.compile(model, backend="eager")
+    x = torch.randn(3, 2, 4, 4)
+    backward = torch.compile(lambda: forward(x).square().sum().backward(), backend="eager")
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        for _ in range(2):
+            optimizer.zero_grad()
+            backward()
+            optimizer.step()
+            assert holds(model, mask) and forgotten(model, mask, optimizer)
+
+
 class Wrapper(torch.optim.Optimizer):
     """Around another optimizer, without a state or hooks of its own."""
 

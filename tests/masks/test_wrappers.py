@@ -48,6 +48,7 @@ WRAPPERS = {
     "part": within(compiled, 0),
     "part of a part": within(compiled, 0, 0),
     "parallel part": within(nn.DataParallel, 3),
+    "part, in place": lambda model: (within(compiled, 0)(model), model.compile(backend="eager"))[0],
     "part of a part, compiled": lambda model: compiled(within(compiled, 0, 1)(model)),
 }
 every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
