@@ -230,6 +230,13 @@ def test_convert_goes_both_ways(command, half, form):
     assert not Path("z.pt").exists()
 
 
+@pytest.mark.filterwarnings("default:no weight in")
+def test_convert_writes_no_mask_of_dense_weights(command, half):
+    code, out, err = command("convert", str(half[1]))
+    assert (code, out) == (2, "") and f"nothing is pruned in {half[1]}" in err
+    assert not Path("mask.safetensors").exists()
+
+
 def test_a_network_with_zeros_is_a_start_of_its_own(command, small):
     assert command("prune", *small, "--sparsity", "0.5", "--out", "half.pt", "--format", "zeros")[0] == 0
     words = (*small, "--weights", "half.pt", "--start-mask", "zeros", "--sparsity", "0.75", "--epochs", "0")

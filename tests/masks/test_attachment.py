@@ -1,17 +1,22 @@
 import copy
 import gc
 import io
+import pickle
 import weakref
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 import pathex
-from moving_masks import network, random_mask, sgd, train, train_scaled
-from pathex.errors import InvalidInput, MaskMismatch
+from moving_masks import begin, network, outside_is_zero, random_mask, sgd, train, train_scaled
+from pathex.errors import InvalidInput, MaskMismatch, PathexWarning
+from pathex.pruning import dynamic
+from refusals import refused
 from snapshots import unchanged
 
 model = pytest.fixture(lambda: network(0), name="model")
@@ -21,6 +26,13 @@ mask = pytest.fixture(random_mask, name="mask")
 def holds(model, mask):
     """Removed weights are zero and kept ones are not."""
     return all(torch.equal(model.get_parameter(name) != 0, entry) for name, entry in mask.items())
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +126,24 @@ def other(name):
     return pathex.Mask({name: torch.ones(3, 4, dtype=torch.bool)})
 
 
+class Bare(torch.optim.Optimizer):
+    """Whose ``__init__`` calls no other, and which wraps nothing."""
+
+    param_groups: list = []  # noqa: RUF012
+
+    def step(self, closure=None):
+        raise NotImplementedError
+
+
 BAD = {
     "'fc.weight' is not there": (MaskMismatch, lambda m, mask: (other("fc.weight"),)),
     "'4.weight' has shape": (MaskMismatch, lambda m, mask: (other("4.weight"), sgd(m))),
     "made for another model": (InvalidInput, lambda m, mask: (mask, sgd(network()))),
     "not dict": (InvalidInput, lambda m, mask: (dict(mask),)),
     "Optimizer, not str": (InvalidInput, lambda m, mask: (mask, "sgd")),
+    "hold no 4.weight: .* Give all": (InvalidInput, lambda m, mask: (mask, sgd(m[:3]))),
+    "hold no 0.weight, 4.weight": (InvalidInput, lambda m, mask: (mask, [])),
+    "runs no hooks": (InvalidInput, lambda m, mask: (mask, object.__new__(Bare))),
 }
 
 
@@ -165,6 +189,234 @@ def test_gradients_of_removed_weights_are_zero_in_every_layout_and_dtype(layout,
         optimizer.step()
     assert all(not model.get_parameter(name)[~entry].any() for name, entry in kept.items())
     assert model[6].weight is model[4].weight
+
+
+def forgotten(model, mask, *optimizers):
+    """No gradient of a removed weight, and nothing that an optimizer remembers of one."""
+    parameters = {name: model.get_parameter(name) for name in mask}
+    memories = [
+        value[~mask[name]]
+        for name, parameter in parameters.items()
+        for optimizer in optimizers
+        for value in optimizer.state.get(parameter, {}).values()
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+    ]
+    gradients = [p.grad[~mask[name]] for name, p in parameters.items() if p.grad is not None]
+    return memories and not any(tensor.any() for tensor in (*memories, *gradients))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded])
+@pytest.mark.parametrize("adam", [False, True])
+def test_copies_of_any_kind_and_copies_of_these_train_with_zeros(model, mask, copied, adam):
+    pathex.attach(model, mask, sgd(model))
+    for _ in range(2):
+        model = copied(model)
+        own = AdamW(model.parameters(), lr=0.01, weight_decay=0.1) if adam else sgd(model)
+        train(model, own, range(3))
+        assert holds(model, mask) and forgotten(model, mask, own)
+        model[0].load_state_dict(network()[0].state_dict())
+        assert holds(model, mask)
+
+
+def test_a_part_and_a_handle_are_copied_with_what_they_hold(model, mask):
+    whole = nn.ModuleDict({"net": model})
+    whole.handle = pathex.attach(model, mask, sgd(model))
+    part = copy.deepcopy(model[4])
+    twin = pickle.loads(pickle.dumps(whole))
+    for net, entries in ((nn.Sequential(nn.Flatten(0, -1), part), {"1.weight": mask["4.weight"]}), (twin["net"], mask)):
+        optimizer = sgd(net)
+        net(torch.ones(2, 2, 4, 4) if net is twin["net"] else torch.ones(96)).square().sum().backward()
+        optimizer.step()
+        assert holds(net, entries)
+    twin.handle.remove()
+    train(twin["net"], optimizer, range(1))
+    assert not holds(twin["net"], mask) and holds(model, mask)
+    assert not any(module._load_state_dict_post_hooks for module in twin.modules())
+
+
+def test_a_permanent_mask_leaves_nothing_of_pathex_in_the_file(model, mask):
+    handle = pathex.attach(model, mask, sgd(model))
+    assert b"pathex" in pickle.dumps(model)
+    pathex.make_permanent(model, mask)
+    handle.remove()
+    assert b"pathex" not in pickle.dumps(model)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_a_layer_that_is_replaced_keeps_to_the_mask(model, mask, added):
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    train(model, optimizer, [0])
+    model[4] = nn.Linear(96, 4)
+    if added:
+        optimizer.add_param_group({"params": model[4].parameters()})
+        train(model, optimizer, range(3))
+        assert holds(model, mask) and forgotten(model, mask, optimizer)
+    else:
+        with pytest.warns(PathexWarning, match="'4.weight' of the attached mask is now in none of its optimizers"):
+            train(model, optimizer, range(1))
+    model[4].load_state_dict(nn.Linear(96, 4).state_dict())
+    assert holds(model, mask)
+
+
+@pytest.mark.parametrize(
+    "new", [nn.Linear(96, 7), nn.Sequential(nn.Linear(96, 4)), nn.Linear(96, 4, dtype=torch.float64)]
+)
+def test_what_cannot_keep_to_the_mask_is_said_once(model, mask, new):
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    model[4] = new
+    if new.state_dict().get("weight", torch.ones(0)).shape == mask["4.weight"].shape:
+        model.double()
+        optimizer.add_param_group({"params": new.parameters()})
+        train(model, optimizer, range(3))
+        assert holds(model, mask)
+        return
+    with pytest.warns(PathexWarning, match="'4.weight' of the attached mask is no longer there"):
+        train(model, optimizer, [0])
+    train(model, optimizer, range(3))
+    assert holds(model, {"0.weight": mask["0.weight"]})
+
+
+def test_parameters_that_are_assigned_or_thawed_are_found(model, mask):
+    model[0].weight.requires_grad = False
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    train(model, optimizer, range(2))
+    model[0].weight.requires_grad = True
+    train(model, optimizer, range(2))
+    assert holds(model, mask) and forgotten(model, mask, optimizer)
+    model.load_state_dict(network().state_dict(), assign=True)
+    alone = sgd(model)
+    train(model, alone, range(2))
+    assert holds(model, mask) and forgotten(model, mask, alone)
+
+
+def test_several_optimizers_forget_what_they_knew_and_keep_zeros(model, mask):
+    optimizers = [sgd(model[:2]), AdamW(model[2:].parameters(), weight_decay=0.1)]
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model(torch.randn(3, 2, 4, 4)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    step()
+    known = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+    handle = pathex.attach(model, mask, iter(optimizers))
+    for again in (False, True):
+        if again:
+            for optimizer, state in zip(optimizers, known, strict=True):
+                optimizer.load_state_dict(state)
+        step()
+        assert holds(model, mask) and forgotten(model, mask, *optimizers)
+    handle.remove()
+    hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_load_state_dict_post_hooks")
+    assert not any(getattr(optimizer, name) for optimizer in optimizers for name in hooks)
+
+
+@pytest.mark.parametrize("attached_first", [True, False])
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: AdamW(p, weight_decay=0.1)]
+)
+def test_optimizers_that_step_inside_the_backward_pass(model, mask, make, attached_first):
+    optimizers = {parameter: make([parameter]) for parameter in model.parameters()}
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for turn in (attached_first, not attached_first):
+        if turn:
+            pathex.attach(model, mask, optimizers.values())
+        else:
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(step)
+    for _ in range(3):
+        model(torch.randn(3, 2, 4, 4)).square().sum().backward()
+        assert holds(model, mask) and forgotten(model, mask, *optimizers.values())
+
+
+def test_gradients_from_before_and_of_reentrant_checkpoints_enter_no_momentum(model, mask):
+    optimizer, x = sgd(model), torch.randn(3, 2, 4, 4, requires_grad=True)
+    model(x).square().sum().backward()
+    pathex.attach(model, mask, optimizer)
+    for _ in range(3):
+        optimizer.step()
+        assert holds(model, mask) and forgotten(model, mask, optimizer)
+        inner = checkpoint(model[:3], x, use_reentrant=True)
+        model[3:](checkpoint(model[1:3], inner, use_reentrant=True)).square().sum().backward()
+
+
+def test_gradients_given_by_hand_and_sparse_ones(model, mask):
+    optimizer = sgd(model)
+    pathex.attach(model, mask, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert holds(model, mask) and forgotten(model, mask, optimizer)
+    table = nn.Embedding(5, 3, sparse=True)
+    kept = pathex.Mask({"weight": torch.eye(5, 3) > 0})
+    optimizer = torch.optim.SGD(table.parameters(), 0.1)
+    pathex.attach(table, kept, optimizer)
+    table(torch.arange(5)).sum().backward()
+    optimizer.step()
+    assert outside_is_zero(table, kept)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
+def test_backward_passes_that_are_compiled(model, mask):
+    optimizer = AdamW(model.parameters(), weight_decay=0.1)
+    pathex.attach(model, mask, optimizer)
+    forward = torch.compile(model, backend="eager")
+    x = torch.randn(3, 2, 4, 4)
+    backward = torch.compile(lambda: forward(x).square().sum().backward(), backend="eager")
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        for _ in range(2):
+            optimizer.zero_grad()
+            backward()
+            optimizer.step()
+            assert holds(model, mask) and forgotten(model, mask, optimizer)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Around another optimizer, without a state or hooks of its own."""
+
+    def __init__(self, inner):
+        self.wrapped = inner
+
+    @property
+    def param_groups(self):
+        return self.wrapped.param_groups
+
+    def step(self, closure=None):
+        self.wrapped.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.wrapped.zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize(
+    "wrap", [Wrapper, lambda inner: Wrapper(Wrapper(inner)), Fabric(accelerator="cpu").setup_optimizers]
+)
+@pytest.mark.parametrize("method", [None, *dynamic.METHODS])
+def test_optimizers_inside_of_others_are_found(model, mask, wrap, method):
+    optimizer = wrap(AdamW(model.parameters(), lr=0.05, weight_decay=0.1))
+    if method is None:
+        handle = pathex.attach(model, mask, optimizer)
+    else:
+        _, handle = begin(model, method, mask, optimizer)
+    train(model, optimizer, range(9))
+    assert outside_is_zero(model, handle.mask) and getattr(handle, "updates", 2) == 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_networks_without_a_place_for_a_mask_are_refused():
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    for call in (pathex.attach, pathex.make_permanent):
+        with refused("a scripted network takes no mask"):
+            call(scripted, pathex.Mask({"weight": torch.ones(2, 2) > 0}))
 
 
 def test_an_attached_model_can_be_collected(mask):

@@ -3,6 +3,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -229,6 +230,98 @@ def test_what_others_write_is_recognised(tmp_path):
     assert all(read_mask(path) == mask for path in tmp_path.iterdir())
 
 
+def buffered(mask, model):
+    """Dense weights with buffers of 0 and 1 beside them, for biases and BatchNorm too."""
+    more = {"0.bias_mask": torch.ones(4), "1.weight_mask": torch.ones(4), "1.attn_mask": torch.zeros(2)}
+    return model.state_dict() | {f"{name}_mask": entry.float() for name, entry in mask.items()} | more
+
+
+FOUND = {
+    "buffers": lambda mask, model: {"current_epoch": 3, "model": buffered(mask, model)},
+    "buffers, wrapped": lambda mask, model: {f"module.model.{n}": t for n, t in buffered(mask, model).items()},
+    "masks beside numbers": lambda mask, model: {"masks": {f"net.{n}": e for n, e in mask.items()}, "loss": 0.1},
+    "deep": lambda mask, model: {"a": {"b": {n: e.to(torch.uint8) for n, e in mask.items()}, "lr": torch.tensor(0.1)}},
+    "COO": lambda mask, model: {n: e.float().to_sparse() for n, e in mask.items()},
+    "COO weights": lambda mask, model: {"net": {n: t.to_sparse() for n, t in sparse_state(mask, model).items()}},
+    "CSR": lambda mask, model: {
+        n: t.to_sparse_csr() if t.dim() == 2 else t for n, t in sparse_state(mask, model).items()
+    },
+    "an optimizer beside": lambda mask, model: {
+        "model_state_dict": sparse_state(mask, model),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.1}]},
+        "callbacks": {"checkpoint": {"best": torch.tensor(0.5)}},
+    },
+}
+
+
+def sparse_state(mask, model):
+    return pathex.make_permanent(model, mask).state_dict()
+
+
+@pytest.mark.parametrize("form", FOUND)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_masks_are_found_in_checkpoints_of_other_programs(form, tmp_path):
+    mask = masked(small())
+    torch.save(FOUND[form](mask, small()), tmp_path / "c.pt")
+    assert read_mask(tmp_path / "c.pt", small()) == mask
+    alone = read_mask(tmp_path / "c.pt")
+    assert {name.removeprefix("model.").removeprefix("net.") for name in alone} >= set(mask)
+    assert not any(name.endswith("_mask") for name in alone)
+    if "buffers" in form:
+        assert len(weights_beside(tmp_path / "c.pt")) == len(small().state_dict()) + 1
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float64, None])
+def test_arrays_of_numpy_are_masks(prefix, dtype, tmp_path):
+    mask, path = masked(small()), tmp_path / "m.npz"
+    tensors = sparse_state(mask, small()) if dtype is None else mask
+    np.savez(path, **{prefix + n: t.numpy().astype(dtype or t.numpy().dtype) for n, t in tensors.items()})
+    assert read_mask(path, small()) == mask
+
+
+def test_arrays_that_are_no_weights_are_refused(tmp_path):
+    for array, message in (([{}], "no readable npz file: .*Object arrays"), (["a"], "'a' is not a tensor")):
+        np.savez(tmp_path / "m.npz", a=np.array(array))
+        with refused(message):
+            read_mask(tmp_path / "m.npz")
+
+
+def test_of_several_state_dicts_the_choice_is_said(tmp_path):
+    mask, dense = masked(small()), small(5).state_dict()
+    held = sparse_state(mask, small())
+    for content, read, left in (
+        ({"net": held, "ema": dense}, "net", "ema"),
+        ({"optimizer": {"momentum": dense}, "state_dict": held}, "state_dict", "optimizer.momentum"),
+        ({"model": dense, "masks": dict(mask)}, "masks", "model"),
+    ):
+        torch.save(content, tmp_path / "c.pt")
+        with pytest.warns(PathexWarning, match=f"'{read}' is read, not {left}"):
+            assert read_mask(tmp_path / "c.pt", small()) == mask
+    with pytest.warns(PathexWarning, match="'model' is read, not masks"):
+        assert torch.equal(read_weights(tmp_path / "c.pt")["0.weight"], dense["0.weight"])
+    torch.save({"generator": held, "critic": dense}, tmp_path / "c.pt")
+    with refused(r"several state dicts \(generator, critic\): save one"):
+        read_mask(tmp_path / "c.pt")
+    torch.save({**held, "epoch": 3, "ema": dense}, tmp_path / "c.pt")
+    with refused("no state dict: 'epoch' is not a tensor"):
+        read_mask(tmp_path / "c.pt")
+
+
+def test_biases_and_normalisation_that_others_prune_stay_dense(tmp_path):
+    model = small()
+    for path, name in (("0", "weight"), ("0", "bias"), ("1", "weight"), ("4", "weight")):
+        torch_prune.l1_unstructured(model.get_submodule(path), name, 0.5)
+    expected = Mask({name: model.state_dict()[f"{name}_mask"] == 1 for name in ("0.weight", "4.weight")})
+    torch.save({"state_dict": {f"net.{n}": t for n, t in model.state_dict().items()}, "epoch": 1}, tmp_path / "m.ckpt")
+    with pytest.warns(
+        PathexWarning, match=r"removes weights of 0\.bias, 1\.weight, which are not prunable .* stay dense"
+    ):
+        assert read_mask(tmp_path / "m.ckpt", small()) == expected
+    whole = read_mask(tmp_path / "m.ckpt", small(), prunable=["*.weight", "0.bias"])
+    assert whole["1.weight"].sum() == 2 and (whole["0.weight"] == expected["0.weight"]).all()
+
+
 def test_metadata_stay_and_what_a_file_does_not_name_is_dense(tmp_path):
     model = small()
     write_mask(masked(model), tmp_path / "m.safetensors")
@@ -237,8 +330,8 @@ def test_metadata_stay_and_what_a_file_does_not_name_is_dense(tmp_path):
     found = read_mask(tmp_path / "m.pt", model)
     assert list(found) == ["0.weight", "4.weight"] and found["0.weight"].all()
     assert found["4.weight"].equal(masked(model)["4.weight"])
-    with pytest.raises(MaskMismatch, match=r"removes weights of '4\.weight', which is not prunable"):
-        read_mask(tmp_path / "m.pt", model, ignore=["4"])
+    with pytest.warns(PathexWarning, match=r"removes weights of 4\.weight, which are not prunable .* stay dense"):
+        assert read_mask(tmp_path / "m.pt", model, ignore=["4"]).kept == 36
     torch.save(model.state_dict(), tmp_path / "w.pt")  # dense weights are no silent start
     with pytest.warns(PathexWarning, match=r"no weight in .*w\.pt is zero: the mask keeps everything"):
         assert read_mask(tmp_path / "w.pt", model).sparsity == 0

@@ -194,9 +194,9 @@ def test_checkpoints_are_not_taken_for_plain_weights_nor_for_each_other(tmp_path
         torch.jit.script(nn.Linear(2, 2)).save("RN50.pt")
     for name, source, message in (
         (TV, "moco.pth", r"missing: conv1.weight, .* unexpected: queue, queue_ptr, encoder_q.conv1.weight, "),
-        (TV, "dino.pth", r"holds no state dict: 'student' is not a tensor"),
+        (TV, "dino.pth", r"holds several state dicts \(student, teacher\)"),
         (TV, "dino:moco.pth", r"missing: conv1.weight, "),
-        (TV, "mocov2:dino.pth", r"holds no state dict"),
+        (TV, "mocov2:dino.pth", r"holds several state dicts"),
         (TV, "clip:moco.pth", r"is no CLIP ResNet: it holds no visual.layer1"),
         (TV, "swav:moco.pth", r"unknown kind of weights 'swav'. Known: clip, dino, mocov2"),
         (TV, "mocov2:absent.pth", r"absent.pth' does not exist"),

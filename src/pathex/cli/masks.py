@@ -33,8 +33,8 @@ class ConvertOptions:
     """Options of ``pathex convert``.
 
     Attributes:
-        file: The mask: a file that pathex wrote, tensors of 0 and 1, the state dict of a model pruned with
-            ``torch.nn.utils.prune``, ``sparse`` weights, or weights whose zeros are the mask.
+        file: The mask: a file that pathex wrote, tensors of 0 and 1 (also ``.npz``), a state dict with ``weight_mask``
+            (``torch.nn.utils.prune``, SynFlow), ``sparse`` weights, or weights whose zeros are the mask.
         out: File to write, safetensors or a torch file by its ending.
         format: Form of the new file.
         weights: Weights for the last three; null takes those that the file itself holds.
@@ -80,6 +80,8 @@ def _convert(options: ConvertOptions) -> None:
     if out.resolve() == Path(options.file).resolve():
         raise InvalidInput(f"--out {options.out!r} would overwrite the mask file; name another one")
     mask = read_mask(options.file)
+    if mask.kept == mask.total:
+        raise InvalidInput(f"nothing is pruned in {options.file}: there is no mask to convert")
     weights = weights_beside(options.file) if options.weights is None else read_weights(Path(options.weights))
     write_mask(mask, out, options.format, weights)
     _show(mask)

@@ -1,7 +1,7 @@
 """Masks: which weights a ticket keeps, the files that hold them, and models that keep to them."""
 
 from pathex.masks import codes, files, formats
-from pathex.masks.attachment import Handle, attach, check_optimizer, make_permanent
+from pathex.masks.attachment import Handle, attach, check_optimizers, make_permanent
 from pathex.masks.files import (
     ENDINGS,
     bytes_on_disk,
@@ -13,8 +13,9 @@ from pathex.masks.files import (
 )
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
-from pathex.masks.prunable import Selector, asked_for, own_module, prunable_weights
+from pathex.masks.prunable import Selector, asked_for, prunable_weights
 from pathex.masks.tensors import read_file, read_weights, replacing, state_dict_in
+from pathex.masks.wrappers import fitted, own_module
 
 __all__ = [
     "ENDINGS",
@@ -27,9 +28,10 @@ __all__ = [
     "attach",
     "bytes_on_disk",
     "check_format",
-    "check_optimizer",
+    "check_optimizers",
     "codes",
     "files",
+    "fitted",
     "formats",
     "from_zeros",
     "make_permanent",

@@ -45,14 +45,16 @@ def read_mask(
 ) -> Mask:
     """Read a mask from a file of any form that pathex knows; no code in it is run.
 
-    A safetensors file, or a file of ``torch.save`` with a state dict, that holds: a mask of `Mask.save`; tensors of 0
-    and 1; what ``torch.nn.utils.prune`` leaves (``weight_orig``, ``weight_mask``); ``sparse``
+    A safetensors or ``.npz`` file, or one of ``torch.save`` with a state dict, maybe below ``state_dict``, ``masks`` or
+    other keys, of dense or sparse tensors. It holds: a mask of `Mask.save`; tensors of 0 and 1; what
+    ``torch.nn.utils.prune`` leaves (``weight_orig``, ``weight_mask``), or ``weight_mask`` beside ``weight``; ``sparse``
     weights of `write_mask`; or weights, whose zeros are the mask.
 
     Args:
         path: The file.
         model: The model that the mask is for. With it the mask is over exactly its prunable weights, and what the file
-            does not name is dense; without it over what the file holds.
+            does not name is dense, as is, with a warning, what it prunes and the model does not (biases, BatchNorm);
+            without it over what the file holds.
         ignore: As in `pathex.prune`.
         prunable: As in `pathex.prune`.
 
@@ -68,7 +70,7 @@ def read_mask(
     if _holds_pathex_mask(path):
         mask = Mask.load(path)
     else:
-        tensors = read_weights(path)
+        tensors = read_weights(path, "masks")
         form = _form(tensors)
         if form == "zeros":
             mask = formats.from_zeros(tensors, model, ignore=ignore, prunable=prunable)
@@ -157,8 +159,10 @@ def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
     tensors = read_weights(path)
     form = _form(tensors)
     if form == "torch-prune":
-        masks = {f"{name.removesuffix('_orig')}_mask" for name in tensors if name.endswith("_orig")}
-        return {name.removesuffix("_orig"): tensor for name, tensor in tensors.items() if name not in masks}
+        weights = formats.masked_tensors(tensors)
+        own = {weight: name for name, weight in weights.items()}
+        masks = {f"{name}_mask" for name in weights}
+        return {own.get(name, name): tensor for name, tensor in tensors.items() if name not in masks}
     if form == "sparse":
         return formats.weights_from_sparse(tensors)
     return tensors if form == "zeros" else None
@@ -175,7 +179,7 @@ def _holds_pathex_mask(path: Path) -> bool:
 def _form(tensors: Mapping[str, Tensor]) -> str:
     if codes.TABLE in tensors:
         return "sparse"
-    if any(name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in tensors for name in tensors):
+    if formats.masked_tensors(tensors):
         return "torch-prune"
     binary = all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values())
     return "tensors" if binary else "zeros"

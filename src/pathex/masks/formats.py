@@ -15,7 +15,8 @@ from torch.nn.utils import prune as torch_prune
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, listed
 from pathex.masks import codes
 from pathex.masks.mask import Mask, all_kept
-from pathex.masks.prunable import Selector, own_module, prunable_weights
+from pathex.masks.prunable import Selector, prunable_weights
+from pathex.masks.wrappers import first_names, fitted, own_module
 
 __all__ = [
     "apply_torch_prune",
@@ -85,6 +86,7 @@ def from_zeros(
     else:
         model = own_module(model)
         names = list(prunable_weights(model, ignore=ignore, prunable=prunable))
+        tensors = fitted(tensors, first_names(model))
         if missing := [name for name in names if name not in tensors]:
             raise MaskMismatch(f"the weights do not fit {type(model).__name__}: they lack {listed(missing)}")
     mask = Mask({name: tensors[name].detach() != 0 for name in names})
@@ -113,7 +115,7 @@ def to_zeros(mask: Mask, weights: Weights) -> dict[str, Tensor]:
 
 
 def from_torch_prune(pruned: Weights) -> Mask:
-    """The mask of a model that was pruned with ``torch.nn.utils.prune``, or of its state dict.
+    """The mask of a model pruned with ``torch.nn.utils.prune`` or by buffers ``weight_mask``, or of its state dict.
 
     Returns:
         The mask over the pruned tensors, by the names that they have after ``torch.nn.utils.prune.remove``. Others
@@ -123,23 +125,29 @@ def from_torch_prune(pruned: Weights) -> Mask:
         MaskMismatch: If nothing is pruned, or a mask does not fit its tensor or holds other values than 0 and 1.
     """
     tensors = _tensors(pruned)
-    names = [name.removesuffix("_mask") for name in tensors if name.endswith("_mask")]
-    names = [name for name in names if f"{name}_orig" in tensors]
-    if not names:
-        raise MaskMismatch("nothing is pruned by torch.nn.utils.prune: no tensor NAME_mask stands beside a NAME_orig")
+    weights = masked_tensors(tensors)
+    if not weights:
+        raise MaskMismatch("no tensor NAME_mask stands beside a NAME_orig or NAME: nothing is pruned")
     # A model may use one weight under several names; a mask has the first.
-    first = _first_names(own_module(pruned)) if isinstance(pruned, nn.Module) else {}
+    first = first_names(own_module(pruned)) if isinstance(pruned, nn.Module) else {}
     entries: dict[str, Tensor] = {}
-    for name in names:
-        entry, weight = _binary(name, tensors[f"{name}_mask"]), tensors[f"{name}_orig"]
-        if entry.shape != weight.shape:
+    for name, weight in weights.items():
+        entry = _binary(name, tensors[f"{name}_mask"])
+        if entry.shape != tensors[weight].shape:
             raise MaskMismatch(
-                f"'{name}_mask' has shape {tuple(entry.shape)} and '{name}_orig' has {tuple(weight.shape)}"
+                f"'{name}_mask' has shape {tuple(entry.shape)} and {weight!r} has {tuple(tensors[weight].shape)}"
             )
-        own = first.get(f"{name}_orig", name).removesuffix("_orig")
+        own = first.get(weight, name).removesuffix("_orig")
         if not torch.equal(entries.setdefault(own, entry), entry):
             raise MaskMismatch(f"{own!r} and {name!r} are one weight and have different masks")
     return Mask(entries)
+
+
+def masked_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names beside whose tensor stands a ``NAME_mask``, and the tensor's own: ``NAME_orig``, or else ``NAME``."""
+    names = [name.removesuffix("_mask") for name in tensors if name.endswith("_mask")]
+    found = {name: f"{name}_orig" if f"{name}_orig" in tensors else name for name in names}
+    return {name: weight for name, weight in found.items() if weight in tensors}
 
 
 def to_torch_prune(mask: Mask, weights: Weights) -> dict[str, Tensor]:
@@ -214,21 +222,26 @@ def complete(
     """A mask over exactly the prunable weights of a model, as `pathex.prune` starts from: what was not named is dense.
 
     Returns:
-        The mask, with its metadata.
+        The mask, with its metadata. A warning names what it removes and the model does not prune: that stays dense.
 
     Raises:
-        MaskMismatch: If the mask does not fit the model, or removes weights that are not prunable.
+        MaskMismatch: If the mask does not fit the model.
     """
     model = own_module(model)
     weights = prunable_weights(model, ignore=ignore, prunable=prunable)
-    first = _first_names(model)
+    first = first_names(model)
+    mask = Mask(fitted(mask, first), mask.metadata)
     mask.check(dict(model.named_parameters(remove_duplicate=False)))
     entries = all_kept(weights)
+    dense = []
     for name, entry in mask.items():
         if first[name] in entries:
             entries[first[name]] &= entry
         elif not entry.all():
-            raise MaskMismatch(f"the mask removes weights of {name!r}, which is not prunable in this model")
+            dense.append(name)
+    if dense:
+        message = f"the mask removes weights of {listed(dense)}, which are not prunable in this model and stay dense"
+        warnings.warn(message, PathexWarning, stacklevel=2)
     return Mask(entries, mask.metadata)
 
 
@@ -237,14 +250,8 @@ def _tensors(weights: Weights) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Every name that a model has for its parameters, and the first one for the same parameter."""
-    first = {p: name for name, p in model.named_parameters()}
-    return {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
-
-
 def _under_every_name(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
-    return {name: mask[first] for name, first in _first_names(model).items() if first in mask}
+    return {name: mask[first] for name, first in first_names(model).items() if first in mask}
 
 
 def _tensors_and_entries(mask: Mask, weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

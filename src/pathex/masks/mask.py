@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pathex import __version__
 from pathex.errors import MaskMismatch, listed, refusing
 from pathex.masks.tensors import replacing
+from pathex.masks.wrappers import own_module
 
 _SCHEMA = 1
 
@@ -138,7 +139,7 @@ class Mask(Mapping[str, Tensor]):
 
     def check(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Raise `MaskMismatch`, which lists them, if entries do not fit the parameters of a model or a state dict."""
-        tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        tensors = dict(own_module(model).named_parameters()) if isinstance(model, nn.Module) else model
         masked = {name: tensor.shape for name, tensor in tensors.items() if name in self}
         what = type(model).__name__ if isinstance(model, nn.Module) else "the tensors"
         _refuse(f"the mask does not fit {what}", self, masked)

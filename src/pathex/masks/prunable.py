@@ -22,16 +22,6 @@ _PRUNABLE = (
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def own_module(model: nn.Module) -> nn.Module:
-    """The module behind what ``torch.compile`` or ``DistributedDataParallel`` made of it, with the names of masks."""
-    own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else getattr(model, "_orig_mod", model)
-    if isinstance(own, nn.Module) and own is not model:
-        return own_module(own)
-    if type(model).__name__ == "FullyShardedDataParallel":
-        raise InvalidInput("FullyShardedDataParallel flattens weights together: prune before, and train by fully_shard")
-    return model
-
-
 def prunable_weights(
     model: nn.Module, *, ignore: Sequence[Selector] = (), prunable: Sequence[Selector] = ()
 ) -> dict[str, Tensor]:

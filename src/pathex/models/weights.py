@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName, listed
-from pathex.masks import own_module, read_file, state_dict_in
+from pathex.masks import fitted, own_module, read_file, state_dict_in
 from pathex.models.heads import CLASSIFIERS, head_modules, is_inside, is_segmentation, place_in_encoder, timm_network
 from pathex.models.networks import CifarResNet, from_stage_names
 
@@ -86,9 +86,10 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, left_out: Iterable[str] = ()) -> WeightsReport:
     """Load tensors after every name and shape has been compared; ``left_out`` are those of the file not among them."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tensors = fitted(tensors, own)
     given, dropped = _adapted(model, tensors)
     unused = [*left_out, *dropped]
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     differing = [name for name in own if name in given and own[name].shape != given[name].shape]
     _compare(model, own, given, differing, source)
     loaded = {name: given[name] for name in own if name in given and name not in differing}

@@ -176,7 +176,7 @@ class _Table:
 def _drawn_from(shares: Tensor, walks: int, source: torch.Generator) -> Tensor:
     """``walks`` walks over units in proportion to their shares; systematic, so that whole numbers stay as they are."""
     ends = shares.cumsum(0)
-    if walks == 0 or not ends[-1] > 0:
+    if walks == 0 or not shares.sum() > 0:
         return torch.zeros(shares.shape, dtype=torch.long)
     marks = ends / ends[-1] * walks + torch.rand((), dtype=torch.float64, generator=source)
     return marks.floor().diff(prepend=torch.zeros(1, dtype=torch.float64)).long()

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded
 from pathex.errors import InvalidInput, check_integer, check_name
-from pathex.masks import Handle, Mask, check_optimizer, own_module
+from pathex.masks import Handle, Mask, check_optimizers, own_module
 from pathex.pruning.topk import keep_best
 from pathex.scores import generator
 
@@ -62,9 +62,8 @@ class DynamicHandle(Handle):
     ) -> None:
         self.step = self.updates = 0
         self._method, self._every, self._fraction, self._seed = method, every, fraction, seed
-        super().__init__(model, mask, optimizer)
-        self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
-        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        super().__init__(model, mask, [optimizer])
+        self._expect()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside model and optimizer: ``mask`` (name to bool tensor), ``step``, ``updates``."""
@@ -79,21 +78,18 @@ class DynamicHandle(Handle):
         mask.check(self._model)
         self._put(mask)
         self.step, self.updates = int(state["step"]), int(state["updates"])
-        self.apply()
-
-    def _hook_gradients(self, parameters: Mapping[str, Tensor]) -> None:
-        for name, parameter in parameters.items():
-            if parameter.requires_grad and parameter.is_leaf:
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._mask_gradient, name)))
-
-    def _mask_gradient(self, name: str, parameter: Tensor) -> None:
-        if parameter.grad is not None and not (self._method == "rigl" and self._updates_at(self.step + 1)):
-            parameter.grad.masked_fill_(self._removed[name].to(parameter.device), 0)
+        self._expect()
 
     def _updates_at(self, step: int) -> bool:
         return step % self._every == 0 and self._fraction(step) > 0
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _expect(self) -> None:
+        """Let gradients of removed weights come where the next step moves the mask by them."""
+        for weight in self._weights.values():
+            weight.masks_gradient = not (self._method == "rigl" and self._updates_at(self.step + 1))
+
+    def _before_step(self, optimizer: Optimizer, *given: Any) -> None:
+        args, kwargs = given
         if any(callable(argument) for argument in (*args[1:], *kwargs.values())):
             raise InvalidInput("dynamic sparse training needs optimizer.step() without a closure")
         self.step += 1
@@ -103,8 +99,11 @@ class DynamicHandle(Handle):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
+        super()._before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        super()._after_step(optimizer)
+        self._expect()
         if self._method == "set" and self._updates_at(self.step):
             self._update(optimizer)
 
@@ -113,23 +112,27 @@ class DynamicHandle(Handle):
         self.updates += 1
         source = generator(self._seed, self.updates)
         fraction, entries = self._fraction(self.step), dict(self.mask)
+        parameters = dict(own_module(self._model).named_parameters())
         for name, kept in self.mask.items():
-            weight = self._model.get_parameter(name)
+            weight = parameters.get(name)
             # Drawn for every layer, so that what happens in one changes nothing for the next.
             ties = int(torch.randint(2**62, (), generator=source))
             random = torch.rand(kept.shape, dtype=torch.float64, generator=source)
+            if weight is None or weight.shape != kept.shape or not weight.requires_grad:
+                continue
             gain = random if self._method == "set" else weight.grad
             count = math.floor(fraction * int(kept.count_nonzero()))
-            if count and gain is not None and weight.requires_grad:
+            if count and gain is not None:
                 entries[name] = _moved(kept, weight, gain, count, ties)
                 _begin(weight, entries[name] & ~kept, optimizer)
         self._put(Mask(entries, self.mask.metadata))
-        self.apply()
 
     def _put(self, mask: Mask) -> None:
         self.mask = mask
-        # New tensors: copies of the model share the old ones.
-        self._removed = {name: ~entry.to(self._model.get_parameter(name).device) for name, entry in mask.items()}
+        for weight in self._weights.values():
+            weight.removed = ~mask[weight.entry]
+        self._met.clear()
+        self.apply()
 
 
 def _moved(kept: Tensor, weight: Tensor, gain: Tensor, count: int, seed: int) -> Tensor:
@@ -223,9 +226,8 @@ def attach(
     check_name("method of dynamic sparse training", method, METHODS)
     check_integer("steps", steps)
     check_options({"every": every, "fraction": fraction, "until": until})
-    model = own_module(model)
     if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
         raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
-    check_optimizer(model, mask, optimizer)
+    [inner] = check_optimizers(model, mask, [optimizer])
     drop = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
-    return DynamicHandle(model, mask, optimizer, method=method, every=every, fraction=drop, seed=seed)
+    return DynamicHandle(model, mask, inner, method=method, every=every, fraction=drop, seed=seed)

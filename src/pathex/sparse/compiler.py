@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pathex.compaction import read_channels
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer
 from pathex.graph import Graph, Node, trace
-from pathex.masks import Mask, make_permanent
+from pathex.masks import Mask, make_permanent, own_module
 from pathex.sparse.layers import Features, Reading
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def compile(
         raise InvalidInput("example_input must be a tensor of one image or more (N, C, H, W)")
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     with torch.inference_mode(False):
-        own = copy.deepcopy(model).to("cpu", torch.float32).eval()
+        own = copy.deepcopy(own_module(model)).to("cpu", torch.float32).eval()
         if mask is not None:
             make_permanent(own, mask)
         x = example_input.detach().to("cpu", torch.float32)
