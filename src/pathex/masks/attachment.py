@@ -26,6 +26,7 @@ class _Weight:
         self.leaf, self.entry, self.removed = leaf, entry, removed  # entry: name in the mask
         self.masks_gradient = True
         self.hooked: tuple[weakref.ref[Tensor], Any] | None = None
+        self.zeroed: tuple[weakref.ref[Tensor], int] | None = None  # a gradient, and its version then
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, _: object = None) -> None:
@@ -164,9 +165,12 @@ def _mask_gradient(known: "weakref.ref[_Weight]", parameter: Tensor) -> None:
 
 
 def _zero_gradient(weight: _Weight, parameter: Tensor) -> None:
-    gradient = parameter.grad
-    if gradient is not None and gradient.layout is torch.strided:  # others cannot be filled
+    gradient, known = parameter.grad, weight.zeroed
+    if gradient is None or gradient.layout is not torch.strided:  # which cannot be filled
+        return
+    if known is None or known[0]() is not gradient or known[1] != gradient._version:
         _fill_zeros(gradient, _place(weight.removed, gradient))
+        weight.zeroed = weakref.ref(gradient), gradient._version
 
 
 def _place(removed: Tensor, tensor: Tensor) -> Tensor:

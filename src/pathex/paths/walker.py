@@ -80,6 +80,8 @@ class _Walk(Linear):
 
     def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
         layers = self.walker.layers
+        if not x.numel():  # a layer without weights, where no walk goes
+            return super().weighed(node, x, argument, call, scale)
         if self.number == len(layers):
             layers.append(self._layer(node, x, argument, call))
         self.number += 1
@@ -155,7 +157,7 @@ class _Table:
     @classmethod
     def of(cls, rates: Tensor) -> "_Table":
         ends = rates.flatten().cumsum(0)
-        above = ends.view(rates.shape[0] * rates.shape[1], rates.shape[2] * rates.shape[3])[:, -1].clone()
+        above = ends.view(rates.shape[0] * rates.shape[1], -1)[:, -1].clone()
         return cls(rates.shape, ends, above, torch.cat([above.new_zeros(1), above[:-1]]))
 
     def take(self, arriving: Tensor, walks: int, source: torch.Generator) -> tuple[Tensor, ...]:
@@ -176,7 +178,7 @@ class _Table:
 def _drawn_from(shares: Tensor, walks: int, source: torch.Generator) -> Tensor:
     """``walks`` walks over units in proportion to their shares; systematic, so that whole numbers stay as they are."""
     ends = shares.cumsum(0)
-    if walks == 0 or not shares.sum() > 0:
+    if walks == 0 or not ends[-1] > 0:
         return torch.zeros(shares.shape, dtype=torch.long)
     marks = ends / ends[-1] * walks + torch.rand((), dtype=torch.float64, generator=source)
     return marks.floor().diff(prepend=torch.zeros(1, dtype=torch.float64)).long()
