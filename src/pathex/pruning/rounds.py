@@ -105,10 +105,8 @@ def prune(
             the sum of their scores for what they cost; as many as stay within the budget, one of each layer at least.
             `pathex.compact` takes them out. ``N:M``, such as ``2:4``: N of every M weights of neighbouring inputs, in
             layers whose inputs are a multiple of M; sparsity is ``1 - N/M``. Both need a global allocation.
-        rounding: ``exact``: a round keeps ``round(density N)``. ``released``: as many as in the code of the method's
-            authors, whose last bits count too (``N - int((1 - density) N)`` in the SynFlow family, ``int(density N)``
-            in FORCE); only of methods whose `Method.rounding` is known, one threshold for all weights and a fixed
-            schedule.
+        rounding: ``exact``: a round keeps ``round(density N)`` weights. ``released``: as many as the code released by
+            the method's authors, ``N - int((1 - density) N)`` or ``int(density N)`` (see `Method.rounding`).
         seed: Seed of whatever the method draws and of the order that breaks ties.
         memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
         strict: Whether a layer collapse is an error.

@@ -71,10 +71,10 @@ def read_rounding(rounding: str, method: str, released: str | None, given: Mappi
         return None
     if released is None:
         raise InvalidInput(f"rounding is 'released' with method {method!r}, which has no such rounding; allowed: exact")
-    fixed = "exponential" if read_schedule(str(given["schedule"]))[1] is not None else given["schedule"]
-    for name, value in {"allocation": "global", "count": "weights", "structure": "weights", "schedule": fixed}.items():
-        if given[name] != value:
-            raise InvalidInput(f"rounding='released' needs {name}={value!r}, not {given[name]!r}")
+    needs = {"allocation": ["global"], "count": ["weights"], "structure": ["weights"], "schedule": SCHEDULES[:2]}
+    for name, allowed in needs.items():
+        if given[name] not in allowed:
+            raise InvalidInput(f"rounding='released' needs {name}={' or '.join(allowed)}, not {given[name]!r}")
     return released
 
 

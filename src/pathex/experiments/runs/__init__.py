@@ -17,7 +17,7 @@ from pathex.experiments.runs.config import (
 if TYPE_CHECKING:
     from pathex.experiments.runs.folder import check_same, environment, finished_result, locked, write_json
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
-    from pathex.experiments.runs.runner import RunResult, run
+    from pathex.experiments.runs.runner import RunResult, run, settle_threads
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.experiments.runs.validation import check_config, check_ticket
 
@@ -45,6 +45,7 @@ __all__ = [
     "run_name",
     "save_ticket",
     "settings",
+    "settle_threads",
     "write_json",
 ]
 
@@ -52,7 +53,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("check_same", "environment", "finished_result", "locked", "write_json"), "folder"),
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
-    **dict.fromkeys(("RunResult", "run"), "runner"),
+    **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
     **dict.fromkeys(("check_config", "check_ticket"), "validation"),
 }

@@ -22,6 +22,7 @@ from pathex.experiments.runs.folder import (
     environment,
     finished_result,
     locked,
+    read_json,
     write_config,
     write_json,
 )
@@ -33,7 +34,7 @@ from pathex.experiments.runs.validation import check_config
 from pathex.masks import Handle, Mask, attach, bytes_on_disk, prunable_weights
 from pathex.pruning import dynamic
 from pathex.tasks import Task
-from pathex.train import Events, fabric, tracked
+from pathex.train import Events, check_machine, fabric, pace, tracked
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
         on_event("resumed", {"stage": "done"})
         on_event("done", {"result": result, "folder": str(folder)})
     return RunResult(folder, result)
+
+
+def settle_threads(config: RunConfig, threads: int | None = None) -> None:
+    """As many threads as the run was begun with, or these, or as many as pay; left alone on GPUs and in processes."""
+    check_config(config)
+    if config.devices == 1 and check_machine(config.device) == "cpu":
+        begun = Path(config.out) / run_name(config) / "environment.json"
+        torch.set_num_threads(read_json(begun)["threads"] if begun.exists() else threads or pace(True)[0])
 
 
 def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
