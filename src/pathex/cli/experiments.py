@@ -158,15 +158,13 @@ def _demo(config: DemoOptions) -> None:
     columns = ("method", "test accuracy", "kept weights", "density", "dead layers", "pruning", "training")
     shown, folders = table(*columns, right=len(columns) - 1), []
     with RunDisplay() as display:
-        if on_cpu := check_machine(config.device) == "cpu":
-            threads, step = pace(free)
+        threads, step = pace(free)
+        if check_machine(config.device) == "cpu":
             left = sum(finished_result(Path(each.out) / run_name(each)) is None for each in runs)
             minutes = left * config.epochs * _STEPS * step / 60
-            display.say(
-                f"about {minutes:.1f} minutes with {threads} thread{'s' * (threads > 1)} and what else runs now"
-            )
+            display.say(f"about {minutes:.1f} minutes, as busy as the machine is now; threads: {threads}")
         for each in runs:
-            if free and on_cpu:
+            if free:
                 settle_threads(each, threads)
             finished = run(each, on_event=display.of(each.method))
             folders.append(finished.folder)

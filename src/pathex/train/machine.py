@@ -1,10 +1,10 @@
 """Devices, precision and threads that a network is trained with, and weights spread over processes (FSDP 2)."""
 
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -50,24 +50,23 @@ def check_machine(
 
 def pace(free: bool) -> tuple[int, float]:
     """The number of threads that steps of training take least time with at the moment, and their seconds for one."""
-    # For about a second two convolutions of 64 images take turns, with 1, 2, 4, ... threads if the number is free. The
-    # first turn of each also makes its threads and kernels.
     most = torch.get_num_threads()
     numbers = sorted({min(2**power, most) for power in range(most.bit_length() + 1)}) if free else [most]
     images = torch.ones(64, 16, 28, 28).to(memory_format=torch.channels_last)
     weights = [torch.ones(16, 16, 3, 3, requires_grad=True) for _ in range(2)]
-    spent: dict[int, list[float]] = {number: [] for number in numbers}
-    began = time.perf_counter()
-    while len(spent[most]) < 2 or time.perf_counter() - began < 1:
-        for number, seconds in spent.items():
-            torch.set_num_threads(number)
-            started = time.perf_counter()
-            for _ in range(2):
-                inside = functional.batch_norm(functional.conv2d(images, weights[0]), None, None, training=True)
-                torch.autograd.grad(functional.conv2d(inside.relu(), weights[1]).sum(), weights)
-            seconds.append((time.perf_counter() - started) / 2)
+
+    def step() -> None:
+        inside = functional.batch_norm(functional.conv2d(images, weights[0]), None, None, training=True)
+        torch.autograd.grad(functional.conv2d(inside.relu(), weights[1]).sum(), weights)
+
+    def seconds(number: int) -> float:
+        torch.set_num_threads(number)
+        step()
+        return timeit(step, number=4) / 4
+
+    turns = [[seconds(number) for number in numbers] for _ in range(6)]
     torch.set_num_threads(most)
-    return min(((number, fmean(each[1:])) for number, each in spent.items()), key=lambda found: found[1])
+    return min(zip(numbers, map(fmean, zip(*turns, strict=True)), strict=True), key=lambda found: found[1])
 
 
 def fabric(device: str = "auto", precision: str = "32-true", *, devices: int = 1, strategy: str = "auto") -> Any:
