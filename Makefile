@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/installed ## Prune and train on the embedded images, show the table and the report (3 minutes on 2 idle cores)
+demo: $(VENV)/installed ## Prune and train on the embedded images, show the table and the report (3 to 4 minutes on 2 cores)
 	$(BIN)/pathex demo
 
 # One process a core, each with one thread; what a file shares is made once.

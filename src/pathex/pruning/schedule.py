@@ -58,7 +58,7 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
     if end > start:
         raise InvalidInput(f"the start mask keeps {start:.6f} of the weights, fewer than the {end:.6f} asked for")
     if name == "linear":
-        steps = [start + (end - start) * t / rounds for t in range(1, rounds)]
+        steps = [start - (start - end) * (t / rounds) for t in range(1, rounds)]
     else:
         steps = [start * (end / start) ** (t / rounds) for t in range(1, rounds)]
     return [*steps, end]
@@ -85,10 +85,8 @@ def counts(total: int, start: float, end: float, rounds: int, schedule: str, rou
     # Released code is given the density itself, not 1 - sparsity, and where products are whole numbers the last bit of
     # its own formulas decides: those of Synaptic-Flow (up) and FORCE (down).
     end, linear = min(round(end, 15), start), schedule == "linear"
-    parts = [t / rounds for t in range(1, rounds + 1)]
     if rounding == "up":
-        steps = [start - (start - end) * part if linear else start * (end / start) ** part for part in parts]
-        return [total - int((1.0 - density) * total) for density in steps]
+        return [total - int((1.0 - density) * total) for density in densities(start, end, rounds, schedule)]
     whole = start - end if linear else -np.log(end / start)
     falls = [t * whole / rounds for t in range(1, rounds + 1)]
     # At least one, where FORCE's code stops.
