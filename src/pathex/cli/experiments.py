@@ -111,7 +111,7 @@ REPORT = Command(
 )
 
 
-_STEPS = 640  # of `pathex.train.pace` in an epoch of the demonstration, with its share of everything else
+_STEPS = 800  # of `pathex.train.pace` in an epoch of the demonstration, with its share of everything else
 
 
 @dataclass(frozen=True)

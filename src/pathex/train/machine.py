@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import conv2d
 
 from pathex.distributed import in_one_piece, is_sharded
 from pathex.errors import InvalidInput, check_name
@@ -52,19 +52,15 @@ def pace(free: bool) -> tuple[int, float]:
     """The number of threads that steps of training take least time with at the moment, and their seconds for one."""
     most = torch.get_num_threads()
     numbers = sorted({min(2**power, most) for power in range(most.bit_length() + 1)}) if free else [most]
-    images = torch.ones(64, 16, 28, 28).to(memory_format=torch.channels_last)
-    weights = [torch.ones(16, 16, 3, 3, requires_grad=True) for _ in range(2)]
-
-    def step() -> None:
-        inside = functional.batch_norm(functional.conv2d(images, weights[0]), None, None, training=True)
-        torch.autograd.grad(functional.conv2d(inside.relu(), weights[1]).sum(), weights)
+    x = torch.ones(64, 16, 28, 28).to(memory_format=torch.channels_last)
+    v, w = (torch.ones(16, 16, 3, 3, requires_grad=True) for _ in range(2))
 
     def seconds(number: int) -> float:
         torch.set_num_threads(number)
-        step()
-        return timeit(step, number=4) / 4
+        return timeit(lambda: torch.autograd.grad(conv2d(conv2d(x, v).relu(), w).sum(), (v, w)), number=5) / 5
 
-    turns = [[seconds(number) for number in numbers] for _ in range(6)]
+    # The first turn of each also makes its threads and kernels.
+    turns = [[seconds(number) for number in numbers] for _ in range(7)][1:]
     torch.set_num_threads(most)
     return min(zip(numbers, map(fmean, zip(*turns, strict=True)), strict=True), key=lambda found: found[1])
 
