@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/installed ## Prune and train on the embedded images, show the table and the report (3 to 7 minutes on 2 cores)
+demo: $(VENV)/installed ## Prune and train on the embedded images, show the table and the report (3 to 4 minutes on 2 cores)
 	$(BIN)/pathex demo
 
 # One process a core, each with one thread; what a file shares is made once.
@@ -45,9 +45,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e .
+	@echo "pip installs into $(VENV) what is missing there. From PyPI, PyTorch for Linux comes with CUDA: 5.7 GB in all."
+	@echo "Smaller, for the CPU: $(BIN)/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+	@echo "beforehand, or VENV=FOLDER with an environment that has PyTorch."
+	$(BIN)/python -m pip install -e .
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@ $(VENV)/installed

@@ -1,5 +1,6 @@
 """``pathex run``, ``sweep``, ``report`` and ``demo``: one run, many, what they say, and all of it at once."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,27 @@ from typing import Literal
 
 from pathex.cli.parser import Command
 from pathex.errors import InvalidInput
-from pathex.experiments.runs import RunConfig
+from pathex.experiments.runs import RunConfig, run_name
 from pathex.experiments.sweep import SweepConfig
 
 
+def _threads_are_free() -> bool:
+    """Whether the number of threads is nobody's choice, by a variable or in a process that has used torch before."""
+    if "torch" in sys.modules or os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
+        return False
+    # A thread that spins while it waits takes the processor from those it waits for, where other programs run too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return True
+
+
 def _run(config: RunConfig) -> None:
+    free = _threads_are_free()
     from pathex.cli.console import RunDisplay
     from pathex.distributed import is_first_process
-    from pathex.experiments.runs import run
+    from pathex.experiments.runs import run, settle_threads
 
+    if free:
+        settle_threads(config)
     with RunDisplay() as display:
         result = run(config, on_event=display.of(config.method))
     if is_first_process():
@@ -107,6 +120,9 @@ REPORT = Command(
 )
 
 
+_STEPS = 800  # of `pathex.train.pace` in an epoch of the demonstration, with its share of everything else
+
+
 @dataclass(frozen=True)
 class DemoOptions:
     """Options of ``pathex demo``.
@@ -137,9 +153,11 @@ class DemoOptions:
 
 
 def _demo(config: DemoOptions) -> None:
+    free = _threads_are_free()
     from pathex.cli.console import RunDisplay, show, table
     from pathex.experiments.report import build
-    from pathex.experiments.runs import RunConfig, check_config, run
+    from pathex.experiments.runs import check_config, finished_result, run, settle_threads
+    from pathex.train import check_machine, pace
 
     shared = {name: value for name, value in vars(config).items() if name not in {"methods", "width", "out"}}
     shared |= {"model_options": {"width": config.width}, "out": str(Path(config.out) / "runs")}
@@ -149,7 +167,14 @@ def _demo(config: DemoOptions) -> None:
     columns = ("method", "test accuracy", "kept weights", "density", "dead layers", "pruning", "training")
     shown, folders = table(*columns, right=len(columns) - 1), []
     with RunDisplay() as display:
+        threads, step = pace(free)
+        if check_machine(config.device) == "cpu":
+            left = sum(finished_result(Path(each.out) / run_name(each)) is None for each in runs)
+            minutes = left * config.epochs * _STEPS * step / 60
+            display.say(f"about {minutes:.1f} minutes, as busy as the machine is now; threads: {threads}")
         for each in runs:
+            if free:
+                settle_threads(each, threads)
             finished = run(each, on_event=display.of(each.method))
             folders.append(finished.folder)
             result = finished.result

@@ -3,7 +3,7 @@
 from pathex.pruning import dynamic
 from pathex.pruning.allocation import ALLOCATIONS, Allocation, described, layer_densities, read_allocation
 from pathex.pruning.rounds import PruneResult, default_rounds, prune
-from pathex.pruning.schedule import ADAPTIVE, densities, read_schedule
+from pathex.pruning.schedule import ADAPTIVE, densities, read_rounding, read_schedule
 from pathex.pruning.scoring import score
 from pathex.pruning.updater import BUDGETS
 
@@ -20,6 +20,7 @@ __all__ = [
     "layer_densities",
     "prune",
     "read_allocation",
+    "read_rounding",
     "read_schedule",
     "score",
 ]

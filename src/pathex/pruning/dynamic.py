@@ -186,8 +186,8 @@ def attach(
     code; no parameter is trained by it. Gradients of removed weights exist for that step only, over all batches that
     were accumulated for it. Before the first step nothing moves (the released code updates there too).
 
-    SET: the update follows the step. The paper updates after every epoch with a constant fraction and draws values for
-    new weights; here the schedule and the zeros are those that the RigL paper compares it with.
+    SET: the update follows the step. The paper drops the same share of positive and of negative weights, after every
+    epoch, and draws values for new ones; here magnitudes, schedule and zeros are those of the RigL paper's comparison.
 
     Processes that train one network together need the same seed; gradients that are averaged over them and equal
     weights then give equal masks.

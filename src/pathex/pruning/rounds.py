@@ -21,6 +21,7 @@ from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.floors import Floors
+from pathex.pruning.schedule import read_rounding
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
 from pathex.pruning.structure import Blocks, Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
@@ -72,6 +73,7 @@ def prune(
     count: str = "weights",
     schedule: str = "exponential",
     structure: str = "weights",
+    rounding: str = "exact",
     seed: int = 0,
     memory: int | str | None = None,
     strict: bool = False,
@@ -111,6 +113,8 @@ def prune(
             the sum of their scores for what they cost; as many as stay within the budget, one of each layer at least.
             `pathex.compact` takes them out. ``N:M``, such as ``2:4``: N of every M weights of neighbouring inputs, in
             layers whose inputs are a multiple of M; sparsity is ``1 - N/M``. Both need a global allocation.
+        rounding: ``exact``: a round keeps ``round(density N)`` weights. ``released``: as many as the code released by
+            the method's authors, ``N - int((1 - density) N)`` or ``int(density N)`` (see `Method.rounding`).
         seed: Seed of whatever the method draws and of the order that breaks ties.
         memory: Budget of scoring in bytes or as text such as ``2GiB``, beside the model; results do not depend on it.
         strict: Whether a layer collapse is an error.
@@ -143,6 +147,8 @@ def prune(
         allocation, output = read_allocation(allocation), options.get("output")
         given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
         blocks = read_structure(structure, sparsity, given)
+        given |= {"structure": structure, "schedule": schedule}
+        released = read_rounding(rounding, name_of(method), getattr(found, "rounding", None), given)
         chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         problem, left = problem_of(
             model, found, options, data, mask, blocks, strict=strict, processes=processes, **chosen
@@ -166,10 +172,12 @@ def prune(
             costs=_costs(problem, count, output),
             structure=shape,
             size=partial(bytes_on_disk, problem.prunable) if count == "bytes" and shape is None else None,
+            rounding=released,
         )
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
         how |= {} if shape is None else {"structure": structure}
+        how |= {} if released is None else {"rounding": rounding}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         kept = freed_memory_kept() if memory is None else contextlib.nullcontext()
         with kept, _bar(progress and processes.rank == 0, len(updater.densities)) as advance:

@@ -1,8 +1,10 @@
-"""How density falls from round to round."""
+"""How density falls from round to round, and the weights that are kept at a density."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from pathex.errors import InvalidInput, UnknownName, check_integer
+import numpy as np
+
+from pathex.errors import InvalidInput, UnknownName, check_integer, check_name
 
 ADAPTIVE = "adaptive"
 SCHEDULES = ("exponential", "linear", ADAPTIVE)
@@ -56,10 +58,39 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
     if end > start:
         raise InvalidInput(f"the start mask keeps {start:.6f} of the weights, fewer than the {end:.6f} asked for")
     if name == "linear":
-        steps = [start + (end - start) * t / rounds for t in range(1, rounds)]
+        steps = [start - (start - end) * (t / rounds) for t in range(1, rounds)]
     else:
         steps = [start * (end / start) ** (t / rounds) for t in range(1, rounds)]
     return [*steps, end]
+
+
+def read_rounding(rounding: str, method: str, released: str | None, given: Mapping[str, object]) -> str | None:
+    """How kept weights are rounded, `released` or None for exactly; `InvalidInput` if something given forbids it."""
+    check_name("rounding", rounding, ("exact", "released"))
+    if rounding == "exact":
+        return None
+    if released is None:
+        raise InvalidInput(f"rounding is 'released' with method {method!r}, which has no such rounding; allowed: exact")
+    needs = {"allocation": ["global"], "count": ["weights"], "structure": ["weights"], "schedule": SCHEDULES[:2]}
+    for name, allowed in needs.items():
+        if given[name] not in allowed:
+            raise InvalidInput(f"rounding='released' needs {name}={' or '.join(allowed)}, not {given[name]!r}")
+    return released
+
+
+def counts(total: int, start: float, end: float, rounds: int, schedule: str, rounding: str | None = None) -> list[int]:
+    """Weights kept after each planned round: the nearest number, or by the arithmetic of released code."""
+    if rounding is None:
+        return [round(density * total) for density in densities(start, end, rounds, schedule)]
+    # Released code is given the density itself, not 1 - sparsity, and where products are whole numbers the last bit of
+    # its own formulas decides: those of Synaptic-Flow (up) and FORCE (down).
+    end, linear = min(round(end, 15), start), schedule == "linear"
+    if rounding == "up":
+        return [total - int((1.0 - density) * total) for density in densities(start, end, rounds, schedule)]
+    whole = start - end if linear else -np.log(end / start)
+    falls = [t * whole / rounds for t in range(1, rounds + 1)]
+    # At least one, where FORCE's code stops.
+    return [max(1, int(total * (start - fall if linear else start * np.exp(-fall)))) for fall in falls]
 
 
 def next_step(last: int, left: int, tolerance: float, error: Callable[[int], float]) -> int:

@@ -47,6 +47,7 @@ class RoundUpdater:
     costs: Mapping[str, int] | None = None
     structure: Channels | Blocks | None = None
     size: Callable[..., int] | None = None  # bytes of a file of what a mask keeps, or of all; in place of costs
+    rounding: str | None = None  # see `schedules.counts`
 
     def __post_init__(self) -> None:
         check_name("budget", self.budget, BUDGETS)
@@ -77,7 +78,10 @@ class RoundUpdater:
         secured = sum(self._least(self.start).values())
         if secured > self.kept:
             raise InvalidInput(f"min_per_layer secures {secured} weights but only {self.kept} are to be kept")
-        self.densities = self._steps(begin / self.total, min(self.density, begin / self.total))
+        whole = begin / self.total, min(self.density, begin / self.total)
+        self.densities = self._steps(*whole)
+        self.planned = schedules.counts(self.total, *whole, self.rounds, self._name, self.rounding)
+        self.kept = self.kept if self.rounding is None else self.planned[-1]
         self.final = None if self.allocation == "global" else self._final(limits)
         if self.final is not None:
             # Half a weight stands for none, which an exponential fall never reaches.
@@ -181,7 +185,7 @@ class RoundUpdater:
         return partial(keep_best, allowed=allowed, count=count, seed=seed, at_least=least)
 
     def _kept(self, number: int) -> int:
-        return self.kept if number == self.rounds else round(self.densities[number - 1] * self.total)
+        return self.kept if number == self.rounds else self.planned[number - 1]
 
     def _least(self, allowed: Mask) -> dict[str, int]:
         return {name: min(self.min_per_layer, kept) for name, kept in _kept_by_layer(allowed).items()}

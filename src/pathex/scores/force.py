@@ -26,6 +26,7 @@ class Force(LossMethod):
     )
     equation = "S_j = |theta_j (dL/dtheta_j at c theta)|, c the mask of the round before, theta_j not masked"
     rounds = 60
+    rounding = "down"
     revives = True
     beside = 20
 

@@ -24,6 +24,7 @@ class IterativeSnip(LossMethod):
     )
     equation = "S_j = |theta_j dL/dtheta_j| at the masked weights, L the mean cross-entropy"
     rounds = 60
+    rounding = "down"
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
         return connection_sensitivity(self.reader(problem))

@@ -31,6 +31,8 @@ class Method(ABC):
         equation: The score of one weight.
         needs: What it reads of the data: ``nothing`` (their shape only), ``images`` or ``labels``.
         rounds: Published number of rounds.
+        rounding: How the released code rounds the number of kept weights in each round: ``up`` or ``down``; None: not
+            known to do either.
         floor: Share of the network's density that the method keeps in every layer on a path, and in each of its parts
             that plays a role of its own (query, key, gate), together with a path through it; 0: none.
         paths: Whether it reads paths, so that weights on none of them have no score.
@@ -45,6 +47,7 @@ class Method(ABC):
     equation: ClassVar[str]
     needs: ClassVar[Literal["nothing", "images", "labels"]] = "nothing"
     rounds: ClassVar[int] = 1
+    rounding: ClassVar[Literal["up", "down"] | None] = None
     floor: ClassVar[float] = 0.0
     paths: ClassVar[bool] = False
     revives: ClassVar[bool] = False

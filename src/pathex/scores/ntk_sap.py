@@ -153,6 +153,7 @@ class NtkSap(ModelMethod):
         "delta ~ N(0, epsilon^2), weights theta and inputs x_n ~ N(0, 1) drawn each round"
     )
     rounds = 100
+    rounding = "up"
     beside = 36
 
     inputs: Inputs = "normal"

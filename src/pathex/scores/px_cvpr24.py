@@ -89,6 +89,7 @@ class PXCvpr24(Method):
     equation = "|g_j| |theta_j|^5, g = dR/d(theta^2), R = sum_{n,k} z1_{n,k} z2_{n,k}"
     needs = "images"
     rounds = 100
+    rounding = "up"
 
     squared_norms: Globs = ()
     output: Output = None

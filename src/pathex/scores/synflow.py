@@ -52,6 +52,7 @@ class SynFlow(PathMethod):
     )
     equation = "S_j = |theta_j| dR/d|theta_j|, R = sum_k f_k(1; |theta|)"
     rounds = 100
+    rounding = "up"
     piecewise_linear = True
 
     shifts: Literal["dropped", "released"] = "dropped"

@@ -2,7 +2,7 @@
 
 from pathex.train.feed import Feed, check_share, cut_batches, epoch_generator, epoch_seed, share_of
 from pathex.train.loop import TrainingDiverged, evaluate, fit, load_checkpoint, memory_format, save_checkpoint
-from pathex.train.machine import PRECISIONS, check_machine, fabric
+from pathex.train.machine import PRECISIONS, check_machine, fabric, pace
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
 from pathex.train.trackers import check_logger, tracked
 
@@ -26,6 +26,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "memory_format",
+    "pace",
     "save_checkpoint",
     "share_of",
     "tracked",

@@ -1,12 +1,15 @@
-"""The devices and the precision that a network is trained with, and weights spread over processes (FSDP 2)."""
+"""Devices, precision and threads that a network is trained with, and weights spread over processes (FSDP 2)."""
 
 import os
 from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean
+from timeit import timeit
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from pathex.distributed import in_one_piece, is_sharded
 from pathex.errors import InvalidInput, check_name
@@ -43,6 +46,23 @@ def check_machine(
     if sync_batchnorm and accelerator == "cpu":
         raise InvalidInput("sync_batchnorm is True on the CPU, which has none; allowed: False")
     return accelerator
+
+
+def pace(free: bool) -> tuple[int, float]:
+    """The number of threads that steps of training take least time with at the moment, and their seconds for one."""
+    most = torch.get_num_threads()
+    numbers = sorted({min(2**power, most) for power in range(most.bit_length() + 1)}) if free else [most]
+    x = torch.ones(64, 16, 28, 28).to(memory_format=torch.channels_last)
+    v, w = (torch.ones(16, 16, 3, 3, requires_grad=True) for _ in range(2))
+
+    def seconds(number: int) -> float:
+        torch.set_num_threads(number)
+        return timeit(lambda: torch.autograd.grad(conv2d(conv2d(x, v).relu(), w).sum(), (v, w)), number=5) / 5
+
+    # The first turn of each also makes its threads and kernels.
+    turns = [[seconds(number) for number in numbers] for _ in range(7)][1:]
+    torch.set_num_threads(most)
+    return min(zip(numbers, map(fmean, zip(*turns, strict=True)), strict=True), key=lambda found: found[1])
 
 
 def fabric(device: str = "auto", precision: str = "32-true", *, devices: int = 1, strategy: str = "auto") -> Any:

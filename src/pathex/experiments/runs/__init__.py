@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathex.experiments.runs.folder import environment, finished_result, locked, write_json
     from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
-    from pathex.experiments.runs.runner import RunResult, run
+    from pathex.experiments.runs.runner import RunResult, run, settle_threads
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.experiments.runs.validation import check_config, check_ticket
 
@@ -46,6 +46,7 @@ __all__ = [
     "run_name",
     "save_ticket",
     "settings",
+    "settle_threads",
     "write_json",
 ]
 
@@ -54,7 +55,7 @@ _HOME = {
     **dict.fromkeys(("environment", "finished_result", "locked", "write_json"), "folder"),
     "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
-    **dict.fromkeys(("RunResult", "run"), "runner"),
+    **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
     **dict.fromkeys(("check_config", "check_ticket"), "validation"),
 }

@@ -16,7 +16,15 @@ from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
-from pathex.experiments.runs.folder import Journal, environment, finished_result, locked, write_config, write_json
+from pathex.experiments.runs.folder import (
+    Journal,
+    environment,
+    finished_result,
+    locked,
+    read_json,
+    write_config,
+    write_json,
+)
 from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, inputs
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
@@ -26,7 +34,7 @@ from pathex.experiments.runs.validation import check_config
 from pathex.masks import Handle, Mask, attach, bytes_on_disk, prunable_weights
 from pathex.pruning import dynamic
 from pathex.tasks import Task
-from pathex.train import Events, fabric, tracked
+from pathex.train import Events, check_machine, fabric, pace, tracked
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,14 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
         on_event("resumed", {"stage": "done"})
         on_event("done", {"result": result, "folder": str(folder)})
     return RunResult(folder, result)
+
+
+def settle_threads(config: RunConfig, threads: int | None = None) -> None:
+    """As many threads as the run was begun with, or these, or as many as pay; left alone on GPUs and in processes."""
+    check_config(config)
+    if config.devices == 1 and check_machine(config.device) == "cpu":
+        begun = Path(config.out) / run_name(config) / "environment.json"
+        torch.set_num_threads(read_json(begun)["threads"] if begun.exists() else threads or pace(True)[0])
 
 
 def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:

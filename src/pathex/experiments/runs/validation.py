@@ -15,7 +15,7 @@ from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
 from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.experiments.runs.tickets import OWN_ZEROS
-from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_schedule
+from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, read_schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
@@ -90,8 +90,9 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     check_machine(config.device)
     kind(config.task, config.data)
     scores.parse_memory(config.memory)
-    if config.method not in (*DENSE, *TRAINED):
-        scores.resolve(config.method, config.method_options)
+    found = None if config.method in others else scores.resolve(config.method, config.method_options)
+    if config.method not in DENSE:
+        read_rounding(config.rounding, config.method, getattr(found, "rounding", None), vars(config))
     models.describe(config.model)
     if models.is_foreign(config.model):
         import_callable("model", config.model)
