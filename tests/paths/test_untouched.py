@@ -101,6 +101,26 @@ def test_training_flags_and_attributes_come_back_one_by_one(fails):
     assert switch.kept is kept and switch.removed is None and switch.calls == 0
 
 
+def test_hooks_that_a_forward_pass_installs_once_are_taken_away_with_the_note_that_they_are_there():
+    seen = []
+
+    def forward(net, x):
+        if not getattr(net, "installed", False):  # as transformers does to record hidden states
+            net.installed = True
+            net.fc.register_forward_hook(lambda *_: seen.append(1))
+            net.fc.register_forward_pre_hook(lambda module, args: None)
+        return net.fc(x)
+
+    model, x = Wired(forward, fc=nn.Linear(3, 2)), torch.randn(4, 3)
+    own = model.fc.register_forward_hook(lambda *_: None)
+    with unchanged(model):
+        pathex.prune(model, "px", sparsity=0.5, data=x, rounds=2)
+        pathex.prune(model, "snip", sparsity=0.5, data=(x, torch.zeros(4, dtype=torch.long)))
+    seen.clear()
+    model(x), model(x)
+    assert len(seen) == 2 and own.id in model.fc._forward_hooks
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("training", [False, True])
 def test_flags_of_scripted_modules_come_back(training):
