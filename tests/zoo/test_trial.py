@@ -64,7 +64,12 @@ TRIALS = {
     "parameter": (replace_parameter, _magnitudes, "error", LEFT + "parameters"),
     "gradient": (WITH_GRADIENT, _magnitudes, "error", LEFT + "parameters"),
     "flag": (lambda problem: weight(problem).requires_grad_(False), _magnitudes, "error", LEFT + "parameters"),
-    "hook": (lambda p: p.model.register_state_dict_pre_hook(lambda *_: None), _magnitudes, "error", LEFT + "hooks"),
+    "hook": (
+        lambda p: p.model.register_load_state_dict_post_hook(lambda *_: None),
+        _magnitudes,
+        "error",
+        LEFT + "hooks",
+    ),
     "python": (lambda _: random.random(), _magnitudes, "error", LEFT + "generators"),
     "numpy": (lambda _: np.random.random(), _magnitudes, "error", LEFT + "generators"),  # noqa: NPY002
     "mode": (lambda _: torch.set_default_dtype(torch.float64), _magnitudes, "error", LEFT + "modes"),
