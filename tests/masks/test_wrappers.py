@@ -155,3 +155,19 @@ def test_one_prefix_too_much_is_taken_off(prefix, tmp_path):
     assert not pathex.models.load_weights(nested(), tmp_path / "w.ckpt").missing
     with refused(r"they lack 0\.0\.weight"):  # of two networks none is chosen
         from_zeros({f"{name}.{key}": tensor for name in "ab" for key, tensor in model.state_dict().items()}, nested())
+
+
+def test_a_module_selects_itself_in_the_view_of_a_network_with_wrapped_parts():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.inner(super().forward(x))
+
+    model = nn.Sequential(Scaled(), nn.Linear(4, 2))
+    model[0].inner = compiled(model[0].inner)
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=torch.ones(1, 4), ignore=[model[0]]).mask
+    assert list(mask) == ["1.weight"]
+    assert "0.weight" in pathex.prune(model, "magnitude", sparsity=0.5, data=torch.ones(1, 4), ignore=[model[1]]).mask

@@ -199,7 +199,10 @@ def _selects(selector: Any, path: str, module: nn.Module) -> bool:
     if isinstance(selector, type):
         return isinstance(module, selector)
     if isinstance(selector, nn.Module):
-        return any(module is part for part in selector.modules())
+        # A view of a network with wrapped parts has copies of its modules, with the same tensors.
+        return any(
+            vars(module).get("_parameters") is vars(part).get("_parameters", part) for part in selector.modules()
+        )
     raise InvalidInput(f"a selector is a glob, a module class or a module, not {_shown(selector)}")
 
 
