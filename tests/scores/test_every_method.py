@@ -42,7 +42,7 @@ def test_delivery_and_memory_play_no_part(variant, calibration, model, images):
         assert_close(score((x, y), memory=memory), whole)
 
 
-@pytest.mark.parametrize("method", ["px", *LOSSES])
+@pytest.mark.parametrize("method", pathex.methods())
 def test_inside_no_grad_inference_mode_and_autocast(method, model, images):
     y = torch.arange(12) % 3
     expected = pathex.score(model, method, (images, y))

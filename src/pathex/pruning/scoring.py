@@ -226,7 +226,7 @@ def agreed(problem: Problem, method: str, options: Mapping[str, Any], **how: obj
 def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
     """The scores of a problem, checked, the same in all processes."""
     with problem.processes.barrier():
-        with untouched(problem.model):
+        with untouched(problem.model), torch.enable_grad():  # whatever the caller is in
             seed = generator(problem.seed, problem.round, _FORWARD).initial_seed()
             torch.default_generator.manual_seed(seed)
             if problem.device.type == "cuda":
