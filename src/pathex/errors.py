@@ -69,7 +69,7 @@ class UnknownName(InvalidInput):
 
     def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
         names = sorted(allowed)
-        close = difflib.get_close_matches(str(name), names, n=1)
+        close = difflib.get_close_matches(str(name), names, n=1) or [n for n in names if n.lower() == str(name).lower()]
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
 

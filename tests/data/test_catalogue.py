@@ -76,6 +76,19 @@ def test_a_download_that_fails_leaves_no_folder(monkeypatch, tmp_path, begun, le
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
 
 
+def test_a_path_without_its_form_is_told_how_to_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "images.npz").touch()
+    for name, form in (("photos", "imagefolder:photos"), ("images.npz", "npz:images.npz")):
+        with refused(f"unknown data '{name}': a path stands behind its form, such as '{form}'"):
+            data.load(name)
+    with refused("unknown data ''"):
+        data.load("")
+    with refused("unknown data 'aaa"):
+        data.load("a" * 5000)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pathex
 from brute_force.cases import Wired, perceptron
+from pathex.analysis import warn_of_collapse
 from pathex.errors import InvalidInput, LayerCollapse
 from pathex.models import CifarResNet
 from pathex.paths import connectivity
@@ -160,7 +162,9 @@ def test_a_collapsed_layer_warns_or_raises():
     model = perceptron(3, 6, 2)
     scores = {"0.weight": torch.ones(6, 3), "2.weight": torch.zeros(2, 6)}
     arguments = {"sparsity": 0.5, "data": torch.randn(2, 3)}
-    with pytest.warns(LayerCollapse, match=r"lost every weight on every path: 0\.weight, 2\.weight"):
+    with pytest.raises(LayerCollapse, match=r"^1 layer lost every weight on every path: fc$"):
+        warn_of_collapse(SimpleNamespace(dead_layers=["fc"]), strict=True)
+    with pytest.warns(LayerCollapse, match=r"^2 layers lost every weight on every path: 0\.weight, 2\.weight"):
         result = pathex.prune(model, lambda m, b, k: scores, **arguments)
     assert result.history[-1]["emptied"] == ["2.weight"] and result.report.dead_layers == ["0.weight", "2.weight"]
     with pytest.raises(LayerCollapse, match=r"2\.weight"):

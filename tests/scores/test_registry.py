@@ -132,6 +132,7 @@ NOWHERE, ABSENT = "nowhere.at.all:scorer", f"{__name__}:absent"
         (lambda: scored(ABSENT), f"method '{ABSENT}'.*has no callable 'absent'"),
         (lambda: scored(":scorer"), "method ':scorer'.*not of the form package.module:name"),
         (lambda: scored("synflw"), HINT),
+        (lambda: scored("PX"), r"unknown method 'PX'. Did you mean 'px'\?"),
         (lambda: pathex.methods("synflw"), HINT),
     ],
 )

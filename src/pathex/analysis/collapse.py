@@ -89,7 +89,8 @@ def _connected(model: nn.Module, mask: Mask, images: Images, output: str | int |
 def warn_of_collapse(report: PruneReport, strict: bool) -> None:
     """Say that layers died; with ``strict``, as an error."""
     if report.dead_layers:
-        message = f"{len(report.dead_layers)} layers lost every weight on every path: {listed(report.dead_layers)}"
+        number = len(report.dead_layers)
+        message = f"{number} layer{'s' * (number > 1)} lost every weight on every path: {listed(report.dead_layers)}"
         if strict:
             raise LayerCollapse(message)
         warnings.warn(LayerCollapse(message), stacklevel=3)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -119,5 +120,10 @@ def _own_options(loader: Callable[..., Any]) -> list[str]:
 def _entry(name: str) -> Entry:
     form, colon, _ = name.partition(":")
     if form not in DATASETS or (DATASETS[form].place is not None) != bool(colon):
+        there = ""
+        with suppress(OSError, ValueError):  # a text that can be no path
+            there = "imagefolder" if Path(name).is_dir() else "npz" * Path(name).is_file()
+        if name and there:
+            raise InvalidInput(f"unknown data {name!r}: a path stands behind its form, such as '{there}:{name}'")
         raise UnknownName("data", name, names())
     return DATASETS[form]

@@ -116,6 +116,20 @@ def test_runs_of_other_settings_are_not_compared(make_run, changes):
     assert "nothing to compare with" in alone and "points above" not in alone
 
 
+def test_runs_of_changed_code_are_told_apart_and_those_of_other_methods_are_compared_with_both(make_run):
+    folders = [make_run(method, seed=seed) for method in ("mine:score", "px") for seed in (0, 1)]
+    for folder, digest in zip(folders[:2], ("0123456789", "abcdef0123"), strict=True):
+        (folder / "inputs.json").write_text(json.dumps({"module 'mine'": digest, "data 'x'": digest}), encoding="utf-8")
+    table = table_of(*folders)
+    assert set(table["series"]) == {"mine:score (module 'mine'=01234567)", "mine:score (module 'mine'=abcdef01)", "px"}
+    assert "mine:score" in headline(table) and "nothing to compare with" not in headline(table)
+    of_model = [make_run("px", seed=seed, model="mine:net") for seed in (0, 1)]
+    for folder, digest in zip(of_model, ("0123456789", "abcdef0123"), strict=True):
+        (folder / "inputs.json").write_text(json.dumps({"module 'mine'": digest}), encoding="utf-8")
+    assert set(table_of(*of_model)["series"]) == {"px (module 'mine'=01234567)", "px (module 'mine'=abcdef01)"}
+    assert "nothing to compare with" in headline(table_of(*of_model))
+
+
 @pytest.mark.parametrize(("classes", "chance"), [(["a", "b"], 0.5), (list("abcd"), 0.25), (None, None)])
 def test_chance_is_a_constant_guess(make_run, classes, chance):
     folder = make_run("px", 0.9, **({} if classes is None else {"classes": classes}))

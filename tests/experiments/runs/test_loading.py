@@ -64,12 +64,14 @@ def test_a_network_of_ones_own_code_is_given_and_what_is_no_finished_run_is_refu
             pathex.load_run(own, factory)
     with refused("no such folder"):
         pathex.load_run(tmp_path / "nowhere")
+    with refused("is no folder of a run: it holds no config.yaml$"):
+        pathex.load_run(own.parent)
     folder = shutil.copytree(runs["plain"].folder, tmp_path / "copy")
     transfer = json.dumps(runs["plain"].result | {"tasks": []})
     for name, content, message in (
         ("result.json", transfer, "task 'transfer', which has a network for each of its targets"),
         ("result.json", None, "is not finished"),
-        ("config.yaml", None, r"config\.yaml cannot be read"),
+        ("config.yaml", None, r"holds no config\.yaml"),
     ):
         spoil(folder / name, content)
         with refused(message):

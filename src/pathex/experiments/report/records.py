@@ -18,6 +18,7 @@ _RESULT = "result.json"
 _CONFIG = "config.yaml"
 _FAILED = "failed.json"
 _ENVIRONMENT = "environment.json"
+_INPUTS = "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class RunRecord:
     environment: Mapping[str, Any]  # dotted names too
     epochs: Sequence[Mapping[str, Any]]
     layers: Mapping[str, tuple[int, int]]  # kept and all weights of each pruned parameter
+    code: Mapping[str, str]  # the user's modules of scorer and model, such as ``module 'mine'``, to their digests
 
     @property
     def method(self) -> str:
@@ -130,7 +132,8 @@ def _read(folder: Path) -> RunRecord:
         raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = _read_json(folder / _RESULT)
     _check_result(result)
-    environment, mask = folder / _ENVIRONMENT, folder / "mask.safetensors"
+    environment, mask, inputs = folder / _ENVIRONMENT, folder / "mask.safetensors", folder / _INPUTS
+    made_from = _read_json(inputs) if inputs.exists() else {}
     return RunRecord(
         folder=folder,
         config=config,
@@ -138,6 +141,7 @@ def _read(folder: Path) -> RunRecord:
         environment=_flat(_read_json(environment)) if environment.exists() else {},
         epochs=epochs,
         layers=_parse(mask, lambda: dict(Mask.load(mask).counts())) if mask.exists() else {},
+        code={name: str(digest) for name, digest in made_from.items() if name.startswith("module ")},
     )
 
 

@@ -25,8 +25,8 @@ def series_settings(record: RunRecord, records: Sequence[RunRecord], without: Se
     """What tells this run's series from others of its method in the experiment, without some groups of settings."""
     panel = [peer for peer in records if peer.experiment == record.experiment]
     shown = []
-    for name in (*record.config, "from"):
-        value, group = _value(record, name), _group(name)
+    for name in (*record.config, "from", *record.code):
+        value, group = _value(record, name), _group(name, record)
         if group in without or not _counts(name, record) or value == EARLIER.get(name):
             continue
         of_method = [peer for peer in panel if group not in OF_METHOD or peer.method == record.method]
@@ -35,12 +35,20 @@ def series_settings(record: RunRecord, records: Sequence[RunRecord], without: Se
     return ", ".join(sorted(shown))
 
 
-def _group(name: str) -> str:
+def _group(name: str, record: RunRecord | None = None) -> str:
+    if record and name in record.code and ":" in record.method and name != f"module {_module(record)!r}":
+        return "method_options"  # the code of a scorer is its method's
     return name.partition(".")[0]
+
+
+def _module(record: RunRecord) -> str:
+    return str(record.config["model"]).partition(":")[0]
 
 
 def _counts(name: str, record: RunRecord) -> bool:
     """Whether a setting decides numbers of the run and is no column of the tables by itself."""
+    if name.startswith("module "):
+        return name in record.code
     without = WITHOUT_EFFECT.get(record.method, ())
     return _group(name) not in _COLUMNS | _WITHOUT_EFFECT | {*without}
 
@@ -48,6 +56,8 @@ def _counts(name: str, record: RunRecord) -> bool:
 def _value(record: RunRecord, name: str) -> Any:
     if name == "from":  # the scorer whose mask a dynamic method starts from
         return record.config["method"] if record.dynamic else None
+    if name in record.code:
+        return record.code[name][:8]
     return record.config.get(name, EARLIER.get(name))
 
 

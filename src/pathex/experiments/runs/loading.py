@@ -62,6 +62,8 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
     folder = Path(folder)
     if not folder.is_dir():
         raise InvalidInput(f"no such folder: {folder}")
+    if not (folder / "config.yaml").exists():
+        raise InvalidInput(f"{folder} is no folder of a run: it holds no config.yaml")
     config, result = read_config(folder), finished_result(folder)
     if result is None:
         raise InvalidInput(f"the run in {folder} is not finished; the same command of pathex run goes on with it")
@@ -91,7 +93,9 @@ def build_network(
     if model is not None:
         return models.from_factory(name, model, classes, channels, options)
     if models.is_foreign(name):
-        raise InvalidInput(f"the network is {name!r}, which nothing imports for a file: give its factory (model=)")
+        raise InvalidInput(
+            f"the network is {name!r}, which nothing imports for a file: give its factory (model=, --model)"
+        )
     return models.create(name, classes, channels, **options)
 
 
