@@ -8,6 +8,7 @@ import numbers
 import pkgutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_integer",
     "check_name",
     "import_callable",
+    "importing",
     "listed",
     "reason",
     "refusing",
@@ -127,11 +129,29 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def import_callable(kind: str, name: str) -> Callable[..., Any]:
-    """What ``package.module:name`` points to (the name may have dots); ``kind`` is for error messages."""
+_TRUSTED: ContextVar[Callable[[str], bool] | None] = ContextVar("trusted", default=None)
+
+
+@contextmanager
+def importing(trusted: Callable[[str], bool]) -> Iterator[None]:
+    """Within the block, `import_callable` imports nothing but names that ``trusted`` tells are."""
+    token = _TRUSTED.set(trusted)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[..., Any]:
+    """What ``package.module:name`` (it may have dots) of the caller or a file points to; ``kind`` is for messages."""
     module, _, attribute = name.partition(":")
     if not module:
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name")
+    trusted = _TRUSTED.get()
+    if not (given if trusted is None else trusted(name)):
+        raise InvalidInput(
+            f"{kind} {name!r} comes from a file, and importing it runs its code: if you trust the file, --trust-code"
+        )
     try:
         found: Any = pkgutil.resolve_name(name)
     except ValueError as error:

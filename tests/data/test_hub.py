@@ -173,3 +173,19 @@ def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with refused(r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
         load("hf:uoft-cs/cifar10")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{tmp_path}/secret.png", "there.png", "link.png"])
+def test_rows_name_files_of_the_data_set_alone(name, tmp_path):
+    folder, named = tmp_path / "named", name.format(tmp_path=tmp_path)
+    images = [{"bytes": None, "path": named}] * 3
+    for part in ("train", "test"):
+        parquet(folder, part, [0, 1, 2], images)
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "secret.png")
+    Image.new("RGB", (8, 8), (7, 0, 0)).save(folder / "there.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")  # made by whoever owns the folder
+    if "secret" in name:
+        with refused(f"{named}' is named, which is not below '{folder}'"):
+            load(f"hf:{folder}", verify=True)
+    else:
+        assert load(f"hf:{folder}").train.data[0, 0, 0, 0] == (7 if name == "there.png" else 9)

@@ -44,13 +44,14 @@ def load_network(options: NetworkOptions, command: str) -> "tuple[nn.Module, Ten
     import torch
 
     from pathex import models
-    from pathex.experiments.runs import load_run
+    from pathex.experiments.runs import check_options, load_run
     from pathex.masks import make_permanent, read_mask
 
     if options.run is None and options.model is None:
         raise InvalidInput(
             f"no network given; for instance: pathex {command} RUN-FOLDER, or pathex {command} --model resnet20"
         )
+    check_options("model_options", options.model_options)
     size, channels = options.image_size, options.in_channels
     if options.run is not None:
         if options.weights is not None or options.mask is not None or options.model_options:

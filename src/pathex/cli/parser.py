@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pathex import __version__
-from pathex.errors import InvalidInput, UnknownName, check_name
+from pathex.errors import InvalidInput, UnknownName, check_name, refusing
 from pathex.experiments.runs import allowed_values
 
 
@@ -67,7 +67,27 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         raise InvalidInput(" ".join(str(error).split())) from None
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}
+    for key, value in values.items():
+        for text in _texts(value):
+            _check_text(f"--{key.replace('_', '-')}", text)
     return name, commands[name].options(**values)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+        yield from (text for part in parts for text in _texts(part))
+
+
+def _check_text(option: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidInput(f"{option} is {text!r}; allowed: text without NUL")
+    for place in (text, text.partition(":")[2]):
+        with refusing(f"{option} is {text!r}: {{}}", RuntimeError):
+            Path(place).expanduser()
 
 
 def _underscored(word: str) -> str:
@@ -145,7 +165,7 @@ def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
             usage=f"pathex {name}{place} [--option value ...]",
             description=command.description or command.purpose,
             epilog="Names of options take hyphens or underscores alike; values are read as YAML. Options of a method "
-            "are --method.NAME: pathex methods METHOD tells them.",
+            "are --method.NAME: pathex methods METHOD tells them. --trust-code imports code that a file names.",
             exit_on_error=False,
         )
         sub.command = command

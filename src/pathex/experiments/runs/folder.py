@@ -4,11 +4,11 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -18,6 +18,10 @@ from pathex.experiments.runs.config import RunConfig
 from pathex.masks import replacing
 from pathex.train import Events
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
 
 
@@ -31,6 +35,14 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON-lines file in one step."""
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def without_formulas(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """A table whose texts no spreadsheet computes: an apostrophe is put before those that begin like a formula."""
+    written = frame.copy()
+    for name in written.select_dtypes(exclude=["number", "bool"]):
+        written[name] = written[name].map(lambda cell: f"'{cell}" if str(cell).startswith(_FORMULA) else cell)
+    return written
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,7 +105,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None:
-            self.note(f"stopped by {kind.__name__}: {error}")
+            with suppress(OSError):  # a full disk may be why
+                self.note(f"stopped by {kind.__name__}: {error}")
 
     def note(self, message: str) -> None:
         """Log a line."""
