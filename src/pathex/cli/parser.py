@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -59,6 +60,8 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         words = [words[0], *(_underscored(word) for word in words[1:])]
         _check_names(words[1:], commands[words[0]].options)
         words = [words[0], *_completed(words[1:], get_type_hints(commands[words[0]].options))]
+    for word in words:
+        _check_text(word.partition("=")[2] or word)
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:
@@ -67,9 +70,8 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         raise InvalidInput(" ".join(str(error).split())) from None
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}
-    for key, value in values.items():
-        for text in _texts(value):
-            _check_text(f"--{key.replace('_', '-')}", text)
+    for text in _texts(values):
+        _check_text(text)
     return name, commands[name].options(**values)
 
 
@@ -82,12 +84,16 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for part in parts for text in _texts(part))
 
 
-def _check_text(option: str, text: str) -> None:
+def _check_text(text: str) -> None:
+    """Refuse what is no path of a file, for whatever it is meant."""
     if "\0" in text:
-        raise InvalidInput(f"{option} is {text!r}; allowed: text without NUL")
+        raise InvalidInput(f"{text!r} holds NUL; allowed: text without it")
     for place in (text, text.partition(":")[2]):
-        with refusing(f"{option} is {text!r}: {{}}", RuntimeError):
-            Path(place).expanduser()
+        with refusing(f"{text!r} ({{}})", RuntimeError):
+            path = Path(place).expanduser()
+        with suppress(OSError):  # no path
+            if path.is_fifo() and path.parent != Path("/dev/fd"):
+                raise InvalidInput(f"{text!r} is a pipe, from which nothing may ever come; allowed: a file")
 
 
 def _underscored(word: str) -> str:
