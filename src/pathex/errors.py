@@ -27,6 +27,7 @@ __all__ = [
     "import_callable",
     "importing",
     "listed",
+    "naming",
     "reason",
     "refusing",
 ]
@@ -114,6 +115,16 @@ def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
     except refused as error:
         before, _, after = message.rpartition("{}")
         raise InvalidInput(f"{before}{reason(error)}{after}") from error
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """An error of the system that names no file, such as that of a write, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def reason(error: BaseException) -> str:

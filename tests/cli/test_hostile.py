@@ -81,10 +81,10 @@ def shell(line, folder):
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("pathex --help | head -c 1", 141, ""),
+        ("pathex --help | true", 0, ""),
         ("pathex methods | true", 141, ""),
         ("pathex methods >/dev/full", 2, "pathex: error: standard output: No space left on device\n"),
-        ("pathex run --help >/dev/full", 2, "pathex: error: standard output: No space left on device\n"),
+        ("pathex models random >/dev/full", 2, "pathex: error: "),
         ("pathex methods random >&-", 0, ""),
         ("pathex nothing 2>/dev/full", 2, ""),
         ("cd gone && rmdir ../gone && pathex run --data npz:here.npz", 2, "pathex: error: "),
@@ -112,6 +112,8 @@ def failing(number, kind):
             count[0] += 1
             if count[0] == number:
                 raise OSError(kind, os.strerror(kind))
+
+    import pathex.experiments.runs.runner  # noqa: F401, what writes is patched where it is imported
 
     with pytest.MonkeyPatch.context() as patch:
         for module in [each for name, each in sys.modules.items() if name.startswith("pathex.")]:

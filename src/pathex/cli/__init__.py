@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 
 from pathex.cli import experiments, listings, masks, networks
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            Path.cwd()  # without a working folder, MKL ends the process
             code = _execute(words)
             sys.stdout.flush()  # here, as the interpreter fails with many lines
         except KeyboardInterrupt:
@@ -52,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"stopped{more if resumes else ''}")
             return 130
         except Exception as error:
-            unwritten = _output_fails()
-            if isinstance(error, BrokenPipeError) and unwritten:  # who reads has read enough, as in `| head`
+            _drop_output()
+            if isinstance(error, BrokenPipeError):  # who reads has read enough, as in `| head`
                 return _BROKEN_PIPE
-            if (line := _refusal(error, "standard output" if unwritten else "")) is None:
+            if (line := _refusal(error)) is None:
                 raise
             _say(f"error: {line}")
             return 2
@@ -81,24 +83,22 @@ def _own_words(words: Sequence[str]) -> set[str]:
     return {piece for word in typed for piece in re.split(r"[\s\[\]{},'\"=]+", word)}
 
 
-def _output_fails() -> bool:
-    """Whether standard output takes no more; what is left of it is then dropped, as the interpreter would try again."""
+def _drop_output() -> None:
+    """Drop what standard output does not take, as the interpreter would try again."""
     try:
         sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
-def _refusal(error: Exception, place: str) -> str | None:
-    """What pathex refuses or the system cannot do, at a place if the error names none; None for a defect."""
+def _refusal(error: Exception) -> str | None:
+    """What pathex refuses or the system cannot do; None for a defect."""
     if isinstance(error, PathexError):
         return str(error)
     if isinstance(error, OSError):
-        place = str(error.filename or place or "the working directory" * isinstance(error, FileNotFoundError))
-        return f"{place[:200]}: {reason(error)}".removeprefix(": ")
+        unnamed = "the working directory" if isinstance(error, FileNotFoundError) else "standard output"
+        return f"{str(error.filename or unnamed)[:200]}: {reason(error)}"
     known = isinstance(error, MemoryError | RecursionError | UnicodeError)
     return reason(error) if known or any(words in str(error) for words in _OF_THE_SYSTEM) else None
 

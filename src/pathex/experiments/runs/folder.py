@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from pathex.errors import FolderInUse, refusing
+from pathex.errors import FolderInUse, naming, refusing
 from pathex.experiments.runs.config import RunConfig
 from pathex.masks import replacing
 from pathex.train import Events
@@ -111,7 +111,7 @@ class Journal:
     def note(self, message: str) -> None:
         """Log a line."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as log:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as log:
                 log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
