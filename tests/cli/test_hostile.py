@@ -103,11 +103,11 @@ WORDS += ["--model-options.width", "2", "--batch-size", "32"]
 @contextmanager
 def failing(number, kind):
     """A disk that fails once, at so many writes of files of a run; gives how many there were."""
-    count, original = [0], tensors.replacing.__wrapped__
+    count, original = [0], tensors.replacing
 
     @contextmanager
     def replacing(path):
-        with contextmanager(original)(path) as temporary:
+        with original(path) as temporary:
             yield temporary
             count[0] += 1
             if count[0] == number:
@@ -117,7 +117,7 @@ def failing(number, kind):
 
     with pytest.MonkeyPatch.context() as patch:
         for module in [each for name, each in sys.modules.items() if name.startswith("pathex.")]:
-            if getattr(module, "replacing", None) is tensors.replacing:
+            if getattr(module, "replacing", None) is original:
                 patch.setattr(module, "replacing", replacing)
         yield count
 
