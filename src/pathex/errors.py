@@ -160,9 +160,8 @@ def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[...
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name")
     trusted = _TRUSTED.get()
     if not (given if trusted is None else trusted(name)):
-        raise InvalidInput(
-            f"{kind} {name!r} comes from a file, and importing it runs its code: if you trust the file, --trust-code"
-        )
+        trusted_by = "--trust-code imports it, in Python model="
+        raise InvalidInput(f"{kind} {name!r} comes from a file and is code to be run; if you trust it, {trusted_by}")
     try:
         found: Any = pkgutil.resolve_name(name)
     except ValueError as error:

@@ -10,6 +10,7 @@ from pathex.data import ArraySplit, DecodedSplit, load
 from refusals import refused
 
 datasets = pytest.importorskip("datasets")
+pq = pytest.importorskip("pyarrow.parquet")
 NAMES = ["ant", "bee", "cat"]
 
 
@@ -179,8 +180,11 @@ def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
 def test_rows_name_files_of_the_data_set_alone(name, tmp_path):
     folder, named = tmp_path / "named", name.format(tmp_path=tmp_path)
     images = [{"bytes": None, "path": named}] * 3
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features).data.table
     for part in ("train", "test"):
-        parquet(folder, part, [0, 1, 2], images)
+        pq.write_table(table, folder / f"{part}-00000-of-00001.parquet")
     Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "secret.png")
     Image.new("RGB", (8, 8), (7, 0, 0)).save(folder / "there.png")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")  # made by whoever owns the folder

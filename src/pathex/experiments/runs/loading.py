@@ -89,8 +89,7 @@ def build_network(
 ) -> nn.Module:
     """The network that a folder or file names, or that the user's own factory makes."""
     if model is None and models.is_foreign(name):
-        with refusing("{} (in Python: its factory, model=)", InvalidInput):
-            model = import_callable("model", name, given=False)
+        model = import_callable("model", name, given=False)
     if model is not None:
         return models.from_factory(name, model, classes, channels, options)
     return models.create(name, classes, channels, **options)
