@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "TRUSTED",
     "Allowed",
     "FolderInUse",
     "InvalidInput",
@@ -25,7 +26,6 @@ __all__ = [
     "check_integer",
     "check_name",
     "import_callable",
-    "importing",
     "listed",
     "naming",
     "reason",
@@ -140,17 +140,8 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-_TRUSTED: ContextVar[Callable[[str], bool] | None] = ContextVar("trusted", default=None)
-
-
-@contextmanager
-def importing(trusted: Callable[[str], bool]) -> Iterator[None]:
-    """Within the block, `import_callable` imports nothing but names that ``trusted`` tells are."""
-    token = _TRUSTED.set(trusted)
-    try:
-        yield
-    finally:
-        _TRUSTED.reset(token)
+TRUSTED: ContextVar[Callable[[str], bool] | None] = ContextVar("trusted", default=None)
+"""Which names of code a command may import; None outside commands, where the caller gives them."""
 
 
 def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[..., Any]:
@@ -158,7 +149,7 @@ def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[...
     module, _, attribute = name.partition(":")
     if not module:
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name")
-    trusted = _TRUSTED.get()
+    trusted = TRUSTED.get()
     if not (given if trusted is None else trusted(name)):
         trusted_by = "--trust-code imports it, in Python model="
         raise InvalidInput(f"{kind} {name!r} comes from a file and is code to be run; if you trust it, {trusted_by}")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pathex.cli import main
+from pathex.cli import _own_words, main
+from pathex.errors import TRUSTED
 from pathex.experiments.runs import finished_result
 from pathex.masks import tensors
-from refusals import refused
 from small_images import write_images
 
 LONG = "x" * 5000
@@ -201,11 +201,6 @@ def test_an_interrupted_help_has_no_traceback(monkeypatch, capsys):
 
 
 def test_a_name_of_a_file_trusts_nothing():
-    from pathex.cli import _own_words
-    from pathex.errors import import_callable, importing
-
+    assert main(["run", "--config", "os:system", "--method", "random"]) == 2 and TRUSTED.get() is None
     own = _own_words(["run", "--config", "os:system", "--base=os:system", "--grid", "{model: [os:getcwd]}"])
-    with importing(own.__contains__), refused("comes from a file"):
-        import_callable("model", "os:system")
-    with importing(own.__contains__):
-        assert import_callable("model", "os:getcwd") is os.getcwd
+    assert "os:getcwd" in own and "os:system" not in own

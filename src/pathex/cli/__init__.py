@@ -1,19 +1,21 @@
 """The command line. What each command does lies in the libraries; here are words, tables and exit codes."""
 
 import contextlib
+import errno
 import io
 import os
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextvars import copy_context
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
 from pathex.cli import experiments, listings, masks, networks
 from pathex.cli.parser import parse
-from pathex.errors import PathexError, importing, reason
+from pathex.errors import TRUSTED, PathexError, reason
 
 __all__ = ["COMMANDS", "main"]
 
@@ -34,6 +36,9 @@ COMMANDS = MappingProxyType(
 )
 _BROKEN_PIPE = 141  # what a shell tells of a program that SIGPIPE ended
 _TRUST = ("--trust-code", "--trust_code")
+_UNNAMED = MappingProxyType(
+    {errno.ENOENT: "the working directory"} | dict.fromkeys((errno.ENOSPC, errno.EIO, errno.EBADF), "standard output")
+)
 _OF_THE_SYSTEM = ("allocate memory", "out of memory", "null byte", "null character")
 
 
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             Path.cwd()  # without a working folder, MKL ends the process
-            code = _execute(words)
+            code = copy_context().run(_execute, words)
             sys.stdout.flush()  # here, as the interpreter fails with many lines
         except KeyboardInterrupt:
             resumes = any(name in words[:1] for name, command in COMMANDS.items() if command.resumes)
@@ -65,13 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(words: Sequence[str]) -> int:
-    trusting = any(word in _TRUST for word in words)
     given = [word for word in words if word not in _TRUST]
     own = _own_words(given)
+    TRUSTED.set(lambda name: given != words or name in own)
     try:
-        with importing(lambda name: trusting or name in own):
-            name, options = parse(given or ["--help"], COMMANDS)
-            return COMMANDS[name].execute(options) or 0
+        name, options = parse(given or ["--help"], COMMANDS)
+        return COMMANDS[name].execute(options) or 0
     except SystemExit as stop:  # how help and --print_config end
         return int(stop.code or 0) if given else 2
 
@@ -97,8 +101,8 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, PathexError):
         return str(error)
     if isinstance(error, OSError):
-        unnamed = "the working directory" if isinstance(error, FileNotFoundError) else "standard output"
-        return f"{str(error.filename or unnamed)[:200]}: {reason(error)}"
+        place = error.filename or _UNNAMED.get(error.errno or 0, type(error).__name__)
+        return f"{str(place)[:200]}: {reason(error)}"
     known = isinstance(error, MemoryError | RecursionError | UnicodeError)
     return reason(error) if known or any(words in str(error) for words in _OF_THE_SYSTEM) else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pathex.cli.parser import Command, writable
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, refusing
 from pathex.experiments.runs import PositiveInt
 
 if TYPE_CHECKING:
@@ -44,14 +44,13 @@ def load_network(options: NetworkOptions, command: str) -> "tuple[nn.Module, Ten
     import torch
 
     from pathex import models
-    from pathex.experiments.runs import check_options, load_run
+    from pathex.experiments.runs import load_run
     from pathex.masks import make_permanent, read_mask
 
     if options.run is None and options.model is None:
         raise InvalidInput(
             f"no network given; for instance: pathex {command} RUN-FOLDER, or pathex {command} --model resnet20"
         )
-    check_options("model_options", options.model_options)
     size, channels = options.image_size, options.in_channels
     if options.run is not None:
         if options.weights is not None or options.mask is not None or options.model_options:
@@ -61,9 +60,10 @@ def load_network(options: NetworkOptions, command: str) -> "tuple[nn.Module, Ten
         preprocessing: Any = network.preprocessing
         size, channels = size or preprocessing.size, len(preprocessing.mean)
     else:
-        network = models.create(
-            str(options.model), options.num_classes, channels, weights=options.weights, **options.model_options
-        )
+        with refusing("--model-options: {}", TypeError):  # names that are set by other options
+            network = models.create(
+                str(options.model), options.num_classes, channels, weights=options.weights, **options.model_options
+            )
         if options.mask is not None:
             make_permanent(network, read_mask(Path(options.mask), network))
     if size is None:

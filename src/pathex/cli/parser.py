@@ -60,8 +60,7 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         words = [words[0], *(_underscored(word) for word in words[1:])]
         _check_names(words[1:], commands[words[0]].options)
         words = [words[0], *_completed(words[1:], get_type_hints(commands[words[0]].options))]
-    for word in words:
-        _check_text(word.partition("=")[2] or word)
+    _check_texts([word.partition("=")[2] or word for word in words])
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:
@@ -70,30 +69,23 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         raise InvalidInput(" ".join(str(error).split())) from None
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}
-    for text in _texts(values):
-        _check_text(text)
+    _check_texts(values)
     return name, commands[name].options(**values)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
-        yield from (text for part in parts for text in _texts(part))
-
-
-def _check_text(text: str) -> None:
-    """Refuse what is no path of a file, for whatever it is meant."""
-    if "\0" in text:
-        raise InvalidInput(f"{text!r} holds NUL; allowed: text without it")
-    for place in (text, text.partition(":")[2]):
-        with refusing(f"{text!r} ({{}})", RuntimeError):
+def _check_texts(value: Any) -> None:
+    """Refuse each text in a value that is no path of a file, whatever it is meant for."""
+    if isinstance(value, Mapping | list | tuple):
+        for part in [*value, *value.values()] if isinstance(value, Mapping) else value:
+            _check_texts(part)
+    for place in (value, value.partition(":")[2]) if isinstance(value, str) else ():
+        if "\0" in place:
+            raise InvalidInput(f"{value!r} holds NUL; allowed: text without it")
+        with refusing(f"{value!r} ({{}})", RuntimeError):
             path = Path(place).expanduser()
         with suppress(OSError):  # no path
             if path.is_fifo() and path.parent != Path("/dev/fd"):
-                raise InvalidInput(f"{text!r} is a pipe, from which nothing may ever come; allowed: a file")
+                raise InvalidInput(f"{value!r} is a pipe, from which nothing may ever come; allowed: a file")
 
 
 def _underscored(word: str) -> str:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import OF_METHOD, series_settings, short
-from pathex.experiments.runs import without_formulas
+from pathex.experiments.runs import to_csv
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -100,8 +100,7 @@ def csv(frame: pd.DataFrame) -> str:
         values = frame[column].where(frame["metric"] == metric)
         written.insert(int(written.columns.get_loc(column)), f"{prefix}_{metric}", values)
     empty = [name for name in _OPTIONAL if written[name].isna().all()]
-    written = written.drop(columns=[column, *empty]).drop(columns="protocol", errors="ignore")
-    return str(without_formulas(written).to_csv(index=False))
+    return to_csv(written.drop(columns=[column, *empty]).drop(columns="protocol", errors="ignore"))
 
 
 def markdown(summary: pd.DataFrame) -> str:

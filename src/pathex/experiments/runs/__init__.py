@@ -15,12 +15,12 @@ from pathex.experiments.runs.config import (
 )
 
 if TYPE_CHECKING:
-    from pathex.experiments.runs.folder import environment, finished_result, locked, without_formulas, write_json
+    from pathex.experiments.runs.folder import environment, finished_result, locked, to_csv, write_json
     from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run, settle_threads
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
-    from pathex.experiments.runs.validation import check_config, check_options, check_ticket
+    from pathex.experiments.runs.validation import check_config, check_ticket
 
 __all__ = [
     "PLACE",
@@ -33,7 +33,6 @@ __all__ = [
     "allowed_values",
     "build_task",
     "check_config",
-    "check_options",
     "check_same",
     "check_ticket",
     "environment",
@@ -48,18 +47,18 @@ __all__ = [
     "save_ticket",
     "settings",
     "settle_threads",
-    "without_formulas",
+    "to_csv",
     "write_json",
 ]
 
 # The settings are needed to read a command line; torch is not.
 _HOME = {
-    **dict.fromkeys(("environment", "finished_result", "locked", "without_formulas", "write_json"), "folder"),
+    **dict.fromkeys(("environment", "finished_result", "locked", "to_csv", "write_json"), "folder"),
     "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
-    **dict.fromkeys(("check_config", "check_options", "check_ticket"), "validation"),
+    **dict.fromkeys(("check_config", "check_ticket"), "validation"),
 }
 
 

@@ -37,12 +37,11 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def without_formulas(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """A table whose texts no spreadsheet computes: an apostrophe is put before those that begin like a formula."""
-    written = frame.copy()
-    for name in written.select_dtypes(exclude=["number", "bool"]):
-        written[name] = written[name].map(lambda cell: f"'{cell}" if str(cell).startswith(_FORMULA) else cell)
-    return written
+def to_csv(frame: "pd.DataFrame") -> str:
+    """A table as text, without formulas: an apostrophe stands before texts that a spreadsheet would compute."""
+    texts = frame.select_dtypes(exclude=["number", "bool"])
+    quoted = {name: [f"'{x}" if str(x).startswith(_FORMULA) else x for x in texts[name]] for name in texts}
+    return str(frame.assign(**quoted).to_csv(index=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:

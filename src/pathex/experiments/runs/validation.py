@@ -12,16 +12,14 @@ from pathex.data import AUGMENTATIONS, Augmentation
 from pathex.errors import InvalidInput, UnknownName, check_name, import_callable
 from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
 from pathex.experiments.runs.rewind import plan
-from pathex.experiments.runs.small_dense import check_options as check_small_dense
+from pathex.experiments.runs.small_dense import check_options
 from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.experiments.runs.tickets import OWN_ZEROS
 from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, read_schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
-_FILLED = types.MappingProxyType(
-    {"model_options": ("name", "num_classes", "in_channels", "weights"), "data_options": ("name",)}
-)
+_FILLED = ("name", "num_classes", "in_channels", "weights")
 
 
 def check_config(config: RunConfig) -> None:
@@ -30,7 +28,7 @@ def check_config(config: RunConfig) -> None:
     _check_augmentation(config)
     _check_dynamic(config)
     if config.method == "small-dense":
-        check_small_dense(config)
+        check_options(config)
     elif config.method in TRAINED:
         plan(config)
         if config.rounds is not None:
@@ -115,7 +113,7 @@ def _check_types(config: TicketConfig) -> None:
         value = getattr(config, name)
         if _conforms(value, hint):
             if name.endswith("_options"):
-                check_options(name, value)
+                _check_options(name, value)
             continue
         if get_origin(hint) is Literal:
             raise UnknownName(name, value, get_args(hint))
@@ -124,10 +122,9 @@ def _check_types(config: TicketConfig) -> None:
         raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options whose names are no text or are set by something else, and values that a file cannot hold."""
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
     for option in options:
-        if not isinstance(option, str) or option in _FILLED.get(name, ()):
+        if not isinstance(option, str) or option in _FILLED[: None if name == "model_options" else 1]:
             raise InvalidInput(
                 f"{name} has {option!r}; allowed: names of options, but for those that pathex sets itself"
             )
