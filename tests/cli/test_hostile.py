@@ -37,7 +37,7 @@ COMMANDS = [
     ("run --strategy x --devices 2", "unknown strategy 'x'"),
     ("run --model-options {?1:2}", "--model-options"),
     ("run --model-options.num_classes 3", "model_options has 'num_classes'"),
-    ("bench --model resnet20 --model-options.in_channels 3", "model_options has 'in_channels'"),
+    ("bench --model resnet20 --model-options.in_channels 3", "multiple values for argument 'in_channels'"),
     ("sweep --config nested.yaml", "nest"),
     ("convert folder --out m.safetensors", "no mask file at folder"),
     ("report file", "no such folder: file"),
