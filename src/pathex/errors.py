@@ -8,10 +8,12 @@ import numbers
 import pkgutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "TRUSTED",
     "Allowed",
     "FolderInUse",
     "InvalidInput",
@@ -25,6 +27,7 @@ __all__ = [
     "check_name",
     "import_callable",
     "listed",
+    "naming",
     "reason",
     "refusing",
 ]
@@ -114,6 +117,16 @@ def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
         raise InvalidInput(f"{before}{reason(error)}{after}") from error
 
 
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """An error of the system that names no file, such as that of a write, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def reason(error: BaseException) -> str:
     """Somebody else's error in one line of at most 200 characters; of the system's its text alone."""
     if isinstance(error, OSError) and error.strerror:
@@ -127,11 +140,19 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def import_callable(kind: str, name: str) -> Callable[..., Any]:
-    """What ``package.module:name`` points to (the name may have dots); ``kind`` is for error messages."""
+TRUSTED: ContextVar[Callable[[str], bool] | None] = ContextVar("trusted", default=None)
+"""Which names of code a command may import; None outside commands, where the caller gives them."""
+
+
+def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[..., Any]:
+    """What ``package.module:name`` (it may have dots) of the caller or a file points to; ``kind`` is for messages."""
     module, _, attribute = name.partition(":")
     if not module:
         raise InvalidInput(f"{kind} {name!r} is not of the form package.module:name")
+    trusted = TRUSTED.get()
+    if not (given if trusted is None else trusted(name)):
+        trusted_by = "--trust-code imports it, in Python model="
+        raise InvalidInput(f"{kind} {name!r} comes from a file and is code to be run; if you trust it, {trusted_by}")
     try:
         found: Any = pkgutil.resolve_name(name)
     except ValueError as error:

@@ -204,6 +204,7 @@ TWO = "train/n02/images/n02_0.JPEG val/images/val_1.JPEG"
         ("imagefolder", "train/cat train/ant", None, "no folder of a class below"),
         ("tiny-imagenet", "wnids.txt", None, "no file 'wnids.txt'"),
         ("tiny-imagenet", "wnids.txt", " ", "wnids.txt' is empty"),
+        ("tiny-imagenet", "wnids.txt", "n01\n../val", "'../val' is named, which is not below"),
         ("tiny-imagenet", "train", None, "no folder 'train'"),
         ("tiny-imagenet", "val/images", None, "no folder 'val/images'"),
         ("tiny-imagenet", "train/n03 train/n01", None, "no folder 'n01' .*; 2 of 3 classes"),

@@ -10,6 +10,7 @@ from pathex.data import ArraySplit, DecodedSplit, load
 from refusals import refused
 
 datasets = pytest.importorskip("datasets")
+pq = pytest.importorskip("pyarrow.parquet")
 NAMES = ["ant", "bee", "cat"]
 
 
@@ -173,3 +174,22 @@ def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with refused(r"needs the extra 'hf': pip install 'pathex\[hf\]'"):
         load("hf:uoft-cs/cifar10")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{tmp_path}/secret.png", "there.png", "link.png"])
+def test_rows_name_files_of_the_data_set_alone(name, tmp_path):
+    folder, named = tmp_path / "named", name.format(tmp_path=tmp_path)
+    images = [{"bytes": None, "path": named}] * 3
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features).data.table
+    for part in ("train", "test"):
+        pq.write_table(table, folder / f"{part}-00000-of-00001.parquet")
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "secret.png")
+    Image.new("RGB", (8, 8), (7, 0, 0)).save(folder / "there.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")  # made by whoever owns the folder
+    if "secret" in name:
+        with refused(f"{named}' is named, which is not below '{folder}'"):
+            load(f"hf:{folder}", verify=True)
+    else:
+        assert load(f"hf:{folder}").train.data[0, 0, 0, 0] == (7 if name == "there.png" else 9)

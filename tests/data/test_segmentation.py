@@ -1,3 +1,4 @@
+import os
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -277,6 +278,20 @@ def test_what_is_wrong_with_a_folder_is_named(base, tmp_path, paths, content, me
         load("voc2012", root=tmp_path)
     with refused(message) if seen_in_headers else nullcontext():
         load("voc2012", root=tmp_path, verify=False)
+
+
+@pytest.mark.parametrize("line", ["../../train_000", "/etc/passwd"])
+def test_lists_name_files_of_the_data_set_alone(base, tmp_path, line):
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text(f"{line}\n")
+    with refused(f"'{line}.jpg' is named, which is not below"):
+        load("voc2012", root=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with refused("cannot be read .*a pipe"):
+        SegmentationSplit((str(tmp_path / "pipe.png"),), ("",), 2).sample(0)
 
 
 def test_a_failed_download_says_what_is_needed(tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from pathex.distributed import Child, stop
+from pathex.distributed import Child, cores, stop
 
 
 def work(connection, word):
@@ -99,3 +101,75 @@ def test_the_threads_of_a_group_end_with_it(tmp_path, launcher):
     script.write_text(WORK.format(devices=1 if launcher else 2))
     done = subprocess.run([sys.executable, *launcher, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.splitlines() == ["group threads: 0"], done.stderr
+
+
+TREE = """
+import ctypes
+import sys
+import time
+
+
+def read(batch):
+    time.sleep(100)
+
+
+def work(connection, what):
+    from pathex.data import read_ahead
+
+    connection.send("there")
+    if what == "call":
+        ctypes.PyDLL(None).sleep(100)  # which holds the interpreter
+    for _ in read_ahead(read, [[0], [1]], workers=2):
+        pass
+
+
+if __name__ == "__main__":
+    from pathex.distributed import Child
+
+    children = [Child(work, what) for what in ("call", "read")]
+    print("started", flush=True)
+    print([child.connection.recv() for child in children], flush=True)
+    time.sleep(100)
+"""
+
+
+def tree(mark):
+    """Processes with an environment variable that their ancestor was started with."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (place / "environ").read_bytes() and (place / "stat").read_text().split()[2] != "Z":
+                found.append(int(place.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are listed under /proc")
+@pytest.mark.parametrize("lines", [0, 1, 2], ids=["as it starts them", "as they import torch", "as they work"])
+def test_a_tree_of_processes_ends_with_its_root(tmp_path, lines):
+    script, mark = tmp_path / "tree.py", f"PATHEX_TREE={tmp_path}"
+    script.write_text(TREE)
+    environment = {**os.environ, "PATHEX_TREE": str(tmp_path)}
+    root = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE)
+    for _ in range(lines):
+        root.stdout.readline()
+    limit = time.monotonic() + 60
+    while len(tree(mark.encode())) < (2, 3, 6)[lines] and time.monotonic() < limit:  # with a tracker of resources
+        time.sleep(0.05)
+    root.kill()
+    root.communicate()
+    limit = time.monotonic() + 10
+    while (left := tree(mark.encode())) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_a_child_finds_its_parent_before_it_imports_torch():
+    code = "import sys, pathex.distributed.children; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_processors_are_those_of_the_affinity_and_of_the_quota(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for quota, found in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)):
+        monkeypatch.setattr(Path, "read_text", lambda *_, text=quota, **__: text)
+        assert cores() == found

@@ -41,7 +41,7 @@ def alone(settings, tmp_path_factory):
 def test_two_processes_have_the_mask_and_the_curve_of_one(settings, alone, tmp_path, launcher, capfd):
     config = tmp_path / "settings.yaml"
     config.write_text(yaml.safe_dump({**settings, "devices": 2, "out": str(tmp_path / "runs")}))
-    words = ("run", "--config", str(config))
+    words = ("run", "--config", str(config), "--trust-code")
     if launcher:
         subprocess.run([*launcher, *words], env=WITH_TESTS | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
     else:

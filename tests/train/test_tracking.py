@@ -82,3 +82,19 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tracked(tmp_path, "wandb")
     assert [each.stem for each in (folder / "wandb").glob("offline-run-*/*.wandb")] == [f"run-{folder.name}"] * 2
+
+
+def test_wandb_needs_a_key_and_never_asks(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with refused("logger 'wandb' finds no key; allowed: WANDB_API_KEY, wandb login, or WANDB_MODE=offline"):
+        check_logger("wandb")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    check_logger("wandb")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    with refused("finds no key"):
+        check_logger("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_logger("wandb")

@@ -19,9 +19,14 @@ _MOST_LINES = 10
 _METRICS = MappingProxyType({"accuracy": "accuracy", "miou": "mIoU"})
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process
+
+
 def console() -> Console:
     """The console of results."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    return _Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False, markup=False)
 
 
 def table(*columns: str, right: int = 0) -> Table:
@@ -61,7 +66,7 @@ class RunDisplay(Progress):
     """
 
     def __init__(self, *, lines: bool = True) -> None:
-        screen = Console(stderr=True, highlight=False)
+        screen = _Console(stderr=True, highlight=False, markup=False)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -138,7 +143,7 @@ class RunDisplay(Progress):
 
     def say(self, line: str) -> None:
         """Prints a line, above the bars."""
-        self.console.print(line, soft_wrap=True, markup=False)
+        self.console.print(line, soft_wrap=True)
 
     def clear(self, label: str) -> None:
         """Removes the bars of a run."""

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pathex import __version__
-from pathex.errors import InvalidInput, UnknownName, check_name
+from pathex.errors import InvalidInput, UnknownName, check_name, refusing
 from pathex.experiments.runs import allowed_values
 
 
@@ -59,6 +60,7 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         words = [words[0], *(_underscored(word) for word in words[1:])]
         _check_names(words[1:], commands[words[0]].options)
         words = [words[0], *_completed(words[1:], get_type_hints(commands[words[0]].options))]
+    _check_texts([word.partition("=")[2] or word for word in words])
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:
@@ -67,7 +69,23 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         raise InvalidInput(" ".join(str(error).split())) from None
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}
+    _check_texts(values)
     return name, commands[name].options(**values)
+
+
+def _check_texts(value: Any) -> None:
+    """Refuse each text in a value that is no path of a file, whatever it is meant for."""
+    if isinstance(value, Mapping | list | tuple):
+        for part in [*value, *value.values()] if isinstance(value, Mapping) else value:
+            _check_texts(part)
+    for place in (value, value.partition(":")[2]) if isinstance(value, str) else ():
+        if "\0" in place:
+            raise InvalidInput(f"{value!r} holds NUL; allowed: text without it")
+        with refusing(f"{value!r} ({{}})", RuntimeError):
+            path = Path(place).expanduser()
+        with suppress(OSError):  # no path
+            if path.is_fifo() and path.parent != Path("/dev/fd"):
+                raise InvalidInput(f"{value!r} is a pipe, from which nothing may ever come; allowed: a file")
 
 
 def _underscored(word: str) -> str:
@@ -145,7 +163,7 @@ def _parser(commands: Mapping[str, Command]) -> ArgumentParser:
             usage=f"pathex {name}{place} [--option value ...]",
             description=command.description or command.purpose,
             epilog="Names of options take hyphens or underscores alike; values are read as YAML. Options of a method "
-            "are --method.NAME: pathex methods METHOD tells them.",
+            "are --method.NAME: pathex methods METHOD tells them. --trust-code imports code that a file names.",
             exit_on_error=False,
         )
         sub.command = command

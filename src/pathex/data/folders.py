@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pathex.data.listing import files_below, is_hidden
+from pathex.data.listing import below, files_below, is_hidden
 from pathex.data.source import CUT, IMAGENET, IN_MEMORY, Source, cut_test, downloading, home
 from pathex.data.splits import DecodedSplit, Files, with_sides
 from pathex.errors import InvalidInput, PathexWarning, check_integer, refusing
@@ -174,7 +174,7 @@ def _tiny_folder(base: Path) -> Path:
 
 
 def _every_class(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
-    absent = [label for label in classes if not (folder / label).is_dir()]
+    absent = [label for label in classes if not Path(below(label, folder)).is_dir()]
     if absent:
         count = f"{len(absent)} of {len(classes)} classes are missing there"
         raise InvalidInput(f"no folder {absent[0]!r} in {str(folder)!r}; {count}")

@@ -1,5 +1,6 @@
 """Data sets of Hugging Face: from the hub, or a local folder of parquet or webdataset shards."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_hub(
     names, splits = tuple[str, ...](), []
     for part in parts:
         names, labels = _numbered(tables[part], label, part, names)
-        splits.append(_split(tables[part], labels, image, f"{name} ({part})"))
+        splits.append(_split(tables[part], labels, image, f"{name} ({part})", _folders(path, root)))
     splits = splits if test_fraction is None else cut_test(splits[0], test_fraction)
     lowered = Path(path).name.lower()
     like_imagenet = "imagenet" in lowered and "tiny" not in lowered
@@ -79,6 +80,14 @@ def _load(path: str, config: str | None, root: str | Path | None) -> dict[str, A
     finally:
         if not quiet:
             datasets.enable_progress_bars()
+
+
+def _folders(path: str, root: str | Path | None) -> tuple[Path, ...]:
+    """Where the files of a data set may be: a local one's own folder, and that of what is downloaded or unpacked."""
+    import datasets
+
+    places = (Path(path).expanduser(), Path(root or datasets.config.HF_CACHE_HOME).expanduser())
+    return tuple(Path(os.path.normpath(place.absolute())) for place in places if place.is_dir())
 
 
 def _column(table: Any, option: str, wanted: str | None) -> str:
@@ -158,10 +167,10 @@ def _names(values: Any, column: str) -> Sequence[str]:
     return [str(number) for number in used.tolist()]
 
 
-def _split(table: Any, labels: Tensor, column: str, place: str) -> DecodedSplit:
+def _split(table: Any, labels: Tensor, column: str, place: str, folders: tuple[Path, ...]) -> DecodedSplit:
     import datasets
 
     if column not in table.features:
         raise InvalidInput(f"no column {column!r} in {place!r}")
     encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return DecodedSplit(labels, Table(encoded, column, place), torch.arange(len(labels)))
+    return DecodedSplit(labels, Table(encoded, column, place, folders), torch.arange(len(labels)))

@@ -30,6 +30,14 @@ def files_below(folder: str | Path, seen: set[str] | None = None) -> list[str]:
     return [f"{place}{os.sep}{name}" for place, names in sorted(found) for name in names]
 
 
+def below(name: str, *folders: str | Path) -> str:
+    """The file that a list or table of a data set names, in one of its folders, from which links may lead out."""
+    for folder in folders:
+        if ".." not in Path(name).parts and (path := Path(folder, name)).is_relative_to(folder):
+            return str(path)
+    raise InvalidInput(f"{name!r} is named, which is not below {str(folders[0])!r}")
+
+
 def _refuse(error: OSError) -> None:
     raise InvalidInput(f"folder {error.filename!r} cannot be read ({reason(error)})") from error
 

@@ -4,12 +4,14 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pathex.data.listing import below
 from pathex.data.workers import attempt, chunks, problems, read_ahead
 from pathex.errors import InvalidInput, check_integer, refusing
 
@@ -61,6 +63,15 @@ class ArraySplit:
         return ArraySplit(self.data[rows], labels)
 
 
+def open_image(path: str) -> "Image.Image":
+    """Open an image file; a pipe is refused, from which nothing may ever come."""
+    from PIL import Image
+
+    if Path(path).is_fifo():
+        raise OSError("a pipe")
+    return Image.open(path)
+
+
 @dataclass(frozen=True, eq=False)
 class Files:
     """Image files."""
@@ -70,9 +81,7 @@ class Files:
 
     def open(self, row: int) -> "Image.Image":
         """Open an image; pixels are read when they are first used."""
-        from PIL import Image
-
-        return Image.open(self.paths[row])
+        return open_image(self.paths[row])
 
     def describe(self, row: int) -> str:
         """Where an image comes from, for messages."""
@@ -81,11 +90,12 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Encoded images in a column of a ``datasets.Dataset``, which comes from ``place``."""
+    """Encoded images in a column of a ``datasets.Dataset``, which comes from ``place``, or files in ``folders``."""
 
     table: Any
     column: str
     place: str
+    folders: tuple[Path, ...]
     quick_to_open: ClassVar[bool] = False
 
     def open(self, row: int) -> "Image.Image":
@@ -96,7 +106,7 @@ class Table:
         if cell.get("bytes"):
             return Image.open(io.BytesIO(cell["bytes"]))
         if cell.get("path"):
-            return Image.open(cell["path"])
+            return open_image(below(cell["path"], *self.folders))
         raise OSError("no image there")
 
     def describe(self, row: int) -> str:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from pathex.data.listing import below
 from pathex.data.segmentation import IGNORED, SegmentationData, SegmentationSplit, check_samples
 from pathex.data.source import IMAGENET, channel_numbers, downloading, home
 from pathex.errors import InvalidInput, PathexWarning, check_integer
@@ -78,6 +79,6 @@ def _split(folder: Path, part: str, image_size: int | None) -> SegmentationSplit
         raise InvalidInput(f"the list {str(path)!r} cannot be read ({type(error).__name__})") from error
     if not lines or not all(lines) or len(set(lines)) < len(lines):
         raise InvalidInput(f"the list {str(path)!r} is empty, or has a line that is empty or twice")
-    images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)
-    labels = tuple(str(folder / "SegmentationClass" / f"{line}.png") for line in lines)
+    images = tuple(below(f"{line}.jpg", folder / "JPEGImages") for line in lines)
+    labels = tuple(below(f"{line}.png", folder / "SegmentationClass") for line in lines)
     return SegmentationSplit(images, labels, len(_CLASSES), image_size, _COLOURS)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pathex.distributed import cores, end_with_parent
 from pathex.errors import InvalidInput, PathexError
 
 _T = TypeVar("_T")
@@ -20,9 +21,8 @@ _LEAST = 32
 
 def default_workers() -> int:
     """Worker processes that read images: the cores that this process may use, shared with its siblings, at most 32."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     siblings = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return min(32, max(1, cores // (int(siblings) if siblings.isdigit() and int(siblings) else 1)))
+    return min(32, max(1, cores() // (int(siblings) if siblings.isdigit() and int(siblings) else 1)))
 
 
 def read_ahead(
@@ -43,7 +43,7 @@ def read_ahead(
         num_workers=min(workers, len(batches)),
         collate_fn=_itself,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # else each pass would move the global one
     )
     for content in loader:
@@ -90,5 +90,6 @@ def _itself(content: Any) -> Any:
     return content
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _begin(worker: int) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training decides what to do

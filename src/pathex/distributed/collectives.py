@@ -149,7 +149,7 @@ class Processes:
         return [torch.device(backend.partition(":")[0]) for backend in backends.split(",")]
 
 
-ALONE = Processes()
+ALONE: Processes = Processes()
 
 
 def processes_of(group: Group = "default") -> Processes:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, PathexWarning, listed, reason
+from pathex.errors import InvalidInput, PathexWarning, listed, naming, reason
 from pathex.masks.wrappers import without_wrappers
 
 _KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "masks")
@@ -24,8 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file in one step: the block gets a temporary file, which takes the place of ``path`` if all goes well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -32,7 +32,7 @@ class TrainingDiverged(PathexError, ArithmeticError):
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save nested dictionaries and lists of tensors, numbers and text atomically."""
     # Fabric's own save goes through the system's temporary folder, from where no rename is atomic.
-    with replacing(path) as temporary:
+    with refusing(f"{path} cannot be written ({{}})", RuntimeError), replacing(path) as temporary:
         torch.save(state, temporary)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from pathex.distributed import in_one_piece, is_sharded
+from pathex.distributed import cores, in_one_piece, is_sharded
 from pathex.errors import InvalidInput, check_name
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
@@ -38,8 +38,9 @@ def check_machine(
     accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and accelerator == "cpu":
         raise InvalidInput(f"precision '16-mixed' needs a CUDA device. Allowed on the CPU: {_NO_SCALING}")
-    if accelerator == "cuda" and devices > torch.cuda.device_count():
-        raise InvalidInput(f"devices is {devices}; CUDA devices here: {torch.cuda.device_count()}")
+    most, what = (torch.cuda.device_count(), "CUDA devices") if accelerator == "cuda" else (cores(), "processors")
+    if devices > most:
+        raise InvalidInput(f"devices is {devices}; {what} here: {most}")
     if strategy == "fsdp" and precision == "16-mixed":
         # Its scaling looks for overflow in the weights of one process alone.
         raise InvalidInput(f"precision '16-mixed' with strategy 'fsdp'; allowed: {_NO_SCALING}")

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pathex.errors import InvalidInput, check_name
 
@@ -21,6 +23,16 @@ def check_logger(name: str) -> None:
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         raise InvalidInput(f"logger {name!r} needs {missing[0]}: pip install 'pathex[tracking]'")
+    if name == "wandb" and os.environ.get("WANDB_MODE") not in {"offline", "disabled"} and not _has_key():
+        raise InvalidInput("logger 'wandb' finds no key; allowed: WANDB_API_KEY, wandb login, or WANDB_MODE=offline")
+
+
+def _has_key() -> bool:
+    """Whether Weights & Biases would not ask for a key."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    with suppress(OSError, NetrcParseError):
+        return bool(os.environ.get("WANDB_API_KEY") or netrc(os.environ.get("NETRC")).authenticators(host))
+    return False
 
 
 def _loggers(name: str, folder: Path) -> list[Any]:

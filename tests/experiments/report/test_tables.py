@@ -308,3 +308,12 @@ def test_a_broken_run_is_left_out_with_its_reason(make_run, name, content, reaso
     records, [problem] = read_all([good, broken])
     assert ([record.folder for record in records], problem.folder) == ([good], broken)
     assert reason in problem.reason and "\n" not in problem.reason
+
+
+def test_cells_are_neither_formulas_nor_html(make_run):
+    runs = table_of(make_run("px", model="=cmd|' /C calc'!A0", data="<img src=x onerror=alert(1)>|x"))
+    for text in (csv(runs), csv(summary_table(runs))):
+        assert "'=cmd" in text and ",=cmd" not in text
+        found = pd.read_csv(StringIO(text))
+        assert found["sparsity"].item() == 0.9 and found["kept"].item() > 0  # numbers stay numbers
+    assert "<img" not in markdown(summary_table(runs)) and "&lt;img src=x" in markdown(summary_table(runs))

@@ -56,7 +56,7 @@ def test_a_network_of_ones_own_code_is_given_and_what_is_no_finished_run_is_refu
     own = runs["own code"].folder
     assert pathex.load_run(own, model_factories.tiny).preprocessing.size == 8
     for factory, message in (
-        (None, "'model_factories:tiny', which nothing imports for a file"),
+        (None, "'model_factories:tiny' comes from a file and is code to be run.*model="),
         (lambda num_classes, width: torch.nn.Linear(3, num_classes), "the weights of .* do not fit"),
         (lambda width: 3, "the factory returned int"),
     ):
@@ -123,7 +123,7 @@ def test_ticket_files_that_cannot_be_read(runs, tmp_path):
     for changed, message in (
         ({"seed": facts["seed"] + 1}, "come out otherwise"),
         ({"options": {"width": 3}}, "come out otherwise"),
-        ({"model": "nowhere:factory"}, "nothing imports"),
+        ({"model": "nowhere:factory"}, "comes from a file"),
     ):
         write_tensors(codes.pack(entries, **facts | changed), path)
         with refused(message):

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 import pathex
 from experiments.runs.outcomes import entries, mask_of, state_of, stop_at
+from pathex.errors import FolderInUse
 from pathex.experiments.runs import (
     RunConfig,
     check_same,
@@ -56,6 +58,19 @@ def test_a_lock_ends_with_its_block_and_clears_what_killed_processes_left_half_w
         with locked(tmp_path), refused("in use"), locked(tmp_path):
             pass
     assert not any(path.exists() for path in left)
+
+
+def test_a_run_that_is_refused_deletes_nothing_of_the_one_that_has_the_folder(settings, monkeypatch):
+    @contextmanager
+    def taken(folder):
+        (folder / "mine").touch()
+        raise FolderInUse("in use")
+        yield
+
+    monkeypatch.setattr("pathex.experiments.runs.runner.locked", taken)
+    with refused("in use"):
+        run(RunConfig(**settings))
+    assert list(Path(settings["out"]).glob("*/mine"))
 
 
 def test_the_journal_logs_events_but_not_steps_and_passes_all_on(tmp_path):
@@ -245,6 +260,10 @@ def by(method, **options):
         ({"seed": -1}, "seed is -1"),
         ({"memory": "a lot"}, "memory must be .* not 'a lot'"),
         ({"method_options": {"redrawn": True}}, "method 'px' has no option 'redrawn'. Known: .*redraw"),
+        ({"model_options": {1: 2}}, "model_options has 1; allowed: names of options"),
+        ({"model_options": {"num_classes": 2}}, "model_options has 'num_classes'; allowed"),
+        ({"data_options": {"name": "cifar10"}}, "data_options has 'name'; allowed"),
+        ({"devices": 100_000, "device": "cpu"}, "devices is 100000; processors here: "),
         ({"model_options": {"factory": len}}, "model_options has a value that a file cannot hold"),
         ({"task": "detection"}, "unknown task 'detection'. Known: auto, classification, segmentation, transfer"),
         ({"pruning_seed": -1}, r"pruning_seed is -1; allowed: a whole number from 0 to 2\*\*63 - 1, or null"),

@@ -10,6 +10,7 @@ import yaml
 
 from pathex.cli import COMMANDS
 from pathex.cli.parser import parse
+from pathex.errors import PathexWarning
 from pathex.experiments.runs import RunConfig, run_name
 from pathex.experiments.sweep import SweepConfig, plan
 from pathex.experiments.sweep.work import share
@@ -102,12 +103,18 @@ def test_what_cannot_be_used_is_named_in_one_line(options, culprit, allowed):
         ((None, None, 2, 16), (2, 8, 2)),
         ((3, None, 2, 12), (6, 2, 2)),
         ((3, 5, 2, 12), (6, 5, 2)),
-        ((8, None, 1, 4), (8, 1, 1)),
+        ((8, None, 1, 8), (8, 1, 1)),
     ],
 )
 def test_how_runs_share_a_machine(given, expected):
     made = share(*given)
     assert (made.workers, made.threads, made.gpus) == expected
+
+
+@pytest.mark.parametrize(("given", "workers", "said"), [((1000, None, 0, 8), 8, "8 runs"), ((9, 1, 2, 8), 8, "4 runs")])
+def test_no_more_runs_go_on_than_there_are_processors(given, workers, said):
+    with pytest.warns(PathexWarning, match=f"concurrent is {given[0]}; {said}"):
+        assert share(*given).workers == workers
 
 
 SWEEPS = sorted((Path(__file__).parents[3] / "recipes" / "sweeps").glob("*.yaml"))

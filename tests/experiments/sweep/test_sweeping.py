@@ -214,7 +214,9 @@ def file(tiny, tmp_path):
 
 
 def test_a_sweep_file_gives_runs_as_pathex_run_does_a_table_and_a_report(command, executor, file):
-    code, out, err = command("sweep", "--config", str(file), "--settings.epochs", "1", "--concurrent", "3")
+    code, out, err = command(
+        "sweep", "--trust-code", "--config", str(file), "--settings.epochs", "1", "--concurrent", "3"
+    )
     assert (code, out) == (0, "runs/results.csv\n")
     ((config, runs),) = executor
     assert config.concurrent == 3
@@ -223,33 +225,33 @@ def test_a_sweep_file_gives_runs_as_pathex_run_does_a_table_and_a_report(command
     assert list(pd.read_csv("runs/results.csv")["status"]) == ["done", "done"]
     assert main(["report", "runs", "--out", "report"]) == 0 and Path("report/index.html").exists()
     words = ["--lr", "1e-2", "--milestones", "[0.3]", "--model-options.width", "4", "--sparsity", "0"]
-    assert main(["run", "--config", str(file.parents[1] / "base.yaml"), *words, "--out", "single"]) == 0
+    assert main(["run", "--trust-code", "--config", str(file.parents[1] / "base.yaml"), *words, "--out", "single"]) == 0
     given = [f"--settings.{word[2:]}" if word.startswith("--") else word for word in words]
     given += ["--grid", "{method: [px]}", "--settings.batch-size", "32", "--out", "swept"]
-    assert command("sweep", "--config", str(file), *given)[0] == 0
+    assert command("sweep", "--trust-code", "--config", str(file), *given)[0] == 0
     swept, single = ({path.name for path in Path(out).iterdir() if path.is_dir()} for out in ("swept", "single"))
     assert swept == single
 
 
 def test_failed_runs_are_listed_and_the_exit_code_is_one(command, executor, file):
-    code, out, err = command("sweep", "--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
+    code, out, err = command("sweep", "--trust-code", "--config", str(file), "--list", "[{data: 'npz:nowhere.npz'}]")
     assert (code, out) == (1, "runs/results.csv\n")
     *_, summary, failure = err.splitlines()
     assert summary == "2 done, 1 failed" and failure.startswith("failed: px-") and "nowhere.npz" in failure
-    code, _, err = command("sweep", "--config", str(file))
+    code, _, err = command("sweep", "--trust-code", "--config", str(file))
     assert code == 0 and err.splitlines() == ["2 runs", "2 done (2 of them before), 0 failed"]
     # Printed options are a sweep file.
-    code, out, _ = command("sweep", "--config", str(file), "--settings.epochs", "0", "--print_config")
+    code, out, _ = command("sweep", "--trust-code", "--config", str(file), "--settings.epochs", "0", "--print_config")
     assert code == 0 and yaml.safe_load(out)["settings"] == {"batch_size": 16, "epochs": 0}
     (file.parent / "printed.yaml").write_text(out)
-    assert command("sweep", "--config", str(file.parent / "printed.yaml"))[0] == 0
+    assert command("sweep", "--trust-code", "--config", str(file.parent / "printed.yaml"))[0] == 0
     assert [run.epochs for run in executor[-1][1]] == [0, 0]
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(command, file, monkeypatch):
     made = InProcess(Mock(side_effect=KeyboardInterrupt))
     monkeypatch.setattr(work, "create", lambda config, runs: made)
-    code, out, err = command("sweep", "--config", str(file))
+    code, out, err = command("sweep", "--trust-code", "--config", str(file))
     assert (code, out) == (130, "") and "the same command goes on from there" in err and made.closed
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from statistics import fmean, variance
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy import stats
 
 from pathex.experiments.report.records import RunRecord
 from pathex.experiments.report.settings import OF_METHOD, series_settings, short
+from pathex.experiments.runs import to_csv
 
 EXPERIMENT = ["model", "data", "weights", "task"]
 """The columns that make one section of a report."""
@@ -98,7 +100,7 @@ def csv(frame: pd.DataFrame) -> str:
         values = frame[column].where(frame["metric"] == metric)
         written.insert(int(written.columns.get_loc(column)), f"{prefix}_{metric}", values)
     empty = [name for name in _OPTIONAL if written[name].isna().all()]
-    return str(written.drop(columns=[column, *empty]).drop(columns="protocol", errors="ignore").to_csv(index=False))
+    return to_csv(written.drop(columns=[column, *empty]).drop(columns="protocol", errors="ignore"))
 
 
 def markdown(summary: pd.DataFrame) -> str:
@@ -137,7 +139,7 @@ def _megabytes(size: float) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(escape(" ".join(cell.split()), quote=False).replace("|", "\\|") for cell in cells) + " |"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathex.experiments.runs.config import (
 )
 
 if TYPE_CHECKING:
-    from pathex.experiments.runs.folder import environment, finished_result, locked, write_json
+    from pathex.experiments.runs.folder import environment, finished_result, locked, to_csv, write_json
     from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run, settle_threads
@@ -47,12 +47,13 @@ __all__ = [
     "save_ticket",
     "settings",
     "settle_threads",
+    "to_csv",
     "write_json",
 ]
 
 # The settings are needed to read a command line; torch is not.
 _HOME = {
-    **dict.fromkeys(("environment", "finished_result", "locked", "write_json"), "folder"),
+    **dict.fromkeys(("environment", "finished_result", "locked", "to_csv", "write_json"), "folder"),
     "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),

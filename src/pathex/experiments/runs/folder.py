@@ -4,20 +4,24 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from pathex.errors import FolderInUse, refusing
+from pathex.errors import FolderInUse, naming, refusing
 from pathex.experiments.runs.config import RunConfig
 from pathex.masks import replacing
 from pathex.train import Events
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
 
 
@@ -31,6 +35,13 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON-lines file in one step."""
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def to_csv(frame: "pd.DataFrame") -> str:
+    """A table as text, without formulas: an apostrophe stands before texts that a spreadsheet would compute."""
+    texts = frame.select_dtypes(exclude=["number", "bool"])
+    quoted = {name: [f"'{x}" if str(x).startswith(_FORMULA) else x for x in texts[name]] for name in texts}
+    return str(frame.assign(**quoted).to_csv(index=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,12 +104,13 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None:
-            self.note(f"stopped by {kind.__name__}: {error}")
+            with suppress(OSError):  # a full disk may be why
+                self.note(f"stopped by {kind.__name__}: {error}")
 
     def note(self, message: str) -> None:
         """Log a line."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as log:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as log:
                 log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:

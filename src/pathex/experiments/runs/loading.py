@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pathex import models
-from pathex.errors import InvalidInput, MaskMismatch, refusing
+from pathex.errors import InvalidInput, MaskMismatch, import_callable, refusing
 from pathex.experiments.runs.folder import environment, finished_result, read_config, read_json
 from pathex.experiments.runs.stages import TRAINED
 from pathex.masks import Mask, codes, make_permanent, read_weights, write_tensors
@@ -39,8 +39,8 @@ class Preprocessing:
 def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The trained network of a finished run, with its mask's zeros.
 
-    Nothing that the folder names is imported: names that pathex knows are made, and a network of the user's own code
-    is given.
+    Code that the folder names is not imported, except by a command with ``--trust-code``: names that pathex knows are
+    made, and a network of the user's own code is given.
 
     Args:
         folder: Folder of a run of classification or segmentation.
@@ -89,13 +89,11 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
 def build_network(
     name: str, classes: int, channels: int, options: dict[str, Any], model: Callable[..., nn.Module] | None
 ) -> nn.Module:
-    """The network that a folder or file names, or that the user's own factory makes; nothing is imported."""
+    """The network that a folder or file names, or that the user's own factory makes."""
+    if model is None and models.is_foreign(name):
+        model = import_callable("model", name, given=False)
     if model is not None:
         return models.from_factory(name, model, classes, channels, options)
-    if models.is_foreign(name):
-        raise InvalidInput(
-            f"the network is {name!r}, which nothing imports for a file: give its factory (model=, --model)"
-        )
     return models.create(name, classes, channels, **options)
 
 

@@ -104,8 +104,7 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
     with contextlib.ExitStack() as stack:
         journal = Journal(None, None)
         if machine.is_global_zero:  # the folder belongs to the first process; the others wait for it
-            stack.enter_context(_new_folder(folder))
-            stack.enter_context(locked(folder))
+            stack.enter_context(_held_folder(folder))
             if config.fresh and changes(folder, config):
                 clear(folder)
             journal = stack.enter_context(Journal(folder, on_event))
@@ -162,21 +161,22 @@ def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """The run's folder; if it is new and bad input shows before there is a ticket, nothing of it stays."""
+def _held_folder(folder: Path) -> Iterator[None]:
+    """The run's folder, locked; if it is new and bad input shows before there is a ticket, nothing of it stays."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with refusing(f"out: the folder {folder} cannot be made ({{}})", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except PathexError:
-        begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt", "levels", "tasks"))
-        if folder in new and not begun:
-            shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # another run may have begun beside this one
-                for parent in new[1:]:
-                    parent.rmdir()
-        raise
+    with locked(folder):  # who does not hold it deletes nothing
+        try:
+            yield
+        except PathexError:
+            begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt", "levels", "tasks"))
+            if folder in new and not begun:
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # another run may have begun beside this one
+                    for parent in new[1:]:
+                        parent.rmdir()
+            raise
 
 
 def _train(

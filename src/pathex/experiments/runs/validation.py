@@ -19,6 +19,8 @@ from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, re
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine
 
+_FILLED = ("name", "num_classes", "in_channels", "weights")
+
 
 def check_config(config: RunConfig) -> None:
     """Check every setting of a run that can be checked without the data."""
@@ -111,7 +113,7 @@ def _check_types(config: TicketConfig) -> None:
         value = getattr(config, name)
         if _conforms(value, hint):
             if name.endswith("_options"):
-                _check_plain(name, value)
+                _check_options(name, value)
             continue
         if get_origin(hint) is Literal:
             raise UnknownName(name, value, get_args(hint))
@@ -120,7 +122,12 @@ def _check_types(config: TicketConfig) -> None:
         raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
 
 
-def _check_plain(name: str, options: dict[str, Any]) -> None:
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    for option in options:
+        if not isinstance(option, str) or option in _FILLED[: None if name == "model_options" else 1]:
+            raise InvalidInput(
+                f"{name} has {option!r}; allowed: names of options, but for those that pathex sets itself"
+            )
     try:
         json.dumps(options)
     except (TypeError, ValueError) as error:

@@ -9,8 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pathex.distributed import cores
 from pathex.errors import InvalidInput
-from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, carry_out, ended, processors, share
+from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, carry_out, ended, share
 
 _SECONDS_TO_STOP = 10.0
 _STORE_BYTES = 100 * 2**20
@@ -29,8 +30,8 @@ class RayExecutor(Executor):
         except ImportError:
             raise InvalidInput("executor 'ray' needs Ray, which is not installed: pip install 'pathex[ray]'") from None
         self._ray: Any = ray
-        alone = share(concurrent, threads, 0, processors())
-        _connect(ray, address, processors() if gpu else alone.workers * alone.threads)
+        alone = share(None if address else concurrent, threads, 0, cores())
+        _connect(ray, address, cores() if gpu else alone.workers * alone.threads)
         gpus = int(ray.cluster_resources().get("GPU", 0)) if gpu else 0
         shared = share(concurrent, threads, gpus, int(ray.cluster_resources().get("CPU", 1))) if gpus else alone
         self.threads = shared.threads

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathex.data import fingerprint
 from pathex.errors import InvalidInput, PathexError, refusing
-from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings, write_json
+from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings, to_csv, write_json
 from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, ended
 from pathex.masks import replacing
 
@@ -76,7 +76,7 @@ class Table:
         # Two sweeps may share the folder, and the temporary name has no room for two.
         with FileLock(self._out / ".results.lock"):
             with replacing(self.path) as temporary:
-                frame.to_csv(temporary, index=False)
+                temporary.write_text(to_csv(frame), encoding="utf-8")
             if self.parquet:
                 with replacing(self.path.with_suffix(".parquet")) as temporary:
                     frame.to_parquet(temporary, index=False)

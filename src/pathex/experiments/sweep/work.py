@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import traceback
 import warnings
 from abc import abstractmethod
@@ -133,13 +132,14 @@ class Share:
     each: int
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def share(concurrent: int | None, threads: int | None, gpus: int, cores: int) -> Share:
     """How many runs go on at a time on each GPU or on the CPU, and with how many threads; None leaves it open."""
+    most = max(1, cores // max(1, gpus))
+    if concurrent is not None and concurrent > most:
+        where = "on each GPU" if gpus else "at a time"
+        message = f"concurrent is {concurrent}; {most} runs go on {where}, as there are {cores} processors"
+        warnings.warn(message, PathexWarning, stacklevel=3)
+        concurrent = most
     # On the CPU the number of threads never follows from that of the runs: it decides the last bits of the results.
     if gpus == 0:
         threads = threads or 1
@@ -158,7 +158,8 @@ def create(config: SweepConfig, runs: Iterable[RunConfig]) -> Executor:
         return RayExecutor(config.concurrent, config.threads, gpu=gpu, address=config.address)
     import torch
 
+    from pathex.distributed import cores
     from pathex.experiments.sweep.local import LocalExecutor
 
     gpus = torch.cuda.device_count() if gpu else 0
-    return LocalExecutor(share(config.concurrent, config.threads, gpus, processors()))
+    return LocalExecutor(share(config.concurrent, config.threads, gpus, cores()))
