@@ -18,6 +18,7 @@ SOURCE = Path(pathex.__file__).parent
 INTERFACE = Path(__file__).parent / "public_interface.txt"
 ORDER = (
     ("errors",),
+    ("files",),
     ("distributed", "masks", "graph"),
     ("paths", "models", "data", "compaction"),
     ("scores", "sparse"),

@@ -1,10 +1,12 @@
 """``pathex methods``, ``pathex models`` and ``pathex datasets``: what there is."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pathex.cli.parser import Command
+from pathex.errors import PathexWarning, reason
 
 OF_RUNS = MappingProxyType(
     {
@@ -51,9 +53,20 @@ def _methods(options: ListOptions) -> None:
         if type(method).__module__.startswith("pathex.scores."):
             print(f"  more      docs/methods/{method.name}.md")
     else:
-        _show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
+        _show("method", list(_titles()))
         print()
         _show("method of pathex run only", OF_RUNS.items())
+
+
+def _titles() -> Iterator[tuple[str, str]]:
+    """Each method with its title; one of another package that cannot be loaded stops nothing."""
+    import pathex
+
+    for name in pathex.methods():
+        try:
+            yield name, pathex.methods(name).title
+        except Exception as error:  # noqa: PERF203
+            warnings.warn(f"method {name!r} is left out: {reason(error)}", PathexWarning, stacklevel=2)
 
 
 def _models(options: ListOptions) -> None:

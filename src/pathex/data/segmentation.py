@@ -16,6 +16,7 @@ from pathex.data.selection import PruningSet, content_hash, seeded
 from pathex.data.splits import to_rgb
 from pathex.data.workers import chunks, problems, read_ahead
 from pathex.errors import InvalidInput, PathexWarning, check_integer, reason
+from pathex.files import open_image
 
 IGNORED = 255
 """Label of pixels that belong to no class: borders between objects, and padding."""
@@ -298,10 +299,8 @@ def _check_sizes(path: str, size: Sequence[int], labels: Sequence[int]) -> None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             yield image
     except FileNotFoundError as error:
         raise InvalidInput(f"file {path!r} is missing") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pathex.data.workers import attempt, chunks, problems, read_ahead
 from pathex.errors import InvalidInput, check_integer, refusing
+from pathex.files import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,9 +71,7 @@ class Files:
 
     def open(self, row: int) -> "Image.Image":
         """Open an image; pixels are read when they are first used."""
-        from PIL import Image
-
-        return Image.open(self.paths[row])
+        return open_image(self.paths[row])
 
     def describe(self, row: int) -> str:
         """Where an image comes from, for messages."""
@@ -90,13 +89,11 @@ class Table:
 
     def open(self, row: int) -> "Image.Image":
         """Open an image; pixels are read when they are first used."""
-        from PIL import Image
-
         cell = self.table[row][self.column] or {}
         if cell.get("bytes"):
-            return Image.open(io.BytesIO(cell["bytes"]))
+            return open_image(io.BytesIO(cell["bytes"]))
         if cell.get("path"):
-            return Image.open(cell["path"])
+            return open_image(cell["path"])
         raise OSError("no image there")
 
     def describe(self, row: int) -> str:

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_name, refusing
+from pathex.files import safetensors_metadata, write_bytes, write_checkpoint
 from pathex.masks import codes, formats
 from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
-from pathex.masks.tensors import read_weights, replacing
+from pathex.masks.tensors import read_weights
 
 __all__ = [
     "ENDINGS",
@@ -125,11 +125,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     if path.suffix not in ENDINGS:
         raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(ENDINGS)}")
     # torch reports a missing folder as a RuntimeError.
-    with refusing(f"cannot write {str(path)!r}: {{}}", OSError, RuntimeError), replacing(path) as temporary:
+    with refusing(f"cannot write {str(path)!r}: {{}}", OSError, RuntimeError):
         if path.suffix == _SAFETENSORS:
-            temporary.write_bytes(_safetensors(tensors))
+            write_bytes(path, _safetensors(tensors))
         else:
-            torch.save(dict(tensors), temporary)
+            write_checkpoint(path, dict(tensors), sealed=False)
 
 
 def bytes_on_disk(weights: formats.Weights, mask: Mask | None = None) -> int:
@@ -170,8 +170,7 @@ def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
 
 def _holds_pathex_mask(path: Path) -> bool:
     try:
-        with safe_open(path, "pt") as file:
-            return "pathex_mask" in (file.metadata() or {})
+        return "pathex_mask" in safetensors_metadata(path)
     except (SafetensorError, OSError, ValueError):
         return False
 

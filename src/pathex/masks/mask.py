@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,13 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex import __version__
-from pathex.errors import MaskMismatch, listed, refusing
-from pathex.masks.tensors import replacing
+from pathex.errors import InvalidInput, MaskMismatch, listed, refusing
+from pathex.files import parse_json, read_safetensors, safetensors_metadata, write_safetensors
 from pathex.masks.wrappers import own_module
 
 _SCHEMA = 1
@@ -48,8 +47,8 @@ class Mask(Mapping[str, Tensor]):
     """
 
     def __init__(self, entries: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-        if not entries:
-            raise MaskMismatch("a mask needs at least one entry")
+        if not any(not isinstance(entry, Tensor) or entry.numel() for entry in entries.values()):
+            raise MaskMismatch("a mask needs at least one entry with a weight")
         for name, entry in entries.items():
             if not isinstance(entry, Tensor) or entry.dtype != torch.bool:
                 kind = entry.dtype if isinstance(entry, Tensor) else type(entry).__name__
@@ -162,8 +161,8 @@ class Mask(Mapping[str, Tensor]):
         }
         with refusing("the metadata of a mask must be JSON-serialisable: {}", TypeError):
             text = json.dumps(header)
-        with refusing(f"cannot write the mask file {path}: {{}}", OSError), replacing(path) as temporary:
-            temporary.write_bytes(save(bits, {"pathex_mask": text}))
+        with refusing(f"cannot write the mask file {path}: {{}}", OSError):
+            write_safetensors(path, bits, {"pathex_mask": text})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":
@@ -179,11 +178,11 @@ class Mask(Mapping[str, Tensor]):
         if not path.is_file():
             raise MaskMismatch(f"no mask file at {path}")
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("pathex_mask", "null"))
-                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise MaskMismatch(f"{path} is not a readable safetensors file: {error}") from error
+            with refusing(f"{path} cannot be read ({{}})"):
+                bits = read_safetensors(path)
+                header = parse_json(safetensors_metadata(path).get("pathex_mask", "null"), "its header")
+        except InvalidInput as error:
+            raise MaskMismatch(str(error)) from error
         if not isinstance(header, dict):
             raise MaskMismatch(f"{path} holds tensors but no pathex mask")
         if header.get("schema") != _SCHEMA:
@@ -219,7 +218,7 @@ def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Te
         raise MaskMismatch(f"{path} is damaged: header and tensors differ in {sorted(set(shapes) ^ set(bits))}")
     entries = {}
     for name, shape in shapes.items():
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if bits[name].dtype != torch.uint8 or bits[name].numel() != -(-count // 8):
             raise MaskMismatch(f"{path} is damaged: {name!r} holds {bits[name].numel()} bytes for shape {shape}")
         unpacked = np.unpackbits(bits[name].numpy(), count=count).astype(bool)

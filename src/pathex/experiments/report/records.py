@@ -1,23 +1,22 @@
 """Run folders, found and read."""
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import yaml
-
-from pathex.errors import InvalidInput, PathexError
+from pathex.errors import InvalidInput, reason
+from pathex.files import changed, read
 from pathex.masks import Mask
 
 _RESULT = "result.json"
 _CONFIG = "config.yaml"
 _FAILED = "failed.json"
 _ENVIRONMENT = "environment.json"
+_METRICS = "metrics.jsonl"
+_MASK = "mask.safetensors"
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
     for folder in _find(folders):
         try:
             records.append(_read(folder))
-        except InvalidInput as error:  # noqa: PERF203
-            problems.append(Problem(folder, str(error)))
+        except Exception as error:  # noqa: PERF203 -- one bad folder, whatever is bad about it, stops no report
+            problems.append(Problem(folder, reason(error)))
     places = ", ".join(str(folder) for folder in folders) or "nothing"
     if not records and not problems:
         raise InvalidInput(f"no run found in {places}: a run folder holds {_CONFIG} and {_RESULT}")
@@ -125,19 +124,21 @@ def _read(folder: Path) -> RunRecord:
         error = str(_read_json(folder / _FAILED).get("error") or "no reason was written down")
         raise InvalidInput(f"failed: {error.splitlines()[0]}")
     config = _read_config(folder / _CONFIG)
-    epochs = _read_lines(folder / "metrics.jsonl")
+    epochs = _read_rows(folder / _METRICS)
     if not (folder / _RESULT).exists():
         raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = _read_json(folder / _RESULT)
     _check_result(result)
-    environment, mask = folder / _ENVIRONMENT, folder / "mask.safetensors"
+    environment, mask = folder / _ENVIRONMENT, folder / _MASK
+    if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _METRICS, _ENVIRONMENT, _MASK)):
+        raise InvalidInput(f"{'; '.join(damaged)}: the same command with --fresh runs it again")
     return RunRecord(
         folder=folder,
         config=config,
         result=result,
         environment=_flat(_read_json(environment)) if environment.exists() else {},
         epochs=epochs,
-        layers=_parse(mask, lambda: dict(Mask.load(mask).counts())) if mask.exists() else {},
+        layers=dict(Mask.load(mask).counts()) if mask.exists() else {},
     )
 
 
@@ -171,37 +172,35 @@ def _metric(result: Mapping[str, Any]) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InvalidInput(f"{_CONFIG} is missing")
-    config = _parse(path, lambda: yaml.safe_load(path.read_text(encoding="utf-8")))
+    config = read(path, path.name)
     if not isinstance(config, dict):
         raise InvalidInput(f"{_CONFIG} holds no settings")
     missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
     if missing:
         raise InvalidInput(f"{_CONFIG} holds no {', '.join(missing)}")
+    kinds = dict.fromkeys(("method", "model", "data"), str) | {"sparsity": int | float, "seed": int}
+    for name, kind in kinds.items():
+        if not isinstance(config[name], kind) or isinstance(config[name], bool):
+            raise InvalidInput(f"{_CONFIG} holds {name} {config[name]!r}")
     options = {name: value for name, value in config.items() if name.endswith("_options") and isinstance(value, dict)}
     dotted = {f"{name}.{option}": value for name, values in options.items() for option, value in values.items()}
     return {name: value for name, value in config.items() if name not in options} | dotted
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = _parse(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+    content = read(path, path.name)
     if not isinstance(content, dict):
         raise InvalidInput(f"{path.name} holds no object")
     return content
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = _parse(path, lambda: path.read_text(encoding="utf-8").splitlines())
-    return [_parse(path, partial(json.loads, line)) for line in lines if line.strip()]
-
-
-def _parse(path: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except (ValueError, OSError, yaml.YAMLError, PathexError) as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise InvalidInput(f"{path.name} cannot be read: {line}") from error
+    rows = read(path, path.name)
+    if not all(isinstance(row, dict) and _is_number(row.get("epoch")) for row in rows):
+        raise InvalidInput(f"{path.name} holds a line without an epoch")
+    return rows
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

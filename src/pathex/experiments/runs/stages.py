@@ -10,9 +10,10 @@ import torch
 from pathex.analysis import PruneReport, examine, flipped, shuffled
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig
-from pathex.experiments.runs.folder import read_json, write_json, write_lines
+from pathex.experiments.runs.folder import read_json
 from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
 from pathex.experiments.runs.tickets import Stage, find_ticket, pruning_seed
+from pathex.files import write_json, write_lines
 from pathex.masks import Mask, prunable_weights
 from pathex.tasks import Task
 from pathex.train import epoch_seed

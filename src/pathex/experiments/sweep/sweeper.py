@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pathex.data import fingerprint
 from pathex.errors import InvalidInput, PathexError, refusing
-from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings, write_json
+from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings
 from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, ended
-from pathex.masks import replacing
+from pathex.files import read, replacing, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,11 +90,11 @@ class Table:
 
 
 def _read_error(path: Path) -> str | None:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    try:
+        return str(read(path)["error"])
+    except (InvalidInput, KeyError, TypeError):
         return f"{path.name} cannot be read"
 
 
