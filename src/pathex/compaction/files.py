@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         InvalidInput: If the file is missing, damaged or no compacted network, or does not fit the model.
     """
-    with refusing(f"{path} cannot be read ({{}})"):
+    with refusing(f"{path} is not a readable safetensors file: {{}}"):
         tensors = read_safetensors(Path(path))
         header = parse_json(safetensors_metadata(Path(path)).get(RECIPE, "null"), "its header")
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:

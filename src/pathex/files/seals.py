@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from mmap import mmap
 from pathlib import Path
 
+from pathex.errors import InvalidInput
+
 MARK = b"pathex-sha256:"
 SEAL = MARK.decode() + "0" * 64
 """What `seal` replaces."""
@@ -16,7 +18,7 @@ def seal(data: bytes) -> bytes:
 
 
 def check_seal(data: bytes | mmap) -> None:
-    """`ValueError` for a file that is not as it was sealed; those of earlier versions have no seal."""
+    """`InvalidInput` for a file that is not as it was sealed; those of earlier versions have no seal."""
     if (found := data.rfind(MARK)) >= 0:
         at = found + len(MARK)
         with memoryview(data) as view:
@@ -24,7 +26,7 @@ def check_seal(data: bytes | mmap) -> None:
             digest.update(b"0" * 64)
             digest.update(view[at + 64 :])
         if digest.hexdigest().encode() != data[at : at + 64]:
-            raise ValueError("it changed since it was written: its digest is another")
+            raise InvalidInput("it changed since it was written: its digest is another")
 
 
 def digest(path: Path, more: bytes = b"") -> str:

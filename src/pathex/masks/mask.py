@@ -178,7 +178,7 @@ class Mask(Mapping[str, Tensor]):
         if not path.is_file():
             raise MaskMismatch(f"no mask file at {path}")
         try:
-            with refusing(f"{path} cannot be read ({{}})"):
+            with refusing(f"{path} is not a readable safetensors file: {{}}"):
                 bits = read_safetensors(path)
                 header = parse_json(safetensors_metadata(path).get("pathex_mask", "null"), "its header")
         except InvalidInput as error:

@@ -1,5 +1,6 @@
 """Run folders, found and read."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ _RESULT = "result.json"
 _CONFIG = "config.yaml"
 _FAILED = "failed.json"
 _ENVIRONMENT = "environment.json"
+_NUMBERS = ("parameters", "bytes", "multiply_adds", "dead_layers", "prune_seconds", "train_seconds", "rounds", "epochs")
+_KINDS = {int, float, type(None)}
 _METRICS = "metrics.jsonl"
 _MASK = "mask.safetensors"
 
@@ -155,6 +158,10 @@ def _check_result(result: Mapping[str, Any]) -> None:
     missing = [name for name in needed if not _is_number(result.get(name))]
     if missing:
         raise InvalidInput(f"{_RESULT} holds no {', '.join(missing)}")
+    wrong = [name for name in _NUMBERS if not _is_number(result.get(name) or 0)]
+    wrong += [name for name in ("classes", "dead_layer_names") if not isinstance(result.get(name) or [], list)]
+    if wrong or result["total"] <= 0:
+        raise InvalidInput(f"{_RESULT} holds {(wrong or ['total'])[0]} {result[(wrong or ['total'])[0]]!r}")
 
 
 def _is_task(row: Any) -> bool:
@@ -178,10 +185,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
     if missing:
         raise InvalidInput(f"{_CONFIG} holds no {', '.join(missing)}")
-    kinds = dict.fromkeys(("method", "model", "data"), str) | {"sparsity": int | float, "seed": int}
-    for name, kind in kinds.items():
-        if not isinstance(config[name], kind) or isinstance(config[name], bool):
-            raise InvalidInput(f"{_CONFIG} holds {name} {config[name]!r}")
+    texts = ("method", "model", "data", "weights", "dynamic")
+    wrong = [name for name in texts if not isinstance(config.get(name) or "", str)]
+    wrong += [name for name in ("sparsity", "seed") if not _is_number(config[name])]
+    if wrong:
+        raise InvalidInput(f"{_CONFIG} holds {wrong[0]} {config[wrong[0]]!r}")
+    json.dumps(config, default=str)  # what reports do with it
     options = {name: value for name, value in config.items() if name.endswith("_options") and isinstance(value, dict)}
     dotted = {f"{name}.{option}": value for name, values in options.items() for option, value in values.items()}
     return {name: value for name, value in config.items() if name not in options} | dotted
@@ -198,8 +207,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = read(path, path.name)
-    if not all(isinstance(row, dict) and _is_number(row.get("epoch")) for row in rows):
-        raise InvalidInput(f"{path.name} holds a line without an epoch")
+    if not all(isinstance(row, dict) and "epoch" in row and {*map(type, row.values())} <= _KINDS for row in rows):
+        raise InvalidInput(f"{path.name} holds a line that is no epoch with numbers")
     return rows
 
 
