@@ -11,7 +11,7 @@ from pathex import __version__
 from pathex.compaction.plan import RECIPE
 from pathex.compaction.surgery import carve
 from pathex.errors import InvalidInput, reason, refusing
-from pathex.files import parse_json, read_safetensors, safetensors_metadata, write_safetensors
+from pathex.files import SEAL, parse_json, read_safetensors, safetensors_metadata, write_safetensors
 
 _SCHEMA = 1
 
@@ -26,7 +26,7 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
     if recipe is None:
         raise InvalidInput(f"{type(network).__name__} is not a network that pathex.compact made")
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-    header = {"schema": _SCHEMA, "pathex_version": __version__, "recipe": recipe}
+    header = {"schema": _SCHEMA, "pathex_version": __version__, "recipe": recipe, "file": SEAL}
     with refusing(f"cannot write the network {path}: {{}}", OSError):
         write_safetensors(Path(path), tensors, {RECIPE: json.dumps(header)})
 

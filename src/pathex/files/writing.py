@@ -61,10 +61,11 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file in one step, its digest in the metadata."""
+    """Write a safetensors file in one step, its digest where `SEAL` stands in the metadata."""
     from safetensors.torch import save
 
-    write_bytes(path, seal(save({n: t.contiguous() for n, t in tensors.items()}, {**metadata, "sha256": SEAL})))
+    # One entry of metadata: the library writes several in any order.
+    write_bytes(path, seal(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))))
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], *, sealed: bool) -> None:

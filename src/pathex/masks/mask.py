@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathex import __version__
 from pathex.errors import InvalidInput, MaskMismatch, listed, refusing
-from pathex.files import parse_json, read_safetensors, safetensors_metadata, write_safetensors
+from pathex.files import SEAL, parse_json, read_safetensors, safetensors_metadata, write_safetensors
 from pathex.masks.wrappers import own_module
 
 _SCHEMA = 1
@@ -154,6 +154,7 @@ class Mask(Mapping[str, Tensor]):
         header = {
             "schema": _SCHEMA,
             "sha256": _digest(bits),
+            "file": SEAL,
             "pathex_version": __version__,
             "sparsity": self.sparsity,
             "shapes": {name: list(entry.shape) for name, entry in self.items()},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet
 from pathex.errors import InvalidInput, refusing
-from pathex.files import read, read_safetensors, write_json, write_safetensors
+from pathex.files import SEAL, read, read_safetensors, write_json, write_safetensors
 from pathex.tasks.classification import Classification
 from pathex.tasks.linear_head import Head, fit_head, head_layer, install_head, linear
 from pathex.tasks.task import Setup, Task, about, failure, training_rows
@@ -198,7 +198,7 @@ class Transfer(Task):
             weight, bias = self._fitted(self._part(number, pruned), fabric)
             if fabric.is_global_zero:
                 tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-                write_safetensors(path, tensors, {})
+                write_safetensors(path, tensors, {"file": SEAL})
             fabric.barrier()
         with refusing(f"{path} cannot be read ({{}}); delete it to train again"):
             found = {name: value.to(fabric.device) for name, value in read_safetensors(path).items()}

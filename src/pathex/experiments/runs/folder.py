@@ -18,16 +18,16 @@ from pathex.experiments.runs.config import RunConfig
 from pathex.files import SEAL, appending, changed, digest, read, seal, write_bytes
 from pathex.train import Events
 
-_ADVICE = "; delete its folder to run again, or choose another 'out'"
+ADVICE = "; delete its folder to run again, or choose another 'out'"
 _PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
 _ENDINGS = (".json", ".jsonl", ".yaml", ".ckpt", ".safetensors")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of the run."""
-    content = read(path, str(path), _ADVICE)
+    content = read(path, str(path), ADVICE)
     if not isinstance(content, dict):
-        raise InvalidInput(f"{path} holds no object{_ADVICE}")
+        raise InvalidInput(f"{path} holds no object{ADVICE}")
     return content
 
 
@@ -42,8 +42,8 @@ def write_config(folder: Path, config: RunConfig) -> None:
 def read_config(folder: Path) -> RunConfig:
     """The settings of the run in a folder."""
     path = folder / "config.yaml"
-    left = read(path, str(path), _ADVICE)
-    with refusing(f"{path} cannot be read ({{}}){_ADVICE}"):
+    left = read(path, str(path), ADVICE)
+    with refusing(f"{path} cannot be read ({{}}){ADVICE}"):
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
         return RunConfig(**left)
 
@@ -62,7 +62,7 @@ def damage(folder: Path) -> list[str]:
     """What became of the files of a finished run since."""
     path = folder / "result.json"
     known = read_json(path).get("files", {}) if path.exists() else {}
-    with refusing(f"{path} cannot be read ({{}}){_ADVICE}"):
+    with refusing(f"{path} cannot be read ({{}}){ADVICE}"):
         return changed(folder, known)
 
 
