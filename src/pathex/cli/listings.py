@@ -1,7 +1,7 @@
 """``pathex methods``, ``pathex models`` and ``pathex datasets``: what there is."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -53,20 +53,15 @@ def _methods(options: ListOptions) -> None:
         if type(method).__module__.startswith("pathex.scores."):
             print(f"  more      docs/methods/{method.name}.md")
     else:
-        _show("method", list(_titles()))
+        rows = []
+        for known in pathex.methods():
+            try:
+                rows.append((known, pathex.methods(known).title))
+            except Exception as error:  # noqa: PERF203 -- of another package
+                warnings.warn(f"method {known!r} is left out: {reason(error)}", PathexWarning, stacklevel=2)
+        _show("method", rows)
         print()
         _show("method of pathex run only", OF_RUNS.items())
-
-
-def _titles() -> Iterator[tuple[str, str]]:
-    """Each method with its title; one of another package that cannot be loaded stops nothing."""
-    import pathex
-
-    for name in pathex.methods():
-        try:
-            yield name, pathex.methods(name).title
-        except Exception as error:  # noqa: PERF203
-            warnings.warn(f"method {name!r} is left out: {reason(error)}", PathexWarning, stacklevel=2)
 
 
 def _models(options: ListOptions) -> None:

@@ -11,7 +11,7 @@ from pathex import __version__
 from pathex.compaction.plan import RECIPE
 from pathex.compaction.surgery import carve
 from pathex.errors import InvalidInput, reason, refusing
-from pathex.files import SEAL, parse_json, read_safetensors, safetensors_metadata, write_safetensors
+from pathex.files import SEAL, read_safetensors, write_safetensors
 
 _SCHEMA = 1
 
@@ -44,9 +44,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         InvalidInput: If the file is missing, damaged or no compacted network, or does not fit the model.
     """
-    with refusing(f"{path} is not a readable safetensors file: {{}}"):
-        tensors = read_safetensors(Path(path))
-        header = parse_json(safetensors_metadata(Path(path)).get(RECIPE, "null"), "its header")
+    tensors, header = read_safetensors(Path(path), RECIPE)
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
     network, recipe = copy.deepcopy(model), header["recipe"]

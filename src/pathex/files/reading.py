@@ -4,7 +4,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def check_file(path: str | os.PathLike[str]) -> int:
     return about.st_size
 
 
-def read(path: Path, what: str = "", advice: str = "", kind: str = "") -> Any:
+def read(path: Path, what: str = "", advice: str = "", kind: str = "", holds: type = object) -> Any:
     """What JSON, JSON lines, YAML or, as a string, other text says, by ending or ``kind``; else `InvalidInput`."""
     kind = kind or path.suffix
     name = {".json": "JSON", ".jsonl": "JSON", ".yaml": "YAML", ".yml": "YAML"}.get(kind, "text")
@@ -43,32 +44,29 @@ def read(path: Path, what: str = "", advice: str = "", kind: str = "") -> Any:
         check_seal(data)
         text = data.decode("utf-8-sig")
         if kind == ".jsonl":
-            return [_json(line) for line in text.splitlines() if line.strip()]
-        content = _json(text) if name == "JSON" else _yaml(text) if name == "YAML" else text
+            return [parse_json(line) for line in text.splitlines() if line.strip()]
+        content = parse_json(text) if name == "JSON" else _yaml(text) if name == "YAML" else text
+        if not isinstance(content, holds):
+            raise InvalidInput("it holds no object: names with values")
     if isinstance(content, dict) and str(content.get("sha256")).startswith(MARK.decode()):
         del content["sha256"]
     return content
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
-    """What JSON says; `InvalidInput` as of `read`."""
-    with refusing(f"{what} cannot be read ({{}})"):
-        return _json(text.decode() if isinstance(text, bytes) else text)
-
-
-def _json(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """What JSON says; `InvalidInput` for a key that is there twice, too many levels or digits; `ValueError` else."""
     if _LONG_NUMBER.search(text):
         raise InvalidInput("a number has more than 100 digits")
-    return _bounded(json.loads(text, object_pairs_hook=_once))
+    content = json.loads(text, object_pairs_hook=_once)
+    containers(content)
+    return content
 
 
 def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    seen: dict[Any, Any] = {}
-    for name, value in pairs:
-        if name in seen:
-            raise InvalidInput(f"key {name!r} is there twice")
-        seen[name] = value
-    return seen
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InvalidInput(f"key {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is there twice")
+    return found
 
 
 def _yaml(text: str) -> Any:
@@ -90,23 +88,19 @@ def _yaml(text: str) -> Any:
                     raise InvalidInput("several mappings are merged into one, which may grow without bounds")
             return node
 
-    return _bounded(yaml.load(text, Loader))
-
-
-def _bounded(content: Any) -> Any:
-    for _ in containers(content):
-        pass
+    content = yaml.load(text, Loader)
+    containers(content)
     return content
 
 
-def containers(content: Any) -> Iterator[Any]:
+def containers(content: Any) -> list[Any]:
     """Every mapping and list in plain data, by levels; `InvalidInput` if there are too many, what is shared counted."""
     kinds = (Mapping, list, tuple)
-    level, count = [(content, 1)] if isinstance(content, kinds) else [], 0
+    level, count, found = [(content, 1)] if isinstance(content, kinds) else [], 0, []
     for _ in range(_DEEPEST):
         below: dict[int, tuple[Any, int]] = {}
         for each, times in level:
-            yield each
+            found.append(each)
             for child in each.values() if isinstance(each, Mapping) else each:
                 if isinstance(child, kinds):
                     below[id(child)] = child, below.get(id(child), (child, 0))[1] + times
@@ -116,6 +110,7 @@ def containers(content: Any) -> Iterator[Any]:
             raise InvalidInput(f"it holds more than {_MOST_CONTAINERS:,} lists and mappings")
     if level:
         raise InvalidInput(f"it is nested deeper than {_DEEPEST} levels")
+    return found
 
 
 def open_image(source: str | IO[bytes]) -> "Image.Image":

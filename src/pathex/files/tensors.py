@@ -1,7 +1,6 @@
 """Files of tensors, read without running code, after what they claim to hold was compared with their size."""
 
 import argparse
-import math
 import mmap
 import pickle
 import warnings
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathex.errors import InvalidInput, reason, refusing
-from pathex.files.reading import check_file, containers
+from pathex.files.reading import check_file, containers, parse_json
 from pathex.files.seals import MARK, check_seal
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def read_file(path: Path) -> object:
         raise InvalidInput(f"{what} {'is no regular file' if path.exists() else 'does not exist'}")
     kind = path.suffix.removeprefix(".") if path.suffix in {".safetensors", ".npz"} else "torch"
     try:
-        return {"safetensors": read_safetensors, "npz": _npz, "torch": _torch}[kind](path)
+        return {"safetensors": _safetensors, "npz": _npz, "torch": _torch}[kind](path)
     except pickle.UnpicklingError as error:
         raise InvalidInput(
             f"{what} is no torch file of tensors only, and pickles that could run code are not"
@@ -48,12 +47,9 @@ def read_file(path: Path) -> object:
         raise InvalidInput(f"{what} is no readable {kind} file: {reason(error)}") from error
 
 
-def read_checkpoint(path: Path, advice: str = "") -> Any:
-    """What `write_checkpoint` wrote, tensors on the CPU; `InvalidInput` for a file that is damaged."""
+def read_torch(path: Path, advice: str = "") -> Any:
+    """What `write_torch` wrote, tensors on the CPU; `InvalidInput` for a file that is damaged."""
     with refusing(f"checkpoint {path} cannot be read ({{}}){advice}"):
-        if check_file(path):
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                check_seal(data)
         return _torch(path)
 
 
@@ -62,8 +58,9 @@ def _torch(path: Path) -> Any:
 
     size = check_file(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            check_claim("the archive", sum(part.file_size for part in archive.infolist()), size)
+        _check_archive(path)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            check_seal(data)
     # Checkpoints of training scripts hold their arguments; a Namespace is no more than names with values.
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")  # torch warns of what it then refuses
@@ -79,22 +76,30 @@ def _torch(path: Path) -> Any:
     return content
 
 
-def read_safetensors(path: Path) -> dict[str, "Tensor"]:
-    """The tensors of a safetensors file, as it was sealed if it was; the library checks shapes and places."""
+def read_safetensors(path: Path, key: str = "") -> tuple[dict[str, "Tensor"], Any]:
+    """The tensors of a safetensors file, as it was sealed if it was, and what the JSON in its metadata says."""
+    with refusing(f"{path} is not a readable safetensors file: {{}}"):
+        return _safetensors(path), parse_json(metadata_of(path).get(key, "null"))
+
+
+def _safetensors(path: Path) -> dict[str, "Tensor"]:
     from safetensors.torch import load_file
 
-    if any(MARK.decode() in text for text in safetensors_metadata(path).values()):
-        check_seal(path.read_bytes())
-    return load_file(path)
-
-
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file."""
-    from safetensors import safe_open
-
     check_file(path)
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+    if any(MARK.decode() in text for text in metadata_of(path).values()):
+        check_seal(path.read_bytes())
+    return load_file(path)  # the library compares shapes and places with the size of the file
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; none of another one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        return {}
 
 
 def _npz(path: Path) -> dict[str, Any]:
@@ -107,16 +112,12 @@ def _npz(path: Path) -> dict[str, Any]:
 def read_npz(path: Path, names: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The arrays of an npz archive, all or those of some names, without pickles."""
     import numpy as np
-    from numpy.lib import format as npy
 
-    size = check_file(path)
-    with zipfile.ZipFile(path) as archive:
-        check_claim("the archive", sum(part.file_size for part in archive.infolist()), size)
-        for part in archive.infolist():
-            with archive.open(part) as member:
-                first = npy.read_magic(member) == (1, 0)
-                shape, _, dtype = (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(member)
-            if math.prod(shape) * dtype.itemsize > part.file_size:
-                raise InvalidInput(f"{part.filename!r} claims shape {shape} in {part.file_size} bytes")
+    _check_archive(path)
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in (names or arrays.files) if name in arrays.files}
+
+
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        check_claim("the archive", sum(part.file_size for part in archive.infolist()), check_file(path))

@@ -68,15 +68,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Map
     write_bytes(path, seal(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))))
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any], *, sealed: bool) -> None:
-    """Write a file of ``torch.save`` in one step, its digest behind it if it is ``sealed``."""
+def write_torch(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a file of ``torch.save`` in one step, its digest behind it, where nothing else looks."""
     import torch
 
     with replacing(path) as temporary:
         torch.save(state, temporary)
-        if sealed:
-            with appending(temporary) as file:
-                file.write(MARK + digest(temporary, SEAL.encode()).encode())
+        with appending(temporary) as file:
+            file.write(MARK + digest(temporary, SEAL.encode()).encode())
 
 
 def appending(path: Path) -> IO[bytes]:

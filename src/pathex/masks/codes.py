@@ -88,7 +88,7 @@ def unpack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         raise MaskMismatch(f"no mask in codes of pathex: there is no tensor {missing[0]!r}")
     try:
         text = zlib.decompressobj().decompress(tensors[TABLE].cpu().numpy().tobytes(), _MOST_TABLE)
-        known = parse_json(text, "what it says")
+        known = parse_json(text.decode())
         rows = {name: (tuple(map(int, shape)), int(length)) for name, (shape, length) in known["entries"].items()}
         parts = tensors[CODES].split([length for _, length in rows.values()])
         facts = dict(known["facts"])

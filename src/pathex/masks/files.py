@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_name, refusing
-from pathex.files import safetensors_metadata, write_bytes, write_checkpoint
+from pathex.files import metadata_of, write_bytes, write_torch
 from pathex.masks import codes, formats
 from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
@@ -67,7 +66,7 @@ def read_mask(
     path = Path(path)
     if not path.is_file():
         raise MaskMismatch(f"no mask file at {path}")
-    if _holds_pathex_mask(path):
+    if "pathex_mask" in metadata_of(path):
         mask = Mask.load(path)
     else:
         tensors = read_weights(path, "masks")
@@ -129,7 +128,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
         if path.suffix == _SAFETENSORS:
             write_bytes(path, _safetensors(tensors))
         else:
-            write_checkpoint(path, dict(tensors), sealed=False)
+            write_torch(path, dict(tensors))
 
 
 def bytes_on_disk(weights: formats.Weights, mask: Mask | None = None) -> int:
@@ -154,7 +153,7 @@ def check_format(form: str, path: str | os.PathLike[str]) -> None:
 def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
     """The weights in a file that `read_mask` reads, by name; None if the file holds a mask only."""
     path = Path(path)
-    if _holds_pathex_mask(path):
+    if "pathex_mask" in metadata_of(path):
         return None
     tensors = read_weights(path)
     form = _form(tensors)
@@ -166,13 +165,6 @@ def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
     if form == "sparse":
         return formats.weights_from_sparse(tensors)
     return tensors if form == "zeros" else None
-
-
-def _holds_pathex_mask(path: Path) -> bool:
-    try:
-        return "pathex_mask" in safetensors_metadata(path)
-    except (SafetensorError, OSError, ValueError):
-        return False
 
 
 def _form(tensors: Mapping[str, Tensor]) -> str:

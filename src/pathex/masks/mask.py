@@ -1,6 +1,5 @@
 """Masks: which weights a ticket keeps, as an object that checks, reports, combines, compares and saves itself."""
 
-import hashlib
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from pathex import __version__
 from pathex.errors import InvalidInput, MaskMismatch, listed, refusing
-from pathex.files import SEAL, parse_json, read_safetensors, safetensors_metadata, write_safetensors
+from pathex.files import SEAL, read_safetensors, write_safetensors
 from pathex.masks.wrappers import own_module
 
 _SCHEMA = 1
@@ -153,8 +152,7 @@ class Mask(Mapping[str, Tensor]):
         bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
         header = {
             "schema": _SCHEMA,
-            "sha256": _digest(bits),
-            "file": SEAL,
+            "sha256": SEAL,
             "pathex_version": __version__,
             "sparsity": self.sparsity,
             "shapes": {name: list(entry.shape) for name, entry in self.items()},
@@ -179,9 +177,7 @@ class Mask(Mapping[str, Tensor]):
         if not path.is_file():
             raise MaskMismatch(f"no mask file at {path}")
         try:
-            with refusing(f"{path} is not a readable safetensors file: {{}}"):
-                bits = read_safetensors(path)
-                header = parse_json(safetensors_metadata(path).get("pathex_mask", "null"), "its header")
+            bits, header = read_safetensors(path, "pathex_mask")
         except InvalidInput as error:
             raise MaskMismatch(str(error)) from error
         if not isinstance(header, dict):
@@ -195,8 +191,6 @@ class Mask(Mapping[str, Tensor]):
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MaskMismatch(f"{path} is damaged: its header cannot be read ({type(error).__name__})") from error
-        if header.get("sha256") != _digest(bits):
-            raise MaskMismatch(f"{path} is damaged: its bits are not those that were written")
         if model is not None:
             mask.check(model)
         return mask
@@ -205,13 +199,6 @@ class Mask(Mapping[str, Tensor]):
 def all_kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a mask that keeps everything: for each name a bool tensor of ones in its shape, on the CPU."""
     return {name: torch.ones(tensor.shape, dtype=torch.bool) for name, tensor in tensors.items()}
-
-
-def _digest(bits: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(bits):
-        digest.update(name.encode() + bits[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:

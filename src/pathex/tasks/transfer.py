@@ -200,8 +200,7 @@ class Transfer(Task):
                 tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
                 write_safetensors(path, tensors, {"file": SEAL})
             fabric.barrier()
-        with refusing(f"{path} cannot be read ({{}}); delete it to train again"):
-            found = {name: value.to(fabric.device) for name, value in read_safetensors(path).items()}
+        found = {name: value.to(fabric.device) for name, value in read_safetensors(path)[0].items()}
         return found["weight"], found.get("bias")
 
     def _fine_tune(

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError
-from pathex.files import appending, read_checkpoint, write_checkpoint, write_lines
+from pathex.files import appending, read_torch, write_lines, write_torch
 from pathex.graph import freed_memory_kept, has_convolution_that_breaks
 from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
@@ -32,12 +32,12 @@ class TrainingDiverged(PathexError, ArithmeticError):
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save nested dictionaries and lists of tensors, numbers and text atomically."""
     # Fabric's own save goes through the system's temporary folder, from where no rename is atomic.
-    write_checkpoint(path, state, sealed=True)
+    write_torch(path, state)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load what ``save_checkpoint`` wrote, onto the CPU, and nothing but tensors and plain values."""
-    state: dict[str, Any] = read_checkpoint(path, "; delete it to train again")
+    state: dict[str, Any] = read_torch(path, "; delete it to train again")
     return state
 
 

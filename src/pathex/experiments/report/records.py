@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pathex.errors import InvalidInput, reason
+from pathex.errors import InvalidInput, reason, refusing
 from pathex.files import changed, read
 from pathex.masks import Mask
 
@@ -124,24 +124,26 @@ def _find(folders: Iterable[Path]) -> list[Path]:
 def _read(folder: Path) -> RunRecord:
     # A run that failed and was then run again to its end has both files.
     if (folder / _FAILED).exists() and not (folder / _RESULT).exists():
-        error = str(_read_json(folder / _FAILED).get("error") or "no reason was written down")
+        error = str(read(folder / _FAILED, _FAILED, holds=dict).get("error") or "no reason was written down")
         raise InvalidInput(f"failed: {error.splitlines()[0]}")
     config = _read_config(folder / _CONFIG)
     epochs = _read_rows(folder / _METRICS)
     if not (folder / _RESULT).exists():
         raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
-    result = _read_json(folder / _RESULT)
+    result = read(folder / _RESULT, _RESULT, holds=dict)
     _check_result(result)
     environment, mask = folder / _ENVIRONMENT, folder / _MASK
     if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _METRICS, _ENVIRONMENT, _MASK)):
         raise InvalidInput(f"{'; '.join(damaged)}: the same command with --fresh runs it again")
+    with refusing(f"{_MASK} cannot be read ({{}})"):
+        layers = dict(Mask.load(mask).counts()) if mask.exists() else {}
     return RunRecord(
         folder=folder,
         config=config,
         result=result,
-        environment=_flat(_read_json(environment)) if environment.exists() else {},
+        environment=_flat(read(environment, _ENVIRONMENT, holds=dict)) if environment.exists() else {},
         epochs=epochs,
-        layers=dict(Mask.load(mask).counts()) if mask.exists() else {},
+        layers=layers,
     )
 
 
@@ -158,10 +160,16 @@ def _check_result(result: Mapping[str, Any]) -> None:
     missing = [name for name in needed if not _is_number(result.get(name))]
     if missing:
         raise InvalidInput(f"{_RESULT} holds no {', '.join(missing)}")
-    wrong = [name for name in _NUMBERS if not _is_number(result.get(name) or 0)]
-    wrong += [name for name in ("classes", "dead_layer_names") if not isinstance(result.get(name) or [], list)]
-    if wrong or result["total"] <= 0:
-        raise InvalidInput(f"{_RESULT} holds {(wrong or ['total'])[0]} {result[(wrong or ['total'])[0]]!r}")
+    _check_kinds(_RESULT, result, (), _NUMBERS)
+    if result["total"] <= 0 or not isinstance(result.get("classes") or [], list):
+        raise InvalidInput(f"{_RESULT} holds total {result['total']!r} and classes {result.get('classes')!r}")
+
+
+def _check_kinds(file: str, content: Mapping[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> None:
+    wrong = [name for name in texts if not isinstance(content.get(name) or "", str)]
+    wrong += [name for name in numbers if not _is_number(content.get(name) or 0)]
+    if wrong:
+        raise InvalidInput(f"{file} holds {wrong[0]} {content[wrong[0]]!r}")
 
 
 def _is_task(row: Any) -> bool:
@@ -179,28 +187,15 @@ def _metric(result: Mapping[str, Any]) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InvalidInput(f"{_CONFIG} is missing")
-    config = read(path, path.name)
-    if not isinstance(config, dict):
-        raise InvalidInput(f"{_CONFIG} holds no settings")
+    config = read(path, path.name, holds=dict)
     missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
     if missing:
         raise InvalidInput(f"{_CONFIG} holds no {', '.join(missing)}")
-    texts = ("method", "model", "data", "weights", "dynamic")
-    wrong = [name for name in texts if not isinstance(config.get(name) or "", str)]
-    wrong += [name for name in ("sparsity", "seed") if not _is_number(config[name])]
-    if wrong:
-        raise InvalidInput(f"{_CONFIG} holds {wrong[0]} {config[wrong[0]]!r}")
+    _check_kinds(_CONFIG, config, ("method", "model", "data", "weights", "dynamic"), ("sparsity", "seed"))
     json.dumps(config, default=str)  # what reports do with it
     options = {name: value for name, value in config.items() if name.endswith("_options") and isinstance(value, dict)}
     dotted = {f"{name}.{option}": value for name, values in options.items() for option, value in values.items()}
     return {name: value for name, value in config.items() if name not in options} | dotted
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content = read(path, path.name)
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path.name} holds no object")
-    return content
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

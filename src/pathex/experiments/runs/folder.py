@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from pathex.errors import FolderInUse, InvalidInput, refusing
+from pathex.errors import FolderInUse, refusing
 from pathex.experiments.runs.config import RunConfig
 from pathex.files import SEAL, appending, changed, digest, read, seal, write_bytes
 from pathex.train import Events
@@ -25,9 +25,7 @@ _ENDINGS = (".json", ".jsonl", ".yaml", ".ckpt", ".safetensors")
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of the run."""
-    content = read(path, str(path), ADVICE)
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path} holds no object{ADVICE}")
+    content: dict[str, Any] = read(path, str(path), ADVICE, holds=dict)
     return content
 
 
@@ -61,9 +59,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 def damage(folder: Path) -> list[str]:
     """What became of the files of a finished run since."""
     path = folder / "result.json"
-    known = read_json(path).get("files", {}) if path.exists() else {}
-    with refusing(f"{path} cannot be read ({{}}){ADVICE}"):
-        return changed(folder, known)
+    return changed(folder, read_json(path).get("files", {})) if path.exists() else []
 
 
 def digests(folder: Path) -> dict[str, str]:

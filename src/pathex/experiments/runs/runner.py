@@ -84,11 +84,8 @@ def settle_threads(config: RunConfig, threads: int | None = None) -> None:
     """As many threads as the run was begun with, or these, or as many as pay; left alone on GPUs and in processes."""
     check_config(config)
     if config.devices == 1 and check_machine(config.device) == "cpu":
-        folder = Path(config.out) / run_name(config)
-        begun = folder / "environment.json"
-        if begun.exists() and not (config.fresh and changes(folder, config)):
-            threads = read_json(begun)["threads"]
-        torch.set_num_threads(threads or pace(True)[0])
+        begun = Path(config.out) / run_name(config) / "environment.json"
+        torch.set_num_threads(read_json(begun)["threads"] if begun.exists() else threads or pace(True)[0])
 
 
 def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict[str, Any]:
