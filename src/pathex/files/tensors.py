@@ -96,6 +96,7 @@ def metadata_of(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError):
@@ -119,5 +120,6 @@ def read_npz(path: Path, names: tuple[str, ...] | None = None) -> dict[str, Any]
 
 
 def _check_archive(path: Path) -> None:
+    size = check_file(path)
     with zipfile.ZipFile(path) as archive:
-        check_claim("the archive", sum(part.file_size for part in archive.infolist()), check_file(path))
+        check_claim("the archive", sum(part.file_size for part in archive.infolist()), size)
