@@ -417,9 +417,9 @@ def test_export_writes_the_network_that_was_named(command):
 def test_a_broken_method_of_another_package_is_named_and_left_out(command, monkeypatch):
     point = EntryPoint("mine", "no_such_package_here:Mine", "pathex.scorers")
     monkeypatch.setattr("pathex.scores.entry_points", lambda group: [point])
-    with pytest.warns(
-        PathexWarning, match="method 'mine' is left out: entry point 'no_such_package_here:Mine' .*cannot"
-    ):
-        code, out, _ = command("methods")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out, error = command("methods")
     assert code == 0 and "synflow" in out and "mine" not in out
+    assert "method 'mine' is left out: entry point 'no_such_package_here:Mine'" in " ".join(error.split())
     assert command("methods", "mine")[0] == 2
