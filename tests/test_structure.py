@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ SOURCE = Path(pathex.__file__).parent
 INTERFACE = Path(__file__).parent / "public_interface.txt"
 ORDER = (
     ("errors",),
+    ("files",),
     ("distributed", "masks", "graph"),
     ("paths", "models", "data", "compaction"),
     ("scores", "sparse"),
@@ -81,6 +83,21 @@ def test_nothing_stands_loose_and_no_file_is_long() -> None:
     assert not {m for m, _ in modules() if m.rpartition(".")[2].startswith("_") and not m.endswith("__")}
     lengths = {m: len(path.read_text(encoding="utf-8").splitlines()) for m, path in modules()}
     assert {m: n for m, n in lengths.items() if n > LONGEST} == {}
+
+
+ONCE = {
+    "writing": r"\.write_(text|bytes)\(|open\([^)\n]*\"([awx]b?|r\+|rb\+)\"|O_WRONLY|(?m:^(?! *\.\.\.).*torch\.save\()",
+    "tensors": r"torch\.load\(|safe_open\(|load_file\(|np\.load\(",
+    "texts": r"yaml\.(safe_)?load\(|json\.loads?\(|\.read_text\((?!.*errors=)",
+    "images": r"Image\.open\(",
+}
+
+
+@pytest.mark.parametrize("what", ONCE)
+def test_files_are_opened_in_one_place(what: str) -> None:
+    found = {module for module, path in modules() if re.search(ONCE[what], path.read_text(encoding="utf-8"))}
+    home = {"writing": "writing", "tensors": "tensors"}.get(what, "reading")
+    assert found == {f"pathex.files.{home}"}
 
 
 def public_interface() -> Iterator[str]:

@@ -128,7 +128,9 @@ def naming(path: object) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Somebody else's error in one line of at most 200 characters; of the system's its text alone."""
+    """Somebody else's error in one line of at most 200 characters; of the system's, and of own ones, the text alone."""
+    if isinstance(error, PathexError):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -411,3 +412,14 @@ def test_export_writes_the_network_that_was_named(command):
     torch.testing.assert_close(small(x), wanted, rtol=1e-4, atol=1e-4)
     assert command("export", *words, "--format", "safetensors", "--compact", "false")[0] == 0
     assert read_mask("network.safetensors") == mask
+
+
+def test_a_broken_method_of_another_package_is_named_and_left_out(command, monkeypatch):
+    point = EntryPoint("mine", "no_such_package_here:Mine", "pathex.scorers")
+    monkeypatch.setattr("pathex.scores.entry_points", lambda group: [point])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out, error = command("methods")
+    assert code == 0 and "synflow" in out and "mine" not in out
+    assert "method 'mine' is left out: entry point 'no_such_package_here:Mine'" in " ".join(error.split())
+    assert command("methods", "mine")[0] == 2

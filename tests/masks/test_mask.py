@@ -134,7 +134,7 @@ def test_a_truncated_file_and_a_flipped_bit_are_noticed(tmp_path):
         with pytest.raises(MaskMismatch):
             Mask.load(path)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(MaskMismatch, match="not those that were written"):
+    with pytest.raises(MaskMismatch, match="its digest is another"):
         Mask.load(path)
 
 
@@ -183,8 +183,8 @@ NAMES = "must hold weight names with densities"
         (read_mask, written(PICKLED), "no torch file of tensors only|no readable"),
         (read_mask, saved({"a": 1}), "holds no state dict"),
         (read_mask, saved({"a": torch.tensor([0.5])}), "no floating-point tensor has two"),
-        (read_allocation, lambda path: None, "cannot be read: No such file"),
-        (read_allocation, written(b"a: ["), "cannot be read: "),
+        (read_allocation, lambda path: None, r"cannot be read \(No such file"),
+        (read_allocation, written(b"a: ["), r"cannot be read \("),
         (read_allocation, written(b"- 1"), NAMES),
         (read_allocation, written(b""), NAMES),
         (read_allocation, written(b"a: half"), NAMES),

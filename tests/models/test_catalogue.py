@@ -23,7 +23,7 @@ from refusals import refused
         ("resnet20", {"width": 0}, "'width' .* positive integer, got 0"),
         ("resnet20", {"width": True}, "got True"),
         ("vgg11_bn", {"width": -1.0}, "positive number, got -1.0"),
-        ("resnet20", {"num_classes": 0}, "num_classes must be a positive integer, got 0"),
+        ("resnet20", {"num_classes": 0}, "num_classes must be an integer in 1..1000000, got 0"),
         ("resnet20", {"in_channels": 1.5}, "in_channels must be a positive integer, got 1.5"),
         ("resnet20", {"weights": "imagenet"}, "own models have no tags"),
         ("resnet20", {"shortcut": "zero"}, "'shortcut' .* conv or pad, got 'zero'"),

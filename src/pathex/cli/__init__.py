@@ -93,7 +93,7 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())
 
 
 def _refusal(error: Exception) -> str | None:

@@ -1,10 +1,12 @@
 """``pathex methods``, ``pathex models`` and ``pathex datasets``: what there is."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pathex.cli.parser import Command
+from pathex.errors import PathexWarning, reason
 
 OF_RUNS = MappingProxyType(
     {
@@ -51,7 +53,13 @@ def _methods(options: ListOptions) -> None:
         if type(method).__module__.startswith("pathex.scores."):
             print(f"  more      docs/methods/{method.name}.md")
     else:
-        _show("method", [(known, pathex.methods(known).title) for known in pathex.methods()])
+        rows = []
+        for known in pathex.methods():
+            try:
+                rows.append((known, pathex.methods(known).title))
+            except Exception as error:  # noqa: PERF203 -- of another package
+                warnings.warn(f"method {known!r} is left out: {reason(error)}", PathexWarning, stacklevel=2)
+        _show("method", rows)
         print()
         _show("method of pathex run only", OF_RUNS.items())
 

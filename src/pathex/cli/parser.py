@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from pathex import __version__
 from pathex.errors import InvalidInput, UnknownName, check_name, refusing
 from pathex.experiments.runs import allowed_values
+from pathex.files import read
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         _check_names(words[1:], commands[words[0]].options)
         words = [words[0], *_completed(words[1:], get_type_hints(commands[words[0]].options))]
     _check_texts([word.partition("=")[2] or word for word in words])
+    for before, word in itertools.pairwise((*words, "")):
+        name, _, file = word.partition("=")
+        if "--config" in {before, name} and Path(file or word).exists():
+            read(Path(file or word), kind=".yaml")
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:

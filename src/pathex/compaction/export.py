@@ -1,6 +1,7 @@
 """A network as a file for another program."""
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, reason
+from pathex.files import replacing, write_bytes
 from pathex.graph import first_tensor
-from pathex.masks import replacing
 
 FORMATS: Mapping[str, str] = MappingProxyType({"onnx": ".onnx", "pt2": ".pt2"})
 """Formats of `export`, each with the ending of its files."""
@@ -89,8 +90,9 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, str]) -> 
 
 
 def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
+    written = io.BytesIO()
+    torch.export.save(program, written, extra_files={f"{name}.json": text for name, text in about.items()})
+    write_bytes(path, written.getvalue())
     with path.open("rb") as file:
         module = torch.export.load(file).module()
     return lambda images: first_tensor(module(images))

@@ -5,15 +5,13 @@ import json
 import os
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pathex import __version__
 from pathex.compaction.plan import RECIPE
 from pathex.compaction.surgery import carve
-from pathex.errors import InvalidInput, reason
-from pathex.masks import replacing
+from pathex.errors import InvalidInput, reason, refusing
+from pathex.files import SEAL, read_safetensors, write_safetensors
 
 _SCHEMA = 1
 
@@ -27,13 +25,10 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
     recipe = getattr(network, RECIPE, None)
     if recipe is None:
         raise InvalidInput(f"{type(network).__name__} is not a network that pathex.compact made")
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    header = {"schema": _SCHEMA, "pathex_version": __version__, "recipe": recipe}
-    try:
-        with replacing(Path(path)) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, {RECIPE: json.dumps(header)}))
-    except OSError as error:
-        raise InvalidInput(f"cannot write the network {path}: {reason(error)}") from error
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    header = {"schema": _SCHEMA, "pathex_version": __version__, "recipe": recipe, "file": SEAL}
+    with refusing(f"cannot write the network {path}: {{}}", OSError):
+        write_safetensors(Path(path), tensors, {RECIPE: json.dumps(header)})
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -49,12 +44,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         InvalidInput: If the file is missing, damaged or no compacted network, or does not fit the model.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(RECIPE, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidInput(f"{path} is not a readable safetensors file: {reason(error)}") from error
+    tensors, header = read_safetensors(Path(path), RECIPE)
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
     network, recipe = copy.deepcopy(model), header["recipe"]

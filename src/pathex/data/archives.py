@@ -2,7 +2,7 @@
 
 import importlib.resources
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from pathex.data.source import Source, downloading, home
 from pathex.data.splits import ArraySplit
 from pathex.errors import InvalidInput, check_integer, reason
+from pathex.files import MOST_CLASSES, read_npz
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MOST_CHANNELS = 4
@@ -24,10 +25,9 @@ def load_npz(path: str, *, num_classes: int | None = None) -> Source:
     if not file.is_file():
         raise InvalidInput("no such file")
     if num_classes is not None:
-        check_integer(f"option 'num_classes' of data {name!r}", num_classes)
+        check_integer(f"option 'num_classes' of data {name!r}", num_classes, 1, MOST_CLASSES)
     try:
-        with file.open("rb") as stream:
-            arrays = read_arrays(stream)
+        arrays = read_npz(file, _KEYS)
     except Exception as error:  # damage reaches numpy and zipfile as errors of many kinds
         # Further sentences are numpy's advice to load what is not safe.
         first, _, _ = reason(error).partition(". ")
@@ -37,14 +37,6 @@ def load_npz(path: str, *, num_classes: int | None = None) -> Source:
         raise InvalidInput(f"the file lacks {', '.join(missing)}. Needed: {', '.join(_KEYS)}")
     train, test, count = splits_of(arrays, num_classes)
     return Source(name, train, test, tuple(map(str, range(count))))
-
-
-def read_arrays(file: IO[bytes]) -> dict[str, Any]:
-    """Those of the four arrays that an archive holds, without pickles."""
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("a single array, not an archive")
-    return {key: archive[key] for key in _KEYS if key in archive.files}
 
 
 def splits_of(arrays: dict[str, Any], num_classes: int | None = None) -> tuple[ArraySplit, ArraySplit, int]:
@@ -108,8 +100,8 @@ def _count_classes(labels: Tensor) -> int:
 def load_fashion_mini() -> Source:
     """The 5,000 training and 1,000 test images of Fashion-MNIST that come with the package."""
     resource = importlib.resources.files("pathex.data") / "fashion_mini" / "fashion_mini.npz"
-    with resource.open("rb") as file:
-        train, test, _ = splits_of(read_arrays(file))
+    with importlib.resources.as_file(resource) as file:
+        train, test, _ = splits_of(read_npz(file, _KEYS))
     return Source("fashion-mini", train, test, tuple(_FASHION.split(",")))
 
 

@@ -14,6 +14,7 @@ from pathex.data.listing import below, files_below, is_hidden
 from pathex.data.source import CUT, IMAGENET, IN_MEMORY, Source, cut_test, downloading, home
 from pathex.data.splits import DecodedSplit, Files, with_sides
 from pathex.errors import InvalidInput, PathexWarning, check_integer, refusing
+from pathex.files import read
 
 _ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -139,7 +140,7 @@ def load_tiny_imagenet(*, root: str | Path | None = None) -> Source:
     """Load ``tiny-imagenet`` from its original layout in ``root`` into memory; it is downloaded once."""
     name = "tiny-imagenet"
     folder = _tiny_folder(home(root))
-    classes = tuple(sorted(set((folder / "wnids.txt").read_text(encoding="utf-8").split())))
+    classes = tuple(sorted(set(read(folder / "wnids.txt").split())))
     if not classes:
         raise InvalidInput(f"{str(folder / 'wnids.txt')!r} is empty")
     for part in ("train", "val/images"):
@@ -189,7 +190,7 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> DecodedSplit:
     if not file.is_file():
         raise InvalidInput(f"no file 'val_annotations.txt' in {str(folder)!r}")
     labels: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read(file).splitlines(), 1):
         image, _, rest = line.partition("\t")
         label = rest.partition("\t")[0]
         if label not in classes or image in labels:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pathex.data.images import normalise
 from pathex.data.selection import PruningSet, content_hash, seeded
-from pathex.data.splits import open_image, to_rgb
+from pathex.data.splits import to_rgb
 from pathex.data.workers import chunks, problems, read_ahead
-from pathex.errors import InvalidInput, PathexWarning, check_integer, reason
+from pathex.errors import InvalidInput, PathexWarning, check_integer, refusing
+from pathex.files import open_image
 
 IGNORED = 255
 """Label of pixels that belong to no class: borders between objects, and padding."""
@@ -298,10 +299,5 @@ def _check_sizes(path: str, size: Sequence[int], labels: Sequence[int]) -> None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    try:
-        with open_image(path) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise InvalidInput(f"file {path!r} is missing") from error
-    except Exception as error:  # damage reaches the library as errors of many kinds
-        raise InvalidInput(f"file {path!r} cannot be read ({reason(error)})") from error
+    with refusing(f"file {path!r} cannot be read ({{}})"), open_image(path) as image:
+        yield image

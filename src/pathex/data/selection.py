@@ -1,7 +1,6 @@
 """Which images: the pruning set, validation images cut from training; and which classes, split into tasks maybe."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from pathex.data.images import ImageData
-from pathex.errors import InvalidInput, check_integer, refusing
+from pathex.errors import InvalidInput, check_integer
+from pathex.files import read
 
 _SHOWN = 5
 
@@ -175,13 +174,8 @@ def _entries(classes: Any) -> list[Any]:
 
 
 def _read(file: Path) -> Any:
-    with refusing(f"option 'classes': {str(file)!r} cannot be read ({{}})", OSError, ValueError, yaml.YAMLError):
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            return json.loads(text)
-        if file.suffix in {".yaml", ".yml"}:
-            return yaml.safe_load(text)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    content = read(file, f"option 'classes': {str(file)!r}")
+    return [line.strip() for line in content.splitlines() if line.strip()] if isinstance(content, str) else content
 
 
 def _numbers(entries: Sequence[Any], names: Sequence[str]) -> list[int]:

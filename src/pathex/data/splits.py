@@ -14,6 +14,7 @@ from torch import Tensor
 from pathex.data.listing import below
 from pathex.data.workers import attempt, chunks, problems, read_ahead
 from pathex.errors import InvalidInput, check_integer, refusing
+from pathex.files import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,15 +64,6 @@ class ArraySplit:
         return ArraySplit(self.data[rows], labels)
 
 
-def open_image(path: str) -> "Image.Image":
-    """Open an image file; a pipe is refused, from which nothing may ever come."""
-    from PIL import Image
-
-    if Path(path).is_fifo():
-        raise OSError("a pipe")
-    return Image.open(path)
-
-
 @dataclass(frozen=True, eq=False)
 class Files:
     """Image files."""
@@ -100,11 +92,9 @@ class Table:
 
     def open(self, row: int) -> "Image.Image":
         """Open an image; pixels are read when they are first used."""
-        from PIL import Image
-
         cell = self.table[row][self.column] or {}
         if cell.get("bytes"):
-            return Image.open(io.BytesIO(cell["bytes"]))
+            return open_image(io.BytesIO(cell["bytes"]))
         if cell.get("path"):
             return open_image(below(cell["path"], *self.folders))
         raise OSError("no image there")

@@ -22,7 +22,7 @@ def cores() -> int:
     """How many processors this process may use, by its affinity and the quota of its container."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_bytes().split())
     except (OSError, ValueError):  # none
         return found
     return max(1, min(found, quota // period))

@@ -1,5 +1,6 @@
 """Masks: which weights a ticket keeps, the files that hold them, and models that keep to them."""
 
+from pathex.files import read_file, replacing
 from pathex.masks import codes, files, formats
 from pathex.masks.attachment import Handle, attach, check_optimizers, make_permanent
 from pathex.masks.files import (
@@ -14,7 +15,7 @@ from pathex.masks.files import (
 from pathex.masks.formats import from_zeros
 from pathex.masks.mask import Count, Mask, all_kept
 from pathex.masks.prunable import Selector, asked_for, prunable_weights
-from pathex.masks.tensors import read_file, read_weights, replacing, state_dict_in
+from pathex.masks.tensors import read_weights, state_dict_in
 from pathex.masks.wrappers import fitted, own_module
 
 __all__ = [

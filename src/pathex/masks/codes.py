@@ -5,6 +5,7 @@ geometric, for which the code takes a few per cent more than the entropy.
 """
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.errors import MaskMismatch, reason
+from pathex.errors import InvalidInput, MaskMismatch, reason
+from pathex.files import check_claim, parse_json
 
 CODES, TABLE = "pathex.codes", "pathex.table"
 """Names of the tensors that `pack` makes: the codes of all entries, and in JSON their names, shapes and lengths."""
 
-_PACKED = 255
+_PACKED, _WIDEST = 255, 48
+_MOST_TABLE = 2**25
 _HEAD = 10  # bytes: width of the remainders or `_PACKED`, whether the gaps are between removed entries, their number
 
 
@@ -46,7 +49,7 @@ def encode(entry: Tensor) -> Tensor:
 
 def decode(code: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The bool tensor of a shape that `encode` wrote; `MaskMismatch` if the code is not one of such a tensor."""
-    data, size = code.cpu().numpy(), int(np.prod(shape))
+    data, size = code.cpu().numpy(), math.prod(shape)
     if code.dtype != torch.uint8 or code.dim() != 1 or len(data) < _HEAD:
         raise MaskMismatch(f"a code of a mask is torch.uint8 of {_HEAD} bytes or more, not {code.dtype} {code.shape}")
     width, rare, count = int(data[0]), bool(data[1]), int.from_bytes(data[2:_HEAD].tobytes(), "little")
@@ -58,12 +61,12 @@ def decode(code: Tensor, shape: tuple[int, ...]) -> Tensor:
     ends = np.flatnonzero(bits == 0)[:count]
     start = int(ends[-1]) + 1 if count and len(ends) == count else 0
     remainders = bits[start : start + count * width]
-    if len(ends) < count or len(remainders) < count * width:
+    if len(ends) < count or len(remainders) < count * width or width > _WIDEST:
         raise MaskMismatch(f"a code of {len(bits)} bits does not hold {count} places: it is damaged")
     quotients = np.diff(ends, prepend=-1) - 1
     low = remainders.reshape(count, width).astype(np.int64) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int64))
     places = ((quotients << width) + low + 1).cumsum() - 1
-    if count and places[-1] >= size:
+    if count and not 0 <= places.min() <= places.max() < size:
         raise MaskMismatch(f"a code with an entry at {int(places[-1])} of {size}: it is damaged")
     found = np.full(size, not rare)
     found[places] = rare
@@ -84,10 +87,15 @@ def unpack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     if missing := [name for name in (CODES, TABLE) if name not in tensors]:
         raise MaskMismatch(f"no mask in codes of pathex: there is no tensor {missing[0]!r}")
     try:
-        known = json.loads(zlib.decompress(tensors[TABLE].cpu().numpy().tobytes()))
+        text = zlib.decompressobj().decompress(tensors[TABLE].cpu().numpy().tobytes(), _MOST_TABLE)
+        known = parse_json(text.decode())
         rows = {name: (tuple(map(int, shape)), int(length)) for name, (shape, length) in known["entries"].items()}
         parts = tensors[CODES].split([length for _, length in rows.values()])
         facts = dict(known["facts"])
-    except (zlib.error, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if any(size < 0 for shape, _ in rows.values() for size in shape):
+            raise InvalidInput("it holds a negative size")
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        check_claim("it", sum(math.prod(shape) for shape, _ in rows.values()), size)
+    except (zlib.error, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise MaskMismatch(f"{TABLE!r} is damaged ({reason(error)})") from error
     return {name: decode(part, shape) for part, (name, (shape, _)) in zip(parts, rows.items(), strict=True)}, facts

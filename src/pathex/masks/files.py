@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_name, refusing
+from pathex.files import metadata_of, write_bytes, write_torch
 from pathex.masks import codes, formats
 from pathex.masks.mask import Mask
 from pathex.masks.prunable import Selector
-from pathex.masks.tensors import read_weights, replacing
+from pathex.masks.tensors import read_weights
 
 __all__ = [
     "ENDINGS",
@@ -67,7 +66,7 @@ def read_mask(
     path = Path(path)
     if not path.is_file():
         raise MaskMismatch(f"no mask file at {path}")
-    if _holds_pathex_mask(path):
+    if "pathex_mask" in metadata_of(path):
         mask = Mask.load(path)
     else:
         tensors = read_weights(path, "masks")
@@ -125,11 +124,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     if path.suffix not in ENDINGS:
         raise InvalidInput(f"{str(path)!r} must end in one of {', '.join(ENDINGS)}")
     # torch reports a missing folder as a RuntimeError.
-    with refusing(f"cannot write {str(path)!r}: {{}}", OSError, RuntimeError), replacing(path) as temporary:
+    with refusing(f"cannot write {str(path)!r}: {{}}", OSError, RuntimeError):
         if path.suffix == _SAFETENSORS:
-            temporary.write_bytes(_safetensors(tensors))
+            write_bytes(path, _safetensors(tensors))
         else:
-            torch.save(dict(tensors), temporary)
+            write_torch(path, dict(tensors))
 
 
 def bytes_on_disk(weights: formats.Weights, mask: Mask | None = None) -> int:
@@ -154,7 +153,7 @@ def check_format(form: str, path: str | os.PathLike[str]) -> None:
 def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
     """The weights in a file that `read_mask` reads, by name; None if the file holds a mask only."""
     path = Path(path)
-    if _holds_pathex_mask(path):
+    if "pathex_mask" in metadata_of(path):
         return None
     tensors = read_weights(path)
     form = _form(tensors)
@@ -166,14 +165,6 @@ def weights_beside(path: str | os.PathLike[str]) -> dict[str, Tensor] | None:
     if form == "sparse":
         return formats.weights_from_sparse(tensors)
     return tensors if form == "zeros" else None
-
-
-def _holds_pathex_mask(path: Path) -> bool:
-    try:
-        with safe_open(path, "pt") as file:
-            return "pathex_mask" in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
-        return False
 
 
 def _form(tensors: Mapping[str, Tensor]) -> str:

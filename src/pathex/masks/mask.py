@@ -1,7 +1,7 @@
 """Masks: which weights a ticket keeps, as an object that checks, reports, combines, compares and saves itself."""
 
-import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pathex import __version__
-from pathex.errors import MaskMismatch, listed, refusing
-from pathex.masks.tensors import replacing
+from pathex.errors import InvalidInput, MaskMismatch, listed, refusing
+from pathex.files import SEAL, read_safetensors, write_safetensors
 from pathex.masks.wrappers import own_module
 
 _SCHEMA = 1
@@ -48,8 +46,8 @@ class Mask(Mapping[str, Tensor]):
     """
 
     def __init__(self, entries: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-        if not entries:
-            raise MaskMismatch("a mask needs at least one entry")
+        if not any(not isinstance(entry, Tensor) or entry.numel() for entry in entries.values()):
+            raise MaskMismatch("a mask needs at least one entry with a weight")
         for name, entry in entries.items():
             if not isinstance(entry, Tensor) or entry.dtype != torch.bool:
                 kind = entry.dtype if isinstance(entry, Tensor) else type(entry).__name__
@@ -154,7 +152,7 @@ class Mask(Mapping[str, Tensor]):
         bits = {name: torch.from_numpy(np.packbits(entry.numpy(), axis=None)) for name, entry in self.items()}
         header = {
             "schema": _SCHEMA,
-            "sha256": _digest(bits),
+            "sha256": SEAL,
             "pathex_version": __version__,
             "sparsity": self.sparsity,
             "shapes": {name: list(entry.shape) for name, entry in self.items()},
@@ -162,8 +160,8 @@ class Mask(Mapping[str, Tensor]):
         }
         with refusing("the metadata of a mask must be JSON-serialisable: {}", TypeError):
             text = json.dumps(header)
-        with refusing(f"cannot write the mask file {path}: {{}}", OSError), replacing(path) as temporary:
-            temporary.write_bytes(save(bits, {"pathex_mask": text}))
+        with refusing(f"cannot write the mask file {path}: {{}}", OSError):
+            write_safetensors(path, bits, {"pathex_mask": text})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> "Mask":
@@ -179,11 +177,9 @@ class Mask(Mapping[str, Tensor]):
         if not path.is_file():
             raise MaskMismatch(f"no mask file at {path}")
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("pathex_mask", "null"))
-                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise MaskMismatch(f"{path} is not a readable safetensors file: {error}") from error
+            bits, header = read_safetensors(path, "pathex_mask")
+        except InvalidInput as error:
+            raise MaskMismatch(str(error)) from error
         if not isinstance(header, dict):
             raise MaskMismatch(f"{path} holds tensors but no pathex mask")
         if header.get("schema") != _SCHEMA:
@@ -195,8 +191,6 @@ class Mask(Mapping[str, Tensor]):
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MaskMismatch(f"{path} is damaged: its header cannot be read ({type(error).__name__})") from error
-        if header.get("sha256") != _digest(bits):
-            raise MaskMismatch(f"{path} is damaged: its bits are not those that were written")
         if model is not None:
             mask.check(model)
         return mask
@@ -207,19 +201,12 @@ def all_kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.ones(tensor.shape, dtype=torch.bool) for name, tensor in tensors.items()}
 
 
-def _digest(bits: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(bits):
-        digest.update(name.encode() + bits[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _unpacked(path: Path, shapes: Mapping[str, list[int]], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if set(shapes) != set(bits):
         raise MaskMismatch(f"{path} is damaged: header and tensors differ in {sorted(set(shapes) ^ set(bits))}")
     entries = {}
     for name, shape in shapes.items():
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if bits[name].dtype != torch.uint8 or bits[name].numel() != -(-count // 8):
             raise MaskMismatch(f"{path} is damaged: {name!r} holds {bits[name].numel()} bytes for shape {shape}")
         unpacked = np.unpackbits(bits[name].numpy(), count=count).astype(bool)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pathex.errors import InvalidInput, UnknownName, check_integer, check_name, import_callable
+from pathex.files import MOST_CLASSES
 from pathex.models.libraries import LIBRARIES, from_factory, with_file
 from pathex.models.networks import CifarResNet, CifarVGG, TinyResNet
 from pathex.models.weights import is_file
@@ -52,7 +53,7 @@ def create(
         >>> model.conv
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
-    check_integer("num_classes", num_classes)
+    check_integer("num_classes", num_classes, 1, MOST_CLASSES)
     check_integer("in_channels", in_channels)
     text = None if weights is None else str(weights)
     prefix, colon, rest = name.partition(":")

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName, listed
-from pathex.masks import fitted, own_module, read_file, state_dict_in
+from pathex.files import read_file
+from pathex.masks import fitted, own_module, state_dict_in
 from pathex.models.heads import CLASSIFIERS, head_modules, is_inside, is_segmentation, place_in_encoder, timm_network
 from pathex.models.networks import CifarResNet, from_stage_names
 
@@ -93,6 +95,9 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, left_ou
     differing = [name for name in own if name in given and own[name].shape != given[name].shape]
     _compare(model, own, given, differing, source)
     loaded = {name: given[name] for name in own if name in given and name not in differing}
+    for name, value in loaded.items():
+        if value.layout is not torch.strided or value.is_meta or (value.is_complex() and not own[name].is_complex()):
+            raise InvalidInput(f"weights {source!r}: {name!r} is {value.layout}, {value.dtype} on {value.device}")
     # Not by the method of the model: segmentation networks warn and rename there.
     nn.Module.load_state_dict(model, loaded, strict=False)
     classes = (given[differing[0]].shape[0], own[differing[0]].shape[0]) if differing else None

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, MaskMismatch, UnknownName, check_name, refusing
+from pathex.errors import InvalidInput, MaskMismatch, UnknownName, check_name
+from pathex.files import read
 from pathex.masks import ENDINGS, read_mask
 
 ALLOCATIONS = ("global", "layer", "uniform", "erk")
@@ -114,11 +115,7 @@ def read_allocation(allocation: Allocation | os.PathLike[str]) -> Allocation:
         raise UnknownName("allocation", str(allocation), (*ALLOCATIONS, "a mapping, a mask or a file"))
     if path.suffix not in _TABLES:
         return read_mask(path)
-    import yaml
-
-    unreadable = (OSError, UnicodeDecodeError, yaml.YAMLError)
-    with refusing(f"allocation file {str(path)!r} cannot be read: {{}}", *unreadable):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read(path, f"allocation file {str(path)!r}")
     pairs = content.items() if isinstance(content, dict) else ()
     if not pairs or not all(isinstance(n, str) and isinstance(d, int | float) for n, d in pairs):
         raise InvalidInput(f"allocation file {str(path)!r} must hold weight names with densities")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, overload
 
-from pathex.errors import InvalidInput, UnknownName, import_callable
+from pathex.errors import InvalidInput, UnknownName, import_callable, refusing
 from pathex.scores.batches import Batch, Keys, check_arguments, fingerprint, joined, read_batches
 from pathex.scores.fisher_diagonal import FisherDiagonal
 from pathex.scores.force import Force
@@ -102,7 +102,8 @@ def find(name: str) -> Method:
         return _BUILT_IN[name]()
     for point in entry_points(group="pathex.scorers"):
         if point.name == name:
-            method = _object(point.load())
+            with refusing(f"entry point {point.value!r} of method {name!r} cannot be loaded ({{}})"):
+                method = _object(point.load())
             if not isinstance(method, Method):
                 raise InvalidInput(f"entry point {point.value!r} of method {name!r} is not a pathex.scores.Method")
             return method

@@ -1,7 +1,6 @@
 """Transfer: a network is pruned on one task and then learns the others, with heads from ridge regression."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet
 from pathex.errors import InvalidInput, refusing
-from pathex.masks import replacing
+from pathex.files import SEAL, read, read_safetensors, write_json, write_safetensors
 from pathex.tasks.classification import Classification
 from pathex.tasks.linear_head import Head, fit_head, head_layer, install_head, linear
 from pathex.tasks.task import Setup, Task, about, failure, training_rows
@@ -194,17 +193,14 @@ class Transfer(Task):
 
     def _kept_head(self, pruned: nn.Module, number: int, place: Path, fabric: Any) -> Head:
         """The head of a target, from its folder if it is there."""
-        from safetensors.torch import load_file, save_file
-
         path = place / "head.safetensors"
         if not fabric.broadcast(path.exists()):
             weight, bias = self._fitted(self._part(number, pruned), fabric)
             if fabric.is_global_zero:
                 tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-                with replacing(path) as temporary:
-                    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+                write_safetensors(path, tensors, {"file": SEAL})
             fabric.barrier()
-        found = load_file(path, device=str(fabric.device))
+        found = {name: value.to(fabric.device) for name, value in read_safetensors(path)[0].items()}
         return found["weight"], found.get("bias")
 
     def _fine_tune(
@@ -221,15 +217,13 @@ class Transfer(Task):
         if fabric.broadcast(done.exists()):
             if on_event is not None:
                 on_event("resumed", {"stage": "training", "epoch": options.epochs, "epochs": options.epochs})
-            known: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8"))["rows"]
+            known: list[dict[str, Any]] = read(done, str(done), "; delete it to train again")["rows"]
             return known
         part = self._part(number, self._with_head(self.model, head))
         _, trained = part.train(options, fabric=fabric, folder=place, prepare=prepare, on_event=on_event)
         rows = [{"task": number, **row} for row in trained]
         if fabric.is_global_zero:
-            with replacing(done) as temporary:
-                content = {"task": number, "classes": self._names(number), "rows": rows}
-                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(done, {"task": number, "classes": self._names(number), "rows": rows})
         fabric.barrier()
         return rows
 

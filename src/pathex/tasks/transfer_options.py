@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from pathex.data import ImageData, choose_classes, task_splits
-from pathex.errors import InvalidInput, check_name, refusing
+from pathex.errors import InvalidInput, check_name
+from pathex.files import read
 from pathex.tasks.task import check_names
 
 HEADS = ("fixed", "trained")
@@ -60,7 +60,7 @@ def _tasks(tasks: Any, seed: Any, names: Sequence[str]) -> tuple[tuple[int, ...]
     if seed is not None:
         raise InvalidInput("option 'task_seed' of task 'transfer' needs a number of 'tasks'; here they are listed")
     if isinstance(tasks, str):
-        tasks = _read(Path(tasks).expanduser())
+        tasks = read(Path(tasks).expanduser(), f"option 'tasks': {tasks!r}", kind=".yaml")
     if not isinstance(tasks, list | tuple) or not tasks or not all(isinstance(task, list | tuple) for task in tasks):
         raise _wrong("tasks", tasks, "a number, a list of classes for each task, or a YAML or JSON file with one")
     return tuple(_chosen(number, classes, names) for number, classes in enumerate(tasks))
@@ -71,12 +71,6 @@ def _chosen(number: int, classes: Sequence[Any], names: Sequence[str]) -> tuple[
         return tuple(choose_classes(names, classes=list(classes)))
     except InvalidInput as error:
         raise InvalidInput(f"option 'tasks' of task 'transfer', task {number}: {error}") from error
-
-
-def _read(path: Path) -> Any:
-    unreadable = (OSError, UnicodeDecodeError, yaml.YAMLError)
-    with refusing(f"option 'tasks': {str(path)!r} cannot be read ({{}})", *unreadable):
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError, refusing
+from pathex.files import appending, read_torch, write_lines, write_torch
 from pathex.graph import freed_memory_kept, has_convolution_that_breaks
-from pathex.masks import replacing
 from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
@@ -32,14 +32,14 @@ class TrainingDiverged(PathexError, ArithmeticError):
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save nested dictionaries and lists of tensors, numbers and text atomically."""
     # Fabric's own save goes through the system's temporary folder, from where no rename is atomic.
-    with refusing(f"{path} cannot be written ({{}})", RuntimeError), replacing(path) as temporary:
-        torch.save(state, temporary)
+    with refusing(f"{path} cannot be written ({{}})", RuntimeError):
+        write_torch(path, state)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load what ``save_checkpoint`` wrote, onto the CPU, and nothing but tensors and plain values."""
-    with refusing(f"checkpoint {path} cannot be read ({{}}); delete it to train again"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = read_torch(path, "; delete it to train again")
+    return state
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
@@ -198,8 +198,7 @@ class _Loop:
         self.rows = state["rows"]
         # Rows are kept in the checkpoint, so that the file never disagrees with the weights, whenever a kill came.
         if self.fabric.is_global_zero:
-            with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            write_lines(self.metrics, self.rows)
         return True
 
     def train_epoch(self, feed: Batches, loss: _Loss, metric: Any) -> dict[str, Any]:
@@ -261,8 +260,8 @@ class _Loop:
             self._write(self._folder / f"epoch-{row['epoch']}.ckpt", {"model": self.model.state_dict()})
         self._save()
         if self.fabric.is_global_zero:
-            with self.metrics.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
+            with appending(self.metrics) as lines:
+                lines.write(f"{json.dumps(row)}\n".encode())
         if self.fabric.loggers:
             self.fabric.log_dict({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
             for logger in self.fabric.loggers:

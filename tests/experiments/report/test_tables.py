@@ -289,6 +289,23 @@ def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
         ("result.json", "[]", "holds no object"),
         ("result.json", "{", "result.json cannot be read"),
         ("result.json", '{"status": "training"}', "status 'training'"),
+        ("result.json", "3", "holds no object"),
+        ("result.json", "NaN", "holds no object"),
+        ("result.json", b"\xff\x00", "result.json cannot be read"),
+        ("result.json", "[" * 9999, "result.json cannot be read"),
+        ("result.json", '{"status": "done", "files": 3, "kept": 1, "total": 2, "test_accuracy": 1}', "AttributeError"),
+        ("result.json/a", "", "result.json cannot be read (it is no regular file)"),
+        ("environment.json", "[]", "holds no object"),
+        ("config.yaml", b"\x00", "config.yaml cannot be read"),
+        ("config.yaml", "a: &a [*a]", "nested deeper"),
+        ("config.yaml", "{method: px, sparsity: .nan, model: a, data: b, seed: 0}", "config.yaml holds sparsity nan"),
+        ("config.yaml", "{method: [px], sparsity: 0.9, model: a, data: b, seed: 0}", "config.yaml holds method ['px']"),
+        ("metrics.jsonl", '{"epoch": 1, "train_loss": "low"}', "no epoch with numbers"),
+        ("metrics.jsonl", '{"epoch": 1}\n{"ep', "metrics.jsonl cannot be read"),
+        ("mask.safetensors", "", "mask.safetensors cannot be read"),
+        ("result", {"bytes": "many"}, "result.json holds bytes 'many'"),
+        ("result", {"total": 0}, "result.json holds total 0"),
+        ("result", {"classes": 7}, "classes 7"),
         ("result.json", '{"status": "done", "kept": 1, "total": 2}', "holds no test_accuracy"),
         ("config.yaml", None, "config.yaml is missing"),
         ("config.yaml", "a: [1", "config.yaml cannot be read"),
@@ -303,6 +320,8 @@ def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
 )
 def test_a_broken_run_is_left_out_with_its_reason(make_run, name, content, reason):
     good, broken = make_run("px"), make_run("random", **(content if name == "result" else {}))
+    if name == "result.json/a":
+        spoil(broken / "result.json", None)
     if name != "result":
         spoil(broken / name, content)
     records, [problem] = read_all([good, broken])

@@ -95,7 +95,7 @@ def test_what_changed_since_a_run_is_named_and_fresh_begins_anew(made, tmp_path)
     time = (finished.folder / "result.json").stat().st_mtime_ns
     for what, change in CHANGES.items():
         change()
-        with refused(rf"runs/.* holds a run with other settings or inputs \({what} changed since\); --fresh"):
+        with refused(rf"runs/.* holds a run with other settings, inputs or files \({what} changed since\); --fresh"):
             run(RunConfig(**made))
         assert (finished.folder / "result.json").stat().st_mtime_ns == time
         time = (run(RunConfig(**made, fresh=True)).folder / "result.json").stat().st_mtime_ns

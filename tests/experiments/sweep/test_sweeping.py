@@ -165,7 +165,7 @@ def test_a_full_disk_fails_the_runs_and_not_the_sweep_that_tells_of_it(planned, 
         with replacing(path) as temporary:
             yield temporary
 
-    monkeypatch.setattr("pathex.experiments.runs.folder.replacing", no_room)
+    monkeypatch.setattr("pathex.files.writing.replacing", no_room)
     monkeypatch.setattr("pathex.experiments.sweep.sweeper.replacing", no_room)
     monkeypatch.setattr("pathex.experiments.sweep.sweeper.find_spec", lambda name: None)
     result = carried_out(planned, InProcess())

@@ -30,7 +30,7 @@ from pathex.experiments.report.tables import (
     runs_table,
     summary_table,
 )
-from pathex.masks import replacing
+from pathex.files import write_bytes
 
 _SHOWN: tuple[str, ...] = (
     *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
@@ -105,8 +105,7 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
     with refusing(f"report cannot be written to {out}: {{}}", OSError):
         out.mkdir(parents=True, exist_ok=True)
         for name, content in (drawn | {name: text.encode() for name, text in texts.items()}).items():
-            with replacing(out / name) as temporary:
-                temporary.write_bytes(content)
+            write_bytes(out / name, content)
     return ReportFiles(
         page=out / "index.html",
         table=out / "table.csv",
@@ -172,6 +171,7 @@ def _title(runs: pd.DataFrame) -> str:
 
 
 def _page(records: Sequence[RunRecord], **shown: Any) -> str:
+    known = {json.dumps(record.environment): record.environment for record in records}
     environments = Counter(json.dumps(record.environment) for record in records if record.environment)
     environment = Environment(
         loader=PackageLoader("pathex.experiments.report"),
@@ -191,7 +191,7 @@ def _page(records: Sequence[RunRecord], **shown: Any) -> str:
             }
             for record in records
         ],
-        environments=[(json.loads(content), count) for content, count in environments.items()],
+        environments=[(known[content], count) for content, count in environments.items()],
         **shown,
     )
     return text + "\n"

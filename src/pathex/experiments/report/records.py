@@ -2,16 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import yaml
-
-from pathex.errors import InvalidInput, PathexError
+from pathex.errors import InvalidInput, reason, refusing
+from pathex.files import changed, read
 from pathex.masks import Mask
 
 _RESULT = "result.json"
@@ -19,6 +17,10 @@ _CONFIG = "config.yaml"
 _FAILED = "failed.json"
 _ENVIRONMENT = "environment.json"
 _INPUTS = "inputs.json"
+_NUMBERS = ("parameters", "bytes", "multiply_adds", "dead_layers", "prune_seconds", "train_seconds", "rounds", "epochs")
+_KINDS = {int, float, type(None)}
+_METRICS = "metrics.jsonl"
+_MASK = "mask.safetensors"
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
     for folder in _find(folders):
         try:
             records.append(_read(folder))
-        except InvalidInput as error:  # noqa: PERF203
-            problems.append(Problem(folder, str(error)))
+        except Exception as error:  # noqa: PERF203 -- one bad folder, whatever is bad about it, stops no report
+            problems.append(Problem(folder, reason(error)))
     places = ", ".join(str(folder) for folder in folders) or "nothing"
     if not records and not problems:
         raise InvalidInput(f"no run found in {places}: a run folder holds {_CONFIG} and {_RESULT}")
@@ -124,23 +126,27 @@ def _find(folders: Iterable[Path]) -> list[Path]:
 def _read(folder: Path) -> RunRecord:
     # A run that failed and was then run again to its end has both files.
     if (folder / _FAILED).exists() and not (folder / _RESULT).exists():
-        error = str(_read_json(folder / _FAILED).get("error") or "no reason was written down")
+        error = str(read(folder / _FAILED, _FAILED, holds=dict).get("error") or "no reason was written down")
         raise InvalidInput(f"failed: {error.splitlines()[0]}")
     config = _read_config(folder / _CONFIG)
-    epochs = _read_lines(folder / "metrics.jsonl")
+    epochs = _read_rows(folder / _METRICS)
     if not (folder / _RESULT).exists():
         raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
-    result = _read_json(folder / _RESULT)
+    result = read(folder / _RESULT, _RESULT, holds=dict)
     _check_result(result)
-    environment, mask, inputs = folder / _ENVIRONMENT, folder / "mask.safetensors", folder / _INPUTS
-    made_from = _read_json(inputs) if inputs.exists() else {}
+    environment, mask, inputs = folder / _ENVIRONMENT, folder / _MASK, folder / _INPUTS
+    made_from = read(inputs, holds=dict) if inputs.exists() else {}
+    if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _METRICS, _ENVIRONMENT, _MASK)):
+        raise InvalidInput(f"{'; '.join(damaged)}: the same command with --fresh runs it again")
+    with refusing(f"{_MASK} cannot be read ({{}})"):
+        layers = dict(Mask.load(mask).counts()) if mask.exists() else {}
     return RunRecord(
         folder=folder,
         config=config,
         result=result,
-        environment=_flat(_read_json(environment)) if environment.exists() else {},
+        environment=_flat(read(environment, _ENVIRONMENT, holds=dict)) if environment.exists() else {},
         epochs=epochs,
-        layers=_parse(mask, lambda: dict(Mask.load(mask).counts())) if mask.exists() else {},
+        layers=layers,
         code={name: str(digest) for name, digest in made_from.items() if name.startswith("module ")},
     )
 
@@ -158,6 +164,16 @@ def _check_result(result: Mapping[str, Any]) -> None:
     missing = [name for name in needed if not _is_number(result.get(name))]
     if missing:
         raise InvalidInput(f"{_RESULT} holds no {', '.join(missing)}")
+    _check_kinds(_RESULT, result, (), _NUMBERS)
+    if result["total"] <= 0 or not isinstance(result.get("classes") or [], list):
+        raise InvalidInput(f"{_RESULT} holds total {result['total']!r} and classes {result.get('classes')!r}")
+
+
+def _check_kinds(file: str, content: Mapping[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> None:
+    wrong = [name for name in texts if not isinstance(content.get(name) or "", str)]
+    wrong += [name for name in numbers if not _is_number(content.get(name) or 0)]
+    if wrong:
+        raise InvalidInput(f"{file} holds {wrong[0]} {content[wrong[0]]!r}")
 
 
 def _is_task(row: Any) -> bool:
@@ -175,37 +191,24 @@ def _metric(result: Mapping[str, Any]) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InvalidInput(f"{_CONFIG} is missing")
-    config = _parse(path, lambda: yaml.safe_load(path.read_text(encoding="utf-8")))
-    if not isinstance(config, dict):
-        raise InvalidInput(f"{_CONFIG} holds no settings")
+    config = read(path, path.name, holds=dict)
     missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
     if missing:
         raise InvalidInput(f"{_CONFIG} holds no {', '.join(missing)}")
+    _check_kinds(_CONFIG, config, ("method", "model", "data", "weights", "dynamic"), ("sparsity", "seed"))
+    json.dumps(config, default=str)  # what reports do with it
     options = {name: value for name, value in config.items() if name.endswith("_options") and isinstance(value, dict)}
     dotted = {f"{name}.{option}": value for name, values in options.items() for option, value in values.items()}
     return {name: value for name, value in config.items() if name not in options} | dotted
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content = _parse(path, lambda: json.loads(path.read_text(encoding="utf-8")))
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path.name} holds no object")
-    return content
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = _parse(path, lambda: path.read_text(encoding="utf-8").splitlines())
-    return [_parse(path, partial(json.loads, line)) for line in lines if line.strip()]
-
-
-def _parse(path: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except (ValueError, OSError, yaml.YAMLError, PathexError) as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise InvalidInput(f"{path.name} cannot be read: {line}") from error
+    rows = read(path, path.name)
+    if not all(isinstance(row, dict) and "epoch" in row and {*map(type, row.values())} <= _KINDS for row in rows):
+        raise InvalidInput(f"{path.name} holds a line that is no epoch with numbers")
+    return rows
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

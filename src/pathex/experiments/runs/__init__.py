@@ -13,9 +13,10 @@ from pathex.experiments.runs.config import (
     run_name,
     settings,
 )
+from pathex.files import write_json
 
 if TYPE_CHECKING:
-    from pathex.experiments.runs.folder import environment, finished_result, locked, to_csv, write_json
+    from pathex.experiments.runs.folder import environment, finished_result, locked, to_csv
     from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run, settle_threads
@@ -53,7 +54,7 @@ __all__ = [
 
 # The settings are needed to read a command line; torch is not.
 _HOME = {
-    **dict.fromkeys(("environment", "finished_result", "locked", "to_csv", "write_json"), "folder"),
+    **dict.fromkeys(("environment", "finished_result", "locked", "to_csv"), "folder"),
     "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),

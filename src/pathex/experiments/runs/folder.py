@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,26 +15,16 @@ import yaml
 
 from pathex.errors import FolderInUse, naming, refusing
 from pathex.experiments.runs.config import RunConfig
-from pathex.masks import replacing
+from pathex.files import SEAL, appending, changed, digest, read, seal, write_bytes
 from pathex.train import Events
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ADVICE = "; delete its folder to run again, or choose another 'out'"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file in one step."""
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+_ENDINGS = (".json", ".jsonl", ".yaml", ".ckpt", ".safetensors")
 
 
 def to_csv(frame: "pd.DataFrame") -> str:
@@ -46,8 +36,7 @@ def to_csv(frame: "pd.DataFrame") -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of the run."""
-    with refusing(f"{path} cannot be read ({{}}); delete its folder to run again", OSError, ValueError):
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read(path, str(path), ADVICE, holds=dict)
     return content
 
 
@@ -55,16 +44,15 @@ def write_config(folder: Path, config: RunConfig) -> None:
     """Write ``config.yaml``, which reproduces the run when it is given as ``--config``."""
     values = {**vars(config), "milestones": list(config.milestones)}
     del values["fresh"]  # it was meant once
-    with replacing(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    # The digest comes first: a file that is cut still has it.
+    write_bytes(folder / "config.yaml", seal(f"# {SEAL}\n{yaml.safe_dump(values, sort_keys=False)}".encode()))
 
 
 def read_config(folder: Path) -> RunConfig:
     """The settings of the run in a folder."""
     path = folder / "config.yaml"
-    unreadable = (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError)
-    with refusing(f"{path} cannot be read ({{}}); delete its folder or choose another 'out'", *unreadable):
-        left = yaml.safe_load(path.read_text(encoding="utf-8"))
+    left = read(path, str(path), ADVICE)
+    with refusing(f"{path} cannot be read ({{}}){ADVICE}"):
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
         return RunConfig(**left)
 
@@ -75,7 +63,21 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = read_json(path)
+    result.pop("files", None)
     return result if result.get("status") == "done" else None
+
+
+def damage(folder: Path) -> list[str]:
+    """What became of the files of a finished run since."""
+    path = folder / "result.json"
+    return changed(folder, read_json(path).get("files", {})) if path.exists() else []
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of each file that belongs to the run, but for its result, the log, and what loggers wrote."""
+    found = [*folder.glob("*"), *folder.glob("levels/**/*"), *folder.glob("tasks/**/*")]
+    own = [path for path in found if path.suffix in _ENDINGS and path.name not in {"result.json", "failed.json"}]
+    return {path.relative_to(folder).as_posix(): digest(path) for path in sorted(own)}
 
 
 @contextmanager
@@ -110,8 +112,8 @@ class Journal:
     def note(self, message: str) -> None:
         """Log a line."""
         if self._path is not None:
-            with naming(self._path), self._path.open("a", encoding="utf-8") as log:
-                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
+            with naming(self._path), appending(self._path) as log:
+                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n".encode())
 
     def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         """Log an event and pass it on."""

@@ -10,7 +10,7 @@ from pathex import models, scores
 from pathex.data import fingerprint
 from pathex.errors import InvalidInput, import_callable
 from pathex.experiments.runs.config import RunConfig, settings
-from pathex.experiments.runs.folder import read_config, read_json
+from pathex.experiments.runs.folder import damage, read_config, read_json
 from pathex.experiments.runs.stages import DENSE, TRAINED
 
 INPUTS = "inputs.json"
@@ -49,9 +49,15 @@ def _modules(config: RunConfig) -> set[str]:
 
 def changes(folder: Path, config: RunConfig, mark: Callable[[Path], str] = fingerprint) -> list[str]:
     """What tells the run in a folder from the one that the settings ask for now."""
-    if not (folder / "config.yaml").exists():
+    if not any((folder / name).exists() for name in ("config.yaml", "result.json")):
         return []
-    theirs, ours = settings(read_config(folder)), settings(config)
+    try:
+        if damaged := damage(folder):
+            return damaged
+        theirs = settings(read_config(folder))
+    except InvalidInput as error:
+        return [str(error)]
+    ours = settings(config)
     different = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in ours if ours[name] != theirs[name]]
     if (folder / INPUTS).exists():
         then, now = read_json(folder / INPUTS), inputs(config, mark)
@@ -63,7 +69,7 @@ def check_same(folder: Path, config: RunConfig, mark: Callable[[Path], str] = fi
     """Refuse a folder whose run had other settings (as after a change of the defaults), code or files."""
     if different := changes(folder, config, mark):
         raise InvalidInput(
-            f"{folder} holds a run with other settings or inputs ({'; '.join(different)}); --fresh (in a sweep"
+            f"{folder} holds a run with other settings, inputs or files ({'; '.join(different)}); --fresh (in a sweep"
             " --settings.fresh true) begins it anew, or choose another 'out'"
         )
 

@@ -22,8 +22,9 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig, read_options
-from pathex.experiments.runs.folder import read_json, write_json
+from pathex.experiments.runs.folder import read_json
 from pathex.experiments.runs.tickets import Stage, prune_options, start_mask, train_options
+from pathex.files import write_json
 from pathex.masks import Handle, Mask, attach, make_permanent
 from pathex.pruning import densities, prune
 from pathex.tasks import Task

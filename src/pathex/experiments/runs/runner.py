@@ -18,12 +18,12 @@ from pathex.errors import PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
 from pathex.experiments.runs.folder import (
     Journal,
+    digests,
     environment,
     finished_result,
     locked,
     read_json,
     write_config,
-    write_json,
 )
 from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, inputs
 from pathex.experiments.runs.rewind import rewind
@@ -31,6 +31,7 @@ from pathex.experiments.runs.small_dense import shrunk
 from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find
 from pathex.experiments.runs.tickets import Stage, build_task, pruning_seed, train_options
 from pathex.experiments.runs.validation import check_config
+from pathex.files import write_json
 from pathex.masks import Handle, Mask, attach, bytes_on_disk, prunable_weights
 from pathex.pruning import dynamic
 from pathex.tasks import Task
@@ -122,7 +123,7 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
             if machine.is_global_zero:
                 test = f"test_{result['metric']}"
                 machine.log_dict({test: result[test]}, step=config.epochs)
-                write_json(folder / "result.json", result)
+                write_json(folder / "result.json", {**result, "files": digests(folder)})
         journal("done", {"result": result, "folder": str(folder)})
     return result
 

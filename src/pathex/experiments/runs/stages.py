@@ -10,9 +10,10 @@ import torch
 from pathex.analysis import PruneReport, examine, flipped, shuffled
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig
-from pathex.experiments.runs.folder import read_json, write_json, write_lines
+from pathex.experiments.runs.folder import ADVICE, read_json
 from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
 from pathex.experiments.runs.tickets import Stage, find_ticket, pruning_seed
+from pathex.files import changed, digest, write_json, write_lines
 from pathex.masks import Mask, prunable_weights
 from pathex.tasks import Task
 from pathex.train import epoch_seed
@@ -52,6 +53,8 @@ def find(stage: Stage) -> Ticket:
         _find_and_write(stage)
     stage.fabric.barrier()
     known, mask = read_json(stage.folder / "pruning.json"), Mask.load(path, stage.task.model)
+    if damaged := changed(stage.folder, known.get("files", {})):
+        raise InvalidInput(f"{stage.folder}: {damaged[0]}{ADVICE}")
     return Ticket(mask, mask.kept, mask.total, known["rounds"], known["seconds"], known["report"])
 
 
@@ -89,6 +92,7 @@ def _find_and_write(stage: Stage) -> None:
     if stage.fabric.is_global_zero:
         write_lines(stage.folder / "history.jsonl", history)
         known = {"rounds": len(history), "seconds": seconds, "report": report.asdict()}
+        known["files"] = {"history.jsonl": digest(stage.folder / "history.jsonl")}
         write_json(stage.folder / "pruning.json", known)
         # The mask is written last: where it is, pruning is over.
         mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pathex.distributed import Child, stop
 from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, Share, carry_out, ended
+from pathex.files import appending
 
 _SECONDS_TO_STOP = 10.0
 _MOST_OUTPUT = 4000
@@ -97,9 +98,9 @@ def _serve(connection: Connection, output: str) -> None:
     """The worker's own side: jobs come in, messages go out, until the pipe ends."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What this process prints goes to a file, crashes included: the terminal belongs to the sweep.
-    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+    with appending(Path(output)) as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     faulthandler.enable(2)
     # A worker that is asked to stop, or whose sweep is gone, ends without a word.
     with contextlib.suppress(KeyboardInterrupt, EOFError):

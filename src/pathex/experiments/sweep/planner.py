@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from pathex.errors import InvalidInput, UnknownName, check_name
 from pathex.experiments.runs import RunConfig, allowed_values, check_config, run_name
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
+from pathex.files import read
 
 _MOST_ENTRIES = 100_000
 _FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.name != "out"}
@@ -134,6 +135,7 @@ class _Types:
         path = Path(base)
         if not path.is_file():
             raise InvalidInput(f"base: {os.fspath(base)!r} is no file; allowed: a file of settings of pathex run")
+        read(path, f"base: {str(path)!r}", kind=".yaml")
         try:
             values = self._parser.parse_path(str(path), defaults=False).as_dict()
         except argparse.ArgumentError as error:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pathex.data import fingerprint
 from pathex.errors import InvalidInput, PathexError, refusing
-from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings, to_csv, write_json
+from pathex.experiments.runs import WITHOUT_EFFECT, RunConfig, check_same, finished_result, settings, to_csv
 from pathex.experiments.sweep.work import ENDED, Executor, Job, Message, ended
-from pathex.masks import replacing
+from pathex.files import read, replacing, write_bytes, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +75,7 @@ class Table:
         self._out.mkdir(parents=True, exist_ok=True)  # someone may have cleared it away meanwhile
         # Two sweeps may share the folder, and the temporary name has no room for two.
         with FileLock(self._out / ".results.lock"):
-            with replacing(self.path) as temporary:
-                temporary.write_text(to_csv(frame), encoding="utf-8")
+            write_bytes(self.path, to_csv(frame).encode())
             if self.parquet:
                 with replacing(self.path.with_suffix(".parquet")) as temporary:
                     frame.to_parquet(temporary, index=False)
@@ -90,11 +89,11 @@ class Table:
 
 
 def _read_error(path: Path) -> str | None:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    try:
+        return str(read(path)["error"])
+    except (InvalidInput, KeyError, TypeError):
         return f"{path.name} cannot be read"
 
 
