@@ -235,7 +235,8 @@ def _run(
             if _BOUND_TO_LAYOUT not in str(error):
                 raise
     mode.start(channels_last=False)
-    return _through(model, tensors, each(x, partial(torch.clone, memory_format=torch.contiguous_format)), output, mode)
+    own = each(x, partial(torch.clone, memory_format=torch.contiguous_format), floating=False)  # it may write into it
+    return _through(model, tensors, own, output, mode)
 
 
 def _through(

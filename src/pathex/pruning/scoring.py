@@ -112,6 +112,8 @@ def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[st
 def _refuse_not_finite(model: nn.Module, mask: Mask | None) -> None:
     """Refuse parameters that are not finite where a mask keeps them, and buffers that hold NaN (masks hold -inf)."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InvalidInput(f"{name!r} is on the device 'meta' and has no values: load the weights first")
         if not tensor.is_floating_point() or tensor.detach().sum().isfinite():
             continue
         wrong = ~tensor.detach().isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
