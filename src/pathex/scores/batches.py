@@ -153,7 +153,8 @@ def _by_name(where: str, batch: Mapping[Any, Any], model: nn.Module, keys: Keys)
     if keys is not None:
         if isinstance(keys, str) or len(keys) != 2:
             raise InvalidInput(f"keys must be names of what the network gets and of the labels, not {keys!r}")
-        names, label = [*keys[0]] if isinstance(keys[0], (list, tuple)) else [keys[0]], keys[1]
+        names: list[Any] = [*keys[0]] if isinstance(keys[0], (list, tuple)) else [keys[0]]
+        label = keys[1]
         if missing := [name for name in (*names, label) if name is not None and name not in batch]:
             raise InvalidInput(f"{known}; keys names {missing[0]!r}, which is not there")
     else:
