@@ -149,7 +149,7 @@ BAD = {
 
 def test_weights_without_values_take_no_mask(model, mask):
     for put in (pathex.attach, pathex.make_permanent):
-        with pytest.raises(InvalidInput, match="4.weight: on the device 'meta'"):
+        with pytest.raises(InvalidInput, match="on the device 'meta'"):
             put(copy.deepcopy(model).to("meta"), mask)
 
 
