@@ -19,7 +19,7 @@ from pathex.graph.operators import (
     words,
 )
 from pathex.graph.state import compute_dtype, tf32_products, untouched
-from pathex.graph.trace import first_tensor, trace
+from pathex.graph.trace import Output, first_tensor, trace
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,6 +36,7 @@ __all__ = [
     "Inputs",
     "Interpreter",
     "Node",
+    "Output",
     "arguments",
     "arguments_of",
     "breaks_in_channels_last",

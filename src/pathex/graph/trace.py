@@ -23,11 +23,14 @@ from pathex.graph.graph import Graph, Node
 from pathex.graph.inputs import arguments
 from pathex.graph.state import evaluated, uniform_precision
 
+Output = str | int | None
+"""Which of several outputs counts: a key or an index; None is the first tensor."""
+
 _CACHED = 64  # graphs, without the tensors of their networks
 _known: dict[str, Graph] = {}  # the last one that was asked for last
 
 
-def trace(model: nn.Module, example: Any, *, output: str | int | None = None) -> Graph:
+def trace(model: nn.Module, example: Any, *, output: Output = None) -> Graph:
     """The graph of a network in evaluation mode, for any number of images.
 
     A network is traced once for each structure and shape of its images; its weights may change. Its structure is what
@@ -81,7 +84,7 @@ def _once(key: str, make: Callable[[], Graph]) -> Graph:
 
 
 def _traced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, dynamic: bool = True
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Output, dynamic: bool = True
 ) -> Graph:
     if dynamic:  # traced with one image, a program refuses other numbers
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
@@ -149,7 +152,7 @@ def _in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.detach().to(own) if tensor.is_floating_point() else tensor
 
 
-def first_tensor(result: Any, output: str | int | None = None, leaf: type = Tensor) -> Any:
+def first_tensor(result: Any, output: Output = None, leaf: type = Tensor) -> Any:
     """The tensor (a ``leaf``) that counts of what a network returned: that of a key or an index, or the first one."""
     if output is not None:
         if isinstance(result, leaf):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Graph, Images, Node, ones, trace, untouched
+from pathex.graph import Graph, Images, Node, Output, ones, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -48,12 +48,7 @@ class PathCounts:
 
 
 def count_paths(
-    model: nn.Module,
-    x: Images,
-    mask: Mapping[str, Tensor],
-    *,
-    per_sample: PerSample = "refuse",
-    output: str | int | None = None,
+    model: nn.Module, x: Images, mask: Mapping[str, Tensor], *, per_sample: PerSample = "refuse", output: Output = None
 ) -> PathCounts:
     """Count the input-output paths through each weight of a masked network.
 

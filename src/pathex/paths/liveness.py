@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import WEIGHTED, Graph, Images, Node, compute_dtype, ones, trace, untouched
+from pathex.graph import WEIGHTED, Graph, Images, Node, Output, compute_dtype, ones, trace, untouched
 from pathex.paths.linear import Linear, origins_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -97,9 +97,7 @@ class _Liveness(Linear):
         return result.detach()
 
 
-def connectivity(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: str | int | None = None
-) -> Connectivity:
+def connectivity(model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: Output = None) -> Connectivity:
     """Find the kept weights that lie on no path from an input to an output.
 
     All gates are open, max pools pass their whole window, and every parameter that is not masked counts as present. A
@@ -130,7 +128,7 @@ def connectivity(
 class OnPaths:
     """From a mask to those of its entries that lie on a path from an input to an output, for inputs shaped as ``x``."""
 
-    def __init__(self, model: nn.Module, x: Images, *, output: str | int | None = None) -> None:
+    def __init__(self, model: nn.Module, x: Images, *, output: Output = None) -> None:
         self.model, self.x, self.output = model, x[:1], output
 
     @cached_property
@@ -143,9 +141,7 @@ class OnPaths:
         return _effective(self.graph, self.model, mask, self.x, names)[0]
 
 
-def roles(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: str | int | None = None
-) -> dict[str, list[Tensor]]:
+def roles(model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: Output = None) -> dict[str, list[Tensor]]:
     """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
 
     Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
@@ -188,7 +184,7 @@ def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
     return False
 
 
-def off_path(model: nn.Module, names: Sequence[str], x: Images, *, output: str | int | None = None) -> list[str]:
+def off_path(model: nn.Module, names: Sequence[str], x: Images, *, output: Output = None) -> list[str]:
     """Parameters that the output is computed from on no path from the input: position biases, constant queries."""
     graph = trace(model, x, output=output)
     known: dict[tuple[str, ...], list[str]] = graph.memo.setdefault("off path", {})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import compute_dtype, trace, untouched
+from pathex.graph import Output, compute_dtype, trace, untouched
 from pathex.paths.linear import NO_PATH, Coefficients, Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
@@ -24,7 +24,7 @@ def record(
     tensors: Tensors = None,
     calibration: Statistics = "batch",
     smooth: Smooth = "secant",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Recording:
     """Read the plain forward pass and keep the coefficient of every non-linear site.
 
@@ -74,7 +74,7 @@ def replay(
     *,
     tensors: Tensors = None,
     coefficients: Coefficients = "squared",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Tensor:
     """Read the network as a linear map of its input, with the gates of a recorded pass.
 
@@ -113,7 +113,7 @@ def replay_open(
     coefficients: Coefficients = "squared",
     pools: Literal["sum", "max"] = "sum",
     per_sample: PerSample = "refuse",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Tensor:
     """Read the network with every gate open: all paths. A product is zero where one of its factors is.
 

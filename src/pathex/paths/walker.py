@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Images, Node, each, ones, tensors_in, trace, untouched
+from pathex.graph import Images, Node, Output, each, ones, tensors_in, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -43,7 +43,7 @@ class Walker:
         keep: Mapping[str, Tensor] | None = None,
         other: Mapping[str, Tensor] | None = None,
         per_sample: PerSample = "refuse",
-        output: str | int | None = None,
+        output: Output = None,
     ) -> None:
         self.model, self.x, self.per_sample, self.source, self.keep = model, x, per_sample, source, keep
         self.graph = lowered(trace(model, x[:1], output=output))

@@ -13,20 +13,11 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.distributed import Group, Processes, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
-from pathex.graph import Images, Inputs, compute_dtype, trace, untouched
+from pathex.graph import Images, Inputs, Output, compute_dtype, trace, untouched
 from pathex.masks import Mask, Selector, all_kept, asked_for, own_module, prunable_weights
 from pathex.paths import off_path, unreached
 from pathex.pruning.structure import Blocks
-from pathex.scores import (
-    Keys,
-    Problem,
-    check_arguments,
-    fingerprint,
-    generator,
-    joined,
-    parse_memory,
-    read_batches,
-)
+from pathex.scores import Keys, Problem, check_arguments, fingerprint, generator, joined, parse_memory, read_batches
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
@@ -167,7 +158,7 @@ def problem_of(
 
 
 def _left_as_they_are(
-    model: nn.Module, found: Any, output: str | int | None, x: Images, weights: Mapping[str, Tensor], asked: set[str]
+    model: nn.Module, found: Any, output: Output, x: Images, weights: Mapping[str, Tensor], asked: set[str]
 ) -> Left:
     """Which weights cannot be scored by what they do, or are frozen, unless the user asked for them; says so once."""
     names = [name for name in weights if name not in asked]

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, tensors_in, untouched, words
+from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, Output, tensors_in, untouched, words
 from pathex.paths import tensors_of
 from pathex.scores.method import Method
-from pathex.scores.options import Allowed, Output
+from pathex.scores.options import Allowed
 from pathex.scores.problem import Batch, Problem, doubt_batches
 
 _OTHER_ACTIVATIONS = ACTIVATIONS | words(
