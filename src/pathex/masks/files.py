@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_name, refusing
 from pathex.masks import codes, formats
 from pathex.masks.mask import Mask
-from pathex.masks.prunable import Selector
+from pathex.masks.prunable import Selectors
 from pathex.masks.tensors import read_weights, replacing
 
 __all__ = [
@@ -37,11 +37,7 @@ ENDINGS = (_SAFETENSORS, ".pt", ".pth", ".bin")
 
 
 def read_mask(
-    path: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    ignore: Sequence[Selector] = (),
-    prunable: Sequence[Selector] = (),
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, ignore: Selectors = (), prunable: Selectors = ()
 ) -> Mask:
     """Read a mask from a file of any form that pathex knows; no code in it is run.
 

@@ -59,7 +59,7 @@ _BOUND_TO_LAYOUT = "view size is not compatible"  # torch's words for a view tha
 def _breaks(
     input: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Any = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
