@@ -3,7 +3,7 @@
 from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node, arguments_of
 from pathex.graph.heap import freed_memory_kept
-from pathex.graph.inputs import Images, Inputs, arguments, concatenated, each, ones, tensors_in
+from pathex.graph.inputs import Images, Inputs, Tensors, arguments, concatenated, each, ones, tensors_in
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import (
     ACTIVATIONS,
@@ -37,6 +37,7 @@ __all__ = [
     "Interpreter",
     "Node",
     "Output",
+    "Tensors",
     "arguments",
     "arguments_of",
     "breaks_in_channels_last",

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, PathexWarning, UnsupportedOperation
-from pathex.graph import Graph, Images, Output, compute_dtype, concatenated, each, trace
+from pathex.graph import Graph, Images, Output, Tensors, compute_dtype, concatenated, each, trace
 from pathex.paths import Weights, footprint
 from pathex.scores.batches import Batch, contents
 
@@ -82,9 +82,9 @@ class Problem:
     """
 
     model: nn.Module
-    prunable: Mapping[str, Tensor]
+    prunable: Tensors
     batches: Sequence[Batch]
-    mask: Mapping[str, Tensor] | None = None
+    mask: Tensors | None = None
     seed: int = 0
     round: int = 1
     memory: int | None = None
@@ -157,7 +157,7 @@ class Problem:
         return trace(self.model, images, output=output)
 
     def weights(
-        self, replaced: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None, *, scored: bool = False
+        self, replaced: Tensors | None = None, dtype: torch.dtype | None = None, *, scored: bool = False
     ) -> Weights:
         """The network's tensors as a reading sees them, the prunable ones times the mask."""
         return Weights(
@@ -170,9 +170,7 @@ class Problem:
             infinite=once(self.memo, "not finite", self._not_finite),
         )
 
-    def masked(
-        self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
-    ) -> dict[str, Tensor]:
+    def masked(self, tensors: Tensors | None = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The prunable weights (``tensors`` in place of the model's own) times the mask: new, without gradient."""
         weights = self.weights(tensors, dtype)
         # Of what is not masked a copy: methods may write into it.
