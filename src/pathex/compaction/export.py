@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, reason
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, refusing
 from pathex.graph import first_tensor
 from pathex.masks import replacing
 
@@ -55,12 +55,9 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
         except Exception as error:
             raise UnsupportedOperation(f"{type(model).__name__} cannot be exported: {_line(error)}") from error
         about = _about(getattr(model, "preprocessing", None))
-        try:
-            with replacing(path) as temporary:
-                outputs = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about, three)
-                _compare(network, three, outputs)
-        except OSError as error:
-            raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
+        with refusing(f"cannot write {str(path)!r}: {{}}", OSError), replacing(path) as temporary:
+            outputs = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about, three)
+            _compare(network, three, outputs)
 
 
 def _about(preprocessing: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import nn
 from pathex import __version__
 from pathex.compaction.plan import RECIPE
 from pathex.compaction.surgery import carve
-from pathex.errors import InvalidInput, reason
+from pathex.errors import InvalidInput, refusing
 from pathex.masks import replacing
 
 _SCHEMA = 1
@@ -29,11 +29,8 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
         raise InvalidInput(f"{type(network).__name__} is not a network that pathex.compact made")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     header = {"schema": _SCHEMA, "pathex_version": __version__, "recipe": recipe}
-    try:
-        with replacing(Path(path)) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, {RECIPE: json.dumps(header)}))
-    except OSError as error:
-        raise InvalidInput(f"cannot write the network {path}: {reason(error)}") from error
+    with refusing(f"cannot write the network {path}: {{}}", OSError), replacing(Path(path)) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, {RECIPE: json.dumps(header)}))
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -49,12 +46,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         InvalidInput: If the file is missing, damaged or no compacted network, or does not fit the model.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(RECIPE, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidInput(f"{path} is not a readable safetensors file: {reason(error)}") from error
+    unreadable = (SafetensorError, OSError, ValueError)
+    with refusing(f"{path} is not a readable safetensors file: {{}}", *unreadable), safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get(RECIPE, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
     network, recipe = copy.deepcopy(model), header["recipe"]
@@ -64,10 +59,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             raise InvalidInput(
                 f"{path} does not fit {type(model).__name__}: {name!r} is {sizes.get(name)}, not {shape}"
             )
-    try:
+    with refusing(f"{path} does not fit {type(model).__name__}: {{}}", AttributeError, RuntimeError):
         carve(network, recipe, {})
         network.load_state_dict(tensors)
-    except (AttributeError, RuntimeError) as error:
-        raise InvalidInput(f"{path} does not fit {type(model).__name__}: {reason(error)}") from error
     setattr(network, RECIPE, recipe)
     return network

@@ -182,20 +182,22 @@ _END_OF_REASON = re.compile(
 def _reason(model: nn.Module, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = _END_OF_REASON.split(text)[0]
-    where = _module_of(model, error)
+    path = failing_module(model, error)
+    kind = "" if path is None else type(model.get_submodule(path)).__name__
+    where = "" if path is None else f" in module {path or '(the whole network)'!r} ({kind})"
     return f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {text[:300]}"
 
 
-def _module_of(model: nn.Module, error: Exception) -> str:
-    """The innermost module of the network whose forward pass was running."""
+def failing_module(model: nn.Module, error: Exception) -> str | None:
+    """The path of the innermost module of a network whose forward pass raised."""
     names = {module: name for name, module in model.named_modules()}
     found, trail = None, error.__traceback__
     while trail is not None:
         owner = trail.tb_frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and owner in names:
-            found = owner
+            found = names[owner]
         trail = trail.tb_next
-    return "" if found is None else f" in module {names[found] or '(the whole network)'!r} ({type(found).__name__})"
+    return found
 
 
 # -- once for each structure -------------------------------------------------------------------------------------------

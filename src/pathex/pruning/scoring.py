@@ -164,6 +164,7 @@ def _left_as_they_are(
     names = [name for name in weights if name not in asked]
     frozen = [name for name in names if not weights[name].requires_grad]
     frozen = frozen if len(frozen) < len(weights) else []
+    names = [name for name in names if name not in frozen]
     idle, off = [], []
     if isinstance(found, scorers.Method) and found.runs_network:
         check_arguments(model, x)
@@ -176,8 +177,6 @@ def _left_as_they_are(
                 idle = unreached(model, names, x[:1], output=output)
     if len({*frozen, *idle, *off}) == len(weights):
         raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
-    idle = [name for name in idle if name not in frozen]
-    off = [name for name in off if name not in frozen]
     for why, left in (
         ("are frozen (requires_grad=False)", frozen),
         ("are not used by the forward pass in evaluation mode (heads of training only)", idle),
@@ -230,10 +229,7 @@ def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
     scores = problem.processes.broadcast({name: result[name].detach() for name in problem.prunable}, problem.device)
     # Least and greatest score of each weight, NaN where one is NaN, all brought to the CPU at once.
     extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
-    for name, (least, _) in zip(scores, extremes, strict=True):
-        if math.isnan(least):
-            raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
-    _doubt_extremes(problem, dict(zip(scores, extremes, strict=True)))
+    _check_extremes(problem, dict(zip(scores, extremes, strict=True)))
     return scores
 
 
@@ -249,11 +245,13 @@ def _check_scores(result: Any, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def _doubt_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:
-    """Name the weights whose scores say nothing, from the least and the greatest of each."""
+def _check_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:
+    """Refuse NaN, and name the weights whose scores say nothing, from the least and the greatest of each."""
     said: set[str] = problem.memo.setdefault("extremes", set())
     infinite, zero = [], []
     for name, found in extremes.items():
+        if any(map(math.isnan, found)):
+            raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
         if name in said:
             continue
         if any(map(math.isinf, found)):
