@@ -117,6 +117,22 @@ def test_a_network_may_write_into_its_inputs(method):
     assert torch.equal(words, torch.arange(6))
 
 
+@pytest.mark.filterwarnings("ignore:.*derived for piecewise")
+@pytest.mark.parametrize("method", ["px", "snip"])
+def test_masks_of_images_are_read_and_none_stands_for_nothing(method):
+    class Masked(nn.Linear):
+        def forward(self, x, mask=None):
+            return super().forward(x) if mask is None else super().forward(x) * mask
+
+    torch.manual_seed(0)
+    x, net, some = torch.randn(6, 4), Masked(4, 3), torch.tensor([[True, False, True]] * 6)
+    whole, given, masked = (pathex.score(net, method, (x, Y)) for x in (x, (x, None), (x, some)))
+    assert_close(given, whole)
+    assert masked["weight"][[0, 2]].all() and (
+        method == "snip" or torch.equal(masked["weight"], whole["weight"] * some[:1].T)
+    )
+
+
 def test_numbers_of_tokens_are_no_images():
     words = torch.arange(6) % 5
     given = pathex.score(Captioned(), "snip", ((X, words), Y))
