@@ -262,7 +262,7 @@ THREE = " ".join(f"JPEGImages/train_00{number}.jpg" for number in (1, 2, 4))
         ("SegmentationClass/train_004.png", 60, r"train_004.png' cannot be read", True),
         ("SegmentationClass/train_000.png", (1, (40, 28)), r"is 40 x 30 and its label map 40 x 28 pixels", True),
         ("SegmentationClass/train_000.png", (21, (40, 30)), r"0.png' holds label 21; allowed: 0 to 20, and 255", False),
-        (LISTS + "val.txt", None, r"the list '.*val.txt' cannot be read \(FileNotFoundError\)", True),
+        (LISTS + "val.txt", None, r"the list '.*val.txt' cannot be read \(No such file", True),
         (LISTS + "train.txt", "", r"the list '.*train.txt' is empty", True),
         (LISTS + "val.txt", "val_000\ntrain_003\n", r"'train_003' is in both lists", True),
     ],

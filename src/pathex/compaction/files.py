@@ -53,12 +53,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
     network, recipe = copy.deepcopy(model), header["recipe"]
-    sizes = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    own = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for name, shape in recipe["shapes"].items():
-        if sizes.get(name) != shape:
-            raise InvalidInput(
-                f"{path} does not fit {type(model).__name__}: {name!r} is {sizes.get(name)}, not {shape}"
-            )
+        if own.get(name) != shape:
+            raise InvalidInput(f"{path} does not fit {type(model).__name__}: {name!r} is {own.get(name)}, not {shape}")
     with refusing(f"{path} does not fit {type(model).__name__}: {{}}", AttributeError, RuntimeError):
         carve(network, recipe, {})
         network.load_state_dict(tensors)

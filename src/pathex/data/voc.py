@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pathex.data.segmentation import IGNORED, SegmentationData, SegmentationSplit, check_samples
 from pathex.data.source import IMAGENET, channel_numbers, downloading, home
-from pathex.errors import InvalidInput, PathexWarning, check_integer
+from pathex.errors import InvalidInput, PathexWarning, check_integer, refusing
 
 _NAME = "voc2012"
 _FOLDER = Path("VOCdevkit") / "VOC2012"
@@ -72,10 +72,8 @@ def _folder(base: Path) -> Path:
 
 def _split(folder: Path, part: str, image_size: int | None) -> SegmentationSplit:
     path = folder / _LISTS / f"{part}.txt"
-    try:
+    with refusing(f"the list {str(path)!r} cannot be read ({{}})", OSError, UnicodeDecodeError):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the list {str(path)!r} cannot be read ({type(error).__name__})") from error
     if not lines or not all(lines) or len(set(lines)) < len(lines):
         raise InvalidInput(f"the list {str(path)!r} is empty, or has a line that is empty or twice")
     images = tuple(str(folder / "JPEGImages" / f"{line}.jpg") for line in lines)

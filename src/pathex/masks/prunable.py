@@ -16,10 +16,7 @@ Selector = str | type | nn.Module
 """A glob over names of modules or parameters, a module class, or a module of the model."""
 Selectors = Sequence[Selector]
 
-_PRUNABLE = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+_PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 

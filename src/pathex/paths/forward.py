@@ -57,13 +57,7 @@ _BOUND_TO_LAYOUT = "view size is not compatible"  # torch's words for a view tha
 
 
 def _breaks(
-    input: Tensor,
-    weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    input: Any, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> bool:
     return breaks_in_channels_last(weight.shape, stride, groups)
 

@@ -103,9 +103,7 @@ class Pool:
                 here = self.allowed[place]
                 secured[place] = self.best(here, min(floor, int(here.count_nonzero())), name)
         if int(secured.count_nonzero()) > count:
-            raise InvalidInput(
-                f"min_per_layer secures {int(secured.count_nonzero())} weights but only {count} are to be kept"
-            )
+            raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")
         return secured
 
 

@@ -57,9 +57,7 @@ def _direction(reader: ModelReader) -> dict[str, Tensor]:
     """A standard normal direction in the space of the kept weights."""
     problem = reader.problem
     source = generator(problem.seed, problem.round, _DIRECTION)
-    drawn = {
-        name: torch.randn(own.shape, dtype=torch.float64, generator=source) for name, own in problem.prunable.items()
-    }
+    drawn = {name: torch.randn(p.shape, dtype=torch.float64, generator=source) for name, p in problem.prunable.items()}
     return problem.masked(drawn, reader.precision)
 
 

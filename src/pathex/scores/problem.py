@@ -132,9 +132,8 @@ class Problem:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the images, whatever their order and batches."""
-        return hashlib.sha256(
-            b"".join(sorted(image for x, _ in self.batches for image, _ in contents(x, None)))
-        ).hexdigest()
+        images = sorted(image for x, _ in self.batches for image, _ in contents(x, None))
+        return hashlib.sha256(b"".join(images)).hexdigest()
 
     def doubt(self, message: str) -> None:
         """Warn, once per prune, that a result may not mean what it seems to; `InvalidInput` with ``strict``."""

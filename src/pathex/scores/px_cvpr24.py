@@ -46,9 +46,7 @@ class _Copy(Interpreter):
             return self.plain(node)
         x: Tensor = self(node["input"])
         if x.numel() // x.shape[1] < 2:
-            raise InvalidInput(
-                "px-cvpr24 normalises by the statistics of each batch: a batch of one image is too small here"
-            )
+            raise InvalidInput("px-cvpr24 normalises by the statistics of each batch: one image is too small a batch")
         return F.batch_norm(x, None, None, self(node["weight"]), self(node["bias"]), True, 0.0, node["eps"])
 
 
