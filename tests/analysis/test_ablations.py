@@ -76,22 +76,8 @@ def test_redrawn_weights_have_the_spread_of_the_old_ones():
     assert list(chosen) == ["fc.weight"] and torch.equal(chosen["fc.weight"], other["fc.weight"])
 
 
-def test_a_factory_gives_the_state_of_a_new_network():
-    model = network()
-    model(torch.randn(8, 3, 8, 8))  # moves the statistics of BatchNorm
-    with unchanged(model):
-        other = reinitialised(model, 7, factory=lambda: pathex.models.create("resnet20", width=8))
-    expected = network(7).state_dict()
-    assert all(torch.equal(entry, expected[name]) for name, entry in other.items()) and set(other) == set(expected)
-    model.load_state_dict(other)
-    half = reinitialised(network().to(torch.bfloat16), 7, factory=lambda: network(7))
-    assert half["fc.weight"].dtype == torch.bfloat16 and half["bn.num_batches_tracked"].dtype == torch.int64
-
-
 def test_what_does_not_fit_is_named():
     model = network()
-    with pytest.raises(InvalidInput, match="another network than CifarResNet: 'blocks"):
-        reinitialised(model, 0, factory=lambda: pathex.models.create("resnet20", width=4))
     for call in (flipped, reinitialised):
         with pytest.raises(InvalidInput, match=r"CifarResNet has no parameter named 'head\.weight'"):
             call(model, 0, names=["head.weight"])

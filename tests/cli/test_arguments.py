@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -82,14 +83,14 @@ def test_words_are_read_and_override_a_file(words, expected):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--names a,b --strict --rate 1", {"names": ["a", "b"], "strict": True, "rate": 1.0}),
+        ("--names 'a, b' --strict --rate 1", {"names": ["a", "b"], "strict": True, "rate": 1.0}),
         ("--names *.bias --strict", {"names": ["*.bias"], "strict": True}),
         ("--names=fc --strict=false", {"names": ["fc"]}),
         ("--strict true --names [a,b]", {"names": ["a", "b"], "strict": True}),
     ],
 )
 def test_lists_need_no_brackets_and_switches_no_value(words, expected):
-    _, found = parse(["none", *words.split()], COMMANDS)
+    _, found = parse(["none", *shlex.split(words)], COMMANDS)
     assert replace(found, names=list(found.names)) == Options(**{"names": [], **expected})
 
 

@@ -70,6 +70,7 @@ BOTH = {
         "batch 0 of data is a dictionary of 'a', 'b'; .* with keys=",
     ),
     "a name that is not there": ({"data": {"a": X}, "keys": ("a", "b")}, "of 'a'; keys names 'b', which is not there"),
+    "one name for two": ({"data": {"a": X}, "keys": "a"}, "keys must be names of .*, not 'a'"),
     "nothing": ({"data": None}, "data must be a DataLoader, .* not NoneType"),
     "strings inside": ({"data": ["a.png"]}, "batch 0 of data holds str"),
     "arrays": ({"data": [X.numpy()]}, "batch 0 of data holds ndarray"),
@@ -122,6 +123,11 @@ def test_arguments_are_checked_before_data_are_read(case):
 
     arguments, message = BOTH[case]
     assert_refuses(pathex.prune, {"sparsity": 0.5, "data": data()} | arguments, message)
+
+
+def test_weights_without_values():
+    with refused("'0.weight' is on the device 'meta' and has no values", PathexError):
+        pathex.score(perceptron(3, 4, 2).to("meta"), "magnitude", X)
 
 
 @pytest.mark.parametrize("method", ["px", "synflow", "px-literal", "magnitude"])

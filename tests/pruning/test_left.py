@@ -110,7 +110,6 @@ REFUSED = {
     "small maps": (lambda out: out[:, :, None, None], torch.zeros(6, 4, 4).long(), {}, "do not fit .*F.interpolate"),
     "bce of class numbers": (lambda out: out, Y, {"loss": "bce"}, r"\(6,\) do not fit outputs \(6, 3\); loss='bce'"),
     "bce of numbers": (lambda out: out[:, :1], torch.randn(6) * 9, {"loss": "bce"}, r"needs labels in \[0, 1\]"),
-    "unknown": (lambda out: out, Y, {"loss": "dice"}, "loss must be cross-entropy, bce, mse, or a function"),
 }
 
 

@@ -98,6 +98,41 @@ class Captioned(nn.Module):
         return (self.image(x) + self.text(self.words if words is None else words)).relu()
 
 
+def test_dictionaries_are_joined_by_name_whatever_their_order():
+    given = pathex.score(Two(), "px", {"depth": A, "colour": B})
+    parts = [{"depth": A[:2], "colour": B[:2]}, {"colour": B[2:], "depth": A[2:]}]
+    torch.testing.assert_close(pathex.score(Two(), "px", parts), given)
+
+
+@pytest.mark.parametrize("method", ["px", "snip"])
+def test_a_network_may_write_into_its_inputs(method):
+    class Writing(nn.Linear):
+        def forward(self, x, words):
+            return super().forward(x.mul_(2)) + words.clamp_(0, 2)[:, None]
+
+    x, words = torch.randn(6, 3), torch.arange(6)
+    before = x.clone()
+    pathex.score(Writing(3, 3), method, ((x, words), Y))
+    assert torch.equal(x, before)
+    assert torch.equal(words, torch.arange(6))
+
+
+@pytest.mark.filterwarnings("ignore:.*derived for piecewise")
+@pytest.mark.parametrize("method", ["px", "snip"])
+def test_masks_of_images_are_read_and_none_stands_for_nothing(method):
+    class Masked(nn.Linear):
+        def forward(self, x, mask=None):
+            return super().forward(x) if mask is None else super().forward(x) * mask
+
+    torch.manual_seed(0)
+    x, net, some = torch.randn(6, 4), Masked(4, 3), torch.tensor([[True, False, True]] * 6)
+    whole, given, masked = (pathex.score(net, method, (x, Y)) for x in (x, (x, None), (x, some)))
+    assert_close(given, whole)
+    assert masked["weight"][[0, 2]].all() and (
+        method == "snip" or torch.equal(masked["weight"], whole["weight"] * some[:1].T)
+    )
+
+
 def test_numbers_of_tokens_are_no_images():
     words = torch.arange(6) % 5
     given = pathex.score(Captioned(), "snip", ((X, words), Y))
@@ -169,7 +204,10 @@ REFUSED = {
         Two,
         "does not take .*missing .* argument: 'colour'",
     ),
-    "inputs of other lengths": ([((A, B[:3]), Y)], Two, "has inputs of 6, 3 images"),
+    "inputs of other lengths": ([((A, B[:3]), Y)], Two, r"has inputs of shapes \(6, .*\), \(3, .*\), which"),
+    "a number among inputs": ([((A, torch.tensor(2.0)), Y)], Two, r"has inputs of shapes \(6, .*\), \(\), which"),
+    "one input, then two": ([(A, Y), ((A, B), Y)], Two, "must have one shape"),
+    "other names": ([({"depth": A, "colour": B}, Y), ({"depth": A, "color": B}, Y)], Two, "'color'.*'colour'"),
     "no batch dimension": (list(X.float()), one, r"shape \(4, 5, 5\); images are \(N, ...\): add a batch dimension"),
     "one image with its label": ([(A[0], 1)], Two, "add a batch dimension"),
     "a data set": (list(zip(torch.randn(5, 3, 7), [0] * 5, strict=True)), one, "and no labels but int; .* DataLoader"),

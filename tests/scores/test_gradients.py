@@ -104,6 +104,7 @@ BAD = {
     "probabilities of other classes": ({"data": [(X, torch.rand(4, 3))]}, r"\(4, 3\) of torch.float32 do not fit"),
     "a single value a channel": ({"data": [(X[:3], Y[:3]), (X[3:], Y[3:])]}, "BatchNorm .* larger batches, or calib"),
     "unknown calibration": ({"calibration": "eval"}, "unknown calibration 'eval'. Known: batch, running, train"),
+    "a loss for each image": ({"loss": partial(F.cross_entropy, reduction="none")}, "loss must return one number"),
     "unknown loss": ({"loss": "mae"}, "loss must be cross-entropy, bce, mse, or a function .* not 'mae'"),
     "unknown option": ({"temprature": 3}, "'{method}' has no option 'temprature'. Known: calibration"),
 }

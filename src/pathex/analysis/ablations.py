@@ -5,7 +5,7 @@ and the code released with the PX paper. Layers keep their number of weights in 
 on the CPU that depend on the seed and the name of the layer only.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,26 +37,22 @@ def shuffled(mask: Mask, seed: int) -> Mask:
     return Mask(entries, mask.metadata)
 
 
-def reinitialised(
-    model: nn.Module, seed: int, *, names: Iterable[str] | None = None, factory: Callable[[], nn.Module] | None = None
-) -> dict[str, Tensor]:
+def reinitialised(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Other values for the weights of a model, as ``model.load_state_dict(..., strict=False)`` takes them.
+
+    Each weight is drawn from a normal distribution with the mean and the standard deviation that it has.
 
     Args:
         model: The model; it is not changed.
         seed: Seed of the draws; the global random state is left as it was.
-        names: Weights to draw anew (a mask will do); None is the prunable ones. Not used with a factory.
-        factory: Makes a new model of the same kind from PyTorch's global generator, whose whole state is returned. None
-            draws each weight from a normal distribution with the mean and the standard deviation that it has.
+        names: Weights to draw anew (a mask will do); None is the prunable ones.
 
     Returns:
         Name to tensor on the device and in the dtype of the model's own.
 
     Raises:
-        InvalidInput: If a name is unknown, or the factory's model has other tensors.
+        InvalidInput: If a name is unknown.
     """
-    if factory is not None:
-        return _fresh_state(own_module(model), seed, factory)
     redrawn = {}
     for name, weight in _weights(model, names).items():
         values = weight.cpu().double()
@@ -82,14 +78,3 @@ def _weights(model: nn.Module, names: Iterable[str] | None) -> Mapping[str, Tens
     if unknown := [name for name in chosen if name not in parameters]:
         raise InvalidInput(f"{type(own).__name__} has no parameter named {unknown[0]!r}")
     return {name: parameters[name].detach() for name in chosen}
-
-
-def _fresh_state(model: nn.Module, seed: int, factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh: dict[str, Tensor] = own_module(factory()).state_dict()
-    state = model.state_dict()
-    shapes, others = ({(name, tensor.shape) for name, tensor in each.items()} for each in (state, fresh))
-    if different := sorted(name for name, _ in shapes ^ others):
-        raise InvalidInput(f"the factory makes another network than {type(model).__name__}: {different[0]!r} differs")
-    return {name: tensor.detach().to(state[name]) for name, tensor in fresh.items()}

@@ -9,7 +9,7 @@ from torch import nn
 
 from pathex import paths
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation, listed
-from pathex.graph import Images, untouched
+from pathex.graph import Images, Output, untouched
 from pathex.masks import Mask, all_kept
 from pathex.paths import Connectivity, connectivity
 
@@ -46,7 +46,7 @@ def examine(
     images: Images,
     *,
     start: Mask | None = None,
-    output: str | int | None = None,
+    output: Output = None,
     off_path: Sequence[str] = (),
 ) -> PruneReport:
     """What a mask leaves dead in a network, which is left as it is.
@@ -75,7 +75,7 @@ def examine(
     return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off)
 
 
-def _connected(model: nn.Module, mask: Mask, images: Images, output: str | int | None) -> Connectivity | None:
+def _connected(model: nn.Module, mask: Mask, images: Images, output: Output) -> Connectivity | None:
     with untouched(model):
         try:
             return connectivity(model, mask, images[:1], output=output)

@@ -93,10 +93,9 @@ class RunDisplay(Progress):
         elif kind == "prune_done":
             self._fact(label, f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
-            size = (
-                "" if payload["parameters"] is None else ": {parameters:,} parameters, {multiply_adds:,} multiply-adds"
-            )
-            self._fact(label, f"dense with width {payload['width']:g}{size.format(**payload)}")
+            size = ": {parameters:,} parameters, {multiply_adds:,} multiply-adds".format
+            known = "" if payload["parameters"] is None else size(**payload)
+            self._fact(label, f"dense with width {payload['width']:g}{known}")
         elif kind == "step":
             done = payload["epoch"] - 1 + payload["step"] / payload["steps"]
             self._advance(label, _training(payload) or "train", done, payload["epochs"])
@@ -182,10 +181,8 @@ class SweepDisplay(RunDisplay):
                 self.update(self._whole, total=len(self._planned.runs) - self._over)
             else:
                 self.advance(self._whole)
-                outcome = (
-                    self._found.get(name, "done") if payload["status"] == "done" else f"failed: {payload['error']}"
-                )
-                self.say(f"{self._over}/{len(self._planned.runs)} {name}: {outcome}")
+                end = self._found.get(name, "done") if payload["status"] == "done" else f"failed: {payload['error']}"
+                self.say(f"{self._over}/{len(self._planned.runs)} {name}: {end}")
         elif kind == "again":
             self.say(f"{name}: {payload['error']}; it goes on from its last epoch")
         elif kind == "busy":

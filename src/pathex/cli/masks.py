@@ -71,9 +71,7 @@ def _prune(config: PruneConfig) -> None:
 
 def _convert(options: ConvertOptions) -> None:
     if options.file is None:
-        raise InvalidInput(
-            "no mask file given; for instance: pathex convert mask.safetensors --format tensors --out m.pt"
-        )
+        raise InvalidInput("no mask file given, as in pathex convert mask.safetensors --format tensors --out m.pt")
     from pathex.masks import read_mask, read_weights, weights_beside, write_mask
 
     out = _checked(options)

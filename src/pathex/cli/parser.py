@@ -118,7 +118,7 @@ def _bracketed(hint: Any, value: str) -> str:
     lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple]
     if not lists or value.startswith("[") or (hint is not lists[0] and "," not in value):
         return value
-    return json.dumps(value.split(",")) if str in get_args(lists[0]) else f"[{value}]"
+    return json.dumps([part.strip() for part in value.split(",")]) if str in get_args(lists[0]) else f"[{value}]"
 
 
 def _check_names(words: Sequence[str], options: type) -> None:

@@ -1,7 +1,7 @@
 """What the channels of a traced network are: labels run through every operator, and what is constant among them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.compaction.labels import Labels, Value, compact, settled, varies
-from pathex.graph import CREATIONS, FORMED_LIKE, Graph, Node, words
+from pathex.graph import CREATIONS, FORMED_LIKE, Graph, Node, Tensors, words
 
 _GIVEN = words("parameter buffer constant")
 _VIEWS = words("view view_as")  # which refuse what is only repeated in memory
@@ -71,9 +71,7 @@ class Channels:
             it, whether its value varies, and its value where it does not.
     """
 
-    def __init__(
-        self, graph: Graph, model: nn.Module, tensors: Mapping[str, Tensor], mask: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, graph: Graph, model: nn.Module, tensors: Tensors, mask: Tensors) -> None:
         self.graph, self.tensors, self.mask = graph, tensors, mask
         self.modules = dict(model.named_modules())
         self.labels = Labels()

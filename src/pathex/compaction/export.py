@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, reason
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, refusing
 from pathex.files import replacing, write_bytes
 from pathex.graph import first_tensor
 
@@ -57,12 +57,9 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
         except Exception as error:
             raise UnsupportedOperation(f"{type(model).__name__} cannot be exported: {_line(error)}") from error
         about = _about(getattr(model, "preprocessing", None))
-        try:
-            with replacing(path) as temporary:
-                written = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about)
-                _compare(network, three, written)
-        except OSError as error:
-            raise InvalidInput(f"cannot write {str(path)!r}: {reason(error)}") from error
+        with refusing(f"cannot write {str(path)!r}: {{}}", OSError), replacing(path) as temporary:
+            written = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about)
+            _compare(network, three, written)
 
 
 def _about(preprocessing: Any) -> dict[str, str]:

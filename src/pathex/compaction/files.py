@@ -10,7 +10,7 @@ from torch import nn
 from pathex import __version__
 from pathex.compaction.plan import RECIPE
 from pathex.compaction.surgery import carve
-from pathex.errors import InvalidInput, reason, refusing
+from pathex.errors import InvalidInput, refusing
 from pathex.files import SEAL, read_safetensors, write_safetensors
 
 _SCHEMA = 1
@@ -48,16 +48,12 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
     network, recipe = copy.deepcopy(model), header["recipe"]
-    sizes = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    own = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for name, shape in recipe["shapes"].items():
-        if sizes.get(name) != shape:
-            raise InvalidInput(
-                f"{path} does not fit {type(model).__name__}: {name!r} is {sizes.get(name)}, not {shape}"
-            )
-    try:
+        if own.get(name) != shape:
+            raise InvalidInput(f"{path} does not fit {type(model).__name__}: {name!r} is {own.get(name)}, not {shape}")
+    with refusing(f"{path} does not fit {type(model).__name__}: {{}}", AttributeError, RuntimeError):
         carve(network, recipe, {})
         network.load_state_dict(tensors)
-    except (AttributeError, RuntimeError) as error:
-        raise InvalidInput(f"{path} does not fit {type(model).__name__}: {reason(error)}") from error
     setattr(network, RECIPE, recipe)
     return network

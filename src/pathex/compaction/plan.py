@@ -1,7 +1,6 @@
 """A network made smaller: what its mask leaves without use is taken out of its own modules."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from pathex.compaction.decision import Decision, decide
 from pathex.compaction.surgery import Recipe, carve, cut
 from pathex.compaction.trial import Inputs, expected_of, fault_of, inputs_of, keep_for_training, pin
 from pathex.errors import UnsupportedOperation
-from pathex.graph import trace, untouched
+from pathex.graph import Tensors, trace, untouched
 from pathex.masks import Mask, own_module
 
 _ATTEMPTS = 12
@@ -30,7 +29,7 @@ class Compaction:
         kept: By tensor and dimension the places that stay, where some go.
     """
 
-    def __init__(self, model: nn.Module, channels: Channels, mask: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, channels: Channels, mask: Tensors) -> None:
         self._model, self._channels, self._masked = model, channels, mask
         self._decide()
 
@@ -94,7 +93,7 @@ class Compaction:
         return ", ".join(f"{count} ({found})" for found, count in counts.items())
 
 
-def compact(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> nn.Module:
+def compact(model: nn.Module, mask: Tensors, example_input: Any) -> nn.Module:
     """Take the channels out of a network that its mask leaves without use: same outputs, fewer and smaller products.
 
     A channel goes if no kept weight on the way to an output reads it, or if none that depends on the input reaches it;
@@ -128,7 +127,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) ->
     return plan(model, mask, example_input).apply()
 
 
-def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Compaction:
+def plan(model: nn.Module, mask: Tensors, example_input: Any) -> Compaction:
     """Decide what `compact` would take out, and try it: the arguments and errors are those of `compact`.
 
     Costs a trace, and a few passes over two and three images in float64 on the CPU.
@@ -145,9 +144,7 @@ def plan(model: nn.Module, mask: Mapping[str, Tensor], example_input: Any) -> Co
     return compaction
 
 
-def read_channels(
-    model: nn.Module, mask: Mapping[str, Tensor], example_input: Any
-) -> tuple[Channels, nn.Module, list[Inputs]]:
+def read_channels(model: nn.Module, mask: Tensors, example_input: Any) -> tuple[Channels, nn.Module, list[Inputs]]:
     """The channels of a masked network, its copy in float64, and images to try it on."""
     graph = trace(model, example_input)
     dense = copy.deepcopy(model).cpu().double().eval()

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pathex.compaction.channels import Channels
 from pathex.errors import UnsupportedOperation, reason
-from pathex.graph import arguments
+from pathex.graph import arguments, failing_module
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
@@ -50,7 +50,7 @@ def fault_of(network: nn.Module, inputs: list[Inputs], expected: list[list[Tenso
     try:
         found = [_outputs_of(network, each) for each in inputs]
     except Exception as error:  # whatever the code of a network raises when its sizes are not those it expects
-        return _module_of(network, error), reason(error)
+        return failing_module(network, error), reason(error)
     return None if all(map(_equal, found, expected)) else (None, "other outputs")
 
 
@@ -60,18 +60,6 @@ def _equal(found: list[Tensor], expected: list[Tensor]) -> bool:
     scales = [max(float(tensor.abs().max()), _SMALL) if tensor.numel() else 1.0 for tensor in expected]
     near = partial(torch.allclose, rtol=0, equal_nan=True)
     return all(near(a, b, atol=_TOLERANCE * scale) for a, b, scale in zip(found, expected, scales, strict=True))
-
-
-def _module_of(network: nn.Module, error: Exception) -> str | None:
-    """The path of the innermost module whose forward pass raised."""
-    names = {module: name for name, module in network.named_modules()}
-    found, trail = None, error.__traceback__
-    while trail is not None:
-        owner = trail.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner in names:
-            found = names[owner]
-        trail = trail.tb_next
-    return found
 
 
 def pin(channels: Channels, removed: Tensor, where: str | None, why: str, everything: bool) -> bool:

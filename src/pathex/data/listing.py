@@ -49,6 +49,6 @@ def fingerprint(path: str | Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     digest = hashlib.sha256()
     for file in [str(path)] if path.is_file() else files_below(path):
-        about = Path(file).stat()
+        about = Path(file).stat(follow_symlinks=Path(file).exists())  # a link may lead nowhere
         digest.update(f"{os.path.relpath(file, path)} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()

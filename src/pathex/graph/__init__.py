@@ -3,7 +3,7 @@
 from pathex.graph.cost import Cost, cost, held_bytes
 from pathex.graph.graph import Graph, Node, arguments_of
 from pathex.graph.heap import freed_memory_kept
-from pathex.graph.inputs import Images, Inputs, arguments, concatenated, each, ones, tensors_in
+from pathex.graph.inputs import Images, Inputs, Tensors, arguments, concatenated, each, ones, tensors_in
 from pathex.graph.interpreter import Interpreter
 from pathex.graph.operators import (
     ACTIVATIONS,
@@ -19,7 +19,7 @@ from pathex.graph.operators import (
     words,
 )
 from pathex.graph.state import compute_dtype, tf32_products, untouched
-from pathex.graph.trace import first_tensor, trace
+from pathex.graph.trace import Output, failing_module, first_tensor, trace
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,6 +36,8 @@ __all__ = [
     "Inputs",
     "Interpreter",
     "Node",
+    "Output",
+    "Tensors",
     "arguments",
     "arguments_of",
     "breaks_in_channels_last",
@@ -43,6 +45,7 @@ __all__ = [
     "concatenated",
     "cost",
     "each",
+    "failing_module",
     "first_tensor",
     "freed_memory_kept",
     "has_convolution_that_breaks",

@@ -186,7 +186,7 @@ def resolve(program: ExportedProgram, names: Mapping[str, str]) -> tuple[list[No
     for source in program.graph.nodes:
         if source.op == "placeholder":
             node = resolver.given(source, *kinds[source.name])
-            if node.op == "input":
+            if node.op == "input" and isinstance(source.meta["val"], Tensor):  # no number or None
                 inputs.append(node)
         elif source.op == "call_function":
             resolver.visit(source)

@@ -1,6 +1,6 @@
 """What a network gets that has more than one input."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -62,6 +62,8 @@ register_pytree_node(Inputs, lambda x: ([x.args, x.kwargs], None), lambda parts,
 
 Images = Tensor | Inputs
 """What a network gets: one tensor ``(N, ...)``, or several."""
+Tensors = Mapping[str, Tensor]
+"""Weights, masks or scores by the names of parameters."""
 AnyInputs = TypeVar("AnyInputs", Tensor, Inputs, Images)
 
 

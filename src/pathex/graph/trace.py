@@ -23,11 +23,14 @@ from pathex.graph.graph import Graph, Node
 from pathex.graph.inputs import arguments
 from pathex.graph.state import evaluated, uniform_precision
 
+Output = str | int | None
+"""Which of several outputs counts: a key or an index; None is the first tensor."""
+
 _CACHED = 64  # graphs, without the tensors of their networks
 _known: dict[str, Graph] = {}  # the last one that was asked for last
 
 
-def trace(model: nn.Module, example: Any, *, output: str | int | None = None) -> Graph:
+def trace(model: nn.Module, example: Any, *, output: Output = None) -> Graph:
     """The graph of a network in evaluation mode, for any number of images.
 
     A network is traced once for each structure and shape of its images; its weights may change. Its structure is what
@@ -81,7 +84,7 @@ def _once(key: str, make: Callable[[], Graph]) -> Graph:
 
 
 def _traced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, dynamic: bool = True
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Output, dynamic: bool = True
 ) -> Graph:
     if dynamic:  # traced with one image, a program refuses other numbers
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
@@ -149,7 +152,7 @@ def _in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.detach().to(own) if tensor.is_floating_point() else tensor
 
 
-def first_tensor(result: Any, output: str | int | None = None, leaf: type = Tensor) -> Any:
+def first_tensor(result: Any, output: Output = None, leaf: type = Tensor) -> Any:
     """The tensor (a ``leaf``) that counts of what a network returned: that of a key or an index, or the first one."""
     if output is not None:
         if isinstance(result, leaf):
@@ -179,20 +182,22 @@ _END_OF_REASON = re.compile(
 def _reason(model: nn.Module, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = _END_OF_REASON.split(text)[0]
-    where = _module_of(model, error)
+    path = failing_module(model, error)
+    kind = "" if path is None else type(model.get_submodule(path)).__name__
+    where = "" if path is None else f" in module {path or '(the whole network)'!r} ({kind})"
     return f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {text[:300]}"
 
 
-def _module_of(model: nn.Module, error: Exception) -> str:
-    """The innermost module of the network whose forward pass was running."""
+def failing_module(model: nn.Module, error: Exception) -> str | None:
+    """The path of the innermost module of a network whose forward pass raised."""
     names = {module: name for name, module in model.named_modules()}
     found, trail = None, error.__traceback__
     while trail is not None:
         owner = trail.tb_frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and owner in names:
-            found = owner
+            found = names[owner]
         trail = trail.tb_next
-    return "" if found is None else f" in module {names[found] or '(the whole network)'!r} ({type(found).__name__})"
+    return found
 
 
 # -- once for each structure -------------------------------------------------------------------------------------------

@@ -198,6 +198,8 @@ def _check_mask(own: nn.Module, mask: Mask) -> None:
     mask.check(own)
     if any(isinstance(module, torch.jit.ScriptModule) for module in own.modules()):
         raise InvalidInput("a scripted network takes no mask: give the module that it was made of")
+    if meta := [name for name in mask if own.get_parameter(name).is_meta]:
+        raise InvalidInput(f"{listed(meta)}: on the device 'meta', where there is nothing to zero; load weights first")
 
 
 def check_optimizers(model: nn.Module, mask: Mask, optimizers: Any) -> list[Optimizer]:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_name,
 from pathex.files import metadata_of, write_bytes, write_torch
 from pathex.masks import codes, formats
 from pathex.masks.mask import Mask
-from pathex.masks.prunable import Selector
+from pathex.masks.prunable import Selectors
 from pathex.masks.tensors import read_weights
 
 __all__ = [
@@ -36,11 +36,7 @@ ENDINGS = (_SAFETENSORS, ".pt", ".pth", ".bin")
 
 
 def read_mask(
-    path: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    ignore: Sequence[Selector] = (),
-    prunable: Sequence[Selector] = (),
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, ignore: Selectors = (), prunable: Selectors = ()
 ) -> Mask:
     """Read a mask from a file of any form that pathex knows; no code in it is run.
 

@@ -5,7 +5,7 @@ Every ``from_...`` makes a `Mask`, every ``to_...`` the tensors that the other p
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, listed
 from pathex.masks import codes
 from pathex.masks.mask import Mask, all_kept
-from pathex.masks.prunable import Selector, prunable_weights
+from pathex.masks.prunable import Selectors, prunable_weights
 from pathex.masks.wrappers import first_names, fitted, own_module
 
 __all__ = [
@@ -56,11 +56,7 @@ def _binary(name: str, tensor: Any) -> Tensor:
 
 
 def from_zeros(
-    weights: Weights,
-    model: nn.Module | None = None,
-    *,
-    ignore: Sequence[Selector] = (),
-    prunable: Sequence[Selector] = (),
+    weights: Weights, model: nn.Module | None = None, *, ignore: Selectors = (), prunable: Selectors = ()
 ) -> Mask:
     """The mask of weights that are sparse already: what is zero is removed.
 
@@ -216,9 +212,7 @@ def _scattered(values: Tensor, entry: Tensor) -> Tensor:
     return dense
 
 
-def complete(
-    mask: Mask, model: nn.Module, *, ignore: Sequence[Selector] = (), prunable: Sequence[Selector] = ()
-) -> Mask:
+def complete(mask: Mask, model: nn.Module, *, ignore: Selectors = (), prunable: Selectors = ()) -> Mask:
     """A mask over exactly the prunable weights of a model, as `pathex.prune` starts from: what was not named is dense.
 
     Returns:

@@ -14,17 +14,13 @@ from pathex.errors import InvalidInput
 
 Selector = str | type | nn.Module
 """A glob over names of modules or parameters, a module class, or a module of the model."""
+Selectors = Sequence[Selector]
 
-_PRUNABLE = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+_PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def prunable_weights(
-    model: nn.Module, *, ignore: Sequence[Selector] = (), prunable: Sequence[Selector] = ()
-) -> dict[str, Tensor]:
+def prunable_weights(model: nn.Module, *, ignore: Selectors = (), prunable: Selectors = ()) -> dict[str, Tensor]:
     """The prunable weights of a model, by parameter name.
 
     These are the weights of convolutions and linear layers (subclasses included) and the input projections of
@@ -70,7 +66,7 @@ def prunable_weights(
     return found
 
 
-def asked_for(model: nn.Module, prunable: Sequence[Selector]) -> set[str]:
+def asked_for(model: nn.Module, prunable: Selectors) -> set[str]:
     """Names of the weights that ``prunable`` means by itself."""
     prunable = _as_sequence(prunable)
     added, named = _selected(prunable, model), _named(model, prunable)
@@ -79,7 +75,7 @@ def asked_for(model: nn.Module, prunable: Sequence[Selector]) -> set[str]:
     return {first[p] for p in own} | {first[model.get_parameter(name)] for name in named}
 
 
-def _named(model: nn.Module, prunable: Sequence[Selector]) -> set[str]:
+def _named(model: nn.Module, prunable: Selectors) -> set[str]:
     """Parameters by the globs that fit no module."""
     globs = [selector for selector in prunable if isinstance(selector, str) and not _selected([selector], model)]
     return {name for name, _ in model.named_parameters(remove_duplicate=False) if _fits(name, globs)}
@@ -111,7 +107,7 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
-def _as_sequence(selectors: Selector | Sequence[Selector]) -> Sequence[Selector]:
+def _as_sequence(selectors: Selector | Selectors) -> Selectors:
     return [selectors] if isinstance(selectors, (str, type, nn.Module)) else selectors
 
 
@@ -200,9 +196,8 @@ def _selects(selector: Any, path: str, module: nn.Module) -> bool:
         return isinstance(module, selector)
     if isinstance(selector, nn.Module):
         # A view of a network with wrapped parts has copies of its modules, with the same tensors.
-        return any(
-            vars(module).get("_parameters") is vars(part).get("_parameters", part) for part in selector.modules()
-        )
+        own = vars(module).get("_parameters")
+        return any(own is vars(part).get("_parameters", part) for part in selector.modules())
     raise InvalidInput(f"a selector is a glob, a module class or a module, not {_shown(selector)}")
 
 

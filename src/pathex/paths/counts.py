@@ -1,14 +1,13 @@
 """How many input-output paths of a masked network go through each weight, and which weights share a unit."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Graph, Images, Node, ones, trace, untouched
+from pathex.graph import Graph, Images, Node, Output, Tensors, ones, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -48,12 +47,7 @@ class PathCounts:
 
 
 def count_paths(
-    model: nn.Module,
-    x: Images,
-    mask: Mapping[str, Tensor],
-    *,
-    per_sample: PerSample = "refuse",
-    output: str | int | None = None,
+    model: nn.Module, x: Images, mask: Tensors, *, per_sample: PerSample = "refuse", output: Output = None
 ) -> PathCounts:
     """Count the input-output paths through each weight of a masked network.
 
@@ -70,7 +64,7 @@ def count_paths(
 
 
 def _counted(
-    graph: Graph, model: nn.Module, x: Images, mask: Mapping[str, Tensor], per_sample: PerSample, scaled: bool
+    graph: Graph, model: nn.Module, x: Images, mask: Tensors, per_sample: PerSample, scaled: bool
 ) -> PathCounts:
     device = next(iter(model.parameters())).device
     # Whatever is not masked counts as present, parameters that start at zero too.

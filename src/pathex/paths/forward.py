@@ -22,6 +22,7 @@ from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import (
     Images,
+    Output,
     arguments,
     breaks_in_channels_last,
     compute_dtype,
@@ -49,23 +50,14 @@ def _normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, 
     return input * input.square().sum(dim, keepdim=True).clamp_min(eps**2).rsqrt()
 
 
-_WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    F.hardsigmoid: _hardsigmoid,
-    F.normalize: _normalize,
-}
+_WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {F.hardsigmoid: _hardsigmoid, F.normalize: _normalize}
 
 _BY_STRIDES = {torch.as_strided, Tensor.as_strided, Tensor.stride}
 _BOUND_TO_LAYOUT = "view size is not compatible"  # torch's words for a view that the layout does not allow
 
 
 def _breaks(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    input: Any, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> bool:
     return breaks_in_channels_last(weight.shape, stride, groups)
 
@@ -184,7 +176,7 @@ def forward(
     *,
     tensors: Mapping[str, Tensor] | None = None,
     statistics: Statistics = "running",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Tensor:
     """The output of the network itself, in evaluation mode, differentiable as often as its functions are.
 
@@ -220,9 +212,7 @@ def _without_checkpoints() -> Iterator[None]:
         raise
 
 
-def _run(
-    model: nn.Module, tensors: Mapping[str, Tensor], x: Images, output: str | int | None, mode: _Normalised
-) -> Tensor:
+def _run(model: nn.Module, tensors: Mapping[str, Tensor], x: Images, output: Output, mode: _Normalised) -> Tensor:
     if isinstance(model, nn.DataParallel):
         raise InvalidInput("a DataParallel wrapper cannot be scored; pass its .module")
     if _faster_in_channels_last(model, x):
@@ -235,12 +225,11 @@ def _run(
             if _BOUND_TO_LAYOUT not in str(error):
                 raise
     mode.start(channels_last=False)
-    return _through(model, tensors, each(x, partial(torch.clone, memory_format=torch.contiguous_format)), output, mode)
+    own = each(x, partial(torch.clone, memory_format=torch.contiguous_format), floating=False)  # it may write into it
+    return _through(model, tensors, own, output, mode)
 
 
-def _through(
-    model: nn.Module, tensors: Mapping[str, Tensor], x: Images, output: str | int | None, mode: _Normalised
-) -> Tensor:
+def _through(model: nn.Module, tensors: Mapping[str, Tensor], x: Images, output: Output, mode: _Normalised) -> Tensor:
     with mode:
         own = _under_every_name(model, tensors)
         args, kwargs = arguments(each(x, mode.reach, floating=False))
@@ -267,7 +256,7 @@ def _under_every_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[s
     return found
 
 
-def unreached(model: nn.Module, names: Sequence[str], x: Images, *, output: str | int | None = None) -> list[str]:
+def unreached(model: nn.Module, names: Sequence[str], x: Images, *, output: Output = None) -> list[str]:
     """Those of some parameters that the output of a forward pass in evaluation mode does not depend on."""
     own = dict(model.named_parameters())
     dtype = compute_dtype(model)
@@ -280,7 +269,7 @@ def unreached(model: nn.Module, names: Sequence[str], x: Images, *, output: str 
     return [name for name, derivative in zip(names, found, strict=True) if derivative is None]
 
 
-def footprint(model: nn.Module, x: Images, *, output: str | int | None = None) -> tuple[int, int]:
+def footprint(model: nn.Module, x: Images, *, output: Output = None) -> tuple[int, int]:
     """Entries of the results of all functions of a forward pass, and of the largest result."""
     dtype, mode = compute_dtype(model), _Normalised("running")
     with untouched(model), torch.no_grad():
@@ -294,7 +283,7 @@ def calibrate(
     *,
     tensors: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
-    output: str | int | None = None,
+    output: Output = None,
     processes: Processes = ALONE,
 ) -> Sequence[Moments]:
     """Mean and biased variance of what reaches each BatchNorm, over all images together, layer after layer.
@@ -325,7 +314,7 @@ def calibrate(
 
 
 def _next_norm(
-    model: nn.Module, tensors: Mapping[str, Tensor], known: Sequence[Moments], output: str | int | None, x: Images
+    model: nn.Module, tensors: Mapping[str, Tensor], known: Sequence[Moments], output: Output, x: Images
 ) -> tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor] | None] | None:
     """What reaches the first BatchNorm that is not known yet, and the mean and variance that it keeps."""
     try:

@@ -88,7 +88,7 @@ class Linear(Interpreter):
             self.open_per_sample(node)
             size = (len(self.inputs[0]), *node.shape[1:]) if node.batched else node.shape
             return torch.ones(size, dtype=self.dtype, device=self.device)
-        value = self.tape[node]
+        value = self.values[node] if node.op == "input" else self.tape[node]
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def zeros(self, argument: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Which kept weights lie on a path from input to output, and what died with those that do not."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import WEIGHTED, Graph, Images, Node, compute_dtype, ones, trace, untouched
+from pathex.graph import WEIGHTED, Graph, Images, Node, Output, Tensors, compute_dtype, ones, trace, untouched
 from pathex.paths.linear import Linear, origins_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -97,9 +97,7 @@ class _Liveness(Linear):
         return result.detach()
 
 
-def connectivity(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: str | int | None = None
-) -> Connectivity:
+def connectivity(model: nn.Module, mask: Tensors, x: Images, *, output: Output = None) -> Connectivity:
     """Find the kept weights that lie on no path from an input to an output.
 
     All gates are open, max pools pass their whole window, and every parameter that is not masked counts as present. A
@@ -130,7 +128,7 @@ def connectivity(
 class OnPaths:
     """From a mask to those of its entries that lie on a path from an input to an output, for inputs shaped as ``x``."""
 
-    def __init__(self, model: nn.Module, x: Images, *, output: str | int | None = None) -> None:
+    def __init__(self, model: nn.Module, x: Images, *, output: Output = None) -> None:
         self.model, self.x, self.output = model, x[:1], output
 
     @cached_property
@@ -138,14 +136,12 @@ class OnPaths:
         """The traced network."""
         return trace(self.model, self.x, output=self.output)
 
-    def __call__(self, mask: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
+    def __call__(self, mask: Tensors, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """For each masked weight, or those that are named, a bool tensor on the CPU."""
         return _effective(self.graph, self.model, mask, self.x, names)[0]
 
 
-def roles(
-    model: nn.Module, mask: Mapping[str, Tensor], x: Images, *, output: str | int | None = None
-) -> dict[str, list[Tensor]]:
+def roles(model: nn.Module, mask: Tensors, x: Images, *, output: Output = None) -> dict[str, list[Tensor]]:
     """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
 
     Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
@@ -170,7 +166,7 @@ def roles(
     return found
 
 
-def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
+def has_empty_units(graph: Graph, mask: Tensors) -> bool:
     """Whether a unit of a layer has no kept weight to it, or from it: if not, a mask cuts nothing off."""
     layouts: dict[str, tuple[int, bool] | None] = graph.memo.setdefault("layouts", {})
     for name, kept in mask.items():
@@ -188,7 +184,7 @@ def has_empty_units(graph: Graph, mask: Mapping[str, Tensor]) -> bool:
     return False
 
 
-def off_path(model: nn.Module, names: Sequence[str], x: Images, *, output: str | int | None = None) -> list[str]:
+def off_path(model: nn.Module, names: Sequence[str], x: Images, *, output: Output = None) -> list[str]:
     """Parameters that the output is computed from on no path from the input: position biases, constant queries."""
     graph = trace(model, x, output=output)
     known: dict[tuple[str, ...], list[str]] = graph.memo.setdefault("off path", {})
@@ -217,12 +213,7 @@ def _weighing(graph: Graph, names: tuple[str, ...]) -> set[str]:
 
 
 def _effective(
-    graph: Graph,
-    model: nn.Module,
-    mask: Mapping[str, Tensor],
-    x: Images,
-    names: Collection[str] | None = None,
-    **how: Any,
+    graph: Graph, model: nn.Module, mask: Tensors, x: Images, names: Collection[str] | None = None, **how: Any
 ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
     """The kept entries on a path, on the CPU, and for each product which of its results reach the output."""
     device = next(iter(model.parameters())).device

@@ -1,37 +1,37 @@
 """The three readings of a network as functions: `record`, `replay`, `replay_open`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import compute_dtype, trace, untouched
+from pathex.graph import Output, Tensors, compute_dtype, trace, untouched
 from pathex.paths.linear import NO_PATH, Coefficients, Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
 from pathex.paths.recording import Record, Recording, Smooth, Statistics
 from pathex.paths.weights import Weights
 
-Tensors = Weights | Mapping[str, Tensor] | None
+Given = Weights | Tensors | None
 
 
 def record(
     model: nn.Module,
     x: Tensor,
     *,
-    tensors: Tensors = None,
+    tensors: Given = None,
     calibration: Statistics = "batch",
     smooth: Smooth = "secant",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Recording:
     """Read the plain forward pass and keep the coefficient of every non-linear site.
 
     Args:
         model: The network; left as it was.
         x: Images ``(N, ...)``.
-        tensors: Tensors that stand in for parameters or buffers (masked weights, for instance), by name.
+        tensors: Given that stand in for parameters or buffers (masked weights, for instance), by name.
         calibration: ``batch``: every BatchNorm uses the biased moments of what reaches it; ``running``: the stored
             statistics; or moments by BatchNorm call.
         smooth: The coefficient of a smooth activation phi with phi(0) = 0: ``secant`` phi(x) / x, ``tangent`` phi'(x),
@@ -72,9 +72,9 @@ def replay(
     x: Tensor,
     recording: Recording,
     *,
-    tensors: Tensors = None,
+    tensors: Given = None,
     coefficients: Coefficients = "squared",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Tensor:
     """Read the network as a linear map of its input, with the gates of a recorded pass.
 
@@ -84,7 +84,7 @@ def replay(
         model: The network; left as it was.
         x: Input of the map, ``(N, ...)``, used as given: pass ``x**2`` for squared paths.
         recording: The recorded pass over the same images.
-        tensors: Tensors that stand in for parameters, by name.
+        tensors: Given that stand in for parameters, by name.
         coefficients: ``plain``: weights and coefficients as they are. ``squared``: weights, BatchNorm coefficients and
             fixed coefficients (average pools, interpolation, constants) squared where they act, gates squared.
             ``ones``: weights as given in ``tensors`` (ones, or a mask), BatchNorm counts 1, fixed coefficients in
@@ -109,11 +109,11 @@ def replay_open(
     x: Tensor,
     *,
     statistics: Sequence[Moments] | Literal["running"],
-    tensors: Tensors = None,
+    tensors: Given = None,
     coefficients: Coefficients = "squared",
     pools: Literal["sum", "max"] = "sum",
     per_sample: PerSample = "refuse",
-    output: str | int | None = None,
+    output: Output = None,
 ) -> Tensor:
     """Read the network with every gate open: all paths. A product is zero where one of its factors is.
 
@@ -121,7 +121,7 @@ def replay_open(
         model: The network; left as it was.
         x: Input of the map, ``(N, ...)``, used as given.
         statistics: Moments by BatchNorm call, or ``running`` for the stored ones.
-        tensors: Tensors that stand in for parameters, by name.
+        tensors: Given that stand in for parameters, by name.
         coefficients: As for `replay`.
         pools: What a max pool does with its window: ``sum``, or ``max`` of what arrives.
         per_sample: Coefficients that belong to a sample (LayerNorm, attention, gates): ``refuse``, or ``one``: they
@@ -136,7 +136,7 @@ def replay_open(
     return _read(model, x, Linear(graph, _weights(model, tensors), None, statistics, coefficients, **how))
 
 
-def _weights(model: nn.Module, tensors: Tensors) -> Weights:
+def _weights(model: nn.Module, tensors: Given) -> Weights:
     if isinstance(tensors, Weights):
         return tensors
     return Weights(model, compute_dtype(model, tensors), replaced=tensors)

@@ -5,7 +5,6 @@ apart: what is kept is how many walks are at each unit. A forward pass moves wal
 pass moves others from the outputs back.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.graph import Images, Node, each, ones, tensors_in, trace, untouched
+from pathex.graph import Images, Node, Output, Tensors, each, ones, tensors_in, trace, untouched
 from pathex.paths.linear import Linear, PerSample, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
@@ -37,13 +36,13 @@ class Walker:
         self,
         model: nn.Module,
         x: Images,
-        weights: Mapping[str, Tensor],
+        weights: Tensors,
         source: torch.Generator,
         *,
-        keep: Mapping[str, Tensor] | None = None,
-        other: Mapping[str, Tensor] | None = None,
+        keep: Tensors | None = None,
+        other: Tensors | None = None,
         per_sample: PerSample = "refuse",
-        output: str | int | None = None,
+        output: Output = None,
     ) -> None:
         self.model, self.x, self.per_sample, self.source, self.keep = model, x, per_sample, source, keep
         self.graph = lowered(trace(model, x[:1], output=output))

@@ -16,7 +16,7 @@ from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.compaction import channel_groups
 from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, check_integer, check_name
-from pathex.graph import cost, freed_memory_kept
+from pathex.graph import Output, cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
 from pathex.paths import OnPaths, has_empty_units, roles
 from pathex.pruning.allocation import Allocation, described, read_allocation
@@ -190,7 +190,7 @@ def prune(
         return PruneResult(Mask(entries, _metadata(name_of(method), options, problem, **how)), history, report)
 
 
-def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[[Mask], Floors] | None:
+def _floors(problem: Problem, found: Any, output: Output) -> Callable[[Mask], Floors] | None:
     """What a method keeps of every layer, if anything, from the mask of what it may keep."""
     if not (share := getattr(found, "floor", 0)):
         return None
@@ -202,7 +202,7 @@ def _floors(problem: Problem, found: Any, output: str | int | None) -> Callable[
     )
 
 
-def _costs(problem: Problem, count: str, output: str | int | None) -> dict[str, int] | None:
+def _costs(problem: Problem, count: str, output: Output) -> dict[str, int] | None:
     """Multiply-adds of an entry of each weight for one image, where these are counted."""
     check_name("count", count, ("weights", "multiply_adds", "bytes"))
     if count != "multiply_adds":
@@ -215,7 +215,7 @@ def _rounds(
     base: Problem,
     method_call: Call,
     updater: RoundUpdater,
-    output: str | int | None,
+    output: Output,
     on_round: OnRound | None,
     advance: Callable[[int], None],
 ) -> tuple[Mask, list[dict[str, Any]]]:

@@ -13,20 +13,11 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.distributed import Group, Processes, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
-from pathex.graph import Images, Inputs, compute_dtype, trace, untouched
+from pathex.graph import Images, Inputs, Output, compute_dtype, trace, untouched
 from pathex.masks import Mask, Selector, all_kept, asked_for, own_module, prunable_weights
 from pathex.paths import off_path, unreached
 from pathex.pruning.structure import Blocks
-from pathex.scores import (
-    Keys,
-    Problem,
-    check_arguments,
-    fingerprint,
-    generator,
-    joined,
-    parse_memory,
-    read_batches,
-)
+from pathex.scores import Keys, Problem, check_arguments, fingerprint, generator, joined, parse_memory, read_batches
 
 CustomMethod = scorers.Method | type[scorers.Method] | Callable[..., Mapping[str, Tensor]]
 """A method, or ``(model, batches, mask) -> dict`` of scores."""
@@ -112,6 +103,8 @@ def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[st
 def _refuse_not_finite(model: nn.Module, mask: Mask | None) -> None:
     """Refuse parameters that are not finite where a mask keeps them, and buffers that hold NaN (masks hold -inf)."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InvalidInput(f"{name!r} is on the device 'meta' and has no values: load the weights first")
         if not tensor.is_floating_point() or tensor.detach().sum().isfinite():
             continue
         wrong = ~tensor.detach().isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
@@ -165,12 +158,13 @@ def problem_of(
 
 
 def _left_as_they_are(
-    model: nn.Module, found: Any, output: str | int | None, x: Images, weights: Mapping[str, Tensor], asked: set[str]
+    model: nn.Module, found: Any, output: Output, x: Images, weights: Mapping[str, Tensor], asked: set[str]
 ) -> Left:
     """Which weights cannot be scored by what they do, or are frozen, unless the user asked for them; says so once."""
     names = [name for name in weights if name not in asked]
     frozen = [name for name in names if not weights[name].requires_grad]
     frozen = frozen if len(frozen) < len(weights) else []
+    names = [name for name in names if name not in frozen]
     idle, off = [], []
     if isinstance(found, scorers.Method) and found.runs_network:
         check_arguments(model, x)
@@ -183,8 +177,6 @@ def _left_as_they_are(
                 idle = unreached(model, names, x[:1], output=output)
     if len({*frozen, *idle, *off}) == len(weights):
         raise InvalidInput("the output that counts depends on no prunable weight; name another output with output=")
-    idle = [name for name in idle if name not in frozen]
-    off = [name for name in off if name not in frozen]
     for why, left in (
         ("are frozen (requires_grad=False)", frozen),
         ("are not used by the forward pass in evaluation mode (heads of training only)", idle),
@@ -237,10 +229,7 @@ def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
     scores = problem.processes.broadcast({name: result[name].detach() for name in problem.prunable}, problem.device)
     # Least and greatest score of each weight, NaN where one is NaN, all brought to the CPU at once.
     extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
-    for name, (least, _) in zip(scores, extremes, strict=True):
-        if math.isnan(least):
-            raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
-    _doubt_extremes(problem, dict(zip(scores, extremes, strict=True)))
+    _check_extremes(problem, dict(zip(scores, extremes, strict=True)))
     return scores
 
 
@@ -256,11 +245,13 @@ def _check_scores(result: Any, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def _doubt_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:
-    """Name the weights whose scores say nothing, from the least and the greatest of each."""
+def _check_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:
+    """Refuse NaN, and name the weights whose scores say nothing, from the least and the greatest of each."""
     said: set[str] = problem.memo.setdefault("extremes", set())
     infinite, zero = [], []
     for name, found in extremes.items():
+        if any(map(math.isnan, found)):
+            raise InvalidInput(f"the scores of {name!r} hold NaN: are weights, statistics and images finite?")
         if name in said:
             continue
         if any(map(math.isinf, found)):

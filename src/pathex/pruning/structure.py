@@ -51,9 +51,7 @@ class Channels:
             return spent(groups.masked(keep, allowed), costs)
 
         if cost(forced) > limit:
-            raise InvalidInput(
-                f"sparsity leaves {limit} to be kept, but one channel of each layer costs {cost(forced)}"
-            )
+            raise InvalidInput(f"sparsity leaves {limit} to be kept and one channel of each layer costs {cost(forced)}")
         low, high = int(forced.sum()), int(alive.sum()) + 1
         while high - low > 1:
             middle = (low + high) // 2
@@ -101,9 +99,8 @@ class Blocks:
 
     def _best(self, score: Tensor, allowed: Tensor, order: Tensor) -> Tensor:
         score, allowed = (each.movedim(1, -1).unflatten(-1, (-1, self.of))[..., order] for each in (score, allowed))
-        rank = (
-            score.double().masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        )
+        worth = score.double().masked_fill(~allowed, -torch.inf)
+        rank = worth.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         kept = ((rank < self.most) & allowed)[..., order.argsort()]
         return kept.flatten(-2).movedim(-1, 1).contiguous()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput
+from pathex.graph import Tensors
 
 
 def cut(
@@ -45,13 +46,7 @@ class Pool:
     Scores are read layer by layer where they are; only those that are compared are brought together.
     """
 
-    def __init__(
-        self,
-        scores: Mapping[str, Tensor],
-        allowed: Mapping[str, Tensor],
-        seed: int,
-        forced: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, scores: Tensors, allowed: Tensors, seed: int, forced: Tensors | None = None) -> None:
         self.scores = {name: score.detach().cpu() for name, score in scores.items()}
         self.shapes = {name: score.shape for name, score in scores.items()}
         ends = list(itertools.accumulate((shape.numel() for shape in self.shapes.values()), initial=0))
@@ -66,7 +61,7 @@ class Pool:
         """Their numbers in the seeded order, of indices into all layers or into one."""
         return _mixed(indices + (0 if layer is None else self.places[layer].start), self.seed)
 
-    def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
+    def vector(self, entries: Tensors) -> Tensor:
         """All entries in one."""
         return torch.cat([entries[name].flatten().cpu() for name in self.shapes])
 
@@ -108,9 +103,7 @@ class Pool:
                 here = self.allowed[place]
                 secured[place] = self.best(here, min(floor, int(here.count_nonzero())), name)
         if int(secured.count_nonzero()) > count:
-            raise InvalidInput(
-                f"min_per_layer secures {int(secured.count_nonzero())} weights but only {count} are to be kept"
-            )
+            raise InvalidInput(f"min_per_layer secures {int(secured.sum())} weights but only {count} are to be kept")
         return secured
 
 
@@ -138,13 +131,13 @@ def _mixed(indices: Tensor, seed: int) -> Tensor:
 
 
 def keep_best(
-    scores: Mapping[str, Tensor],
-    allowed: Mapping[str, Tensor],
+    scores: Tensors,
+    allowed: Tensors,
     count: int,
     *,
     seed: int = 0,
     at_least: Mapping[str, int] | None = None,
-    forced: Mapping[str, Tensor] | None = None,
+    forced: Tensors | None = None,
 ) -> dict[str, Tensor]:
     """Keep the ``count`` weights of highest score, all layers together."""
     pool = Pool(scores, allowed, seed, forced)
@@ -156,12 +149,7 @@ def keep_best(
 
 
 def keep_best_by_layer(
-    scores: Mapping[str, Tensor],
-    allowed: Mapping[str, Tensor],
-    counts: Mapping[str, int],
-    *,
-    seed: int = 0,
-    forced: Mapping[str, Tensor] | None = None,
+    scores: Tensors, allowed: Tensors, counts: Mapping[str, int], *, seed: int = 0, forced: Tensors | None = None
 ) -> dict[str, Tensor]:
     """Keep a given number of weights in each layer, those of highest score."""
     return {

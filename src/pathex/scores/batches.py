@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pathex.distributed import Processes
 from pathex.errors import InvalidInput
@@ -81,10 +82,10 @@ def joined(batches: Sequence[Batch], processes: Processes) -> Sequence[Batch]:
 
 
 def _of_one_shape(batches: list[Batch]) -> list[Batch]:
-    shapes = {tuple(tuple(tensor.shape[1:]) for tensor in tensors_in(x)) for x, _ in batches}
+    given = [x.given if isinstance(x, Inputs) else x for x, _ in batches]
+    shapes = {str(tree_map_only(Tensor, lambda tensor: tuple(tensor.shape[1:]), x)) for x in given}
     if len(shapes) > 1:
-        found = sorted(shape[0] if len(shape) == 1 else shape for shape in shapes)
-        raise InvalidInput(f"all images of the pruning set must have one shape, not {found}")
+        raise InvalidInput(f"all images of the pruning set must have one shape, not [{', '.join(sorted(shapes))}]")
     return batches
 
 
@@ -110,7 +111,8 @@ def _checked(where: str, batch: Any, model: nn.Module, keys: Keys) -> Batch:
     if isinstance(batch, (tuple, list)) and batch:
         x, y = batch[0], batch[1] if len(batch) > 1 else None
     if isinstance(x, Mapping):
-        x = Inputs((), {name: value for name, value in x.items() if isinstance(value, Tensor)})
+        # In one order: batches are joined tensor by tensor.
+        x = Inputs((), {name: x[name] for name in sorted(x, key=str) if isinstance(x[name], Tensor)})
     elif isinstance(x, (tuple, list)):
         x = Inputs(tuple(x))
     if isinstance(y, (Mapping, list, tuple)):
@@ -138,8 +140,9 @@ def _check_images(where: str, x: Any, model: nn.Module, y: Any) -> None:
         raise InvalidInput(
             f"{where} has shape {tuple(plain.shape)}; images are (N, ...): add a batch dimension, x.unsqueeze(0)"
         )
-    if len({len(tensor) for tensor in tensors}) > 1:
-        raise InvalidInput(f"{where} has inputs of {', '.join(str(len(tensor)) for tensor in tensors)} images")
+    if len({tensor.shape[:1] for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise InvalidInput(f"{where} has inputs of shapes {shapes}, which are not of one number of images")
     if not all(torch.isfinite(tensor).all() for tensor in floating):
         raise InvalidInput(f"{where} holds NaN or infinite values")
 
@@ -148,7 +151,10 @@ def _by_name(where: str, batch: Mapping[Any, Any], model: nn.Module, keys: Keys)
     """What the network gets of a dictionary, and the labels: by given names, those of its arguments, or usual ones."""
     known = f"{where} is a dictionary of {', '.join(map(repr, batch))}"
     if keys is not None:
-        names, label = [keys[0]] if isinstance(keys[0], str) else [*keys[0]], keys[1]
+        if isinstance(keys, str) or len(keys) != 2:
+            raise InvalidInput(f"keys must be names of what the network gets and of the labels, not {keys!r}")
+        names: list[Any] = [*keys[0]] if isinstance(keys[0], (list, tuple)) else [keys[0]]
+        label = keys[1]
         if missing := [name for name in (*names, label) if name is not None and name not in batch]:
             raise InvalidInput(f"{known}; keys names {missing[0]!r}, which is not there")
     else:

@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import Images
+from pathex.graph import Images, Tensors
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import generator
 
@@ -36,12 +36,7 @@ def squared_jacobian(
 
 
 def gradients(
-    total: Tensor,
-    leaves: Mapping[str, Tensor],
-    *,
-    weights: Tensor | None = None,
-    keep: bool = False,
-    create: bool = False,
+    total: Tensor, leaves: Tensors, *, weights: Tensor | None = None, keep: bool = False, create: bool = False
 ) -> dict[str, Tensor]:
     """Derivatives with respect to leaves, zero where there is none."""
     if not total.requires_grad:

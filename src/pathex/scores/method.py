@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 from torch import Tensor
 
 from pathex.errors import InvalidInput
+from pathex.graph import Output
 from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
-from pathex.scores.options import Count, LossOrName, Output, Redraw, Scales, check_options
+from pathex.scores.options import Count, LossOrName, Redraw, Scales, check_options
 from pathex.scores.precision import widened
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader, Reader

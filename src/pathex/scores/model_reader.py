@@ -78,7 +78,10 @@ class ModelReader(Reader):
         if labels.is_inference():
             labels = labels.clone()  # what was made in inference mode cannot be saved for a backward pass
         if not isinstance(self.loss, str):
-            return self.loss(outputs, labels)
+            found = self.loss(outputs, labels)
+            if not isinstance(found, Tensor) or found.numel() != 1:
+                raise InvalidInput(f"loss must return one number as a tensor, the mean of a batch, not {found!r:.50}")
+            return found.squeeze()
         if self.loss == "cross-entropy":
             return F.cross_entropy(outputs, _of_classes(outputs, labels), reduction=reduction)
         if labels.shape != outputs.shape and labels.numel() == outputs.numel() and 1 in outputs.shape[1:]:

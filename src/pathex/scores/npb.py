@@ -6,10 +6,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from pathex.graph import Output
 from pathex.masks import all_kept
 from pathex.paths import PerSample, Use, count_paths
 from pathex.scores.method import Method
-from pathex.scores.options import Allowed, Output, is_number
+from pathex.scores.options import Allowed, is_number
 from pathex.scores.problem import Problem, generator
 
 

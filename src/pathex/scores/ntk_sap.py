@@ -1,6 +1,5 @@
 """NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
-from pathex.graph import Images, concatenated, each
+from pathex.graph import Images, Tensors, concatenated, each
 from pathex.scores.jacobian import differentiable_twice, gradients
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
@@ -58,9 +57,7 @@ def _direction(reader: ModelReader) -> dict[str, Tensor]:
     """A standard normal direction in the space of the kept weights."""
     problem = reader.problem
     source = generator(problem.seed, problem.round, _DIRECTION)
-    drawn = {
-        name: torch.randn(own.shape, dtype=torch.float64, generator=source) for name, own in problem.prunable.items()
-    }
+    drawn = {name: torch.randn(p.shape, dtype=torch.float64, generator=source) for name, p in problem.prunable.items()}
     return problem.masked(drawn, reader.precision)
 
 
@@ -80,7 +77,7 @@ class _Draw:
             with differentiable_twice(_TWICE):
                 return self._limit(batch[0])
 
-    def _outputs(self, x: Images, leaves: Mapping[str, Tensor]) -> Tensor:
+    def _outputs(self, x: Images, leaves: Tensors) -> Tensor:
         return self.reader.forward(x, {**self.other, **leaves}, self.statistics)
 
     def _difference(self, x: Images, epsilon: float) -> dict[str, Tensor]:
@@ -116,7 +113,7 @@ class _Draw:
         }
 
 
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+def _dot(a: Tensors, b: Tensors) -> Tensor:
     return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
 
 

@@ -22,7 +22,6 @@ def is_number(value: Any) -> bool:
 
 Initialiser = Callable[[str, Tensor, torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
-Output = str | int | None
 Scales = Literal["auto", "stored"]
 Redraw = Annotated[
     bool | Initialiser,

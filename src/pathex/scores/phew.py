@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathex.graph import Output
 from pathex.masks import all_kept
 from pathex.paths import PerSample, Walker, count_paths
 from pathex.scores.method import Method
-from pathex.scores.options import CountOrNone, Output, Redraw, Scales
+from pathex.scores.options import CountOrNone, Redraw, Scales
 from pathex.scores.problem import Problem, generator
 from pathex.scores.reader import PathReader
 

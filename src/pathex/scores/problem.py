@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, PathexWarning, UnsupportedOperation
-from pathex.graph import Graph, Images, compute_dtype, concatenated, each, trace
+from pathex.graph import Graph, Images, Output, Tensors, compute_dtype, concatenated, each, trace
 from pathex.paths import Weights, footprint
 from pathex.scores.batches import Batch, contents
 
@@ -82,9 +82,9 @@ class Problem:
     """
 
     model: nn.Module
-    prunable: Mapping[str, Tensor]
+    prunable: Tensors
     batches: Sequence[Batch]
-    mask: Mapping[str, Tensor] | None = None
+    mask: Tensors | None = None
     seed: int = 0
     round: int = 1
     memory: int | None = None
@@ -132,9 +132,8 @@ class Problem:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the images, whatever their order and batches."""
-        return hashlib.sha256(
-            b"".join(sorted(image for x, _ in self.batches for image, _ in contents(x, None)))
-        ).hexdigest()
+        images = sorted(image for x, _ in self.batches for image, _ in contents(x, None))
+        return hashlib.sha256(b"".join(images)).hexdigest()
 
     def doubt(self, message: str) -> None:
         """Warn, once per prune, that a result may not mean what it seems to; `InvalidInput` with ``strict``."""
@@ -145,7 +144,7 @@ class Problem:
             said.add(message)
             warnings.warn(message, PathexWarning, stacklevel=2)
 
-    def graph(self, output: str | int | None = None, images: Images | None = None) -> Graph:
+    def graph(self, output: Output = None, images: Images | None = None) -> Graph:
         """The network, traced; for ``images`` if that can be done for a fixed number of them only."""
         found = once(self.memo, f"graph {output!r}", lambda: trace(self.model, self.images, output=output))
         for node in found.draws:
@@ -157,11 +156,7 @@ class Problem:
         return trace(self.model, images, output=output)
 
     def weights(
-        self,
-        replaced: Mapping[str, Tensor] | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        scored: bool = False,
+        self, replaced: Tensors | None = None, dtype: torch.dtype | None = None, *, scored: bool = False
     ) -> Weights:
         """The network's tensors as a reading sees them, the prunable ones times the mask."""
         return Weights(
@@ -174,9 +169,7 @@ class Problem:
             infinite=once(self.memo, "not finite", self._not_finite),
         )
 
-    def masked(
-        self, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
-    ) -> dict[str, Tensor]:
+    def masked(self, tensors: Tensors | None = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The prunable weights (``tensors`` in place of the model's own) times the mask: new, without gradient."""
         weights = self.weights(tensors, dtype)
         # Of what is not masked a copy: methods may write into it.
@@ -218,12 +211,12 @@ class Problem:
         yield from self.images.split(max(1, math.floor(room / max(1.0, bytes_per_image))))
 
 
-def entries_of_image(problem: Problem, output: str | int | None) -> tuple[int, int]:
+def entries_of_image(problem: Problem, output: Output) -> tuple[int, int]:
     """Entries of the activations of one image, by a forward pass of one image, once a prune."""
     return once(problem.memo, "footprint", lambda: footprint(problem.model, problem.images[:1], output=output))
 
 
-def calibration_chunk(problem: Problem, images: Images, output: str | int | None) -> int | None:
+def calibration_chunk(problem: Problem, images: Images, output: Output) -> int | None:
     """How many images a forward pass without gradient may take at a time."""
     cost, room = _FORWARD * problem.dtype.itemsize * entries_of_image(problem, output)[1], problem.room(_LATER)
     fits = int(room // max(1, cost))
@@ -243,7 +236,7 @@ def calibration_chunk(problem: Problem, images: Images, output: str | int | None
     return max(1, fits)
 
 
-def doubt_batches(problem: Problem, output: str | int | None) -> None:
+def doubt_batches(problem: Problem, output: Output) -> None:
     """Say that batches as delivered, which cannot be cut, may need more than the memory that was asked for."""
     if problem.memory is None or problem.processes.world_size > 1:
         return

@@ -16,6 +16,7 @@ from pathex.scores.options import Allowed, Natural, Positive, is_number
 from pathex.scores.problem import Batch, Problem
 
 State = dict[str, Tensor]
+Parts = Sequence[ModelReader]
 
 
 def _parts(reader: ModelReader, count: int) -> list[ModelReader]:
@@ -39,9 +40,7 @@ def _at(state: Mapping[str, Tensor], statistics: Statistics) -> Leaves:
     return Leaves(leaves, leaves, statistics)
 
 
-def _descend(
-    parts: Sequence[ModelReader], start: State, statistics: Statistics, lr: float, momentum: float
-) -> list[State]:
+def _descend(parts: Parts, start: State, statistics: Statistics, lr: float, momentum: float) -> list[State]:
     """All parameters before the first step and after each."""
     trajectory = [start]
     velocity = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
@@ -53,12 +52,7 @@ def _descend(
 
 
 def _carry_back(
-    parts: Sequence[ModelReader],
-    trajectory: Sequence[State],
-    effect: State,
-    statistics: Statistics,
-    lr: float,
-    momentum: float,
+    parts: Parts, trajectory: Sequence[State], effect: State, statistics: Statistics, lr: float, momentum: float
 ) -> State:
     """From the gradient with respect to the parameters after all steps to that with respect to those before."""
     through = {name: torch.zeros_like(tensor) for name, tensor in effect.items()}  # with respect to the velocity

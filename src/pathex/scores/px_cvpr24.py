@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, tensors_in, untouched, words
+from pathex.graph import ACTIVATIONS, Graph, Interpreter, Node, Output, tensors_in, untouched, words
 from pathex.paths import tensors_of
 from pathex.scores.method import Method
-from pathex.scores.options import Allowed, Output
+from pathex.scores.options import Allowed
 from pathex.scores.problem import Batch, Problem, doubt_batches
 
 _OTHER_ACTIVATIONS = ACTIVATIONS | words(
@@ -46,9 +46,7 @@ class _Copy(Interpreter):
             return self.plain(node)
         x: Tensor = self(node["input"])
         if x.numel() // x.shape[1] < 2:
-            raise InvalidInput(
-                "px-cvpr24 normalises by the statistics of each batch: a batch of one image is too small here"
-            )
+            raise InvalidInput("px-cvpr24 normalises by the statistics of each batch: one image is too small a batch")
         return F.batch_norm(x, None, None, self(node["weight"]), self(node["bias"]), True, 0.0, node["eps"])
 
 

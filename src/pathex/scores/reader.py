@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, listed
-from pathex.graph import Graph, Images, breaks_in_channels_last, held_bytes, tensors_in
+from pathex.graph import Graph, Images, Output, breaks_in_channels_last, held_bytes, tensors_in
 from pathex.paths import (
     TINY_SCALE,
     Linear,
@@ -26,7 +26,7 @@ from pathex.paths import (
     read_scales,
     survey,
 )
-from pathex.scores.options import Initialiser, Output, Redraw, Scales
+from pathex.scores.options import Initialiser, Redraw, Scales
 from pathex.scores.problem import Problem, calibration_chunk, generator, once
 
 Recorded = Callable[[], tuple[Images, Recording]]

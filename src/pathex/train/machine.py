@@ -22,12 +22,7 @@ _LEAST = 2**20
 
 
 def check_machine(
-    device: str,
-    precision: str = "32-true",
-    *,
-    devices: int = 1,
-    strategy: str = "auto",
-    sync_batchnorm: bool = False,
+    device: str, precision: str = "32-true", *, devices: int = 1, strategy: str = "auto", sync_batchnorm: bool = False
 ) -> str:
     """``cpu`` or ``cuda``; refuses what this machine cannot do. ``devices=0`` is as many as ``torchrun`` started."""
     check_name("device", device, ("auto", "cpu", "cuda"))

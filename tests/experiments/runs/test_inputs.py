@@ -40,6 +40,7 @@ def made(tmp_path, monkeypatch):
     for part, label, number in ((p, c, n) for p in ("train", "test") for c in ("a", "b") for n in range(3)):
         write_image(tmp_path / "photos" / part / label / f"{number}.png", (20 * number, 0, 90))
     (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "photos" / "notes.txt").symlink_to("nowhere")
     from model_factories import tiny
 
     network = tiny(num_classes=2, in_channels=3, width=4)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import PathexError, UnknownName
+from pathex.errors import PathexError, check_name
 from pathex.experiments.measure.engines import DENSE, ENGINES, Engine, Subject
 from pathex.graph import first_tensor
 
@@ -48,8 +48,7 @@ def latency(
     """
     names = list(engines)
     for name in names:
-        if name not in ENGINES:
-            raise UnknownName("engine", name, ENGINES)
+        check_name("engine", name, ENGINES)
     subject = Subject(model, images[:1])
     return [
         row

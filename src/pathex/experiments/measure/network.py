@@ -81,15 +81,8 @@ def layers(model: nn.Module, images: Tensor, threads: int = 1, repeats: int = 7)
     for name, module in modules.items():
         seconds = statistics.median(spent[name][1:])
         own = [each for weight, each in counts.items() if weight.rpartition(".")[0] == name]
-        if seconds:
-            rows.append(
-                {
-                    "layer": name,
-                    "kind": type(module).__name__,
-                    "kept": sum(each.kept for each in own),
-                    "weights": sum(each.total for each in own),
-                    "milliseconds": 1e3 * seconds,
-                    "share": seconds / statistics.median(whole[1:]),
-                }
-            )
+        row = {"layer": name, "kind": type(module).__name__}
+        row |= {"kept": sum(each.kept for each in own), "weights": sum(each.total for each in own)}
+        row |= {"milliseconds": 1e3 * seconds, "share": seconds / statistics.median(whole[1:])}
+        rows += [row] if seconds else []
     return rows

@@ -78,10 +78,8 @@ def _against_size(panel: Panel) -> tuple[Figure, str]:
     column = panel.x.replace("-", "_")
     runs = panel.runs[panel.runs[column].notna()]
     if runs.empty:
-        folder = panel.runs["run"].iloc[0]
-        raise InvalidInput(
-            f"no run like {folder!r} holds {column} in its result.json; use --x sparsity or run it again"
-        )
+        one = panel.runs["run"].iloc[0]
+        raise InvalidInput(f"no run like {one!r} holds {column} in its result.json; use --x sparsity or run it again")
     figure = Figure(figsize=(9.0, 5.0))
     axes = figure.add_subplot()
     _draw_series(panel, axes, runs, lambda rows: rows[column])

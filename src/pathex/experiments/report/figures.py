@@ -130,10 +130,9 @@ def _training(panel: Panel) -> Picture:
 def transfer(panel: Panel) -> Picture:
     """Means over tasks and seeds, grouped by sparsity: zero-shot above, after fine-tuning below."""
     tasks = [len(panel.records[run].tasks) for run in panel.runs["run"]]
-    several = f"{min(tasks)} to {max(tasks)} tasks" if min(tasks) < max(tasks) else f"{tasks[0]} tasks"
-    caption = (
-        f"Mean {panel.label} over {several.replace('1 tasks', '1 task')} and over seeds ({seeds_said(panel.runs)}). "
-    )
+    several = f"{min(tasks)} to {max(tasks)}" if min(tasks) < max(tasks) else f"{tasks[0]}"
+    several += " task" if max(tasks) == 1 else " tasks"
+    caption = f"Mean {panel.label} over {several} and over seeds ({seeds_said(panel.runs)}). "
     if panel.runs.groupby(["series", "sparsity"])["seed"].nunique().max() > 1:
         caption += "Bars are 95 % intervals over seeds by Student's t. "
     if not panel.dense.empty:

@@ -65,9 +65,7 @@ def _check_images(stage: Stage) -> bool:
     path, config = stage.folder / "pruning_set.json", stage.config
     there: dict[str, Any] | None = stage.fabric.broadcast(read_json(path) if path.exists() else None)
     if there is not None and there["hash"] != stage.images.hash:
-        raise InvalidInput(
-            f"data {config.data!r} changed since {stage.folder} was begun; delete it, or choose another 'out'"
-        )
+        raise InvalidInput(f"data {config.data!r} changed since {stage.folder} was begun; delete it, or change 'out'")
     if there is None and stage.fabric.is_global_zero:
         chosen = {"seed": pruning_seed(config), "images_per_class": config.images_per_class, "hash": stage.images.hash}
         write_json(path, {**chosen, "indices": stage.images.indices})

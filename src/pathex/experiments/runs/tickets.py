@@ -12,7 +12,7 @@ from pathex.errors import PathexWarning
 from pathex.experiments.runs.config import RunConfig, TicketConfig
 from pathex.experiments.runs.folder import Journal
 from pathex.masks import Mask, from_zeros, read_mask
-from pathex.pruning import PruneResult, default_rounds, described, prune, read_allocation
+from pathex.pruning import PruneResult, default_rounds, prune, read_allocation
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
@@ -70,10 +70,7 @@ def find_ticket(
         **prune_options(config, task),
         **config.method_options,
     )
-    result.mask.metadata |= {
-        "allocation": described(read_allocation(config.allocation)),
-        "start_mask": config.start_mask,
-    }
+    result.mask.metadata["start_mask"] = config.start_mask
     return result, round(time.monotonic() - started, 3)
 
 

@@ -56,10 +56,8 @@ def check_config(config: RunConfig) -> None:
 def _check_dynamic(config: RunConfig) -> None:
     if config.method in DENSE:
         for name in ("dynamic", "sanity"):
-            if (value := getattr(config, name)) != "none":
-                raise InvalidInput(
-                    f"{name} is {value!r} with method {config.method!r}, which has no mask; allowed: none"
-                )
+            if (own := getattr(config, name)) != "none":
+                raise InvalidInput(f"{name} is {own!r} with method {config.method!r}, which has no mask; allowed: none")
     if config.dynamic == "none":
         if config.dynamic_options:
             raise InvalidInput("dynamic_options are given and dynamic is 'none'; allowed: dynamic 'rigl' or 'set'")
