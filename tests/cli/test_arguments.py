@@ -130,7 +130,7 @@ def test_a_test_fraction_is_an_option_of_the_data():
         ("try --batchsize 3", "unknown option '--batchsize'. Did you mean '--batch-size'.*Known: --batch-size"),
         ("try --batch 3", "unknown option '--batch'"),
         ("try --config nowhere.yaml", "config.*File does not exist.*nowhere.yaml"),
-        ("try --config broken.yaml", "Problems parsing"),
+        ("try --config broken.yaml", "'broken.yaml' cannot be read .*expected"),
         ("try --config unknown.yaml", "does not accept option 'rte'"),
         ("try --config wrong.yaml", '"rate".*float.*x'),
         ("none stray", "unrecognized arguments: stray"),

@@ -15,7 +15,7 @@ import torch
 from pathex.cli import _own_words, main
 from pathex.errors import TRUSTED
 from pathex.experiments.runs import finished_result
-from pathex.masks import tensors
+from pathex.files import writing
 from small_images import write_images
 
 LONG = "x" * 5000
@@ -103,7 +103,7 @@ WORDS += ["--model-options.width", "2", "--batch-size", "32"]
 @contextmanager
 def failing(number, kind):
     """A disk that fails once, at so many writes of files of a run; gives how many there were."""
-    count, original = [0], tensors.replacing
+    count, original = [0], writing.replacing
 
     @contextmanager
     def replacing(path):
@@ -125,7 +125,7 @@ def failing(number, kind):
 def outcome(command, words, folder):
     assert command(*words)[0] == 0
     [made] = [path for path in Path(folder).iterdir() if path.is_dir()]
-    result = {name: value for name, value in finished_result(made).items() if "seconds" not in name}
+    result = {name: value for name, value in finished_result(made).items() if "seconds" not in name and name != "files"}
     return result, (made / "mask.safetensors").read_bytes()
 
 

@@ -171,5 +171,5 @@ def test_a_child_finds_its_parent_before_it_imports_torch():
 def test_processors_are_those_of_the_affinity_and_of_the_quota(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for quota, found in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)):
-        monkeypatch.setattr(Path, "read_text", lambda *_, text=quota, **__: text)
+        monkeypatch.setattr(Path, "read_bytes", lambda *_, text=quota: text.encode())
         assert cores() == found

@@ -1,6 +1,5 @@
 """A run is made from code and files, and what changed of them since is told."""
 
-import json
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from experiments.sweep.conftest import InProcess
 from pathex.experiments.runs import RunConfig, run
 from pathex.experiments.sweep import SweepConfig, plan, sweep
+from pathex.files import read
 from refusals import refused
 from small_images import write_image, write_images
 
@@ -91,7 +91,7 @@ CHANGES = {
 
 def test_what_changed_since_a_run_is_named_and_fresh_begins_anew(made, tmp_path):
     finished = run(RunConfig(**made))
-    assert json.loads((finished.folder / "inputs.json").read_text()).keys() == CHANGES.keys()
+    assert read(finished.folder / "inputs.json").keys() == CHANGES.keys()
     assert run(RunConfig(**made)) == run(RunConfig(**made, fresh=True)) == finished
     time = (finished.folder / "result.json").stat().st_mtime_ns
     for what, change in CHANGES.items():

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-import yaml
 
 import model_factories
 import pathex
@@ -14,6 +13,7 @@ from experiments.runs.outcomes import equal, mask_of
 from pathex.errors import MaskMismatch
 from pathex.experiments.runs import Preprocessing, RunConfig, build_task, run
 from pathex.experiments.runs.folder import read_config
+from pathex.files import read
 from pathex.masks import codes, read_weights, write_mask, write_tensors
 from refusals import refused
 
@@ -110,7 +110,7 @@ def test_a_ticket_file_takes_little_more_than_the_entropy_of_its_mask(runs, tmp_
 def test_runs_without_a_ticket_file(runs, name, changes, message, tmp_path):
     folder = shutil.copytree(runs[name].folder, tmp_path / "copy")
     file = folder / ("environment.json" if "torch" in changes else "config.yaml")
-    file.write_text(json.dumps({**yaml.safe_load(file.read_text()), "sha256": None} | changes))
+    file.write_text(json.dumps({**read(file), **changes}))
     with refused(message):
         pathex.save_ticket(folder, tmp_path / "ticket.safetensors")
     assert not (tmp_path / "ticket.safetensors").exists()

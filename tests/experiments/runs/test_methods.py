@@ -193,7 +193,7 @@ def test_the_command_line_reaches_the_methods_and_the_report_tells_them_apart(se
         "dense": "--method dense",
         "elsewhere": f"{augment} --sanity reinit --head-lr 0.01 --out {tmp_path / 'other'}",
     }.items():
-        assert main(["run", "--config", str(tmp_path / "r.yaml"), *words.split()]) == 0
+        assert main(["run", "--trust-code", "--config", str(tmp_path / "r.yaml"), *words.split()]) == 0
         out, err = capsys.readouterr()
         result = json.loads((Path(out.splitlines()[-1]) / "result.json").read_text())
         assert result["metric"] == "accuracy" and 0 <= result["test_accuracy"] <= 1

@@ -136,7 +136,7 @@ def _read(folder: Path) -> RunRecord:
     _check_result(result)
     environment, mask, inputs = folder / _ENVIRONMENT, folder / _MASK, folder / _INPUTS
     made_from = read(inputs, holds=dict) if inputs.exists() else {}
-    if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _METRICS, _ENVIRONMENT, _MASK)):
+    if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _INPUTS, _METRICS, _ENVIRONMENT, _MASK)):
         raise InvalidInput(f"{'; '.join(damaged)}: the same command with --fresh runs it again")
     with refusing(f"{_MASK} cannot be read ({{}})"):
         layers = dict(Mask.load(mask).counts()) if mask.exists() else {}
