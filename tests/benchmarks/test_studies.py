@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import pathex
-from benchmarks import equal_multiply_adds, fewer_rounds, lite0, measure, segmentation, structured
+from benchmarks import equal_milliseconds, equal_multiply_adds, fewer_rounds, lite0, measure, segmentation, structured
 from experiments.sweep.conftest import InProcess
 from refusals import refused
 from small_images import write_image, write_images
@@ -67,6 +67,30 @@ def test_tickets_of_equal_multiply_adds_are_compared_in_pairs(tmp_path, monkeypa
     accuracy = tickets["accuracy"]
     found = (accuracy["multiply_adds"] - accuracy["weights"]).mean()
     assert table.loc["weights", "difference"] == pytest.approx(found, abs=1e-5) and table.loc["weights", "seeds"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of exporters
+def test_accuracy_stands_beside_milliseconds_of_tickets_and_of_narrower_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "create", lambda *_: InProcess())
+    monkeypatch.setattr(equal_milliseconds, "_TURN", 1e-3)
+    words = [
+        "--widths",
+        "3",
+        "2",
+        "--data",
+        write_images(tmp_path / "tiny.npz"),
+        "--sparsities",
+        "0.5",
+        "--epochs",
+        "1",
+    ]
+    words += ["--seeds", "0", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
+    assert equal_milliseconds.main(words) == 0
+    table = pd.read_csv(tmp_path / "rows-summary.csv").set_index("network")
+    assert {"px 0.5", "dense 3", "dense 2"} <= {*table.index} <= {"px 0.5", "dense 3", "dense 2", "int8 3"}
+    assert (table[["milliseconds_1", "milliseconds_32"]] > 0).all(axis=None) and (table["seeds"] == 1).all()
+    assert table.loc["px 0.5", "engine"] == "sparse" != table.loc["dense 2", "engine"]
+    assert (tmp_path / "rows.png").stat().st_size > 1000
 
 
 # Windows of images that hold one of three classes: the others are named in a warning, as is the new decoder.

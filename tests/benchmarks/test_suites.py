@@ -1,5 +1,6 @@
 import importlib
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import pathex
-from benchmarks import file_sizes, float32_trajectories, latency, live_channels, networks, rounds, scale, training
+from benchmarks import (
+    file_sizes,
+    float32_trajectories,
+    latency,
+    latency_beside_deepsparse,
+    live_channels,
+    networks,
+    rounds,
+    scale,
+    training,
+)
 from benchmarks.measure import ERROR, CaseFailed, Process, Table, command, peak_memory, problem, quartiles, tensor_peak
 from benchmarks.plain import plain_px, plain_scores
 from pathex.errors import InvalidInput
@@ -220,6 +231,16 @@ def test_latency(tmp_path, monkeypatch):
     assert rows["times"]["torch"] == 1
     assert 0 < rows["multiply_adds"]["sparse"] < 1 and rows["difference"]["sparse"] < 1e-4
     assert len(list((tmp_path / "masks").iterdir())) == 1
+
+
+def test_turns_beside_an_engine_of_another_environment(tmp_path, monkeypatch):
+    served = tmp_path / "deepsparse.py"  # what the other environment has under this name
+    served.write_text("class compile_model:\n def __init__(s, p, **k): pass\n def run(s, x): return x\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    row = latency_beside_deepsparse._turns(sys.executable, served, 2, 8, lambda: None, 2)
+    assert 0 < row["milliseconds"] < 1 and 0 < row["deepsparse"] < 1
+    served.write_text("raise ImportError")
+    assert "error" in latency_beside_deepsparse._turns(sys.executable, served, 2, 8, lambda: None, 2)
 
 
 def test_the_share_of_live_channels_and_another_activation():
