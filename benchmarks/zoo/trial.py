@@ -152,8 +152,8 @@ def _finite_scores(name: str) -> Iterator[set[str]]:
     silent: set[str] = set()
 
     class Watched(type(method)):  # type: ignore[misc]
-        def score(self, problem: Problem) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = super().score(problem)
+        def __call__(self, problem: Problem) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = super().__call__(problem)
             wrong = [entry for entry, score in found.items() if not score.isfinite().all()]
             if wrong:
                 raise _Defect(f"scores are not finite: {', '.join(wrong)}")
