@@ -162,7 +162,8 @@ def draw(table: Table) -> None:
             fits = part[(part["kind"] == "fit") & (part["series"] == series)]
             label = f"{series}, exponent {fits[name].iloc[0]:.2f}" if len(fits) else str(series)
             _line(axes, points.dropna(subset=[x, y]).sort_values(x) if y in points else points.iloc[:0], x, y, label)
-        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        ranges = ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim()))
+        for axis, (low, high) in ranges if axes.lines else ():  # none, without a case
             axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
             axis.set_major_formatter(EngFormatter(sep="") if high > 1e5 else StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
