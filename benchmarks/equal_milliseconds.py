@@ -17,6 +17,7 @@ training by NNCF with 300 training images (``pip install nncf``; left out withou
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 import pathex
 from benchmarks.measure import Table, arguments, command, now, quartiles, save, study
-from pathex.errors import PathexWarning
+from pathex.errors import PathexError, PathexWarning
 from pathex.experiments.measure import DENSE, ENGINES
 from pathex.experiments.measure.engines import Engine, Subject
 from pathex.experiments.runs import RunConfig, build_task, finished_result, run_name
@@ -81,7 +82,10 @@ def _milliseconds(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str
     for name, model in networks.items():
         names = ("sparse",) if name.startswith("px") else DENSE
         subject = Subject(model, images[:1])
-        ready = {engine: model if isinstance(model, _Int8) else ENGINES[engine](subject, images, 1) for engine in names}
+        ready: dict[str, Engine] = {}
+        for engine in names:
+            with suppress(PathexError):  # of what is not installed
+                ready[engine] = model if isinstance(model, _Int8) else ENGINES[engine](subject, images, 1)
         seconds = {engine: min(_turn(call, images) for _ in range(2)) for engine, call in ready.items()}
         best = min(seconds, key=seconds.__getitem__)
         engines[name] = ready[best], "openvino" if isinstance(model, _Int8) else best
