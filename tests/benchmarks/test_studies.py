@@ -73,18 +73,8 @@ def test_tickets_of_equal_multiply_adds_are_compared_in_pairs(tmp_path, monkeypa
 def test_accuracy_stands_beside_milliseconds_of_tickets_and_of_narrower_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "create", lambda *_: InProcess())
     monkeypatch.setattr(equal_milliseconds, "_TURN", 1e-3)
-    words = [
-        "--widths",
-        "3",
-        "2",
-        "--data",
-        write_images(tmp_path / "tiny.npz"),
-        "--sparsities",
-        "0.5",
-        "--epochs",
-        "1",
-    ]
-    words += ["--seeds", "0", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
+    words = ["--widths", "3", "2", "--data", write_images(tmp_path / "tiny.npz"), "--sparsities", "0.5"]
+    words += ["--epochs", "1", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
     assert equal_milliseconds.main(words) == 0
     table = pd.read_csv(tmp_path / "rows-summary.csv").set_index("network")
     assert {"px 0.5", "dense 3", "dense 2"} <= {*table.index} <= {"px 0.5", "dense 3", "dense 2", "int8 3"}
