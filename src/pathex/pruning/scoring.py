@@ -91,11 +91,10 @@ def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[st
         with torch.no_grad():
             for name, weight in problem.masked().items():
                 masked.get_parameter(name).copy_(weight)
-        with torch.enable_grad():
-            mask = Mask(problem.mask or all_kept(problem.prunable))
-            batches = [(x.given if isinstance(x, Inputs) else x, y) for x, y in problem.batches]
-            scores: Mapping[str, Tensor] = found(masked, batches, mask, **options)
-            return scores
+        mask = Mask(problem.mask or all_kept(problem.prunable))
+        batches = [(x.given if isinstance(x, Inputs) else x, y) for x, y in problem.batches]
+        scores: Mapping[str, Tensor] = found(masked, batches, mask, **options)
+        return scores
 
     return options, custom
 
@@ -227,9 +226,7 @@ def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
         _check_scores(result, problem.prunable)
     # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.
     scores = problem.processes.broadcast({name: result[name].detach() for name in problem.prunable}, problem.device)
-    # Least and greatest score of each weight, NaN where one is NaN, all brought to the CPU at once.
-    extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
-    _check_extremes(problem, dict(zip(scores, extremes, strict=True)))
+    _check_extremes(problem, scorers.extremes(scores))
     return scores
 
 

@@ -20,6 +20,7 @@ from pathex.scores.npb import Npb
 from pathex.scores.ntk_diagonal import NtkDiagonal
 from pathex.scores.ntk_sap import NtkSap
 from pathex.scores.phew import Phew
+from pathex.scores.precision import extremes
 from pathex.scores.problem import Problem, generator, parse_memory
 from pathex.scores.prospr import ProsPr
 from pathex.scores.px import PX
@@ -56,6 +57,7 @@ __all__ = [
     "SynFlow",
     "SynFlowL2",
     "check_arguments",
+    "extremes",
     "find",
     "fingerprint",
     "generator",

@@ -62,10 +62,15 @@ def widened(score: Callable[[Problem], dict[str, Tensor]], problem: Problem) -> 
     return scores
 
 
+def extremes(scores: Mapping[str, Tensor]) -> dict[str, Sequence[float]]:
+    """The least and the greatest score of each weight, NaN where one is NaN, all brought to the CPU at once."""
+    found = torch.stack([torch.stack(score.aminmax()).double() for score in scores.values()]).tolist()
+    return dict(zip(scores, found, strict=True))
+
+
 def _largest(scores: Mapping[str, Tensor]) -> dict[str, float]:
     """The largest absolute score of each weight, NaN where one is NaN."""
-    extremes = torch.stack([torch.stack(score.aminmax()).double().abs() for score in scores.values()]).tolist()
-    return {name: math.nan if math.isnan(a) else max(a, b) for name, (a, b) in zip(scores, extremes, strict=True)}
+    return {name: max(map(abs, found)) for name, found in extremes(scores).items()}
 
 
 def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[str, Tensor]]:
