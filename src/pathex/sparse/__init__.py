@@ -1,15 +1,16 @@
-"""Sparse execution: networks that compute only kept weights."""
+"""Sparse execution: networks that compute only kept weights, for inference and for training."""
 
 from typing import TYPE_CHECKING, Any
 
 from pathex.sparse.compiler import compile
+from pathex.sparse.convert import convert, restore
 from pathex.sparse.semi_structured import semi_structured
 
 if TYPE_CHECKING:
     from pathex.sparse.choice import Choice
     from pathex.sparse.network import CompiledNetwork
 
-__all__ = ["Choice", "CompiledNetwork", "compile", "semi_structured"]
+__all__ = ["Choice", "CompiledNetwork", "compile", "convert", "restore", "semi_structured"]
 
 _HOME = {"Choice": "choice", "CompiledNetwork": "network"}
 

@@ -1,5 +1,6 @@
 """Threads that carry out a table of steps together."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pathex.sparse import kernels
+from pathex.sparse.kernels import ALIGNMENT
 
 
 class Team:
@@ -18,21 +20,32 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._lock = Lock()  # two tables at once would wait for each other's threads
+        self.lock = Lock()  # two tables at once would wait for each other's threads
         self._pool = ThreadPoolExecutor(threads - 1, "pathex-sparse") if threads > 1 else None
         self._barrier = np.zeros(1, np.int64)
+        self._scratch = np.zeros(0, np.uint8)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies have threads of their own."""
+        return Team, (self.threads,)
 
     def run(self, table: Any, first: int, last: int) -> None:
         """Steps of a table, each when all threads have done the one before."""
-        if self._pool is None:
-            kernels.run(table, first, last, 0, 1, 0)
-            return
-        with self._lock:
+        with self.lock:
             self._barrier[0] = 0
-            shared = self.threads, self._barrier.ctypes.data
-            others = [
-                self._pool.submit(kernels.run, table, first, last, part, *shared) for part in range(1, self.threads)
-            ]
-            kernels.run(table, first, last, 0, *shared)
-            for other in others:
-                other.result()
+            self.share(kernels.run, table, first, last, more=(self._barrier.ctypes.data,))
+
+    def share(self, kernel: Callable[..., None], *arguments: Any, more: tuple[Any, ...] = ()) -> None:
+        """A kernel in as many parts as there are threads."""
+        submit = self._pool.submit if self._pool else None
+        others = [submit(kernel, *arguments, part, self.threads, *more) for part in range(1, self.threads) if submit]
+        kernel(*arguments, 0, self.threads, *more)
+        for other in others:
+            other.result()
+
+    def scratch(self, size: int) -> int:
+        """Address of so many bytes for each thread, for who holds the lock."""
+        if len(self._scratch) < size * self.threads + ALIGNMENT:
+            self._scratch = np.empty(size * self.threads + ALIGNMENT, np.uint8)
+        address = int(self._scratch.ctypes.data)
+        return address + -address % ALIGNMENT

@@ -1,0 +1,277 @@
+"""Layers that train by their kept weights, and what lies between them: BatchNorm, sums and ReLU in the same kernels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pathex.graph import words
+from pathex.sparse.team import Team
+from pathex.sparse.unit import Affine, Unit, add, add_backward, side_by_side
+
+_NO_BOUND = float("-inf")
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A normalisation by channel: mean and variance ``(C,)``, factors and terms if there are any."""
+
+    mean: Tensor | None = None
+    variance: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.mean, self.variance, self.weight, self.bias
+
+    def affine(self, channels: int, low: float) -> Affine:
+        """What it is as factors and terms."""
+        if self.variance is None:
+            return Affine(np.ones(channels), np.zeros(channels), np.zeros(channels), low)
+        mean, variance, weight, bias = (_array(each) for each in self.tensors)
+        scale = (1.0 if weight is None else weight) / np.sqrt(variance + self.eps)
+        return Affine(scale, (0.0 if bias is None else bias) - mean * scale, mean, low)
+
+    def back(self, sums: Any) -> tuple[Tensor | None, ...]:
+        """Gradients of `tensors` from the sums ``(C, 2)`` of the gradient g and of g (x - mean)."""
+        if self.variance is None:
+            return None, None, None, None
+        _, variance, weight, _ = (_array(each) for each in self.tensors)
+        factor = 1.0 if weight is None else weight
+        inverse = 1.0 / np.sqrt(variance + self.eps)
+        found = (
+            -factor * inverse * sums[:, 0], -0.5 * factor * inverse**3 * sums[:, 1], inverse * sums[:, 1], sums[:, 0]
+        )  # fmt: skip
+        pairs = zip(found, self.tensors, strict=True)
+        return tuple(None if of is None else torch.from_numpy(each).to(of.dtype) for each, of in pairs)
+
+
+def _array(value: Tensor | None) -> Any:
+    return None if value is None else value.detach().numpy().astype(np.float64)
+
+
+class _Convolve(torch.autograd.Function):
+    """The result of a layer, mean and variance of its channels (float64)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layer: "Kept", moments: bool, low: float, eps: float, values: Tensor, bias: Tensor | None, x: Tensor,
+        *norm: Tensor | None,
+    ) -> Any:  # fmt: skip
+        unit, team = layer
+        x = side_by_side(x)
+        read = Normalised(*norm, eps).affine(x.shape[1], low)
+        y, found = unit.forward(x, values.detach().numpy(), _array(bias), read, team, moments)
+        ctx.layer, ctx.low, ctx.eps, ctx.count = layer, low, eps, None if found is None else found[0, 0]
+        ctx.has_bias = bias is not None
+        if found is None:
+            ctx.save_for_backward(values, x, None, None, *norm)
+            return y, None, None
+        mean, variance = torch.from_numpy(found[:, 1].copy()), torch.from_numpy(found[:, 2] / found[:, 0])
+        ctx.save_for_backward(values, x, y, mean, *norm)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, gmean: Tensor | None, gvariance: Tensor | None) -> Any:
+        unit, team = ctx.layer
+        values, x, y, mean, *norm = ctx.saved_tensors
+        normalised = Normalised(*norm, ctx.eps)
+        read = normalised.affine(x.shape[1], ctx.low)
+        gy = side_by_side(gy)
+        level, slope, middle = np.zeros((3, unit.outputs))
+        if y is not None:
+            level, slope, middle = gmean.numpy() / ctx.count, 2.0 * gvariance.numpy() / ctx.count, mean.numpy()
+        gvalues, gbias, gx, sums = unit.backward(
+            gy, gy if y is None else y, level, slope, middle, x, values.detach().numpy(), read, team,
+            any(ctx.needs_input_grad[6:]),
+        )
+        return None, None, None, None, gvalues, gbias if ctx.has_bias else None, gx, *normalised.back(sums)
+
+
+class _Add(torch.autograd.Function):
+    """Something normalised, perhaps something added, perhaps rectified."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, team: Team, low: float, eps: float, x: Tensor, added: Tensor | None, *norm: Tensor | None
+    ) -> Tensor:
+        x, added = side_by_side(x), None if added is None else side_by_side(added)
+        y = add(x, added, Normalised(*norm, eps).affine(x.shape[1], low), team)
+        ctx.team, ctx.low, ctx.eps, ctx.is_sum = team, low, eps, added is not None
+        ctx.save_for_backward(x, y if ctx.is_sum else x, *norm)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> Any:
+        x, y, *norm = ctx.saved_tensors
+        normalised = Normalised(*norm, ctx.eps)
+        read = normalised.affine(x.shape[1], ctx.low)
+        gx, gadded, sums = add_backward(side_by_side(gy), y, x, read, ctx.team, ctx.is_sum)
+        return None, None, None, gx, gadded, *normalised.back(sums)
+
+
+Kept = tuple[Unit, Team]
+"""The kernels of a layer, and who carries them out."""
+
+
+class Pending:
+    """The result of a layer, with what is still to be done to it: the next layer does it while it reads.
+
+    It stands for the tensor: whatever else torch does with it is done with `tensor`.
+
+    Args:
+        team: Who carries out kernels.
+        x: The result ``(N, C, H, W)``.
+        moments: Mean and variance of its channels, if they are known.
+        last: The last of ``batch_norm``, ``add`` and ``relu`` that it waits for.
+        stays: Whether it goes on waiting then, for the next layer.
+    """
+
+    def __init__(self, team: Team, x: Tensor, moments: tuple[Tensor, Tensor] | None, last: str, stays: bool) -> None:
+        self._team, self._x, self._moments, self._last, self._stays = team, x, moments, last, stays
+        self._norm, self._low, self._added = Normalised(), _NO_BOUND, None
+        self._tensor: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The values, computed when they are asked for."""
+        if self._tensor is None:
+            self._tensor = self._x
+            if self._waits:
+                norm = self._norm.tensors
+                self._tensor = _Add.apply(self._team, self._low, self._norm.eps, self._x, self._added, *norm)
+        return self._tensor
+
+    @property
+    def _waits(self) -> bool:
+        return self._norm.variance is not None or self._added is not None or self._low != _NO_BOUND
+
+    def convolved(self, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
+        """What a layer makes of it."""
+        if self._added is not None or self._tensor is not None:
+            return convolve(self.tensor, layer, moments, values, bias)
+        norm = self._norm
+        return _Convolve.apply(layer, moments, self._low, norm.eps, values, bias, self._x, *norm.tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in _OF_FORM:
+            return getattr(self._x, name)
+        return getattr(self.tensor, name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        rule = _RULES.get(function)
+        found = rule(*args, **kwargs or {}) if rule is not None else None
+        return found if found is not None else function(*_plain(args), **_plain(kwargs or {}))
+
+    # -- what waits ----------------------------------------------------------------------------------------------------
+
+    def normalise(
+        self, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+        bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    ) -> "Pending | None":  # fmt: skip
+        """As `torch.nn.functional.batch_norm`, if nothing waits."""
+        if self._waits or self._tensor is not None or (training and self._moments is None):
+            return None
+        if training:
+            assert self._moments is not None
+            mean, variance = self._moments
+            if running_mean is not None and running_var is not None:
+                count = self._x.numel() // self._x.shape[1]
+                with torch.no_grad():
+                    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                    running_var.lerp_((variance * (count / max(1, count - 1))).to(running_var.dtype), momentum)
+        else:
+            assert running_mean is not None and running_var is not None
+            mean, variance = running_mean, running_var
+        return self._with("batch_norm", None, _norm=Normalised(mean, variance, weight, bias, eps))
+
+    def rectify(self, inplace: bool = False) -> "Pending | Tensor | None":
+        """As `torch.nn.functional.relu`."""
+        if self._tensor is not None:
+            return None
+        return self._with("relu", self if inplace else None, _low=0.0)
+
+    def plus(self, other: Any, *, alpha: float = 1, inplace: bool = False, out: Any = None) -> "Pending | Tensor | None":
+        """As `torch.add` of two tensors of one shape."""
+        other = _plain(other)
+        fits = isinstance(other, Tensor) and other.shape == self._x.shape and other.dtype == self._x.dtype
+        plain = alpha == 1 and out is None and self._tensor is None
+        if not fits or not plain or self._added is not None or self._low != _NO_BOUND:
+            return None
+        return self._with("add", self if inplace else None, _added=other)
+
+    def __iadd__(self, other: Any) -> Any:
+        done = self.plus(other, inplace=True)
+        return self.tensor.__iadd__(_plain(other)) if done is None else done
+
+    add_ = __iadd__
+
+    def _with(self, step: str, made: "Pending | None", **changes: Any) -> "Pending | Tensor":
+        """After a step: itself, changed in place, or another one."""
+        if made is None:
+            made = Pending.__new__(Pending)
+            made.__dict__.update(self.__dict__)
+        made.__dict__.update(changes)
+        return made if step != self._last or self._stays else made.tensor
+
+
+def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
+    """The result of a layer, mean and variance of its channels if they are asked for."""
+    if isinstance(x, Pending):
+        return x.convolved(layer, moments, values, bias)
+    return _Convolve.apply(layer, moments, _NO_BOUND, 0.0, values, bias, x, *Normalised().tensors)
+
+
+def _plain(value: Any) -> Any:
+    """Nested values with tensors for what is pending."""
+    if isinstance(value, Pending):
+        return value.tensor
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    return {name: _plain(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def _sum(x: Any, other: Any, **options: Any) -> Any:
+    return x.plus(other, **options) if isinstance(x, Pending) else other.plus(x, **options)
+
+
+def _rule(rule: Callable[..., Any], **more: Any) -> Callable[..., Any]:
+    return lambda x, *args, **kwargs: rule(x, *args, **more, **kwargs) if isinstance(x, Pending) else None
+
+
+_OF_FORM = words("shape size dim ndim dtype device numel requires_grad is_cuda layout")
+_RULES = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify), torch.add: _sum}
+_RULES |= {torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
+_METHODS = {"__add__": torch.add, "__radd__": torch.add, "add": torch.add, "relu": torch.relu, "relu_": torch.relu_}
+_OPERATORS = words(
+    "bool eq float ge getitem gt int iter le len lt matmul mul ne neg pow rmatmul rmul rpow rsub rtruediv setitem sub"
+    " truediv imul isub itruediv"
+)
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: function(self, *args, **kwargs)
+
+
+def _plain_method(name: str) -> Callable[..., Any]:
+    return lambda self, *args: getattr(Tensor, name)(*_plain((self, *args)))
+
+
+for _name in _OPERATORS:  # which are looked up in the class
+    setattr(Pending, f"__{_name}__", _plain_method(f"__{_name}__"))
+for _name, _function in _METHODS.items():
+    setattr(Pending, _name, _method(_function))

@@ -1,0 +1,247 @@
+"""Kernels for training: both passes of a layer, a block of images at a time, the images in the lanes of registers.
+
+What the layer reads is normalised and bounded on the way into padded planes that stay in the cache of one core.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from pathex.sparse.lanes import (
+    TILE,
+    clear,
+    join,
+    normalise,
+    numbers,
+    products,
+    rounded,
+    split,
+    squares,
+    store,
+    through,
+    tile,
+    whole_gradient,
+)
+from pathex.sparse.llvm import LANES, REGISTERS, integers
+
+PIXEL = 4 * LANES
+"""Bytes of a register: the numbers of a pixel in a block of images."""
+
+TENSORS, VECTORS = ("x", "y", "added", "gx", "gy", "gadded"), ("scale", "shift", "mean", "level", "slope", "result_mean", "bias", "nothing")
+UNIT = np.dtype(
+    [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
+    + [(name, np.int64) for name in ("across", "phases", "form", "read_rows", "read_plane", "lead", "gradient_plane")]
+    + [(name, np.int64) for name in ("back_plane", "result_plane", "kept", "starts", "offsets", "values")]
+    + [(name, np.int64) for name in ("back_starts", "back_offsets", "back_values", "gradients", "bias_gradients")]
+    + [(name, np.int64) for name in ("moments", "sums", "scratch", "scratch_size", *VECTORS)]
+    + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_plane", "_row", "_pixel")]
+    + [("low", np.float64)]
+)
+"""A layer: addresses, bytes of a number and from plane to plane, row to row, pixel to pixel of tensors; what lies in
+scratch memory is counted in registers."""
+
+FORM = ("top", "first_row", "rows", "left", "first", "count")
+"""Of a phase of the stride: which row of the input its row 0 is, its rows of pixels, the column of the input of its
+first pixel, its first pixel in a row, and how many."""
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _read(like: Any, u: Any, planes: int, block: int, valid: int) -> None:
+    """Planes of max(low, scale x + shift), for each channel and phase, with zeros around."""
+    scale, shift, form, low = numbers(like, u.scale), numbers(like, u.shift), integers(u.form), rounded(like, u.low)
+    for pair in range(u.inputs * u.phases):
+        channel, f = pair // u.phases, 6 * (pair % u.phases)
+        line = planes + pair * u.read_plane * PIXEL
+        x = u.x + channel * u.x_plane + form[f + 3] * u.x_pixel + block * PIXEL
+        first, count = form[f + 4], form[f + 5]
+        for row in range(u.read_rows):
+            if form[f + 1] <= row < form[f + 1] + form[f + 2]:
+                source = x + (row * u.stride + form[f]) * u.x_row
+                clear(like, first, line)
+                normalise(
+                    scale[channel], shift[channel], low, valid, count, line + first * PIXEL, PIXEL, source,
+                    u.across * u.x_pixel,
+                )  # fmt: skip
+                clear(like, u.pitch - first - count, line + (first + count) * PIXEL)
+            else:
+                clear(like, u.pitch, line)
+            line += u.pitch * PIXEL
+        clear(like, u.read_plane - u.read_rows * u.pitch, line)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _write(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
+    """The results of a block of images to where they belong; how many there are, their mean and squares about it."""
+    for o in range(u.outputs):
+        moments = numbers(np.float64(0.0), u.moments + (part * u.outputs + o) * 24)
+        for row in range(u.rows):
+            source = planes + (o * u.result_plane + row * u.pitch) * PIXEL
+            target = u.y + o * u.y_plane + row * u.y_row + block * PIXEL
+            total = np.float64(store(like, valid, u.columns, target, u.y_pixel, source))
+            if u.moments != 0:
+                more = np.float64(u.columns * valid)
+                mean = total / more
+                away = np.float64(squares(rounded(like, mean), valid, u.columns, source))
+                seen, distance = moments[0], mean - moments[1]
+                moments[0] = seen + more
+                moments[1] += distance * more / moments[0]
+                moments[2] += away + distance * distance * seen * more / moments[0]
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _sum(
+    like: Any, x: int, offsets: int, values: int, starts: Any, first: int, last: int, bias: Any, y: int, plane: int,
+    run: int,
+) -> None:  # fmt: skip
+    """Sums over kept weights for a run of pixels: all outputs of a tile before the next tile."""
+    tiles = (run + REGISTERS - 1) // REGISTERS
+    for t in range(tiles):
+        begin, end = t * run // tiles, (t + 1) * run // tiles
+        at = begin * PIXEL
+        for o in range(first, last):
+            tile(
+                bias[o], end - begin, x + at, offsets, values, np.int64(starts[o]), np.int64(starts[o + 1]),
+                y + (o - first) * plane * PIXEL + at,
+            )  # fmt: skip
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def forward(like: Any, units: Any, part: int, parts: int) -> None:
+    """y = bias + the convolution of max(low, scale x + shift), and the moments of y where there is room for them."""
+    u = units[0]
+    lanes = PIXEL // u.size
+    blocks = (u.images + lanes - 1) // lanes
+    planes = u.scratch + part * u.scratch_size
+    results = planes + u.inputs * u.phases * u.read_plane * PIXEL
+    run = (u.rows - 1) * u.pitch + u.columns
+    starts, bias = integers(u.starts), numbers(like, u.bias)
+    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+        valid = min(lanes, u.images - block * lanes)
+        _read(like, u, planes, block, valid)
+        _sum(like, planes, u.offsets, u.values, starts, 0, u.outputs, bias, results, u.result_plane, run)
+        _write(like, u, results, block, valid, part)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _read_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
+    """Planes of gy + level + slope (y - mean) with zeros around, and their sums."""
+    level, slope, mean = numbers(like, u.level), numbers(like, u.slope), numbers(like, u.result_mean)
+    totals = numbers(like, u.bias_gradients)
+    for o in range(u.outputs):
+        line = planes + o * u.gradient_plane * PIXEL
+        clear(like, u.lead, line)
+        line += u.lead * PIXEL
+        for row in range(u.rows):
+            totals[part * u.outputs + o] += whole_gradient(
+                level[o], slope[o], mean[o], valid, u.columns, line, u.gy + o * u.gy_plane + row * u.gy_row
+                + block * PIXEL, u.gy_pixel, u.y + o * u.y_plane + row * u.y_row + block * PIXEL, u.y_pixel,
+            )  # fmt: skip
+            clear(like, u.pitch - u.columns, line + u.columns * PIXEL)
+            line += u.pitch * PIXEL
+        clear(like, u.gradient_plane - u.lead - u.rows * u.pitch, line)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _write_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
+    """Gradients of a block of images back to x, with the sums that scale and shift need."""
+    scale, shift, form, mean = numbers(like, u.scale), numbers(like, u.shift), integers(u.form), numbers(like, u.mean)
+    low = rounded(like, u.low)
+    for pair in range(u.inputs * u.phases):
+        channel, f = pair // u.phases, 6 * (pair % u.phases)
+        sums = u.sums + (part * u.inputs + channel) * 2 * PIXEL
+        for row in range(form[f + 2]):
+            at = (form[f + 1] + row) * u.stride + form[f]
+            x = u.x + channel * u.x_plane + at * u.x_row + form[f + 3] * u.x_pixel + block * PIXEL
+            gx = u.gx + channel * u.gx_plane + at * u.gx_row + form[f + 3] * u.gx_pixel + block * PIXEL
+            given = planes + ((f // 6 * u.inputs + channel) * u.back_plane + row * u.pitch) * PIXEL
+            through(
+                scale[channel], shift[channel], low, mean[channel], valid, form[f + 5], gx, u.across * u.gx_pixel,
+                given, PIXEL, x, u.across * u.x_pixel, sums,
+            )  # fmt: skip
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def backward(like: Any, units: Any, part: int, parts: int) -> None:
+    """Gradients of kept weights and bias, and of x, scale and shift where there is room for them."""
+    u = units[0]
+    lanes = PIXEL // u.size
+    blocks = (u.images + lanes - 1) // lanes
+    planes = u.scratch + part * u.scratch_size
+    given = planes + u.inputs * u.phases * u.read_plane * PIXEL
+    back = given + u.outputs * u.gradient_plane * PIXEL
+    starts, back_starts, form = integers(u.starts), integers(u.back_starts), integers(u.form)
+    run = (u.rows - 1) * u.pitch + u.columns
+    tiles = (run + TILE - 1) // TILE
+    gradients = u.gradients + part * u.kept * u.size
+    nothing = numbers(like, u.nothing)
+    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+        valid = min(lanes, u.images - block * lanes)
+        _read(like, u, planes, block, valid)
+        _read_gradient(like, u, given, block, valid, part)
+        for t in range(tiles):
+            begin, end = t * run // tiles, (t + 1) * run // tiles
+            for o in range(u.outputs):
+                products(
+                    like, end - begin, planes + begin * PIXEL, u.offsets, gradients, np.int64(starts[o]),
+                    np.int64(starts[o + 1]), given + (o * u.gradient_plane + u.lead + begin) * PIXEL,
+                )  # fmt: skip
+        if u.gx != 0:
+            for phase in range(u.phases):
+                rows, count = form[6 * phase + 2], form[6 * phase + 5]
+                if rows > 0 and count > 0:
+                    first = phase * u.inputs
+                    _sum(
+                        like, given, u.back_offsets, u.back_values, back_starts, first, first + u.inputs, nothing,
+                        back + first * u.back_plane * PIXEL, u.back_plane, (rows - 1) * u.pitch + count,
+                    )  # fmt: skip
+            _write_gradient(like, u, back, block, valid, part)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def add(like: Any, units: Any, part: int, parts: int) -> None:
+    """y = max(low, scale x + shift + added)."""
+    u = units[0]
+    scale, shift, low = numbers(like, u.scale), numbers(like, u.shift), rounded(like, u.low)
+    lanes = PIXEL // u.size
+    for line in range(part * u.inputs * u.rows // parts, (part + 1) * u.inputs * u.rows // parts):
+        channel, row = line // u.rows, line % u.rows
+        y, x = u.y + channel * u.y_plane + row * u.y_row, u.x + channel * u.x_plane + row * u.x_row
+        added = u.added + channel * u.added_plane + row * u.added_row
+        for block in range((u.images + lanes - 1) // lanes):
+            valid, at = min(lanes, u.images - block * lanes), block * PIXEL
+            if u.added != 0:
+                join(
+                    scale[channel], shift[channel], low, valid, u.columns, y + at, u.y_pixel, x + at, u.x_pixel,
+                    added + at, u.added_pixel,
+                )  # fmt: skip
+            else:
+                normalise(
+                    scale[channel], shift[channel], low, valid, u.columns, y + at, u.y_pixel, x + at, u.x_pixel
+                )
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def add_backward(like: Any, units: Any, part: int, parts: int) -> None:
+    """Gradients back to x and to what is added, with the sums that scale and shift need."""
+    u = units[0]
+    scale, shift, mean = numbers(like, u.scale), numbers(like, u.shift), numbers(like, u.mean)
+    low, lanes = rounded(like, u.low), PIXEL // u.size
+    for line in range(part * u.inputs * u.rows // parts, (part + 1) * u.inputs * u.rows // parts):
+        channel, row = line // u.rows, line % u.rows
+        gx, x = u.gx + channel * u.gx_plane + row * u.gx_row, u.x + channel * u.x_plane + row * u.x_row
+        gy, y = u.gy + channel * u.gy_plane + row * u.gy_row, u.y + channel * u.y_plane + row * u.y_row
+        gadded = u.gadded + channel * u.gadded_plane + row * u.gadded_row
+        sums = u.sums + (part * u.inputs + channel) * 2 * PIXEL
+        for block in range((u.images + lanes - 1) // lanes):
+            valid, at = min(lanes, u.images - block * lanes), block * PIXEL
+            if u.gadded != 0:
+                split(
+                    scale[channel], low, mean[channel], valid, u.columns, gx + at, u.gx_pixel, gadded + at,
+                    u.gadded_pixel, gy + at, u.gy_pixel, x + at, u.x_pixel, y + at, u.y_pixel, sums,
+                )  # fmt: skip
+            else:
+                through(
+                    scale[channel], shift[channel], low, mean[channel], valid, u.columns, gx + at, u.gx_pixel, gy + at,
+                    u.gy_pixel, x + at, u.x_pixel, sums,
+                )  # fmt: skip
