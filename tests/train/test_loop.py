@@ -8,7 +8,7 @@ from torch import nn
 from experiments.runs.outcomes import entries, equal, numbers, stop_at
 from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit, load_checkpoint
 from pathex.train.loop import Collected
-from pathex.train.options import milestone_epochs
+from pathex.train.schedule import milestone_epochs
 from refusals import refused
 from snapshots import unchanged
 from training_in_processes import CPU, accuracy, trained

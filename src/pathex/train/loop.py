@@ -1,24 +1,30 @@
-"""The training loop: SGD with steps in the learning rate, a checkpoint after every epoch."""
+"""The training loop: an optimizer, a schedule of its learning rate, a checkpoint after every epoch."""
 
+import contextlib
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError, refusing
 from pathex.files import appending, read_torch, write_lines, write_torch
 from pathex.graph import freed_memory_kept, has_convolution_that_breaks
+from pathex.train.averaging import Average
 from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
-from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
+from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
+from pathex.train.remedies import attach_remedy
+from pathex.train.schedule import lr_schedule
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 _MOST_COLLECTED = 2**18  # numbers in outputs; more are not worth the memory
@@ -92,7 +98,7 @@ def fit(
 
     Args:
         model: The network.
-        feed: Training batches.
+        feed: Training batches; with ``mixup`` or ``cutmix`` in the options, a :class:`Mixed` feed.
         options: Learning rate, epochs, seed.
         fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
         loss: Mean loss of ``(outputs, targets)`` over the images.
@@ -106,7 +112,8 @@ def fit(
 
     Returns:
         The network as Fabric runs it, and one row for each epoch: ``epoch``, ``train_loss``, ``train_<metric_name>``,
-        ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
+        ``val_<metric_name>`` if measured, ``lr``, ``seconds``. Where ``options`` ask for an average of the weights, the
+        network ends with it, and ``val_`` is measured with it.
     """
     device = fabric.device
     with freed_memory_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -119,8 +126,9 @@ def fit(
         while loop.epoch < options.epochs:
             row = loop.train_epoch(feed, loss, metric)
             row[f"train_{metric_name}"] = _value(metric)
-            if validation is not None:
-                row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
+            with loop.averaged(feed, measured=validation is not None):
+                if validation is not None:
+                    row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
             loop.finish_epoch(row)
     return loop.model, loop.rows
 
@@ -141,7 +149,7 @@ class _Loop:
         self.options, self.fabric, self.tell, self._folder = options, fabric, tell, folder
         self.checkpoint, self.metrics = folder / "last.ckpt", folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
-        self._started = 0.0
+        self._started, self._mixed = 0.0, bool(options.mixup or options.cutmix)
         if options.sync_batchnorm and fabric.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -150,20 +158,21 @@ class _Loop:
         self._layout = memory_format(model)
         # All weights in one kernel; sharded ones know no such kernel.
         self._fused = (fabric.device.type == "cuda" and fabric.world_size == 1) or None
-        self._optimizer = torch.optim.SGD(
-            # Looked up by name: sharding puts other parameters in their place.
-            [{**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups],
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-            fused=self._fused,
-        )
-        milestones = milestone_epochs(options.epochs, options.milestones)
-        self._scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, options.gamma)
+        # Looked up by name: sharding puts other parameters in their place.
+        groups = [
+            {**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups
+        ]
+        self._optimizer = make_optimizer(groups, options, fused=self._fused)
+        form = {name: getattr(options, name) for name in ("warmup", "milestones", "gamma")}
+        self._scheduler = lr_schedule(self._optimizer, options.epochs, options.lr_schedule, **form)
         self.optimizer = fabric.setup_optimizers(self._optimizer)
-        companion = None if prepare is None else prepare(model, self._optimizer)
-        self._companion = companion if isinstance(companion, Companion) else None
+        kind, chosen = options.average, options.average_options
+        self._average = None if kind == "none" else Average(model, kind, options.epochs, chosen)
+        prepared = None if prepare is None else prepare(model, self._optimizer)
+        self._companion = prepared if isinstance(prepared, Companion) else None
+        name, chosen = options.remedy, options.remedy_options
+        mask = partial(getattr, prepared, "mask", {})
+        self._remedy = None if name == "none" else attach_remedy(name, self._optimizer, model, mask, chosen)
 
     @property
     def epoch(self) -> int:
@@ -194,6 +203,10 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
         self._scheduler.load_state_dict(state["scheduler"])
+        if self._remedy is not None:
+            self._remedy.load_state_dict(state["remedy"])
+        if self._average is not None:
+            self._average.network.load_state_dict(state["average"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.rows = state["rows"]
         # Rows are kept in the checkpoint, so that the file never disagrees with the weights, whenever a kill came.
@@ -224,12 +237,32 @@ class _Loop:
         collected.flush()
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(total)  # Fabric's own leaves the dtype
-            # Every process measures with the statistics of the first, which the checkpoint holds.
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
+            self._share_buffers()
         self._check(float(total), number)
+        if self._remedy is not None:
+            self._remedy.end_epoch(number)
+        if self._average is not None:
+            self._average.end_epoch(number)
         mean = float(total) / feed.images
         return {"epoch": number, "train_loss": mean, "lr": self._scheduler.get_last_lr()[0]}
+
+    def _share_buffers(self) -> None:
+        """Every process measures with the statistics of the first, which the checkpoint holds."""
+        if self.fabric.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    @contextlib.contextmanager
+    def averaged(self, feed: Batches, *, measured: bool) -> Iterator[None]:
+        """The averaged weights in place of the last, to be measured, and after the last epoch to stay."""
+        last = self.epoch + 1 == self.options.epochs
+        if self._average is None or not (measured or last):
+            yield
+            return
+        inputs = (each.contiguous(memory_format=self._layout) for each, _ in feed.in_order())
+        images = None if self.options.freeze_batchnorm else inputs
+        with self._average.installed(images, self.model, self._share_buffers, stay=last):
+            yield
 
     def _step(self, inputs: Tensor, targets: Tensor, loss: _Loss, collected: "Collected", total: Tensor) -> None:
         """One step of the optimizer, by the gradient of a batch in parts, and over all processes."""
@@ -249,8 +282,10 @@ class _Loop:
                 value = loss(outputs, wanted)
                 self.fabric.backward(value * (len(part) / mean))
             total += value.detach() * len(part)
-            collected(outputs.detach(), wanted)
+            collected(outputs.detach(), wanted.argmax(1) if self._mixed else wanted)
         self.optimizer.step()
+        if self._average is not None:
+            self._average.end_step()
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self._scheduler.step()
@@ -283,6 +318,8 @@ class _Loop:
             "scheduler": self._scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "companion": {} if self._companion is None else self._companion.state_dict(),
+            **({} if self._remedy is None else {"remedy": self._remedy.state_dict()}),
+            **({} if self._average is None else {"average": self._average.network.state_dict()}),
             "rows": self.rows,
         }
         self._write(self.checkpoint, state)
@@ -292,6 +329,14 @@ class _Loop:
         state = whole(state, keep=self.fabric.is_global_zero)
         if self.fabric.is_global_zero:
             save_checkpoint(path, state)
+
+
+def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions, fused: bool | None = None) -> Optimizer:
+    """SGD, or AdamW with the momentum for its first beta; both decay every parameter."""
+    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay, "fused": fused}
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999), **common)
+    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **common)
 
 
 class Collected:

@@ -17,7 +17,7 @@ from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.experiments.runs.tickets import OWN_ZEROS
 from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, read_schedule
 from pathex.tasks import kind
-from pathex.train import check_logger, check_machine
+from pathex.train import check_average, check_logger, check_machine, check_remedy
 
 _FILLED = ("name", "num_classes", "in_channels", "weights")
 
@@ -27,6 +27,7 @@ def check_config(config: RunConfig) -> None:
     check_ticket(config, (*DENSE, *TRAINED))
     _check_augmentation(config)
     _check_dynamic(config)
+    _check_recipe(config)
     if config.method == "small-dense":
         check_options(config)
     elif config.method in TRAINED:
@@ -51,6 +52,28 @@ def check_config(config: RunConfig) -> None:
         raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
     if config.strategy == "fsdp" and (config.method in TRAINED or kind(config.task, config.data) == "transfer"):
         raise InvalidInput("strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp")
+
+
+def _check_recipe(config: RunConfig) -> None:
+    """Settings of the training that do not go together, or not with the task, the method or the machine."""
+    if config.nesterov and config.optimizer != "sgd":
+        raise InvalidInput(f"nesterov is True with optimizer {config.optimizer!r}; allowed: false, or optimizer sgd")
+    for name in ("mixup", "cutmix"):
+        if (alpha := getattr(config, name)) and kind(config.task, config.data) == "segmentation":
+            raise InvalidInput(f"{name} is {alpha} with task 'segmentation'; allowed: 0")
+    for name, check in (("average", check_average), ("remedy", check_remedy)):
+        chosen, options = getattr(config, name), getattr(config, f"{name}_options")
+        if chosen != "none":
+            check(chosen, options)
+            if config.strategy == "fsdp":
+                raise InvalidInput(f"{name} is {chosen!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
+        elif options:
+            raise InvalidInput(f"{name}_options are given and {name} is 'none'; allowed: another {name}")
+    if config.remedy != "none" and config.precision == "16-mixed":
+        # Scaled gradients, and steps that are left out.
+        raise InvalidInput(f"remedy is {config.remedy!r} with precision '16-mixed'; allowed: none, or bf16-mixed")
+    if config.remedy == "sparseopt" and config.method in DENSE:
+        raise InvalidInput(f"remedy is 'sparseopt' with method {config.method!r}, which has no mask; allowed: none")
 
 
 def _check_dynamic(config: RunConfig) -> None:
