@@ -72,6 +72,8 @@ def _check_recipe(config: RunConfig) -> None:
     if config.remedy != "none" and config.precision == "16-mixed":
         # Scaled gradients, and steps that are left out.
         raise InvalidInput(f"remedy is {config.remedy!r} with precision '16-mixed'; allowed: none, or bf16-mixed")
+    if config.remedy == "sparseopt" and config.optimizer == "adamw":
+        raise InvalidInput("remedy is 'sparseopt' with optimizer 'adamw', which divides its factors out; allowed: sgd")
     if config.remedy == "sparseopt" and config.method in DENSE:
         raise InvalidInput(f"remedy is 'sparseopt' with method {config.method!r}, which has no mask; allowed: none")
 
