@@ -120,7 +120,7 @@ def test_ham_keeps_zeros_and_signs_and_caps_its_exponent():
 
 
 def test_balancing_leaves_the_function_and_sets_the_factors():
-    weights, masks, x, y = case(11)
+    weights, _, x, y = case(11)
     model = Pair(weights)
     optimizer = optimizer_of("sgd", model.parameters(), 0.1)
     remedy = SignIn(optimizer, dict(model.named_parameters()), every=1000)

@@ -1,7 +1,8 @@
 """Remedies for sparse training, each around the step of any optimizer and on any mask.
 
 HAM: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, "Hyperbolic Aware Minimization: Implicit Bias for Sparsity" (ICLR
-2026). Sign-In: Gadhikar, Jacobs, Zhou, Burkholz, "Sign-In to the Lottery: Reparameterized Sparse Training" (NeurIPS 2025).
+2026).
+Sign-In: Gadhikar, Jacobs, Zhou, Burkholz, "Sign-In to the Lottery: Reparameterized Sparse Training" (NeurIPS 2025).
 SparseOpt: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz, Ioannou, "SparseOpt: Addressing Normalization-induced
 Gradient Skew in Sparse Training" (ICML 2026).
 
@@ -51,12 +52,12 @@ class Remedy:
     def _around(self, *_: object) -> None:
         raise NotImplementedError
 
-    def _stepping(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-        """Weight, gradient and group of the optimizer of what has a gradient."""
+    def _stepping(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Weight, gradient and learning rate of what has a gradient."""
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
                 if weight in self._names and weight.grad is not None:
-                    yield weight, weight.grad, group
+                    yield weight, weight.grad, group["lr"]
 
     def end_epoch(self, number: int) -> None:
         """Called after every epoch, with the number of those that are over."""
@@ -100,8 +101,8 @@ class HAM(Remedy):
 
     @torch.no_grad()
     def _around(self, *_: object) -> None:
-        for weight, gradient, group in self._stepping():
-            exponent = (weight.sign() * gradient).mul_(-self._alpha).sub_(self._beta).mul_(group["lr"])
+        for weight, gradient, lr in self._stepping():
+            exponent = (weight.sign() * gradient).mul_(-self._alpha).sub_(self._beta).mul_(lr)
             weight.mul_(exponent.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_())
 
 
@@ -151,7 +152,7 @@ class SignIn(Remedy):
         for given, own in zip(self._optimizer.param_groups, self._inner.param_groups, strict=True):
             own.update({name: value for name, value in given.items() if name != "params"})
         stepping = []
-        for weight, gradient, _ in self._stepping():
+        for weight, gradient, _rate in self._stepping():
             m, w = self._factors[weight]
             self._renew(weight, m, w)
             m.grad, w.grad = gradient * w, gradient * m
@@ -252,7 +253,7 @@ class SparseOpt(Remedy):
                 for weight, name in self._names.items()
                 if name in mask and mask[name].dim() > 1
             }
-        for weight, gradient, _ in self._stepping():
+        for weight, gradient, _rate in self._stepping():
             if weight in self._factors:
                 gradient.mul_(self._factors[weight])
 

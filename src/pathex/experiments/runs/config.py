@@ -131,7 +131,7 @@ class RunConfig(TicketConfig):
         momentum: Momentum of SGD, or the first beta of AdamW (the second is 0.999).
         nesterov: Whether the momentum is Nesterov's.
         weight_decay: L2 penalty of SGD, or decay of AdamW apart from the gradient, on every parameter.
-        lr_schedule: What the learning rate does after the warm-up: ``steps`` at the milestones, or ``cosine`` towards 0.
+        lr_schedule: What the learning rate does after the warm-up: ``steps`` at the milestones, ``cosine`` towards 0.
         warmup: Fraction of the training in which the learning rate rises linearly, by the epoch.
         milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
         gamma: Factor of the learning rate at each milestone.
@@ -143,8 +143,8 @@ class RunConfig(TicketConfig):
         augment_options: Options of the augmentation, such as ``min_scale`` of ``resized-crop``.
         mixup: Alpha of mixup; 0 is none. With ``cutmix`` too, each batch draws one of both.
         cutmix: Alpha of CutMix; 0 is none.
-        average: Average of the weights that validation, test and the next level of `imp` see: ``none``, ``ema`` (moving,
-            over the steps) or ``swa`` (mean over the ends of the last epochs).
+        average: Average of the weights with which the training ends, and validation measures: ``none``, ``ema``
+            (moving, over the steps) or ``swa`` (mean over the ends of the last epochs).
         average_options: Options of the average: ``decay`` of ``ema``, ``start`` of ``swa``.
         remedy: Remedy for sparse training: ``none``, ``ham``, ``sign-in`` or ``sparseopt``.
         remedy_options: Options of the remedy: ``alpha`` and ``beta`` of ``ham``, ``every`` of ``sign-in``.

@@ -58,9 +58,9 @@ def _check_recipe(config: RunConfig) -> None:
     """Settings of the training that do not go together, or not with the task, the method or the machine."""
     if config.nesterov and config.optimizer != "sgd":
         raise InvalidInput(f"nesterov is True with optimizer {config.optimizer!r}; allowed: false, or optimizer sgd")
-    for name in ("mixup", "cutmix"):
-        if (alpha := getattr(config, name)) and kind(config.task, config.data) == "segmentation":
-            raise InvalidInput(f"{name} is {alpha} with task 'segmentation'; allowed: 0")
+    segmentation = kind(config.task, config.data) == "segmentation"
+    for name in [each for each in ("mixup", "cutmix") if segmentation and getattr(config, each)]:
+        raise InvalidInput(f"{name} is {getattr(config, name)} with task 'segmentation'; allowed: 0")
     for name, check in (("average", check_average), ("remedy", check_remedy)):
         chosen, options = getattr(config, name), getattr(config, f"{name}_options")
         if chosen != "none":
@@ -69,13 +69,15 @@ def _check_recipe(config: RunConfig) -> None:
                 raise InvalidInput(f"{name} is {chosen!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
         elif options:
             raise InvalidInput(f"{name}_options are given and {name} is 'none'; allowed: another {name}")
-    if config.remedy != "none" and config.precision == "16-mixed":
-        # Scaled gradients, and steps that are left out.
-        raise InvalidInput(f"remedy is {config.remedy!r} with precision '16-mixed'; allowed: none, or bf16-mixed")
-    if config.remedy == "sparseopt" and config.optimizer == "adamw":
-        raise InvalidInput("remedy is 'sparseopt' with optimizer 'adamw', which divides its factors out; allowed: sgd")
-    if config.remedy == "sparseopt" and config.method in DENSE:
-        raise InvalidInput(f"remedy is 'sparseopt' with method {config.method!r}, which has no mask; allowed: none")
+    sparseopt = config.remedy == "sparseopt"
+    for name, wrong, why in (
+        ("precision", config.remedy != "none" and config.precision == "16-mixed", "which scales gradients"),
+        ("optimizer", sparseopt and config.optimizer == "adamw", "which divides its factors out again"),
+        ("method", sparseopt and config.method in DENSE, "which has no mask"),
+    ):
+        if wrong:
+            chosen = f"remedy is {config.remedy!r} with {name} {getattr(config, name)!r}"
+            raise InvalidInput(f"{chosen}, {why}; allowed: none, or another {name}")
 
 
 def _check_dynamic(config: RunConfig) -> None:
