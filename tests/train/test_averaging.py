@@ -8,7 +8,7 @@ from torch import nn
 
 import pathex
 from pathex.pruning import dynamic
-from pathex.train import Feed, evaluate, load_checkpoint
+from pathex.train import Feed, check_recipe, evaluate, load_checkpoint
 from refusals import refused
 from training_in_processes import CPU, accuracy, trained
 
@@ -62,15 +62,6 @@ def test_the_mean_of_epochs_has_statistics_of_its_own(network, images, tmp_path,
     assert rows[-1]["val_accuracy"] == evaluate(model, held_out, accuracy())
 
 
-def test_measuring_the_average_leaves_the_training_as_it_was(network, images, tmp_path):
-    for average in ("ema", "swa"):
-        options = {"average": average, "average_options": {"decay": 0.9} if average == "ema" else {"start": 0.0}}
-        held_out = Feed(images, images.test, device=CPU, batch_size=3)
-        measured, _ = trained(network, images, tmp_path / f"{average}-1", more={"validation": held_out}, **options)
-        alone, _ = trained(network, images, tmp_path / f"{average}-2", **options)
-        assert all(map(torch.equal, measured.state_dict().values(), alone.state_dict().values()))
-
-
 def test_an_average_keeps_the_zeros_of_the_last_mask(network, images, tmp_path):
     handles = []
 
@@ -87,6 +78,6 @@ def test_an_average_keeps_the_zeros_of_the_last_mask(network, images, tmp_path):
 
 def test_options_are_checked():
     with refused(r"decay is 1; allowed: a number in \[0, 1\)"):
-        pathex.train.check_average("ema", {"decay": 1})
+        check_recipe("average", "ema", {"decay": 1})
     with refused("unknown option of average 'swa' 'decay'"):
-        pathex.train.check_average("swa", {"decay": 0.9})
+        check_recipe("average", "swa", {"decay": 0.9})

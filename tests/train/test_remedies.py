@@ -12,8 +12,8 @@ import moving_masks
 import pathex
 from brute_force import remedies as twin
 from pathex.pruning import dynamic
-from pathex.train import HAM, SignIn, SparseOpt, unit_factors
-from pathex.train.remedies import attach_remedy, check_remedy
+from pathex.train import attach_remedy, check_recipe
+from pathex.train.remedies import unit_factors
 from refusals import refused
 
 STEPS = 12
@@ -30,6 +30,11 @@ class Pair(nn.Module):
 
     def forward(self, x):
         return torch.tanh(x @ self.first.T) @ self.second.T
+
+
+def holder(weight):
+    """A module with one weight, ``w``, and a vector that nothing trains."""
+    return nn.ParameterDict({"w": weight, "other": nn.Parameter(torch.zeros(1))})
 
 
 def case(seed):
@@ -107,7 +112,7 @@ def test_vectors_of_kept_weights_train_as_the_masked_network(name):
 def test_ham_keeps_zeros_and_signs_and_caps_its_exponent():
     weight = nn.Parameter(torch.tensor([[0.0, -0.0, 1.0, -2.0, 3.0]], dtype=torch.float64))
     optimizer = SGD([weight], lr=0.0)
-    HAM(optimizer, {"w": weight}, alpha=1e6, beta=0.0)
+    attach_remedy("ham", optimizer, holder(weight), dict, {"alpha": 1e6, "beta": 0.0})
     weight.grad = torch.tensor([[5.0, -5.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
     optimizer.step()
     assert torch.equal(weight, weight.new_tensor([[0.0, -0.0, 1.0, -2.0, 3.0]]))  # no rate, no change
@@ -123,14 +128,14 @@ def test_balancing_leaves_the_function_and_sets_the_factors():
     weights, _, x, y = case(11)
     model = Pair(weights)
     optimizer = optimizer_of("sgd", model.parameters(), 0.1)
-    remedy = SignIn(optimizer, dict(model.named_parameters()), every=1000)
+    remedy = attach_remedy("sign-in", optimizer, model, dict, {"every": STEPS + 1})
     steps(model, optimizer, remedy, torch.tensor(x), torch.tensor(y), rates("sgd"))
     before, outputs = copy.deepcopy(model.state_dict()), model(torch.tensor(x))
-    gaps = [m.square() - w.square() for m, w in remedy.state_dict()["factors"].values()]
+    gaps = [m.square() - w.square() for m, w in remedy.state_dict()["factors"]]
     assert all((gap - 1).abs().max() > 1e-3 for gap in gaps)  # weight decay moved it
-    remedy.balance()
+    remedy.end_epoch(STEPS + 1)
     torch.testing.assert_close(model(torch.tensor(x)), outputs, rtol=1e-13, atol=1e-13)
-    for name, (m, w) in remedy.state_dict()["factors"].items():
+    for name, (m, w) in zip(before, remedy.state_dict()["factors"], strict=True):
         assert torch.equal(m * w, model.get_parameter(name)) and (m > 0).all()
         torch.testing.assert_close(m.square() - w.square(), torch.ones_like(m), rtol=0, atol=1e-12)
         torch.testing.assert_close(m * w, before[name], rtol=1e-14, atol=0)
@@ -166,7 +171,7 @@ def test_a_mask_that_moves_keeps_its_zeros_and_begins_anew_where_it_grows(name, 
                 if name == "sign-in":
                     with torch.no_grad():
                         m, w = remedy._factors[weight]
-                        remedy._renew(weight, m, w)
+                        remedy._balance(weight, weight == 0)
                     assert (m[new] == 1).all() and not w[new].any()
                     memories = [remedy._inner.state[each]["momentum_buffer"][new] for each in (m, w)]
                     assert not torch.stack(memories).any()
@@ -177,7 +182,7 @@ def test_sparseopt_follows_the_mask_in_force():
     weight = nn.Parameter(torch.zeros(2, 4, dtype=torch.float64))
     masks = [{"w": torch.tensor([[True, False, False, False], [True] * 4])}]
     optimizer = SGD([weight], lr=1.0)
-    SparseOpt(optimizer, {"w": weight, "other": nn.Parameter(torch.zeros(1))}, mask=lambda: masks[-1])
+    attach_remedy("sparseopt", optimizer, holder(weight), lambda: masks[-1])
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         before = weight.detach().clone()
@@ -218,29 +223,14 @@ def test_a_transposed_convolution_is_found_and_vectors_without_unit_are_left_alo
         torch.testing.assert_close(before[name] - parameter.detach(), expected)
 
 
-@pytest.mark.parametrize("name", REMEDIES)
-def test_after_removal_the_optimizer_is_alone(name):
-    weights, masks, _, _ = case(5)
-    model = Pair(weights)
-    optimizer = SGD(model.parameters(), lr=0.1)
-    remedy = attach_remedy(name, optimizer, model, lambda: {"first": torch.tensor(masks[0])}, OPTIONS[name])
-    remedy.remove()
-    before = copy.deepcopy(model.state_dict())
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    for key, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[key] - 0.1)
-
-
 def test_options_are_checked():
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer = SGD([weight], lr=0.1)
-    with refused("alpha is -1; allowed: a number of at least 0"):
-        HAM(optimizer, {"w": weight}, alpha=-1)
+    with refused(r"alpha is -1; allowed: a number in \[0, inf\)"):
+        attach_remedy("ham", optimizer, holder(weight), dict, {"alpha": -1})
     with refused("every must be a positive integer, got 0"):
-        SignIn(optimizer, {"w": weight}, every=0)
+        attach_remedy("sign-in", optimizer, holder(weight), dict, {"every": 0})
     with refused("unknown option of remedy 'sparseopt' 'alpha'"):
-        check_remedy("sparseopt", {"alpha": 1})
+        check_recipe("remedy", "sparseopt", {"alpha": 1})
     with refused("unknown remedy 'hamm'. Did you mean 'ham'"):
-        check_remedy("hamm", {})
+        check_recipe("remedy", "hamm", {})

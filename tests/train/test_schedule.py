@@ -5,11 +5,10 @@ from fractions import Fraction
 
 import pytest
 from torch import nn, zeros
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
-from pathex.train import lr_schedule
-from pathex.train.schedule import milestone_epochs
-from refusals import refused
+from pathex.train import TrainOptions
+from pathex.train.schedule import make_optimizer, milestone_epochs
 
 
 def test_milestones_are_the_nearest_ends_of_an_epoch():
@@ -22,10 +21,10 @@ def test_milestones_are_the_nearest_ends_of_an_epoch():
         assert milestone_epochs(epochs, fractions) == expected
 
 
-def learned(epochs, *args, **options):
+def learned(epochs, **options):
     """The learning rates of two groups, by epoch."""
-    optimizer = SGD([{"params": [nn.Parameter(zeros(1))], "lr": lr} for lr in (0.5, 2.0)])
-    schedule = lr_schedule(optimizer, epochs, *args, **options)
+    groups = [{"params": [nn.Parameter(zeros(1))], "lr": lr} for lr in (0.5, 2.0)]
+    optimizer, schedule = make_optimizer(groups, TrainOptions(epochs, **options))
     rows = []
     for _ in range(epochs):
         rows.append(schedule.get_last_lr())
@@ -40,7 +39,7 @@ def learned(epochs, *args, **options):
 def test_a_schedule_is_its_formula(name, epochs, warmup):
     first = max(0, min(epochs - 1, int(Fraction(str(warmup)) * epochs + Fraction(1, 2))))
     falls = [max(1, int(Fraction(part) * epochs + Fraction(1, 2))) for part in ("1/4", "3/4")]
-    rows = learned(epochs, name, warmup=warmup, milestones=(0.25, 0.75), gamma=0.2)
+    rows = learned(epochs, lr_schedule=name, warmup=warmup, milestones=(0.25, 0.75), gamma=0.2)
     for epoch, row in enumerate(rows):
         if epoch < first:
             factor = (epoch + 1) / (first + 1)
@@ -51,9 +50,11 @@ def test_a_schedule_is_its_formula(name, epochs, warmup):
         assert row == pytest.approx([0.5 * factor, 2 * factor], rel=1e-12, abs=1e-14)
 
 
-def test_a_schedule_refuses_what_it_cannot_do():
-    optimizer = SGD([nn.Parameter(zeros(1))], lr=0.1)
-    with refused("unknown lr_schedule 'cosin'. Did you mean 'cosine'"):
-        lr_schedule(optimizer, 3, "cosin")
-    with refused(r"warmup is 1; allowed: a fraction of the training, in \[0, 1\)"):
-        lr_schedule(optimizer, 3, warmup=1)
+def test_settings_reach_the_optimizers():
+    groups = [{"params": [nn.Parameter(zeros(1))]}]
+    options = {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.2}
+    sgd, _ = make_optimizer(groups, TrainOptions(2, nesterov=True, **options))
+    adamw, _ = make_optimizer(groups, TrainOptions(2, optimizer="adamw", **options))
+    assert (type(sgd), type(adamw)) == (SGD, AdamW)
+    assert sgd.param_groups[0].items() >= {**options, "nesterov": True}.items()
+    assert adamw.param_groups[0].items() >= {"lr": 0.3, "betas": (0.7, 0.999), "weight_decay": 0.2}.items()

@@ -1,11 +1,10 @@
 """The training loop: an optimizer, a schedule of its learning rate, a checkpoint after every epoch."""
 
-import contextlib
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError, refusing
@@ -24,7 +22,7 @@ from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
 from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
 from pathex.train.remedies import attach_remedy
-from pathex.train.schedule import lr_schedule
+from pathex.train.schedule import make_optimizer
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 _MOST_COLLECTED = 2**18  # numbers in outputs; more are not worth the memory
@@ -112,8 +110,8 @@ def fit(
 
     Returns:
         The network as Fabric runs it, and one row for each epoch: ``epoch``, ``train_loss``, ``train_<metric_name>``,
-        ``val_<metric_name>`` if measured, ``lr``, ``seconds``. Where ``options`` ask for an average of the weights, the
-        network ends with it, and ``val_`` is measured with it.
+        ``val_<metric_name>`` if measured, ``lr``, ``seconds``. Where ``options`` ask for an average of the weights, it
+        takes their place after the last epoch, before that is measured.
     """
     device = fabric.device
     with freed_memory_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -126,9 +124,8 @@ def fit(
         while loop.epoch < options.epochs:
             row = loop.train_epoch(feed, loss, metric)
             row[f"train_{metric_name}"] = _value(metric)
-            with loop.averaged(feed, measured=validation is not None):
-                if validation is not None:
-                    row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
+            if validation is not None:
+                row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
             loop.finish_epoch(row)
     return loop.model, loop.rows
 
@@ -162,17 +159,20 @@ class _Loop:
         groups = [
             {**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups
         ]
-        self._optimizer = make_optimizer(groups, options, fused=self._fused)
-        form = {name: getattr(options, name) for name in ("warmup", "milestones", "gamma")}
-        self._scheduler = lr_schedule(self._optimizer, options.epochs, options.lr_schedule, **form)
+        self._optimizer, self._scheduler = make_optimizer(groups, options, fused=self._fused)
         self.optimizer = fabric.setup_optimizers(self._optimizer)
         kind, chosen = options.average, options.average_options
         self._average = None if kind == "none" else Average(model, kind, options.epochs, chosen)
         prepared = None if prepare is None else prepare(model, self._optimizer)
         self._companion = prepared if isinstance(prepared, Companion) else None
-        name, chosen = options.remedy, options.remedy_options
-        mask = partial(getattr, prepared, "mask", {})
-        self._remedy = None if name == "none" else attach_remedy(name, self._optimizer, model, mask, chosen)
+        self._extras: dict[str, Any] = {}
+        # In this order: a remedy works on what the mask left, and the average takes what the remedy made.
+        if (name := options.remedy) != "none":
+            mask = partial(getattr, prepared, "mask", {})
+            self._extras["remedy"] = attach_remedy(name, self._optimizer, model, mask, options.remedy_options)
+        if self._average is not None:
+            self._extras["average"] = self._average
+            self._optimizer.register_step_post_hook(self._average.end_step)
 
     @property
     def epoch(self) -> int:
@@ -203,10 +203,8 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
         self._scheduler.load_state_dict(state["scheduler"])
-        if self._remedy is not None:
-            self._remedy.load_state_dict(state["remedy"])
-        if self._average is not None:
-            self._average.network.load_state_dict(state["average"])
+        for name, extra in self._extras.items():
+            extra.load_state_dict(state[name])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.rows = state["rows"]
         # Rows are kept in the checkpoint, so that the file never disagrees with the weights, whenever a kill came.
@@ -235,34 +233,19 @@ class _Loop:
                 epochs, steps = self.options.epochs, feed.batches
                 self.tell("step", {"epoch": number, "epochs": epochs, "step": count, "steps": steps})
         collected.flush()
+        for extra in self._extras.values():
+            extra.end_epoch(number)
+        if self._average is not None and number == self.options.epochs:
+            images = (inputs.contiguous(memory_format=self._layout) for inputs, _ in feed.in_order())
+            self._average.install(None if self.options.freeze_batchnorm else images, self.model)
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(total)  # Fabric's own leaves the dtype
-            self._share_buffers()
-        self._check(float(total), number)
-        if self._remedy is not None:
-            self._remedy.end_epoch(number)
-        if self._average is not None:
-            self._average.end_epoch(number)
-        mean = float(total) / feed.images
-        return {"epoch": number, "train_loss": mean, "lr": self._scheduler.get_last_lr()[0]}
-
-    def _share_buffers(self) -> None:
-        """Every process measures with the statistics of the first, which the checkpoint holds."""
-        if self.fabric.world_size > 1:
+            # Every process measures with the statistics of the first, which the checkpoint holds.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-
-    @contextlib.contextmanager
-    def averaged(self, feed: Batches, *, measured: bool) -> Iterator[None]:
-        """The averaged weights in place of the last, to be measured, and after the last epoch to stay."""
-        last = self.epoch + 1 == self.options.epochs
-        if self._average is None or not (measured or last):
-            yield
-            return
-        inputs = (each.contiguous(memory_format=self._layout) for each, _ in feed.in_order())
-        images = None if self.options.freeze_batchnorm else inputs
-        with self._average.installed(images, self.model, self._share_buffers, stay=last):
-            yield
+        self._check(float(total), number)
+        mean = float(total) / feed.images
+        return {"epoch": number, "train_loss": mean, "lr": self._scheduler.get_last_lr()[0]}
 
     def _step(self, inputs: Tensor, targets: Tensor, loss: _Loss, collected: "Collected", total: Tensor) -> None:
         """One step of the optimizer, by the gradient of a batch in parts, and over all processes."""
@@ -284,8 +267,6 @@ class _Loop:
             total += value.detach() * len(part)
             collected(outputs.detach(), wanted.argmax(1) if self._mixed else wanted)
         self.optimizer.step()
-        if self._average is not None:
-            self._average.end_step()
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self._scheduler.step()
@@ -318,8 +299,7 @@ class _Loop:
             "scheduler": self._scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "companion": {} if self._companion is None else self._companion.state_dict(),
-            **({} if self._remedy is None else {"remedy": self._remedy.state_dict()}),
-            **({} if self._average is None else {"average": self._average.network.state_dict()}),
+            **{name: extra.state_dict() for name, extra in self._extras.items()},
             "rows": self.rows,
         }
         self._write(self.checkpoint, state)
@@ -329,14 +309,6 @@ class _Loop:
         state = whole(state, keep=self.fabric.is_global_zero)
         if self.fabric.is_global_zero:
             save_checkpoint(path, state)
-
-
-def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions, fused: bool | None = None) -> Optimizer:
-    """SGD, or AdamW with the momentum for its first beta; both decay every parameter."""
-    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay, "fused": fused}
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999), **common)
-    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **common)
 
 
 class Collected:

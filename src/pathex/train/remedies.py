@@ -1,15 +1,14 @@
-"""Remedies for sparse training, each around the step of any optimizer and on any mask.
+"""Remedies for sparse training, each around the steps of any optimizer and on any mask.
 
 HAM: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, "Hyperbolic Aware Minimization: Implicit Bias for Sparsity" (ICLR
 2026).
 Sign-In: Gadhikar, Jacobs, Zhou, Burkholz, "Sign-In to the Lottery: Reparameterized Sparse Training" (NeurIPS 2025).
 SparseOpt: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz, Ioannou, "SparseOpt: Addressing Normalization-induced
 Gradient Skew in Sparse Training" (ICML 2026).
-
-All work on pairs of a parameter and its gradient of any shape, vectors of kept weights included.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,37 +19,21 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput, check_integer, check_name
 
-OPTIONS: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {"ham": {"alpha": 200.0, "beta": 1e-3}, "sign-in": {"every": 1}, "sparseopt": {}}
+OPTIONS: Mapping[str, Mapping[str, Mapping[str, float]]] = MappingProxyType(
+    {
+        "average": {"ema": {"decay": 0.999}, "swa": {"start": 0.75}},
+        "remedy": {"ham": {"alpha": 200.0, "beta": 1e-3}, "sign-in": {"every": 1}, "sparseopt": {}},
+    }
 )
-"""Remedies, and their options."""
-
-_LARGEST_EXPONENT = 5.0
 
 
 class Remedy:
-    """What is done around every step of an optimizer, until `remove` is called.
-
-    A mask has to be attached before: a remedy then sees its gradients, and its zeros stay.
-    """
+    """What `attach_remedy` puts around the steps of an optimizer."""
 
     def __init__(self, optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
-        """Work on some weights of an optimizer.
-
-        Args:
-            optimizer: What trains the weights, called without a closure.
-            weights: Parameters by name; those that the optimizer does not hold are left alone.
-        """
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         self._optimizer = optimizer
         self._names = {weight: name for name, weight in weights.items() if weight in trained}
-        self._hook = self._register(optimizer)
-
-    def _register(self, optimizer: Optimizer) -> Any:
-        return optimizer.register_step_pre_hook(self._around)
-
-    def _around(self, *_: object) -> None:
-        raise NotImplementedError
 
     def _stepping(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Weight, gradient and learning rate of what has a gradient."""
@@ -60,7 +43,7 @@ class Remedy:
                     yield weight, weight.grad, group["lr"]
 
     def end_epoch(self, number: int) -> None:
-        """Called after every epoch, with the number of those that are over."""
+        """To be called after every epoch, with the number of those that are over."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the network and its optimizer."""
@@ -69,197 +52,121 @@ class Remedy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state_dict` returned, after network and optimizer did."""
 
-    def remove(self) -> None:
-        """Leave the optimizer alone from now on."""
-        self._hook.remove()
 
+class _Ham(Remedy):
+    """``w <- w exp(lr (-alpha sign(w) grad - beta))`` after the step, with an exponent within 5 of 0."""
 
-class HAM(Remedy):
-    """After the step, ``w <- w exp(lr (-alpha sign(w) grad - beta))``, with an exponent within 5 of 0.
-
-    The gradient is that of the loss before the step, as the optimizer was given it: without weight decay and momentum.
-    Zeros stay zero, and no weight changes its sign here.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, weights: Mapping[str, Tensor], *, alpha: float = 200.0, beta: float = 1e-3
-    ) -> None:
-        """See `Remedy`.
-
-        Args:
-            optimizer: What trains the weights.
-            weights: Parameters by name.
-            alpha: Weight of the gradient, at least 0.
-            beta: Decay beside the gradient, at least 0.
-        """
-        check_remedy("ham", {"alpha": alpha, "beta": beta})
+    def __init__(self, *given: Any, alpha: float = 200.0, beta: float = 1e-3) -> None:
+        super().__init__(*given)
         self._alpha, self._beta = alpha, beta
-        super().__init__(optimizer, weights)
-
-    def _register(self, optimizer: Optimizer) -> Any:
-        return optimizer.register_step_post_hook(self._around)
+        self._optimizer.register_step_post_hook(self._after_step)
 
     @torch.no_grad()
-    def _around(self, *_: object) -> None:
+    def _after_step(self, *_: object) -> None:
         for weight, gradient, lr in self._stepping():
             exponent = (weight.sign() * gradient).mul_(-self._alpha).sub_(self._beta).mul_(lr)
-            weight.mul_(exponent.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_())
+            weight.mul_(exponent.clamp_(-5, 5).exp_())
 
 
 def balanced(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The two factors of a weight with ``m w = weight``, ``m^2 - w^2 = 1`` and m > 0."""
+    """The factors of a weight with ``m w = weight``, ``m^2 - w^2 = 1`` and m > 0."""
     m = ((1 + (1 + 4 * weight.square()).sqrt()) / 2).sqrt()
     return m, weight / m
 
 
-class SignIn(Remedy):
-    """Trains two factors ``m w`` in place of every weight, which are balanced anew now and then.
+class _SignIn(Remedy):
+    """Steps two factors ``m w`` in place of each weight, by an optimizer of their own, before the other's step."""
 
-    An optimizer of the same class and settings steps the factors by ``grad w`` and ``grad m``, with momentum and weight
-    decay of their own; the weights' own optimizer passes them over. A small step of plain gradient descent thereby
-    moves a weight by ``m^2 + w^2 = sqrt(4 weight^2 + 1)`` times its gradient where the factors are balanced. Weights
-    that something else moved, and zeros, begin with balanced factors and nothing in the memory of their optimizer.
-    """
-
-    def __init__(self, optimizer: Optimizer, weights: Mapping[str, Tensor], *, every: int = 1) -> None:
-        """See `Remedy`.
-
-        Args:
-            optimizer: What trains the weights.
-            weights: Parameters by name.
-            every: Epochs after which the factors are balanced anew.
-        """
-        check_remedy("sign-in", {"every": every})
+    def __init__(self, *given: Any, every: int = 1) -> None:
+        super().__init__(*given)
         self._every = every
-        super().__init__(optimizer, weights)
         self._factors = {weight: balanced(weight.detach()) for weight in self._names}
-        self._inner = type(optimizer)(  # all settings are in the groups
-            [
-                {**group, "params": [factor for each in group["params"] for factor in self._factors.get(each, ())]}
-                for group in optimizer.param_groups
-            ],
-            lr=1.0,  # type: ignore[call-arg]
-        )
-        self._put()
+        groups = [
+            {**group, "params": [factor for each in group["params"] for factor in self._factors.get(each, ())]}
+            for group in self._optimizer.param_groups
+        ]
+        self._inner = type(self._optimizer)(groups, lr=1.0)  # type: ignore[call-arg] # all settings are in the groups
+        self._put(self._factors)
+        self._optimizer.register_step_pre_hook(self._before_step)
 
     @torch.no_grad()
-    def _put(self) -> None:
-        for weight, (m, w) in self._factors.items():
-            weight.copy_(m * w)
+    def _put(self, weights: Iterable[Tensor]) -> None:
+        for weight in weights:
+            weight.copy_(torch.mul(*self._factors[weight]))
 
     @torch.no_grad()
-    def _around(self, *_: object) -> None:
+    def _before_step(self, *_: object) -> None:
         for given, own in zip(self._optimizer.param_groups, self._inner.param_groups, strict=True):
             own.update({name: value for name, value in given.items() if name != "params"})
         stepping = []
-        for weight, gradient, _rate in self._stepping():
+        for weight, gradient, _lr in self._stepping():
             m, w = self._factors[weight]
-            self._renew(weight, m, w)
+            # What the mask moved or holds at zero begins anew.
+            self._balance(weight, (weight != m * w) | (weight == 0))
             m.grad, w.grad = gradient * w, gradient * m
             weight.grad = None  # its own optimizer passes it over
             stepping.append(weight)
         self._inner.step()
-        for weight in stepping:
-            m, w = self._factors[weight]
-            weight.copy_(m * w)
-            m.grad = w.grad = None
+        self._inner.zero_grad()
+        self._put(stepping)
 
-    def _renew(self, weight: Tensor, m: Tensor, w: Tensor) -> None:
-        """Balanced factors, and no memory, where the weight is no longer their product or is zero."""
-        new = (weight != m * w) | (weight == 0)
-        for factor, value in zip((m, w), balanced(weight), strict=True):
+    def _balance(self, weight: Tensor, new: Tensor) -> None:
+        """Balanced factors, and nothing in the memory of their optimizer, at some places."""
+        for factor, value in zip(self._factors[weight], balanced(weight), strict=True):
             factor.copy_(torch.where(new, value, factor))
             for memory in self._inner.state.get(factor, {}).values():
                 if isinstance(memory, Tensor) and memory.shape == weight.shape:
                     memory.masked_fill_(new, 0)
 
-    @torch.no_grad()
-    def balance(self) -> None:
-        """Balance all factors; weights stay, up to rounding, and so does the memory of the factors' optimizer."""
-        for weight, (m, w) in self._factors.items():
-            for factor, value in zip((m, w), balanced(weight), strict=True):
-                factor.copy_(value)
-        self._put()
-
     def end_epoch(self, number: int) -> None:
-        """Balance all factors after every ``every`` epochs."""
         if number % self._every == 0:
-            self.balance()
+            self._load([balanced(weight) for weight in self._factors])
+            self._put(self._factors)
+
+    @torch.no_grad()
+    def _load(self, values: Sequence[Sequence[Tensor]]) -> None:
+        for factors, saved in zip(self._factors.values(), values, strict=True):
+            for factor, value in zip(factors, saved, strict=True):
+                factor.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors by name of the weight, and the state of their optimizer."""
-        factors = {name: list(self._factors[weight]) for weight, name in self._names.items()}
+        factors = [list(factors) for factors in self._factors.values()]
         return {"factors": factors, "optimizer": self._inner.state_dict()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state_dict` returned, after network and optimizer did."""
-        for weight, name in self._names.items():
-            for factor, value in zip(self._factors[weight], state["factors"][name], strict=True):
-                factor.copy_(value)
+        self._load(state["factors"])
         self._inner.load_state_dict(state["optimizer"])
 
 
 def unit_factors(kept: Tensor, groups: int | None = None) -> Tensor:
-    """SparseOpt's factor of every gradient of a layer: ``sqrt(1 - s_i) / sqrt(1 - s_mean)``, s_i sparsity of unit i.
-
-    Args:
-        kept: Mask of the layer's weight, (units, ...), or of a transposed convolution, (inputs, units / groups, ...).
-        groups: Groups of a transposed convolution; None for every other layer.
-
-    Returns:
-        Factors in the shape of the mask, float64; zeros where a layer keeps nothing.
-    """
+    """``sqrt(1 - s_i) / sqrt(1 - s_mean)`` in the shape of a mask; with ``groups`` of a transposed convolution."""
     parts = kept.double().unflatten(0, (groups or 1, -1))
-    own = [dim for dim in range(1, parts.dim()) if dim != (1 if groups is None else 2)]
-    density = parts.mean(own, keepdim=True)
+    density = parts.mean([dim for dim in range(1, parts.dim()) if dim != (1 if groups is None else 2)], keepdim=True)
     mean = density.mean().clamp_min(torch.finfo(density.dtype).tiny)
     return (density / mean).sqrt().expand_as(parts).flatten(0, 1)
 
 
-class SparseOpt(Remedy):
-    """Before the step, the gradients of every unit times :func:`unit_factors`, from the mask in force.
+class _SparseOpt(Remedy):
+    """Gradients of every masked layer times `unit_factors` before the step."""
 
-    A mask that moves is found by the gradients as they are. Layers without a mask, and vectors, are left alone.
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        weights: Mapping[str, Tensor],
-        *,
-        mask: Callable[[], Mapping[str, Tensor]],
-        transposed: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
-        """See `Remedy`.
-
-        Args:
-            optimizer: What trains the weights.
-            weights: Parameters by name, in the shape of their mask, or vectors of the kept weights in their order.
-            mask: Gives the mask in force; what moves it gives another object.
-            transposed: Groups of transposed convolutions by name of the weight.
-        """
-        self._mask, self._transposed = mask, transposed
+    def __init__(self, *given: Any, mask: Callable[[], Mapping[str, Tensor]], groups: Mapping[str, int]) -> None:
+        super().__init__(*given)
+        self._mask, self._groups = mask, groups
         self._seen: Mapping[str, Tensor] | None = None
-        self._factors: dict[Tensor, Tensor] = {}
-        super().__init__(optimizer, weights)
+        self._scales: dict[Tensor, Tensor] = {}
+        self._optimizer.register_step_pre_hook(self._before_step)
 
     @torch.no_grad()
-    def _around(self, *_: object) -> None:
-        if (mask := self._mask()) is not self._seen:
-            self._seen = mask
-            self._factors = {
-                weight: self._factor(mask[name], name, weight)
-                for weight, name in self._names.items()
-                if name in mask and mask[name].dim() > 1
-            }
-        for weight, gradient, _rate in self._stepping():
-            if weight in self._factors:
-                gradient.mul_(self._factors[weight])
-
-    def _factor(self, kept: Tensor, name: str, weight: Tensor) -> Tensor:
-        factor = unit_factors(kept, self._transposed.get(name))
-        return (factor if weight.shape == kept.shape else factor[kept]).to(weight)
+    def _before_step(self, *_: object) -> None:
+        if (mask := self._mask()) is not self._seen:  # it moved
+            self._seen, self._scales = mask, {}
+            for weight, name in self._names.items():
+                if name in mask and mask[name].dim() > 1:
+                    scale = unit_factors(mask[name], self._groups.get(name))
+                    self._scales[weight] = (scale if weight.shape == scale.shape else scale[mask[name]]).to(weight)
+        for weight, gradient, _lr in self._stepping():
+            if weight in self._scales:
+                gradient.mul_(self._scales[weight])
 
 
 def attach_remedy(
@@ -267,26 +174,42 @@ def attach_remedy(
     optimizer: Optimizer,
     model: nn.Module,
     mask: Callable[[], Mapping[str, Tensor]],
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Remedy:
-    """The remedy of a name, on tensors of two or more dimensions and whatever the mask in force prunes."""
+    """Put a remedy around the steps of an optimizer; after a mask was attached, whose zeros it keeps.
+
+    It works on parameters of two or more dimensions and on all in the mask, in its shape or as vectors of kept weights.
+
+    Args:
+        name: ``ham``, ``sign-in`` or ``sparseopt``.
+        optimizer: What trains the model, called without a closure.
+        model: The network; ``sign-in`` changes its weights by their rounding.
+        mask: Gives the mask in force, by name of the parameter; when it moved, another object.
+        options: ``alpha``, ``beta`` of ``ham``; ``every`` (epochs between two balances) of ``sign-in``.
+
+    Returns:
+        A handle, whose ``end_epoch`` is to be called after every epoch.
+
+    Raises:
+        InvalidInput: If there is no such remedy or option, or it is out of its range.
+    """
+    check_recipe("remedy", name, options)
     weights = {each: weight for each, weight in model.named_parameters() if weight.dim() > 1 or each in mask()}
     if name != "sparseopt":
-        return {"ham": HAM, "sign-in": SignIn}[name](optimizer, weights, **options)
-    transposed = {
-        f"{place}.weight".removeprefix("."): module.groups
-        for place, module in model.named_modules()
-        if isinstance(module, _ConvTransposeNd)
-    }
-    return SparseOpt(optimizer, weights, mask=mask, transposed=transposed)
+        return {"ham": _Ham, "sign-in": _SignIn}[name](optimizer, weights, **options)
+    modules = [(place, each) for place, each in model.named_modules() if isinstance(each, _ConvTransposeNd)]
+    groups = {f"{place}.weight".removeprefix("."): module.groups for place, module in modules}
+    return _SparseOpt(optimizer, weights, mask=mask, groups=groups)
 
 
-def check_remedy(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options of a remedy that it does not have (`UnknownName`) or that are out of range (`InvalidInput`)."""
-    check_name("remedy", name, OPTIONS)
+def check_recipe(setting: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that an ``average`` or a ``remedy`` does not have, or that are out of their range."""
+    check_name(setting, name, OPTIONS[setting])
     for option, value in options.items():
-        check_name(f"option of remedy {name!r}", option, OPTIONS[name])
+        check_name(f"option of {setting} {name!r}", option, OPTIONS[setting][name])
         if option == "every":
             check_integer(option, value)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise InvalidInput(f"{option} is {value!r}; allowed: a number of at least 0")
+            continue
+        most = 1 if setting == "average" else math.inf
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
+            raise InvalidInput(f"{option} is {value!r}; allowed: a number in [0, {most})")

@@ -143,8 +143,8 @@ class RunConfig(TicketConfig):
         augment_options: Options of the augmentation, such as ``min_scale`` of ``resized-crop``.
         mixup: Alpha of mixup; 0 is none. With ``cutmix`` too, each batch draws one of both.
         cutmix: Alpha of CutMix; 0 is none.
-        average: Average of the weights with which the training ends, and validation measures: ``none``, ``ema``
-            (moving, over the steps) or ``swa`` (mean over the ends of the last epochs).
+        average: Average of the weights with which the training ends: ``none``, ``ema`` (moving, over the steps) or
+            ``swa`` (mean over the ends of the last epochs).
         average_options: Options of the average: ``decay`` of ``ema``, ``start`` of ``swa``.
         remedy: Remedy for sparse training: ``none``, ``ham``, ``sign-in`` or ``sparseopt``.
         remedy_options: Options of the remedy: ``alpha`` and ``beta`` of ``ham``, ``every`` of ``sign-in``.

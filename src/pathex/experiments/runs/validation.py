@@ -17,7 +17,7 @@ from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.experiments.runs.tickets import OWN_ZEROS
 from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, read_schedule
 from pathex.tasks import kind
-from pathex.train import check_average, check_logger, check_machine, check_remedy
+from pathex.train import check_logger, check_machine, check_recipe
 
 _FILLED = ("name", "num_classes", "in_channels", "weights")
 
@@ -56,28 +56,25 @@ def check_config(config: RunConfig) -> None:
 
 def _check_recipe(config: RunConfig) -> None:
     """Settings of the training that do not go together, or not with the task, the method or the machine."""
-    if config.nesterov and config.optimizer != "sgd":
-        raise InvalidInput(f"nesterov is True with optimizer {config.optimizer!r}; allowed: false, or optimizer sgd")
-    segmentation = kind(config.task, config.data) == "segmentation"
-    for name in [each for each in ("mixup", "cutmix") if segmentation and getattr(config, each)]:
-        raise InvalidInput(f"{name} is {getattr(config, name)} with task 'segmentation'; allowed: 0")
-    for name, check in (("average", check_average), ("remedy", check_remedy)):
-        chosen, options = getattr(config, name), getattr(config, f"{name}_options")
-        if chosen != "none":
-            check(chosen, options)
-            if config.strategy == "fsdp":
-                raise InvalidInput(f"{name} is {chosen!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
-        elif options:
+    for name in ("average", "remedy"):
+        if (chosen := getattr(config, name)) != "none":
+            check_recipe(name, chosen, getattr(config, f"{name}_options"))
+        elif getattr(config, f"{name}_options"):
             raise InvalidInput(f"{name}_options are given and {name} is 'none'; allowed: another {name}")
-    sparseopt = config.remedy == "sparseopt"
-    for name, wrong, why in (
-        ("precision", config.remedy != "none" and config.precision == "16-mixed", "which scales gradients"),
-        ("optimizer", sparseopt and config.optimizer == "adamw", "which divides its factors out again"),
-        ("method", sparseopt and config.method in DENSE, "which has no mask"),
+    segmentation = kind(config.task, config.data) == "segmentation"
+    for name, without, other, value in (
+        ("nesterov", False, "optimizer", "adamw"),
+        ("mixup", 0, "task", "segmentation"),
+        ("cutmix", 0, "task", "segmentation"),
+        ("average", "none", "strategy", "fsdp"),
+        ("remedy", "none", "strategy", "fsdp"),
+        ("remedy", "none", "precision", "16-mixed"),  # its gradients are scaled, and steps are left out
     ):
-        if wrong:
-            chosen = f"remedy is {config.remedy!r} with {name} {getattr(config, name)!r}"
-            raise InvalidInput(f"{chosen}, {why}; allowed: none, or another {name}")
+        if getattr(config, name) != without and (segmentation if other == "task" else getattr(config, other) == value):
+            raise InvalidInput(f"{name} is {getattr(config, name)!r} with {other} {value!r}; allowed: {without}")
+    if config.remedy == "sparseopt" and (config.optimizer == "adamw" or config.method in DENSE):
+        why = "optimizer 'adamw', which divides its factors out" if config.optimizer == "adamw" else "no mask"
+        raise InvalidInput(f"remedy is 'sparseopt' with {why}; allowed: none, ham, sign-in")
 
 
 def _check_dynamic(config: RunConfig) -> None:
