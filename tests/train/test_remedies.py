@@ -170,11 +170,10 @@ def test_a_mask_that_moves_keeps_its_zeros_and_begins_anew_where_it_grows(name, 
                 assert not weight[new].any()
                 if name == "sign-in":
                     with torch.no_grad():
-                        m, w = remedy._factors[weight]
-                        remedy._balance(weight, weight == 0)
-                    assert (m[new] == 1).all() and not w[new].any()
-                    memories = [remedy._inner.state[each]["momentum_buffer"][new] for each in (m, w)]
-                    assert not torch.stack(memories).any()
+                        factors = remedy._factors[weight]
+                        remedy._renew(weight, factors)
+                    assert (factors[0][new] == 1).all() and not factors[1][new].any()
+                    assert not remedy._inner.state[factors]["momentum_buffer"][:, new].any()
     assert grown > 0 and handle.updates == 2 and handle.mask != start
 
 

@@ -1,14 +1,11 @@
 """Remedies for sparse training, each around the steps of any optimizer and on any mask.
 
-HAM: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, "Hyperbolic Aware Minimization: Implicit Bias for Sparsity" (ICLR
-2026).
-Sign-In: Gadhikar, Jacobs, Zhou, Burkholz, "Sign-In to the Lottery: Reparameterized Sparse Training" (NeurIPS 2025).
-SparseOpt: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz, Ioannou, "SparseOpt: Addressing Normalization-induced
-Gradient Skew in Sparse Training" (ICML 2026).
+HAM: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz (ICLR 2026). Sign-In: Gadhikar, Jacobs, Zhou, Burkholz (NeurIPS 2025).
+SparseOpt: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz, Ioannou (ICML 2026). docs/guides/training.md has their cards.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -68,21 +65,21 @@ class _Ham(Remedy):
             weight.mul_(exponent.clamp_(-5, 5).exp_())
 
 
-def balanced(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of a weight with ``m w = weight``, ``m^2 - w^2 = 1`` and m > 0."""
+def balanced(weight: Tensor) -> Tensor:
+    """The factors m, w of a weight, (2, ...), with ``m w = weight``, ``m^2 - w^2 = 1`` and m > 0."""
     m = ((1 + (1 + 4 * weight.square()).sqrt()) / 2).sqrt()
-    return m, weight / m
+    return torch.stack((m, weight / m))
 
 
 class _SignIn(Remedy):
-    """Steps two factors ``m w`` in place of each weight, by an optimizer of their own, before the other's step."""
+    """Steps two factors in place of each weight, by an optimizer of their own, before the other's step."""
 
     def __init__(self, *given: Any, every: int = 1) -> None:
         super().__init__(*given)
         self._every = every
         self._factors = {weight: balanced(weight.detach()) for weight in self._names}
         groups = [
-            {**group, "params": [factor for each in group["params"] for factor in self._factors.get(each, ())]}
+            {**group, "params": [self._factors[each] for each in group["params"] if each in self._factors]}
             for group in self._optimizer.param_groups
         ]
         self._inner = type(self._optimizer)(groups, lr=1.0)  # type: ignore[call-arg] # all settings are in the groups
@@ -100,38 +97,34 @@ class _SignIn(Remedy):
             own.update({name: value for name, value in given.items() if name != "params"})
         stepping = []
         for weight, gradient, _lr in self._stepping():
-            m, w = self._factors[weight]
-            # What the mask moved or holds at zero begins anew.
-            self._balance(weight, (weight != m * w) | (weight == 0))
-            m.grad, w.grad = gradient * w, gradient * m
+            factors = self._factors[weight]
+            self._renew(weight, factors)
+            factors.grad = gradient * factors.flip(0)
             weight.grad = None  # its own optimizer passes it over
             stepping.append(weight)
         self._inner.step()
         self._inner.zero_grad()
         self._put(stepping)
 
-    def _balance(self, weight: Tensor, new: Tensor) -> None:
-        """Balanced factors, and nothing in the memory of their optimizer, at some places."""
-        for factor, value in zip(self._factors[weight], balanced(weight), strict=True):
-            factor.copy_(torch.where(new, value, factor))
-            for memory in self._inner.state.get(factor, {}).values():
-                if isinstance(memory, Tensor) and memory.shape == weight.shape:
-                    memory.masked_fill_(new, 0)
+    def _renew(self, weight: Tensor, factors: Tensor) -> None:
+        """Balanced factors without memory for what the mask moved or holds at zero."""
+        new = (weight != torch.mul(*factors)) | (weight == 0)
+        factors.copy_(torch.where(new, balanced(weight), factors))
+        for memory in self._inner.state.get(factors, {}).values():
+            if isinstance(memory, Tensor) and memory.shape == factors.shape:
+                memory.masked_fill_(new, 0)
 
     def end_epoch(self, number: int) -> None:
         if number % self._every == 0:
-            self._load([balanced(weight) for weight in self._factors])
+            self._load([balanced(weight.detach()) for weight in self._factors])
             self._put(self._factors)
 
-    @torch.no_grad()
-    def _load(self, values: Sequence[Sequence[Tensor]]) -> None:
-        for factors, saved in zip(self._factors.values(), values, strict=True):
-            for factor, value in zip(factors, saved, strict=True):
-                factor.copy_(value)
+    def _load(self, values: Iterable[Tensor]) -> None:
+        for factors, value in zip(self._factors.values(), values, strict=True):
+            factors.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        factors = [list(factors) for factors in self._factors.values()]
-        return {"factors": factors, "optimizer": self._inner.state_dict()}
+        return {"factors": list(self._factors.values()), "optimizer": self._inner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._load(state["factors"])

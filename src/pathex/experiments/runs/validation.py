@@ -61,20 +61,20 @@ def _check_recipe(config: RunConfig) -> None:
             check_recipe(name, chosen, getattr(config, f"{name}_options"))
         elif getattr(config, f"{name}_options"):
             raise InvalidInput(f"{name}_options are given and {name} is 'none'; allowed: another {name}")
-    segmentation = kind(config.task, config.data) == "segmentation"
-    for name, without, other, value in (
-        ("nesterov", False, "optimizer", "adamw"),
-        ("mixup", 0, "task", "segmentation"),
-        ("cutmix", 0, "task", "segmentation"),
-        ("average", "none", "strategy", "fsdp"),
-        ("remedy", "none", "strategy", "fsdp"),
-        ("remedy", "none", "precision", "16-mixed"),  # its gradients are scaled, and steps are left out
+    average, remedy = (None if each == "none" else each for each in (config.average, config.remedy))
+    values = {**vars(config), "task": kind(config.task, config.data)}
+    for name, chosen, other, value in (
+        ("nesterov", True, "optimizer", "adamw"),
+        ("mixup", config.mixup or None, "task", "segmentation"),
+        ("cutmix", config.cutmix or None, "task", "segmentation"),
+        ("average", average, "strategy", "fsdp"),
+        ("remedy", remedy, "strategy", "fsdp"),
+        ("remedy", remedy, "precision", "16-mixed"),  # its gradients are scaled, and steps are left out
+        ("remedy", "sparseopt", "optimizer", "adamw"),  # which divides its factors out again
+        *(("remedy", "sparseopt", "method", method) for method in DENSE),  # which have no mask
     ):
-        if getattr(config, name) != without and (segmentation if other == "task" else getattr(config, other) == value):
-            raise InvalidInput(f"{name} is {getattr(config, name)!r} with {other} {value!r}; allowed: {without}")
-    if config.remedy == "sparseopt" and (config.optimizer == "adamw" or config.method in DENSE):
-        why = "optimizer 'adamw', which divides its factors out" if config.optimizer == "adamw" else "no mask"
-        raise InvalidInput(f"remedy is 'sparseopt' with {why}; allowed: none, ham, sign-in")
+        if values[name] == chosen and values[other] == value:
+            raise InvalidInput(f"{name} is {chosen!r} with {other} {value!r}; allowed: another {other}")
 
 
 def _check_dynamic(config: RunConfig) -> None:
