@@ -1,7 +1,7 @@
 """Remedies for sparse training, each around the steps of any optimizer and on any mask.
 
 HAM: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz (ICLR 2026). Sign-In: Gadhikar, Jacobs, Zhou, Burkholz (NeurIPS 2025).
-SparseOpt: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz, Ioannou (ICML 2026). docs/guides/training.md has their cards.
+SparseOpt: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz, Ioannou (ICML 2026). Cards: docs/guides/training.md.
 """
 
 import math
