@@ -12,9 +12,8 @@ from pathex.train.options import Batches
 class Mixed:
     """Batches of another feed, each image and label mixed with the one before it in the batch.
 
-    By mixup (Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018), CutMix (Yun, Han, Oh, Chun, Choe, Yoo, ICCV 2019), or, with
-    an alpha above 0 of both, one of them for each batch. Draws follow from seed, epoch and number of the batch alone;
-    of several processes each mixes its own share.
+    By mixup (Zhang et al., ICLR 2018), CutMix (Yun et al., ICCV 2019), or one of both for each batch. Draws follow from
+    seed, epoch and number of the batch alone; of several processes each mixes its own share.
     """
 
     def __init__(self, feed: Batches, num_classes: int, *, mixup: float = 0.0, cutmix: float = 0.0) -> None:

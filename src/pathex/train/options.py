@@ -11,7 +11,10 @@ Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""
 
 Prepare = Callable[[nn.Module, Optimizer], object]
-"""Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
+"""Called with the network and its optimizer before the first step.
+
+What it returns may be a :class:`Companion`; its ``mask``, if it has one, is the one that a remedy sees.
+"""
 
 
 class Batches(Protocol):
