@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import pathex
 from pathex.distributed import is_sharded
-from pathex.train import Feed, TrainOptions, evaluate, fabric, fit
+from pathex.train import Feed, Mixed, TrainOptions, evaluate, fabric, fit
 
 CPU = torch.device("cpu")
 
@@ -64,6 +64,8 @@ def trained(network, images, folder, *, machine=None, groups=None, loss=None, mo
     folder.mkdir(exist_ok=True)
     options = TrainOptions(**{"epochs": 4, "lr": 0.05, "augment": "crop-flip", "milestones": (0.5,), **options})
     feed = Feed(images, images.train, device=CPU, batch_size=8, augment=options.augment)
+    if options.mixup or options.cutmix:
+        feed = Mixed(feed, 4, mixup=options.mixup, cutmix=options.cutmix)
     network, groups = copy.deepcopy((network, groups))
     given = {"fabric": machine or fabric("cpu"), "loss": loss or nn.CrossEntropyLoss(), "metric": accuracy()}
     return fit(network, feed, options, folder=folder, groups=groups, **given, **(more or {}))
@@ -83,7 +85,7 @@ def work(jobs):
         carry_out(*job)
 
 
-def carry_out(folder, devices, strategy, epochs, norm, accumulate):
+def carry_out(folder, devices, strategy, epochs, norm, accumulate, recipe):
     """One training, from ``last.ckpt`` in the folder if it is there."""
     machine = fabric("cpu", "64-true", devices=devices, strategy=strategy)
     images, model = Images(Split(34, 0), Split(9, 1), torch.float64), network(norm)
@@ -95,9 +97,9 @@ def carry_out(folder, devices, strategy, epochs, norm, accumulate):
 
     def hold(module, optimizer):
         sharded.extend(is_sharded(parameter) for parameter in module.parameters())
-        pathex.attach(module, mask, optimizer)
+        return pathex.attach(module, mask, optimizer)
 
-    options = TrainOptions(epochs=epochs, lr=0.05, milestones=(), accumulate=accumulate)
+    options = TrainOptions(epochs=epochs, lr=0.05, milestones=(), accumulate=accumulate, **recipe)
     given = {"fabric": machine, "loss": nn.CrossEntropyLoss(), "metric": accuracy(), "folder": Path(folder)}
     final, rows = fit(model, feed, options, validation=test, prepare=hold, **given)
     measured = evaluate(final, test, accuracy())

@@ -5,24 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+import pathex
 from experiments.runs.outcomes import entries, equal, numbers, stop_at
+from pathex.pruning import dynamic
 from pathex.train import Feed, TrainingDiverged, TrainOptions, evaluate, fabric, fit, load_checkpoint
 from pathex.train.loop import Collected
-from pathex.train.options import milestone_epochs
 from refusals import refused
 from snapshots import unchanged
 from training_in_processes import CPU, accuracy, trained
 from training_in_processes import network as network_of
-
-
-def test_milestones_are_the_nearest_ends_of_an_epoch():
-    for epochs, fractions, expected in (
-        (160, (0.5, 0.75), [80, 120]),
-        (160, (0.375, 0.75), [60, 120]),
-        (182, (0.5, 136 / 182), [91, 136]),
-        (1, (0.5, 0.75), [1, 1]),
-    ):
-        assert milestone_epochs(epochs, fractions) == expected
 
 
 def told(events):
@@ -66,6 +57,50 @@ def test_an_interrupted_training_ends_with_the_same_weights(network, images, tmp
     with refused(r"last\.ckpt cannot be read"):
         trained(network, images, tmp_path / "broken")
     assert damaged.read_bytes() == b"damaged"
+
+
+RECIPES = {
+    "adamw": {"optimizer": "adamw", "lr": 0.01, "lr_schedule": "cosine", "warmup": 0.5},
+    "warm steps": {"warmup": 0.25, "milestones": (0.75,)},
+    "mixed": {"mixup": 0.5, "cutmix": 1.0, "accumulate": 2},
+    "ema": {"average": "ema", "average_options": {"decay": 0.9}},
+    "swa": {"average": "swa", "average_options": {"start": 0.25}},
+    "ham": {"remedy": "ham", "remedy_options": {"alpha": 5.0}},
+    "sign-in": {"remedy": "sign-in", "remedy_options": {"every": 2}},
+    "sign-in by adamw": {"remedy": "sign-in", "optimizer": "adamw", "lr": 0.01, "average": "ema", "mixup": 0.2},
+    "sparseopt": {"remedy": "sparseopt"},
+}
+
+
+def moving(model, optimizer):
+    """A mask that moves in steps 4, 8, 12 of 20: an epoch has 5."""
+    mask = pathex.Mask({"5.weight": torch.rand(4, 144, generator=torch.Generator().manual_seed(0)) < 0.3})
+    return dynamic.attach(model, mask, optimizer, steps=20, every=4, fraction=0.5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_is_interrupted_after_any_epoch_ends_bit_for_bit(network, images, tmp_path, name):
+    def ends(place, epochs=()):
+        for epoch in epochs:
+            stop = stop_at("epoch", epoch=epoch)
+            with pytest.raises(KeyboardInterrupt):
+                trained(network, images, place, more={"prepare": moving, "on_event": stop, **held_out}, **RECIPES[name])
+        trained(network, images, place, more={"prepare": moving, **held_out}, **RECIPES[name])
+        state = load_checkpoint(place / "last.ckpt")
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in state.pop("rows")]
+        return rows, torch.utils._pytree.tree_flatten(state)
+
+    held_out = {"validation": Feed(images, images.test, device=CPU, batch_size=3)}
+    rows, (whole, form) = ends(tmp_path / "whole")
+    again, (broken, other) = ends(tmp_path / "broken", (1, 2, 3, 4))
+    assert rows == again and form == other
+    assert all(map(same, whole, broken))
+    plain = trained(network, images, tmp_path / "plain", more={"prepare": moving, **held_out})[1]
+    assert [row["train_loss"] for row in plain] != [row["train_loss"] for row in rows] or "average" in RECIPES[name]
+
+
+def same(one, two):
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(network, images, tmp_path, monkeypatch):

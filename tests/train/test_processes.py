@@ -68,6 +68,14 @@ def test_an_error_is_one_line_and_leaves_no_process(tmp_path, capfd):
     assert not (tmp_path / "runs").exists() and not multiprocessing.active_children()
 
 
+RECIPES = {
+    "ham": {"remedy": "ham", "remedy_options": {"alpha": 5.0}, "average": "swa", "average_options": {"start": 0.25}},
+    "sign-in": {"remedy": "sign-in", "optimizer": "adamw", "average": "ema", "average_options": {"decay": 0.9}},
+    "sparseopt": {"remedy": "sparseopt", "lr_schedule": "cosine", "warmup": 0.25},
+}
+"""Options whose trainings two processes carry out as one does."""
+
+
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     """A folder of trainings: in one process, in two, which are started once, and in one after the other.
@@ -76,16 +84,19 @@ def ends(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("ends")
 
-    def job(name, devices, strategy="ddp", epochs=4, *, norm=False, accumulate=1):
+    def job(name, devices, strategy="ddp", epochs=4, *, norm=False, accumulate=1, recipe=None):
         (root / name).mkdir(exist_ok=True)
-        return str(root / name), devices, strategy, epochs, norm, accumulate
+        return str(root / name), devices, strategy, epochs, norm, accumulate, recipe or {}
 
     work([job("alone", 1), job("one-two", 1, epochs=2)])
+    work([job(f"{name}-alone", 1, recipe=recipe) for name, recipe in RECIPES.items()])
     shutil.copy(root / "one-two" / "last.ckpt", root / "one-two" / "half.ckpt")
     jobs = [job("pair", 2, "fsdp"), job("one-two", 2, "fsdp"), job("two-one", 2, "fsdp", epochs=2)]
     for strategy in ("ddp", "fsdp"):
         jobs.append(job(f"parts-{strategy}", 2, strategy, accumulate=9))  # shares of 3 and 4 images
         jobs.append(job(f"norm-{strategy}", 2, strategy, norm=True))
+    jobs += [job(f"{name}-pair", 2, recipe=recipe) for name, recipe in RECIPES.items()]
+    jobs += [job(f"norm-{name}", 2, norm=True, recipe={"average": name}) for name in ("ema", "swa")]
     with refused("process 2 of 2: image 7 cannot be read", ProcessFailed), launched(2, work_and_fail, jobs):
         work_and_fail(jobs)
     shutil.copy(root / "two-one" / "last.ckpt", root / "two-one" / "half.ckpt")
@@ -109,6 +120,25 @@ def test_two_processes_train_as_one(ends, name):
     for row, other in zip(first["rows"], second["rows"], strict=True):
         assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-6)
         assert (other["train_accuracy"], other["val_accuracy"]) == (row["train_accuracy"], row["val_accuracy"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_follow_a_recipe_as_one(ends, name):
+    first, second = (load_checkpoint(ends / f"{name}-{place}" / "last.ckpt") for place in ("alone", "pair"))
+    for part in ("model", "remedy", "average"):
+        torch.testing.assert_close(second.get(part), first.get(part), rtol=0, atol=1e-7)
+    assert [row["lr"] for row in second["rows"]] == [row["lr"] for row in first["rows"]]
+    assert [row["val_accuracy"] for row in second["rows"]] == [row["val_accuracy"] for row in first["rows"]]
+    plain = load_checkpoint(ends / "alone" / "last.ckpt")["model"]
+    assert (first["model"]["0.weight"] - plain["0.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_processes_end_with_the_same_statistics_of_an_average(ends, name):
+    first, second = ranks(ends / f"norm-{name}")
+    assert first["buffers"].keys() == second["buffers"].keys() != set()
+    assert all(torch.equal(first["buffers"][key], second["buffers"][key]) for key in first["buffers"])
+    assert first["accuracy"] == second["accuracy"] == first["rows"][-1]["val_accuracy"]
 
 
 def test_sharded_weights_stay_masked_and_halves_were_halves(ends):

@@ -51,8 +51,9 @@ class Classification(Task):
 
 
 def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of outputs (B, K) to one-hot labels (B,), averaged over images and outputs."""
-    return F.mse_loss(outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype))
+    """Squared distance of outputs (B, K) to labels, (B,) or shares (B, K), averaged over images and outputs."""
+    wanted = labels if labels.is_floating_point() else F.one_hot(labels, outputs.shape[1])
+    return F.mse_loss(outputs, wanted.to(outputs.dtype))
 
 
 def build(setup: Setup) -> Classification:

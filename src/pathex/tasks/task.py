@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pathex import models
 from pathex.data import ImageData, PruningSet, SegmentationData, load, validation_split
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.train import Batches, Events, Prepare, TrainOptions, evaluate, fit
+from pathex.train import Batches, Events, Mixed, Prepare, TrainOptions, evaluate, fit
 
 LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
@@ -124,9 +124,10 @@ class Task(ABC):
         change = {"augment": options.augment, "augment_options": options.augment_options}
         feed = self.feed("train", device, size, share=share, **change)
         assert feed is not None
+        mixed = {"mixup": options.mixup, "cutmix": options.cutmix}
         return fit(
             self.model,
-            feed,
+            Mixed(feed, self.data.num_classes, **mixed) if any(mixed.values()) else feed,
             options,
             fabric=fabric,
             loss=self.loss(options.loss, options.label_smoothing),

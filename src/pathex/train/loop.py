@@ -1,10 +1,11 @@
-"""The training loop: SGD with steps in the learning rate, a checkpoint after every epoch."""
+"""The training loop: an optimizer, a schedule of its learning rate, a checkpoint after every epoch."""
 
 import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError, refusing
 from pathex.files import appending, read_torch, write_lines, write_torch
 from pathex.graph import freed_memory_kept, has_convolution_that_breaks
+from pathex.train.averaging import Average
 from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
-from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions, milestone_epochs
+from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
+from pathex.train.remedies import attach_remedy
+from pathex.train.schedule import make_optimizer
 
 _SECONDS_BETWEEN_STEP_EVENTS = 0.2
 _MOST_COLLECTED = 2**18  # numbers in outputs; more are not worth the memory
@@ -92,7 +96,7 @@ def fit(
 
     Args:
         model: The network.
-        feed: Training batches.
+        feed: Training batches; with ``mixup`` or ``cutmix`` in the options, a :class:`Mixed` feed.
         options: Learning rate, epochs, seed.
         fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
         loss: Mean loss of ``(outputs, targets)`` over the images.
@@ -106,7 +110,8 @@ def fit(
 
     Returns:
         The network as Fabric runs it, and one row for each epoch: ``epoch``, ``train_loss``, ``train_<metric_name>``,
-        ``val_<metric_name>`` if measured, ``lr``, ``seconds``.
+        ``val_<metric_name>`` if measured, ``lr``, ``seconds``. Where ``options`` ask for an average of the weights, it
+        takes their place after the last epoch, before that is measured.
     """
     device = fabric.device
     with freed_memory_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -141,7 +146,7 @@ class _Loop:
         self.options, self.fabric, self.tell, self._folder = options, fabric, tell, folder
         self.checkpoint, self.metrics = folder / "last.ckpt", folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
-        self._started = 0.0
+        self._started, self._mixed = 0.0, bool(options.mixup or options.cutmix)
         if options.sync_batchnorm and fabric.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -150,20 +155,24 @@ class _Loop:
         self._layout = memory_format(model)
         # All weights in one kernel; sharded ones know no such kernel.
         self._fused = (fabric.device.type == "cuda" and fabric.world_size == 1) or None
-        self._optimizer = torch.optim.SGD(
-            # Looked up by name: sharding puts other parameters in their place.
-            [{**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups],
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-            fused=self._fused,
-        )
-        milestones = milestone_epochs(options.epochs, options.milestones)
-        self._scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, options.gamma)
+        # Looked up by name: sharding puts other parameters in their place.
+        groups = [
+            {**group, "params": [model.get_parameter(names[each]) for each in group["params"]]} for group in groups
+        ]
+        self._optimizer, self._scheduler = make_optimizer(groups, options, fused=self._fused)
         self.optimizer = fabric.setup_optimizers(self._optimizer)
-        companion = None if prepare is None else prepare(model, self._optimizer)
-        self._companion = companion if isinstance(companion, Companion) else None
+        kind, chosen = options.average, options.average_options
+        self._average = None if kind == "none" else Average(model, kind, options.epochs, chosen)
+        prepared = None if prepare is None else prepare(model, self._optimizer)
+        self._companion = prepared if isinstance(prepared, Companion) else None
+        self._extras: dict[str, Any] = {}
+        # In this order: a remedy works on what the mask left, and the average takes what the remedy made.
+        if (name := options.remedy) != "none":
+            mask = partial(getattr, prepared, "mask", {})
+            self._extras["remedy"] = attach_remedy(name, self._optimizer, model, mask, options.remedy_options)
+        if self._average is not None:
+            self._extras["average"] = self._average
+            self._optimizer.register_step_post_hook(self._average.end_step)
 
     @property
     def epoch(self) -> int:
@@ -194,6 +203,8 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
         self._scheduler.load_state_dict(state["scheduler"])
+        for name, extra in self._extras.items():
+            extra.load_state_dict(state[name])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.rows = state["rows"]
         # Rows are kept in the checkpoint, so that the file never disagrees with the weights, whenever a kill came.
@@ -222,6 +233,11 @@ class _Loop:
                 epochs, steps = self.options.epochs, feed.batches
                 self.tell("step", {"epoch": number, "epochs": epochs, "step": count, "steps": steps})
         collected.flush()
+        for extra in self._extras.values():
+            extra.end_epoch(number)
+        if self._average is not None and number == self.options.epochs:
+            images = (inputs.contiguous(memory_format=self._layout) for inputs, _ in feed.in_order())
+            self._average.install(None if self.options.freeze_batchnorm else images, self.model)
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(total)  # Fabric's own leaves the dtype
             # Every process measures with the statistics of the first, which the checkpoint holds.
@@ -249,7 +265,7 @@ class _Loop:
                 value = loss(outputs, wanted)
                 self.fabric.backward(value * (len(part) / mean))
             total += value.detach() * len(part)
-            collected(outputs.detach(), wanted)
+            collected(outputs.detach(), wanted.argmax(1) if self._mixed else wanted)
         self.optimizer.step()
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
@@ -283,6 +299,7 @@ class _Loop:
             "scheduler": self._scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "companion": {} if self._companion is None else self._companion.state_dict(),
+            **{name: extra.state_dict() for name, extra in self._extras.items()},
             "rows": self.rows,
         }
         self._write(self.checkpoint, state)

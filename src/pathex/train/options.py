@@ -1,9 +1,8 @@
 """What a training is asked for, and what it works with."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,7 +11,10 @@ Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""
 
 Prepare = Callable[[nn.Module, Optimizer], object]
-"""Called with the network and its optimizer before the first step; what it returns may be a :class:`Companion`."""
+"""Called with the network and its optimizer before the first step.
+
+What it returns may be a :class:`Companion`; its ``mask``, if it has one, is the one that a remedy sees.
+"""
 
 
 class Batches(Protocol):
@@ -56,25 +58,29 @@ class TrainOptions:
 
     epochs: int
     batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     head_lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
+    lr_schedule: Literal["steps", "cosine"] = "steps"
+    warmup: float = 0.0
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
     loss: str = "auto"
     label_smoothing: float = 0.0
     augment: str = "none"
     augment_options: dict[str, Any] = field(default_factory=dict)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    average: str = "none"
+    average_options: dict[str, Any] = field(default_factory=dict)
+    remedy: str = "none"
+    remedy_options: dict[str, Any] = field(default_factory=dict)
     accumulate: int = 1
     freeze_batchnorm: bool = False
     sync_batchnorm: bool = False
     start: int = 0
     keep: tuple[int, ...] = ()
     seed: int = 0
-
-
-def milestone_epochs(epochs: int, milestones: tuple[float, ...]) -> list[int]:
-    """The number of finished epochs at which the rate falls, in order; the first epoch always has the full rate."""
-    return sorted(max(1, math.floor(fraction * epochs + 0.5)) for fraction in milestones)

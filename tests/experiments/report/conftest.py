@@ -24,7 +24,7 @@ def fake_run(parent, method, sparsity=0.9, seed=0, **changes):
     noise = random.Random(f"{method}{sparsity}{seed}").gauss(0, 0.004)
     value = 0.9 - DROP.get(method, 0.1) * (1 + 3 * max(0.0, sparsity - 0.8)) + noise
     tag = "-".join(f"{k}{v}".replace("/", "_") for k, v in sorted(changes.items()))
-    folder = parent / f"{method}-{sparsity}-{seed}-{tag}".rstrip("-")
+    folder = parent / f"{method}-{sparsity}-{seed}-{tag}"[:200].rstrip("-")
     folder.mkdir(parents=True)
     kept = TOTAL if method == "dense" else round((1 - sparsity) * TOTAL)
     known = {"torch": "2.x", "device": {"name": "cpu", "threads": 1}}

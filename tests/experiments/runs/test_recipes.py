@@ -21,7 +21,7 @@ from pathex.cli import COMMANDS, main
 from pathex.cli.parser import parse
 from pathex.experiments.runs import RunConfig, check_config, run, run_name
 from pathex.tasks import build, kind
-from pathex.train.options import milestone_epochs
+from pathex.train.schedule import milestone_epochs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:data .* is a part of the published images:pathex.errors.PathexWarning"),

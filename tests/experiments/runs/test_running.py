@@ -2,17 +2,20 @@ import json
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+import model_factories
 import pathex
-from experiments.runs.outcomes import entries, mask_of, state_of, stop_at
+from experiments.runs.outcomes import assert_same_outcome, entries, mask_of, state_of, stop_at
 from pathex.errors import FolderInUse
 from pathex.experiments.runs import (
     RunConfig,
+    build_task,
     check_same,
     environment,
     finished_result,
@@ -22,6 +25,7 @@ from pathex.experiments.runs import (
     write_json,
 )
 from pathex.experiments.runs.folder import Journal, write_config
+from pathex.train import evaluate
 from refusals import refused
 from small_images import write_images
 
@@ -189,6 +193,28 @@ def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_change
     assert finished.result["train_seconds"] == pytest.approx(recorded)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "imp"])
+def test_a_recipe_that_was_stopped_ends_as_if_it_had_not_been(settings, tmp_path, method):
+    recipe = {"optimizer": "adamw", "lr": 0.01, "lr_schedule": "cosine", "warmup": 0.4, "mixup": 0.2, "cutmix": 1.0}
+    recipe |= {"average": "ema", "average_options": {"decay": 0.9}, "remedy": "sign-in", "validation": 0.25}
+    if method == "imp":
+        recipe |= {"optimizer": "sgd", "remedy": "sparseopt", "average": "swa", "average_options": {"start": 0.3}}
+        recipe |= {"method_options": {"levels": 2}, "rounds": None}
+    else:
+        recipe |= {"dynamic": "set", "dynamic_options": {"every": 2}}
+    config = RunConfig(**settings | recipe | {"method": method, "epochs": 3})
+    whole = run(replace(config, out=str(tmp_path / "whole")))
+    for epoch in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(config, on_event=stop_at("epoch", epoch=epoch))
+    resumed = run(config)
+    assert_same_outcome(whole.folder, resumed.folder)
+    # What was measured is what the folder gives back.
+    task, network = build_task(config), pathex.load_run(resumed.folder, model_factories.tiny)
+    feed = task.feed("test", torch.device("cpu"), 16)
+    assert evaluate(network, feed, task.metric(torch.device("cpu"))) == resumed.result["test_accuracy"]
+
+
 def test_a_name_tells_method_model_data_and_sparsity():
     name = run_name(RunConfig(method="ntk-sap", model="timm:resnet18", data="npz:/data/my images.npz", sparsity=0.982))
     assert re.fullmatch(r"ntk-sap-timm_resnet18-npz_my_images\.npz-s0\.982-seed0-[0-9a-f]{8}", name)
@@ -219,10 +245,31 @@ PRUNING = {"sparsity": 0.5, "rounds": 3, "images_per_class": 1, "start_mask": "z
         ("px", {"milestones": (0.5,)}, False),
         ("px", {"method_options": {"redraw": True}}, False),
         ("px", {"rounds": 100}, False),
+        ("dense", {"remedy": "ham"}, False),
+        ("px", {"lr_schedule": "cosine"}, False),
     ],
 )
 def test_names_tell_what_has_an_effect_and_leave_out_the_rest(method, changes, same):
     assert (run_name(RunConfig(method=method, **changes)) == run_name(RunConfig(method=method))) is same
+
+
+def test_names_are_those_of_earlier_versions():
+    for changes, name in (
+        ({}, "px-resnet20-fashion-mini-s0.9-seed0-44136fa3"),
+        ({"method": "dense", "epochs": 3}, "dense-resnet20-fashion-mini-s0-seed0-d7552c37"),
+        (
+            {"method": "snip", "lr": 0.05, "milestones": (0.25,), "gamma": 0.2, "momentum": 0.5, "nesterov": True}
+            | {"dynamic": "rigl", "dynamic_options": {"every": 5}},
+            "snip-resnet20-fashion-mini-s0.9-seed0-e207ec84",
+        ),
+        (
+            {"method": "imp", "weight_decay": 0.0, "accumulate": 2, "label_smoothing": 0.1},
+            "imp-resnet20-fashion-mini-s0.9-seed0-a21cfb52",
+        ),
+    ):
+        assert run_name(RunConfig(**changes)) == name
+    cosine = RunConfig(lr_schedule="cosine")
+    assert run_name(RunConfig(lr_schedule="cosine", milestones=(0.1,), gamma=0.3)) == run_name(cosine)
 
 
 def frozen_head(num_classes, in_channels):
@@ -251,6 +298,27 @@ def by(method, **options):
         ({"lr": 0.0}, "lr is 0.0; allowed: a number above 0"),
         ({"milestones": (0.5, 1.5)}, r"milestones is \(0\.5, 1\.5\)"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov is True with momentum 0"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'. Did you mean 'adamw'"),
+        (
+            {"optimizer": "adamw", "nesterov": True},
+            "nesterov is True with optimizer 'adamw'; allowed: another",
+        ),
+        ({"lr_schedule": "linear"}, "unknown lr_schedule 'linear'. Known: cosine, steps"),
+        ({"warmup": 5}, r"warmup is 5; allowed: a number in \[0, 1\)"),
+        ({"mixup": -1.0}, "mixup is -1.0; allowed: a number of at least 0"),
+        ({"cutmix": 1.0, "data": "voc2012"}, "cutmix is 1.0 with task 'segmentation'; allowed: another"),
+        ({"average": "mean"}, "unknown average 'mean'. Known: ema, none, swa"),
+        ({"average_options": {"decay": 0.9}}, "average_options are given and average is 'none'; allowed: another"),
+        ({"average": "swa", "average_options": {"decay": 0.9}}, "unknown option of average 'swa' 'decay'"),
+        ({"average": "ema", "strategy": "fsdp"}, "average is 'ema' with strategy 'fsdp'; allowed: another"),
+        ({"remedy": "signin"}, "unknown remedy 'signin'. Did you mean 'sign-in'"),
+        ({"remedy_options": {"alpha": 1}}, "remedy_options are given and remedy is 'none'; allowed: another remedy"),
+        ({"remedy": "ham", "remedy_options": {"gamma": 1}}, "option of remedy 'ham' 'gamma'.* Known: alpha, beta"),
+        ({"remedy": "sign-in", "remedy_options": {"every": 0.5}}, "every must be a positive integer, got 0.5"),
+        ({"remedy": "ham", "strategy": "fsdp"}, "remedy is 'ham' with strategy 'fsdp'; allowed: another"),
+        ({"remedy": "ham", "precision": "16-mixed"}, "remedy is 'ham' with precision '16-mixed'; allowed: another"),
+        ({"remedy": "sparseopt", "optimizer": "adamw"}, "'sparseopt' with optimizer 'adamw'; allowed: another"),
+        ({"remedy": "sparseopt", "method": "dense"}, "remedy is 'sparseopt' with method 'dense'; allowed: another"),
         ({"augment": "mixup"}, "unknown augment 'mixup'"),
         ({"allocation": "locally"}, "unknown allocation 'locally'"),
         ({"allocation": {"a": 2.0}}, r"allocation of 'a' is 2\.0"),

@@ -10,8 +10,9 @@ from pathex.experiments.report.records import RunRecord
 from pathex.experiments.runs import PLACE, WITHOUT_EFFECT, RunConfig
 
 _ADDED = ("task", "head_lr", "accumulate", "freeze_batchnorm", "loss", "pruning_seed", "count", "structure", "sanity")
+_RECIPES = ("optimizer", "lr_schedule", "warmup", "mixup", "cutmix", "average", "remedy")
 EARLIER: Mapping[str, Any] = MappingProxyType(
-    {name: getattr(RunConfig, name) for name in (*_ADDED, "dynamic", "sync_batchnorm")}
+    {name: getattr(RunConfig, name) for name in (*_ADDED, *_RECIPES, "dynamic", "sync_batchnorm")}
 )
 """Settings that folders of earlier versions do not have, with the values that these folders stand for: the defaults."""
 

@@ -125,11 +125,14 @@ class RunConfig(TicketConfig):
         epochs: Passes over the training images.
         batch_size: Images in a training step, over all devices.
         accumulate: Parts in which the gradient of a step is computed, to save memory.
-        lr: Learning rate at the start.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: Learning rate at the start, or after the warm-up.
         head_lr: Learning rate of the head (classifier, decoder) at the start; null is ``lr``.
-        momentum: Momentum of SGD.
+        momentum: Momentum of SGD, or the first beta of AdamW (the second is 0.999).
         nesterov: Whether the momentum is Nesterov's.
-        weight_decay: L2 penalty of SGD, on every parameter.
+        weight_decay: L2 penalty of SGD, or decay of AdamW apart from the gradient, on every parameter.
+        lr_schedule: What the learning rate does after the warm-up: ``steps`` at the milestones, ``cosine`` towards 0.
+        warmup: Fraction of the training in which the learning rate rises linearly, by the epoch.
         milestones: Fractions of the training at which the learning rate is multiplied by ``gamma``.
         gamma: Factor of the learning rate at each milestone.
         loss: ``auto`` (the task's own), ``cross-entropy`` or ``mse``.
@@ -138,6 +141,13 @@ class RunConfig(TicketConfig):
         augment: ``auto`` (the data set's own), ``none``, ``flip``, ``crop-flip`` (zero padding of 4, random crop,
             horizontal flip), ``resized-crop`` (random area and aspect ratio, horizontal flip).
         augment_options: Options of the augmentation, such as ``min_scale`` of ``resized-crop``.
+        mixup: Alpha of mixup; 0 is none. With ``cutmix`` too, each batch draws one of both.
+        cutmix: Alpha of CutMix; 0 is none.
+        average: Average of the weights with which the training ends: ``none``, ``ema`` (moving, over the steps) or
+            ``swa`` (mean over the ends of the last epochs).
+        average_options: Options of the average: ``decay`` of ``ema``, ``start`` of ``swa``.
+        remedy: Remedy for sparse training: ``none``, ``ham``, ``sign-in`` or ``sparseopt``.
+        remedy_options: Options of the remedy: ``alpha`` and ``beta`` of ``ham``, ``every`` of ``sign-in``.
         sanity: What is done to the ticket before it is trained, to see what of it matters: ``none``, ``shuffle`` (the
             mask within each layer), ``reinit`` (other initial weights), ``flip-signs`` (of weights at random).
         dynamic: Whether the mask moves while the network trains: ``none``, ``rigl`` or ``set``.
@@ -156,11 +166,14 @@ class RunConfig(TicketConfig):
     epochs: NonNegativeInt = 160
     batch_size: PositiveInt = 128
     accumulate: PositiveInt = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.1
     head_lr: Positive | None = None
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 1e-4
+    lr_schedule: Literal["steps", "cosine"] = "steps"
+    warmup: Fraction = 0.0
     milestones: Moments = (0.5, 0.75)
     gamma: Positive = 0.1
     loss: Literal["auto", "cross-entropy", "mse"] = "auto"
@@ -168,6 +181,12 @@ class RunConfig(TicketConfig):
     freeze_batchnorm: bool = False
     augment: str = "auto"
     augment_options: dict[str, Any] = field(default_factory=dict)
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    average: Literal["none", "ema", "swa"] = "none"
+    average_options: dict[str, Any] = field(default_factory=dict)
+    remedy: Literal["none", "ham", "sign-in", "sparseopt"] = "none"
+    remedy_options: dict[str, Any] = field(default_factory=dict)
     sanity: Literal["none", "shuffle", "reinit", "flip-signs"] = "none"
     dynamic: Literal["none", "rigl", "set"] = "none"
     dynamic_options: dict[str, Any] = field(default_factory=dict)
@@ -202,7 +221,10 @@ WITHOUT_EFFECT = types.MappingProxyType(
 def settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers, as plain values."""
     values = dict(vars(config))
-    without = WITHOUT_EFFECT.get(config.method, ())
+    without = (
+        *WITHOUT_EFFECT.get(config.method, ()),
+        *(("milestones", "gamma") if config.lr_schedule == "cosine" else ()),
+    )
     values.update({name: value for name, value in vars(RunConfig()).items() if name in without})
     if config.method == "dense":
         values["sparsity"] = 0.0

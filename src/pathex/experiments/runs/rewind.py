@@ -150,9 +150,10 @@ def _carry_out(
 def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None, folder: Path) -> list[dict[str, Any]]:
     handles: list[Handle] = []
 
-    def prepare(model: nn.Module, optimizer: Optimizer) -> None:
+    def prepare(model: nn.Module, optimizer: Optimizer) -> Handle | None:
         if mask is not None:
             handles.append(attach(model, mask, optimizer))
+        return handles[-1] if handles else None
 
     def report(kind: str, payload: dict[str, Any]) -> None:
         stage.journal(kind, {**payload, **place})

@@ -17,7 +17,7 @@ from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.experiments.runs.tickets import OWN_ZEROS
 from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, read_schedule
 from pathex.tasks import kind
-from pathex.train import check_logger, check_machine
+from pathex.train import check_logger, check_machine, check_recipe
 
 _FILLED = ("name", "num_classes", "in_channels", "weights")
 
@@ -27,6 +27,7 @@ def check_config(config: RunConfig) -> None:
     check_ticket(config, (*DENSE, *TRAINED))
     _check_augmentation(config)
     _check_dynamic(config)
+    _check_recipe(config)
     if config.method == "small-dense":
         check_options(config)
     elif config.method in TRAINED:
@@ -51,6 +52,29 @@ def check_config(config: RunConfig) -> None:
         raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
     if config.strategy == "fsdp" and (config.method in TRAINED or kind(config.task, config.data) == "transfer"):
         raise InvalidInput("strategy 'fsdp' with a mask found by training or with task 'transfer'; allowed: auto, ddp")
+
+
+def _check_recipe(config: RunConfig) -> None:
+    """Settings of the training that do not go together, or not with the task, the method or the machine."""
+    for name in ("average", "remedy"):
+        if (chosen := getattr(config, name)) != "none":
+            check_recipe(name, chosen, getattr(config, f"{name}_options"))
+        elif getattr(config, f"{name}_options"):
+            raise InvalidInput(f"{name}_options are given and {name} is 'none'; allowed: another {name}")
+    average, remedy = (None if each == "none" else each for each in (config.average, config.remedy))
+    values = {**vars(config), "task": kind(config.task, config.data)}
+    for name, chosen, other, value in (
+        ("nesterov", True, "optimizer", "adamw"),
+        ("mixup", config.mixup or None, "task", "segmentation"),
+        ("cutmix", config.cutmix or None, "task", "segmentation"),
+        ("average", average, "strategy", "fsdp"),
+        ("remedy", remedy, "strategy", "fsdp"),
+        ("remedy", remedy, "precision", "16-mixed"),  # its gradients are scaled, and steps are left out
+        ("remedy", "sparseopt", "optimizer", "adamw"),  # which divides its factors out again
+        *(("remedy", "sparseopt", "method", method) for method in DENSE),  # which have no mask
+    ):
+        if values[name] == chosen and values[other] == value:
+            raise InvalidInput(f"{name} is {chosen!r} with {other} {value!r}; allowed: another {other}")
 
 
 def _check_dynamic(config: RunConfig) -> None:
