@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from pathex.sparse.compiler import compile
-from pathex.sparse.convert import convert, restore
+from pathex.sparse.convert import convert, dense_state, kept_state, plan, restore
 from pathex.sparse.semi_structured import semi_structured
 
 if TYPE_CHECKING:
     from pathex.sparse.choice import Choice
     from pathex.sparse.network import CompiledNetwork
 
-__all__ = ["Choice", "CompiledNetwork", "compile", "convert", "restore", "semi_structured"]
+__all__ = ["Choice", "CompiledNetwork", "compile", "convert", "dense_state", "kept_state", "plan", "restore", "semi_structured"]
 
 _HOME = {"Choice": "choice", "CompiledNetwork": "network"}
 

@@ -2,19 +2,25 @@
 
 import copy
 import importlib.util
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, MaskMismatch, UnsupportedOperation, check_integer
+from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_name
 from pathex.graph import Graph, Node, trace
 from pathex.masks import Mask, own_module
 
 if TYPE_CHECKING:
     from pathex.sparse.team import Team
     from pathex.sparse.unit import Unit
+
+
+_PIXELS, _LANES = 16, 16
+_SURE = 0.2  # density of a convolution up to which it is faster sparse on every processor tried
 
 
 class Kept(nn.Module):
@@ -27,7 +33,7 @@ class Kept(nn.Module):
     weight: nn.Parameter
     unit: "Unit | None" = None
     team: "Team"
-    waits: tuple[str, bool] | None = None
+    waits: tuple[str, int] | None = None
 
     @classmethod
     def of(cls, layer: nn.Module, kept: Tensor, team: "Team") -> None:
@@ -68,7 +74,8 @@ class KeptConv2d(Kept, nn.Conv2d):
     def forward(self, x: Any) -> Any:
         """As `torch.nn.Conv2d`."""
         if self.unit is None:
-            return self._conv_forward(x, self.dense_weight(), self.bias)
+            layout = {"memory_format": torch.channels_last}
+            return self._conv_forward(x.contiguous(**layout), self.dense_weight().contiguous(**layout), self.bias)
         from pathex.sparse.training import Pending, convolve
 
         moments = self.waits is not None and self.training
@@ -82,39 +89,51 @@ class KeptLinear(Kept, nn.Linear):
     def forward(self, x: Any) -> Any:
         """As `torch.nn.Linear`."""
         if self.unit is None:
-            return nn.functional.linear(x, self.dense_weight(), self.bias)
+            return F.linear(x, self.dense_weight(), self.bias)
         from pathex.sparse.training import convolve
 
-        rows = x.reshape(-1, x.shape[-1], 1, 1)
+        rows = x.reshape(-1, x.shape[-1])
+        count = len(rows)
+        # A convolution of images of some pixels in a row: a tile of them for each kept weight.
+        pixels = max(1, min(_PIXELS, count // (_LANES * self.team.threads)))
+        images = -(-count // pixels)
+        rows = F.pad(rows, (0, 0, 0, images * pixels - count)).view(pixels, images, 1, -1).permute(1, 3, 2, 0)
         y, _, _ = convolve(rows, (self.unit, self.team), False, self.weight, self.bias)
-        return y.reshape(*x.shape[:-1], y.shape[1])
+        return y.permute(3, 0, 2, 1).reshape(pixels * images, -1)[:count].view(*x.shape[:-1], -1)
 
 
 _CLASSES: Mapping[type, type] = {nn.Conv2d: KeptConv2d, nn.Linear: KeptLinear}
 
 
 def convert(
-    model: nn.Module, mask: Mask, example_input: Tensor, threads: int | None = None
+    model: nn.Module,
+    mask: Mask,
+    example_input: Tensor,
+    threads: int | None = None,
+    choice: Mapping[str, str] | str | None = None,
 ) -> nn.Module:
     """A copy of a network that trains by its kept weights alone, on a CPU.
 
     Masked convolutions in two dimensions and linear layers have a weight with an entry for each kept weight, so that
     optimizers hold state for these only; state dicts have the names and shapes of the dense network. The convolutions
     compute nothing else, forward and backward, with batch normalisation, sums and ReLU that follow them in the same
-    kernels. Activations lie in memory image beside image; the values are those of the dense network.
+    kernels, unless they are faster dense. Activations lie in memory image beside image; the values are those of the
+    dense network.
 
     Args:
         model: The network.
         mask: What is kept.
         example_input: Images ``(N, C, H, W)`` as in training.
         threads: Threads of the kernels; None: as many as torch has.
+        choice: In place of measuring the `plan` of another one; or ``sparse`` or ``dense`` for all layers.
 
     Returns:
         The copy; `restore` gives a dense network back.
 
     Raises:
         MaskMismatch: If the mask does not fit the model.
-        InvalidInput: If numba is not installed (the extra ``sparse``), or the model is not on a CPU.
+        InvalidInput: If numba is not installed (the extra ``sparse``), the model is not on a CPU, or an argument cannot
+            be used.
         UnsupportedOperation: If the mask has weights of other layers, or the network cannot be traced.
 
     Example:
@@ -127,23 +146,32 @@ def convert(
     if importlib.util.find_spec("numba") is None:
         raise InvalidInput("pathex.sparse.convert needs numba: pip install 'pathex[sparse]'")
     from pathex.sparse.team import Team
-    from pathex.sparse.unit import Unit
 
     own = own_module(model)
     mask.check(own)
     if any(parameter.device.type != "cpu" for parameter in own.parameters()):
         raise InvalidInput("pathex.sparse.convert is for networks on the CPU")
     net = copy.deepcopy(own)
-    graph = trace(net, example_input)
+    graph = trace(net, example_input[:1])
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
-    for path, layer in _layers(net, mask).items():
-        kept = mask[f"{path}.weight"]
-        padding = getattr(layer, "padding_mode", "zeros")
-        Kept.of(layer, kept, team)
-        if isinstance(layer, KeptConv2d) and padding == "zeros":
-            layer.unit = Unit(kept, _window(layer), layer.groups)
-            layer.waits = _waits(graph, path)
+    layers = _layers(net, mask)
+    for path, layer in layers.items():
+        Kept.of(layer, mask[f"{path}.weight"], team)
+    choice = choice or _measured(layers, graph, len(example_input))
+    ways = dict.fromkeys(layers, choice) if isinstance(choice, str) else choice
+    if odd := sorted(set(ways) ^ set(layers)):
+        raise InvalidInput(f"choice must name the masked layers, each once: {odd[0]!r} is not in both")
+    for path, layer in layers.items():
+        check_name("way to compute a layer", ways[path], ("sparse", "dense"))
+        if ways[path] == "sparse":
+            layer.unit, layer.waits = _unit(layer), _waits(graph, path)
     return net
+
+
+def plan(net: nn.Module) -> dict[str, str]:
+    """How the masked layers of a network that `convert` made are computed: ``sparse`` or ``dense``, by path."""
+    kept = {path: layer for path, layer in net.named_modules() if isinstance(layer, Kept)}
+    return {path: "dense" if layer.unit is None else "sparse" for path, layer in kept.items()}
 
 
 def restore(net: nn.Module) -> nn.Module:
@@ -174,25 +202,56 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, nn.Module]:
     return found
 
 
-def _window(layer: nn.Conv2d) -> Any:
+def _unit(layer: nn.Module) -> "Unit":
     from pathex.sparse.plan import Window
+    from pathex.sparse.unit import Unit
 
-    if isinstance(layer.padding, str):
-        left, right, top, bottom = layer._reversed_padding_repeated_twice
-        pads = (top, left, bottom, right)
-    else:
-        pads = (*layer.padding, *layer.padding)
-    return Window(layer.kernel_size, layer.stride, layer.dilation, pads)
+    if isinstance(layer, nn.Linear):
+        return Unit(layer.kept[:, :, None, None], Window((1, 1)))
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    return Unit(layer.kept, Window(layer.kernel_size, layer.stride, layer.dilation, (top, left, bottom, right)), layer.groups)
 
 
-def _waits(graph: Graph, path: str) -> tuple[str, bool] | None:
-    """What the result of a layer waits for at the most, and whether the next layer then reads it alone."""
+def _measured(layers: Mapping[str, nn.Module], graph: Graph, images: int) -> dict[str, str]:
+    """For each layer what is faster, forward and backward, for so many images."""
+    found = {}
+    for path, layer in layers.items():
+        forms = [n.args[0].shape for n in graph.path if n.module[0] == path and n.op in ("conv2d", "linear")]
+        zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
+        found[path] = "sparse" if zeros and forms else "dense"
+        sure = isinstance(layer, nn.Conv2d) and layer.weight.numel() <= _SURE * layer.kept.numel()
+        if found[path] == "sparse" and not sure:
+            x = torch.ones((*forms[0][1:], images), dtype=layer.weight.dtype).movedim(-1, 0).requires_grad_()
+            layer.unit, layer.waits = _unit(layer), ("relu", 0)
+            sparse = _seconds(layer, x)
+            layer.unit = layer.waits = None
+            found[path] = "sparse" if sparse <= _seconds(layer, x) else "dense"
+    return found
+
+
+def _seconds(layer: nn.Module, x: Tensor) -> float:
+    """Of a forward and a backward pass, with what may wait for a convolution."""
+
+    def step() -> float:
+        began = time.perf_counter()
+        y = layer(x)
+        if x.dim() == 4:
+            y = F.batch_norm(y, None, None, training=True).relu()
+        torch.autograd.grad(y, (x, layer.weight), torch.ones_like(y))
+        return time.perf_counter() - began
+
+    step()
+    return min(step() for _ in range(3))
+
+
+def _waits(graph: Graph, path: str) -> tuple[str, int] | None:
+    """What the result of a layer waits for at the most, and how many layers and sums, if nothing else, read it then."""
     nodes = [node for node in graph.path if node.module[0] == path and node.op == "conv2d"]
     found = {_behind(graph, node) for node in nodes}
     return found.pop() if len(found) == 1 else None
 
 
-def _behind(graph: Graph, node: Node) -> tuple[str, bool] | None:
+def _behind(graph: Graph, node: Node) -> tuple[str, int] | None:
     passed = []
     for step in ("batch_norm", "add", "relu"):
         users = graph.users[node]
@@ -202,4 +261,35 @@ def _behind(graph: Graph, node: Node) -> tuple[str, bool] | None:
     if passed[:1] != ["batch_norm"]:
         return None
     readers = [user.op for user in graph.users[node]]
-    return passed[-1], readers == ["conv2d"] and "add" not in passed
+    return passed[-1], len(readers) if {"conv2d"} <= {*readers} <= {"conv2d", "add"} else 0
+
+
+def dense_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimizer in the shapes of the dense network: zeros where nothing is kept."""
+
+    def dense(value: Any, kept: Tensor) -> Any:
+        fits = isinstance(value, Tensor) and value.dim() == 1
+        return value.new_zeros(kept.shape).masked_scatter_(kept, value) if fits else value
+
+    return _changed(net, optimizer, optimizer.state_dict(), dense)
+
+
+def kept_state(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer of the dense network for that of one that `convert` made."""
+
+    def gathered(value: Any, kept: Tensor) -> Any:
+        return value[kept] if isinstance(value, Tensor) and value.shape == kept.shape else value
+
+    return _changed(net, optimizer, state, gathered)
+
+
+def _changed(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], how: Any) -> dict[str, Any]:
+    kept = {layer.weight: layer.kept for layer in net.modules() if isinstance(layer, Kept)}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found = {
+        number: {name: how(value, kept[trained[number]]) for name, value in entry.items()}
+        if trained[number] in kept
+        else entry
+        for number, entry in state["state"].items()
+    }
+    return {**state, "state": found}

@@ -5,6 +5,7 @@ Each is compiled for float32 and for float64: ``like``, a number, says which.
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -154,67 +155,34 @@ def clear(code: Any, like: Any, count: Any, target: Any) -> None:
     code.row(count, [(target, width)], [], lambda at, _: code.store(code.zero, at[0]) or [])
 
 
-@_piece("none", 3)
-def normalise(
-    code: Any, scale: Any, shift: Any, low: Any, valid: Any, count: Any, target: Any, step: Any, x: Any, x_step: Any
-) -> None:
-    """max(low, scale x + shift), zero in lanes that are not valid."""
-    builder, lanes = code.builder, code.first(valid)
-    scale, shift, low = (code.splat(each) for each in (scale, shift, low))
+def _reader(is_sum: bool, is_copied: bool) -> Any:
+    """max(low, scale x + shift + added), zero in lanes that are not valid; perhaps written to a second place too."""
 
-    def pixel(at: Any, _: Any) -> list[Any]:
-        value = code.fma(scale, code.load(at[1]), shift)
-        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)  # keeps NaN
-        code.store(builder.select(lanes, value, code.zero), at[0])
-        return []
+    @_piece("none", 3)
+    def read(
+        code: Any, scale: Any, shift: Any, low: Any, valid: Any, count: Any, target: Any, step: Any, x: Any,
+        x_step: Any, added: Any, added_step: Any, copy: Any, copy_step: Any,
+    ) -> None:  # fmt: skip
+        builder, lanes = code.builder, code.first(valid)
+        scale, shift, low = (code.splat(each) for each in (scale, shift, low))
 
-    code.row(count, [(target, step), (x, x_step)], [], pixel)
+        def pixel(at: Any, _: Any) -> list[Any]:
+            value = code.fma(scale, code.load(at[1]), shift)
+            if is_sum:
+                value = builder.fadd(value, code.load(at[2]))
+            value = builder.select(builder.fcmp_ordered("<", value, low), low, value)  # keeps NaN
+            value = builder.select(lanes, value, code.zero)
+            for place in (0, -1)[: 1 + is_copied]:
+                code.store(value, at[place])
+            return []
 
+        steps = [(target, step), (x, x_step), *[(added, added_step)][:is_sum], *[(copy, copy_step)][:is_copied]]
+        code.row(count, steps, [], pixel)
 
-@_piece("none", 3)
-def join(
-    code: Any, scale: Any, shift: Any, low: Any, valid: Any, count: Any, target: Any, step: Any, x: Any, x_step: Any,
-    added: Any, added_step: Any,
-) -> None:  # fmt: skip
-    """max(low, scale x + shift + added), zero in lanes that are not valid."""
-    builder, lanes = code.builder, code.first(valid)
-    scale, shift, low = (code.splat(each) for each in (scale, shift, low))
-
-    def pixel(at: Any, _: Any) -> list[Any]:
-        value = builder.fadd(code.fma(scale, code.load(at[1]), shift), code.load(at[2]))
-        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)  # keeps NaN
-        code.store(builder.select(lanes, value, code.zero), at[0])
-        return []
-
-    code.row(count, [(target, step), (x, x_step), (added, added_step)], [], pixel)
+    return read
 
 
-@_piece("none", 3)
-def split(
-    code: Any, scale: Any, low: Any, mean: Any, valid: Any, count: Any, target: Any, step: Any, passed: Any,
-    passed_step: Any, given: Any, given_step: Any, x: Any, x_step: Any, y: Any, y_step: Any, sums: Any,
-) -> None:  # fmt: skip
-    """The gradient g of y = max(low, scale x + shift + added) back to x and to what is added; sums as in `through`."""
-    builder, lanes = code.builder, code.first(valid)
-    scale, low, mean = (code.splat(each) for each in (scale, low, mean))
-
-    def pixel(at: Any, sums: Any) -> list[Any]:
-        passes = builder.and_(lanes, builder.fcmp_unordered(">", code.load(at[4]), low))
-        value = builder.select(passes, code.load(at[2]), code.zero)
-        code.store(builder.fmul(scale, value), at[0])
-        code.store(value, at[1])
-        away = builder.select(lanes, builder.fsub(code.load(at[3]), mean), code.zero)
-        return [builder.fadd(sums[0], value), code.fma(value, away, sums[1])]
-
-    steps = [(target, step), (passed, passed_step), (given, given_step), (x, x_step), (y, y_step)]
-    _add(code, sums, code.row(count, steps, [code.zero, code.zero], pixel))
-
-
-def _add(code: Code, sums: Any, totals: list[Any]) -> None:
-    """To registers in memory."""
-    kept = code.at(sums)
-    for register, total in enumerate(totals):
-        code.store(code.builder.fadd(code.load(kept, register), total), kept, register)
+normalise, normalise_twice, join, join_twice = (_reader(*flags) for flags in product((False, True), repeat=2))
 
 
 @_piece("number", 1)
@@ -261,25 +229,44 @@ def whole_gradient(
     return code.total(code.row(count, [(target, width), (given, step), (x, x_step)], [code.zero], pixel)[0])
 
 
-@_piece("none", 4)
-def through(
-    code: Any, scale: Any, shift: Any, low: Any, mean: Any, valid: Any, count: Any, target: Any, step: Any,
-    given: Any, given_step: Any, x: Any, x_step: Any, sums: Any,
-) -> None:  # fmt: skip
-    """The gradient g of max(low, scale x + shift) back to x; adds g and g (x - mean) to two registers of sums."""
-    builder, lanes = code.builder, code.first(valid)
-    factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
+def _writer(is_sum: bool, has_more: bool) -> Any:
+    """The gradient g, given and perhaps more, of y = max(low, scale x + shift + added): to x, and to what is added.
 
-    def pixel(at: Any, sums: Any) -> list[Any]:
-        value = code.load(at[2])
-        passes = builder.fcmp_unordered(">", code.fma(factor, value, shift), low)
-        passed = builder.select(builder.and_(lanes, passes), code.load(at[1]), code.zero)
-        code.store(builder.fmul(factor, passed), at[0])
-        away = builder.select(lanes, builder.fsub(value, mean), code.zero)
-        return [builder.fadd(sums[0], passed), code.fma(passed, away, sums[1])]
+    Adds g and g (x - mean), where y is not bounded, to two registers of sums.
+    """
 
-    steps = [(target, step), (given, given_step), (x, x_step)]
-    _add(code, sums, code.row(count, steps, [code.zero, code.zero], pixel))
+    @_piece("none", 4)
+    def write(
+        code: Any, scale: Any, shift: Any, low: Any, mean: Any, valid: Any, count: Any, target: Any, step: Any,
+        given: Any, given_step: Any, x: Any, x_step: Any, passed: Any, passed_step: Any, y: Any, y_step: Any,
+        more: Any, more_step: Any, sums: Any,
+    ) -> None:  # fmt: skip
+        builder, lanes = code.builder, code.first(valid)
+        factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
+
+        def pixel(at: Any, sums: Any) -> list[Any]:
+            x, gradient = code.load(at[2]), code.load(at[1])
+            y = code.load(at[4]) if is_sum else code.fma(factor, x, shift)
+            if has_more:
+                gradient = builder.fadd(gradient, code.load(at[-1]))
+            passes = builder.and_(lanes, builder.fcmp_unordered(">", y, low))
+            value = builder.select(passes, gradient, code.zero)
+            code.store(builder.fmul(factor, value), at[0])
+            if is_sum:
+                code.store(value, at[3])
+            away = builder.select(lanes, builder.fsub(x, mean), code.zero)
+            return [builder.fadd(sums[0], value), code.fma(value, away, sums[1])]
+
+        steps = [(target, step), (given, given_step), (x, x_step)]
+        steps += [*[(passed, passed_step), (y, y_step)][: 2 * is_sum], *[(more, more_step)][:has_more]]
+        totals, kept = code.row(count, steps, [code.zero, code.zero], pixel), code.at(sums)
+        for register, total in enumerate(totals):
+            code.store(builder.fadd(code.load(kept, register), total), kept, register)
+
+    return write
+
+
+pass_back, pass_back_more, split_back, split_back_more = (_writer(*flags) for flags in product((False, True), repeat=2))
 
 
 @_piece("none", 1)

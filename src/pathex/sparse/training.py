@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from pathex.graph import words
 from pathex.sparse.team import Team
-from pathex.sparse.unit import Affine, Unit, add, add_backward, side_by_side
+from pathex.sparse.unit import Affine, Unit, add, add_backward, empty, side_by_side
 
 _NO_BOUND = float("-inf")
 
@@ -58,42 +58,49 @@ def _array(value: Tensor | None) -> Any:
 
 
 class _Convolve(torch.autograd.Function):
-    """The result of a layer, mean and variance of its channels (float64)."""
+    """The result of a layer, mean and variance of its channels (float64), and what it read if others read it too."""
 
     @staticmethod
     def forward(
-        ctx: Any, layer: "Kept", moments: bool, low: float, eps: float, values: Tensor, bias: Tensor | None, x: Tensor,
-        *norm: Tensor | None,
+        ctx: Any, layer: "Kept", moments: bool, copied: bool, low: float, eps: float, values: Tensor,
+        bias: Tensor | None, x: Tensor, added: Tensor | None, *norm: Tensor | None,
     ) -> Any:  # fmt: skip
         unit, team = layer
-        x = side_by_side(x)
+        x, added = side_by_side(x), None if added is None else side_by_side(added)
+        copy = empty(x, *x.shape[1:]) if copied else None
         read = Normalised(*norm, eps).affine(x.shape[1], low)
-        y, found = unit.forward(x, values.detach().numpy(), _array(bias), read, team, moments)
-        ctx.layer, ctx.low, ctx.eps, ctx.count = layer, low, eps, None if found is None else found[0, 0]
-        ctx.has_bias = bias is not None
+        y, found = unit.forward(x, added, copy, values.detach().numpy(), _array(bias), read, team, moments)
+        ctx.layer, ctx.low, ctx.eps, ctx.is_sum, ctx.has_bias = layer, low, eps, added is not None, bias is not None
+        ctx.set_materialize_grads(False)
         if found is None:
-            ctx.save_for_backward(values, x, None, None, *norm)
-            return y, None, None
+            ctx.save_for_backward(values, x, copy, None, None, *norm)
+            return y, None, None, copy
+        ctx.count = found[0, 0]
         mean, variance = torch.from_numpy(found[:, 1].copy()), torch.from_numpy(found[:, 2] / found[:, 0])
-        ctx.save_for_backward(values, x, y, mean, *norm)
-        return y, mean, variance
+        ctx.save_for_backward(values, x, copy, y, mean, *norm)
+        return y, mean, variance, copy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor, gmean: Tensor | None, gvariance: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, gy: Tensor | None, gmean: Tensor | None, gvariance: Tensor | None, more: Tensor | None
+    ) -> Any:
         unit, team = ctx.layer
-        values, x, y, mean, *norm = ctx.saved_tensors
+        values, x, copy, y, mean, *norm = ctx.saved_tensors
+        shape = unit.shape(*x.shape[2:])
         normalised = Normalised(*norm, ctx.eps)
-        read = normalised.affine(x.shape[1], ctx.low)
-        gy = side_by_side(gy)
+        gy = empty(x, unit.outputs, shape.rows, shape.columns).zero_() if gy is None else side_by_side(gy)
         level, slope, middle = np.zeros((3, unit.outputs))
-        if y is not None:
-            level, slope, middle = gmean.numpy() / ctx.count, 2.0 * gvariance.numpy() / ctx.count, mean.numpy()
-        gvalues, gbias, gx, sums = unit.backward(
-            gy, gy if y is None else y, level, slope, middle, x, values.detach().numpy(), read, team,
-            any(ctx.needs_input_grad[6:]),
-        )
-        return None, None, None, None, gvalues, gbias if ctx.has_bias else None, gx, *normalised.back(sums)
+        if y is not None and gmean is not None:
+            level, middle = gmean.numpy() / ctx.count, mean.numpy()
+        if y is not None and gvariance is not None:
+            slope = 2.0 * gvariance.numpy() / ctx.count
+        gvalues, gbias, gx, gadded, sums = unit.backward(
+            gy, gy if y is None else y, level, slope, middle, x, copy, None if more is None else side_by_side(more),
+            values.detach().numpy(), normalised.affine(x.shape[1], ctx.low), team, any(ctx.needs_input_grad[7:]),
+            ctx.is_sum,
+        )  # fmt: skip
+        return *[None] * 5, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
 
 
 class _Add(torch.autograd.Function):
@@ -105,8 +112,8 @@ class _Add(torch.autograd.Function):
     ) -> Tensor:
         x, added = side_by_side(x), None if added is None else side_by_side(added)
         y = add(x, added, Normalised(*norm, eps).affine(x.shape[1], low), team)
-        ctx.team, ctx.low, ctx.eps, ctx.is_sum = team, low, eps, added is not None
-        ctx.save_for_backward(x, y if ctx.is_sum else x, *norm)
+        ctx.team, ctx.low, ctx.eps = team, low, eps
+        ctx.save_for_backward(x, None if added is None else y, *norm)
         return y
 
     @staticmethod
@@ -115,7 +122,7 @@ class _Add(torch.autograd.Function):
         x, y, *norm = ctx.saved_tensors
         normalised = Normalised(*norm, ctx.eps)
         read = normalised.affine(x.shape[1], ctx.low)
-        gx, gadded, sums = add_backward(side_by_side(gy), y, x, read, ctx.team, ctx.is_sum)
+        gx, gadded, sums = add_backward(side_by_side(gy), y, x, read, ctx.team, y is not None)
         return None, None, None, gx, gadded, *normalised.back(sums)
 
 
@@ -133,11 +140,11 @@ class Pending:
         x: The result ``(N, C, H, W)``.
         moments: Mean and variance of its channels, if they are known.
         last: The last of ``batch_norm``, ``add`` and ``relu`` that it waits for.
-        stays: Whether it goes on waiting then, for the next layer.
+        readers: How many layers and sums read it then, if there is nothing else; otherwise 0.
     """
 
-    def __init__(self, team: Team, x: Tensor, moments: tuple[Tensor, Tensor] | None, last: str, stays: bool) -> None:
-        self._team, self._x, self._moments, self._last, self._stays = team, x, moments, last, stays
+    def __init__(self, team: Team, x: Tensor, moments: tuple[Tensor, Tensor] | None, last: str, readers: int) -> None:
+        self._team, self._x, self._moments, self._last, self._readers = team, x, moments, last, readers
         self._norm, self._low, self._added = Normalised(), _NO_BOUND, None
         self._tensor: Tensor | None = None
 
@@ -157,10 +164,15 @@ class Pending:
 
     def convolved(self, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
         """What a layer makes of it."""
-        if self._added is not None or self._tensor is not None:
+        covers = layer[0].shape(*self._x.shape[2:]).covers
+        copied = self._added is not None or self._readers > 1
+        if self._tensor is not None or (copied and not covers):
             return convolve(self.tensor, layer, moments, values, bias)
         norm = self._norm
-        return _Convolve.apply(layer, moments, self._low, norm.eps, values, bias, self._x, *norm.tensors)
+        *found, self._tensor = _Convolve.apply(
+            layer, moments, copied, self._low, norm.eps, values, bias, self._x, self._added, *norm.tensors
+        )
+        return found
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -216,7 +228,7 @@ class Pending:
 
     def __iadd__(self, other: Any) -> Any:
         done = self.plus(other, inplace=True)
-        return self.tensor.__iadd__(_plain(other)) if done is None else done
+        return self.tensor + _plain(other) if done is None else done
 
     add_ = __iadd__
 
@@ -226,14 +238,14 @@ class Pending:
             made = Pending.__new__(Pending)
             made.__dict__.update(self.__dict__)
         made.__dict__.update(changes)
-        return made if step != self._last or self._stays else made.tensor
+        return made if step != self._last or self._readers else made.tensor
 
 
 def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
     """The result of a layer, mean and variance of its channels if they are asked for."""
     if isinstance(x, Pending):
         return x.convolved(layer, moments, values, bias)
-    return _Convolve.apply(layer, moments, _NO_BOUND, 0.0, values, bias, x, *Normalised().tensors)
+    return _Convolve.apply(layer, moments, False, _NO_BOUND, 0.0, values, bias, x, None, *Normalised().tensors)[:3]
 
 
 def _plain(value: Any) -> Any:

@@ -12,14 +12,18 @@ from pathex.sparse.lanes import (
     TILE,
     clear,
     join,
+    join_twice,
     normalise,
+    normalise_twice,
     numbers,
+    pass_back,
+    pass_back_more,
     products,
     rounded,
-    split,
+    split_back,
+    split_back_more,
     squares,
     store,
-    through,
     tile,
     whole_gradient,
 )
@@ -28,7 +32,8 @@ from pathex.sparse.llvm import LANES, REGISTERS, integers
 PIXEL = 4 * LANES
 """Bytes of a register: the numbers of a pixel in a block of images."""
 
-TENSORS, VECTORS = ("x", "y", "added", "gx", "gy", "gadded"), ("scale", "shift", "mean", "level", "slope", "result_mean", "bias", "nothing")
+TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
+VECTORS = ("scale", "shift", "mean", "level", "slope", "result_mean", "bias", "nothing")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
     + [(name, np.int64) for name in ("across", "phases", "form", "read_rows", "read_plane", "lead", "gradient_plane")]
@@ -47,27 +52,101 @@ first pixel, its first pixel in a row, and how many."""
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _read(like: Any, u: Any, planes: int, block: int, valid: int) -> None:
-    """Planes of max(low, scale x + shift), for each channel and phase, with zeros around."""
-    scale, shift, form, low = numbers(like, u.scale), numbers(like, u.shift), integers(u.form), rounded(like, u.low)
+def _read_row(
+    like: Any, u: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, target: int,
+    step: int,
+) -> None:  # fmt: skip
+    """Every so many pixels of max(low, scale x + shift + added), copied where there is room for it."""
+    at = block * PIXEL
+    scale, shift, low = numbers(like, u.scale)[channel], numbers(like, u.shift)[channel], rounded(like, u.low)
+    x, x_step = u.x + channel * u.x_plane + row * u.x_row + column * u.x_pixel + at, across * u.x_pixel
+    added, added_step = 0, 0
+    if u.added != 0:
+        added = u.added + channel * u.added_plane + row * u.added_row + column * u.added_pixel + at
+        added_step = across * u.added_pixel
+    copy, copy_step = 0, 0
+    if u.copy != 0:
+        copy = u.copy + channel * u.copy_plane + row * u.copy_row + column * u.copy_pixel + at
+        copy_step = across * u.copy_pixel
+    if added != 0 and copy != 0:
+        join_twice(
+            scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step
+        )
+    elif added != 0:
+        join(scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step)
+    elif copy != 0:
+        normalise_twice(
+            scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step
+        )
+    else:
+        normalise(scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _read(like: Any, u: Any, planes: int, block: int, valid: int, again: bool) -> None:
+    """What is read of a block of images, in planes for each channel and phase, with zeros around."""
+    form, one, nothing, low = integers(u.form), rounded(like, 1.0), rounded(like, 0.0), rounded(like, -np.inf)
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
-        line = planes + pair * u.read_plane * PIXEL
-        x = u.x + channel * u.x_plane + form[f + 3] * u.x_pixel + block * PIXEL
-        first, count = form[f + 4], form[f + 5]
+        line, first, count = planes + pair * u.read_plane * PIXEL, form[f + 4], form[f + 5]
         for row in range(u.read_rows):
             if form[f + 1] <= row < form[f + 1] + form[f + 2]:
-                source = x + (row * u.stride + form[f]) * u.x_row
                 clear(like, first, line)
-                normalise(
-                    scale[channel], shift[channel], low, valid, count, line + first * PIXEL, PIXEL, source,
-                    u.across * u.x_pixel,
-                )  # fmt: skip
+                at, target = row * u.stride + form[f], line + first * PIXEL
+                if again and u.copy != 0:
+                    copy = u.copy + channel * u.copy_plane + at * u.copy_row + form[f + 3] * u.copy_pixel
+                    normalise(
+                        one, nothing, low, valid, count, target, PIXEL, copy + block * PIXEL, u.across * u.copy_pixel,
+                        0, 0, 0, 0,
+                    )  # fmt: skip
+                else:
+                    _read_row(like, u, valid, channel, at, form[f + 3], u.across, block, count, target, PIXEL)
                 clear(like, u.pitch - first - count, line + (first + count) * PIXEL)
             else:
                 clear(like, u.pitch, line)
             line += u.pitch * PIXEL
         clear(like, u.read_plane - u.read_rows * u.pitch, line)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _pass_row(
+    like: Any, u: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, given: int,
+    given_step: int, sums: int,
+) -> None:  # fmt: skip
+    """The gradient of what `_read_row` read, to x and to what was added."""
+    at = block * PIXEL
+    scale, shift, low = numbers(like, u.scale)[channel], numbers(like, u.shift)[channel], rounded(like, u.low)
+    mean = numbers(like, u.mean)[channel]
+    x, x_step = u.x + channel * u.x_plane + row * u.x_row + column * u.x_pixel + at, across * u.x_pixel
+    gx, gx_step = u.gx + channel * u.gx_plane + row * u.gx_row + column * u.gx_pixel + at, across * u.gx_pixel
+    passed, passed_step, y, y_step, more, more_step = 0, 0, 0, 0, 0, 0
+    if u.gadded != 0:
+        passed = u.gadded + channel * u.gadded_plane + row * u.gadded_row + column * u.gadded_pixel + at
+        y = u.copy + channel * u.copy_plane + row * u.copy_row + column * u.copy_pixel + at
+        passed_step, y_step = across * u.gadded_pixel, across * u.copy_pixel
+    if u.more != 0:
+        more = u.more + channel * u.more_plane + row * u.more_row + column * u.more_pixel + at
+        more_step = across * u.more_pixel
+    if passed != 0 and more != 0:
+        split_back_more(
+            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
+            y_step, more, more_step, sums,
+        )  # fmt: skip
+    elif passed != 0:
+        split_back(
+            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
+            y_step, more, more_step, sums,
+        )  # fmt: skip
+    elif more != 0:
+        pass_back_more(
+            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
+            y_step, more, more_step, sums,
+        )  # fmt: skip
+    else:
+        pass_back(
+            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
+            y_step, more, more_step, sums,
+        )  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -118,7 +197,7 @@ def forward(like: Any, units: Any, part: int, parts: int) -> None:
     starts, bias = integers(u.starts), numbers(like, u.bias)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         valid = min(lanes, u.images - block * lanes)
-        _read(like, u, planes, block, valid)
+        _read(like, u, planes, block, valid, False)
         _sum(like, planes, u.offsets, u.values, starts, 0, u.outputs, bias, results, u.result_plane, run)
         _write(like, u, results, block, valid, part)
 
@@ -144,20 +223,15 @@ def _read_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part:
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _write_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
-    """Gradients of a block of images back to x, with the sums that scale and shift need."""
-    scale, shift, form, mean = numbers(like, u.scale), numbers(like, u.shift), integers(u.form), numbers(like, u.mean)
-    low = rounded(like, u.low)
+    """Gradients of a block of images back to what was read, with the sums that scale and shift need."""
+    form = integers(u.form)
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
-        sums = u.sums + (part * u.inputs + channel) * 2 * PIXEL
+        plane = planes + (f // 6 * u.inputs + channel) * u.back_plane * PIXEL
         for row in range(form[f + 2]):
-            at = (form[f + 1] + row) * u.stride + form[f]
-            x = u.x + channel * u.x_plane + at * u.x_row + form[f + 3] * u.x_pixel + block * PIXEL
-            gx = u.gx + channel * u.gx_plane + at * u.gx_row + form[f + 3] * u.gx_pixel + block * PIXEL
-            given = planes + ((f // 6 * u.inputs + channel) * u.back_plane + row * u.pitch) * PIXEL
-            through(
-                scale[channel], shift[channel], low, mean[channel], valid, form[f + 5], gx, u.across * u.gx_pixel,
-                given, PIXEL, x, u.across * u.x_pixel, sums,
+            _pass_row(
+                like, u, valid, channel, (form[f + 1] + row) * u.stride + form[f], form[f + 3], u.across, block,
+                form[f + 5], plane + row * u.pitch * PIXEL, PIXEL, u.sums + (part * u.inputs + channel) * 2 * PIXEL,
             )  # fmt: skip
 
 
@@ -177,7 +251,7 @@ def backward(like: Any, units: Any, part: int, parts: int) -> None:
     nothing = numbers(like, u.nothing)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         valid = min(lanes, u.images - block * lanes)
-        _read(like, u, planes, block, valid)
+        _read(like, u, planes, block, valid, True)
         _read_gradient(like, u, given, block, valid, part)
         for t in range(tiles):
             begin, end = t * run // tiles, (t + 1) * run // tiles
@@ -202,46 +276,26 @@ def backward(like: Any, units: Any, part: int, parts: int) -> None:
 def add(like: Any, units: Any, part: int, parts: int) -> None:
     """y = max(low, scale x + shift + added)."""
     u = units[0]
-    scale, shift, low = numbers(like, u.scale), numbers(like, u.shift), rounded(like, u.low)
     lanes = PIXEL // u.size
     for line in range(part * u.inputs * u.rows // parts, (part + 1) * u.inputs * u.rows // parts):
         channel, row = line // u.rows, line % u.rows
-        y, x = u.y + channel * u.y_plane + row * u.y_row, u.x + channel * u.x_plane + row * u.x_row
-        added = u.added + channel * u.added_plane + row * u.added_row
         for block in range((u.images + lanes - 1) // lanes):
-            valid, at = min(lanes, u.images - block * lanes), block * PIXEL
-            if u.added != 0:
-                join(
-                    scale[channel], shift[channel], low, valid, u.columns, y + at, u.y_pixel, x + at, u.x_pixel,
-                    added + at, u.added_pixel,
-                )  # fmt: skip
-            else:
-                normalise(
-                    scale[channel], shift[channel], low, valid, u.columns, y + at, u.y_pixel, x + at, u.x_pixel
-                )
+            y = u.y + channel * u.y_plane + row * u.y_row + block * PIXEL
+            _read_row(
+                like, u, min(lanes, u.images - block * lanes), channel, row, 0, 1, block, u.columns, y, u.y_pixel
+            )
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def add_backward(like: Any, units: Any, part: int, parts: int) -> None:
     """Gradients back to x and to what is added, with the sums that scale and shift need."""
     u = units[0]
-    scale, shift, mean = numbers(like, u.scale), numbers(like, u.shift), numbers(like, u.mean)
-    low, lanes = rounded(like, u.low), PIXEL // u.size
+    lanes = PIXEL // u.size
     for line in range(part * u.inputs * u.rows // parts, (part + 1) * u.inputs * u.rows // parts):
         channel, row = line // u.rows, line % u.rows
-        gx, x = u.gx + channel * u.gx_plane + row * u.gx_row, u.x + channel * u.x_plane + row * u.x_row
-        gy, y = u.gy + channel * u.gy_plane + row * u.gy_row, u.y + channel * u.y_plane + row * u.y_row
-        gadded = u.gadded + channel * u.gadded_plane + row * u.gadded_row
-        sums = u.sums + (part * u.inputs + channel) * 2 * PIXEL
         for block in range((u.images + lanes - 1) // lanes):
-            valid, at = min(lanes, u.images - block * lanes), block * PIXEL
-            if u.gadded != 0:
-                split(
-                    scale[channel], low, mean[channel], valid, u.columns, gx + at, u.gx_pixel, gadded + at,
-                    u.gadded_pixel, gy + at, u.gy_pixel, x + at, u.x_pixel, y + at, u.y_pixel, sums,
-                )  # fmt: skip
-            else:
-                through(
-                    scale[channel], shift[channel], low, mean[channel], valid, u.columns, gx + at, u.gx_pixel, gy + at,
-                    u.gy_pixel, x + at, u.x_pixel, sums,
-                )  # fmt: skip
+            gy = u.gy + channel * u.gy_plane + row * u.gy_row + block * PIXEL
+            _pass_row(
+                like, u, min(lanes, u.images - block * lanes), channel, row, 0, 1, block, u.columns, gy, u.gy_pixel,
+                u.sums + (part * u.inputs + channel) * 2 * PIXEL,
+            )  # fmt: skip

@@ -116,30 +116,33 @@ class Unit:
         return self._shapes[height, width]
 
     def forward(
-        self, x: Tensor, values: Any, bias: Any, read: "Affine", team: Team, moments: bool
-    ) -> tuple[Tensor, Any]:
+        self, x: Tensor, added: Tensor | None, copy: Tensor | None, values: Any, bias: Any, read: "Affine", team: Team,
+        moments: bool,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
         """The result ``(N, outputs, H, W)``, and number, mean and squared distances of each channel ``(outputs, 3)``."""
         shape = self.shape(*x.shape[2:])
         y = empty(x, self.outputs, shape.rows, shape.columns)
-        call = _Call(team, x, read, y=y, **self._fields(shape))
+        call = _Call(team, x, read, y=y, added=added, copy=copy, **self._fields(shape))
         call.vectors(values=values, bias=np.zeros(self.outputs) if bias is None else bias)
         found = call.zeros("moments", (team.threads, self.outputs, 3), np.float64) if moments else None
         call.run(kernels.forward, self._registers(shape, "read_plane") + self.outputs * shape.fields["result_plane"])
         return y, None if found is None else _joined(found)
 
     def backward(
-        self, gy: Tensor, y: Tensor, level: Any, slope: Any, mean: Any, x: Tensor, values: Any, read: "Affine",
-        team: Team, needs_x: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Any]:  # fmt: skip
-        """Gradients of kept weights, bias and x by the gradient gy + level + slope (y - mean); `Affine.back`'s sums."""
+        self, gy: Tensor, y: Tensor, level: Any, slope: Any, mean: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
+        values: Any, read: "Affine", team: Team, needs_x: bool, is_sum: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Any]:  # fmt: skip
+        """Gradients of kept weights, bias, x and what is added by the gradient gy + level + slope (y - mean), with more
+        of what was copied; sums of the gradient g of what is read and of g (x - mean), by channel ``(inputs, 2)``."""
         shape = self.shape(*x.shape[2:])
-        call = _Call(team, x, read, gy=gy, y=y, **self._fields(shape))
+        call = _Call(team, x, read, gy=gy, y=y, copy=copy, more=more, **self._fields(shape))
         call.vectors(level=level, slope=slope, result_mean=mean)
         registers = self._registers(shape, "read_plane") + self.outputs * shape.fields["gradient_plane"]
-        gx = None
+        gx = gadded = None
         if needs_x:
             gx = empty(x, *x.shape[1:]) if shape.covers else empty(x, *x.shape[1:]).zero_()
-            call.tensors(gx=gx)
+            gadded = empty(x, *x.shape[1:]) if is_sum else None
+            call.tensors(gx=gx, gadded=gadded)
             call.vectors(back_values=values[shape.order], nothing=np.zeros(self.inputs * shape.fields["phases"]))
             registers += self._registers(shape, "back_plane")
         gradients = call.zeros("gradients", (team.threads, self.plan.kept))
@@ -147,7 +150,7 @@ class Unit:
         sums = call.sums(self.inputs)
         call.run(kernels.backward, registers)
         weight, bias = (torch.from_numpy(each.sum(0)) for each in (gradients, biases))
-        return weight, bias, gx, sums.sum((0, 3), dtype=np.float64)
+        return weight, bias, gx, gadded, sums.sum((0, 3), dtype=np.float64)
 
     def _fields(self, shape: Shape) -> dict[str, Any]:
         fields: dict[str, Any] = {"inputs": self.inputs, "outputs": self.outputs, "kept": self.plan.kept}
@@ -161,21 +164,18 @@ class Unit:
 def add(x: Tensor, added: Tensor | None, read: "Affine", team: Team) -> Tensor:
     """max(low, scale x + shift + added)."""
     y = empty(x, *x.shape[1:])
-    call = _Call(team, x, read, y=y, inputs=x.shape[1], rows=x.shape[2], columns=x.shape[3])
-    if added is not None:
-        call.tensors(added=added)
+    call = _Call(team, x, read, y=y, added=added, inputs=x.shape[1], rows=x.shape[2], columns=x.shape[3])
     call.run(kernels.add)
     return y
 
 
 def add_backward(
-    gy: Tensor, y: Tensor, x: Tensor, read: "Affine", team: Team, is_sum: bool
+    gy: Tensor, y: Tensor | None, x: Tensor, read: "Affine", team: Team, is_sum: bool
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Gradients of x and of what is added; `Affine.back`'s sums."""
     gx, gadded = empty(x, *x.shape[1:]), empty(x, *x.shape[1:]) if is_sum else None
-    call = _Call(team, x, read, y=y, gx=gx, gy=gy, inputs=x.shape[1], rows=x.shape[2], columns=x.shape[3])
-    if gadded is not None:
-        call.tensors(gadded=gadded)
+    form = {"inputs": x.shape[1], "rows": x.shape[2], "columns": x.shape[3]}
+    call = _Call(team, x, read, copy=y, gx=gx, gadded=gadded, gy=gy, **form)
     sums = call.sums(x.shape[1])
     call.run(kernels.add_backward)
     return gx, gadded, sums.sum((0, 3), dtype=np.float64)
@@ -205,14 +205,17 @@ class _Call:
         self._team, self._held = team, [x]
         self._like = np.float32(0.0) if x.dtype == torch.float32 else np.float64(0.0)
         self._fields: dict[str, Any] = {"size": x.element_size(), "images": len(x), "low": read.low}
-        self.tensors(x=x, **{name: value for name, value in fields.items() if isinstance(value, Tensor)})
-        self._fields |= {name: value for name, value in fields.items() if not isinstance(value, Tensor)}
+        given = {name: value for name, value in fields.items() if name in kernels.TENSORS}
+        self.tensors(x=x, **given)
+        self._fields |= {name: value for name, value in fields.items() if name not in given}
         self.vectors(scale=read.scale, shift=read.shift, mean=read.mean)
         self._registers = kernels.PIXEL // x.element_size()
 
-    def tensors(self, **values: Tensor) -> None:
-        """Those whose images lie side by side."""
+    def tensors(self, **values: Tensor | None) -> None:
+        """Those whose images lie side by side, if they are there."""
         for name, value in values.items():
+            if value is None:
+                continue
             self._held.append(value)
             self._fields[name] = value.data_ptr()
             for axis, stride in zip(("plane", "row", "pixel"), value.stride()[1:], strict=True):
