@@ -80,7 +80,8 @@ class KeptConv2d(Kept, nn.Conv2d):
 
         moments = self.waits is not None and self.training
         y, *found = convolve(x, (self.unit, self.team), moments, self.weight, self.bias)
-        return Pending(self.team, y, found if moments else None, *self.waits) if self.waits else y
+        made = Pending(self.team, x.shape[0], y, found if moments else None, *self.waits or ("", 0))
+        return made if self.waits else made.tensor
 
 
 class KeptLinear(Kept, nn.Linear):
@@ -90,7 +91,7 @@ class KeptLinear(Kept, nn.Linear):
         """As `torch.nn.Linear`."""
         if self.unit is None:
             return F.linear(x, self.dense_weight(), self.bias)
-        from pathex.sparse.training import convolve
+        from pathex.sparse.training import as_images, convolve
 
         rows = x.reshape(-1, x.shape[-1])
         count = len(rows)
@@ -99,6 +100,7 @@ class KeptLinear(Kept, nn.Linear):
         images = -(-count // pixels)
         rows = F.pad(rows, (0, 0, 0, images * pixels - count)).view(pixels, images, 1, -1).permute(1, 3, 2, 0)
         y, _, _ = convolve(rows, (self.unit, self.team), False, self.weight, self.bias)
+        y = as_images(y, images)
         return y.permute(3, 0, 2, 1).reshape(pixels * images, -1)[:count].view(*x.shape[:-1], -1)
 
 
@@ -216,30 +218,40 @@ def _measured(layers: Mapping[str, nn.Module], graph: Graph, images: int) -> dic
     """For each layer what is faster, forward and backward, for so many images."""
     found = {}
     for path, layer in layers.items():
-        forms = [n.args[0].shape for n in graph.path if n.module[0] == path and n.op in ("conv2d", "linear")]
-        zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
-        found[path] = "sparse" if zeros and forms else "dense"
-        sure = isinstance(layer, nn.Conv2d) and layer.weight.numel() <= _SURE * layer.kept.numel()
-        if found[path] == "sparse" and not sure:
-            x = torch.ones((*forms[0][1:], images), dtype=layer.weight.dtype).movedim(-1, 0).requires_grad_()
-            layer.unit, layer.waits = _unit(layer), ("relu", 0)
-            sparse = _seconds(layer, x)
+        sources = [n.args[0] for n in graph.path if n.module[0] == path and n.op in ("conv2d", "linear")]
+        few, is_linear = layer.weight.numel() <= _SURE * layer.kept.numel(), isinstance(layer, nn.Linear)
+        possible = bool(sources) and getattr(layer, "padding_mode", "zeros") == "zeros" and (few or not is_linear)
+        found[path] = "sparse" if possible else "dense"
+        if possible and few == is_linear:
+            x = torch.ones((images, *sources[0].shape[1:]), dtype=layer.weight.dtype)
+            inside = sources[0] not in graph.inputs
+            layer.unit, layer.waits = _unit(layer), ("relu", 1)
+            sparse = _seconds(layer, x, inside)
             layer.unit = layer.waits = None
-            found[path] = "sparse" if sparse <= _seconds(layer, x) else "dense"
+            found[path] = "sparse" if sparse <= _seconds(layer, x, inside) else "dense"
     return found
 
 
-def _seconds(layer: nn.Module, x: Tensor) -> float:
-    """Of a forward and a backward pass, with what may wait for a convolution."""
+def _seconds(layer: Any, x: Tensor, inside: bool) -> float:
+    """Of a forward and a backward pass, with what may wait for a convolution, between others that are sparse."""
+    from pathex.sparse.training import Pending, in_blocks
+
+    read = layer.weight
+    if inside:
+        read = x = (in_blocks(x) if x.dim() == 4 else x).requires_grad_()
 
     def step() -> float:
         began = time.perf_counter()
-        y = layer(x)
-        if x.dim() == 4:
-            y = F.batch_norm(y, None, None, training=True).relu()
-        torch.autograd.grad(y, (x, layer.weight), torch.ones_like(y))
+        if isinstance(layer, nn.Linear):
+            y = layer(x)
+        else:
+            given = Pending(layer.team, images, x, None, "", 1) if inside else x
+            y = F.batch_norm(layer(given), None, None, training=True).relu()
+            y = y.blocks if isinstance(y, Pending) else in_blocks(y)
+        torch.autograd.grad(y, list({layer.weight, read}), torch.ones_like(y))
         return time.perf_counter() - began
 
+    images = len(x) if not inside or isinstance(layer, nn.Linear) else x.shape[0] * x.shape[4]
     step()
     return min(step() for _ in range(3))
 

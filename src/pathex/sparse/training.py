@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from pathex.graph import words
 from pathex.sparse.team import Team
-from pathex.sparse.unit import Affine, Unit, add, add_backward, empty, side_by_side
+from pathex.sparse.unit import Affine, Unit, add, add_backward, as_images, in_blocks
 
 _NO_BOUND = float("-inf")
 
@@ -62,15 +62,15 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: "Kept", moments: bool, copied: bool, low: float, eps: float, values: Tensor,
+        ctx: Any, layer: "Kept", images: int, moments: bool, copied: bool, low: float, eps: float, values: Tensor,
         bias: Tensor | None, x: Tensor, added: Tensor | None, *norm: Tensor | None,
     ) -> Any:  # fmt: skip
         unit, team = layer
-        x, added = side_by_side(x), None if added is None else side_by_side(added)
-        copy = empty(x, *x.shape[1:]) if copied else None
+        copy = torch.empty_like(x) if copied else None
         read = Normalised(*norm, eps).affine(x.shape[1], low)
-        y, found = unit.forward(x, added, copy, values.detach().numpy(), _array(bias), read, team, moments)
-        ctx.layer, ctx.low, ctx.eps, ctx.is_sum, ctx.has_bias = layer, low, eps, added is not None, bias is not None
+        y, found = unit.forward(images, x, added, copy, values.detach().numpy(), _array(bias), read, team, moments)
+        ctx.layer, ctx.images, ctx.low, ctx.eps = layer, images, low, eps
+        ctx.is_sum, ctx.has_bias = added is not None, bias is not None
         ctx.set_materialize_grads(False)
         if found is None:
             ctx.save_for_backward(values, x, copy, None, None, *norm)
@@ -87,20 +87,21 @@ class _Convolve(torch.autograd.Function):
     ) -> Any:
         unit, team = ctx.layer
         values, x, copy, y, mean, *norm = ctx.saved_tensors
-        shape = unit.shape(*x.shape[2:])
         normalised = Normalised(*norm, ctx.eps)
-        gy = empty(x, unit.outputs, shape.rows, shape.columns).zero_() if gy is None else side_by_side(gy)
+        if gy is None:
+            shape = unit.shape(*x.shape[2:4])
+            gy = x.new_zeros(len(x), unit.outputs, shape.rows, shape.columns, x.shape[4])
         level, slope, middle = np.zeros((3, unit.outputs))
         if y is not None and gmean is not None:
             level, middle = gmean.numpy() / ctx.count, mean.numpy()
         if y is not None and gvariance is not None:
             slope = 2.0 * gvariance.numpy() / ctx.count
         gvalues, gbias, gx, gadded, sums = unit.backward(
-            gy, gy if y is None else y, level, slope, middle, x, copy, None if more is None else side_by_side(more),
-            values.detach().numpy(), normalised.affine(x.shape[1], ctx.low), team, any(ctx.needs_input_grad[7:]),
+            ctx.images, gy.contiguous(), gy.contiguous() if y is None else y, level, slope, middle, x, copy,
+            None if more is None else more.contiguous(), values.detach().numpy(), normalised.affine(x.shape[1], ctx.low), team, any(ctx.needs_input_grad[8:]),
             ctx.is_sum,
         )  # fmt: skip
-        return *[None] * 5, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
+        return *[None] * 6, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
 
 
 class _Add(torch.autograd.Function):
@@ -108,11 +109,10 @@ class _Add(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, team: Team, low: float, eps: float, x: Tensor, added: Tensor | None, *norm: Tensor | None
+        ctx: Any, team: Team, images: int, low: float, eps: float, x: Tensor, added: Tensor | None, *norm: Tensor | None
     ) -> Tensor:
-        x, added = side_by_side(x), None if added is None else side_by_side(added)
-        y = add(x, added, Normalised(*norm, eps).affine(x.shape[1], low), team)
-        ctx.team, ctx.low, ctx.eps = team, low, eps
+        y = add(images, x, added, Normalised(*norm, eps).affine(x.shape[1], low), team)
+        ctx.team, ctx.images, ctx.low, ctx.eps = team, images, low, eps
         ctx.save_for_backward(x, None if added is None else y, *norm)
         return y
 
@@ -122,8 +122,8 @@ class _Add(torch.autograd.Function):
         x, y, *norm = ctx.saved_tensors
         normalised = Normalised(*norm, ctx.eps)
         read = normalised.affine(x.shape[1], ctx.low)
-        gx, gadded, sums = add_backward(side_by_side(gy), y, x, read, ctx.team, y is not None)
-        return None, None, None, gx, gadded, *normalised.back(sums)
+        gx, gadded, sums = add_backward(ctx.images, gy.contiguous(), y, x, read, ctx.team, y is not None)
+        return None, None, None, None, gx, gadded, *normalised.back(sums)
 
 
 Kept = tuple[Unit, Team]
@@ -137,49 +137,65 @@ class Pending:
 
     Args:
         team: Who carries out kernels.
-        x: The result ``(N, C, H, W)``.
+        images: How many images there are.
+        x: The result in blocks of images.
         moments: Mean and variance of its channels, if they are known.
         last: The last of ``batch_norm``, ``add`` and ``relu`` that it waits for.
         readers: How many layers and sums read it then, if there is nothing else; otherwise 0.
     """
 
-    def __init__(self, team: Team, x: Tensor, moments: tuple[Tensor, Tensor] | None, last: str, readers: int) -> None:
-        self._team, self._x, self._moments, self._last, self._readers = team, x, moments, last, readers
+    def __init__(
+        self, team: Team, images: int, x: Tensor, moments: tuple[Tensor, Tensor] | None, last: str, readers: int
+    ) -> None:
+        self._team, self._images, self._x, self._moments = team, images, x, moments
+        self._last, self._readers = last, readers
         self._norm, self._low, self._added = Normalised(), _NO_BOUND, None
+        self._done: Tensor | None = None
         self._tensor: Tensor | None = None
+        self.shape = torch.Size((images, *x.shape[1:4]))
 
     @property
     def tensor(self) -> Tensor:
-        """The values, computed when they are asked for."""
+        """The values ``(N, C, H, W)``, computed when they are asked for."""
         if self._tensor is None:
-            self._tensor = self._x
-            if self._waits:
-                norm = self._norm.tensors
-                self._tensor = _Add.apply(self._team, self._low, self._norm.eps, self._x, self._added, *norm)
+            self._tensor = as_images(self.blocks, self._images)
         return self._tensor
+
+    @property
+    def blocks(self) -> Tensor:
+        """The values in blocks of images, computed when they are asked for."""
+        if self._done is None:
+            self._done = self._x
+            if self._waits:
+                given = self._x, self._added, *self._norm.tensors
+                self._done = _Add.apply(self._team, self._images, self._low, self._norm.eps, *given)
+        return self._done
 
     @property
     def _waits(self) -> bool:
         return self._norm.variance is not None or self._added is not None or self._low != _NO_BOUND
 
     def convolved(self, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
-        """What a layer makes of it."""
-        covers = layer[0].shape(*self._x.shape[2:]).covers
+        """What a layer makes of it: the result, mean and variance of its channels."""
         copied = self._added is not None or self._readers > 1
-        if self._tensor is not None or (copied and not covers):
-            return convolve(self.tensor, layer, moments, values, bias)
-        norm = self._norm
-        *found, self._tensor = _Convolve.apply(
-            layer, moments, copied, self._low, norm.eps, values, bias, self._x, self._added, *norm.tensors
-        )
-        return found
+        if self._done is None and (not copied or layer[0].shape(*self.shape[2:]).covers):
+            given = self._low, self._norm.eps, values, bias, self._x, self._added, *self._norm.tensors
+            *found, self._done = _Convolve.apply(layer, self._images, moments, copied, *given)
+            return found
+        return _convolved(self.blocks, self._images, layer, moments, values, bias)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in _OF_FORM:
-            return getattr(self._x, name)
-        return getattr(self.tensor, name)
+        return getattr(self._x if name in _OF_TYPE else self.tensor, name)
+
+    def size(self, dim: int | None = None) -> Any:
+        """As `torch.Tensor.size`."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """As `torch.Tensor.dim`."""
+        return len(self.shape)
 
     @classmethod
     def __torch_function__(
@@ -196,13 +212,13 @@ class Pending:
         bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
     ) -> "Pending | None":  # fmt: skip
         """As `torch.nn.functional.batch_norm`, if nothing waits."""
-        if self._waits or self._tensor is not None or (training and self._moments is None):
+        if self._waits or self._done is not None or (training and self._moments is None):
             return None
         if training:
             assert self._moments is not None
             mean, variance = self._moments
             if running_mean is not None and running_var is not None:
-                count = self._x.numel() // self._x.shape[1]
+                count = self.shape.numel() // self.shape[1]
                 with torch.no_grad():
                     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                     running_var.lerp_((variance * (count / max(1, count - 1))).to(running_var.dtype), momentum)
@@ -213,17 +229,17 @@ class Pending:
 
     def rectify(self, inplace: bool = False) -> "Pending | Tensor | None":
         """As `torch.nn.functional.relu`."""
-        if self._tensor is not None:
+        if self._done is not None:
             return None
         return self._with("relu", self if inplace else None, _low=0.0)
 
     def plus(self, other: Any, *, alpha: float = 1, inplace: bool = False, out: Any = None) -> "Pending | Tensor | None":
         """As `torch.add` of two tensors of one shape."""
-        other = _plain(other)
-        fits = isinstance(other, Tensor) and other.shape == self._x.shape and other.dtype == self._x.dtype
-        plain = alpha == 1 and out is None and self._tensor is None
+        fits = isinstance(other, Tensor | Pending) and other.shape == self.shape and other.dtype == self._x.dtype
+        plain = alpha == 1 and out is None and self._done is None
         if not fits or not plain or self._added is not None or self._low != _NO_BOUND:
             return None
+        other = other.blocks if isinstance(other, Pending) else in_blocks(other)
         return self._with("add", self if inplace else None, _added=other)
 
     def __iadd__(self, other: Any) -> Any:
@@ -242,10 +258,15 @@ class Pending:
 
 
 def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
-    """The result of a layer, mean and variance of its channels if they are asked for."""
+    """The result of a layer in blocks of images, mean and variance of its channels if they are asked for."""
     if isinstance(x, Pending):
         return x.convolved(layer, moments, values, bias)
-    return _Convolve.apply(layer, moments, False, _NO_BOUND, 0.0, values, bias, x, None, *Normalised().tensors)[:3]
+    return _convolved(in_blocks(x), len(x), layer, moments, values, bias)
+
+
+def _convolved(x: Tensor, images: int, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
+    plain = _NO_BOUND, 0.0, values, bias, x, None, *Normalised().tensors
+    return _Convolve.apply(layer, images, moments, False, *plain)[:3]
 
 
 def _plain(value: Any) -> Any:
@@ -265,7 +286,7 @@ def _rule(rule: Callable[..., Any], **more: Any) -> Callable[..., Any]:
     return lambda x, *args, **kwargs: rule(x, *args, **more, **kwargs) if isinstance(x, Pending) else None
 
 
-_OF_FORM = words("shape size dim ndim dtype device numel requires_grad is_cuda layout")
+_OF_TYPE = words("dtype device requires_grad is_cuda layout")
 _RULES = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify), torch.add: _sum}
 _RULES |= {torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
 _METHODS = {"__add__": torch.add, "__radd__": torch.add, "add": torch.add, "relu": torch.relu, "relu_": torch.relu_}

@@ -40,10 +40,10 @@ UNIT = np.dtype(
     + [(name, np.int64) for name in ("back_plane", "result_plane", "kept", "starts", "offsets", "values")]
     + [(name, np.int64) for name in ("back_starts", "back_offsets", "back_values", "gradients", "bias_gradients")]
     + [(name, np.int64) for name in ("moments", "sums", "scratch", "scratch_size", *VECTORS)]
-    + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_plane", "_row", "_pixel")]
+    + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_block", "_plane", "_row")]
     + [("low", np.float64)]
 )
-"""A layer: addresses, bytes of a number and from plane to plane, row to row, pixel to pixel of tensors; what lies in
+"""A layer: addresses, bytes of a number and from block to block, plane to plane, row to row of tensors; what lies in
 scratch memory is counted in registers."""
 
 FORM = ("top", "first_row", "rows", "left", "first", "count")
@@ -57,29 +57,21 @@ def _read_row(
     step: int,
 ) -> None:  # fmt: skip
     """Every so many pixels of max(low, scale x + shift + added), copied where there is room for it."""
-    at = block * PIXEL
     scale, shift, low = numbers(like, u.scale)[channel], numbers(like, u.shift)[channel], rounded(like, u.low)
-    x, x_step = u.x + channel * u.x_plane + row * u.x_row + column * u.x_pixel + at, across * u.x_pixel
-    added, added_step = 0, 0
+    at, over = column * PIXEL, across * PIXEL
+    x, added, copy = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, 0, 0
     if u.added != 0:
-        added = u.added + channel * u.added_plane + row * u.added_row + column * u.added_pixel + at
-        added_step = across * u.added_pixel
-    copy, copy_step = 0, 0
+        added = u.added + block * u.added_block + channel * u.added_plane + row * u.added_row + at
     if u.copy != 0:
-        copy = u.copy + channel * u.copy_plane + row * u.copy_row + column * u.copy_pixel + at
-        copy_step = across * u.copy_pixel
+        copy = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at
     if added != 0 and copy != 0:
-        join_twice(
-            scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step
-        )
+        join_twice(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
     elif added != 0:
-        join(scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step)
+        join(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
     elif copy != 0:
-        normalise_twice(
-            scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step
-        )
+        normalise_twice(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
     else:
-        normalise(scale, shift, low, valid, count, target, step, x, x_step, added, added_step, copy, copy_step)
+        normalise(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -94,11 +86,10 @@ def _read(like: Any, u: Any, planes: int, block: int, valid: int, again: bool) -
                 clear(like, first, line)
                 at, target = row * u.stride + form[f], line + first * PIXEL
                 if again and u.copy != 0:
-                    copy = u.copy + channel * u.copy_plane + at * u.copy_row + form[f + 3] * u.copy_pixel
+                    copy = u.copy + block * u.copy_block + channel * u.copy_plane + at * u.copy_row + form[f + 3] * PIXEL
                     normalise(
-                        one, nothing, low, valid, count, target, PIXEL, copy + block * PIXEL, u.across * u.copy_pixel,
-                        0, 0, 0, 0,
-                    )  # fmt: skip
+                        one, nothing, low, valid, count, target, PIXEL, copy, u.across * PIXEL, 0, 0, 0, 0
+                    )
                 else:
                     _read_row(like, u, valid, channel, at, form[f + 3], u.across, block, count, target, PIXEL)
                 clear(like, u.pitch - first - count, line + (first + count) * PIXEL)
@@ -114,38 +105,35 @@ def _pass_row(
     given_step: int, sums: int,
 ) -> None:  # fmt: skip
     """The gradient of what `_read_row` read, to x and to what was added."""
-    at = block * PIXEL
     scale, shift, low = numbers(like, u.scale)[channel], numbers(like, u.shift)[channel], rounded(like, u.low)
-    mean = numbers(like, u.mean)[channel]
-    x, x_step = u.x + channel * u.x_plane + row * u.x_row + column * u.x_pixel + at, across * u.x_pixel
-    gx, gx_step = u.gx + channel * u.gx_plane + row * u.gx_row + column * u.gx_pixel + at, across * u.gx_pixel
-    passed, passed_step, y, y_step, more, more_step = 0, 0, 0, 0, 0, 0
+    mean, at, over = numbers(like, u.mean)[channel], column * PIXEL, across * PIXEL
+    x = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at
+    gx = u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at
+    passed, y, more = 0, 0, 0
     if u.gadded != 0:
-        passed = u.gadded + channel * u.gadded_plane + row * u.gadded_row + column * u.gadded_pixel + at
-        y = u.copy + channel * u.copy_plane + row * u.copy_row + column * u.copy_pixel + at
-        passed_step, y_step = across * u.gadded_pixel, across * u.copy_pixel
+        passed = u.gadded + block * u.gadded_block + channel * u.gadded_plane + row * u.gadded_row + at
+        y = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at
     if u.more != 0:
-        more = u.more + channel * u.more_plane + row * u.more_row + column * u.more_pixel + at
-        more_step = across * u.more_pixel
+        more = u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at
     if passed != 0 and more != 0:
         split_back_more(
-            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
-            y_step, more, more_step, sums,
+            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
+            over, sums,
         )  # fmt: skip
     elif passed != 0:
         split_back(
-            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
-            y_step, more, more_step, sums,
+            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
+            over, sums,
         )  # fmt: skip
     elif more != 0:
         pass_back_more(
-            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
-            y_step, more, more_step, sums,
+            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
+            over, sums,
         )  # fmt: skip
     else:
         pass_back(
-            scale, shift, low, mean, valid, count, gx, gx_step, given, given_step, x, x_step, passed, passed_step, y,
-            y_step, more, more_step, sums,
+            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
+            over, sums,
         )  # fmt: skip
 
 
@@ -156,8 +144,8 @@ def _write(like: Any, u: Any, planes: int, block: int, valid: int, part: int) ->
         moments = numbers(np.float64(0.0), u.moments + (part * u.outputs + o) * 24)
         for row in range(u.rows):
             source = planes + (o * u.result_plane + row * u.pitch) * PIXEL
-            target = u.y + o * u.y_plane + row * u.y_row + block * PIXEL
-            total = np.float64(store(like, valid, u.columns, target, u.y_pixel, source))
+            target = u.y + block * u.y_block + o * u.y_plane + row * u.y_row
+            total = np.float64(store(like, valid, u.columns, target, PIXEL, source))
             if u.moments != 0:
                 more = np.float64(u.columns * valid)
                 mean = total / more
@@ -212,10 +200,11 @@ def _read_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part:
         clear(like, u.lead, line)
         line += u.lead * PIXEL
         for row in range(u.rows):
+            gy = u.gy + block * u.gy_block + o * u.gy_plane + row * u.gy_row
+            y = u.y + block * u.y_block + o * u.y_plane + row * u.y_row
             totals[part * u.outputs + o] += whole_gradient(
-                level[o], slope[o], mean[o], valid, u.columns, line, u.gy + o * u.gy_plane + row * u.gy_row
-                + block * PIXEL, u.gy_pixel, u.y + o * u.y_plane + row * u.y_row + block * PIXEL, u.y_pixel,
-            )  # fmt: skip
+                level[o], slope[o], mean[o], valid, u.columns, line, gy, PIXEL, y, PIXEL
+            )
             clear(like, u.pitch - u.columns, line + u.columns * PIXEL)
             line += u.pitch * PIXEL
         clear(like, u.gradient_plane - u.lead - u.rows * u.pitch, line)
@@ -274,16 +263,14 @@ def backward(like: Any, units: Any, part: int, parts: int) -> None:
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def add(like: Any, units: Any, part: int, parts: int) -> None:
-    """y = max(low, scale x + shift + added)."""
+    """y = max(low, scale x + shift + added), planes in a row."""
     u = units[0]
     lanes = PIXEL // u.size
-    for line in range(part * u.inputs * u.rows // parts, (part + 1) * u.inputs * u.rows // parts):
-        channel, row = line // u.rows, line % u.rows
-        for block in range((u.images + lanes - 1) // lanes):
-            y = u.y + channel * u.y_plane + row * u.y_row + block * PIXEL
-            _read_row(
-                like, u, min(lanes, u.images - block * lanes), channel, row, 0, 1, block, u.columns, y, u.y_pixel
-            )
+    work = (u.images + lanes - 1) // lanes * u.inputs
+    for plane in range(part * work // parts, (part + 1) * work // parts):
+        block, channel = plane // u.inputs, plane % u.inputs
+        valid, y = min(lanes, u.images - block * lanes), u.y + block * u.y_block + channel * u.y_plane
+        _read_row(like, u, valid, channel, 0, 0, 1, block, u.columns, y, PIXEL)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -291,11 +278,9 @@ def add_backward(like: Any, units: Any, part: int, parts: int) -> None:
     """Gradients back to x and to what is added, with the sums that scale and shift need."""
     u = units[0]
     lanes = PIXEL // u.size
-    for line in range(part * u.inputs * u.rows // parts, (part + 1) * u.inputs * u.rows // parts):
-        channel, row = line // u.rows, line % u.rows
-        for block in range((u.images + lanes - 1) // lanes):
-            gy = u.gy + channel * u.gy_plane + row * u.gy_row + block * PIXEL
-            _pass_row(
-                like, u, min(lanes, u.images - block * lanes), channel, row, 0, 1, block, u.columns, gy, u.gy_pixel,
-                u.sums + (part * u.inputs + channel) * 2 * PIXEL,
-            )  # fmt: skip
+    work = (u.images + lanes - 1) // lanes * u.inputs
+    for plane in range(part * work // parts, (part + 1) * work // parts):
+        block, channel = plane // u.inputs, plane % u.inputs
+        valid, gy = min(lanes, u.images - block * lanes), u.gy + block * u.gy_block + channel * u.gy_plane
+        sums = u.sums + (part * u.inputs + channel) * 2 * PIXEL
+        _pass_row(like, u, valid, channel, 0, 0, 1, block, u.columns, gy, PIXEL, sums)

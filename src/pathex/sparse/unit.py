@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.sparse.plan import Plan, Window
@@ -116,32 +117,32 @@ class Unit:
         return self._shapes[height, width]
 
     def forward(
-        self, x: Tensor, added: Tensor | None, copy: Tensor | None, values: Any, bias: Any, read: "Affine", team: Team,
-        moments: bool,
+        self, images: int, x: Tensor, added: Tensor | None, copy: Tensor | None, values: Any, bias: Any,
+        read: "Affine", team: Team, moments: bool,
     ) -> tuple[Tensor, Any]:  # fmt: skip
-        """The result ``(N, outputs, H, W)``, and number, mean and squared distances of each channel ``(outputs, 3)``."""
-        shape = self.shape(*x.shape[2:])
-        y = empty(x, self.outputs, shape.rows, shape.columns)
-        call = _Call(team, x, read, y=y, added=added, copy=copy, **self._fields(shape))
+        """The result, and number, mean and squared distances of each channel ``(outputs, 3)``."""
+        shape = self.shape(*x.shape[2:4])
+        y = x.new_empty(len(x), self.outputs, shape.rows, shape.columns, x.shape[4])
+        call = _Call(team, images, x, read, y=y, added=added, copy=copy, **self._fields(shape))
         call.vectors(values=values, bias=np.zeros(self.outputs) if bias is None else bias)
         found = call.zeros("moments", (team.threads, self.outputs, 3), np.float64) if moments else None
         call.run(kernels.forward, self._registers(shape, "read_plane") + self.outputs * shape.fields["result_plane"])
         return y, None if found is None else _joined(found)
 
     def backward(
-        self, gy: Tensor, y: Tensor, level: Any, slope: Any, mean: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
+        self, images: int, gy: Tensor, y: Tensor, level: Any, slope: Any, mean: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
         values: Any, read: "Affine", team: Team, needs_x: bool, is_sum: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Any]:  # fmt: skip
         """Gradients of kept weights, bias, x and what is added by the gradient gy + level + slope (y - mean), with more
         of what was copied; sums of the gradient g of what is read and of g (x - mean), by channel ``(inputs, 2)``."""
-        shape = self.shape(*x.shape[2:])
-        call = _Call(team, x, read, gy=gy, y=y, copy=copy, more=more, **self._fields(shape))
+        shape = self.shape(*x.shape[2:4])
+        call = _Call(team, images, x, read, gy=gy, y=y, copy=copy, more=more, **self._fields(shape))
         call.vectors(level=level, slope=slope, result_mean=mean)
         registers = self._registers(shape, "read_plane") + self.outputs * shape.fields["gradient_plane"]
         gx = gadded = None
         if needs_x:
-            gx = empty(x, *x.shape[1:]) if shape.covers else empty(x, *x.shape[1:]).zero_()
-            gadded = empty(x, *x.shape[1:]) if is_sum else None
+            gx = (torch.empty_like if shape.covers else torch.zeros_like)(x)
+            gadded = torch.empty_like(x) if is_sum else None
             call.tensors(gx=gx, gadded=gadded)
             call.vectors(back_values=values[shape.order], nothing=np.zeros(self.inputs * shape.fields["phases"]))
             registers += self._registers(shape, "back_plane")
@@ -161,21 +162,21 @@ class Unit:
         return self.inputs * shape.fields["phases"] * shape.fields[plane]
 
 
-def add(x: Tensor, added: Tensor | None, read: "Affine", team: Team) -> Tensor:
+def add(images: int, x: Tensor, added: Tensor | None, read: "Affine", team: Team) -> Tensor:
     """max(low, scale x + shift + added)."""
-    y = empty(x, *x.shape[1:])
-    call = _Call(team, x, read, y=y, added=added, inputs=x.shape[1], rows=x.shape[2], columns=x.shape[3])
+    y = torch.empty_like(x)
+    call = _Call(team, images, x, read, y=y, added=added, inputs=x.shape[1], columns=x.shape[2:4].numel())
     call.run(kernels.add)
     return y
 
 
 def add_backward(
-    gy: Tensor, y: Tensor | None, x: Tensor, read: "Affine", team: Team, is_sum: bool
+    images: int, gy: Tensor, y: Tensor | None, x: Tensor, read: "Affine", team: Team, is_sum: bool
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Gradients of x and of what is added; `Affine.back`'s sums."""
-    gx, gadded = empty(x, *x.shape[1:]), empty(x, *x.shape[1:]) if is_sum else None
-    form = {"inputs": x.shape[1], "rows": x.shape[2], "columns": x.shape[3]}
-    call = _Call(team, x, read, copy=y, gx=gx, gadded=gadded, gy=gy, **form)
+    gx, gadded = torch.empty_like(x), torch.empty_like(x) if is_sum else None
+    form = {"inputs": x.shape[1], "columns": x.shape[2:4].numel()}
+    call = _Call(team, images, x, read, copy=y, gx=gx, gadded=gadded, gy=gy, **form)
     sums = call.sums(x.shape[1])
     call.run(kernels.add_backward)
     return gx, gadded, sums.sum((0, 3), dtype=np.float64)
@@ -201,10 +202,10 @@ class Affine:
 class _Call:
     """The arguments of a kernel."""
 
-    def __init__(self, team: Team, x: Tensor, read: Affine, **fields: Any) -> None:
+    def __init__(self, team: Team, images: int, x: Tensor, read: Affine, **fields: Any) -> None:
         self._team, self._held = team, [x]
         self._like = np.float32(0.0) if x.dtype == torch.float32 else np.float64(0.0)
-        self._fields: dict[str, Any] = {"size": x.element_size(), "images": len(x), "low": read.low}
+        self._fields: dict[str, Any] = {"size": x.element_size(), "images": images, "low": read.low}
         given = {name: value for name, value in fields.items() if name in kernels.TENSORS}
         self.tensors(x=x, **given)
         self._fields |= {name: value for name, value in fields.items() if name not in given}
@@ -212,13 +213,13 @@ class _Call:
         self._registers = kernels.PIXEL // x.element_size()
 
     def tensors(self, **values: Tensor | None) -> None:
-        """Those whose images lie side by side, if they are there."""
+        """Those of blocks of images, if they are there."""
         for name, value in values.items():
             if value is None:
                 continue
             self._held.append(value)
             self._fields[name] = value.data_ptr()
-            for axis, stride in zip(("plane", "row", "pixel"), value.stride()[1:], strict=True):
+            for axis, stride in zip(("block", "plane", "row"), value.stride(), strict=False):
                 self._fields[f"{name}_{axis}"] = stride * value.element_size()
 
     def vectors(self, **values: Any) -> None:
@@ -248,25 +249,16 @@ class _Call:
             self._team.share(kernel, self._like, row)
 
 
-def empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """A tensor ``(N, channels, height, width)`` whose images lie side by side, with room for whole registers."""
-    lanes = kernels.PIXEL // like.element_size()
-    images = -(-len(like) // lanes) * lanes
-    memory = like.new_empty(channels * height * width * images).untyped_storage()
-    form, strides = (len(like), channels, height, width), (1, height * width * images, width * images, images)
-    return like.new_empty(0).set_(memory, 0, form, strides)  # no view: these may be changed in place
-
-
-def side_by_side(x: Tensor) -> Tensor:
-    """The same values, the images side by side with room for whole registers."""
+def in_blocks(x: Tensor) -> Tensor:
+    """Images ``(N, C, H, W)`` in blocks of as many as a register has lanes: ``(blocks, C, H, W, lanes)``."""
     lanes = kernels.PIXEL // x.element_size()
-    images, channels, height, width = x.shape
-    room = -(-images // lanes) * lanes
-    last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-    if (x.stride(0) == 1 or images == 1) and min(x.stride()[1:]) >= room:
-        if (last + room) * x.element_size() <= x.untyped_storage().nbytes():
-            return x
-    return empty(x, channels, height, width).copy_(x)
+    x = F.pad(x, (0, 0) * 3 + (0, -len(x) % lanes)) if len(x) % lanes else x
+    return x.unflatten(0, (-1, lanes)).movedim(1, -1).contiguous()
+
+
+def as_images(x: Tensor, images: int) -> Tensor:
+    """So many images of blocks."""
+    return x.movedim(-1, 1).flatten(0, 1)[:images]
 
 
 def _joined(moments: Any) -> Any:
