@@ -201,12 +201,29 @@ def _run(steps: Any, first: int, last: int, part: int, parts: int, barrier: int)
                 seen = arrived(barrier, 0)
 
 
-def _compiled() -> Any:
-    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=True)(_run)
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def wait(address: int, count: int, turns: int) -> bool:
+    """Whether an int64 comes to a count while it is looked at so many times."""
+    for turn in range(turns):
+        if arrived(address, 0) >= count:
+            return True
+        if turn % 1024 == 1023:
+            give_way()
+    return False
+
+
+def forget_old(module: str, dispatcher: Any) -> Path:
+    """Compiled functions of a module that are older than the pieces they are made of; where they are kept."""
     kept = Path(dispatcher.stats.cache_path)
-    for index in kept.glob("kernels.*.nbi"):  # numba looks at this file alone
+    for index in kept.glob(f"{module}.*.nbi"):  # numba looks at the module's own file alone
         if index.stat().st_mtime < Path(llvm.__file__).stat().st_mtime:
             index.unlink(missing_ok=True)
+    return kept
+
+
+def _compiled() -> Any:
+    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=True)(_run)
+    kept = forget_old("kernels", dispatcher)
     if not any(kept.glob("kernels._run-*.nbi")):
         logging.getLogger(__name__).warning("pathex compiles its kernels for this processor, once: some seconds")
     dispatcher.compile(_ARGUMENTS)

@@ -31,13 +31,16 @@ class Normalised:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.mean, self.variance, self.weight, self.bias
 
-    def affine(self, channels: int, low: float) -> Affine:
-        """What it is as factors and terms."""
+    def affine(self, x: Tensor, low: float) -> Affine:
+        """What it is as factors and terms of x."""
+        numbers = np.zeros((3, x.shape[1]), np.float32 if x.dtype == torch.float32 else np.float64)
         if self.variance is None:
-            return Affine(np.ones(channels), np.zeros(channels), np.zeros(channels), low)
+            numbers[0] = 1.0
+            return Affine(numbers, low)
         mean, variance, weight, bias = (_array(each) for each in self.tensors)
         scale = (1.0 if weight is None else weight) / np.sqrt(variance + self.eps)
-        return Affine(scale, (0.0 if bias is None else bias) - mean * scale, mean, low)
+        numbers[0], numbers[1], numbers[2] = scale, (0.0 if bias is None else bias) - mean * scale, mean
+        return Affine(numbers, low)
 
     def back(self, sums: Any) -> tuple[Tensor | None, ...]:
         """Gradients of `tensors` from the sums ``(C, 2)`` of the gradient g and of g (x - mean)."""
@@ -54,7 +57,7 @@ class Normalised:
 
 
 def _array(value: Tensor | None) -> Any:
-    return None if value is None else value.detach().numpy().astype(np.float64)
+    return None if value is None else value.detach().numpy().astype(np.float64, copy=False)
 
 
 class _Convolve(torch.autograd.Function):
@@ -67,9 +70,10 @@ class _Convolve(torch.autograd.Function):
     ) -> Any:  # fmt: skip
         unit, team = layer
         copy = torch.empty_like(x) if copied else None
-        read = Normalised(*norm, eps).affine(x.shape[1], low)
-        y, found = unit.forward(images, x, added, copy, values.detach().numpy(), _array(bias), read, team, moments)
-        ctx.layer, ctx.images, ctx.low, ctx.eps = layer, images, low, eps
+        read = Normalised(*norm, eps).affine(x, low)
+        terms = None if bias is None else bias.detach().numpy()
+        y, found = unit.forward(images, x, added, copy, values.detach().numpy(), terms, read, team, moments)
+        ctx.layer, ctx.images, ctx.read, ctx.eps = layer, images, read, eps
         ctx.is_sum, ctx.has_bias = added is not None, bias is not None
         ctx.set_materialize_grads(False)
         if found is None:
@@ -87,20 +91,20 @@ class _Convolve(torch.autograd.Function):
     ) -> Any:
         unit, team = ctx.layer
         values, x, copy, y, mean, *norm = ctx.saved_tensors
-        normalised = Normalised(*norm, ctx.eps)
         if gy is None:
             shape = unit.shape(*x.shape[2:4])
             gy = x.new_zeros(len(x), unit.outputs, shape.rows, shape.columns, x.shape[4])
-        level, slope, middle = np.zeros((3, unit.outputs))
+        result = np.zeros((3, unit.outputs), ctx.read.numbers.dtype)  # level, slope, mean
         if y is not None and gmean is not None:
-            level, middle = gmean.numpy() / ctx.count, mean.numpy()
+            result[0], result[2] = gmean.numpy() / ctx.count, mean.numpy()
         if y is not None and gvariance is not None:
-            slope = 2.0 * gvariance.numpy() / ctx.count
+            result[1] = 2.0 * gvariance.numpy() / ctx.count
+        gy, more = gy.contiguous(), None if more is None else more.contiguous()
         gvalues, gbias, gx, gadded, sums = unit.backward(
-            ctx.images, gy.contiguous(), gy.contiguous() if y is None else y, level, slope, middle, x, copy,
-            None if more is None else more.contiguous(), values.detach().numpy(), normalised.affine(x.shape[1], ctx.low), team, any(ctx.needs_input_grad[8:]),
-            ctx.is_sum,
+            ctx.images, gy, gy if y is None else y, result, x, copy, more, values.detach().numpy(), ctx.read, team,
+            any(ctx.needs_input_grad[8:]), ctx.is_sum,
         )  # fmt: skip
+        normalised = Normalised(*norm, ctx.eps)
         return *[None] * 6, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
 
 
@@ -111,8 +115,9 @@ class _Add(torch.autograd.Function):
     def forward(
         ctx: Any, team: Team, images: int, low: float, eps: float, x: Tensor, added: Tensor | None, *norm: Tensor | None
     ) -> Tensor:
-        y = add(images, x, added, Normalised(*norm, eps).affine(x.shape[1], low), team)
-        ctx.team, ctx.images, ctx.low, ctx.eps = team, images, low, eps
+        ctx.read = Normalised(*norm, eps).affine(x, low)
+        y = add(images, x, added, ctx.read, team)
+        ctx.team, ctx.images, ctx.eps = team, images, eps
         ctx.save_for_backward(x, None if added is None else y, *norm)
         return y
 
@@ -120,10 +125,8 @@ class _Add(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> Any:
         x, y, *norm = ctx.saved_tensors
-        normalised = Normalised(*norm, ctx.eps)
-        read = normalised.affine(x.shape[1], ctx.low)
-        gx, gadded, sums = add_backward(ctx.images, gy.contiguous(), y, x, read, ctx.team, y is not None)
-        return None, None, None, None, gx, gadded, *normalised.back(sums)
+        gx, gadded, sums = add_backward(ctx.images, gy.contiguous(), y, x, ctx.read, ctx.team)
+        return None, None, None, None, gx, gadded, *Normalised(*norm, ctx.eps).back(sums)
 
 
 Kept = tuple[Unit, Team]

@@ -15,7 +15,6 @@ from pathex.sparse.lanes import (
     join_twice,
     normalise,
     normalise_twice,
-    numbers,
     pass_back,
     pass_back_more,
     products,
@@ -27,19 +26,18 @@ from pathex.sparse.lanes import (
     tile,
     whole_gradient,
 )
+from pathex.sparse.kernels import forget_old
 from pathex.sparse.llvm import LANES, REGISTERS, integers
 
 PIXEL = 4 * LANES
 """Bytes of a register: the numbers of a pixel in a block of images."""
 
 TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
-VECTORS = ("scale", "shift", "mean", "level", "slope", "result_mean", "bias", "nothing")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
     + [(name, np.int64) for name in ("across", "phases", "form", "read_rows", "read_plane", "lead", "gradient_plane")]
-    + [(name, np.int64) for name in ("back_plane", "result_plane", "kept", "starts", "offsets", "values")]
-    + [(name, np.int64) for name in ("back_starts", "back_offsets", "back_values", "gradients", "bias_gradients")]
-    + [(name, np.int64) for name in ("moments", "sums", "scratch", "scratch_size", *VECTORS)]
+    + [(name, np.int64) for name in ("back_plane", "result_plane", "starts", "offsets", "back_starts", "back_offsets")]
+    + [(name, np.int64) for name in ("scratch", "scratch_size")]
     + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_block", "_plane", "_row")]
     + [("low", np.float64)]
 )
@@ -53,11 +51,11 @@ first pixel, its first pixel in a row, and how many."""
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _read_row(
-    like: Any, u: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, target: int,
+    like: Any, u: Any, read: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, target: int,
     step: int,
 ) -> None:  # fmt: skip
     """Every so many pixels of max(low, scale x + shift + added), copied where there is room for it."""
-    scale, shift, low = numbers(like, u.scale)[channel], numbers(like, u.shift)[channel], rounded(like, u.low)
+    scale, shift, low = read[0, channel], read[1, channel], rounded(like, u.low)
     at, over = column * PIXEL, across * PIXEL
     x, added, copy = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, 0, 0
     if u.added != 0:
@@ -75,7 +73,7 @@ def _read_row(
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _read(like: Any, u: Any, planes: int, block: int, valid: int, again: bool) -> None:
+def _read(like: Any, u: Any, read: Any, planes: int, block: int, valid: int, again: bool) -> None:
     """What is read of a block of images, in planes for each channel and phase, with zeros around."""
     form, one, nothing, low = integers(u.form), rounded(like, 1.0), rounded(like, 0.0), rounded(like, -np.inf)
     for pair in range(u.inputs * u.phases):
@@ -91,7 +89,7 @@ def _read(like: Any, u: Any, planes: int, block: int, valid: int, again: bool) -
                         one, nothing, low, valid, count, target, PIXEL, copy, u.across * PIXEL, 0, 0, 0, 0
                     )
                 else:
-                    _read_row(like, u, valid, channel, at, form[f + 3], u.across, block, count, target, PIXEL)
+                    _read_row(like, u, read, valid, channel, at, form[f + 3], u.across, block, count, target, PIXEL)
                 clear(like, u.pitch - first - count, line + (first + count) * PIXEL)
             else:
                 clear(like, u.pitch, line)
@@ -101,12 +99,12 @@ def _read(like: Any, u: Any, planes: int, block: int, valid: int, again: bool) -
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _pass_row(
-    like: Any, u: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, given: int,
+    like: Any, u: Any, read: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, given: int,
     given_step: int, sums: int,
 ) -> None:  # fmt: skip
     """The gradient of what `_read_row` read, to x and to what was added."""
-    scale, shift, low = numbers(like, u.scale)[channel], numbers(like, u.shift)[channel], rounded(like, u.low)
-    mean, at, over = numbers(like, u.mean)[channel], column * PIXEL, across * PIXEL
+    scale, shift, mean, low = read[0, channel], read[1, channel], read[2, channel], rounded(like, u.low)
+    at, over = column * PIXEL, across * PIXEL
     x = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at
     gx = u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at
     passed, y, more = 0, 0, 0
@@ -138,29 +136,27 @@ def _pass_row(
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _write(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
+def _write(like: Any, u: Any, moments: Any, planes: int, block: int, valid: int) -> None:
     """The results of a block of images to where they belong; how many there are, their mean and squares about it."""
     for o in range(u.outputs):
-        moments = numbers(np.float64(0.0), u.moments + (part * u.outputs + o) * 24)
         for row in range(u.rows):
             source = planes + (o * u.result_plane + row * u.pitch) * PIXEL
             target = u.y + block * u.y_block + o * u.y_plane + row * u.y_row
             total = np.float64(store(like, valid, u.columns, target, PIXEL, source))
-            if u.moments != 0:
+            if len(moments):
                 more = np.float64(u.columns * valid)
                 mean = total / more
                 away = np.float64(squares(rounded(like, mean), valid, u.columns, source))
-                seen, distance = moments[0], mean - moments[1]
-                moments[0] = seen + more
-                moments[1] += distance * more / moments[0]
-                moments[2] += away + distance * distance * seen * more / moments[0]
+                seen, distance = moments[o, 0], mean - moments[o, 1]
+                moments[o, 0] = seen + more
+                moments[o, 1] += distance * more / moments[o, 0]
+                moments[o, 2] += away + distance * distance * seen * more / moments[o, 0]
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _sum(
-    like: Any, x: int, offsets: int, values: int, starts: Any, first: int, last: int, bias: Any, y: int, plane: int,
-    run: int,
-) -> None:  # fmt: skip
+    x: int, offsets: int, values: Any, starts: Any, first: int, last: int, bias: Any, y: int, plane: int, run: int
+) -> None:
     """Sums over kept weights for a run of pixels: all outputs of a tile before the next tile."""
     tiles = (run + REGISTERS - 1) // REGISTERS
     for t in range(tiles):
@@ -168,33 +164,30 @@ def _sum(
         at = begin * PIXEL
         for o in range(first, last):
             tile(
-                bias[o], end - begin, x + at, offsets, values, np.int64(starts[o]), np.int64(starts[o + 1]),
+                bias[o], end - begin, x + at, offsets, values.ctypes.data, np.int64(starts[o]), np.int64(starts[o + 1]),
                 y + (o - first) * plane * PIXEL + at,
             )  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def forward(like: Any, units: Any, part: int, parts: int) -> None:
-    """y = bias + the convolution of max(low, scale x + shift), and the moments of y where there is room for them."""
-    u = units[0]
+def forward(units: Any, read: Any, bias: Any, values: Any, moments: Any, part: int, parts: int) -> None:
+    """y = bias + the convolution of max(low, scale x + shift + added), and the moments of y where there is room."""
+    u, like = units[0], bias[0]
     lanes = PIXEL // u.size
     blocks = (u.images + lanes - 1) // lanes
     planes = u.scratch + part * u.scratch_size
     results = planes + u.inputs * u.phases * u.read_plane * PIXEL
     run = (u.rows - 1) * u.pitch + u.columns
-    starts, bias = integers(u.starts), numbers(like, u.bias)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         valid = min(lanes, u.images - block * lanes)
-        _read(like, u, planes, block, valid, False)
-        _sum(like, planes, u.offsets, u.values, starts, 0, u.outputs, bias, results, u.result_plane, run)
-        _write(like, u, results, block, valid, part)
+        _read(like, u, read, planes, block, valid, False)
+        _sum(planes, u.offsets, values, integers(u.starts), 0, u.outputs, bias, results, u.result_plane, run)
+        _write(like, u, moments[part], results, block, valid)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _read_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
+def _read_gradient(like: Any, u: Any, result: Any, totals: Any, planes: int, block: int, valid: int) -> None:
     """Planes of gy + level + slope (y - mean) with zeros around, and their sums."""
-    level, slope, mean = numbers(like, u.level), numbers(like, u.slope), numbers(like, u.result_mean)
-    totals = numbers(like, u.bias_gradients)
     for o in range(u.outputs):
         line = planes + o * u.gradient_plane * PIXEL
         clear(like, u.lead, line)
@@ -202,8 +195,8 @@ def _read_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part:
         for row in range(u.rows):
             gy = u.gy + block * u.gy_block + o * u.gy_plane + row * u.gy_row
             y = u.y + block * u.y_block + o * u.y_plane + row * u.y_row
-            totals[part * u.outputs + o] += whole_gradient(
-                level[o], slope[o], mean[o], valid, u.columns, line, gy, PIXEL, y, PIXEL
+            totals[o] += whole_gradient(
+                result[0, o], result[1, o], result[2, o], valid, u.columns, line, gy, PIXEL, y, PIXEL
             )
             clear(like, u.pitch - u.columns, line + u.columns * PIXEL)
             line += u.pitch * PIXEL
@@ -211,7 +204,7 @@ def _read_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part:
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _write_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part: int) -> None:
+def _write_gradient(like: Any, u: Any, read: Any, sums: Any, planes: int, block: int, valid: int) -> None:
     """Gradients of a block of images back to what was read, with the sums that scale and shift need."""
     form = integers(u.form)
     for pair in range(u.inputs * u.phases):
@@ -219,68 +212,73 @@ def _write_gradient(like: Any, u: Any, planes: int, block: int, valid: int, part
         plane = planes + (f // 6 * u.inputs + channel) * u.back_plane * PIXEL
         for row in range(form[f + 2]):
             _pass_row(
-                like, u, valid, channel, (form[f + 1] + row) * u.stride + form[f], form[f + 3], u.across, block,
-                form[f + 5], plane + row * u.pitch * PIXEL, PIXEL, u.sums + (part * u.inputs + channel) * 2 * PIXEL,
+                like, u, read, valid, channel, (form[f + 1] + row) * u.stride + form[f], form[f + 3], u.across, block,
+                form[f + 5], plane + row * u.pitch * PIXEL, PIXEL, sums[channel].ctypes.data,
             )  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def backward(like: Any, units: Any, part: int, parts: int) -> None:
-    """Gradients of kept weights and bias, and of x, scale and shift where there is room for them."""
-    u = units[0]
+def backward(
+    units: Any, read: Any, result: Any, values: Any, gradients: Any, biases: Any, sums: Any, part: int, parts: int
+) -> None:
+    """Gradients of kept weights and bias; with ``gx``, back to what was read, whose sums scale and shift need."""
+    u, like = units[0], read[0, 0]
     lanes = PIXEL // u.size
     blocks = (u.images + lanes - 1) // lanes
     planes = u.scratch + part * u.scratch_size
     given = planes + u.inputs * u.phases * u.read_plane * PIXEL
     back = given + u.outputs * u.gradient_plane * PIXEL
-    starts, back_starts, form = integers(u.starts), integers(u.back_starts), integers(u.form)
+    starts, form = integers(u.starts), integers(u.form)
     run = (u.rows - 1) * u.pitch + u.columns
     tiles = (run + TILE - 1) // TILE
-    gradients = u.gradients + part * u.kept * u.size
-    nothing = numbers(like, u.nothing)
+    nothing = np.zeros(u.inputs * u.phases, read.dtype)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         valid = min(lanes, u.images - block * lanes)
-        _read(like, u, planes, block, valid, True)
-        _read_gradient(like, u, given, block, valid, part)
+        _read(like, u, read, planes, block, valid, True)
+        _read_gradient(like, u, result, biases[part], given, block, valid)
         for t in range(tiles):
             begin, end = t * run // tiles, (t + 1) * run // tiles
             for o in range(u.outputs):
                 products(
-                    like, end - begin, planes + begin * PIXEL, u.offsets, gradients, np.int64(starts[o]),
-                    np.int64(starts[o + 1]), given + (o * u.gradient_plane + u.lead + begin) * PIXEL,
+                    like, end - begin, planes + begin * PIXEL, u.offsets, gradients[part].ctypes.data,
+                    np.int64(starts[o]), np.int64(starts[o + 1]),
+                    given + (o * u.gradient_plane + u.lead + begin) * PIXEL,
                 )  # fmt: skip
         if u.gx != 0:
             for phase in range(u.phases):
-                rows, count = form[6 * phase + 2], form[6 * phase + 5]
+                rows, count, first = form[6 * phase + 2], form[6 * phase + 5], phase * u.inputs
                 if rows > 0 and count > 0:
-                    first = phase * u.inputs
                     _sum(
-                        like, given, u.back_offsets, u.back_values, back_starts, first, first + u.inputs, nothing,
+                        given, u.back_offsets, values, integers(u.back_starts), first, first + u.inputs, nothing,
                         back + first * u.back_plane * PIXEL, u.back_plane, (rows - 1) * u.pitch + count,
                     )  # fmt: skip
-            _write_gradient(like, u, back, block, valid, part)
+            _write_gradient(like, u, read, sums[part], back, block, valid)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def add(like: Any, units: Any, part: int, parts: int) -> None:
+def add(units: Any, read: Any, part: int, parts: int) -> None:
     """y = max(low, scale x + shift + added), planes in a row."""
-    u = units[0]
+    u, like = units[0], read[0, 0]
     lanes = PIXEL // u.size
     work = (u.images + lanes - 1) // lanes * u.inputs
     for plane in range(part * work // parts, (part + 1) * work // parts):
         block, channel = plane // u.inputs, plane % u.inputs
         valid, y = min(lanes, u.images - block * lanes), u.y + block * u.y_block + channel * u.y_plane
-        _read_row(like, u, valid, channel, 0, 0, 1, block, u.columns, y, PIXEL)
+        _read_row(like, u, read, valid, channel, 0, 0, 1, block, u.columns, y, PIXEL)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def add_backward(like: Any, units: Any, part: int, parts: int) -> None:
+def add_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> None:
     """Gradients back to x and to what is added, with the sums that scale and shift need."""
-    u = units[0]
+    u, like = units[0], read[0, 0]
     lanes = PIXEL // u.size
     work = (u.images + lanes - 1) // lanes * u.inputs
     for plane in range(part * work // parts, (part + 1) * work // parts):
         block, channel = plane // u.inputs, plane % u.inputs
         valid, gy = min(lanes, u.images - block * lanes), u.gy + block * u.gy_block + channel * u.gy_plane
-        sums = u.sums + (part * u.inputs + channel) * 2 * PIXEL
-        _pass_row(like, u, valid, channel, 0, 0, 1, block, u.columns, gy, PIXEL, sums)
+        _pass_row(
+            like, u, read, valid, channel, 0, 0, 1, block, u.columns, gy, PIXEL, sums[part, channel].ctypes.data
+        )
+
+
+forget_old("training_kernels", forward)

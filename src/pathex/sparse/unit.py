@@ -13,8 +13,6 @@ from pathex.sparse.plan import Plan, Window
 from pathex.sparse.team import Team
 from pathex.sparse import training_kernels as kernels
 
-_PLACES = ("starts", "offsets", "back_starts", "back_offsets")
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -23,20 +21,20 @@ class Shape:
     Attributes:
         rows: Rows of the result.
         columns: Its columns.
-        form: `training_kernels.FORM` of each phase ``(phases, 6)``.
-        fields: Counts of registers that kernels are told.
+        template: What kernels are told.
+        registers: Of scratch memory for each thread, forward and backward.
         covers: Whether every pixel of the input is read.
-        places: Offsets of taps and where those of an output begin, forward and backward.
         order: Forward places ``(kept,)`` of the weights in the order in which they are read backward.
+        arrays: What the template has addresses of.
     """
 
     rows: int
     columns: int
-    form: Any
-    fields: dict[str, int]
+    template: Any
+    registers: tuple[int, int]
     covers: bool
-    places: dict[str, Any]
     order: Any
+    arrays: Any
 
     @classmethod
     def of(cls, plan: Plan, window: Window, inputs: int, height: int, width: int) -> "Shape":
@@ -75,13 +73,20 @@ class Shape:
             "offsets": (pair * read_plane + tap) * kernels.PIXEL,
             "back_starts": np.concatenate([[0], np.cumsum(np.bincount(back, minlength=len(phases) * inputs))]),
             "back_offsets": back_tap[order] * kernels.PIXEL,
+            "form": form,
         }
-        fields = {"phases": len(phases), "read_rows": read_rows, "read_plane": read_plane, "lead": lead}
-        fields |= {"rows": rows, "columns": columns, "pitch": pitch, "form": form.ctypes.data}
-        fields |= {"gradient_plane": gradient_plane, "back_plane": back_plane, "result_plane": rows * pitch}
+        arrays = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
+        template = _filled(
+            inputs=inputs, outputs=outputs, rows=rows, columns=columns, pitch=pitch, stride=window.stride[0],
+            across=window.stride[1], phases=len(phases), read_rows=read_rows, read_plane=read_plane, lead=lead,
+            gradient_plane=gradient_plane, back_plane=back_plane, result_plane=rows * pitch,
+            **{name: each.ctypes.data for name, each in arrays.items()},
+        )  # fmt: skip
+        read = inputs * len(phases) * read_plane
+        back = inputs * len(phases) * back_plane
+        registers = read + outputs * rows * pitch, read + outputs * gradient_plane + back
         covers = int((many * count).sum()) == height * width
-        found = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
-        return cls(rows, columns, form, fields, covers, found, order)
+        return cls(rows, columns, template, registers, covers, order, arrays)
 
 
 def _pixels(phase: int, window: Window, axis: int, size: int, most: int) -> tuple[int, int, int]:
@@ -123,63 +128,59 @@ class Unit:
         """The result, and number, mean and squared distances of each channel ``(outputs, 3)``."""
         shape = self.shape(*x.shape[2:4])
         y = x.new_empty(len(x), self.outputs, shape.rows, shape.columns, x.shape[4])
-        call = _Call(team, images, x, read, y=y, added=added, copy=copy, **self._fields(shape))
-        call.vectors(values=values, bias=np.zeros(self.outputs) if bias is None else bias)
-        found = call.zeros("moments", (team.threads, self.outputs, 3), np.float64) if moments else None
-        call.run(kernels.forward, self._registers(shape, "read_plane") + self.outputs * shape.fields["result_plane"])
-        return y, None if found is None else _joined(found)
+        found = np.zeros((team.threads, self.outputs if moments else 0, 3))
+        bias = np.zeros(self.outputs, values.dtype) if bias is None else bias
+        call = _Call(shape.template, images, read, x=x, added=added, copy=copy, y=y)
+        call.run(team, kernels.forward, shape.registers[0], read.numbers, bias, values, found)
+        return y, _joined(found) if moments else None
 
     def backward(
-        self, images: int, gy: Tensor, y: Tensor, level: Any, slope: Any, mean: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
+        self, images: int, gy: Tensor, y: Tensor, result: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
         values: Any, read: "Affine", team: Team, needs_x: bool, is_sum: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Any]:  # fmt: skip
-        """Gradients of kept weights, bias, x and what is added by the gradient gy + level + slope (y - mean), with more
-        of what was copied; sums of the gradient g of what is read and of g (x - mean), by channel ``(inputs, 2)``."""
+        """Gradients of kept weights, bias, x and what is added, and sums.
+
+        The gradient of the result is gy + level + slope (y - mean), by the rows of ``result``; that of what was copied
+        has ``more``. The sums ``(inputs, 2)`` are those of the gradient g of what is read and of g (x - mean).
+        """
         shape = self.shape(*x.shape[2:4])
-        call = _Call(team, images, x, read, gy=gy, y=y, copy=copy, more=more, **self._fields(shape))
-        call.vectors(level=level, slope=slope, result_mean=mean)
-        registers = self._registers(shape, "read_plane") + self.outputs * shape.fields["gradient_plane"]
         gx = gadded = None
         if needs_x:
             gx = (torch.empty_like if shape.covers else torch.zeros_like)(x)
             gadded = torch.empty_like(x) if is_sum else None
-            call.tensors(gx=gx, gadded=gadded)
-            call.vectors(back_values=values[shape.order], nothing=np.zeros(self.inputs * shape.fields["phases"]))
-            registers += self._registers(shape, "back_plane")
-        gradients = call.zeros("gradients", (team.threads, self.plan.kept))
-        biases = call.zeros("bias_gradients", (team.threads, self.outputs))
-        sums = call.sums(self.inputs)
-        call.run(kernels.backward, registers)
+            values = values[shape.order]
+        gradients = np.zeros((team.threads, self.plan.kept), values.dtype)
+        biases, sums = np.zeros((team.threads, self.outputs), values.dtype), _sums(team, x)
+        call = _Call(shape.template, images, read, x=x, copy=copy, y=y, gx=gx, gadded=gadded, more=more, gy=gy)
+        call.run(team, kernels.backward, shape.registers[1], read.numbers, result, values, gradients, biases, sums)
         weight, bias = (torch.from_numpy(each.sum(0)) for each in (gradients, biases))
         return weight, bias, gx, gadded, sums.sum((0, 3), dtype=np.float64)
-
-    def _fields(self, shape: Shape) -> dict[str, Any]:
-        fields: dict[str, Any] = {"inputs": self.inputs, "outputs": self.outputs, "kept": self.plan.kept}
-        fields |= {"stride": self.window.stride[0], "across": self.window.stride[1], **shape.fields}
-        return fields | {name: places.ctypes.data for name, places in shape.places.items()}
-
-    def _registers(self, shape: Shape, plane: str) -> int:
-        return self.inputs * shape.fields["phases"] * shape.fields[plane]
 
 
 def add(images: int, x: Tensor, added: Tensor | None, read: "Affine", team: Team) -> Tensor:
     """max(low, scale x + shift + added)."""
     y = torch.empty_like(x)
-    call = _Call(team, images, x, read, y=y, added=added, inputs=x.shape[1], columns=x.shape[2:4].numel())
-    call.run(kernels.add)
+    _Call(_planes(x), images, read, x=x, added=added, y=y).run(team, kernels.add, 0, read.numbers)
     return y
 
 
 def add_backward(
-    images: int, gy: Tensor, y: Tensor | None, x: Tensor, read: "Affine", team: Team, is_sum: bool
+    images: int, gy: Tensor, y: Tensor | None, x: Tensor, read: "Affine", team: Team
 ) -> tuple[Tensor, Tensor | None, Any]:
-    """Gradients of x and of what is added; `Affine.back`'s sums."""
-    gx, gadded = torch.empty_like(x), torch.empty_like(x) if is_sum else None
-    form = {"inputs": x.shape[1], "columns": x.shape[2:4].numel()}
-    call = _Call(team, images, x, read, copy=y, gx=gx, gadded=gadded, gy=gy, **form)
-    sums = call.sums(x.shape[1])
-    call.run(kernels.add_backward)
+    """Gradients of x and, with ``y``, of what is added; sums as in `Unit.backward`."""
+    gx, gadded, sums = torch.empty_like(x), None if y is None else torch.empty_like(x), _sums(team, x)
+    call = _Call(_planes(x), images, read, x=x, copy=y, gx=gx, gadded=gadded, gy=gy)
+    call.run(team, kernels.add_backward, 0, read.numbers, sums)
     return gx, gadded, sums.sum((0, 3), dtype=np.float64)
+
+
+def _sums(team: Team, x: Tensor) -> Any:
+    """Registers of two sums for each thread and channel."""
+    return np.zeros((team.threads, x.shape[1], 2, x.shape[4]), _NUMBERS[x.dtype])
+
+
+def _planes(x: Tensor) -> Any:
+    return _filled(inputs=x.shape[1], columns=x.shape[2] * x.shape[3])
 
 
 @dataclass(frozen=True)
@@ -187,66 +188,45 @@ class Affine:
     """What a layer reads: max(low, scale x + shift), by channel.
 
     Attributes:
-        scale: Factors ``(C,)``.
-        shift: Terms ``(C,)``.
-        mean: The x about which sums are taken ``(C,)``.
+        numbers: Scale, shift, and the mean about which sums are taken ``(3, C)``.
         low: The bound.
     """
 
-    scale: Any
-    shift: Any
-    mean: Any
+    numbers: Any
     low: float
 
 
+_PLACE = {name: place for place, name in enumerate(kernels.UNIT.names)}  # numbers of eight bytes
+_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def _filled(**fields: int) -> Any:
+    """The arguments of a kernel that are always the same."""
+    found = np.zeros(len(_PLACE), np.int64)
+    for name, value in fields.items():
+        found[_PLACE[name]] = value
+    return found
+
+
 class _Call:
-    """The arguments of a kernel."""
+    """The arguments of a kernel: those of a template, and tensors in blocks of images."""
 
-    def __init__(self, team: Team, images: int, x: Tensor, read: Affine, **fields: Any) -> None:
-        self._team, self._held = team, [x]
-        self._like = np.float32(0.0) if x.dtype == torch.float32 else np.float64(0.0)
-        self._fields: dict[str, Any] = {"size": x.element_size(), "images": images, "low": read.low}
-        given = {name: value for name, value in fields.items() if name in kernels.TENSORS}
-        self.tensors(x=x, **given)
-        self._fields |= {name: value for name, value in fields.items() if name not in given}
-        self.vectors(scale=read.scale, shift=read.shift, mean=read.mean)
-        self._registers = kernels.PIXEL // x.element_size()
+    def __init__(self, template: Any, images: int, read: Affine, **tensors: Tensor | None) -> None:
+        self._fields = fields = template.copy()
+        self._tensors = tensors  # whose memory it has addresses of
+        fields[_PLACE["images"]], fields[_PLACE["size"]] = images, read.numbers.itemsize
+        fields.view(np.float64)[_PLACE["low"]] = read.low
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                place, size, strides = _PLACE[name], tensor.element_size(), tensor.stride()
+                fields[place : place + 4] = tensor.data_ptr(), strides[0] * size, strides[1] * size, strides[2] * size
 
-    def tensors(self, **values: Tensor | None) -> None:
-        """Those of blocks of images, if they are there."""
-        for name, value in values.items():
-            if value is None:
-                continue
-            self._held.append(value)
-            self._fields[name] = value.data_ptr()
-            for axis, stride in zip(("block", "plane", "row"), value.stride(), strict=False):
-                self._fields[f"{name}_{axis}"] = stride * value.element_size()
-
-    def vectors(self, **values: Any) -> None:
-        """Numbers that lie one after another."""
-        for name, value in values.items():
-            self._array(name, np.ascontiguousarray(value, self._like.dtype))
-
-    def zeros(self, name: str, form: tuple[int, ...], dtype: Any = None) -> Any:
-        """What a kernel adds to."""
-        return self._array(name, np.zeros(form, dtype or self._like.dtype))
-
-    def sums(self, channels: int) -> Any:
-        """Registers of two sums for each thread and channel."""
-        return self.zeros("sums", (self._team.threads, channels, 2, self._registers))
-
-    def _array(self, name: str, array: Any) -> Any:
-        self._held.append(array)
-        self._fields[name] = array.ctypes.data
-        return array
-
-    def run(self, kernel: Any, registers: int = 0) -> None:
+    def run(self, team: Team, kernel: Any, registers: int, *arrays: Any) -> None:
         """Carry it out, each thread with so many registers of scratch memory."""
         size = registers * kernels.PIXEL
-        with self._team.lock:
-            self._fields |= {"scratch": self._team.scratch(size), "scratch_size": size}
-            row = np.array([tuple(self._fields.get(name, 0) for name in kernels.UNIT.names)], kernels.UNIT)
-            self._team.share(kernel, self._like, row)
+        with team.lock:
+            self._fields[_PLACE["scratch"]], self._fields[_PLACE["scratch_size"]] = team.scratch(size), size
+            team.share(kernel, self._fields.view(kernels.UNIT), *arrays)
 
 
 def in_blocks(x: Tensor) -> Tensor:
