@@ -34,6 +34,7 @@ class Code:
         self.lanes = LANES * 4 // self.size
         self.vector = ir.VectorType(self.number, self.lanes)
         self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.width = ir.Constant(I64, self.size * self.lanes)  # of a register
         self._suffix = f"v{self.lanes}f{8 * self.size}"
 
     def at(self, address: Any) -> Any:
@@ -100,17 +101,25 @@ class Code:
         builder.position_at_end(done)
         return at, list(phis)
 
-    def row(self, count: Any, steps: Sequence[tuple[Any, Any]], carried: Sequence[Any], body: Any) -> list[Any]:
-        """Over the pixels of a row: ``body`` gets pointers, each so many bytes from pixel to pixel, and what it carries."""
-        addresses = [address for address, _ in steps]
+    def plane(
+        self, rows: Any, count: Any, steps: Sequence[tuple[Any, Any, Any]], carried: Sequence[Any], body: Any
+    ) -> list[Any]:
+        """Over the pixels of rows: ``body`` gets pointers, each so many bytes from row to row and pixel to pixel.
+
+        It gives what it carries to the next pixel.
+        """
+        builder, nothing, number = self.builder, ir.Constant(I64, 0), len(steps)
 
         def pixel(_: Any, values: list[Any]) -> list[Any]:
-            here, kept = values[: len(steps)], values[len(steps) :]
-            news = body([self.at(address) for address in here], kept)
-            return [self.builder.add(a, step) for a, (_, step) in zip(here, steps, strict=True)] + list(news)
+            news = body([self.at(address) for address in values[:number]], values[number:])
+            return [*(builder.add(a, step[2]) for a, step in zip(values[:number], steps, strict=True)), *news]
 
-        _, found = self.loop(ir.Constant(I64, 0), count, 1, [*addresses, *carried], pixel)
-        return found[len(steps) :]
+        def row(_: Any, values: list[Any]) -> list[Any]:
+            _, found = self.loop(nothing, count, 1, values, pixel)
+            return [*(builder.add(a, step[1]) for a, step in zip(values[:number], steps, strict=True)), *found[number:]]
+
+        _, found = self.loop(nothing, rows, 1, [*(step[0] for step in steps), *carried], row)
+        return found[number:]
 
     def switch(self, count: Any, most: int, emit: Callable[[int], None]) -> None:
         """The code for this number of registers, from 1 to ``most``."""
@@ -151,8 +160,8 @@ def _piece(result: str, scalars: int) -> Callable[[Callable[..., Any]], Any]:
 @_piece("none", 1)
 def clear(code: Any, like: Any, count: Any, target: Any) -> None:
     """Zeros in a run of registers."""
-    width = ir.Constant(I64, code.size * code.lanes)
-    code.row(count, [(target, width)], [], lambda at, _: code.store(code.zero, at[0]) or [])
+    steps = [(target, code.width, code.width)]
+    code.plane(ir.Constant(I64, 1), count, steps, [], lambda at, _: code.store(code.zero, at[0]) or [])
 
 
 def _reader(is_sum: bool, is_copied: bool) -> Any:
@@ -160,13 +169,13 @@ def _reader(is_sum: bool, is_copied: bool) -> Any:
 
     @_piece("none", 3)
     def read(
-        code: Any, scale: Any, shift: Any, low: Any, valid: Any, count: Any, target: Any, step: Any, x: Any,
-        x_step: Any, added: Any, added_step: Any, copy: Any, copy_step: Any,
+        code: Any, scale: Any, shift: Any, low: Any, valid: Any, rows: Any, count: Any, across: Any, target: Any,
+        row: Any, x: Any, x_row: Any, added: Any, added_row: Any, copy: Any, copy_row: Any,
     ) -> None:  # fmt: skip
-        builder, lanes = code.builder, code.first(valid)
+        builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
         scale, shift, low = (code.splat(each) for each in (scale, shift, low))
 
-        def pixel(at: Any, _: Any) -> list[Any]:
+        def body(at: Any, _: Any) -> list[Any]:
             value = code.fma(scale, code.load(at[1]), shift)
             if is_sum:
                 value = builder.fadd(value, code.load(at[2]))
@@ -176,8 +185,9 @@ def _reader(is_sum: bool, is_copied: bool) -> Any:
                 code.store(value, at[place])
             return []
 
-        steps = [(target, step), (x, x_step), *[(added, added_step)][:is_sum], *[(copy, copy_step)][:is_copied]]
-        code.row(count, steps, [], pixel)
+        steps = [(target, row, code.width), (x, x_row, pixel)]
+        steps += [*[(added, added_row, pixel)][:is_sum], *[(copy, copy_row, pixel)][:is_copied]]
+        code.plane(rows, count, steps, [], body)
 
     return read
 
@@ -186,38 +196,40 @@ normalise, normalise_twice, join, join_twice = (_reader(*flags) for flags in pro
 
 
 @_piece("number", 1)
-def store(code: Any, like: Any, valid: Any, count: Any, target: Any, step: Any, source: Any) -> Any:
-    """Registers into pixels; gives the sum of valid lanes."""
-    builder, lanes, width = code.builder, code.first(valid), ir.Constant(I64, code.size * code.lanes)
+def store(
+    code: Any, like: Any, valid: Any, rows: Any, count: Any, target: Any, row: Any, source: Any, source_row: Any
+) -> Any:
+    """Registers of rows into those of others; gives the sum of valid lanes."""
+    builder, lanes = code.builder, code.first(valid)
 
     def pixel(at: Any, sums: Any) -> list[Any]:
         value = builder.select(lanes, code.load(at[1]), code.zero)
         code.store(value, at[0])
         return [builder.fadd(sums[0], value)]
 
-    return code.total(code.row(count, [(target, step), (source, width)], [code.zero], pixel)[0])
+    steps = [(target, row, code.width), (source, source_row, code.width)]
+    return code.total(code.plane(rows, count, steps, [code.zero], pixel)[0])
 
 
 @_piece("number", 1)
-def squares(code: Any, mean: Any, valid: Any, count: Any, source: Any) -> Any:
+def squares(code: Any, mean: Any, valid: Any, rows: Any, count: Any, source: Any, row: Any) -> Any:
     """The sum of squared distances of valid lanes from a mean."""
-    builder, lanes, width = code.builder, code.first(valid), ir.Constant(I64, code.size * code.lanes)
-    mean = code.splat(mean)
+    builder, lanes, mean = code.builder, code.first(valid), code.splat(mean)
 
     def pixel(at: Any, sums: Any) -> list[Any]:
         away = builder.select(lanes, builder.fsub(code.load(at[0]), mean), code.zero)
         return [code.fma(away, away, sums[0])]
 
-    return code.total(code.row(count, [(source, width)], [code.zero], pixel)[0])
+    return code.total(code.plane(rows, count, [(source, row, code.width)], [code.zero], pixel)[0])
 
 
 @_piece("number", 3)
 def whole_gradient(
-    code: Any, level: Any, slope: Any, mean: Any, valid: Any, count: Any, target: Any, given: Any, step: Any,
-    x: Any, x_step: Any,
+    code: Any, level: Any, slope: Any, mean: Any, valid: Any, rows: Any, count: Any, target: Any, row: Any, given: Any,
+    given_row: Any, y: Any, y_row: Any,
 ) -> Any:  # fmt: skip
-    """Registers of g + level + slope (x - mean), zero in lanes that are not valid; gives their sum."""
-    builder, lanes, width = code.builder, code.first(valid), ir.Constant(I64, code.size * code.lanes)
+    """Registers of g + level + slope (y - mean), zero in lanes that are not valid; gives their sum."""
+    builder, lanes = code.builder, code.first(valid)
     level, slope, mean = (code.splat(each) for each in (level, slope, mean))
 
     def pixel(at: Any, sums: Any) -> list[Any]:
@@ -226,7 +238,15 @@ def whole_gradient(
         code.store(value, at[0])
         return [builder.fadd(sums[0], value)]
 
-    return code.total(code.row(count, [(target, width), (given, step), (x, x_step)], [code.zero], pixel)[0])
+    steps = [(target, row, code.width), (given, given_row, code.width), (y, y_row, code.width)]
+    return code.total(code.plane(rows, count, steps, [code.zero], pixel)[0])
+
+
+@_piece("none", 1)
+def clear_columns(code: Any, like: Any, rows: Any, count: Any, target: Any, row: Any) -> None:
+    """Zeros in a run of registers of each row."""
+    steps = [(target, row, code.width)]
+    code.plane(rows, count, steps, [], lambda at, _: code.store(code.zero, at[0]) or [])
 
 
 def _writer(is_sum: bool, has_more: bool) -> Any:
@@ -237,14 +257,14 @@ def _writer(is_sum: bool, has_more: bool) -> Any:
 
     @_piece("none", 4)
     def write(
-        code: Any, scale: Any, shift: Any, low: Any, mean: Any, valid: Any, count: Any, target: Any, step: Any,
-        given: Any, given_step: Any, x: Any, x_step: Any, passed: Any, passed_step: Any, y: Any, y_step: Any,
-        more: Any, more_step: Any, sums: Any,
+        code: Any, scale: Any, shift: Any, low: Any, mean: Any, valid: Any, rows: Any, count: Any, across: Any,
+        target: Any, row: Any, given: Any, given_row: Any, x: Any, x_row: Any, passed: Any, passed_row: Any, y: Any,
+        y_row: Any, more: Any, more_row: Any, sums: Any,
     ) -> None:  # fmt: skip
-        builder, lanes = code.builder, code.first(valid)
+        builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
         factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
 
-        def pixel(at: Any, sums: Any) -> list[Any]:
+        def body(at: Any, sums: Any) -> list[Any]:
             x, gradient = code.load(at[2]), code.load(at[1])
             y = code.load(at[4]) if is_sum else code.fma(factor, x, shift)
             if has_more:
@@ -257,9 +277,9 @@ def _writer(is_sum: bool, has_more: bool) -> Any:
             away = builder.select(lanes, builder.fsub(x, mean), code.zero)
             return [builder.fadd(sums[0], value), code.fma(value, away, sums[1])]
 
-        steps = [(target, step), (given, given_step), (x, x_step)]
-        steps += [*[(passed, passed_step), (y, y_step)][: 2 * is_sum], *[(more, more_step)][:has_more]]
-        totals, kept = code.row(count, steps, [code.zero, code.zero], pixel), code.at(sums)
+        steps = [(target, row, pixel), (given, given_row, code.width), (x, x_row, pixel)]
+        steps += [*[(passed, passed_row, pixel), (y, y_row, pixel)][: 2 * is_sum], *[(more, more_row, pixel)][:has_more]]
+        totals, kept = code.plane(rows, count, steps, [code.zero, code.zero], body), code.at(sums)
         for register, total in enumerate(totals):
             code.store(builder.fadd(code.load(kept, register), total), kept, register)
 

@@ -11,6 +11,7 @@ import numpy as np
 from pathex.sparse.lanes import (
     TILE,
     clear,
+    clear_columns,
     join,
     join_twice,
     normalise,
@@ -35,7 +36,7 @@ PIXEL = 4 * LANES
 TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
-    + [(name, np.int64) for name in ("across", "phases", "form", "read_rows", "read_plane", "lead", "gradient_plane")]
+    + [(name, np.int64) for name in ("across", "phases", "form", "read_plane", "lead", "gradient_plane")]
     + [(name, np.int64) for name in ("back_plane", "result_plane", "starts", "offsets", "back_starts", "back_offsets")]
     + [(name, np.int64) for name in ("scratch", "scratch_size")]
     + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_block", "_plane", "_row")]
@@ -50,63 +51,72 @@ first pixel, its first pixel in a row, and how many."""
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _read_row(
-    like: Any, u: Any, read: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, target: int,
-    step: int,
+def _read_plane(
+    like: Any, u: Any, read: Any, valid: int, block: int, channel: int, row: int, rows: int, column: int, count: int,
+    target: int, step: int,
 ) -> None:  # fmt: skip
-    """Every so many pixels of max(low, scale x + shift + added), copied where there is room for it."""
-    scale, shift, low = read[0, channel], read[1, channel], rounded(like, u.low)
-    at, over = column * PIXEL, across * PIXEL
+    """Every so many rows and pixels of max(low, scale x + shift + added), copied where there is room for it."""
+    scale, shift, low, across = read[0, channel], read[1, channel], rounded(like, u.low), u.across
+    at, down = column * PIXEL, u.stride
     x, added, copy = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, 0, 0
+    x_row, added_row, copy_row = down * u.x_row, down * u.added_row, down * u.copy_row
     if u.added != 0:
         added = u.added + block * u.added_block + channel * u.added_plane + row * u.added_row + at
     if u.copy != 0:
         copy = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at
     if added != 0 and copy != 0:
-        join_twice(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
+        join_twice(
+            scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row
+        )
     elif added != 0:
-        join(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
+        join(scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row)
     elif copy != 0:
-        normalise_twice(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
+        normalise_twice(
+            scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row
+        )
     else:
-        normalise(scale, shift, low, valid, count, target, step, x, over, added, over, copy, over)
+        normalise(
+            scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row
+        )
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _read(like: Any, u: Any, read: Any, planes: int, block: int, valid: int, again: bool) -> None:
-    """What is read of a block of images, in planes for each channel and phase, with zeros around."""
+    """What is read of a block of images: planes for each channel and phase of the stride, with zeros around."""
     form, one, nothing, low = integers(u.form), rounded(like, 1.0), rounded(like, 0.0), rounded(like, -np.inf)
+    line = u.pitch * PIXEL
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
-        line, first, count = planes + pair * u.read_plane * PIXEL, form[f + 4], form[f + 5]
-        for row in range(u.read_rows):
-            if form[f + 1] <= row < form[f + 1] + form[f + 2]:
-                clear(like, first, line)
-                at, target = row * u.stride + form[f], line + first * PIXEL
-                if again and u.copy != 0:
-                    copy = u.copy + block * u.copy_block + channel * u.copy_plane + at * u.copy_row + form[f + 3] * PIXEL
-                    normalise(
-                        one, nothing, low, valid, count, target, PIXEL, copy, u.across * PIXEL, 0, 0, 0, 0
-                    )
-                else:
-                    _read_row(like, u, read, valid, channel, at, form[f + 3], u.across, block, count, target, PIXEL)
-                clear(like, u.pitch - first - count, line + (first + count) * PIXEL)
-            else:
-                clear(like, u.pitch, line)
-            line += u.pitch * PIXEL
-        clear(like, u.read_plane - u.read_rows * u.pitch, line)
+        top, skipped, rows, column, first, count = form[f], form[f + 1], form[f + 2], form[f + 3], form[f + 4], form[f + 5]
+        begin = planes + pair * u.read_plane * PIXEL
+        target, row = begin + skipped * line + first * PIXEL, skipped * u.stride + top
+        clear(like, skipped * u.pitch + first, begin)
+        clear_columns(like, rows - 1, u.pitch - count, target + count * PIXEL, line)
+        if again and u.copy != 0:
+            copy = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + column * PIXEL
+            normalise(
+                one, nothing, low, valid, rows, count, u.across, target, line, copy, u.stride * u.copy_row, 0, 0, 0, 0
+            )
+        else:
+            _read_plane(like, u, read, valid, block, channel, row, rows, column, count, target, line)
+        done = skipped * u.pitch + first
+        if rows > 0:
+            done += (rows - 1) * u.pitch + count
+        clear(like, u.read_plane - done, begin + done * PIXEL)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _pass_row(
-    like: Any, u: Any, read: Any, valid: int, channel: int, row: int, column: int, across: int, block: int, count: int, given: int,
-    given_step: int, sums: int,
+def _pass_plane(
+    like: Any, u: Any, read: Any, valid: int, block: int, channel: int, row: int, rows: int, column: int, count: int,
+    given: int, step: int, sums: int,
 ) -> None:  # fmt: skip
-    """The gradient of what `_read_row` read, to x and to what was added."""
+    """The gradient of what `_read_plane` read, to x and to what was added."""
     scale, shift, mean, low = read[0, channel], read[1, channel], read[2, channel], rounded(like, u.low)
-    at, over = column * PIXEL, across * PIXEL
+    at, down, across = column * PIXEL, u.stride, u.across
     x = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at
     gx = u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at
+    x_row, gx_row = down * u.x_row, down * u.gx_row
+    passed_row, y_row, more_row = down * u.gadded_row, down * u.copy_row, down * u.more_row
     passed, y, more = 0, 0, 0
     if u.gadded != 0:
         passed = u.gadded + block * u.gadded_block + channel * u.gadded_plane + row * u.gadded_row + at
@@ -115,42 +125,40 @@ def _pass_row(
         more = u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at
     if passed != 0 and more != 0:
         split_back_more(
-            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
-            over, sums,
+            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
+            y, y_row, more, more_row, sums,
         )  # fmt: skip
     elif passed != 0:
         split_back(
-            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
-            over, sums,
+            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
+            y, y_row, more, more_row, sums,
         )  # fmt: skip
     elif more != 0:
         pass_back_more(
-            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
-            over, sums,
+            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
+            y, y_row, more, more_row, sums,
         )  # fmt: skip
     else:
         pass_back(
-            scale, shift, low, mean, valid, count, gx, over, given, given_step, x, over, passed, over, y, over, more,
-            over, sums,
+            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
+            y, y_row, more, more_row, sums,
         )  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _write(like: Any, u: Any, moments: Any, planes: int, block: int, valid: int) -> None:
     """The results of a block of images to where they belong; how many there are, their mean and squares about it."""
+    line, more = u.pitch * PIXEL, np.float64(u.rows * u.columns * valid)
     for o in range(u.outputs):
-        for row in range(u.rows):
-            source = planes + (o * u.result_plane + row * u.pitch) * PIXEL
-            target = u.y + block * u.y_block + o * u.y_plane + row * u.y_row
-            total = np.float64(store(like, valid, u.columns, target, PIXEL, source))
-            if len(moments):
-                more = np.float64(u.columns * valid)
-                mean = total / more
-                away = np.float64(squares(rounded(like, mean), valid, u.columns, source))
-                seen, distance = moments[o, 0], mean - moments[o, 1]
-                moments[o, 0] = seen + more
-                moments[o, 1] += distance * more / moments[o, 0]
-                moments[o, 2] += away + distance * distance * seen * more / moments[o, 0]
+        source, target = planes + o * u.result_plane * PIXEL, u.y + block * u.y_block + o * u.y_plane
+        total = np.float64(store(like, valid, u.rows, u.columns, target, u.y_row, source, line))
+        if len(moments):
+            mean = total / more
+            away = np.float64(squares(rounded(like, mean), valid, u.rows, u.columns, source, line))
+            seen, distance = moments[o, 0], mean - moments[o, 1]
+            moments[o, 0] = seen + more
+            moments[o, 1] += distance * more / moments[o, 0]
+            moments[o, 2] += away + distance * distance * seen * more / moments[o, 0]
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -188,19 +196,18 @@ def forward(units: Any, read: Any, bias: Any, values: Any, moments: Any, part: i
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _read_gradient(like: Any, u: Any, result: Any, totals: Any, planes: int, block: int, valid: int) -> None:
     """Planes of gy + level + slope (y - mean) with zeros around, and their sums."""
+    line = u.pitch * PIXEL
     for o in range(u.outputs):
-        line = planes + o * u.gradient_plane * PIXEL
-        clear(like, u.lead, line)
-        line += u.lead * PIXEL
-        for row in range(u.rows):
-            gy = u.gy + block * u.gy_block + o * u.gy_plane + row * u.gy_row
-            y = u.y + block * u.y_block + o * u.y_plane + row * u.y_row
-            totals[o] += whole_gradient(
-                result[0, o], result[1, o], result[2, o], valid, u.columns, line, gy, PIXEL, y, PIXEL
-            )
-            clear(like, u.pitch - u.columns, line + u.columns * PIXEL)
-            line += u.pitch * PIXEL
-        clear(like, u.gradient_plane - u.lead - u.rows * u.pitch, line)
+        begin = planes + o * u.gradient_plane * PIXEL
+        target = begin + u.lead * PIXEL
+        clear(like, u.lead, begin)
+        clear_columns(like, u.rows - 1, u.pitch - u.columns, target + u.columns * PIXEL, line)
+        totals[o] += whole_gradient(
+            result[0, o], result[1, o], result[2, o], valid, u.rows, u.columns, target, line,
+            u.gy + block * u.gy_block + o * u.gy_plane, u.gy_row, u.y + block * u.y_block + o * u.y_plane, u.y_row,
+        )  # fmt: skip
+        done = u.lead + (u.rows - 1) * u.pitch + u.columns
+        clear(like, u.gradient_plane - done, begin + done * PIXEL)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -209,12 +216,11 @@ def _write_gradient(like: Any, u: Any, read: Any, sums: Any, planes: int, block:
     form = integers(u.form)
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
-        plane = planes + (f // 6 * u.inputs + channel) * u.back_plane * PIXEL
-        for row in range(form[f + 2]):
-            _pass_row(
-                like, u, read, valid, channel, (form[f + 1] + row) * u.stride + form[f], form[f + 3], u.across, block,
-                form[f + 5], plane + row * u.pitch * PIXEL, PIXEL, sums[channel].ctypes.data,
-            )  # fmt: skip
+        _pass_plane(
+            like, u, read, valid, block, channel, form[f + 1] * u.stride + form[f], form[f + 2], form[f + 3],
+            form[f + 5], planes + (f // 6 * u.inputs + channel) * u.back_plane * PIXEL, u.pitch * PIXEL,
+            sums[channel].ctypes.data,
+        )  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -264,7 +270,7 @@ def add(units: Any, read: Any, part: int, parts: int) -> None:
     for plane in range(part * work // parts, (part + 1) * work // parts):
         block, channel = plane // u.inputs, plane % u.inputs
         valid, y = min(lanes, u.images - block * lanes), u.y + block * u.y_block + channel * u.y_plane
-        _read_row(like, u, read, valid, channel, 0, 0, 1, block, u.columns, y, PIXEL)
+        _read_plane(like, u, read, valid, block, channel, 0, 1, 0, u.columns, y, 0)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -276,8 +282,8 @@ def add_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> Non
     for plane in range(part * work // parts, (part + 1) * work // parts):
         block, channel = plane // u.inputs, plane % u.inputs
         valid, gy = min(lanes, u.images - block * lanes), u.gy + block * u.gy_block + channel * u.gy_plane
-        _pass_row(
-            like, u, read, valid, channel, 0, 0, 1, block, u.columns, gy, PIXEL, sums[part, channel].ctypes.data
+        _pass_plane(
+            like, u, read, valid, block, channel, 0, 1, 0, u.columns, gy, 0, sums[part, channel].ctypes.data
         )
 
 

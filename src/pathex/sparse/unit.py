@@ -52,18 +52,16 @@ class Shape:
             [*_pixels(phase[0], window, 0, height, rows + down), *_pixels(phase[1], window, 1, width, columns + right)]
             for phase in phases
         ], np.int32)  # fmt: skip
-        first_row, many, first, count = (form[:, each] for each in (1, 2, 4, 5))
+        many, first, count = (form[:, each] for each in (2, 4, 5))
         pitch = max(columns, int((first + count).max()), columns + right - int(first.min()))
-        read_rows = rows + down
-        read_plane = (read_rows - 1) * pitch + max(pitch, columns + right)
-        begin = first_row * pitch + first
+        outputs = len(plan.starts) - 1
+        read_plane = (rows + down - 1) * pitch + max(pitch, columns + right)
+        begin = form[:, 1] * pitch + first
         lead = max(0, int((down * pitch + right - begin).max()))
-        end = int((begin + np.maximum(many - 1, 0) * pitch + count).max())
-        gradient_plane = lead + max(rows * pitch, end)
-        back_plane = int(((many - 1) * pitch + count).max(initial=0))
+        gradient_plane = lead + max(rows * pitch, int((begin + np.maximum(many - 1, 0) * pitch + count).max()))
+        back_plane = int(((many - 1) * pitch + count).max(initial=1))
         tap = taps[0] * pitch + taps[1]
         pair = plan.channels * len(phases) + which
-        outputs = len(plan.starts) - 1
         of = np.repeat(np.arange(outputs), np.diff(plan.starts))
         back = which * inputs + plan.channels
         order = np.argsort(back, kind="stable")
@@ -78,7 +76,7 @@ class Shape:
         arrays = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
         template = _filled(
             inputs=inputs, outputs=outputs, rows=rows, columns=columns, pitch=pitch, stride=window.stride[0],
-            across=window.stride[1], phases=len(phases), read_rows=read_rows, read_plane=read_plane, lead=lead,
+            across=window.stride[1], phases=len(phases), read_plane=read_plane, lead=lead,
             gradient_plane=gradient_plane, back_plane=back_plane, result_plane=rows * pitch,
             **{name: each.ctypes.data for name, each in arrays.items()},
         )  # fmt: skip
@@ -180,7 +178,7 @@ def _sums(team: Team, x: Tensor) -> Any:
 
 
 def _planes(x: Tensor) -> Any:
-    return _filled(inputs=x.shape[1], columns=x.shape[2] * x.shape[3])
+    return _filled(inputs=x.shape[1], columns=x.shape[2] * x.shape[3], stride=1, across=1)
 
 
 @dataclass(frozen=True)
