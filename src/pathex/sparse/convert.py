@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathex.sparse.unit import Unit
 
 
-_PIXELS, _LANES = 16, 16
+_PIXELS, _LANES, _LONG = 16, 16, 0.5
 _SURE = 0.2  # density of a convolution up to which it is faster sparse on every processor tried
 
 
@@ -252,8 +252,8 @@ def _seconds(layer: Any, x: Tensor, inside: bool) -> float:
         return time.perf_counter() - began
 
     images = len(x) if not inside or isinstance(layer, nn.Linear) else x.shape[0] * x.shape[4]
-    step()
-    return min(step() for _ in range(3))
+    first = step()
+    return min(step() for _ in range(3 if first < _LONG else 1))
 
 
 def _waits(graph: Graph, path: str) -> tuple[str, int] | None:
@@ -265,7 +265,7 @@ def _waits(graph: Graph, path: str) -> tuple[str, int] | None:
 
 def _behind(graph: Graph, node: Node) -> tuple[str, int] | None:
     passed = []
-    for step in ("batch_norm", "add", "relu"):
+    for step in ("batch_norm", "add", "relu", "max_pool2d"):
         users = graph.users[node]
         if len(users) == 1 and users[0].op == step:
             node = users[0]

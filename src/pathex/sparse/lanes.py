@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from pathex.sparse.llvm import LANES, REGISTERS
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-TILE = 2 * REGISTERS // 3  # registers of a tile whose products are summed: the others hold the sums
+TILE = min(12, 2 * REGISTERS // 3)  # registers of a tile: few enough for what it reads to stay in the first cache
 CHAINS = 8  # sums that the units for fused multiply-adds work on at once: four cycles, two units
 
 
@@ -243,6 +243,14 @@ def whole_gradient(
 
 
 @_piece("none", 1)
+def fill(code: Any, value: Any, count: Any, target: Any) -> None:
+    """A number in all lanes of a run of registers."""
+    value = code.splat(value)
+    steps = [(target, code.width, code.width)]
+    code.plane(ir.Constant(I64, 1), count, steps, [], lambda at, _: code.store(value, at[0]) or [])
+
+
+@_piece("none", 1)
 def clear_columns(code: Any, like: Any, rows: Any, count: Any, target: Any, row: Any) -> None:
     """Zeros in a run of registers of each row."""
     steps = [(target, row, code.width)]
@@ -323,7 +331,7 @@ def tile(
         for register, total in enumerate(sums):
             code.store(total, target, register)
 
-    code.switch(count, REGISTERS, emit)
+    code.switch(count, TILE, emit)
 
 
 @_piece("none", 1)
@@ -377,3 +385,34 @@ def rounded(context: Any, like: Any, value: Any) -> Any:
         return context.cast(builder, args[1], types.float64, like)
 
     return like(like, types.float64), generate
+
+
+@_piece("none", 1)
+def raise_row(code: Any, like: Any, count: Any, across: Any, target: Any, source: Any) -> None:
+    """The larger of registers of a row and of every so manyth one of another; NaN is larger than all."""
+    builder = code.builder
+
+    def body(at: Any, _: Any) -> list[Any]:
+        value, largest = code.load(at[1]), code.load(at[0])
+        rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
+        code.store(builder.select(rises, value, largest), at[0])
+        return []
+
+    nothing = ir.Constant(I64, 0)
+    steps = [(target, nothing, code.width), (source, nothing, builder.mul(across, code.width))]
+    code.plane(ir.Constant(I64, 1), count, steps, [], body)
+
+
+@_piece("none", 1)
+def route_row(code: Any, like: Any, count: Any, across: Any, given: Any, y: Any, source: Any, target: Any) -> None:
+    """Adds a gradient to where a maximum came from, and takes it away from what is given."""
+    builder, nothing, pixel = code.builder, ir.Constant(I64, 0), code.builder.mul(across, code.width)
+
+    def body(at: Any, _: Any) -> list[Any]:
+        gradient, same = code.load(at[0]), builder.fcmp_unordered("==", code.load(at[1]), code.load(at[2]))
+        code.store(builder.fadd(code.load(at[3]), builder.select(same, gradient, code.zero)), at[3])
+        code.store(builder.select(same, code.zero, gradient), at[0])
+        return []
+
+    steps = [(given, nothing, code.width), (y, nothing, code.width), (source, nothing, pixel), (target, nothing, pixel)]
+    code.plane(ir.Constant(I64, 1), count, steps, [], body)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pathex.graph import words
+from pathex.sparse.plan import Window
 from pathex.sparse.team import Team
-from pathex.sparse.unit import Affine, Unit, add, add_backward, as_images, in_blocks
+from pathex.sparse.unit import Affine, Pool, Unit, add, add_backward, as_images, in_blocks
 
 _NO_BOUND = float("-inf")
 
@@ -129,6 +130,27 @@ class _Add(torch.autograd.Function):
         return None, None, None, None, gx, gadded, *Normalised(*norm, ctx.eps).back(sums)
 
 
+class _Pool(torch.autograd.Function):
+    """Maxima of something normalised and perhaps rectified."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pool: Pool, team: Team, images: int, low: float, eps: float, x: Tensor, *norm: Tensor | None
+    ) -> Tensor:
+        ctx.read = Normalised(*norm, eps).affine(x, low)
+        y = pool.forward(images, x, ctx.read, team)
+        ctx.pool, ctx.team, ctx.images, ctx.eps = pool, team, images, eps
+        ctx.save_for_backward(x, y, *norm)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> Any:
+        x, y, *norm = ctx.saved_tensors
+        gx, sums = ctx.pool.backward(ctx.images, gy.contiguous(), y, x, ctx.read, ctx.team)
+        return *[None] * 5, gx, *Normalised(*norm, ctx.eps).back(sums)
+
+
 Kept = tuple[Unit, Team]
 """The kernels of a layer, and who carries them out."""
 
@@ -143,7 +165,7 @@ class Pending:
         images: How many images there are.
         x: The result in blocks of images.
         moments: Mean and variance of its channels, if they are known.
-        last: The last of ``batch_norm``, ``add`` and ``relu`` that it waits for.
+        last: The last of ``batch_norm``, ``add``, ``relu`` and ``max_pool2d`` that it waits for.
         readers: How many layers and sums read it then, if there is nothing else; otherwise 0.
     """
 
@@ -251,6 +273,22 @@ class Pending:
 
     add_ = __iadd__
 
+    def pool(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> "Pending | Tensor | None":  # fmt: skip
+        """As `torch.nn.functional.max_pool2d`."""
+        if ceil_mode or return_indices or self._last != "max_pool2d":
+            return None
+        kernel, down, pads, apart = (_pair(each) for each in (kernel_size, stride or kernel_size, padding, dilation))
+        pool = Pool(Window(kernel, down, apart, (*pads, *pads)), *self.shape[2:])
+        x, norm, low = self._x, self._norm, self._low
+        if self._added is not None or self._done is not None:
+            x, norm, low = self.blocks, Normalised(), _NO_BOUND
+        y = _Pool.apply(pool, self._team, self._images, low, norm.eps, x, *norm.tensors)
+        made = Pending(self._team, self._images, y, None, self._last, self._readers)
+        return made if self._readers else made.tensor
+
     def _with(self, step: str, made: "Pending | None", **changes: Any) -> "Pending | Tensor":
         """After a step: itself, changed in place, or another one."""
         if made is None:
@@ -272,6 +310,10 @@ def _convolved(x: Tensor, images: int, layer: Kept, moments: bool, values: Tenso
     return _Convolve.apply(layer, images, moments, False, *plain)[:3]
 
 
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
 def _plain(value: Any) -> Any:
     """Nested values with tensors for what is pending."""
     if isinstance(value, Pending):
@@ -291,7 +333,7 @@ def _rule(rule: Callable[..., Any], **more: Any) -> Callable[..., Any]:
 
 _OF_TYPE = words("dtype device requires_grad is_cuda layout")
 _RULES = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify), torch.add: _sum}
-_RULES |= {torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
+_RULES |= {F.max_pool2d: _rule(Pending.pool), torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
 _METHODS = {"__add__": torch.add, "__radd__": torch.add, "add": torch.add, "relu": torch.relu, "relu_": torch.relu_}
 _OPERATORS = words(
     "bool eq float ge getitem gt int iter le len lt matmul mul ne neg pow rmatmul rmul rpow rsub rtruediv setitem sub"

@@ -12,6 +12,7 @@ from pathex.sparse.lanes import (
     TILE,
     clear,
     clear_columns,
+    fill,
     join,
     join_twice,
     normalise,
@@ -19,7 +20,9 @@ from pathex.sparse.lanes import (
     pass_back,
     pass_back_more,
     products,
+    raise_row,
     rounded,
+    route_row,
     split_back,
     split_back_more,
     squares,
@@ -28,7 +31,7 @@ from pathex.sparse.lanes import (
     whole_gradient,
 )
 from pathex.sparse.kernels import forget_old
-from pathex.sparse.llvm import LANES, REGISTERS, integers
+from pathex.sparse.llvm import LANES, integers
 
 PIXEL = 4 * LANES
 """Bytes of a register: the numbers of a pixel in a block of images."""
@@ -36,9 +39,9 @@ PIXEL = 4 * LANES
 TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
-    + [(name, np.int64) for name in ("across", "phases", "form", "read_plane", "lead", "gradient_plane")]
+    + [(name, np.int64) for name in ("across", "phases", "form", "down", "right", "read_rows", "read_plane", "lead", "gradient_plane")]
     + [(name, np.int64) for name in ("back_plane", "result_plane", "starts", "offsets", "back_starts", "back_offsets")]
-    + [(name, np.int64) for name in ("scratch", "scratch_size")]
+    + [(name, np.int64) for name in ("covers", "scratch", "scratch_size")]
     + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_block", "_plane", "_row")]
     + [("low", np.float64)]
 )
@@ -166,7 +169,7 @@ def _sum(
     x: int, offsets: int, values: Any, starts: Any, first: int, last: int, bias: Any, y: int, plane: int, run: int
 ) -> None:
     """Sums over kept weights for a run of pixels: all outputs of a tile before the next tile."""
-    tiles = (run + REGISTERS - 1) // REGISTERS
+    tiles = (run + TILE - 1) // TILE
     for t in range(tiles):
         begin, end = t * run // tiles, (t + 1) * run // tiles
         at = begin * PIXEL
@@ -216,6 +219,8 @@ def _write_gradient(like: Any, u: Any, read: Any, sums: Any, planes: int, block:
     form = integers(u.form)
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
+        if u.covers == 0 and f == 0:
+            clear(like, u.gx_plane // PIXEL, u.gx + block * u.gx_block + channel * u.gx_plane)
         _pass_plane(
             like, u, read, valid, block, channel, form[f + 1] * u.stride + form[f], form[f + 2], form[f + 3],
             form[f + 5], planes + (f // 6 * u.inputs + channel) * u.back_plane * PIXEL, u.pitch * PIXEL,
@@ -285,6 +290,68 @@ def add_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> Non
         _pass_plane(
             like, u, read, valid, block, channel, 0, 1, 0, u.columns, gy, 0, sums[part, channel].ctypes.data
         )
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _inside(place: int, across: int, width: int, most: int) -> tuple[int, int]:
+    """Of the places ``place``, ``place + across``, ... the first one that is inside, and how many are."""
+    first = max(0, -(place // across))
+    return first, max(0, min(most, (width - place + across - 1) // across) - first)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def pool(units: Any, read: Any, part: int, parts: int) -> None:
+    """y = the maxima of max(low, scale x + shift) in windows."""
+    u, like = units[0], read[0, 0]
+    lanes, window = PIXEL // u.size, integers(u.form)
+    plane = u.scratch + part * u.scratch_size
+    work = (u.images + lanes - 1) // lanes * u.inputs
+    for item in range(part * work // parts, (part + 1) * work // parts):
+        block, channel = item // u.inputs, item % u.inputs
+        valid = min(lanes, u.images - block * lanes)
+        _read_plane(like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, plane, u.pitch * PIXEL)
+        for row in range(u.rows):
+            y = u.y + block * u.y_block + channel * u.y_plane + row * u.y_row
+            fill(rounded(like, -np.inf), u.columns, y)
+            for tap in range(window[0] * window[1]):
+                at = row * u.down - window[4] + tap // window[1] * window[2]
+                place = tap % window[1] * window[3] - window[5]
+                first, count = _inside(place, u.right, u.pitch, u.columns)
+                if 0 <= at < u.read_rows:
+                    source = plane + (at * u.pitch + place + first * u.right) * PIXEL
+                    raise_row(like, count, u.right, y + first * PIXEL, source)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def pool_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> None:
+    """Gradients back to x, with the sums that scale and shift need: each to the first of the largest in its window."""
+    u, like = units[0], read[0, 0]
+    lanes, window = PIXEL // u.size, integers(u.form)
+    plane = u.scratch + part * u.scratch_size
+    back = plane + u.read_rows * u.pitch * PIXEL
+    left = back + u.read_rows * u.pitch * PIXEL
+    one, nothing, low = rounded(like, 1.0), rounded(like, 0.0), rounded(like, -np.inf)
+    work = (u.images + lanes - 1) // lanes * u.inputs
+    for item in range(part * work // parts, (part + 1) * work // parts):
+        block, channel = item // u.inputs, item % u.inputs
+        valid = min(lanes, u.images - block * lanes)
+        _read_plane(like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, plane, u.pitch * PIXEL)
+        clear(like, u.read_rows * u.pitch, back)
+        for row in range(u.rows):
+            y = u.y + block * u.y_block + channel * u.y_plane + row * u.y_row
+            gy = u.gy + block * u.gy_block + channel * u.gy_plane + row * u.gy_row
+            normalise(one, nothing, low, valid, 1, u.columns, 1, left, 0, gy, 0, 0, 0, 0, 0)
+            for tap in range(window[0] * window[1]):
+                at = row * u.down - window[4] + tap // window[1] * window[2]
+                place = tap % window[1] * window[3] - window[5]
+                first, count = _inside(place, u.right, u.pitch, u.columns)
+                if 0 <= at < u.read_rows:
+                    shift = (at * u.pitch + place + first * u.right) * PIXEL
+                    route_row(like, count, u.right, left + first * PIXEL, y + first * PIXEL, plane + shift, back + shift)
+        _pass_plane(
+            like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, back, u.pitch * PIXEL,
+            sums[part, channel].ctypes.data,
+        )  # fmt: skip
 
 
 forget_old("training_kernels", forward)

@@ -38,13 +38,7 @@ class Shape:
 
     @classmethod
     def of(cls, plan: Plan, window: Window, inputs: int, height: int, width: int) -> "Shape":
-        sides = [
-            (size + window.pads[axis] + window.pads[axis + 2] - (window.kernel[axis] - 1) * window.dilation[axis] - 1)
-            // window.stride[axis]
-            + 1
-            for axis, size in enumerate((height, width))
-        ]
-        rows, columns = sides
+        rows, columns = _size(window, 0, height), _size(window, 1, width)
         phases, which = window.phases(plan) if plan.kept else (np.zeros((1, 2), np.int32), np.zeros(0, np.int64))
         taps = [plan.rows * window.dilation[0] // window.stride[0], plan.columns * window.dilation[1] // window.stride[1]]
         down, right = (int(axis.max(initial=0)) for axis in taps)
@@ -73,17 +67,17 @@ class Shape:
             "back_offsets": back_tap[order] * kernels.PIXEL,
             "form": form,
         }
+        covers = int((many * count).sum()) == height * width
         arrays = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
         template = _filled(
             inputs=inputs, outputs=outputs, rows=rows, columns=columns, pitch=pitch, stride=window.stride[0],
-            across=window.stride[1], phases=len(phases), read_plane=read_plane, lead=lead,
+            across=window.stride[1], covers=covers, phases=len(phases), read_plane=read_plane, lead=lead,
             gradient_plane=gradient_plane, back_plane=back_plane, result_plane=rows * pitch,
             **{name: each.ctypes.data for name, each in arrays.items()},
         )  # fmt: skip
         read = inputs * len(phases) * read_plane
         back = inputs * len(phases) * back_plane
         registers = read + outputs * rows * pitch, read + outputs * gradient_plane + back
-        covers = int((many * count).sum()) == height * width
         return cls(rows, columns, template, registers, covers, order, arrays)
 
 
@@ -144,7 +138,7 @@ class Unit:
         shape = self.shape(*x.shape[2:4])
         gx = gadded = None
         if needs_x:
-            gx = (torch.empty_like if shape.covers else torch.zeros_like)(x)
+            gx = torch.empty_like(x)
             gadded = torch.empty_like(x) if is_sum else None
             values = values[shape.order]
         gradients = np.zeros((team.threads, self.plan.kept), values.dtype)
@@ -170,6 +164,49 @@ def add_backward(
     call = _Call(_planes(x), images, read, x=x, copy=y, gx=gx, gadded=gadded, gy=gy)
     call.run(team, kernels.add_backward, 0, read.numbers, sums)
     return gx, gadded, sums.sum((0, 3), dtype=np.float64)
+
+
+class Pool:
+    """Maxima of images of a certain size in windows.
+
+    Args:
+        window: How their taps lie.
+        height: Rows of the images.
+        width: Columns.
+    """
+
+    def __init__(self, window: Window, height: int, width: int) -> None:
+        self.form = tuple(_size(window, axis, size) for axis, size in enumerate((height, width)))
+        self._window = np.array([*window.kernel, *window.dilation, *window.pads[:2]], np.int32)
+        self._fields = _filled(
+            rows=self.form[0], columns=self.form[1], down=window.stride[0], right=window.stride[1], stride=1, across=1,
+            read_rows=height, pitch=width, form=self._window.ctypes.data,
+        )  # fmt: skip
+        self._registers = height * width
+
+    def forward(self, images: int, x: Tensor, read: "Affine", team: Team) -> Tensor:
+        """The maxima of max(low, scale x + shift)."""
+        y = x.new_empty(*x.shape[:2], *self.form, x.shape[4])
+        _Call(self._of(x), images, read, x=x, y=y).run(team, kernels.pool, self._registers, read.numbers)
+        return y
+
+    def backward(self, images: int, gy: Tensor, y: Tensor, x: Tensor, read: "Affine", team: Team) -> tuple[Tensor, Any]:
+        """The gradient of x; sums as in `Unit.backward`."""
+        gx, sums = torch.empty_like(x), _sums(team, x)
+        call = _Call(self._of(x), images, read, x=x, y=y, gx=gx, gy=gy)
+        call.run(team, kernels.pool_backward, 2 * self._registers + self.form[1], read.numbers, sums)
+        return gx, sums.sum((0, 3), dtype=np.float64)
+
+    def _of(self, x: Tensor) -> Any:
+        fields = self._fields.copy()
+        fields[_PLACE["inputs"]] = x.shape[1]
+        return fields
+
+
+def _size(window: Window, axis: int, size: int) -> int:
+    """Rows or columns of a result."""
+    padded = size + window.pads[axis] + window.pads[axis + 2]
+    return (padded - (window.kernel[axis] - 1) * window.dilation[axis] - 1) // window.stride[axis] + 1
 
 
 def _sums(team: Team, x: Tensor) -> Any:
