@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_name
-from pathex.graph import Graph, Node, trace
+from pathex.graph import Graph, Node, breaks_in_channels_last, trace
 from pathex.masks import Mask, own_module
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class KeptConv2d(Kept, nn.Conv2d):
     def forward(self, x: Any) -> Any:
         """As `torch.nn.Conv2d`."""
         if self.unit is None:
-            layout = {"memory_format": torch.channels_last}
+            breaks = breaks_in_channels_last(self.kept.shape, self.stride, self.groups)
+            layout = {"memory_format": torch.contiguous_format if breaks else torch.channels_last}
             return self._conv_forward(x.contiguous(**layout), self.dense_weight().contiguous(**layout), self.bias)
         from pathex.sparse.training import Pending, convolve
 

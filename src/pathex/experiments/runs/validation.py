@@ -11,6 +11,7 @@ from pathex import models, scores
 from pathex.data import AUGMENTATIONS, Augmentation
 from pathex.errors import InvalidInput, UnknownName, check_name, import_callable
 from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
+from pathex.experiments.runs.engine import check_engine
 from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
 from pathex.experiments.runs.stages import DENSE, TRAINED
@@ -43,6 +44,7 @@ def check_config(config: RunConfig) -> None:
         raise InvalidInput(
             f"accumulate is {config.accumulate}; allowed: at most the {config.batch_size} images of a batch"
         )
+    check_engine(config)
     check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
