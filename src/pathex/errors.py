@@ -162,7 +162,7 @@ def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[...
     except AttributeError:
         found = None
     except Exception as error:  # whatever the module raises as it is imported
-        hint = "; is its folder on PYTHONPATH?" if isinstance(error, ImportError) else ""
+        hint = "; is its folder on PYTHONPATH, or the one you work in?" if isinstance(error, ImportError) else ""
         raise InvalidInput(f"{kind} {name!r}: cannot import {module!r}: {error}{hint}") from error
     if not callable(found):
         raise InvalidInput(f"{kind} {name!r}: {module!r} has no callable {attribute!r}")

@@ -27,6 +27,14 @@ COMMANDS = [
     ("run --data imagefolder:~no-one/x", "'imagefolder:~no-one/x' (RuntimeError"),
     ("run --config nul.yaml", "'a\\x00b' holds NUL"),
     ("run --config folder", "folder"),
+    ("run --config nofile.yaml", "--config: 'nofile.yaml' cannot be read (No such file or directory)"),
+    ("sweep --config=nofile.yaml", "'--config=nofile.yaml' cannot be read (No such file or directory)"),
+    ("run --sparsity 90%", "--sparsity is '90%'; allowed: a number in [0, 1) (did you mean 0.9?)"),
+    ("demo --sparsity=98.5%", "(did you mean 0.985?)"),
+    (
+        "run --method model_factories:open_ended --method.seed 3",
+        "options seed of open_ended have names of pathex.prune's",
+    ),
     ("run --config pipe", "pipe"),
     ("run --weights pipe", "pipe"),
     ("run --data npz:folder", "no such file"),
@@ -198,6 +206,28 @@ def test_a_run_of_own_code_resumes_by_its_words_and_is_read_with_trust(command):
 def test_an_interrupted_help_has_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("pathex.cli.parse", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["--help"]) == 130 and capsys.readouterr().err == "pathex: stopped\n"
+
+
+def test_modules_of_the_working_folder_are_found_behind_all_others_where_words_name_them(command, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+    before = list(sys.path)
+    lines = [
+        "from torch import nn",
+        "tiny = lambda num_classes: nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))",
+    ]
+    Path("own_nets.py").write_text("\n".join(lines))
+    Path("colorsys.py").write_text("raise SystemExit")  # a module of Python that nothing has imported yet
+    Path("s.yaml").write_text("model: own_nets:tiny\n")
+    words = ["--method", "magnitude", "--data", "fashion-mini", "--images-per-class", "1"]
+    code, _, err = command("prune", "--config", "s.yaml", *words)
+    assert code == 2 and "comes from a file" in err and sys.path == before
+    try:
+        for named in (["--model", "own_nets:tiny"], ["--config", "s.yaml", "--trust-code"]):
+            code, _, err = command("prune", *named, *words)
+            assert code == 0 and sys.path == [*before, str(Path.cwd())], err
+            assert command("prune", "--model", "colorsys:rgb_to_hsv", *words)[0] == 2
+    finally:
+        sys.modules.pop("own_nets", None)
 
 
 def test_a_name_of_a_file_trusts_nothing():

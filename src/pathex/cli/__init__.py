@@ -72,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(words: Sequence[str]) -> int:
     given = [word for word in words if word not in _TRUST]
     own = _own_words(given)
-    TRUSTED.set(lambda name: given != words or name in own)
+
+    def trusted(name: str) -> bool:
+        if found := given != words or name in own:
+            sys.path.extend({str(Path.cwd())}.difference(sys.path))  # behind what is installed, which nothing replaces
+        return found
+
+    TRUSTED.set(trusted)
     try:
         name, options = parse(given or ["--help"], COMMANDS)
         return COMMANDS[name].execute(options) or 0

@@ -67,15 +67,27 @@ def test_a_network_of_ones_own_code_is_given_and_what_is_no_finished_run_is_refu
     with refused("is no folder of a run: it holds no config.yaml$"):
         pathex.load_run(own.parent)
     folder = shutil.copytree(runs["plain"].folder, tmp_path / "copy")
+    values = read(folder / "config.yaml")
     transfer = json.dumps(runs["plain"].result | {"tasks": []})
     for name, content, message in (
         ("result.json", transfer, "task 'transfer', which has a network for each of its targets"),
+        ("result.json", '["done"]', "result.json cannot be read"),
+        *(
+            ("result.json", json.dumps(runs["plain"].result | wrong), "result.json cannot be read")
+            for wrong in ({"classes": 5}, {"classes": [1]}, {"normalisation": {"mean": "a"}}, {"image_size": "8"})
+        ),
+        *(
+            ("config.yaml", json.dumps(values | wrong), rf"config.yaml cannot be read \({next(iter(wrong))} ")
+            for wrong in ({"model_options": [2]}, {"epochs": "x"}, {"milestones": 5}, {"model": 3}, {"sparsity": 2})
+        ),
         ("result.json", None, "is not finished"),
         ("config.yaml", None, r"holds no config\.yaml"),
     ):
         spoil(folder / name, content)
         with refused(message):
             pathex.load_run(folder)
+        if content is not None:
+            spoil(folder / name, (runs["plain"].folder / name).read_bytes())
 
 
 @pytest.mark.parametrize("name", ["plain", "own code"])
@@ -124,10 +136,13 @@ def test_ticket_files_that_cannot_be_read(runs, tmp_path):
         ({"seed": facts["seed"] + 1}, "come out otherwise"),
         ({"options": {"width": 3}}, "come out otherwise"),
         ({"model": "nowhere:factory"}, "comes from a file"),
+        ({"seed": 10**40}, "must be an integer in"),
+        ({"options": {"num_classes": 3}}, "model 'resnet20': .*num_classes"),
     ):
         write_tensors(codes.pack(entries, **facts | changed), path)
         with refused(message):
             pathex.load_ticket(path)
-    write_tensors(codes.pack(entries), path)
-    with refused("holds a mask and no ticket", MaskMismatch):
-        pathex.load_ticket(path)
+    for about in ({}, facts | {"classes": "10"}, facts | {"options": [2]}, facts | {"seed": None}):
+        write_tensors(codes.pack(entries, **about), path)
+        with refused("holds a mask and no ticket", MaskMismatch):
+            pathex.load_ticket(path)
