@@ -25,6 +25,7 @@ __all__ = [
     "UnsupportedOperation",
     "check_integer",
     "check_name",
+    "check_names",
     "import_callable",
     "listed",
     "naming",
@@ -74,7 +75,7 @@ class UnknownName(InvalidInput):
         names = sorted(allowed)
         close = difflib.get_close_matches(str(name), names, n=1) or [n for n in names if n.lower() == str(name).lower()]
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +105,12 @@ def check_name(kind: str, name: Any, allowed: Collection[str]) -> None:
     """Refuse a name that is not among the allowed ones (:class:`UnknownName`)."""
     if name not in allowed:
         raise UnknownName(kind, name, allowed)
+
+
+def check_names(kind: str, names: Iterable[Any], allowed: Collection[str]) -> None:
+    """Refuse names of which one is not among the allowed ones (:class:`UnknownName`)."""
+    for name in names:
+        check_name(kind, name, allowed)
 
 
 @contextmanager

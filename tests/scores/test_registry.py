@@ -88,7 +88,7 @@ def test_methods_of_other_packages():
     result = pathex.prune(model, "outside", sparsity=0.5, data=x, power=2.0)
     assert len(result.history) == 3 and result.mask.metadata["method"] == "outside"
     assert result.mask == pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
-    with pytest.raises(InvalidInput, match=r"'outside' has no option 'powre'. Known: power"):
+    with pytest.raises(InvalidInput, match=r"option of method 'outside': 'powre'. Did you mean 'power'\? Known: power"):
         pathex.score(model, "outside", x, powre=2)
     with pytest.raises(InvalidInput, match=r"test_registry:by_size.*'broken' is not a pathex\.scores\.Method"):
         pathex.score(model, "broken", x)

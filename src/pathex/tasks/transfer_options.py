@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pathex.data import ImageData, choose_classes, task_splits
-from pathex.errors import InvalidInput, check_name
+from pathex.errors import InvalidInput, check_name, check_names
 from pathex.files import read
-from pathex.tasks.task import check_names
 
 HEADS = ("fixed", "trained")
 """What fine-tuning does to the head that ridge regression found."""
@@ -33,7 +32,7 @@ def transfer_options(given: Mapping[str, Any], data: ImageData) -> TransferOptio
     """Check the options of the task; every task of the result is numbers of classes."""
     usual: dict[str, Any] = {"tasks": None, "task_seed": None, "source": 0, "targets": None}
     usual |= {"alpha": 1.0, "head": "fixed"}
-    check_names("transfer", given, usual)
+    check_names("option of task 'transfer':", given, usual)
     tasks, task_seed, source, targets, alpha, head = {**usual, **given}.values()
     classes = _tasks(tasks, task_seed, data.classes)
     for number, own in enumerate(classes):

@@ -93,8 +93,6 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
     with held:
-        for left in folder.rglob(".*.tmp"):  # of a process that was killed
-            left.unlink()
         yield
 
 
