@@ -27,6 +27,9 @@ COMMANDS = [
     ("run --data imagefolder:~no-one/x", "'imagefolder:~no-one/x' (RuntimeError"),
     ("run --config nul.yaml", "'a\\x00b' holds NUL"),
     ("run --config folder", "folder"),
+    ("sweep --config null.yaml", "list is None; allowed: "),
+    ("report --config runs.yaml", "runs is None; allowed: "),
+    (f"run --method {LONG}", f"unknown method '{LONG[:299]}..."),
     ("run --config nofile.yaml", "--config: 'nofile.yaml' cannot be read (No such file or directory)"),
     ("sweep --config=nofile.yaml", "'--config=nofile.yaml' cannot be read (No such file or directory)"),
     ("run --sparsity 90%", "--sparsity is '90%'; allowed: a number in [0, 1) (did you mean 0.9?)"),
@@ -45,7 +48,7 @@ COMMANDS = [
     ("run --strategy x --devices 2", "unknown strategy 'x'"),
     ("run --model-options {?1:2}", "--model-options"),
     ("run --model-options.num_classes 3", "model_options has 'num_classes'"),
-    ("bench --model resnet20 --model-options.in_channels 3", "multiple values for argument 'in_channels'"),
+    ("bench --model resnet20 --model-options.in_channels 3", "model_options has 'in_channels'"),
     ("sweep --config nested.yaml", "nest"),
     ("convert folder --out m.safetensors", "no mask file at folder"),
     ("report file", "no such folder: file"),
@@ -65,6 +68,8 @@ def places(command, monkeypatch):
     Path("file").write_text("text")
     os.mkfifo("pipe")
     Path("nul.yaml").write_text('out: "a\\0b"\n')
+    Path("null.yaml").write_text("list: null\ngrid: {seed: [1]}\n")
+    Path("runs.yaml").write_text("runs: null\n")
     Path("foreign.yaml").write_text("model: os:system\n")
     Path("trusting.yaml").write_text("model: os:system\ntrust_code: true\n")
     Path("nested.yaml").write_text("settings: {lr: " + "[" * 3000 + "]" * 3000 + "}")

@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pathex import __version__
 from pathex.errors import InvalidInput, UnknownName, check_name, refusing
-from pathex.experiments.runs import allowed_values
+from pathex.experiments.runs import allowed_values, check_types
 from pathex.files import read
 
 
@@ -75,7 +75,9 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}
     _check_texts(values)
-    return name, commands[name].options(**values)
+    options = commands[name].options(**values)
+    check_types(options)  # the parser takes null for anything
+    return name, options
 
 
 def _check_texts(value: Any) -> None:
