@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, refusing
+from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, reason, refusing
 from pathex.files import replacing, write_bytes
 from pathex.graph import first_tensor
 
@@ -55,7 +55,7 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
         try:
             program = torch.export.export(network, (three,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
         except Exception as error:
-            raise UnsupportedOperation(f"{type(model).__name__} cannot be exported: {_line(error)}") from error
+            raise UnsupportedOperation(f"{type(model).__name__} cannot be exported: {reason(error)}") from error
         about = _about(getattr(model, "preprocessing", None))
         with refusing(f"cannot write {str(path)!r}: {{}}", OSError), replacing(path) as temporary:
             written = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about)
@@ -75,7 +75,7 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, str]) -> 
     try:
         written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
     except Exception as error:
-        raise UnsupportedOperation(f"the network cannot be written as ONNX: {_line(error)}") from error
+        raise UnsupportedOperation(f"the network cannot be written as ONNX: {reason(error)}") from error
     assert written is not None
     written.model.metadata_props.update(about)
     written.save(path, external_data=False)
@@ -104,14 +104,10 @@ def _compare(network: nn.Module, three: Tensor, written: Callable[[Tensor], Tens
         except Exception as error:
             raise UnsupportedOperation(
                 f"what was written does not take every number of images; does {type(network).__name__} ask for it by "
-                f"len(x), which fixes it, and not by x.shape[0]? ({_line(error)})"
+                f"len(x), which fixes it, and not by x.shape[0]? ({reason(error)})"
             ) from error
         wrong = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
         if found.shape != expected.shape or not wrong <= _TOLERANCE:
             raise UnsupportedOperation(
                 f"what was written gives other outputs for {len(images)} images: off by {wrong:.1e} of the largest"
             )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -94,6 +94,8 @@ def test_a_network_of_ones_own_code_is_given_and_what_is_no_finished_run_is_refu
 def test_a_ticket_file_gives_the_mask_and_the_initial_network_back(runs, name, tmp_path):
     made, factory = runs[name], model_factories.tiny if name == "own code" else None
     path = tmp_path / "ticket.safetensors"
+    with refused("must end in one of .safetensors"):
+        pathex.save_ticket(made.folder, tmp_path / "ticket.pt", factory)
     pathex.save_ticket(made.folder, path, factory)
     network, mask = pathex.load_ticket(path, factory)
     assert mask == mask_of(made.folder) and not network.training
@@ -132,6 +134,12 @@ def test_ticket_files_that_cannot_be_read(runs, tmp_path):
     path = tmp_path / "t.safetensors"
     pathex.save_ticket(runs["plain"].folder, path)
     entries, facts = codes.unpack(read_weights(path))
+    for place in (0.3, 0.6, 0.9):
+        data = bytearray(path.read_bytes())
+        data[int(place * len(data))] ^= 4
+        spoil(tmp_path / "flipped.safetensors", bytes(data))
+        with refused("flipped.safetensors"):
+            pathex.load_ticket(tmp_path / "flipped.safetensors")
     for changed, message in (
         ({"seed": facts["seed"] + 1}, "come out otherwise"),
         ({"options": {"width": 3}}, "come out otherwise"),

@@ -15,7 +15,8 @@ from pathex.errors import InvalidInput, MaskMismatch, check_integer, import_call
 from pathex.experiments.runs.conformity import check_types
 from pathex.experiments.runs.folder import ADVICE, environment, finished_result, read_config, read_json
 from pathex.experiments.runs.stages import TRAINED
-from pathex.masks import Mask, codes, make_permanent, read_weights, write_tensors
+from pathex.files import SEAL, write_safetensors
+from pathex.masks import Mask, check_format, codes, make_permanent, read_weights
 from pathex.tasks import initialised
 from pathex.train import load_checkpoint
 
@@ -123,6 +124,7 @@ def save_ticket(folder: str | Path, path: str | Path, model: Callable[..., nn.Mo
             was made by another version of torch.
     """
     folder = Path(folder)
+    check_format("pathex", path)
     config, result = read_config(folder), finished_result(folder)
     if result is None or not (folder / "mask.safetensors").exists():
         raise InvalidInput(f"{folder} holds no finished run with a mask")
@@ -148,7 +150,8 @@ def save_ticket(folder: str | Path, path: str | Path, model: Callable[..., nn.Mo
         "torch": there,
     }
     facts["sha256"] = _digest(_initial(facts, model))
-    write_tensors(codes.pack(mask, **facts), path)
+    with refusing(f"cannot write {str(path)!r}: {{}}", OSError):
+        write_safetensors(Path(path), codes.pack(mask, **facts), {"file": SEAL})
 
 
 def load_ticket(path: str | Path, model: Callable[..., nn.Module] | None = None) -> tuple[nn.Module, Mask]:
