@@ -308,7 +308,7 @@ def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
             "{method: a, sparsity: 0.9, model: a, data: b, seed: 0, dynamic: {}}",
             "config.yaml holds dynamic {}",
         ),
-        ("result", {"rounds": ""}, "result.json holds rounds "),
+        ("result", {"bytes": []}, "result.json holds bytes []"),
         ("result", {"bytes": "many"}, "result.json holds bytes 'many'"),
         ("result", {"total": 0}, "result.json holds total 0"),
         ("result", {"classes": 7}, "classes 7"),
