@@ -293,7 +293,11 @@ def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
         ("result.json", "NaN", "holds no object"),
         ("result.json", b"\xff\x00", "result.json cannot be read"),
         ("result.json", "[" * 9999, "result.json cannot be read"),
-        ("result.json", '{"status": "done", "files": 3, "kept": 1, "total": 2, "test_accuracy": 1}', "has digests that are no names with values: 3"),
+        (
+            "result.json",
+            '{"status": "done", "files": 3, "kept": 1, "total": 2, "test_accuracy": 1}',
+            "has digests that are no names with values: 3",
+        ),
         ("result.json/a", "", "result.json cannot be read (it is no regular file)"),
         ("environment.json", "[]", "holds no object"),
         ("config.yaml", b"\x00", "config.yaml cannot be read"),
