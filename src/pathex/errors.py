@@ -114,14 +114,14 @@ def check_names(kind: str, names: Iterable[Any], allowed: Collection[str]) -> No
 
 
 @contextmanager
-def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Errors of some kinds, or of any, become :class:`InvalidInput`: the message with their `reason` for its ``{}``."""
+def refusing(message: str, *kinds: type[Exception], raising: type[PathexError] = InvalidInput) -> Iterator[None]:
+    """Errors of some kinds, or of any, become one of ours: the message with their `reason` for its last ``{}``."""
     refused = kinds or (Exception,)
     try:
         yield
     except refused as error:
         before, _, after = message.rpartition("{}")
-        raise InvalidInput(f"{before}{reason(error)}{after}") from error
+        raise raising(f"{before}{reason(error)}{after}") from error
 
 
 @contextmanager

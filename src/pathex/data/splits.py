@@ -132,10 +132,8 @@ class DecodedSplit:
 
     def image(self, number: int, transform: "Callable[[Image.Image], Image.Image] | None" = None) -> Tensor:
         """Decode one image to uint8 (3, side, side): its centre, or what ``transform`` makes of all of it in RGB."""
-        try:
+        with refusing("{}; verify=True looks for such images when the data are loaded", InvalidInput):
             return self.pixels(number, transform)
-        except InvalidInput as error:
-            raise InvalidInput(f"{error}; verify=True looks for such images when the data are loaded") from error
 
     def images(self, indices: Tensor) -> Tensor:
         """Images of some numbers (B,), uint8 (B, 3, image_size, image_size)."""

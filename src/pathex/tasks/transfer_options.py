@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pathex.data import ImageData, choose_classes, task_splits
-from pathex.errors import InvalidInput, check_name, check_names
+from pathex.errors import InvalidInput, check_name, check_names, refusing
 from pathex.files import read
 
 HEADS = ("fixed", "trained")
@@ -66,10 +66,8 @@ def _tasks(tasks: Any, seed: Any, names: Sequence[str]) -> tuple[tuple[int, ...]
 
 
 def _chosen(number: int, classes: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
-    try:
+    with refusing(f"option 'tasks' of task 'transfer', task {number}: {{}}", InvalidInput):
         return tuple(choose_classes(names, classes=list(classes)))
-    except InvalidInput as error:
-        raise InvalidInput(f"option 'tasks' of task 'transfer', task {number}: {error}") from error
 
 
 def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:
