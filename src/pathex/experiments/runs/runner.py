@@ -83,7 +83,6 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
 
 def settle_threads(config: RunConfig, threads: int | None = None) -> None:
     """As many threads as the run was begun with, or these, or as many as pay; left alone on GPUs and in processes."""
-    check_config(config)
     if config.devices == 1 and check_machine(config.device) == "cpu":
         begun = Path(config.out) / run_name(config) / "environment.json"
         torch.set_num_threads(read_json(begun)["threads"] if begun.exists() else threads or pace(True)[0])
