@@ -102,6 +102,5 @@ def has_convolution_that_breaks(model: nn.Module) -> bool:
     # A weight may be there in another form than that of the convolution.
     forms = [(conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size) for conv in convolutions]
     return any(
-        breaks_in_channels_last(form, conv.stride, conv.groups)
-        for form, conv in zip(forms, convolutions, strict=True)
+        breaks_in_channels_last(form, conv.stride, conv.groups) for form, conv in zip(forms, convolutions, strict=True)
     )

@@ -153,8 +153,8 @@ class RunConfig(TicketConfig):
         dynamic: Whether the mask moves while the network trains: ``none``, ``rigl`` or ``set``.
         dynamic_options: Options of the moving mask: ``every``, ``fraction``, ``until``.
         validation: Fraction of the training images held out for validation, in [0, 1).
-        engine: What trains: ``dense``; ``sparse``, which computes kept weights alone on the CPU; ``auto``, what takes less
-            time for some steps. A run that was begun stays with its engine.
+        engine: What trains: ``dense``; ``sparse``, which computes kept weights alone, on the CPU; ``auto``, what takes
+            less time for some steps. A run that was begun stays with its engine.
         precision: Precision of training, as Lightning Fabric names it (``32-true``, ``bf16-mixed``, ``16-mixed``).
         devices: Number of devices, or of processes on the CPU; 0 is as many as ``torchrun`` started.
         strategy: How several devices share the work: ``auto`` (``ddp`` where there are several), ``ddp`` or ``fsdp``.

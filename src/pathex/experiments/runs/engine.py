@@ -49,10 +49,7 @@ def _obstacle(config: RunConfig) -> str:
 
 
 def settle(stage: Stage, mask: Mask | None) -> dict[str, Any]:
-    """The plan of a run: ``engine``, ``why``, ``threads`` and ``layers``, from its folder or made and written now.
-
-    ``auto`` is what takes less time for some steps with the first batch of the training images.
-    """
+    """The plan of a run: ``engine``, ``why``, ``threads`` and ``layers``, from its folder or made and written now."""
     path = stage.folder / FILE
     if path.exists():
         return read_json(path)

@@ -58,11 +58,11 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     Args:
         config: Settings of the run.
         on_event: Receives ``(kind, payload)``: ``resumed`` {stage, ...}, ``prune_round`` {round, rounds, density},
-            ``prune_done`` {seconds, kept, total, dead_layers}, ``engine`` {engine, why, ...} where it was not given, ``narrowed`` {width, parameters, multiply_adds} of
-            ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a second, ``epoch`` {epoch, epochs,
-            train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and epochs of trainings that find a mask
-            have ``level`` and ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several
-            processes only the first calls it.
+            ``prune_done`` {seconds, kept, total, dead_layers}, ``engine`` {engine, why, ...}, ``narrowed`` {width,
+            parameters, multiply_adds} of ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a
+            second, ``epoch`` {epoch, epochs, train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and
+            epochs of trainings that find a mask have ``level`` and ``levels``, those of a transfer ``task``, ``target``
+            and ``targets``. Of several processes only the first calls it.
 
     Returns:
         Folder and result.
@@ -147,9 +147,7 @@ def _complete(stage: Stage) -> dict[str, Any]:
     plan = settle(stage, ticket.mask)
     model, rows, moved = _train(stage, ticket, start, plan)
     measured = stage.task.test(model, fabric=stage.fabric, batch_size=stage.config.batch_size)
-    return _result(
-        stage, ticket, rows, {**measured, "engine": plan["engine"], **costs, **_final(stage, ticket, moved)}
-    )
+    return _result(stage, ticket, rows, {**measured, "engine": plan["engine"], **costs, **_final(stage, ticket, moved)})
 
 
 def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
