@@ -128,7 +128,7 @@ def convert(
         mask: What is kept.
         example_input: Images ``(N, C, H, W)`` as in training.
         threads: Threads of the kernels; None: as many as torch has.
-        choice: In place of measuring the `plan` of another one; or ``sparse`` or ``dense`` for all layers.
+        choice: In place of measuring the `plan` of another one; or ``sparse`` or ``dense`` for all layers that can be.
 
     Returns:
         The copy; `restore` gives a dense network back.
@@ -160,13 +160,13 @@ def convert(
     layers = _layers(net, mask)
     for path, layer in layers.items():
         Kept.of(layer, mask[f"{path}.weight"], team)
-    choice = choice or _measured(layers, graph, len(example_input))
+    choice = choice or _fastest(layers, graph, len(example_input))
     ways = dict.fromkeys(layers, choice) if isinstance(choice, str) else choice
     if odd := sorted(set(ways) ^ set(layers)):
         raise InvalidInput(f"choice must name the masked layers, each once: {odd[0]!r} is not in both")
     for path, layer in layers.items():
         check_name("way to compute a layer", ways[path], ("sparse", "dense"))
-        if ways[path] == "sparse":
+        if ways[path] == "sparse" and getattr(layer, "padding_mode", "zeros") == "zeros":
             layer.unit, layer.waits = _unit(layer), _waits(graph, path)
     return net
 
@@ -217,15 +217,14 @@ def _unit(layer: Any) -> "Unit":
     return Unit(kept, window, layer.groups)
 
 
-def _measured(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, str]:
+def _fastest(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, str]:
     """For each layer what is faster, forward and backward, for so many images."""
     found = {}
     for path, layer in layers.items():
         sources = [n.args[0] for n in graph.path if n.module[0] == path and n.op in ("conv2d", "linear")]
         few, is_linear = layer.weight.numel() <= _SURE * layer.kept.numel(), isinstance(layer, nn.Linear)
-        possible = bool(sources) and getattr(layer, "padding_mode", "zeros") == "zeros" and (few or not is_linear)
-        found[path] = "sparse" if possible else "dense"
-        if possible and few == is_linear:
+        found[path] = "sparse" if sources and (few or not is_linear) else "dense"
+        if sources and few == is_linear:
             x = torch.ones((images, *sources[0].shape[1:]), dtype=layer.weight.dtype)
             inside = sources[0] not in graph.inputs
             layer.unit, layer.waits = _unit(layer), ("relu", 1)
