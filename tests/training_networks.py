@@ -34,6 +34,7 @@ class Block(nn.Module):
         self.relu = nn.ReLU(inplace=way == "inplace")
 
     def forward(self, x):
+        assert x.shape[1] == x.size(1) == x.size()[1] == self.conv1.in_channels and x.dim() == 4
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         if self.way == "pad" and self.more:
             return F.relu(out + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)))
@@ -165,9 +166,9 @@ def writes():
         z.add_(y, alpha=0.5)
         z[:, 0] = 0.3
         z.clamp_(max=1.5)
-        z = torch.relu_(net.d[1](net.d[0](z)))
+        z = net.d[1](net.d[0](z))
         z /= 2
-        return net.head(z)
+        return net.head(torch.relu_(z))
 
     return Wired(form, **{name: unit(3 if name == "a" else 4, 4, act=None) for name in "abcd"}, head=head(4))
 
@@ -217,7 +218,7 @@ def training_only():
         y = net.end(y)
         return net.head(y) + (net.more(x) if net.training else 0)
 
-    convs = {"stem": unit(3, 4), "conv": nn.Conv2d(4, 6, 3, padding=1, bias=False), "last": unit(6, 6)}
+    convs = {"stem": unit(3, 4), "conv": nn.Conv2d(4, 6, 3, padding=1, bias=False), "last": unit(6, 6, act=None)}
     return Wired(form, **convs, norm=nn.BatchNorm2d(6), end=unit(6, 6), head=head(6), more=head(6))
 
 
