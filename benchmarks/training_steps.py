@@ -3,10 +3,10 @@
     python -m benchmarks.training_steps --threads 2
     python -m benchmarks.training_steps --models resnet20 --sparseprop --tickets tickets
 
-A step is forward, backward and SGD with momentum for 128 images. ``dense`` is the network with its mask attached, in the
-layout in which ``pathex run`` trains it; ``sparse`` is `pathex.sparse.convert`; both take turns. With ``--sparseprop``,
-SparseProp 0.1.14 (``pip install --no-deps sparseprop``) takes its turn too, its layers in place of all convolutions but
-grouped ones.
+A step is forward, backward and SGD with momentum for 128 images. ``dense`` is the network with its mask attached, in
+the layout in which ``pathex run`` trains it; ``sparse`` is `pathex.sparse.convert`; both take turns. With
+``--sparseprop``, SparseProp 0.1.14 (``pip install --no-deps sparseprop``) takes its turn too, its layers in place of all
+convolutions but grouped ones.
 
 | column | meaning |
 |---|---|
@@ -77,7 +77,9 @@ def _held(optimizer: Any) -> int:
     return sum(value.numel() for state in optimizer.state.values() for value in state.values() if value is not None)
 
 
-def measured(model: nn.Module, mask: pathex.Mask, side: int, *, threads: int, peers: bool, rounds: int) -> dict[str, Any]:
+def measured(
+    model: nn.Module, mask: pathex.Mask, side: int, *, threads: int, peers: bool, rounds: int
+) -> dict[str, Any]:
     """The columns of one case."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(_BATCH, 3, side, side, generator=generator)

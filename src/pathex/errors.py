@@ -25,6 +25,7 @@ __all__ = [
     "UnsupportedOperation",
     "check_integer",
     "check_name",
+    "check_names",
     "import_callable",
     "listed",
     "naming",
@@ -74,7 +75,7 @@ class UnknownName(InvalidInput):
         names = sorted(allowed)
         close = difflib.get_close_matches(str(name), names, n=1) or [n for n in names if n.lower() == str(name).lower()]
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,15 +107,21 @@ def check_name(kind: str, name: Any, allowed: Collection[str]) -> None:
         raise UnknownName(kind, name, allowed)
 
 
+def check_names(kind: str, names: Iterable[Any], allowed: Collection[str]) -> None:
+    """Refuse names of which one is not among the allowed ones (:class:`UnknownName`)."""
+    for name in names:
+        check_name(kind, name, allowed)
+
+
 @contextmanager
-def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Errors of some kinds, or of any, become :class:`InvalidInput`: the message with their `reason` for its ``{}``."""
+def refusing(message: str, *kinds: type[Exception], raising: type[PathexError] = InvalidInput) -> Iterator[None]:
+    """Errors of some kinds, or of any, become one of ours: the message with their `reason` for its last ``{}``."""
     refused = kinds or (Exception,)
     try:
         yield
     except refused as error:
         before, _, after = message.rpartition("{}")
-        raise InvalidInput(f"{before}{reason(error)}{after}") from error
+        raise raising(f"{before}{reason(error)}{after}") from error
 
 
 @contextmanager
@@ -162,7 +169,7 @@ def import_callable(kind: str, name: str, *, given: bool = True) -> Callable[...
     except AttributeError:
         found = None
     except Exception as error:  # whatever the module raises as it is imported
-        hint = "; is its folder on PYTHONPATH?" if isinstance(error, ImportError) else ""
+        hint = "; is its folder on PYTHONPATH, or the one you work in?" if isinstance(error, ImportError) else ""
         raise InvalidInput(f"{kind} {name!r}: cannot import {module!r}: {error}{hint}") from error
     if not callable(found):
         raise InvalidInput(f"{kind} {name!r}: {module!r} has no callable {attribute!r}")

@@ -129,7 +129,7 @@ def test_a_test_fraction_is_an_option_of_the_data():
         ("try --batch-size", "--batch_size: expected one argument"),
         ("try --batchsize 3", "unknown option '--batchsize'. Did you mean '--batch-size'.*Known: --batch-size"),
         ("try --batch 3", "unknown option '--batch'"),
-        ("try --config nowhere.yaml", "config.*File does not exist.*nowhere.yaml"),
+        ("try --config nowhere.yaml", "--config: 'nowhere.yaml' cannot be read .No such file"),
         ("try --config broken.yaml", "'broken.yaml' cannot be read .*expected"),
         ("try --config unknown.yaml", "does not accept option 'rte'"),
         ("try --config wrong.yaml", '"rate".*float.*x'),

@@ -227,7 +227,11 @@ def test_convert_goes_both_ways(command, half, form):
         assert command("convert", f"b.{ending}", "--format", "zeros", "--out", "d.pt")[0] == 0
         assert read_mask("d.pt") == Mask.load(mask)
     code, out, err = command("convert", str(mask), "--format", "zeros", "--out", "z.pt")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "the mask format 'zeros' needs weights" in err
+    assert (code, out, err.count("\n")) == (
+        2,
+        "",
+        1,
+    ) and "the mask format 'zeros' needs weights= (--weights FILE)" in err
     assert not Path("z.pt").exists()
 
 

@@ -27,6 +27,17 @@ COMMANDS = [
     ("run --data imagefolder:~no-one/x", "'imagefolder:~no-one/x' (RuntimeError"),
     ("run --config nul.yaml", "'a\\x00b' holds NUL"),
     ("run --config folder", "folder"),
+    ("sweep --config null.yaml", "list is None; allowed: "),
+    ("report --config runs.yaml", "runs is None; allowed: "),
+    (f"run --method {LONG}", f"unknown method '{LONG[:299]}..."),
+    ("run --config nofile.yaml", "--config: 'nofile.yaml' cannot be read (No such file or directory)"),
+    ("sweep --config=nofile.yaml", "'--config=nofile.yaml' cannot be read (No such file or directory)"),
+    ("run --sparsity 90%", "--sparsity is '90%'; allowed: a number in [0, 1) (did you mean 0.9?)"),
+    ("demo --sparsity=98.5%", "(did you mean 0.985?)"),
+    (
+        "run --method model_factories:open_ended --method.seed 3",
+        "options seed of open_ended have names of pathex.prune's",
+    ),
     ("run --config pipe", "pipe"),
     ("run --weights pipe", "pipe"),
     ("run --data npz:folder", "no such file"),
@@ -37,7 +48,7 @@ COMMANDS = [
     ("run --strategy x --devices 2", "unknown strategy 'x'"),
     ("run --model-options {?1:2}", "--model-options"),
     ("run --model-options.num_classes 3", "model_options has 'num_classes'"),
-    ("bench --model resnet20 --model-options.in_channels 3", "multiple values for argument 'in_channels'"),
+    ("bench --model resnet20 --model-options.in_channels 3", "model_options has 'in_channels'"),
     ("sweep --config nested.yaml", "nest"),
     ("convert folder --out m.safetensors", "no mask file at folder"),
     ("report file", "no such folder: file"),
@@ -57,6 +68,8 @@ def places(command, monkeypatch):
     Path("file").write_text("text")
     os.mkfifo("pipe")
     Path("nul.yaml").write_text('out: "a\\0b"\n')
+    Path("null.yaml").write_text("list: null\ngrid: {seed: [1]}\n")
+    Path("runs.yaml").write_text("runs: null\n")
     Path("foreign.yaml").write_text("model: os:system\n")
     Path("trusting.yaml").write_text("model: os:system\ntrust_code: true\n")
     Path("nested.yaml").write_text("settings: {lr: " + "[" * 3000 + "]" * 3000 + "}")
@@ -198,6 +211,28 @@ def test_a_run_of_own_code_resumes_by_its_words_and_is_read_with_trust(command):
 def test_an_interrupted_help_has_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("pathex.cli.parse", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["--help"]) == 130 and capsys.readouterr().err == "pathex: stopped\n"
+
+
+def test_modules_of_the_working_folder_are_found_behind_all_others_where_words_name_them(command, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+    before = list(sys.path)
+    lines = [
+        "from torch import nn",
+        "tiny = lambda num_classes: nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))",
+    ]
+    Path("own_nets.py").write_text("\n".join(lines))
+    Path("colorsys.py").write_text("raise SystemExit")  # a module of Python that nothing has imported yet
+    Path("s.yaml").write_text("model: own_nets:tiny\n")
+    words = ["--method", "magnitude", "--data", "fashion-mini", "--images-per-class", "1"]
+    code, _, err = command("prune", "--config", "s.yaml", *words)
+    assert code == 2 and "comes from a file" in err and sys.path == before
+    try:
+        for named in (["--model", "own_nets:tiny"], ["--config", "s.yaml", "--trust-code"]):
+            code, _, err = command("prune", *named, *words)
+            assert code == 0 and sys.path == [*before, str(Path.cwd())], err
+            assert command("prune", "--model", "colorsys:rgb_to_hsv", *words)[0] == 2
+    finally:
+        sys.modules.pop("own_nets", None)
 
 
 def test_a_name_of_a_file_trusts_nothing():

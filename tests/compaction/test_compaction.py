@@ -1,6 +1,7 @@
 """Compacted networks compute what the masked ones do, with less; a network of each family of the zoo too."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from brute_force.cases import Wired, draw, norms
 from compaction.networks import NETWORKS, build, conv, head, thin
 from pathex import Mask, compaction
 from pathex.errors import MaskMismatch, PathexError, UnsupportedOperation
+from pathex.files import SEAL, read_safetensors, write_safetensors
 from refusals import refused
 from snapshots import unchanged
 
@@ -188,6 +190,32 @@ def test_refusals(tmp_path):
     noisy = Wired(lambda net, x: net.layer(x) + torch.rand(1, dtype=x.dtype), layer=nn.Linear(3, 3)).double()
     with refused("deterministic", PathexError):
         pathex.compact(noisy, removing(noisy, "layer.weight", []), x.new_ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shapes": None},
+        {"kept": {"0.0.weight": {"0": [10**6]}}},
+        {"kept": {"0.0.weight": {"7": [0]}}},
+        {"kept": 3.5},
+        {"biases": ["nowhere"]},
+        {"attributes": {"": {"training": True}}},
+        {"attributes": {"0.0": {"forward": 3}}},
+        {"attributes": {"0.0": {"stride": 2}}},
+        {"attributes": {"0.0": {"in_channels": "2"}}},
+    ],
+    ids=str,
+)
+def test_recipes_of_strangers(tmp_path, changes):
+    (model, x), path = build("squeezed", 0), tmp_path / "small.safetensors"
+    compaction.save(pathex.compact(model, thin(model, 0), x), path)
+    tensors, header = read_safetensors(path, "pathex_compaction")
+    for recipe in (header["recipe"] | changes, changes, "x", None):
+        about = json.dumps({**header, "recipe": recipe, "file": SEAL})
+        write_safetensors(path, tensors, {"pathex_compaction": about})
+        with refused("does not fit Sequential: "):
+            compaction.load(path, model)
 
 
 def test_code_that_counts_on_its_channels_keeps_them():

@@ -98,8 +98,8 @@ def test_less_of_the_image_the_smaller_the_least_scale_and_grey_for_a_share():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("flip", {"jitter": 0.1}, "unknown option 'jitter' of augmentation 'flip'. Known: none"),
-        ("resized-crop", {"scale": 0.1}, "'scale' .* Known: min_scale, max_ratio, grayscale, jitter, hue"),
+        ("flip", {"jitter": 0.1}, "unknown option of augmentation 'flip': 'jitter'. Known: none"),
+        ("resized-crop", {"scale": 0.1}, "'scale'.* Known: grayscale, hue, jitter, max_ratio, min_scale"),
         ("resized-crop", {"min_scale": 0}, r"'min_scale' of 'resized-crop' must be a number in \[0.0001, 1\], got 0"),
         ("resized-crop", {"grayscale": "no"}, "got 'no'"),
         ("resized-crop", {"hue": 0.6}, r"\[0, 0.5\]"),

@@ -100,7 +100,10 @@ def test_short_side_is_resized_and_the_centre_cut_or_what_a_transform_makes_of_t
     file, last = tmp_path / "train" / "cat" / "wide.png", torch.tensor([6])
     write_image(file, wide)
     assert load(name, image_size=10).train.images(last).eq(200).all()
-    lazy = load(name, in_memory=0)
+    with pytest.warns(
+        PathexWarning, match="not all square and of one size: each is cut to 224 x 224 pixels; .*image_size"
+    ):
+        lazy = load(name, in_memory=0)
     assert lazy.image_size == 224
     corner = lazy.train.image(6, lambda image: image.crop((0, 0, 15, 20)).resize((10, 10)))
     assert corner.shape == (3, 10, 10) and corner.eq(0).all()
@@ -184,6 +187,8 @@ def test_test_images_are_cut_from_each_class_alike_for_every_caller(tmp_path, be
             load(name, test_fraction=wrong)
     with refused("test. fraction 0.01: no image of 35 in 3 classes"):
         load(name, test_fraction=0.01)
+    with refused("data .*nowhere': no such folder$"):
+        load(f"{name}/nowhere", test_fraction=0.2)
     write_image(tmp_path / "val" / "ant" / "0.png", 0)
     with refused("no folder 'train' there" if not below else "there is a folder 'val'; leave out one"):
         load(name, test_fraction=0.2)

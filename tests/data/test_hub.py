@@ -168,6 +168,11 @@ def test_what_is_missing_or_damaged(tmp_path, monkeypatch):
     parquet(folder, "test", [0, 1, 2], [{"bytes": b"no image", "path": None}, None, picture(1)])
     with refused(r"in row 0 of .*broken \(test\)' cannot be read .*; 2 of 5 images"):
         load(f"hf:{folder}")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    for absent in (f"{tmp_path}/absent", "./absent", "~/absent/x", "absent/train.parquet", "absent.tar"):
+        with refused("data .*absent.*': no such file or folder$"):
+            load(f"hf:{absent}")
+    monkeypatch.undo()
     (tmp_path / "empty").mkdir()
     with refused("cannot be loaded"):
         load(f"hf:{tmp_path / 'empty'}")

@@ -29,9 +29,12 @@ BOTH = {
     "method of another type": ({"method": 3}, r"a name or a callable.*not 3"),
     "option": (
         {"calibraton": "batch"},
-        r"'px' has no option 'calibraton'. Known: calibration,.*redraw, scales, smooth",
+        r"method 'px': 'calibraton'. Did you mean 'calibration'\? Known: calibration,.*redraw, scales, smooth",
     ),
-    "option of another method": ({"method": "magnitude", "redraw": True}, "no option 'redraw'. Known: none"),
+    "option of another method": (
+        {"method": "magnitude", "redraw": True},
+        "unknown option of method 'magnitude': 'redraw'. Known: none",
+    ),
     "unknown calibration": ({"calibration": "both"}, r"unknown calibration 'both'.*Known: batch, running"),
     "unknown scales": ({"scales": "one"}, "unknown scales 'one'. Known: auto, stored"),
     "unknown shifts": ({"method": "synflow", "shifts": "kept"}, "unknown shifts 'kept'.*dropped, released"),

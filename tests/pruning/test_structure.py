@@ -1,5 +1,6 @@
 """Tickets of whole channels and of N in every M weights."""
 
+import contextlib
 import itertools
 import warnings
 
@@ -184,6 +185,35 @@ def test_what_does_not_go_together_is_refused(how, words):
     given = {"sparsity": 0.5, **how}
     with refused(words):
         pathex.prune(model, "magnitude", data=x, **given)
+
+
+class Heads(nn.Module):
+    """An attention of one's own, which may tell the number of its heads."""
+
+    def __init__(self, width, heads, name):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        setattr(self, name, heads)
+        self.name, self.each = name, width // heads
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, getattr(self, self.name), self.each)).permute(2, 0, 3, 1, 4)
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("name", ["num_heads", "parts"])
+def test_attention_of_ones_own_loses_heads_or_it_is_said(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), Heads(8, 4, name), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(4, 7, 5)
+    expected = pytest.warns(
+        PathexWarning, match="all channels of 1 stay: they split channels, as into heads, .*num_heads"
+    )
+    with contextlib.nullcontext() if name == "num_heads" else expected:
+        mask = channels(model, x, 0.6)
+    heads = mask["1.qkv.weight"].unflatten(0, (3, 4, 2)).any(-1).any(-1).all(0)
+    assert (int(heads.sum()) < 4) == (name == "num_heads")
+    assert compaction.plan(model, mask, x).mask.density == 1  # what the mask removed, compaction takes out
 
 
 def test_a_network_without_channels_that_can_go_is_refused():

@@ -267,7 +267,8 @@ def summed(method, problem, **options):
     """What a method sums, without the look at it that decides about the precision."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", PathexWarning)
-        patch.setattr(MODULES[method], "safely", lambda reader, summed: summed(reader))
+        patch.setattr(MODULES[method], "safely", lambda problem, run: run(problem))
+        patch.setattr(MODULES[method], "with_sum", lambda reader, summed: summed(reader))
         return scores.find(method).having(options).score(problem)
 
 

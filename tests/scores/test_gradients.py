@@ -106,7 +106,7 @@ BAD = {
     "unknown calibration": ({"calibration": "eval"}, "unknown calibration 'eval'. Known: batch, running, train"),
     "a loss for each image": ({"loss": partial(F.cross_entropy, reduction="none")}, "loss must return one number"),
     "unknown loss": ({"loss": "mae"}, "loss must be cross-entropy, bce, mse, or a function .* not 'mae'"),
-    "unknown option": ({"temprature": 3}, "'{method}' has no option 'temprature'. Known: calibration"),
+    "unknown option": ({"temprature": 3}, "'{method}': 'temprature'.* Known: calibration"),
 }
 
 

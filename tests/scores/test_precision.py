@@ -207,7 +207,7 @@ def test_passes_are_in_tf32_and_nothing_else(method, monkeypatch):
             warnings.simplefilter("ignore", PathexWarning)
             reader = found.having({"tf32": tf32}).reader(problem)
             monkeypatch.setattr(type(reader), "precision", torch.float32)
-            precision.safely(reader, summed)
+            precision.with_sum(reader, summed)
     assert seen[0] == ("tf32", "tf32")
     assert "tf32" not in seen[1]
 

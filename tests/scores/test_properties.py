@@ -6,6 +6,7 @@ That is the expected NTK trace over random signs, exactly where no two paths use
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -169,10 +170,12 @@ def test_scores_that_leave_float32_are_computed_in_float64(method, factor, monke
     torch.testing.assert_close(flat(scores), flat(expected), rtol=1e-4, atol=0)
     # The next round starts where the last one ended.
     precisions = []
-    passes = precision._passes
-    monkeypatch.setattr(
-        precision, "_passes", lambda reader, summed: (precisions.append(reader.precision), passes(reader, summed))[1]
-    )
+
+    def spied(reader, summed):
+        precisions.append(reader.precision)
+        return precision.with_sum(reader, summed)
+
+    monkeypatch.setattr(sys.modules[type(pathex.methods(method)).__module__], "with_sum", spied)
     pathex.prune(model, method, sparsity=0.5, data=images, rounds=3)
     assert precisions == [torch.float32, torch.float64, torch.float64, torch.float64]
 

@@ -14,6 +14,7 @@ from brute_force.cases import perceptron
 from pathex import scores
 from pathex.errors import InvalidInput, UnknownName
 from pathex.scores import Method, Problem
+from refusals import refused
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
@@ -87,7 +88,7 @@ def test_methods_of_other_packages():
     result = pathex.prune(model, "outside", sparsity=0.5, data=x, power=2.0)
     assert len(result.history) == 3 and result.mask.metadata["method"] == "outside"
     assert result.mask == pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
-    with pytest.raises(InvalidInput, match=r"'outside' has no option 'powre'. Known: power"):
+    with pytest.raises(InvalidInput, match=r"option of method 'outside': 'powre'. Did you mean 'power'\? Known: power"):
         pathex.score(model, "outside", x, powre=2)
     with pytest.raises(InvalidInput, match=r"test_registry:by_size.*'broken' is not a pathex\.scores\.Method"):
         pathex.score(model, "broken", x)
@@ -118,6 +119,17 @@ def scored(method, **options):
     return pathex.score(network(), method, torch.randn(2, 3), **options)
 
 
+def open_ended(model, batches, mask, **options):
+    return {name: model.get_parameter(name).abs() ** options["power"] for name in mask}
+
+
+def test_a_callable_that_takes_any_option_is_given_none_that_prune_takes():
+    for name in inspect.signature(pathex.prune).parameters.keys() - {"model", "method", "options", "mask"}:
+        with refused(f"options {name} of open_ended"):
+            scores.resolve(open_ended, {name: 1, "power": 2})
+    assert scored(open_ended, power=2).keys() == network().state_dict().keys() - {"0.bias", "2.bias"}
+
+
 HINT = r"unknown method 'synflw'. Did you mean 'synflow'\? Known: .*magnitude"
 NOWHERE, ABSENT = "nowhere.at.all:scorer", f"{__name__}:absent"
 
@@ -127,6 +139,10 @@ NOWHERE, ABSENT = "nowhere.at.all:scorer", f"{__name__}:absent"
     [
         (lambda: scored(by_size, powre=2.0), r"by_size\(model.*power.*options powre.*'powre'"),
         (lambda: scored(lambda model: {}), "options none"),
+        (
+            lambda: scored(open_ended, sparsity=0.5, power=2),
+            "options sparsity of open_ended have names of pathex.prune's",
+        ),
         (lambda: pathex.methods(f"{__name__}:by_size"), "plain callable, of which nothing is known"),
         (lambda: scored(NOWHERE), f"method '{NOWHERE}'.*cannot import 'nowhere.at.all'"),
         (lambda: scored(ABSENT), f"method '{ABSENT}'.*has no callable 'absent'"),

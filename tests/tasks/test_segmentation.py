@@ -173,7 +173,7 @@ def asked(**options):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (asked(size=3), "unknown option 'size' of task .* Known: crop, evaluation, stride"),
+        (asked(size=3), "unknown option of task 'segmentation': 'size'.* Known: crop, evaluation, stride"),
         (asked(crop=0), "option 'crop' of task 'segmentation' must be a positive integer, got 0"),
         (asked(crop=20, stride=21), "'stride' of task .* must be an integer in 1..20, got 21"),
         (asked(evaluation="half"), "unknown evaluation 'half'. Known: crop, full"),
@@ -334,10 +334,10 @@ def test_every_place_is_in_one_batch_and_one_share(images, batch_size, least, ra
         ({"share": (2, 2)}, r"part must be .* got \(2, 2\)"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"augment": "crop-flip"}, "unknown augment 'crop-flip'"),
-        ({"augment_options": {"scale": 2}}, "'scale' of augment 'scale-crop'. Known: min_scale, max_scale"),
+        ({"augment_options": {"scale": 2}}, "augment 'scale-crop': 'scale'.* Known: max_scale, min_scale"),
         ({"augment_options": {"min_scale": 0}}, r"'min_scale' of augment 'scale-crop' must lie in \(0, 10\], got 0"),
         ({"augment_options": {"min_scale": 3.0}}, "min_scale 3.0 of augment 'scale-crop' is above max_scale 2.0"),
-        ({"augment": "none", "augment_options": {"min_scale": 1.0}}, r"'min_scale' of augment 'none'\. Known: none"),
+        ({"augment": "none", "augment_options": {"min_scale": 1.0}}, r"augment 'none': 'min_scale'. Known: none"),
     ],
 )
 def test_what_cannot_be_loaded(data, options, message):

@@ -246,7 +246,10 @@ def test_tasks_by_name_by_number_and_from_a_file(data, tmp_path):
     ("options", "message"),
     [
         ({"tasks": None}, "needs option 'tasks'"),
-        ({"classes": 3}, "unknown option 'classes' .* Known: tasks, task_seed, source, targets, alpha, head"),
+        (
+            {"classes": 3},
+            "unknown option of task 'transfer': 'classes'.* Known: alpha, head, source, targets, task_seed, tasks",
+        ),
         ({"tasks": 0}, r"'tasks' must be an integer in 1\.\.6"),
         ({"tasks": 6}, "task 0 has 1 class"),
         ({"tasks": [["a", "b"], ["c", "z"]]}, "task 1: .*no class 'z'"),

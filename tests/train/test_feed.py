@@ -88,7 +88,7 @@ def test_several_processes_see_what_one_sees(images, ranks, batch_size, sizes, a
         ({"workers": -1}, "workers must be an integer of at least 0, got -1"),
         ({"workers": True}, "got True"),
         ({"augment": "mixup"}, "unknown augmentation 'mixup'"),
-        ({"augment": "flip", "augment_options": {"hue": 0.1}}, "unknown option 'hue'"),
+        ({"augment": "flip", "augment_options": {"hue": 0.1}}, "unknown option of augmentation 'flip': 'hue'"),
     ],
 )
 def test_bad_arguments(images, options, message):

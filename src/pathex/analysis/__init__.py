@@ -1,6 +1,6 @@
 """What a mask does to a network: what died, what it costs, what it is worth without one of its parts."""
 
-from pathex.analysis.ablations import flipped, reinitialised, shuffled
+from pathex.analysis.ablations import flipped, shuffled
 from pathex.analysis.collapse import PruneReport, examine, listed, warn_of_collapse
 from pathex.analysis.counts import Counts, count, matching_width
 
@@ -12,7 +12,6 @@ __all__ = [
     "flipped",
     "listed",
     "matching_width",
-    "reinitialised",
     "shuffled",
     "warn_of_collapse",
 ]

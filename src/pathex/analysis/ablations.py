@@ -15,7 +15,7 @@ from pathex.masks import Mask, own_module, prunable_weights
 from pathex.scores import generator
 
 # Each ablation has its own stream, so that none goes with another, or with a scorer of the same seed.
-_SHUFFLE, _REDRAW, _FLIP = range(0x5A17, 0x5A1A)
+_SHUFFLE, _FLIP = 0x5A17, 0x5A19
 
 
 def shuffled(mask: Mask, seed: int) -> Mask:
@@ -35,31 +35,6 @@ def shuffled(mask: Mask, seed: int) -> Mask:
         order = torch.randperm(entry.numel(), generator=generator(seed, _SHUFFLE, *name.encode()))
         entries[name] = entry.flatten()[order].view(entry.shape)
     return Mask(entries, mask.metadata)
-
-
-def reinitialised(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Other values for the weights of a model, as ``model.load_state_dict(..., strict=False)`` takes them.
-
-    Each weight is drawn from a normal distribution with the mean and the standard deviation that it has.
-
-    Args:
-        model: The model; it is not changed.
-        seed: Seed of the draws; the global random state is left as it was.
-        names: Weights to draw anew (a mask will do); None is the prunable ones.
-
-    Returns:
-        Name to tensor on the device and in the dtype of the model's own.
-
-    Raises:
-        InvalidInput: If a name is unknown.
-    """
-    redrawn = {}
-    for name, weight in _weights(model, names).items():
-        values = weight.cpu().double()
-        source = generator(seed, _REDRAW, *name.encode())
-        noise = torch.randn(weight.shape, dtype=torch.float64, generator=source)
-        redrawn[name] = (noise * values.std(correction=0) + values.mean()).to(weight)
-    return redrawn
 
 
 def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:

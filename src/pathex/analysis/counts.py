@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathex.errors import InvalidInput, MaskMismatch, UnsupportedOperation, check_integer, check_name
+from pathex.errors import InvalidInput, MaskMismatch, UnsupportedOperation, check_integer, check_name, refusing
 from pathex.graph import compute_dtype, cost, trace
 from pathex.masks import Mask, own_module
 from pathex.models import create, names, own
@@ -84,10 +84,8 @@ def count(model: nn.Module, shape: Sequence[int]) -> Counts:
     model = own_module(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    try:
+    with refusing(f"{type(model).__name__} fails on an image of {tuple(shape)}: {{}}", UnsupportedOperation):
         found = cost(trace(model, torch.zeros(1, *shape, dtype=compute_dtype(model), device=device)))
-    except UnsupportedOperation as error:
-        raise InvalidInput(f"{type(model).__name__} fails on an image of {tuple(shape)}: {error}") from error
     products = {name: found.products.get(name, 0) for name in sizes}
     return Counts(MappingProxyType(sizes), MappingProxyType(products), found.others)
 

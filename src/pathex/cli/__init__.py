@@ -35,6 +35,7 @@ COMMANDS = MappingProxyType(
     }
 )
 _BROKEN_PIPE = 141  # what a shell tells of a program that SIGPIPE ended
+_LONGEST = 300  # characters of a word, which may be what a stranger's file holds
 _TRUST = ("--trust-code", "--trust_code")
 _UNNAMED = MappingProxyType(
     {errno.ENOENT: "the working directory"} | dict.fromkeys((errno.ENOSPC, errno.EIO, errno.EBADF), "standard output")
@@ -72,7 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(words: Sequence[str]) -> int:
     given = [word for word in words if word not in _TRUST]
     own = _own_words(given)
-    TRUSTED.set(lambda name: given != words or name in own)
+
+    def trusted(name: str) -> bool:
+        if found := given != words or name in own:
+            sys.path.extend({str(Path.cwd())}.difference(sys.path))  # behind what is installed, which nothing replaces
+        return found
+
+    TRUSTED.set(trusted)
     try:
         name, options = parse(given or ["--help"], COMMANDS)
         return COMMANDS[name].execute(options) or 0
@@ -112,5 +119,6 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _say(message: str) -> None:
+    words = (word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..." for word in message.split())
     with contextlib.suppress(OSError):  # nothing is left to say it on
-        print(f"pathex: {' '.join(message.split())}", file=sys.stderr)
+        print(f"pathex: {' '.join(words)}", file=sys.stderr)

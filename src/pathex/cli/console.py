@@ -96,6 +96,8 @@ class RunDisplay(Progress):
             size = ": {parameters:,} parameters, {multiply_adds:,} multiply-adds".format
             known = "" if payload["parameters"] is None else size(**payload)
             self._fact(label, f"dense with width {payload['width']:g}{known}")
+        elif kind == "engine":
+            self._fact(label, f"engine {payload['engine']}: {payload['why']}")
         elif kind == "step":
             done = payload["epoch"] - 1 + payload["step"] / payload["steps"]
             self._advance(label, _training(payload) or "train", done, payload["epochs"])

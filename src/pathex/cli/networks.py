@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pathex.cli.parser import Command, writable
-from pathex.errors import InvalidInput, refusing
+from pathex.errors import InvalidInput
 from pathex.experiments.runs import PositiveInt
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ def load_network(options: NetworkOptions, command: str) -> "tuple[nn.Module, Ten
         preprocessing: Any = network.preprocessing
         size, channels = size or preprocessing.size, len(preprocessing.mean)
     else:
-        with refusing("--model-options: {}", TypeError):  # names that are set by other options
-            network = models.create(
-                str(options.model), options.num_classes, channels, weights=options.weights, **options.model_options
-            )
+        network = models.create(
+            str(options.model), options.num_classes, channels, weights=options.weights, **options.model_options
+        )
         if options.mask is not None:
             make_permanent(network, read_mask(Path(options.mask), network))
     if size is None:

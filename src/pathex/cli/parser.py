@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pathex import __version__
 from pathex.errors import InvalidInput, UnknownName, check_name, refusing
-from pathex.experiments.runs import allowed_values
+from pathex.experiments.runs import allowed_values, check_types
 from pathex.files import read
 
 
@@ -63,9 +63,9 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
         words = [words[0], *_completed(words[1:], get_type_hints(commands[words[0]].options))]
     _check_texts([word.partition("=")[2] or word for word in words])
     for before, word in itertools.pairwise((*words, "")):
-        name, _, file = word.partition("=")
-        if "--config" in {before, name} and Path(file or word).exists():
-            read(Path(file or word), kind=".yaml")
+        name, equals, file = word.partition("=")
+        if before == "--config" or (name == "--config" and equals):
+            read(Path(file if equals else word), f"--config: {word!r}", kind=".yaml")
     try:
         parsed = _parser(commands).parse_args(words).as_dict()
     except argparse.ArgumentError as error:
@@ -75,7 +75,9 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, A
     name = parsed["subcommand"]
     values = {key: value for key, value in parsed[name].items() if key != "config"}
     _check_texts(values)
-    return name, commands[name].options(**values)
+    options = commands[name].options(**values)
+    check_types(options)  # the parser takes null for anything
+    return name, options
 
 
 def _check_texts(value: Any) -> None:
@@ -142,7 +144,10 @@ def _check_values(words: Sequence[str], options: type) -> None:
         try:
             single.parse_args([f"{name}={value}"])
         except argparse.ArgumentError:
-            raise InvalidInput(f"{name.replace('_', '-')} is {value!r}; allowed: {allowed_values(hint)}") from None
+            share = re.fullmatch(r"(\d+([.]\d+)?)\s*%", value)
+            more = f" (did you mean {float(share[1]) / 100:g}?)" if share else ""
+            said = f"{name.replace('_', '-')} is {value!r}; allowed: {allowed_values(hint)}{more}"
+            raise InvalidInput(said) from None
 
 
 def writable(out: str) -> Path:

@@ -67,6 +67,7 @@ class Channels:
         readers: The layers, in order.
         risky: Nodes whose arguments may not follow when channels go, with the labels concerned.
         heads: Attributes of modules that count heads: path, name of the attribute, labels along the heads.
+        unnamed: Paths of modules that split labels, as into heads, and have no attribute that counts them; the labels.
         attention: Of each attention by head and feature ``(H, D)``: whether queries and keys tell positions apart by
             it, whether its value varies, and its value where it does not.
     """
@@ -80,6 +81,7 @@ class Channels:
         self.uses = Counter(each.target for node in graph.nodes for each in node.inputs if each.op == "parameter")
         self.risky: list[tuple[Node, Tensor]] = []
         self.heads: list[tuple[str, str, Tensor, int]] = []
+        self.unnamed: list[tuple[str, Tensor]] = []
         self.attention: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
 
     def run(self) -> None:

@@ -52,10 +52,8 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
     three = three + torch.randn(three.shape, generator=torch.Generator().manual_seed(0)).to(three)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        try:
+        with refusing(f"{type(model).__name__} cannot be exported: {{}}", raising=UnsupportedOperation):
             program = torch.export.export(network, (three,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-        except Exception as error:
-            raise UnsupportedOperation(f"{type(model).__name__} cannot be exported: {_line(error)}") from error
         about = _about(getattr(model, "preprocessing", None))
         with refusing(f"cannot write {str(path)!r}: {{}}", OSError), replacing(path) as temporary:
             written = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(program, temporary, about)
@@ -72,10 +70,8 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, str]) -> 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InvalidInput(f"ONNX needs the package {error.name}: pip install 'pathex[onnx]'") from error
-    try:
+    with refusing("the network cannot be written as ONNX: {}", raising=UnsupportedOperation):
         written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
-    except Exception as error:
-        raise UnsupportedOperation(f"the network cannot be written as ONNX: {_line(error)}") from error
     assert written is not None
     written.model.metadata_props.update(about)
     written.save(path, external_data=False)
@@ -97,21 +93,16 @@ def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, str]) -> C
 
 @torch.inference_mode()
 def _compare(network: nn.Module, three: Tensor, written: Callable[[Tensor], Tensor]) -> None:
+    fixed = (
+        f"what was written does not take every number of images; does {type(network).__name__} ask for it by len(x), "
+        "which fixes it, and not by x.shape[0]? ({})"
+    )
     for images in (three[:1], three):
         expected = first_tensor(network(images))
-        try:
+        with refusing(fixed, raising=UnsupportedOperation):
             found = written(images)
-        except Exception as error:
-            raise UnsupportedOperation(
-                f"what was written does not take every number of images; does {type(network).__name__} ask for it by "
-                f"len(x), which fixes it, and not by x.shape[0]? ({_line(error)})"
-            ) from error
         wrong = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
         if found.shape != expected.shape or not wrong <= _TOLERANCE:
             raise UnsupportedOperation(
                 f"what was written gives other outputs for {len(images)} images: off by {wrong:.1e} of the largest"
             )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 
@@ -47,12 +48,17 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     tensors, header = read_safetensors(Path(path), RECIPE)
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
-    network, recipe = copy.deepcopy(model), header["recipe"]
+    network, recipe = copy.deepcopy(model), cast(Any, header.get("recipe"))
     own = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    for name, shape in recipe["shapes"].items():
-        if own.get(name) != shape:
-            raise InvalidInput(f"{path} does not fit {type(model).__name__}: {name!r} is {own.get(name)}, not {shape}")
-    with refusing(f"{path} does not fit {type(model).__name__}: {{}}", AttributeError, RuntimeError):
+    kinds = (AttributeError, RuntimeError, LookupError, TypeError, ValueError)
+    with refusing(f"{path} does not fit {type(model).__name__}: {{}}", *kinds):
+        for name, shape in recipe["shapes"].items():
+            if own.get(name) != shape:
+                raise InvalidInput(f"{name!r} is {own.get(name)}, not {shape}")
+        for place, sizes in recipe["attributes"].items():
+            for name, size in sizes.items():  # a file sets no other attribute
+                if not (type(size) is type(getattr(network.get_submodule(place), name, None)) is int):
+                    raise InvalidInput(f"{place!r} has no whole number {name!r} that could be {size!r}")
         carve(network, recipe, {})
         network.load_state_dict(tensors)
     setattr(network, RECIPE, recipe)

@@ -1,5 +1,6 @@
 """Channels that can only go together: filters, attention heads, hidden widths, and all that meet them in sums."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from pathex.compaction.channels import Channels
 from pathex.compaction.decision import Deciding
 from pathex.compaction.plan import plan, read_channels
-from pathex.errors import UnsupportedOperation
+from pathex.errors import PathexWarning, UnsupportedOperation, listed
 from pathex.masks import Mask
 
 
@@ -83,11 +84,15 @@ def channel_groups(model: nn.Module, example_input: Any, names: Collection[str])
         if reader.weight not in names:
             fixed |= found.members(reader.rows)
     groups = _numbered(channels, found.classes, fixed, names)
-    for (name, dim), held in _held(model, example_input, groups).items():
-        fixed[found.classes[channels.labels.places[name, dim][held]]] = True
+    for place, left in _held(model, example_input, groups).items():
+        fixed[found.classes[channels.labels.places[place][left]]] = True
     groups = _numbered(channels, found.classes, fixed, names)
     if not groups.count:
         raise UnsupportedOperation(f"no channel of {type(model).__name__} can be taken out by a mask of its weights")
+    free = ((found.classes[labels.unique()], path) for path, labels in channels.unnamed)
+    if whole := sorted({path for classes, path in free if len(classes[~fixed[classes]].unique()) < 2}):
+        why = "they split channels, as into heads, whose number they hold under no known name, such as num_heads"
+        warnings.warn(f"all channels of {listed(whole)} stay: {why}", PathexWarning, stacklevel=4)
     return groups
 
 
@@ -109,7 +114,7 @@ def _numbered(channels: Channels, classes: Tensor, fixed: Tensor, names: Collect
 
 
 def _held(model: nn.Module, example_input: Any, groups: ChannelGroups) -> dict[tuple[str, int], Tensor]:
-    """Places by weight and dimension that a network still has once it lost all groups but one a layer."""
+    """What a network still has, by weight and dimension, where it is more than the one group a layer that was left."""
     if not groups.count:
         return {}
     keep = groups.best(torch.arange(groups.count))
@@ -119,5 +124,6 @@ def _held(model: nn.Module, example_input: Any, groups: ChannelGroups) -> dict[t
     for name, dims in groups.staying(keep).items():
         for dim, stays in enumerate(dims):
             left = torch.tensor(kept.get(name, {}).get(str(dim), range(len(stays))), dtype=torch.int64)
-            found[name, dim] = left[~stays[left]]
-    return {place: held for place, held in found.items() if len(held)}
+            if not stays[left].all():
+                found[name, dim] = left
+    return found

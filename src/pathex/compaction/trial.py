@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pathex.compaction.channels import Channels
-from pathex.errors import UnsupportedOperation, reason
+from pathex.errors import UnsupportedOperation, reason, refusing
 from pathex.graph import arguments, failing_module
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -34,11 +34,9 @@ def inputs_of(example: Any, fixed: int | None) -> list[Inputs]:
 
 def expected_of(network: nn.Module, inputs: list[Inputs]) -> list[list[Tensor]]:
     """All tensors that a network returns; `UnsupportedOperation` if it does not run in float64."""
-    try:
+    message = f"{type(network).__name__} does not run in float64, in which it would be compared: {{}}"
+    with refusing(message, raising=UnsupportedOperation):  # whatever the code of a network raises
         return [_outputs_of(network, each) for each in inputs]
-    except Exception as error:  # whatever the code of a network raises
-        name, why = type(network).__name__, reason(error)
-        raise UnsupportedOperation(f"{name} does not run in float64, in which it would be compared: {why}") from error
 
 
 def _outputs_of(network: nn.Module, inputs: Inputs) -> list[Tensor]:

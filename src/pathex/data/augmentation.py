@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.data.images import upload
-from pathex.errors import InvalidInput, check_name
+from pathex.errors import InvalidInput, check_name, check_names
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop")
 PADDING = 4
@@ -47,10 +47,8 @@ class Augmentation:
         """Check name and options; :class:`~pathex.errors.InvalidInput` if one is unknown or out of range."""
         check_name("augmentation", kind, AUGMENTATIONS)
         ranges = {"min_scale": (1e-4, 1), "max_ratio": (1, 100), "grayscale": (0, 1), "jitter": (0, 1), "hue": (0, 0.5)}
+        check_names(f"option of augmentation {kind!r}:", options or (), ranges if kind == "resized-crop" else ())
         for name, value in (options or {}).items():
-            if kind != "resized-crop" or name not in ranges:
-                known = ", ".join(ranges) if kind == "resized-crop" else "none"
-                raise InvalidInput(f"unknown option {name!r} of augmentation {kind!r}. Known: {known}")
             least, most = ranges[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
                 raise InvalidInput(f"option {name!r} of {kind!r} must be a number in [{least}, {most}], got {value!r}")

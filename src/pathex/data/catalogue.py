@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pathex.data import archives, folders, hub, voc
 from pathex.data.images import ImageData
 from pathex.data.source import FINISHING, Source, finish
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import InvalidInput, UnknownName, check_names
 
 
 class Entry(NamedTuple):
@@ -83,9 +83,7 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
     own, known = _own_options(entry.load), option_names(name)
     if root is not None and "root" in own:
         options["root"] = root
-    for option in options:
-        if option not in known:
-            raise InvalidInput(f"unknown option {option!r} of data {name!r}. Known: {', '.join(known)}")
+    check_names(f"option of data {name!r}:", options, known)
     try:
         found: Any = entry.load(*([path] if colon else []), **{key: options.pop(key) for key in own if key in options})
         data: ImageData = finish(found, **options) if isinstance(found, Source) else found

@@ -41,6 +41,8 @@ def load_folder(
     """Load ``imagefolder:PATH``; classes are the folders of ``train`` (or of PATH) in alphabetical order."""
     name = f"imagefolder:{path}"
     root = Path(path).expanduser()
+    if not root.is_dir():
+        raise InvalidInput("no such folder")
     there = {part: root / part for part in ("train", "test", "val") if (root / part).is_dir()}
     train, test = there.get("train"), there.get("test", there.get("val"))
     if (test is None and test_fraction is None) or (train is None and test is not None):

@@ -15,6 +15,7 @@ from pathex.data.source import CUT, IN_MEMORY, Source, cut_test
 from pathex.data.splits import DecodedSplit, Table, with_sides
 from pathex.errors import InvalidInput, check_integer, refusing
 
+_FILES = (".parquet", ".arrow", ".tar", ".csv", ".json", ".jsonl", ".zip")
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 # Usual names of the column that an option names, the type that tells it, and what is said about another.
 _COLUMNS = {
@@ -71,6 +72,8 @@ def _load(path: str, config: str | None, root: str | Path | None) -> dict[str, A
     except ImportError as error:
         raise InvalidInput("needs the extra 'hf': pip install 'pathex[hf]'") from error
     local = Path(path).expanduser()
+    if not local.exists() and (path.startswith((".", "~")) or local.is_absolute() or local.suffix in _FILES):
+        raise InvalidInput("no such file or folder")  # the hub is asked again and again
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

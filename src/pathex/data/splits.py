@@ -1,6 +1,7 @@
 """Labelled images that can be fetched by number: in memory, or decoded when they are asked for."""
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pathex.data.listing import below
 from pathex.data.workers import attempt, chunks, problems, read_ahead
-from pathex.errors import InvalidInput, check_integer, refusing
+from pathex.errors import InvalidInput, PathexWarning, check_integer, refusing
 from pathex.files import open_image
 
 if TYPE_CHECKING:
@@ -131,10 +132,8 @@ class DecodedSplit:
 
     def image(self, number: int, transform: "Callable[[Image.Image], Image.Image] | None" = None) -> Tensor:
         """Decode one image to uint8 (3, side, side): its centre, or what ``transform`` makes of all of it in RGB."""
-        try:
+        with refusing("{}; verify=True looks for such images when the data are loaded", InvalidInput):
             return self.pixels(number, transform)
-        except InvalidInput as error:
-            raise InvalidInput(f"{error}; verify=True looks for such images when the data are loaded") from error
 
     def images(self, indices: Tensor) -> Tensor:
         """Images of some numbers (B,), uint8 (B, 3, image_size, image_size)."""
@@ -197,15 +196,15 @@ def faults(split: DecodedSplit, *, verify: bool) -> list[str]:
     return problems(split.pixels if verify else split.size, len(split))
 
 
-def common_size(split: DecodedSplit) -> int:
-    """The side of the images if they are square and all of one size, else 224; unreadable ones play no part."""
+def common_size(split: DecodedSplit) -> int | None:
+    """The side of the images, None if they are not square and of one size; unreadable ones play no part."""
     common: int | None = None
     for number in range(len(split)):
         size = attempt(split.size, number)
         if isinstance(size, str):
             continue
         if size[0] != size[1] or common not in {None, size[0]}:
-            return _USUAL_SIZE
+            return None
         common = size[0]
     return common or _USUAL_SIZE
 
@@ -217,7 +216,12 @@ def with_sides(
     for option, value in (("image_size", image_size), ("resize", resize)):
         if value is not None:
             check_integer(f"option {option!r} of data {name!r}", value)
-    size = image_size or (_USUAL_SIZE if imagenet else common_size(splits[0]))
+    size = image_size if image_size or imagenet else common_size(splits[0])
+    if size is None and not imagenet:
+        cut = f"each is cut to {_USUAL_SIZE} x {_USUAL_SIZE} pixels; the data option image_size chooses another side"
+        message = f"images of data {name!r} are not all square and of one size: {cut}"
+        warnings.warn(message, PathexWarning, stacklevel=4)
+    size = size or _USUAL_SIZE
     short = resize or (round(size * 256 / 224) if imagenet else size)
     if short < size:
         raise InvalidInput(f"option 'resize' of data {name!r} must be at least image_size={size}, got {short}")

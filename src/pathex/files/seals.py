@@ -41,6 +41,8 @@ def digest(path: Path, more: bytes = b"") -> str:
 
 def changed(folder: Path, digests: Mapping[str, str], names: Iterable[str] | None = None) -> list[str]:
     """What became of the files of a folder since their digests were taken, or of those named: a text for each."""
+    if not isinstance(digests, Mapping):
+        raise InvalidInput(f"{folder} has digests that are no names with values: {digests!r:.50}")
     chosen = sorted(digests.keys() if names is None else digests.keys() & names)
     lost = [f"{name} is missing" for name in chosen if not (folder / name).is_file()]
     there = [name for name in chosen if (folder / name).is_file()]

@@ -99,4 +99,8 @@ def breaks_in_channels_last(weight: Sequence[int], stride: int | Sequence[int], 
 def has_convolution_that_breaks(model: nn.Module) -> bool:
     """Whether one of the convolutions of a network is `breaks_in_channels_last`."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return any(breaks_in_channels_last(conv.weight.shape, conv.stride, conv.groups) for conv in convolutions)
+    # A weight may be there in another form than that of the convolution.
+    forms = [(conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size) for conv in convolutions]
+    return any(
+        breaks_in_channels_last(form, conv.stride, conv.groups) for form, conv in zip(forms, convolutions, strict=True)
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, MaskMismatch, reason
+from pathex.errors import InvalidInput, MaskMismatch, refusing
 from pathex.files import check_claim, parse_json
 
 CODES, TABLE = "pathex.codes", "pathex.table"
@@ -86,7 +86,8 @@ def unpack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     """Entries and facts of what `pack` made; `MaskMismatch` for what it did not."""
     if missing := [name for name in (CODES, TABLE) if name not in tensors]:
         raise MaskMismatch(f"no mask in codes of pathex: there is no tensor {missing[0]!r}")
-    try:
+    kinds = (zlib.error, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+    with refusing(f"{TABLE!r} is damaged ({{}})", *kinds, raising=MaskMismatch):
         text = zlib.decompressobj().decompress(tensors[TABLE].cpu().numpy().tobytes(), _MOST_TABLE)
         known = parse_json(text.decode())
         rows = {name: (tuple(map(int, shape)), int(length)) for name, (shape, length) in known["entries"].items()}
@@ -96,6 +97,4 @@ def unpack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
             raise InvalidInput("it holds a negative size")
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         check_claim("it", sum(math.prod(shape) for shape, _ in rows.values()), size)
-    except (zlib.error, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise MaskMismatch(f"{TABLE!r} is damaged ({reason(error)})") from error
     return {name: decode(part, shape) for part, (name, (shape, _)) in zip(parts, rows.items(), strict=True)}, facts

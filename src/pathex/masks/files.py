@@ -110,7 +110,7 @@ def write_mask(
         mask.save(path)
         return
     if form != "tensors" and weights is None:
-        raise InvalidInput(f"the mask format {form!r} needs weights; {FORMATS[0]!r} and {FORMATS[1]!r} do not")
+        raise InvalidInput(f"the mask format {form!r} needs weights= (--weights FILE); 'pathex' and 'tensors' do not")
     write_tensors(_FORMS[form][1](mask, weights), path)
 
 

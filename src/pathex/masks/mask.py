@@ -176,10 +176,8 @@ class Mask(Mapping[str, Tensor]):
         path = Path(path)
         if not path.is_file():
             raise MaskMismatch(f"no mask file at {path}")
-        try:
+        with refusing("{}", InvalidInput, raising=MaskMismatch):
             bits, header = read_safetensors(path, "pathex_mask")
-        except InvalidInput as error:
-            raise MaskMismatch(str(error)) from error
         if not isinstance(header, dict):
             raise MaskMismatch(f"{path} holds tensors but no pathex mask")
         if header.get("schema") != _SCHEMA:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pathex.errors import InvalidInput, UnknownName, check_integer, check_name, import_callable
+from pathex.errors import InvalidInput, UnknownName, check_integer, check_names, import_callable
 from pathex.files import MOST_CLASSES
 from pathex.models.libraries import LIBRARIES, from_factory, with_file
 from pathex.models.networks import CifarResNet, CifarVGG, TinyResNet
@@ -64,8 +64,7 @@ def create(
     else:
         factory, _ = own(name)
         allowed = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels"}
-        for option in options:
-            check_name(f"option of model {name!r}:", option, allowed)
+        check_names(f"option of model {name!r}:", options, allowed)
         model = factory(num_classes=num_classes, in_channels=in_channels, **options)
     if text is not None and not is_file(text):
         kind = "factories" if colon else "own models"

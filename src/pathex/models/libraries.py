@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, PathexWarning, UnknownName, refusing
+from pathex.errors import InvalidInput, PathexWarning, check_names, refusing
 from pathex.models.heads import head_parameters, smp_package, timm_tags
 from pathex.models.weights import WeightsReport, fit, is_file, load_weights
 
@@ -138,10 +138,12 @@ def _checked_encoder(title: str, parameters: Mapping[str, inspect.Parameter], op
     encoder = options.get("encoder_name", parameters["encoder_name"].default)
     if not isinstance(encoder, str):
         raise InvalidInput(f"option 'encoder_name' of model {title!r} must be the name of an encoder, got {encoder!r}")
-    for option in options:  # timm checks its own; the package's encoders take and ignore what they do not know
-        if not encoder.startswith("tu-") and option not in parameters:
-            allowed = set(parameters) - {"classes", "encoder_weights", "in_channels", "kwargs"}
-            raise UnknownName(f"option of model {title!r}:", option, allowed)
+    if not encoder.startswith("tu-"):  # timm checks its own; the package's encoders ignore what they do not know
+        check_names(
+            f"option of model {title!r}:",
+            options,
+            set(parameters) - {"classes", "encoder_weights", "in_channels", "kwargs"},
+        )
     return encoder
 
 

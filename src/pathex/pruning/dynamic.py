@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pathex.distributed import is_sharded
-from pathex.errors import InvalidInput, check_integer, check_name
+from pathex.errors import InvalidInput, check_integer, check_name, check_names
 from pathex.masks import Handle, Mask, check_optimizers, own_module
 from pathex.pruning.topk import keep_best
 from pathex.scores import generator
@@ -151,8 +151,8 @@ def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of `attach` that are not in :data:`OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
+    check_names("option of dynamic sparse training:", options, OPTIONS)
     for name, value in options.items():
-        check_name("option of dynamic sparse training", name, OPTIONS)
         if name == "every":
             check_integer(name, value)
             continue

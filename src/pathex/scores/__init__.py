@@ -92,6 +92,11 @@ _BUILT_IN: Mapping[str, type[Method]] = {
     )
 }
 
+_OWN_ARGUMENTS = {
+    "data", "keys", "sparsity", "rounds", "allocation", "ignore", "prunable", "min_per_layer", "mask", "budget",
+    "count", "schedule", "structure", "rounding", "seed", "memory", "strict", "progress", "on_round", "group",
+}  # fmt: skip
+
 
 def names() -> list[str]:
     """Names of all methods, built-in ones first, then those of other packages."""
@@ -149,7 +154,10 @@ def _object(found: Any) -> Any:
 
 
 def _check_call(scorer: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that a plain callable does not take."""
+    """Refuse options that a plain callable does not take, or that never reach it."""
+    name = getattr(scorer, "__name__", "the method")
+    if taken := sorted(options.keys() & _OWN_ARGUMENTS):
+        raise InvalidInput(f"options {', '.join(taken)} of {name} have names of pathex.prune's own; give them others")
     try:
         signature = inspect.signature(scorer)
     except (TypeError, ValueError):  # some built-in callables do not tell
@@ -157,7 +165,6 @@ def _check_call(scorer: Callable[..., Any], options: Mapping[str, Any]) -> None:
     try:
         signature.bind(None, None, None, **options)
     except TypeError as error:
-        name = getattr(scorer, "__name__", "the method")
         raise InvalidInput(
             f"{name}{signature} cannot be called with (model, batches, mask) and options "
             f"{', '.join(sorted(options)) or 'none'}: {error}"

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from torch import Tensor
 
-from pathex.errors import InvalidInput
+from pathex.errors import check_names
 from pathex.graph import Output
 from pathex.paths import survey
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, LossOrName, Redraw, Scales, check_options
-from pathex.scores.precision import widened
+from pathex.scores.precision import safely, with_largest
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader, Reader
 
@@ -79,7 +79,7 @@ class Method(ABC):
             )
         if self.paths or not self.runs_network:  # which look at the precision themselves, or need none
             return self.score(problem)
-        return widened(self.score, problem)
+        return safely(problem, lambda each: with_largest(self.score(each)))
 
     @property
     def runs_network(self) -> bool:
@@ -98,9 +98,7 @@ class Method(ABC):
 
     def having(self: M, options: Mapping[str, Any]) -> M:
         """A copy with other options; `InvalidInput` for one that is unknown or not allowed, with what is."""
-        if unknown := sorted(set(options) - set(self.options)):
-            known = ", ".join(sorted(self.options)) or "none"
-            raise InvalidInput(f"method {self.name!r} has no option {unknown[0]!r}. Known: {known}")
+        check_names(f"option of method {self.name!r}:", options, self.options)
         return replace(self, **options)
 
     def __str__(self) -> str:

@@ -12,53 +12,36 @@ from pathex.errors import InvalidInput, PathexError, listed
 from pathex.graph import ones, tf32_products
 from pathex.paths import Linear, Moments, run_linear
 from pathex.scores.problem import Problem
-from pathex.scores.reader import PathReader
+from pathex.scores.reader import TOTAL, PathReader
 
 Summed = Callable[[PathReader], tuple[Tensor, dict[str, Tensor]]]
 """From a reader to a scalar and scores by name."""
+Sized = tuple[dict[str, Tensor], dict[str, float]]
+"""Scores by name, and what tells whether they are in bounds: of each, or of all together (`TOTAL`)."""
 
 # Score is conserved: every layer on all paths holds the sum in all. Within these bounds no weight that matters under-
 # or overflows float32; beyond them the pass is repeated in float64.
 SAFE = (1e-25, 1e30)
 
 
-def safely(reader: PathReader, summed: Summed) -> dict[str, Tensor]:
-    """Scores in the reader's precision, or in float64 where the sum over paths or a whole layer leaves float32."""
-    memo = reader.problem.memo
-    # The sum falls slowly from round to round: where the last one was out of bounds, this one is likely to be.
-    if reader.precision != torch.float64 and memo.get("sum leaves float32", False):
-        reader = reader.in_float64()
-    total, zero, scores = _passes(reader, summed)
-    if reader.precision != torch.float64:
-        # A faint branch may vanish where the sum does not. What is zero in float64 too is known to lie on no path.
-        known: set[str] = memo.setdefault("zero in float64", set())
-        if zero - known or not SAFE[0] < total < SAFE[1]:
-            total, zero, scores = _passes(reader.in_float64(), summed)
-            known |= zero
-    memo["sum leaves float32"] = not SAFE[0] < total < SAFE[1]
-    if not math.isfinite(total):
-        raise PathexError(
-            f"{reader.method}: the sum over paths is {total} in float64; the network's weights or statistics overflow"
-        )
-    return scores
-
-
-def widened(score: Callable[[Problem], dict[str, Tensor]], problem: Problem) -> dict[str, Tensor]:
-    """Scores in a problem's precision, or in float64 where those of a layer leave float32, which is said once."""
-    memo, known = problem.memo, problem.memo.setdefault("zero in float64", set())
-    if problem.dtype != torch.float64 and not memo.get("scores leave float32", False):
-        scores = score(problem)
-        if all(name in known if most == 0 else SAFE[0] < most < SAFE[1] for name, most in _largest(scores).items()):
+def safely(problem: Problem, run: Callable[[Problem], Sized]) -> dict[str, Tensor]:
+    """Scores in a problem's precision, or in float64 where one of their sizes leaves float32."""
+    memo = problem.memo
+    # What is zero in float64 too is known to lie on no path: a faint branch may vanish where the sum does not.
+    known: set[str] = memo.setdefault("zero in float64", set())
+    # Sizes change slowly from round to round: where the last ones were out of bounds, these are likely to be.
+    if problem.dtype != torch.float64 and not memo.get("leaves float32", False):
+        scores, sizes = run(problem)
+        if all(name in known if size == 0 else SAFE[0] < size < SAFE[1] for name, size in sizes.items()):
             return scores
-    scores = score(problem.in_float64())
-    largest = _largest(scores)
-    if overflown := [name for name, most in largest.items() if not math.isfinite(most)]:
+    scores, sizes = run(problem.in_float64())
+    if overflown := [name or "the sum over paths" for name, size in sizes.items() if not math.isfinite(size)]:
         raise PathexError(f"the scores of {listed(overflown)} overflow float64; are weights and images of usual size?")
-    known |= {name for name, most in largest.items() if most == 0}
-    far = [name for name, most in largest.items() if most and not SAFE[0] < most < SAFE[1]]
-    if problem.dtype != torch.float64 and far:
-        memo["scores leave float32"] = True
-        problem.doubt(f"scores leave float32 and are computed in float64: {listed(far)}")
+    known |= {name for name, size in sizes.items() if size == 0}
+    far = [name for name, size in sizes.items() if size and not SAFE[0] < size < SAFE[1]]
+    memo["leaves float32"] = bool(far)
+    if problem.dtype != torch.float64 and (said := [name for name in far if name != TOTAL]):
+        problem.doubt(f"scores leave float32 and are computed in float64: {listed(said)}")
     return scores
 
 
@@ -68,20 +51,20 @@ def extremes(scores: Mapping[str, Tensor]) -> dict[str, Sequence[float]]:
     return dict(zip(scores, found, strict=True))
 
 
-def _largest(scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest absolute score of each weight, NaN where one is NaN."""
-    return {name: max(map(abs, found)) for name, found in extremes(scores).items()}
+def with_largest(scores: dict[str, Tensor]) -> Sized:
+    """Scores with the largest absolute one of each weight, NaN where one is NaN."""
+    return scores, {name: max(map(abs, found)) for name, found in extremes(scores).items()}
 
 
-def _passes(reader: PathReader, summed: Summed) -> tuple[float, set[str], dict[str, Tensor]]:
-    """The sum as a number, the names of scores that are zero, and the scores: brought to the CPU all at once."""
+def with_sum(reader: PathReader, summed: Summed) -> Sized:
+    """Scores with the sum over paths, which stands for all that are not zero: brought to the CPU all at once."""
     if reader.tf32 and reader.problem.device.type != "cuda":
         raise InvalidInput(f"tf32=True needs a CUDA device, not {reader.problem.device.type!r}; leave it out")
     with tf32_products() if reader.tf32 else nullcontext():
         total, scores = summed(reader)
     some = torch.stack([score.any() for score in scores.values()])
     number, *found = torch.cat([total.detach().double().view(1), some.to(total.device).double()]).tolist()
-    return number, {name for name, each in zip(scores, found, strict=True) if not each}, scores
+    return scores, {TOTAL: number, **dict(zip(scores, found, strict=True))}
 
 
 def open_sum(

@@ -8,7 +8,7 @@ from torch import Tensor
 from pathex.graph import each
 from pathex.paths import Smooth, run_linear
 from pathex.scores.method import PathMethod
-from pathex.scores.precision import safely
+from pathex.scores.precision import safely, with_sum
 from pathex.scores.problem import Problem
 from pathex.scores.reader import TOTAL, PathReader, Recorded
 
@@ -61,4 +61,4 @@ class PX(PathMethod):
     tf32: bool = False
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        return safely(self.reader(problem), _summed)
+        return safely(problem, lambda each: with_sum(self.reader(each), _summed))

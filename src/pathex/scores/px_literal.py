@@ -13,7 +13,7 @@ from pathex.errors import PathexError
 from pathex.graph import each, ones, tensors_in
 from pathex.paths import Linear, Moments, PerSample, Smooth, Weights, run_linear
 from pathex.scores.method import PathMethod
-from pathex.scores.precision import open_sum, safely
+from pathex.scores.precision import open_sum, safely, with_sum
 from pathex.scores.problem import Problem, once
 from pathex.scores.reader import TOTAL, PathReader, Recorded
 
@@ -119,5 +119,6 @@ class PXLiteral(PathMethod):
             )
         # The second factor starts from numbers of about one, so that it fits where its paths do.
         most = 2.0 ** math.frexp(float(seen.max()))[1]
-        scores = safely(reader, partial(open_sum, seen=seen / most, statistics=statistics))
+        summed = partial(open_sum, seen=seen / most, statistics=statistics)
+        scores = safely(problem, lambda each: with_sum(self.reader(each), summed))
         return {name: score.double().mul_(most) for name, score in scores.items()}

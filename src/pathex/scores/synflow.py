@@ -12,7 +12,7 @@ from pathex.graph import ones, untouched
 from pathex.paths import PerSample, forward, tensors_of
 from pathex.scores.jacobian import gradients
 from pathex.scores.method import PathMethod
-from pathex.scores.precision import open_sum, safely
+from pathex.scores.precision import open_sum, safely, with_sum
 from pathex.scores.problem import Problem
 from pathex.scores.reader import PathReader
 
@@ -66,4 +66,5 @@ class SynFlow(PathMethod):
             if self.tf32:
                 raise InvalidInput("tf32=True needs shifts='dropped', not 'released'; leave it out")
             return _released(reader.in_float64())
-        return safely(reader, partial(open_sum, coefficients="absolute", pools="max"))
+        summed = partial(open_sum, coefficients="absolute", pools="max")
+        return safely(problem, lambda each: with_sum(self.reader(each), summed))

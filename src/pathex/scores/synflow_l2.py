@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pathex.paths import PerSample
 from pathex.scores.method import PathMethod
-from pathex.scores.precision import open_sum, safely
+from pathex.scores.precision import open_sum, safely, with_sum
 from pathex.scores.problem import Problem
 
 
@@ -38,4 +38,4 @@ class SynFlowL2(PathMethod):
     tf32: bool = False
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        return safely(self.reader(problem), open_sum)
+        return safely(problem, lambda each: with_sum(self.reader(each), open_sum))

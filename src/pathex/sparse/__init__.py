@@ -10,7 +10,17 @@ if TYPE_CHECKING:
     from pathex.sparse.choice import Choice
     from pathex.sparse.network import CompiledNetwork
 
-__all__ = ["Choice", "CompiledNetwork", "compile", "convert", "dense_state", "kept_state", "plan", "restore", "semi_structured"]
+__all__ = [
+    "Choice",
+    "CompiledNetwork",
+    "compile",
+    "convert",
+    "dense_state",
+    "kept_state",
+    "plan",
+    "restore",
+    "semi_structured",
+]
 
 _HOME = {"Choice": "choice", "CompiledNetwork": "network"}
 

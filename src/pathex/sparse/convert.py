@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_name
-from pathex.graph import Graph, Node, trace
+from pathex.graph import Graph, Node, breaks_in_channels_last, trace
 from pathex.masks import Mask, own_module
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class Kept(nn.Module):
     """
 
     kept: Tensor  # bool, in the dense shape
-    weight: nn.Parameter
-    unit: "Unit | None" = None
+    weight: Any
+    unit: Any = None
     team: "Team"
     waits: tuple[str, int] | None = None
 
     @classmethod
-    def of(cls, layer: nn.Module, kept: Tensor, team: "Team") -> None:
+    def of(cls, layer: Any, kept: Tensor, team: "Team") -> None:
         """Make a layer such a one, in place."""
         layer.__class__ = _CLASSES[type(layer)]
         dense = layer.weight
@@ -74,7 +74,8 @@ class KeptConv2d(Kept, nn.Conv2d):
     def forward(self, x: Any) -> Any:
         """As `torch.nn.Conv2d`."""
         if self.unit is None:
-            layout = {"memory_format": torch.channels_last}
+            breaks = breaks_in_channels_last(self.kept.shape, self.stride, self.groups)
+            layout = {"memory_format": torch.contiguous_format if breaks else torch.channels_last}
             return self._conv_forward(x.contiguous(**layout), self.dense_weight().contiguous(**layout), self.bias)
         from pathex.sparse.training import Pending, convolve
 
@@ -189,7 +190,7 @@ def restore(net: nn.Module) -> nn.Module:
     return model
 
 
-def _layers(net: nn.Module, mask: Mask) -> dict[str, nn.Module]:
+def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
     """The layers of masked weights, by path."""
     found = {}
     for name in mask:
@@ -204,17 +205,19 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, nn.Module]:
     return found
 
 
-def _unit(layer: nn.Module) -> "Unit":
+def _unit(layer: Any) -> "Unit":
     from pathex.sparse.plan import Window
     from pathex.sparse.unit import Unit
 
+    kept = layer.kept
     if isinstance(layer, nn.Linear):
-        return Unit(layer.kept[:, :, None, None], Window((1, 1)))
+        return Unit(kept[:, :, None, None], Window((1, 1)))
     left, right, top, bottom = layer._reversed_padding_repeated_twice
-    return Unit(layer.kept, Window(layer.kernel_size, layer.stride, layer.dilation, (top, left, bottom, right)), layer.groups)
+    window = Window(layer.kernel_size, layer.stride, layer.dilation, (top, left, bottom, right))
+    return Unit(kept, window, layer.groups)
 
 
-def _measured(layers: Mapping[str, nn.Module], graph: Graph, images: int) -> dict[str, str]:
+def _measured(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, str]:
     """For each layer what is faster, forward and backward, for so many images."""
     found = {}
     for path, layer in layers.items():

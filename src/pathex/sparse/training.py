@@ -31,6 +31,7 @@ class Normalised:
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
+        """What it takes from the network."""
         return self.mean, self.variance, self.weight, self.bias
 
     def affine(self, x: Tensor, low: float) -> Affine:
@@ -58,6 +59,11 @@ class Normalised:
         return tuple(None if of is None else torch.from_numpy(each).to(of.dtype) for each, of in pairs)
 
 
+def _normalised(tensors: Sequence[Tensor | None], eps: float) -> Normalised:
+    mean, variance, weight, bias = tensors
+    return Normalised(mean, variance, weight, bias, eps)
+
+
 def _array(value: Tensor | None) -> Any:
     return None if value is None else value.detach().numpy().astype(np.float64, copy=False)
 
@@ -72,7 +78,7 @@ class _Convolve(torch.autograd.Function):
     ) -> Any:  # fmt: skip
         unit, team = layer
         copy = torch.empty_like(x) if copied else None
-        read = Normalised(*norm, eps).affine(x, low)
+        read = _normalised(norm, eps).affine(x, low)
         terms = None if bias is None else bias.detach().numpy()
         y, found = unit.forward(images, x, added, copy, values.detach().numpy(), terms, read, team, moments)
         ctx.layer, ctx.images, ctx.read, ctx.eps = layer, images, read, eps
@@ -106,7 +112,7 @@ class _Convolve(torch.autograd.Function):
             ctx.images, gy, gy if y is None else y, result, x, copy, more, values.detach().numpy(), ctx.read, team,
             any(ctx.needs_input_grad[8:]), ctx.is_sum,
         )  # fmt: skip
-        normalised = Normalised(*norm, ctx.eps)
+        normalised = _normalised(norm, ctx.eps)
         return *[None] * 6, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
 
 
@@ -117,7 +123,7 @@ class _Add(torch.autograd.Function):
     def forward(
         ctx: Any, team: Team, images: int, low: float, eps: float, x: Tensor, added: Tensor | None, *norm: Tensor | None
     ) -> Tensor:
-        ctx.read = Normalised(*norm, eps).affine(x, low)
+        ctx.read = _normalised(norm, eps).affine(x, low)
         y = add(images, x, added, ctx.read, team)
         ctx.team, ctx.images, ctx.eps = team, images, eps
         ctx.save_for_backward(x, None if added is None else y, *norm)
@@ -128,7 +134,7 @@ class _Add(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> Any:
         x, y, *norm = ctx.saved_tensors
         gx, gadded, sums = add_backward(ctx.images, gy.contiguous(), y, x, ctx.read, ctx.team)
-        return None, None, None, None, gx, gadded, *Normalised(*norm, ctx.eps).back(sums)
+        return None, None, None, None, gx, gadded, *_normalised(norm, ctx.eps).back(sums)
 
 
 class _Pool(torch.autograd.Function):
@@ -138,7 +144,7 @@ class _Pool(torch.autograd.Function):
     def forward(
         ctx: Any, pool: Pool, team: Team, images: int, low: float, eps: float, x: Tensor, *norm: Tensor | None
     ) -> Tensor:
-        ctx.read = Normalised(*norm, eps).affine(x, low)
+        ctx.read = _normalised(norm, eps).affine(x, low)
         y = pool.forward(images, x, ctx.read, team)
         ctx.pool, ctx.team, ctx.images, ctx.eps = pool, team, images, eps
         ctx.save_for_backward(x, y, *norm)
@@ -149,7 +155,7 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> Any:
         x, y, *norm = ctx.saved_tensors
         gx, sums = ctx.pool.backward(ctx.images, gy.contiguous(), y, x, ctx.read, ctx.team)
-        return *[None] * 5, gx, *Normalised(*norm, ctx.eps).back(sums)
+        return *[None] * 5, gx, *_normalised(norm, ctx.eps).back(sums)
 
 
 Kept = tuple[Unit, Team]
@@ -260,7 +266,7 @@ class Pending:
     def normalise(
         self, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
         bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-    ) -> "Pending | None":  # fmt: skip
+    ) -> "Pending | Tensor | None":  # fmt: skip
         """As `torch.nn.functional.batch_norm`, if nothing waits."""
         count = self.shape.numel() // self.shape[1]
         if self._waits or not self._is_open or (training and (self._moments is None or count == 1)):
@@ -283,7 +289,9 @@ class Pending:
             return None
         return self._with("relu", self if inplace else None, _low=0.0)
 
-    def plus(self, other: Any, *, alpha: float = 1, inplace: bool = False, out: Any = None) -> "Pending | Tensor | None":
+    def plus(
+        self, other: Any, *, alpha: float = 1, inplace: bool = False, out: Any = None
+    ) -> "Pending | Tensor | None":
         """As `torch.add` of two tensors of one shape."""
         fits = isinstance(other, Tensor | Pending) and other.shape == self.shape and other.dtype == self._x.dtype
         plain = alpha == 1 and out is None and self._is_open
@@ -371,7 +379,8 @@ def _rule(rule: Callable[..., Any], **more: Any) -> Callable[..., Any]:
 
 _OF_TYPE = words("dtype device requires_grad is_cuda layout")
 _RULES = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify), torch.add: _sum}
-_RULES |= {F.max_pool2d: _rule(Pending.pool), torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
+_RULES |= {torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
+_RULES |= {F.max_pool2d: _rule(Pending.pool)}
 _METHODS = {"__add__": torch.add, "__radd__": torch.add, "add": torch.add, "relu": torch.relu, "relu_": torch.relu_}
 _OPERATORS = words(
     "bool eq float ge getitem gt int iter le len lt matmul mul ne neg pow rmatmul rmul rpow rsub rtruediv setitem sub"
@@ -379,8 +388,8 @@ _OPERATORS = words(
 )
 
 
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: function(self, *args, **kwargs)
+def _method(function: Any) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: function(self, *args, **kwargs)  # noqa: PLW0108  # built-in functions are no methods
 
 
 def _plain_method(name: str) -> Callable[..., Any]:

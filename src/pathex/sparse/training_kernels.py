@@ -8,7 +8,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from pathex.sparse.lanes import (
+from pathex.sparse.kernels import forget_old
+from pathex.sparse.lanes import rounded
+from pathex.sparse.llvm import LANES, integers
+from pathex.sparse.pieces import (
     TILE,
     clear,
     clear_columns,
@@ -21,7 +24,6 @@ from pathex.sparse.lanes import (
     pass_back_more,
     products,
     raise_row,
-    rounded,
     route_row,
     split_back,
     split_back_more,
@@ -30,8 +32,6 @@ from pathex.sparse.lanes import (
     tile,
     whole_gradient,
 )
-from pathex.sparse.kernels import forget_old
-from pathex.sparse.llvm import LANES, integers
 
 PIXEL = 4 * LANES
 """Bytes of a register: the numbers of a pixel in a block of images."""
@@ -39,9 +39,9 @@ PIXEL = 4 * LANES
 TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
-    + [(name, np.int64) for name in ("across", "phases", "form", "down", "right", "read_rows", "read_plane", "lead", "gradient_plane")]
+    + [(name, np.int64) for name in ("across", "phases", "form", "down", "right", "read_rows", "read_plane", "lead")]
+    + [(name, np.int64) for name in ("gradient_plane", "covers", "scratch", "scratch_size")]
     + [(name, np.int64) for name in ("back_plane", "result_plane", "starts", "offsets", "back_starts", "back_offsets")]
-    + [(name, np.int64) for name in ("covers", "scratch", "scratch_size")]
     + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_block", "_plane", "_row")]
     + [("low", np.float64)]
 )
@@ -90,7 +90,8 @@ def _read(like: Any, u: Any, read: Any, planes: int, block: int, valid: int, aga
     line = u.pitch * PIXEL
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
-        top, skipped, rows, column, first, count = form[f], form[f + 1], form[f + 2], form[f + 3], form[f + 4], form[f + 5]
+        top, skipped, rows = form[f], form[f + 1], form[f + 2]
+        column, first, count = form[f + 3], form[f + 4], form[f + 5]
         begin = planes + pair * u.read_plane * PIXEL
         target, row = begin + skipped * line + first * PIXEL, skipped * u.stride + top
         clear(like, skipped * u.pitch + first, begin)
@@ -182,7 +183,7 @@ def _sum(
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def forward(units: Any, read: Any, bias: Any, values: Any, moments: Any, part: int, parts: int) -> None:
-    """y = bias + the convolution of max(low, scale x + shift + added), and the moments of y where there is room."""
+    """Y = bias + the convolution of max(low, scale x + shift + added), and the moments of y where there is room."""
     u, like = units[0], bias[0]
     lanes = PIXEL // u.size
     blocks = (u.images + lanes - 1) // lanes
@@ -268,7 +269,7 @@ def backward(
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def add(units: Any, read: Any, part: int, parts: int) -> None:
-    """y = max(low, scale x + shift + added), planes in a row."""
+    """Y = max(low, scale x + shift + added), planes in a row."""
     u, like = units[0], read[0, 0]
     lanes = PIXEL // u.size
     work = (u.images + lanes - 1) // lanes * u.inputs
@@ -287,9 +288,7 @@ def add_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> Non
     for plane in range(part * work // parts, (part + 1) * work // parts):
         block, channel = plane // u.inputs, plane % u.inputs
         valid, gy = min(lanes, u.images - block * lanes), u.gy + block * u.gy_block + channel * u.gy_plane
-        _pass_plane(
-            like, u, read, valid, block, channel, 0, 1, 0, u.columns, gy, 0, sums[part, channel].ctypes.data
-        )
+        _pass_plane(like, u, read, valid, block, channel, 0, 1, 0, u.columns, gy, 0, sums[part, channel].ctypes.data)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -301,7 +300,7 @@ def _inside(place: int, across: int, width: int, most: int) -> tuple[int, int]:
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def pool(units: Any, read: Any, part: int, parts: int) -> None:
-    """y = the maxima of max(low, scale x + shift) in windows."""
+    """Y = the maxima of max(low, scale x + shift) in windows."""
     u, like = units[0], read[0, 0]
     lanes, window = PIXEL // u.size, integers(u.form)
     plane = u.scratch + part * u.scratch_size
@@ -347,7 +346,8 @@ def pool_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> No
                 first, count = _inside(place, u.right, u.pitch, u.columns)
                 if 0 <= at < u.read_rows:
                     shift = (at * u.pitch + place + first * u.right) * PIXEL
-                    route_row(like, count, u.right, left + first * PIXEL, y + first * PIXEL, plane + shift, back + shift)
+                    at = first * PIXEL
+                    route_row(like, count, u.right, left + at, y + at, plane + shift, back + shift)
         _pass_plane(
             like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, back, u.pitch * PIXEL,
             sums[part, channel].ctypes.data,

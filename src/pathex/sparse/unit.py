@@ -1,7 +1,6 @@
 """A convolution of which only kept weights are computed, forward and backward."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathex.sparse import training_kernels as kernels
 from pathex.sparse.plan import Plan, Window
 from pathex.sparse.team import Team
-from pathex.sparse import training_kernels as kernels
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,11 @@ class Shape:
 
     @classmethod
     def of(cls, plan: Plan, window: Window, inputs: int, height: int, width: int) -> "Shape":
+        """That of the kept weights of a plan, for images of a height and a width."""
         rows, columns = _size(window, 0, height), _size(window, 1, width)
         phases, which = window.phases(plan) if plan.kept else (np.zeros((1, 2), np.int32), np.zeros(0, np.int64))
-        taps = [plan.rows * window.dilation[0] // window.stride[0], plan.columns * window.dilation[1] // window.stride[1]]
+        pairs = zip((plan.rows, plan.columns), window.dilation, window.stride, strict=True)
+        taps = [places * dilation // stride for places, dilation, stride in pairs]
         down, right = (int(axis.max(initial=0)) for axis in taps)
         form = np.array([
             [*_pixels(phase[0], window, 0, height, rows + down), *_pixels(phase[1], window, 1, width, columns + right)]
@@ -67,7 +68,7 @@ class Shape:
             "back_offsets": back_tap[order] * kernels.PIXEL,
             "form": form,
         }
-        covers = int((many * count).sum()) == height * width
+        covers = bool(int((many * count).sum()) == height * width)
         arrays = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
         template = _filled(
             inputs=inputs, outputs=outputs, rows=rows, columns=columns, pitch=pitch, stride=window.stride[0],
@@ -76,16 +77,12 @@ class Shape:
             **{name: each.ctypes.data for name, each in arrays.items()},
         )  # fmt: skip
         read = inputs * len(phases) * read_plane
-        back = inputs * len(phases) * back_plane
-        registers = read + outputs * rows * pitch, read + outputs * gradient_plane + back
+        registers = read + outputs * rows * pitch, read + outputs * gradient_plane + inputs * len(phases) * back_plane
         return cls(rows, columns, template, registers, covers, order, arrays)
 
 
 def _pixels(phase: int, window: Window, axis: int, size: int, most: int) -> tuple[int, int, int]:
-    """Of a phase: the input's place of its own place 0 or of its first pixel, that place, and its pixels.
-
-    Rows begin at place 0, columns at the first pixel.
-    """
+    """Of a phase: the input's row of its place 0, or column of its first pixel; that pixel's place; its pixels."""
     stride, pad = window.stride[axis], window.pads[axis]
     first = max(0, -(-(pad - phase) // stride))
     place = first * stride + phase - pad
@@ -130,11 +127,8 @@ class Unit:
         self, images: int, gy: Tensor, y: Tensor, result: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
         values: Any, read: "Affine", team: Team, needs_x: bool, is_sum: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Any]:  # fmt: skip
-        """Gradients of kept weights, bias, x and what is added, and sums.
-
-        The gradient of the result is gy + level + slope (y - mean), by the rows of ``result``; that of what was copied
-        has ``more``. The sums ``(inputs, 2)`` are those of the gradient g of what is read and of g (x - mean).
-        """
+        """Gradients of kept weights, bias, x and what is added; sums of what is read's, g, and of g (x - mean)."""
+        # That of the result is gy + level + slope (y - mean), by the rows of ``result``.
         shape = self.shape(*x.shape[2:4])
         gx = gadded = None
         if needs_x:
@@ -231,7 +225,7 @@ class Affine:
     low: float
 
 
-_PLACE = {name: place for place, name in enumerate(kernels.UNIT.names)}  # numbers of eight bytes
+_PLACE = {name: place for place, name in enumerate(kernels.UNIT.names or ())}  # numbers of eight bytes
 _NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.data import ImageData, PruningSet, pruning_set
-from pathex.errors import InvalidInput, refusing
+from pathex.errors import InvalidInput, check_names, refusing
 from pathex.tasks.task import Setup, Task, about, failure, part_of, training_rows
 from pathex.train import Batches, Feed
 
@@ -58,8 +58,7 @@ def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def build(setup: Setup) -> Classification:
     """Load the data and build the network; see :func:`pathex.tasks.build`."""
-    if setup.task_options:
-        raise InvalidInput(f"option {next(iter(setup.task_options))!r} of task 'classification': it has no options")
+    check_names("option of task 'classification':", setup.task_options, ())
     images = setup.images()
     if not isinstance(images, ImageData):
         raise InvalidInput(f"data {setup.data!r} has a label for each pixel, and task 'classification' one an image")

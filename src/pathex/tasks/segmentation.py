@@ -21,8 +21,8 @@ from pathex.data import (
     segmentation_pruning_set,
     upload,
 )
-from pathex.errors import InvalidInput, check_integer, check_name, reason
-from pathex.tasks.task import Setup, Task, about, check_names, part_of, training_rows
+from pathex.errors import InvalidInput, check_integer, check_name, check_names, reason
+from pathex.tasks.task import Setup, Task, about, part_of, training_rows
 from pathex.train import Batches, check_share, cut_batches, epoch_generator, evaluate, share_of
 
 AUGMENTATIONS = ("none", "scale-crop")
@@ -115,9 +115,8 @@ def _batch(read: Callable[[Any], Batch], keys: Sequence[Any]) -> Batch:
 
 def _scales(augment: str, options: Mapping[str, Any]) -> tuple[float, float] | None:
     known = _SCALES if augment == "scale-crop" else {}
+    check_names(f"option of augment {augment!r}:", options, known)
     for name, value in options.items():
-        if name not in known:
-            raise InvalidInput(f"unknown option {name!r} of augment {augment!r}. Known: {', '.join(known) or 'none'}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 10:
             raise InvalidInput(f"option {name!r} of augment {augment!r} must lie in (0, 10], got {value!r}")
     if not known:
@@ -240,7 +239,7 @@ def build(setup: Setup) -> Segmentation:
 
 
 def _options(options: Mapping[str, Any]) -> tuple[int, str, int]:
-    check_names("segmentation", options, ("crop", "evaluation", "stride"))
+    check_names("option of task 'segmentation':", options, ("crop", "evaluation", "stride"))
     crop, evaluation = options.get("crop", _CROP), options.get("evaluation", "full")
     check_integer("option 'crop' of task 'segmentation'", crop)
     check_name("evaluation", evaluation, ("full", "crop"))

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -222,13 +222,6 @@ def about(data: ImageData | SegmentationData) -> dict[str, Any]:
     """What a result tells about a data set, as plain values."""
     normalisation = {"mean": data.mean.tolist(), "std": data.std.tolist()}
     return {"normalisation": normalisation, "classes": list(data.classes)}
-
-
-def check_names(task: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Check the names of a task's options."""
-    for name in options:
-        if name not in known:
-            raise InvalidInput(f"unknown option {name!r} of task {task!r}. Known: {', '.join(known)}")
 
 
 def failure(setup: Setup, image: Tensor) -> str:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pathex.data import ImageData, choose_classes, task_splits
-from pathex.errors import InvalidInput, check_name
+from pathex.errors import InvalidInput, check_name, check_names, refusing
 from pathex.files import read
-from pathex.tasks.task import check_names
 
 HEADS = ("fixed", "trained")
 """What fine-tuning does to the head that ridge regression found."""
@@ -33,7 +32,7 @@ def transfer_options(given: Mapping[str, Any], data: ImageData) -> TransferOptio
     """Check the options of the task; every task of the result is numbers of classes."""
     usual: dict[str, Any] = {"tasks": None, "task_seed": None, "source": 0, "targets": None}
     usual |= {"alpha": 1.0, "head": "fixed"}
-    check_names("transfer", given, usual)
+    check_names("option of task 'transfer':", given, usual)
     tasks, task_seed, source, targets, alpha, head = {**usual, **given}.values()
     classes = _tasks(tasks, task_seed, data.classes)
     for number, own in enumerate(classes):
@@ -67,10 +66,8 @@ def _tasks(tasks: Any, seed: Any, names: Sequence[str]) -> tuple[tuple[int, ...]
 
 
 def _chosen(number: int, classes: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
-    try:
+    with refusing(f"option 'tasks' of task 'transfer', task {number}: {{}}", InvalidInput):
         return tuple(choose_classes(names, classes=list(classes)))
-    except InvalidInput as error:
-        raise InvalidInput(f"option 'tasks' of task 'transfer', task {number}: {error}") from error
 
 
 def _check_task(number: int, classes: Sequence[int], data: ImageData) -> None:

@@ -17,6 +17,7 @@ from pathex.distributed import is_sharded, like
 from pathex.errors import PathexError, refusing
 from pathex.files import appending, read_torch, write_lines, write_torch
 from pathex.graph import freed_memory_kept, has_convolution_that_breaks
+from pathex.sparse import dense_state, kept_state
 from pathex.train.averaging import Average
 from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
@@ -195,11 +196,12 @@ class _Loop:
         own = self.model.state_dict()
         self.model.load_state_dict({name: like(value, own.get(name)) for name, value in state["model"].items()})
         trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        known = kept_state(self.model, self._optimizer, state["optimizer"])
         momenta = {
             number: {name: like(value, trained[number]) for name, value in kept.items()}
-            for number, kept in state["optimizer"]["state"].items()
+            for number, kept in known["state"].items()
         }
-        self._optimizer.load_state_dict({**state["optimizer"], "state": momenta})
+        self._optimizer.load_state_dict({**known, "state": momenta})
         for group in self._optimizer.param_groups:
             group["fused"] = self._fused  # a matter of this machine, not of the one that wrote the checkpoint
         self._scheduler.load_state_dict(state["scheduler"])
@@ -295,7 +297,7 @@ class _Loop:
         state = {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": dense_state(self.model, self._optimizer),
             "scheduler": self._scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "companion": {} if self._companion is None else self._companion.state_dict(),

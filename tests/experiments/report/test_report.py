@@ -69,14 +69,24 @@ def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tm
     assert "A cross at the foot" in report.page.read_text() and "Chance" not in report.page.read_text()
 
 
+@pytest.mark.parametrize("reached", [True, False])
 @pytest.mark.parametrize("sparsities", [(0.9,), (0.9, 0.5)])
-def test_the_level_of_chance_is_drawn_and_told(make_run, unpainted, tmp_path, monkeypatch, sparsities):
+def test_the_level_of_chance_is_drawn_in_the_frame_or_told(
+    make_run, unpainted, tmp_path, monkeypatch, sparsities, reached
+):
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
-    folders = [make_run("px", sparsity, classes=[*"abcdefgh"]) for sparsity in sparsities]
+    folders = [make_run("px", sparsity, classes=[*"abcdefgh"], test_accuracy=0.8) for sparsity in sparsities]
+    folders += [make_run("random", 0.9, classes=[*"abcdefgh"], test_accuracy=0.13)] if reached else []
     page = build(folders, tmp_path / "out").page.read_text()
     assert "what a constant guess reaches: 12.50&nbsp;%" in page
-    assert "chance (12.5)" in drawn[0].axes[0].get_legend_handles_labels()[1]
+    axes, below = drawn[0].axes[0], "Chance, 12.5 %, lies below the frame" in page
+    named = "chance (12.5)" in axes.get_legend_handles_labels()[1]
+    lines = [line for line in axes.lines if line.get_label() == "chance (12.5)"]
+    low = axes.get_ylim()[0] if len(sparsities) > 1 else axes.get_xlim()[0]
+    assert (named, len(lines), below) == ((True, 1, False) if reached else (False, 0, True)) and (
+        low <= 12.5
+    ) == reached
 
 
 def test_broken_and_failed_runs_are_listed_and_names_are_escaped(make_run, unpainted, tmp_path):

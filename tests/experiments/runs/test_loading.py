@@ -67,21 +67,35 @@ def test_a_network_of_ones_own_code_is_given_and_what_is_no_finished_run_is_refu
     with refused("is no folder of a run: it holds no config.yaml$"):
         pathex.load_run(own.parent)
     folder = shutil.copytree(runs["plain"].folder, tmp_path / "copy")
+    values = read(folder / "config.yaml")
     transfer = json.dumps(runs["plain"].result | {"tasks": []})
     for name, content, message in (
         ("result.json", transfer, "task 'transfer', which has a network for each of its targets"),
+        ("result.json", '["done"]', "result.json cannot be read"),
+        *(
+            ("result.json", json.dumps(runs["plain"].result | wrong), "result.json cannot be read")
+            for wrong in ({"classes": 5}, {"classes": [1]}, {"normalisation": {"mean": "a"}}, {"image_size": "8"})
+        ),
+        *(
+            ("config.yaml", json.dumps(values | wrong), rf"config.yaml cannot be read \({next(iter(wrong))} ")
+            for wrong in ({"model_options": [2]}, {"epochs": "x"}, {"milestones": 5}, {"model": 3}, {"sparsity": 2})
+        ),
         ("result.json", None, "is not finished"),
         ("config.yaml", None, r"holds no config\.yaml"),
     ):
         spoil(folder / name, content)
         with refused(message):
             pathex.load_run(folder)
+        if content is not None:
+            spoil(folder / name, (runs["plain"].folder / name).read_bytes())
 
 
 @pytest.mark.parametrize("name", ["plain", "own code"])
 def test_a_ticket_file_gives_the_mask_and_the_initial_network_back(runs, name, tmp_path):
     made, factory = runs[name], model_factories.tiny if name == "own code" else None
     path = tmp_path / "ticket.safetensors"
+    with refused("must end in one of .safetensors"):
+        pathex.save_ticket(made.folder, tmp_path / "ticket.pt", factory)
     pathex.save_ticket(made.folder, path, factory)
     network, mask = pathex.load_ticket(path, factory)
     assert mask == mask_of(made.folder) and not network.training
@@ -120,14 +134,23 @@ def test_ticket_files_that_cannot_be_read(runs, tmp_path):
     path = tmp_path / "t.safetensors"
     pathex.save_ticket(runs["plain"].folder, path)
     entries, facts = codes.unpack(read_weights(path))
+    for place in (0.3, 0.6, 0.9):
+        data = bytearray(path.read_bytes())
+        data[int(place * len(data))] ^= 4
+        spoil(tmp_path / "flipped.safetensors", bytes(data))
+        with refused("flipped.safetensors"):
+            pathex.load_ticket(tmp_path / "flipped.safetensors")
     for changed, message in (
         ({"seed": facts["seed"] + 1}, "come out otherwise"),
         ({"options": {"width": 3}}, "come out otherwise"),
         ({"model": "nowhere:factory"}, "comes from a file"),
+        ({"seed": 10**40}, "must be an integer in"),
+        ({"options": {"num_classes": 3}}, "model 'resnet20': .*num_classes"),
     ):
         write_tensors(codes.pack(entries, **facts | changed), path)
         with refused(message):
             pathex.load_ticket(path)
-    write_tensors(codes.pack(entries), path)
-    with refused("holds a mask and no ticket", MaskMismatch):
-        pathex.load_ticket(path)
+    for about in ({}, facts | {"classes": "10"}, facts | {"options": [2]}, facts | {"seed": None}):
+        write_tensors(codes.pack(entries, **about), path)
+        with refused("holds a mask and no ticket", MaskMismatch):
+            pathex.load_ticket(path)

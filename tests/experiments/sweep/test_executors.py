@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -149,7 +150,9 @@ def test_a_cluster_that_does_not_answer_is_bad_input(ray, small, tmp_path):
 
 
 killed = pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups on this system")
-SMALL = {"model_options": {"width": 2}, "batch_size": 500, "rounds": 2, "images_per_class": 2, "device": "cpu"}
+SMALL = {"model_options": {"width": 2}, "batch_size": 100, "rounds": 2, "images_per_class": 2, "device": "cpu"}
+SMALL |= {"data_options": {"classes": [0, 1]}}
+LONGEST = 300  # seconds of one command: an endless one fails a test
 
 
 def start(file, out, log):
@@ -159,16 +162,28 @@ def start(file, out, log):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, start_new_session=True)
 
 
+def finish(child, log):
+    """What a sweep prints; all its processes are killed, and the test fails, where it does not end."""
+    try:
+        return child.communicate(timeout=LONGEST)[0].decode()
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        pytest.fail(f"no end after {LONGEST} s: {log.read_text()}")
+
+
 def kill_in_the_middle(file, out, log, runs):
     """Kill all processes of a sweep as soon as so many runs are done and another has trained an epoch; its names."""
-    child, done, begun = start(file, out, log), set(), set()
-    while len(done) < runs or not begun:
-        assert child.poll() is None, log.read_text()
-        time.sleep(0.02)
-        done = {path.parent.name for path in out.glob("*/result.json")}
-        begun = {path.parent.name for path in out.glob("*/metrics.jsonl") if path.stat().st_size} - done
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    child, done, begun, limit = start(file, out, log), set(), set(), time.monotonic() + LONGEST
+    try:
+        while len(done) < runs or not begun:
+            assert child.poll() is None and time.monotonic() < limit, log.read_text()
+            time.sleep(0.02)
+            done = {path.parent.name for path in out.glob("*/result.json")}
+            begun = {path.parent.name for path in out.glob("*/metrics.jsonl") if path.stat().st_size} - done
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
     assert child.returncode == -signal.SIGKILL
     return begun
 
@@ -192,9 +207,9 @@ def test_24_runs_killed_twice_end_complete(tmp_path):
     broken = kill_in_the_middle(file, out, tmp_path / "first.txt", 4)
     kill_in_the_middle(file, out, tmp_path / "second.txt", 12)
     child = start(file, out, tmp_path / "third.txt")
-    printed, _ = child.communicate()
+    printed = finish(child, tmp_path / "third.txt")
     log = (tmp_path / "third.txt").read_text()
-    assert child.returncode == 1 and printed.decode().splitlines()[-1] == str(out / "results.csv"), log
+    assert child.returncode == 1 and printed.splitlines()[-1] == str(out / "results.csv"), log
     *_, bad = planned.runs
     assert log.splitlines()[-1].startswith(f"failed: {bad}: the training loss became") and "23 done (" in log
 
@@ -214,7 +229,7 @@ def test_two_sweeps_share_a_folder(tmp_path):
     file.write_text(yaml.safe_dump({"settings": {**SMALL, "epochs": 1}, "grid": {"seed": list(range(6))}}))
     children = [start(file, out, tmp_path / f"{number}.txt") for number in range(2)]
     for number, child in enumerate(children):
-        child.communicate()
+        finish(child, tmp_path / f"{number}.txt")
         assert child.returncode == 0, (tmp_path / f"{number}.txt").read_text()
     table = pd.read_csv(out / "results.csv")
     assert (table["status"] == "done").all() and len(table) == 6

@@ -50,7 +50,9 @@ def _split_in(of: Channels, node: Node, labels: Tensor, dims: list[int]) -> None
     for dim in dims:
         if dim != shrinks:
             of.labels.tie(labels, labels.narrow(dim, 0, 1), f"{node.op} in {node.module[0]}")
-    if heads is not None:
+    if heads is None and not any(hasattr(module, name) for name in _HEADS):
+        of.unnamed.append((node.module[0], labels))
+    elif heads is not None:
         along = first_of(labels, *rest).flatten()
         of.heads.append((node.module[0], sizes[heads][0], along, labels.shape[dims[-1]] if dims[-1] != heads else 1))
 

@@ -50,7 +50,8 @@ def _caption(panel: Panel, one: str, interval: str) -> str:
     caption = f"Means over seeds ({seeds_said(panel.runs)}); every {one} is one run. "
     if panel.runs.groupby(["series", "sparsity"])["seed"].nunique().max() > 1:
         caption += f"{interval} are 95 % intervals of the mean by Student's t; wide ones are cut at the frame. "
-    return caption
+    chance, low = 100 * panel.runs["chance"].mean(), _frame(panel)[0]
+    return caption + (f"Chance, {chance:.1f} %, lies below the frame. " if chance < low else "")
 
 
 def _against_sparsity(panel: Panel) -> tuple[Figure, str]:
@@ -198,7 +199,7 @@ def _dense_lines(panel: Panel, line: Callable[..., object], span: Callable[..., 
         line(mean, color=style.colour, linestyle="--", lw=1.4, label=f"{row['series']} ({mean:.1f})", zorder=2)
         if pd.notna(row["ci95_low"]):
             span(100 * row["ci95_low"], 100 * row["ci95_high"], color=style.colour, alpha=0.07, lw=0)
-    if pd.notna(chance := 100 * panel.runs["chance"].mean()):
+    if (chance := 100 * panel.runs["chance"].mean()) >= _frame(panel)[0]:
         line(chance, color=_GREY, linestyle=":", lw=1.1, label=f"chance ({chance:.1f})", zorder=1.5)
 
 

@@ -170,8 +170,8 @@ def _check_result(result: Mapping[str, Any]) -> None:
 
 
 def _check_kinds(file: str, content: Mapping[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> None:
-    wrong = [name for name in texts if not isinstance(content.get(name) or "", str)]
-    wrong += [name for name in numbers if not _is_number(content.get(name) or 0)]
+    wrong = [name for name in texts if not isinstance(content.get(name), str | None)]
+    wrong += [name for name in numbers if content.get(name) is not None and not _is_number(content[name])]
     if wrong:
         raise InvalidInput(f"{file} holds {wrong[0]} {content[wrong[0]]!r}")
 

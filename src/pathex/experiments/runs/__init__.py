@@ -13,6 +13,7 @@ from pathex.experiments.runs.config import (
     run_name,
     settings,
 )
+from pathex.experiments.runs.conformity import check_types
 from pathex.files import write_json
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "check_config",
     "check_same",
     "check_ticket",
+    "check_types",
     "environment",
     "find_ticket",
     "finished_result",

@@ -118,8 +118,8 @@ class RunConfig(TicketConfig):
 
     Beside the scorers, ``method`` may be ``dense`` (no pruning), ``small-dense`` (a dense network as small as the
     ticket), ``imp`` (iterative magnitude pruning with rewinding) or ``magnitude-after-training``. The defaults are the
-    CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder, device and logger do not
-    decide results and are not part of the run's name.
+    CIFAR-10 protocol of the PX paper (ResNet-20), on the embedded images. Folder, device, logger and engine do not
+    decide results, but for rounding, and are not part of the run's name.
 
     Attributes:
         epochs: Passes over the training images.
@@ -153,6 +153,8 @@ class RunConfig(TicketConfig):
         dynamic: Whether the mask moves while the network trains: ``none``, ``rigl`` or ``set``.
         dynamic_options: Options of the moving mask: ``every``, ``fraction``, ``until``.
         validation: Fraction of the training images held out for validation, in [0, 1).
+        engine: What trains: ``dense``; ``sparse``, which computes kept weights alone, on the CPU; ``auto``, what takes
+            less time for some steps. A run that was begun stays with its engine.
         precision: Precision of training, as Lightning Fabric names it (``32-true``, ``bf16-mixed``, ``16-mixed``).
         devices: Number of devices, or of processes on the CPU; 0 is as many as ``torchrun`` started.
         strategy: How several devices share the work: ``auto`` (``ddp`` where there are several), ``ddp`` or ``fsdp``.
@@ -191,6 +193,7 @@ class RunConfig(TicketConfig):
     dynamic: Literal["none", "rigl", "set"] = "none"
     dynamic_options: dict[str, Any] = field(default_factory=dict)
     validation: Fraction = 0.0
+    engine: Literal["auto", "dense", "sparse"] = "dense"
     precision: str = "32-true"
     devices: NonNegativeInt = 1
     strategy: str = "auto"
@@ -200,7 +203,7 @@ class RunConfig(TicketConfig):
     out: str = "runs"
 
 
-PLACE = ("out", "device", "logger", "fresh")
+PLACE = ("out", "device", "logger", "fresh", "engine")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,

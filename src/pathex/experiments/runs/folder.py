@@ -15,6 +15,7 @@ import yaml
 
 from pathex.errors import FolderInUse, naming, refusing
 from pathex.experiments.runs.config import RunConfig
+from pathex.experiments.runs.conformity import check_types
 from pathex.files import SEAL, appending, changed, digest, read, seal, write_bytes
 from pathex.train import Events
 
@@ -54,7 +55,9 @@ def read_config(folder: Path) -> RunConfig:
     left = read(path, str(path), ADVICE)
     with refusing(f"{path} cannot be read ({{}}){ADVICE}"):
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
-        return RunConfig(**left)
+        config = RunConfig(**left)
+        check_types(config)
+        return config
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:
@@ -90,8 +93,6 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process; wait for it, or choose another 'out'") from None
     with held:
-        for left in folder.rglob(".*.tmp"):  # of a process that was killed
-            left.unlink()
         yield
 
 

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from pathex import models
-from pathex.errors import InvalidInput, MaskMismatch, import_callable, refusing
-from pathex.experiments.runs.folder import environment, finished_result, read_config, read_json
+from pathex.errors import InvalidInput, MaskMismatch, check_integer, import_callable, refusing
+from pathex.experiments.runs.conformity import check_types
+from pathex.experiments.runs.folder import ADVICE, environment, finished_result, read_config, read_json
 from pathex.experiments.runs.stages import TRAINED
-from pathex.masks import Mask, codes, make_permanent, read_weights, write_tensors
+from pathex.files import SEAL, write_safetensors
+from pathex.masks import Mask, check_format, codes, make_permanent, read_weights
 from pathex.tasks import initialised
 from pathex.train import load_checkpoint
+
+_FACTS = {"model": str, "options": dict, "classes": int, "channels": int, "seed": int, "method": str, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,23 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
     options = dict(config.model_options)
     if "width" in result:  # of a small dense network
         options["width"] = result["width"]
-    classes, normalisation = tuple(result["classes"]), result["normalisation"]
-    network = build_network(config.model, len(classes), len(normalisation["mean"]), options, model)
-    state = load_checkpoint(folder / "last.ckpt")["model"]
-    with refusing(f"the weights of {folder} do not fit: {{}}", RuntimeError):
-        network.load_state_dict(state)
+    about = _preprocessing(folder, result)
+    network = build_network(config.model, len(about.classes), len(about.mean), options, model)
+    with refusing(f"the weights of {folder} do not fit: {{}}", RuntimeError, LookupError, TypeError):
+        network.load_state_dict(load_checkpoint(folder / "last.ckpt")["model"])
     masks = [folder / name for name in ("final_mask.safetensors", "mask.safetensors") if (folder / name).exists()]
     if masks:
         make_permanent(network, Mask.load(masks[0], network))
-    size = result.get("image_size", result.get("crop"))
-    mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
-    network.preprocessing = Preprocessing(size, mean, std, classes)  # type: ignore[assignment]
+    network.preprocessing = about  # type: ignore[assignment]
     return network.eval()
+
+
+def _preprocessing(folder: Path, result: dict[str, Any]) -> Preprocessing:
+    with refusing(f"{folder / 'result.json'} cannot be read ({{}}){ADVICE}"):
+        mean, std = (tuple(result["normalisation"][part]) for part in ("mean", "std"))
+        about = Preprocessing(result.get("image_size", result.get("crop")), mean, std, tuple(result["classes"]))
+        check_types(about)
+        return about
 
 
 def build_network(
@@ -94,7 +103,8 @@ def build_network(
         model = import_callable("model", name, given=False)
     if model is not None:
         return models.from_factory(name, model, classes, channels, options)
-    return models.create(name, classes, channels, **options)
+    with refusing(f"model {name!r}: {{}}", TypeError):  # options that are set otherwise
+        return models.create(name, classes, channels, **options)
 
 
 def save_ticket(folder: str | Path, path: str | Path, model: Callable[..., nn.Module] | None = None) -> None:
@@ -114,6 +124,7 @@ def save_ticket(folder: str | Path, path: str | Path, model: Callable[..., nn.Mo
             was made by another version of torch.
     """
     folder = Path(folder)
+    check_format("pathex", path)
     config, result = read_config(folder), finished_result(folder)
     if result is None or not (folder / "mask.safetensors").exists():
         raise InvalidInput(f"{folder} holds no finished run with a mask")
@@ -128,18 +139,19 @@ def save_ticket(folder: str | Path, path: str | Path, model: Callable[..., nn.Mo
     there = read_json(folder / "environment.json").get("torch")
     if there != _version():
         raise InvalidInput(f"the run in {folder} was made with torch {there}, here is {_version()}")
-    mask = Mask.load(folder / "mask.safetensors")
+    mask, about = Mask.load(folder / "mask.safetensors"), _preprocessing(folder, result)
     facts = {
         "model": config.model,
         "options": config.model_options,
-        "classes": len(result["classes"]),
-        "channels": len(result["normalisation"]["mean"]),
+        "classes": len(about.classes),
+        "channels": len(about.mean),
         "seed": config.seed,
         "method": config.method,
         "torch": there,
     }
     facts["sha256"] = _digest(_initial(facts, model))
-    write_tensors(codes.pack(mask, **facts), path)
+    with refusing(f"cannot write {str(path)!r}: {{}}", OSError):
+        write_safetensors(Path(path), codes.pack(mask, **facts), {"file": SEAL})
 
 
 def load_ticket(path: str | Path, model: Callable[..., nn.Module] | None = None) -> tuple[nn.Module, Mask]:
@@ -158,12 +170,13 @@ def load_ticket(path: str | Path, model: Callable[..., nn.Module] | None = None)
             draw others).
     """
     entries, facts = codes.unpack(read_weights(Path(path)))
-    if missing := [name for name in ("model", "seed", "sha256") if name not in facts]:
-        raise MaskMismatch(f"{path} holds a mask and no ticket: there is no {missing[0]!r}")
+    if wrong := [name for name, kind in _FACTS.items() if not isinstance(facts.get(name), kind)]:
+        raise MaskMismatch(f"{path} holds a mask and no ticket: {wrong[0]!r} is {facts.get(wrong[0])!r}")
+    check_integer(f"the seed of {path}", facts["seed"], 0, 2**63)
     network = _initial(facts, model)
     if _digest(network) != facts["sha256"]:
         raise InvalidInput(
-            f"{path}: the initial weights come out otherwise than with torch {facts['torch']}; here is {_version()}"
+            f"{path}: the initial weights come out otherwise than with torch {facts.get('torch')}; here is {_version()}"
         )
     mask = Mask(entries, {"method": facts["method"], "model": facts["model"]})
     mask.check(network)

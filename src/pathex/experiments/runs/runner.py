@@ -16,6 +16,7 @@ from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
 from pathex.errors import PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
+from pathex.experiments.runs.engine import holder, settle, trained_by
 from pathex.experiments.runs.folder import (
     Journal,
     digests,
@@ -57,11 +58,11 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     Args:
         config: Settings of the run.
         on_event: Receives ``(kind, payload)``: ``resumed`` {stage, ...}, ``prune_round`` {round, rounds, density},
-            ``prune_done`` {seconds, kept, total, dead_layers}, ``narrowed`` {width, parameters, multiply_adds} of
-            ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a second, ``epoch`` {epoch, epochs,
-            train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and epochs of trainings that find a mask
-            have ``level`` and ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several
-            processes only the first calls it.
+            ``prune_done`` {seconds, kept, total, dead_layers}, ``engine`` {engine, why, ...}, ``narrowed`` {width,
+            parameters, multiply_adds} of ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a
+            second, ``epoch`` {epoch, epochs, train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and
+            epochs of trainings that find a mask have ``level`` and ``levels``, those of a transfer ``task``, ``target``
+            and ``targets``. Of several processes only the first calls it.
 
     Returns:
         Folder and result.
@@ -82,7 +83,6 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
 
 def settle_threads(config: RunConfig, threads: int | None = None) -> None:
     """As many threads as the run was begun with, or these, or as many as pay; left alone on GPUs and in processes."""
-    check_config(config)
     if config.devices == 1 and check_machine(config.device) == "cpu":
         begun = Path(config.out) / run_name(config) / "environment.json"
         torch.set_num_threads(read_json(begun)["threads"] if begun.exists() else threads or pace(True)[0])
@@ -144,9 +144,10 @@ def _complete(stage: Stage) -> dict[str, Any]:
     costs = _costs(stage.task, ticket)
     if stage.width is not None:
         stage.journal("narrowed", {"width": stage.width, **costs})
-    model, rows, moved = _train(stage, ticket, start)
+    plan = settle(stage, ticket.mask)
+    model, rows, moved = _train(stage, ticket, start, plan)
     measured = stage.task.test(model, fabric=stage.fabric, batch_size=stage.config.batch_size)
-    return _result(stage, ticket, rows, {**measured, **costs, **_final(stage, ticket, moved)})
+    return _result(stage, ticket, rows, {**measured, "engine": plan["engine"], **costs, **_final(stage, ticket, moved)})
 
 
 def _costs(task: Task, ticket: Ticket) -> dict[str, int | None]:
@@ -181,7 +182,7 @@ def _held_folder(folder: Path) -> Iterator[None]:
 
 
 def _train(
-    stage: Stage, ticket: Ticket, start: int
+    stage: Stage, ticket: Ticket, start: int, plan: dict[str, Any]
 ) -> tuple[nn.Module, list[dict[str, Any]], dynamic.DynamicHandle | None]:
     options = replace(train_options(stage.config), start=start)
     handles: list[Handle] = []
@@ -189,12 +190,17 @@ def _train(
     def prepare(model: nn.Module, optimizer: Optimizer) -> object:
         if ticket.mask is None:
             return None
+        if plan["engine"] == "sparse":
+            return holder(ticket.mask)
         handles.append(_attach(stage, ticket.mask, model, optimizer, start))
         return handles[-1]
 
-    model, rows = stage.task.train(
-        options, fabric=stage.fabric, folder=stage.folder, prepare=prepare, on_event=stage.journal
-    )
+    with trained_by(plan, stage.task, ticket.mask) as task:
+        model, rows = task.train(
+            options, fabric=stage.fabric, folder=stage.folder, prepare=prepare, on_event=stage.journal
+        )
+    if task is not stage.task:
+        model = stage.task.model
     moved = [handle for handle in handles if isinstance(handle, dynamic.DynamicHandle)]
     return model, rows, moved[-1] if moved else None
 

@@ -1,16 +1,14 @@
 """Refuse settings that cannot work before anything is written."""
 
-import json
-import math
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pathex import models, scores
 from pathex.data import AUGMENTATIONS, Augmentation
 from pathex.errors import InvalidInput, UnknownName, check_name, import_callable
-from pathex.experiments.runs.config import RunConfig, TicketConfig, allowed_values
+from pathex.experiments.runs.config import RunConfig, TicketConfig
+from pathex.experiments.runs.conformity import check_types, conforms
+from pathex.experiments.runs.engine import check_engine
 from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
 from pathex.experiments.runs.stages import DENSE, TRAINED
@@ -18,8 +16,6 @@ from pathex.experiments.runs.tickets import OWN_ZEROS
 from pathex.pruning import ADAPTIVE, dynamic, read_allocation, read_rounding, read_schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine, check_recipe
-
-_FILLED = ("name", "num_classes", "in_channels", "weights")
 
 
 def check_config(config: RunConfig) -> None:
@@ -43,6 +39,7 @@ def check_config(config: RunConfig) -> None:
         raise InvalidInput(
             f"accumulate is {config.accumulate}; allowed: at most the {config.batch_size} images of a batch"
         )
+    check_engine(config)
     check_logger(config.logger)
     if config.nesterov and config.momentum == 0:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
@@ -93,7 +90,7 @@ def _check_dynamic(config: RunConfig) -> None:
 
 def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     """Check every setting of a ticket that can be checked without the data."""
-    _check_types(config)
+    check_types(config)
     if ":" not in config.method and config.method not in others:
         try:
             scores.find(config.method)
@@ -107,7 +104,7 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
         )
     allocation = read_allocation(config.allocation)
     for name, density in allocation.items() if isinstance(allocation, dict) else ():
-        if not _conforms(density, float) or not 0 <= density <= 1:
+        if not conforms(density, float) or not 0 <= density <= 1:
             raise InvalidInput(f"allocation of {name!r} is {density!r}; allowed: a density in [0, 1]")
     if config.start_mask not in (None, OWN_ZEROS) and not Path(config.start_mask).is_file():
         raise InvalidInput(f"start_mask {config.start_mask!r} is no file; allowed: a file, {OWN_ZEROS!r} or none")
@@ -128,50 +125,3 @@ def _check_augmentation(config: RunConfig) -> None:
     check_name("augment", config.augment, known)
     if config.augment != "auto" and not segmentation:
         Augmentation.of(config.augment, config.augment_options)
-
-
-def _check_types(config: TicketConfig) -> None:
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        if _conforms(value, hint):
-            if name.endswith("_options"):
-                _check_options(name, value)
-            continue
-        if get_origin(hint) is Literal:
-            raise UnknownName(name, value, get_args(hint))
-        in_percent = name == "sparsity" and _conforms(value, float) and value > 1
-        more = f" (did you mean {value / 100:g}?)" if in_percent else ""
-        raise InvalidInput(f"{name} is {value!r}; allowed: {allowed_values(hint)}{more}")
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    for option in options:
-        if not isinstance(option, str) or option in _FILLED[: None if name == "model_options" else 1]:
-            raise InvalidInput(
-                f"{name} has {option!r}; allowed: names of options, but for those that pathex sets itself"
-            )
-    try:
-        json.dumps(options)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(
-            f"{name} has a value that a file cannot hold ({error}); allowed: text, numbers, lists"
-        ) from None
-
-
-def _conforms(value: Any, hint: Any) -> bool:
-    """Whether a value is one of a type, as the types of settings go."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _conforms(value, arguments[0]) and bool(arguments[1].holds(value))
-    if origin is Literal:
-        return value in arguments
-    if origin in (Union, types.UnionType):
-        return any(_conforms(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple | list) and all(_conforms(entry, arguments[0]) for entry in value)
-    if origin is dict:
-        return isinstance(value, Mapping) and all(_conforms(entry, arguments[1]) for entry in value.values())
-    if hint in (int, float):
-        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    return hint is Any or isinstance(value, hint)

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from pathex.errors import InvalidInput, UnknownName, check_name
+from pathex.errors import InvalidInput, UnknownName, check_name, refusing
 from pathex.experiments.runs import RunConfig, allowed_values, check_config, run_name
 from pathex.experiments.sweep.config import EXECUTORS, SweepConfig
 from pathex.files import read
@@ -44,10 +44,8 @@ def plan(config: SweepConfig) -> Plan:
         if (name := run_name(run)) not in runs:
             if run.devices != 1:
                 raise InvalidInput(f"{place}: devices is {run.devices}; allowed in a sweep: 1, one device for each run")
-            try:
+            with refusing(f"{place}: {{}}", InvalidInput):
                 check_config(run)
-            except InvalidInput as error:
-                raise InvalidInput(f"{place}: {error}") from None
             runs[name] = run
     return Plan(runs, entries - len(runs))
 

@@ -1,0 +1,252 @@
+"""Pieces of kernels for training: planes and tiles of pixels, for float32 and float64.
+
+``like``, or the first number, says for which; addresses and distances are in bytes, counts in registers.
+"""
+
+from itertools import product
+from typing import Any
+
+from llvmlite import ir
+
+from pathex.sparse.lanes import I32, I64, piece
+from pathex.sparse.llvm import CHAINS, REGISTERS
+
+TILE = min(12, 2 * REGISTERS // 3)  # registers of a tile: few enough for what it reads to stay in the first cache
+
+
+@piece("none", 1)
+def clear(code: Any, like: Any, count: Any, target: Any) -> None:
+    """Zeros in a run of registers."""
+    steps = [(target, code.width, code.width)]
+    code.plane(ir.Constant(I64, 1), count, steps, [], lambda at, _: code.store(code.zero, at[0]) or [])
+
+
+def _reader(is_sum: bool, is_copied: bool) -> Any:
+    """max(low, scale x + shift + added), zero in lanes that are not valid; perhaps written to a second place too."""
+
+    @piece("none", 3)
+    def read(
+        code: Any, scale: Any, shift: Any, low: Any, valid: Any, rows: Any, count: Any, across: Any, target: Any,
+        row: Any, x: Any, x_row: Any, added: Any, added_row: Any, copy: Any, copy_row: Any,
+    ) -> None:  # fmt: skip
+        builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
+        scale, shift, low = (code.splat(each) for each in (scale, shift, low))
+
+        def body(at: Any, _: Any) -> list[Any]:
+            value = code.fma(scale, code.load(at[1]), shift)
+            if is_sum:
+                value = builder.fadd(value, code.load(at[2]))
+            value = builder.select(builder.fcmp_ordered("<", value, low), low, value)  # keeps NaN
+            value = builder.select(lanes, value, code.zero)
+            for place in (0, -1)[: 1 + is_copied]:
+                code.store(value, at[place])
+            return []
+
+        steps = [(target, row, code.width), (x, x_row, pixel)]
+        steps += [*[(added, added_row, pixel)][:is_sum], *[(copy, copy_row, pixel)][:is_copied]]
+        code.plane(rows, count, steps, [], body)
+
+    return read
+
+
+normalise, normalise_twice, join, join_twice = (_reader(*flags) for flags in product((False, True), repeat=2))
+
+
+@piece("number", 1)
+def store(
+    code: Any, like: Any, valid: Any, rows: Any, count: Any, target: Any, row: Any, source: Any, source_row: Any
+) -> Any:
+    """Registers of rows into those of others; gives the sum of valid lanes."""
+    builder, lanes = code.builder, code.first(valid)
+
+    def pixel(at: Any, sums: Any) -> list[Any]:
+        value = builder.select(lanes, code.load(at[1]), code.zero)
+        code.store(value, at[0])
+        return [builder.fadd(sums[0], value)]
+
+    steps = [(target, row, code.width), (source, source_row, code.width)]
+    return code.total(code.plane(rows, count, steps, [code.zero], pixel)[0])
+
+
+@piece("number", 1)
+def squares(code: Any, mean: Any, valid: Any, rows: Any, count: Any, source: Any, row: Any) -> Any:
+    """The sum of squared distances of valid lanes from a mean."""
+    builder, lanes, mean = code.builder, code.first(valid), code.splat(mean)
+
+    def pixel(at: Any, sums: Any) -> list[Any]:
+        away = builder.select(lanes, builder.fsub(code.load(at[0]), mean), code.zero)
+        return [code.fma(away, away, sums[0])]
+
+    return code.total(code.plane(rows, count, [(source, row, code.width)], [code.zero], pixel)[0])
+
+
+@piece("number", 3)
+def whole_gradient(
+    code: Any, level: Any, slope: Any, mean: Any, valid: Any, rows: Any, count: Any, target: Any, row: Any, given: Any,
+    given_row: Any, y: Any, y_row: Any,
+) -> Any:  # fmt: skip
+    """Registers of g + level + slope (y - mean), zero in lanes that are not valid; gives their sum."""
+    builder, lanes = code.builder, code.first(valid)
+    level, slope, mean = (code.splat(each) for each in (level, slope, mean))
+
+    def pixel(at: Any, sums: Any) -> list[Any]:
+        value = code.fma(slope, builder.fsub(code.load(at[2]), mean), builder.fadd(code.load(at[1]), level))
+        value = builder.select(lanes, value, code.zero)
+        code.store(value, at[0])
+        return [builder.fadd(sums[0], value)]
+
+    steps = [(target, row, code.width), (given, given_row, code.width), (y, y_row, code.width)]
+    return code.total(code.plane(rows, count, steps, [code.zero], pixel)[0])
+
+
+@piece("none", 1)
+def fill(code: Any, value: Any, count: Any, target: Any) -> None:
+    """A number in all lanes of a run of registers."""
+    value = code.splat(value)
+    steps = [(target, code.width, code.width)]
+    code.plane(ir.Constant(I64, 1), count, steps, [], lambda at, _: code.store(value, at[0]) or [])
+
+
+@piece("none", 1)
+def clear_columns(code: Any, like: Any, rows: Any, count: Any, target: Any, row: Any) -> None:
+    """Zeros in a run of registers of each row."""
+    steps = [(target, row, code.width)]
+    code.plane(rows, count, steps, [], lambda at, _: code.store(code.zero, at[0]) or [])
+
+
+def _writer(is_sum: bool, has_more: bool) -> Any:
+    """The gradient, perhaps with more, of y = max(low, scale x + shift + added) to x and what is added; its sums."""
+
+    @piece("none", 4)
+    def write(
+        code: Any, scale: Any, shift: Any, low: Any, mean: Any, valid: Any, rows: Any, count: Any, across: Any,
+        target: Any, row: Any, given: Any, given_row: Any, x: Any, x_row: Any, passed: Any, passed_row: Any, y: Any,
+        y_row: Any, more: Any, more_row: Any, sums: Any,
+    ) -> None:  # fmt: skip
+        builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
+        factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
+
+        def body(at: Any, sums: Any) -> list[Any]:
+            x, gradient = code.load(at[2]), code.load(at[1])
+            y = code.load(at[4]) if is_sum else code.fma(factor, x, shift)
+            if has_more:
+                gradient = builder.fadd(gradient, code.load(at[-1]))
+            passes = builder.and_(lanes, builder.fcmp_unordered(">", y, low))
+            value = builder.select(passes, gradient, code.zero)
+            code.store(builder.fmul(factor, value), at[0])
+            if is_sum:
+                code.store(value, at[3])
+            away = builder.select(lanes, builder.fsub(x, mean), code.zero)
+            return [builder.fadd(sums[0], value), code.fma(value, away, sums[1])]
+
+        steps = [(target, row, pixel), (given, given_row, code.width), (x, x_row, pixel)]
+        steps += [(passed, passed_row, pixel), (y, y_row, pixel)][: 2 * is_sum]
+        steps += [(more, more_row, pixel)][:has_more]
+        totals, kept = code.plane(rows, count, steps, [code.zero, code.zero], body), code.at(sums)
+        for register, total in enumerate(totals):
+            code.store(builder.fadd(code.load(kept, register), total), kept, register)
+
+    return write
+
+
+pass_back, pass_back_more, split_back, split_back_more = (_writer(*flags) for flags in product((False, True), repeat=2))
+
+
+@piece("none", 1)
+def tile(code: Any, bias: Any, count: Any, x: Any, offsets: Any, values: Any, first: Any, last: Any, y: Any) -> None:
+    """A tile of y = bias + sum over kept weights first..last of value x[offset, in bytes]."""
+    builder = code.builder
+    offsets = builder.inttoptr(offsets, I32.as_pointer())
+    values = builder.inttoptr(values, code.number.as_pointer())
+    target = code.at(y)
+
+    def emit(registers: int) -> None:
+        def weights(at: Any, sums: list[Any], chains: int) -> list[Any]:
+            news = []
+            for chain in range(chains):
+                place = [builder.add(at, ir.Constant(I64, chain))]
+                weight = code.splat(builder.load(builder.gep(values, place)))
+                offset = builder.sext(builder.load(builder.gep(offsets, place)), I64)
+                source = code.at(builder.add(x, offset))
+                for register in range(registers):
+                    total = sums[chain * registers + register]
+                    news.append(code.fma(weight, code.load(source, register), total))
+            return news
+
+        chains = max(1, CHAINS // registers)
+        at, sums = first, [code.splat(bias)] * registers + [code.zero] * (registers * (chains - 1))
+        if chains > 1:
+            at, sums = code.loop(at, last, chains, sums, lambda at, sums: weights(at, sums, chains))
+        rest, sums = sums[registers:], sums[:registers]
+        _, sums = code.loop(at, last, 1, sums, lambda at, sums: weights(at, sums, 1))
+        for place, part in enumerate(rest):
+            sums[place % registers] = builder.fadd(sums[place % registers], part)
+        for register, total in enumerate(sums):
+            code.store(total, target, register)
+
+    code.switch(count, TILE, emit)
+
+
+@piece("none", 1)
+def products(
+    code: Any, like: Any, count: Any, x: Any, offsets: Any, gradients: Any, first: Any, last: Any, y: Any
+) -> None:
+    """Adds to the gradient of each kept weight first..last the sum over a tile of y x[offset, in bytes]."""
+    builder = code.builder
+    offsets = builder.inttoptr(offsets, I32.as_pointer())
+    gradients = builder.inttoptr(gradients, code.number.as_pointer())
+    source = code.at(y)
+
+    def emit(registers: int) -> None:
+        tile = [code.load(source, register) for register in range(registers)]
+
+        def weight(at: Any, _: list[Any]) -> list[Any]:
+            offset = builder.sext(builder.load(builder.gep(offsets, [at])), I64)
+            place, slot = code.at(builder.add(x, offset)), builder.gep(gradients, [at])
+            parts = [code.zero] * min(4, registers)
+            for register, value in enumerate(tile):
+                part = register % len(parts)
+                parts[part] = code.fma(value, code.load(place, register), parts[part])
+            while len(parts) > 1:
+                parts = (
+                    [builder.fadd(*parts[:2]), *parts[2:]]
+                    if len(parts) % 2
+                    else [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+                )
+            builder.store(builder.fadd(builder.load(slot), code.total(parts[0])), slot)
+            return []
+
+        code.loop(first, last, 1, [], weight)
+
+    code.switch(count, TILE, emit)
+
+
+@piece("none", 1)
+def raise_row(code: Any, like: Any, count: Any, across: Any, target: Any, source: Any) -> None:
+    """The larger of registers of a row and of every so manyth one of another; NaN is larger than all."""
+    builder = code.builder
+
+    def body(at: Any, _: Any) -> list[Any]:
+        value, largest = code.load(at[1]), code.load(at[0])
+        rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
+        code.store(builder.select(rises, value, largest), at[0])
+        return []
+
+    nothing = ir.Constant(I64, 0)
+    steps = [(target, nothing, code.width), (source, nothing, builder.mul(across, code.width))]
+    code.plane(ir.Constant(I64, 1), count, steps, [], body)
+
+
+@piece("none", 1)
+def route_row(code: Any, like: Any, count: Any, across: Any, given: Any, y: Any, source: Any, target: Any) -> None:
+    """Adds a gradient to where a maximum came from, and takes it away from what is given."""
+    builder, nothing, pixel = code.builder, ir.Constant(I64, 0), code.builder.mul(across, code.width)
+
+    def body(at: Any, _: Any) -> list[Any]:
+        gradient, same = code.load(at[0]), builder.fcmp_unordered("==", code.load(at[1]), code.load(at[2]))
+        code.store(builder.fadd(code.load(at[3]), builder.select(same, gradient, code.zero)), at[3])
+        code.store(builder.select(same, code.zero, gradient), at[0])
+        return []
+
+    steps = [(given, nothing, code.width), (y, nothing, code.width), (source, nothing, pixel), (target, nothing, pixel)]
+    code.plane(ir.Constant(I64, 1), count, steps, [], body)
