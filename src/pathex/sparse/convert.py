@@ -167,7 +167,7 @@ def convert(
     for path, layer in layers.items():
         check_name("way to compute a layer", ways[path], ("sparse", "dense"))
         if ways[path] == "sparse":
-            layer.unit, layer.waits = _unit(layer), _waits(graph, path)
+            layer.unit, layer.waits = _unit(path, layer), _waits(graph, path)
     return net
 
 
@@ -193,6 +193,11 @@ def restore(net: nn.Module) -> nn.Module:
 def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
     """The layers of masked weights, by path."""
     found = {}
+    holders: dict[Tensor, list[str]] = {}
+    for path, module in net.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(parameter, []).append(f"{path}.{leaf}")
     for name in mask:
         path, _, leaf = name.rpartition(".")
         layer = net.get_submodule(path)
@@ -201,17 +206,24 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
                 f"{name!r} is no weight of a plain Conv2d or Linear layer: train the network as it is, with"
                 " pathex.attach, or leave the layer out of the mask with ignore="
             )
+        if len(holders[layer.weight]) > 1:
+            raise UnsupportedOperation(
+                f"{' and '.join(holders[layer.weight])} are one weight: train the network as it is, with pathex.attach, or"
+                " leave it out of the mask with ignore="
+            )
         found[path] = layer
     return found
 
 
-def _unit(layer: Any) -> "Unit":
+def _unit(path: str, layer: Any) -> "Unit":
     from pathex.sparse.plan import Window
     from pathex.sparse.unit import Unit
 
     kept = layer.kept
     if isinstance(layer, nn.Linear):
         return Unit(kept[:, :, None, None], Window((1, 1)))
+    if layer.padding_mode != "zeros":
+        raise UnsupportedOperation(f"{path!r} pads by {layer.padding_mode!r}: choose 'dense' for it, 'sparse' pads zeros")
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     window = Window(layer.kernel_size, layer.stride, layer.dilation, (top, left, bottom, right))
     return Unit(kept, window, layer.groups)
@@ -228,7 +240,7 @@ def _measured(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str,
         if possible and few == is_linear:
             x = torch.ones((images, *sources[0].shape[1:]), dtype=layer.weight.dtype)
             inside = sources[0] not in graph.inputs
-            layer.unit, layer.waits = _unit(layer), ("relu", 1)
+            layer.unit, layer.waits = _unit(path, layer), ("relu", 1)
             sparse = _seconds(layer, x, inside)
             layer.unit = layer.waits = None
             found[path] = "sparse" if sparse <= _seconds(layer, x, inside) else "dense"
