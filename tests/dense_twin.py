@@ -1,4 +1,4 @@
-"""What sparse training must equal: the network in torch, with zeros for removed weights, whose gradients a mask cuts."""
+"""What sparse training must equal: the network in torch, with zeros for removed weights and in their gradients."""
 
 import copy
 

@@ -229,3 +229,15 @@ def frozen_norms():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
     return net
+
+
+class Named(nn.Module):
+    """One module by two names, of which masks have the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(3), head(3)
+
+    def forward(self, x):
+        return self.head(self.second(F.relu(self.norm(self.first(x)))))

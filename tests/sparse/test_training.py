@@ -1,7 +1,5 @@
 """Sparse layers give the outputs and gradients of torch, whatever their geometry, mask and number of images."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from torch import nn
 from brute_force.planes import convolved
 from dense_twin import assert_near, gradients, pair, random_state, twin
 from pathex import Mask
-from pathex.errors import InvalidInput, MaskMismatch, PathexError, UnknownName, UnsupportedOperation
+from pathex.errors import MaskMismatch, PathexError, UnknownName, UnsupportedOperation
 from pathex.sparse import convert, plan, restore
 from refusals import refused
 from snapshots import unchanged
@@ -80,8 +78,8 @@ def assert_layer(model, name, shape, kind, seed, dtype, threads=1):
         results.append({"y": y, "x": read.grad, **gradients(each, mask)})
     found, expected = results
     assert found["y"].dtype == dtype
-    for name, value in expected.items():
-        assert_near(found[name], value, TOLERANCE[dtype], name, floor=1.0)
+    for each, value in expected.items():
+        assert_near(found[each], value, TOLERANCE[dtype], each, floor=1.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,11 +124,13 @@ def test_norms_and_pools_around_convolutions_have_the_gradients_of_torch(drawn, 
     torch.manual_seed(seed)
     pool = nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 1)) if pooled and shape[3] > 12 else nn.MaxPool2d(3, 2, 1)
     model = random_state(Between(layer, pool if pooled else nn.Identity())).double().train(training)
-    mask = Mask({
-        "first.weight": drawn_mask(model.first.weight.shape, "half", seed),
-        "layer.weight": drawn_mask(layer.weight.shape, kind, seed),
-        "last.weight": drawn_mask(model.last.weight.shape, "half", seed + 1),
-    })
+    mask = Mask(
+        {
+            "first.weight": drawn_mask(model.first.weight.shape, "half", seed),
+            "layer.weight": drawn_mask(layer.weight.shape, kind, seed),
+            "last.weight": drawn_mask(model.last.weight.shape, "half", seed + 1),
+        }
+    )
     x = torch.randn(max(2, shape[0]), *shape[1:], dtype=torch.float64)
     net, dense = pair(model, mask, x, threads)
     results = []
@@ -195,7 +195,9 @@ def test_the_network_stays():
     mask = mask_of(model)
     with unchanged(model):
         net = convert(model, mask, x, threads=1)
-    assert {name: p.shape for name, p in net.state_dict().items()} == {n: p.shape for n, p in model.state_dict().items()}
+    assert {name: p.shape for name, p in net.state_dict().items()} == {
+        n: p.shape for n, p in model.state_dict().items()
+    }
     trained = sum(p.numel() for name, p in net.named_parameters() if name in mask)
     assert trained == mask.kept and "kept=" in repr(net)
     assert plan(model) == {} and [*plan(net)] == ["0", "3"]
@@ -244,7 +246,8 @@ def standardised():
 
 
 @pytest.mark.parametrize("layer", [
-    nn.Conv1d(2, 3, 1), nn.ConvTranspose2d(2, 3, 1), nn.Conv3d(2, 3, 1), nn.Embedding(4, 3), nn.MultiheadAttention(4, 2),
+    nn.Conv1d(2, 3, 1), nn.ConvTranspose2d(2, 3, 1), nn.Conv3d(2, 3, 1), nn.Embedding(4, 3),
+    nn.MultiheadAttention(4, 2),
 ])  # fmt: skip
 def test_other_layers_are_refused(layer):
     name = next(f"0.{n}" for n, p in layer.named_parameters() if p.ndim > 1)
@@ -292,7 +295,10 @@ def test_refusals(monkeypatch):
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_padding_that_is_not_zero(mode):
     """Such a layer is dense where the choice is measured."""
-    model, x = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode)).double(), torch.randn(3, 2, 6, 6).double()
+    model, x = (
+        nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode)).double(),
+        torch.randn(3, 2, 6, 6).double(),
+    )
     mask = mask_of(model)
     net, dense = convert(model, mask, x, threads=1), twin(model, mask)
     assert plan(net) == {"0": "dense"}

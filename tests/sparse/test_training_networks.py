@@ -7,16 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import training_networks as nets
-from brute_force.cases import Wired
 from dense_twin import (
     assert_near,
     assert_same_gradients,
-    assert_same_start,
     assert_same_state,
     assert_same_steps,
     assert_trains_alike,
@@ -151,7 +148,9 @@ def test_the_checkpoint_of_one_engine_resumes_in_the_other(name):
     made = [OPTIMIZERS[name](each) for each in (net, dense)]
     assert_same_steps(net, dense, x, 3, lambda each: made[each is dense])
     state = made[0].state_dict()["state"]
-    assert {entry.numel() for number, entry in enumerate(net.parameters()) if number in state} >= {mask["0.weight"].sum().item()}
+    assert {entry.numel() for number, entry in enumerate(net.parameters()) if number in state} >= {
+        mask["0.weight"].sum().item()
+    }
     states = [dense_state(net, made[0]), made[1].state_dict()]
     for number, entry in states[1]["state"].items():
         for key, value in entry.items():
@@ -242,7 +241,10 @@ def test_what_is_measured_and_its_plan():
     net, dense = pair(model, mask, x, choice=None)
     assert plan(net).keys() == {name.removesuffix(".weight") for name in mask}
     assert_same_steps(net, dense, x, 3)
-    assert plan(convert(frozen(nets.resnet()), random_mask(nets.resnet(), 0.9), images(), threads=1))
+    for other, count in ((frozen(nets.resnet()), 6), (nets.looks(), 1)):
+        net, dense = pair(other.double(), random_mask(other, 0.9), images(count).double(), choice=None)
+        assert_same_steps(net, dense, x, 3)
+    net, dense = pair(model, mask, x, choice=None)
     mixed = {path: ("sparse", "dense")[i % 2] for i, path in enumerate(plan(net))}
     net, dense = pair(model, mask, x, choice=mixed)
     assert plan(net) == mixed
@@ -254,7 +256,9 @@ HOOKS = {
     "pre": lambda module, seen: module.register_forward_pre_hook(lambda m, x: seen.append(x[0].detach().mean().item())),
     "changing": lambda module, seen: module.register_forward_hook(lambda m, x, y: y * 0.5 + 0.1),
     "tensor": lambda module, seen: module.register_forward_hook(
-        lambda m, x, y: y.register_hook(lambda g: seen.append(g.abs().mean().item())) and None if y.requires_grad else None
+        lambda m, x, y: (
+            y.register_hook(lambda g: seen.append(g.abs().mean().item())) and None if y.requires_grad else None
+        )
     ),
     "statistics": lambda module, seen: module.register_forward_hook(
         torch.no_grad()(lambda m, x, y: seen.extend((y.mean().item(), x[0].square().mean().item())))
@@ -379,20 +383,8 @@ def test_reentrant_checkpoints():
     assert_same_gradients(net, dense, mask, 1e-9)
 
 
-class Named(nn.Module):
-    """One module by two names, of which masks have the first one."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = self.second = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm, self.head = nn.BatchNorm2d(3), nets.head(3)
-
-    def forward(self, x):
-        return self.head(self.second(F.relu(self.norm(self.first(x)))))
-
-
 def test_a_module_by_two_names():
-    assert_trains_alike(Named, images())
+    assert_trains_alike(nets.Named, images())
 
 
 def test_modules_that_go_on_after_the_conversion():

@@ -231,7 +231,7 @@ class Pending:
         """What a layer makes of it: the result, mean and variance of its channels."""
         if self._x.requires_grad and not torch.is_grad_enabled():
             raise UnsupportedOperation(
-                "a sparse layer reads what needs gradients under no_grad: give checkpoint use_reentrant=False, or detach"
+                "under no_grad a sparse layer reads what needs gradients: detach it, or checkpoint(use_reentrant=False)"
             )
         own, copied = self._here(), self._added is not None or self._readers > 1
         if self._is_open and (not copied or layer[0].shape(*self.shape[2:]).covers):
@@ -336,10 +336,9 @@ def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | 
     """The result of a layer in blocks of images, mean and variance of its channels if they are asked for."""
     inputs, dtype = layer[0].inputs, values.dtype
     if x.dim() != 4 or x.shape[1] != inputs or x.dtype != dtype or dtype not in (torch.float32, torch.float64):
-        form = f"of shape {tuple(x.shape)} in {x.dtype}"
         raise InvalidInput(
-            f"a sparse layer with weights in {dtype} reads images (N, {inputs}, H, W) in torch.float32 or torch.float64"
-            f" as they are, not {form}"
+            f"a sparse layer in {dtype} reads (N, {inputs}, H, W) in the same torch.float32 or torch.float64,"
+            f" not {tuple(x.shape)} in {x.dtype}"
         )
     if isinstance(x, Pending):
         return x.convolved(layer, moments, values, bias)
