@@ -128,7 +128,7 @@ def convert(
         mask: What is kept.
         example_input: Images ``(N, C, H, W)`` as in training.
         threads: Threads of the kernels; None: as many as torch has.
-        choice: In place of measuring the `plan` of another one; or ``sparse`` or ``dense`` for all layers that can be.
+        choice: In place of measuring the `plan` of another one; or ``sparse`` or ``dense`` for all layers.
 
     Returns:
         The copy; `restore` gives a dense network back.
@@ -166,8 +166,8 @@ def convert(
         raise InvalidInput(f"choice must name the masked layers, each once: {odd[0]!r} is not in both")
     for path, layer in layers.items():
         check_name("way to compute a layer", ways[path], ("sparse", "dense"))
-        if ways[path] == "sparse" and getattr(layer, "padding_mode", "zeros") == "zeros":
-            layer.unit, layer.waits = _unit(layer), _waits(graph, path)
+        if ways[path] == "sparse":
+            layer.unit, layer.waits = _unit(path, layer), _waits(graph, path)
     return net
 
 
@@ -193,6 +193,10 @@ def restore(net: nn.Module) -> nn.Module:
 def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
     """The layers of masked weights, by path."""
     found = {}
+    holders: dict[Tensor | None, list[str]] = {}
+    for path, module in net.named_modules():
+        for leaf, parameter in module._parameters.items():
+            holders.setdefault(parameter, []).append(f"{path}.{leaf}")
     for name in mask:
         path, _, leaf = name.rpartition(".")
         layer = net.get_submodule(path)
@@ -201,17 +205,26 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
                 f"{name!r} is no weight of a plain Conv2d or Linear layer: train the network as it is, with"
                 " pathex.attach, or leave the layer out of the mask with ignore="
             )
+        if len(tied := holders[layer._parameters[leaf]]) > 1:
+            raise UnsupportedOperation(
+                f"{' and '.join(tied)} are one weight: train the network as it is, with pathex.attach, or leave it out of"
+                " the mask with ignore="
+            )
         found[path] = layer
     return found
 
 
-def _unit(layer: Any) -> "Unit":
+def _unit(path: str, layer: Any) -> "Unit":
     from pathex.sparse.plan import Window
     from pathex.sparse.unit import Unit
 
     kept = layer.kept
     if isinstance(layer, nn.Linear):
         return Unit(kept[:, :, None, None], Window((1, 1)))
+    if layer.padding_mode != "zeros":
+        raise UnsupportedOperation(
+            f"{path!r} pads by {layer.padding_mode!r}: choose 'dense' for it, 'sparse' pads zeros"
+        )
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     window = Window(layer.kernel_size, layer.stride, layer.dilation, (top, left, bottom, right))
     return Unit(kept, window, layer.groups)
@@ -223,11 +236,12 @@ def _fastest(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, 
     for path, layer in layers.items():
         sources = [n.args[0] for n in graph.path if n.module[0] == path and n.op in ("conv2d", "linear")]
         few, is_linear = layer.weight.numel() <= _SURE * layer.kept.numel(), isinstance(layer, nn.Linear)
-        found[path] = "sparse" if sources and (few or not is_linear) else "dense"
-        if sources and few == is_linear:
-            x = torch.ones((images, *sources[0].shape[1:]), dtype=layer.weight.dtype)
+        possible = bool(sources) and getattr(layer, "padding_mode", "zeros") == "zeros" and (few or not is_linear)
+        found[path] = "sparse" if possible else "dense"
+        if possible and few == is_linear:
+            x = torch.ones((max(2, images), *sources[0].shape[1:]), dtype=layer.weight.dtype)
             inside = sources[0] not in graph.inputs
-            layer.unit, layer.waits = _unit(layer), ("relu", 1)
+            layer.unit, layer.waits = _unit(path, layer), ("relu", 1)
             sparse = _seconds(layer, x, inside)
             layer.unit = layer.waits = None
             found[path] = "sparse" if sparse <= _seconds(layer, x, inside) else "dense"
@@ -238,9 +252,9 @@ def _seconds(layer: Any, x: Tensor, inside: bool) -> float:
     """Of a forward and a backward pass, with what may wait for a convolution, between others that are sparse."""
     from pathex.sparse.training import Pending, in_blocks
 
-    read = layer.weight
     if inside:
-        read = x = (in_blocks(x) if x.dim() == 4 else x).requires_grad_()
+        x = (in_blocks(x) if x.dim() == 4 else x).requires_grad_()
+    trained = [each for each in (layer.weight, x) if each.requires_grad]
 
     def step() -> float:
         began = time.perf_counter()
@@ -250,7 +264,8 @@ def _seconds(layer: Any, x: Tensor, inside: bool) -> float:
             given = Pending(layer.team, images, x, None, "", 1) if inside else x
             y = F.batch_norm(layer(given), None, None, training=True).relu()
             y = y.blocks if isinstance(y, Pending) else in_blocks(y)
-        torch.autograd.grad(y, list({layer.weight, read}), torch.ones_like(y))
+        if trained:
+            torch.autograd.grad(y, trained, torch.ones_like(y))
         return time.perf_counter() - began
 
     images = len(x) if not inside or isinstance(layer, nn.Linear) else x.shape[0] * x.shape[4]

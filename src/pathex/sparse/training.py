@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import words
 from pathex.sparse.plan import Window
 from pathex.sparse.team import Team
@@ -164,7 +165,7 @@ Kept = tuple[Unit, Team]
 class Pending:
     """The result of a layer, with what is still to be done to it: the next layer does it while it reads.
 
-    It stands for the tensor: whatever else torch does with it is done with `tensor`.
+    It stands for the tensor: whatever else torch does with it is done with `tensor`, which then is what all read.
 
     Args:
         team: Who carries out kernels.
@@ -183,18 +184,33 @@ class Pending:
         self._norm, self._low, self._added = Normalised(), _NO_BOUND, None
         self._done: Tensor | None = None
         self._tensor: Tensor | None = None
+        self._keeper = _keeper()
         self.shape = torch.Size((images, *x.shape[1:4]))
 
     @property
     def tensor(self) -> Tensor:
         """The values ``(N, C, H, W)``, computed when they are asked for."""
-        if self._tensor is None:
-            self._tensor = as_images(self.blocks, self._images)
-        return self._tensor
+        own = self._here()
+        if own._tensor is None:
+            own._tensor = as_images(own.blocks, own._images)
+        return own._tensor
 
     @property
     def blocks(self) -> Tensor:
         """The values in blocks of images, computed when they are asked for."""
+        own = self._here()
+        return own._blocks() if own._tensor is None else in_blocks(own._tensor)
+
+    def _here(self) -> "Pending":
+        """Itself; a copy where the way back is another one, or is gone over again, and must find the same once more."""
+        return self if self._keeper == _keeper() else self._copied(_keeper=_keeper())
+
+    def _copied(self, **changes: Any) -> "Pending":
+        made = Pending.__new__(Pending)
+        made.__dict__.update(self.__dict__, **changes)
+        return made
+
+    def _blocks(self) -> Tensor:
         if self._done is None:
             self._done = self._x
             if self._waits:
@@ -203,15 +219,24 @@ class Pending:
         return self._done
 
     @property
+    def _is_open(self) -> bool:
+        """Whether nothing was computed from it yet."""
+        return self._done is None and self._tensor is None
+
+    @property
     def _waits(self) -> bool:
         return self._norm.variance is not None or self._added is not None or self._low != _NO_BOUND
 
     def convolved(self, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
         """What a layer makes of it: the result, mean and variance of its channels."""
-        copied = self._added is not None or self._readers > 1
-        if self._done is None and (not copied or layer[0].shape(*self.shape[2:]).covers):
+        if self._x.requires_grad and not torch.is_grad_enabled():
+            raise UnsupportedOperation(
+                "under no_grad a sparse layer reads what needs gradients: detach it, or checkpoint(use_reentrant=False)"
+            )
+        own, copied = self._here(), self._added is not None or self._readers > 1
+        if self._is_open and (not copied or layer[0].shape(*self.shape[2:]).covers):
             given = self._low, self._norm.eps, values, bias, self._x, self._added, *self._norm.tensors
-            *found, self._done = _Convolve.apply(layer, self._images, moments, copied, *given)
+            *found, own._done = _Convolve.apply(layer, self._images, moments, copied, *given)
             return found
         return _convolved(self.blocks, self._images, layer, moments, values, bias)
 
@@ -243,13 +268,13 @@ class Pending:
         bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
     ) -> "Pending | Tensor | None":  # fmt: skip
         """As `torch.nn.functional.batch_norm`, if nothing waits."""
-        if self._waits or self._done is not None or (training and self._moments is None):
+        count = self.shape.numel() // self.shape[1]
+        if self._waits or not self._is_open or (training and (self._moments is None or count == 1)):
             return None
         if training:
             assert self._moments is not None
             mean, variance = self._moments
             if running_mean is not None and running_var is not None:
-                count = self.shape.numel() // self.shape[1]
                 with torch.no_grad():
                     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                     running_var.lerp_((variance * (count / max(1, count - 1))).to(running_var.dtype), momentum)
@@ -260,7 +285,7 @@ class Pending:
 
     def rectify(self, inplace: bool = False) -> "Pending | Tensor | None":
         """As `torch.nn.functional.relu`."""
-        if self._done is not None:
+        if not self._is_open:
             return None
         return self._with("relu", self if inplace else None, _low=0.0)
 
@@ -269,17 +294,19 @@ class Pending:
     ) -> "Pending | Tensor | None":
         """As `torch.add` of two tensors of one shape."""
         fits = isinstance(other, Tensor | Pending) and other.shape == self.shape and other.dtype == self._x.dtype
-        plain = alpha == 1 and out is None and self._done is None
+        plain = alpha == 1 and out is None and self._is_open
         if not fits or not plain or self._added is not None or self._low != _NO_BOUND:
             return None
         other = other.blocks if isinstance(other, Pending) else in_blocks(other)
         return self._with("add", self if inplace else None, _added=other)
 
     def __iadd__(self, other: Any) -> Any:
-        done = self.plus(other, inplace=True)
-        return self.tensor + _plain(other) if done is None else done
+        return self.add_(other)
 
-    add_ = __iadd__
+    def add_(self, other: Any, *, alpha: float = 1) -> Any:
+        """As `torch.Tensor.add_`."""
+        done = self.plus(other, alpha=alpha, inplace=True)
+        return self.tensor.add_(_plain(other), alpha=alpha) if done is None else done
 
     def pool(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
@@ -291,7 +318,7 @@ class Pending:
         kernel, down, pads, apart = (_pair(each) for each in (kernel_size, stride or kernel_size, padding, dilation))
         pool = Pool(Window(kernel, down, apart, (*pads, *pads)), *self.shape[2:])
         x, norm, low = self._x, self._norm, self._low
-        if self._added is not None or self._done is not None:
+        if self._added is not None or not self._is_open:
             x, norm, low = self.blocks, Normalised(), _NO_BOUND
         y = _Pool.apply(pool, self._team, self._images, low, norm.eps, x, *norm.tensors)
         made = Pending(self._team, self._images, y, None, self._last, self._readers)
@@ -300,14 +327,19 @@ class Pending:
     def _with(self, step: str, made: "Pending | None", **changes: Any) -> "Pending | Tensor":
         """After a step: itself, changed in place, or another one."""
         if made is None:
-            made = Pending.__new__(Pending)
-            made.__dict__.update(self.__dict__)
+            made = self._copied()
         made.__dict__.update(changes)
         return made if step != self._last or self._readers else made.tensor
 
 
 def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
     """The result of a layer in blocks of images, mean and variance of its channels if they are asked for."""
+    inputs, dtype = layer[0].inputs, values.dtype
+    if x.dim() != 4 or x.shape[1] != inputs or x.dtype != dtype or dtype not in (torch.float32, torch.float64):
+        raise InvalidInput(
+            f"a sparse layer in {dtype} reads (N, {inputs}, H, W) in the same torch.float32 or torch.float64,"
+            f" not {tuple(x.shape)} in {x.dtype}"
+        )
     if isinstance(x, Pending):
         return x.convolved(layer, moments, values, bias)
     return _convolved(in_blocks(x), len(x), layer, moments, values, bias)
@@ -316,6 +348,11 @@ def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | 
 def _convolved(x: Tensor, images: int, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
     plain = _NO_BOUND, 0.0, values, bias, x, None, *Normalised().tensors
     return _Convolve.apply(layer, images, moments, False, *plain)[:3]
+
+
+def _keeper() -> Any:
+    """What is kept for the way back, and how: gradient checkpointing, for one, computes it again."""
+    return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def _pair(value: Any) -> tuple[int, int]:
