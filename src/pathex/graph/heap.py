@@ -13,9 +13,7 @@ _MIB = 2**20
 # Blocks of more than 32 MiB, the largest threshold there is, come from the heap only where no others may be mapped.
 _KEPT: Mapping[int, int] = MappingProxyType({_MMAP_MAX: 0, _TRIM_THRESHOLD: 1024 * _MIB})
 # What glibc comes to by itself once a block of 32 MiB has been freed (mallopt(3), M_MMAP_THRESHOLD).
-_USUAL: Mapping[int, int] = MappingProxyType(
-    {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB}
-)
+_USUAL: Mapping[int, int] = MappingProxyType({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB})
 
 
 @contextlib.contextmanager

@@ -40,7 +40,6 @@ def _obstacle(config: RunConfig) -> str:
         (importlib.util.find_spec("numba") is None, "numba is not installed: pip install 'pathex[sparse]'"),
         (check_machine(config.device) != "cpu" or config.devices != 1, "it works on one CPU"),
         (config.precision not in ("32-true", "64-true"), f"precision is {config.precision!r}"),
-        (config.dynamic != "none", f"dynamic is {config.dynamic!r}"),
         (kind(config.task, config.data) != "classification", "it is for task 'classification'"),
     ):
         if stands:
