@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _PIXELS, _LANES, _LONG = 16, 16, 0.5
+_CLEAR = 1.2  # how much faster a layer has to be dense: what is between layers is faster sparse
 _SURE = 0.2  # density of a convolution up to which it is faster sparse on every processor tried
 
 
@@ -279,7 +280,7 @@ def _fastest(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, 
             layer.unit, layer.waits = _unit(path, layer), ("relu", 1)
             sparse = _seconds(layer, x, inside)
             layer.unit = layer.waits = None
-            found[path] = "sparse" if sparse <= _seconds(layer, x, inside) else "dense"
+            found[path] = "sparse" if sparse <= _CLEAR * _seconds(layer, x, inside) else "dense"
     return found
 
 
