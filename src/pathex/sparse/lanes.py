@@ -129,6 +129,15 @@ class Code:
             builder.branch(end)
         builder.position_at_end(end)
 
+    def either(self, first: Any, second: Any, emit: Callable[[bool, bool], None]) -> None:
+        """The code for which of two integers are not zero."""
+        builder = self.builder
+        ones, twos = (
+            builder.zext(builder.icmp_signed("!=", each, ir.Constant(I64, 0)), I64) for each in (first, second)
+        )
+        number = builder.add(builder.add(ones, ir.Constant(I64, 1)), builder.mul(twos, ir.Constant(I64, 2)))
+        self.switch(number, 4, lambda case: emit(bool((case - 1) % 2), case > 2))
+
 
 def piece(result: str, scalars: int) -> Callable[[Callable[..., Any]], Any]:
     """An intrinsic from what it emits: numbers of the type of the first one, then integers; gives none or a number."""

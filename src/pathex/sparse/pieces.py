@@ -3,7 +3,6 @@
 ``like``, or the first number, says for which; addresses and distances are in bytes, counts in registers.
 """
 
-from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -15,23 +14,22 @@ PRODUCTS = 2 * REGISTERS // 3  # registers of a tile whose products are summed: 
 
 
 @piece("none", 1)
-def clear(code: Any, like: Any, count: Any, target: Any) -> None:
-    """Zeros in a run of registers."""
-    steps = [(target, code.width, code.width)]
-    code.plane(ir.Constant(I64, 1), count, steps, [], lambda at, _: code.store(code.zero, at[0]) or [])
+def fill(code: Any, value: Any, rows: Any, count: Any, target: Any, row: Any) -> None:
+    """A number in all lanes of a run of registers of each row."""
+    value, steps = code.splat(value), [(target, row, code.width)]
+    code.plane(rows, count, steps, [], lambda at, _: code.store(value, at[0]) or [])
 
 
-def _reader(is_sum: bool, is_copied: bool) -> Any:
+@piece("none", 3)
+def read(
+    code: Any, scale: Any, shift: Any, low: Any, is_sum: Any, is_copied: Any, valid: Any, rows: Any, count: Any,
+    across: Any, target: Any, row: Any, x: Any, x_row: Any, added: Any, added_row: Any, copy: Any, copy_row: Any,
+) -> None:  # fmt: skip
     """max(low, scale x + shift + added), zero in lanes that are not valid; perhaps written to a second place too."""
+    builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
+    scale, shift, low = (code.splat(each) for each in (scale, shift, low))
 
-    @piece("none", 3)
-    def read(
-        code: Any, scale: Any, shift: Any, low: Any, valid: Any, rows: Any, count: Any, across: Any, target: Any,
-        row: Any, x: Any, x_row: Any, added: Any, added_row: Any, copy: Any, copy_row: Any,
-    ) -> None:  # fmt: skip
-        builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
-        scale, shift, low = (code.splat(each) for each in (scale, shift, low))
-
+    def emit(is_sum: bool, is_copied: bool) -> None:
         def body(at: Any, _: Any) -> list[Any]:
             value = code.fma(scale, code.load(at[1]), shift)
             if is_sum:
@@ -46,10 +44,7 @@ def _reader(is_sum: bool, is_copied: bool) -> Any:
         steps += [*[(added, added_row, pixel)][:is_sum], *[(copy, copy_row, pixel)][:is_copied]]
         code.plane(rows, count, steps, [], body)
 
-    return read
-
-
-normalise, normalise_twice, join, join_twice = (_reader(*flags) for flags in product((False, True), repeat=2))
+    code.either(is_sum, is_copied, emit)
 
 
 @piece("number", 1)
@@ -99,33 +94,17 @@ def whole_gradient(
     return code.total(code.plane(rows, count, steps, [code.zero], pixel)[0])
 
 
-@piece("none", 1)
-def fill(code: Any, value: Any, count: Any, target: Any) -> None:
-    """A number in all lanes of a run of registers."""
-    value = code.splat(value)
-    steps = [(target, code.width, code.width)]
-    code.plane(ir.Constant(I64, 1), count, steps, [], lambda at, _: code.store(value, at[0]) or [])
-
-
-@piece("none", 1)
-def clear_columns(code: Any, like: Any, rows: Any, count: Any, target: Any, row: Any) -> None:
-    """Zeros in a run of registers of each row."""
-    steps = [(target, row, code.width)]
-    code.plane(rows, count, steps, [], lambda at, _: code.store(code.zero, at[0]) or [])
-
-
-def _writer(is_sum: bool, has_more: bool) -> Any:
+@piece("none", 4)
+def pass_back(
+    code: Any, scale: Any, shift: Any, low: Any, mean: Any, is_sum: Any, has_more: Any, valid: Any, rows: Any,
+    count: Any, across: Any, target: Any, row: Any, given: Any, given_row: Any, x: Any, x_row: Any, passed: Any,
+    passed_row: Any, y: Any, y_row: Any, more: Any, more_row: Any, sums: Any,
+) -> None:  # fmt: skip
     """The gradient, perhaps with more, of y = max(low, scale x + shift + added) to x and what is added; its sums."""
+    builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
+    factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
 
-    @piece("none", 4)
-    def write(
-        code: Any, scale: Any, shift: Any, low: Any, mean: Any, valid: Any, rows: Any, count: Any, across: Any,
-        target: Any, row: Any, given: Any, given_row: Any, x: Any, x_row: Any, passed: Any, passed_row: Any, y: Any,
-        y_row: Any, more: Any, more_row: Any, sums: Any,
-    ) -> None:  # fmt: skip
-        builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
-        factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
-
+    def emit(is_sum: bool, has_more: bool) -> None:
         def body(at: Any, sums: Any) -> list[Any]:
             x, gradient = code.load(at[2]), code.load(at[1])
             y = code.load(at[4]) if is_sum else code.fma(factor, x, shift)
@@ -146,10 +125,7 @@ def _writer(is_sum: bool, has_more: bool) -> Any:
         for register, total in enumerate(totals):
             code.store(builder.fadd(code.load(kept, register), total), kept, register)
 
-    return write
-
-
-pass_back, pass_back_more, split_back, split_back_more = (_writer(*flags) for flags in product((False, True), repeat=2))
+    code.either(is_sum, has_more, emit)
 
 
 @piece("none", 1)

@@ -8,25 +8,17 @@ from typing import Any
 import numba
 import numpy as np
 
+from pathex.sparse import pieces
 from pathex.sparse.kernels import forget_old
 from pathex.sparse.lanes import rounded
 from pathex.sparse.llvm import LANES, integers
 from pathex.sparse.pieces import (
     PRODUCTS,
-    clear,
-    clear_columns,
     fill,
-    join,
-    join_twice,
-    normalise,
-    normalise_twice,
     pass_back,
-    pass_back_more,
     products,
     raise_row,
     route_row,
-    split_back,
-    split_back_more,
     squares,
     store,
     tile,
@@ -59,28 +51,19 @@ def _read_plane(
     target: int, step: int,
 ) -> None:  # fmt: skip
     """Every so many rows and pixels of max(low, scale x + shift + added), copied where there is room for it."""
-    scale, shift, low, across = read[0, channel], read[1, channel], rounded(like, u.low), u.across
-    at, down = column * PIXEL, u.stride
-    x, added, copy = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, 0, 0
-    x_row, added_row, copy_row = down * u.x_row, down * u.added_row, down * u.copy_row
-    if u.added != 0:
-        added = u.added + block * u.added_block + channel * u.added_plane + row * u.added_row + at
-    if u.copy != 0:
-        copy = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at
-    if added != 0 and copy != 0:
-        join_twice(
-            scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row
-        )
-    elif added != 0:
-        join(scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row)
-    elif copy != 0:
-        normalise_twice(
-            scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row
-        )
-    else:
-        normalise(
-            scale, shift, low, valid, rows, count, across, target, step, x, x_row, added, added_row, copy, copy_row
-        )
+    at = column * PIXEL
+    pieces.read(
+        read[0, channel], read[1, channel], rounded(like, u.low), u.added, u.copy, valid, rows, count, u.across, target,
+        step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
+        u.added + block * u.added_block + channel * u.added_plane + row * u.added_row + at, u.stride * u.added_row,
+        u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at, u.stride * u.copy_row,
+    )  # fmt: skip
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def _clear(like: Any, count: int, target: int) -> None:
+    """Zeros in a run of registers."""
+    fill(rounded(like, 0.0), 1, count, target, 0)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -94,19 +77,20 @@ def _read(like: Any, u: Any, read: Any, planes: int, block: int, valid: int, aga
         column, first, count = form[f + 3], form[f + 4], form[f + 5]
         begin = planes + pair * u.read_plane * PIXEL
         target, row = begin + skipped * line + first * PIXEL, skipped * u.stride + top
-        clear(like, skipped * u.pitch + first, begin)
-        clear_columns(like, rows - 1, u.pitch - count, target + count * PIXEL, line)
+        _clear(like, skipped * u.pitch + first, begin)
+        fill(nothing, rows - 1, u.pitch - count, target + count * PIXEL, line)
         if again and u.copy != 0:
             copy = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + column * PIXEL
-            normalise(
-                one, nothing, low, valid, rows, count, u.across, target, line, copy, u.stride * u.copy_row, 0, 0, 0, 0
-            )
+            pieces.read(
+                one, nothing, low, 0, 0, valid, rows, count, u.across, target, line, copy, u.stride * u.copy_row, 0, 0,
+                0, 0,
+            )  # fmt: skip
         else:
             _read_plane(like, u, read, valid, block, channel, row, rows, column, count, target, line)
         done = skipped * u.pitch + first
         if rows > 0:
             done += (rows - 1) * u.pitch + count
-        clear(like, u.read_plane - done, begin + done * PIXEL)
+        _clear(like, u.read_plane - done, begin + done * PIXEL)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -115,38 +99,15 @@ def _pass_plane(
     given: int, step: int, sums: int,
 ) -> None:  # fmt: skip
     """The gradient of what `_read_plane` read, to x and to what was added."""
-    scale, shift, mean, low = read[0, channel], read[1, channel], read[2, channel], rounded(like, u.low)
-    at, down, across = column * PIXEL, u.stride, u.across
-    x = u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at
-    gx = u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at
-    x_row, gx_row = down * u.x_row, down * u.gx_row
-    passed_row, y_row, more_row = down * u.gadded_row, down * u.copy_row, down * u.more_row
-    passed, y, more = 0, 0, 0
-    if u.gadded != 0:
-        passed = u.gadded + block * u.gadded_block + channel * u.gadded_plane + row * u.gadded_row + at
-        y = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at
-    if u.more != 0:
-        more = u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at
-    if passed != 0 and more != 0:
-        split_back_more(
-            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
-            y, y_row, more, more_row, sums,
-        )  # fmt: skip
-    elif passed != 0:
-        split_back(
-            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
-            y, y_row, more, more_row, sums,
-        )  # fmt: skip
-    elif more != 0:
-        pass_back_more(
-            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
-            y, y_row, more, more_row, sums,
-        )  # fmt: skip
-    else:
-        pass_back(
-            scale, shift, low, mean, valid, rows, count, across, gx, gx_row, given, step, x, x_row, passed, passed_row,
-            y, y_row, more, more_row, sums,
-        )  # fmt: skip
+    at = column * PIXEL
+    pass_back(
+        read[0, channel], read[1, channel], rounded(like, u.low), read[2, channel], u.gadded, u.more, valid, rows,
+        count, u.across, u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at, u.stride * u.gx_row, given,
+        step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
+        u.gadded + block * u.gadded_block + channel * u.gadded_plane + row * u.gadded_row + at, u.stride * u.gadded_row,
+        u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at, u.stride * u.copy_row,
+        u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at, u.stride * u.more_row, sums,
+    )  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -214,14 +175,14 @@ def _read_gradient(like: Any, u: Any, result: Any, totals: Any, planes: int, blo
     for o in range(u.outputs):
         begin = planes + o * u.gradient_plane * PIXEL
         target = begin + u.lead * PIXEL
-        clear(like, u.lead, begin)
-        clear_columns(like, u.rows - 1, u.pitch - u.columns, target + u.columns * PIXEL, line)
+        _clear(like, u.lead, begin)
+        fill(rounded(like, 0.0), u.rows - 1, u.pitch - u.columns, target + u.columns * PIXEL, line)
         totals[o] += whole_gradient(
             result[0, o], result[1, o], result[2, o], valid, u.rows, u.columns, target, line,
             u.gy + block * u.gy_block + o * u.gy_plane, u.gy_row, u.y + block * u.y_block + o * u.y_plane, u.y_row,
         )  # fmt: skip
         done = u.lead + (u.rows - 1) * u.pitch + u.columns
-        clear(like, u.gradient_plane - done, begin + done * PIXEL)
+        _clear(like, u.gradient_plane - done, begin + done * PIXEL)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -231,7 +192,7 @@ def _write_gradient(like: Any, u: Any, read: Any, sums: Any, planes: int, block:
     for pair in range(u.inputs * u.phases):
         channel, f = pair // u.phases, 6 * (pair % u.phases)
         if u.covers == 0 and f == 0:
-            clear(like, u.gx_plane // PIXEL, u.gx + block * u.gx_block + channel * u.gx_plane)
+            _clear(like, u.gx_plane // PIXEL, u.gx + block * u.gx_block + channel * u.gx_plane)
         _pass_plane(
             like, u, read, valid, block, channel, form[f + 1] * u.stride + form[f], form[f + 2], form[f + 3],
             form[f + 5], planes + (f // 6 * u.inputs + channel) * u.back_plane * PIXEL, u.pitch * PIXEL,
@@ -321,7 +282,7 @@ def pool(units: Any, read: Any, part: int, parts: int) -> None:
         _read_plane(like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, plane, u.pitch * PIXEL)
         for row in range(u.rows):
             y = u.y + block * u.y_block + channel * u.y_plane + row * u.y_row
-            fill(rounded(like, -np.inf), u.columns, y)
+            fill(rounded(like, -np.inf), 1, u.columns, y, 0)
             for tap in range(window[0] * window[1]):
                 at = row * u.down - window[4] + tap // window[1] * window[2]
                 place = tap % window[1] * window[3] - window[5]
@@ -345,11 +306,11 @@ def pool_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> No
         block, channel = item // u.inputs, item % u.inputs
         valid = min(lanes, u.images - block * lanes)
         _read_plane(like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, plane, u.pitch * PIXEL)
-        clear(like, u.read_rows * u.pitch, back)
+        _clear(like, u.read_rows * u.pitch, back)
         for row in range(u.rows):
             y = u.y + block * u.y_block + channel * u.y_plane + row * u.y_row
             gy = u.gy + block * u.gy_block + channel * u.gy_plane + row * u.gy_row
-            normalise(one, nothing, low, valid, 1, u.columns, 1, left, 0, gy, 0, 0, 0, 0, 0)
+            pieces.read(one, nothing, low, 0, 0, valid, 1, u.columns, 1, left, 0, gy, 0, 0, 0, 0, 0)
             for tap in range(window[0] * window[1]):
                 at = row * u.down - window[4] + tap // window[1] * window[2]
                 place = tap % window[1] * window[3] - window[5]
