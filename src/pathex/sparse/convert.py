@@ -137,7 +137,7 @@ def convert(
         MaskMismatch: If the mask does not fit the model.
         InvalidInput: If numba is not installed (the extra ``sparse``), the model is not on a CPU, or an argument cannot
             be used.
-        UnsupportedOperation: If the mask has weights of other layers, or the network cannot be traced.
+        UnsupportedOperation: If the mask has weights of other layers or of two at once, or no graph can be traced.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -207,8 +207,8 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
             )
         if len(tied := holders[layer._parameters[leaf]]) > 1:
             raise UnsupportedOperation(
-                f"{' and '.join(tied)} are one weight: train the network as it is, with pathex.attach, or leave it out of"
-                " the mask with ignore="
+                f"{' and '.join(tied)} are one weight: train the network as it is, with pathex.attach, or leave the"
+                " layers out of the mask with ignore="
             )
         found[path] = layer
     return found

@@ -220,7 +220,6 @@ class Pending:
 
     @property
     def _is_open(self) -> bool:
-        """Whether nothing was computed from it yet."""
         return self._done is None and self._tensor is None
 
     @property
@@ -300,9 +299,6 @@ class Pending:
         other = other.blocks if isinstance(other, Pending) else in_blocks(other)
         return self._with("add", self if inplace else None, _added=other)
 
-    def __iadd__(self, other: Any) -> Any:
-        return self.add_(other)
-
     def add_(self, other: Any, *, alpha: float = 1) -> Any:
         """As `torch.Tensor.add_`."""
         done = self.plus(other, alpha=alpha, inplace=True)
@@ -335,7 +331,8 @@ class Pending:
 def convolve(x: Any, layer: Kept, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
     """The result of a layer in blocks of images, mean and variance of its channels if they are asked for."""
     inputs, dtype = layer[0].inputs, values.dtype
-    if x.dim() != 4 or x.shape[1] != inputs or x.dtype != dtype or dtype not in (torch.float32, torch.float64):
+    fits = x.dim() == 4 and x.shape[1] == inputs and 0 not in x.shape
+    if not fits or x.dtype != dtype or dtype not in (torch.float32, torch.float64):
         raise InvalidInput(
             f"a sparse layer in {dtype} reads (N, {inputs}, H, W) in the same torch.float32 or torch.float64,"
             f" not {tuple(x.shape)} in {x.dtype}"
@@ -381,6 +378,7 @@ _RULES = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify)
 _RULES |= {torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
 _RULES |= {F.max_pool2d: _rule(Pending.pool)}
 _METHODS = {"__add__": torch.add, "__radd__": torch.add, "add": torch.add, "relu": torch.relu, "relu_": torch.relu_}
+_METHODS["__iadd__"] = Pending.add_
 _OPERATORS = words(
     "bool eq float ge getitem gt int iter le len lt matmul mul ne neg pow rmatmul rmul rpow rsub rtruediv setitem sub"
     " truediv imul isub itruediv"
