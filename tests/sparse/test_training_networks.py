@@ -93,9 +93,9 @@ def frozen(model):
 
 def test_frozen_layers():
     net, *_ = assert_trains_alike(lambda: frozen(nets.resnet()), images())
-    assert {n for n, p in net.named_parameters() if not p.requires_grad} == {
-        "0.weight", "1.weight", "1.bias", "4.conv1.weight", "4.bn1.bias",
-    }  # fmt: skip
+    for each in (net, restore(net)):
+        still = {name for name, entry in each.named_parameters() if not entry.requires_grad}
+        assert still == {"0.weight", "1.weight", "1.bias", "4.conv1.weight", "4.bn1.bias"}
 
 
 def test_what_is_measured_and_its_plan():
