@@ -5,8 +5,8 @@
 
 A step is forward, backward and SGD with momentum for 128 images. ``dense`` is the network with its mask attached, in
 the layout in which ``pathex run`` trains it; ``sparse`` is `pathex.sparse.convert`; both take turns. With
-``--sparseprop``, SparseProp 0.1.14 (``pip install --no-deps sparseprop``) takes its turn too, its layers in place of all
-convolutions but grouped ones.
+``--sparseprop``, SparseProp 0.1.14 (``pip install --no-deps sparseprop``) takes its turn too, its layers in place of
+all convolutions but grouped ones.
 
 | column | meaning |
 |---|---|

@@ -46,6 +46,12 @@ def tiny(num_classes, in_channels, width=2):
     return nn.Sequential(OrderedDict(first | second | {"fc": nn.Linear(16 * width, num_classes)}))
 
 
+def transposed(num_classes, in_channels):
+    """For images of 8 pixels, which become larger."""
+    layers = {"up": nn.ConvTranspose2d(in_channels, 4, 2, stride=2), "relu": nn.ReLU(), "pool": nn.AvgPool2d(4)}
+    return nn.Sequential(OrderedDict(layers | {"flat": nn.Flatten(), "fc": nn.Linear(64, num_classes)}))
+
+
 def plain(num_classes, in_channels):
     """For images of 8 pixels, which meet nowhere: no batch statistics."""
     convolutions = (nn.Conv2d(in_channels, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())

@@ -8,11 +8,12 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # of malloc.h
 _MIB = 2**20
-_KEPT: Mapping[int, int] = MappingProxyType({_MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 1024 * _MIB})
+# Blocks of more than 32 MiB, the largest threshold there is, come from the heap only where no others may be mapped.
+_KEPT: Mapping[int, int] = MappingProxyType({_MMAP_MAX: 0, _TRIM_THRESHOLD: 1024 * _MIB})
 # What glibc comes to by itself once a block of 32 MiB has been freed (mallopt(3), M_MMAP_THRESHOLD).
-_USUAL: Mapping[int, int] = MappingProxyType({_MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB})
+_USUAL: Mapping[int, int] = MappingProxyType({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB})
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ sparse connectivity inspired by network science" (Nature Communications 2018).
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pathex import sparse
 from pathex.distributed import is_sharded
 from pathex.errors import InvalidInput, check_integer, check_name, check_names
 from pathex.masks import Handle, Mask, check_optimizers, own_module
@@ -75,10 +76,13 @@ class DynamicHandle(Handle):
         if missing := [name for name in ("mask", "step", "updates") if name not in state]:
             raise InvalidInput(f"the state of a dynamic mask has no {missing[0]!r}; allowed: what state_dict returned")
         mask = Mask(state["mask"], self.mask.metadata)
-        mask.check(self._model)
+        self._check(mask)
         self._put(mask)
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self._expect()
+
+    def _check(self, mask: Mask) -> None:
+        mask.check(self._model)
 
     def _updates_at(self, step: int) -> bool:
         return step % self._every == 0 and self._fraction(step) > 0
@@ -107,20 +111,24 @@ class DynamicHandle(Handle):
         if self._method == "set" and self._updates_at(self.step):
             self._update(optimizer)
 
+    def _read(self) -> Mapping[str, tuple[Tensor, Tensor | None]]:
+        """The weights that the mask is of, and their gradients where the dense layer has one."""
+        return {name: (weight, weight.grad) for name, weight in own_module(self._model).named_parameters()}
+
     @torch.no_grad()
     def _update(self, optimizer: Optimizer) -> None:
         self.updates += 1
         source = generator(self._seed, self.updates)
         fraction, entries = self._fraction(self.step), dict(self.mask)
-        parameters = dict(own_module(self._model).named_parameters())
+        parameters = self._read()
         for name, kept in self.mask.items():
-            weight = parameters.get(name)
+            weight, gradient = parameters.get(name, (None, None))
             # Drawn for every layer, so that what happens in one changes nothing for the next.
             ties = int(torch.randint(2**62, (), generator=source))
             random = torch.rand(kept.shape, dtype=torch.float64, generator=source)
             if weight is None or weight.shape != kept.shape or not weight.requires_grad:
                 continue
-            gain = random if self._method == "set" else weight.grad
+            gain = random if self._method == "set" else gradient
             count = math.floor(fraction * int(kept.count_nonzero()))
             if count and gain is not None:
                 entries[name] = _moved(kept, weight, gain, count, ties)
@@ -133,6 +141,40 @@ class DynamicHandle(Handle):
             weight.removed = ~mask[weight.entry]
         self._met.clear()
         self.apply()
+
+
+class KeptHandle(DynamicHandle):
+    """That of a network that `pathex.sparse.convert` made: layers get other weights, and are dense for a gradient."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        self._layers: Mapping[str, sparse.Kept] = {}
+        super().__init__(*given, **options)
+        self._layers = sparse.kept_layers(self._model)
+        self._expect()
+
+    def apply(self) -> None:
+        """Nothing: there are no removed weights."""
+
+    def _held(self) -> Iterator[Any]:
+        return iter(())
+
+    def _expect(self) -> None:
+        for layer in self._layers.values():
+            layer.asked, layer.whole = self._method == "rigl" and self._updates_at(self.step + 1), None
+
+    def _read(self) -> Mapping[str, tuple[Tensor, Tensor | None]]:
+        weights = {name: (layer.dense_weight(), layer) for name, layer in self._layers.items()}
+        return {
+            name: (weight.requires_grad_(layer.weight.requires_grad), None if layer.whole is None else layer.whole.grad)
+            for name, (weight, layer) in weights.items()
+        }
+
+    def _check(self, mask: Mask) -> None:
+        mask.check({name: layer.kept for name, layer in self._layers.items()})
+
+    def _put(self, mask: Mask) -> None:
+        sparse.move(self._layers, mask, self._optimizers[0])
+        self.mask = mask
 
 
 def _moved(kept: Tensor, weight: Tensor, gain: Tensor, count: int, seed: int) -> Tensor:
@@ -228,6 +270,9 @@ def attach(
     check_options({"every": every, "fraction": fraction, "until": until})
     if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
         raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")
-    [inner] = check_optimizers(model, mask, [optimizer])
     drop = partial(drop_fraction, steps=steps, fraction=fraction, until=until)
-    return DynamicHandle(model, mask, inner, method=method, every=every, fraction=drop, seed=seed)
+    how: dict[str, Any] = {"method": method, "every": every, "fraction": drop, "seed": seed}
+    if sparse.kept_layers(model):
+        return KeptHandle(model, mask, optimizer, **how)
+    [inner] = check_optimizers(model, mask, [optimizer])
+    return DynamicHandle(model, mask, inner, **how)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _PIXELS, _LANES, _LONG = 16, 16, 0.5
+_CLEAR = 1.2  # how much faster a layer has to be dense: what is between layers is faster sparse
 _SURE = 0.2  # density of a convolution up to which it is faster sparse on every processor tried
 
 
@@ -34,6 +35,8 @@ class Kept(nn.Module):
     unit: Any = None
     team: "Team"
     waits: tuple[str, int] | None = None
+    asked = False  # whether the gradient of the dense weight is
+    whole: Tensor | None = None  # that weight
 
     @classmethod
     def of(cls, layer: Any, kept: Tensor, team: "Team") -> None:
@@ -47,6 +50,14 @@ class Kept(nn.Module):
         """The weight with zeros where nothing is kept."""
         dense = self.weight.new_zeros(self.kept.shape)
         return dense.masked_scatter(self.kept, self.weight)
+
+    def used_weight(self) -> Tensor:
+        """What a dense computation reads."""
+        if not self.asked:
+            return self.dense_weight()
+        if self.whole is None:
+            self.whole = self.dense_weight().detach().requires_grad_()
+        return self.whole
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -73,11 +84,11 @@ class KeptConv2d(Kept, nn.Conv2d):
 
     def forward(self, x: Any) -> Any:
         """As `torch.nn.Conv2d`."""
-        if self.unit is None:
+        if self.unit is None or self.asked:
             breaks = breaks_in_channels_last(self.kept.shape, self.stride, self.groups)
             layout = {"memory_format": torch.contiguous_format if breaks else torch.channels_last}
-            return self._conv_forward(x.contiguous(**layout), self.dense_weight().contiguous(**layout), self.bias)
-        from pathex.sparse.training import Pending, convolve
+            return self._conv_forward(x.contiguous(**layout), self.used_weight().contiguous(**layout), self.bias)
+        from pathex.sparse.pending import Pending, convolve
 
         moments = self.waits is not None and self.training
         y, *found = convolve(x, (self.unit, self.team), moments, self.weight, self.bias)
@@ -90,9 +101,9 @@ class KeptLinear(Kept, nn.Linear):
 
     def forward(self, x: Any) -> Any:
         """As `torch.nn.Linear`."""
-        if self.unit is None:
-            return F.linear(x, self.dense_weight(), self.bias)
-        from pathex.sparse.training import as_images, convolve
+        if self.unit is None or self.asked:
+            return F.linear(x, self.used_weight(), self.bias)
+        from pathex.sparse.pending import as_images, convolve
 
         rows = x.reshape(-1, x.shape[-1])
         count = len(rows)
@@ -160,7 +171,7 @@ def convert(
     layers = _layers(net, mask)
     for path, layer in layers.items():
         Kept.of(layer, mask[f"{path}.weight"], team)
-    choice = choice or _measured(layers, graph, len(example_input))
+    choice = choice or _fastest(layers, graph, len(example_input))
     ways = dict.fromkeys(layers, choice) if isinstance(choice, str) else choice
     if odd := sorted(set(ways) ^ set(layers)):
         raise InvalidInput(f"choice must name the masked layers, each once: {odd[0]!r} is not in both")
@@ -185,9 +196,34 @@ def restore(net: nn.Module) -> nn.Module:
             dense = nn.Parameter(layer.dense_weight().detach(), requires_grad=layer.weight.requires_grad)
             layer.__class__ = next(plain for plain, kept in _CLASSES.items() if isinstance(layer, kept))
             layer.weight = dense
-            for name in ("kept", "unit", "team", "waits"):
+            for name in ("kept", "unit", "team", "waits", "asked", "whole"):
                 layer.__dict__.pop(name, None)
     return model
+
+
+def kept_layers(net: nn.Module) -> dict[str, Kept]:
+    """The masked layers of a network that `convert` made, by the name of their weight."""
+    return {f"{path}.weight".lstrip("."): layer for path, layer in net.named_modules() if isinstance(layer, Kept)}
+
+
+@torch.no_grad()
+def move(layers: Mapping[str, Kept], mask: Mask, optimizer: torch.optim.Optimizer) -> None:
+    """Give layers of `kept_layers` another mask: new weights, and what an optimizer knows of them, are zero."""
+    for name, layer in layers.items():
+        new, weight = mask[name], layer.weight
+        if torch.equal(new, layer.kept):
+            continue
+        state = optimizer.state.get(weight, {})
+        for place, value in {**state, "": weight.detach()}.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                moved = value.new_zeros(new.shape).masked_scatter_(layer.kept, value)[new]
+                if place:
+                    state[place] = moved
+                else:
+                    weight.data, weight.grad = moved, None
+        layer.kept = new
+        if layer.unit is not None:
+            layer.unit = _unit(name, layer)
 
 
 def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
@@ -207,8 +243,8 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
             )
         if len(tied := holders[layer._parameters[leaf]]) > 1:
             raise UnsupportedOperation(
-                f"{' and '.join(tied)} are one weight: train the network as it is, with pathex.attach, or leave the"
-                " layers out of the mask with ignore="
+                f"{' and '.join(tied)} are one weight: train the network as it is, with pathex.attach, or leave it out"
+                " of the mask with ignore="
             )
         found[path] = layer
     return found
@@ -230,7 +266,7 @@ def _unit(path: str, layer: Any) -> "Unit":
     return Unit(kept, window, layer.groups)
 
 
-def _measured(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, str]:
+def _fastest(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, str]:
     """For each layer what is faster, forward and backward, for so many images."""
     found = {}
     for path, layer in layers.items():
@@ -244,13 +280,13 @@ def _measured(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str,
             layer.unit, layer.waits = _unit(path, layer), ("relu", 1)
             sparse = _seconds(layer, x, inside)
             layer.unit = layer.waits = None
-            found[path] = "sparse" if sparse <= _seconds(layer, x, inside) else "dense"
+            found[path] = "sparse" if sparse <= _CLEAR * _seconds(layer, x, inside) else "dense"
     return found
 
 
 def _seconds(layer: Any, x: Tensor, inside: bool) -> float:
     """Of a forward and a backward pass, with what may wait for a convolution, between others that are sparse."""
-    from pathex.sparse.training import Pending, in_blocks
+    from pathex.sparse.pending import Pending, in_blocks
 
     if inside:
         x = (in_blocks(x) if x.dim() == 4 else x).requires_grad_()

@@ -11,7 +11,7 @@ from llvmlite import ir
 from pathex.sparse.lanes import I32, I64, piece
 from pathex.sparse.llvm import CHAINS, REGISTERS
 
-TILE = min(12, 2 * REGISTERS // 3)  # registers of a tile: few enough for what it reads to stay in the first cache
+PRODUCTS = 2 * REGISTERS // 3  # registers of a tile whose products are summed: the others hold the sums
 
 
 @piece("none", 1)
@@ -184,7 +184,7 @@ def tile(code: Any, bias: Any, count: Any, x: Any, offsets: Any, values: Any, fi
         for register, total in enumerate(sums):
             code.store(total, target, register)
 
-    code.switch(count, TILE, emit)
+    code.switch(count, REGISTERS, emit)
 
 
 @piece("none", 1)
@@ -218,7 +218,7 @@ def products(
 
         code.loop(first, last, 1, [], weight)
 
-    code.switch(count, TILE, emit)
+    code.switch(count, PRODUCTS, emit)
 
 
 @piece("none", 1)

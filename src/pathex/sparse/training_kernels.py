@@ -12,7 +12,7 @@ from pathex.sparse.kernels import forget_old
 from pathex.sparse.lanes import rounded
 from pathex.sparse.llvm import LANES, integers
 from pathex.sparse.pieces import (
-    TILE,
+    PRODUCTS,
     clear,
     clear_columns,
     fill,
@@ -40,7 +40,7 @@ TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
     + [(name, np.int64) for name in ("across", "phases", "form", "down", "right", "read_rows", "read_plane", "lead")]
-    + [(name, np.int64) for name in ("gradient_plane", "covers", "scratch", "scratch_size")]
+    + [(name, np.int64) for name in ("gradient_plane", "covers", "tile", "back_tile", "scratch", "scratch_size")]
     + [(name, np.int64) for name in ("back_plane", "result_plane", "starts", "offsets", "back_starts", "back_offsets")]
     + [(f"{tensor}{axis}", np.int64) for tensor in TENSORS for axis in ("", "_block", "_plane", "_row")]
     + [("low", np.float64)]
@@ -167,10 +167,20 @@ def _write(like: Any, u: Any, moments: Any, planes: int, block: int, valid: int)
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _sum(
-    x: int, offsets: int, values: Any, starts: Any, first: int, last: int, bias: Any, y: int, plane: int, run: int
+    x: int,
+    offsets: int,
+    values: Any,
+    starts: Any,
+    first: int,
+    last: int,
+    bias: Any,
+    y: int,
+    plane: int,
+    run: int,
+    most: int,
 ) -> None:
     """Sums over kept weights for a run of pixels: all outputs of a tile before the next tile."""
-    tiles = (run + TILE - 1) // TILE
+    tiles = (run + most - 1) // most
     for t in range(tiles):
         begin, end = t * run // tiles, (t + 1) * run // tiles
         at = begin * PIXEL
@@ -193,7 +203,7 @@ def forward(units: Any, read: Any, bias: Any, values: Any, moments: Any, part: i
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         valid = min(lanes, u.images - block * lanes)
         _read(like, u, read, planes, block, valid, False)
-        _sum(planes, u.offsets, values, integers(u.starts), 0, u.outputs, bias, results, u.result_plane, run)
+        _sum(planes, u.offsets, values, integers(u.starts), 0, u.outputs, bias, results, u.result_plane, run, u.tile)
         _write(like, u, moments[part], results, block, valid)
 
 
@@ -242,7 +252,7 @@ def backward(
     back = given + u.outputs * u.gradient_plane * PIXEL
     starts, form = integers(u.starts), integers(u.form)
     run = (u.rows - 1) * u.pitch + u.columns
-    tiles = (run + TILE - 1) // TILE
+    tiles = (run + PRODUCTS - 1) // PRODUCTS
     nothing = np.zeros(u.inputs * u.phases, read.dtype)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         valid = min(lanes, u.images - block * lanes)
@@ -262,7 +272,7 @@ def backward(
                 if rows > 0 and count > 0:
                     _sum(
                         given, u.back_offsets, values, integers(u.back_starts), first, first + u.inputs, nothing,
-                        back + first * u.back_plane * PIXEL, u.back_plane, (rows - 1) * u.pitch + count,
+                        back + first * u.back_plane * PIXEL, u.back_plane, (rows - 1) * u.pitch + count, u.back_tile,
                     )  # fmt: skip
             _write_gradient(like, u, read, sums[part], back, block, valid)
 

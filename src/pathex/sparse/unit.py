@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathex.sparse import training_kernels as kernels
+from pathex.sparse.llvm import REGISTERS
 from pathex.sparse.plan import Plan, Window
 from pathex.sparse.team import Team
+
+_CACHE = 49152  # bytes of the first cache
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,20 @@ class Shape:
         arrays = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
         template = _filled(
             inputs=inputs, outputs=outputs, rows=rows, columns=columns, pitch=pitch, stride=window.stride[0],
-            across=window.stride[1], covers=covers, phases=len(phases), read_plane=read_plane, lead=lead,
+            across=window.stride[1], covers=covers, tile=_tile(inputs * len(phases), window),
+            back_tile=_tile(outputs, window), phases=len(phases), read_plane=read_plane, lead=lead,
             gradient_plane=gradient_plane, back_plane=back_plane, result_plane=rows * pitch,
             **{name: each.ctypes.data for name, each in arrays.items()},
         )  # fmt: skip
         read = inputs * len(phases) * read_plane
         registers = read + outputs * rows * pitch, read + outputs * gradient_plane + inputs * len(phases) * back_plane
         return cls(rows, columns, template, registers, covers, order, arrays)
+
+
+def _tile(planes: int, window: Window) -> int:
+    """Registers of a tile: fewer where what it reads of all planes then stays in the first cache."""
+    fits = _CACHE // (kernels.PIXEL * max(1, planes) * window.kernel[0]) - window.kernel[1]
+    return min(fits, REGISTERS) if fits >= REGISTERS // 2 else REGISTERS
 
 
 def _pixels(phase: int, window: Window, axis: int, size: int, most: int) -> tuple[int, int, int]:

@@ -40,7 +40,6 @@ def _obstacle(config: RunConfig) -> str:
         (importlib.util.find_spec("numba") is None, "numba is not installed: pip install 'pathex[sparse]'"),
         (check_machine(config.device) != "cpu" or config.devices != 1, "it works on one CPU"),
         (config.precision not in ("32-true", "64-true"), f"precision is {config.precision!r}"),
-        (config.dynamic != "none", f"dynamic is {config.dynamic!r}"),
         (kind(config.task, config.data) != "classification", "it is for task 'classification'"),
     ):
         if stands:
@@ -78,9 +77,10 @@ def _measured(stage: Stage, mask: Mask, plan: dict[str, Any]) -> tuple[dict[str,
     inputs, targets = next(iter(feed.in_order()))
     loss = stage.task.loss(config.loss, config.label_smoothing)
     with torch.random.fork_rng(devices=[]):
-        net = sparse.convert(own, mask, inputs, threads=plan["threads"])
+        choice = "sparse" if config.engine == "sparse" else None  # not measured, and the same everywhere
+        net = sparse.convert(own, mask, inputs, threads=plan["threads"], choice=choice)
         layers = sparse.plan(net)
-        if config.engine == "sparse":
+        if choice is not None:
             return {**plan, "engine": "sparse", "layers": layers}, "as asked for"
         dense = make_permanent(copy.deepcopy(own), mask)
         dense.to(memory_format=memory_format(dense))

@@ -190,7 +190,7 @@ def _train(
     def prepare(model: nn.Module, optimizer: Optimizer) -> object:
         if ticket.mask is None:
             return None
-        if plan["engine"] == "sparse":
+        if plan["engine"] == "sparse" and stage.config.dynamic == "none":
             return holder(ticket.mask)
         handles.append(_attach(stage, ticket.mask, model, optimizer, start))
         return handles[-1]
