@@ -44,6 +44,10 @@ def pair(model, mask, x, threads=1, choice="sparse"):
     return convert(model, mask, x, threads=threads, choice=choice), twin(model, mask)
 
 
+def images(count=6, size=12):
+    return torch.randn(count, 3, size, size)
+
+
 def loss_of(model, x, labels=5):
     """Cross entropy, with classes that are drawn in the same way for the same number of images."""
     y = model(x).flatten(1)

@@ -208,6 +208,7 @@ def test_the_network_stays():
 @pytest.mark.parametrize("wrong", [
     torch.randn(3, 3, 6, 6), torch.randn(2, 6, 6), torch.randn(3, 2, 6), torch.randn(3, 2, 6, 6).double(),
     torch.ones(3, 2, 6, 6, dtype=torch.int64), torch.randn(3, 2, 1, 1)[:, :, :, :0],
+    torch.randn(0, 2, 6, 6),
 ])  # fmt: skip
 def test_images_that_do_not_fit_are_refused(wrong):
     model = plain()

@@ -148,7 +148,7 @@ def convert(
         MaskMismatch: If the mask does not fit the model.
         InvalidInput: If numba is not installed (the extra ``sparse``), the model is not on a CPU, or an argument cannot
             be used.
-        UnsupportedOperation: If the mask has weights of other layers, or the network cannot be traced.
+        UnsupportedOperation: If the mask has weights of other layers or of two at once, or no graph can be traced.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

@@ -188,7 +188,8 @@ class Pending:
 def convolve(x: Any, layer: Kernel, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
     """The result of a layer in blocks of images, mean and variance of its channels if they are asked for."""
     inputs, dtype = layer[0].inputs, values.dtype
-    if x.dim() != 4 or x.shape[1] != inputs or x.dtype != dtype or dtype not in (torch.float32, torch.float64):
+    fits = x.dim() == 4 and x.shape[1] == inputs and 0 not in x.shape
+    if not fits or x.dtype != dtype or dtype not in (torch.float32, torch.float64):
         raise InvalidInput(
             f"a sparse layer in {dtype} reads (N, {inputs}, H, W) in the same torch.float32 or torch.float64,"
             f" not {tuple(x.shape)} in {x.dtype}"
