@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pathex.sparse.compiler import compile
-from pathex.sparse.convert import Kept, convert, dense_state, kept_layers, kept_state, move, plan, restore
+from pathex.sparse.conversion import Kept, convert, dense_state, kept_layers, kept_state, move, plan, restore
 from pathex.sparse.semi_structured import semi_structured
 
 if TYPE_CHECKING:

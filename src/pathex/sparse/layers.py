@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.graph import Graph, Interpreter, Node, words
-from pathex.sparse.plan import Plan, Window
+from pathex.sparse.planes import Plan, Window
 
 _FAST = 16  # features of an attention that PyTorch multiplies as fast as fewer
 _SAME = words("dropout feature_dropout alpha_dropout feature_alpha_dropout alias detach positive lift_fresh contiguous")

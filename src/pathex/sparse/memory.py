@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathex.graph import Node
 from pathex.sparse import kernels
-from pathex.sparse.plan import Planes
+from pathex.sparse.planes import Planes
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import words
-from pathex.sparse.plan import Window
+from pathex.sparse.planes import Window
 from pathex.sparse.team import Team
 from pathex.sparse.training import NO_BOUND, Add, Convolve, Kernel, MaxPool, Normalised
 from pathex.sparse.unit import Pool, as_images, in_blocks

@@ -16,7 +16,7 @@ from pathex.sparse.calls import Step, Values, activate, attend, bring, call, den
 from pathex.sparse.geometry import Geometry
 from pathex.sparse.layers import Layer, Reading, is_global_mean, pool_window
 from pathex.sparse.memory import Place, Store, between
-from pathex.sparse.plan import Planes, Window
+from pathex.sparse.planes import Planes, Window
 from pathex.sparse.team import Team
 from pathex.sparse.tiling import blocks, tiles
 

@@ -102,8 +102,8 @@ def _pass_plane(
     at = column * PIXEL
     pass_back(
         read[0, channel], read[1, channel], rounded(like, u.low), read[2, channel], u.gadded, u.more, valid, rows,
-        count, u.across, u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at, u.stride * u.gx_row, given,
-        step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
+        count, u.across, u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at, u.stride * u.gx_row,
+        given, step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
         u.gadded + block * u.gadded_block + channel * u.gadded_plane + row * u.gadded_row + at, u.stride * u.gadded_row,
         u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at, u.stride * u.copy_row,
         u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at, u.stride * u.more_row, sums,

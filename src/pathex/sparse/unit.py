@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathex.sparse import training_kernels as kernels
 from pathex.sparse.llvm import REGISTERS
-from pathex.sparse.plan import Plan, Window
+from pathex.sparse.planes import Plan, Window
 from pathex.sparse.team import Team
 
 _CACHE = 49152  # bytes of the first cache

@@ -251,7 +251,7 @@ def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
 
 
 def _unit(path: str, layer: Any) -> "Unit":
-    from pathex.sparse.plan import Window
+    from pathex.sparse.planes import Window
     from pathex.sparse.unit import Unit
 
     kept = layer.kept
