@@ -11,19 +11,9 @@ import numba
 import numpy as np
 from numba import types
 
-from pathex.sparse import llvm
-from pathex.sparse.llvm import (
-    LANES,
-    REGISTERS,
-    arrived,
-    clear,
-    copy_evens,
-    floats,
-    give_way,
-    integers,
-    raise_to_evens,
-    tile,
-)
+from pathex.sparse import llvm, pieces
+from pathex.sparse.llvm import LANES, REGISTERS, arrived, floats, give_way, integers
+from pathex.sparse.pieces import bounded_tile, clear, copy_evens, raise_to_evens
 
 ALIGNMENT = 64  # bytes of a cache line
 
@@ -62,9 +52,9 @@ def _convolve(step: Any, part: int, parts: int) -> None:
             residual = step.residual
             if residual != 0:
                 residual += (o * step.residual_plane + begin * LANES) * 4
-            tile(
-                end - begin, x, step.offsets, step.values, np.int64(starts[o]), np.int64(starts[o + 1]), bias[o], y,
-                residual, step.low, step.high,
+            bounded_tile(
+                bias[o], step.low, step.high, end - begin, x, step.offsets, step.values, np.int64(starts[o]),
+                np.int64(starts[o + 1]), y, residual,
             )  # fmt: skip
             y = step.y + o * step.plane * 4
             if step.lanes == 1:
@@ -216,7 +206,7 @@ def forget_old(module: str, dispatcher: Any) -> Path:
     """Compiled functions of a module that are older than the pieces they are made of; where they are kept."""
     kept = Path(dispatcher.stats.cache_path)
     for index in kept.glob(f"{module}.*.nbi"):  # numba looks at the module's own file alone
-        if index.stat().st_mtime < Path(llvm.__file__).stat().st_mtime:
+        if index.stat().st_mtime < max(Path(str(each.__file__)).stat().st_mtime for each in (llvm, pieces)):
             index.unlink(missing_ok=True)
     return kept
 

@@ -1,7 +1,7 @@
-"""Pieces of kernels in LLVM, which numba compiles for the processor at hand.
+"""Vector code in LLVM, which numba compiles for the processor at hand.
 
 A tile of outputs stays in vector registers; for each kept weight one broadcast, and for each register one load and one
-fused multiply-add.
+fused multiply-add. In training, and in batches, the images of a block lie in the lanes of a register.
 """
 
 import inspect
@@ -28,122 +28,178 @@ def _width() -> tuple[int, int]:
 LANES, REGISTERS = _width()
 CHAINS = 8  # sums that the units for fused multiply-adds work on at once: four cycles, two units
 
-F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-VECTOR = ir.VectorType(F32, LANES)
+I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
-def _pointer(builder: Any, address: Any, kind: Any) -> Any:
-    return builder.inttoptr(address, kind.as_pointer())
+class Code:
+    """Vector code for numbers of one type.
 
+    Args:
+        builder: Where it is written.
+        number: The type of numba.
+    """
 
-def _splat(builder: Any, scalar: Any) -> Any:
-    nothing = ir.Constant(VECTOR, ir.Undefined)
-    first = builder.insert_element(nothing, scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+    def __init__(self, builder: Any, number: Any) -> None:
+        self.builder = builder
+        self.number = ir.DoubleType() if number == types.float64 else ir.FloatType()
+        self.size = 8 if number == types.float64 else 4
+        self.lanes = LANES * 4 // self.size
+        self.vector = ir.VectorType(self.number, self.lanes)
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.width = ir.Constant(I64, self.size * self.lanes)  # of a register
+        self._suffix = f"v{self.lanes}f{8 * self.size}"
 
+    def at(self, address: Any) -> Any:
+        """The vector at an address in bytes."""
+        return self.builder.inttoptr(address, self.vector.as_pointer())
 
-def _place(builder: Any, base: Any, register: int) -> Any:
-    at = builder.gep(base, [ir.Constant(I64, register * LANES)])
-    return builder.bitcast(at, VECTOR.as_pointer())
+    def load(self, pointer: Any, register: int = 0) -> Any:
+        """The register so many places on."""
+        loaded = self.builder.load(self._place(pointer, register))
+        loaded.align = self.size
+        return loaded
 
+    def store(self, value: Any, pointer: Any, register: int = 0) -> None:
+        """Write it so many places on."""
+        self.builder.store(value, self._place(pointer, register)).align = self.size
 
-def _load(builder: Any, base: Any, register: int) -> Any:
-    loaded = builder.load(_place(builder, base, register))
-    loaded.align = 4
-    return loaded
+    def _place(self, pointer: Any, register: int) -> Any:
+        return self.builder.gep(pointer, [ir.Constant(I64, register)])
 
+    def splat(self, scalar: Any) -> Any:
+        """A number in all lanes."""
+        lanes = len(scalar.type) if isinstance(scalar.type, ir.VectorType) else self.lanes
+        nothing = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(nothing, scalar, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    name = f"llvm.fma.v{LANES}f32"
-    function = builder.module.globals.get(name)
-    function = function or ir.Function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
-    return builder.call(function, [a, b, c])
+    def first(self, count: Any) -> Any:
+        """Which lanes are among the first ``count``."""
+        numbers = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.splat(count))
 
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """A b + c."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        return self.builder.call(self._function(f"llvm.fma.{self._suffix}", kind), [a, b, c])
 
-class _Tile:
-    """The code of a tile of a fixed number of registers."""
+    def total(self, vector: Any) -> Any:
+        """The sum of the lanes."""
+        kind = ir.FunctionType(self.number, [self.number, self.vector])
+        function = self._function(f"llvm.vector.reduce.fadd.{self._suffix}", kind)
+        return self.builder.call(function, [ir.Constant(self.number, 0.0), vector], fastmath=("reassoc",))
 
-    def __init__(self, builder: Any, args: Sequence[Any], registers: int) -> None:
-        self.builder, self.registers = builder, registers
-        self.x, self.offsets, self.values, self.first, self.last = args[:5]
-        self.bias, self.y, self.residual, self.low, self.high = args[5:]
+    def _function(self, name: str, kind: Any) -> Any:
+        return self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
 
-    def emit(self) -> None:
-        builder, zero = self.builder, ir.Constant(VECTOR, [0.0] * LANES)
-        chains = max(1, CHAINS // self.registers)
-        k, parts = self.first, [zero] * (self.registers * chains)
-        if chains > 1:
-            k, parts = self._loop(k, parts, chains)
-        _, sums = self._loop(k, parts[: self.registers], 1)
-        for place, part in enumerate(parts[self.registers :]):
-            sums[place % self.registers] = builder.fadd(sums[place % self.registers], part)
-        sums = self._with_residual(sums)
-        bias, low, high = (_splat(builder, scalar) for scalar in (self.bias, self.low, self.high))
-        for register, part in enumerate(sums):  # comparisons that keep NaN
-            total = builder.fadd(part, bias)
-            raised = builder.select(builder.fcmp_ordered(">", low, total), low, total)
-            bounded = builder.select(builder.fcmp_ordered("<", high, raised), high, raised)
-            builder.store(bounded, _place(builder, self.y, register)).align = 4
-
-    def _with_residual(self, sums: Sequence[Any]) -> list[Any]:
-        """Sums of kept weights and the residual where there is one: added last, so that sums in blocks round less."""
+    def loop(
+        self, first: Any, last: Any, step: int, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]
+    ) -> tuple[Any, list[Any]]:
+        """From ``first`` on while a step ends at ``last`` or before it: where it ended, and what was carried."""
         builder = self.builder
         before = builder.block
-        added, done = (builder.function.append_basic_block(name) for name in ("added", "done"))
-        builder.cbranch(builder.icmp_unsigned("==", self.residual, ir.Constant(I64, 0)), done, added)
-        builder.position_at_end(added)
-        base = _pointer(builder, self.residual, F32)
-        totals = [builder.fadd(part, _load(builder, base, register)) for register, part in enumerate(sums)]
-        builder.branch(done)
-        builder.position_at_end(done)
-        phis = [builder.phi(VECTOR) for _ in sums]
-        for phi, part, total in zip(phis, sums, totals, strict=True):
-            phi.add_incoming(part, before)
-            phi.add_incoming(total, added)
-        return phis
-
-    def _loop(self, k: Any, sums: Sequence[Any], weights: int) -> tuple[Any, list[Any]]:
-        """Kept weights from k on, so many at a time as there are; where it ended, and the sums."""
-        builder = self.builder
-        before = builder.block
-        head, body, done = (builder.function.append_basic_block(name) for name in ("head", "body", "done"))
+        head, inside, done = (builder.function.append_basic_block(name) for name in ("head", "body", "done"))
         builder.branch(head)
         builder.position_at_end(head)
         at = builder.phi(I64)
-        at.add_incoming(k, before)
-        phis = [builder.phi(VECTOR) for _ in sums]
-        for phi, total in zip(phis, sums, strict=True):
-            phi.add_incoming(total, before)
-        following = builder.add(at, ir.Constant(I64, weights))
-        builder.cbranch(builder.icmp_signed("<=", following, self.last), body, done)
-        builder.position_at_end(body)
-        news = []
-        for chain in range(weights):
-            place = [builder.add(at, ir.Constant(I64, chain))]
-            weight = _splat(builder, builder.load(builder.gep(self.values, place)))
-            offset = builder.sext(builder.load(builder.gep(self.offsets, place)), I64)
-            source = builder.gep(self.x, [offset])
-            for register in range(self.registers):
-                total = phis[chain * self.registers + register]
-                news.append(_fma(builder, weight, _load(builder, source, register), total))
+        at.add_incoming(first, before)
+        phis = [builder.phi(value.type) for value in carried]
+        for phi, value in zip(phis, carried, strict=True):
+            phi.add_incoming(value, before)
+        following = builder.add(at, ir.Constant(I64, step))
+        builder.cbranch(builder.icmp_signed("<=", following, last), inside, done)
+        builder.position_at_end(inside)
+        news = body(at, list(phis))
         at.add_incoming(following, builder.block)
-        for phi, total in zip(phis, news, strict=True):
-            phi.add_incoming(total, builder.block)
+        for phi, value in zip(phis, news, strict=True):
+            phi.add_incoming(value, builder.block)
         builder.branch(head)
         builder.position_at_end(done)
-        return at, phis
+        return at, list(phis)
+
+    def plane(
+        self, rows: Any, count: Any, steps: Sequence[tuple[Any, Any, Any]], carried: Sequence[Any], body: Any
+    ) -> list[Any]:
+        """Over the pixels of rows; ``body`` gets pointers, each so many bytes from row to row and pixel to pixel."""
+        builder, nothing, number = self.builder, ir.Constant(I64, 0), len(steps)
+
+        def pixel(_: Any, values: list[Any]) -> list[Any]:
+            news = body([self.at(address) for address in values[:number]], values[number:])
+            return [*(builder.add(a, step[2]) for a, step in zip(values[:number], steps, strict=True)), *news]
+
+        def row(_: Any, values: list[Any]) -> list[Any]:
+            _, found = self.loop(nothing, count, 1, values, pixel)
+            return [*(builder.add(a, step[1]) for a, step in zip(values[:number], steps, strict=True)), *found[number:]]
+
+        _, found = self.loop(nothing, rows, 1, [*(step[0] for step in steps), *carried], row)
+        return found[number:]
+
+    def sums(self, start: Any, tile: Any, registers: int, unit: int) -> list[Any]:
+        """``start`` + the sums over kept weights of a tile: value x[offset], in so many bytes."""
+        builder, (x, offsets, values, first, last) = self.builder, tile
+        offsets, values = (
+            builder.inttoptr(address, kind.as_pointer()) for address, kind in ((offsets, I32), (values, self.number))
+        )
+
+        def weights(at: Any, sums: list[Any], chains: int) -> list[Any]:
+            news = []
+            for chain in range(chains):
+                place = [builder.add(at, ir.Constant(I64, chain))]
+                weight = self.splat(builder.load(builder.gep(values, place)))
+                offset = builder.sext(builder.load(builder.gep(offsets, place)), I64)
+                source = self.at(builder.add(x, builder.mul(offset, ir.Constant(I64, unit))))
+                parts = enumerate(sums[chain * registers : (chain + 1) * registers])
+                news += [self.fma(weight, self.load(source, register), part) for register, part in parts]
+            return news
+
+        chains = max(1, CHAINS // registers)
+        at, sums = first, [start] * registers + [self.zero] * (registers * (chains - 1))
+        if chains > 1:
+            at, sums = self.loop(at, last, chains, sums, lambda at, sums: weights(at, sums, chains))
+        rest, sums = sums[registers:], sums[:registers]
+        _, sums = self.loop(at, last, 1, sums, lambda at, sums: weights(at, sums, 1))
+        for place, part in enumerate(rest):
+            sums[place % registers] = builder.fadd(sums[place % registers], part)
+        return sums
+
+    def switch(self, count: Any, most: int, emit: Callable[[int], None]) -> None:
+        """The code for this number of registers, from 1 to ``most``."""
+        builder = self.builder
+        end = builder.function.append_basic_block("end")
+        switch = builder.switch(count, end)
+        for registers in range(1, most + 1):
+            block = builder.function.append_basic_block(f"registers{registers}")
+            switch.add_case(ir.Constant(I64, registers), block)
+            builder.position_at_end(block)
+            emit(registers)
+            builder.branch(end)
+        builder.position_at_end(end)
+
+    def either(self, first: Any, second: Any, emit: Callable[[bool, bool], None]) -> None:
+        """The code for which of two integers are not zero."""
+        builder = self.builder
+        ones, twos = (
+            builder.zext(builder.icmp_signed("!=", each, ir.Constant(I64, 0)), I64) for each in (first, second)
+        )
+        number = builder.add(builder.add(ones, ir.Constant(I64, 1)), builder.mul(twos, ir.Constant(I64, 2)))
+        self.switch(number, 4, lambda case: emit(bool((case - 1) % 2), case > 2))
 
 
-def _intrinsic(result: Any, *kinds: Any) -> Callable[[Callable[..., Any]], Any]:
-    """An intrinsic from what it emits for values of these types; None stands for a call without a result."""
+def piece(result: str, scalars: int) -> Callable[[Callable[..., Any]], Any]:
+    """An intrinsic from what it emits: numbers of the type of the first one, then integers; gives none or a number."""
 
     def made(emit: Callable[..., Any]) -> Any:
-        def typed(context: Any, *args: Any) -> Any:
-            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-                value = emit(builder, *args)
-                return context.get_dummy_value() if result is types.void else value
+        integers = len(inspect.signature(emit).parameters) - 1 - scalars
 
-            return result(*kinds), generate
+        def typed(context: Any, *args: Any) -> Any:
+            number = args[0] if args and args[0] == types.float64 else types.float32
+            gives = number if result == "number" else types.void
+
+            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                value = emit(Code(builder, number), *args)
+                return context.get_dummy_value() if gives is types.void else value
+
+            return gives(*[number] * scalars, *[types.int64] * integers), generate
 
         typed.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]  # by which numba passes arguments
         return intrinsic(typed)
@@ -151,74 +207,50 @@ def _intrinsic(result: Any, *kinds: Any) -> Callable[[Callable[..., Any]], Any]:
     return made
 
 
-@_intrinsic(types.void, *[types.int64] * 6, types.float32, types.int64, types.int64, types.float32, types.float32)
-def tile(
-    builder: Any, count: Any, x: Any, offsets: Any, values: Any, first: Any, last: Any, bias: Any, y: Any,
-    residual: Any, low: Any, high: Any,
-) -> None:  # fmt: skip
-    """A tile of y = bounded(bias + residual + sum over kept weights first..last of value x[offset ...])."""
-    kinds = ((x, F32), (offsets, I32), (values, F32), (y, F32))
-    x, offsets, values, y = (_pointer(builder, address, kind) for address, kind in kinds)
-    end = builder.function.append_basic_block("end")
-    switch = builder.switch(count, end)
-    for registers in range(1, REGISTERS + 1):
-        block = builder.function.append_basic_block(f"registers{registers}")
-        switch.add_case(ir.Constant(I64, registers), block)
-        builder.position_at_end(block)
-        _Tile(builder, (x, offsets, values, first, last, bias, y, residual, low, high), registers).emit()
-        builder.branch(end)
-    builder.position_at_end(end)
-
-
-@_intrinsic(types.void, types.int64)
-def clear(builder: Any, y: Any) -> None:
-    """Zeros in one register's place."""
-    builder.store(ir.Constant(VECTOR, [0.0] * LANES), _pointer(builder, y, VECTOR)).align = 4
-
-
-def _evens(builder: Any, source: Any) -> Any:
-    """Every second of two registers' floats."""
-    base = _pointer(builder, source, F32)
-    places = ir.Constant(ir.VectorType(I32, LANES), [2 * lane for lane in range(LANES)])
-    return builder.shuffle_vector(_load(builder, base, 0), _load(builder, base, 1), places)
-
-
-@_intrinsic(types.void, types.int64, types.int64)
-def copy_evens(builder: Any, target: Any, source: Any) -> None:
-    """Every second float, as many as a register holds."""
-    builder.store(_evens(builder, source), _pointer(builder, target, VECTOR)).align = 4
-
-
-@_intrinsic(types.void, types.int64, types.int64)
-def raise_to_evens(builder: Any, target: Any, source: Any) -> None:
-    """The larger of a register's floats and every second one of two others; NaN is larger than all."""
-    value, base = _evens(builder, source), _pointer(builder, target, F32)
-    largest = _load(builder, base, 0)
-    rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
-    builder.store(builder.select(rises, value, largest), _place(builder, base, 0)).align = 4
-
-
-@_intrinsic(types.CPointer(types.float32), types.int64)
-def floats(builder: Any, address: Any) -> Any:
+@intrinsic
+def floats(context: Any, address: Any) -> Any:
     """The float32 at an address in bytes."""
-    return _pointer(builder, address, F32)
+    return _pointer(types.float32, ir.FloatType())
 
 
-@_intrinsic(types.CPointer(types.int32), types.int64)
-def integers(builder: Any, address: Any) -> Any:
+@intrinsic
+def integers(context: Any, address: Any) -> Any:
     """The int32 at an address in bytes."""
-    return _pointer(builder, address, I32)
+    return _pointer(types.int32, I32)
 
 
-@_intrinsic(types.int64, types.int64, types.int64)
-def arrived(builder: Any, address: Any, more: Any) -> Any:
+def _pointer(kind: Any, of: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], of.as_pointer())
+
+    return types.CPointer(kind)(types.int64), generate
+
+
+@intrinsic
+def rounded(context: Any, like: Any, value: Any) -> Any:
+    """A float64 as a number of this type."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.cast(builder, args[1], types.float64, like)
+
+    return like(like, types.float64), generate
+
+
+@intrinsic
+def arrived(context: Any, address: Any, more: Any) -> Any:
     """How many have arrived at a barrier, once ``more`` are added."""
-    return builder.add(builder.atomic_rmw("add", _pointer(builder, address, I64), more, "seq_cst"), more)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.add(builder.atomic_rmw("add", counter, args[1], "seq_cst"), args[1])
+
+    return types.int64(types.int64, types.int64), generate
 
 
-@_intrinsic(types.void)
-def give_way(builder: Any) -> None:
+@piece("none", 0)
+def give_way(code: Any) -> None:
     """Let another thread have the core."""
     if os.name == "posix":
-        function = builder.module.globals.get("sched_yield")
-        builder.call(function or ir.Function(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])
+        module = code.builder.module
+        function = module.globals.get("sched_yield")
+        code.builder.call(function or ir.Function(module, ir.FunctionType(I32, []), "sched_yield"), [])

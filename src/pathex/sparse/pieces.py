@@ -1,4 +1,4 @@
-"""Pieces of kernels for training: planes and tiles of pixels, for float32 and float64.
+"""Pieces of kernels: planes and tiles of pixels, those of training for float32 and float64.
 
 ``like``, or the first number, says for which; addresses and distances are in bytes, counts in registers.
 """
@@ -7,8 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from pathex.sparse.lanes import I32, I64, piece
-from pathex.sparse.llvm import CHAINS, REGISTERS
+from pathex.sparse.llvm import I32, I64, REGISTERS, piece
 
 PRODUCTS = 2 * REGISTERS // 3  # registers of a tile whose products are summed: the others hold the sums
 
@@ -131,36 +130,80 @@ def pass_back(
 @piece("none", 1)
 def tile(code: Any, bias: Any, count: Any, x: Any, offsets: Any, values: Any, first: Any, last: Any, y: Any) -> None:
     """A tile of y = bias + sum over kept weights first..last of value x[offset, in bytes]."""
-    builder = code.builder
-    offsets = builder.inttoptr(offsets, I32.as_pointer())
-    values = builder.inttoptr(values, code.number.as_pointer())
-    target = code.at(y)
+    start, given, target = code.splat(bias), (x, offsets, values, first, last), code.at(y)
 
     def emit(registers: int) -> None:
-        def weights(at: Any, sums: list[Any], chains: int) -> list[Any]:
-            news = []
-            for chain in range(chains):
-                place = [builder.add(at, ir.Constant(I64, chain))]
-                weight = code.splat(builder.load(builder.gep(values, place)))
-                offset = builder.sext(builder.load(builder.gep(offsets, place)), I64)
-                source = code.at(builder.add(x, offset))
-                for register in range(registers):
-                    total = sums[chain * registers + register]
-                    news.append(code.fma(weight, code.load(source, register), total))
-            return news
-
-        chains = max(1, CHAINS // registers)
-        at, sums = first, [code.splat(bias)] * registers + [code.zero] * (registers * (chains - 1))
-        if chains > 1:
-            at, sums = code.loop(at, last, chains, sums, lambda at, sums: weights(at, sums, chains))
-        rest, sums = sums[registers:], sums[:registers]
-        _, sums = code.loop(at, last, 1, sums, lambda at, sums: weights(at, sums, 1))
-        for place, part in enumerate(rest):
-            sums[place % registers] = builder.fadd(sums[place % registers], part)
-        for register, total in enumerate(sums):
+        for register, total in enumerate(code.sums(start, given, registers, 1)):
             code.store(total, target, register)
 
     code.switch(count, REGISTERS, emit)
+
+
+@piece("none", 3)
+def bounded_tile(
+    code: Any, bias: Any, low: Any, high: Any, count: Any, x: Any, offsets: Any, values: Any, first: Any, last: Any,
+    y: Any, residual: Any,
+) -> None:  # fmt: skip
+    """A tile of y = bounded(bias + residual + sum over kept weights first..last of value x[offset, in floats])."""
+    builder, given, target = code.builder, (x, offsets, values, first, last), code.at(y)
+    bias, low, high = (code.splat(each) for each in (bias, low, high))
+
+    def emit(registers: int) -> None:
+        sums = _with_residual(code, code.sums(code.zero, given, registers, code.size), residual)
+        for register, part in enumerate(sums):  # comparisons that keep NaN
+            total = builder.fadd(part, bias)
+            raised = builder.select(builder.fcmp_ordered(">", low, total), low, total)
+            bounded = builder.select(builder.fcmp_ordered("<", high, raised), high, raised)
+            code.store(bounded, target, register)
+
+    code.switch(count, REGISTERS, emit)
+
+
+def _with_residual(code: Any, sums: list[Any], residual: Any) -> list[Any]:
+    """Sums of kept weights and the residual where there is one: added last, so that sums in blocks round less."""
+    builder = code.builder
+    before = builder.block
+    added, done = (builder.function.append_basic_block(name) for name in ("added", "done"))
+    builder.cbranch(builder.icmp_unsigned("==", residual, ir.Constant(I64, 0)), done, added)
+    builder.position_at_end(added)
+    totals = [builder.fadd(part, code.load(code.at(residual), register)) for register, part in enumerate(sums)]
+    builder.branch(done)
+    builder.position_at_end(done)
+    phis = [builder.phi(code.vector) for _ in sums]
+    for phi, part, total in zip(phis, sums, totals, strict=True):
+        phi.add_incoming(part, before)
+        phi.add_incoming(total, added)
+    return phis
+
+
+@piece("none", 0)
+def clear(code: Any, y: Any) -> None:
+    """Zeros in one register's place."""
+    code.store(code.zero, code.at(y))
+
+
+@piece("none", 0)
+def copy_evens(code: Any, target: Any, source: Any) -> None:
+    """Every second float, as many as a register holds."""
+    code.store(_evens(code, source), code.at(target))
+
+
+@piece("none", 0)
+def raise_to_evens(code: Any, target: Any, source: Any) -> None:
+    """The larger of a register's floats and every second one of two others; NaN is larger than all."""
+    code.store(_larger(code, _evens(code, source), code.load(code.at(target))), code.at(target))
+
+
+def _evens(code: Any, source: Any) -> Any:
+    """Every second of two registers' floats."""
+    places = ir.Constant(ir.VectorType(I32, code.lanes), [2 * lane for lane in range(code.lanes)])
+    return code.builder.shuffle_vector(code.load(code.at(source)), code.load(code.at(source), 1), places)
+
+
+def _larger(code: Any, value: Any, largest: Any) -> Any:
+    builder = code.builder
+    rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
+    return builder.select(rises, value, largest)
 
 
 @piece("none", 1)
@@ -200,16 +243,13 @@ def products(
 @piece("none", 1)
 def raise_row(code: Any, like: Any, count: Any, across: Any, target: Any, source: Any) -> None:
     """The larger of registers of a row and of every so manyth one of another; NaN is larger than all."""
-    builder = code.builder
 
     def body(at: Any, _: Any) -> list[Any]:
-        value, largest = code.load(at[1]), code.load(at[0])
-        rises = builder.or_(builder.fcmp_ordered(">", value, largest), builder.fcmp_unordered("uno", value, value))
-        code.store(builder.select(rises, value, largest), at[0])
+        code.store(_larger(code, code.load(at[1]), code.load(at[0])), at[0])
         return []
 
     nothing = ir.Constant(I64, 0)
-    steps = [(target, nothing, code.width), (source, nothing, builder.mul(across, code.width))]
+    steps = [(target, nothing, code.width), (source, nothing, code.builder.mul(across, code.width))]
     code.plane(ir.Constant(I64, 1), count, steps, [], body)
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from pathex.sparse import pieces
 from pathex.sparse.kernels import forget_old
-from pathex.sparse.lanes import rounded
-from pathex.sparse.llvm import LANES, integers
+from pathex.sparse.llvm import LANES, integers, rounded
 from pathex.sparse.pieces import (
     PRODUCTS,
     fill,
