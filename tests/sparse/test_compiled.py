@@ -228,3 +228,13 @@ def test_kernels_are_compiled_once_and_say_so(tmp_path, monkeypatch):
     first, second = (subprocess.run(call, check=True, timeout=300, capture_output=True, text=True) for _ in range(2))
     assert "compiles its kernels" in first.stderr and first.stdout.strip() == "0"
     assert not second.stderr and second.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize("make", [pathex.compile, pathex.sparse.convert])
+def test_several_inputs_are_refused_by_what_they_are(make):
+    model = nn.Conv2d(3, 4, 3)
+    mask = pathex.Mask({"weight": torch.ones(4, 3, 3, 3, dtype=torch.bool)})
+    images = torch.zeros(2, 3, 8, 8)
+    for given, kind in (((images, images), "tuple"), ({"x": images}, "dict"), (images.long(), "Tensor")):
+        with pytest.raises(InvalidInput, match=f"example_input is {kind}; allowed: .* for a network of one input"):
+            make(model, mask, given)

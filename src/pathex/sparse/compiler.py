@@ -59,8 +59,7 @@ def compile(
     from pathex.sparse.network import CompiledNetwork
     from pathex.sparse.team import Team
 
-    if not isinstance(example_input, Tensor) or not example_input.is_floating_point() or not len(example_input):
-        raise InvalidInput("example_input must be a tensor of one image or more (N, C, H, W)")
+    example_input = check_example(example_input)
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     with torch.inference_mode(False):
         own = copy.deepcopy(own_module(model)).to("cpu", torch.float32).eval()
@@ -80,6 +79,16 @@ def compile(
         with torch.inference_mode():
             choice = measured(reading, x, team)
     return CompiledNetwork(reading, choice, team)
+
+
+def check_example(example_input: object) -> Tensor:
+    """The images, if they are a tensor: kernels are for networks of one input."""
+    if not isinstance(example_input, Tensor) or not example_input.is_floating_point() or not len(example_input):
+        raise InvalidInput(
+            f"example_input is {type(example_input).__name__}; allowed: one floating-point tensor of at least one image"
+            " (N, C, H, W), for a network of one input"
+        )
+    return example_input
 
 
 def _attention(graph: Graph, model: nn.Module, x: Tensor) -> dict[Node, Features]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_name
 from pathex.graph import Graph, Node, breaks_in_channels_last, trace
 from pathex.masks import Mask, own_module
+from pathex.sparse.compiler import check_example
 
 if TYPE_CHECKING:
     from pathex.sparse.team import Team
@@ -161,6 +162,7 @@ def convert(
         raise InvalidInput("pathex.sparse.convert needs numba: pip install 'pathex[sparse]'")
     from pathex.sparse.team import Team
 
+    check_example(example_input)
     own = own_module(model)
     mask.check(own)
     if any(parameter.device.type != "cpu" for parameter in own.parameters()):
