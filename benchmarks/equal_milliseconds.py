@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 import pathex
@@ -111,6 +112,9 @@ def _draw(table: pd.DataFrame, path: Path) -> None:
                 for label, x, y in zip(rows["network"], places, values, strict=True):
                     axes.annotate(label.split()[1], (x, y), (3, 5), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{batch} image{'s' if batch > 1 else ''}", fontsize=9)
         axes.set_xlabel("milliseconds, one core")
         axes.spines[["top", "right"]].set_visible(False)
