@@ -159,7 +159,9 @@ def test_a_sweep_file_is_built_on_the_recipe_of_its_name(path):
         assert all(json.loads(json.dumps(getattr(run, name))) == base[name] for run in runs)
 
 
-@pytest.mark.parametrize("path", [path for path in SWEEPS if path.stem not in {"fashion-mini", "cifar10-short"}], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SWEEPS if path.stem not in {"fashion-mini", "cifar10-short"}], ids=lambda path: path.stem
+)
 def test_the_published_grids(path):
     runs = list(planned(path).runs.values())
     starts = PARTS.get(path.stem.split("-")[0], 1)
