@@ -64,7 +64,8 @@ def settle(stage: Stage, mask: Mask | None) -> dict[str, Any]:
             if config.engine == "sparse":
                 raise InvalidInput(f"engine is 'sparse': {error}; allowed: auto, dense") from error
     plan["why"] = why
-    write_json(path, plan)
+    if stage.fabric.is_global_zero:
+        write_json(path, plan)
     stage.journal("engine", plan)
     return plan
 
