@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import pathex
 import training_networks as nets
 from dense_twin import (
     assert_near,
@@ -23,7 +24,7 @@ from dense_twin import (
     sgd,
     twin,
 )
-from pathex.sparse import convert, dense_state, kept_state, plan, restore
+from pathex.sparse import convert, dense_state, kept_layers, kept_state, plan, restore
 
 
 def clipped(optimizer, model):
@@ -155,3 +156,15 @@ def test_two_python_threads_with_a_network_each():
         found = list(callers.map(trained, models))
     for each, expected in zip(found, wanted, strict=True):
         assert all(torch.equal(each[name], entry) for name, entry in expected.items())
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3), nn.Linear(4, 3)], ids=["convolution", "linear"])
+def test_the_network_itself_may_be_the_layer(layer):
+    mask = pathex.Mask({"weight": torch.rand(layer.weight.shape) < 0.5})
+    x = torch.randn(5, 4) if isinstance(layer, nn.Linear) else torch.randn(5, 2, 6, 6)
+    net = convert(layer, mask, x, choice="sparse")
+    assert plan(net) == {"": "sparse"}
+    assert list(kept_layers(net)) == ["weight"]
+    masked = pathex.make_permanent(copy.deepcopy(layer), mask)
+    torch.testing.assert_close(net(x), masked(x))
+    assert type(restore(net)) is type(layer)

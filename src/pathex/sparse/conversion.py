@@ -49,8 +49,7 @@ class Kept(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The weight with zeros where nothing is kept."""
-        dense = self.weight.new_zeros(self.kept.shape)
-        return dense.masked_scatter(self.kept, self.weight)
+        return _spread(self.weight, self.kept)
 
     def used_weight(self) -> Tensor:
         """What a dense computation reads."""
@@ -132,8 +131,8 @@ def convert(
     Masked convolutions in two dimensions and linear layers have a weight with an entry for each kept weight, so that
     optimizers hold state for these only; state dicts have the names and shapes of the dense network. The convolutions
     compute nothing else, forward and backward, with batch normalisation, sums and ReLU that follow them in the same
-    kernels, unless they are faster dense. Activations lie in memory image beside image; the values are those of the
-    dense network.
+    kernels, unless they are faster dense. Between them activations lie in blocks of images; the values are those of
+    the dense network.
 
     Args:
         model: The network.
@@ -172,7 +171,7 @@ def convert(
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     layers = _layers(net, mask)
     for path, layer in layers.items():
-        Kept.of(layer, mask[f"{path}.weight"], team)
+        Kept.of(layer, mask[_weight(path)], team)
     choice = choice or _fastest(layers, graph, len(example_input))
     ways = dict.fromkeys(layers, choice) if isinstance(choice, str) else choice
     if odd := sorted(set(ways) ^ set(layers)):
@@ -203,9 +202,14 @@ def restore(net: nn.Module) -> nn.Module:
     return model
 
 
+def _spread(values: Tensor, kept: Tensor) -> Tensor:
+    """Values of kept weights in the dense shape, with zeros for the others."""
+    return values.new_zeros(kept.shape).masked_scatter(kept, values)
+
+
 def kept_layers(net: nn.Module) -> dict[str, Kept]:
     """The masked layers of a network that `convert` made, by the name of their weight."""
-    return {f"{path}.weight".lstrip("."): layer for path, layer in net.named_modules() if isinstance(layer, Kept)}
+    return {_weight(path): layer for path, layer in net.named_modules() if isinstance(layer, Kept)}
 
 
 @torch.no_grad()
@@ -218,7 +222,7 @@ def move(layers: Mapping[str, Kept], mask: Mask, optimizer: torch.optim.Optimize
         state = optimizer.state.get(weight, {})
         for place, value in {**state, "": weight.detach()}.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                moved = value.new_zeros(new.shape).masked_scatter_(layer.kept, value)[new]
+                moved = _spread(value, layer.kept)[new]
                 if place:
                     state[place] = moved
                 else:
@@ -226,6 +230,11 @@ def move(layers: Mapping[str, Kept], mask: Mask, optimizer: torch.optim.Optimize
         layer.kept = new
         if layer.unit is not None:
             layer.unit = _unit(name, layer)
+
+
+def _weight(path: str) -> str:
+    """The name of a layer's weight; the network itself may be the layer."""
+    return f"{path}.weight" if path else "weight"
 
 
 def _layers(net: nn.Module, mask: Mask) -> dict[str, Any]:
@@ -336,7 +345,7 @@ def dense_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, A
 
     def dense(value: Any, kept: Tensor) -> Any:
         fits = isinstance(value, Tensor) and value.dim() == 1
-        return value.new_zeros(kept.shape).masked_scatter_(kept, value) if fits else value
+        return _spread(value, kept) if fits else value
 
     return _changed(net, optimizer, optimizer.state_dict(), dense)
 

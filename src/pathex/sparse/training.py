@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pathex.sparse.team import Team
-from pathex.sparse.unit import Affine, Pool, Unit, add, add_backward
+from pathex.sparse.unit import NUMBERS, Affine, Pool, Unit, add, add_backward
 
 NO_BOUND = float("-inf")
 
@@ -32,7 +32,7 @@ class Normalised:
 
     def affine(self, x: Tensor, low: float) -> Affine:
         """What it is as factors and terms of x."""
-        numbers = np.zeros((3, x.shape[1]), np.float32 if x.dtype == torch.float32 else np.float64)
+        numbers = np.zeros((3, x.shape[1]), NUMBERS[x.dtype])
         if self.variance is None:
             numbers[0] = 1.0
             return Affine(numbers, low)

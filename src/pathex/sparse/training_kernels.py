@@ -127,18 +127,9 @@ def _write(like: Any, u: Any, moments: Any, planes: int, block: int, valid: int)
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def _sum(
-    x: int,
-    offsets: int,
-    values: Any,
-    starts: Any,
-    first: int,
-    last: int,
-    bias: Any,
-    y: int,
-    plane: int,
-    run: int,
+    x: int, offsets: int, values: Any, starts: Any, first: int, last: int, bias: Any, y: int, plane: int, run: int,
     most: int,
-) -> None:
+) -> None:  # fmt: skip
     """Sums over kept weights for a run of pixels: all outputs of a tile before the next tile."""
     tiles = (run + most - 1) // most
     for t in range(tiles):
@@ -262,10 +253,16 @@ def add_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> Non
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _inside(place: int, across: int, width: int, most: int) -> tuple[int, int]:
-    """Of the places ``place``, ``place + across``, ... the first one that is inside, and how many are."""
-    first = max(0, -(place // across))
-    return first, max(0, min(most, (width - place + across - 1) // across) - first)
+def _tap(u: Any, row: int, tap: int) -> tuple[int, int, int]:
+    """Of a row of maxima where the first is that a tap reads a pixel for, how many are, and where that pixel is."""
+    window = integers(u.form)
+    at = row * u.down - window[4] + tap // window[1] * window[2]
+    place = tap % window[1] * window[3] - window[5]
+    first = max(0, -(place // u.right))
+    count = max(0, min(u.columns, (u.pitch - place + u.right - 1) // u.right) - first)
+    if not 0 <= at < u.read_rows:
+        count = 0
+    return first * PIXEL, count, (at * u.pitch + place + first * u.right) * PIXEL
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -283,12 +280,8 @@ def pool(units: Any, read: Any, part: int, parts: int) -> None:
             y = u.y + block * u.y_block + channel * u.y_plane + row * u.y_row
             fill(rounded(like, -np.inf), 1, u.columns, y, 0)
             for tap in range(window[0] * window[1]):
-                at = row * u.down - window[4] + tap // window[1] * window[2]
-                place = tap % window[1] * window[3] - window[5]
-                first, count = _inside(place, u.right, u.pitch, u.columns)
-                if 0 <= at < u.read_rows:
-                    source = plane + (at * u.pitch + place + first * u.right) * PIXEL
-                    raise_row(like, count, u.right, y + first * PIXEL, source)
+                first, count, source = _tap(u, row, tap)
+                raise_row(like, count, u.right, y + first, plane + source)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -311,13 +304,8 @@ def pool_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> No
             gy = u.gy + block * u.gy_block + channel * u.gy_plane + row * u.gy_row
             pieces.read(one, nothing, low, 0, 0, valid, 1, u.columns, 1, left, 0, gy, 0, 0, 0, 0, 0)
             for tap in range(window[0] * window[1]):
-                at = row * u.down - window[4] + tap // window[1] * window[2]
-                place = tap % window[1] * window[3] - window[5]
-                first, count = _inside(place, u.right, u.pitch, u.columns)
-                if 0 <= at < u.read_rows:
-                    shift = (at * u.pitch + place + first * u.right) * PIXEL
-                    at = first * PIXEL
-                    route_row(like, count, u.right, left + at, y + at, plane + shift, back + shift)
+                first, count, source = _tap(u, row, tap)
+                route_row(like, count, u.right, left + first, y + first, plane + source, back + source)
         _pass_plane(
             like, u, read, valid, block, channel, 0, u.read_rows, 0, u.pitch, back, u.pitch * PIXEL,
             sums[part, channel].ctypes.data,

@@ -215,7 +215,7 @@ def _size(window: Window, axis: int, size: int) -> int:
 
 def _sums(team: Team, x: Tensor) -> Any:
     """Registers of two sums for each thread and channel."""
-    return np.zeros((team.threads, x.shape[1], 2, x.shape[4]), _NUMBERS[x.dtype])
+    return np.zeros((team.threads, x.shape[1], 2, x.shape[4]), NUMBERS[x.dtype])
 
 
 def _planes(x: Tensor) -> Any:
@@ -236,7 +236,7 @@ class Affine:
 
 
 _PLACE = {name: place for place, name in enumerate(kernels.UNIT.names or ())}  # numbers of eight bytes
-_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
+NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def _filled(**fields: int) -> Any:
