@@ -21,10 +21,11 @@ from pathex.paths.passes import record, replay, replay_open
 from pathex.paths.recording import Record, Recording, Smooth
 from pathex.paths.scales import TINY_SCALE, Survey, read_scales, survey
 from pathex.paths.walker import Walker
-from pathex.paths.weights import Weights
+from pathex.paths.weights import Call, Weights, per_dimension
 
 __all__ = [
     "TINY_SCALE",
+    "Call",
     "Coefficients",
     "Connectivity",
     "Linear",
@@ -48,6 +49,7 @@ __all__ = [
     "has_empty_units",
     "lowered",
     "off_path",
+    "per_dimension",
     "read_scales",
     "record",
     "replay",

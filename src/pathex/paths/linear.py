@@ -1,6 +1,6 @@
 """A network as a linear map of its input: with recorded coefficients, or with every gate open."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -171,7 +171,13 @@ class Linear(Interpreter):
                 if name in self.weights.scores:
                     self.weights.add(name, part)
 
-        return weigh(x, call, made, self.anchor, None if origin is None else take)
+        return self.product(node, x, call, made, None if origin is None else take)
+
+    def product(
+        self, node: Node, x: Tensor, call: Call, made: Callable[[], Tensor], take: Callable[[Tensor], None] | None
+    ) -> Tensor:
+        """What arrives times the weight that is made, whose product with its gradient is taken."""
+        return weigh(x, call, made, self.anchor, take)
 
     def by_weight(self, node: Node, x: Tensor, weight: Any, form: Sequence[int]) -> Tensor:
         """What arrives times the weight of a normalisation (its node, or None), broadcast in the shape ``form``."""

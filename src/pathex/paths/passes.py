@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation
@@ -62,9 +61,8 @@ def record(
     if graph.output not in graph.carried:
         raise UnsupportedOperation(NO_PATH)
     reading = Record(graph, weights, calibration, smooth)
-    with untouched(model), torch.no_grad():
-        result = reading.run(x.detach().to(weights.dtype))
-    return Recording(graph, result, reading.tape, reading.moments)
+    with untouched(model):
+        return reading.recording(x.detach().to(weights.dtype))
 
 
 def replay(

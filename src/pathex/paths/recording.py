@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -96,6 +97,12 @@ class Record(Interpreter):
         self.tape: dict[Node, Any] = {}
         self.moments: list[Moments] = []
 
+    def recording(self, *inputs: Tensor) -> Recording:
+        """What a forward pass leaves."""
+        with torch.no_grad():
+            output = self.run(*inputs)
+        return Recording(self.graph, output, self.tape, self.moments)
+
     def visit(self, node: Node) -> Any:
         """The value of a node; what its rule keeps of it goes to the tape."""
         if node.op == "batch_norm" and node in self.graph.dependent:
@@ -130,7 +137,12 @@ class Record(Interpreter):
                 raise self.unsupported(node, f"moments of {len(self.statistics)} BatchNorm calls were given")
             moments = self.statistics[number]
         else:
-            moments = finish(moments_of(x), stored)
+            moments = finish(self.moments_of(x), stored)
         self.moments.append(moments)
         weight, bias = self(node["weight"]), self(node["bias"])
-        return F.batch_norm(x, moments.mean.to(x), moments.var.to(x), weight, bias, False, 0.0, node["eps"])
+        mean, var = (each.to(x.device, x.dtype) for each in (moments.mean, moments.var))
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, node["eps"])
+
+    def moments_of(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Mean and sum of squared deviations of each channel, and how many values it has."""
+        return moments_of(x)

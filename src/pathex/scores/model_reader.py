@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput
 from pathex.graph import Images
-from pathex.paths import Statistics, forward
+from pathex.paths import Statistics, forward, tensors_of
+from pathex.scores.kept import KeptForward, KeptLayers, kept_layers
 from pathex.scores.options import LossOrName
 from pathex.scores.problem import doubt_batches, entries_of_image, generator
 from pathex.scores.reader import Reader
@@ -72,6 +73,15 @@ class ModelReader(Reader):
     def forward(self, x: Images, tensors: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
         """The output of the network, differentiable as often as its functions are."""
         return forward(self.problem.model, x, tensors=tensors, statistics=statistics, output=self.output)
+
+    def kept_layers(self) -> KeptLayers | None:
+        """The kernels for kept weights in this round, if they are there and faster."""
+        return kept_layers(self.problem, lambda: self.problem.graph(self.output))
+
+    def kept_forward(self, layers: KeptLayers, tensors: Mapping[str, Tensor], statistics: Any) -> KeptForward:
+        """The network with such kernels, differentiable once."""
+        own = tensors_of(self.problem.model, tensors, self.precision)
+        return KeptForward(layers, own, statistics, self.precision)
 
     def loss_of(self, outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
         """The loss of a batch: its mean, or of cross-entropy with ``none`` each one."""

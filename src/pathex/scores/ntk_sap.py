@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
-from pathex.graph import Images, Tensors, concatenated, each
+from pathex.graph import Images, Tensors, concatenated, each, tensors_in
+from pathex.paths import Statistics
 from pathex.scores.jacobian import differentiable_twice, gradients
+from pathex.scores.kept import KeptLayers
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Positive, Redraw
-from pathex.scores.problem import Problem, generator
+from pathex.scores.problem import Problem, calibration_chunk, entries_of_image, generator
 
 Inputs = Literal["normal", "data"]
 _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that of the weights
@@ -23,9 +25,11 @@ _TWICE = "ntk-sap with exact=True differentiates twice, which an operation of th
 def _summed(reader: ModelReader, inputs: Inputs, epsilon: float | None, draws: int) -> dict[str, Tensor]:
     """The derivatives of R by the mask, over all draws of the round; without epsilon of the exact limit."""
     sums = {name: torch.zeros_like(weight) for name, weight in reader.weights().items()}
+    # The limit is differentiated twice, which kernels are not.
+    layers = None if epsilon is None or reader.calibration == "train" else reader.kept_layers()
     for draw in range(draws):
         drawn = _drawn(reader, inputs, (reader.problem.round - 1) * draws + draw + 1)
-        part = _Draw(drawn, epsilon).part
+        part = _Draw(drawn, epsilon, layers).part
         scored = reader.problem.processes.sum_over(drawn.batches(labels=False), part)
         for name, derivative in scored.items():
             sums[name] += derivative
@@ -36,6 +40,7 @@ def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
     """The reader of one draw: its own random stream and its own inputs."""
     problem = reader.problem
     reader.fixed()  # looks at the given images, and warns, once for all rounds
+    entries_of_image(problem, reader.output)  # counts once
     if inputs == "data":
         return replace(reader, problem=replace(problem, round=number))
     source = generator(problem.seed, number, _INPUTS)
@@ -64,10 +69,17 @@ def _direction(reader: ModelReader) -> dict[str, Tensor]:
 class _Draw:
     """The network of one draw, and the direction in which its weights are moved."""
 
-    def __init__(self, reader: ModelReader, epsilon: float | None) -> None:
-        self.reader, self.epsilon = reader, epsilon
+    def __init__(self, reader: ModelReader, epsilon: float | None, layers: KeptLayers | None) -> None:
+        self.reader, self.epsilon, self.layers = reader, epsilon, layers
         self.weights, self.other, self.direction = reader.weights(), reader.other(), _direction(reader)
-        self.statistics = reader.statistics({**self.other, **self.weights})
+        self.statistics = self._statistics()
+
+    def _statistics(self) -> Statistics:
+        reader, tensors, images = self.reader, {**self.other, **self.weights}, self.reader.problem.images
+        whole = reader.calibration == "batch" and len(images) <= reader.calibration_images
+        if self.layers is None or not whole or calibration_chunk(reader.problem, images, reader.output) is not None:
+            return reader.statistics(tensors)
+        return reader.kept_forward(self.layers, tensors, "batch").recording(*tensors_in(images)).statistics
 
     def part(self, batch: tuple[Images, Any]) -> dict[str, Tensor]:
         """The derivatives of R of a batch by the mask."""
@@ -78,7 +90,10 @@ class _Draw:
                 return self._limit(batch[0])
 
     def _outputs(self, x: Images, leaves: Tensors) -> Tensor:
-        return self.reader.forward(x, {**self.other, **leaves}, self.statistics)
+        tensors = {**self.other, **leaves}
+        if self.layers is None:
+            return self.reader.forward(x, tensors, self.statistics)
+        return self.reader.kept_forward(self.layers, tensors, self.statistics).run(*tensors_in(x))
 
     def _difference(self, x: Images, epsilon: float) -> dict[str, Tensor]:
         """By the finite difference of two networks that share the mask."""

@@ -26,6 +26,7 @@ from pathex.paths import (
     read_scales,
     survey,
 )
+from pathex.scores.kept import KeptLinear, KeptRecord, KeptRecording, kept_layers
 from pathex.scores.options import Initialiser, Redraw, Scales
 from pathex.scores.problem import Problem, calibration_chunk, generator, once
 
@@ -134,6 +135,7 @@ class PathReader(Reader):
 
     def recordings(self, tensors: Weights) -> list[Recorded]:
         """Recorded passes over the pruning set in micro-batches that the memory budget allows."""
+        layers = kept_layers(self.problem, self.graph)
         parts = list(self.problem.micro_batches(held_bytes(self.graph(), self.precision)))
         # When everything fits in one batch, the recorded pass is the calibration.
         together = len(parts) == 1 and len(parts[0]) <= self.calibration_images
@@ -141,16 +143,16 @@ class PathReader(Reader):
 
         def recorded(part: Images) -> tuple[Images, Recording]:
             x = self.laid_out(part)
-            graph = self.graph(x)
-            reading = Record(graph, tensors, statistics, self.smooth)
-            with torch.no_grad():
-                output = reading.run(*tensors_in(x))
-            return x, Recording(graph, output, reading.tape, reading.moments)
+            if layers is not None:
+                return x, KeptRecord(layers, tensors, statistics, self.smooth).recording(*tensors_in(x))
+            return x, Record(self.graph(x), tensors, statistics, self.smooth).recording(*tensors_in(x))
 
         return [partial(recorded, part) for part in parts]
 
     def linear(self, tensors: Weights, recording: Recording, **how: Any) -> Linear:
         """The network as a linear map, with the coefficients of a recorded pass."""
+        if isinstance(recording, KeptRecording):
+            return KeptLinear(recording.layers, tensors, recording.tape, recording.statistics, **how)
         return Linear(recording.graph, tensors, recording.tape, recording.statistics, **how)
 
     def laid_out(self, images: Images) -> Images:

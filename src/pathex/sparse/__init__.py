@@ -8,12 +8,18 @@ from pathex.sparse.semi_structured import semi_structured
 
 if TYPE_CHECKING:
     from pathex.sparse.choice import Choice
+    from pathex.sparse.convolution import KeptConvolution
     from pathex.sparse.network import CompiledNetwork
+    from pathex.sparse.pending import Pending
+    from pathex.sparse.team import Team
 
 __all__ = [
     "Choice",
     "CompiledNetwork",
     "Kept",
+    "KeptConvolution",
+    "Pending",
+    "Team",
     "compile",
     "convert",
     "dense_state",
@@ -25,7 +31,8 @@ __all__ = [
     "semi_structured",
 ]
 
-_HOME = {"Choice": "choice", "CompiledNetwork": "network"}
+_HOME = {"Choice": "choice", "CompiledNetwork": "network", "KeptConvolution": "convolution", "Pending": "pending"}
+_HOME |= {"Team": "team"}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,8 @@ def _width() -> tuple[int, int]:
 LANES, REGISTERS = _width()
 CHAINS = 8  # sums that the units for fused multiply-adds work on at once: four cycles, two units
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
+MARK = 16  # bits of what marks lanes
+I16, I32, I64 = ir.IntType(MARK), ir.IntType(32), ir.IntType(64)
 
 
 class Code:
@@ -62,6 +63,18 @@ class Code:
     def store(self, value: Any, pointer: Any, register: int = 0) -> None:
         """Write it so many places on."""
         self.builder.store(value, self._place(pointer, register)).align = self.size
+
+    def load_bits(self, pointer: Any) -> Any:
+        """For each lane a bit of an int16."""
+        number = self.builder.load(self.builder.bitcast(pointer, I16.as_pointer()))
+        bits = number if self.lanes == MARK else self.builder.trunc(number, ir.IntType(self.lanes))
+        return self.builder.bitcast(bits, ir.VectorType(ir.IntType(1), self.lanes))
+
+    def store_bits(self, lanes: Any, pointer: Any) -> None:
+        """Write a bit for each lane as an int16."""
+        bits = self.builder.bitcast(lanes, ir.IntType(self.lanes))
+        number = bits if self.lanes == MARK else self.builder.zext(bits, I16)
+        self.builder.store(number, self.builder.bitcast(pointer, I16.as_pointer()))
 
     def _place(self, pointer: Any, register: int) -> Any:
         return self.builder.gep(pointer, [ir.Constant(I64, register)])
@@ -175,14 +188,14 @@ class Code:
             builder.branch(end)
         builder.position_at_end(end)
 
-    def either(self, first: Any, second: Any, emit: Callable[[bool, bool], None]) -> None:
-        """The code for which of two integers are not zero."""
-        builder = self.builder
-        ones, twos = (
-            builder.zext(builder.icmp_signed("!=", each, ir.Constant(I64, 0)), I64) for each in (first, second)
-        )
-        number = builder.add(builder.add(ones, ir.Constant(I64, 1)), builder.mul(twos, ir.Constant(I64, 2)))
-        self.switch(number, 4, lambda case: emit(bool((case - 1) % 2), case > 2))
+    def either(self, flags: Sequence[Any], emit: Callable[..., None]) -> None:
+        """The code for which of some integers are not zero."""
+        builder, number = self.builder, ir.Constant(I64, 1)
+        for place, flag in enumerate(flags):
+            is_set = builder.zext(builder.icmp_signed("!=", flag, ir.Constant(I64, 0)), I64)
+            number = builder.add(number, builder.shl(is_set, ir.Constant(I64, place)))
+        places = range(len(flags))
+        self.switch(number, 1 << len(flags), lambda case: emit(*(bool(case - 1 >> place & 1) for place in places)))
 
 
 def piece(result: str, scalars: int) -> Callable[[Callable[..., Any]], Any]:

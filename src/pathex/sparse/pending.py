@@ -32,13 +32,20 @@ class Pending:
     def __init__(
         self, team: Team, images: int, x: Tensor, moments: tuple[Tensor, Tensor] | None, last: str, readers: int
     ) -> None:
-        self._team, self._images, self._x, self._moments = team, images, x, moments
-        self._last, self._readers = last, readers
+        self._team, self._images, self._x, self.moments = team, images, x, moments
+        self._last, self.readers = last, readers
         self._norm, self._low, self._added = Normalised(), NO_BOUND, None
+        self._gate: Tensor | None = None
+        self._marks: Tensor | None = None
         self._done: Tensor | None = None
         self._tensor: Tensor | None = None
         self._keeper = _keeper()
         self.shape = torch.Size((images, *x.shape[1:4]))
+
+    @classmethod
+    def of(cls, team: Team, x: Any) -> "Pending":
+        """Images ``(N, C, H, W)`` for which nothing is to be done; what waits already as it is."""
+        return x if isinstance(x, Pending) else cls(team, len(x), in_blocks(x), None, "", 2)
 
     @property
     def tensor(self) -> Tensor:
@@ -67,7 +74,7 @@ class Pending:
         if self._done is None:
             self._done = self._x
             if self._waits:
-                given = self._x, self._added, *self._norm.tensors
+                given = self._gate, self._marks, self._x, self._added, *self._norm.tensors
                 self._done = Add.apply(self._team, self._images, self._low, self._norm.eps, *given)
         return self._done
 
@@ -78,7 +85,11 @@ class Pending:
 
     @property
     def _waits(self) -> bool:
-        return self._norm.variance is not None or self._added is not None or self._low != NO_BOUND
+        return self._norm.variance is not None or self._added is not None or self._low != NO_BOUND or self._is_gated
+
+    @property
+    def _is_gated(self) -> bool:
+        return self._gate is not None or self._marks is not None
 
     def convolved(self, layer: Kernel, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
         """What a layer makes of it: the result, mean and variance of its channels."""
@@ -86,10 +97,12 @@ class Pending:
             raise UnsupportedOperation(
                 "under no_grad a sparse layer reads what needs gradients: detach it, or checkpoint(use_reentrant=False)"
             )
-        own, copied = self._here(), self._added is not None or self._readers > 1
-        if self._is_open and (not copied or layer[0].shape(*self.shape[2:]).covers):
-            given = self._low, self._norm.eps, values, bias, self._x, self._added, *self._norm.tensors
-            *found, own._done = Convolve.apply(layer, self._images, moments, copied, *given)
+        own, is_sum = self._here(), self._added is not None and torch.is_grad_enabled()
+        copied = is_sum or self.readers > 1
+        whole = copied or self._marks is not None
+        if self._is_open and (not whole or layer[0].shape(*self.shape[2:]).covers):
+            given = self._gate, self._marks, values, bias, self._x, self._added, *self._norm.tensors
+            *found, own._done = Convolve.apply(layer, self._images, moments, copied, self._low, self._norm.eps, *given)
             return found
         return _convolved(self.blocks, self._images, layer, moments, values, bias)
 
@@ -122,11 +135,11 @@ class Pending:
     ) -> "Pending | Tensor | None":  # fmt: skip
         """As `torch.nn.functional.batch_norm`, if nothing waits."""
         count = self.shape.numel() // self.shape[1]
-        if self._waits or not self._is_open or (training and (self._moments is None or count == 1)):
+        if self._waits or not self._is_open or (training and (self.moments is None or count == 1)):
             return None
         if training:
-            assert self._moments is not None
-            mean, variance = self._moments
+            assert self.moments is not None
+            mean, variance = self.moments
             if running_mean is not None and running_var is not None:
                 with torch.no_grad():
                     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -142,12 +155,26 @@ class Pending:
             return None
         return self._with("relu", self if inplace else None, _low=0.0)
 
+    def marked(self, readers: int) -> tuple["Pending", Tensor]:
+        """As `torch.relu` for so many readers, and bits ``(blocks, C, H, W)`` of where it is, once read, positive."""
+        opened = self._closed() if self._is_gated or not self._is_open else self
+        marks = torch.empty(opened._x.shape[:4], dtype=torch.int16)
+        return opened._copied(_low=0.0, _marks=marks, readers=readers), marks
+
+    def gated(self, gate: Tensor, readers: int) -> "Pending":
+        """What it is where such bits say so, zero elsewhere."""
+        opened = self._closed() if self._is_gated or not self._is_open else self
+        return opened._copied(_gate=gate, readers=readers)
+
+    def _closed(self) -> "Pending":
+        return Pending(self._team, self._images, self.blocks, None, self._last, self.readers)
+
     def plus(
         self, other: Any, *, alpha: float = 1, inplace: bool = False, out: Any = None
     ) -> "Pending | Tensor | None":
         """As `torch.add` of two tensors of one shape."""
         fits = isinstance(other, Tensor | Pending) and other.shape == self.shape and other.dtype == self._x.dtype
-        plain = alpha == 1 and out is None and self._is_open
+        plain = alpha == 1 and out is None and self._is_open and not self._is_gated
         if not fits or not plain or self._added is not None or self._low != NO_BOUND:
             return None
         other = other.blocks if isinstance(other, Pending) else in_blocks(other)
@@ -171,18 +198,18 @@ class Pending:
         kernel, down, pads, apart = (_pair(each) for each in (kernel_size, stride or kernel_size, padding, dilation))
         pool = Pool(Window(kernel, down, apart, (*pads, *pads)), *self.shape[2:])
         x, norm, low = self._x, self._norm, self._low
-        if self._added is not None or not self._is_open:
+        if self._added is not None or self._is_gated or not self._is_open:
             x, norm, low = self.blocks, Normalised(), NO_BOUND
         y = MaxPool.apply(pool, self._team, self._images, low, norm.eps, x, *norm.tensors)
-        made = Pending(self._team, self._images, y, None, self._last, self._readers)
-        return made if self._readers else made.tensor
+        made = Pending(self._team, self._images, y, None, self._last, self.readers)
+        return made if self.readers else made.tensor
 
     def _with(self, step: str, made: "Pending | None", **changes: Any) -> "Pending | Tensor":
         """After a step: itself, changed in place, or another one."""
         if made is None:
             made = self._copied()
         made.__dict__.update(changes)
-        return made if step != self._last or self._readers else made.tensor
+        return made if step != self._last or self.readers else made.tensor
 
 
 def convolve(x: Any, layer: Kernel, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
@@ -200,7 +227,7 @@ def convolve(x: Any, layer: Kernel, moments: bool, values: Tensor, bias: Tensor 
 
 
 def _convolved(x: Tensor, images: int, layer: Kernel, moments: bool, values: Tensor, bias: Tensor | None) -> Any:
-    plain = NO_BOUND, 0.0, values, bias, x, None, *Normalised().tensors
+    plain = NO_BOUND, 0.0, None, None, values, bias, x, None, *Normalised().tensors
     return Convolve.apply(layer, images, moments, False, *plain)[:3]
 
 
@@ -223,7 +250,8 @@ def _plain(value: Any) -> Any:
 
 
 def _sum(x: Any, other: Any, **options: Any) -> Any:
-    return x.plus(other, **options) if isinstance(x, Pending) else other.plus(x, **options)
+    found = x.plus(other, **options) if isinstance(x, Pending) else None
+    return other.plus(x, **options) if found is None and isinstance(other, Pending) else found
 
 
 def _rule(rule: Callable[..., Any], **more: Any) -> Callable[..., Any]:
@@ -231,7 +259,8 @@ def _rule(rule: Callable[..., Any], **more: Any) -> Callable[..., Any]:
 
 
 _OF_TYPE = words("dtype device requires_grad is_cuda layout")
-_RULES = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify), torch.add: _sum}
+_RULES: dict[Any, Any] = {F.batch_norm: _rule(Pending.normalise), F.relu: _rule(Pending.rectify), torch.add: _sum}
+_RULES[torch.ops.aten.add.Tensor] = _sum
 _RULES |= {torch.relu: _rule(Pending.rectify), torch.relu_: _rule(Pending.rectify, inplace=True)}
 _RULES |= {F.max_pool2d: _rule(Pending.pool)}
 _METHODS = {"__add__": torch.add, "__radd__": torch.add, "add": torch.add, "relu": torch.relu, "relu_": torch.relu_}

@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from pathex.sparse.llvm import I32, I64, REGISTERS, piece
+from pathex.sparse.llvm import I32, I64, MARK, REGISTERS, piece
 
 PRODUCTS = 2 * REGISTERS // 3  # registers of a tile whose products are summed: the others hold the sums
 
@@ -21,29 +21,41 @@ def fill(code: Any, value: Any, rows: Any, count: Any, target: Any, row: Any) ->
 
 @piece("none", 3)
 def read(
-    code: Any, scale: Any, shift: Any, low: Any, is_sum: Any, is_copied: Any, valid: Any, rows: Any, count: Any,
-    across: Any, target: Any, row: Any, x: Any, x_row: Any, added: Any, added_row: Any, copy: Any, copy_row: Any,
+    code: Any, scale: Any, shift: Any, low: Any, is_sum: Any, is_copied: Any, is_gated: Any, is_marked: Any,
+    valid: Any, rows: Any, count: Any, across: Any, target: Any, row: Any, x: Any, x_row: Any, added: Any,
+    added_row: Any, copy: Any, copy_row: Any, gate: Any, gate_row: Any, marks: Any, marks_row: Any,
 ) -> None:  # fmt: skip
-    """max(low, scale x + shift + added), zero in lanes that are not valid; perhaps written to a second place too."""
+    """max(low, scale x + shift + added), zero in lanes that are not valid or that a gate has no bit for.
+
+    Perhaps it is written to a second place too, and where it is positive is marked by bits.
+    """
     builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
+    bits = builder.mul(across, ir.Constant(I64, MARK // 8))
     scale, shift, low = (code.splat(each) for each in (scale, shift, low))
 
-    def emit(is_sum: bool, is_copied: bool) -> None:
+    def emit(is_sum: bool, is_copied: bool, is_gated: bool, is_marked: bool) -> None:
+        places = (2, 2 + is_sum, 2 + is_sum + is_copied, -1)  # added, copy, gate, marks
+
         def body(at: Any, _: Any) -> list[Any]:
-            value = code.fma(scale, code.load(at[1]), shift)
+            value, passes = code.fma(scale, code.load(at[1]), shift), lanes
             if is_sum:
-                value = builder.fadd(value, code.load(at[2]))
+                value = builder.fadd(value, code.load(at[places[0]]))
             value = builder.select(builder.fcmp_ordered("<", value, low), low, value)  # keeps NaN
-            value = builder.select(lanes, value, code.zero)
-            for place in (0, -1)[: 1 + is_copied]:
-                code.store(value, at[place])
+            if is_gated:
+                passes = builder.and_(lanes, code.load_bits(at[places[2]]))
+            value = builder.select(passes, value, code.zero)
+            code.store(value, at[0])
+            if is_copied:
+                code.store(value, at[places[1]])
+            if is_marked:
+                code.store_bits(builder.fcmp_ordered(">", value, code.zero), at[places[3]])
             return []
 
-        steps = [(target, row, code.width), (x, x_row, pixel)]
-        steps += [*[(added, added_row, pixel)][:is_sum], *[(copy, copy_row, pixel)][:is_copied]]
-        code.plane(rows, count, steps, [], body)
+        steps = [(target, row, code.width), (x, x_row, pixel), *[(added, added_row, pixel)][:is_sum]]
+        steps += [*[(copy, copy_row, pixel)][:is_copied], *[(gate, gate_row, bits)][:is_gated]]
+        code.plane(rows, count, [*steps, *[(marks, marks_row, bits)][:is_marked]], [], body)
 
-    code.either(is_sum, is_copied, emit)
+    code.either((is_sum, is_copied, is_gated, is_marked), emit)
 
 
 @piece("number", 1)
@@ -95,21 +107,25 @@ def whole_gradient(
 
 @piece("none", 4)
 def pass_back(
-    code: Any, scale: Any, shift: Any, low: Any, mean: Any, is_sum: Any, has_more: Any, valid: Any, rows: Any,
-    count: Any, across: Any, target: Any, row: Any, given: Any, given_row: Any, x: Any, x_row: Any, passed: Any,
-    passed_row: Any, y: Any, y_row: Any, more: Any, more_row: Any, sums: Any,
+    code: Any, scale: Any, shift: Any, low: Any, mean: Any, is_sum: Any, has_more: Any, is_gated: Any, valid: Any,
+    rows: Any, count: Any, across: Any, target: Any, row: Any, given: Any, given_row: Any, x: Any, x_row: Any,
+    passed: Any, passed_row: Any, y: Any, y_row: Any, more: Any, more_row: Any, gate: Any, gate_row: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """The gradient, perhaps with more, of y = max(low, scale x + shift + added) to x and what is added; its sums."""
+    """The gradient, perhaps with more, of what `read` gives, y, to x and what is added; its sums."""
     builder, lanes, pixel = code.builder, code.first(valid), code.builder.mul(across, code.width)
+    bits = builder.mul(across, ir.Constant(I64, MARK // 8))
     factor, shift, low, mean = (code.splat(each) for each in (scale, shift, low, mean))
 
-    def emit(is_sum: bool, has_more: bool) -> None:
+    def emit(is_sum: bool, has_more: bool, is_gated: bool) -> None:
         def body(at: Any, sums: Any) -> list[Any]:
             x, gradient = code.load(at[2]), code.load(at[1])
-            y = code.load(at[4]) if is_sum else code.fma(factor, x, shift)
             if has_more:
-                gradient = builder.fadd(gradient, code.load(at[-1]))
-            passes = builder.and_(lanes, builder.fcmp_unordered(">", y, low))
+                gradient = builder.fadd(gradient, code.load(at[3 + 2 * is_sum]))
+            if is_gated:
+                passes = code.load_bits(at[-1])
+            else:
+                passes = builder.fcmp_unordered(">", code.load(at[4]) if is_sum else code.fma(factor, x, shift), low)
+            passes = builder.and_(lanes, passes)
             value = builder.select(passes, gradient, code.zero)
             code.store(builder.fmul(factor, value), at[0])
             if is_sum:
@@ -119,12 +135,12 @@ def pass_back(
 
         steps = [(target, row, pixel), (given, given_row, code.width), (x, x_row, pixel)]
         steps += [(passed, passed_row, pixel), (y, y_row, pixel)][: 2 * is_sum]
-        steps += [(more, more_row, pixel)][:has_more]
+        steps += [*[(more, more_row, pixel)][:has_more], *[(gate, gate_row, bits)][:is_gated]]
         totals, kept = code.plane(rows, count, steps, [code.zero, code.zero], body), code.at(sums)
         for register, total in enumerate(totals):
             code.store(builder.fadd(code.load(kept, register), total), kept, register)
 
-    code.either(is_sum, has_more, emit)
+    code.either((is_sum, has_more, is_gated), emit)
 
 
 @piece("none", 1)

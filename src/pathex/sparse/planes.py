@@ -1,5 +1,6 @@
 """The kept weights of a layer in the order in which kernels read them, and the planes in which pixels lie."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,9 +132,11 @@ class Window:
     def phases(self, plan: Plan) -> tuple[Array, Array]:
         """The phases of stride that taps read, as pairs of row and column, and for each tap which of them."""
         taps = zip((plan.rows, plan.columns), self.dilation, self.stride, strict=True)
-        pairs = np.stack([places * dilation % stride for places, dilation, stride in taps], 1)
-        found, which = np.unique(pairs, axis=0, return_inverse=True)
-        return found.astype(np.int32), which.reshape(-1)
+        down, right = (places * dilation % stride for places, dilation, stride in taps)
+        numbers = down * self.stride[1] + right
+        found = np.flatnonzero(np.bincount(numbers))  # few, unlike the taps, which need no sorting
+        phases = np.stack(np.divmod(found, self.stride[1]), 1)
+        return phases.astype(np.int32), np.searchsorted(found, np.arange(math.prod(self.stride)))[numbers]
 
     def phase_offsets(self, planes: Planes, plan: Plan, phases: int, which: Array) -> Array:
         """Where taps lie in the planes of the phases that their input was split into."""

@@ -10,7 +10,7 @@ import numpy as np
 from pathex.sparse import kernels
 from pathex.sparse.kernels import ALIGNMENT, wait
 
-_TURNS = 10000  # of looking for the next kernel before a thread sleeps: a fifth of a millisecond
+_TURNS = 50000  # of looking for the next kernel before a thread sleeps: a millisecond
 
 
 class Team:
@@ -27,8 +27,9 @@ class Team:
         self._barrier = np.zeros(1, np.int64)
         self._scratch = np.zeros(0, np.uint8)
         for other in self._others:
-            Thread(target=other.serve, name="pathex-sparse", daemon=True).start()
-            weakref.finalize(self, other.post, None)
+            thread = Thread(target=other.serve, name="pathex-sparse", daemon=True)
+            thread.start()
+            weakref.finalize(self, _end, other, thread)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies have threads of their own."""
@@ -57,6 +58,12 @@ class Team:
             self._scratch = np.empty(size * self.threads + ALIGNMENT, np.uint8)
         address = int(self._scratch.ctypes.data)
         return address + -address % ALIGNMENT
+
+
+def _end(other: "_Other", thread: Thread) -> None:
+    """End a thread before the interpreter does, which would abort the process."""
+    other.post(None)
+    thread.join()
 
 
 class _Other:

@@ -69,24 +69,27 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: "Kernel", images: int, moments: bool, copied: bool, low: float, eps: float, values: Tensor,
-        bias: Tensor | None, x: Tensor, added: Tensor | None, *norm: Tensor | None,
+        ctx: Any, layer: "Kernel", images: int, moments: bool, copied: bool, low: float, eps: float,
+        gate: Tensor | None, marks: Tensor | None, values: Tensor, bias: Tensor | None, x: Tensor,
+        added: Tensor | None, *norm: Tensor | None,
     ) -> Any:  # fmt: skip
         """The values."""
         unit, team = layer
         copy = torch.empty_like(x) if copied else None
         read = _normalised(norm, eps).affine(x, low)
         terms = None if bias is None else bias.detach().numpy()
-        y, found = unit.forward(images, x, added, copy, values.detach().numpy(), terms, read, team, moments)
+        y, found = unit.forward(
+            images, x, added, gate, marks, copy, values.detach().numpy(), terms, read, team, moments
+        )
         ctx.layer, ctx.images, ctx.read, ctx.eps = layer, images, read, eps
         ctx.is_sum, ctx.has_bias = added is not None, bias is not None
         ctx.set_materialize_grads(False)
         if found is None:
-            ctx.save_for_backward(values, x, copy, None, None, *norm)
+            ctx.save_for_backward(values, x, gate, copy, None, None, *norm)
             return y, None, None, copy
         ctx.count = found[0, 0]
         mean, variance = torch.from_numpy(found[:, 1].copy()), torch.from_numpy(found[:, 2] / found[:, 0])
-        ctx.save_for_backward(values, x, copy, y, mean, *norm)
+        ctx.save_for_backward(values, x, gate, copy, y, mean, *norm)
         return y, mean, variance, copy
 
     @staticmethod
@@ -96,7 +99,8 @@ class Convolve(torch.autograd.Function):
     ) -> Any:
         """The gradients."""
         unit, team = ctx.layer
-        values, x, copy, y, mean, *norm = ctx.saved_tensors
+        values, x, gate, copy, y, mean, *norm = ctx.saved_tensors
+        given = values.detach().numpy()
         if gy is None:
             shape = unit.shape(*x.shape[2:4])
             gy = x.new_zeros(len(x), unit.outputs, shape.rows, shape.columns, x.shape[4])
@@ -107,11 +111,11 @@ class Convolve(torch.autograd.Function):
             result[1] = 2.0 * gvariance.numpy() / ctx.count
         gy, more = gy.contiguous(), None if more is None else more.contiguous()
         gvalues, gbias, gx, gadded, sums = unit.backward(
-            ctx.images, gy, gy if y is None else y, result, x, copy, more, values.detach().numpy(), ctx.read, team,
-            any(ctx.needs_input_grad[8:]), ctx.is_sum,
+            ctx.images, gy, gy if y is None else y, result, x, gate, copy, more, given, ctx.read, team,
+            any(ctx.needs_input_grad[10:]), ctx.is_sum,
         )  # fmt: skip
         normalised = _normalised(norm, ctx.eps)
-        return *[None] * 6, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
+        return *[None] * 8, gvalues, gbias if ctx.has_bias else None, gx, gadded, *normalised.back(sums)
 
 
 class Add(torch.autograd.Function):
@@ -119,22 +123,23 @@ class Add(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, team: Team, images: int, low: float, eps: float, x: Tensor, added: Tensor | None, *norm: Tensor | None
-    ) -> Tensor:
+        ctx: Any, team: Team, images: int, low: float, eps: float, gate: Tensor | None, marks: Tensor | None, x: Tensor,
+        added: Tensor | None, *norm: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """The values."""
         ctx.read = _normalised(norm, eps).affine(x, low)
-        y = add(images, x, added, ctx.read, team)
+        y = add(images, x, added, gate, marks, ctx.read, team)
         ctx.team, ctx.images, ctx.eps = team, images, eps
-        ctx.save_for_backward(x, None if added is None else y, *norm)
+        ctx.save_for_backward(x, gate, None if added is None else y, *norm)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> Any:
         """The gradients."""
-        x, y, *norm = ctx.saved_tensors
-        gx, gadded, sums = add_backward(ctx.images, gy.contiguous(), y, x, ctx.read, ctx.team)
-        return None, None, None, None, gx, gadded, *_normalised(norm, ctx.eps).back(sums)
+        x, gate, y, *norm = ctx.saved_tensors
+        gx, gadded, sums = add_backward(ctx.images, gy.contiguous(), y, x, gate, ctx.read, ctx.team)
+        return *[None] * 6, gx, gadded, *_normalised(norm, ctx.eps).back(sums)
 
 
 class MaxPool(torch.autograd.Function):

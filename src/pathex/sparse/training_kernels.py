@@ -10,7 +10,7 @@ import numpy as np
 
 from pathex.sparse import pieces
 from pathex.sparse.kernels import forget_old
-from pathex.sparse.llvm import LANES, integers, rounded
+from pathex.sparse.llvm import LANES, MARK, integers, rounded
 from pathex.sparse.pieces import (
     PRODUCTS,
     fill,
@@ -27,7 +27,7 @@ from pathex.sparse.pieces import (
 PIXEL = 4 * LANES
 """Bytes of a register: the numbers of a pixel in a block of images."""
 
-TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy")
+TENSORS = ("x", "added", "copy", "y", "gx", "gadded", "more", "gy", "gate", "marks")
 UNIT = np.dtype(
     [(name, np.int64) for name in ("size", "images", "inputs", "outputs", "rows", "columns", "pitch", "stride")]
     + [(name, np.int64) for name in ("across", "phases", "form", "down", "right", "read_rows", "read_plane", "lead")]
@@ -49,13 +49,15 @@ def _read_plane(
     like: Any, u: Any, read: Any, valid: int, block: int, channel: int, row: int, rows: int, column: int, count: int,
     target: int, step: int,
 ) -> None:  # fmt: skip
-    """Every so many rows and pixels of max(low, scale x + shift + added), copied where there is room for it."""
-    at = column * PIXEL
+    """Every so many rows and pixels of max(low, scale x + shift + added) where a gate lets it, copied and marked."""
+    at, bits = column * PIXEL, column * MARK // 8
     pieces.read(
-        read[0, channel], read[1, channel], rounded(like, u.low), u.added, u.copy, valid, rows, count, u.across, target,
-        step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
+        read[0, channel], read[1, channel], rounded(like, u.low), u.added, u.copy, u.gate, u.marks, valid, rows, count,
+        u.across, target, step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
         u.added + block * u.added_block + channel * u.added_plane + row * u.added_row + at, u.stride * u.added_row,
         u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at, u.stride * u.copy_row,
+        u.gate + block * u.gate_block + channel * u.gate_plane + row * u.gate_row + bits, u.stride * u.gate_row,
+        u.marks + block * u.marks_block + channel * u.marks_plane + row * u.marks_row + bits, u.stride * u.marks_row,
     )  # fmt: skip
 
 
@@ -81,8 +83,8 @@ def _read(like: Any, u: Any, read: Any, planes: int, block: int, valid: int, aga
         if again and u.copy != 0:
             copy = u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + column * PIXEL
             pieces.read(
-                one, nothing, low, 0, 0, valid, rows, count, u.across, target, line, copy, u.stride * u.copy_row, 0, 0,
-                0, 0,
+                one, nothing, low, 0, 0, 0, 0, valid, rows, count, u.across, target, line, copy, u.stride * u.copy_row,
+                0, 0, 0, 0, 0, 0, 0, 0,
             )  # fmt: skip
         else:
             _read_plane(like, u, read, valid, block, channel, row, rows, column, count, target, line)
@@ -98,14 +100,16 @@ def _pass_plane(
     given: int, step: int, sums: int,
 ) -> None:  # fmt: skip
     """The gradient of what `_read_plane` read, to x and to what was added."""
-    at = column * PIXEL
+    at, bits = column * PIXEL, column * MARK // 8
     pass_back(
-        read[0, channel], read[1, channel], rounded(like, u.low), read[2, channel], u.gadded, u.more, valid, rows,
-        count, u.across, u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at, u.stride * u.gx_row,
-        given, step, u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
+        read[0, channel], read[1, channel], rounded(like, u.low), read[2, channel], u.gadded, u.more, u.gate, valid,
+        rows, count, u.across, u.gx + block * u.gx_block + channel * u.gx_plane + row * u.gx_row + at,
+        u.stride * u.gx_row, given, step,
+        u.x + block * u.x_block + channel * u.x_plane + row * u.x_row + at, u.stride * u.x_row,
         u.gadded + block * u.gadded_block + channel * u.gadded_plane + row * u.gadded_row + at, u.stride * u.gadded_row,
         u.copy + block * u.copy_block + channel * u.copy_plane + row * u.copy_row + at, u.stride * u.copy_row,
-        u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at, u.stride * u.more_row, sums,
+        u.more + block * u.more_block + channel * u.more_plane + row * u.more_row + at, u.stride * u.more_row,
+        u.gate + block * u.gate_block + channel * u.gate_plane + row * u.gate_row + bits, u.stride * u.gate_row, sums,
     )  # fmt: skip
 
 
@@ -151,7 +155,7 @@ def forward(units: Any, read: Any, bias: Any, values: Any, moments: Any, part: i
     planes = u.scratch + part * u.scratch_size
     results = planes + u.inputs * u.phases * u.read_plane * PIXEL
     run = (u.rows - 1) * u.pitch + u.columns
-    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+    for block in range(-(-part * blocks // parts), -(-(part + 1) * blocks // parts)):
         valid = min(lanes, u.images - block * lanes)
         _read(like, u, read, planes, block, valid, False)
         _sum(planes, u.offsets, values, integers(u.starts), 0, u.outputs, bias, results, u.result_plane, run, u.tile)
@@ -205,7 +209,7 @@ def backward(
     run = (u.rows - 1) * u.pitch + u.columns
     tiles = (run + PRODUCTS - 1) // PRODUCTS
     nothing = np.zeros(u.inputs * u.phases, read.dtype)
-    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+    for block in range(-(-part * blocks // parts), -(-(part + 1) * blocks // parts)):
         valid = min(lanes, u.images - block * lanes)
         _read(like, u, read, planes, block, valid, True)
         _read_gradient(like, u, result, biases[part], given, block, valid)
@@ -302,7 +306,7 @@ def pool_backward(units: Any, read: Any, sums: Any, part: int, parts: int) -> No
         for row in range(u.rows):
             y = u.y + block * u.y_block + channel * u.y_plane + row * u.y_row
             gy = u.gy + block * u.gy_block + channel * u.gy_plane + row * u.gy_row
-            pieces.read(one, nothing, low, 0, 0, valid, 1, u.columns, 1, left, 0, gy, 0, 0, 0, 0, 0)
+            pieces.read(one, nothing, low, 0, 0, 0, 0, valid, 1, u.columns, 1, left, 0, gy, 0, 0, 0, 0, 0, 0, 0, 0, 0)
             for tap in range(window[0] * window[1]):
                 first, count, source = _tap(u, row, tap)
                 route_row(like, count, u.right, left + first, y + first, plane + source, back + source)

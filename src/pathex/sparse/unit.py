@@ -62,7 +62,7 @@ class Shape:
         pair = plan.channels * len(phases) + which
         of = np.repeat(np.arange(outputs), np.diff(plan.starts))
         back = which * inputs + plan.channels
-        order = np.argsort(back, kind="stable")
+        order = np.argsort(back.astype(np.min_scalar_type(inputs * len(phases))), kind="stable")  # small ones: by radix
         back_tap = of * gradient_plane + lead + begin[which] - tap
         places = {
             "starts": plan.starts,
@@ -121,21 +121,21 @@ class Unit:
         return self._shapes[height, width]
 
     def forward(
-        self, images: int, x: Tensor, added: Tensor | None, copy: Tensor | None, values: Any, bias: Any,
-        read: "Affine", team: Team, moments: bool,
+        self, images: int, x: Tensor, added: Tensor | None, gate: Tensor | None, marks: Tensor | None,
+        copy: Tensor | None, values: Any, bias: Any, read: "Affine", team: Team, moments: bool,
     ) -> tuple[Tensor, Any]:  # fmt: skip
         """The result, and number, mean and squared distances of each channel ``(outputs, 3)``."""
         shape = self.shape(*x.shape[2:4])
         y = x.new_empty(len(x), self.outputs, shape.rows, shape.columns, x.shape[4])
         found = np.zeros((team.threads, self.outputs if moments else 0, 3))
         bias = np.zeros(self.outputs, values.dtype) if bias is None else bias
-        call = _Call(shape.template, images, read, x=x, added=added, copy=copy, y=y)
+        call = _Call(shape.template, images, read, x=x, added=added, gate=gate, marks=marks, copy=copy, y=y)
         call.run(team, kernels.forward, shape.registers[0], read.numbers, bias, values, found)
         return y, _joined(found) if moments else None
 
     def backward(
-        self, images: int, gy: Tensor, y: Tensor, result: Any, x: Tensor, copy: Tensor | None, more: Tensor | None,
-        values: Any, read: "Affine", team: Team, needs_x: bool, is_sum: bool,
+        self, images: int, gy: Tensor, y: Tensor, result: Any, x: Tensor, gate: Tensor | None, copy: Tensor | None,
+        more: Tensor | None, values: Any, read: "Affine", team: Team, needs_x: bool, is_sum: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Any]:  # fmt: skip
         """Gradients of kept weights, bias, x and what is added; sums of what is read's, g, and of g (x - mean)."""
         # That of the result is gy + level + slope (y - mean), by the rows of ``result``.
@@ -147,25 +147,31 @@ class Unit:
             values = values[shape.order]
         gradients = np.zeros((team.threads, self.plan.kept), values.dtype)
         biases, sums = np.zeros((team.threads, self.outputs), values.dtype), _sums(team, x)
-        call = _Call(shape.template, images, read, x=x, copy=copy, y=y, gx=gx, gadded=gadded, more=more, gy=gy)
+        call = _Call(
+            shape.template, images, read, x=x, gate=gate, copy=copy, y=y, gx=gx, gadded=gadded, more=more, gy=gy
+        )
         call.run(team, kernels.backward, shape.registers[1], read.numbers, result, values, gradients, biases, sums)
         weight, bias = (torch.from_numpy(each.sum(0)) for each in (gradients, biases))
         return weight, bias, gx, gadded, sums.sum((0, 3), dtype=np.float64)
 
 
-def add(images: int, x: Tensor, added: Tensor | None, read: "Affine", team: Team) -> Tensor:
-    """max(low, scale x + shift + added)."""
+def add(
+    images: int, x: Tensor, added: Tensor | None, gate: Tensor | None, marks: Tensor | None, read: "Affine", team: Team
+) -> Tensor:
+    """max(low, scale x + shift + added), where a gate lets it; where it is positive is marked."""
     y = torch.empty_like(x)
-    _Call(_planes(x), images, read, x=x, added=added, y=y).run(team, kernels.add, 0, read.numbers)
+    _Call(_planes(x), images, read, x=x, added=added, gate=gate, marks=marks, y=y).run(
+        team, kernels.add, 0, read.numbers
+    )
     return y
 
 
 def add_backward(
-    images: int, gy: Tensor, y: Tensor | None, x: Tensor, read: "Affine", team: Team
+    images: int, gy: Tensor, y: Tensor | None, x: Tensor, gate: Tensor | None, read: "Affine", team: Team
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Gradients of x and, with ``y``, of what is added; sums as in `Unit.backward`."""
     gx, gadded, sums = torch.empty_like(x), None if y is None else torch.empty_like(x), _sums(team, x)
-    call = _Call(_planes(x), images, read, x=x, copy=y, gx=gx, gadded=gadded, gy=gy)
+    call = _Call(_planes(x), images, read, x=x, gate=gate, copy=y, gx=gx, gadded=gadded, gy=gy)
     call.run(team, kernels.add_backward, 0, read.numbers, sums)
     return gx, gadded, sums.sum((0, 3), dtype=np.float64)
 
