@@ -1,8 +1,9 @@
 """Path eXclusion the plain way: what every ratio of ``benchmarks/rounds.py`` is measured against.
 
-The computation that the code released with the paper does (method card of ``px-cvpr24``), written from its description
-for networks that call ``F.relu``. Each round makes three deep copies of the masked network, runs two passes without
-gradient and one with gradient over the whole batch in float32, and finds one global threshold by sorting.
+`plain_px` is the computation that the code released with the paper does (method card of ``px-cvpr24``), written from
+its description for networks that call ``F.relu``: each round makes three deep copies of the masked network, runs two
+passes without gradient and one with gradient over the whole batch in float32, and finds one global threshold by sorting.
+`plainest_px` is the least that computes ``px`` itself: one network, one recorded pass, one squared pass with gradient.
 """
 
 import copy
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pathex.errors import InvalidInput
 
-__all__ = ["plain_px", "plain_scores"]
+__all__ = ["plain_px", "plain_scores", "plainest_px", "plainest_scores"]
 
 
 def plain_px(
@@ -40,9 +41,76 @@ def plain_px(
         Name to a tensor of zeros and ones in the shape of the weight. A network without ReLU raises
         :class:`~pathex.errors.InvalidInput`.
     """
+    return _rounds(model, lambda mask: plain_scores(model, images, mask), sparsity, rounds, on_round)
+
+
+def plainest_px(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    sparsity: float,
+    rounds: int = 100,
+    on_round: Callable[[int], object] | None = None,
+) -> dict[str, Tensor]:
+    """As `plain_px`, with the scores of ``px``."""
+    network, images = copy.deepcopy(model), images.contiguous(memory_format=torch.channels_last)
+    dense = {name: weight.detach().clone() for name, weight in _weights(network).items()}
+    return _rounds(network, lambda mask: plainest_scores(network, dense, images, mask), sparsity, rounds, on_round)
+
+
+def plainest_scores(
+    network: nn.Module, dense: Mapping[str, Tensor], images: Tensor, mask: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Score every convolution and linear weight once.
+
+    Args:
+        network: A network of convolutions, BatchNorm, ``F.relu`` and one average of all pixels; its weights are lost.
+        dense: Its weights.
+        images: One batch ``(N, C, H, W)``, which BatchNorm is normalised by.
+        mask: Name to zeros and ones.
+
+    Returns:
+        Name to ``theta^2 dR/d(theta^2)``, up to one factor for all.
+    """
+    weights, gates, scales = _weights(network), list[Tensor](), list[Tensor]()
+    normalise = F.batch_norm
+
+    def gate(x: Tensor, inplace: bool = False) -> Tensor:
+        gates.append((x > 0).to(x.dtype))
+        return x * gates[-1]
+
+    def norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, *how: float) -> Tensor:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        scales.append((weight.square() / (var + how[-1])).view(-1, 1, 1))
+        return normalise(x, mean, var, weight, bias, False, 0.0, how[-1])
+
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(dense[name] * mask[name])
+        with _relu_is(gate), mock.patch.object(F, "batch_norm", norm):
+            network(images)
+        for weight in weights.values():
+            weight.square_()
+    recorded, scaled = iter(gates), iter(scales)
+    with (
+        _relu_is(lambda x, inplace=False: x * next(recorded)),
+        mock.patch.object(F, "batch_norm", lambda x, *_: x * next(scaled)),
+    ):
+        total = network(images.square()).sum()
+    grads = torch.autograd.grad(total, list(weights.values()))
+    return {name: grad * weights[name].detach() for name, grad in zip(weights, grads, strict=True)}
+
+
+def _rounds(
+    model: nn.Module,
+    score: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    sparsity: float,
+    rounds: int,
+    on_round: Callable[[int], object] | None,
+) -> dict[str, Tensor]:
     mask = {name: torch.ones_like(weight) for name, weight in _weights(model).items()}
     for number in range(1, rounds + 1):
-        scores = plain_scores(model, images, mask)
+        scores = score(mask)
         flat = torch.cat([score.flatten() for score in scores.values()]).sort().values
         removed = len(flat) - round((1 - sparsity) ** (number / rounds) * len(flat))
         threshold = flat[removed - 1] if removed else -torch.inf

@@ -2,10 +2,12 @@
 
     python -m benchmarks.rounds --threads 2
     python -m benchmarks.rounds --methods px px:redraw=true px:rounds=25 --rounds 20 --out rows.csv
+    python -m benchmarks.rounds --threads 2 --baseline plainest --methods px px:numba=false --out prunes.csv
 
-A case is a method, with options of its own or of ``pathex.prune`` behind a colon. Images are normal numbers drawn from
-the seed. Every method gets ``--rounds``, also those that are published with one. ``plain`` comes first and is the
-baseline (``benchmarks/plain.py``); its threshold removes ties, so its ``kept`` may differ by a few weights.
+A case is a method, with options of its own or of ``pathex.prune`` behind a colon; with ``numba=false`` all weights are
+computed in all rounds. Images are normal numbers drawn from the seed. Every method gets ``--rounds``, also those that
+are published with one. The baseline comes first: ``plain`` (``benchmarks/plain.py``), or ``plainest``, the least that
+computes ``px``; their threshold removes ties, so their ``kept`` may differ by a few weights.
 
 Each case has a fresh process. The processes take turns of five rounds and at
 least a second, one at a time, so that whatever else the machine does falls on all of them. What is loaded and set up on
@@ -19,9 +21,10 @@ first use is done before. In the plot, bars are medians and thin lines quartiles
 | `resident_mib` | peak of resident memory above what was resident before (Linux) |
 | `tensor_mib` | peak of live tensors above what was there before, of one more prune of one round |
 | `kept` | weights that the mask keeps |
-| `speed_up`, `prune_speed_up`, `memory_ratio` | times as fast as `plain` a round and a prune are; memory over its own |
+| `speed_up`, `prune_speed_up`, `memory_ratio` | how many times as fast as the baseline; memory over its own |
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -49,13 +52,14 @@ from benchmarks.measure import (
     save,
     tensor_peak,
 )
-from benchmarks.plain import plain_px
+from benchmarks.plain import plain_px, plainest_px
 from pathex import scores
 from pathex.graph import freed_memory_kept
 
 __all__ = ["PLAIN", "main", "options_of", "with_ratios"]
 
 PLAIN = "plain"
+_BASELINES = {PLAIN: plain_px, "plainest": plainest_px}
 _TURN_ROUNDS, _TURN_SECONDS = 5, 1.0
 _METHODS = (
     *("px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "ntk-sap", "snip", "magnitude", "random"),
@@ -66,7 +70,7 @@ _METHODS = (
 def options_of(label: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a label such as ``px:redraw=true,rounds=25``; the values are read as YAML."""
     name, _, text = label.partition(":")
-    if name != PLAIN:
+    if name not in _BASELINES:
         scores.find(name)
     pairs = (pair.partition("=") for pair in text.split(",") if pair)
     return name, {option: yaml.safe_load(value) for option, _, value in pairs}
@@ -75,14 +79,18 @@ def options_of(label: str) -> tuple[str, dict[str, Any]]:
 def work(connection: Connection, label: str, given: dict[str, Any]) -> None:
     """Prune in this process, at the pace that the other end sets, and send the row."""
     name, options = options_of(label)
+    if not options.pop("numba", True):
+        sys.modules["numba"] = None  # type: ignore[assignment]  # as if it were not installed
     device: torch.device = given["device"]
     model, x, y = problem(given["model"], given["images"], given["classes"], given["seed"], device, given["image_size"])
 
     def prune(count: int, rounds: int | None = None, on_round: Callable[..., object] | None = None) -> int:
         own = {"rounds": given["rounds"], **options} | ({} if rounds is None else {"rounds": rounds})
-        if name == PLAIN:
+        if name in _BASELINES:
             with freed_memory_kept():  # as the others do
-                kept = plain_px(model, x[:count], sparsity=given["sparsity"], rounds=own["rounds"], on_round=on_round)
+                kept = _BASELINES[name](
+                    model, x[:count], sparsity=given["sparsity"], rounds=own["rounds"], on_round=on_round
+                )
             return sum(int(entry.sum()) for entry in kept.values())
         own |= {"sparsity": given["sparsity"], "seed": given["seed"], "on_round": on_round, "progress": False}
         return pathex.prune(model, name, data=[(x[:count], y[:count])], **own).mask.kept
@@ -146,7 +154,7 @@ def _turn(case: Process, *, begun: bool) -> Row | None:
 
 
 def with_ratios(row: Row, plain: Row) -> Row:
-    """A row with its ratios to the plain implementation of the same run."""
+    """A row with its ratios to the baseline of the same run."""
     ratios = {"speed_up": "round_seconds", "prune_speed_up": "seconds"}
     known = {name: round(plain[of] / row[of], 2) for name, of in ratios.items() if row.get(of) and plain.get(of)}
     if row.get("tensor_mib") and plain.get("tensor_mib"):
@@ -172,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the rows and draw them; 1 if a case failed."""
     parser = arguments(__doc__, "rounds")
     parser.add_argument("--methods", nargs="+", default=list(_METHODS), metavar="NAME[:OPTION=VALUE,...]")
+    parser.add_argument("--baseline", choices=list(_BASELINES), default=PLAIN)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--image-size", type=int, default=0, help="0 is what the network is for")
@@ -179,15 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--sparsity", type=float, default=0.982)
     given = vars(parser.parse_args(argv))
-    labels = list(dict.fromkeys([PLAIN, *given["methods"]]))
+    labels = list(dict.fromkeys([given["baseline"], *given["methods"]]))
     for label in labels:
         options_of(label)
     table = Table(given.pop("out"), given, given["device"], given["threads"])
-    # Rows need that of the plain case, which ends when it ends.
+    # Rows need that of the baseline, which ends when it ends.
     rows = {row["method"]: row for row in measured(labels, given)}
     about = {name: given[name] for name in ("model", "images", "sparsity")}
     for label in labels:
-        table.add(with_ratios({**about, **rows[label]}, rows[PLAIN]))
+        table.add(with_ratios({**about, **rows[label]}, rows[labels[0]]))
     draw(table)
     return int(any(ERROR in row for row in table.rows))
 

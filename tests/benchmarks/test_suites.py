@@ -23,7 +23,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.measure import ERROR, CaseFailed, Process, Table, command, peak_memory, problem, quartiles, tensor_peak
-from benchmarks.plain import plain_px, plain_scores
+from benchmarks.plain import plain_px, plain_scores, plainest_px
 from pathex.errors import InvalidInput
 from refusals import refused
 
@@ -286,6 +286,13 @@ def test_plain_scores_are_those_of_pathex_up_to_one_factor(case):
     actual, expected = (torch.cat([scores[name].flatten() for name in scores]) for scores in (actual, expected))
     assert expected.sum() > 0
     torch.testing.assert_close(actual / actual.sum(), expected / expected.sum(), rtol=1e-8, atol=1e-16)
+
+
+def test_plainest_rounds_keep_what_px_keeps(case):
+    model, images, _ = case
+    mask = plainest_px(model, images, sparsity=0.7, rounds=3)
+    result = pathex.prune(model, "px", data=images, sparsity=0.7, rounds=3, progress=False)
+    assert pathex.Mask({name: entry.bool() for name, entry in mask.items()}) == result.mask
 
 
 def test_plain_rounds_keep_what_pathex_keeps_and_leave_no_trace(case):
