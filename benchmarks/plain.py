@@ -2,7 +2,7 @@
 
 `plain_px` is the computation that the code released with the paper does (method card of ``px-cvpr24``), written from
 its description for networks that call ``F.relu``: each round makes three deep copies of the masked network, runs two
-passes without gradient and one with gradient over the whole batch in float32, and finds one global threshold by sorting.
+passes without gradient and one with gradient over the whole batch in float32, and sorts for one global threshold.
 `plainest_px` is the least that computes ``px`` itself: one network, one recorded pass, one squared pass with gradient.
 """
 
