@@ -145,8 +145,8 @@ class KeptRecord(Record):
     def moments_of(self, x: Any) -> tuple[Tensor, Tensor, int]:
         """Mean and sum of squared deviations of each channel, and how many values it has."""
         if isinstance(x, Tensor) or x.moments is None:
-            return super().moments_of(_plain(x))
-        (mean, variance), count = x.moments, x.shape.numel() // x.shape[1]
+            return super().moments_of(_plain(x).detach())
+        (mean, variance), count = (each.detach() for each in x.moments), x.shape.numel() // x.shape[1]
         return mean, variance * count, count
 
 

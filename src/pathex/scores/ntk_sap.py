@@ -1,5 +1,6 @@
 """NTK-SAP, aligned with the spectrum of the Neural Tangent Kernel."""
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,9 +9,8 @@ from torch import Tensor
 
 from pathex.errors import UnsupportedOperation
 from pathex.graph import Images, Tensors, concatenated, each, tensors_in
-from pathex.paths import Statistics
 from pathex.scores.jacobian import differentiable_twice, gradients
-from pathex.scores.kept import KeptLayers
+from pathex.scores.kept import KeptLayers, one_thread
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Positive, Redraw
@@ -74,18 +74,21 @@ class _Draw:
         self.weights, self.other, self.direction = reader.weights(), reader.other(), _direction(reader)
         self.statistics = self._statistics()
 
-    def _statistics(self) -> Statistics:
+    def _statistics(self) -> Any:
         reader, tensors, images = self.reader, {**self.other, **self.weights}, self.reader.problem.images
         whole = reader.calibration == "batch" and len(images) <= reader.calibration_images
         if self.layers is None or not whole or calibration_chunk(reader.problem, images, reader.output) is not None:
             return reader.statistics(tensors)
+        if len(next(reader.batches(labels=False))[0]) == len(images):
+            return "batch"  # of the first pass itself
         return reader.kept_forward(self.layers, tensors, "batch").recording(*tensors_in(images)).statistics
 
     def part(self, batch: tuple[Images, Any]) -> dict[str, Tensor]:
         """The derivatives of R of a batch by the mask."""
         with torch.enable_grad():
             if self.epsilon is not None:
-                return self._difference(batch[0], self.epsilon)
+                with contextlib.nullcontext() if self.layers is None else one_thread():
+                    return self._difference(batch[0], self.epsilon)
             with differentiable_twice(_TWICE):
                 return self._limit(batch[0])
 
@@ -93,13 +96,17 @@ class _Draw:
         tensors = {**self.other, **leaves}
         if self.layers is None:
             return self.reader.forward(x, tensors, self.statistics)
-        return self.reader.kept_forward(self.layers, tensors, self.statistics).run(*tensors_in(x))
+        reading = self.reader.kept_forward(self.layers, tensors, self.statistics)
+        outputs = reading.run(*tensors_in(x))
+        self.statistics = reading.moments
+        return outputs
 
     def _difference(self, x: Images, epsilon: float) -> dict[str, Tensor]:
         """By the finite difference of two networks that share the mask."""
         here = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         there = {n: (weight + epsilon * self.direction[n]).requires_grad_() for n, weight in self.weights.items()}
-        total = (self._outputs(x, there) - self._outputs(x, here)).square().sum()
+        first = self._outputs(x, here)
+        total = (self._outputs(x, there) - first).square().sum()
         at_here, at_there = gradients(total, here, keep=True), gradients(total, there)
         return {n: (here[n] * at_here[n] + there[n] * at_there[n]).detach() for n in here}
 

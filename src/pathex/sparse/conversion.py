@@ -2,8 +2,11 @@
 
 import copy
 import importlib.util
+import logging
+import os
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -169,6 +172,8 @@ def convert(
     net = copy.deepcopy(own)
     graph = trace(net, example_input[:1])
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
+    if team.threads > 1:
+        _advise()
     layers = _layers(net, mask)
     for path, layer in layers.items():
         Kept.of(layer, mask[_weight(path)], team)
@@ -181,6 +186,15 @@ def convert(
         if ways[path] == "sparse":
             layer.unit, layer.waits = _unit(path, layer), _waits(graph, path)
     return net
+
+
+@cache
+def _advise() -> None:
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        logging.getLogger(__name__).warning(
+            "set OMP_WAIT_POLICY=passive in the environment: otherwise threads of PyTorch that wait take time from those"
+            " that compute"
+        )
 
 
 def plan(net: nn.Module) -> dict[str, str]:
