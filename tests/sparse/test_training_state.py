@@ -1,8 +1,10 @@
 """Optimizers, checkpoints, copies and threads of networks that train by their kept weights."""
 
 import copy
+import gc
 import io
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,7 +26,7 @@ from dense_twin import (
     sgd,
     twin,
 )
-from pathex.sparse import convert, dense_state, kept_layers, kept_state, plan, restore
+from pathex.sparse import Team, convert, dense_state, kept_layers, kept_state, plan, restore
 
 
 def clipped(optimizer, model):
@@ -168,3 +170,13 @@ def test_the_network_itself_may_be_the_layer(layer):
     masked = pathex.make_permanent(copy.deepcopy(layer), mask)
     torch.testing.assert_close(net(x), masked(x))
     assert type(restore(net)) is type(layer)
+
+
+def test_threads_have_ended_when_their_team_has():
+    before = set(threading.enumerate())
+    team = Team(4)
+    own = set(threading.enumerate()) - before
+    assert len(own) == 3
+    del team
+    gc.collect()
+    assert not any(thread.is_alive() for thread in own)

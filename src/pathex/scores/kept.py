@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Measured: from which round on a prune is worth loading the kernels, up to which share of the multiply-adds they are
 # faster, from how many images on, and how much sparser a mask may become before its kernels are planned again.
-_ROUND, _SHARE, _IMAGES, _PLANNED = 10, 0.3, 32, 0.9
+_ROUND, _SHARE, _IMAGES, _PLANNED = 10, 0.35, 32, 0.9
 
 
 class KeptLayers:

@@ -192,8 +192,8 @@ def convert(
 def _advise() -> None:
     if os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         logging.getLogger(__name__).warning(
-            "set OMP_WAIT_POLICY=passive in the environment: otherwise threads of PyTorch that wait take time from those"
-            " that compute"
+            "set OMP_WAIT_POLICY=passive in the environment: otherwise threads of PyTorch that wait keep others from"
+            " computing"
         )
 
 
