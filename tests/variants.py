@@ -2,7 +2,7 @@
 
 import pathex
 
-LOSSES = ["snip", "iterative-snip", "force", "grasp"]
+LOSSES = ["snip", "iterative-snip", "force", "grasp", "iterative-grasp"]
 KERNELS = {
     "ntk-sap": ("ntk-sap", {}),
     "ntk-sap exact": ("ntk-sap", {"exact": True}),
@@ -15,4 +15,5 @@ KERNELS = {
 }
 VARIANTS = {name: (name, {}) for name in pathex.methods()} | KERNELS
 CALIBRATED = [name for name, (method, _) in VARIANTS.items() if "calibration" in pathex.methods(method).options]
-RUN_THE_NETWORK = {*LOSSES, "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal"}
+RUN_THE_NETWORK = {*LOSSES, "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal", "fisher-taylor"}
+RUN_THE_NETWORK |= {"hutchinson-taylor"}

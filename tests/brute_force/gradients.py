@@ -43,7 +43,72 @@ def grasp(model, batches, mask=None, calibration="train", temperature=200.0):
     return {n: torch.zeros_like(own[n]).masked_scatter(keep[n], p) for n, p in zip(own, found, strict=True)}
 
 
-TWINS = {"snip": snip, "iterative-snip": snip, "force": force, "grasp": grasp}
+def iterative_grasp(model, batches, mask=None, calibration="train"):
+    """The squared derivative of the loss."""
+    return {name: slope.square() for name, slope in _slopes(model, batches, mask, calibration, _mean)[0].items()}
+
+
+def fisher_taylor(model, batches, mask=None, calibration="train"):
+    """To second order what the loss gains when a weight goes, with squared derivatives for the curvature."""
+    weights = _weights(model, mask)
+    (first,) = _slopes(model, batches, mask, calibration, _mean)
+    apart = _slopes(model, batches, mask, calibration, lambda losses: losses)
+    squares = {name: sum(slopes[name].square() for slopes in apart) / len(apart) for name in weights}
+    return {name: (weights[name] * first[name] + weights[name] ** 2 * squares[name] / 2).abs() for name in weights}
+
+
+def hutchinson_taylor(model, parts, signs, mask=None, calibration="batch", temperature=200.0, form="taylor"):
+    """The same with z (H z), averaged over the signs z of each image, and H the Hessian of its loss written out."""
+    weights = _weights(model, mask)
+    network = prepared(model, parts, mask, calibration)
+    theta, sizes = torch.cat([each.flatten() for each in weights.values()]), [w.numel() for w in weights.values()]
+    diagonal, first = torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def named(vector):
+        split = vector.split(sizes)
+        return {name: part.view_as(each) for (name, each), part in zip(weights.items(), split, strict=True)}
+
+    def loss_of(part):
+        return lambda vector: mean_loss(network, [part], named(vector), temperature)
+
+    for part, drawn in zip(parts, signs, strict=True):
+        loss = loss_of(part)
+        hessian = torch.autograd.functional.hessian(loss, theta)
+        first += torch.autograd.functional.jacobian(loss, theta) / len(parts)
+        for z in drawn:
+            diagonal += z * (hessian @ z) / len(drawn) / len(parts)
+    second = theta**2 * diagonal / 2
+    return named({"taylor": (theta * first + second).abs(), "saliency": second, "diagonal": diagonal}[form])
+
+
+def _weights(model, mask):
+    own = {name: model.get_parameter(name).detach() for name in prunable(model)}
+    return {name: weight.clone() if mask is None else weight * mask[name] for name, weight in own.items()}
+
+
+def _mean(losses):
+    return [sum(losses) / len(losses)]
+
+
+def _slopes(model, batches, mask, calibration, reduced):
+    """Derivatives by the weights of the losses of all images, or of what is made of them."""
+    network, losses = prepared(model, batches, mask, calibration), []
+    leaves = {name: weight.requires_grad_() for name, weight in _weights(model, mask).items()}
+    for x, y in batches:
+        outputs = functional_call(copy.deepcopy(network), leaves, (x,))
+        losses += [F.cross_entropy(output, label) for output, label in zip(outputs, y, strict=True)]
+    found = [torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for loss in reduced(losses)]
+    return [dict(zip(leaves, slopes, strict=True)) for slopes in found]
+
+
+TWINS = {
+    "snip": snip,
+    "iterative-snip": snip,
+    "force": force,
+    "grasp": grasp,
+    "iterative-grasp": iterative_grasp,
+    "fisher-taylor": fisher_taylor,
+}
 
 
 def mean_loss(network, batches, weights, temperature=1.0):

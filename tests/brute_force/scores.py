@@ -72,6 +72,36 @@ def px_cvpr24(model, batches, mask=None, squared_norms=()):
     return {name: total[name].abs() * theta[name].detach().abs() ** 5 for name in theta}
 
 
+def px_cvpr24_v2(model, batches, mask=None):
+    """What the same code computes since its last change; of a network whose head is not called fc."""
+    theta = _prunable(_copy(model, mask))
+    total = {name: torch.zeros_like(entry) for name, entry in theta.items()}
+    for x in batches:
+        gate_network = _copy(model, mask).eval()
+        data_network, path_network = (_copy(model, mask).train() for _ in range(2))
+        gates = {}
+        for name, module in gate_network.named_modules():
+            if isinstance(module, nn.ReLU):
+                module.register_forward_pre_hook(partial(_note, gates, name))
+        gate_network(x)
+        for name, gate in gates.items():
+            data_network.get_submodule(name).forward = partial(torch.mul, gate)
+            path_network.get_submodule(name).forward = lambda x: x
+        _square(path_network, ())
+        with torch.no_grad():
+            for module in data_network.modules():
+                if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    for entry in module.parameters(recurse=False):
+                        entry.fill_(1)
+            for name, entry in (mask or {}).items():
+                data_network.get_parameter(name).mul_(entry)
+            z1 = data_network(x.square())
+        (z1 * path_network(torch.ones_like(x))).sum().backward()
+        for name, squared in _prunable(path_network).items():
+            total[name] += squared.grad
+    return {name: total[name].abs() * theta[name].detach() ** 2 for name in theta}
+
+
 def _note(gates, name, module, given):
     gates[name] = (given[0] > 0).double()
 

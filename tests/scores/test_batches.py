@@ -72,7 +72,7 @@ def test_several_inputs_score_as_one_with_more_channels(method):
         pathex.score(Two(), method, ((A, B), Y), **options),
     )
     assert any(score.any() for score in expected.values())
-    if method == "phew":  # draws starts in another order
+    if method in ("phew", "hutchinson-taylor"):  # which draw in another order
         return
     assert_close(found, expected, rtol=1e-9)
     single = pathex.prune(one(), method, sparsity=0.6, data=(X, Y), rounds=2, **options)

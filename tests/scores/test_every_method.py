@@ -172,7 +172,7 @@ def test_a_scale_of_zero_is_read_as_one_and_told_once(method):
     torch.testing.assert_close(found, pathex.score(model, method, data), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["px", *LOSSES, "ntk-sap", "ntk-diagonal", "fisher-diagonal"])
+@pytest.mark.parametrize("method", ["px", *sorted(RUN_THE_NETWORK - {"prospr"})])
 def test_outputs_that_no_class_or_weight_reaches(method):
     def form(net, x):
         return {"aux": x[:, :2] * 2, "logits": net.fc(x), "flat": net.fc(x).sum(1)}
@@ -299,8 +299,8 @@ def test_shared_modules_and_tied_weights(method):
     assert tied[2].weight is tied[0].weight
 
 
-# Of DeepLabV3+. phew walks along single paths, which takes most of a minute here; px-cvpr24 is defined for ReLU only.
-ON_PIXELS = [name for name in pathex.methods() if name not in {"phew", "px-cvpr24"}]
+# Of DeepLabV3+. phew walks along single paths, which takes most of a minute here; the released codes need ReLU.
+ON_PIXELS = [name for name in pathex.methods() if name not in {"phew", "px-cvpr24", "px-cvpr24-v2"}]
 ON_OPEN_PATHS = {"synflow", "synflow-l2", "px-literal"}
 
 

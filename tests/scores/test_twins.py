@@ -15,7 +15,7 @@ from brute_force import gradients, kernels, scores
 from brute_force.cases import CASES, Wired, assert_close, build, draw, masked, prunable, random_mask
 from brute_force.gradients import labelled
 from pathex.errors import InvalidInput
-from pathex.scores import Problem, find, jacobian, ntk_sap
+from pathex.scores import Problem, find, generator, jacobian, ntk_sap
 from pathex.scores.model_reader import ModelReader
 from variants import KERNELS
 
@@ -62,6 +62,10 @@ def _released_px(model, batches, keep, calibration, norms=()):
     return scores.px_cvpr24(model, [x for x, _ in batches], keep, norms)
 
 
+def _released_later(model, batches, keep, calibration):
+    return scores.px_cvpr24_v2(model, [x for x, _ in batches], keep)
+
+
 NORMS = ["3.branches.1.*"]
 TWINS = {
     "px": Twin("px", _images(scores.px), 26),
@@ -70,6 +74,7 @@ TWINS = {
     "synflow": Twin("synflow", _images(scores.synflow), 22, NONE),
     "released": Twin("synflow", _images(scores.synflow_released), 23, NONE, RELU, options={"shifts": "released"}),
     "px-cvpr24": Twin("px-cvpr24", _released_px, 24, NONE, RELU, (3, 2)),
+    "px-cvpr24-v2": Twin("px-cvpr24-v2", _released_later, 24, NONE, RELU, (3, 2)),
     "squared norms": Twin(
         "px-cvpr24", partial(_released_px, norms=NORMS), 25, NONE, ["residual"], (3,), {"squared_norms": NORMS}
     ),
@@ -94,6 +99,33 @@ def test_scores_equal_the_twin(name, calibration, case, pruned):
     options = dict(twin.options) | ({} if calibration is None else {"calibration": calibration})
     found = pathex.score(model, twin.method, batches, mask=pathex.Mask(keep) if pruned else None, **options)
     assert_close(found, twin.score(model, batches, keep, calibration))
+
+
+@pytest.mark.parametrize("form", ["taylor", "saliency", "diagonal"])
+@pytest.mark.parametrize("case", ["mlp", "residual", "max-pool"])
+def test_hutchinson_taylor_equals_the_hessian_with_the_same_signs(case, form):
+    model, ((x, y),) = labelled(case, 33, (4,))
+    keep = random_mask(model, 33)
+    weights = {name: model.get_parameter(name).detach() for name in prunable(model)}
+    given = Problem(model, weights, [(x, y)], mask=keep, seed=5, round=2)
+
+    def drawn(source):
+        parts = [torch.randint(0, 2, weight.shape, generator=source).flatten() for weight in weights.values()]
+        return torch.cat(parts).double() * 2 - 1
+
+    sources = [generator(5, 2, number) for number in range(1, 5)]
+    signs = [[drawn(source) for _ in range(3)] for source in sources]
+    parts = list(zip(given.images.split(1), given.labels.split(1), strict=True))
+    expected = gradients.hutchinson_taylor(model, parts, signs, keep, form=form)
+    assert_close(replace(find("hutchinson-taylor"), samples=3, form=form).score(given), expected)
+
+
+def test_hutchinson_is_exact_where_the_hessian_is_diagonal():
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.eye(3, dtype=torch.float64)
+    how = {"form": "diagonal", "loss": "mse", "temperature": 1.0, "samples": 1}
+    found = pathex.score(model, "hutchinson-taylor", (x, torch.zeros(3, 1)), **how)
+    torch.testing.assert_close(found["weight"], torch.full((1, 3), 2 / 3, dtype=torch.float64))
 
 
 def _smooth(activation):

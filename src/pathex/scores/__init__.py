@@ -11,8 +11,11 @@ from typing import Any, overload
 from pathex.errors import InvalidInput, UnknownName, import_callable, refusing
 from pathex.scores.batches import Batch, Keys, check_arguments, fingerprint, joined, read_batches
 from pathex.scores.fisher_diagonal import FisherDiagonal
+from pathex.scores.fisher_taylor import FisherTaylor
 from pathex.scores.force import Force
 from pathex.scores.grasp import Grasp
+from pathex.scores.hutchinson_taylor import HutchinsonTaylor
+from pathex.scores.iterative_grasp import IterativeGrasp
 from pathex.scores.iterative_snip import IterativeSnip
 from pathex.scores.magnitude import Magnitude
 from pathex.scores.method import LossMethod, Method, ModelMethod, PathMethod
@@ -24,7 +27,7 @@ from pathex.scores.precision import extremes
 from pathex.scores.problem import Problem, generator, parse_memory
 from pathex.scores.prospr import ProsPr
 from pathex.scores.px import PX
-from pathex.scores.px_cvpr24 import PXCvpr24
+from pathex.scores.px_cvpr24 import PXCvpr24, PXCvpr24V2
 from pathex.scores.px_literal import PXLiteral
 from pathex.scores.random import Random
 from pathex.scores.snip import Snip
@@ -35,8 +38,11 @@ __all__ = [
     "PX",
     "Batch",
     "FisherDiagonal",
+    "FisherTaylor",
     "Force",
     "Grasp",
+    "HutchinsonTaylor",
+    "IterativeGrasp",
     "IterativeSnip",
     "Keys",
     "LossMethod",
@@ -47,6 +53,7 @@ __all__ = [
     "NtkDiagonal",
     "NtkSap",
     "PXCvpr24",
+    "PXCvpr24V2",
     "PXLiteral",
     "PathMethod",
     "Phew",
@@ -75,15 +82,19 @@ _BUILT_IN: Mapping[str, type[Method]] = {
         PX,
         PXLiteral,
         PXCvpr24,
+        PXCvpr24V2,
         SynFlow,
         SynFlowL2,
         Snip,
         IterativeSnip,
         Force,
         Grasp,
+        IterativeGrasp,
         NtkSap,
         NtkDiagonal,
         FisherDiagonal,
+        FisherTaylor,
+        HutchinsonTaylor,
         ProsPr,
         Phew,
         Npb,
