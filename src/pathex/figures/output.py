@@ -1,0 +1,61 @@
+"""Charts as files and in pages, by Vega as vl-convert brings it: no network is needed."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from pathex.errors import check_name
+from pathex.figures.forms import UNIQUE, WIDTH
+from pathex.files import write_bytes
+
+_KINDS = (".png", ".svg")
+
+
+def save(path: Path, *charts: alt.LayerChart, across: bool = False) -> None:
+    """Writes charts as one file, PNG or SVG by its ending, below each other or ``across`` it.
+
+    Raises:
+        UnknownName: If the ending is another one.
+    """
+    check_name("ending of a figure", path.suffix, _KINDS)
+    write_bytes(path, painted(*charts, across=across)[_KINDS.index(path.suffix)])
+
+
+def painted(*charts: alt.LayerChart, across: bool = False) -> tuple[bytes, bytes]:
+    """Charts as PNG and as SVG, black on white; the same charts give the same bytes."""
+    spec: dict[str, Any] = charts[0].to_dict()
+    if len(charts) > 1:
+        parts = [_part(chart, number, len(charts) if across else 1) for number, chart in enumerate(charts)]
+        datasets = {name: rows for part in parts for name, rows in part.pop("datasets").items()}
+        spec = {"$schema": spec["$schema"], "config": spec["config"], "datasets": datasets}
+        spec["hconcat" if across else "vconcat"] = parts
+        spec["resolve"] = {"scale": dict.fromkeys(("color", "shape", "strokeDash"), "independent")}
+    spec["config"] = {**spec["config"], "background": "white"}
+    return vl_convert.vegalite_to_png(spec, scale=2), vl_convert.vegalite_to_svg(spec).encode()
+
+
+def _part(chart: alt.LayerChart, number: int, columns: int) -> dict[str, Any]:
+    """One of several charts of a file, with names of its own for what must be named once."""
+    text = json.dumps(chart.to_dict())
+    for name in UNIQUE:
+        text = text.replace(json.dumps(name), json.dumps(f"{name}{number}"))
+    spec: dict[str, Any] = json.loads(text)
+    return {name: value for name, value in spec.items() if name not in {"$schema", "config"}} | {
+        "width": WIDTH // columns
+    }
+
+
+@cache
+def script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as text for a script element; it defines ``vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def embedded(chart: alt.LayerChart, description: str) -> str:
+    """A chart as the argument of ``vegaEmbed`` in a script element, as wide as its place in the page."""
+    spec = {**chart.to_dict(), "width": "container", "description": description}
+    return json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
