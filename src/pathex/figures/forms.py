@@ -277,7 +277,7 @@ def _x(values: "pd.Series[float]", name: str, title: str, log: bool) -> alt.X:
         name = "density"
     elif log:
         scale = alt.Scale(type="log", domain=[float(values.min()) / 1.15, float(values.max()) * 1.15], nice=False)
-        axis = alt.Axis(format="~s", tickCount=6)
+        axis = alt.Axis(format="~s" if values.max() >= 1000 else "~g", tickCount=6)
     return alt.X(f"{name}:Q", title=title, axis=axis, scale=scale)
 
 
@@ -289,7 +289,7 @@ def _scale(log: bool, frame: tuple[float, float] | None) -> alt.Scale:
 def _channels(look: Look | None, *which: str, named: Sequence[str] | None = None) -> dict[str, Any]:
     """Channels and a legend of some names, by default all; without a look, what stands in the table itself."""
     if look is None:
-        return {_CHANNELS[name][0]: _CHANNELS[name][1](f"{name}:N", scale=None, legend=None) for name in which}
+        return {_CHANNELS[name][0]: _CHANNELS[name][1](f"{name}:N", scale=None) for name in which}
     named = [*look] if named is None else [*named]
     # The width of the place in a page, since that of the chart changes while it is laid out.
     room = "(isFinite(containerSize()[0]) ? containerSize()[0] - 80 : width)"
@@ -297,14 +297,14 @@ def _channels(look: Look | None, *which: str, named: Sequence[str] | None = None
     legend, found = alt.Legend(title=None, values=named, columns=columns) if named else None, {}
     for name in which:
         channel, kind = _CHANNELS[name]
-        values: list[Any] = [getattr(style, name) for style in look.values()]
+        values: list[str] = [getattr(style, name) for style in look.values()]
         found[channel] = kind("series:N", scale=alt.Scale(domain=[*look], range=values), legend=legend)
     return found
 
 
 def _dashed(table: pd.DataFrame, look: Look) -> pd.DataFrame:
     """With the dashes as a column: a scale of dashes would dash the outlines of the legend's markers too."""
-    return table.assign(dash=[[*look[name].dash] for name in table["series"]])
+    return table.assign(dash=table["series"].map(lambda name: [*look[name].dash]))
 
 
 def _points(table: pd.DataFrame, places: Mapping[str, Any], styled: Mapping[str, Any]) -> alt.Chart:

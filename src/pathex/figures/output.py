@@ -1,6 +1,7 @@
 """Charts as files and in pages, by Vega as vl-convert brings it: no network is needed."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,13 @@ def painted(*charts: alt.LayerChart, across: bool = False) -> tuple[bytes, bytes
         spec["hconcat" if across else "vconcat"] = parts
         spec["resolve"] = {"scale": dict.fromkeys(("color", "shape", "strokeDash"), "independent")}
     spec["config"] = {**spec["config"], "background": "white"}
-    return vl_convert.vegalite_to_png(spec, scale=2), vl_convert.vegalite_to_svg(spec).encode()
+    numbers: dict[str, str] = {}  # Vega goes on counting from one picture to the next
+    svg = re.sub(
+        r"""(["#])(clip|gradient_)(\d+)(?=["\)])""",
+        lambda found: f"{found[1]}{found[2]}{numbers.setdefault(found[3], str(len(numbers)))}",
+        vl_convert.vegalite_to_svg(spec),
+    )
+    return vl_convert.vegalite_to_png(spec, scale=2), svg.encode()
 
 
 def _part(chart: alt.LayerChart, number: int, columns: int) -> dict[str, Any]:
@@ -58,4 +65,5 @@ def script() -> str:
 def embedded(chart: alt.LayerChart, description: str) -> str:
     """A chart as the argument of ``vegaEmbed`` in a script element, as wide as its place in the page."""
     spec = {**chart.to_dict(), "width": "container", "description": description}
+    del spec["$schema"]  # an address
     return json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
