@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from pathex.errors import InvalidInput
-from pathex.figures.style import GREY, INK, THEME, Style, styles
+from pathex.figures.style import GREY, INK, ROOM, THEME, Style, styles
 
 WIDTH = 640
 """Pixels of a chart by itself; in a page it is as wide as its place."""
@@ -82,7 +82,9 @@ def curves(
         layers.append(single.encode(**places, **_channels(look, "colour"), opacity=_shown(0.5), tooltip=_tips(runs)))
     every = (counts / _MOST_MARKERS).apply(math.ceil)
     marked = means[means.groupby("series").cumcount() % every == 0]
-    return _finished([*layers, _points(marked, places, _channels(look, "colour", "marker"))], 300)
+    points = _chart(marked).mark_point(filled=True, size=60).properties(name=UNIQUE[0]).add_params(_PICK)
+    styled = {**_channels(look, "colour", "marker"), "opacity": _shown(1)}
+    return _finished([*layers, points.encode(**places, **styled, tooltip=_tips(marked))], 300)
 
 
 def dots(
@@ -110,10 +112,10 @@ def dots(
     """
     _checked(means, "series", "mean")
     names = means["series"].tolist()
-    rows, x = (
-        _rows(names, "series"),
-        alt.X("mean:Q", title=x_title, scale=_scale(False, frame), axis=alt.Axis(grid=True)),
+    rows, other = (
+        alt.Y(f"{at}:N", title=None, scale=alt.Scale(domain=names)).axis(grid=True) for at in ("series", "row")
     )
+    x = alt.X("mean:Q", title=x_title, scale=_scale(False, frame)).axis(grid=True, tickCount=8)
     look = {**_own(means), **(look or {})}
     named = [name for name in look if name not in names]
     colour = _channels(look, "colour", named=named)
@@ -127,15 +129,11 @@ def dots(
     if behind is not None:
         hollow = _chart(_checked(behind, "series", "row", "mean")).mark_point(filled=False, size=70)
         styled = _channels(None, "colour", "marker")
-        layers.append(hollow.encode(x=x, y=_rows(names, "row"), **styled, tooltip=_tips(behind)))
+        layers.append(hollow.encode(x=x, y=other, **styled, tooltip=_tips(behind)))
     text = _chart(means).mark_text(align="left", dx=6, fontSize=12, color=INK)
     layers.append(text.encode(x=alt.value("width"), y=rows, text=alt.Text("mean:Q", format=number)))
-    styled = _channels(look, "colour", "marker", named=named)
-    return _finished([*layers, _points(means, {"x": x, "y": rows}, styled)], 27 * len(names))
-
-
-def _rows(names: Sequence[str], column: str) -> alt.Y:
-    return alt.Y(f"{column}:N", title=None, scale=alt.Scale(domain=[*names]), axis=alt.Axis(grid=True))
+    points, styled = _chart(means).mark_point(filled=True, size=80, opacity=1), _channels(look, "colour", "marker", named=named)
+    return _finished([*layers, points.encode(x=x, y=rows, **styled, tooltip=_tips(means))], 27 * len(names))
 
 
 def heat_map(cells: pd.DataFrame, x: str, y: str, *, label: str, log: bool = False, step: int = 24) -> alt.LayerChart:
@@ -226,9 +224,8 @@ def flow(layers: pd.DataFrame, *, unit: str = "channels", look: Look | None = No
     names, share = frame["series"].drop_duplicates().tolist(), frame["kept"] / frame["total"]
     row = -frame["series"].map({name: place for place, name in enumerate(names)})
     edges = {"low": row - 0.42 * share, "high": row + 0.42 * share, "bottom": row - 0.42, "top": row + 0.42}
-    frame = frame.assign(
-        **edges, said=frame["kept"].map("{:.4g}".format) + " of " + frame["total"].map("{:.4g}".format)
-    )
+    said = frame["kept"].map("{:.4g}".format) + " of " + frame["total"].map("{:.4g}".format)
+    frame = frame.assign(**edges, said=said)
     axis = alt.Axis(values=[*range(0, -len(names), -1)], labelExpr=f"{json.dumps(names)}[-datum.value]", grid=False)
     scale = alt.Scale(domain=[0.5 - len(names), 0.5], nice=False)
     x = alt.X("layer:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90), scale=alt.Scale(paddingInner=0))
@@ -270,10 +267,9 @@ def _x(values: "pd.Series[float]", name: str, title: str, log: bool) -> alt.X:
     if name == "sparsity":
         densities = sorted({round(1 - float(value), 12) for value in values})
         near = densities[0] * (densities[-1] / densities[0]) ** _GAP
+        labelled = [density for density in densities if density == densities[0] or density >= near]
         scale = alt.Scale(type="log", domain=[densities[-1] * 1.12, densities[0] / 1.12], nice=False)
-        axis = alt.Axis(
-            values=[d for d in densities if d == densities[0] or d >= near], labelExpr="format(1 - datum.value, '.4~g')"
-        )
+        axis = alt.Axis(values=labelled, labelExpr="format(1 - datum.value, '.4~g')")
         name = "density"
     elif log:
         scale = alt.Scale(type="log", domain=[float(values.min()) / 1.15, float(values.max()) * 1.15], nice=False)
@@ -291,9 +287,7 @@ def _channels(look: Look | None, *which: str, named: Sequence[str] | None = None
     if look is None:
         return {_CHANNELS[name][0]: _CHANNELS[name][1](f"{name}:N", scale=None) for name in which}
     named = [*look] if named is None else [*named]
-    # The width of the place in a page, since that of the chart changes while it is laid out.
-    room = "(isFinite(containerSize()[0]) ? containerSize()[0] - 80 : width)"
-    columns = alt.expr(f"max(1, floor({room} / {7 * max(map(len, named), default=0) + 40}))")
+    columns = alt.expr(f"max(1, floor({ROOM} / {7 * max(map(len, named), default=0) + 40}))")
     legend, found = alt.Legend(title=None, values=named, columns=columns) if named else None, {}
     for name in which:
         channel, kind = _CHANNELS[name]
@@ -305,12 +299,6 @@ def _channels(look: Look | None, *which: str, named: Sequence[str] | None = None
 def _dashed(table: pd.DataFrame, look: Look) -> pd.DataFrame:
     """With the dashes as a column: a scale of dashes would dash the outlines of the legend's markers too."""
     return table.assign(dash=table["series"].map(lambda name: [*look[name].dash]))
-
-
-def _points(table: pd.DataFrame, places: Mapping[str, Any], styled: Mapping[str, Any]) -> alt.Chart:
-    """A marker for each row; what the legend picks."""
-    points = _chart(table).mark_point(filled=True, size=60).properties(name=UNIQUE[0]).add_params(_PICK)
-    return points.encode(**places, **styled, opacity=_shown(1), tooltip=_tips(table))
 
 
 def _shown(opacity: float) -> Any:

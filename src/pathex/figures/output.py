@@ -46,14 +46,18 @@ def painted(*charts: alt.LayerChart, across: bool = False) -> tuple[bytes, bytes
 
 
 def _part(chart: alt.LayerChart, number: int, columns: int) -> dict[str, Any]:
-    """One of several charts of a file, with names of its own for what must be named once."""
-    text = json.dumps(chart.to_dict())
-    for name in UNIQUE:
-        text = text.replace(json.dumps(name), json.dumps(f"{name}{number}"))
-    spec: dict[str, Any] = json.loads(text)
-    return {name: value for name, value in spec.items() if name not in {"$schema", "config"}} | {
-        "width": WIDTH // columns
-    }
+    """One of several charts of a file."""
+    spec = {name: value for name, value in chart.to_dict().items() if name not in {"$schema", "config"}}
+    return _renamed(spec, number) | {"width": WIDTH // columns}
+
+
+def _renamed(node: Any, number: int) -> Any:
+    """With names of its own for what must be named once."""
+    if isinstance(node, dict):
+        return {name: _renamed(value, number) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_renamed(value, number) for value in node]
+    return f"{node}{number}" if node in UNIQUE else node
 
 
 @cache

@@ -95,6 +95,9 @@ def styles(series: Iterable[tuple[str, str]]) -> dict[str, Style]:
     return drawn
 
 
+# In a page the width of the place, since that of the chart changes while it is laid out.
+ROOM = "(isFinite(containerSize()[0]) ? containerSize()[0] - 80 : 640)"
+_TEXT = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 # Everything but the marks is drawn in the colour of the text around, so that one figure fits light and dark pages.
 THEME: Mapping[str, Any] = MappingProxyType(
     {
@@ -102,23 +105,16 @@ THEME: Mapping[str, Any] = MappingProxyType(
         "font": "Liberation Sans, Arial, Helvetica, sans-serif",
         "view": {"stroke": None},
         "axis": {
-            **dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), INK),
-            **{"gridColor": GREY, "gridOpacity": 0.25, "tickOpacity": 0.5, "domainOpacity": 0.5},
-            **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 150},
-            **{"labelOverlap": "greedy", "labelSeparation": 6, "titlePadding": 8},
+            **_TEXT,
+            **{"gridColor": GREY, "gridOpacity": 0.25, "tickColor": INK, "domainColor": INK, "tickOpacity": 0.5},
+            **{"domainOpacity": 0.5, "labelOverlap": "greedy", "labelSeparation": 6, "titlePadding": 8},
         },
-        "axisX": {"grid": False},
-        "axisY": {"ticks": False, "domain": False},
+        "axisX": {"grid": False, "labelLimit": 200},
+        "axisY": {"ticks": False, "domain": False, "labelLimit": {"expr": f"0.6 * {ROOM}"}},
         "legend": {
-            **dict.fromkeys(("labelColor", "titleColor"), INK),
-            **{
-                "labelFontSize": 12,
-                "titleFontSize": 12,
-                "titleFontWeight": "normal",
-                "labelLimit": 300,
-                "titleLimit": 300,
-            },
+            **_TEXT,
             **{"orient": "top", "symbolOpacity": 1, "symbolSize": 70, "columnPadding": 14, "offset": 10},
+            **{"labelLimit": {"expr": ROOM}, "titleLimit": 300},
         },
     }
 )
