@@ -201,6 +201,8 @@ def test_files_are_the_same_each_time_in_any_order_and_black_on_white(tmp_path):
     assert painted(one, one) != first
     with refused("unknown ending of a figure '.pdf'", UnknownName):
         save(tmp_path / "a.pdf", one)
+    with refused("cannot write the figure .*b.svg"):
+        save(tmp_path / "nowhere" / "b.svg", one)
 
 
 def test_a_missing_column_is_named():

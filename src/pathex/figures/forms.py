@@ -132,7 +132,10 @@ def dots(
         layers.append(hollow.encode(x=x, y=other, **styled, tooltip=_tips(behind)))
     text = _chart(means).mark_text(align="left", dx=6, fontSize=12, color=INK)
     layers.append(text.encode(x=alt.value("width"), y=rows, text=alt.Text("mean:Q", format=number)))
-    points, styled = _chart(means).mark_point(filled=True, size=80, opacity=1), _channels(look, "colour", "marker", named=named)
+    points, styled = (
+        _chart(means).mark_point(filled=True, size=80, opacity=1),
+        _channels(look, "colour", "marker", named=named),
+    )
     return _finished([*layers, points.encode(x=x, y=rows, **styled, tooltip=_tips(means))], 27 * len(names))
 
 

@@ -1,6 +1,7 @@
 """Charts as files and in pages, by Vega as vl-convert brings it: no network is needed."""
 
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -9,21 +10,24 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from pathex.errors import check_name
+from pathex.errors import check_name, refusing
 from pathex.figures.forms import UNIQUE, WIDTH
 from pathex.files import write_bytes
 
 _KINDS = (".png", ".svg")
 
 
-def save(path: Path, *charts: alt.LayerChart, across: bool = False) -> None:
+def save(path: str | os.PathLike[str], *charts: alt.LayerChart, across: bool = False) -> None:
     """Writes charts as one file, PNG or SVG by its ending, below each other or ``across`` it.
 
     Raises:
         UnknownName: If the ending is another one.
+        InvalidInput: If the file cannot be written.
     """
+    path = Path(path)
     check_name("ending of a figure", path.suffix, _KINDS)
-    write_bytes(path, painted(*charts, across=across)[_KINDS.index(path.suffix)])
+    with refusing(f"cannot write the figure {path}: {{}}", OSError):
+        write_bytes(path, painted(*charts, across=across)[_KINDS.index(path.suffix)])
 
 
 def painted(*charts: alt.LayerChart, across: bool = False) -> tuple[bytes, bytes]:
