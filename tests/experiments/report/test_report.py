@@ -85,6 +85,10 @@ def test_the_map_of_layers_and_the_matrix_of_masks_hold_what_the_masks_say(make_
         both, either = (sum(pick(names[first][k], names[second][k]) for k in "ab") for pick in (min, max))
         assert values[first, second] == pytest.approx(both / either)
     assert len(values) == 9
+    # Nothing to compare: one mask, or none over the same tensors.
+    fake_mask(folder, d=1)
+    assert "overlap" not in {picture.name for picture in draw(panel_of(folder.parent))}
+    assert "overlap" not in {picture.name for picture in draw(panel_of(folder))}
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -210,6 +214,8 @@ def test_training_curves_need_two_epochs(make_run, unpainted, epochs):
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(rows[:epochs]))
     assert [picture.name for picture in draw(panel_of(folder))] == ["accuracy"]
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "lr": 0.1}\n{"epoch": 2, "lr": 0.1}\n')
+    assert [picture.name for picture in draw(panel_of(folder))] == ["accuracy"]
 
 
 def test_published_curves_lie_behind_in_the_colour_of_their_method(make_run):
@@ -322,6 +328,8 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run, 
         assert line["mean"] == pytest.approx(65 + shift)
     assert [picture.name for picture in pictures] == ["transfer", "training"]
     assert "over 2 tasks and over seeds (n = 1 to 2 seeds)" in pictures[0].caption
+    alone = draw(panel_of(folders[-1]))[0].charts[0]
+    assert {row["series"]: row["mean"] for row in layers(alone, "point")[-1].rows} == pytest.approx({"dense": 65})
     more = make_run("px", 0.5, tasks=tasks(0.5))
     for chart in draw(panel_of(*folders, more))[0].charts:
         assert channel(chart, "x")["field"] == "density" and len(layers(chart, "point")[-1].rows) == 3

@@ -31,7 +31,7 @@ def main_figure(panel: Panel) -> Picture:
 
 def against_sparsity(panel: Panel, title: str = "") -> Picture:
     """Curves over the sparsities of the runs."""
-    look, levels = _look(panel, panel.pruned)
+    look, levels = _look(panel)
     chart = curves(
         percent(summary_table(panel.pruned))[["sparsity", *SHOWN]],
         "sparsity",
@@ -75,13 +75,11 @@ def against_size(panel: Panel, title: str = "") -> Picture:
 def at_one_sparsity(panel: Panel, title: str = "") -> Picture:
     """The series below each other, the best on top."""
     means = percent(summary_table(panel.pruned)).sort_values("mean", ascending=False)
-    look, levels = _look(panel, panel.pruned)
-    behind, methods = _behind(panel), dict(zip(means["series"], means["method"], strict=True))
+    (look, levels), behind = _look(panel), _behind(panel)
     if behind is not None:
-        of = {name: ALIASES.get(method, method) for name, method in methods.items()}
-        pairs = [(name, row) for name in of for row in behind.to_dict("records") if row["method"] == of[name]]
-        behind = pd.DataFrame([{**row, "row": name, "colour": INK, "marker": row["source"]} for name, row in pairs])
-        behind = behind.dropna(subset="mean").drop(columns=["source", "dash"])
+        of = means.assign(row=means["series"], method=[ALIASES.get(name, name) for name in means["method"]])
+        behind = behind.assign(colour=INK, marker=behind.pop("source")).dropna(subset="mean")
+        behind = behind.merge(of[["row", "method"]], on="method")
     chart = dots(
         means[SHOWN],
         x_title=f"{panel.label} (%) at sparsity {means['sparsity'].iloc[0]:.6g}",
@@ -109,19 +107,17 @@ def _caption(panel: Panel, one: str, interval: str) -> str:
     return caption + (f"Chance, {chance:.1f} %, lies below the frame. " if chance < low else "")
 
 
-def _look(panel: Panel, runs: pd.DataFrame) -> tuple[dict[str, Style], pd.DataFrame | None]:
+def _look(panel: Panel) -> tuple[dict[str, Style], pd.DataFrame | None]:
     """The legend, and the lines across the chart: dense networks, chance, published dense networks."""
-    look, rows = {name: panel.look[name] for name in panel.series(runs)}, []
-    for row in percent(summary_table(panel.dense)).to_dict("records") if not panel.dense.empty else []:
-        rows.append(
-            {"series": f"{row['series']} ({row['mean']:.1f})"} | {name: row[name] for name in ("mean", "low", "high")}
-        )
+    look, rows = {name: panel.look[name] for name in panel.series(panel.pruned)}, []
+    for row in percent(summary_table(panel.dense))[SHOWN].to_dict("records") if not panel.dense.empty else []:
+        rows.append({**row, "series": f"{row['series']} ({row['mean']:.1f})"})
         look[rows[-1]["series"]] = level(panel.look[row["series"]].colour, DASHED)
     if (chance := 100 * panel.runs["chance"].mean()) >= frame(panel)[0]:
         rows.append({"series": f"chance ({chance:.1f})", "mean": chance})
         look[rows[-1]["series"]] = level(GREY, DOTTED)
     for (source, published), (marker, dash) in zip(panel.behind.groupby("source", sort=False), _SOURCES, strict=False):
-        if (published["method"] != "dense").any():
+        if published.loc[published["method"] != "dense", "value"].notna().any():
             look[f"published: {source}"] = Style(GREY, HOLLOW[marker])
         for value in 100 * published.loc[published["method"] == "dense", "value"]:
             rows.append({"series": f"dense, {source} ({value:.1f})", "mean": value})

@@ -20,16 +20,16 @@ def draw(panel: Panel) -> list[Picture]:
     """Draws every figure that the runs have numbers for."""
     pictures: list[Picture] = []
     if panel.runs["zero_shot"].notna().any():
-        pictures.append(transfer(panel))
+        pictures.append(_transfer(panel))
     elif not panel.pruned.empty:
         pictures.append(main_figure(panel))
     if not panel.pruned.empty:
         masked = panel.sparsest[[bool(panel.records[run].layers) for run in panel.sparsest["run"]]]
         pictures += [_layers(panel, masked)] if len(masked) else []
-        pictures += [overlap(panel, masked)] if masked.groupby(["series", "seed"]).ngroups > 1 else []
+        pictures += _overlap(panel, masked)
         pictures += [_dead_layers(panel)] if panel.pruned["dead_layers"].any() else []
     if any(len(record.epochs) > 1 for record in panel.records.values()):
-        pictures.append(_training(panel))
+        pictures += _training(panel)
     return pictures
 
 
@@ -51,11 +51,13 @@ def _layers(panel: Panel, rows: pd.DataFrame) -> Picture:
     return Picture("layers", "Density of each layer", caption, (chart,))
 
 
-def overlap(panel: Panel, rows: pd.DataFrame) -> Picture:
+def _overlap(panel: Panel, rows: pd.DataFrame) -> list[Picture]:
     """How many weights the masks of methods and seeds share, over the tensors that all of them cover."""
     rows = _in_order(panel, rows.drop_duplicates(["series", "seed"]).sort_values("seed"))
     masks = [panel.records[run] for run in rows["run"]]
-    shared = set.intersection(*({(name, total) for name, (_, total) in mask.layers.items()} for mask in masks))
+    tensors = [{(name, total) for name, (_, total) in mask.layers.items()} for mask in masks]
+    if len(masks) < 2 or not (shared := set.intersection(*tensors)):
+        return []
     bits = np.stack([record.kept([name for name, _ in sorted(shared)]) for record in masks])
     both = np.zeros((len(bits), len(bits)))
     for start in range(0, bits.shape[1], _BYTES):
@@ -64,15 +66,11 @@ def overlap(panel: Panel, rows: pd.DataFrame) -> Picture:
     either = np.diag(both)[:, None] + np.diag(both) - both
     values = np.divide(both, either, out=np.ones_like(both), where=either > 0)
     names = [f"{series}, seed {seed}" for series, seed in zip(rows["series"], rows["seed"], strict=True)]
-    cells = [
-        {"first": a, "second": b, "value": v} for (b, a), v in zip(product(names, names), values.flat, strict=True)
-    ]
+    cells = pd.DataFrame(product(names, names), columns=["second", "first"]).assign(value=values.ravel())
     density = 1 - rows["sparsity"].iloc[0]
-    caption = (
-        f"At sparsity {1 - density:.6g}: of the weights that one or both of two masks keep, the fraction that both "
-    )
-    caption += f"keep. Two masks drawn at random would share {density / (2 - density):.2g}."
-    return Picture("overlap", "Overlap of the masks", caption, (matrix(pd.DataFrame(cells)),))
+    caption = "Of the weights that one or both of two masks keep, the fraction that both keep, at sparsity "
+    caption += f"{1 - density:.6g}. Two masks drawn at random would share {density / (2 - density):.2g}."
+    return [Picture("overlap", "Overlap of the masks", caption, (matrix(cells),))]
 
 
 def _dead_layers(panel: Panel) -> Picture:
@@ -89,14 +87,10 @@ def _in_order(panel: Panel, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("series", key=lambda names: names.map(places), kind="stable")
 
 
-def _training(panel: Panel) -> Picture:
+def _training(panel: Panel) -> list[Picture]:
     rows = pd.concat([panel.dense, panel.sparsest]) if not panel.pruned.empty else panel.dense
-    epochs = pd.concat(
-        [
-            pd.DataFrame(panel.records[run].epochs).assign(series=name)
-            for run, name in zip(rows["run"], rows["series"], strict=True)
-        ]
-    )
+    runs = zip(rows["run"], rows["series"], strict=True)
+    epochs = pd.concat([pd.DataFrame(panel.records[run].epochs).assign(series=name) for run, name in runs])
     part = "val" if f"val_{panel.metric}" in epochs else "train"
     name = metric_label(panel.metric).removeprefix("test ")
     right = f"{'validation' if part == 'val' else 'training'} {name} (%)"
@@ -110,10 +104,10 @@ def _training(panel: Panel) -> Picture:
     at = "" if panel.pruned.empty else f" at sparsity {panel.sparsest['sparsity'].iloc[0]:.6g}"
     over = "seeds and tasks" if panel.runs["zero_shot"].notna().any() else "seeds"
     caption = f"Mean over {over}{at}{', with the dense network' if at and not panel.dense.empty else ''}."
-    return Picture("training", "Training", caption, tuple(charts), across=True)
+    return [Picture("training", "Training", caption, tuple(charts), across=True)] if charts else []
 
 
-def transfer(panel: Panel) -> Picture:
+def _transfer(panel: Panel) -> Picture:
     """Means over tasks and seeds: zero-shot above, after fine-tuning below."""
     tasks = [len(panel.records[run].tasks) for run in panel.runs["run"]]
     several = f"{min(tasks)} to {max(tasks)}" if min(tasks) < max(tasks) else f"{tasks[0]}"
@@ -127,13 +121,14 @@ def transfer(panel: Panel) -> Picture:
 
 
 def _part(panel: Panel, column: str) -> alt.LayerChart:
-    summary = percent(summary_table(panel.pruned.assign(value=panel.pruned[column])))
-    dense = 100 * panel.dense.groupby("series")[column].mean().dropna()
-    look = {name: panel.look[name] for name in panel.series(panel.pruned)}
-    look |= {name: level(panel.look[name].colour, DASHED) for name in dense.index}
+    runs, dense = (panel.dense, panel.pruned) if panel.pruned.empty else (panel.pruned, panel.dense)
+    summary = percent(summary_table(runs.assign(value=runs[column])))
+    lines = 100 * dense.groupby("series")[column].mean().dropna()
+    look = {name: panel.look[name] for name in panel.series(runs)}
+    look |= {name: level(panel.look[name].colour, DASHED) for name in lines.index}
     low, high = 100 * panel.runs[column].min(), 100 * panel.runs[column].max()
     margin = max(0.3 * (high - low), 1.0)
-    how: dict[str, Any] = {"levels": dense.rename("mean").reset_index() if len(dense) else None, "look": look}
+    how: dict[str, Any] = {"levels": lines.rename("mean").reset_index() if len(lines) else None, "look": look}
     how |= {"frame": (max(0.0, low - margin), min(100.5, high + margin))}
     label = f"{panel.label} (%), {_PARTS[column]}"
     if summary["sparsity"].nunique() == 1:
