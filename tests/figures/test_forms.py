@@ -205,6 +205,16 @@ def test_files_are_the_same_each_time_in_any_order_and_black_on_white(tmp_path):
         save(tmp_path / "nowhere" / "b.svg", one)
 
 
+def test_what_is_no_number_is_a_gap():
+    losses = [2.0, float("nan"), float("inf"), 1.0]
+    table = pd.DataFrame({"series": "px", "epoch": [0.5, 1.0, 1.5, 2.0], "mean": losses})
+    chart = curves(table, "epoch", x_title="epoch", y_title="loss")
+    page = json.loads(embedded(chart, ""), parse_constant=pytest.fail)
+    assert {2.0, None, 1.0} == {row["mean"] for rows in page["datasets"].values() for row in rows}
+    _, svg = painted(chart)
+    assert [text for text, _ in texts(svg, "axis-label")][:2] == ["0.5", "0.6"]
+
+
 def test_a_missing_column_is_named():
     with refused("a figure needs columns series, sparsity, mean; the table has no mean"):
         drawn(means().drop(columns="mean"))

@@ -256,8 +256,14 @@ def _checked(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 def _chart(table: pd.DataFrame) -> alt.Chart:
     """A chart of some rows, without the limit on their number that Altair has for tables."""
-    chart = alt.Chart(alt.InlineData(values=table.astype(object).where(table.notna(), None).to_dict("records")))
+    rows = [{str(name): _number(value) for name, value in row.items()} for row in table.to_dict("records")]
+    chart = alt.Chart(alt.InlineData(values=rows))
     return chart.transform_calculate(density="1 - datum.sparsity") if "sparsity" in table else chart
+
+
+def _number(value: Any) -> Any:
+    """The value, unless it is a number that JSON does not have."""
+    return None if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
 def _own(table: pd.DataFrame) -> dict[str, Style]:
@@ -266,7 +272,8 @@ def _own(table: pd.DataFrame) -> dict[str, Style]:
 
 def _x(values: "pd.Series[float]", name: str, title: str, log: bool) -> alt.X:
     """The horizontal axis; sparser is further right."""
-    scale, axis = alt.Scale(zero=False, nice=False, padding=8), alt.Axis(format="d", tickMinStep=1)
+    scale = alt.Scale(zero=False, nice=False, padding=8)
+    axis = alt.Axis(format="d", tickMinStep=1) if (values % 1 == 0).all() else alt.Axis()
     if name == "sparsity":
         densities = sorted({round(1 - float(value), 12) for value in values})
         near = densities[0] * (densities[-1] / densities[0]) ** _GAP
