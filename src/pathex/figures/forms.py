@@ -183,7 +183,7 @@ def heat_map(cells: pd.DataFrame, x: str, y: str, *, label: str, log: bool = Fal
 
 def matrix(cells: pd.DataFrame) -> alt.LayerChart:
     """The overlap (Jaccard index) of masks with each other: columns ``first``, ``second`` and ``value`` in [0, 1]."""
-    return heat_map(cells, "first", "second", label="overlap (Jaccard index)", step=20)
+    return heat_map(cells, "first", "second", label="overlap (Jaccard index)", log=True, step=20)
 
 
 def spectrum(values: pd.DataFrame, *, look: Look | None = None) -> alt.LayerChart:

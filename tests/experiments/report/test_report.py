@@ -79,12 +79,13 @@ def test_the_map_of_layers_and_the_matrix_of_masks_hold_what_the_masks_say(make_
     [cross] = layers(found["layers"], "point")
     assert [(row["series"], row["layer"]) for row in cross.rows] == [("random", "0  a")]
     names = {f"{method}, seed {seed}": counts for (method, seed), counts in kept.items()}
-    [rect] = layers(found["overlap"], "rect")
-    values = {(row["first"], row["second"]): row["value"] for row in rect.rows}
+    rows = [row for layer in layers(found["overlap"])[:2] for row in layer.rows]
+    values = {(row["first"], row["second"]): row["value"] for row in rows}
     for first, second in product(names, names):
         both, either = (sum(pick(names[first][k], names[second][k]) for k in "ab") for pick in (min, max))
         assert values[first, second] == pytest.approx(both / either)
-    assert len(values) == 9
+    assert len(rows) == 9
+    assert [row["value"] for row in layers(found["overlap"], "point")[0].rows] == [0, 0]
     # Nothing to compare: one mask, or none over the same tensors.
     fake_mask(folder, d=1)
     assert "overlap" not in {picture.name for picture in draw(panel_of(folder.parent))}

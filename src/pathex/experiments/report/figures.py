@@ -69,7 +69,8 @@ def _overlap(panel: Panel, rows: pd.DataFrame) -> list[Picture]:
     cells = pd.DataFrame(product(names, names), columns=["second", "first"]).assign(value=values.ravel())
     density = 1 - rows["sparsity"].iloc[0]
     caption = "Of the weights that one or both of two masks keep, the fraction that both keep, at sparsity "
-    caption += f"{1 - density:.6g}. Two masks drawn at random would share {density / (2 - density):.2g}."
+    caption += f"{1 - density:.6g}, colours on a log scale. Two masks drawn at random would share "
+    caption += f"{density / (2 - density):.2g}." + (" A cross: they share none." if (values == 0).any() else "")
     return [Picture("overlap", "Overlap of the masks", caption, (matrix(cells),))]
 
 
