@@ -34,6 +34,7 @@ setTimeout(async () => {
     }).map(text => text.textContent),
     width: innerWidth, page: document.documentElement.scrollWidth,
     cards: all(".card").map(card => card.scrollWidth - card.clientWidth),
+    wide: all(".chart svg").filter(picture => picture.clientWidth > picture.closest(".chart").clientWidth).length,
     sizes: all("svg text").map(text => parseFloat(getComputedStyle(text).fontSize)),
     paper: colour("body", "backgroundColor"), ink: colour(".role-axis-label text", "fill"), rows: [rows()],
   };
@@ -97,7 +98,7 @@ def test_the_page_opens_without_complaint_fits_sorts_filters_and_tells(page, tmp
     assert complaints == []
     names = ["accuracy-1-1", "layers-1-1", "overlap-1-1", "dead_layers-1-1", "training-1-1", "training-1-2"]
     assert [name for name, _ in told["charts"]] == names and all(marks for _, marks in told["charts"])
-    assert told["width"] == width and told["page"] == width and not any(told["cards"])
+    assert told["width"] == width and told["page"] == width and not any(told["cards"]) and told["wide"] == 0
     assert told["outside"] == [] and min(told["sizes"]) >= 11
     light, black = "rgb(246, 247, 249)", "rgb(31, 35, 40)"
     assert (told["paper"] == light, told["ink"] == black) == ((False, False) if dark else (True, True))
