@@ -23,8 +23,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 import pathex
@@ -34,6 +32,7 @@ from pathex.experiments.measure import DENSE, ENGINES
 from pathex.experiments.measure.engines import Engine, Subject
 from pathex.experiments.runs import RunConfig, build_task, finished_result, run_name
 from pathex.experiments.sweep import SweepConfig
+from pathex.figures import GREY, Style, curves
 from pathex.tasks import Task
 from pathex.train import fabric
 
@@ -101,26 +100,17 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(table: pd.DataFrame, path: Path) -> None:
-    figure = Figure(figsize=(9, 3.6))
-    for axes, batch in zip(figure.subplots(1, 2, sharey=True), (1, 32), strict=True):
-        for kind, colour in (("px", "#0072B2"), ("dense", "#8a8f98"), ("int8", "#D55E00")):
-            rows = table[table["network"].str.startswith(kind)].sort_values(f"milliseconds_{batch}")
-            if len(rows):
-                places, values = rows[f"milliseconds_{batch}"].astype(float), 100 * rows["accuracy"].astype(float)
-                errors = 100 * rows["standard_error"].astype(float)
-                axes.errorbar(places, values, errors, marker="o", color=colour, label=kind)
-                for label, x, y in zip(rows["network"], places, values, strict=True):
-                    axes.annotate(label.split()[1], (x, y), (3, 5), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{batch} image{'s' if batch > 1 else ''}", fontsize=9)
-        axes.set_xlabel("milliseconds, one core")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    figure.axes[0].set_ylabel("test accuracy (%)")
-    save(figure, path)
+    look = {"px": Style("#0072B2"), "dense": Style(GREY, "square"), "int8": Style("#D55E00", "diamond")}
+    percent, errors = 100 * table["accuracy"].astype(float), 100 * table["standard_error"].astype(float)
+    means = table[["network"]].assign(series=table["network"].str.split().str[0], mean=percent)
+    means = means.assign(low=percent - errors, high=percent + errors)
+    charts = []
+    for batch in (1, 32):
+        rows = means.assign(milliseconds=table[f"milliseconds_{batch}"].astype(float)).sort_values("milliseconds")
+        x_title = f"milliseconds of a batch of {batch}, one core"
+        how = {"x_title": x_title, "y_title": "test accuracy (%)", "log": "x"}
+        charts.append(curves(rows, "milliseconds", look=look, **how))
+    save(path, *charts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,12 +24,12 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 
 from benchmarks.measure import Row, Table, arguments, command, save, study
 from pathex import Mask
 from pathex.experiments.runs import RunConfig, finished_result, run_name
 from pathex.experiments.sweep import SweepConfig
+from pathex.figures import DASHED, INK, Style, dots, level
 
 __all__ = ["REFERENCE", "configs", "main", "summary"]
 
@@ -97,22 +97,22 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """How much faster, how many of the same weights, and differences in accuracy."""
-    cases = [case for case in dict.fromkeys(table["case"]) if case != REFERENCE]
-    figure = Figure(figsize=(12, 1.5 + 0.35 * len(cases)), layout="constrained")
     panels = {
-        "faster": "times as fast as 100 rounds",
-        "same": "share of the same weights",
-        "difference": "difference in accuracy, standard error",
+        "faster": ("times as fast as 100 rounds", 1.0),
+        "same": ("share of the same weights", 1.0),
+        "difference": ("difference in accuracy, standard error", 0.0),
     }
-    axes = figure.subplots(1, 3, sharey=True)
-    for panel, (column, title) in zip(axes, panels.items(), strict=True):
+    charts = []
+    for column, (title, equal) in panels.items():
         for (model, sparsity), rows in table[table["case"] != REFERENCE].groupby(["model", "sparsity"], sort=False):
-            errors = rows["standard_error"] if column == "difference" else None
-            panel.errorbar(rows[column], rows["case"], xerr=errors, fmt="o", label=f"{model}, {sparsity:g}")
-        panel.axvline(0 if column == "difference" else 1, color="#333333", linewidth=0.8)
-        panel.set_title(title, fontsize=9)
-    axes[0].legend(fontsize=7)
-    save(figure, path)
+            errors = rows["standard_error"] if column == "difference" else float("nan")
+            means = pd.DataFrame({"series": rows["case"], "mean": rows[column]})
+            means = means.assign(low=means["mean"] - errors, high=means["mean"] + errors)
+            look = {name: Style("#0072B2") for name in means["series"]} | {"100 rounds": level(INK, DASHED)}
+            line = pd.DataFrame([{"series": "100 rounds", "mean": equal}])
+            x_title = f"{title}: {model}, sparsity {sparsity:g}"
+            charts.append(dots(means, x_title=x_title, look=look, levels=line, number=".3~g"))
+    save(path, *charts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

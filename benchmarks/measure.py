@@ -18,16 +18,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from altair import LayerChart
 from torch import Tensor, nn
 
-from pathex import models
+from pathex import figures, models
 from pathex.distributed import Child, stop
 from pathex.errors import PathexError
 from pathex.experiments.measure import quartiles
 from pathex.experiments.runs import RunConfig, environment
 from pathex.experiments.sweep import SweepConfig, create, plan, sweep
+from pathex.figures import GREY, Style, dots
 from pathex.masks import replacing
 
 __all__ = [
@@ -277,21 +277,16 @@ def paired(rows: pd.DataFrame, level: str, columns: Sequence[str]) -> pd.DataFra
     return means.reset_index().sort_values(level, kind="stable").round(4)
 
 
-def bars(axes: Axes, rows: pd.DataFrame, labels: str, column: str, title: str, errors: Sequence[str] = ()) -> None:
-    """One bar for each row, with its number and the range between two other columns; the first row is grey."""
-    values = rows[column].astype(float)
-    ends = [(rows[end].astype(float) - values).abs() for end in errors] or None
-    colours = ["#8a8f98", *["#0072B2"] * (len(rows) - 1)]
-    drawn = axes.barh(rows[labels], values, color=colours, xerr=ends, error_kw={"elinewidth": 1})
-    axes.bar_label(drawn, fmt="{:.3g}", padding=4, fontsize=8)
-    axes.set_title(title, fontsize=9)
-    axes.margins(x=0.25)
-    axes.set_xticks([])
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
+def bars(rows: pd.DataFrame, labels: str, column: str, title: str, errors: Sequence[str] = ()) -> LayerChart:
+    """A dot for each row, with its number and the range between two other columns; the first row is grey."""
+    columns = dict(zip(("mean", "low", "high"), (column, *errors), strict=False))
+    table = pd.DataFrame({name: rows[of].astype(float) for name, of in columns.items()}).assign(series=rows[labels])
+    look = {name: Style("#0072B2" if number else GREY) for number, name in enumerate(table["series"])}
+    frame = (0.0, 1.05 * table[[*columns]].max().max())
+    return dots(table.dropna(subset="mean"), x_title=title, look=look, frame=frame, number=".3~g")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and SVG beside the rows."""
+def save(path: Path, *charts: LayerChart, across: bool = False) -> None:
+    """Write charts as PNG and SVG beside the rows."""
     for form in ("png", "svg"):
-        with replacing(path.with_suffix(f".{form}")) as temporary:
-            figure.savefig(temporary, format=form, dpi=150, bbox_inches="tight")
+        figures.save(path.with_suffix(f".{form}"), *charts, across=across)

@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
 
 import pathex
 from benchmarks.measure import (
@@ -167,13 +166,9 @@ def draw(table: Table) -> None:
     rows = table.frame()
     if "round_seconds" not in rows or (rows := rows.dropna(subset=["round_seconds"])).empty:
         return
-    figure = Figure(figsize=(11, 1.5 + 0.32 * len(rows)))
-    first, second, third = figure.subplots(1, 3, sharey=True)
-    bars(first, rows, "method", "round_seconds", "seconds a round", ("round_low", "round_high"))
-    bars(second, rows, "method", "seconds", "seconds in all")
-    bars(third, rows, "method", "tensor_mib", "peak of live tensors (MiB)")
-    first.invert_yaxis()
-    save(figure, table.path)
+    first = bars(rows, "method", "round_seconds", "seconds a round", ("round_low", "round_high"))
+    second = bars(rows, "method", "seconds", "seconds in all")
+    save(table.path, first, second, bars(rows, "method", "tensor_mib", "peak of live tensors (MiB)"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

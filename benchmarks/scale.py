@@ -32,9 +32,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from altair import LayerChart
 
 import pathex
 from benchmarks.measure import (
@@ -54,6 +52,7 @@ from benchmarks.measure import (
     tensor_peak,
 )
 from pathex.analysis import count
+from pathex.figures import DOTTED, curves, styles
 from pathex.masks import prunable_weights
 
 __all__ = ["Case", "cases", "exponent", "fit", "main"]
@@ -152,32 +151,29 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 def draw(table: Table) -> None:
     """Time and memory against parameters, work, images and rounds."""
     rows = table.frame()
-    figure = Figure(figsize=(13, 7.4), layout="constrained")
+    charts = []
     panels = [(against, name, *columns) for against, fits in _FITS.items() for name, columns in fits.items()]
-    for axes, (against, name, x, y) in zip(figure.subplots(2, 3).flat, panels, strict=True):
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        part = rows[rows["against"] == against]
+    for against, name, x, y in panels:
+        part, parts = rows[rows["against"] == against], []
         for series, points in part[part["kind"] == "case"].groupby("series", sort=False):
             fits = part[(part["kind"] == "fit") & (part["series"] == series)]
             label = f"{series}, exponent {fits[name].iloc[0]:.2f}" if len(fits) else str(series)
-            _line(axes, points.dropna(subset=[x, y]).sort_values(x) if y in points else points.iloc[:0], x, y, label)
-        ranges = ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim()))
-        for axis, (low, high) in ranges if axes.lines else ():  # none, without a case
-            axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
-            axis.set_major_formatter(EngFormatter(sep="") if high > 1e5 else StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
-    save(figure, table.path)
+            known = points.dropna(subset=[x, y]).sort_values(x) if y in points else points.iloc[:0]
+            columns = {x: known[x].astype(float), "mean": known[y].astype(float)} if len(known) else {}
+            parts.append(pd.DataFrame(columns).assign(series=label))
+        if means := [part for part in parts if len(part)]:
+            charts.append(_chart(pd.concat(means), x, y))
+    if charts:
+        save(table.path, *charts)
 
 
-def _line(axes: Axes, points: pd.DataFrame, x: str, y: str, label: str) -> None:
-    if points.empty:
-        return
-    known, values = points[x].to_numpy(float), points[y].to_numpy(float)
-    (line,) = axes.loglog(known, values, marker="o", label=label)
-    linear = np.exp(np.median(np.log(values / known)))
-    axes.loglog(known, linear * known, ":", color=line.get_color(), lw=1)
-    axes.legend(fontsize=8)
+def _chart(means: pd.DataFrame, x: str, y: str) -> LayerChart:
+    """Series on two log scales, each with the dotted line of exponent one through its middle."""
+    look = styles((name, name) for name in means["series"])
+    slope = np.exp(np.log(means["mean"] / means[x]).groupby(means["series"]).transform("median"))
+    linear = means.assign(mean=slope * means[x], colour=[look[name].colour for name in means["series"]])
+    linear = linear.assign(marker="M0,0", dash=[[*DOTTED] for _ in means["series"]])
+    return curves(means, x, x_title=x, y_title=y, log="xy", look=look, behind=linear)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from torchmetrics.classification import MulticlassAccuracy
@@ -169,9 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "masked":
             row |= dict(zip(("mask_low", "mask_share", "mask_high"), quartiles(shares), strict=True))
         table.add(row)
-    figure = Figure(figsize=(5, 2))
-    bars(figure.subplots(), table.frame(), "case", "epoch_seconds", "seconds an epoch", ("epoch_low", "epoch_high"))
-    save(figure, table.path)
+    save(table.path, bars(table.frame(), "case", "epoch_seconds", "seconds an epoch", ("epoch_low", "epoch_high")))
     return 0
 
 

@@ -20,6 +20,7 @@ INTERFACE = Path(__file__).parent / "public_interface.txt"
 ORDER = (
     ("errors",),
     ("files",),
+    ("figures",),
     ("distributed", "masks", "graph"),
     ("paths", "models", "data", "compaction"),
     ("sparse",),

@@ -41,7 +41,7 @@ def test_help_lists_exactly_the_commands_there_are_and_the_version_is_one_line(c
 
 
 def test_help_and_options_of_a_sweep_import_nothing_heavy_beyond_the_package():
-    heavy = {"torch", "matplotlib", "pandas", "rich", "timm"}
+    heavy = {"torch", "altair", "pandas", "rich", "timm"}
     heavy |= {"pathex.experiments.runs.runner", "pathex.experiments.report"}
     program = (
         "import sys, pathex; before = set(sys.modules); from pathex.cli import COMMANDS, main; code = main(['--help']);"

@@ -5,7 +5,10 @@ import random
 from itertools import product
 
 import pytest
+import torch
 import yaml
+
+from pathex.masks import Mask
 
 TOTAL = 7984
 DROP = {"dense": 0.0, "px": 0.05, "synflow": 0.06, "magnitude": 0.11, "random": 0.12}
@@ -40,6 +43,13 @@ def fake_run(parent, method, sparsity=0.9, seed=0, **changes):
     return folder
 
 
+def fake_mask(folder, **kept):
+    """Writes a mask over parameters of twelve weights each, of which the first are kept."""
+    Mask({f"{name}.weight": torch.arange(12).view(4, 3) < count for name, count in kept.items()}).save(
+        folder / "mask.safetensors"
+    )
+
+
 @pytest.fixture
 def make_run(tmp_path):
     return lambda method, *args, **changes: fake_run(tmp_path / "runs", method, *args, **changes)
@@ -48,7 +58,7 @@ def make_run(tmp_path):
 @pytest.fixture
 def unpainted(monkeypatch):
     """Pictures are laid out and not painted, which takes most of the time of a report."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+    monkeypatch.setattr("pathex.experiments.report.assembly.painted", lambda *_, **__: (b"", b""))
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,27 @@
 import re
 import shutil
-from itertools import pairwise, product
+from itertools import product
 from xml.etree import ElementTree
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from experiments.report.conftest import GRID
+from drawn import channel, layers, legend
+from experiments.report.conftest import GRID, fake_mask
 from pathex.cli import main
 from pathex.experiments.report import build
-from pathex.experiments.report.curves import _against_size, _against_sparsity, _dots, _frame, curves
-from pathex.experiments.report.figures import _dead_layers_figure, draw, figure
-from pathex.experiments.report.panel import SETTINGS, Panel, styles
+from pathex.experiments.report.curves import frame, main_figure
+from pathex.experiments.report.figures import draw
+from pathex.experiments.report.panel import Panel
 from pathex.experiments.report.published import published_for
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.tables import runs_table
-from pathex.masks import Mask
+from pathex.figures import script, styles
 from refusals import refused
 
 
 def test_a_report_is_tables_figures_and_a_page_that_needs_nothing_beside_it(study, tmp_path):
-    before = dict(mpl.rcParams)
     report = build([study], tmp_path / "deep" / "report")
-    assert dict(mpl.rcParams) == before
     assert (report.runs, report.left_out) == (27, ())
     figures = {f"{name}.{kind}" for name in ("accuracy", "training") for kind in ("png", "svg")}
     others = {"index.html", "table.csv", "summary.csv", "summary.md", "settings.yaml"}
@@ -37,11 +33,11 @@ def test_a_report_is_tables_figures_and_a_page_that_needs_nothing_beside_it(stud
     for path in report.figures:
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG") or ElementTree.fromstring(content).tag.endswith("svg")
-        assert b"<dc:date>" not in content
     text = report.page.read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
-    assert "http" not in text and "<script" not in text
-    assert text.count("data:image/svg+xml;base64,") == 2
+    own = text.replace(script(), "")
+    assert len(own) < len(text) - 500_000 and not re.search(r"""(src|href)=["'](?!data:)|https?:""", own)
+    assert "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'" in text
+    assert text.count('vegaEmbed("#') == 3 and len(text) < 1_200_000  # the metric, and loss and accuracy of training
     assert "prefers-color-scheme: dark" in text and "@media print" in text and 'name="viewport"' in text
     build([study], tmp_path / "again")
     for path in report.page.parent.iterdir():
@@ -59,14 +55,41 @@ def test_each_model_and_data_set_has_its_own_figures(make_run, unpainted, tmp_pa
 
 
 def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tmp_path):
-    for method, kept in (("px", 1), ("magnitude", 0)):
-        folder = make_run(method, 0.9, dead_layers=1 - kept)
-        layer = torch.zeros(4, 3, dtype=torch.bool)
-        layer[:kept] = True
-        Mask({"a.weight": layer, "b.weight": ~layer}).save(folder / "mask.safetensors")
+    for method, kept in (("px", 3), ("magnitude", 0)):
+        folder = make_run(method, 0.9, dead_layers=1 - kept // 3)
+        fake_mask(folder, a=kept, b=12 - kept)
     report = build([folder.parent], tmp_path)
-    assert {path.stem for path in report.figures} == {"accuracy", "layers", "dead_layers", "training"}
-    assert "A cross at the foot" in report.page.read_text() and "Chance" not in report.page.read_text()
+    assert {path.stem for path in report.figures} == {"accuracy", "layers", "overlap", "dead_layers", "training"}
+    page = report.page.read_text()
+    assert "A cross is a layer that lost every weight" in page and "Chance" not in page
+    assert "the whole network has density 0.1." in page and "drawn at random would share 0.053" in page
+
+
+def test_the_map_of_layers_and_the_matrix_of_masks_hold_what_the_masks_say(make_run):
+    kept = {("px", 0): {"a": 3, "b": 9}, ("px", 1): {"a": 6, "b": 0}, ("random", 0): {"b": 6, "c": 4, "a": 0}}
+    for (method, seed), counts in kept.items():
+        folder = make_run(method, 0.9, seed)
+        fake_mask(folder, **counts)
+    fake_mask(make_run("dense"), a=12, b=12)
+    make_run("small-dense", 0.9)  # without a mask
+    found = {picture.name: picture.charts[0] for picture in draw(panel_of(folder.parent))}
+    cells = {(row["series"], row["layer"]): row["value"] for layer in layers(found["layers"]) for row in layer.rows}
+    expected = {("px", "0  a"): 4.5 / 12, ("px", "1  b"): 4.5 / 12, ("random", "0  a"): 0, ("random", "1  b"): 0.5}
+    assert cells == pytest.approx(expected)
+    [cross] = layers(found["layers"], "point")
+    assert [(row["series"], row["layer"]) for row in cross.rows] == [("random", "0  a")]
+    names = {f"{method}, seed {seed}": counts for (method, seed), counts in kept.items()}
+    rows = [row for layer in layers(found["overlap"])[:2] for row in layer.rows]
+    values = {(row["first"], row["second"]): row["value"] for row in rows}
+    for first, second in product(names, names):
+        both, either = (sum(pick(names[first][k], names[second][k]) for k in "ab") for pick in (min, max))
+        assert values[first, second] == pytest.approx(both / either)
+    assert len(rows) == 9
+    assert [row["value"] for row in layers(found["overlap"], "point")[0].rows] == [0, 0]
+    # Nothing to compare: one mask, or none over the same tensors.
+    fake_mask(folder, d=1)
+    assert "overlap" not in {picture.name for picture in draw(panel_of(folder.parent))}
+    assert "overlap" not in {picture.name for picture in draw(panel_of(folder))}
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -75,18 +98,17 @@ def test_the_level_of_chance_is_drawn_in_the_frame_or_told(
     make_run, unpainted, tmp_path, monkeypatch, sparsities, reached
 ):
     drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    collect = lambda *charts, **_: drawn.extend(charts) or (b"", b"")  # noqa: E731
+    monkeypatch.setattr("pathex.experiments.report.assembly.painted", collect)
     folders = [make_run("px", sparsity, classes=[*"abcdefgh"], test_accuracy=0.8) for sparsity in sparsities]
     folders += [make_run("random", 0.9, classes=[*"abcdefgh"], test_accuracy=0.13)] if reached else []
     page = build(folders, tmp_path / "out").page.read_text()
     assert "what a constant guess reaches: 12.50&nbsp;%" in page
-    axes, below = drawn[0].axes[0], "Chance, 12.5 %, lies below the frame" in page
-    named = "chance (12.5)" in axes.get_legend_handles_labels()[1]
-    lines = [line for line in axes.lines if line.get_label() == "chance (12.5)"]
-    low = axes.get_ylim()[0] if len(sparsities) > 1 else axes.get_xlim()[0]
-    assert (named, len(lines), below) == ((True, 1, False) if reached else (False, 0, True)) and (
-        low <= 12.5
-    ) == reached
+    below = "Chance, 12.5 %, lies below the frame" in page
+    lines = [row for layer in layers(drawn[0], "rule") for row in layer.rows if row["series"] == "chance (12.5)"]
+    low, _ = channel(drawn[0], "y" if len(sparsities) > 1 else "x")["scale"]["domain"]
+    assert (len(lines), below) == ((1, False) if reached else (0, True)) and (low <= 12.5) == reached
+    assert not reached or ("chance (12.5)" in legend(drawn[0]) and lines[0]["mean"] == 12.5)
 
 
 def test_broken_and_failed_runs_are_listed_and_names_are_escaped(make_run, unpainted, tmp_path):
@@ -136,12 +158,15 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_
     ]
     report = build(folders, tmp_path)
     page = report.page.read_text()
-    heads = [head.removeprefix("resnet20 on fashion-mini") for head in re.findall("<h2>(.*)</h2>", page)[:4]]
+    heads = [
+        head.removeprefix("resnet20 on fashion-mini")
+        for head in re.findall("<h2>(.*)</h2>", page.replace(script(), ""))[:4]
+    ]
     assert heads == ["", "", ", transfer", ", weights mocov2:w.pth"]
     figures = {path.stem.replace("resnet20-fashion-mini", "*") for path in report.figures}
     main = {"accuracy_*", "miou_*", "transfer_*-transfer", "accuracy_*-mocov2-w-pth"}
     assert {name for name in figures if not name.startswith("training")} == main
-    assert page.count('<th scope="col">mean IoU</th>') == 1 and page.count('<th scope="col">zero-shot</th>') == 1
+    assert page.count('<th scope="col">mean IoU <') == 1 and page.count('<th scope="col">zero-shot <') == 1
     assert page.count("<td>25.00\u00a0%</td>") + page.count("25.00&nbsp;%") == 2
     assert len(pd.read_csv(report.table)) == 4
 
@@ -170,22 +195,18 @@ def panel_of(*folders, x="sparsity"):
     return Panel(runs, {record.folder.name: record for record in records}, look, x, published_for(records))
 
 
-def dashes(axes):
-    """Labels of the legend's entries for published curves."""
-    return [text.get_text() for text in axes.get_legend().get_texts() if "paper" in text.get_text()]
-
-
 def test_every_run_lies_inside_the_frame_and_dots_are_ordered_by_accuracy(make_run):
     folders = [make_run("px", 0.9, seed, test_accuracy=0.8 + seed / 100) for seed in range(2)]
-    low, high = _frame(panel_of(*folders))
+    low, high = frame(panel_of(*folders))
     assert low < 80 and high > 81
     assert high - low < 8, "Student's interval of two seeds alone is 12.7 points wide"
     means = {"random": 0.6, "px": 0.8, "magnitude": 0.7, "dense": 0.9}
-    drawn, caption = _dots(panel_of(*(make_run(method, 0.9, 2, test_accuracy=mean) for method, mean in means.items())))
-    axes = drawn.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["random", "magnitude", "px"]
-    assert axes.get_legend_handles_labels()[1] == ["dense (90.0)"]
-    assert "interval" not in caption  # one seed has none
+    drawn = main_figure(panel_of(*(make_run(method, 0.9, 2, test_accuracy=mean) for method, mean in means.items())))
+    chart = drawn.charts[0]
+    assert channel(chart, "y")["scale"]["domain"] == ["px", "magnitude", "random"]
+    assert legend(chart) == ["dense (90.0)"]
+    assert [row["mean"] for row in layers(chart, "text")[0].rows] == pytest.approx([80, 70, 60])
+    assert "interval" not in drawn.caption  # one seed has none
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -193,6 +214,8 @@ def test_training_curves_need_two_epochs(make_run, unpainted, epochs):
     folder = make_run("px")
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(rows[:epochs]))
+    assert [picture.name for picture in draw(panel_of(folder))] == ["accuracy"]
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "lr": 0.1}\n{"epoch": 2, "lr": 0.1}\n')
     assert [picture.name for picture in draw(panel_of(folder))] == ["accuracy"]
 
 
@@ -202,50 +225,40 @@ def test_published_curves_lie_behind_in_the_colour_of_their_method(make_run):
     for method, (place, sparsity) in product(("px", "snip"), enumerate(GRID)):
         folder = make_run(method, sparsity, data="cifar10", test_accuracy=0.9 - place / 100)
     panel = panel_of(folder.parent)
-    drawn, caption = _against_sparsity(panel)
-    axes = drawn.axes[0]
-    behind = [line for line in axes.lines if line.is_dashed() and line.get_marker() not in {"", "None"}]
-    ours = [line for line in axes.lines if line.get_label()[:1] != "_"]
-    assert max(line.get_zorder() for line in behind) < min(line.get_zorder() for line in ours)
-    [px] = [line for line in behind if line.get_color() == panel.look["px"].colour]
-    assert np.allclose(px.get_xdata(), [1 - sparsity for sparsity in GRID])
-    assert np.allclose(px.get_ydata(), [91.41, 91.14, 90.22, 88.94, 87.98, 86.01, 83.21, 80.71, 76.96])
-    snip = [line.get_ydata() for line in behind if line.get_color() == panel.look["snip"].colour]
-    assert [np.isnan(curve).tolist() for curve in snip] == [[True] * 2 + [False] * 7, [True] * 2 + [False] * 6 + [True]]
-    assert dashes(axes) == ["published: PX paper", "published: NTK-SAP paper"]
-    assert "PX paper" in caption
+    drawn = main_figure(panel)
+    found = layers(drawn.charts[0])
+    places = [(place, row) for place, layer in enumerate(found) for row in layer.rows if layer.mark == "line"]
+    behind = [(place, row) for place, row in places if row["series"].startswith("published")]
+    assert max(place for place, _ in behind) < min(place for place, row in places if row["series"] == "px")
+    curves = {
+        method: [row["mean"] for _, row in behind if row["colour"] == panel.look[method].colour]
+        for method in ("px", "snip")
+    }
+    assert curves["px"] == pytest.approx([91.41, 91.14, 90.22, 88.94, 87.98, 86.01, 83.21, 80.71, 76.96])
+    dashed = {(row["series"], row["method"], tuple(row["dash"])) for _, row in behind}
+    assert len(dashed) == 3 and all(dash != (1, 0) for *_, dash in dashed)
+    first = [row["sparsity"] for _, row in behind if row["method"] == "px"]
+    assert first == pytest.approx(GRID)
+    snip = {
+        source: [row for _, row in behind if (row["series"], row["method"]) == (source, "snip")]
+        for source, *_ in dashed
+    }
+    hidden = sorted([row["mean"] is None for row in rows] for rows in snip.values())
+    assert hidden == [[True] * 2 + [False] * 6 + [True], [True] * 2 + [False] * 7][::-1]
+    assert legend(drawn.charts[0])[-2:] == ["published: PX paper", "published: NTK-SAP paper"]
+    assert "PX paper" in drawn.caption
 
 
 def test_values_at_one_sparsity_stand_beside_ours_and_a_dense_value_is_a_line(make_run):
     panel = panel_of(*(make_run(method, 0.982, data="cifar10", test_accuracy=0.7) for method in ("px", "snip")))
-    axes = _dots(panel)[0].axes[0]
-    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    found = {names[round(line.get_ydata()[0])]: line.get_xdata()[0] for line in hollow}
-    assert found == pytest.approx({"px": 76.96, "snip": 75.49}) and len(hollow) == 2
-    assert axes.get_xlim()[1] > 76.96
+    chart = main_figure(panel).charts[0]
+    [hollow] = [layer for layer in layers(chart, "point") if not layer.how["filled"]]
+    assert {row["row"]: row["mean"] for row in hollow.rows} == pytest.approx({"px": 76.96, "snip": 75.49})
+    assert channel(chart, "x")["scale"]["domain"][1] > 76.96
     setting = {"data": "cifar10", "model": "torchvision:resnet50", "weights": "imagenet"}
-    axes = _against_sparsity(panel_of(*(make_run("px", level, **setting) for level in (0.893, 0.982))))[0].axes[0]
-    assert dashes(axes) == ["published: PX paper", "dense, PX paper (93.4)"]
-    assert any(np.allclose(line.get_ydata(), 93.36) for line in axes.lines)
-
-
-@pytest.mark.parametrize(
-    ("levels", "shown"),
-    [
-        (GRID, GRID),
-        ((0.5, 0.8, 0.89, 0.893, 0.8926, 0.9, 0.95, 0.956, 0.98, 0.9817, 0.982), (0.5, 0.8, 0.89, 0.95, 0.982)),
-        ((0.0, 0.99), (0.0, 0.99)),
-    ],
-)
-def test_labels_of_the_sparsity_axis_do_not_run_into_each_other(make_run, levels, shown):
-    with mpl.rc_context(fname=SETTINGS):
-        drawn = _against_sparsity(panel_of(*(make_run("px", level) for level in levels)))[0]
-        drawn.canvas.draw()
-        labels = [label for label in drawn.axes[0].get_xticklabels() if label.get_text()]
-        boxes = [label.get_window_extent() for label in labels]
-    assert all(left.x1 + 2 < right.x0 for left, right in pairwise(boxes))
-    assert [label.get_text() for label in labels] == [f"{level:g}" for level in shown]
+    chart = main_figure(panel_of(*(make_run("px", level, **setting) for level in (0.893, 0.982)))).charts[0]
+    assert legend(chart)[1:] == ["published: PX paper", "dense, PX paper (93.4)"]
+    assert [row["mean"] for layer in layers(chart, "rule") for row in layer.rows] == pytest.approx([93.36])
 
 
 def test_against_parameters_every_network_is_a_point_and_nothing_is_published(make_run):
@@ -255,33 +268,47 @@ def test_against_parameters_every_network_is_a_point_and_nothing_is_published(ma
 
     folders = [sized("px", level, seed) for level in (0.5, 0.9) for seed in range(2)]
     folders += [sized("small-dense", 0.9), sized("dense", 0.9)]
-    axes = _against_size(panel_of(*folders, x="parameters"))[0].axes[0]
-    ours = [line for line in axes.lines if line.get_label()[0] != "_"]
-    drawn = {line.get_label(): np.asarray(line.get_xdata()).tolist() for line in ours}
-    assert drawn == {"px": [505.0, 105.0], "small-dense": [100.0], "dense": [1000.0]}
-    low, high = axes.get_xlim()
-    assert not dashes(axes) and axes.get_xscale() == "log" and low < 100 and high > 1000
+    chart = main_figure(panel_of(*folders, x="parameters")).charts[0]
+    points = layers(chart, "point")[-1].rows
+    drawn = {name: [row["parameters"] for row in points if row["series"] == name] for name in legend(chart)}
+    assert drawn == {"dense": [1000.0], "px": [105.0, 505.0], "small-dense": [100.0]}
+    scale = channel(chart, "x")["scale"]
+    low, high = scale["domain"]
+    assert scale["type"] == "log" and low < 100 and high > 1000
     # Runs without a size are told, and if there are no others it is an error.
-    assert "1 of 6 runs hold no multiply-adds" in _against_size(panel_of(*folders, x="multiply-adds"))[1]
+    assert "1 of 6 runs hold no multiply-adds" in main_figure(panel_of(*folders, x="multiply-adds")).caption
     with refused(r"multiply_adds in its result.json; use --x sparsity or run it again"):
-        curves(panel_of(make_run("px"), x="multiply-adds"))
+        main_figure(panel_of(make_run("px"), x="multiply-adds"))
 
 
 def test_sparser_is_further_right_and_the_caption_says_how_many_seeds(study, make_run):
-    drawn, caption = _against_sparsity(panel_of(study))
-    axes = drawn.axes[0]
-    left, right = axes.get_xlim()
-    assert axes.get_xscale() == "log" and left > right
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.9", "0.982"]
-    assert "n = 3 seeds" in caption
-    assert "n = 1 seed)" in _dots(panel_of(make_run("px")))[1]
+    drawn = main_figure(panel_of(study))
+    x = channel(drawn.charts[0], "x")
+    left, right = x["scale"]["domain"]
+    assert (x["field"], x["scale"]["type"]) == ("density", "log") and left > 0.1 and right < 0.018
+    assert sorted(x["axis"]["values"]) == pytest.approx([0.018, 0.1])
+    assert "n = 3 seeds" in drawn.caption
+    assert "n = 1 seed)" in main_figure(panel_of(make_run("px"))).caption
     uneven = panel_of(make_run("random"), make_run("snip"), make_run("snip", 0.9, 1))
-    assert "n = 1 to 2 seeds" in _dots(uneven)[1]
+    assert "n = 1 to 2 seeds" in main_figure(uneven).caption
+
+
+def test_bands_and_dots_are_the_intervals_and_the_runs(study):
+    panel = panel_of(study)
+    chart = main_figure(panel).charts[0]
+    values = 100 * panel.runs.loc[(panel.runs["series"] == "px") & (panel.runs["sparsity"] == 0.9), "value"]
+    [row] = [row for row in layers(chart, "area")[0].rows if (row["series"], row["sparsity"]) == ("px", 0.9)]
+    half = 4.302652729749464 * values.std() / 3**0.5  # Student's t for three values
+    assert [row["low"], row["high"]] == pytest.approx([values.mean() - half, values.mean() + half])
+    single = layers(chart, "point")[0].rows
+    assert [row["mean"] for row in single if (row["series"], row["sparsity"]) == ("px", 0.9)] == pytest.approx(
+        [*values]
+    )
 
 
 def test_mean_iou_has_its_name_on_axes_and_in_the_training_curves(make_run, unpainted):
     panel = panel_of(*(make_run(method, metric="miou") for method in ("px", "random")))
-    assert _dots(panel)[0].axes[0].get_xlabel() == "mean IoU (%) at sparsity 0.9"
+    assert channel(main_figure(panel).charts[0], "x")["title"] == "mean IoU (%) at sparsity 0.9"
     main, training = draw(panel)
     assert (main.name, main.title, training.name) == ("miou", "Mean IoU after training", "training")
 
@@ -293,19 +320,25 @@ def test_transfer_draws_means_over_tasks_before_and_after_fine_tuning(make_run, 
     folders = [make_run("px", 0.9, seed, tasks=tasks(0.5 + seed / 50)) for seed in range(2)]
     folders += [make_run("random", 0.9, 0, tasks=tasks(0.4)), make_run("dense", tasks=tasks(0.6))]
     panel = panel_of(*folders)
-    for axes, shift in zip(figure(panel).axes, (0.0, 20.0), strict=True):
-        drawn = {line.get_color(): line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 1}
-        assert drawn[panel.look["px"].colour] == pytest.approx(56 + shift)
-        assert drawn[panel.look["random"].colour] == pytest.approx(45 + shift)
-        assert any(np.allclose(line.get_ydata(), 65 + shift) for line in axes.lines)
     pictures = draw(panel)
+    for chart, shift, part in zip(pictures[0].charts, (0.0, 20.0), ("zero-shot", "after fine-tuning"), strict=True):
+        assert channel(chart, "x")["title"] == f"test accuracy (%), {part}"
+        drawn = {row["series"]: row["mean"] for row in layers(chart, "point")[-1].rows}
+        assert drawn == pytest.approx({"px": 56 + shift, "random": 45 + shift})
+        [line] = [row for layer in layers(chart, "rule") for row in layer.rows if row["series"] == "dense"]
+        assert line["mean"] == pytest.approx(65 + shift)
     assert [picture.name for picture in pictures] == ["transfer", "training"]
     assert "over 2 tasks and over seeds (n = 1 to 2 seeds)" in pictures[0].caption
+    alone = draw(panel_of(folders[-1]))[0].charts[0]
+    assert {row["series"]: row["mean"] for row in layers(alone, "point")[-1].rows} == pytest.approx({"dense": 65})
+    more = make_run("px", 0.5, tasks=tasks(0.5))
+    for chart in draw(panel_of(*folders, more))[0].charts:
+        assert channel(chart, "x")["field"] == "density" and len(layers(chart, "point")[-1].rows) == 3
 
 
-@pytest.mark.parametrize(("methods", "levels", "numbers"), [(2, 2, True), (5, 9, False)])
-def test_bars_of_dead_layers_bear_numbers_while_there_is_room(make_run, methods, levels, numbers):
-    names = ("px", "random", "snip", "grasp", "magnitude")[:methods]
-    panel = panel_of(*(make_run(name, level, dead_layers=3) for name in names for level in GRID[:levels]))
-    texts = [text.get_text() for text in _dead_layers_figure(panel).axes[0].texts]
-    assert texts == (["3"] * (methods * levels) if numbers else [])
+def test_numbers_of_dead_layers_stand_in_the_cells_while_there_is_room(make_run):
+    names = ("px", "random", "snip")
+    folders = [make_run(name, level, dead_layers=place) for place, name in enumerate(names) for level in GRID]
+    [chart] = next(picture for picture in draw(panel_of(*folders)) if picture.name == "dead_layers").charts
+    rows = [(row["series"], row["value"]) for row in layers(chart, "text")[0].rows]
+    assert rows == [(name, place) for place, name in enumerate(names) for _ in GRID]

@@ -10,11 +10,12 @@ from scipy import stats
 
 from damage import spoil
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
-from pathex.experiments.report.panel import seeds_said, styles
+from pathex.experiments.report.panel import seeds_said
 from pathex.experiments.report.records import read_all
 from pathex.experiments.report.settings import EARLIER, commands, nested, shared_settings, short
 from pathex.experiments.report.tables import csv, difference, estimate, markdown, runs_table, summary_table
 from pathex.experiments.runs import RunConfig
+from pathex.figures import styles
 
 
 def table_of(*folders):

@@ -1,6 +1,5 @@
 """From run folders to the files of a report, one of them a page that needs nothing beside it."""
 
-import base64
 import json
 import re
 from collections import Counter
@@ -17,7 +16,7 @@ from pathex.errors import InvalidInput, check_name, refusing
 from pathex.experiments.report.curves import X_AXES
 from pathex.experiments.report.figures import draw
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
-from pathex.experiments.report.panel import Panel, Style, styles
+from pathex.experiments.report.panel import Panel
 from pathex.experiments.report.published import no_curves, published_for
 from pathex.experiments.report.records import RunRecord, read_all
 from pathex.experiments.report.settings import commands, nested, shared_settings, short
@@ -30,6 +29,7 @@ from pathex.experiments.report.tables import (
     runs_table,
     summary_table,
 )
+from pathex.figures import Style, embedded, painted, script, styles
 from pathex.files import write_bytes
 
 _SHOWN: tuple[str, ...] = (
@@ -141,18 +141,18 @@ def _sections(
         if f"{pictures[0].name}{suffix}.png" in drawn:
             suffix += f"-{number}"
         for picture in pictures:
-            drawn[f"{picture.name}{suffix}.png"] = picture.png
-            drawn[f"{picture.name}{suffix}.svg"] = picture.svg
+            files = painted(*picture.charts, across=picture.across)
+            drawn |= {f"{picture.name}{suffix}.{kind}": file for kind, file in zip(("png", "svg"), files, strict=True)}
         part = parts.get_group(key)
         sections.append(
             {
                 "heading": heading,
                 "finding": headline(rows) + different_totals(rows),
                 "rows": _rows(part, look),
+                "columns": _columns(part),
+                "filters": {name: part[name].drop_duplicates().tolist() for name in ("series", "sparsity")},
                 "pictures": pictures,
-                "metric": metric_label(str(part["metric"].iloc[0])),
                 "chance": part["chance"].max(),
-                "tasks": bool(part["zero_shot"].notna().any()),
             }
         )
     return sections, drawn
@@ -180,7 +180,7 @@ def _page(records: Sequence[RunRecord], **shown: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["inline"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+    environment.filters["embedded"] = embedded
     environment.filters["shown"] = _shown
     text = environment.get_template("report.html.j2").render(
         runs=[
@@ -191,6 +191,7 @@ def _page(records: Sequence[RunRecord], **shown: Any) -> str:
             }
             for record in records
         ],
+        script=script(),
         environments=[(known[content], count) for content, count in environments.items()],
         **shown,
     )
@@ -211,12 +212,27 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+def _columns(summary: pd.DataFrame) -> dict[str, str]:
+    """What heads the columns of the table of results, by the columns of the summary that they are sorted by."""
+    tasks = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned"} if summary["zero_shot"].notna().any() else {}
+    return {
+        **{"series": "method", "sparsity": "sparsity", "n": "seeds"},
+        **{"mean": metric_label(str(summary["metric"].iloc[0])), "ci95_low": "95\u00a0% interval", **tasks},
+        **{"density": "density", "kept": "kept of all weights", "bytes": "on disk (MB)"},
+        **{"dead_layers": "dead layers", "prune_seconds": "pruning (s)"},
+    }
+
+
 def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, Any]]:
     rows = [{str(name): value for name, value in row.items()} for row in summary.to_dict("records")]
     best = summary[summary["method"] != "dense"].groupby("sparsity")["mean"].max()
+    filters = {name: pd.factorize(summary[name])[0] for name in ("series", "sparsity")}
+    ranks = [summary[name].rank(method="min").fillna(0).astype(int) for name in _columns(summary)]
     for number, row in enumerate(rows):
         row["colour"] = look[row["series"]].colour
         row["best"] = row["method"] != "dense" and row["mean"] == best[row["sparsity"]]
-        row["first"] = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
+        first = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
+        row["classes"] = " ".join([f"{name}-{place[number]}" for name, place in filters.items()] + ["level"] * first)
+        row["order"] = ";".join(f"--c{place}:{rank.iloc[number]}" for place, rank in enumerate(ranks))
         row["interval"] = interval(row)
     return rows

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pathex.errors import InvalidInput, reason, refusing
 from pathex.files import changed, read
 from pathex.masks import Mask
@@ -83,6 +85,11 @@ class RunRecord:
     def tasks(self) -> Sequence[Mapping[str, Any]]:
         """One row for each task of a transfer run, with ``zero_shot`` and ``fine_tuned``; empty for other runs."""
         return self.result.get("tasks") or ()
+
+    def kept(self, names: Sequence[str]) -> np.ndarray:
+        """Which weights of some parameters the mask keeps, as packed bits, one parameter after the other."""
+        mask = Mask.load(self.folder / _MASK)
+        return np.packbits(np.concatenate([mask[name].numpy().ravel() for name in names] or [np.zeros(0, bool)]))
 
 
 class Problem(NamedTuple):
