@@ -23,7 +23,7 @@ ORDER = (
     ("distributed", "masks", "graph"),
     ("paths", "models", "data", "compaction"),
     ("scores", "sparse"),
-    ("analysis",),
+    ("analysis", "ntk"),
     ("pruning",),
     ("train",),
     ("tasks",),

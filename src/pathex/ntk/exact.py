@@ -1,0 +1,106 @@
+"""The exact kernel by two algorithms: from rows of the Jacobian, and from products with it and its transpose."""
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pathex.ntk.network import Network
+
+Form = Literal["full", "trace", "classes", "blocks"]
+EQUATIONS = {"full": "akp,blp->akbl", "trace": "akp,bkp->ab", "classes": "akp,bkp->kab", "blocks": "akp,alp->akl"}
+_ROWS = 256  # of the Jacobian in a product; of one set of images only what lies below the diagonal is computed
+
+
+def size_of(network: Network, form: Form, rows: int) -> tuple[int, ...]:
+    """Shape of a kernel with some images in its rows."""
+    sizes = {"a": rows, "b": network.images, "k": network.outputs, "l": network.outputs}
+    return tuple(sizes[letter] for letter in EQUATIONS[form].partition("->")[2])
+
+
+def width_of(network: Network) -> int:
+    """Entries of parameters in a block: rows of that width take half of the memory."""
+    return max(1, network.memory // 2 // (network.images * network.outputs * network.dtype.itemsize))
+
+
+def blocks(network: Network) -> Iterator[list[tuple[str, Tensor]]]:
+    """The kept entries of the parameters in blocks: names, and flat places."""
+    block, left = [], width_of(network)
+    for name in network.leaves:
+        places = network.places(name)
+        while len(places):
+            block.append((name, places[:left]))
+            left, places = left - len(block[-1][1]), places[left:]
+            if not left:
+                yield block
+                block, left = [], width_of(network)
+    if block:
+        yield block
+
+
+def rows_of(network: Network, block: list[tuple[str, Tensor]], part: int) -> Tensor:
+    """Rows of the Jacobian of a part, ``(images, outputs, entries of the block)``."""
+    names = [name for name, _ in block]
+    chunks = [
+        torch.cat([flat[name] if len(at) == flat[name].shape[1] else flat[name][:, at] for name, at in block], 1)
+        for flat in network.derivatives(network.parts[part], names)
+    ]
+    return torch.cat(chunks).view(-1, network.outputs, chunks[0].shape[1])
+
+
+def by_jacobian(network: Network, form: Form, other: Network | None) -> Tensor:
+    """The kernel in float64; of one set of images the part below the diagonal."""
+    total = torch.zeros(size_of(network, form, (other or network).images), dtype=torch.float64)
+    group = ceil(_ROWS / network.outputs)
+    for block in blocks(network):
+        rows = torch.empty(
+            network.images,
+            network.outputs,
+            sum(len(at) for _, at in block),
+            dtype=network.dtype,
+            device=network.x.device,
+        )
+        for number in range(len(network.parts)):
+            found = rows_of(network, block, number)
+            rows[number : number + len(found)] = found
+        for first in range(0, other.images if other else network.images, 1 if other else group):
+            left = rows_of(other, block, first) if other else rows[first : first + group]
+            right = rows if other else rows[: first + group]
+            found = torch.einsum(EQUATIONS[form], left, left if form == "blocks" else right).double().cpu()
+            _place(total, form, slice(first, first + len(left)), slice(len(right))).add_(found)
+    return total
+
+
+def _place(kernel: Tensor, form: Form, rows: slice, images: slice) -> Tensor:
+    if form == "full":
+        return kernel[rows, :, images]
+    return kernel[rows] if form == "blocks" else kernel[..., rows, images]
+
+
+def by_products(network: Network, form: Form, other: Network | None) -> Tensor:
+    """The kernel in float64, column after column; nothing of the Jacobian is kept."""
+    total = torch.zeros(size_of(network, form, (other or network).images), dtype=torch.float64)
+    for number in range(network.images * network.outputs):
+        image, output = divmod(number, network.outputs)
+        x = None if network.coupled else network.x[image : image + 1]
+        picked = torch.zeros(network.images, network.outputs)
+        picked[image, output] = 1
+        column = (
+            (other or network).pushed(network.pulled(picked if x is None else picked[image : image + 1], x)).to(total)
+        )
+        if form == "full":
+            total[:, :, image, output] = column
+        elif form == "blocks":
+            total[image, :, output] = column[image]
+        else:
+            place = total[output] if form == "classes" else total
+            place[:, image] += column[:, output]
+    return total
+
+
+def matrix(kernel: Tensor, form: Form, *, mirror: bool) -> Tensor:
+    """A full kernel as a matrix; what is above the diagonal from what is below, if it is not there."""
+    kernel = kernel.flatten(2).flatten(0, 1) if form == "full" else kernel
+    return kernel.tril() + kernel.tril(-1).mT if mirror and form != "blocks" else kernel

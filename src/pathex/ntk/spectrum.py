@@ -1,0 +1,152 @@
+"""The spectrum of the kernel: exactly, or by Lanczos quadrature."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from pathex.errors import InvalidInput, check_integer
+from pathex.graph import Tensors
+from pathex.ntk.estimates import Operator, curvlinops, mean_of, repeated
+from pathex.ntk.kernel import PUSHED, Cost, Kernel, products_bytes, symmetric
+from pathex.ntk.network import Options, network_of
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error, 0 where it is exact; ``float()`` gives the number."""
+
+    value: float
+    standard_error: float
+
+    def __float__(self) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The eigenvalues of a kernel, or a quadrature of them.
+
+    Attributes:
+        values: Eigenvalues in ascending order, or the nodes of each quadrature: ``(repetitions, nodes)`` in float64.
+        weights: How many eigenvalues each stands for, in the same shape; their sum is `size`.
+        size: Number of eigenvalues, zeros included.
+        tolerance: Up to this an eigenvalue is rounding, and counts as zero.
+        method: ``exact`` or ``lanczos``.
+        cost: What it took.
+    """
+
+    values: Tensor
+    weights: Tensor
+    size: int
+    tolerance: float
+    method: Literal["exact", "lanczos"]
+    cost: Cost
+
+    @property
+    def least(self) -> float:
+        """The smallest eigenvalue; of a quadrature an upper bound of it."""
+        return float(self.values.min())
+
+    @property
+    def greatest(self) -> float:
+        """The largest eigenvalue; of a quadrature a lower bound, which is close after few steps."""
+        return float(self.values.max())
+
+    @property
+    def trace(self) -> Estimate:
+        """Sum of the eigenvalues."""
+        return self._of(lambda values: values)
+
+    @property
+    def rank(self) -> Estimate:
+        """Number of eigenvalues above the tolerance."""
+        return self._of(lambda values: (values > self.tolerance).double())
+
+    @property
+    def effective_rank(self) -> Estimate:
+        """Exponential of the entropy of the eigenvalues over their sum (Roy, Vetterli, EUSIPCO 2007)."""
+        sums = (self.weights * self.values.clamp_min(0)).sum(1, keepdim=True)
+        shares = self.values.clamp_min(0) / sums
+        return Estimate(*mean_of((-torch.xlogy(shares, shares) * self.weights).sum(1).exp()))
+
+    @property
+    def condition(self) -> float:
+        """`greatest` over `least`, infinite where that is zero; of a quadrature a lower bound."""
+        return self.greatest / self.least if self.least > self.tolerance else inf
+
+    def log_determinant(self, ridge: float = 0.0) -> Estimate:
+        """``log det (K + ridge I)``; minus infinity of a singular kernel without a ridge."""
+        return self._of(lambda values: (torch.where(values > self.tolerance, values, 0.0) + ridge).log())
+
+    def density(self, points: int = 200, width: float = 0.1) -> tuple[Tensor, Tensor]:
+        """Places on the axis log10(eigenvalue), and the density there of those above the tolerance, as Gaussians."""
+        above = self.values > self.tolerance
+        logs, weights = self.values[above].log10(), self.weights[above] / (self.size * len(self.values))
+        if not len(logs):
+            raise InvalidInput("a kernel of zeros has no density")
+        axis = torch.linspace(float(logs.min()) - 3 * width, float(logs.max()) + 3 * width, points, dtype=torch.float64)
+        return axis, torch.distributions.Normal(logs, width).log_prob(axis[:, None]).exp() @ weights
+
+    def _of(self, f: Callable[[Tensor], Tensor]) -> Estimate:
+        """The sum of a function over all eigenvalues."""
+        found = torch.where(self.weights > 0, f(self.values) * self.weights, 0.0)
+        return Estimate(*mean_of(found.sum(1)))
+
+
+def spectrum(kernel: Kernel) -> Spectrum:
+    """All eigenvalues of a kernel that is ``full`` or ``trace``, of one set of images."""
+    started, size = time.perf_counter(), len(symmetric(kernel).values)
+    values = torch.linalg.eigvalsh(kernel.values)[None]
+    tolerance = size * torch.finfo(kernel.dtype).eps * float(values.max())
+    cost = Cost(0.0, 3 * kernel.values.nbytes, time.perf_counter() - started)
+    return Spectrum(values, torch.ones_like(values), size, tolerance, "exact", cost)
+
+
+def lanczos(
+    model: nn.Module,
+    x: Any,
+    mask: Tensors | None = None,
+    *,
+    steps: int = 20,
+    repetitions: int = 5,
+    seed: int = 0,
+    **options: Unpack[Options],
+) -> Spectrum:
+    """The spectrum of the full kernel from products with it, where the kernel itself is too large.
+
+    Each repetition is a Lanczos quadrature from a random vector, by curvlinops (Papyan, JMLR 2020, Algorithm 2), and
+    the standard error of a number is that of the mean over the repetitions.
+
+    Args:
+        model: As for `pathex.ntk.kernel`.
+        x: Images.
+        mask: What is kept.
+        steps: Nodes of a quadrature, and products that it takes, fewer than the kernel has columns.
+        repetitions: Number of quadratures.
+        seed: Seed of the random vectors.
+        options: ``batch_norm``, ``output`` and ``memory``, see `pathex.ntk`.
+
+    Returns:
+        The spectrum.
+    """
+    check_integer("repetitions", repetitions)
+    operator = Operator(network := network_of(model, x, mask, options))
+    size = operator.shape[0]
+    check_integer("steps", steps, 2, size - 1)
+    started, fast_lanczos = time.perf_counter(), curvlinops().papyan2020traces.spectrum.fast_lanczos
+
+    def quadrature() -> Tensor:
+        values, vectors = fast_lanczos(operator, steps)
+        return torch.stack([values, size * vectors[0].square()])
+
+    values, weights = repeated(quadrature, repetitions, seed).unbind(1)
+    tolerance = size * torch.finfo(network.dtype).eps * float(values.max())
+    passes = repetitions * steps * (1 + PUSHED) * network.images
+    cost = Cost(passes, products_bytes(network), time.perf_counter() - started)
+    return Spectrum(values, weights, size, tolerance, "lanczos", cost)
