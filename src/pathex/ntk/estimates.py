@@ -8,13 +8,15 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
-from pathex.errors import InvalidInput, PathexError, check_integer
+from pathex.errors import InvalidInput, PathexError, check_integer, refusing
 from pathex.ntk.network import Network
 
 # Names of the library's functions, and products of one repetition.
-_ESTIMATES = {"hutchinson": ("hutchinson_trace", 1), "hutch++": ("hutchpp_trace", 6), "xtrace": ("xtrace", 6)}
+_ESTIMATES = {"hutchinson": ("hutchinson_trace", 1), "hutch++": ("hutchpp_trace", 12), "xtrace": ("xtrace", 12)}
+_LOW_RANK = "the kernel has too low a rank for this estimate ({}); allowed: hutchinson, or the exact method"
 
 
 def curvlinops() -> ModuleType:
@@ -56,21 +58,21 @@ def repeated(draw: Callable[[], Tensor], repetitions: int, seed: int) -> Tensor:
     """Independent draws of what a library draws from torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(check_integer("seed", seed, 0))
-        found = torch.stack([draw() for _ in range(repetitions)])
+        with refusing(_LOW_RANK, torch.linalg.LinAlgError, raising=PathexError):
+            found = torch.stack([draw() for _ in range(repetitions)])
     if not found.isfinite().all():
-        raise PathexError("the kernel has too low a rank for so many products; allowed: fewer, or the exact method")
+        raise PathexError(_LOW_RANK.format("not finite"))
     return found
 
 
-def mean_of(samples: Tensor) -> tuple[float, float]:
-    """The mean of independent samples and its standard error, 0 of a single exact one."""
-    error = float(samples.std()) / sqrt(len(samples)) if len(samples) > 1 else 0.0
-    return float(samples.mean()), error
+def half_width(count: int) -> float:
+    """What to multiply the deviation of some samples with, so that twice that is a 95 % interval of their mean."""
+    return float(student.ppf(0.975, count - 1)) / 2 / sqrt(count)
 
 
 def estimated(operator: Any, method: str, products: int, seed: int) -> tuple[float, float]:
     """The trace of an operator (a matrix too) and its standard error, from independent repetitions."""
-    check_integer("products", products, 12)
+    check_integer("products", products, 24)
     name, together = _ESTIMATES[method]
     estimate = getattr(curvlinops(), name)
     if products >= operator.shape[0]:
@@ -78,4 +80,5 @@ def estimated(operator: Any, method: str, products: int, seed: int) -> tuple[flo
             f"products={products} are no fewer than the {operator.shape[0]} columns of the kernel (images times "
             "outputs); allowed: fewer, or method='exact', which then costs less"
         )
-    return mean_of(repeated(lambda: estimate(operator, together), products // together, seed))
+    samples = repeated(lambda: estimate(operator, together), products // together, seed)
+    return float(samples.mean()), half_width(len(samples)) * float(samples.std())

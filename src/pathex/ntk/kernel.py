@@ -132,7 +132,7 @@ def planned(network: Network, form: Form, method: Exact, other: Network | None =
             f"form={form!r} of {count} images and {network.outputs} outputs takes {mib(held)}, more than half of "
             f"memory={mib(network.memory)}; allowed: more memory, fewer images, or form='trace'"
         )
-    kept = sum(len(network.places(name)) for name in network.leaves)
+    kept = max(1, sum(len(network.places(name)) for name in network.leaves))
     of_row, width = count if network.coupled else 1, min(kept, width_of(network))
     passes = {
         "jacobian": -(-kept // width) * (rows * of_row + others * network.outputs),

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from pathex.errors import InvalidInput, check_integer
 from pathex.graph import Tensors
-from pathex.ntk.estimates import Operator, curvlinops, mean_of, repeated
+from pathex.ntk.estimates import Operator, curvlinops, half_width, repeated
 from pathex.ntk.kernel import PUSHED, Cost, Kernel, products_bytes, symmetric
 from pathex.ntk.network import Options, network_of
 
@@ -49,40 +49,31 @@ class Spectrum:
     cost: Cost
 
     @property
-    def least(self) -> float:
-        """The smallest eigenvalue; of a quadrature an upper bound of it."""
-        return float(self.values.min())
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest eigenvalue; of a quadrature bounds from inside, of which the second is close."""
+        return float(self.values.min()), float(self.values.max())
 
     @property
-    def greatest(self) -> float:
-        """The largest eigenvalue; of a quadrature a lower bound, which is close after few steps."""
-        return float(self.values.max())
-
-    @property
-    def trace(self) -> Estimate:
-        """Sum of the eigenvalues."""
-        return self._of(lambda values: values)
-
-    @property
-    def rank(self) -> Estimate:
-        """Number of eigenvalues above the tolerance."""
-        return self._of(lambda values: (values > self.tolerance).double())
+    def condition(self) -> float:
+        """The largest eigenvalue over the smallest, infinite where that is zero; of a quadrature a lower bound."""
+        least, greatest = self.extremes
+        return greatest / least if least > self.tolerance else inf
 
     @property
     def effective_rank(self) -> Estimate:
         """Exponential of the entropy of the eigenvalues over their sum (Roy, Vetterli, EUSIPCO 2007)."""
-        sums = (self.weights * self.values.clamp_min(0)).sum(1, keepdim=True)
-        shares = self.values.clamp_min(0) / sums
-        return Estimate(*mean_of((-torch.xlogy(shares, shares) * self.weights).sum(1).exp()))
 
-    @property
-    def condition(self) -> float:
-        """`greatest` over `least`, infinite where that is zero; of a quadrature a lower bound."""
-        return self.greatest / self.least if self.least > self.tolerance else inf
+        def effective(values: Tensor, weights: Tensor) -> Tensor:
+            shares = values.clamp_min(0) / (values.clamp_min(0) @ weights)
+            return (-torch.xlogy(shares, shares) @ weights).exp()
+
+        return self._of(effective)
 
     def log_determinant(self, ridge: float = 0.0) -> Estimate:
-        """``log det (K + ridge I)``; minus infinity of a singular kernel without a ridge."""
-        return self._of(lambda values: (torch.where(values > self.tolerance, values, 0.0) + ridge).log())
+        """``log det (K + ridge I)``; of a singular kernel without a ridge minus infinity, of a quadrature refused."""
+        if not ridge > 0 and (ridge < 0 or self.method == "lanczos"):
+            raise InvalidInput(f"ridge is {ridge!r}; allowed: a positive number, and 0 for an exact spectrum")
+        return self._of(lambda values, w: (torch.where(values > self.tolerance, values, 0.0) + ridge).log() @ w)
 
     def density(self, points: int = 200, width: float = 0.1) -> tuple[Tensor, Tensor]:
         """Places on the axis log10(eigenvalue), and the density there of those above the tolerance, as Gaussians."""
@@ -93,10 +84,13 @@ class Spectrum:
         axis = torch.linspace(float(logs.min()) - 3 * width, float(logs.max()) + 3 * width, points, dtype=torch.float64)
         return axis, torch.distributions.Normal(logs, width).log_prob(axis[:, None]).exp() @ weights
 
-    def _of(self, f: Callable[[Tensor], Tensor]) -> Estimate:
-        """The sum of a function over all eigenvalues."""
-        found = torch.where(self.weights > 0, f(self.values) * self.weights, 0.0)
-        return Estimate(*mean_of(found.sum(1)))
+    def _of(self, f: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
+        """A function of all values and weights; its error by leaving out one repetition after another."""
+        count = len(self.values)
+        whole = float(f(self.values.flatten(), self.weights.flatten() / count))
+        others = [[i for i in range(count) if i != out] for out in range(count) if count > 1]
+        left = [f(self.values[i].flatten(), self.weights[i].flatten() / (count - 1)) for i in others]
+        return Estimate(whole, half_width(count) * float(torch.stack(left).std()) * (count - 1) if left else 0.0)
 
 
 def spectrum(kernel: Kernel) -> Spectrum:
@@ -120,8 +114,8 @@ def lanczos(
 ) -> Spectrum:
     """The spectrum of the full kernel from products with it, where the kernel itself is too large.
 
-    Each repetition is a Lanczos quadrature from a random vector, by curvlinops (Papyan, JMLR 2020, Algorithm 2), and
-    the standard error of a number is that of the mean over the repetitions.
+    Each repetition is a Lanczos quadrature from a random vector, by curvlinops (Papyan, JMLR 2020, Algorithm 2). Standard
+    errors are jackknife's over the repetitions, widened by Student's t: two of them are a 95 % interval.
 
     Args:
         model: As for `pathex.ntk.kernel`.
@@ -135,7 +129,7 @@ def lanczos(
     Returns:
         The spectrum.
     """
-    check_integer("repetitions", repetitions)
+    check_integer("repetitions", repetitions, 2)
     operator = Operator(network := network_of(model, x, mask, options))
     size = operator.shape[0]
     check_integer("steps", steps, 2, size - 1)

@@ -50,7 +50,7 @@ def trace(
     mask: Tensors | None = None,
     method: Method = "exact",
     *,
-    products: int = 60,
+    products: int = 120,
     seed: int = 0,
     **options: Unpack[Options],
 ) -> Trace:
@@ -63,8 +63,9 @@ def trace(
         method: ``exact``: a backward pass for each output of each image. ``hutchinson``, ``hutch++``, ``xtrace``:
             estimates by curvlinops from products with the kernel, which pay where there are many times more outputs
             than products (segmentation, 1000 classes, coupled batches).
-        products: Products with the kernel that an estimate takes, at least 12. Hutchinson's takes them one by one, the
-            others six at a time: the standard error is that of the mean of these independent repetitions.
+        products: Products with the kernel that an estimate takes, at least 24, and fewer than images times outputs.
+            Hutchinson's takes them one by one, the others in independent repetitions of twelve; the standard error
+            follows from these, widened by Student's t: two of them are a 95 % interval.
         seed: Seed of an estimate.
         options: ``batch_norm``, ``output`` and ``memory``, see `pathex.ntk`.
 
