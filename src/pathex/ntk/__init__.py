@@ -13,6 +13,7 @@ and in its own precision; sums are made in float64. Options of every function th
 """
 
 from pathex.ntk.kernel import Cost, Kernel, alignment, distance, kernel
+from pathex.ntk.prediction import Linearised, Regression, linearised, regression
 from pathex.ntk.spectrum import Estimate, Spectrum, lanczos, spectrum
 from pathex.ntk.trace import Trace, trace
 
@@ -20,12 +21,16 @@ __all__ = [
     "Cost",
     "Estimate",
     "Kernel",
+    "Linearised",
+    "Regression",
     "Spectrum",
     "Trace",
     "alignment",
     "distance",
     "kernel",
     "lanczos",
+    "linearised",
+    "regression",
     "spectrum",
     "trace",
 ]

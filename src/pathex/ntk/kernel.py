@@ -50,7 +50,7 @@ class Kernel:
         method: ``jacobian`` or ``products``.
         batch_norm: What BatchNorm used.
         dtype: Precision of the passes; sums are in float64.
-        labels: Those of the images, if their data had some.
+        labels: Those of the images in its rows, if their data had some.
         cost: What it took.
     """
 
@@ -117,8 +117,8 @@ def kernel(
     started = time.perf_counter()
     values = {"jacobian": by_jacobian, "products": by_products}[chosen](network, form, second)
     values = matrix(values, form, mirror=chosen == "jacobian" and second is None)
-    cost, about = Cost(passes, size, time.perf_counter() - started), (network.batch_norm, network.dtype, network.labels)
-    return Kernel(values, form, network.outputs, chosen, *about, cost)
+    cost, labels = Cost(passes, size, time.perf_counter() - started), (second or network).labels
+    return Kernel(values, form, network.outputs, chosen, network.batch_norm, network.dtype, labels, cost)
 
 
 def planned(network: Network, form: Form, method: Exact, other: Network | None = None) -> tuple[str, float, int]:

@@ -78,6 +78,11 @@ class Network:
         """What a forward and backward pass of some images holds."""
         return 2 * images * self.entries[0] * self.dtype.itemsize
 
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """The outputs of all images in float64, on the CPU: ``(images, outputs)``."""
+        return torch.cat([self.run(x, self.leaves) for x in self.x.split(self.together)]).double().cpu()
+
     def places(self, name: str) -> Tensor:
         """Flat places of the entries of a parameter that are kept."""
         leaf = self.leaves[name]

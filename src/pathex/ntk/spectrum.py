@@ -114,7 +114,7 @@ def lanczos(
 ) -> Spectrum:
     """The spectrum of the full kernel from products with it, where the kernel itself is too large.
 
-    Each repetition is a Lanczos quadrature from a random vector, by curvlinops (Papyan, JMLR 2020, Algorithm 2). Standard
+    Each repetition is a Lanczos quadrature from a random vector, by curvlinops (Papyan, JMLR 2020). Standard
     errors are jackknife's over the repetitions, widened by Student's t: two of them are a 95 % interval.
 
     Args:
