@@ -12,6 +12,7 @@ and in its own precision; sums are made in float64. Options of every function th
 - ``memory``: bytes beside the model, or text such as ``2GiB``; None is 2 GiB, or half of what is free on a GPU.
 """
 
+from pathex.ntk.bound import LayerPaths, PathNumbers, path_numbers
 from pathex.ntk.kernel import Cost, Kernel, alignment, distance, kernel
 from pathex.ntk.prediction import Linearised, Regression, linearised, regression
 from pathex.ntk.spectrum import Estimate, Spectrum, lanczos, spectrum
@@ -21,7 +22,9 @@ __all__ = [
     "Cost",
     "Estimate",
     "Kernel",
+    "LayerPaths",
     "Linearised",
+    "PathNumbers",
     "Regression",
     "Spectrum",
     "Trace",
@@ -30,6 +33,7 @@ __all__ = [
     "kernel",
     "lanczos",
     "linearised",
+    "path_numbers",
     "regression",
     "spectrum",
     "trace",
