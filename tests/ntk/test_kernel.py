@@ -221,3 +221,24 @@ def test_wrong_arguments_are_refused_in_one_line():
         ntk.spectrum(ntk.kernel(model, x, form="blocks"))
     with refused("kernels of forms 'full' \\(6, 6\\) and 'trace' \\(3, 3\\)"):
         ntk.distance(ntk.kernel(model, x), ntk.kernel(model, x, form="trace"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_prediction_has_the_passes_and_bytes_of_the_result(mode):
+    model, x = build("residual", 1, images=6)
+    mask = random_mask(model, 1)
+    for method in ("jacobian", "products", "auto"):
+        for form in ("full", "blocks"):
+            found = ntk.kernel(model, x, mask, method, form=form, batch_norm=mode).cost
+            told = ntk.predict(model, x, mask, method, form=form, batch_norm=mode)
+            assert (told.passes, told.bytes) == (found.passes, found.bytes) and told.seconds > 0
+    found, told = ntk.trace(model, x, mask, batch_norm=mode).cost, ntk.predict(model, x, mask, "exact", batch_norm=mode)
+    assert (told.passes, told.bytes) == (found.passes, found.bytes) and told.seconds > 0
+
+
+def test_the_cheaper_algorithm_is_chosen():
+    model = nn.Sequential(nn.Linear(100, 200), nn.Tanh(), nn.Linear(200, 2)).eval()
+    x = torch.randn(4, 100)
+    assert ntk.kernel(model, x).method == "jacobian"
+    # Each of 20,602 parameters by itself: as many passes as there are parameters, or one a column.
+    assert ntk.kernel(model, x, memory=4000, form="trace").method == "products"

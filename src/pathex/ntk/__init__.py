@@ -14,6 +14,7 @@ and in its own precision; sums are made in float64. Options of every function th
 
 from pathex.ntk.bound import LayerPaths, PathNumbers, path_numbers
 from pathex.ntk.kernel import Cost, Kernel, alignment, distance, kernel
+from pathex.ntk.predict import predict
 from pathex.ntk.prediction import Linearised, Regression, linearised, regression
 from pathex.ntk.spectrum import Estimate, Spectrum, lanczos, spectrum
 from pathex.ntk.trace import Trace, trace
@@ -34,6 +35,7 @@ __all__ = [
     "lanczos",
     "linearised",
     "path_numbers",
+    "predict",
     "regression",
     "spectrum",
     "trace",

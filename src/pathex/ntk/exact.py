@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pathex.graph import Images
 from pathex.ntk.network import Network
 
 Form = Literal["full", "trace", "classes", "blocks"]
 EQUATIONS = {"full": "akp,blp->akbl", "trace": "akp,bkp->ab", "classes": "akp,bkp->kab", "blocks": "akp,alp->akl"}
-_ROWS = 256  # of the Jacobian in a product; of one set of images only what lies below the diagonal is computed
+GROUP = 256  # of the Jacobian in a product; of one set of images only what lies below the diagonal is computed
 
 
 def size_of(network: Network, form: Form, rows: int) -> tuple[int, ...]:
@@ -40,36 +41,30 @@ def blocks(network: Network) -> Iterator[list[tuple[str, Tensor]]]:
         yield block
 
 
-def rows_of(network: Network, block: list[tuple[str, Tensor]], part: int) -> Tensor:
-    """Rows of the Jacobian of a part, ``(images, outputs, entries of the block)``."""
-    names = [name for name, _ in block]
-    chunks = [
-        torch.cat([flat[name] if len(at) == flat[name].shape[1] else flat[name][:, at] for name, at in block], 1)
-        for flat in network.derivatives(network.parts[part], names)
-    ]
-    return torch.cat(chunks).view(-1, network.outputs, chunks[0].shape[1])
+def rows_of(network: Network, block: list[tuple[str, Tensor]], part: Images) -> Iterator[Tensor]:
+    """Rows of the Jacobian of a part, some at a time: ``(rows, entries of the block)``."""
+    for rows in network.derivatives(part, [name for name, _ in block]):
+        yield torch.cat([rows[name] if len(at) == rows[name].shape[1] else rows[name][:, at] for name, at in block], 1)
 
 
 def by_jacobian(network: Network, form: Form, other: Network | None) -> Tensor:
     """The kernel in float64; of one set of images the part below the diagonal."""
     total = torch.zeros(size_of(network, form, (other or network).images), dtype=torch.float64)
-    group = ceil(_ROWS / network.outputs)
+    count, k, group = network.images, network.outputs, 1 if other else ceil(GROUP / network.outputs)
     for block in blocks(network):
-        rows = torch.empty(
-            network.images,
-            network.outputs,
-            sum(len(at) for _, at in block),
-            dtype=network.dtype,
-            device=network.x.device,
-        )
-        for number in range(len(network.parts)):
-            found = rows_of(network, block, number)
-            rows[number : number + len(found)] = found
-        for first in range(0, other.images if other else network.images, 1 if other else group):
-            left = rows_of(other, block, first) if other else rows[first : first + group]
-            right = rows if other else rows[: first + group]
-            found = torch.einsum(EQUATIONS[form], left, left if form == "blocks" else right).double().cpu()
-            _place(total, form, slice(first, first + len(left)), slice(len(right))).add_(found)
+        width, done = sum(len(at) for _, at in block), 0
+        rows = torch.empty(count * k, width, dtype=network.dtype, device=network.x.device)
+        for found in (found for part in network.parts for found in rows_of(network, block, part)):
+            rows[done : done + len(found)] = found
+            done += len(found)
+        right = rows.view(count, k, width)
+        for first in range(0, other.images if other else count, group):
+            left = right[first : first + group]
+            if other:
+                left = torch.cat([*rows_of(other, block, other.parts[first])]).view(1, k, width)
+            below = right if other else right[: first + group]
+            piece = torch.einsum(EQUATIONS[form], left, left if form == "blocks" else below).double().cpu()
+            _place(total, form, slice(first, first + len(left)), slice(len(below))).add_(piece)
     return total
 
 

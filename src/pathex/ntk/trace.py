@@ -1,6 +1,7 @@
 """The trace of the kernel: exactly, with its shares, or estimated."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pathex.errors import check_name
-from pathex.graph import Tensors
+from pathex.graph import Images, Tensors
 from pathex.ntk.estimates import Operator, estimated
 from pathex.ntk.kernel import PUSHED, Cost, products_bytes
 from pathex.ntk.network import Network, Options, network_of
@@ -81,10 +82,10 @@ def trace(
     network = network_of(model, x, mask, options)
     started = time.perf_counter()
     if method == "exact":
-        sums = torch.stack([_squares(network, part) for part in network.parts]).sum(0)
-        by_parameter, by_class = dict(zip(network.leaves, sums.sum(1).tolist(), strict=True)), sums.sum(0)
-        value, error = float(sums.sum()), 0.0
-        passes, size = trace_passes(network), products_bytes(network) + network.memory // 4
+        rows = torch.cat([rows for part in network.parts for rows in squares(network, part)])
+        by_parameter = dict(zip(network.leaves, rows.sum(0).tolist(), strict=True))
+        by_class = rows.sum(1).view(network.images, -1, prod(network.shape[1:])).sum((0, 2))
+        value, error, (passes, size) = float(rows.sum()), 0.0, trace_cost(network)
     else:
         value, error = estimated(Operator(network), method, products, seed)
         by_parameter, by_class = {}, torch.empty(0, dtype=torch.float64)
@@ -93,16 +94,14 @@ def trace(
     return Trace(value, error, by_parameter, by_class, method, network.batch_norm, cost)
 
 
-def trace_passes(network: Network) -> float:
-    """Backward passes of one image that the exact trace takes."""
-    return float(network.images * network.outputs * (network.images if network.coupled else 1))
+def trace_cost(network: Network) -> tuple[float, int]:
+    """Passes and bytes of the exact trace."""
+    passes = network.images * network.outputs * (network.images if network.coupled else 1)
+    return float(passes), products_bytes(network) + network.memory // 4
 
 
-def _squares(network: Network, part: Any) -> Tensor:
-    """Squared derivatives of a part, summed in float64 by parameter and class."""
-    found = []
+def squares(network: Network, part: Images) -> Iterator[Tensor]:
+    """Squared derivatives by each parameter, summed in float64, some rows at a time: ``(rows, parameters)``."""
     for rows in network.derivatives(part, list(network.leaves)):
-        kept = [rows[n][:, network.places(n)] if n in network.mask else rows[n] for n in network.leaves]
-        found.append(torch.stack([each.square().sum(1, dtype=torch.float64) for each in kept]).cpu())
-    by_output = torch.cat(found, 1).view(len(network.leaves), -1, network.outputs).sum(1)
-    return by_output.view(len(network.leaves), -1, prod(network.shape[1:])).sum(2)
+        kept = [rows[name][:, network.places(name)] if name in network.mask else rows[name] for name in rows]
+        yield torch.stack([each.square().sum(1, dtype=torch.float64) for each in kept], 1).cpu()

@@ -1,0 +1,76 @@
+"""What a kernel or a trace will cost."""
+
+import time
+from collections.abc import Callable, Iterator
+from math import ceil
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from pathex.errors import check_name
+from pathex.graph import Tensors
+from pathex.ntk.exact import EQUATIONS, GROUP, Form, blocks, rows_of
+from pathex.ntk.kernel import Cost, Exact, planned
+from pathex.ntk.network import Network, Options, network_of
+from pathex.ntk.trace import squares, trace_cost
+
+
+def predict(
+    model: nn.Module,
+    x: Any,
+    mask: Tensors | None = None,
+    method: Exact | Literal["exact"] = "auto",
+    *,
+    form: Form = "full",
+    **options: Unpack[Options],
+) -> Cost:
+    """What `pathex.ntk.kernel`, or with ``method="exact"`` `pathex.ntk.trace`, will cost with these arguments.
+
+    Seconds are those of a small piece of the same work, times the number of such pieces: the rows of one image by each
+    block of parameters and one product of them, or one column.
+
+    Returns:
+        The cost.
+    """
+    network = network_of(model, x, mask, options)
+    rows = network.images * network.outputs
+    if method == "exact":
+        passes, size = trace_cost(network)
+        return Cost(passes, size, _of_rows(lambda: squares(network, network.parts[0]), rows))
+    check_name("method", method, get_args(Exact))
+    check_name("form", form, EQUATIONS)
+    chosen, passes, size = planned(network, form, method)
+    if chosen == "products":
+        part = None if network.coupled else network.x[:1]
+        picked = torch.zeros(network.images if network.coupled else 1, network.outputs)
+        return Cost(passes, size, rows * _seconds(lambda: network.pushed(network.pulled(picked, part))))
+    seconds = 0.0
+    for block in blocks(network):
+        seconds += _of_rows(lambda block=block: rows_of(network, block, network.parts[0]), rows)
+        seconds += _of_products(network, form, sum(len(places) for _, places in block))
+    return Cost(passes, size, seconds)
+
+
+def _of_rows(some: Callable[[], Iterator[Tensor]], rows: int) -> float:
+    """Seconds of all rows, from those of the first of some."""
+    return _seconds(lambda: next(some())) * rows / len(next(some()))
+
+
+def _of_products(network: Network, form: Form, width: int) -> float:
+    """Seconds of the products of all rows of a width, from those of a part of them."""
+    group = min(ceil(GROUP / network.outputs), network.images)
+    part = min(width, max(1, network.memory // 8 // (network.images * network.outputs * network.dtype.itemsize)), 2**14)
+    rows = torch.ones(network.images, network.outputs, part, dtype=network.dtype, device=network.x.device)
+    one = _seconds(lambda: torch.einsum(EQUATIONS[form], rows[:group], rows[:group] if form == "blocks" else rows))
+    below = 1 if form == "blocks" else (1 + group / network.images) / 2
+    return one * below * network.images / group * width / part
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of a piece of work, the second time that it is done."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
