@@ -166,16 +166,20 @@ def test_alignment_and_distance_by_hand():
     model, x = build("mlp", 2, images=6)
     y = torch.tensor([0, 1, 1, 0, 1, 0])
     signs = 1.0 - 2 * y.double()
-    found = ntk.kernel(model.eval(), (x, y), form="trace")
+    found, full = ntk.kernel(model.eval(), x, form="trace"), ntk.kernel(model, x)
     K = found.values
-    assert ntk.alignment(found) == pytest.approx(float(signs @ K @ signs / (K.norm() * 6)), rel=1e-12)
-    full = ntk.kernel(model, (x, y))
+    assert ntk.alignment(found, y) == pytest.approx(float(signs @ K @ signs / (K.norm() * 6)), rel=1e-12)
     vector = torch.stack([signs, -signs], 1).flatten()
     expected = float(vector @ full.values @ vector / (full.values.norm() * 12))
-    assert ntk.alignment(full) == pytest.approx(expected, rel=1e-12)
-    numbers = ntk.kernel(model, (x, torch.stack([signs, -signs], 1)))
-    assert ntk.alignment(numbers) == pytest.approx(expected, rel=1e-12)
-    other = ntk.kernel(model, (x, y), random_mask(model, 1), form="trace")
+    assert ntk.alignment(full, y) == pytest.approx(expected, rel=1e-12)
+    assert ntk.alignment(full, vector.view(6, 2)) == pytest.approx(expected, rel=1e-12)
+    three = ntk.kernel(create("resnet20", 3, 1, width=2).double().eval(), torch.randn(6, 1, 8, 8), form="trace")
+    coded = torch.full((6, 3), -0.5, dtype=torch.float64)
+    coded[range(6), y] = 1
+    wanted = coded @ coded.T  # whatever class no label is of
+    by_hand = float((three.values * wanted).sum() / (three.values.norm() * wanted.norm()))
+    assert ntk.alignment(three, y) == pytest.approx(by_hand, rel=1e-12)
+    other = ntk.kernel(model, x, random_mask(model, 1), form="trace")
     by_hand = 1 - float((K * other.values).sum() / (K.norm() * other.values.norm()))
     assert ntk.distance(found, other) == pytest.approx(by_hand, rel=1e-12)
     assert ntk.distance(found, found) == pytest.approx(0, abs=1e-12)
@@ -213,10 +217,10 @@ def test_wrong_arguments_are_refused_in_one_line():
             torch.ones(2, 2),
             batch_norm="stored",
         )
-    with refused("no labels; allowed: class numbers"):
-        ntk.alignment(ntk.kernel(model, x))
     with refused("labels \\(3,\\) of torch.int64; allowed: class numbers \\(N,\\) in 0..1"):
-        ntk.alignment(ntk.kernel(model, (x, torch.tensor([0, 1, 2]))))
+        ntk.alignment(ntk.kernel(model, x), torch.tensor([0, 1, 2]))
+    with refused("2 labels do not fit a kernel of \\(6, 6\\)"):
+        ntk.alignment(ntk.kernel(model, x), torch.tensor([0, 1]))
     with refused("form 'blocks' is no symmetric matrix; allowed: full or trace"):
         ntk.spectrum(ntk.kernel(model, x, form="blocks"))
     with refused("kernels of forms 'full' \\(6, 6\\) and 'trace' \\(3, 3\\)"):

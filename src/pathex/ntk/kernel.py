@@ -50,7 +50,6 @@ class Kernel:
         method: ``jacobian`` or ``products``.
         batch_norm: What BatchNorm used.
         dtype: Precision of the passes; sums are in float64.
-        labels: Those of the images in its rows, if their data had some.
         cost: What it took.
     """
 
@@ -60,7 +59,6 @@ class Kernel:
     method: str
     batch_norm: str
     dtype: torch.dtype
-    labels: Tensor | None
     cost: Cost
 
     @property
@@ -117,8 +115,8 @@ def kernel(
     started = time.perf_counter()
     values = {"jacobian": by_jacobian, "products": by_products}[chosen](network, form, second)
     values = matrix(values, form, mirror=chosen == "jacobian" and second is None)
-    cost, labels = Cost(passes, size, time.perf_counter() - started), (second or network).labels
-    return Kernel(values, form, network.outputs, chosen, network.batch_norm, network.dtype, labels, cost)
+    cost = Cost(passes, size, time.perf_counter() - started)
+    return Kernel(values, form, network.outputs, chosen, network.batch_norm, network.dtype, cost)
 
 
 def planned(network: Network, form: Form, method: Exact, other: Network | None = None) -> tuple[str, float, int]:
@@ -140,7 +138,7 @@ def planned(network: Network, form: Form, method: Exact, other: Network | None =
     }
     chosen = min(passes, key=passes.__getitem__) if method == "auto" else method
     if chosen == "jacobian":
-        held += width * rows * network.dtype.itemsize + network.pass_bytes(of_row) + network.memory // 4
+        held += width * rows * network.dtype.itemsize + network.rows_bytes()
     return chosen, float(passes[chosen]), held + (0 if chosen == "jacobian" else products_bytes(network))
 
 
@@ -162,7 +160,7 @@ def targets(labels: Tensor | None, outputs: int) -> Tensor:
     return (outputs * one_hot - 1) / max(1, outputs - 1)
 
 
-def alignment(kernel: Kernel) -> float:
+def alignment(kernel: Kernel, labels: Tensor) -> float:
     """Kernel-target alignment: the cosine between a kernel and that of the labels (Cristianini et al., NIPS 2001).
 
         A = <K, y y^T> / (|K| |y y^T|),
@@ -170,14 +168,19 @@ def alignment(kernel: Kernel) -> float:
     with y of all outputs of all images for form ``full``, and Y ``(N, k)`` in its place for ``trace``.
 
     Args:
-        kernel: Of one set of images with labels: class numbers, read as 1 for the class and -1 / (k - 1) for the
-            others, or numbers ``(N, k)``.
+        kernel: Of one set of images.
+        labels: Class numbers ``(N,)``, read as 1 for the class and -1 / (k - 1) for the others, or numbers ``(N, k)``.
 
     Returns:
         A number in [-1, 1].
+
+    Raises:
+        InvalidInput: If the labels do not fit, or it is no such kernel.
     """
-    y = targets(kernel.labels, kernel.outputs)
+    y = targets(labels, kernel.outputs)
     y = y.reshape(-1, 1) if symmetric(kernel).form == "full" else y
+    if len(y) != len(kernel.values):
+        raise InvalidInput(f"{len(labels)} labels do not fit a kernel of {tuple(kernel.values.shape)}")
     return _cosine(kernel.values, y @ y.T)
 
 

@@ -1,7 +1,7 @@
 """A masked network as a function of all its parameters, and its derivatives."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -83,6 +83,15 @@ class Network:
         """The outputs of all images in float64, on the CPU: ``(images, outputs)``."""
         return torch.cat([self.run(x, self.leaves) for x in self.x.split(self.together)]).double().cpu()
 
+    def row_bytes(self, names: Iterable[str], images: int) -> int:
+        """What the derivatives of one output by some parameters take."""
+        return (sum(self.leaves[name].numel() for name in names) + 3 * self.entries[1] * images) * self.dtype.itemsize
+
+    def rows_bytes(self) -> int:
+        """What the derivatives of the outputs of a part take that are made together, and its pass."""
+        images, row = len(self.parts[0]), self.row_bytes(self.leaves, len(self.parts[0]))
+        return self.pass_bytes(images) + max(row, min(self.memory // 4, self.outputs * images * row))
+
     def places(self, name: str) -> Tensor:
         """Flat places of the entries of a parameter that are kept."""
         leaf = self.leaves[name]
@@ -98,9 +107,8 @@ class Network:
         def pulled(vector: Tensor) -> Any:
             return torch.autograd.grad(out, leaves, vector, retain_graph=True, materialize_grads=True)
 
-        row = sum(leaf.numel() for leaf in leaves) + 3 * self.entries[1] * len(part)
-        size = max(1, self.memory // 4 // (row * self.dtype.itemsize))
-        for rows in torch.arange(len(out), device=out.device).split(size):
+        together = max(1, self.memory // 4 // self.row_bytes(names, len(part)))
+        for rows in torch.arange(len(out), device=out.device).split(together):
             with _without_warnings():
                 found = torch.func.vmap(pulled)(nn.functional.one_hot(rows, len(out)).to(out))
             yield {name: entry.flatten(1) for name, entry in zip(names, found, strict=True)}

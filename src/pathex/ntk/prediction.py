@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import Tensors
 from pathex.ntk.kernel import Cost, kernel, targets
-from pathex.ntk.network import Options, network_of
+from pathex.ntk.network import Options, network_of, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +66,12 @@ def regression(
         raise InvalidInput(f"ridge must be a positive number, not {ridge!r}")
     across = kernel(model, train, mask, form=form, other=test, **options)
     inner = kernel(model, train, mask, form=form, **options)
-    y = targets(inner.labels, inner.outputs)
+    (_, y), (_, labels) = read(train, model), read(test, model)
+    y = targets(y, inner.outputs)
     scale = ridge * inner.trace / len(inner.values)
     shifted = inner.values + scale * torch.eye(len(inner.values), dtype=torch.float64)
     found = across.values @ torch.linalg.solve(shifted, y.view(len(shifted), -1))
-    found, labels = found.view(-1, inner.outputs), across.labels
+    found = found.view(-1, inner.outputs)
     seconds, passes = (sum(getattr(each.cost, what) for each in (inner, across)) for what in ("seconds", "passes"))
     right = torch.tensor(torch.nan) if labels is None else (found.argmax(1) == targets(labels, inner.outputs).argmax(1))
     return Regression(float(right.double().mean()), found, Cost(passes, across.cost.bytes, seconds))

@@ -97,7 +97,7 @@ def trace(
 def trace_cost(network: Network) -> tuple[float, int]:
     """Passes and bytes of the exact trace."""
     passes = network.images * network.outputs * (network.images if network.coupled else 1)
-    return float(passes), products_bytes(network) + network.memory // 4
+    return float(passes), network.rows_bytes()
 
 
 def squares(network: Network, part: Images) -> Iterator[Tensor]:
