@@ -19,20 +19,8 @@ from pathex.scores import PX, Problem, PXLiteral, SynFlowL2, parse_memory
 
 @dataclass(frozen=True)
 class LayerPaths:
-    """One masked weight: entries, those kept, and those on a path; output channels, those alive, and their fan-in.
+    """A masked weight: output channels, those with a weight on a path, and the fewest, mean and most of such weights."""
 
-    Attributes:
-        entries: Number of weights.
-        kept: Those kept.
-        effective: Those of them on a path from input to output.
-        units: Number of output channels.
-        live: Those with a weight on a path.
-        fan_in: Fewest, mean and most weights on a path of live channels.
-    """
-
-    entries: int
-    kept: int
-    effective: int
     units: int
     live: int
     fan_in: tuple[int, float, int]
@@ -101,7 +89,7 @@ def path_numbers(
     model = copy.deepcopy(own_module(model)).double().eval()
     mask = Mask(all_kept(prunable_weights(model)) if mask is None else mask)
     mask.check(model)
-    images = read(x, model)[0].to(next(model.parameters()).device, torch.float64)
+    images: Any = read(x, model)[0].to(next(model.parameters()).device, torch.float64)
     calibration: Any = {"stored": "running", "calibrated": "batch"}[batch_norm]
     weights = {name: model.get_parameter(name) for name in mask}
     problem = Problem(model, weights, [(images, None)], dict(mask), memory=parse_memory(memory))
@@ -116,14 +104,14 @@ def path_numbers(
     ways |= {name: entry.to(images.device, torch.float64) for name, entry in mask.items()}
     own = {name: weight.detach() * ways[name] for name, weight in weights.items()}
     recording = record(model, images, tensors=own, calibration=calibration, output=output)
-    start, again = ones(images, torch.float64), {"tensors": ways, "coefficients": "ones", "output": output}
+    start, again = ones(images, torch.float64), dict[str, Any](tensors=ways, coefficients="ones", output=output)
     active = replay(model, start, recording, **again).sum() / len(images)
-    opened: Any = {**again, "coefficients": "connected", "per_sample": per_sample}
-    every = replay_open(model, start[:1], statistics=recording.statistics, **opened).sum()
+    opened = again | {"statistics": recording.statistics, "coefficients": "connected", "per_sample": per_sample}
+    every = replay_open(model, start[:1], **opened).sum()
     seen = replay(model, images.square(), recording, **again).sum()
     weighed = over_squares(SynFlowL2(**how, per_sample=per_sample).score(problem))
     by_output = over_squares(PXLiteral(**how, per_sample=per_sample).score(problem))
-    exact = trace(model, images, mask, batch_norm=batch_norm, output=output, memory=memory).by_parameter
+    exact = trace(model, x, mask, batch_norm=batch_norm, output=output, memory=memory).by_parameter
     connected, uses = (
         connectivity(model, mask, images, output=output),
         count_paths(model, images, mask, per_sample=per_sample, output=output).uses,
@@ -131,7 +119,7 @@ def path_numbers(
     return PathNumbers(
         float(every.log10()),
         float(active.log10()),
-        {name: _layer(mask[name], connected.effective[name], uses[name]) for name in mask if uses[name]},
+        {name: _layer(connected.effective[name], uses[name]) for name in mask if uses[name]},
         connected.disconnected,
         sum(exact[name] for name in mask),
         float(seen) * weighed,
@@ -140,8 +128,7 @@ def path_numbers(
     )
 
 
-def _layer(kept: Tensor, effective: Tensor, uses: Sequence[Use]) -> LayerPaths:
+def _layer(effective: Tensor, uses: Sequence[Use]) -> LayerPaths:
     fan_in = uses[0].by_units(effective).flatten(2).flatten(0, 1).sum(1)
     live = fan_in[fan_in > 0].tolist() or [0]
-    spread = (min(live), sum(live) / len(live), max(live))
-    return LayerPaths(kept.numel(), int(kept.sum()), int(effective.sum()), len(fan_in), int((fan_in > 0).sum()), spread)
+    return LayerPaths(len(fan_in), int((fan_in > 0).sum()), (min(live), sum(live) / len(live), max(live)))

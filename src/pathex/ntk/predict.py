@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import ceil
 from typing import Any, Literal, get_args
 
@@ -38,7 +39,7 @@ def predict(
     rows = network.images * network.outputs
     if method == "exact":
         passes, size = trace_cost(network)
-        return Cost(passes, size, _of_rows(lambda: squares(network, network.parts[0]), rows))
+        return Cost(passes, size, _of_rows(partial(squares, network, network.parts[0]), rows))
     check_name("method", method, get_args(Exact))
     check_name("form", form, EQUATIONS)
     chosen, passes, size = planned(network, form, method)
@@ -48,7 +49,7 @@ def predict(
         return Cost(passes, size, rows * _seconds(lambda: network.pushed(network.pulled(picked, part))))
     seconds = 0.0
     for block in blocks(network):
-        seconds += _of_rows(lambda block=block: rows_of(network, block, network.parts[0]), rows)
+        seconds += _of_rows(partial(rows_of, network, block, network.parts[0]), rows)
         seconds += _of_products(network, form, sum(len(places) for _, places in block))
     return Cost(passes, size, seconds)
 

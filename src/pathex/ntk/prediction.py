@@ -166,7 +166,8 @@ def linearised(
         linear = linear - lr * velocity
     seconds = found.cost.seconds + time.perf_counter() - started
     passes = found.cost.passes + steps * net.images
-    return Linearised(*torch.tensor(losses, dtype=torch.float64).T, Cost(passes, found.cost.bytes, seconds))
+    network, linearisation = torch.tensor(losses, dtype=torch.float64).T
+    return Linearised(network, linearisation, Cost(passes, found.cost.bytes, seconds))
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
