@@ -223,6 +223,11 @@ def test_wrong_arguments_are_refused_in_one_line():
         ntk.alignment(ntk.kernel(model, x), torch.tensor([0, 1]))
     with refused("form 'blocks' is no symmetric matrix; allowed: full or trace"):
         ntk.spectrum(ntk.kernel(model, x, form="blocks"))
+    across = ntk.kernel(model, x, other=x, batch_norm="stored")
+    with refused("form 'full' is no symmetric matrix; allowed: full or trace, of one set"):
+        ntk.spectrum(across)
+    with refused("a kernel between two sets of images has no trace"):
+        _ = across.trace
     with refused("kernels of forms 'full' \\(6, 6\\) and 'trace' \\(3, 3\\)"):
         ntk.distance(ntk.kernel(model, x), ntk.kernel(model, x, form="trace"))
 

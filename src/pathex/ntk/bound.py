@@ -19,7 +19,7 @@ from pathex.scores import PX, Problem, PXLiteral, SynFlowL2, parse_memory
 
 @dataclass(frozen=True)
 class LayerPaths:
-    """A masked weight: output channels, those with a weight on a path, and the fewest, mean and most of such weights."""
+    """A masked weight: output channels, those with a weight on a path, and the fewest, mean and most such weights."""
 
     units: int
     live: int

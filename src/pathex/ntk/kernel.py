@@ -46,6 +46,7 @@ class Kernel:
         values: In float64 on the CPU: ``full`` (N k, N k), image after image; ``trace`` (N, N), summed over the
             outputs; ``classes`` (k, N, N); ``blocks`` (N, k, k). With ``other`` images M in place of the first N.
         form: Which of these.
+        crossed: Whether the rows are of another set of images than the columns.
         outputs: Number of outputs k.
         method: ``jacobian`` or ``products``.
         batch_norm: What BatchNorm used.
@@ -55,6 +56,7 @@ class Kernel:
 
     values: Tensor
     form: Form
+    crossed: bool
     outputs: int
     method: str
     batch_norm: str
@@ -69,6 +71,8 @@ class Kernel:
     @property
     def trace(self) -> float:
         """Sum of the diagonal of a kernel of one set: of all squared derivatives of all outputs over all images."""
+        if self.crossed:
+            raise InvalidInput("a kernel between two sets of images has no trace; allowed: of one set")
         return float(self.values.diagonal(dim1=-2, dim2=-1).sum())
 
 
@@ -116,7 +120,7 @@ def kernel(
     values = {"jacobian": by_jacobian, "products": by_products}[chosen](network, form, second)
     values = matrix(values, form, mirror=chosen == "jacobian" and second is None)
     cost = Cost(passes, size, time.perf_counter() - started)
-    return Kernel(values, form, network.outputs, chosen, network.batch_norm, network.dtype, cost)
+    return Kernel(values, form, second is not None, network.outputs, chosen, network.batch_norm, network.dtype, cost)
 
 
 def planned(network: Network, form: Form, method: Exact, other: Network | None = None) -> tuple[str, float, int]:
@@ -177,11 +181,11 @@ def alignment(kernel: Kernel, labels: Tensor) -> float:
     Raises:
         InvalidInput: If the labels do not fit, or it is no such kernel.
     """
-    y = targets(labels, kernel.outputs)
-    y = y.reshape(-1, 1) if symmetric(kernel).form == "full" else y
-    if len(y) != len(kernel.values):
-        raise InvalidInput(f"{len(labels)} labels do not fit a kernel of {tuple(kernel.values.shape)}")
-    return _cosine(kernel.values, y @ y.T)
+    y, K = targets(labels, kernel.outputs), symmetric(kernel)
+    y = y.reshape(-1, 1) if kernel.form == "full" else y
+    if len(y) != len(K):
+        raise InvalidInput(f"{len(labels)} labels do not fit a kernel of {tuple(K.shape)}")
+    return _cosine(K, y @ y.T)
 
 
 def distance(a: Kernel, b: Kernel) -> float:
@@ -192,11 +196,11 @@ def distance(a: Kernel, b: Kernel) -> float:
     return 1 - _cosine(a.values, b.values)
 
 
-def symmetric(kernel: Kernel) -> Kernel:
-    """A kernel that is one symmetric matrix; others are refused."""
-    if kernel.values.dim() != 2 or kernel.values.shape[0] != kernel.values.shape[1]:
+def symmetric(kernel: Kernel) -> Tensor:
+    """The matrix of a kernel that is symmetric; others are refused."""
+    if kernel.form not in ("full", "trace") or kernel.crossed:
         raise InvalidInput(f"form {kernel.form!r} is no symmetric matrix; allowed: full or trace, of one set of images")
-    return kernel
+    return kernel.values
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

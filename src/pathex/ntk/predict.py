@@ -46,6 +46,7 @@ def predict(
     if chosen == "products":
         part = None if network.coupled else network.x[:1]
         picked = torch.zeros(network.images if network.coupled else 1, network.outputs)
+        network.pushed(network.pulled(picked, part))  # the first time is slower
         return Cost(passes, size, rows * _seconds(lambda: network.pushed(network.pulled(picked, part))))
     seconds = 0.0
     for block in blocks(network):
@@ -56,7 +57,8 @@ def predict(
 
 def _of_rows(some: Callable[[], Iterator[Tensor]], rows: int) -> float:
     """Seconds of all rows, from those of the first of some."""
-    return _seconds(lambda: next(some())) * rows / len(next(some()))
+    first = next(some())
+    return _seconds(lambda: next(some())) * rows / len(first)
 
 
 def _of_products(network: Network, form: Form, width: int) -> float:
@@ -64,14 +66,14 @@ def _of_products(network: Network, form: Form, width: int) -> float:
     group = min(ceil(GROUP / network.outputs), network.images)
     part = min(width, max(1, network.memory // 8 // (network.images * network.outputs * network.dtype.itemsize)), 2**14)
     rows = torch.ones(network.images, network.outputs, part, dtype=network.dtype, device=network.x.device)
-    one = _seconds(lambda: torch.einsum(EQUATIONS[form], rows[:group], rows[:group] if form == "blocks" else rows))
+    right = rows[:group] if form == "blocks" else rows
+    torch.einsum(EQUATIONS[form], rows[:group], right)
+    one = _seconds(lambda: torch.einsum(EQUATIONS[form], rows[:group], right))
     below = 1 if form == "blocks" else (1 + group / network.images) / 2
     return one * below * network.images / group * width / part
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of a piece of work, the second time that it is done."""
-    work()
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
