@@ -115,6 +115,27 @@ def test_the_trace_is_the_sum_of_the_diagonal_scores_over_squared_weights():
         assert trace.by_parameter[name] == pytest.approx(float(part), rel=1e-9)
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 2)
+
+    def forward(self, image, token):
+        return {"sum": self.first(image) * self.second(token), "first": self.first(image)}
+
+
+def test_several_inputs_and_outputs():
+    model = TwoInputs().double().eval()
+    image, token = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    for output in ("sum", "first"):
+        found = torch.func.jacrev(lambda w, o=output: torch.func.functional_call(model, w, (image, token))[o])(weights)
+        rows = torch.cat([each.flatten(2) for each in found.values()], 2).flatten(0, 1)
+        for method in ("jacobian", "products"):
+            how = {"output": output, "memory": "20kB"}
+            close(ntk.kernel(model, {"image": image, "token": token}, None, method, **how).values, rows @ rows.T)
+
+
 def test_what_does_not_reach_the_output_has_no_part():
     model = nn.ModuleDict({"used": nn.Linear(3, 2), "not": nn.Linear(3, 2)}).double().eval()
     model.forward = model["used"].forward

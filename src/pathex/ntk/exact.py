@@ -23,7 +23,7 @@ def size_of(network: Network, form: Form, rows: int) -> tuple[int, ...]:
 
 def width_of(network: Network) -> int:
     """Entries of parameters in a block: rows of that width take half of the memory."""
-    return max(1, network.memory // 2 // (network.images * network.outputs * network.dtype.itemsize))
+    return max(1, min(network.kept, network.memory // 2 // (network.images * network.outputs * network.dtype.itemsize)))
 
 
 def blocks(network: Network) -> Iterator[list[tuple[str, Tensor]]]:
@@ -51,9 +51,11 @@ def by_jacobian(network: Network, form: Form, other: Network | None) -> Tensor:
     """The kernel in float64; of one set of images the part below the diagonal."""
     total = torch.zeros(size_of(network, form, (other or network).images), dtype=torch.float64)
     count, k, group = network.images, network.outputs, 1 if other else ceil(GROUP / network.outputs)
+    # One place for all blocks: a new one would be made while the last is still there.
+    memory = torch.empty(count * k * width_of(network), dtype=network.dtype, device=network.x.device)
     for block in blocks(network):
         width, done = sum(len(at) for _, at in block), 0
-        rows = torch.empty(count * k, width, dtype=network.dtype, device=network.x.device)
+        rows = memory[: count * k * width].view(count * k, width)
         for found in (found for part in network.parts for found in rows_of(network, block, part)):
             rows[done : done + len(found)] = found
             done += len(found)
@@ -79,19 +81,16 @@ def by_products(network: Network, form: Form, other: Network | None) -> Tensor:
     total = torch.zeros(size_of(network, form, (other or network).images), dtype=torch.float64)
     for number in range(network.images * network.outputs):
         image, output = divmod(number, network.outputs)
-        x = None if network.coupled else network.x[image : image + 1]
+        place = slice(None) if network.coupled else slice(image, image + 1)
         picked = torch.zeros(network.images, network.outputs)
         picked[image, output] = 1
-        column = (
-            (other or network).pushed(network.pulled(picked if x is None else picked[image : image + 1], x)).to(total)
-        )
+        column = (other or network).pushed(network.pulled(picked[place], network.x[place])).to(total)
         if form == "full":
             total[:, :, image, output] = column
         elif form == "blocks":
             total[image, :, output] = column[image]
         else:
-            place = total[output] if form == "classes" else total
-            place[:, image] += column[:, output]
+            (total[output] if form == "classes" else total)[:, image] += column[:, output]
     return total
 
 

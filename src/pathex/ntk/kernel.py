@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal, get_args
 
 import torch
@@ -134,10 +135,9 @@ def planned(network: Network, form: Form, method: Exact, other: Network | None =
             f"form={form!r} of {count} images and {network.outputs} outputs takes {mib(held)}, more than half of "
             f"memory={mib(network.memory)}; allowed: more memory, fewer images, or form='trace'"
         )
-    kept = max(1, sum(len(network.places(name)) for name in network.leaves))
-    of_row, width = count if network.coupled else 1, min(kept, width_of(network))
+    of_row, width = count if network.coupled else 1, width_of(network)
     passes = {
-        "jacobian": -(-kept // width) * (rows * of_row + others * network.outputs),
+        "jacobian": ceil(network.kept / width) * (rows * of_row + others * network.outputs),
         "products": rows * (of_row + PUSHED * (others or count)),
     }
     chosen = min(passes, key=passes.__getitem__) if method == "auto" else method

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, Literal, TypedDict
 
@@ -18,6 +19,7 @@ from pathex.scores import parse_memory, read_batches
 
 BatchNorm = Literal["stored", "calibrated", "batch"]
 _ON_CPU = 2 * 2**30
+_TOGETHER = 2**20  # entries of rows made together, beyond which their copies take longer than one row after another
 _LARGEST = 6  # results of the largest function that a pass without gradient holds
 
 
@@ -64,6 +66,11 @@ class Network:
         """Precision of the passes."""
         return next(iter(self.leaves.values())).dtype
 
+    @cached_property
+    def kept(self) -> int:
+        """Number of entries of parameters that are kept."""
+        return sum(int(self.mask[n].sum()) if n in self.mask else leaf.numel() for n, leaf in self.leaves.items())
+
     @property
     def parts(self) -> Sequence[Images]:
         """Images that do not depend on each other: one by one, or all together where they are coupled."""
@@ -83,14 +90,16 @@ class Network:
         """The outputs of all images in float64, on the CPU: ``(images, outputs)``."""
         return torch.cat([self.run(x, self.leaves) for x in self.x.split(self.together)]).double().cpu()
 
-    def row_bytes(self, names: Iterable[str], images: int) -> int:
-        """What the derivatives of one output by some parameters take."""
-        return (sum(self.leaves[name].numel() for name in names) + 3 * self.entries[1] * images) * self.dtype.itemsize
+    def row_entries(self, names: Iterable[str], images: int) -> int:
+        """Entries of the derivatives of one output by some parameters, and of what is on the way there."""
+        return sum(self.leaves[name].numel() for name in names) + 3 * self.entries[1] * images
 
     def rows_bytes(self) -> int:
         """What the derivatives of the outputs of a part take that are made together, and its pass."""
-        images, row = len(self.parts[0]), self.row_bytes(self.leaves, len(self.parts[0]))
-        return self.pass_bytes(images) + max(row, min(self.memory // 4, self.outputs * images * row))
+        images = len(self.parts[0])
+        row = self.row_entries(self.leaves, images)
+        most = max(row, min(self.memory // 4 // self.dtype.itemsize, _TOGETHER, self.outputs * images * row))
+        return self.pass_bytes(images) + most * self.dtype.itemsize
 
     def places(self, name: str) -> Tensor:
         """Flat places of the entries of a parameter that are kept."""
@@ -99,7 +108,7 @@ class Network:
         return torch.arange(leaf.numel(), device=leaf.device) if kept is None else kept.flatten().nonzero().flatten()
 
     def derivatives(self, part: Images, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Derivatives of the outputs of a part, ``(rows, entries)``, as many rows as take a quarter of the memory."""
+        """Derivatives of the outputs of a part, ``(rows, entries)``: of small networks many rows together."""
         leaves = [self.leaves[name] for name in names]
         with torch.enable_grad():
             out = self.run(part, self.leaves).flatten()
@@ -107,10 +116,11 @@ class Network:
         def pulled(vector: Tensor) -> Any:
             return torch.autograd.grad(out, leaves, vector, retain_graph=True, materialize_grads=True)
 
-        together = max(1, self.memory // 4 // self.row_bytes(names, len(part)))
-        for rows in torch.arange(len(out), device=out.device).split(together):
+        most = min(_TOGETHER, self.memory // 4 // self.dtype.itemsize)
+        for rows in torch.arange(len(out), device=out.device).split(max(1, most // self.row_entries(names, len(part)))):
+            picked = nn.functional.one_hot(rows, len(out)).to(out)
             with _without_warnings():
-                found = torch.func.vmap(pulled)(nn.functional.one_hot(rows, len(out)).to(out))
+                found = torch.func.vmap(pulled)(picked) if len(rows) > 1 else [g[None] for g in pulled(picked[0])]
             yield {name: entry.flatten(1) for name, entry in zip(names, found, strict=True)}
 
     def pulled(self, vector: Tensor, x: Images | None = None) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from math import ceil
 from typing import Any, Literal, get_args
 
@@ -39,26 +40,28 @@ def predict(
     rows = network.images * network.outputs
     if method == "exact":
         passes, size = trace_cost(network)
-        return Cost(passes, size, _of_rows(partial(squares, network, network.parts[0]), rows))
+        return Cost(passes, size, _of_rows(network, partial(squares, network, network.parts[0])))
     check_name("method", method, get_args(Exact))
     check_name("form", form, EQUATIONS)
     chosen, passes, size = planned(network, form, method)
     if chosen == "products":
-        part = None if network.coupled else network.x[:1]
-        picked = torch.zeros(network.images if network.coupled else 1, network.outputs)
+        part = network.parts[0]
+        picked = torch.zeros(len(part), network.outputs)
         network.pushed(network.pulled(picked, part))  # the first time is slower
         return Cost(passes, size, rows * _seconds(lambda: network.pushed(network.pulled(picked, part))))
     seconds = 0.0
     for block in blocks(network):
-        seconds += _of_rows(partial(rows_of, network, block, network.parts[0]), rows)
+        seconds += _of_rows(network, partial(rows_of, network, block, network.parts[0]))
         seconds += _of_products(network, form, sum(len(places) for _, places in block))
     return Cost(passes, size, seconds)
 
 
-def _of_rows(some: Callable[[], Iterator[Tensor]], rows: int) -> float:
-    """Seconds of all rows, from those of the first of some."""
-    first = next(some())
-    return _seconds(lambda: next(some())) * rows / len(first)
+def _of_rows(network: Network, some: Callable[[], Iterator[Tensor]]) -> float:
+    """Seconds of all rows, from those of one image, or of a few where images are coupled."""
+    next(some())  # the first time is slower
+    started = time.perf_counter()
+    seen = sum(len(rows) for rows in islice(some(), 2 if network.coupled else None))
+    return (time.perf_counter() - started) * network.images * network.outputs / seen
 
 
 def _of_products(network: Network, form: Form, width: int) -> float:

@@ -103,5 +103,5 @@ def trace_cost(network: Network) -> tuple[float, int]:
 def squares(network: Network, part: Images) -> Iterator[Tensor]:
     """Squared derivatives by each parameter, summed in float64, some rows at a time: ``(rows, parameters)``."""
     for rows in network.derivatives(part, list(network.leaves)):
-        kept = [rows[name][:, network.places(name)] if name in network.mask else rows[name] for name in rows]
+        kept = [rows[name] * network.mask[name].flatten() if name in network.mask else rows[name] for name in rows]
         yield torch.stack([each.square().sum(1, dtype=torch.float64) for each in kept], 1).cpu()
