@@ -49,6 +49,7 @@ def test_numbers_are_those_of_every_path(masked):
     assert found.expected == pytest.approx(expected, rel=1e-10)
     assert found.trace == pytest.approx(float(kernels.all_rows(model, x, mask, "running").square().sum()), rel=1e-10)
     assert found.trace <= found.bound_by_output <= found.bound
+    assert found.tightness == found.trace / found.bound_by_output
 
 
 def test_the_expected_trace_is_the_mean_over_all_signs():
@@ -87,6 +88,7 @@ def test_a_removed_layer_leaves_no_path():
     found = ntk.path_numbers(model, x, mask)
     assert found.log10_paths == found.log10_active == -math.inf
     assert found.bound == found.bound_by_output == found.expected == found.trace == 0
+    assert math.isnan(found.tightness)
     assert found.layers["0.weight"].live == 0 and found.disconnected == 18
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,11 @@ class PathNumbers:
     bound: float
     bound_by_output: float
     expected: float
+
+    @property
+    def tightness(self) -> float:
+        """What the trace is of its bound by output; NaN where both are zero."""
+        return self.trace / self.bound_by_output if self.bound_by_output else nan
 
 
 def path_numbers(

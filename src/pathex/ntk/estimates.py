@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexError, check_integer, refusing
@@ -67,7 +67,7 @@ def repeated(draw: Callable[[], Tensor], repetitions: int, seed: int) -> Tensor:
 
 def half_width(count: int) -> float:
     """What to multiply the deviation of some samples with, so that twice that is a 95 % interval of their mean."""
-    return float(student.ppf(0.975, count - 1)) / 2 / sqrt(count)
+    return float(stdtrit(count - 1, 0.975)) / 2 / sqrt(count)
 
 
 def estimated(operator: Any, method: str, products: int, seed: int) -> tuple[float, float]:

@@ -34,7 +34,6 @@ class Network:
 
     run: Callable[[Images, Tensors], Tensor]
     x: Images
-    labels: Tensor | None
     leaves: dict[str, Tensor]
     mask: dict[str, Tensor]
     batch_norm: BatchNorm
@@ -146,8 +145,7 @@ class Network:
         """The same function of other images."""
         if self.coupled:
             raise InvalidInput("batch_norm='batch' couples the images of one set; allowed for two: stored, calibrated")
-        x, labels = read(data, model)
-        return replace(self, x=x.to(self.x.device, self.dtype), labels=labels)
+        return replace(self, x=read(data, model)[0].to(self.x.device, self.dtype))
 
 
 @contextmanager
@@ -187,8 +185,7 @@ def network_of(model: nn.Module, data: Any, mask: Tensors | None, options: Optio
     check_name("batch_norm", batch_norm, ("stored", "calibrated", "batch"))
     model = own_module(model)
     dtype, device = compute_dtype(model), next(iter(model.parameters())).device
-    x, labels = read(data, model)
-    x, kept, leaves = x.to(device, dtype), {}, {}
+    x, kept, leaves = read(data, model)[0].to(device, dtype), {}, {}
     if mask is not None:
         (checked := Mask(mask)).check(model)
         kept = {name: entry.to(device) for name, entry in checked.items()}
@@ -212,4 +209,4 @@ def network_of(model: nn.Module, data: Any, mask: Tensors | None, options: Optio
     def run(x: Images, tensors: Tensors) -> Tensor:
         return forward(model, x, tensors=tensors, statistics=statistics, output=output).reshape(len(x), -1)
 
-    return Network(run, x, labels, leaves, kept, batch_norm, budget, coupled, shape, entries)
+    return Network(run, x, leaves, kept, batch_norm, budget, coupled, shape, entries)

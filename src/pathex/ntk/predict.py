@@ -47,7 +47,6 @@ def predict(
     if chosen == "products":
         part = network.parts[0]
         picked = torch.zeros(len(part), network.outputs)
-        network.pushed(network.pulled(picked, part))  # the first time is slower
         return Cost(passes, size, rows * _seconds(lambda: network.pushed(network.pulled(picked, part))))
     seconds = 0.0
     for block in blocks(network):
@@ -58,10 +57,13 @@ def predict(
 
 def _of_rows(network: Network, some: Callable[[], Iterator[Tensor]]) -> float:
     """Seconds of all rows, from those of one image, or of a few where images are coupled."""
-    next(some())  # the first time is slower
-    started = time.perf_counter()
-    seen = sum(len(rows) for rows in islice(some(), 2 if network.coupled else None))
-    return (time.perf_counter() - started) * network.images * network.outputs / seen
+    seen = 0
+
+    def work() -> None:
+        nonlocal seen
+        seen = sum(len(rows) for rows in islice(some(), 2 if network.coupled else None))
+
+    return _seconds(work) * network.images * network.outputs / seen
 
 
 def _of_products(network: Network, form: Form, width: int) -> float:
@@ -70,13 +72,13 @@ def _of_products(network: Network, form: Form, width: int) -> float:
     part = min(width, max(1, network.memory // 8 // (network.images * network.outputs * network.dtype.itemsize)), 2**14)
     rows = torch.ones(network.images, network.outputs, part, dtype=network.dtype, device=network.x.device)
     right = rows[:group] if form == "blocks" else rows
-    torch.einsum(EQUATIONS[form], rows[:group], right)
     one = _seconds(lambda: torch.einsum(EQUATIONS[form], rows[:group], right))
     below = 1 if form == "blocks" else (1 + group / network.images) / 2
     return one * below * network.images / group * width / part
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    work()  # the first time is slower
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

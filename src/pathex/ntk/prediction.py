@@ -139,7 +139,7 @@ def linearised(
     if net.coupled and size < net.images:
         raise InvalidInput("batch_size with batch_norm='batch' would change the kernel; allowed: None, or calibrated")
     found, started = kernel(model, data, mask, **options), time.perf_counter()
-    y = targets(net.labels, net.outputs)
+    y = targets(read(data, model)[1], net.outputs)
 
     def mean_loss(outputs: Tensor, rows: Tensor) -> Tensor:
         return (
