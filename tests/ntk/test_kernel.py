@@ -172,6 +172,21 @@ def test_float32_agrees_with_float64():
     assert float(ntk.trace(model, x)) == pytest.approx(wide.trace, rel=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_device_gives_what_the_processor_gives():
+    model, x = build("residual", 1)
+    mask = random_mask(model, 1)
+    moved = copy.deepcopy(model).cuda()
+    for mode in MODES:
+        for method in ("jacobian", "products"):
+            found, expected = (ntk.kernel(m, x, mask, method, batch_norm=mode).values for m in (moved, model))
+            close(found, expected)
+        found, expected = (float(ntk.trace(m, x, mask, batch_norm=mode)) for m in (moved, model))
+        assert found == pytest.approx(expected, rel=1e-10)
+    numbers = (ntk.path_numbers(m, x, mask) for m in (moved, model))
+    assert next(numbers).bound == pytest.approx(next(numbers).bound, rel=1e-10)
+
+
 def test_the_model_is_left_as_it_was():
     model, x = build("residual", 1)
     model.train()
