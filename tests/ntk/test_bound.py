@@ -98,6 +98,9 @@ def test_what_has_no_paths_is_refused_in_one_line():
         ntk.path_numbers(model, x, batch_norm="batch")
     with refused("its coefficients depend on the sample.*per_sample='one'", UnsupportedOperation):
         ntk.path_numbers(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2)), torch.randn(2, 3))
+    with refused("Bilinear takes several inputs; allowed for paths in numbers: one tensor"):
+        mask = {"weight": torch.ones(1, 2, 2, dtype=torch.bool)}
+        ntk.path_numbers(nn.Bilinear(2, 2, 1), [((torch.ones(2, 2), torch.ones(2, 2)), torch.zeros(2))], mask)
     deep = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(200)))
     with refused("the network of ones leaves float64", PathexError):
         ntk.path_numbers(deep, torch.randn(1, 100))

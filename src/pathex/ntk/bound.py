@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import check_name
+from pathex.errors import InvalidInput, check_name
 from pathex.graph import Output, Tensors, ones
 from pathex.masks import Mask, all_kept, own_module, prunable_weights
 from pathex.ntk.network import read
@@ -86,6 +86,7 @@ def path_numbers(
         The numbers.
 
     Raises:
+        InvalidInput: If the network takes several inputs, or an argument is none of these.
         PathexError: If there are more paths than float64 has numbers for.
         UnsupportedOperation: If paths cannot be read through the network.
 
@@ -95,7 +96,9 @@ def path_numbers(
     model = copy.deepcopy(own_module(model)).double().eval()
     mask = Mask(all_kept(prunable_weights(model)) if mask is None else mask)
     mask.check(model)
-    images: Any = read(x, model)[0].to(next(model.parameters()).device, torch.float64)
+    images = read(x, model)[0].to(next(model.parameters()).device, torch.float64)
+    if not isinstance(images, Tensor):
+        raise InvalidInput(f"{type(model).__name__} takes several inputs; allowed for paths in numbers: one tensor")
     calibration: Any = {"stored": "running", "calibrated": "batch"}[batch_norm]
     weights = {name: model.get_parameter(name) for name in mask}
     problem = Problem(model, weights, [(images, None)], dict(mask), memory=parse_memory(memory))
@@ -118,10 +121,8 @@ def path_numbers(
     weighed = over_squares(SynFlowL2(**how, per_sample=per_sample).score(problem))
     by_output = over_squares(PXLiteral(**how, per_sample=per_sample).score(problem))
     exact = trace(model, x, mask, batch_norm=batch_norm, output=output, memory=memory).by_parameter
-    connected, uses = (
-        connectivity(model, mask, images, output=output),
-        count_paths(model, images, mask, per_sample=per_sample, output=output).uses,
-    )
+    connected = connectivity(model, mask, images, output=output)
+    uses = count_paths(model, images, mask, per_sample=per_sample, output=output).uses
     return PathNumbers(
         float(every.log10()),
         float(active.log10()),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from math import ceil
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from pathex.ntk.exact import EQUATIONS, GROUP, Form, blocks, rows_of
 from pathex.ntk.kernel import Cost, Exact, planned
 from pathex.ntk.network import Network, Options, network_of
 from pathex.ntk.trace import squares, trace_cost
+
+T = TypeVar("T")
 
 
 def predict(
@@ -47,7 +49,7 @@ def predict(
     if chosen == "products":
         part = network.parts[0]
         picked = torch.zeros(len(part), network.outputs)
-        return Cost(passes, size, rows * _seconds(lambda: network.pushed(network.pulled(picked, part))))
+        return Cost(passes, size, rows * _timed(lambda: network.pushed(network.pulled(picked, part)))[0])
     seconds = 0.0
     for block in blocks(network):
         seconds += _of_rows(network, partial(rows_of, network, block, network.parts[0]))
@@ -57,13 +59,8 @@ def predict(
 
 def _of_rows(network: Network, some: Callable[[], Iterator[Tensor]]) -> float:
     """Seconds of all rows, from those of one image, or of a few where images are coupled."""
-    seen = 0
-
-    def work() -> None:
-        nonlocal seen
-        seen = sum(len(rows) for rows in islice(some(), 2 if network.coupled else None))
-
-    return _seconds(work) * network.images * network.outputs / seen
+    seconds, seen = _timed(lambda: sum(len(rows) for rows in islice(some(), 2 if network.coupled else None)))
+    return seconds * network.images * network.outputs / seen
 
 
 def _of_products(network: Network, form: Form, width: int) -> float:
@@ -72,13 +69,14 @@ def _of_products(network: Network, form: Form, width: int) -> float:
     part = min(width, max(1, network.memory // 8 // (network.images * network.outputs * network.dtype.itemsize)), 2**14)
     rows = torch.ones(network.images, network.outputs, part, dtype=network.dtype, device=network.x.device)
     right = rows[:group] if form == "blocks" else rows
-    one = _seconds(lambda: torch.einsum(EQUATIONS[form], rows[:group], right))
+    one, _ = _timed(lambda: torch.einsum(EQUATIONS[form], rows[:group], right))
     below = 1 if form == "blocks" else (1 + group / network.images) / 2
     return one * below * network.images / group * width / part
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    work()  # the first time is slower
-    started = time.perf_counter()
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of a piece of work, which is done twice as the first time is slower, and what it gives."""
     work()
-    return time.perf_counter() - started
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
