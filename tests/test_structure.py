@@ -25,7 +25,7 @@ ORDER = (
     ("paths", "models", "data", "compaction"),
     ("sparse",),
     ("scores",),
-    ("analysis",),
+    ("analysis", "ntk"),
     ("pruning",),
     ("train",),
     ("tasks",),

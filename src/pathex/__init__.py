@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         graph,
         masks,
         models,
+        ntk,
         paths,
         pruning,
         scores,
@@ -105,6 +106,7 @@ __all__ = [
     "masks",
     "methods",
     "models",
+    "ntk",
     "paths",
     "prune",
     "pruning",
@@ -117,7 +119,7 @@ __all__ = [
 ]
 
 _ROOMS = frozenset({"analysis", "compaction", "data", "errors", "experiments", "graph", "masks"})
-_ROOMS |= {"models", "paths", "pruning", "scores", "sparse", "tasks", "train"}
+_ROOMS |= {"models", "ntk", "paths", "pruning", "scores", "sparse", "tasks", "train"}
 _HOME = {
     "compact": "compaction",
     **dict.fromkeys(("Mask", "attach", "make_permanent"), "masks"),

@@ -18,6 +18,7 @@ from benchmarks import (
     latency_beside_deepsparse,
     live_channels,
     networks,
+    ntk,
     rounds,
     scale,
     training,
@@ -208,6 +209,16 @@ def test_other_benchmarks_write_shares(module, words, expected, tmp_path, monkey
     assert importlib.import_module(f"benchmarks.{module}").main(words) == 0
     frame = pd.read_csv(tmp_path / "rows.csv")
     assert expected <= {*frame} and frame[[*expected]].astype(float).stack().between(-1, 1).all()
+
+
+def test_kernels_cost_what_was_told(tmp_path):
+    words = ["--networks", "resnet20", "--images", "2", "--threads", "1", "--out", str(tmp_path / "rows.csv")]
+    assert ntk.main(words) == 0
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index(["density", "work"])
+    assert len(rows) == 8 and (rows["seconds"] >= 0).all()
+    told = rows.loc[[(density, work) for density in (1.0, 0.018) for work in ("kernel", "trace")]]
+    assert (told["predicted_seconds"] > 0).all() and (told["predicted_mib"] > 0).all()
+    assert rows.loc[(0.018, "trace"), "value"] < rows.loc[(1.0, "trace"), "value"]
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")

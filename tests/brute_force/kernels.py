@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brute_force.cases import masked, measure, norms, prunable
 
@@ -37,6 +38,15 @@ def jacobian(model, x, keep, calibration):
     entries = masked(model, keep)
     weights = {name: entries[name] for name in prunable(model)}
     return weights, torch.func.jacrev(network(model, x, keep, calibration))(weights)
+
+
+def all_rows(model, x, keep, calibration):
+    """The Jacobian by all parameters, ``(images, outputs, entries)``, zero where the mask removes."""
+    with sdpa_kernel(SDPBackend.MATH):  # torch has no rule to take several rows of the fused one
+        found = torch.func.jacrev(network(model, x, keep, calibration))(masked(model, keep))
+    rows = [each.flatten(0, each.dim() - 1 - model.get_parameter(n).dim()) for n, each in found.items()]
+    kept = [rows_of * (keep or {}).get(n, torch.tensor(True)) for n, rows_of in zip(found, rows, strict=True)]
+    return torch.cat([each.reshape(len(x), -1, each[0].numel()) for each in kept], 2)
 
 
 def _reduced(derivatives, weight):

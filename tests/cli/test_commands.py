@@ -13,11 +13,12 @@ import torch
 import yaml
 
 import pathex
+from pathex import ntk
 from pathex.cli import main
 from pathex.cli.console import RunDisplay, show, table
 from pathex.cli.listings import OF_RUNS
 from pathex.errors import PathexWarning
-from pathex.experiments.runs import RunConfig, run
+from pathex.experiments.runs import RunConfig, build_task, read_config, run
 from pathex.experiments.runs.stages import DENSE, TRAINED
 from pathex.masks import Mask, read_mask
 from pathex.masks.files import FORMATS
@@ -33,7 +34,7 @@ def test_help_lists_exactly_the_commands_there_are_and_the_version_is_one_line(c
     assert (code, err) == (0, "")
     lines = out.split("Available subcommands:")[1].splitlines()
     listed = [line.split()[0] for line in lines if line[4:5].strip()]
-    known = "demo run sweep prune convert report bench export methods models datasets"
+    known = "demo run sweep prune convert report bench export ntk methods models datasets"
     assert listed == known.split()
     assert command() == (2, out, "")
     code, out, _ = command("--version")
@@ -86,6 +87,10 @@ def test_run_reads_a_file_that_print_config_wrote(command, runs):
         (f"bench {OWN}", "--image-size is not given; allowed: the side of the images in pixels"),
         (f"bench {OWN} --batch-size 0", "--batch-size is 0; allowed: whole numbers from 1"),
         (f"bench {OWN} --threads [1,-1]", r"--threads is \(1, -1\); allowed: whole numbers from 1"),
+        ("ntk", "give folders of runs or --model, as in pathex ntk --model resnet20"),
+        ("ntk runs/a --model resnet20", "give folders of runs or --model"),
+        ("ntk nowhere", "nowhere/config.yaml"),
+        ("ntk --model resnet20 --form blocks", "--form is 'blocks'; allowed: full, trace"),
         ("export nowhere", "no such folder: nowhere"),
         ("export . --weights w.pt", "a run has its weights, mask and model options"),
         (f"export {OWN} --out n.tflite", "--out 'n.tflite' must end in .onnx, the format"),
@@ -397,6 +402,27 @@ def test_bench_tells_what_a_run_costs(command, folder, monkeypatch):
     assert (rows["kept"] < rows["parameters"]).all() and (rows["sparse_bytes"] < rows["bytes"]).all()
     assert pd.read_csv("bench/layers.csv")["weights"].sum() == Mask.load(folder / "mask.safetensors").total
     assert "openvino is not installed" in out and "no C++ compiler" in out
+
+
+def test_ntk_compares_tickets_with_their_dense_network(command, folder):
+    words = ("--images-per-class", "2", "--batch-norm", "stored")
+    code, out, err = command("ntk", str(folder), *words)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "ntk.csv"
+    assert re.match(r"2 kernels: about \d+ s, \d+ MiB at most\n", out)
+    dense, ticket = pd.read_csv("ntk.csv").to_dict("records")
+    assert ticket["name"] == str(folder) and dense["of dense"] == 1 and dense["distance"] < 1e-6
+    config = read_config(folder)
+    task = build_task(config)
+    images = task.pruning_set(2, 0)
+    kernel = ntk.kernel(task.model, images.images, Mask.load(folder / "mask.safetensors"))
+    assert ticket["trace"] == pytest.approx(kernel.trace, rel=1e-4)
+    assert ticket["alignment"] == pytest.approx(ntk.alignment(kernel, images.labels), rel=1e-4)
+    assert ticket["of dense"] == pytest.approx(ticket["trace"] / dense["trace"], rel=1e-4)
+    # By the name of the network, with the mask as a file; seed and data options are those of the run.
+    options = ("--model", "resnet20", "--model-options.width", "2", "--data-options.classes", "[0, 1]", *words)
+    code, out, _ = command("ntk", *options, "--mask", str(folder / "mask.safetensors"), "--out", "n.csv")
+    assert code == 0
+    pd.testing.assert_frame_equal(*(pd.read_csv(file).drop(columns="name") for file in ("n.csv", "ntk.csv")))
 
 
 def test_export_writes_the_network_that_was_named(command):

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
-from pathex.cli import experiments, listings, masks, networks
+from pathex.cli import experiments, kernels, listings, masks, networks
 from pathex.cli.parser import parse
 from pathex.errors import TRUSTED, PathexError, reason
 
@@ -29,6 +29,7 @@ COMMANDS = MappingProxyType(
         "report": experiments.REPORT,
         "bench": networks.BENCH,
         "export": networks.EXPORT,
+        "ntk": kernels.NTK,
         "methods": listings.METHODS,
         "models": listings.MODELS,
         "datasets": listings.DATASETS,

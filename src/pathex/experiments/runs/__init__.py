@@ -17,7 +17,7 @@ from pathex.experiments.runs.conformity import check_types
 from pathex.files import write_json
 
 if TYPE_CHECKING:
-    from pathex.experiments.runs.folder import environment, finished_result, locked, to_csv
+    from pathex.experiments.runs.folder import environment, finished_result, locked, read_config, to_csv
     from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run, settle_threads
@@ -45,6 +45,7 @@ __all__ = [
     "load_ticket",
     "locked",
     "pruning_seed",
+    "read_config",
     "run",
     "run_name",
     "save_ticket",
@@ -56,7 +57,7 @@ __all__ = [
 
 # The settings are needed to read a command line; torch is not.
 _HOME = {
-    **dict.fromkeys(("environment", "finished_result", "locked", "to_csv"), "folder"),
+    **dict.fromkeys(("environment", "finished_result", "locked", "read_config", "to_csv"), "folder"),
     "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),
