@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from pathex.ntk.network import read
 from pathex.ntk.trace import trace
 from pathex.paths import PerSample, Use, connectivity, count_paths, record, replay, replay_open
 from pathex.scores import PX, Problem, PXLiteral, SynFlowL2, parse_memory
+
+if TYPE_CHECKING:
+    from altair import LayerChart
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ class PathNumbers:
     def tightness(self) -> float:
         """What the trace is of its bound by output; NaN where both are zero."""
         return self.trace / self.bound_by_output if self.bound_by_output else nan
+
+    def plot(self) -> "LayerChart":
+        """Live output channels of each layer: where the network narrows."""
+        import pandas as pd
+
+        from pathex.figures import flow
+
+        rows = [("live channels", name, layer.live, layer.units) for name, layer in self.layers.items()]
+        return flow(pd.DataFrame(rows, columns=["series", "layer", "kept", "total"]))
 
 
 def path_numbers(

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from pathex.errors import InvalidInput, check_name
 from pathex.graph import Tensors
 from pathex.ntk.exact import EQUATIONS, Form, by_jacobian, by_products, matrix, size_of, width_of
 from pathex.ntk.network import Network, Options, mib, network_of
+
+if TYPE_CHECKING:
+    from altair import LayerChart
 
 Exact = Literal["auto", "jacobian", "products"]
 _AXES = {
@@ -75,6 +78,22 @@ class Kernel:
         if self.crossed:
             raise InvalidInput("a kernel between two sets of images has no trace; allowed: of one set")
         return float(self.values.diagonal(dim1=-2, dim2=-1).sum())
+
+    def plot(self) -> "LayerChart":
+        """Size of its entries between images, summed over outputs, as colours."""
+        import pandas as pd
+
+        from pathex.figures import heat_map
+
+        values = self.values
+        if self.form == "full":
+            whole = values.view(-1, self.outputs, values.shape[1] // self.outputs, self.outputs)
+            values = whole.diagonal(dim1=1, dim2=3).sum(-1)
+        elif self.form != "trace":
+            values = values.sum(0) if self.form == "classes" else values.diagonal(dim1=1, dim2=2)
+        places = [(str(row), str(column)) for row in range(len(values)) for column in range(values.shape[1])]
+        cells = pd.DataFrame(places, columns=["row", "column"]).assign(value=values.abs().flatten().tolist())
+        return heat_map(cells, "column", "row", label="absolute entry", log=True, step=max(2, 400 // len(values)))
 
 
 def kernel(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import Tensors
 from pathex.ntk.kernel import Cost, kernel, targets
 from pathex.ntk.network import Options, network_of, read
+
+if TYPE_CHECKING:
+    from altair import LayerChart
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,16 @@ class Linearised:
         """The first step after which the losses differ by more than this fraction of the first loss; None: none."""
         apart = ((self.network - self.linear).abs() > tolerance * self.network[0]).nonzero()
         return int(apart[0]) if len(apart) else None
+
+    def plot(self) -> "LayerChart":
+        """Both losses over the steps."""
+        import pandas as pd
+
+        from pathex.figures import curves
+
+        both = {"network": self.network, "linearisation": self.linear}
+        rows = [(name, step, loss) for name, losses in both.items() for step, loss in enumerate(losses.tolist())]
+        return curves(pd.DataFrame(rows, columns=["series", "step", "mean"]), "step", x_title="step", y_title="loss")
 
 
 def linearised(

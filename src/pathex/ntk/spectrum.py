@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from pathex.graph import Tensors
 from pathex.ntk.estimates import Operator, curvlinops, half_width, repeated
 from pathex.ntk.kernel import PUSHED, Cost, Kernel, products_bytes, symmetric
 from pathex.ntk.network import Options, network_of
+
+if TYPE_CHECKING:
+    from altair import LayerChart
 
 _ROUNDING = 16  # eigenvalues in float32 were off by up to 4 times its precision and the largest one
 
@@ -85,6 +88,20 @@ class Spectrum:
             raise InvalidInput("a kernel of zeros has no density")
         axis = torch.linspace(float(logs.min()) - 3 * width, float(logs.max()) + 3 * width, points, dtype=torch.float64)
         return axis, torch.distributions.Normal(logs, width).log_prob(axis[:, None]).exp() @ weights
+
+    def plot(self) -> "LayerChart":
+        """Eigenvalues by rank; of a quadrature their density."""
+        import pandas as pd
+
+        from pathex import figures
+
+        if self.method == "exact":
+            values = self.values[0].flip(0).tolist()
+            table = pd.DataFrame({"series": "kernel", "rank": range(1, len(values) + 1), "mean": values})
+            return figures.spectrum(table)
+        axis, density = self.density()
+        table = pd.DataFrame({"series": "kernel", "eigenvalue": (10**axis).tolist(), "mean": density.tolist()})
+        return figures.curves(table, "eigenvalue", x_title="eigenvalue", y_title="density of log10", log="x")
 
     def _of(self, f: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
         """A function of all values and weights; its error by leaving out one repetition after another."""

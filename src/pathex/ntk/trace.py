@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from pathex.graph import Images, Tensors
 from pathex.ntk.estimates import Operator, estimated
 from pathex.ntk.kernel import PUSHED, Cost, products_bytes
 from pathex.ntk.network import Network, Options, network_of
+
+if TYPE_CHECKING:
+    from altair import LayerChart
 
 Method = Literal["exact", "hutchinson", "hutch++", "xtrace"]
 
@@ -43,6 +46,22 @@ class Trace:
 
     def __float__(self) -> float:
         return self.value
+
+    def plot(self) -> "LayerChart":
+        """The part of each parameter in the order of the network; of an estimate its interval."""
+        import pandas as pd
+
+        from pathex.figures import dots, heat_map
+
+        title = "squared derivatives, summed"
+        if self.by_parameter:
+            rows = [("trace", name, part) for name, part in self.by_parameter.items()]
+            return heat_map(
+                pd.DataFrame(rows, columns=["row", "parameter", "value"]), "parameter", "row", label=title, log=True
+            )
+        low, high = (self.value + sign * 2 * self.standard_error for sign in (-1, 1))
+        table = pd.DataFrame({"series": ["trace"], "mean": [self.value], "low": [low], "high": [high]})
+        return dots(table, x_title=title, number=".3~g")
 
 
 def trace(
