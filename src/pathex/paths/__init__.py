@@ -18,7 +18,7 @@ from pathex.paths.liveness import Connectivity, OnPaths, connectivity, has_empty
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
 from pathex.paths.passes import record, replay, replay_open
-from pathex.paths.recording import Record, Recording, Smooth
+from pathex.paths.recording import Gate, Record, Recording, Smooth
 from pathex.paths.scales import TINY_SCALE, Survey, read_scales, survey
 from pathex.paths.walker import Walker
 from pathex.paths.weights import Call, Weights, per_dimension
@@ -28,6 +28,7 @@ __all__ = [
     "Call",
     "Coefficients",
     "Connectivity",
+    "Gate",
     "Linear",
     "Moments",
     "OnPaths",

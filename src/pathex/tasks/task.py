@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pathex import models
 from pathex.data import ImageData, PruningSet, SegmentationData, load, validation_split
 from pathex.errors import InvalidInput, PathexWarning
-from pathex.train import Batches, Events, Mixed, Prepare, TrainOptions, evaluate, fit
+from pathex.train import Batches, Events, Mixed, Observe, Prepare, TrainOptions, evaluate, fit
 
 LOSSES = ("auto", "cross-entropy", "mse")
 """Losses by name; ``auto`` is the task's own."""
@@ -38,6 +38,7 @@ class Task(ABC):
         create: Makes the network anew from a seed, without pre-trained weights.
         example: A normalised image (1, C, H, W).
         data: The data set.
+        observe: What is asked for numbers after each epoch of a training.
     """
 
     metric_name: ClassVar[str] = "accuracy"
@@ -45,6 +46,7 @@ class Task(ABC):
     create: Callable[[int], nn.Module]
     example: Tensor
     data: Any
+    observe: Observe | None = field(default=None, kw_only=True)
 
     @property
     def unprunable(self) -> tuple[str, ...]:
@@ -138,6 +140,7 @@ class Task(ABC):
             validation=self.feed("validation", device, size, share=share),
             prepare=prepare,
             on_event=on_event,
+            observe=self.observe,
         )
 
     def test(self, model: nn.Module, *, fabric: Any, batch_size: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathex.train.feed import Feed, check_share, cut_batches, epoch_generator, e
 from pathex.train.loop import TrainingDiverged, evaluate, fit, load_checkpoint, memory_format, save_checkpoint
 from pathex.train.machine import PRECISIONS, check_machine, fabric, pace
 from pathex.train.mixing import Mixed
-from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
+from pathex.train.options import Batches, Companion, Events, Observe, Prepare, TrainOptions
 from pathex.train.remedies import attach_remedy, check_recipe
 from pathex.train.trackers import check_logger, tracked
 
@@ -15,6 +15,7 @@ __all__ = [
     "Events",
     "Feed",
     "Mixed",
+    "Observe",
     "Prepare",
     "TrainOptions",
     "TrainingDiverged",

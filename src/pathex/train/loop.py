@@ -21,7 +21,7 @@ from pathex.sparse import dense_state, kept_state
 from pathex.train.averaging import Average
 from pathex.train.feed import epoch_seed
 from pathex.train.machine import whole
-from pathex.train.options import Batches, Companion, Events, Prepare, TrainOptions
+from pathex.train.options import Batches, Companion, Events, Observe, Prepare, TrainOptions
 from pathex.train.remedies import attach_remedy
 from pathex.train.schedule import make_optimizer
 
@@ -88,6 +88,7 @@ def fit(
     groups: Sequence[dict[str, Any]] | None = None,
     prepare: Prepare | None = None,
     on_event: Events | None = None,
+    observe: Observe | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train a network in place, from its last checkpoint where there is one.
 
@@ -108,6 +109,7 @@ def fit(
         groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
         prepare: Attaches a mask to network and optimizer; may return a :class:`Companion` for the checkpoint.
         on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
+        observe: From network and epoch to numbers by name, which come into the row of the epoch.
 
     Returns:
         The network as Fabric runs it, and one row for each epoch: ``epoch``, ``train_loss``, ``train_<metric_name>``,
@@ -127,6 +129,8 @@ def fit(
             row[f"train_{metric_name}"] = _value(metric)
             if validation is not None:
                 row[f"val_{metric_name}"] = evaluate(loop.model, validation, metric)
+            if observe is not None:
+                row |= observe(loop.model, row["epoch"])
             loop.finish_epoch(row)
     return loop.model, loop.rows
 

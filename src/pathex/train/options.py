@@ -1,6 +1,6 @@
 """What a training is asked for, and what it works with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -9,6 +9,9 @@ from torch.optim import Optimizer
 
 Events = Callable[[str, dict[str, Any]], None]
 """Receiver of events: ``(kind, payload)``."""
+
+Observe = Callable[[nn.Module, int], Mapping[str, float]]
+"""From the network after an epoch, and the number of the epoch, to numbers by name."""
 
 Prepare = Callable[[nn.Module, Optimizer], object]
 """Called with the network and its optimizer before the first step.

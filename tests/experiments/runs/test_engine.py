@@ -32,7 +32,10 @@ MOVING = {"dynamic": "rigl", "dynamic_options": {"every": 2, "until": 1.0}}
 
 @pytest.mark.parametrize(
     "recipe",
-    [{}, MOVING, {"accumulate": 2}, {"average": "ema", "mixup": 0.2}, {"remedy": "sparseopt"}, {"remedy": "ham"}],
+    [
+        *({}, MOVING, {"accumulate": 2}, {"average": "ema", "mixup": 0.2}, {"remedy": "sparseopt"}, {"remedy": "ham"}),
+        {"kernel_every": 2, "kernel_images": 2},
+    ],
 )
 def test_the_sparse_engine_ends_as_the_dense_one_up_to_rounding(config, tmp_path, recipe):
     by_kept = run(with_out(config, tmp_path, "sparse", **recipe))
@@ -42,7 +45,8 @@ def test_the_sparse_engine_ends_as_the_dense_one_up_to_rounding(config, tmp_path
     rows = zip(*(entries(folder / "metrics.jsonl") for folder in (by_kept.folder, dense.folder)), strict=True)
     for one, two in rows:
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-9)
-        assert one["val_accuracy"] == two["val_accuracy"]
+        assert one["val_accuracy"] == two["val_accuracy"] and one.keys() == two.keys()
+        assert all(one[name] == pytest.approx(two[name], rel=1e-6) for name in one if "ntk" in name or "gates" in name)
     weights, wanted = (state_of(folder / "last.ckpt") for folder in (by_kept.folder, dense.folder))
     assert weights.keys() == wanted.keys()
     for name, value in wanted.items():

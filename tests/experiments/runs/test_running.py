@@ -192,6 +192,7 @@ def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_change
 def test_a_recipe_that_was_stopped_ends_as_if_it_had_not_been(settings, tmp_path, method):
     recipe = {"optimizer": "adamw", "lr": 0.01, "lr_schedule": "cosine", "warmup": 0.4, "mixup": 0.2, "cutmix": 1.0}
     recipe |= {"average": "ema", "average_options": {"decay": 0.9}, "remedy": "sign-in", "validation": 0.25}
+    recipe |= {"kernel_every": 1, "kernel_images": 1}
     if method == "imp":
         recipe |= {"optimizer": "sgd", "remedy": "sparseopt", "average": "swa", "average_options": {"start": 0.3}}
         recipe |= {"method_options": {"levels": 2}, "rounds": None}
@@ -208,6 +209,21 @@ def test_a_recipe_that_was_stopped_ends_as_if_it_had_not_been(settings, tmp_path
     task, network = build_task(config), pathex.load_run(resumed.folder, model_factories.tiny)
     feed = task.feed("test", torch.device("cpu"), 16)
     assert evaluate(network, feed, task.metric(torch.device("cpu"))) == resumed.result["test_accuracy"]
+
+
+@pytest.mark.parametrize("dynamic", ["none", "rigl"])
+def test_the_kernel_is_measured_as_the_network_trains(settings, tmp_path, dynamic):
+    recipe = {"epochs": 3, "kernel_every": 2, "kernel_images": 2, "precision": "64-true", "dynamic": dynamic}
+    recipe |= {} if dynamic == "none" else {"dynamic_options": {"every": 1, "until": 1.0}}
+    folder = run(RunConfig(**settings | recipe)).folder
+    rows = entries(folder / "metrics.jsonl")
+    assert ["ntk_trace" in row for row in rows] == [False, True, True]  # every second, and the last
+    network, images = pathex.load_run(folder, model_factories.tiny), build_task(RunConfig(**settings)).pruning_set(2, 0)
+    mask = pathex.Mask.load(folder / ("mask.safetensors" if dynamic == "none" else "final_mask.safetensors"))
+    kernel = pathex.ntk.kernel(network, images.images, mask, form="trace", batch_norm="calibrated")
+    assert rows[-1]["ntk_trace"] == pytest.approx(kernel.trace, rel=1e-6)
+    assert rows[-1]["ntk_alignment"] == pytest.approx(pathex.ntk.alignment(kernel, images.labels), rel=1e-5)
+    assert 0 < rows[-1]["gates_changed"] < 1
 
 
 def test_a_name_tells_method_model_data_and_sparsity():
@@ -314,6 +330,8 @@ def by(method, **options):
         ({"remedy": "ham", "precision": "16-mixed"}, "remedy is 'ham' with precision '16-mixed'; allowed: another"),
         ({"remedy": "sparseopt", "optimizer": "adamw"}, "'sparseopt' with optimizer 'adamw'; allowed: another"),
         ({"remedy": "sparseopt", "method": "dense"}, "remedy is 'sparseopt' with method 'dense'; allowed: another"),
+        ({"kernel_every": 1, "data": "voc2012"}, "kernel_every is for task 'classification' on one device"),
+        ({"kernel_every": 1, "devices": 2}, "kernel_every is for task 'classification' on one device"),
         ({"augment": "mixup"}, "unknown augment 'mixup'"),
         ({"allocation": "locally"}, "unknown allocation 'locally'"),
         ({"allocation": {"a": 2.0}}, r"allocation of 'a' is 2\.0"),

@@ -88,24 +88,39 @@ def _in_order(panel: Panel, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("series", key=lambda names: names.map(places), kind="stable")
 
 
+_KERNEL = {
+    "ntk_trace": "trace of the kernel",
+    "ntk_effective_rank": "effective rank",
+    "ntk_alignment": "alignment with the labels",
+    "gates_changed": "gates unlike at the start",
+}
+
+
 def _training(panel: Panel) -> list[Picture]:
+    """Loss and metric over the epochs, and what was measured of the kernel."""
     rows = pd.concat([panel.dense, panel.sparsest]) if not panel.pruned.empty else panel.dense
     runs = zip(rows["run"], rows["series"], strict=True)
     epochs = pd.concat([pd.DataFrame(panel.records[run].epochs).assign(series=name) for run, name in runs])
     part = "val" if f"val_{panel.metric}" in epochs else "train"
     name = metric_label(panel.metric).removeprefix("test ")
     right = f"{'validation' if part == 'val' else 'training'} {name} (%)"
-    charts = []
-    for column, label, factor in (("train_loss", "training loss", 1.0), (f"{part}_{panel.metric}", right, 100.0)):
-        if column in epochs:
-            means = factor * epochs.dropna(subset=["epoch", column]).groupby(["series", "epoch"])[column].mean()
-            frame = means.rename("mean").reset_index()
-            look = {name: panel.look[name] for name in panel.series(frame)}
-            charts.append(curves(frame, "epoch", x_title="epoch", y_title=label, look=look))
+
+    def drawn(column: str, label: str, factor: float = 1.0) -> list[alt.LayerChart]:
+        if column not in epochs:
+            return []
+        means = factor * epochs.dropna(subset=["epoch", column]).groupby(["series", "epoch"])[column].mean()
+        frame = means.rename("mean").reset_index()
+        look = {name: panel.look[name] for name in panel.series(frame)}
+        return [curves(frame, "epoch", x_title="epoch", y_title=label, look=look)]
+
     at = "" if panel.pruned.empty else f" at sparsity {panel.sparsest['sparsity'].iloc[0]:.6g}"
     over = "seeds and tasks" if panel.runs["zero_shot"].notna().any() else "seeds"
     caption = f"Mean over {over}{at}{', with the dense network' if at and not panel.dense.empty else ''}."
-    return [Picture("training", "Training", caption, tuple(charts), across=True)] if charts else []
+    charts = [*drawn("train_loss", "training loss"), *drawn(f"{part}_{panel.metric}", right, 100.0)]
+    kernel = [chart for column, label in _KERNEL.items() for chart in drawn(column, label)]
+    pictures = [Picture("training", "Training", caption, tuple(charts), across=True)] if charts else []
+    caption += " Of the same images in every run, BatchNorm calibrated on them."
+    return [*pictures, *([Picture("kernel", "The kernel over training", caption, tuple(kernel))] if kernel else [])]
 
 
 def _transfer(panel: Panel) -> Picture:

@@ -153,6 +153,8 @@ class RunConfig(TicketConfig):
         dynamic: Whether the mask moves while the network trains: ``none``, ``rigl`` or ``set``.
         dynamic_options: Options of the moving mask: ``every``, ``fraction``, ``until``.
         validation: Fraction of the training images held out for validation, in [0, 1).
+        kernel_every: After how many epochs the kernel of the network and its gates are measured; 0 is never.
+        kernel_images: Images of each class on which they are, the same in every run.
         engine: What trains: ``dense``; ``sparse``, which computes kept weights alone, on the CPU; ``auto``, what takes
             less time for some steps. A run that was begun stays with its engine.
         precision: Precision of training, as Lightning Fabric names it (``32-true``, ``bf16-mixed``, ``16-mixed``).
@@ -193,6 +195,8 @@ class RunConfig(TicketConfig):
     dynamic: Literal["none", "rigl", "set"] = "none"
     dynamic_options: dict[str, Any] = field(default_factory=dict)
     validation: Fraction = 0.0
+    kernel_every: NonNegativeInt = 0
+    kernel_images: PositiveInt = 5
     engine: Literal["auto", "dense", "sparse"] = "dense"
     precision: str = "32-true"
     devices: NonNegativeInt = 1

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pathex.experiments.runs.folder import (
     write_config,
 )
 from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, inputs
+from pathex.experiments.runs.probe import Probe
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
 from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find
@@ -186,23 +187,34 @@ def _train(
 ) -> tuple[nn.Module, list[dict[str, Any]], dynamic.DynamicHandle | None]:
     options = replace(train_options(stage.config), start=start)
     handles: list[Handle] = []
+    probe = _probe(stage, lambda: handles[-1].mask if handles else ticket.mask)
 
     def prepare(model: nn.Module, optimizer: Optimizer) -> object:
-        if ticket.mask is None:
-            return None
+        held: object = None
         if plan["engine"] == "sparse" and stage.config.dynamic == "none":
-            return holder(ticket.mask)
-        handles.append(_attach(stage, ticket.mask, model, optimizer, start))
-        return handles[-1]
+            held = None if ticket.mask is None else holder(ticket.mask)
+        elif ticket.mask is not None:
+            handles.append(_attach(stage, ticket.mask, model, optimizer, start))
+            held = handles[-1]
+        if probe is not None:
+            probe.begin(model)
+        return held
 
     with trained_by(plan, stage.task, ticket.mask) as task:
-        model, rows = task.train(
+        model, rows = replace(task, observe=probe).train(
             options, fabric=stage.fabric, folder=stage.folder, prepare=prepare, on_event=stage.journal
         )
     if task is not stage.task:
         model = stage.task.model
     moved = [handle for handle in handles if isinstance(handle, dynamic.DynamicHandle)]
     return model, rows, moved[-1] if moved else None
+
+
+def _probe(stage: Stage, mask: Callable[[], Mask | None]) -> Probe | None:
+    config = stage.config
+    if not config.kernel_every:
+        return None
+    return Probe(stage.task.pruning_set(config.kernel_images, seed=0), config.kernel_every, config.epochs, mask)
 
 
 def _final(stage: Stage, ticket: Ticket, moved: dynamic.DynamicHandle | None) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def check_config(config: RunConfig) -> None:
         raise InvalidInput("nesterov is True with momentum 0; allowed: momentum above 0, or nesterov False")
     several = {name: getattr(config, name) for name in ("devices", "strategy", "sync_batchnorm")}
     check_machine(config.device, config.precision, **several)
+    if config.kernel_every and (config.devices != 1 or kind(config.task, config.data) != "classification"):
+        raise InvalidInput("kernel_every is for task 'classification' on one device; allowed: 0, or these")
     if config.strategy == "fsdp" and config.dynamic != "none":
         raise InvalidInput(f"dynamic is {config.dynamic!r} with strategy 'fsdp'; allowed: none, or strategy ddp")
     if config.strategy == "fsdp" and (config.method in TRAINED or kind(config.task, config.data) == "transfer"):
