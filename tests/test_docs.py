@@ -139,8 +139,8 @@ def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
 
 
-def test_there_are_examples_and_each_is_a_notebook_too(site: Path) -> None:
-    assert len(EXAMPLES) == 5
+def test_there_are_six_examples_and_each_is_a_notebook_too(site: Path) -> None:
+    assert len(EXAMPLES) == 6
     for page in EXAMPLES:
         notebook = json.loads((site / "examples" / f"{page.stem}.ipynb").read_text(encoding="utf-8"))
         code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
