@@ -60,7 +60,8 @@ def test_the_page_shows_every_row():
     assert any(
         line.startswith("| `timm:test_vit` |") and line.endswith("| ok * | ok |") for line in variant.splitlines()
     )
-    assert "(318 architectures) and writes this page, of torch 9.9, timm 8.8." in text
+    missing = len(catalogue()) - 4
+    assert f"({missing} architectures) and writes this page, of torch 9.9, timm 8.8." in text
     assert "| `px` | 2 | 0 | 0 | 1 | 1 | 66.6 % | 0 |" in lines
     assert "| `magnitude` | 1 | 0 | 0 | 0 | 0 | 100.0 % | 1 |" in lines
     assert "| architecture | side | million parameters | magnitude | synflow | px |" in lines
