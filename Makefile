@@ -31,8 +31,9 @@ format: $(VENV)/dev ## Format the code and mend what can be mended
 bench: $(VENV)/installed ## Measure seconds and memory on this machine, into bench/
 	for suite in rounds scale training; do $(BIN)/python -m benchmarks.$$suite --out bench/$$suite.csv || exit 1; done
 
-docs: $(VENV)/dev ## Build the documentation into site/
+docs: $(VENV)/dev ## Run the examples and build the documentation into site/
 	$(BIN)/python scripts/make_docs.py
+	$(PYTEST) tests/test_docs.py -k examples_run
 	$(BIN)/mkdocs build --strict
 
 wheel-check: $(VENV)/dev ## Build a wheel, install it into an empty environment and run the demo there

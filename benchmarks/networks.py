@@ -12,17 +12,7 @@ __all__ = ["resnet20"]
 
 
 def resnet20(num_classes: int, in_channels: int, activation: str = "gelu", **options: Any) -> nn.Module:
-    """ResNet-20 with another activation in place of every ReLU.
-
-    Args:
-        num_classes: Outputs.
-        in_channels: Channels of the images.
-        activation: A function of ``torch.nn.functional``.
-        **options: Options of the model ``resnet20``.
-
-    Returns:
-        The network, with a traced forward pass.
-    """
+    """ResNet-20, traced, with a function of ``torch.nn.functional`` in place of every ReLU."""
     model = models.create("resnet20", num_classes, in_channels, **options)
     graph = fx.Tracer().trace(model)
     for node in graph.nodes:

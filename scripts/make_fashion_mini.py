@@ -19,31 +19,14 @@ SEED = 0
 
 
 def read(source: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read one part of Fashion-MNIST.
-
-    Args:
-        source: Folder of the four files.
-        part: ``train`` or ``t10k``.
-
-    Returns:
-        Images, uint8 (N, 28, 28), and labels, uint8 (N,).
-    """
+    """Images (N, 28, 28) and labels (N,) of a part, ``train`` or ``t10k``, both uint8."""
     images = gzip.decompress((source / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((source / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
 def choose(labels: np.ndarray, per_class: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw the same number of images from each class.
-
-    Args:
-        labels: Class of each image (N,).
-        per_class: Images of each class.
-        generator: Source of the draw.
-
-    Returns:
-        Numbers of the images, in rising order.
-    """
+    """Numbers of as many images of each class, in rising order."""
     drawn = [generator.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
 

@@ -47,16 +47,7 @@ _GIB = 2**30
 
 
 def work(model: str, wanted: Sequence[tuple[str, int]], limit: float) -> Iterator[Row]:
-    """Try scorers on one architecture.
-
-    Args:
-        model: Name in the catalogue.
-        wanted: Scorers and their rounds.
-        limit: Seconds for each.
-
-    Yields:
-        A row for each, and one for the option of a method that refuses the network without it.
-    """
+    """Rows of scorers on one architecture, and of the option of a method that refuses the network without it."""
     architecture = next(entry for entry in catalogue() if entry.model == model)
     try:
         given = build(architecture)
@@ -103,16 +94,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def attempt(architecture: Architecture, wanted: dict[str, int], limit: float) -> list[Row]:
-    """Rows of one architecture, from as many processes as it takes.
-
-    Args:
-        architecture: A row of the catalogue.
-        wanted: Scorers and their rounds.
-        limit: Seconds for each.
-
-    Returns:
-        The rows; a scorer during which the process ended is an error.
-    """
+    """Rows of one architecture, from as many processes as it takes; a scorer that ended one is an error."""
     left, rows = dict(wanted), []
     while left:
         got, end = _process(architecture.model, left, limit)
@@ -154,11 +136,7 @@ def _process(model: str, wanted: dict[str, int], limit: float) -> tuple[list[Row
 
 
 class Room:
-    """Memory that architectures share: each waits until there is enough left, or until nothing else runs.
-
-    Args:
-        size: Bytes.
-    """
+    """Bytes that architectures share: each waits until there are enough left, or until nothing else runs."""
 
     def __init__(self, size: float) -> None:
         self._left, self._size = size, size
@@ -166,14 +144,7 @@ class Room:
 
     @contextmanager
     def taken(self, size: float) -> Iterator[None]:
-        """Take memory for as long as the context lasts.
-
-        Args:
-            size: Bytes.
-
-        Yields:
-            Nothing.
-        """
+        """Take bytes for as long as the context lasts."""
         size = min(size, self._size)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= size)
@@ -187,13 +158,7 @@ class Room:
 
 
 def run(todo: Sequence[tuple[Architecture, dict[str, int]]], rows: list[Row], given: argparse.Namespace) -> None:
-    """Run architectures beside each other and write the rows whenever one is done.
-
-    Args:
-        todo: Architectures and their scorers.
-        rows: Rows that are there; new ones take the place of those with the same names.
-        given: Arguments of the command line.
-    """
+    """Run architectures beside each other; whenever one is done, its rows take the place of those that are there."""
     table = {(row.model, row.scorer): row for row in rows}
     lock, room = threading.Lock(), Room(given.memory * _GIB)
     done = 0
@@ -219,15 +184,7 @@ def run(todo: Sequence[tuple[Architecture, dict[str, int]]], rows: list[Row], gi
 
 
 def select(rows: Sequence[Row], given: argparse.Namespace) -> list[tuple[Architecture, dict[str, int]]]:
-    """What is to be run.
-
-    Args:
-        rows: Rows that are there.
-        given: Arguments of the command line.
-
-    Returns:
-        Architectures and their scorers with rounds.
-    """
+    """Architectures and their scorers with rounds that the command line asks for and the rows do not have."""
     there = {(row.model, row.scorer) for row in rows if row.outcome not in (given.again or ())}
     todo = []
     for architecture in catalogue():
@@ -271,14 +228,7 @@ def _memory() -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command.
-
-    Args:
-        argv: Arguments; None takes those of the process.
-
-    Returns:
-        Exit code.
-    """
+    """The command; returns its exit code."""
     given = _arguments(argv)
     if given.work:
         torch.set_num_threads(1)

@@ -1,12 +1,21 @@
 """What the documentation says is so: code runs, commands parse, generated parts are fresh, links lead somewhere."""
 
+import csv
 import dataclasses
+import importlib
+import inspect
+import json
 import re
 import runpy
 import shlex
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -20,10 +29,14 @@ from pathex.masks import prunable_weights
 from pathex.scores import Problem
 from pathex.tasks import task
 from small_images import write_image
+from test_structure import ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+EXAMPLES = sorted((DOCS / "examples").glob("*.md"))
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -68,7 +81,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
-@named([page for page in PAGES if page.name != "CONTRIBUTING.md" and blocks(page, "python")])
+@named([page for page in PAGES if page not in (ROOT / "CONTRIBUTING.md", *EXAMPLES) and blocks(page, "python")])
 def test_code_runs(page: Path, small: None) -> None:
     names: dict[str, Any] = {"__name__": page.stem}
     with torch.random.fork_rng(devices=[]):
@@ -88,13 +101,120 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         assert pathex.methods(settings["name"]).name == settings["name"]
 
 
-def test_tables_of_methods_are_up_to_date() -> None:
+def printed(page: Path) -> Iterator[tuple[str, str]]:
+    """The Python blocks of an example, each with what it prints as the page has it."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    for (kind, code), (after, text) in zip(found, [*found[1:], ("", "")], strict=True):
+        if kind == "python":
+            yield code, text if after == "text" else ""
+
+
+@named(EXAMPLES)
+def test_examples_run_as_they_stand_and_print_what_they_say(page, tmp_path, monkeypatch, capsys):
+    """Numbers may differ by a fifth: accuracies after short trainings follow rounding, which differs by processor."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": page.stem}
+    with torch.random.fork_rng(devices=[]):
+        for code, text in printed(page):
+            exec(compile(code, str(page), "exec"), names)
+            said = capsys.readouterr().out
+            assert NUMBER.sub("#", " ".join(said.split())) == NUMBER.sub("#", " ".join(text.split()))
+            expected, found = ([float(n.replace(",", "")) for n in NUMBER.findall(part)] for part in (text, said))
+            assert found == pytest.approx(expected, rel=0.2, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for needed in ("jupytext", "mkdocs", "mkdocstrings"):
+        pytest.importorskip(needed)
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT / "mkdocs.yml", folder)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = ["mkdocs", "build", "--strict", "--config-file", str(config), "--site-dir", str(folder)]
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+
+
+def test_there_are_six_examples_and_each_is_a_notebook_too(site: Path) -> None:
+    assert len(EXAMPLES) == 6
+    for page in EXAMPLES:
+        notebook = json.loads((site / "examples" / f"{page.stem}.ipynb").read_text(encoding="utf-8"))
+        code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert code == [block.strip() for block, _ in printed(page)]
+        assert f'href="{page.stem}.ipynb"' in (site / "examples" / f"{page.stem}.html").read_text(encoding="utf-8")
+
+
+def test_functions_and_classes_have_their_place_in_the_reference(site: Path) -> None:
+    rooms = {room: importlib.import_module(f"pathex.{room}") for level in ORDER for room in level if room != "cli"}
+    assert {page.stem for page in (DOCS / "api").glob("*.md")} == {"index", *rooms}
+    for name, room in rooms.items():
+        html = (site / "api" / f"{name}.html").read_text(encoding="utf-8")
+        shown = set(re.findall(rf'id="pathex\.{name}\.(\w+)(?:\.\1)?"', html))
+        told = {
+            public
+            for public in room.__all__
+            if inspect.isroutine(found := getattr(room, public)) or inspect.isclass(found)
+        }
+        assert told <= shown <= set(room.__all__), name
+
+
+@pytest.mark.parametrize("text", ["::: pathex.masks.nothing", "[x][pathex.masks.nothing]", "[x](nothing.md)"])
+def test_the_site_is_not_built_with_a_broken_name_or_link(text: str, site: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# One page\n\n{text}\n", encoding="utf-8")
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    for name in ("nav", "not_in_nav", "hooks"):
+        del config[name]
+    config["plugins"][1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT / "src")]
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    built = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert built.returncode != 0 and "nothing" in built.stderr
+
+
+PROBE = """<script>onload = () => parent.postMessage(JSON.stringify([
+  document.documentElement.scrollWidth, document.documentElement.scrollHeight,
+  document.querySelectorAll(".rows input[type=search]").length,
+  [...document.querySelectorAll(".rows")].filter(part => part.scrollWidth > part.clientWidth).length]), "*")</script>"""
+AROUND = """<iframe src="{page}" style="border: 0; width: {width}px; height: 800px"></iframe><pre></pre>
+<script>onmessage = message => {{ document.querySelector("pre").textContent = message.data }}</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("page", ["index", "zoo", "results", "measurements", "guides/deployment", "api/masks"])
+def test_pages_fit_the_screen_and_long_tables_are_searched(page: str, width: int, site: Path, tmp_path: Path) -> None:
+    html = (site / f"{page}.html").read_text(encoding="utf-8")
+    probe = site / f"{page}-{width}.html"
+    probe.write_text(html.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    around = site / "around.html"
+    around.write_text(AROUND.format(page=probe.as_uri(), width=width), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --hide-scrollbars"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=20000 --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path}", "--window-size=1400,900", around.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "DataTable" in line]
+    found = re.search("<pre>(.*)</pre>", done.stdout)
+    assert complaints == [] and found is not None
+    wide, high, searches, cut = json.loads(found[1])
+    assert wide == width
+    if page in {"zoo", "results", "measurements"}:
+        assert searches > 3 and high < 25_000
+    if width == 1280 and page != "measurements":
+        assert cut == 0
+
+
+def test_generated_parts_are_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "make_docs.py"))
-    for page, link in made["LINKS"].items():
+    for page, parts in made["PARTS"].items():
         text = page.read_text(encoding="utf-8")
-        assert text == made["renewed"](text, link), "run python scripts/make_docs.py"
+        assert text == made["renewed"](text, parts), f"{page.name} is old: run python scripts/make_docs.py"
     with pytest.raises(ValueError, match="lacks the marks"):
-        made["renewed"]("# pathex\n", "methods")
+        made["renewed"]("# pathex\n", {"methods": str})
 
 
 def test_every_method_has_its_page_and_every_page_is_in_the_navigation() -> None:
@@ -143,6 +263,45 @@ def test_the_scorer_of_the_contribution_guide_works_and_the_registry_is_as_it_sh
     registry = (ROOT / "src" / "pathex" / "scores" / "__init__.py").read_text(encoding="utf-8")
     context = [line[1:] for line in files["src/pathex/scores/__init__.py"] if line.startswith(" ")]
     assert len(context) == 2 and all(line in registry.splitlines() for line in context)
+
+
+def test_results_are_those_of_the_summaries_that_were_written_with_the_rows() -> None:
+    """Means and intervals of two settings, computed when they were trained, and how many values were published."""
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    for rows, summary, columns in (
+        ("results/fashion-mini-demo/table.csv", "summary.csv", ("mean_accuracy", "ci95_low", "ci95_high")),
+        ("benchmarks/rows/lite0.csv", "lite0-summary.csv", ("accuracy", "accuracy_low", "accuracy_high")),
+    ):
+        shown = text.partition(f"`{rows}`")[2].partition("</div>")[0]
+        with (ROOT / rows).with_name(summary).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                removed = 0 if row["method"] == "dense" else float(row["sparsity"])
+                cells = re.search(rf"^\| {row['method']} \| {removed:g} \| (.*) \| (.*) to (.*) \| 3 \|$", shown, re.M)
+                assert cells is not None, row
+                expected = [100 * float(row[name]) for name in columns]
+                assert [float(cell) for cell in cells.groups()] == pytest.approx(expected, abs=0.06)
+    published = files("pathex.experiments.report").joinpath("published.csv").read_text(encoding="utf-8")
+    values = [row for row in csv.DictReader(published.splitlines()) if row["value"]]
+    assert len(re.findall(r" paper \| (?:printed|digitised) \|$", text, re.M)) == len(values)
+
+
+def test_masks_go_to_the_hub_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the calls of the library, without its network."""
+    hub, there = pytest.importorskip("huggingface_hub"), tmp_path / "there"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "create_repo", create_autospec(hub.create_repo))
+    upload = create_autospec(hub.upload_file)
+    upload.side_effect = lambda **given: shutil.copy(given["path_or_fileobj"], there)
+    monkeypatch.setattr(hub, "upload_file", upload)
+    monkeypatch.setattr(hub, "hf_hub_download", create_autospec(hub.hf_hub_download, side_effect=lambda *_: there))
+    model = nn.Linear(3, 2)
+    mask = pathex.Mask({"weight": torch.tensor([[True, False, True], [False, True, True]])})
+    mask.save("mask.safetensors")
+    (code,) = (block for block in blocks(DOCS / "guides" / "masks.md", "py") if "huggingface_hub" in block)
+    names: dict[str, Any] = {"pathex": pathex, "model": model}
+    exec(code, names)
+    assert names["mask"] == mask
+    assert hub.upload_file.call_args.kwargs["repo_id"] == hub.hf_hub_download.call_args.args[0]
 
 
 WALK = DOCS / "guides" / "deployment.md"

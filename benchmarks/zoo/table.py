@@ -12,7 +12,8 @@ import pathex
 from benchmarks.zoo.catalogue import IMAGES, LEFT_OUT, Architecture, catalogue
 from pathex.masks import replacing
 
-__all__ = ["EXTRA", "PAGE", "ROWS", "SIX", "Row", "page", "plan", "read_rows", "shares", "write_rows", "write_text"]
+__all__ = ["EXTRA", "PAGE", "ROWS", "SIX", "Row", "markdown", "page", "plan"]
+__all__ += ["read_rows", "shares", "write_rows", "write_text"]
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "results" / "zoo" / "rows.csv"
@@ -22,20 +23,25 @@ EXTRA = ("grasp", "ntk-diagonal")  # one round on every architecture
 _SHORT = 300  # characters of a message
 _ANY_PATH = re.compile(r"/\S*/(?=[\w.-]+)")
 _MODULE = re.compile(r" in module '[^']*'| in the network")
-_INTRODUCTION = """# Zoo
+_INTRODUCTION = """---
+hide: [navigation, toc]
+---
+
+# Zoo
 
 Does a method work on the network at hand? Every constructor of torchvision for classification and segmentation, but for
 a few giants, and {timm} architectures of timm, with random weights, {images} images of noise and the smallest side that
 each accepts (with attention at least 64 pixels, so that it sees more than one token), are pruned to sparsity 0.9 by six
 methods in two rounds, and by `grasp` and `ntk-diagonal` in one; on {all} of them every method runs in two rounds. A
 cell is `ok` when the scores of every round are finite, the mask keeps the exact number of weights and the network is
-left exactly as it was. `ok, 3 dead` adds that 3 layers lost every weight on every path: of `px` that would be an error,
-of the others it is reported as it is. `refused` is an explicit `UnsupportedOperation`; the reasons stand below. What a
-mask is worth after training is another question.
+left exactly as it was. `3 dead` is the same, but 3 layers lost every weight on every path: of `px` that would be an
+error, of the others it is reported as it is. `refused` is an explicit `UnsupportedOperation`; the reasons stand below.
+A star means with `per_sample="one"`, without which the method refuses the network. What a mask is worth after training
+is another question.
 
     python scripts/zoo.py --jobs 16
 
-runs what `results/zoo/rows.csv` does not have yet and writes this page. The rows are of {versions}.
+runs what `results/zoo/rows.csv` does not have yet ({missing} architectures) and writes this page, of {versions}.
 
 In two rounds `synflow` may empty a patch embedding, and with it every path (`test_vit3`, `vit_wee`, `vit_xsmall`: none
 is emptied in 20 rounds); its published number of rounds is 100. The rows of `px` and `synflow` everywhere, and of all
@@ -123,84 +129,68 @@ def shares(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
     return {scorer: (good, every) for scorer, (good, every) in sorted(counts.items(), key=_by_method)}
 
 
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; numbers stand in the columns whose names end with a colon. Text is escaped, code and links are kept."""
+    names = [name.removesuffix(":") for name in header]
+    rule = ["---:" if name.endswith(":") else "---" for name in header]
+    return f"| {' | '.join(names)} |\n|{'|'.join(rule)}|\n" + "".join(
+        f"| {' | '.join(map(str, row))} |\n" for row in rows
+    )
+
+
 def page(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
     """The page of the documentation."""
     architectures = catalogue()
+    there = {row.model for row in rows}
     everywhere = [name for name in (*SIX, *EXTRA) if any(row.scorer == name for row in rows)]
+    others = [name for name in shares(rows) if name not in everywhere and ":" not in name]
+    tried = {row.model for row in rows if row.scorer in others}
     libraries = [name for name in ("torch", "torchvision", "timm") if name in environment]
     introduction = _INTRODUCTION.format(
         timm=sum(architecture.model.startswith("timm:") for architecture in architectures),
         images=IMAGES,
         all=sum(architecture.methods == "all" for architecture in architectures),
+        missing=sum(architecture.model not in there for architecture in architectures),
         versions=", ".join(f"{name} {environment[name]}" for name in libraries) or "no environment yet",
     )
-    every = [architecture for architecture in architectures if architecture.methods == "all"]
-    others = [name for name in shares(rows) if name not in everywhere]
-    parts = [
-        introduction,
-        _missing(architectures, rows),
-        "## In all\n",
-        _summary(rows),
-        "## Every architecture\n",
-        _grid(architectures, everywhere, rows),
-        "## Other methods and options\n",
-        _grid([*every, *_refused_variants(architectures, others, rows)], others, rows),
-        "## Reasons of refusals and errors\n",
-        _reasons(rows),
-        "## Left out\n",
-        "\n".join(f"- `{model}`: {reason}" for model, reason in LEFT_OUT.items()) + "\n",
-    ]
-    return "\n".join(parts)
-
-
-def _missing(architectures: Sequence[Architecture], rows: Sequence[Row]) -> str:
-    there = {row.model for row in rows}
-    missing = sum(architecture.model not in there for architecture in architectures)
-    if not missing:
-        return ""
-    have = f"{missing} of {len(architectures)} architectures have no rows yet"
-    return f"The small ones went first: {have}; their cells are empty.\n"
-
-
-def _refused_variants(
-    architectures: Sequence[Architecture], others: Sequence[str], rows: Sequence[Row]
-) -> list[Architecture]:
-    """The architectures, not among those of all methods, on which a method was tried again with an option."""
-    tried = {row.model for row in rows if row.scorer in others}
-    return [a for a in architectures if a.methods != "all" and a.model in tried]
+    parts = {
+        "In all": _summary(rows),
+        "Every architecture": _grid(architectures, everywhere, rows),
+        "Other methods": _grid([each for each in architectures if each.model in tried], others, rows),
+        "Reasons of refusals and errors": _reasons(rows),
+        "Left out": markdown(("architecture", "reason"), [(f"`{model}`", why) for model, why in LEFT_OUT.items()]),
+    }
+    sections = (f'## {title}\n\n<div class="rows" markdown>\n\n{text}\n</div>\n' for title, text in parts.items())
+    return "\n".join((introduction, *sections))
 
 
 def _summary(rows: Sequence[Row]) -> str:
     outcomes = ("ok", "refused", "timeout", "error", "absent")
-    lines = ["| method | " + " | ".join(outcomes) + " | works on | with dead layers |", "|---" + "|---:" * 7 + "|"]
+    lines = []
     for scorer, (good, every) in shares(rows).items():
         own = [row for row in rows if row.scorer == scorer]
         counts = Counter(row.outcome for row in own)
         dead = sum(row.dead not in {"", "0"} for row in own)
         # Rounded down: 100 % means all.
         share = f"{int(1000 * good / every) / 10:.1f} %" if every else ""
-        cells = [f"`{scorer}`", *(str(counts[outcome]) for outcome in outcomes), share, str(dead)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((f"`{scorer}`", *(counts[outcome] for outcome in outcomes), share, dead))
+    return markdown(("method", *(f"{outcome}:" for outcome in outcomes), "works on:", "with dead layers:"), lines)
 
 
 def _grid(architectures: Sequence[Architecture], scorers: Sequence[str], rows: Sequence[Row]) -> str:
-    cells = {(row.model, row.scorer): row for row in rows}
-    lines = [
-        "| architecture | side | million parameters | " + " | ".join(f"`{scorer}`" for scorer in scorers) + " |",
-        "|---|---:|---:" + "|---" * len(scorers) + "|",
-    ]
-    for architecture in architectures:
-        shown = [_cell(cells.get((architecture.model, scorer))) for scorer in scorers]
-        million = f"{architecture.parameters / 1e6:.1f}"
-        lines.append(f"| `{architecture.model}` | {architecture.size} | {million} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+    cells = {}
+    for row in sorted(rows, key=lambda row: row.scorer):  # with an option, where the method is refused without it
+        name, _, option = row.scorer.partition(":")
+        cells[row.model, name] = _cell(row) + (" *" if option else "")
+    lines = []
+    for each in architectures:
+        shown = [cells.get((each.model, scorer), "") for scorer in scorers]
+        lines.append((f"`{each.model}`", each.size, f"{each.parameters / 1e6:.1f}", *shown))
+    return markdown(("architecture", "side:", "million parameters:", *scorers), lines)
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    return f"ok, {row.dead} dead" if row.outcome == "ok" and row.dead != "0" else row.outcome
+def _cell(row: Row) -> str:
+    return f"{row.dead} dead" if row.outcome == "ok" and row.dead != "0" else row.outcome
 
 
 def _reasons(rows: Sequence[Row]) -> str:
@@ -208,13 +198,11 @@ def _reasons(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.outcome in {"refused", "error", "timeout", "absent"}:
             found[row.scorer, row.outcome, reason_of(row.message)].append(row.model)
-    if not found:
-        return "None.\n"
-    lines = ["| method | outcome | reason | architectures |", "|---|---|---|---|"]
+    lines = []
     for (scorer, outcome, reason), models in sorted(found.items(), key=_by_method):
         text = reason.replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| `{scorer}` | {outcome} | {text} | {', '.join(f'`{model}`' for model in models)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((f"`{scorer}`", outcome, text, ", ".join(f"`{model}`" for model in models)))
+    return markdown(("method", "outcome", "reason", "architectures"), lines)
 
 
 def reason_of(message: str) -> str:

@@ -90,7 +90,7 @@ class Allowed:
 
 
 def check_integer(what: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """The value, an integer (no bool) from ``least`` to ``most``; :class:`InvalidInput` for others."""
+    """The value, an integer (no bool) from ``least`` to ``most``; `InvalidInput` for others."""
     number = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
     if number is not None and least <= number and (most is None or number <= most):
         return number
@@ -102,13 +102,13 @@ def check_integer(what: str, value: Any, least: int = 1, most: int | None = None
 
 
 def check_name(kind: str, name: Any, allowed: Collection[str]) -> None:
-    """Refuse a name that is not among the allowed ones (:class:`UnknownName`)."""
+    """Refuse a name that is not among the allowed ones (`UnknownName`)."""
     if name not in allowed:
         raise UnknownName(kind, name, allowed)
 
 
 def check_names(kind: str, names: Iterable[Any], allowed: Collection[str]) -> None:
-    """Refuse names of which one is not among the allowed ones (:class:`UnknownName`)."""
+    """Refuse names of which one is not among the allowed ones (`UnknownName`)."""
     for name in names:
         check_name(kind, name, allowed)
 

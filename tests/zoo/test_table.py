@@ -56,11 +56,16 @@ def test_shares_plans_and_messages():
 def test_the_page_shows_every_row():
     text = page(TYPED, {"torch": "9.9", "timm": "8.8", "python": "7.7"})
     lines = text.splitlines()
-    assert "The rows are of torch 9.9, timm 8.8." in text
+    variant = page([*TYPED, replace(TYPED[0], scorer="synflow:per_sample=one")], {})
+    assert any(
+        line.startswith("| `timm:test_vit` |") and line.endswith("| ok * | ok |") for line in variant.splitlines()
+    )
+    missing = len(catalogue()) - 4
+    assert f"({missing} architectures) and writes this page, of torch 9.9, timm 8.8." in text
     assert "| `px` | 2 | 0 | 0 | 1 | 1 | 66.6 % | 0 |" in lines
     assert "| `magnitude` | 1 | 0 | 0 | 0 | 0 | 100.0 % | 1 |" in lines
-    assert "| architecture | side | million parameters | `magnitude` | `synflow` | `px` |" in lines
-    assert "| `timm:test_resnet` | 32 | 0.4 | ok, 3 dead |  | ok |" in lines
+    assert "| architecture | side | million parameters | magnitude | synflow | px |" in lines
+    assert "| `timm:test_resnet` | 32 | 0.4 | 3 dead |  | ok |" in lines
     reasons = [line for line in lines if "no rule to read f" in line]
     assert reasons == [
         "| `synflow` | refused | no rule to read f (B) as paths: x\\|y | `timm:test_vit`, `timm:test_nfnet` |"

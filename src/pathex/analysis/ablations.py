@@ -24,7 +24,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
     Returns:
         A new mask with the same counts and metadata.
 
-    Example:
+    Examples:
         >>> mask = Mask({"weight": torch.eye(4, dtype=torch.bool)})
         >>> moved = shuffled(mask, seed=0)
         >>> moved == mask, moved.counts() == mask.counts()

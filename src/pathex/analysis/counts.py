@@ -71,7 +71,7 @@ def count(model: nn.Module, shape: Sequence[int]) -> Counts:
     Raises:
         InvalidInput: If the shape cannot be used, or the network fails on an image of this shape.
 
-    Example:
+    Examples:
         >>> counts = count(nn.Conv2d(3, 8, 3, padding=1), (3, 4, 4))
         >>> counts.parameters(), counts.multiply_adds()
         (224, 3456)
@@ -112,7 +112,7 @@ def matching_width(
         UnknownName: If the network is not one of the project's own.
         InvalidInput: If not exactly one number is given, or the narrowest network costs more.
 
-    Example:
+    Examples:
         >>> matching_width("resnet20", parameters=5000)
         2
     """

@@ -113,7 +113,7 @@ def compact(model: nn.Module, mask: Tensors, example_input: Any) -> nn.Module:
         UnsupportedOperation: If the network cannot be traced or run in float64, or gives other outputs each time.
         MaskMismatch: If the mask does not fit the model.
 
-    Example:
+    Examples:
         >>> from pathex import Mask
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> mask = Mask({"0.weight": torch.ones(4, 3).bool(), "2.weight": torch.tensor([[1, 0, 0, 0]] * 2).bool()})

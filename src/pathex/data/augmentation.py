@@ -26,7 +26,7 @@ class Augmentation:
     changed by itself, in any process.
 
     Attributes:
-        kind: One of :data:`AUGMENTATIONS`, see :func:`augment`.
+        kind: One of `AUGMENTATIONS`, see `augment`.
         min_scale: ``resized-crop``: least share of the area, in (0, 1].
         max_ratio: ``resized-crop``: largest ratio of width to height, and of height to width, at least 1.
         grayscale: ``resized-crop``: probability that an image loses its colours.
@@ -44,7 +44,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, kind: str, options: Mapping[str, Any] | None = None) -> "Augmentation":
-        """Check name and options; :class:`~pathex.errors.InvalidInput` if one is unknown or out of range."""
+        """Check name and options; `pathex.errors.InvalidInput` if one is unknown or out of range."""
         check_name("augmentation", kind, AUGMENTATIONS)
         ranges = {"min_scale": (1e-4, 1), "max_ratio": (1, 100), "grayscale": (0, 1), "jitter": (0, 1), "hue": (0, 0.5)}
         check_names(f"option of augmentation {kind!r}:", options or (), ranges if kind == "resized-crop" else ())
@@ -109,13 +109,13 @@ def augment(images: Tensor, kind: str, generator: torch.Generator, **options: fl
     ``flip`` mirrors an image left to right with probability 1/2. ``crop-flip`` also pads it with 4 zeros (black) on
     each side and cuts a window of the old size at a random place, as the published CIFAR protocol does on images that
     are not normalised yet. ``resized-crop`` is torchvision's ``RandomResizedCrop`` to the old size, maybe followed by
-    ``RandomGrayscale`` and ``ColorJitter``, and flips; its options are those of :class:`Augmentation`.
+    ``RandomGrayscale`` and ``ColorJitter``, and flips; its options are those of `Augmentation`.
 
     Returns:
         Images of the same shape, type and device; ``images`` itself for ``none``. The generator is one of the CPU, so
         that every device draws the same numbers. An unknown kind or option raises `pathex.errors.InvalidInput`.
 
-    Example:
+    Examples:
         >>> batch = torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2)
         >>> augment(batch, "flip", torch.Generator().manual_seed(0)).flatten(1).tolist()
         [[1, 0], [2, 3]]

@@ -57,12 +57,12 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
     """Load a data set by name.
 
     Args:
-        name: One of :func:`names`, with a path in place of ``PATH``.
+        name: One of `names`, with a path in place of ``PATH``.
         root: Folder for downloads, used by the sets that are downloaded; None is the environment variable
             ``PATHEX_ROOT``, else ``~/.cache/pathex``.
-        **options: Options of this data set (see :func:`describe`), and of every data set: ``classes`` (a list of class
+        **options: Options of this data set (see `describe`), and of every data set: ``classes`` (a list of class
             numbers or names, or a file with one), ``tasks``, ``task`` and ``task_seed`` (one of several disjoint groups
-            of classes, see :func:`task_splits`), ``mean`` and ``std`` (a number, or one for each channel, in [0, 1]),
+            of classes, see `task_splits`), ``mean`` and ``std`` (a number, or one for each channel, in [0, 1]),
             ``image_size`` (side that networks see, in pixels).
 
     Returns:
@@ -71,7 +71,7 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
     Raises:
         InvalidInput: If the name, an option or what is found cannot be used.
 
-    Example:
+    Examples:
         >>> data = load("fashion-mini")
         >>> len(data.train), len(data.test), data.num_classes, data.in_channels, data.image_size
         (5000, 1000, 10, 1, 28)
@@ -95,7 +95,7 @@ def load(name: str, *, root: str | Path | None = None, **options: Any) -> ImageD
 
 
 def option_names(name: str) -> list[str]:
-    """Keywords of :func:`load` for a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
+    """Keywords of `load` for a data set. An unknown name raises `pathex.errors.InvalidInput`."""
     loader = _entry(name).load
     return list(dict.fromkeys([*_own_options(loader), *(() if loader is voc.load_voc else FINISHING)]))
 
@@ -106,7 +106,7 @@ def names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """One line about a data set. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
+    """One line about a data set. An unknown name raises `pathex.errors.InvalidInput`."""
     return _entry(name).line
 
 

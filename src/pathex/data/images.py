@@ -41,8 +41,8 @@ class ImageData:
         mean: Mean of each channel that is subtracted, in [0, 1], float32 (C,): that of the training images, unless the
             data set or the caller has another.
         std: Standard deviation of each channel that is divided by, in [0, 1], float32 (C,); 1 where it is zero.
-        augment: Usual augmentation of this data set, see :data:`pathex.data.AUGMENTATIONS`.
-        augment_options: Its options, see :class:`pathex.data.Augmentation`.
+        augment: Usual augmentation of this data set, see `pathex.data.AUGMENTATIONS`.
+        augment_options: Its options, see `pathex.data.Augmentation`.
         size: Side that networks see, in pixels, where the images are kept at another; None is the side of the images.
     """
 

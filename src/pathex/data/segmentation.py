@@ -29,7 +29,7 @@ _CHUNK = 16
 
 @dataclass(frozen=True)
 class Window:
-    """A square window of an image and its labels; what lies outside the image is labelled :data:`IGNORED`.
+    """A square window of an image and its labels; what lies outside the image is labelled `IGNORED`.
 
     Each method takes an image (3, H, W) and labels (H, W), and returns (3, side, side) and (side, side).
 
@@ -101,7 +101,7 @@ class SegmentationSplit:
     Attributes:
         image_files: The images.
         label_files: The label map of each: a picture whose pixel values (or palette indices) are classes.
-        num_classes: Number of classes; other labels than these and :data:`IGNORED` are errors.
+        num_classes: Number of classes; other labels than these and `IGNORED` are errors.
         image_size: Short side to which images and labels are brought, in pixels; None leaves them as they are.
         colours: The label of each colour (R, G, B), where colours tell labels: of palettes in another order, or of
             pixels in RGB; None reads palette indices whatever their colours.
@@ -130,7 +130,7 @@ class SegmentationSplit:
         return image, self._resized(labels)
 
     def labels(self, number: int) -> Tensor:
-        """Labels alone, uint8 (H, W), as :meth:`sample` gives them."""
+        """Labels alone, uint8 (H, W), as `sample` gives them."""
         return self._resized(self._decoded_labels(number))
 
     def _decoded_labels(self, number: int) -> Tensor:

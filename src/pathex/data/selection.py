@@ -127,7 +127,7 @@ def task_splits(num_classes: int, tasks: int, seed: int = 0) -> list[list[int]]:
         For each task ``num_classes // tasks`` classes in rising order; no class is in two tasks, and what is left over
         is in none. Numbers that cannot be used raise `pathex.errors.InvalidInput`.
 
-    Example:
+    Examples:
         >>> task_splits(7, 3, seed=0)
         [[0, 4], [3, 5], [2, 6]]
     """

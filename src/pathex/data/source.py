@@ -50,7 +50,7 @@ class Source:
 def finish(
     source: Source, *, mean: Any = None, std: Any = None, image_size: int | None = None, **choice: Any
 ) -> ImageData:
-    """Make a data set of what a loader found, with the options :data:`FINISHING` of ``pathex.data.load``."""
+    """Make a data set of what a loader found, with the options `FINISHING` of ``pathex.data.load``."""
     name = source.name
     if image_size is not None:
         check_integer(f"option 'image_size' of data {name!r}", image_size)

@@ -144,7 +144,7 @@ class DecodedSplit:
         return self._read(number, lambda image: image.size)
 
     def pixels(self, number: int, transform: "Callable[[Image.Image], Image.Image] | None" = None) -> Tensor:
-        """Decode one image, as :meth:`image` does."""
+        """Decode one image, as `image` does."""
         # A note of the camera on how it was held is not followed: label maps, and other training tools, do not.
         from torchvision.transforms.v2 import functional as transforms
 

@@ -30,7 +30,7 @@ def read_ahead(
 ) -> Iterator[Any]:
     """Yield ``read(batch)`` of every batch in order, the next ones being read meanwhile by worker processes.
 
-    The number of workers changes nothing in what is read; None is as many as :func:`default_workers` says and the
+    The number of workers changes nothing in what is read; None is as many as `default_workers` says and the
     images are worth. Errors of pathex are raised here as they were raised there.
     """
     if workers is None:

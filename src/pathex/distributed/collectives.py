@@ -153,7 +153,7 @@ ALONE: Processes = Processes()
 
 
 def processes_of(group: Group = "default") -> Processes:
-    """The processes of a :data:`Group`; :class:`~pathex.errors.InvalidInput` if this one is not among them."""
+    """The processes of a `Group`; `pathex.errors.InvalidInput` if this one is not among them."""
     if group is None or not dist.is_available() or not dist.is_initialized():
         return ALONE
     if group == "default":

@@ -49,7 +49,7 @@ def trace(model: nn.Module, example: Any, *, output: Output = None) -> Graph:
         UnsupportedOperation: If the exporter refuses the network; the message names the module and the reason.
         InvalidInput: If there is no such output, or the network is wrapped for several devices.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> print(trace(net, torch.ones(1, 3)))

@@ -247,7 +247,7 @@ def attach(model: nn.Module, mask: Mask, optimizer: Optimizer | Iterable[Optimiz
         MaskMismatch: If the mask does not fit the model.
         InvalidInput: If an optimizer is none, or masked weights that train are in none of them.
 
-    Example:
+    Examples:
         >>> from pathex import Mask
         >>> model = nn.Linear(2, 2)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)

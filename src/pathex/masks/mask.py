@@ -39,7 +39,7 @@ class Mask(Mapping[str, Tensor]):
     Raises:
         MaskMismatch: If there is no entry or one is not a bool tensor.
 
-    Example:
+    Examples:
         >>> mask = Mask({"fc.weight": torch.tensor([[True, False], [False, False]])})
         >>> mask.sparsity, mask.counts()["fc.weight"]
         (0.75, Count(kept=1, total=4))

@@ -16,7 +16,7 @@ _KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "masks")
 
 
 def read_weights(path: Path, first: str = _KEYS[0]) -> dict[str, Tensor]:
-    """The state dict of a file, as `state_dict_in` chooses it; :class:`~pathex.errors.InvalidInput` without one."""
+    """The state dict of a file, as `state_dict_in` chooses it; `pathex.errors.InvalidInput` without one."""
     return state_dict_in(read_file(path), path, first)
 
 

@@ -32,14 +32,14 @@ def create(
     """Make a network by name.
 
     Args:
-        name: An own name (see :func:`names`), ``timm:NAME``, ``torchvision:NAME``, ``smp:NAME`` or
+        name: An own name (see `names`), ``timm:NAME``, ``torchvision:NAME``, ``smp:NAME`` or
             ``package.module:factory``.
         num_classes: Outputs.
         in_channels: Channels of the images.
         weights: None for random initialization from PyTorch's global generator; a safetensors or torch file; a
             checkpoint of self-supervised training, ``mocov2:PATH``, ``dino:PATH`` or ``clip:PATH``; for networks of
             libraries also ``imagenet`` (what the library prefers) or one of the library's tags. See
-            :func:`load_weights`.
+            `load_weights`.
         **options: Options of this network, such as ``width``.
 
     Returns:
@@ -48,7 +48,7 @@ def create(
     Raises:
         InvalidInput: If a name, an option or weights cannot be used.
 
-    Example:
+    Examples:
         >>> model = create("resnet20", num_classes=10, in_channels=1, width=4)
         >>> model.conv
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
@@ -90,13 +90,13 @@ def is_foreign(name: str) -> bool:
 
 
 def describe(name: str) -> str:
-    """One line about a network or a form of name. An unknown name raises :class:`~pathex.errors.InvalidInput`."""
+    """One line about a network or a form of name. An unknown name raises `pathex.errors.InvalidInput`."""
     prefix, colon, _ = name.partition(":")
     return prefixes().get(f"{prefix}:NAME", prefixes()[_FACTORY_FORM]) if colon else own(name)[1]
 
 
 def own(name: str) -> tuple[Callable[..., nn.Module], str]:
-    """Factory of one of the own networks, and a line about it; :class:`~pathex.errors.UnknownName` for others."""
+    """Factory of one of the own networks, and a line about it; `pathex.errors.UnknownName` for others."""
     if name not in _OWN:
         raise UnknownName("model", name, [*_OWN, *prefixes()])
     return _OWN[name]

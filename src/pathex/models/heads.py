@@ -27,7 +27,7 @@ def head_parameters(model: nn.Module, num_classes: int | None = None) -> list[st
     Raises:
         InvalidInput: If there are none.
 
-    Example:
+    Examples:
         >>> import pathex
         >>> head_parameters(pathex.models.create("resnet20", width=4))
         ['fc.weight', 'fc.bias']

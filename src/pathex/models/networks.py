@@ -86,7 +86,7 @@ class CifarResNet(nn.Module):
         InvalidInput: If the depth is not 8, 14, 20, ..., the width is not a positive integer, or the shortcut is
             neither of the two.
 
-    Example:
+    Examples:
         >>> model = CifarResNet(20)
         >>> sum(p.numel() for p in model.parameters() if p.ndim > 1)
         270896
@@ -150,7 +150,7 @@ class TinyResNet(nn.Module):
     Raises:
         InvalidInput: If depth or width cannot be used.
 
-    Example:
+    Examples:
         >>> model = TinyResNet(18, num_classes=200, width=8)
         >>> model.conv1, model.fc
         (Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False), \
@@ -205,7 +205,7 @@ class CifarVGG(nn.Module):
     Raises:
         InvalidInput: If depth or width cannot be used.
 
-    Example:
+    Examples:
         >>> model = CifarVGG(16, num_classes=100, width=0.125)
         >>> [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
         [(100, 64)]

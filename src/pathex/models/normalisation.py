@@ -21,7 +21,7 @@ def expected_normalisation(name: str, weights: str | Path | None, **options: Any
         For each channel, of pixels in [0, 1]; None if the weights are random or nothing is known about them.
         Statistics that cannot be looked up raise `pathex.errors.InvalidInput`.
 
-    Example:
+    Examples:
         >>> expected_normalisation("timm:tf_efficientnet_lite0", "imagenet")
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """

@@ -58,10 +58,10 @@ class WeightsReport:
 def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     """Load a file of weights into a network, after every name and shape has been compared.
 
-    Every tensor outside the head (see :func:`head_parameters`) must be in the file; a network of
+    Every tensor outside the head (see `head_parameters`) must be in the file; a network of
     segmentation-models-pytorch takes a whole network or the weights of a classifier for its encoder. What the file
     holds besides must be known: projection heads, queues and second encoders of self-supervised checkpoints, a
-    classifier without a place. A :class:`~pathex.errors.PathexWarning` says if a classifier stays at its
+    classifier without a place. A `pathex.errors.PathexWarning` says if a classifier stays at its
     initialization, or if more than a classifier is left out of the file.
 
     Args:
@@ -72,7 +72,7 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     Returns:
         The report. If tensors are missing, unexpected or of another shape, `pathex.errors.InvalidInput` lists them.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, pathex
         >>> model = pathex.models.create("resnet20", width=4)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +176,7 @@ def split_source(weights: str) -> tuple[str, Path]:
 
 
 def read_source(weights: str, model: nn.Module) -> Stored:
-    """The tensors that a file holds for a network; see :func:`split_source`."""
+    """The tensors that a file holds for a network; see `split_source`."""
     kind, path = split_source(weights)
     content = read_file(path)
     return _KINDS[kind](content, path, model) if kind else Stored(state_dict_in(content, path), [])

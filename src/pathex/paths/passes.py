@@ -44,7 +44,7 @@ def record(
         InvalidInput: If ``calibration`` or ``smooth`` is not known.
         UnsupportedOperation: If the network cannot be traced, or an operation has no rule.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)).double()

@@ -192,7 +192,7 @@ def _begin(weight: Tensor, grown: Tensor, optimizer: Optimizer) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `attach` that are not in :data:`OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
+    """Refuse options of `attach` that are not in `OPTIONS` (`UnknownName`) or out of range (`InvalidInput`)."""
     check_names("option of dynamic sparse training:", options, OPTIONS)
     for name, value in options.items():
         if name == "every":
@@ -253,7 +253,7 @@ def attach(
         MaskMismatch: If the mask does not fit the model.
         InvalidInput: If another argument is out of its range, or the optimizer is none or trains none of these weights.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(4, 2, bias=False)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> mask = Mask({"weight": torch.tensor([[True, True, False, False], [False, False, True, True]])})

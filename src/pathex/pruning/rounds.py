@@ -132,7 +132,7 @@ def prune(
         InvalidInput: If an argument cannot be used.
         LayerCollapse: With ``strict=True``, if a layer lost every weight on every path.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = prune(net, "px", sparsity=0.5, data=torch.randn(8, 3), rounds=5)

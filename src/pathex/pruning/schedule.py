@@ -49,7 +49,7 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
     Raises:
         InvalidInput: If ``rounds`` is below 1, ``end`` is above ``start`` or the schedule is not known.
 
-    Example:
+    Examples:
         >>> densities(1.0, 0.25, 2)
         [0.5, 0.25]
     """

@@ -67,7 +67,7 @@ def score(
     Raises:
         InvalidInput: If an argument cannot be used or the method returns scores that do not fit.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> sorted(score(net, "px", torch.randn(8, 3)))
         ['0.weight', '2.weight']

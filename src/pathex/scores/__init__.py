@@ -198,7 +198,7 @@ def methods(name: str | None = None) -> list[str] | Method:
     Raises:
         InvalidInput: If it is a plain callable, of which nothing is known.
 
-    Example:
+    Examples:
         >>> methods("magnitude").equation
         'S_j = |theta_j|'
     """

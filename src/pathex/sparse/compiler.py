@@ -46,7 +46,7 @@ def compile(
         InvalidInput: If numba is not installed (the extra ``sparse``), or an argument cannot be used.
         UnsupportedOperation: If the network cannot be traced, or takes only one number of images.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
         >>> x = torch.randn(2, 3, 4, 4)
         >>> compiled = compile(model, example_input=x, threads=1)

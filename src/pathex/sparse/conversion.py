@@ -153,7 +153,7 @@ def convert(
             be used.
         UnsupportedOperation: If the mask has weights of other layers or of two at once, or no graph can be traced.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> mask = Mask({"0.weight": torch.rand(4, 3, 3, 3) < 0.2})
         >>> net = convert(model, mask, torch.randn(2, 3, 4, 4))

@@ -21,7 +21,7 @@ def build(task: str, model: str, data: str, **options: Any) -> Task:
     The initial weights follow from the seed alone: the random state before the call plays no part and is restored.
 
     Args:
-        task: One of :data:`TASKS`.
+        task: One of `TASKS`.
         model: Name of a model.
         data: Name of a data set.
         **options: ``seed`` of initialization and of the validation split; ``weights`` to start from, None is random

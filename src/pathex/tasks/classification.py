@@ -29,7 +29,7 @@ class Classification(Task):
     def feed(
         self, part: str, device: torch.device, batch_size: int, *, share: tuple[int, int] = (0, 1), **options: Any
     ) -> Batches | None:
-        """Batches of one part of the data; see :meth:`Task.feed`."""
+        """Batches of one part of the data; see `Task.feed`."""
         chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
         if chosen is None:
             return None
@@ -57,7 +57,7 @@ def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def build(setup: Setup) -> Classification:
-    """Load the data and build the network; see :func:`pathex.tasks.build`."""
+    """Load the data and build the network; see `pathex.tasks.build`."""
     check_names("option of task 'classification':", setup.task_options, ())
     images = setup.images()
     if not isinstance(images, ImageData):

@@ -161,7 +161,7 @@ class Segmentation(Task):
     def feed(
         self, part: str, device: torch.device, batch_size: int, *, share: tuple[int, int] = (0, 1), **options: Any
     ) -> Batches | None:
-        """Batches of one part of the data, see :meth:`Task.feed`; validation is measured as with ``crop``."""
+        """Batches of one part of the data, see `Task.feed`; validation is measured as with ``crop``."""
         chosen = part_of(self.data, part, self.train_indices, self.validation_indices)
         if chosen is None:
             return None
@@ -222,7 +222,7 @@ def class_iou(confusion: Tensor) -> list[float | None]:
 
 
 def build(setup: Setup) -> Segmentation:
-    """Load the data and build the network; see :func:`pathex.tasks.build`."""
+    """Load the data and build the network; see `pathex.tasks.build`."""
     crop, evaluation, stride = _options(setup.task_options)
     images = setup.images()
     if not isinstance(images, SegmentationData):

@@ -83,7 +83,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """One of :data:`LOSSES` by its name: a function of ``(outputs, targets)`` that gives their mean loss."""
+        """One of `LOSSES` by its name: a function of ``(outputs, targets)`` that gives their mean loss."""
 
     @abstractmethod
     def metric(self, device: torch.device) -> Any:
@@ -120,7 +120,7 @@ class Task(ABC):
         prepare: Prepare | None = None,
         on_event: Events | None = None,
     ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """Train the network; see :func:`pathex.train.fit`. ``augment="auto"`` is the data set's own."""
+        """Train the network; see `pathex.train.fit`. ``augment="auto"`` is the data set's own."""
         options = self.augmented(options)
         device, size, share = fabric.device, options.batch_size, (fabric.global_rank, fabric.world_size)
         change = {"augment": options.augment, "augment_options": options.augment_options}
@@ -153,7 +153,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a task is built from; see :func:`pathex.tasks.build`."""
+    """What a task is built from; see `pathex.tasks.build`."""
 
     model: str
     data: str

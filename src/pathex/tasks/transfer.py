@@ -83,12 +83,12 @@ class Transfer(Task):
     def feed(
         self, part: str, device: torch.device, batch_size: int, *, share: tuple[int, int] = (0, 1), **options: Any
     ) -> Batches | None:
-        """Batches of one part of the source; see :meth:`Task.feed`."""
+        """Batches of one part of the source; see `Task.feed`."""
         source = self._part(self.options.source, self.model, test=part == "test")
         return source.feed(part, device, batch_size, share=share, **options)
 
     def loss(self, name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of every task; see :meth:`OneTask.loss`."""
+        """The loss of every task; see `OneTask.loss`."""
         return self._part(self.options.source, self.model).loss(name, label_smoothing)
 
     def metric(self, device: torch.device) -> Any:
@@ -229,7 +229,7 @@ class Transfer(Task):
 
 
 def build(setup: Setup) -> Transfer:
-    """Load the data, split their classes into tasks, and build the network; see :func:`pathex.tasks.build`."""
+    """Load the data, split their classes into tasks, and build the network; see `pathex.tasks.build`."""
     images = setup.images()
     if not isinstance(images, ImageData):
         raise InvalidInput(f"data {setup.data!r} has no class for each image, which task 'transfer' needs")

@@ -58,7 +58,7 @@ class Feed:
     """Batches of one split, or of a part of it, shared out among processes.
 
     A split that holds its images in memory (an attribute ``data``) is put on the device once, as bytes, when it takes
-    less than half of what is free there (:data:`RESIDENT_SHARE`); order and random numbers of a pass follow it in one
+    less than half of what is free there (`RESIDENT_SHARE`); order and random numbers of a pass follow it in one
     piece, and batches are gathered, changed and normalised there. Worker processes read all others a few batches ahead,
     and change those that ``resized-crop`` changes, which it cuts from the undecoded original.
 
@@ -92,11 +92,11 @@ class Feed:
             batch_size: Images in a batch, over all processes; the last batch takes what is left, and joins the one
                 before where that is a single image, as BatchNorm cannot train on one, or fewer images than processes.
             indices: (n,) the images of the split to use; None is all.
-            augment: Augmentation of :meth:`shuffled`, see :func:`pathex.data.augment`.
+            augment: Augmentation of `shuffled`, see `pathex.data.augment`.
             augment_options: Its options.
             part: Number of this process, and of all processes.
             workers: Processes that read images, which change nothing in the batches; None is as many as
-                :func:`pathex.data.default_workers` says, or fewer for few images.
+                `pathex.data.default_workers` says, or fewer for few images.
         """
         if workers is not None:
             check_integer("workers", workers, 0)
@@ -125,7 +125,7 @@ class Feed:
         return self._read(order, self._augmentation, self._augmentation.draw(self.images, generator))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in the split's own order, not augmented; see :meth:`shuffled`."""
+        """One pass in the split's own order, not augmented; see `shuffled`."""
         return self._read(self._rows, Augmentation(), {})
 
     def _read(self, order: Tensor, augmentation: Augmentation, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:

@@ -98,7 +98,7 @@ def fit(
 
     Args:
         model: The network.
-        feed: Training batches; with ``mixup`` or ``cutmix`` in the options, a :class:`Mixed` feed.
+        feed: Training batches; with ``mixup`` or ``cutmix`` in the options, a `Mixed` feed.
         options: Learning rate, epochs, seed.
         fabric: The ``lightning_fabric.Fabric`` that decides devices, precision and loggers.
         loss: Mean loss of ``(outputs, targets)`` over the images.
@@ -107,7 +107,7 @@ def fit(
         validation: Batches to measure on after each epoch.
         metric_name: Name of the metric in the rows.
         groups: Groups of parameters for the optimizer; None is one of all that require a gradient.
-        prepare: Attaches a mask to network and optimizer; may return a :class:`Companion` for the checkpoint.
+        prepare: Attaches a mask to network and optimizer; may return a `Companion` for the checkpoint.
         on_event: Receives ``resumed``, ``step`` (a few in a second) and ``epoch`` events.
         observe: From network and epoch to numbers by name, which come into the row of the epoch.
 

@@ -99,7 +99,7 @@ def _environment() -> Any:
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     class Launched(LightningEnvironment):
-        """The processes of :func:`pathex.distributed.launched`, whose group is there already."""
+        """The processes of `pathex.distributed.launched`, whose group is there already."""
 
         creates_processes_externally = True
 

@@ -16,12 +16,12 @@ Observe = Callable[[nn.Module, int], Mapping[str, float]]
 Prepare = Callable[[nn.Module, Optimizer], object]
 """Called with the network and its optimizer before the first step.
 
-What it returns may be a :class:`Companion`; its ``mask``, if it has one, is the one that a remedy sees.
+What it returns may be a `Companion`; its ``mask``, if it has one, is the one that a remedy sees.
 """
 
 
 class Batches(Protocol):
-    """What the loop trains and measures on; :class:`pathex.train.Feed` is one.
+    """What the loop trains and measures on; `pathex.train.Feed` is one.
 
     Attributes:
         images: Number of images in one pass, over all processes.

@@ -15,7 +15,7 @@ _PROJECT = "pathex"
 
 
 def check_logger(name: str) -> None:
-    """Refuse a logger that is not one of :data:`LOGGERS`, or not installed."""
+    """Refuse a logger that is not one of `LOGGERS`, or not installed."""
     from importlib.util import find_spec
 
     check_name("logger", name, LOGGERS)

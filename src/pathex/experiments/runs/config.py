@@ -246,7 +246,7 @@ def run_name(config: RunConfig) -> str:
     Returns:
         A name of letters, digits, dots, hyphens and underscores; without seed where an earlier version made the folder.
 
-    Example:
+    Examples:
         >>> run_name(RunConfig(method="px", sparsity=0.982, data="cifar10"))
         'px-resnet20-cifar10-s0.982-seed0-33076f1e'
     """

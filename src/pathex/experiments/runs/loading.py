@@ -58,7 +58,7 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
         InvalidInput: If the run is not finished, its network is not known by name and not given, or the weights do not
             fit it.
 
-    Example:
+    Examples:
         >>> network = load_run("runs/px-resnet20-fashion-mini-s0.9-1b2c3d4e")  # doctest: +SKIP
         >>> network.preprocessing.size  # doctest: +SKIP
         28
