@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ADVICE = "; delete its folder to run again, or choose another 'out'"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy")
+_PACKAGES = ("pathex", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy", "numba")
 _ENDINGS = (".json", ".jsonl", ".yaml", ".ckpt", ".safetensors")
 
 
