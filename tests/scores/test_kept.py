@@ -37,7 +37,7 @@ def always(monkeypatch):
 @pytest.fixture
 def planned(monkeypatch):
     """The masks that kernels were planned for."""
-    found = []
+    found, threads = [], torch.get_num_threads()
     plan = KeptLayers.__init__
 
     def noted(self, graph, mask):
@@ -45,7 +45,9 @@ def planned(monkeypatch):
         plan(self, graph, mask)
 
     monkeypatch.setattr(KeptLayers, "__init__", noted)
-    return found
+    torch.set_num_threads(2)
+    yield found
+    torch.set_num_threads(threads)
 
 
 def problem(name="resnet-project", seed=0, density=0.2, images=35, dtype=torch.float64, **how):
@@ -130,7 +132,6 @@ def test_kernels_hold_for_masks_within_theirs(planned):
     assert planned == [given.mask, other]
 
 
-def test_threads_of_torch_are_as_before(monkeypatch):
-    given, before = problem(), torch.get_num_threads()
-    find("px").score(given)
-    assert torch.get_num_threads() == before
+def test_threads_of_torch_are_as_before(planned):
+    find("px").score(problem())
+    assert planned and torch.get_num_threads() == 2

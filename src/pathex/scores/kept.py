@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathex.sparse import KeptConvolution
 
 # Measured: from which round on a prune is worth loading the kernels, up to which share of the multiply-adds they are
-# faster, from how many images on, and how much sparser a mask may become before its kernels are planned again.
-_ROUND, _SHARE, _IMAGES, _PLANNED = 10, 0.35, 32, 0.9
+# faster, from how many images a thread on, and how much sparser a mask may become before they are planned again.
+_ROUND, _SHARE, _IMAGES, _PLANNED = 10, 0.35, 16, 0.9
 
 
 class KeptLayers:
@@ -62,8 +62,8 @@ def _name(node: Node) -> str:
 
 def kept_layers(problem: Problem, trace: Callable[[], Graph]) -> KeptLayers | None:
     """The kernels for a round on the graph of a trace, if they are there and faster; kept from round to round."""
-    mask, images = problem.mask, problem.images
-    plain = isinstance(images, Tensor) and problem.device.type == "cpu" and len(images) >= _IMAGES
+    mask, images, least = problem.mask, problem.images, _IMAGES * torch.get_num_threads()
+    plain = isinstance(images, Tensor) and problem.device.type == "cpu" and len(images) >= least
     if mask is None or not plain or problem.round < _ROUND or importlib.util.find_spec("numba") is None:
         return None
     kept = {name: int(each.count_nonzero()) for name, each in mask.items()}
