@@ -100,9 +100,9 @@ def test_published_rounds_are_the_default():
     data, model = torch.randn(2, 3), perceptron(3, 6, 2)
     assert len(pathex.prune(model, "px", sparsity=0.5, data=data).history) == 100
     assert len(pathex.prune(model, "magnitude", sparsity=0.5, data=data).history) == 1
-    hundred = ("px", "px-literal", "px-cvpr24", "synflow", "synflow-l2", "ntk-sap")
+    hundred = ("px", "px-literal", "px-cvpr24", "px-cvpr24-v2", "synflow", "synflow-l2", "ntk-sap")
     rounds = dict.fromkeys(pathex.methods(), 1) | dict.fromkeys(hundred, 100)
-    rounds |= {"iterative-snip": 60, "force": 60, "npb": 20}
+    rounds |= {"iterative-snip": 60, "force": 60, "iterative-grasp": 60, "npb": 20}
     assert {name: pathex.methods(name).rounds for name in pathex.methods()} == rounds
 
 
