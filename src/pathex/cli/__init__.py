@@ -12,6 +12,7 @@ from contextvars import copy_context
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
+from typing import TextIO
 
 from pathex.cli import experiments, kernels, listings, masks, networks
 from pathex.cli.parser import parse
@@ -61,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"stopped{more if resumes else ''}")
             return 130
         except Exception as error:
-            _drop_output()
+            _drop_output(sys.stdout)
             if isinstance(error, BrokenPipeError):  # who reads has read enough, as in `| head`
                 return _BROKEN_PIPE
             if (line := _refusal(error)) is None:
                 raise
             _say(f"error: {line}")
             return 2
+        finally:
+            _drop_output(sys.stderr)
     return code
 
 
@@ -95,13 +98,13 @@ def _own_words(words: Sequence[str]) -> set[str]:
     return {piece for word in typed for piece in re.split(r"[\s\[\]{},'\"=]+", word)}
 
 
-def _drop_output() -> None:
-    """Drop what standard output does not take, as the interpreter would try again."""
+def _drop_output(stream: TextIO) -> None:
+    """Drop what a stream does not take, as the interpreter would try again."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())
 
 
 def _refusal(error: Exception) -> str | None:
