@@ -54,14 +54,7 @@ def px_cvpr24(model, batches, mask=None, squared_norms=()):
     total = {name: torch.zeros_like(entry) for name, entry in theta.items()}
     for x in batches:
         gate_network, data_network, path_network = (_copy(model, mask).train() for _ in range(3))
-        gates = {}
-        for name, module in gate_network.named_modules():
-            if isinstance(module, nn.ReLU):
-                module.register_forward_pre_hook(partial(_note, gates, name))
-        gate_network(x)
-        for name, gate in gates.items():
-            data_network.get_submodule(name).forward = partial(torch.mul, gate)
-            path_network.get_submodule(name).forward = lambda x: x
+        _gate(gate_network, x, data_network, path_network)
         _square(path_network, squared_norms)
         with torch.no_grad():
             z1 = data_network(x)
@@ -79,14 +72,7 @@ def px_cvpr24_v2(model, batches, mask=None):
     for x in batches:
         gate_network = _copy(model, mask).eval()
         data_network, path_network = (_copy(model, mask).train() for _ in range(2))
-        gates = {}
-        for name, module in gate_network.named_modules():
-            if isinstance(module, nn.ReLU):
-                module.register_forward_pre_hook(partial(_note, gates, name))
-        gate_network(x)
-        for name, gate in gates.items():
-            data_network.get_submodule(name).forward = partial(torch.mul, gate)
-            path_network.get_submodule(name).forward = lambda x: x
+        _gate(gate_network, x, data_network, path_network)
         _square(path_network, ())
         with torch.no_grad():
             for module in data_network.modules():
@@ -100,6 +86,18 @@ def px_cvpr24_v2(model, batches, mask=None):
         for name, squared in _prunable(path_network).items():
             total[name] += squared.grad
     return {name: total[name].abs() * theta[name].detach() ** 2 for name in theta}
+
+
+def _gate(gate_network, x, data_network, path_network):
+    """Give one network the gates that another has for some images, in place of activations, and a third none."""
+    gates = {}
+    for name, module in gate_network.named_modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(partial(_note, gates, name))
+    gate_network(x)
+    for name, gate in gates.items():
+        data_network.get_submodule(name).forward = partial(torch.mul, gate)
+        path_network.get_submodule(name).forward = lambda x: x
 
 
 def _note(gates, name, module, given):

@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 from pathex.errors import InvalidInput, check_name
 from pathex.graph import Tensors
 from pathex.ntk.exact import EQUATIONS, Form, by_jacobian, by_products, matrix, size_of, width_of
-from pathex.ntk.network import Network, Options, mib, network_of
+from pathex.ntk.network import Network, Options, network_of
+from pathex.scores import mib
 
 if TYPE_CHECKING:
     from altair import LayerChart

@@ -15,7 +15,7 @@ from pathex.errors import InvalidInput, check_name, check_names
 from pathex.graph import Images, Output, Tensors, compute_dtype, concatenated
 from pathex.masks import Mask, own_module
 from pathex.paths import Statistics, calibrate, footprint, forward
-from pathex.scores import parse_memory, read_batches
+from pathex.scores import mib, parse_memory, read_batches
 
 BatchNorm = Literal["stored", "calibrated", "batch"]
 _ON_CPU = 2 * 2**30
@@ -155,11 +155,6 @@ def _without_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         yield
-
-
-def mib(size: float) -> str:
-    """A number of bytes for a message."""
-    return f"{size / 2**20:.4g} MiB"
 
 
 def read(data: Any, model: nn.Module) -> tuple[Images, Tensor | None]:

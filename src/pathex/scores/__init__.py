@@ -24,7 +24,7 @@ from pathex.scores.ntk_diagonal import NtkDiagonal
 from pathex.scores.ntk_sap import NtkSap
 from pathex.scores.phew import Phew
 from pathex.scores.precision import extremes
-from pathex.scores.problem import Problem, generator, parse_memory
+from pathex.scores.problem import Problem, generator, mib, parse_memory
 from pathex.scores.prospr import ProsPr
 from pathex.scores.px import PX
 from pathex.scores.px_cvpr24 import PXCvpr24, PXCvpr24V2
@@ -70,6 +70,7 @@ __all__ = [
     "generator",
     "joined",
     "methods",
+    "mib",
     "names",
     "parse_memory",
     "read_batches",

@@ -1,7 +1,6 @@
 """Squared derivatives of many rows (outputs of images, log-likelihoods), summed: exactly or by random projections."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import Images, Tensors
 from pathex.scores.model_reader import ModelReader
-from pathex.scores.problem import generator
+from pathex.scores.problem import generator, signs
 
 Rows = Callable[[Tensor, Any], Tensor]
 """From outputs ``(B, ...)`` and labels to the numbers ``(B, ...)`` whose derivatives are squared."""
@@ -108,13 +107,8 @@ class _Network:
             for x, y in self.reader.batches(labels=self.labels):
                 with torch.enable_grad():
                     rows = self._rows(x, y)
-                for name, derivative in gradients(rows, self.at.weights, weights=_signs(rows, source)).items():
+                for name, derivative in gradients(rows, self.at.weights, weights=signs(rows, source)).items():
                     whole[name] += derivative
             return {name: derivative.double().square_().div_(count) for name, derivative in whole.items()}
 
         return problem.processes.sum_over(range(1, count + 1), part)
-
-
-def _signs(rows: Tensor, source: torch.Generator) -> Tensor:
-    """Independent 1 and -1, one after another: the same ones however the rows are cut into batches."""
-    return torch.randint(0, 2, (math.prod(rows.shape),), generator=source).view(rows.shape).to(rows) * 2 - 1

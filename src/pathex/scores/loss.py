@@ -10,7 +10,7 @@ from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.graph import Images
 from pathex.scores.jacobian import differentiable_twice
 from pathex.scores.model_reader import Leaves, ModelReader, has_class
-from pathex.scores.problem import Problem, generator
+from pathex.scores.problem import Problem, generator, signs
 
 Term = Callable[[], Tensor]
 
@@ -80,15 +80,11 @@ def hessian_diagonal(reader: ModelReader, at: Leaves, samples: int, temperature:
 
     def part(numbered: tuple[int, Term]) -> dict[str, Tensor]:
         source = generator(problem.seed, problem.round, numbered[0])
-        signs = [{name: _signs(weight, source) for name, weight in at.weights.items()} for _ in range(samples)]
-        return _products(reader, at, numbered[1], signs, weighted=True)
+        drawn = [{name: signs(weight, source) for name, weight in at.weights.items()} for _ in range(samples)]
+        return _products(reader, at, numbered[1], drawn, weighted=True)
 
     summed = problem.processes.sum_over(enumerate(_terms(reader, at, temperature, apart=True), 1), part)
     return {name: each / samples for name, each in summed.items()}
-
-
-def _signs(like: Tensor, source: torch.Generator) -> Tensor:
-    return (torch.randint(0, 2, like.shape, generator=source) * 2 - 1).to(like)
 
 
 def _products(

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from pathex.graph import Images
 from pathex.paths import Statistics, forward, tensors_of
 from pathex.scores.kept import KeptForward, KeptLayers, kept_layers
 from pathex.scores.options import LossOrName
-from pathex.scores.problem import doubt_batches, entries_of_image, generator
+from pathex.scores.problem import doubt_batches, entries_of_image, generator, signs
 from pathex.scores.reader import Reader
 
 IGNORED = -100  # as of F.cross_entropy
@@ -38,8 +37,7 @@ class ModelReader(Reader):
         """As in `Reader`, with a head of zeros read as random signs: with ones no loss tells the classes apart."""
         found, source = super().fixed(), generator(self.problem.seed)
         for name in sorted(found.keys() & set(self.problem.prunable)):
-            signs = torch.randint(0, 2, found[name].shape, generator=source) * 2 - 1
-            found[name] = signs.to(found[name])
+            found[name] = signs(found[name], source)
         return found
 
     def batches(self, *, labels: bool = True) -> Iterator[tuple[Images, Any]]:

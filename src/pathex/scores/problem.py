@@ -54,6 +54,11 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
+def signs(like: Tensor, source: torch.Generator) -> Tensor:
+    """Independent 1 and -1 in a tensor's form, one entry after another."""
+    return (torch.randint(0, 2, like.shape, generator=source) * 2 - 1).to(like)
+
+
 def once(memo: dict[str, Any], key: str, make: Callable[[], T]) -> T:
     """What is known by a key, made when it is first asked for."""
     if key not in memo:

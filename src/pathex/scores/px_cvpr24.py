@@ -31,7 +31,7 @@ Globs = Annotated[
 
 
 class _Copy(Interpreter):
-    """BatchNorm on the statistics of the batch, or stored ones; ReLU as it is, removed, or by the gates of another."""
+    """BatchNorm on the statistics of the batch; ReLU as it is, removed, or by the gates of a copy with stored ones."""
 
     def __init__(
         self, graph: Graph, tensors: Mapping[str, Tensor], dtype: torch.dtype,
@@ -58,7 +58,8 @@ class _Copy(Interpreter):
         return F.batch_norm(x, None, None, self(node["weight"]), self(node["bias"]), True, 0.0, node["eps"])
 
     def _relu(self, node: Node, x: Tensor) -> Tensor:
-        self.gates[node] = x > 0
+        if self.stored:
+            self.gates[node] = x > 0
         return x.relu() if self.relu == "plain" else x if self.relu == "linear" else x * self.relu[node]
 
 
