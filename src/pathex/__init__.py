@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from pathex.pruning import dynamic, prune, score
     from pathex.scores import (
         PX,
+        Cts,
+        DPaI,
+        EdgePopup,
         FisherDiagonal,
         FisherTaylor,
         Force,
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
         IterativeGrasp,
         IterativeSnip,
         Magnitude,
-        Npb,
+        NodePath,
         NtkDiagonal,
         NtkSap,
         Phew,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
         Snip,
         SynFlow,
         SynFlowL2,
+        WideTopo,
         methods,
     )
     from pathex.sparse import compile
@@ -68,6 +72,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PX",
+    "Cts",
+    "DPaI",
+    "EdgePopup",
     "FisherDiagonal",
     "FisherTaylor",
     "Force",
@@ -77,7 +84,7 @@ __all__ = [
     "IterativeSnip",
     "Magnitude",
     "Mask",
-    "Npb",
+    "NodePath",
     "NtkDiagonal",
     "NtkSap",
     "PXCvpr24",
@@ -89,6 +96,7 @@ __all__ = [
     "Snip",
     "SynFlow",
     "SynFlowL2",
+    "WideTopo",
     "__version__",
     "analysis",
     "attach",

@@ -26,7 +26,7 @@ def headed():
 
 
 @pytest.mark.filterwarnings("ignore:all scores are zero")
-@pytest.mark.parametrize("method", ["px", "px-cvpr24", "synflow", "snip", "grasp", "ntk-sap", "phew", "npb"])
+@pytest.mark.parametrize("method", ["px", "px-cvpr24", "synflow", "snip", "grasp", "ntk-sap", "phew", "node-path"])
 def test_heads_that_do_not_run_stay_dense_and_out_of_the_count(method):
     with pytest.warns(PathexWarning) as said:
         result = pathex.prune(headed(), method, sparsity=0.5, data=(X, Y), rounds=2)

@@ -102,7 +102,7 @@ def test_published_rounds_are_the_default():
     assert len(pathex.prune(model, "magnitude", sparsity=0.5, data=data).history) == 1
     hundred = ("px", "px-literal", "px-cvpr24", "px-cvpr24-v2", "synflow", "synflow-l2", "ntk-sap")
     rounds = dict.fromkeys(pathex.methods(), 1) | dict.fromkeys(hundred, 100)
-    rounds |= {"iterative-snip": 60, "force": 60, "iterative-grasp": 60, "npb": 20}
+    rounds |= {"iterative-snip": 60, "force": 60, "iterative-grasp": 60, "node-path": 20}
     assert {name: pathex.methods(name).rounds for name in pathex.methods()} == rounds
 
 

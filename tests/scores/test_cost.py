@@ -202,7 +202,7 @@ CARDS = [
     ("snip", {}, "1 forward and backward pass", IMAGES, IMAGES),
     ("iterative-snip", {}, "in each round 1 forward and backward pass", IMAGES, IMAGES),
     ("force", {}, "in each round 1 forward and backward pass", IMAGES, IMAGES),
-    ("npb", {}, "1 forward and backward pass of one image", 1, 1),
+    ("node-path", {}, "1 forward and backward pass of one image", 1, 1),
     ("magnitude", {}, "no pass", 0, 0),
     ("random", {}, "no pass", 0, 0),
     ("grasp", {}, "2 forward and backward passes and 1 backward pass through the second", None, 3 * IMAGES),

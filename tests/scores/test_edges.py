@@ -23,7 +23,7 @@ def scaled(factor, dtype=torch.float32):
 
 @pytest.mark.filterwarnings("ignore:scores leave float32", "ignore:all scores are zero")
 @pytest.mark.parametrize("factor", [1e-16, 1e-10, 1e-5, 1e10, 1e18])
-@pytest.mark.parametrize("method", [name for name in RUN_THE_NETWORK if name not in ("phew", "npb")])
+@pytest.mark.parametrize("method", [name for name in RUN_THE_NETWORK if name not in ("phew", "node-path")])
 def test_float32_keeps_what_float64_keeps_whatever_the_size_of_weights(method, factor):
     how = {"method": method, "sparsity": 0.5, "rounds": 2 if factor < 1 else 1}
     narrow = pathex.prune(scaled(factor), data=(X, Y), **how)
@@ -91,6 +91,6 @@ def test_draws_of_a_forward_pass_come_from_the_seed_or_are_refused(method):
     torch.rand(3)
     assert pathex.prune(noisy(), method, sparsity=0.5, data=(X, Y), rounds=2).mask == first
     torch.set_rng_state(state)
-    if method != "npb":  # which only counts
+    if method != "node-path":  # which only counts
         other = pathex.score(noisy(), method, (X, Y), seed=5)["fc.weight"]
         assert not torch.equal(other, pathex.score(noisy(), method, (X, Y))["fc.weight"])

@@ -65,7 +65,7 @@ def test_models_in_half_precision(method, dtype, model, images):
     assert next(model.parameters()).dtype == dtype
 
 
-@pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 200}), ("npb", {})])
+@pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 200}), ("node-path", {})])
 def test_coefficients_of_a_sample(method, options):
     model, x = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)), torch.randn(3, 4)
     with pytest.raises(UnsupportedOperation, match="layer_norm"):
@@ -74,7 +74,7 @@ def test_coefficients_of_a_sample(method, options):
     assert all((entry >= 1).any() if method == "phew" else (entry > 0).all() for entry in scores.values())
 
 
-@pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 1000}), ("npb", {"rounds": 5})])
+@pytest.mark.parametrize(("method", "options"), [("phew", {"walks": 1000}), ("node-path", {"rounds": 5})])
 def test_every_layer_of_a_residual_network_is_used(method, options):
     model, x = pathex.models.CifarResNet(8, width=4), torch.randn(2, 3, 12, 12)
     assert pathex.prune(model, method, sparsity=0.9, data=x, strict=True, **options).report.dead_layers == []
@@ -346,8 +346,8 @@ def test_px_sums_over_the_outputs_of_all_pixels(segmenter, pairs):
         ("ntk-sap", "epsilon", (0, math.inf, True, "small"), "a positive number"),
         ("ntk-sap", "draws", (0,), "an integer of at least 1"),
         ("ntk-diagonal", "projections", (-1, 2.0), "None or an integer of at least 0"),
-        ("npb", "alpha", (1.5, "much"), "a number in [0, 1]"),
-        ("npb", "beta", (-1, math.inf), "a number of at least 0"),
+        ("node-path", "alpha", (1.5, "much"), "a number in [0, 1]"),
+        ("node-path", "beta", (-1, math.inf), "a number of at least 0"),
         ("phew", "walks", (0, -1, 2.5, True), "an integer of at least 1, or None"),
         ("prospr", "steps", (-1, 1.5), "an integer of at least 0"),
         ("prospr", "lr", (0, math.nan), "a positive number"),
@@ -366,7 +366,7 @@ def test_bad_options(method, option, values, allowed):
         ("ntk-sap", "inputs", "data, normal"),
         ("ntk-sap", "calibration", "batch, running"),
         ("fisher-diagonal", "labels", "given, model"),
-        ("npb", "per_sample", "one, refuse"),
+        ("node-path", "per_sample", "one, refuse"),
         ("phew", "per_sample", "one, refuse"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import pathex
 from benchmarks.zoo import table
 from benchmarks.zoo.catalogue import LEFT_OUT, catalogue
-from benchmarks.zoo.table import EXTRA, ROWS, SIX, Row, page, plan, read_rows, shares
+from benchmarks.zoo.table import EXTRA, ROWS, SIX, UNTRIED, Row, page, plan, read_rows, shares
 
 TYPED = (
     Row("timm:test_vit", "px", 2, "ok", "0", "26", 1.25),
@@ -24,7 +24,6 @@ TYPED = (
     Row("timm:test_nfnet", "px", 2, "error", message="Defect: <none>"),
     Row("timm:test_vit4", "px", 2, "absent", message="unknown"),
 )
-UNTRIED = {"fisher-taylor", "hutchinson-taylor", "iterative-grasp", "px-cvpr24-v2"}  # no rows yet
 committed = pytest.mark.skipif(not ROWS.exists(), reason="scripts/zoo.py has not been run")
 
 
@@ -86,7 +85,7 @@ def test_the_committed_page_is_that_of_the_committed_rows():
 def test_the_committed_rows_are_complete_and_show_what_they_must():
     rows = read_rows()
     there = {(row.model, row.scorer): row.rounds for row in rows}
-    models, known = {row.model for row in rows}, [name for name in pathex.methods() if name not in UNTRIED]
+    models, known = {row.model for row in rows}, pathex.methods()
     assert not UNTRIED & {row.scorer for row in rows}
     for architecture in catalogue():
         if architecture.model in models:  # the page says how many are missing

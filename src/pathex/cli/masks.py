@@ -57,13 +57,15 @@ def _prune(config: PruneConfig) -> None:
     task = build_task(config)
     task.model.to(fabric(config.device).device)
     images = task.pruning_set(config.images_per_class, pruning_seed(config))
+    checkpoint = out.with_name(out.name + ".search")
     with RunDisplay() as display:
         result, seconds = find_ticket(
-            config, task, images, lambda known: display.show(config.method, "prune_round", known)
+            config, task, images, lambda known: display.show(config.method, "prune_round", known), checkpoint
         )
     mask = result.mask
     mask.metadata |= {"model": config.model, "data": config.data}
     write_mask(mask, out, config.format, task.model)
+    checkpoint.unlink(missing_ok=True)
     _show(mask)
     console().print(f"sparsity {mask.sparsity:.6g} in {seconds:.1f} s")
     print(out)

@@ -37,7 +37,8 @@ class Use:
 class PathCounts:
     """Paths through the weights of a masked network, and the calls that use each.
 
-    ``through`` counts a path once for each time that it uses a weight, ``total`` all paths. Where the number of these
+    ``through`` counts a path once for each time that it uses a weight (that would use one which is not kept, if such
+    are ``opened``), ``total`` all paths. Where the number of these
     leaves float64, every layer is divided by its mean number of weights to an output unit.
     """
 
@@ -47,7 +48,13 @@ class PathCounts:
 
 
 def count_paths(
-    model: nn.Module, x: Images, mask: Tensors, *, per_sample: PerSample = "refuse", output: Output = None
+    model: nn.Module,
+    x: Images,
+    mask: Tensors,
+    *,
+    per_sample: PerSample = "refuse",
+    output: Output = None,
+    opened: bool = False,
 ) -> PathCounts:
     """Count the input-output paths through each weight of a masked network.
 
@@ -59,29 +66,44 @@ def count_paths(
         Counts in float64, on the model's device.
     """
     graph = lowered(trace(model, x[:1], output=output))
-    counts = _counted(graph, model, x, mask, per_sample, False)
-    return counts if math.isfinite(counts.total) else _counted(graph, model, x, mask, per_sample, True)
+    counts = _counted(graph, model, x, mask, per_sample, opened, scaled=False)
+    return counts if math.isfinite(counts.total) else _counted(graph, model, x, mask, per_sample, opened, scaled=True)
 
 
 def _counted(
-    graph: Graph, model: nn.Module, x: Images, mask: Tensors, per_sample: PerSample, scaled: bool
+    graph: Graph, model: nn.Module, x: Images, mask: Tensors, per_sample: PerSample, opened: bool, *, scaled: bool
 ) -> PathCounts:
     device = next(iter(model.parameters())).device
     # Whatever is not masked counts as present, parameters that start at zero too.
     one = torch.ones((), dtype=torch.float64, device=device)
     present = {n: one.expand(p.shape) for n, p in model.named_parameters() if p.is_floating_point()}
-    weights = Weights(model, torch.float64, mask=mask, replaced=present, scored=list(mask))
+    weights = Weights(model, torch.float64, mask=None if opened else mask, replaced=present, scored=list(mask))
     with untouched(model), torch.enable_grad():
-        reading = _Count(graph, weights, per_sample, scaled)
+        reading = _Count(graph, weights, per_sample, scaled, mask if opened else None)
         total = run_linear(reading, ones(x[:1], torch.float64, device)).sum()
         through = reading.scores(total) if total.requires_grad else weights.take()
     return PathCounts(through, float(total.detach()), reading.uses)
 
 
+class _Opened(Call):
+    """A call with a masked weight, whose gradient is that of the whole one's entries were they kept."""
+
+    def __init__(self, call: Call, kept: Tensor) -> None:
+        self.call, self.kept = call, kept
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.call.forward(x, weight * self.kept)
+
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool) -> tuple[Tensor | None, Tensor]:
+        return self.call.backward(grad, x, weight * self.kept, wants_input)
+
+
 class _Count(Linear):
-    def __init__(self, graph: Graph, weights: Weights, per_sample: PerSample, scaled: bool) -> None:
+    def __init__(
+        self, graph: Graph, weights: Weights, per_sample: PerSample, scaled: bool, masks: Tensors | None
+    ) -> None:
         super().__init__(graph, weights, None, coefficients="connected", per_sample=per_sample)
-        self.scaled = scaled
+        self.scaled, self.masks = scaled, masks
         self.uses: dict[str, list[Use]] = {name: [] for name in weights.scores}
 
     def weighed(self, node: Node, x: Tensor, argument: Any, call: Call, scale: Tensor | None = None) -> Tensor:
@@ -93,8 +115,11 @@ class _Count(Linear):
                 raise self.unsupported(node, why)
             start = self.origins.starts[origin.names[0]]
             self.uses[origin.names[0]].append(Use(places - start, groups, transposed))
+            if self.masks is not None:
+                call = _Opened(call, self.masks[origin.names[0]].flatten()[(places - start).to(x.device)].to(x))
         if self.scaled:
             weight = self.effective(argument)
+            weight = weight * call.kept if isinstance(call, _Opened) else weight
             outputs = weight.shape[1] * groups if transposed else weight.shape[0]
             scale = (outputs / weight.sum().clamp_min(1.0)).expand(weight.shape[0])
         return super().weighed(node, x, argument, call, scale)

@@ -2,7 +2,7 @@
 
 from pathex.pruning import dynamic
 from pathex.pruning.allocation import ALLOCATIONS, Allocation, described, layer_densities, read_allocation
-from pathex.pruning.rounds import PruneResult, default_rounds, prune
+from pathex.pruning.rounds import PruneResult, default_rounds, prune, searches
 from pathex.pruning.schedule import ADAPTIVE, densities, read_rounding, read_schedule
 from pathex.pruning.scoring import score
 from pathex.pruning.updater import BUDGETS
@@ -23,4 +23,5 @@ __all__ = [
     "read_rounding",
     "read_schedule",
     "score",
+    "searches",
 ]

@@ -2,11 +2,13 @@
 
 import contextlib
 import numbers
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -28,6 +30,7 @@ from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Keys, Problem
 
 OnRound = Callable[[dict[str, Any], Mask], object]
+OnStep = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +59,11 @@ def default_rounds(method: str | CustomMethod) -> int:
     return found.rounds if isinstance(found, scorers.Method) else 1
 
 
+def searches(method: str | CustomMethod) -> bool:
+    """Whether a method searches for its mask, and can go on from a checkpoint."""
+    return getattr(scorers.resolve(method), "trains", False) is True
+
+
 def prune(
     model: nn.Module,
     method: str | CustomMethod = "px",
@@ -79,6 +87,8 @@ def prune(
     strict: bool = False,
     progress: bool = True,
     on_round: OnRound | None = None,
+    on_step: OnStep | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     group: Group = "default",
     **options: Any,
 ) -> PruneResult:
@@ -120,6 +130,8 @@ def prune(
         strict: Whether a layer collapse is an error.
         progress: Whether a progress bar is shown on a terminal.
         on_round: Called after each round with the history row and the mask.
+        on_step: Called with the steps that are done and all of them, now and then, by methods that search.
+        checkpoint: File that a method that searches writes as it goes, and goes on from if it is there.
         group: The processes that prune together, each with the same call: a ``torch.distributed.ProcessGroup``, or
             ``default`` for all of them, if ``torch.distributed`` is initialised. Every one gets what a single process
             would. None: this process does it alone.
@@ -154,14 +166,16 @@ def prune(
             model, found, options, data, mask, blocks, strict=strict, processes=processes, **chosen
         )
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
-        problem = replace(problem, mask=start)
+        planned = default_rounds(method) if rounds is None else rounds
+        _check_search(method, planned, checkpoint)
+        problem = replace(problem, mask=start, checkpoint=None if checkpoint is None else Path(checkpoint))
         shape: Channels | Blocks | None = blocks
         if structure == "channels":
             shape = Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
         updater = RoundUpdater(
             start,
             1 - sparsity,
-            default_rounds(method) if rounds is None else rounds,
+            planned,
             allocation,
             schedule,
             budget,
@@ -174,20 +188,36 @@ def prune(
             size=partial(bytes_on_disk, problem.prunable) if count == "bytes" and shape is None else None,
             rounding=released,
         )
+        problem = replace(problem, target=updater.target)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
         how |= {} if shape is None else {"structure": structure}
         how |= {} if released is None else {"rounding": rounding}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         kept = freed_memory_kept() if memory is None else contextlib.nullcontext()
-        with kept, _bar(progress and processes.rank == 0, len(updater.densities)) as advance:
-            mask, history = _rounds(problem, method_call, updater, output, on_round, advance)
+        with kept, _bar(progress and processes.rank == 0) as show:
+
+            def tell(done: int, total: int) -> None:
+                show(done, total)
+                if on_step is not None:
+                    on_step(done, total)
+
+            mask, history = _rounds(replace(problem, on_step=tell), method_call, updater, output, on_round, show)
         unscored = [*left.dense, *left.out]
         report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=unscored)
         warn_of_collapse(report, strict)
         entries = {**mask, **all_kept({name: problem.model.get_parameter(name) for name in left.dense})}
         entries = {name: entries[name] for name, _ in problem.model.named_parameters() if name in entries}
         return PruneResult(Mask(entries, _metadata(name_of(method), options, problem, **how)), history, report)
+
+
+def _check_search(method: str | CustomMethod, rounds: int, checkpoint: object) -> None:
+    """Refuse several rounds of a search, and a checkpoint of anything else."""
+    if searches(method) and rounds != 1:
+        raise InvalidInput(f"{name_of(method)} searches for the mask in one round, not {rounds}; leave rounds= out")
+    if checkpoint is not None and not searches(method):
+        known = [name for name in scorers.names() if scorers.find(name).trains]
+        raise InvalidInput(f"checkpoint= is for methods that search: {', '.join(known)}; not {name_of(method)!r}")
 
 
 def _floors(problem: Problem, found: Any, output: Output) -> Callable[[Mask], Floors] | None:
@@ -217,12 +247,12 @@ def _rounds(
     updater: RoundUpdater,
     output: Output,
     on_round: OnRound | None,
-    advance: Callable[[int], None],
+    show: Callable[[int, int], None],
 ) -> tuple[Mask, list[dict[str, Any]]]:
     """The mask after all rounds, and the history."""
     history: list[dict[str, Any]] = []
-    current, reached = updater.start, 0
-    while reached < updater.rounds:
+    current = updater.start
+    while updater.reached < updater.rounds:
         began, number = time.perf_counter(), len(history) + 1
         scores = scored(replace(base, mask=current, round=number), method_call)
         current = updater.choose(scores, current, number, OnPaths(base.model, base.images, output=output))
@@ -240,8 +270,7 @@ def _rounds(
         )
         if on_round is not None:
             on_round(history[-1], current)
-        advance(updater.reached - reached)
-        reached = updater.reached
+        show(updater.reached, updater.rounds)
     return current, history
 
 
@@ -268,10 +297,10 @@ def _metadata(
 
 
 @contextlib.contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that appears on terminals only and vanishes when done."""
-    if not wanted or total < 2:
-        yield lambda rounds: None
+def _bar(wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that appears on terminals only, with the second of several steps, and vanishes when done."""
+    if not wanted:
+        yield lambda done, total: None
         return
     state = random.getstate()  # rich draws from the global generator when it is first imported
     from rich.console import Console
@@ -280,5 +309,5 @@ def _bar(wanted: bool, total: int) -> Iterator[Callable[[int], None]]:
     random.setstate(state)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("pruning", total=total)
-        yield lambda rounds: progress.advance(task, rounds)
+        task = progress.add_task("pruning", total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=total > 1)

@@ -10,6 +10,9 @@ from typing import Any, overload
 
 from pathex.errors import InvalidInput, UnknownName, import_callable, refusing
 from pathex.scores.batches import Batch, Keys, check_arguments, fingerprint, joined, read_batches
+from pathex.scores.cts import Cts
+from pathex.scores.dpai import DPaI
+from pathex.scores.edge_popup import EdgePopup
 from pathex.scores.fisher_diagonal import FisherDiagonal
 from pathex.scores.fisher_taylor import FisherTaylor
 from pathex.scores.force import Force
@@ -19,7 +22,7 @@ from pathex.scores.iterative_grasp import IterativeGrasp
 from pathex.scores.iterative_snip import IterativeSnip
 from pathex.scores.magnitude import Magnitude
 from pathex.scores.method import LossMethod, Method, ModelMethod, PathMethod
-from pathex.scores.npb import Npb
+from pathex.scores.node_path import NodePath
 from pathex.scores.ntk_diagonal import NtkDiagonal
 from pathex.scores.ntk_sap import NtkSap
 from pathex.scores.phew import Phew
@@ -33,10 +36,14 @@ from pathex.scores.random import Random
 from pathex.scores.snip import Snip
 from pathex.scores.synflow import SynFlow
 from pathex.scores.synflow_l2 import SynFlowL2
+from pathex.scores.widetopo import WideTopo
 
 __all__ = [
     "PX",
     "Batch",
+    "Cts",
+    "DPaI",
+    "EdgePopup",
     "FisherDiagonal",
     "FisherTaylor",
     "Force",
@@ -49,7 +56,7 @@ __all__ = [
     "Magnitude",
     "Method",
     "ModelMethod",
-    "Npb",
+    "NodePath",
     "NtkDiagonal",
     "NtkSap",
     "PXCvpr24",
@@ -63,6 +70,7 @@ __all__ = [
     "Snip",
     "SynFlow",
     "SynFlowL2",
+    "WideTopo",
     "check_arguments",
     "extremes",
     "find",
@@ -98,7 +106,11 @@ _BUILT_IN: Mapping[str, type[Method]] = {
         HutchinsonTaylor,
         ProsPr,
         Phew,
-        Npb,
+        NodePath,
+        DPaI,
+        EdgePopup,
+        Cts,
+        WideTopo,
         Magnitude,
         Random,
     )
@@ -106,7 +118,8 @@ _BUILT_IN: Mapping[str, type[Method]] = {
 
 _OWN_ARGUMENTS = {
     "data", "keys", "sparsity", "rounds", "allocation", "ignore", "prunable", "min_per_layer", "mask", "budget",
-    "count", "schedule", "structure", "rounding", "seed", "memory", "strict", "progress", "on_round", "group",
+    "count", "schedule", "structure", "rounding", "seed", "memory", "strict", "progress", "on_round", "on_step",
+    "checkpoint", "group",
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class Method(ABC):
         paths: Whether it reads paths, so that weights on none of them have no score.
         revives: Whether a pruned weight may return in a later round; one that the user's start mask removed never does.
         piecewise_linear: Whether the derivation holds for piecewise-linear networks only; on others the method warns.
+        trains: Whether it searches for the mask, which takes many passes over the data; it is then known what to keep.
         beside: Bytes that it holds for a prunable weight beside the model, at most, however many images there are.
     """
 
@@ -53,6 +54,7 @@ class Method(ABC):
     paths: ClassVar[bool] = False
     revives: ClassVar[bool] = False
     piecewise_linear: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     beside: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
@@ -77,7 +79,8 @@ class Method(ABC):
                 f"{self.name} is derived for piecewise-linear networks; {type(problem.model).__name__} also has "
                 f"{', '.join(beyond)}, which are read by generalised rules (see docs/methods/{self.name}.md)"
             )
-        if self.paths or not self.runs_network:  # which look at the precision themselves, or need none
+        # These look at the precision themselves, or need none.
+        if self.paths or self.trains or not self.runs_network:
             return self.score(problem)
         return safely(problem, lambda each: with_largest(self.score(each)))
 

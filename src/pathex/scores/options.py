@@ -45,6 +45,7 @@ Natural = Annotated[int, Allowed("an integer of at least 0", lambda value: _is_i
 NaturalOrNone = Annotated[
     int | None, Allowed("None or an integer of at least 0", lambda value: value is None or _is_integer(value, 0))
 ]
+Share = Annotated[float, Allowed("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)]
 Positive = Annotated[float, Allowed("a positive number", lambda value: is_number(value) and value > 0)]
 
 

@@ -4,8 +4,9 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,6 +85,9 @@ class Problem:
         processes: Those that share the work; each of them has the same problem.
         beside: Bytes that the method holds for a prunable weight, however many images there are.
         wide: Whether it is scored in float64 whatever the precision of the model.
+        target: How many weights the mask is to keep, in all or of each; None where only scores are asked for.
+        checkpoint: File from which a search goes on, and which it writes.
+        on_step: Called with the steps of a search that are done, now and then, and all of them.
     """
 
     model: nn.Module
@@ -98,6 +102,9 @@ class Problem:
     processes: Processes = ALONE
     beside: int = 0
     wide: bool = False
+    target: int | Mapping[str, int] | None = None
+    checkpoint: Path | None = None
+    on_step: Callable[[int, int], object] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -108,6 +115,14 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """Precision of scoring: the model's, but at least float32."""
         return torch.float64 if self.wide else once(self.memo, "dtype", lambda: compute_dtype(self.model))
+
+    @property
+    def allowed(self) -> dict[str, Tensor]:
+        """Where there are weights to choose from: the mask of the round, on the model's device."""
+        return {
+            n: (self.mask or {}).get(n, torch.ones_like(w, dtype=torch.bool)).to(w.device)
+            for n, w in self.prunable.items()
+        }
 
     def in_float64(self) -> "Problem":
         """The same in float64."""
@@ -241,11 +256,11 @@ def calibration_chunk(problem: Problem, images: Images, output: Output) -> int |
     return max(1, fits)
 
 
-def doubt_batches(problem: Problem, output: Output) -> None:
+def doubt_batches(problem: Problem, output: Output, largest: int | None = None) -> None:
     """Say that batches as delivered, which cannot be cut, may need more than the memory that was asked for."""
     if problem.memory is None or problem.processes.world_size > 1:
         return
-    largest = max(len(x) for x, _ in problem.batches)
+    largest = largest or max(len(x) for x, _ in problem.batches)
     cost = largest * entries_of_image(problem, output)[0] * torch.finfo(problem.dtype).bits // 8
     if cost > problem.memory:
         problem.doubt(

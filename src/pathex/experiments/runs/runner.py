@@ -30,7 +30,7 @@ from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, i
 from pathex.experiments.runs.probe import Probe
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
-from pathex.experiments.runs.stages import DENSE, TRAINED, Ticket, alter_weights, find
+from pathex.experiments.runs.stages import DENSE, SEARCH, TRAINED, Ticket, alter_weights, find
 from pathex.experiments.runs.tickets import Stage, build_task, pruning_seed, train_options
 from pathex.experiments.runs.validation import check_config
 from pathex.files import write_json
@@ -173,7 +173,9 @@ def _held_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         except PathexError:
-            begun = any((folder / name).exists() for name in ("mask.safetensors", "last.ckpt", "levels", "tasks"))
+            begun = any(
+                (folder / name).exists() for name in ("mask.safetensors", SEARCH, "last.ckpt", "levels", "tasks")
+            )
             if folder in new and not begun:
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # another run may have begun beside this one

@@ -21,6 +21,9 @@ from pathex.train import epoch_seed
 DENSE = ("dense", "small-dense")
 """Methods that keep every weight."""
 
+SEARCH = "search.ckpt"
+"""What a method that searches goes on from."""
+
 TRAINED = tuple(OPTIONS)
 """Methods that find their mask by training."""
 
@@ -81,7 +84,7 @@ def _find_and_write(stage: Stage) -> None:
     else:
         assert stage.images is not None
         tell = partial(stage.journal, "prune_round")
-        result, seconds = find_ticket(config, stage.task, stage.images, tell)
+        result, seconds = find_ticket(config, stage.task, stage.images, tell, stage.folder / SEARCH)
         mask, history, report = result.mask, result.history, result.report
     if config.sanity == "shuffle":
         mask, report = shuffled(mask, config.seed), None
@@ -94,6 +97,7 @@ def _find_and_write(stage: Stage) -> None:
         write_json(stage.folder / "pruning.json", known)
         # The mask is written last: where it is, pruning is over.
         mask.save(stage.folder / "mask.safetensors", model=config.model, data=config.data)
+        (stage.folder / SEARCH).unlink(missing_ok=True)
     counts = {"seconds": seconds, "kept": mask.kept, "total": mask.total}
     stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
 

@@ -12,7 +12,7 @@ from pathex.errors import PathexWarning
 from pathex.experiments.runs.config import RunConfig, TicketConfig
 from pathex.experiments.runs.folder import Journal
 from pathex.masks import Mask, from_zeros, read_mask
-from pathex.pruning import PruneResult, default_rounds, prune, read_allocation
+from pathex.pruning import PruneResult, default_rounds, prune, read_allocation, searches
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
@@ -54,9 +54,13 @@ def train_options(config: RunConfig) -> TrainOptions:
 
 
 def find_ticket(
-    config: TicketConfig, task: Task, images: PruningSet, on_round: Callable[[dict[str, Any]], object]
+    config: TicketConfig,
+    task: Task,
+    images: PruningSet,
+    on_round: Callable[[dict[str, Any]], object],
+    checkpoint: Path | None = None,
 ) -> tuple[PruneResult, float]:
-    """Prune the network of a task where it lives."""
+    """Prune the network of a task where it lives; a search goes on from its checkpoint, and the caller removes it."""
     rounds = config.rounds or default_rounds(config.method)
     started = time.monotonic()
     result = prune(
@@ -67,6 +71,8 @@ def find_ticket(
         mask=start_mask(config, task),
         schedule=config.schedule,
         on_round=lambda row, mask: on_round({"round": row["reached"], "rounds": rounds, "density": mask.density}),
+        on_step=lambda done, total: on_round({"round": done, "rounds": total, "density": 1.0}),
+        checkpoint=checkpoint if searches(config.method) else None,
         **prune_options(config, task),
         **config.method_options,
     )

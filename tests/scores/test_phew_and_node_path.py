@@ -1,4 +1,4 @@
-"""NPB: path counts against enumeration, the best weights of units, and what is kept; PHEW: walks in order, whole."""
+"""Node-path: path counts against enumeration, the best weights of units; PHEW: walks in order, whole."""
 
 import math
 from functools import partial
@@ -17,10 +17,10 @@ from pathex.graph import trace
 from pathex.masks import Mask, all_kept, prunable_weights
 from pathex.paths import connectivity, count_paths, lowered
 from pathex.paths.counts import _counted
-from pathex.scores import Npb, Phew, Problem, read_batches
+from pathex.scores import NodePath, Phew, Problem, read_batches
 
 
-def score(model, x, mask=None, method=Npb, **options):
+def score(model, x, mask=None, method=NodePath, **options):
     about = {name: options.pop(name) for name in ("seed", "round") if name in options}
     return method(**options)(Problem(model, prunable_weights(model), read_batches(x, model), mask, **about))
 
@@ -134,14 +134,14 @@ def test_it_keeps_more_units_and_paths(make, shape, allocation, sparsity):
         units, paths = zip(*(nodes_and_paths(model, x, mask) for mask in masks), strict=True)
         return fmean(units), fmean(paths)
 
-    kept = {method: mean(method, rounds) for method, rounds in (("npb", 20), ("synflow", 20), ("random", 1))}
+    kept = {method: mean(method, rounds) for method, rounds in (("node-path", 20), ("synflow", 20), ("random", 1))}
     dense = nodes_and_paths(model, x, Mask(all_kept(prunable_weights(model))))
     balance = {method: units / dense[0] + max(paths, 0.0) / dense[1] for method, (units, paths) in kept.items()}
-    assert kept["npb"][0] > kept["synflow"][0]
-    assert kept["npb"][1] > kept["random"][1]
-    assert balance["npb"] > max(balance["synflow"], balance["random"])
+    assert kept["node-path"][0] > kept["synflow"][0]
+    assert kept["node-path"][1] > kept["random"][1]
+    assert balance["node-path"] > max(balance["synflow"], balance["random"])
     if sparsity == 0.9:  # room for every unit
-        assert kept["npb"][0] == dense[0]
+        assert kept["node-path"][0] == dense[0]
 
 
 def test_neither_weights_nor_scales_play_a_part_and_seeds_break_ties():
@@ -161,7 +161,7 @@ def test_weights_of_normalisation_are_refused():
     model, x = build("residual", seed=1)
     data = (x, torch.zeros(len(x), dtype=torch.long))
     with pytest.raises(UnsupportedOperation, match=r"uses '1\.weight' as no convolution or linear layer does"):
-        pathex.score(model, "npb", data, prunable=[nn.BatchNorm2d])
+        pathex.score(model, "node-path", data, prunable=[nn.BatchNorm2d])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathex.graph import Output
 from pathex.masks import all_kept
 from pathex.paths import PerSample, Use, count_paths
 from pathex.scores.method import Method
-from pathex.scores.options import Allowed, is_number
+from pathex.scores.options import Allowed, Share, is_number
 from pathex.scores.problem import Problem, generator
 
 
@@ -29,7 +29,7 @@ def _add_bests(score: Tensor, use: Use, paths: Tensor, alpha: float, beta: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Npb(Method):
+class NodePath(Method):
     r"""Node-path balance (Pham et al., NeurIPS 2023): keep many input-output paths, and many units that lie on one.
 
         S_j = alpha N_j / n_units + (1 - alpha) P_j / sum_layer P + beta K_j / n_kept.
@@ -45,7 +45,7 @@ class Npb(Method):
         output: Which of several outputs counts: a key or an index; None: the first tensor.
     """
 
-    name = "npb"
+    name = "node-path"
     title = "Node-path balance"
     citation = (
         "Pham, Ta, Liu, Xiang, Le, Wen, Tran-Thanh: Towards data-agnostic pruning at initialization: what "
@@ -59,7 +59,7 @@ class Npb(Method):
     rounds = 20
     paths = True
 
-    alpha: Annotated[float, Allowed("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)] = 0.5
+    alpha: Share = 0.5
     beta: Annotated[float, Allowed("a number of at least 0", lambda value: is_number(value) and value >= 0)] = 0.1
     per_sample: PerSample = "refuse"
     output: Output = None
