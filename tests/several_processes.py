@@ -17,8 +17,9 @@ from pathex.graph import held_bytes, trace
 from pathex.masks import prunable_weights
 from pathex.models import CifarResNet
 from pathex.paths import lowered
+from variants import SCORERS
 
-METHODS = pathex.methods()
+METHODS = SCORERS
 OPTIONS = {
     "px": [{"redraw": True}, {"calibration": "running"}, {"calibration_images": 4}],
     "px-literal": [{"calibration": "running"}],

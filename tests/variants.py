@@ -13,7 +13,8 @@ KERNELS = {
     "fisher-diagonal projected": ("fisher-diagonal", {"projections": 3}),
     "fisher-diagonal model": ("fisher-diagonal", {"labels": "model"}),
 }
-VARIANTS = {name: (name, {}) for name in pathex.methods()} | KERNELS
+SCORERS = [name for name in pathex.methods() if not pathex.methods(name).trains]
+VARIANTS = {name: (name, {}) for name in SCORERS} | KERNELS
 CALIBRATED = [name for name, (method, _) in VARIANTS.items() if "calibration" in pathex.methods(method).options]
 RUN_THE_NETWORK = {*LOSSES, "prospr", "ntk-sap", "ntk-diagonal", "fisher-diagonal", "fisher-taylor"}
 RUN_THE_NETWORK |= {"hutchinson-taylor"}

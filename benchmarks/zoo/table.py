@@ -20,7 +20,9 @@ ROWS = ROOT / "results" / "zoo" / "rows.csv"
 PAGE = ROOT / "docs" / "zoo.md"
 SIX = ("random", "magnitude", "snip", "synflow", "ntk-sap", "px")  # two rounds on every architecture
 EXTRA = ("grasp", "ntk-diagonal")  # one round on every architecture
-UNTRIED = frozenset({"fisher-taylor", "hutchinson-taylor", "iterative-grasp", "px-cvpr24-v2"})  # no rows yet
+# Methods without rows.
+UNTRIED = frozenset({"fisher-taylor", "hutchinson-taylor", "iterative-grasp", "px-cvpr24-v2"})
+UNTRIED |= {"cts", "dpai", "edge-popup", "widetopo"}
 _SHORT = 300  # characters of a message
 _ANY_PATH = re.compile(r"/\S*/(?=[\w.-]+)")
 _MODULE = re.compile(r" in module '[^']*'| in the network")

@@ -6,12 +6,13 @@ import pathex
 import several_processes as several
 from pathex.distributed import ALONE, processes_of
 from refusals import refused
+from variants import SCORERS
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
     alone, _ = several.run(several.of_two, 2, tmp_path)
     several.assert_same(alone, pathex.score(several.network(), "snip", several.batches(*several.images())))
-    assert {method for method, _, _ in several.BASIC} == set(pathex.methods())
+    assert {method for method, _, _ in several.BASIC} == set(SCORERS)
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from torch import nn
 import pathex
 from brute_force.cases import Wired, perceptron
 from pathex.errors import InvalidInput, PathexError, PathexWarning, UnsupportedOperation
+from variants import SCORERS
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
-RUN_THE_NETWORK = [name for name in pathex.methods() if pathex.methods(name).runs_network]
+RUN_THE_NETWORK = [name for name in SCORERS if pathex.methods(name).runs_network]
 
 
 def scaled(factor, dtype=torch.float32):

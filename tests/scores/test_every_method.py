@@ -15,7 +15,7 @@ from pathex.errors import InvalidInput, PathexWarning, UnknownName, UnsupportedO
 from pathex.graph import trace
 from pathex.paths import survey
 from snapshots import assert_same, unchanged
-from variants import CALIBRATED, LOSSES, RUN_THE_NETWORK, VARIANTS
+from variants import CALIBRATED, LOSSES, RUN_THE_NETWORK, SCORERS, VARIANTS
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
 DELIVERIES = {
@@ -42,7 +42,7 @@ def test_delivery_and_memory_play_no_part(variant, calibration, model, images):
         assert_close(score((x, y), memory=memory), whole)
 
 
-@pytest.mark.parametrize("method", pathex.methods())
+@pytest.mark.parametrize("method", SCORERS)
 def test_inside_no_grad_inference_mode_and_autocast(method, model, images):
     y = torch.arange(12) % 3
     expected = pathex.score(model, method, (images, y))
@@ -81,7 +81,7 @@ def test_every_layer_of_a_residual_network_is_used(method, options):
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
-@pytest.mark.parametrize("method", pathex.methods())
+@pytest.mark.parametrize("method", SCORERS)
 def test_the_layout_of_memory_plays_no_part(method):
     torch.manual_seed(3)
     layers = [nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4), nn.ReLU(), nn.Conv2d(4, 5, 1)]
@@ -152,7 +152,7 @@ def test_convolutions_that_channels_last_breaks_are_read_as_they_were(method, na
 
 
 @pytest.mark.filterwarnings("ignore:all scores are zero:pathex.errors.PathexWarning")
-@pytest.mark.parametrize("method", [name for name in pathex.methods() if "scales" in pathex.methods(name).options])
+@pytest.mark.parametrize("method", [name for name in SCORERS if "scales" in pathex.methods(name).options])
 def test_a_scale_of_zero_is_read_as_one_and_told_once(method):
     torch.manual_seed(7)
     parts = {"fc": nn.Linear(3, 3), "gamma": nn.Parameter(torch.zeros(3))}
@@ -300,7 +300,7 @@ def test_shared_modules_and_tied_weights(method):
 
 
 # Of DeepLabV3+. phew walks along single paths, which takes most of a minute here; the released codes need ReLU.
-ON_PIXELS = [name for name in pathex.methods() if name not in {"phew", "px-cvpr24", "px-cvpr24-v2"}]
+ON_PIXELS = [name for name in SCORERS if name not in {"phew", "px-cvpr24", "px-cvpr24-v2"}]
 ON_OPEN_PATHS = {"synflow", "synflow-l2", "px-literal"}
 
 

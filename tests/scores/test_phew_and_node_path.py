@@ -90,7 +90,8 @@ def test_more_paths_than_float64_holds():
     model, x = build("max-pool", seed=3)
     graph = lowered(trace(model, x))
     plain, scaled = (
-        _counted(graph, model, x, all_kept(prunable_weights(model)), "refuse", flag) for flag in (False, True)
+        _counted(graph, model, x, all_kept(prunable_weights(model)), "refuse", False, scaled=flag)
+        for flag in (False, True)
     )
     for name, through in plain.through.items():
         torch.testing.assert_close(scaled.through[name] / scaled.total, through / plain.total)

@@ -14,7 +14,15 @@ from pathex.paths import rules
 from pathex.paths.counts import PathCounts, Use, count_paths
 from pathex.paths.forward import Statistics, calibrate, footprint, forward, tensors_of, unreached
 from pathex.paths.linear import Coefficients, Linear, PerSample, run_linear
-from pathex.paths.liveness import Connectivity, OnPaths, connectivity, has_empty_units, off_path, roles
+from pathex.paths.liveness import (
+    Connectivity,
+    OnPaths,
+    connectivity,
+    has_empty_units,
+    off_path,
+    roles,
+    without_narrow_units,
+)
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
 from pathex.paths.passes import record, replay, replay_open
@@ -61,4 +69,5 @@ __all__ = [
     "survey",
     "tensors_of",
     "unreached",
+    "without_narrow_units",
 ]

@@ -184,6 +184,34 @@ def has_empty_units(graph: Graph, mask: Tensors) -> bool:
     return False
 
 
+def without_narrow_units(graph: Graph, mask: Tensors, allowed: Tensors, least: int) -> dict[str, Tensor]:
+    """What is allowed, but for units to which a mask keeps fewer than ``least`` weights; the widest of a layer stay."""
+    # Units that are outputs of the network stay too.
+    found = {}
+    for name, kept in mask.items():
+        layer, open_weights = _layer_of(graph, name), allowed[name].clone()
+        if layer is not None and _leads_to_a_layer(graph, layer):
+            places = _by_output_channel(graph, name, torch.arange(kept.numel()).view(kept.shape)).to(kept.device)
+            width = kept.flatten()[places].sum(1)
+            narrow = width < min(least, int(width.max()))
+            open_weights.view(-1)[places[narrow].flatten().to(open_weights.device)] = False
+        found[name] = open_weights
+    return found
+
+
+def _leads_to_a_layer(graph: Graph, layer: Node) -> bool:
+    seen: set[Node] = set()
+    open_nodes = list(graph.users[layer])
+    while open_nodes:
+        node = open_nodes.pop()
+        if is_layer(node):
+            return True
+        if node not in seen:
+            seen.add(node)
+            open_nodes += graph.users[node]
+    return False
+
+
 def off_path(model: nn.Module, names: Sequence[str], x: Images, *, output: Output = None) -> list[str]:
     """Parameters that the output is computed from on no path from the input: position biases, constant queries."""
     graph = trace(model, x, output=output)

@@ -20,7 +20,7 @@ from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import Output, cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
-from pathex.paths import OnPaths, has_empty_units, roles
+from pathex.paths import OnPaths, has_empty_units, roles, without_narrow_units
 from pathex.pruning.allocation import Allocation, described, read_allocation
 from pathex.pruning.floors import Floors
 from pathex.pruning.schedule import read_rounding
@@ -30,6 +30,7 @@ from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Keys, Problem
 
 OnRound = Callable[[dict[str, Any], Mask], object]
+_AGAIN = 2  # times that narrow units are given up
 OnStep = Callable[[int, int], object]
 
 
@@ -81,6 +82,7 @@ def prune(
     count: str = "weights",
     schedule: str = "exponential",
     structure: str = "weights",
+    narrow: int = 0,
     rounding: str = "exact",
     seed: int = 0,
     memory: int | str | None = None,
@@ -123,6 +125,8 @@ def prune(
             the sum of their scores for what they cost; as many as stay within the budget, one of each layer at least.
             `pathex.compact` takes them out. ``N:M``, such as ``2:4``: N of every M weights of neighbouring inputs, in
             layers whose inputs are a multiple of M; sparsity is ``1 - N/M``. Both need a global allocation.
+        narrow: Least number of weights that a unit (a filter, a hidden unit) keeps; 0: any. Units that the rounds leave
+            with fewer are given up, and all rounds run again on the others, twice. Outputs of the network stay.
         rounding: ``exact``: a round keeps ``round(density N)`` weights. ``released``: as many as the code released by
             the method's authors, ``N - int((1 - density) N)`` or ``int(density N)`` (see `Method.rounding`).
         seed: Seed of whatever the method draws and of the order that breaks ties.
@@ -168,18 +172,19 @@ def prune(
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
         planned = default_rounds(method) if rounds is None else rounds
         _check_search(method, planned, checkpoint)
+        narrow = _read_narrow(narrow, given, method)
         problem = replace(problem, mask=start, checkpoint=None if checkpoint is None else Path(checkpoint))
         shape: Channels | Blocks | None = blocks
         if structure == "channels":
             shape = Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
-        updater = RoundUpdater(
-            start,
-            1 - sparsity,
-            planned,
-            allocation,
-            schedule,
-            budget,
-            min_per_layer,
+        plan = partial(
+            RoundUpdater,
+            density=1 - sparsity,
+            rounds=planned,
+            allocation=allocation,
+            schedule=schedule,
+            budget=budget,
+            min_per_layer=min_per_layer,
             revives=getattr(found, "revives", False),
             seed=problem.seed,
             floors=None if shape is not None else _floors(problem, found, output),
@@ -188,10 +193,12 @@ def prune(
             size=partial(bytes_on_disk, problem.prunable) if count == "bytes" and shape is None else None,
             rounding=released,
         )
+        updater = plan(start)
         problem = replace(problem, target=updater.target)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
         how |= {} if shape is None else {"structure": structure}
+        how |= {"narrow": narrow} if narrow else {}
         how |= {} if released is None else {"rounding": rounding}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         kept = freed_memory_kept() if memory is None else contextlib.nullcontext()
@@ -202,7 +209,12 @@ def prune(
                 if on_step is not None:
                     on_step(done, total)
 
-            mask, history = _rounds(replace(problem, on_step=tell), method_call, updater, output, on_round, show)
+            run = partial(_rounds, replace(problem, on_step=tell), method_call, output=output, on_round=on_round)
+            mask, history = run(updater, show=show)
+            for _ in range(_AGAIN if narrow else 0):
+                wide = Mask(without_narrow_units(problem.graph(output), mask, start, narrow))
+                mask, more = run(plan(wide), show=show, before=len(history))
+                history += more
         unscored = [*left.dense, *left.out]
         report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=unscored)
         warn_of_collapse(report, strict)
@@ -218,6 +230,16 @@ def _check_search(method: str | CustomMethod, rounds: int, checkpoint: object) -
     if checkpoint is not None and not searches(method):
         known = [name for name in scorers.names() if scorers.find(name).trains]
         raise InvalidInput(f"checkpoint= is for methods that search: {', '.join(known)}; not {name_of(method)!r}")
+
+
+def _read_narrow(narrow: int, given: Mapping[str, object], method: str | CustomMethod) -> int:
+    """The least number of weights to a unit, which goes with single weights and methods that score in rounds."""
+    if check_integer("narrow", narrow, 0):
+        if given["structure"] != "weights":
+            raise InvalidInput(f"narrow={narrow} needs structure='weights', not {given['structure']!r}")
+        if searches(method):
+            raise InvalidInput(f"narrow={narrow} needs a method that scores, which {name_of(method)!r} does not")
+    return narrow
 
 
 def _floors(problem: Problem, found: Any, output: Output) -> Callable[[Mask], Floors] | None:
@@ -245,21 +267,23 @@ def _rounds(
     base: Problem,
     method_call: Call,
     updater: RoundUpdater,
+    *,
     output: Output,
     on_round: OnRound | None,
     show: Callable[[int, int], None],
+    before: int = 0,
 ) -> tuple[Mask, list[dict[str, Any]]]:
-    """The mask after all rounds, and the history."""
+    """The mask after all rounds, and the history; with the number of rounds that ran ``before``."""
     history: list[dict[str, Any]] = []
     current = updater.start
     while updater.reached < updater.rounds:
         began, number = time.perf_counter(), len(history) + 1
-        scores = scored(replace(base, mask=current, round=number), method_call)
+        scores = scored(replace(base, mask=current, round=before + number), method_call)
         current = updater.choose(scores, current, number, OnPaths(base.model, base.images, output=output))
         del scores  # not beside those of the next round
         history.append(
             {
-                "round": number,
+                "round": before + number,
                 "rounds": updater.rounds,
                 "reached": updater.reached,
                 "density": updater.densities[updater.reached - 1],

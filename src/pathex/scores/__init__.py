@@ -119,7 +119,7 @@ _BUILT_IN: Mapping[str, type[Method]] = {
 _OWN_ARGUMENTS = {
     "data", "keys", "sparsity", "rounds", "allocation", "ignore", "prunable", "min_per_layer", "mask", "budget",
     "count", "schedule", "structure", "rounding", "seed", "memory", "strict", "progress", "on_round", "on_step",
-    "checkpoint", "group",
+    "checkpoint", "group", "narrow",
 }  # fmt: skip
 
 

@@ -69,6 +69,7 @@ class TicketConfig:
         schedule: ``exponential`` or ``linear`` fall of density over the rounds; ``adaptive`` or ``adaptive:TOLERANCE``
             leaves rounds of the exponential one out where that hardly changes the mask.
         structure: ``weights``, ``channels`` (filters, attention heads, hidden widths), or ``N:M`` such as ``2:4``.
+        narrow: Least number of weights of a filter; those that keep fewer are given up, and the others scored again.
         rounding: ``exact`` numbers of kept weights in each round, or as in the ``released`` code of the method.
         images_per_class: Images of each class in the pruning set.
         pruning_seed: Seed of the choice of the pruning set; null is ``seed``.
@@ -99,6 +100,7 @@ class TicketConfig:
     count: Literal["weights", "multiply_adds", "bytes"] = "weights"
     schedule: str = "exponential"
     structure: str = "weights"
+    narrow: NonNegativeInt = 0
     rounding: Literal["exact", "released"] = "exact"
     images_per_class: PositiveInt = 10
     pruning_seed: Seed | None = None
@@ -212,7 +214,7 @@ _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
     *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "budget", "count", "schedule"),
-    *("structure", "rounding", "sanity", "dynamic", "dynamic_options", "method_options", "memory", "strict"),
+    *("structure", "narrow", "rounding", "sanity", "dynamic", "dynamic_options", "method_options", "memory", "strict"),
 )
 WITHOUT_EFFECT = types.MappingProxyType(
     {

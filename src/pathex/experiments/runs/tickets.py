@@ -82,7 +82,18 @@ def find_ticket(
 
 def prune_options(config: TicketConfig, task: Task) -> dict[str, Any]:
     """What ``pathex.prune`` takes from the settings alone."""
-    names = ("sparsity", "prunable", "min_per_layer", "budget", "count", "structure", "rounding", "seed", "memory")
+    names = (
+        "sparsity",
+        "prunable",
+        "min_per_layer",
+        "budget",
+        "count",
+        "structure",
+        "narrow",
+        "rounding",
+        "seed",
+        "memory",
+    )
     return {
         **{name: getattr(config, name) for name in (*names, "strict")},
         "allocation": read_allocation(config.allocation),
