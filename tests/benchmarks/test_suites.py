@@ -14,9 +14,9 @@ import pathex
 from benchmarks import (
     file_sizes,
     float32_trajectories,
+    kept_kernels,
     latency,
     latency_beside_deepsparse,
-    live_channels,
     networks,
     ntk,
     rounds,
@@ -193,8 +193,6 @@ def test_training_and_the_cost_of_a_mask(tmp_path):
     ("module", "words", "expected"),
     [
         ("float32_trajectories", ["--cases", "plain20"], {"same", "finite", "free_jaccard"}),
-        ("literal_overlap", ["--rounds", "1", "--images-per-class", "1"], {"same_kept", "jaccard", "decided_alike"}),
-        ("live_channels", ["--rounds", "10", "--methods", "magnitude", "--sparsity", "0.98"], {"multiply_adds_left"}),
         (
             "kernel_agreement",
             ["--networks", "resnet20 gelu", "--seeds", "0", "--images-per-class", "1"],
@@ -219,6 +217,24 @@ def test_kernels_cost_what_was_told(tmp_path):
     told = rows.loc[[(density, work) for density in (1.0, 0.018) for work in ("kernel", "trace")]]
     assert (told["predicted_seconds"] > 0).all() and (told["predicted_mib"] > 0).all()
     assert rows.loc[(0.018, "trace"), "value"] < rows.loc[(1.0, "trace"), "value"]
+
+
+@pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
+def test_what_tickets_keep_of_the_kernel(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_kernels, "POINTS", 2)
+    monkeypatch.setattr(kept_kernels, "STEP", 1)
+    words = ["--methods", "magnitude", "synflow", "--images", "30", "--threads", "1", "--out", str(tmp_path / "k.csv")]
+    assert kept_kernels.main(words) == 0
+    rows = pd.read_csv(tmp_path / "k.csv").set_index("method")
+    assert rows.loc["dense", "trace"] == 1 and rows.loc["dense", "log_determinant"] == 0
+    for method in ("magnitude", "synflow"):
+        assert rows.loc[method, "sparsity"].tolist() == [0.866, 0.982]
+        assert (rows.loc[method, "trace"] < 1).all() and (rows.loc[method, "accuracy"].between(0, 100)).all()
+    spectra = pd.read_csv(tmp_path / "k-spectra.csv")
+    assert all(each["value"].is_monotonic_decreasing for _, each in spectra.groupby("method"))
+    assert (tmp_path / "k.svg").stat().st_size > 1000
+    before = (tmp_path / "k.csv").read_text()
+    assert kept_kernels.main(words) == 0 and (tmp_path / "k.csv").read_text() == before  # nothing is left to do
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
@@ -254,14 +270,7 @@ def test_turns_beside_an_engine_of_another_environment(tmp_path, monkeypatch):
     assert "error" in latency_beside_deepsparse._turns(sys.executable, served, 2, 8, lambda: None, 2)
 
 
-def test_the_share_of_live_channels_and_another_activation():
-    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(3, 2, 1, groups=1))
-    sizes = live_channels.positions(model, torch.zeros(1, 2, 4, 5))
-    assert sizes == {"0.weight": 20, "1.weight": 20}
-    mask = {name: torch.ones(model.get_parameter(name).shape, dtype=torch.bool) for name in sizes}
-    assert live_channels.live(mask, sizes) == 1
-    mask["0.weight"][:, 1] = False  # one of two inputs
-    assert live_channels.live(mask, sizes) == (3 + 6) / 12
+def test_another_activation():
     model = networks.resnet20(4, 1, "silu", width=2)
     names = [getattr(node.target, "__name__", "") for node in model.graph.nodes]
     assert names.count("silu") == 19 and "relu" not in names
