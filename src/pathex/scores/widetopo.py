@@ -156,7 +156,7 @@ class WideTopo(ModelMethod):
         return {name: value.clone() for name, value in state.values.items()}
 
     def _scores(self, problem: Problem, mask: Tensors, number: int) -> dict[str, Tensor]:
-        # In float32 the mixed difference of A is lost in rounding: it is as small as epsilon squared.
+        # A is a small difference of outputs: in float32 some thousandths of it are rounding.
         reader = self.reader(replace(problem.in_float64(), mask=mask))
         weights, other = reader.weights(), reader.other()
         own = {n: p.detach().double() for n, p in problem.model.named_parameters() if p.is_floating_point()}
