@@ -152,6 +152,8 @@ def small(name="cts"):
 def test_a_stopped_search_goes_on_bit_for_bit(name, tmp_path):
     model, method, data, options = small(name)
     path = tmp_path / "search.ckpt"
+    if name == "cts":
+        options |= {"sparsity": 0.9, "seed": 1}  # where GradBalance has a multiplier that goes on
 
     def go(stop=None, **how):
         """The values of a search, its mask, and the steps that were told, up to one that stops it."""
@@ -178,6 +180,7 @@ def test_a_stopped_search_goes_on_bit_for_bit(name, tmp_path):
     assert told == steps
     middle = (len(steps) + 1) // 2
     assert go(stop=steps[middle - 1][0], checkpoint=path)[-1] == steps[:middle]
+    assert name != "cts" or torch.load(path)["tensors"][""] > 0
     for left in (steps[middle:], []):
         values, same, told = go(checkpoint=path)
         assert told == left and same == mask
