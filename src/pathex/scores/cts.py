@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathex.errors import InvalidInput
 from pathex.graph import Images, Tensors
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.problem import Problem
@@ -15,7 +16,7 @@ from pathex.scores.search import LossSearch, State, leaves, target_of
 _TEMPERATURE = 2 / 3
 _ROOM = 1.1  # the search may expect to keep so many times what the mask will
 _SMOOTHING = 0.01
-_LATE, _SLOW = 0.88, 0.1  # share of the epochs after which the learning rate falls, and to what
+_LATE, _SLOW = 0.88, 0.1  # the learning rate falls one epoch before this share of them, and to what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class Cts(LossSearch):
         descends  loss(theta m) + lambda (sum_j sigmoid(a_j) / (1.1 K) - 1)  by Adam;   S_j = a_j.
 
     While the mask is expected to keep more than 1.1 K weights, lambda is the ratio of the norms of both gradients,
-    otherwise 0, smoothed by 0.01 (GradBalance). Every logit starts at that of the density; in the last 12 % of the
-    epochs the learning rate is a tenth.
+    otherwise 0, smoothed by 0.01 (GradBalance). Every logit starts at that of the density; from epoch
+    ``int(0.88 epochs)`` on, of 3 or more, the learning rate is a tenth.
 
     Attributes:
         objective: ``loss``: of the labels; ``kl``: the reverse Kullback-Leibler divergence to the outputs of the dense
@@ -58,7 +59,8 @@ class Cts(LossSearch):
         return State(logits, torch.optim.Adam(logits.values()), {"": balance})
 
     def decay(self, epoch: int) -> float:
-        return _SLOW if epoch + 1 >= int(_LATE * self.epochs) else 1.0
+        late = int(_LATE * self.epochs) - 1
+        return _SLOW if 0 < late <= epoch else 1.0
 
     def relaxed(self, problem: Problem, values: Tensors, source: torch.Generator) -> dict[str, Tensor]:
         masks = {}
@@ -71,7 +73,12 @@ class Cts(LossSearch):
         if self.objective == "loss":
             return super().loss_of(reader, x, y, masked, whole)
         with torch.no_grad():
-            dense = reader.forward(x, whole, reader.statistics(whole)).log_softmax(1)
+            outputs = reader.forward(x, whole, reader.statistics(whole))
+        if outputs.dim() < 2 or outputs.shape[1] < 2:
+            raise InvalidInput(
+                f"objective='kl' needs outputs (N, classes, ...) with two classes or more, not {tuple(outputs.shape)}"
+            )
+        dense = outputs.log_softmax(1)
         sparse = reader.forward(x, masked, reader.statistics(masked)).log_softmax(1)
         return F.kl_div(dense, sparse, reduction="batchmean", log_target=True)
 

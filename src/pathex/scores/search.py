@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathex.errors import InvalidInput, PathexError
 from pathex.files import read_torch, write_torch
-from pathex.graph import Images, Tensors
+from pathex.graph import Images, Tensors, tensors_in
 from pathex.scores.batches import fingerprint
 from pathex.scores.method import LossMethod, Method
 from pathex.scores.model_reader import ModelReader
@@ -79,7 +79,9 @@ def steps(problem: Problem, method: Method, state: State, total: int, every: int
     asked = _asked(problem, method) if path is not None else {}
     if path is not None and path.exists():
         known = read_torch(path, "; remove it to begin anew")
-        other = known.get("search", {}) if isinstance(known, dict) else {}
+        other = known.get("search") if isinstance(known, dict) else None
+        if not isinstance(other, dict):
+            raise InvalidInput(f"checkpoint {path} is of no search; remove it, or name another file")
         if differ := [name for name in asked if other.get(name) != asked[name]]:
             raise InvalidInput(
                 f"checkpoint {path} is of another search (other {', '.join(differ)}); remove it, or name another file"
@@ -101,14 +103,26 @@ def steps(problem: Problem, method: Method, state: State, total: int, every: int
 def _asked(problem: Problem, method: Method) -> dict[str, str]:
     """What tells one search from another."""
     tensors = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
-    return {
-        "method": repr(method),
-        "target": repr(problem.target),
+    asked = {
+        "method": method.name,
+        **{f"option {name}": _text(value) for name, value in method.options.items()},
+        "sparsity or allocation": repr(problem.target),
         "seed": str(problem.seed),
         "pruning set": problem.fingerprint,
         "weights": str({name: fingerprint(tensor) for name, tensor in tensors.items()}),
         "start mask": str({name: fingerprint(kept) for name, kept in problem.allowed.items()}),
     }
+    if method.needs == "labels" and problem.labels is not None:
+        asked["labels"] = str(fingerprint(problem.labels))
+    if method.needs == "images":  # such methods read them in batches as delivered
+        asked["batches"] = str([[fingerprint(part) for part in tensors_in(x)] for x, _ in problem.batches])
+    return asked
+
+
+def _text(value: object) -> str:
+    """An option in words that are the same in every process, but for functions that no module names."""
+    name = getattr(value, "__qualname__", "<")
+    return repr(value) if "<" in name else f"{getattr(value, '__module__', '')}.{name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,364 @@
+"""Searches for a mask: their slow twins, checkpoints, what they refuse, and what they leave behind."""
+
+import copy
+from contextlib import nullcontext
+from functools import partial
+from statistics import fmean
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pathex
+from brute_force import searches
+from brute_force.cases import assert_close, draw, perceptron, random_mask
+from brute_force.gradients import labelled
+from damage import spoil
+from pathex.errors import PathexError
+from pathex.masks import Mask
+from pathex.pruning import rounds
+from pathex.scores import generator, widetopo
+from refusals import refused
+from snapshots import unchanged
+
+pytestmark = [
+    # Networks as small as these lose layers.
+    pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse"),
+]
+
+SHORT = {
+    "cts": ("cts", {"epochs": 4, "batch_size": 4, "lr": 0.3}),
+    "cts-kl": ("cts", {"epochs": 2, "batch_size": 5, "lr": 0.3, "objective": "kl"}),
+    "edge-popup": ("edge-popup", {"epochs": 3, "batch_size": 4, "lr": 0.3}),
+    "dpai": ("dpai", {"steps": 8, "lr": 0.1, "alpha": 0.9, "beta": 0.3}),
+    "widetopo": ("widetopo", {"iterations": 2, "restorations": 2, "epsilon": 0.3}),
+}
+every_search = pytest.mark.parametrize("name", SHORT)
+
+
+def searched(model, method, data, *, sparsity=0.4, **how):
+    """The problem that a search saw, its values, and the mask that `prune` made of them."""
+    seen, scored = [], rounds.scored
+
+    def spy(problem, call):
+        seen.append((problem, scored(problem, call)))
+        return seen[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "scored", spy)
+        mask = pathex.prune(model, method, sparsity=sparsity, data=data, **how).mask
+    (problem, values), *more = seen
+    assert not more
+    return problem, values, mask
+
+
+def twin_of(method, model, problem, options):
+    """Its values, and how often the twin took a turn that the weights alone do not lead to."""
+    start, source = problem.allowed, partial(generator, problem.seed)
+    if method == "dpai":
+        return searches.dpai(model, problem.images, start, problem.target, source, **options)
+    parts = (model, problem.images, problem.labels, start, problem.target, source)
+    if method == "cts":
+        return searches.cts(*parts, **options)
+    return searches.edge_popup(*parts, **options), 1
+
+
+@pytest.mark.parametrize(
+    ("allocation", "pruned"), [("global", False), ("global", True), ("layer", True), ("erk", False), ("erk", True)]
+)
+@pytest.mark.parametrize("case", ["mlp", "depthwise", "residual"])
+@pytest.mark.parametrize("name", [name for name in SHORT if name != "widetopo"])
+def test_values_equal_the_twin(name, case, allocation, pruned):
+    method, options = SHORT[name]
+    model, data = labelled(case, 51, (5, 4))
+    start = Mask(random_mask(model, 51, 0.85)) if pruned else None
+    problem, values, mask = searched(model, method, data, allocation=allocation, mask=start, seed=3, **options)
+    expected, _ = twin_of(method, model, problem, options)
+    allowed = problem.allowed
+    assert_close({n: v * allowed[n] for n, v in values.items()}, {n: v * allowed[n] for n, v in expected.items()})
+    assert searches.is_best(mask, expected, allowed, problem.target)
+    assert isinstance(problem.target, int) == (allocation == "global")
+
+
+@pytest.mark.parametrize("name", ["cts", "cts-kl", "edge-popup"])
+def test_with_the_statistics_that_are_stored(name):
+    method, options = SHORT[name]
+    model, data = labelled("average-branch", 52, (6,))
+    problem, values, _ = searched(model, method, data, sparsity=0.8, calibration="running", **options)
+    expected, turned = twin_of(method, copy.deepcopy(model).eval(), problem, options)
+    assert_close(values, expected)
+    assert turned > 0  # so that the multiplier of GradBalance counts
+
+
+@pytest.mark.parametrize("case", ["dilated", "max-pool", "average-branch", "transposed", "shared"])
+def test_dpai_opens_units_and_kernels_that_are_on_no_path(case):
+    method, options = SHORT["dpai"]
+    model, data = labelled(case, 53, (2,))
+    problem, values, mask = searched(model, method, data, sparsity=0.75, **options)
+    expected, idle = twin_of(method, model, problem, options)
+    assert_close(values, expected)
+    assert searches.is_best(mask, expected, problem.allowed, problem.target)
+    assert idle > 0
+
+
+@pytest.mark.parametrize(
+    ("case", "allocation", "pruned", "options"),
+    [
+        ("mlp", "global", False, {}),
+        ("mlp", "erk", True, {"epsilon": 0.0005}),
+        ("depthwise", "layer", True, {"iterations": 1}),
+        ("residual", "global", True, {}),
+        ("average-branch", "erk", False, {"calibration": "running", "restorations": 1}),
+        ("shared", "global", False, {"restorations": 0, "iterations": 4}),
+    ],
+)
+def test_every_choice_of_widetopo_equals_the_twin(case, allocation, pruned, options, monkeypatch):
+    options = SHORT["widetopo"][1] | options
+    model, data = labelled(case, 54, (5, 4))
+    start = Mask(random_mask(model, 54, 0.85)) if pruned else None
+    chosen, largest = [], widetopo.largest
+
+    def spy(values, allowed, target):
+        chosen.append((values, allowed, target, largest(values, allowed, target)))
+        return chosen[-1][-1]
+
+    monkeypatch.setattr(widetopo, "largest", spy)
+    problem, values, mask = searched(model, "widetopo", data, allocation=allocation, mask=start, seed=4, **options)
+    parts = (model, problem.batches, problem.allowed, problem.target, partial(generator, problem.seed))
+    twin = searches.widetopo(*parts, **options, chosen=[each[-1] for each in chosen])
+    for (ranks, allowed, count, kept), (expected, among, number) in zip(chosen, twin, strict=True):
+        assert count == number and all(torch.equal(allowed[name], entry) for name, entry in among.items())
+        assert_close({n: r * allowed[n] for n, r in ranks.items()}, {n: r * among[n] for n, r in expected.items()})
+        assert searches.is_best(kept, expected, among, number)
+    assert all(torch.equal(values[name] > 0, kept[name]) and torch.equal(mask[name], kept[name]) for name in kept)
+
+
+class Stopped(Exception):
+    pass
+
+
+def small(name="cts"):
+    """A search, its network and data, in float32; of DPaI with more steps than there are between checkpoints."""
+    method, options = SHORT[name]
+    options = options | ({"steps": 120} if name == "dpai" else {})
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    generator = draw(model, 55)
+    data = torch.randn(12, 3, generator=generator), torch.arange(12) % 2
+    return model, method, [(x, y) for x, y in zip(*(part.split(7) for part in data), strict=True)], options
+
+
+@every_search
+def test_a_stopped_search_goes_on_bit_for_bit(name, tmp_path):
+    model, method, data, options = small(name)
+    path = tmp_path / "search.ckpt"
+    if name == "cts":
+        options |= {"sparsity": 0.9, "seed": 1}  # where GradBalance has a multiplier that goes on
+
+    def go(stop=None, **how):
+        """The values of a search, its mask, and the steps that were told, up to one that stops it."""
+        told = []
+
+        def tell(done, total):
+            told.append((done, total))
+            if done == stop:
+                raise Stopped
+
+        with pytest.raises(Stopped) if stop else nullcontext():
+            return *searched(model, method, data, on_step=tell, **how, **options)[1:], told
+        return None, None, told
+
+    done = {
+        "cts": (3, 6, 9, 12),
+        "cts-kl": (3, 6),
+        "edge-popup": (3, 6, 9),
+        "dpai": (100, 120),
+        "widetopo": range(1, 7),
+    }
+    steps = [(step, done[name][-1]) for step in done[name]]
+    whole, mask, told = go()
+    assert told == steps
+    middle = (len(steps) + 1) // 2
+    assert go(stop=steps[middle - 1][0], checkpoint=path)[-1] == steps[:middle]
+    assert name != "cts" or torch.load(path)["tensors"][""] > 0
+    for left in (steps[middle:], []):
+        values, same, told = go(checkpoint=path)
+        assert told == left and same == mask
+        assert all(torch.equal(entry, whole[weight]) for weight, entry in values.items())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_names_functions_as_every_process_does(tmp_path):
+    model, method, data, options = small()
+    path = tmp_path / "search.ckpt"
+    pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=path, loss=F.cross_entropy, **options)
+    assert torch.load(path)["search"]["option loss"] == "torch.nn.functional.cross_entropy"
+
+
+def changed(model, data):
+    """What may differ beside a checkpoint, by the word that names it, and how."""
+    other = copy.deepcopy(model)
+    other[1].running_mean += 1
+    removed = Mask(random_mask(model, 1, 0.95))
+    return {
+        "seed": {"seed": 1},
+        "sparsity or allocation": {"sparsity": 0.5},
+        "option lr": {"lr": 0.2},
+        "option loss": {"loss": F.cross_entropy},
+        "pruning set": {"data": [(x + 1, y) for x, y in data]},
+        "labels": {"data": [(x, 1 - y) for x, y in data]},
+        "weights": {"model": other},
+        "start mask": {"mask": removed},
+        "option objective": {"objective": "kl"},
+    }
+
+
+WORDS = [*changed(*small()[:3:2])]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A checkpoint of a search, and what it was of."""
+    model, method, data, options = small()
+    path = tmp_path_factory.mktemp("search") / "search.ckpt"
+    pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=path, **options)
+    return path, {"model": model, "method": method, "sparsity": 0.4, "data": data, **options}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_checkpoint_of_another_search_is_refused(written, word):
+    path, given = written
+    before, how = path.read_bytes(), given | changed(given["model"], given["data"])[word]
+    with refused(
+        rf"checkpoint .*search\.ckpt is of another search \(other {word}.*\); remove it, or name another file"
+    ):
+        pathex.prune(checkpoint=path, **how)
+    assert path.read_bytes() == before
+
+
+def test_the_checkpoint_of_another_method_or_of_batches_of_other_sizes_is_refused(written, tmp_path):
+    path, given = written
+    model, method, data, options = small("widetopo")
+    with refused(r"is of another search \(other method, option"):
+        pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=path, **options)
+    how = {"model": model, "method": method, "sparsity": 0.4, "checkpoint": tmp_path / "own.ckpt", **options}
+    pathex.prune(data=data, **how)
+    with refused(r"is of another search \(other batches\)"):
+        pathex.prune(data=data[::-1], **how)
+    # The others take images in an order of their own.
+    first = pathex.prune(**given)
+    assert pathex.prune(**given | {"data": data[::-1]}, checkpoint=path).mask == first.mask
+
+
+@pytest.mark.parametrize("damage", [10, "nothing", b"\x80\x04"], ids=["cut", "text", "bytes"])
+def test_a_damaged_checkpoint_is_refused(written, damage, tmp_path):
+    path = tmp_path / "search.ckpt"
+    path.write_bytes(written[0].read_bytes())
+    spoil(path, damage)
+    with refused(r"checkpoint .*search\.ckpt cannot be read \(.*\); remove it to begin anew"):
+        pathex.prune(checkpoint=path, **written[1])
+
+
+def test_a_checkpoint_of_which_a_byte_changed_or_of_something_else_is_refused(written, tmp_path):
+    path, content = tmp_path / "search.ckpt", bytearray(written[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with refused("cannot be read"):
+        pathex.prune(checkpoint=path, **written[1])
+    for other in ([1], {"model": {}}, {"search": 3}):
+        torch.save(other, path)
+        with refused("is of no search; remove it, or name another file"):
+            pathex.prune(checkpoint=path, **written[1])
+
+
+@every_search
+def test_what_a_search_does_not_do(name):
+    model, method, data, options = small(name)
+    how = {"model": model, "method": method, "data": data, **options}
+    with unchanged(model):
+        with refused(f"{method} searches for a mask of a given sparsity: use pathex.prune, not pathex.score"):
+            pathex.score(**how)
+        with refused(f"{method} searches for the mask in one round, not 2; leave rounds= out"):
+            pathex.prune(**how, sparsity=0.4, rounds=2)
+        if method in {"cts", "edge-popup"}:
+            with refused(f"method '{method}' needs labels"):
+                pathex.prune(**how | {"data": [x for x, _ in data]}, sparsity=0.4)
+
+
+def test_methods_that_do_not_search_have_no_checkpoint_and_no_steps(tmp_path):
+    model, _, data, _ = small()
+    for method in ("px", pathex.scores.find("snip"), lambda model, batches, mask: {}):
+        with refused("checkpoint= is for methods that search: dpai, edge-popup, cts, widetopo; not "):
+            pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=tmp_path / "search.ckpt")
+    pathex.prune(model, "px", sparsity=0.4, data=data, on_step=lambda *step: pytest.fail(str(step)))
+    assert not [*tmp_path.iterdir()]
+
+
+class Broken(BaseException):
+    pass
+
+
+@every_search
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Broken])
+def test_the_network_is_left_as_it_was_whatever_stops_a_search(name, error):
+    model, method, data, options = small(name)
+
+    def fail(*step):
+        raise error
+
+    with unchanged(model), pytest.raises(error):
+        pathex.prune(model, method, sparsity=0.4, data=data, on_step=fail, **options)
+
+
+@pytest.mark.parametrize("name", ["cts", "edge-popup", "widetopo"])
+def test_it_is_left_so_by_an_error_of_its_own_too(name):
+    model, method, data, options = small(name)
+    calls = []
+
+    def fail(module, given):
+        calls.append(1)
+        if len(calls) > 4:
+            raise RuntimeError("in the middle")
+
+    model[3].register_forward_pre_hook(fail)
+    with unchanged(model), pytest.raises(RuntimeError, match="in the middle"):
+        pathex.prune(model, method, sparsity=0.4, data=data, **options)
+    assert len(calls) == 5
+
+
+def test_a_search_that_diverges_or_finds_no_path_says_so():
+    model, method, data, options = small("edge-popup")
+    with unchanged(model), refused("edge-popup: the search diverges; allowed: a smaller lr", PathexError):
+        pathex.prune(model, method, sparsity=0.4, data=data, **options | {"lr": 1e30})
+    with unchanged(model), refused("dpai: the mask of the search has no path left", PathexError):
+        pathex.prune(model, "dpai", sparsity=0.97, data=data)
+
+
+def test_the_divergence_of_one_output_is_refused():
+    one = nn.Sequential(nn.Linear(3, 1))
+    with refused(r"objective='kl' needs outputs \(N, classes, ...\) with two classes or more, not \(4, 1\)"):
+        pathex.prune(one, "cts", sparsity=0.4, data=(torch.randn(4, 3), torch.zeros(4)), objective="kl", loss="bce")
+
+
+@pytest.mark.parametrize(("objective", "most"), [("loss", 0.4), ("kl", 0.5)])
+def test_cts_lowers_what_it_descends(objective, most):
+    """On images whose classes a linear map gives, against ten random masks of the same size."""
+    source = torch.Generator().manual_seed(2)
+    model = perceptron(8, 40, 40, 3)
+    with torch.no_grad():
+        for entry in model.parameters():
+            entry.copy_(torch.randn(entry.shape, generator=source) * (2 / entry.shape[-1]) ** 0.5 * (entry.dim() > 1))
+    x = torch.randn(256, 8, generator=source)
+    y = (x @ torch.randn(8, 3, generator=source)).argmax(1)
+    dense = model(x).detach().log_softmax(1)
+
+    def height(method, **options):
+        mask = pathex.prune(model, method, sparsity=0.5, data=(x, y), **options).mask
+        with torch.no_grad():
+            weights = {name: model.get_parameter(name) * kept for name, kept in mask.items()}
+            logs = torch.func.functional_call(model, weights, (x,)).log_softmax(1)
+        return float(F.nll_loss(logs, y) if objective == "loss" else (logs.exp() * (logs - dense)).sum(1).mean())
+
+    found = height("cts", objective=objective, epochs=20, batch_size=32)
+    others = [height("random", seed=seed) for seed in range(10)]
+    assert found < most * fmean(others) and found < 0.6 * min(others)
