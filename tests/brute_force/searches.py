@@ -23,7 +23,7 @@ def cts(model, x, y, start, target, source, *, epochs, batch_size, lr, objective
     kept, there = sum(_counts(target).values()), sum(int(entry.sum()) for entry in start.values())
     first = math.log(kept / there / (1 - kept / there))
     logits = {name: torch.full(shape, first, dtype=torch.float64) for name, shape in shapes.items()}
-    adam, multiplier = Adam(lr), None
+    adam, multiplier = Adam(lr, 1e-10), None
     for number, (epoch, images, labels) in enumerate(_steps(x, y, source, epochs, batch_size)):
         noise, uniform = source(12, number), {}
         for name, shape in shapes.items():
@@ -162,8 +162,8 @@ def widetopo_scores(model, batches, mask, source, epsilon, calibration):
 class Adam:
     """Its state, beside the tensors that it moves."""
 
-    def __init__(self, lr):
-        self.lr, self.count, self.first, self.second = lr, 0, {}, {}
+    def __init__(self, lr, epsilon=1e-8):
+        self.lr, self.epsilon, self.count, self.first, self.second = lr, epsilon, 0, {}, {}
 
     def step(self, values, slopes, factor=1.0):
         self.count += 1
@@ -171,7 +171,7 @@ class Adam:
             self.first[name] = 0.9 * self.first.get(name, 0.0) + 0.1 * slope
             self.second[name] = 0.999 * self.second.get(name, 0.0) + 0.001 * slope**2
             mean, square = self.first[name] / (1 - 0.9**self.count), self.second[name] / (1 - 0.999**self.count)
-            values[name] = values[name] - self.lr * factor * mean / (square.sqrt() + 1e-8)
+            values[name] = values[name] - self.lr * factor * mean / (square.sqrt() + self.epsilon)
 
 
 def best(values, allowed, target):
@@ -247,13 +247,13 @@ def _fallen(first, last, share):
 
 
 def _roomy(kept, noise):
-    """2 where a weight is, elsewhere the share of its row times that of its column that is missing, and noise."""
+    """2 where a weight is, elsewhere what is missing of its row times what is of its column, and its kernel's noise."""
     ranks = torch.full(kept.shape, 2.0, dtype=torch.float64)
-    drawn = 1e-5 * torch.randn(kept.shape, generator=noise, dtype=torch.float64)
+    drawn = 1e-5 * torch.randn(kept.shape[:2], generator=noise, dtype=torch.float64)
     for index in (~kept).nonzero().tolist():
         row, column = kept[index[0]], kept[:, index[1]]
         missing = (1 - int(row.sum()) / row.numel()) * (1 - int(column.sum()) / column.numel())
-        ranks[tuple(index)] = missing + float(drawn[tuple(index)])
+        ranks[tuple(index)] = missing + float(drawn[index[0], index[1]])
     return ranks
 
 

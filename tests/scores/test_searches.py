@@ -76,7 +76,10 @@ def test_values_equal_the_twin(name, case, allocation, pruned):
     problem, values, mask = searched(model, method, data, allocation=allocation, mask=start, seed=3, **options)
     expected, _ = twin_of(method, model, problem, options)
     allowed = problem.allowed
-    assert_close({n: v * allowed[n] for n, v in values.items()}, {n: v * allowed[n] for n, v in expected.items()})
+    # Adam's small epsilon makes steps of what is rounding where BatchNorm leaves a lone weight no derivative.
+    near = 1e-8 if method == "cts" else 1e-10
+    both = [{name: value * allowed[name] for name, value in each.items()} for each in (values, expected)]
+    assert_close(*both, near)
     assert searches.is_best(mask, expected, allowed, problem.target)
     assert isinstance(problem.target, int) == (allocation == "global")
 

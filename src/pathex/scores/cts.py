@@ -16,6 +16,7 @@ from pathex.scores.search import LossSearch, State, leaves, target_of
 _TEMPERATURE = 2 / 3
 _ROOM = 1.1  # the search may expect to keep so many times what the mask will
 _SMOOTHING = 0.01
+_EPSILON = 1e-10  # of Adam; the code has 1e-8 and a loss that is multiplied by 100
 _LATE, _SLOW = 0.88, 0.1  # the learning rate falls one epoch before this share of them, and to what
 
 
@@ -56,7 +57,7 @@ class Cts(LossSearch):
         first = torch.logit(torch.tensor(density, dtype=torch.float64))
         logits = leaves(problem, lambda weight, source: first.expand(weight.shape).clone())
         balance = torch.full((), -1.0, device=problem.device, dtype=problem.dtype)  # not known yet
-        return State(logits, torch.optim.Adam(logits.values()), {"": balance})
+        return State(logits, torch.optim.Adam(logits.values(), eps=_EPSILON), {"": balance})
 
     def decay(self, epoch: int) -> float:
         late = int(_LATE * self.epochs) - 1

@@ -49,7 +49,8 @@ def restored(mask: Tensors, allowed: Tensors, target: Counts, source: torch.Gene
         values = {}
         for name, kept in mask.items():
             missing = _degrees((~kept).double()) / _degrees(torch.ones_like(kept, dtype=torch.float64))
-            noise = 1e-5 * torch.randn(kept.shape, dtype=torch.float64, generator=source).to(kept.device)
+            # One number for a kernel, so that whole kernels come back.
+            noise = 1e-5 * torch.randn(missing.shape, dtype=torch.float64, generator=source).to(kept.device)
             values[name] = torch.where(kept, 2.0, missing + noise)
         mask = largest(values, allowed, _between(first, target, step / _STEPS, linear=True))
     return dict(mask)
@@ -89,7 +90,7 @@ def _by_alignment(
 ) -> dict[str, Tensor]:  # fmt: skip
     """``|dA / dm|`` of the squared mixed difference A along random directions of images and weights."""
     there = each(x, lambda part: part + epsilon * _normal(part, source))
-    leaves = {name: kept.double().requires_grad_() for name, kept in mask.items()}
+    leaves = {name: kept.to(reader.precision).requires_grad_() for name, kept in mask.items()}
     moved = {name: tensors[name] + epsilon * _normal(tensors[name], source) for name in mask}
     change = []
     for weights in (moved, tensors):
@@ -156,10 +157,9 @@ class WideTopo(ModelMethod):
         return {name: value.clone() for name, value in state.values.items()}
 
     def _scores(self, problem: Problem, mask: Tensors, number: int) -> dict[str, Tensor]:
-        # A is a small difference of outputs: in float32 some thousandths of it are rounding.
-        reader = self.reader(replace(problem.in_float64(), mask=mask))
+        reader = self.reader(replace(problem, mask=mask))
         weights, other = reader.weights(), reader.other()
-        own = {n: p.detach().double() for n, p in problem.model.named_parameters() if p.is_floating_point()}
+        own = {n: p.detach().to(reader.precision) for n, p in problem.model.named_parameters() if p.is_floating_point()}
         tensors = {**own, **other, **weights}
         statistics = reader.statistics({**other, **weights})
         sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
