@@ -293,6 +293,9 @@ def test_methods_that_do_not_search_have_no_checkpoint_and_no_steps(tmp_path):
     for method in ("px", pathex.scores.find("snip"), lambda model, batches, mask: {}):
         with refused("checkpoint= is for methods that search: dpai, edge-popup, cts, widetopo; not "):
             pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=tmp_path / "search.ckpt")
+    for wrong in (3, tmp_path, tmp_path / "none" / "search.ckpt"):
+        with refused("must name a file in a folder that exists"):
+            pathex.prune(model, "dpai", sparsity=0.4, data=data, steps=1, checkpoint=wrong)
     pathex.prune(model, "px", sparsity=0.4, data=data, on_step=lambda *step: pytest.fail(str(step)))
     assert not [*tmp_path.iterdir()]
 

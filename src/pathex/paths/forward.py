@@ -128,7 +128,7 @@ class _Normalised(TorchFunctionMode):
             if input.numel() // input.shape[1] < 2:
                 raise InvalidInput(
                     "BatchNorm on the statistics of a batch needs more than one value a channel: pass larger batches, "
-                    "or calibration='batch' or 'running'"
+                    "or a calibration that is not 'train'"
                 )
             return F.batch_norm(input, None, None, weight, bias, True, 0.0, eps)
         stored = _stored(input, running_mean, running_var)

@@ -171,9 +171,9 @@ def prune(
         )
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
         planned = default_rounds(method) if rounds is None else rounds
-        _check_search(method, planned, checkpoint)
+        _check_search(method, planned)
         narrow = _read_narrow(narrow, given, method)
-        problem = replace(problem, mask=start, checkpoint=None if checkpoint is None else Path(checkpoint))
+        problem = replace(problem, mask=start, checkpoint=_read_checkpoint(checkpoint, method))
         shape: Channels | Blocks | None = blocks
         if structure == "channels":
             shape = Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
@@ -223,13 +223,23 @@ def prune(
         return PruneResult(Mask(entries, _metadata(name_of(method), options, problem, **how)), history, report)
 
 
-def _check_search(method: str | CustomMethod, rounds: int, checkpoint: object) -> None:
-    """Refuse several rounds of a search, and a checkpoint of anything else."""
+def _check_search(method: str | CustomMethod, rounds: int) -> None:
+    """Refuse several rounds of a search."""
     if searches(method) and rounds != 1:
         raise InvalidInput(f"{name_of(method)} searches for the mask in one round, not {rounds}; leave rounds= out")
-    if checkpoint is not None and not searches(method):
+
+
+def _read_checkpoint(checkpoint: str | os.PathLike[str] | None, method: str | CustomMethod) -> Path | None:
+    """The file of a search."""
+    if checkpoint is None:
+        return None
+    if not searches(method):
         known = [name for name in scorers.names() if scorers.find(name).trains]
         raise InvalidInput(f"checkpoint= is for methods that search: {', '.join(known)}; not {name_of(method)!r}")
+    path = Path(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
+    if path is None or path.is_dir() or not path.parent.is_dir():
+        raise InvalidInput(f"checkpoint {checkpoint!r} must name a file in a folder that exists")
+    return path
 
 
 def _read_narrow(narrow: int, given: Mapping[str, object], method: str | CustomMethod) -> int:
