@@ -127,6 +127,7 @@ def check_masks():
         *(partial(prune, network(), "px", rounds=2, memory=memory(per_part)) for per_part in (2, 0)),
         partial(prune, network(), "px", rounds=4, memory=memory(2), schedule="adaptive:0.1"),
         partial(prune, network(), "force", rounds=2, memory=1, budget="effective", calibration="batch"),
+        partial(prune, network(), "cts", epochs=2, batch_size=4),
     ]
     compare([lambda call=call, **group: call(**group).mask for call in calls], same)
 

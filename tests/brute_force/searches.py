@@ -17,7 +17,7 @@ from brute_force.gradients import prepared
 from brute_force.paths import enumerate_paths, units_of
 
 
-def cts(model, x, y, start, target, source, *, epochs, batch_size, lr, objective="loss"):
+def cts(model, x, y, start, target, source, *, epochs, batch_size, lr, loss="cross-entropy"):
     """Logits of concrete masks by Adam, with GradBalance; and its multiplier in the end."""
     theta, shapes = _theta(model, start), {name: kept.shape for name, kept in start.items()}
     kept, there = sum(_counts(target).values()), sum(int(entry.sum()) for entry in start.values())
@@ -34,11 +34,11 @@ def cts(model, x, y, start, target, source, *, epochs, batch_size, lr, objective
             relaxed = 1 / (1 + torch.exp(-1.5 * (leaf + torch.log(uniform[name] / (1 - uniform[name])))))
             weights[name] = theta[name] * relaxed
         outputs = _outputs(model, weights, images)
-        loss = _cross_entropy(outputs, labels)
-        if objective == "kl":
+        total = _cross_entropy(outputs, labels)
+        if loss == "kl":
             sparse, dense = outputs.softmax(1), _outputs(model, theta, images).softmax(1)
-            loss = (sparse * (sparse / dense).log()).sum() / len(images)
-        slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+            total = (sparse * (sparse / dense).log()).sum() / len(images)
+        slopes = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
         expected, spread = 0.0, {}
         for name, logit in logits.items():
             share = 1 / (1 + torch.exp(-logit))

@@ -37,7 +37,9 @@ def without(mask, start, least, outputs):
 def test_it_is_three_prunes_each_from_what_the_one_before_left(method):
     model, how = small(), {"sparsity": 0.9, "rounds": 3, "data": (X, torch.arange(6) % 4), "seed": 5}
     result = pathex.prune(model, method, **how, narrow=3)
-    assert [row["round"] for row in result.history] == list(range(1, 10))
+    for column in ("round", "reached"):
+        assert [row[column] for row in result.history] == list(range(1, 10))
+    assert {row["rounds"] for row in result.history} == {9}
     assert result.mask.kept == pathex.prune(model, method, **how).mask.kept
     if method != "ntk-sap":  # which draws by the number of the round
         start = pathex.prune(model, "random", sparsity=0, data=X).mask
@@ -74,6 +76,17 @@ def test_outputs_and_the_widest_of_a_layer_stay_whatever_is_asked_for():
     assert without_narrow_units(graph, mask, full, 1)[names[0]].all()
 
 
+def test_a_layer_that_the_output_reads_beside_others_stays():
+    parts = {name: nn.Linear(4, 4) for name in "abc"}
+    model = Wired(lambda net, x: (h := net.b(net.a(x))) + net.c(h), **parts)
+    full = {f"{name}.weight": torch.ones(4, 4, dtype=torch.bool) for name in parts}
+    mask = {name: kept.clone() for name, kept in full.items()}
+    for kept in mask.values():
+        kept[0, 1:] = False
+    left = without_narrow_units(trace(model, torch.randn(2, 4)), mask, full, 2)
+    assert [bool(kept.all()) for kept in left.values()] == [False, True, True]
+
+
 def test_grouped_and_transposed_convolutions_have_their_own_units():
     parts = {
         "up": nn.ConvTranspose2d(4, 6, 3, groups=2),
@@ -94,5 +107,9 @@ def test_what_it_does_not_go_with():
         pathex.prune(small(), "px", sparsity=0.5, data=X, rounds=1, structure="channels", narrow=3)
     with refused("narrow=3 needs a method that scores, which 'cts' does not"):
         pathex.prune(small(), "cts", sparsity=0.5, data=(X, torch.arange(6) % 4), narrow=3)
+    with refused("narrow=3 needs allocation='global', not 'erk'"):
+        pathex.prune(small(), "px", sparsity=0.5, data=X, allocation="erk", narrow=3)
+    with refused("narrow=1000 leaves .* weights, fewer than the .* asked for; allowed: less"):
+        pathex.prune(small(), "magnitude", sparsity=0.2, data=X, narrow=1000)
     with refused("narrow must be an integer of at least 0, got -1"):
         pathex.prune(small(), "px", sparsity=0.5, data=X, narrow=-1)

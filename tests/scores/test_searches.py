@@ -12,13 +12,13 @@ from torch import nn
 
 import pathex
 from brute_force import searches
-from brute_force.cases import assert_close, draw, perceptron, random_mask
+from brute_force.cases import Wired, assert_close, draw, perceptron, random_mask
 from brute_force.gradients import labelled
 from damage import spoil
-from pathex.errors import PathexError
+from pathex.errors import PathexError, PathexWarning
 from pathex.masks import Mask
 from pathex.pruning import rounds
-from pathex.scores import generator, widetopo
+from pathex.scores import generator, search, widetopo
 from refusals import refused
 from snapshots import unchanged
 
@@ -29,7 +29,7 @@ pytestmark = [
 
 SHORT = {
     "cts": ("cts", {"epochs": 4, "batch_size": 4, "lr": 0.3}),
-    "cts-kl": ("cts", {"epochs": 2, "batch_size": 5, "lr": 0.3, "objective": "kl"}),
+    "cts-kl": ("cts", {"epochs": 2, "batch_size": 5, "lr": 0.3, "loss": "kl"}),
     "edge-popup": ("edge-popup", {"epochs": 3, "batch_size": 4, "lr": 0.3}),
     "dpai": ("dpai", {"steps": 8, "lr": 0.1, "alpha": 0.9, "beta": 0.3}),
     "widetopo": ("widetopo", {"iterations": 2, "restorations": 2, "epsilon": 0.3}),
@@ -152,7 +152,8 @@ def small(name="cts"):
 
 
 @every_search
-def test_a_stopped_search_goes_on_bit_for_bit(name, tmp_path):
+def test_a_stopped_search_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_SECONDS", 0)
     model, method, data, options = small(name)
     path = tmp_path / "search.ckpt"
     if name == "cts":
@@ -183,7 +184,7 @@ def test_a_stopped_search_goes_on_bit_for_bit(name, tmp_path):
     assert told == steps
     middle = (len(steps) + 1) // 2
     assert go(stop=steps[middle - 1][0], checkpoint=path)[-1] == steps[:middle]
-    assert name != "cts" or torch.load(path)["tensors"][""] > 0
+    assert name != "cts" or torch.load(path)["more"]["balance"] > 0
     for left in (steps[middle:], []):
         values, same, told = go(checkpoint=path)
         assert told == left and same == mask
@@ -196,6 +197,9 @@ def test_a_checkpoint_names_functions_as_every_process_does(tmp_path):
     path = tmp_path / "search.ckpt"
     pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=path, loss=F.cross_entropy, **options)
     assert torch.load(path)["search"]["option loss"] == "torch.nn.functional.cross_entropy"
+    for loss in (lambda outputs, labels: outputs.sum(), nn.CrossEntropyLoss()):
+        with refused("checkpoint= cannot tell loss=.* again: a function of a module can be told"):
+            pathex.prune(model, method, sparsity=0.4, data=data, checkpoint=path, loss=loss, **options)
 
 
 def changed(model, data):
@@ -212,7 +216,7 @@ def changed(model, data):
         "labels": {"data": [(x, 1 - y) for x, y in data]},
         "weights": {"model": other},
         "start mask": {"mask": removed},
-        "option objective": {"objective": "kl"},
+        "network": {"model": nn.Sequential(*model[:2], nn.Tanh(), *model[3:])},
     }
 
 
@@ -288,6 +292,48 @@ def test_what_a_search_does_not_do(name):
                 pathex.prune(**how | {"data": [x for x, _ in data]}, sparsity=0.4)
 
 
+@pytest.mark.parametrize("name", ["cts", "edge-popup", "dpai", "widetopo"])
+def test_a_search_is_for_the_best_of_all_weights_or_of_each_layer(name):
+    model, method, data, options = small(name)
+    for other in ({"count": "multiply_adds"}, {"structure": "channels"}, {"budget": "effective"}, {"min_per_layer": 1}):
+        with refused(f"{next(iter(other))} is .* with method '{method}', which searches for so many .*allowed: "):
+            pathex.prune(model, method, sparsity=0.4, data=data, **other, **options)
+
+
+def test_dpai_trains_all_uses_of_a_weight_and_passes_over_those_without():
+    parts = {"weight": nn.Parameter(torch.randn(8, 3)), "head": nn.Linear(8, 2), "aux": nn.Linear(8, 2)}
+
+    def halves(net, x):
+        return net.head(torch.cat([F.linear(x, net.weight[:4]), F.linear(x, net.weight[4:])], 1))
+
+    how = {"sparsity": 0.5, "data": torch.randn(2, 3), "steps": 1, "lr": 0.1, "prunable": ["weight", "aux.weight"]}
+    problem, values, _ = searched(Wired(halves, **parts).double(), "dpai", how.pop("data"), **how)
+    first = [generator(0, 11, number) for number in range(len(problem.prunable))]
+    for source, (name, value) in zip(first, values.items(), strict=True):
+        start = torch.randn(value.shape, dtype=torch.float64, generator=source).abs()
+        moved = (value != start).any(1)
+        assert all(part.any() == (name != "aux.weight") for part in moved.split(max(1, len(moved) // 2))), name
+
+
+def test_widetopo_scores_in_float64_what_leaves_float32():
+    model, _, data, _ = small()
+    with torch.no_grad():
+        for weight in (model[0].weight, model[3].weight, model[5].weight):
+            weight.mul_(1e9)
+    model = nn.Sequential(model[0], *model[2:])  # without BatchNorm
+    how = {"sparsity": 0.5, "iterations": 2, "restorations": 0}
+    with pytest.warns(PathexWarning, match="leave float32 and are computed in float64"):
+        found = pathex.prune(model, "widetopo", data=data, **how).mask
+    wide = pathex.prune(copy.deepcopy(model).double(), "widetopo", data=[(x.double(), y) for x, y in data], **how).mask
+    assert found.jaccard(wide) > 0.9
+
+
+def test_widetopo_prunes_what_has_one_dimension():
+    model, _, data, _ = small()
+    how = {"sparsity": 0.5, "iterations": 2, "restorations": 1, "prunable": ["1.weight"]}
+    assert "1.weight" in pathex.prune(model, "widetopo", data=data, **how).mask
+
+
 def test_methods_that_do_not_search_have_no_checkpoint_and_no_steps(tmp_path):
     model, _, data, _ = small()
     for method in ("px", pathex.scores.find("snip"), lambda model, batches, mask: {}):
@@ -342,12 +388,12 @@ def test_a_search_that_diverges_or_finds_no_path_says_so():
 
 def test_the_divergence_of_one_output_is_refused():
     one = nn.Sequential(nn.Linear(3, 1))
-    with refused(r"objective='kl' needs outputs \(N, classes, ...\) with two classes or more, not \(4, 1\)"):
-        pathex.prune(one, "cts", sparsity=0.4, data=(torch.randn(4, 3), torch.zeros(4)), objective="kl", loss="bce")
+    with refused(r"loss='kl' needs outputs \(N, classes, ...\) with two classes or more, not \(4, 1\)"):
+        pathex.prune(one, "cts", sparsity=0.4, data=(torch.randn(4, 3), torch.zeros(4)), loss="kl")
 
 
-@pytest.mark.parametrize(("objective", "most"), [("loss", 0.4), ("kl", 0.5)])
-def test_cts_lowers_what_it_descends(objective, most):
+@pytest.mark.parametrize(("loss", "most"), [("cross-entropy", 0.4), ("kl", 0.5)])
+def test_cts_lowers_what_it_descends(loss, most):
     """On images whose classes a linear map gives, against ten random masks of the same size."""
     source = torch.Generator().manual_seed(2)
     model = perceptron(8, 40, 40, 3)
@@ -363,8 +409,8 @@ def test_cts_lowers_what_it_descends(objective, most):
         with torch.no_grad():
             weights = {name: model.get_parameter(name) * kept for name, kept in mask.items()}
             logs = torch.func.functional_call(model, weights, (x,)).log_softmax(1)
-        return float(F.nll_loss(logs, y) if objective == "loss" else (logs.exp() * (logs - dense)).sum(1).mean())
+        return float(F.nll_loss(logs, y) if loss == "cross-entropy" else (logs.exp() * (logs - dense)).sum(1).mean())
 
-    found = height("cts", objective=objective, epochs=20, batch_size=32)
+    found = height("cts", loss=loss, epochs=20, batch_size=32)
     others = [height("random", seed=seed) for seed in range(10)]
     assert found < most * fmean(others) and found < 0.6 * min(others)

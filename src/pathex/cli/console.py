@@ -89,7 +89,10 @@ class RunDisplay(Progress):
     def show(self, label: str, kind: str, payload: dict[str, Any]) -> None:
         """Shows one event of a run; kinds it does not know are passed over."""
         if kind == "prune_round":
-            self._round(label, **payload)
+            note = f"density {payload['density']:.4g}"
+            self._part(label, "prune", "pruning, round", payload["round"], payload["rounds"], note)
+        elif kind == "search_step":
+            self._part(label, "search", "searching, step", payload["step"], payload["steps"])
         elif kind == "prune_done":
             self._fact(label, f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
@@ -110,13 +113,12 @@ class RunDisplay(Progress):
             if measured := _measured(payload["result"]):
                 self._fact(label, measured)
 
-    def _round(self, label: str, round: int, rounds: int, density: float) -> None:
-        note = f"density {density:.4g}"
-        self._advance(label, "prune", round, rounds, note=note)
+    def _part(self, label: str, stage: str, doing: str, done: int, total: int, note: str = "") -> None:
+        self._advance(label, stage, done, total, note=note)
         # Rounds may be left out: a line where another tenth of them is over.
-        tenth = _MOST_LINES * round // rounds
-        if self.disable and round < rounds and (round == 1 or tenth > self._tenths.get(label, 0)):
-            self._fact(label, f"pruning, round {round} of {rounds}: {note}")
+        tenth = _MOST_LINES * done // total
+        if self.disable and done < total and (done == 1 or tenth > self._tenths.get(label, 0)):
+            self._fact(label, f"{doing} {done} of {total}{note and f': {note}'}")
         self._tenths[label] = tenth % _MOST_LINES
 
     def _epoch(self, label: str, payload: dict[str, Any]) -> None:

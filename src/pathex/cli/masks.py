@@ -50,6 +50,7 @@ def _prune(config: PruneConfig) -> None:
     from pathex.cli.console import RunDisplay, console
     from pathex.experiments.runs import build_task, check_ticket, find_ticket, pruning_seed
     from pathex.masks import write_mask
+    from pathex.pruning import searches
     from pathex.train import fabric
 
     check_ticket(config)
@@ -57,15 +58,14 @@ def _prune(config: PruneConfig) -> None:
     task = build_task(config)
     task.model.to(fabric(config.device).device)
     images = task.pruning_set(config.images_per_class, pruning_seed(config))
-    checkpoint = out.with_name(out.name + ".search")
+    checkpoint = out.with_name(out.name + ".search") if searches(config.method) else None
     with RunDisplay() as display:
-        result, seconds = find_ticket(
-            config, task, images, lambda known: display.show(config.method, "prune_round", known), checkpoint
-        )
+        result, seconds = find_ticket(config, task, images, display.of(config.method), checkpoint)
     mask = result.mask
     mask.metadata |= {"model": config.model, "data": config.data}
     write_mask(mask, out, config.format, task.model)
-    checkpoint.unlink(missing_ok=True)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     _show(mask)
     console().print(f"sparsity {mask.sparsity:.6g} in {seconds:.1f} s")
     print(out)

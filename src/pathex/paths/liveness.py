@@ -190,7 +190,7 @@ def without_narrow_units(graph: Graph, mask: Tensors, allowed: Tensors, least: i
     found = {}
     for name, kept in mask.items():
         layer, open_weights = _layer_of(graph, name), allowed[name].clone()
-        if layer is not None and _leads_to_a_layer(graph, layer):
+        if layer is not None and not _is_output(graph, layer):
             places = _by_output_channel(graph, name, torch.arange(kept.numel()).view(kept.shape)).to(kept.device)
             width = kept.flatten()[places].sum(1)
             narrow = width < min(least, int(width.max()))
@@ -199,16 +199,16 @@ def without_narrow_units(graph: Graph, mask: Tensors, allowed: Tensors, least: i
     return found
 
 
-def _leads_to_a_layer(graph: Graph, layer: Node) -> bool:
-    seen: set[Node] = set()
-    open_nodes = list(graph.users[layer])
+def _is_output(graph: Graph, layer: Node) -> bool:
+    """Whether the output is reached from a layer through no other one."""
+    seen, open_nodes = {layer}, [layer]
     while open_nodes:
         node = open_nodes.pop()
-        if is_layer(node):
+        if node is graph.output:
             return True
-        if node not in seen:
-            seen.add(node)
-            open_nodes += graph.users[node]
+        later = {user for user in graph.users[node] if not is_layer(user)} - seen
+        seen |= later
+        open_nodes += later
     return False
 
 

@@ -2,7 +2,8 @@
 
 from pathex.pruning import dynamic
 from pathex.pruning.allocation import ALLOCATIONS, Allocation, described, layer_densities, read_allocation
-from pathex.pruning.rounds import PruneResult, default_rounds, prune, searches
+from pathex.pruning.checks import check_search, read_narrow, searches
+from pathex.pruning.rounds import PruneResult, default_rounds, prune
 from pathex.pruning.schedule import ADAPTIVE, densities, read_rounding, read_schedule
 from pathex.pruning.scoring import score
 from pathex.pruning.updater import BUDGETS
@@ -13,6 +14,7 @@ __all__ = [
     "BUDGETS",
     "Allocation",
     "PruneResult",
+    "check_search",
     "default_rounds",
     "densities",
     "described",
@@ -20,6 +22,7 @@ __all__ = [
     "layer_densities",
     "prune",
     "read_allocation",
+    "read_narrow",
     "read_rounding",
     "read_schedule",
     "score",

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,6 +21,7 @@ from pathex.graph import Output, cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
 from pathex.paths import OnPaths, has_empty_units, roles, without_narrow_units
 from pathex.pruning.allocation import Allocation, described, read_allocation
+from pathex.pruning.checks import check_search, read_checkpoint, read_narrow
 from pathex.pruning.floors import Floors
 from pathex.pruning.schedule import read_rounding
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
@@ -30,8 +30,8 @@ from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Keys, Problem
 
 OnRound = Callable[[dict[str, Any], Mask], object]
-_AGAIN = 2  # times that narrow units are given up
 OnStep = Callable[[int, int], object]
+_AGAIN = 2  # times that narrow units are given up
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,8 +40,8 @@ class PruneResult:
 
     Attributes:
         mask: The mask.
-        history: One row a round: round, rounds (planned), reached (planned round at whose density it is), density,
-            kept, emptied (weights without kept entries), seconds.
+        history: One row a round: round, rounds (planned; with ``narrow`` of all three passes), reached (planned round
+            at whose density it is), density, kept, emptied (weights without kept entries), seconds.
         report: Dead layers, dead channels, disconnected weights.
     """
 
@@ -58,11 +58,6 @@ def default_rounds(method: str | CustomMethod) -> int:
     """Published number of rounds of a method; 1 of a callable."""
     found = scorers.resolve(method)
     return found.rounds if isinstance(found, scorers.Method) else 1
-
-
-def searches(method: str | CustomMethod) -> bool:
-    """Whether a method searches for its mask, and can go on from a checkpoint."""
-    return getattr(scorers.resolve(method), "trains", False) is True
 
 
 def prune(
@@ -125,8 +120,9 @@ def prune(
             the sum of their scores for what they cost; as many as stay within the budget, one of each layer at least.
             `pathex.compact` takes them out. ``N:M``, such as ``2:4``: N of every M weights of neighbouring inputs, in
             layers whose inputs are a multiple of M; sparsity is ``1 - N/M``. Both need a global allocation.
-        narrow: Least number of weights that a unit (a filter, a hidden unit) keeps; 0: any. Units that the rounds leave
-            with fewer are given up, and all rounds run again on the others, twice. Outputs of the network stay.
+        narrow: Units (filters, hidden units) that the rounds leave with fewer weights than this are given up, and all
+            rounds run again on the others, twice; what then is narrow stays, and so do outputs of the network. 0: none
+            is given up. It needs ``allocation="global"``.
         rounding: ``exact``: a round keeps ``round(density N)`` weights. ``released``: as many as the code released by
             the method's authors, ``N - int((1 - density) N)`` or ``int(density N)`` (see `Method.rounding`).
         seed: Seed of whatever the method draws and of the order that breaks ties.
@@ -164,23 +160,22 @@ def prune(
         given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
         blocks = read_structure(structure, sparsity, given)
         given |= {"structure": structure, "schedule": schedule}
+        check_search(method, rounds, given)
+        path, narrow = read_checkpoint(checkpoint, method), read_narrow(narrow, method, given)
         released = read_rounding(rounding, name_of(method), getattr(found, "rounding", None), given)
         chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         problem, left = problem_of(
             model, found, options, data, mask, blocks, strict=strict, processes=processes, **chosen
         )
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
-        planned = default_rounds(method) if rounds is None else rounds
-        _check_search(method, planned)
-        narrow = _read_narrow(narrow, given, method)
-        problem = replace(problem, mask=start, checkpoint=_read_checkpoint(checkpoint, method))
+        problem = replace(problem, mask=start, checkpoint=path)
         shape: Channels | Blocks | None = blocks
         if structure == "channels":
             shape = Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
         plan = partial(
             RoundUpdater,
             density=1 - sparsity,
-            rounds=planned,
+            rounds=default_rounds(method) if rounds is None else rounds,
             allocation=allocation,
             schedule=schedule,
             budget=budget,
@@ -210,46 +205,18 @@ def prune(
                     on_step(done, total)
 
             run = partial(_rounds, replace(problem, on_step=tell), method_call, output=output, on_round=on_round)
-            mask, history = run(updater, show=show)
-            for _ in range(_AGAIN if narrow else 0):
-                wide = Mask(without_narrow_units(problem.graph(output), mask, start, narrow))
-                mask, more = run(plan(wide), show=show, before=len(history))
-                history += more
+            history: list[dict[str, Any]] = []
+            mask, passes = start, 1 + (_AGAIN if narrow else 0)
+            for number in range(passes):
+                if number:
+                    updater = plan(_wide(problem, mask, start, narrow, updater.kept, output))
+                mask = run(updater, history, show=show, number=number, passes=passes)
         unscored = [*left.dense, *left.out]
         report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=unscored)
         warn_of_collapse(report, strict)
         entries = {**mask, **all_kept({name: problem.model.get_parameter(name) for name in left.dense})}
         entries = {name: entries[name] for name, _ in problem.model.named_parameters() if name in entries}
         return PruneResult(Mask(entries, _metadata(name_of(method), options, problem, **how)), history, report)
-
-
-def _check_search(method: str | CustomMethod, rounds: int) -> None:
-    """Refuse several rounds of a search."""
-    if searches(method) and rounds != 1:
-        raise InvalidInput(f"{name_of(method)} searches for the mask in one round, not {rounds}; leave rounds= out")
-
-
-def _read_checkpoint(checkpoint: str | os.PathLike[str] | None, method: str | CustomMethod) -> Path | None:
-    """The file of a search."""
-    if checkpoint is None:
-        return None
-    if not searches(method):
-        known = [name for name in scorers.names() if scorers.find(name).trains]
-        raise InvalidInput(f"checkpoint= is for methods that search: {', '.join(known)}; not {name_of(method)!r}")
-    path = Path(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
-    if path is None or path.is_dir() or not path.parent.is_dir():
-        raise InvalidInput(f"checkpoint {checkpoint!r} must name a file in a folder that exists")
-    return path
-
-
-def _read_narrow(narrow: int, given: Mapping[str, object], method: str | CustomMethod) -> int:
-    """The least number of weights to a unit, which goes with single weights and methods that score in rounds."""
-    if check_integer("narrow", narrow, 0):
-        if given["structure"] != "weights":
-            raise InvalidInput(f"narrow={narrow} needs structure='weights', not {given['structure']!r}")
-        if searches(method):
-            raise InvalidInput(f"narrow={narrow} needs a method that scores, which {name_of(method)!r} does not")
-    return narrow
 
 
 def _floors(problem: Problem, found: Any, output: Output) -> Callable[[Mask], Floors] | None:
@@ -273,39 +240,51 @@ def _costs(problem: Problem, count: str, output: Output) -> dict[str, int] | Non
     return {name: products.get(name, 0) // weight.numel() for name, weight in problem.prunable.items()}
 
 
+def _wide(problem: Problem, mask: Mask, start: Mask, narrow: int, kept: int, output: Output) -> Mask:
+    """The start mask without narrow units."""
+    wide = Mask(without_narrow_units(problem.graph(output), mask, start, narrow))
+    if wide.kept < kept:
+        raise InvalidInput(
+            f"narrow={narrow} leaves {wide.kept} weights, fewer than the {kept} asked for; allowed: less"
+        )
+    return wide
+
+
 def _rounds(
     base: Problem,
     method_call: Call,
     updater: RoundUpdater,
+    history: list[dict[str, Any]],
     *,
     output: Output,
     on_round: OnRound | None,
     show: Callable[[int, int], None],
-    before: int = 0,
-) -> tuple[Mask, list[dict[str, Any]]]:
-    """The mask after all rounds, and the history; with the number of rounds that ran ``before``."""
-    history: list[dict[str, Any]] = []
+    number: int = 0,
+    passes: int = 1,
+) -> Mask:
+    """The mask after all rounds, which are added to the history; those of pass ``number`` from 0."""
+    before, began_at, total = number * updater.rounds, len(history), passes * updater.rounds
     current = updater.start
     while updater.reached < updater.rounds:
-        began, number = time.perf_counter(), len(history) + 1
-        scores = scored(replace(base, mask=current, round=before + number), method_call)
-        current = updater.choose(scores, current, number, OnPaths(base.model, base.images, output=output))
+        began, count = time.perf_counter(), len(history) + 1
+        scores = scored(replace(base, mask=current, round=count), method_call)
+        current = updater.choose(scores, current, count - began_at, OnPaths(base.model, base.images, output=output))
         del scores  # not beside those of the next round
         history.append(
             {
-                "round": before + number,
-                "rounds": updater.rounds,
-                "reached": updater.reached,
+                "round": count,
+                "rounds": total,
+                "reached": before + updater.reached,
                 "density": updater.densities[updater.reached - 1],
                 "kept": current.kept,
-                "emptied": [name for name, count in current.counts().items() if not count.kept],
+                "emptied": [name for name, entry in current.counts().items() if not entry.kept],
                 "seconds": time.perf_counter() - began,
             }
         )
         if on_round is not None:
             on_round(history[-1], current)
-        show(updater.reached, updater.rounds)
-    return current, history
+        show(before + updater.reached, total)
+    return current
 
 
 def _fraction(sparsity: float) -> float:

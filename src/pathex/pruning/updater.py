@@ -92,11 +92,8 @@ class RoundUpdater:
 
     @property
     def target(self) -> int | dict[str, int]:
-        """Weights that are kept in the end: of each layer if that is settled, otherwise in all (about, with costs)."""
-        if self.final is not None:
-            return self.final
-        weights = sum(entry.numel() for entry in self.start.values())
-        return self.kept if self.costs is None else round(self.density * weights)
+        """Weights that are kept in the end: of each layer if that is settled, otherwise in all."""
+        return self.kept if self.final is None else self.final
 
     def _steps(self, start: float, end: float) -> list[float]:
         return schedules.densities(start, end, self.rounds, self._name)

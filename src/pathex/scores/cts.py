@@ -1,7 +1,7 @@
 """CTS, concrete ticket search."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,9 @@ from torch import Tensor
 from pathex.errors import InvalidInput
 from pathex.graph import Images, Tensors
 from pathex.scores.model_reader import ModelReader
+from pathex.scores.options import LOSSES, Allowed, Loss
 from pathex.scores.problem import Problem
-from pathex.scores.search import LossSearch, State, leaves, target_of
+from pathex.scores.search import LossSearch, State, Target, leaves, target_of
 
 _TEMPERATURE = 2 / 3
 _ROOM = 1.1  # the search may expect to keep so many times what the mask will
@@ -32,7 +33,7 @@ class Cts(LossSearch):
     ``int(0.88 epochs)`` on, of 3 or more, the learning rate is a tenth.
 
     Attributes:
-        objective: ``loss``: of the labels; ``kl``: the reverse Kullback-Leibler divergence to the outputs of the dense
+        loss: As in other methods, or ``kl``: the reverse Kullback-Leibler divergence to the outputs of the dense
             network, published as CTS-KL.
         epochs: Passes over the pruning set; the code runs 1/8 (``short``) to all of the epochs of training.
         batch_size: Images of a step, at most, as released for CIFAR-10.
@@ -49,15 +50,21 @@ class Cts(LossSearch):
         "m_j = sigmoid((a_j + logistic noise) / (2/3))"
     )
 
-    objective: Literal["loss", "kl"] = "loss"
+    loss: Annotated[
+        Loss | Literal["cross-entropy", "bce", "mse", "kl"],
+        Allowed(
+            f"{', '.join(LOSSES)}, kl, or a function (outputs, labels) -> mean loss",
+            lambda value: callable(value) or (isinstance(value, str) and value in (*LOSSES, "kl")),
+        ),
+    ] = "cross-entropy"  # type: ignore[assignment]
 
     def start(self, problem: Problem) -> State:
         free = sum(int(kept.sum()) for kept in problem.allowed.values())
-        density = min(target_of(problem, self.name) / free, 1 - 1e-3)  # whose logit is finite
+        density = min(_total(target_of(problem, self.name)) / free, 1 - 1e-3)  # whose logit is finite
         first = torch.logit(torch.tensor(density, dtype=torch.float64))
         logits = leaves(problem, lambda weight, source: first.expand(weight.shape).clone())
         balance = torch.full((), -1.0, device=problem.device, dtype=problem.dtype)  # not known yet
-        return State(logits, torch.optim.Adam(logits.values(), eps=_EPSILON), {"": balance})
+        return State(logits, torch.optim.Adam(logits.values(), eps=_EPSILON), {"balance": balance})
 
     def decay(self, epoch: int) -> float:
         late = int(_LATE * self.epochs) - 1
@@ -67,31 +74,35 @@ class Cts(LossSearch):
         masks = {}
         for name, logit in values.items():
             noise = torch.rand(logit.shape, dtype=torch.float64, generator=source).clamp(1e-10, 1 - 1e-10).logit()
-            masks[name] = torch.sigmoid((logit + noise.to(logit)) / _TEMPERATURE)
+            masks[name] = torch.sigmoid((logit + noise.to(logit.dtype).to(logit.device)) / _TEMPERATURE)
         return masks
 
     def loss_of(self, reader: ModelReader, x: Images, y: Tensor, masked: Tensors, whole: Tensors) -> Tensor:
-        if self.objective == "loss":
+        if self.loss != "kl":
             return super().loss_of(reader, x, y, masked, whole)
         with torch.no_grad():
             outputs = reader.forward(x, whole, reader.statistics(whole))
         if outputs.dim() < 2 or outputs.shape[1] < 2:
             raise InvalidInput(
-                f"objective='kl' needs outputs (N, classes, ...) with two classes or more, not {tuple(outputs.shape)}"
+                f"loss='kl' needs outputs (N, classes, ...) with two classes or more, not {tuple(outputs.shape)}"
             )
         dense = outputs.log_softmax(1)
         sparse = reader.forward(x, masked, reader.statistics(masked)).log_softmax(1)
         return F.kl_div(dense, sparse, reduction="batchmean", log_target=True)
 
     def gradients(self, problem: Problem, state: State, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        chances = {n: torch.sigmoid(logit.detach()) * problem.allowed[n] for n, logit in state.values.items()}
-        room = _ROOM * target_of(problem, self.name)
+        allowed, room = problem.allowed, _ROOM * _total(target_of(problem, self.name))
+        chances = {name: torch.sigmoid(logit.detach()) * allowed[name] for name, logit in state.values.items()}
         slopes = {name: chance * (1 - chance) / room for name, chance in chances.items()}
         excess = torch.stack([chance.sum() for chance in chances.values()]).sum() / room - 1
         ratio = _norm(grads) / _norm(slopes).clamp_min(1e-12) * (excess > 0)
-        balance = state.more[""]
+        balance = state.more["balance"]
         balance.copy_(torch.where(balance < 0, ratio, (1 - _SMOOTHING) * balance + _SMOOTHING * ratio))
         return {name: grad + balance * slopes[name] for name, grad in grads.items()}
+
+
+def _total(target: Target) -> int:
+    return target if isinstance(target, int) else sum(target.values())
 
 
 def _norm(tensors: Tensors) -> Tensor:

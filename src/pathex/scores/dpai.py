@@ -20,14 +20,15 @@ def _weighted(counts: PathCounts, mask: dict[str, Tensor], alpha: float, beta: f
     """The derivative of the log number of paths by each entry of the mask, with what opens units weighted apart."""
     slopes = {}
     for name, through in counts.through.items():
-        use, kept = counts.uses[name][0], mask[name].to(through)
-        values = use.by_units(through)
-        used = use.by_units(through * kept)
-        unit = (used.sum((2, 3), keepdim=True) > 0).to(values)
-        kernel = (used.sum(3, keepdim=True) > 0).to(values)
-        share = (1 - alpha) + alpha * ((1 - beta) * (1 - unit) + beta * (1 - kernel))
-        slopes[name] = torch.zeros_like(through)
-        use.add_to(slopes[name], values * share / counts.total)
+        slopes[name], times = torch.zeros_like(through), torch.zeros_like(through)
+        for use in counts.uses[name]:
+            values, used = use.by_units(through), use.by_units(through * mask[name].to(through))
+            unit = (used.sum((2, 3), keepdim=True) > 0).to(values)
+            kernel = (used.sum(3, keepdim=True) > 0).to(values)
+            share = (1 - alpha) + alpha * ((1 - beta) * (1 - unit) + beta * (1 - kernel))
+            use.add_to(slopes[name], values * share / counts.total)
+            use.add_to(times, torch.ones_like(values))
+        slopes[name] /= times.clamp_min(1)  # paths through all uses of an entry are counted in each
     return slopes
 
 
@@ -63,7 +64,7 @@ class DPaI(Method):
     )
     paths = True
     trains = True
-    beside = 40
+    beside = 100
 
     alpha: Share = 0.99
     beta: Share = 0.5
@@ -73,13 +74,12 @@ class DPaI(Method):
     output: Output = None
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        target_of(problem, self.name)
-        assert problem.target is not None
+        target, allowed = target_of(problem, self.name), problem.allowed
         values = leaves(problem, lambda w, source: torch.randn(w.shape, dtype=torch.float64, generator=source))
         state = State(values, torch.optim.Adam(values.values(), lr=self.lr))
         assert state.optimizer is not None
         for _ in steps(problem, self, state, self.steps, _EVERY):
-            mask = largest({name: value.abs() for name, value in values.items()}, problem.allowed, problem.target)
+            mask = largest({name: value.abs() for name, value in values.items()}, allowed, target)
             counts = count_paths(
                 problem.model, problem.images[:1], mask, per_sample=self.per_sample, output=self.output, opened=True
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 from pathex.graph import Tensors
 from pathex.scores.options import Count
 from pathex.scores.problem import Problem
-from pathex.scores.search import LossSearch, State, largest, leaves
+from pathex.scores.search import LossSearch, State, largest, leaves, target_of
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
 
@@ -54,8 +54,7 @@ class EdgePopup(LossSearch):
 
     def relaxed(self, problem: Problem, values: Tensors, source: torch.Generator) -> dict[str, Tensor]:
         sizes = {name: value.abs() for name, value in values.items()}
-        assert problem.target is not None
-        kept = largest(sizes, problem.allowed, problem.target)
+        kept = largest(sizes, problem.allowed, target_of(problem, self.name))
         return {name: size + (kept[name].to(size) - size.detach()) for name, size in sizes.items()}
 
     def score(self, problem: Problem) -> dict[str, Tensor]:

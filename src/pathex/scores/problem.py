@@ -256,7 +256,9 @@ def calibration_chunk(problem: Problem, images: Images, output: Output) -> int |
     return max(1, fits)
 
 
-def doubt_batches(problem: Problem, output: Output, largest: int | None = None) -> None:
+def doubt_batches(
+    problem: Problem, output: Output, largest: int | None = None, instead: str = "smaller batches"
+) -> None:
     """Say that batches as delivered, which cannot be cut, may need more than the memory that was asked for."""
     if problem.memory is None or problem.processes.world_size > 1:
         return
@@ -265,5 +267,5 @@ def doubt_batches(problem: Problem, output: Output, largest: int | None = None) 
     if cost > problem.memory:
         problem.doubt(
             f"a batch of {largest} images takes about {mib(cost)} of memory, more than the budget of "
-            f"{mib(problem.memory)}, and is not cut, as BatchNorm uses its statistics: deliver smaller batches"
+            f"{mib(problem.memory)}, and is not cut, as its images count together; allowed: {instead}"
         )

@@ -1,5 +1,6 @@
 """What searches share: the mask of as many weights as are to be kept, batches of an epoch, and checkpoints."""
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Positive
 from pathex.scores.problem import Problem, doubt_batches, generator
 
+Target = int | Mapping[str, int]
 _START, _NOISE, _ORDER = 11, 12, 13  # streams of random numbers
+_SECONDS = 30  # between checkpoints, at least
 
 
 @dataclass
@@ -30,25 +33,27 @@ class State:
 
     def load(self, known: Mapping[str, Any]) -> None:
         """Take over what `held` gave."""
-        for name, tensor in {**self.values, **self.more}.items():
-            tensor.data.copy_(known["tensors"][name])
+        for own, saved in ((self.values, known["values"]), (self.more, known["more"])):
+            for name, tensor in own.items():
+                tensor.data.copy_(saved[name])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(known["optimizer"])
 
     def held(self) -> dict[str, Any]:
         """All of it, as a file holds it."""
-        tensors = {name: tensor.detach() for name, tensor in {**self.values, **self.more}.items()}
-        return {"tensors": tensors, "optimizer": None if self.optimizer is None else self.optimizer.state_dict()}
+        values = {name: tensor.detach() for name, tensor in self.values.items()}
+        optimizer = None if self.optimizer is None else self.optimizer.state_dict()
+        return {"values": values, "more": self.more, "optimizer": optimizer}
 
 
-def target_of(problem: Problem, method: str) -> int:
-    """How many weights the mask is to keep; `InvalidInput` where no mask is asked for."""
+def target_of(problem: Problem, method: str) -> Target:
+    """How many weights the mask is to keep, in all or of each; `InvalidInput` where no mask is asked for."""
     if problem.target is None:
         raise InvalidInput(f"{method} searches for a mask of a given sparsity: use pathex.prune, not pathex.score")
-    return problem.target if isinstance(problem.target, int) else sum(problem.target.values())
+    return problem.target
 
 
-def largest(values: Tensors, allowed: Tensors, target: int | Mapping[str, int]) -> dict[str, Tensor]:
+def largest(values: Tensors, allowed: Tensors, target: Target) -> dict[str, Tensor]:
     """The mask of the largest values among those allowed, so many in each layer or in all of them together."""
     ranked = {name: value.detach().masked_fill(~allowed[name], -torch.inf) for name, value in values.items()}
     if isinstance(target, Mapping):
@@ -60,7 +65,7 @@ def largest(values: Tensors, allowed: Tensors, target: int | Mapping[str, int]) 
 
 def _top(values: Tensor, number: int) -> Tensor:
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-    mask[values.flatten().topk(number).indices] = True
+    mask[values.flatten().topk(number, sorted=False).indices] = True
     return mask.view_as(values)
 
 
@@ -74,8 +79,8 @@ def leaves(problem: Problem, draw: Callable[[Tensor, torch.Generator], Tensor]) 
 
 
 def steps(problem: Problem, method: Method, state: State, total: int, every: int) -> Iterator[int]:
-    """Numbers of the steps that a search has left; after each ``every`` of them its checkpoint is written."""
-    path, done = problem.checkpoint, 0
+    """Numbers of the steps that a search has left; after each ``every`` of them it is told, and saved now and then."""
+    path, done, saved = problem.checkpoint, 0, time.monotonic()
     asked = _asked(problem, method) if path is not None else {}
     if path is not None and path.exists():
         known = read_torch(path, "; remove it to begin anew")
@@ -88,14 +93,18 @@ def steps(problem: Problem, method: Method, state: State, total: int, every: int
             )
         state.load(known)
         done = known["done"]
+    if len(set(problem.processes.all_gather(done))) > 1:
+        raise InvalidInput(f"checkpoint {path} is not the same file in all processes")
     for number in range(done, total):
         yield number
         if (number + 1) % every and number + 1 < total:
             continue
         if not all(bool(value.isfinite().all()) for value in state.values.values()):
-            raise PathexError(f"{method.name}: the search diverges; allowed: a smaller lr")
-        if path is not None and problem.processes.rank == 0:
+            raise PathexError(f"{method.name}: the search diverges; allowed: a smaller lr, or float64")
+        due = number + 1 == total or time.monotonic() - saved >= _SECONDS
+        if path is not None and due and problem.processes.rank == 0:
             write_torch(path, {"search": asked, "done": number + 1, **state.held()})
+            saved = time.monotonic()
         if problem.on_step is not None:
             problem.on_step(number + 1, total)
 
@@ -105,7 +114,8 @@ def _asked(problem: Problem, method: Method) -> dict[str, str]:
     tensors = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
     asked = {
         "method": method.name,
-        **{f"option {name}": _text(value) for name, value in method.options.items()},
+        **{f"option {name}": _text(name, value) for name, value in method.options.items()},
+        "network": repr(problem.model),
         "sparsity or allocation": repr(problem.target),
         "seed": str(problem.seed),
         "pruning set": problem.fingerprint,
@@ -119,10 +129,14 @@ def _asked(problem: Problem, method: Method) -> dict[str, str]:
     return asked
 
 
-def _text(value: object) -> str:
-    """An option in words that are the same in every process, but for functions that no module names."""
-    name = getattr(value, "__qualname__", "<")
-    return repr(value) if "<" in name else f"{getattr(value, '__module__', '')}.{name}"
+def _text(option: str, value: object) -> str:
+    """An option in words that are the same in every process."""
+    if not callable(value):
+        return repr(value)
+    name = getattr(value, "__qualname__", "<object>")
+    if "<" in name:
+        raise InvalidInput(f"checkpoint= cannot tell {option}={value!r:.60} again: a function of a module can be told")
+    return f"{value.__module__}.{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +151,7 @@ class LossSearch(LossMethod):
     """
 
     trains = True
-    beside = 40
+    beside = 52
 
     calibration: Literal["train", "running"] = "train"
     epochs: Count = 20
@@ -171,7 +185,7 @@ class LossSearch(LossMethod):
         images, labels = problem.images, problem.labels
         assert labels is not None and state.optimizer is not None
         count = -(-len(images) // self.batch_size)
-        doubt_batches(problem, self.output, -(-len(images) // count))
+        doubt_batches(problem, self.output, -(-len(images) // count), "a smaller batch_size")
         weights, other = reader.weights(), reader.other()
         for number in steps(problem, self, state, count * self.epochs, count):
             epoch, index = divmod(number, count)

@@ -13,17 +13,17 @@ from pathex.scores.jacobian import differentiable_twice, gradients
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Natural, Positive
-from pathex.scores.problem import Problem, generator
-from pathex.scores.search import State, largest, steps, target_of
+from pathex.scores.precision import safely, with_largest
+from pathex.scores.problem import Problem, doubt_batches, generator
+from pathex.scores.search import State, Target, largest, steps, target_of
 
 _TRACE, _ALIGNMENT, _RESTORED = 21, 22, 23  # streams of random numbers
 _NTK = 0.01  # weight of the score of the trace
 _DECAY = 5  # powers of ten of the density for an exponent of one
 _STEPS = 50  # of a restoration
-Counts = int | Mapping[str, int]
 
 
-def _between(first: Counts, last: Counts, share: float, *, linear: bool = False) -> Counts:
+def _between(first: Target, last: Target, share: float, *, linear: bool = False) -> Target:
     """Weights kept a share of the way, along an exponential or a line."""
     if isinstance(first, int) and isinstance(last, int):
         # Of a layer that ends with none, half a weight is left, as in an exponential schedule.
@@ -35,16 +35,18 @@ def _between(first: Counts, last: Counts, share: float, *, linear: bool = False)
 
 
 def _degrees(values: Tensor) -> Tensor:
-    """The product of the sums over an entry's row and over its column."""
+    """The product of the sums over an entry's row and over its column; 1 of what has none."""
+    if values.dim() < 2:
+        return torch.ones_like(values)
     ones = [1] * (values.dim() - 2)
     rows, columns = values.flatten(1).sum(1), values.transpose(0, 1).flatten(1).sum(1)
     return torch.outer(rows, columns).view(*values.shape[:2], *ones)
 
 
-def restored(mask: Tensors, allowed: Tensors, target: Counts, source: torch.Generator) -> dict[str, Tensor]:
+def restored(mask: Tensors, allowed: Tensors, target: Target, source: torch.Generator) -> dict[str, Tensor]:
     """The mask with weights of the emptiest rows and columns put back, a few at a time."""
     number = {name: int(kept.sum()) for name, kept in mask.items()}
-    first: Counts = number if isinstance(target, Mapping) else sum(number.values())
+    first: Target = number if isinstance(target, Mapping) else sum(number.values())
     for step in range(1, _STEPS + 1):
         values = {}
         for name, kept in mask.items():
@@ -114,6 +116,8 @@ class WideTopo(ModelMethod):
     Attributes:
         iterations: Rounds of scoring after each restoration, and at first.
         restorations: How often weights come back.
+        calibration: What BatchNorm uses: ``batch``, mean and biased variance of the masked network on the calibration
+            images, or ``running``, the stored statistics.
         epsilon: Standard deviation of both perturbations.
     """
 
@@ -129,7 +133,7 @@ class WideTopo(ModelMethod):
     )
     needs = "images"
     trains = True
-    beside = 80
+    beside = 56
 
     calibration: Literal["batch", "running"] = "batch"
     iterations: Count = 50
@@ -137,21 +141,21 @@ class WideTopo(ModelMethod):
     epsilon: Positive = 0.0005
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        target_of(problem, self.name)
-        assert problem.target is not None
-        allowed = problem.allowed
+        target, allowed = target_of(problem, self.name), problem.allowed
+        doubt_batches(problem, self.output)
         free = {name: int(kept.sum()) for name, kept in allowed.items()}
-        whole: Counts = free if isinstance(problem.target, Mapping) else sum(free.values())
+        whole: Target = free if isinstance(target, Mapping) else sum(free.values())
         state = State({name: kept.to(problem.dtype) for name, kept in allowed.items()})
         for number in steps(problem, self, state, self.iterations * (1 + self.restorations), 1):
             leg, iteration = divmod(number, self.iterations)
             mask, first = {name: kept.bool() for name, kept in state.values.items()}, whole
             if leg:
-                first = _between(whole, problem.target, 1 - 2.0**-leg)
+                first = _between(whole, target, 1 - 2.0**-leg)
                 if not iteration:
                     mask = restored(mask, allowed, first, generator(problem.seed, number, _RESTORED))
-            scores = decayed(self._scores(problem, mask, number), mask)
-            kept = largest(scores, mask, _between(first, problem.target, (iteration + 1) / self.iterations))
+            found = safely(problem, lambda each, m=mask, n=number: with_largest(self._scores(each, m, n)))  # type: ignore[misc]
+            scores = decayed(found, mask)
+            kept = largest(scores, mask, _between(first, target, (iteration + 1) / self.iterations))
             for name, value in state.values.items():
                 value.copy_(kept[name])
         return {name: value.clone() for name, value in state.values.items()}

@@ -69,7 +69,7 @@ class TicketConfig:
         schedule: ``exponential`` or ``linear`` fall of density over the rounds; ``adaptive`` or ``adaptive:TOLERANCE``
             leaves rounds of the exponential one out where that hardly changes the mask.
         structure: ``weights``, ``channels`` (filters, attention heads, hidden widths), or ``N:M`` such as ``2:4``.
-        narrow: Least number of weights of a filter; those that keep fewer are given up, and the others scored again.
+        narrow: Filters that keep fewer weights than this are given up, and the others scored again, twice; 0: none.
         rounding: ``exact`` numbers of kept weights in each round, or as in the ``released`` code of the method.
         images_per_class: Images of each class in the pruning set.
         pruning_seed: Seed of the choice of the pruning set; null is ``seed``.

@@ -180,7 +180,7 @@ def _pruned(stage: Stage, mask: Mask | None, sparsity: float) -> tuple[Mask, dic
     options = {**prune_options(stage.config, stage.task), "sparsity": sparsity}
     example = stage.task.example.to(stage.fabric.device)
     result = prune(stage.task.model, "magnitude", data=example, rounds=1, mask=mask, **options)
-    return result.mask, result.history[0]
+    return result.mask, result.history[-1]
 
 
 def _try_out(stage: Stage, mask: Mask | None, sparsities: Sequence[float]) -> None:

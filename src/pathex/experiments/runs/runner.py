@@ -54,16 +54,17 @@ def run(config: RunConfig, *, on_event: Events | None = None) -> RunResult:
     The same settings lead to the same folder; code or files that changed since are an error, or with ``fresh`` a new
     beginning. A run that is done is returned at once; one that was stopped continues with its mask and its last whole
     epoch, and ends with the same numbers (on the CPU bit for bit, with as many threads). Pruning that was stopped
-    starts again, as it is deterministic.
+    starts again, as it is deterministic; a search goes on.
 
     Args:
         config: Settings of the run.
         on_event: Receives ``(kind, payload)``: ``resumed`` {stage, ...}, ``prune_round`` {round, rounds, density},
-            ``prune_done`` {seconds, kept, total, dead_layers}, ``engine`` {engine, why, ...}, ``narrowed`` {width,
-            parameters, multiply_adds} of ``small-dense``, ``step`` {epoch, epochs, step, steps} a few times in a
-            second, ``epoch`` {epoch, epochs, train_loss, train_<metric>, ...}, ``done`` {result, folder}. Steps and
-            epochs of trainings that find a mask have ``level`` and ``levels``, those of a transfer ``task``, ``target``
-            and ``targets``. Of several processes only the first calls it.
+            ``search_step`` {step, steps} of methods that search, ``prune_done`` {seconds, kept, total, dead_layers},
+            ``engine`` {engine, why, ...}, ``narrowed`` {width, parameters, multiply_adds} of ``small-dense``, ``step``
+            {epoch, epochs, step, steps} a few times in a second, ``epoch`` {epoch, epochs, train_loss, train_<metric>,
+            ...}, ``done`` {result, folder}. Steps and epochs of trainings that find a mask have ``level`` and
+            ``levels``, those of a transfer ``task``, ``target`` and ``targets``. Of several processes only the first
+            calls it.
 
     Returns:
         Folder and result.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
 from pathex.experiments.runs.tickets import Stage, find_ticket, pruning_seed
 from pathex.files import changed, digest, write_json, write_lines
 from pathex.masks import Mask, prunable_weights
+from pathex.pruning import searches
 from pathex.tasks import Task
 from pathex.train import epoch_seed
 
@@ -52,7 +52,8 @@ def find(stage: Stage) -> Ticket:
         stage.journal("resumed", {"stage": "pruned"})
     else:
         if begun:
-            stage.journal.note("pruning was stopped before its end and starts again")
+            goes_on = "goes on" if (stage.folder / SEARCH).exists() else "starts again"
+            stage.journal.note(f"pruning was stopped before its end and {goes_on}")
         _find_and_write(stage)
     stage.fabric.barrier()
     known, mask = read_json(stage.folder / "pruning.json"), Mask.load(path, stage.task.model)
@@ -83,8 +84,8 @@ def _find_and_write(stage: Stage) -> None:
         seconds = round(sum(row["seconds"] for row in history), 3)
     else:
         assert stage.images is not None
-        tell = partial(stage.journal, "prune_round")
-        result, seconds = find_ticket(config, stage.task, stage.images, tell, stage.folder / SEARCH)
+        checkpoint = stage.folder / SEARCH if searches(config.method) else None
+        result, seconds = find_ticket(config, stage.task, stage.images, stage.journal, checkpoint)
         mask, history, report = result.mask, result.history, result.report
     if config.sanity == "shuffle":
         mask, report = shuffled(mask, config.seed), None

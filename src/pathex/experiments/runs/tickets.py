@@ -12,7 +12,7 @@ from pathex.errors import PathexWarning
 from pathex.experiments.runs.config import RunConfig, TicketConfig
 from pathex.experiments.runs.folder import Journal
 from pathex.masks import Mask, from_zeros, read_mask
-from pathex.pruning import PruneResult, default_rounds, prune, read_allocation, searches
+from pathex.pruning import PruneResult, prune, read_allocation, searches
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
@@ -57,22 +57,26 @@ def find_ticket(
     config: TicketConfig,
     task: Task,
     images: PruningSet,
-    on_round: Callable[[dict[str, Any]], object],
+    on_event: Callable[[str, dict[str, Any]], object],
     checkpoint: Path | None = None,
 ) -> tuple[PruneResult, float]:
     """Prune the network of a task where it lives; a search goes on from its checkpoint, and the caller removes it."""
-    rounds = config.rounds or default_rounds(config.method)
     started = time.monotonic()
+
+    def told(row: dict[str, Any], mask: Mask) -> None:
+        if not searches(config.method):
+            on_event("prune_round", {"round": row["reached"], "rounds": row["rounds"], "density": mask.density})
+
     result = prune(
         task.model,
         config.method,
         data=task.scoring_batches(images),
-        rounds=rounds,
+        rounds=config.rounds,
         mask=start_mask(config, task),
         schedule=config.schedule,
-        on_round=lambda row, mask: on_round({"round": row["reached"], "rounds": rounds, "density": mask.density}),
-        on_step=lambda done, total: on_round({"round": done, "rounds": total, "density": 1.0}),
-        checkpoint=checkpoint if searches(config.method) else None,
+        on_round=told,
+        on_step=lambda step, steps: on_event("search_step", {"step": step, "steps": steps}),
+        checkpoint=checkpoint,
         **prune_options(config, task),
         **config.method_options,
     )
