@@ -58,6 +58,12 @@ def _needed(shown: Table) -> int:
     return total
 
 
+_PARTS = {
+    "prune_round": ("prune", "pruning, round", "round"),
+    "search_step": ("search", "searching, step", "step"),
+}
+
+
 class RunDisplay(Progress):
     """Shows the events of runs as bars on a terminal; facts as lines, and without a terminal a few more of them.
 
@@ -88,11 +94,8 @@ class RunDisplay(Progress):
 
     def show(self, label: str, kind: str, payload: dict[str, Any]) -> None:
         """Shows one event of a run; kinds it does not know are passed over."""
-        if kind == "prune_round":
-            note = f"density {payload['density']:.4g}"
-            self._part(label, "prune", "pruning, round", payload["round"], payload["rounds"], note)
-        elif kind == "search_step":
-            self._part(label, "search", "searching, step", payload["step"], payload["steps"])
+        if kind in _PARTS:
+            self._part(label, *_PARTS[kind], payload)
         elif kind == "prune_done":
             self._fact(label, f"kept {payload['kept']:,} of {payload['total']:,} weights in {payload['seconds']:.1f} s")
         elif kind == "narrowed":
@@ -113,7 +116,9 @@ class RunDisplay(Progress):
             if measured := _measured(payload["result"]):
                 self._fact(label, measured)
 
-    def _part(self, label: str, stage: str, doing: str, done: int, total: int, note: str = "") -> None:
+    def _part(self, label: str, stage: str, doing: str, name: str, payload: dict[str, Any]) -> None:
+        done, total = payload[name], payload[f"{name}s"]
+        note = f"density {payload['density']:.4g}" if "density" in payload else ""
         self._advance(label, stage, done, total, note=note)
         # Rounds may be left out: a line where another tenth of them is over.
         tenth = _MOST_LINES * done // total

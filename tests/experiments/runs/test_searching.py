@@ -43,7 +43,8 @@ def test_what_no_search_takes_is_refused_before_there_is_a_folder(searching, tmp
 def test_the_command_goes_on_and_removes_only_its_own_checkpoint(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(search, "_SECONDS", 0)
     out = tmp_path / "m.safetensors"
-    words = "prune --device cpu --model resnet20 --model-options.width 2 --images-per-class 1 --sparsity 0.5".split()
+    text = "prune --device cpu --model resnet20 --model-options.width 2 --images-per-class 1 --sparsity 0.5"
+    words = text.split()
     beside = tmp_path / "m.safetensors.search"
     beside.write_text("of another search")
     assert main([*words, "--method", "magnitude", "--out", str(out)]) == 0, capsys.readouterr().err
