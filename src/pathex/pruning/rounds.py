@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
@@ -25,7 +25,7 @@ from pathex.pruning.checks import check_search, read_checkpoint, read_narrow
 from pathex.pruning.floors import Floors
 from pathex.pruning.schedule import read_rounding
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
-from pathex.pruning.structure import Blocks, Channels, read_structure
+from pathex.pruning.structure import Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
 from pathex.scores import Keys, Problem
 
@@ -158,20 +158,16 @@ def prune(
         sparsity, min_per_layer = _fraction(sparsity), check_integer("min_per_layer", min_per_layer, 0)
         allocation, output = read_allocation(allocation), options.get("output")
         given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
-        blocks = read_structure(structure, sparsity, given)
         given |= {"structure": structure, "schedule": schedule}
+        blocks = read_structure(structure, sparsity, given)
         check_search(method, rounds, given)
         path, narrow = read_checkpoint(checkpoint, method), read_narrow(narrow, method, given)
         released = read_rounding(rounding, name_of(method), getattr(found, "rounding", None), given)
         chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
-        problem, left = problem_of(
-            model, found, options, data, mask, blocks, strict=strict, processes=processes, **chosen
-        )
+        chosen |= {"strict": strict, "processes": processes}
+        problem, left = problem_of(model, found, options, data, mask, blocks, **chosen)
         start = Mask(all_kept(problem.prunable) if problem.mask is None else problem.mask)
-        problem = replace(problem, mask=start, checkpoint=path)
-        shape: Channels | Blocks | None = blocks
-        if structure == "channels":
-            shape = Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
+        shape = _channels(problem) if structure == "channels" else blocks
         plan = partial(
             RoundUpdater,
             density=1 - sparsity,
@@ -189,34 +185,32 @@ def prune(
             rounding=released,
         )
         updater = plan(start)
-        problem = replace(problem, target=updater.target)
+        problem = replace(problem, mask=start, checkpoint=path, target=updater.target)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
-        how |= {} if shape is None else {"structure": structure}
-        how |= {"narrow": narrow} if narrow else {}
-        how |= {} if released is None else {"rounding": rounding}
+        more = {"structure": structure, "narrow": narrow, "rounding": rounding}
+        how |= {name: value for name, value in more.items() if value not in ("weights", 0, "exact")}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         kept = freed_memory_kept() if memory is None else contextlib.nullcontext()
         with kept, _bar(progress and processes.rank == 0) as show:
-
-            def tell(done: int, total: int) -> None:
-                show(done, total)
-                if on_step is not None:
-                    on_step(done, total)
-
-            run = partial(_rounds, replace(problem, on_step=tell), method_call, output=output, on_round=on_round)
-            history: list[dict[str, Any]] = []
-            mask, passes = start, 1 + (_AGAIN if narrow else 0)
-            for number in range(passes):
-                if number:
-                    updater = plan(_wide(problem, mask, start, narrow, updater.kept, output))
-                mask = run(updater, history, show=show, number=number, passes=passes)
-        unscored = [*left.dense, *left.out]
-        report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=unscored)
+            steps = (show,) if on_step is None else (show, on_step)
+            problem = replace(problem, on_step=lambda done, total: [tell(done, total) for tell in steps])
+            run = partial(_rounds, problem, method_call, output=output, on_round=on_round, show=show)
+            mask, history = _passes(run, plan, updater, partial(_wide, problem, start, narrow, output), bool(narrow))
+        report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=left.names)
         warn_of_collapse(report, strict)
-        entries = {**mask, **all_kept({name: problem.model.get_parameter(name) for name in left.dense})}
-        entries = {name: entries[name] for name, _ in problem.model.named_parameters() if name in entries}
-        return PruneResult(Mask(entries, _metadata(name_of(method), options, problem, **how)), history, report)
+        metadata = _metadata(name_of(method), options, problem, **how)
+        return PruneResult(Mask(_with_dense(mask, problem.model, left.dense), metadata), history, report)
+
+
+def _channels(problem: Problem) -> Channels:
+    return Channels(channel_groups(problem.model, problem.images[:1], problem.prunable))
+
+
+def _with_dense(mask: Mask, model: nn.Module, dense: Sequence[str]) -> dict[str, Tensor]:
+    """The entries of a mask and of weights that are left dense, in the order of the parameters."""
+    entries = {**mask, **all_kept({name: model.get_parameter(name) for name in dense})}
+    return {name: entries[name] for name, _ in model.named_parameters() if name in entries}
 
 
 def _floors(problem: Problem, found: Any, output: Output) -> Callable[[Mask], Floors] | None:
@@ -240,7 +234,20 @@ def _costs(problem: Problem, count: str, output: Output) -> dict[str, int] | Non
     return {name: products.get(name, 0) // weight.numel() for name, weight in problem.prunable.items()}
 
 
-def _wide(problem: Problem, mask: Mask, start: Mask, narrow: int, kept: int, output: Output) -> Mask:
+def _passes(
+    run: Callable[..., Mask], plan: Callable[[Mask], RoundUpdater], updater: RoundUpdater, wide: Callable[..., Mask],
+    again: bool,
+) -> tuple[Mask, list[dict[str, Any]]]:  # fmt: skip
+    """The mask after all rounds and their history; ``again`` without narrow units, twice."""
+    history: list[dict[str, Any]] = []
+    passes = 1 + (_AGAIN if again else 0)
+    mask = run(updater, history, passes=passes)
+    for number in range(1, passes):
+        mask = run(plan(wide(mask, updater.kept)), history, number=number, passes=passes)
+    return mask, history
+
+
+def _wide(problem: Problem, start: Mask, narrow: int, output: Output, mask: Mask, kept: int) -> Mask:
     """The start mask without narrow units."""
     wide = Mask(without_narrow_units(problem.graph(output), mask, start, narrow))
     if wide.kept < kept:
@@ -262,7 +269,7 @@ def _rounds(
     number: int = 0,
     passes: int = 1,
 ) -> Mask:
-    """The mask after all rounds, which are added to the history; those of pass ``number`` from 0."""
+    """The mask after the rounds of a pass, which are added to the history."""
     before, began_at, total = number * updater.rounds, len(history), passes * updater.rounds
     current = updater.start
     while updater.reached < updater.rounds:

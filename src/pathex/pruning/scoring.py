@@ -119,6 +119,11 @@ class Left(NamedTuple):
     dense: list[str]
     out: list[str]
 
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.dense, *self.out]
+
 
 def problem_of(
     model: nn.Module,
