@@ -26,6 +26,7 @@ from torch import nn
 import pathex
 from pathex.cli import main
 from pathex.masks import prunable_weights
+from pathex.pruning import searches
 from pathex.scores import Problem
 from pathex.tasks import task
 from small_images import write_image
@@ -77,7 +78,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return original(name, *args, **(kwargs if ":" in name else {"width": 4, **kwargs}))
 
     wrap(pathex.models, "create", small_own)
-    wrap(pathex, "prune", lambda original, *args, **kwargs: original(*args, **{"rounds": 2, **kwargs}))
+    few = lambda method="px": {} if searches(method) else {"rounds": 2}  # noqa: E731
+    wrap(pathex, "prune", lambda original, *args, **kwargs: original(*args, **{**few(*args[1:2]), **kwargs}))
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")
