@@ -75,7 +75,10 @@ def draw(rows: pd.DataFrame) -> list[Any]:
         means = groups.agg(mean="mean", low="min", high="max").reset_index().rename(columns={"method": "series"})
         dense = shown.loc[shown["method"] == "dense", column].mean()
         levels = pd.DataFrame({"series": ["dense"], "mean": [dense]})
-        charts.append(figures.curves(means, "sparsity", x_title="sparsity", y_title=title, levels=levels, look=look))
+        log = "y" if column == "trace" else ""
+        charts.append(
+            figures.curves(means, "sparsity", x_title="sparsity", y_title=title, log=log, levels=levels, look=look)
+        )
     return charts
 
 
