@@ -40,7 +40,7 @@ def matching_sparsity(config: RunConfig, share: float) -> float:
     low, high = 0.0, 1.0
     while True:
         sparsity = (low + high) / 2
-        found = find_ticket(replace(config, sparsity=sparsity), task, images, lambda _: None)[0].mask
+        found = find_ticket(replace(config, sparsity=sparsity), task, images, lambda *_: None)[0].mask
         kept = counts.multiply_adds(found) / counts.multiply_adds()
         if abs(kept / share - 1) < _TOLERANCE or high - low < 1e-5:
             return sparsity

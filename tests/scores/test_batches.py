@@ -10,6 +10,7 @@ from torch import nn
 import pathex
 from brute_force.cases import Wired, assert_close
 from pathex.errors import InvalidInput, PathexWarning
+from variants import SCORERS
 
 X = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.arange(6) % 3
@@ -64,7 +65,7 @@ def test_several_inputs_in_every_form(method, form):
 
 
 @pytest.mark.filterwarnings("ignore:.*derived for piecewise-linear")
-@pytest.mark.parametrize("method", pathex.scores.names())
+@pytest.mark.parametrize("method", SCORERS)
 def test_several_inputs_score_as_one_with_more_channels(method):
     options = OPTIONS.get(method, {})
     expected, found = (

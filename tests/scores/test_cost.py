@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_said_once():
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "px-cvpr24"])
 def test_batches_that_cannot_be_cut_are_said_to_be_too_large(method):
-    with pytest.warns(PathexWarning, match="a batch of 6 images takes about .* deliver smaller batches"):
+    with pytest.warns(PathexWarning, match="a batch of 6 images takes about .* allowed: smaller batches"):
         pathex.score(_network("ResNet"), method, _images(6), memory="100KiB")
 
 

@@ -104,7 +104,10 @@ BAD = {
     ),
     "fractions of classes": ({"data": [(X, Y + 0.5)]}, r"labels \(4,\) of torch.float32 do not fit .* probabilities"),
     "probabilities of other classes": ({"data": [(X, torch.rand(4, 3))]}, r"\(4, 3\) of torch.float32 do not fit"),
-    "a single value a channel": ({"data": [(X[:3], Y[:3]), (X[3:], Y[3:])]}, "BatchNorm .* larger batches, or calib"),
+    "a single value a channel": (
+        {"data": [(X[:3], Y[:3]), (X[3:], Y[3:])]},
+        "BatchNorm .* larger batches, or a calibration that",
+    ),
     "unknown calibration": ({"calibration": "eval"}, "unknown calibration 'eval'. Known: batch, running, train"),
     "a loss for each image": ({"loss": partial(F.cross_entropy, reduction="none")}, "loss must return one number"),
     "unknown loss": ({"loss": "mae"}, "loss must be cross-entropy, bce, mse, or a function .* not 'mae'"),

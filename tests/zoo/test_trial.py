@@ -219,11 +219,11 @@ def test_a_sample(model, name):
 
 
 # Of each family the architecture of fewest operations; scripts/zoo.py runs all of them.
-FAMILIES = {row.family: row.model for row in sorted(catalogue(), key=lambda row: -row.multiply_adds)}
+SMALLEST = {row.family: row.model for row in sorted(catalogue(), key=lambda row: -row.multiply_adds)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", FAMILIES.values())
+@pytest.mark.parametrize("model", SMALLEST.values())
 def test_all_families(model):
     for name, rounds in plan(BY_MODEL[model], pathex.methods()).items():
         _assert_works(BY_MODEL[model], name, rounds, may_refuse=name not in WORK_ANYWHERE)
