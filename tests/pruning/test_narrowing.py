@@ -102,6 +102,16 @@ def test_grouped_and_transposed_convolutions_have_their_own_units():
     assert torch.equal(left["up.weight"], mask["up.weight"]) and torch.equal(left["on.weight"], mask["on.weight"])
 
 
+@pytest.mark.parametrize("count", ["multiply_adds", "bytes"])
+def test_what_is_left_is_counted_as_asked(count):
+    how = {"sparsity": 0.6, "data": X, "rounds": 2, "count": count}
+    plain, narrow = (pathex.prune(small(), "px", **how, narrow=n) for n in (0, 12))
+    assert 0.5 < narrow.mask.kept / plain.mask.kept < 2 and narrow.mask != plain.mask
+    counted = "multiply-adds" if count == "multiply_adds" else "weights"
+    with refused(f"narrow=1000 leaves .* {counted}, fewer than the .* asked for; allowed: less"):
+        pathex.prune(small(), "magnitude", **how | {"sparsity": 0.1}, narrow=1000)
+
+
 def test_what_it_does_not_go_with():
     with refused("narrow=3 needs structure='weights', not 'channels'"):
         pathex.prune(small(), "px", sparsity=0.5, data=X, rounds=1, structure="channels", narrow=3)

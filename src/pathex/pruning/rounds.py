@@ -196,7 +196,7 @@ def prune(
             steps = (show,) if on_step is None else (show, on_step)
             problem = replace(problem, on_step=lambda done, total: [tell(done, total) for tell in steps])
             run = partial(_rounds, problem, method_call, output=output, on_round=on_round, show=show)
-            mask, history = _passes(run, plan, updater, partial(_wide, problem, start, narrow, output), bool(narrow))
+            mask, history = _passes(run, plan, updater, problem, narrow, output)
         report = examine(problem.model, mask, problem.images[:1], start=start, output=output, off_path=left.names)
         warn_of_collapse(report, strict)
         metadata = _metadata(name_of(method), options, problem, **how)
@@ -235,26 +235,21 @@ def _costs(problem: Problem, count: str, output: Output) -> dict[str, int] | Non
 
 
 def _passes(
-    run: Callable[..., Mask], plan: Callable[[Mask], RoundUpdater], updater: RoundUpdater, wide: Callable[..., Mask],
-    again: bool,
+    run: Callable[..., Mask], plan: Callable[[Mask], RoundUpdater], updater: RoundUpdater, problem: Problem,
+    narrow: int, output: Output,
 ) -> tuple[Mask, list[dict[str, Any]]]:  # fmt: skip
-    """The mask after all rounds and their history; ``again`` without narrow units, twice."""
+    """The mask after all rounds and their history; where narrow units are given up, again without them, twice."""
     history: list[dict[str, Any]] = []
-    passes = 1 + (_AGAIN if again else 0)
+    passes = 1 + (_AGAIN if narrow else 0)
     mask = run(updater, history, passes=passes)
     for number in range(1, passes):
-        mask = run(plan(wide(mask, updater.kept)), history, number=number, passes=passes)
+        assert problem.mask is not None
+        wide = Mask(without_narrow_units(problem.graph(output), mask, problem.mask, narrow))
+        if (left := updater.spent(wide)) < updater.kept:
+            asked = f"{updater.counted}, fewer than the {updater.kept} asked for"
+            raise InvalidInput(f"narrow={narrow} leaves {left} {asked}; allowed: less")
+        mask = run(plan(wide), history, number=number, passes=passes)
     return mask, history
-
-
-def _wide(problem: Problem, start: Mask, narrow: int, output: Output, mask: Mask, kept: int) -> Mask:
-    """The start mask without narrow units."""
-    wide = Mask(without_narrow_units(problem.graph(output), mask, start, narrow))
-    if wide.kept < kept:
-        raise InvalidInput(
-            f"narrow={narrow} leaves {wide.kept} weights, fewer than the {kept} asked for; allowed: less"
-        )
-    return wide
 
 
 def _rounds(

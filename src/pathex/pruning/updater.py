@@ -63,17 +63,16 @@ class RoundUpdater:
         if self.size is not None:
             self._limit = round(self.density * self.size())
             self.density = _density_of(self.density)
-        counted = "weights" if self.costs is None else "multiply-adds"
         self._costs = self.costs or dict.fromkeys(self.start, 1)
         self.total = sum(entry.numel() * self._costs[name] for name, entry in self.start.items())
-        begin = self._spent(self.start)
+        begin = self.spent(self.start)
         self.kept = round(self.density * self.total)
         if isinstance(self.structure, Blocks):
             self.kept = self.structure.count(self.start)
         if self.kept < 1:
-            raise InvalidInput(f"{self._asked} keeps none of the {self.total} {counted}")
+            raise InvalidInput(f"{self._asked} keeps none of the {self.total} {self.counted}")
         if self.kept > begin:
-            raise InvalidInput(f"the start mask keeps {begin} {counted}, fewer than the {self.kept} asked for")
+            raise InvalidInput(f"the start mask keeps {begin} {self.counted}, fewer than the {self.kept} asked for")
         limits = _kept_by_layer(self.start)
         secured = sum(self._least(self.start).values())
         if secured > self.kept:
@@ -132,7 +131,12 @@ class RoundUpdater:
         self._guard = self._guard or self.floors(allowed)
         return Mask(self._guard.keep(scores, allowed, keep, connected, count=count, last=self.reached == self.rounds))
 
-    def _spent(self, mask: Mapping[str, Tensor]) -> int:
+    @property
+    def counted(self) -> str:
+        """What is counted, in words."""
+        return "weights" if self.costs is None else "multiply-adds"
+
+    def spent(self, mask: Mapping[str, Tensor]) -> int:
         """What a mask keeps of what is counted."""
         return spent(mask, self._costs)
 
@@ -152,7 +156,7 @@ class RoundUpdater:
         while high - low > 1:
             count = min(max(count, low + 1), high - 1)
             chosen = choice(count)
-            left = limit - (self._spent if self.size is None else self.size)(chosen)
+            left = limit - (self.spent if self.size is None else self.size)(chosen)
             low, high, found = (count, high, chosen) if left >= 0 else (low, count, found)
             count += round(left * count / max(limit - left, 1)) or (1 if left >= 0 else -1)
         if found is None:
@@ -168,7 +172,7 @@ class RoundUpdater:
             number = self.reached + step
             both = [(each, self._count(each, allowed, number)) for each in (scores, before)]
             now, then = (self._keeper(allowed, number, seed, count)(each) for each, count in both)
-            differ = self._spent({name: kept & ~then[name] for name, kept in now.items()})
+            differ = self.spent({name: kept & ~then[name] for name, kept in now.items()})
             return differ / self._kept(number)
 
         if self._before is not None:
