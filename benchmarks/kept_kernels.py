@@ -18,6 +18,7 @@ and, in the file whose name ends in ``-spectra``, eigenvalues at the last sparsi
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -104,14 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = pathex.models.create("resnet20", data.num_classes, data.in_channels)
         order = torch.randperm(len(probe.labels), generator=torch.Generator().manual_seed(seed))
         x, y = probe.images[order], probe.labels[order]
-        dense, _ = _measured(model, x, y, None)
+        whole = _measured(model, x, y, None)
+        dense = whole[0]
         for name in ["dense", *given.methods]:
             if any((row["method"], row["seed"]) == (name, seed) for row in tables[0].rows):
                 continue
             pair = (images.images, images.labels)
             grid = [(0.0, None)] if name == "dense" else list(_masks(model, name, pair, seed))
             for sparsity, mask in grid:
-                row, values = _measured(model, x, y, mask, dense["trace"])
+                row, values = whole if mask is None else _measured(model, x, y, mask, dense["trace"])
                 less = {"trace": row["trace"] / dense["trace"]}
                 less["log_determinant"] = row["log_determinant"] - dense["log_determinant"]
                 about = {"method": name, "seed": seed, "sparsity": round(sparsity, 3)}
@@ -124,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _spectra(path: Any) -> Any:
+def _spectra(path: Path) -> Path:
     return path.with_name(f"{path.stem}-spectra.csv")
 
 

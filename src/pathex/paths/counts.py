@@ -37,9 +37,9 @@ class Use:
 class PathCounts:
     """Paths through the weights of a masked network, and the calls that use each.
 
-    ``through`` counts a path once for each time that it uses a weight (that would use one which is not kept, if such
-    are ``opened``), ``total`` all paths. Where the number of these
-    leaves float64, every layer is divided by its mean number of weights to an output unit.
+    ``through`` counts a path once for each time that it uses a weight (or would use one that is not kept, if such are
+    ``opened``), ``total`` all paths. Where the number of these leaves float64, every layer is divided by its mean
+    number of weights to an output unit.
     """
 
     through: dict[str, Tensor]

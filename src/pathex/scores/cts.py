@@ -10,7 +10,7 @@ from torch import Tensor
 from pathex.errors import InvalidInput
 from pathex.graph import Images, Tensors
 from pathex.scores.model_reader import ModelReader
-from pathex.scores.options import LOSSES, Allowed, Loss
+from pathex.scores.options import LossOrName, losses
 from pathex.scores.problem import Problem
 from pathex.scores.search import LossSearch, State, Target, leaves, target_of
 
@@ -50,13 +50,7 @@ class Cts(LossSearch):
         "m_j = sigmoid((a_j + logistic noise) / (2/3))"
     )
 
-    loss: Annotated[
-        Loss | Literal["cross-entropy", "bce", "mse", "kl"],
-        Allowed(
-            f"{', '.join(LOSSES)}, kl, or a function (outputs, labels) -> mean loss",
-            lambda value: callable(value) or (isinstance(value, str) and value in (*LOSSES, "kl")),
-        ),
-    ] = "cross-entropy"  # type: ignore[assignment]
+    loss: Annotated[LossOrName | Literal["kl"], losses("kl")] = "cross-entropy"  # type: ignore[assignment]
 
     def start(self, problem: Problem) -> State:
         free = sum(int(kept.sum()) for kept in problem.allowed.values())

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pathex.graph import Output
-from pathex.masks import all_kept
 from pathex.paths import PerSample, Use, count_paths
 from pathex.scores.method import Method
 from pathex.scores.options import Allowed, Share, is_number
@@ -65,7 +64,7 @@ class NodePath(Method):
     output: Output = None
 
     def score(self, problem: Problem) -> dict[str, Tensor]:
-        mask = problem.mask or all_kept(problem.prunable)
+        mask = problem.allowed
         counts = count_paths(problem.model, problem.images[:1], mask, per_sample=self.per_sample, output=self.output)
         source, scores = generator(problem.seed, problem.round), {}
         for name, through in counts.through.items():

@@ -14,7 +14,7 @@ from pathex.scores.kept import KeptLayers, one_thread
 from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Positive, Redraw
-from pathex.scores.problem import Problem, calibration_chunk, entries_of_image, generator
+from pathex.scores.problem import Problem, calibration_chunk, entries_of_image, generator, normal
 
 Inputs = Literal["normal", "data"]
 _INPUTS, _DIRECTION = 1, 2  # streams of random numbers of a round beside that of the weights
@@ -51,11 +51,7 @@ def _drawn(reader: ModelReader, inputs: Inputs, number: int) -> ModelReader:
 
 def _normal(images: Images, source: torch.Generator) -> Images:
     """Standard normal images, drawn one after another: the same ones whatever the batches."""
-
-    def drawn(image: Tensor) -> Tensor:
-        return torch.randn(image.shape, dtype=torch.float64, generator=source).to(image)
-
-    return concatenated([each(image, drawn) for image in images.split(1)])
+    return concatenated([each(image, lambda part: normal(part, source)) for image in images.split(1)])
 
 
 def _direction(reader: ModelReader) -> dict[str, Tensor]:

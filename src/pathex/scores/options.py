@@ -30,13 +30,18 @@ Redraw = Annotated[
     ),
 ]
 LOSSES = ("cross-entropy", "bce", "mse")
-LossOrName = Annotated[
-    Loss | Literal["cross-entropy", "bce", "mse"],
-    Allowed(
-        f"{', '.join(LOSSES)}, or a function (outputs, labels) -> mean loss",
-        lambda value: callable(value) or (isinstance(value, str) and value in LOSSES),
-    ),
-]
+
+
+def losses(*more: str) -> Allowed:
+    """A loss by name, or any function."""
+    names = (*LOSSES, *more)
+    return Allowed(
+        f"{', '.join(names)}, or a function (outputs, labels) -> mean loss",
+        lambda value: callable(value) or (isinstance(value, str) and value in names),
+    )
+
+
+LossOrName = Annotated[Loss | Literal["cross-entropy", "bce", "mse"], losses()]
 Count = Annotated[int, Allowed("an integer of at least 1", lambda value: _is_integer(value, 1))]
 CountOrNone = Annotated[
     int | None, Allowed("an integer of at least 1, or None", lambda value: value is None or _is_integer(value, 1))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pathex.distributed import ALONE, Processes
 from pathex.errors import InvalidInput, PathexWarning, UnsupportedOperation
 from pathex.graph import Graph, Images, Output, Tensors, compute_dtype, concatenated, each, trace
+from pathex.masks import all_kept
 from pathex.paths import Weights, footprint
 from pathex.scores.batches import Batch, contents
 
@@ -58,6 +59,11 @@ def generator(*key: int) -> torch.Generator:
 def signs(like: Tensor, source: torch.Generator) -> Tensor:
     """Independent 1 and -1 in a tensor's form, one entry after another."""
     return (torch.randint(0, 2, like.shape, generator=source) * 2 - 1).to(like)
+
+
+def normal(like: Tensor, source: torch.Generator) -> Tensor:
+    """Independent standard normal numbers in a tensor's form, drawn in float64."""
+    return torch.randn(like.shape, dtype=torch.float64, generator=source).to(like)
 
 
 def once(memo: dict[str, Any], key: str, make: Callable[[], T]) -> T:
@@ -119,10 +125,8 @@ class Problem:
     @property
     def allowed(self) -> dict[str, Tensor]:
         """Where there are weights to choose from: the mask of the round, on the model's device."""
-        return {
-            n: (self.mask or {}).get(n, torch.ones_like(w, dtype=torch.bool)).to(w.device)
-            for n, w in self.prunable.items()
-        }
+        mask = self.mask or all_kept(self.prunable)
+        return {name: mask[name].to(weight.device) for name, weight in self.prunable.items()}
 
     def in_float64(self) -> "Problem":
         """The same in float64."""

@@ -14,7 +14,7 @@ from pathex.scores.method import ModelMethod
 from pathex.scores.model_reader import ModelReader
 from pathex.scores.options import Count, Natural, Positive
 from pathex.scores.precision import safely, with_largest
-from pathex.scores.problem import Problem, doubt_batches, generator
+from pathex.scores.problem import Problem, doubt_batches, generator, normal
 from pathex.scores.search import State, Target, largest, steps, target_of
 
 _TRACE, _ALIGNMENT, _RESTORED = 21, 22, 23  # streams of random numbers
@@ -25,13 +25,17 @@ _STEPS = 50  # of a restoration
 
 def _between(first: Target, last: Target, share: float, *, linear: bool = False) -> Target:
     """Weights kept a share of the way, along an exponential or a line."""
-    if isinstance(first, int) and isinstance(last, int):
+
+    def part(start: int, end: int) -> int:
         # Of a layer that ends with none, half a weight is left, as in an exponential schedule.
-        along = first + (last - first) * share if linear else first * (max(last, 0.5) / max(first, 0.5)) ** share
-        return last if share == 1 else min(round(along), max(first, last))
-    assert isinstance(first, Mapping) and isinstance(last, Mapping)
-    parts = {name: _between(number, last[name], share, linear=linear) for name, number in first.items()}
-    return {name: part for name, part in parts.items() if isinstance(part, int)}
+        along = start + (end - start) * share if linear else start * (max(end, 0.5) / max(start, 0.5)) ** share
+        return end if share == 1 else min(round(along), max(start, end))
+
+    if isinstance(first, Mapping):
+        assert isinstance(last, Mapping)
+        return {name: part(number, last[name]) for name, number in first.items()}
+    assert isinstance(last, int)
+    return part(first, last)
 
 
 def _degrees(values: Tensor) -> Tensor:
@@ -52,8 +56,7 @@ def restored(mask: Tensors, allowed: Tensors, target: Target, source: torch.Gene
         for name, kept in mask.items():
             missing = _degrees((~kept).double()) / _degrees(torch.ones_like(kept, dtype=torch.float64))
             # One number for a kernel, so that whole kernels come back.
-            noise = 1e-5 * torch.randn(missing.shape, dtype=torch.float64, generator=source).to(kept.device)
-            values[name] = torch.where(kept, 2.0, missing + noise)
+            values[name] = torch.where(kept, 2.0, missing + 1e-5 * normal(missing, source))
         mask = largest(values, allowed, _between(first, target, step / _STEPS, linear=True))
     return dict(mask)
 
@@ -66,17 +69,13 @@ def decayed(scores: Tensors, mask: Tensors) -> dict[str, Tensor]:
     return {name: score * mask[name] * sized[name] ** -power for name, score in scores.items()}
 
 
-def _normal(like: Tensor, source: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, dtype=torch.float64, generator=source).to(like)
-
-
 def _by_trace(
     reader: ModelReader, x: Images, tensors: Tensors, mask: Tensors, statistics: Statistics, source: torch.Generator
 ) -> dict[str, Tensor]:
     """``|theta dT / dtheta|``, with the weights that the mask removes left out of the trace T."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     outputs = reader.forward(x, leaves, statistics)
-    first = gradients((outputs * _normal(outputs, source)).sum(), leaves, create=True)
+    first = gradients((outputs * normal(outputs, source)).sum(), leaves, create=True)
     kept = {name: grad * mask[name] if name in mask else grad for name, grad in first.items()}
     total = torch.stack([grad.square().sum() for grad in kept.values()]).sum()
     if not total.requires_grad:  # a network that is linear in its weights
@@ -91,9 +90,9 @@ def _by_alignment(
     source: torch.Generator,
 ) -> dict[str, Tensor]:  # fmt: skip
     """``|dA / dm|`` of the squared mixed difference A along random directions of images and weights."""
-    there = each(x, lambda part: part + epsilon * _normal(part, source))
+    there = each(x, lambda part: part + epsilon * normal(part, source))
     leaves = {name: kept.to(reader.precision).requires_grad_() for name, kept in mask.items()}
-    moved = {name: tensors[name] + epsilon * _normal(tensors[name], source) for name in mask}
+    moved = {name: tensors[name] + epsilon * normal(tensors[name], source) for name in mask}
     change = []
     for weights in (moved, tensors):
         masked = {**tensors, **{name: weights[name] * leaf for name, leaf in leaves.items()}}
@@ -153,14 +152,16 @@ class WideTopo(ModelMethod):
                 first = _between(whole, target, 1 - 2.0**-leg)
                 if not iteration:
                     mask = restored(mask, allowed, first, generator(problem.seed, number, _RESTORED))
-            found = safely(problem, lambda each, m=mask, n=number: with_largest(self._scores(each, m, n)))  # type: ignore[misc]
-            scores = decayed(found, mask)
+            scores = decayed(self._scores(problem, mask, number), mask)
             kept = largest(scores, mask, _between(first, target, (iteration + 1) / self.iterations))
             for name, value in state.values.items():
                 value.copy_(kept[name])
         return {name: value.clone() for name, value in state.values.items()}
 
     def _scores(self, problem: Problem, mask: Tensors, number: int) -> dict[str, Tensor]:
+        return safely(problem, lambda each: with_largest(self._summed(each, mask, number)))
+
+    def _summed(self, problem: Problem, mask: Tensors, number: int) -> dict[str, Tensor]:
         reader = self.reader(replace(problem, mask=mask))
         weights, other = reader.weights(), reader.other()
         own = {n: p.detach().to(reader.precision) for n, p in problem.model.named_parameters() if p.is_floating_point()}

@@ -174,9 +174,8 @@ def _held_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         except PathexError:
-            begun = any(
-                (folder / name).exists() for name in ("mask.safetensors", SEARCH, "last.ckpt", "levels", "tasks")
-            )
+            marks = ("mask.safetensors", SEARCH, "last.ckpt", "levels", "tasks")
+            begun = any((folder / name).exists() for name in marks)
             if folder in new and not begun:
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # another run may have begun beside this one

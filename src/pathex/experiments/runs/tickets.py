@@ -61,11 +61,10 @@ def find_ticket(
     checkpoint: Path | None = None,
 ) -> tuple[PruneResult, float]:
     """Prune the network of a task where it lives; a search goes on from its checkpoint, and the caller removes it."""
-    started = time.monotonic()
+    started, searching = time.monotonic(), searches(config.method)
 
     def told(row: dict[str, Any], mask: Mask) -> None:
-        if not searches(config.method):
-            on_event("prune_round", {"round": row["reached"], "rounds": row["rounds"], "density": mask.density})
+        on_event("prune_round", {"round": row["reached"], "rounds": row["rounds"], "density": mask.density})
 
     result = prune(
         task.model,
@@ -74,7 +73,7 @@ def find_ticket(
         rounds=config.rounds,
         mask=start_mask(config, task),
         schedule=config.schedule,
-        on_round=told,
+        on_round=None if searching else told,
         on_step=lambda step, steps: on_event("search_step", {"step": step, "steps": steps}),
         checkpoint=checkpoint,
         **prune_options(config, task),
@@ -86,20 +85,9 @@ def find_ticket(
 
 def prune_options(config: TicketConfig, task: Task) -> dict[str, Any]:
     """What ``pathex.prune`` takes from the settings alone."""
-    names = (
-        "sparsity",
-        "prunable",
-        "min_per_layer",
-        "budget",
-        "count",
-        "structure",
-        "narrow",
-        "rounding",
-        "seed",
-        "memory",
-    )
+    names = ("sparsity", "prunable", "min_per_layer", "budget", "count", "structure", "narrow", "rounding", "seed")
     return {
-        **{name: getattr(config, name) for name in (*names, "strict")},
+        **{name: getattr(config, name) for name in (*names, "memory", "strict")},
         "allocation": read_allocation(config.allocation),
         "ignore": (*config.ignore, *task.unprunable),
         "progress": False,
