@@ -91,12 +91,14 @@ class ReportOptions:
         out: Folder of the report.
         published: ``auto`` draws published curves behind the runs of a published setting, ``none`` never does.
         x: What the metric is drawn against.
+        split: Of which images the metric is; ``validation`` are those held out of the training images, to choose by.
     """
 
     runs: tuple[str, ...] = ()
     out: str = "report"
     published: Literal["auto", "none"] = "auto"
     x: Literal["sparsity", "parameters", "multiply-adds"] = "sparsity"
+    split: Literal["test", "validation"] = "test"
 
 
 def _report(options: ReportOptions) -> None:
@@ -105,7 +107,7 @@ def _report(options: ReportOptions) -> None:
     from pathex.experiments.report import build
 
     folders = [Path(folder) for folder in options.runs]
-    report = build(folders, Path(options.out), published=options.published, x=options.x)
+    report = build(folders, Path(options.out), published=options.published, x=options.x, split=options.split)
     for folder, reason in report.left_out:
         print(f"left out {folder}: {reason}", file=sys.stderr)
     print(f"{report.runs} run{'' if report.runs == 1 else 's'}: {report.page}")

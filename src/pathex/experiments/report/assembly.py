@@ -23,6 +23,7 @@ from pathex.experiments.report.settings import commands, nested, shared_settings
 from pathex.experiments.report.tables import (
     EXPERIMENT,
     csv,
+    gap,
     interval,
     markdown,
     metric_label,
@@ -65,7 +66,9 @@ class ReportFiles:
     left_out: tuple[tuple[Path, str], ...]
 
 
-def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str = "sparsity") -> ReportFiles:
+def build(
+    folders: Sequence[Path], out: Path, *, published: str = "auto", x: str = "sparsity", split: str = "test"
+) -> ReportFiles:
     """Reads runs and writes tables, figures and a page about them.
 
     The same runs give the same files, byte for byte. Nothing is written before everything is computed.
@@ -75,6 +78,8 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
         out: Folder of the report; made if needed.
         published: ``auto`` draws published curves behind the runs of a published setting, ``none`` never does.
         x: What the metric is drawn against: ``sparsity``, ``parameters`` or ``multiply-adds``.
+        split: Of which images the metric is: ``test``, or ``validation``, those held out of the training images, by
+            which to choose.
 
     Returns:
         The files and what was left out.
@@ -82,11 +87,12 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
     Raises:
         InvalidInput: If a folder does not exist, no finished run is found, the runs do not say how large their networks
             are and ``x`` asks for it, or ``out`` cannot be written.
-        UnknownName: If ``published`` or ``x`` is none of these words.
+        UnknownName: If ``published``, ``x`` or ``split`` is none of these words.
     """
     check_name("choice for published", published, ("auto", "none"))
     check_name("x axis", x, X_AXES)
-    records, problems = read_all([Path(folder) for folder in folders])
+    check_name("split", split, ("test", "validation"))
+    records, problems = read_all([Path(folder) for folder in folders], split)
     named = {record.folder.name: record for record in records}
     if len(named) < len(records):
         twice = next(name for name in named if sum(record.folder.name == name for record in records) > 1)
@@ -94,7 +100,7 @@ def build(folders: Sequence[Path], out: Path, *, published: str = "auto", x: str
     runs = runs_table(records)
     summary, ordered = summary_table(runs), [named[name] for name in runs["run"]]
     look = styles(zip(runs["method"], runs["series"], strict=True))
-    sections, drawn = _sections(runs, summary, named, look, published, x)
+    sections, drawn = _sections(runs, summary, named, look, published if split == "test" else "none", x)
     common = shared_settings(records)
     shared, lines = yaml.safe_dump(nested(common), allow_unicode=True), commands(ordered, common, _SETTINGS)
     said = {"title": _title(runs), "lead": what_was_run(runs), "sections": sections, "problems": problems}
@@ -215,10 +221,11 @@ def _shown(value: Any) -> str:
 def _columns(summary: pd.DataFrame) -> dict[str, str]:
     """What heads the columns of the table of results, by the columns of the summary that they are sorted by."""
     tasks = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned"} if summary["zero_shot"].notna().any() else {}
+    gaps = {"gap": "to the best, same seeds"} if summary["gap"].notna().any() else {}
     return {
         **{"series": "method", "sparsity": "sparsity", "n": "seeds"},
-        **{"mean": metric_label(str(summary["metric"].iloc[0])), "ci95_low": "95\u00a0% interval", **tasks},
-        **{"density": "density", "kept": "kept of all weights", "bytes": "on disk (MB)"},
+        **{"mean": metric_label(str(summary["metric"].iloc[0])), "ci95_low": "95\u00a0% interval", **gaps, **tasks},
+        **{"kept": "kept weights", "bytes": "on disk (MB)"},
         **{"dead_layers": "dead layers", "prune_seconds": "pruning (s)"},
     }
 
@@ -234,5 +241,5 @@ def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, An
         first = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
         row["classes"] = " ".join([f"{name}-{place[number]}" for name, place in filters.items()] + ["level"] * first)
         row["order"] = ";".join(f"--c{place}:{rank.iloc[number]}" for place, rank in enumerate(ranks))
-        row["interval"] = interval(row)
+        row["interval"], row["distance"] = interval(row), gap(row)
     return rows

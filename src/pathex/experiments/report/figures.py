@@ -101,8 +101,8 @@ def _training(panel: Panel) -> list[Picture]:
     rows = pd.concat([panel.dense, panel.sparsest]) if not panel.pruned.empty else panel.dense
     runs = zip(rows["run"], rows["series"], strict=True)
     epochs = pd.concat([pd.DataFrame(panel.records[run].epochs).assign(series=name) for run, name in runs])
-    part = "val" if f"val_{panel.metric}" in epochs else "train"
-    name = metric_label(panel.metric).removeprefix("test ")
+    metric = panel.metric.removeprefix("val_")
+    part, name = "val" if f"val_{metric}" in epochs else "train", metric_label(metric).removeprefix("test ")
     right = f"{'validation' if part == 'val' else 'training'} {name} (%)"
 
     def drawn(column: str, label: str, factor: float = 1.0) -> list[alt.LayerChart]:
@@ -116,7 +116,7 @@ def _training(panel: Panel) -> list[Picture]:
     at = "" if panel.pruned.empty else f" at sparsity {panel.sparsest['sparsity'].iloc[0]:.6g}"
     over = "seeds and tasks" if panel.runs["zero_shot"].notna().any() else "seeds"
     caption = f"Mean over {over}{at}{', with the dense network' if at and not panel.dense.empty else ''}."
-    charts = [*drawn("train_loss", "training loss"), *drawn(f"{part}_{panel.metric}", right, 100.0)]
+    charts = [*drawn("train_loss", "training loss"), *drawn(f"{part}_{metric}", right, 100.0)]
     kernel = [chart for column, label in _KERNEL.items() for chart in drawn(column, label)]
     pictures = [Picture("training", "Training", caption, tuple(charts), across=True)] if charts else []
     caption += " Of the same images in every run, BatchNorm calibrated on them."

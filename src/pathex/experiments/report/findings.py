@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pathex.experiments.report.settings import short
-from pathex.experiments.report.tables import by_seed, difference, estimate, metric_label
+from pathex.experiments.report.tables import by_seed, difference, metric_label
 
 _NOT_PRUNED = {"dense": "dense network", "small-dense": "small dense network"}
 _CLAIM = "points above"
@@ -30,7 +30,7 @@ def what_was_run(runs: pd.DataFrame) -> str:
 
 
 def headline(runs: pd.DataFrame) -> str:
-    """The findings of one experiment at its highest sparsity, and at every other one where intervals are apart."""
+    """The findings of one experiment at its highest sparsity, and at every other one where methods are told apart."""
     pruned = runs[runs["method"] != "dense"]
     metric = str(runs["metric"].iloc[0])
     if pruned.empty:
@@ -49,19 +49,18 @@ def _findings(rows: pd.DataFrame) -> list[str]:
 def _finding(rows: pd.DataFrame) -> str:
     metric = str(rows["metric"].iloc[0])
     values = {str(series): by_seed(group) for series, group in rows.groupby("series")}
-    best, *others = sorted(values, key=lambda name: -estimate(values[name]).mean)
+    best, *others = sorted(values, key=lambda name: -values[name].mean())
     where = "At" if metric == "accuracy" else f"In {metric_label(metric)} at"
     where += f" sparsity {rows['sparsity'].iloc[0]:.6g}"
     if not others:
-        return f"{where}, {best} reaches {_percent(estimate(values[best]).mean)}; nothing to compare with."
+        return f"{where}, {best} reaches {_percent(values[best].mean())}; nothing to compare with."
     baselines = rows.loc[rows["method"] == "random", "series"].unique()
     if len(baselines) != 1 or best == baselines[0]:
         finding = f"{where}, no method has a higher mean than random pruning. " if best in baselines else ""
         return finding + _against(values, best, others[0], where)
     finding = _against(values, best, str(baselines[0]), where, of=len(values))
-    told_apart = not estimate(values[best]).overlaps(estimate(values[others[0]]))
-    if "no claim" not in finding and not told_apart:
-        finding += f" The intervals of {best} and {others[0]} overlap: between these two, no claim."
+    if "no claim" not in finding and not difference(values[best], values[others[0]]).has_sign:
+        finding += f" Between {best} and {others[0]}, no claim."
     return finding
 
 
@@ -77,21 +76,17 @@ def different_totals(runs: pd.DataFrame) -> str:
     )
 
 
-def _against(values: dict[str, list[float]], best: str, other: str, where: str, of: int = 2) -> str:
-    first, second = estimate(values[best]), estimate(values[other])
-    means = f"{best} {_percent(first.mean)}, {other} {_percent(second.mean)}"
-    if min(first.n, second.n) < 2:
-        return f"{where}: {means}, with one seed for at least one of them: no claim. Repeat with more seeds."
-    if first.overlaps(second):
-        return f"{where}: {means}, but their 95 % intervals overlap: no claim."
+def _against(values: "dict[str, pd.Series[float]]", best: str, other: str, where: str, of: int = 2) -> str:
+    first, second = (_percent(values[name].mean()) for name in (best, other))
     gap = difference(values[best], values[other])
+    if gap.n < 2:
+        seeds = _count(gap.n, "seed") if gap.n else "no seed"
+        return f"{where}: {best} {first}, {other} {second}, with {seeds} in common: no claim. Repeat with more seeds."
+    interval = f"95 % interval {100 * gap.low:.1f} to {100 * gap.high:.1f}, {gap.n} seeds in common"
+    if not gap.has_sign:
+        return f"{where}: {best} {first}, {other} {second}, which may be chance ({interval}): no claim."
     rank = f", the highest mean of {of} methods," if of > 2 else ""
-    seeds = f"{first.n} seeds each" if first.n == second.n else f"{first.n} and {second.n} seeds"
-    return (
-        f"{where}, {best}{rank} is {100 * gap.mean:.1f} {_CLAIM} {other} (95 % interval "
-        f"{100 * gap.low:.1f} to {100 * gap.high:.1f}): "
-        f"{_percent(first.mean)} against {_percent(second.mean)}, {seeds}."
-    )
+    return f"{where}, {best}{rank} is {100 * gap.mean:.1f} {_CLAIM} {other} ({interval}): {first} against {second}."
 
 
 def _percent(value: float) -> str:

@@ -36,6 +36,7 @@ class RunRecord:
     epochs: Sequence[Mapping[str, Any]]
     layers: Mapping[str, tuple[int, int]]  # kept and all weights of each pruned parameter
     code: Mapping[str, str]  # the user's modules of scorer and model, such as ``module 'mine'``, to their digests
+    split: str = "test"  # the images that the metric is of; or ``validation``, those held out of the training images
 
     @property
     def method(self) -> str:
@@ -68,17 +69,17 @@ class RunRecord:
         """What the network was trained to do: ``classification``, ``segmentation`` or ``transfer``."""
         if self.tasks:
             return "transfer"
-        return "segmentation" if self.metric == "miou" else "classification"
+        return "segmentation" if _metric(self.result) == "miou" else "classification"
 
     @property
     def metric(self) -> str:
-        """Name of what was measured on the test images: ``accuracy``, or ``miou`` for the mean IoU."""
-        return _metric(self.result)
+        """Name of what was measured: ``accuracy``, or ``miou`` for the mean IoU; with ``val_`` on held-out images."""
+        return _metric(self.result, self.split)
 
     @property
     def value(self) -> float:
-        """The metric on the test images; for a transfer run without it, the mean over tasks after fine-tuning."""
-        value = self.result.get(f"test_{self.metric}")
+        """The metric; for a transfer run that has none on the test images, the mean over tasks after fine-tuning."""
+        value = self.result.get(_key(self.metric))
         return float(value) if value is not None else fmean(row["fine_tuned"] for row in self.tasks)
 
     @property
@@ -99,13 +100,13 @@ class Problem(NamedTuple):
     reason: str
 
 
-def read_all(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Problem]]:
+def read_all(folders: Sequence[Path], split: str = "test") -> tuple[list[RunRecord], list[Problem]]:
     """Finds and reads every run in or below some folders."""
     records: list[RunRecord] = []
     problems: list[Problem] = []
     for folder in _find(folders):
         try:
-            records.append(_read(folder))
+            records.append(_read(folder, split))
         except Exception as error:  # noqa: PERF203 -- one bad folder, whatever is bad about it, stops no report
             problems.append(Problem(folder, reason(error)))
     places = ", ".join(str(folder) for folder in folders) or "nothing"
@@ -130,7 +131,7 @@ def _find(folders: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _read(folder: Path) -> RunRecord:
+def _read(folder: Path, split: str) -> RunRecord:
     # A run that failed and was then run again to its end has both files.
     if (folder / _FAILED).exists() and not (folder / _RESULT).exists():
         error = str(read(folder / _FAILED, _FAILED, holds=dict).get("error") or "no reason was written down")
@@ -140,7 +141,7 @@ def _read(folder: Path) -> RunRecord:
     if not (folder / _RESULT).exists():
         raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = read(folder / _RESULT, _RESULT, holds=dict)
-    _check_result(result)
+    _check_result(result, split)
     environment, mask, inputs = folder / _ENVIRONMENT, folder / _MASK, folder / _INPUTS
     made_from = read(inputs, holds=dict) if inputs.exists() else {}
     if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _INPUTS, _METRICS, _ENVIRONMENT, _MASK)):
@@ -155,17 +156,20 @@ def _read(folder: Path) -> RunRecord:
         epochs=epochs,
         layers=layers,
         code={name: str(digest) for name, digest in made_from.items() if name.startswith("module ")},
+        split=split,
     )
 
 
-def _check_result(result: Mapping[str, Any]) -> None:
+def _check_result(result: Mapping[str, Any], split: str) -> None:
     status = result.get("status")
     if status != "done":
         raise InvalidInput(f"not finished: status {status!r}")
     tasks = result.get("tasks") or []
     if not isinstance(tasks, list) or not all(_is_task(row) for row in tasks):
         raise InvalidInput(f"{_RESULT} holds tasks without zero_shot and fine_tuned")
-    needed = ["kept", "total", f"test_{_metric(result)}"]
+    needed = ["kept", "total", _key(_metric(result, split))]
+    if split == "validation" and result.get(needed[-1]) is None:
+        raise InvalidInput("no images were held out: --validation says how many")
     if tasks and result.get(needed[-1]) is None:
         needed.pop()
     missing = [name for name in needed if not _is_number(result.get(name))]
@@ -191,8 +195,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _metric(result: Mapping[str, Any]) -> str:
-    return str(result.get("metric") or "accuracy")
+def _metric(result: Mapping[str, Any], split: str = "test") -> str:
+    return ("" if split == "test" else "val_") + str(result.get("metric") or "accuracy")
+
+
+def _key(metric: str) -> str:
+    return metric if metric.startswith("val_") else f"test_{metric}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

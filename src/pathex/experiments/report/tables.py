@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from statistics import fmean, variance
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
@@ -23,11 +23,14 @@ GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 _MEANS = ["density", "kept", "total", "parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
 _MEANS += ["chance", "dead_layers", "prune_seconds", "train_seconds"]
 _OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned", "chance"]
+_GAP = ["gap", "gap_low", "gap_high"]
+_LABELS = {"accuracy": "test accuracy", "miou": "mean IoU"}
+_LABELS |= {"val_accuracy": "validation accuracy", "val_miou": "validation mean IoU"}
 
 
 def metric_label(metric: str) -> str:
-    """What heads a column or an axis of the metric on the test images: in files a fraction, for people a percentage."""
-    return "mean IoU" if metric == "miou" else f"test {metric}"
+    """What heads a column or an axis of the metric: in files a fraction, for people a percentage."""
+    return _LABELS.get(metric, f"test {metric}")
 
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
@@ -70,23 +73,30 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
     }
 
 
-def by_seed(runs: pd.DataFrame, column: str = "value") -> list[float]:
+def by_seed(runs: pd.DataFrame, column: str = "value") -> "pd.Series[float]":
     """One value a seed: runs of one seed, computed in two places for instance, are not two independent repeats."""
-    means: list[float] = runs.groupby("seed")[column].mean().dropna().tolist()
-    return means
+    return runs.groupby("seed")[column].mean().dropna()
 
 
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each experiment, method, setting and sparsity."""
+    """One row for each experiment, method, setting and sparsity; ``gap`` is to the highest mean there."""
     rows = []
-    for key, group in runs.groupby(GROUP, sort=False):
-        found = estimate(by_seed(group))
-        rows.append(
-            dict(zip(GROUP, key, strict=True))
-            | {"n": found.n, "mean": found.mean}
-            | {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
-            | group[_MEANS].mean().to_dict()
-        )
+    for _, level in runs.groupby([*EXPERIMENT, "sparsity", "metric"], sort=False):
+        groups = dict(iter(level.groupby(GROUP, sort=False)))
+        values = {key: by_seed(group) for key, group in groups.items()}
+        best = max(values, key=lambda key: values[key].mean())
+        for key, group in groups.items():
+            found, gap = (
+                estimate(values[key].tolist()),
+                estimate([]) if key == best else difference(values[key], values[best]),
+            )
+            rows.append(
+                dict(zip(GROUP, key, strict=True))
+                | {"n": found.n, "mean": found.mean}
+                | {"ci95_low": max(found.low, 0.0), "ci95_high": min(found.high, 1.0)}
+                | {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
+                | group[_MEANS].mean().to_dict()
+            )
     frame = pd.DataFrame(rows)
     order = [*EXPERIMENT, "sparsity", "mean", "series"]
     return frame.sort_values(order, ascending=[column != "mean" for column in order]).reset_index(drop=True)
@@ -94,12 +104,13 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def csv(frame: pd.DataFrame) -> str:
     """A table of runs or a summary as text, the metric in columns of its name."""
-    column, prefix = ("value", "test") if "value" in frame else ("mean", "mean")
+    column, prefix = ("value", "test_") if "value" in frame else ("mean", "mean_")
     written = frame.copy()
     for metric in frame["metric"].unique():
         values = frame[column].where(frame["metric"] == metric)
-        written.insert(int(written.columns.get_loc(column)), f"{prefix}_{metric}", values)
-    empty = [name for name in _OPTIONAL if written[name].isna().all()]
+        name = metric if column == "value" and metric.startswith("val_") else prefix + metric
+        written.insert(int(written.columns.get_loc(column)), name, values)
+    empty = [name for name in (*_OPTIONAL, *_GAP) if name in written and written[name].isna().all()]
     return to_csv(written.drop(columns=[column, *empty]).drop(columns="protocol", errors="ignore"))
 
 
@@ -109,15 +120,17 @@ def markdown(summary: pd.DataFrame) -> str:
 
 
 def _markdown(summary: pd.DataFrame, metric: str) -> str:
-    weights, tasks = summary["weights"].any(), summary["zero_shot"].notna().any()
+    weights, tasks, gaps = summary["weights"].any(), summary["zero_shot"].notna().any(), summary["gap"].notna().any()
     left = ["model", "data", *(["weights"] if weights else []), "method"]
-    right = ["sparsity", "n", metric_label(metric), "95 % interval", *(["zero-shot", "fine-tuned"] if tasks else [])]
+    right = ["sparsity", "n", metric_label(metric), "95 % interval", *(["to the best, same seeds"] if gaps else [])]
+    right += ["zero-shot", "fine-tuned"] if tasks else []
     sizes = summary["bytes"].notna().any()
     right += ["kept / total", *(["on disk"] if sizes else []), "dead layers", "prune seconds"]
     lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
     for row in summary.to_dict("records"):
         cells = [row["model"], row["data"], *([short(row["weights"])] if weights else []), row["series"]]
         cells += [f"{row['sparsity']:.6g}", str(row["n"]), _percent(row["mean"]), interval(row)]
+        cells += [gap(row)] if gaps else []
         cells += [_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []
         cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", *([_megabytes(row["bytes"])] if sizes else [])]
         lines.append(_line([*cells, f"{row['dead_layers']:.3g}", f"{row['prune_seconds']:.1f}"]))
@@ -128,6 +141,14 @@ def interval(row: Mapping[Any, Any]) -> str:
     """The 95 % interval of a row of the summary, in per cent; a dash if one seed gives none."""
     low, high = row["ci95_low"], row["ci95_high"]
     return "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def gap(row: Mapping[Any, Any]) -> str:
+    """How far a row is from the best one, in points, with the 95 % interval if there is one; a dash for the best."""
+    if pd.isna(row["gap"]):
+        return "—"
+    among = "" if pd.isna(row["gap_low"]) else f" ({100 * row['gap_low']:.2f} to {100 * row['gap_high']:.2f})"
+    return f"{100 * row['gap']:.2f}{among}"
 
 
 def _percent(value: float) -> str:
@@ -160,24 +181,19 @@ class Estimate:
         """Upper end of the interval."""
         return self.mean + self.half_width
 
-    def overlaps(self, other: "Estimate") -> bool:
-        """Whether the two intervals share a point; one without an interval overlaps everything."""
-        return not abs(self.mean - other.mean) > self.half_width + other.half_width
+    @property
+    def has_sign(self) -> bool:
+        """Whether the interval leaves zero out; one value has no interval."""
+        return abs(self.mean) > self.half_width
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval by Student's t."""
     n = len(values)
-    half = math.sqrt(variance(values) / n) * float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
-    return Estimate(n, fmean(values), half)
+    half = stdev(values) / math.sqrt(n) * float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
+    return Estimate(n, fmean(values) if n else math.nan, half)
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Difference of two means with Welch's 95 % interval."""
-    mean, n = fmean(first) - fmean(second), min(len(first), len(second))
-    if n < 2:
-        return Estimate(n, mean, math.nan)
-    if variance(first) == variance(second) == 0:
-        return Estimate(n, mean, 0.0)
-    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    return Estimate(n, mean, float(interval.high - interval.low) / 2)
+def difference(first: "pd.Series[float]", second: "pd.Series[float]") -> Estimate:
+    """By how much the first is above the second over the seeds of both, with which runs share networks and batches."""
+    return estimate((first - second).dropna().tolist())
