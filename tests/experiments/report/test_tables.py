@@ -12,9 +12,8 @@ from damage import spoil
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.panel import seeds_said
 from pathex.experiments.report.records import read_all
-from pathex.experiments.report.settings import EARLIER, commands, nested, shared_settings, short
+from pathex.experiments.report.settings import DEFAULTS, commands, nested, shared_settings, short
 from pathex.experiments.report.tables import csv, difference, estimate, markdown, runs_table, summary_table
-from pathex.experiments.runs import RunConfig
 from pathex.figures import styles
 
 
@@ -112,7 +111,7 @@ def test_every_sparsity_at_which_methods_are_apart_is_told(make_run):
 @pytest.mark.parametrize("changes", [{"epochs": 400}, {"allocation": "erk"}, {"batch_size": 7, "lr": 0.5}])
 def test_runs_of_other_settings_are_not_compared(make_run, changes):
     for seed in range(3):
-        for method, value, other in (("px", 0.9, changes), ("random", 0.5, {}), ("snip", 0.7, {"rounds": 7})):
+        for method, value, other in (("px", 0.9, changes), ("random", 0.5, {}), ("snip", 0.7, {"rounds": 7, "narrow": 3})):
             folder = make_run(method, 0.9, seed, test_accuracy=value + seed / 1000, **other)
     said = headline(table_of(folder.parent))
     assert re.search(r"^At sparsity 0.9, snip (\S+ )?is 20.0 points above random", said) and "px" not in said
@@ -164,7 +163,7 @@ def test_names_lose_the_folders_of_their_paths_and_older_folders_mean_the_defaul
     }
     known |= {name: name for name in ("cifar10", "timm:resnet18")}
     assert {name: short(name) for name in known} == known
-    assert {name: getattr(RunConfig(), name) for name in EARLIER} == dict(EARLIER)
+    assert DEFAULTS["epochs"] == 160 and DEFAULTS["narrow"] == 0 and not {"out", "device"} & set(DEFAULTS)
 
 
 def test_columns_bear_the_name_of_the_metric_and_a_transfer_run_counts_by_its_tasks(make_run):
@@ -189,7 +188,8 @@ def test_columns_bear_the_name_of_the_metric_and_a_transfer_run_counts_by_its_ta
 
 
 REDRAW, DENSE = {"method_options": {"redraw": True}}, ("dense", "small-dense")
-TODAY = EARLIER | {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_options": {}}
+TODAY = {name: DEFAULTS[name] for name in ("narrow", "kernel_every", "loss", "remedy", "dynamic")}
+TODAY |= {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_options": {}}
 
 
 @pytest.mark.parametrize(

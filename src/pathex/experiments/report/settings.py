@@ -7,18 +7,14 @@ from types import MappingProxyType
 from typing import Any
 
 from pathex.experiments.report.records import RunRecord
-from pathex.experiments.runs import PLACE, WITHOUT_EFFECT, RunConfig
+from pathex.experiments.runs import PLACE, WITHOUT_EFFECT, RunConfig, settings
 
-_ADDED = ("task", "head_lr", "accumulate", "freeze_batchnorm", "loss", "pruning_seed", "count", "structure", "sanity")
-_RECIPES = ("optimizer", "lr_schedule", "warmup", "mixup", "cutmix", "average", "remedy")
-EARLIER: Mapping[str, Any] = MappingProxyType(
-    {name: getattr(RunConfig, name) for name in (*_ADDED, *_RECIPES, "dynamic", "sync_batchnorm")}
-)
-"""Settings that folders of earlier versions do not have, with the values that these folders stand for: the defaults."""
+DEFAULTS: Mapping[str, Any] = MappingProxyType(settings(RunConfig()))
+"""What settings that a folder does not hold stand for, as in those of earlier versions; no series is named by them."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
 _WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
-OF_METHOD = frozenset({"rounds", "method_options", "dynamic_options", "from"})
+OF_METHOD = frozenset({"rounds", "narrow", "method_options", "dynamic_options", "from"})
 """Groups of settings that belong to a method."""
 
 
@@ -28,7 +24,7 @@ def series_settings(record: RunRecord, records: Sequence[RunRecord], without: Se
     shown = []
     for name in (*record.config, "from", *record.code):
         value, group = _value(record, name), _group(name, record)
-        if group in without or not _counts(name, record) or value == EARLIER.get(name):
+        if group in without or not _counts(name, record) or value == DEFAULTS.get(name):
             continue
         of_method = [peer for peer in panel if group not in OF_METHOD or peer.method == record.method]
         if any(_value(peer, name) != value for peer in of_method if _counts(name, peer)):
@@ -59,7 +55,7 @@ def _value(record: RunRecord, name: str) -> Any:
         return record.config["method"] if record.dynamic else None
     if name in record.code:
         return record.code[name][:8]
-    return record.config.get(name, EARLIER.get(name))
+    return record.config.get(name, DEFAULTS.get(name))
 
 
 def short(text: str) -> str:
