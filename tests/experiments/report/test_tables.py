@@ -110,13 +110,9 @@ def test_every_sparsity_at_which_methods_are_apart_is_told(make_run):
 
 @pytest.mark.parametrize("changes", [{"epochs": 400}, {"allocation": "erk"}, {"batch_size": 7, "lr": 0.5}])
 def test_runs_of_other_settings_are_not_compared(make_run, changes):
-    for seed in range(3):
-        for method, value, other in (
-            ("px", 0.9, changes),
-            ("random", 0.5, {}),
-            ("snip", 0.7, {"rounds": 7, "narrow": 3}),
-        ):
-            folder = make_run(method, 0.9, seed, test_accuracy=value + seed / 1000, **other)
+    own = {"px": changes, "random": {}, "snip": {"rounds": 7, "narrow": 3}}
+    for seed, (method, value) in product(range(3), (("px", 0.9), ("random", 0.5), ("snip", 0.7))):
+        folder = make_run(method, 0.9, seed, test_accuracy=value + seed / 1000, **own[method])
     said = headline(table_of(folder.parent))
     assert re.search(r"^At sparsity 0.9, snip (\S+ )?is 20.0 points above random", said) and "px" not in said
     alone = headline(table_of(*(path for path in folder.parent.iterdir() if path.name[:4] != "snip")))
