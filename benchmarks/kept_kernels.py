@@ -14,7 +14,9 @@ BatchNorm, exact, of kept weights and of all that is not pruned. A row for each 
 | `accuracy` | of kernel regression, from half of the images to the others, in per cent |
 | `effective_rank`, `condition` | of the kernel |
 
-and, in the file whose name ends in ``-spectra``, eigenvalues at the last sparsity.
+and, in the file whose name ends in ``-spectra``, eigenvalues at the last sparsity. With ``--runs``, the table of a
+report, ``-summary`` has rank correlations, over methods, of each number at the last sparsity and of the published
+accuracy with that of these runs on held-out images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,7 @@ from pathex import figures, ntk
 from pathex.masks import Mask
 
 POINTS, STEP, DENSITY = 9, 11, 0.018
+_DRAWS = 1000
 MEASURES = {"trace": "share of the trace", "log_determinant": "log-determinant per row, less dense",
             "alignment": "alignment with the labels", "accuracy": "kernel regression (%)"}  # fmt: skip
 SHOWN = ("px", "ntk-sap", "synflow", "snip", "grasp", "magnitude", "random")
@@ -66,6 +69,23 @@ def _measured(model: nn.Module, x: Tensor, y: Tensor, mask: Mask | None, dense: 
     return row, spectrum.values[0].flip(0)
 
 
+def predictors(rows: pd.DataFrame, runs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlations with trained accuracy, over methods, with 95 % intervals of bootstrap samples of methods."""
+    last = rows["sparsity"].max()
+    plain = runs[(runs["series"] == runs["method"]) & (runs["sparsity"].round(3) == last)]
+    means = rows[rows["sparsity"] == last].drop(columns=["seed", "sparsity"]).groupby("method").mean()
+    full = published[published[["data", "model", "sparsity"]].eq(["cifar10", "resnet20", last]).all(axis=1)]
+    known = means.assign(published=full.groupby("method")["value"].mean())
+    both = known.join(plain.groupby("method")[["val_accuracy", "multiply_adds"]].mean(), how="inner").rank()
+    found = []
+    for name in both.columns.drop("val_accuracy"):
+        pair = both[[name, "val_accuracy"]].dropna()
+        drawn = (pair.sample(frac=1, replace=True, random_state=draw) for draw in range(_DRAWS))
+        low, high = pd.Series([sample.corr("spearman").iloc[0, 1] for sample in drawn]).quantile([0.025, 0.975])
+        found.append((name, len(pair), pair.corr("spearman").iloc[0, 1], low, high))
+    return pd.DataFrame(found, columns=["number", "methods", "spearman", "low", "high"]).round(3)
+
+
 def draw(rows: pd.DataFrame) -> list[Any]:
     """One chart for each measure, over the sparsity."""
     shown = rows[rows["method"].isin([*SHOWN, "dense"])]
@@ -89,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="fashion-mini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=[n for n in pathex.methods() if not pathex.methods(n).trains])
+    parser.add_argument("--runs", type=Path, help="table.csv of pathex report --split validation")
     parser.add_argument("--images", type=int, default=150, help="of the kernel")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
@@ -123,6 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tables[1].rows.append({"method": name, "seed": seed, "rank": rank, "value": float(values[rank - 1])})
             Table.write(tables[1].frame(), tables[1].path)
     save(given.out, *draw(tables[0].frame()))
+    if given.runs is not None:
+        published = pd.read_csv(Path(pathex.experiments.report.__file__).with_name("published.csv"))
+        found = predictors(tables[0].frame(), pd.read_csv(given.runs), published)
+        Table.write(found, given.out.with_name(f"{given.out.stem}-summary.csv"))
+        print(found.to_string(index=False))
     return 0
 
 

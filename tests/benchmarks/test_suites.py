@@ -1,5 +1,6 @@
 import importlib
 import json
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -235,6 +236,22 @@ def test_what_tickets_keep_of_the_kernel(tmp_path, monkeypatch):
     assert (tmp_path / "k.svg").stat().st_size > 1000
     before = (tmp_path / "k.csv").read_text()
     assert kept_kernels.main(words) == 0 and (tmp_path / "k.csv").read_text() == before  # nothing is left to do
+
+
+def test_numbers_that_go_with_trained_accuracy_over_methods():
+    methods = list("abcdefgh")
+    rows = pd.DataFrame({"method": methods * 2, "seed": 0, "sparsity": [0.5] * 8 + [0.982] * 8})
+    rows["trace"], rows["condition"] = [*range(8), *range(8)], [1.0] * 8 + [8.0, math.inf, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    runs = pd.DataFrame({"series": methods, "method": methods, "sparsity": 0.982, "multiply_adds": 1.0})
+    runs["val_accuracy"] = [0.1, 0.2, 0.4, 0.3, 0.5, 0.6, 0.7, 0.8]
+    runs = pd.concat([runs, runs.assign(series="a (narrow=3)", method="a", val_accuracy=9.0)])
+    published = pd.DataFrame({"method": list("abcd") * 2, "data": "cifar10", "model": "resnet20"})
+    published["sparsity"], published["value"] = [0.5] * 4 + [0.982] * 4, [4, 3, 2, 1, 1, 2, 3, 4]
+    found = kept_kernels.predictors(rows, runs, published).set_index("number")
+    expected = {"trace": 1 - 6 * 2 / (8 * 63), "published": 0.8, "condition": -0.952}
+    assert {name: found.loc[name, "spearman"] for name in expected} == pytest.approx(expected, abs=1e-3)
+    assert found["methods"].to_dict() == {"trace": 8, "condition": 8, "published": 4, "multiply_adds": 8}
+    assert -0.2 < found.loc["trace", "low"] < 0.97 <= found.loc["trace", "high"] <= 1
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.PathexWarning")
