@@ -167,7 +167,9 @@ def agree(networks, masks, shape):
     assert found.disconnected == sum(int((mask[name] & ~connected).sum()) for name, connected in expected.items())
     assert found.dead_layers == [name for name, connected in expected.items() if not connected.any()]
     for name, dead in found.dead_channels.items():
-        assert dead == [unit for unit, weights in enumerate(_units(networks, expected, name)) if not weights.any()]
+        units = _units(networks, expected, name)
+        assert dead == [unit for unit, weights in enumerate(units) if not weights.any()]
+        assert found.channels[name] == len(units)
 
 
 def _units(model, weights, name):

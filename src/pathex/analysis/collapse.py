@@ -27,6 +27,7 @@ class PruneReport:
         off_path: Prunable weights that the network uses, but on no path from its input (position biases, constant
             queries), and what `prune` left as it is: it leaves them out of the mask, or dense in it where the forward
             pass does not use them. Methods that read weights alone can be given them as ``ignore=``.
+        channels: Name to the number of its output channels.
     """
 
     dead_layers: list[str]
@@ -34,6 +35,7 @@ class PruneReport:
     disconnected: int | None
     unused: list[str]
     off_path: list[str] = field(default_factory=list)
+    channels: dict[str, int] = field(default_factory=dict)
 
     def asdict(self) -> dict[str, Any]:
         """The report as plain data, which JSON can hold."""
@@ -72,7 +74,7 @@ def examine(
         dead_before = before.dead_layers if before is not None else []
     dead = [name for name in after.dead_layers if name not in dead_before]
     off = [*off_path, *paths.off_path(model, list(mask), images, output=output)]
-    return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off)
+    return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off, after.channels)
 
 
 def _connected(model: nn.Module, mask: Mask, images: Images, output: Output) -> Connectivity | None:

@@ -24,12 +24,14 @@ class Connectivity:
         disconnected: Number of kept weights that lie on no path.
         dead_layers: Names of the weights of which nothing lies on a path.
         dead_channels: For each weight the indices of its output channels of which no weight lies on a path.
+        channels: For each weight the number of its output channels.
     """
 
     effective: dict[str, Tensor]
     disconnected: int
     dead_layers: list[str]
     dead_channels: dict[str, list[int]]
+    channels: dict[str, int]
 
 
 class _Indicator(torch.autograd.Function):
@@ -115,14 +117,12 @@ def connectivity(model: nn.Module, mask: Tensors, x: Images, *, output: Output =
     """
     graph = trace(model, x[:1], output=output)
     effective = _effective(graph, model, mask, x[:1])[0]
-    dead_channels = {
-        name: (~_by_output_channel(graph, name, used).any(1)).nonzero().flatten().tolist()
-        for name, used in effective.items()
-    }
+    live = {name: _by_output_channel(graph, name, used).any(1) for name, used in effective.items()}
+    dead_channels = {name: (~channels).nonzero().flatten().tolist() for name, channels in live.items()}
     kept = sum(int(entry.count_nonzero()) for entry in mask.values())
     dead_layers = [name for name, used in effective.items() if not used.any()]
     disconnected = kept - sum(int(used.count_nonzero()) for used in effective.values())
-    return Connectivity(effective, disconnected, dead_layers, dead_channels)
+    return Connectivity(effective, disconnected, dead_layers, dead_channels, {name: len(live[name]) for name in live})
 
 
 class OnPaths:

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from itertools import product
@@ -52,6 +53,26 @@ def test_each_model_and_data_set_has_its_own_figures(make_run, unpainted, tmp_pa
     report = build(folders, tmp_path)
     assert len({path for path in report.figures if path.name.startswith("accuracy")}) == 4
     assert all(path.exists() for path in report.figures)
+
+
+def test_what_is_left_of_each_layer_is_drawn_from_input_to_output(make_run):
+    dead = {("px", 0): {"a.weight": [], "b.weight": [2]}, ("px", 1): {"a.weight": [0], "b.weight": [0, 1]}}
+    dead["snip", 0] = {"a.weight": [0, 1, 2], "b.weight": []}
+    for (method, seed), channels in dead.items():
+        folder = make_run(method, 0.9, seed)
+        fake_mask(folder, a=9, b=9)
+        report = {"channels": {"a.weight": 4, "b.weight": 4}, "dead_channels": channels}
+        (folder / "pruning.json").write_text(json.dumps({"report": report}), encoding="utf-8")
+    fake_mask(make_run("magnitude"), a=9, b=9)  # of an earlier version, which tells nothing of channels
+    [picture] = [each for each in draw(panel_of(folder.parent)) if each.name == "channels"]
+    rows = {
+        (row["series"], row["layer"]): (row["kept"], row["total"]) for row in layers(picture.charts[0], "bar")[0].rows
+    }
+    assert list(rows) == [("px", "0  a"), ("px", "1  b"), ("snip", "0  a"), ("snip", "1  b")]
+    assert list(rows.values()) == [(3.5, 4), (2.5, 4), (1, 4), (4, 4)]
+    (folder / "pruning.json").write_text('{"report": {"channels": {"a.weight": 4}}}', encoding="utf-8")
+    _, [problem] = read_all([folder.parent])
+    assert problem.folder == folder
 
 
 def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 from pathex.experiments.report.curves import SHOWN, SPARSER, main_figure, percent
 from pathex.experiments.report.panel import Panel, Picture, seeds_said
 from pathex.experiments.report.tables import metric_label, summary_table
-from pathex.figures import DASHED, curves, dots, heat_map, level, matrix
+from pathex.figures import DASHED, curves, dots, flow, heat_map, level, matrix
 
 _PARTS = {"zero_shot": "zero-shot", "fine_tuned": "after fine-tuning"}
 _BYTES = 2**15  # of each mask, unpacked at a time
@@ -25,7 +25,7 @@ def draw(panel: Panel) -> list[Picture]:
         pictures.append(main_figure(panel))
     if not panel.pruned.empty:
         masked = panel.sparsest[[bool(panel.records[run].layers) for run in panel.sparsest["run"]]]
-        pictures += [_layers(panel, masked)] if len(masked) else []
+        pictures += [_layers(panel, masked), *_widths(panel, masked)] if len(masked) else []
         pictures += _overlap(panel, masked)
         pictures += [_dead_layers(panel)] if panel.pruned["dead_layers"].any() else []
     if any(len(record.epochs) > 1 for record in panel.records.values()):
@@ -49,6 +49,25 @@ def _layers(panel: Panel, rows: pd.DataFrame) -> Picture:
         caption += " A cross is a layer that lost every weight in every seed."
     chart = heat_map(frame, "layer", "series", label="density (fraction of weights kept)", log=True)
     return Picture("layers", "Density of each layer", caption, (chart,))
+
+
+def _widths(panel: Panel, rows: pd.DataFrame) -> list[Picture]:
+    """How many channels a ticket leaves, from layer to layer."""
+    cells = [
+        (series, f"{index}  {layer.removesuffix('.weight')}", *counts)
+        for run, series in zip(rows["run"], rows["series"], strict=True)
+        for index, (layer, counts) in enumerate(panel.records[run].channels.items())
+    ]
+    frame = pd.DataFrame(cells, columns=["series", "layer", "kept", "total"])
+    if frame.empty:
+        return []
+    means = _in_order(panel, frame.groupby(["series", "layer"], sort=False).mean().reset_index())
+    look = {name: panel.look[name] for name in panel.series(means)}
+    caption = (
+        "Output channels of which a weight lies on a path from input to output, in front of all there are, mean over "
+    )
+    caption += f"seeds at sparsity {rows['sparsity'].iloc[0]:.6g}. The number is that of the narrowest layer."
+    return [Picture("channels", "Channels that are left", caption, (flow(means, look=look),))]
 
 
 def _overlap(panel: Panel, rows: pd.DataFrame) -> list[Picture]:

@@ -23,6 +23,7 @@ _NUMBERS = ("parameters", "bytes", "multiply_adds", "dead_layers", "prune_second
 _KINDS = {int, float, type(None)}
 _METRICS = "metrics.jsonl"
 _MASK = "mask.safetensors"
+_PRUNING = "pruning.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RunRecord:
     environment: Mapping[str, Any]  # dotted names too
     epochs: Sequence[Mapping[str, Any]]
     layers: Mapping[str, tuple[int, int]]  # kept and all weights of each pruned parameter
+    channels: Mapping[str, tuple[int, int]]  # its output channels on a path, and all; earlier versions do not tell
     code: Mapping[str, str]  # the user's modules of scorer and model, such as ``module 'mine'``, to their digests
     split: str = "test"  # the images that the metric is of; or ``validation``, those held out of the training images
 
@@ -142,9 +144,10 @@ def _read(folder: Path, split: str) -> RunRecord:
         raise InvalidInput(f"not finished: {len(epochs)} of {config.get('epochs', '?')} epochs trained")
     result = read(folder / _RESULT, _RESULT, holds=dict)
     _check_result(result, split)
-    environment, mask, inputs = folder / _ENVIRONMENT, folder / _MASK, folder / _INPUTS
+    environment, mask, inputs, pruning = (folder / name for name in (_ENVIRONMENT, _MASK, _INPUTS, _PRUNING))
     made_from = read(inputs, holds=dict) if inputs.exists() else {}
-    if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _INPUTS, _METRICS, _ENVIRONMENT, _MASK)):
+    found = read(pruning, _PRUNING, holds=dict).get("report", {}) if pruning.exists() else {}
+    if damaged := changed(folder, result.pop("files", {}), (_CONFIG, _INPUTS, _METRICS, _ENVIRONMENT, _MASK, _PRUNING)):
         raise InvalidInput(f"{'; '.join(damaged)}: the same command with --fresh runs it again")
     with refusing(f"{_MASK} cannot be read ({{}})"):
         layers = dict(Mask.load(mask).counts()) if mask.exists() else {}
@@ -155,6 +158,9 @@ def _read(folder: Path, split: str) -> RunRecord:
         environment=_flat(read(environment, _ENVIRONMENT, holds=dict)) if environment.exists() else {},
         epochs=epochs,
         layers=layers,
+        channels={
+            name: (all - len(found["dead_channels"][name]), all) for name, all in found.get("channels", {}).items()
+        },
         code={name: str(digest) for name, digest in made_from.items() if name.startswith("module ")},
         split=split,
     )
