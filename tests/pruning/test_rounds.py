@@ -19,6 +19,7 @@ EXPLICIT = {"fc.weight": 1.0, "conv.weight": 0.5, "blocks.1.shortcut.0.weight": 
 SETTINGS = [
     {"schedule": "linear"},
     {"min_per_layer": 3},
+    {"min_per_output": 3},
     {"budget": "effective"},
     *({"allocation": allocation} for allocation in ("global", "layer", "uniform", "erk", EXPLICIT)),
 ]

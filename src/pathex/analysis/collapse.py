@@ -28,6 +28,7 @@ class PruneReport:
             queries), and what `prune` left as it is: it leaves them out of the mask, or dense in it where the forward
             pass does not use them. Methods that read weights alone can be given them as ``ignore=``.
         channels: Name to the number of its output channels.
+        dead_outputs: Indices of outputs, such as classes, that depend on the input no more.
     """
 
     dead_layers: list[str]
@@ -36,6 +37,7 @@ class PruneReport:
     unused: list[str]
     off_path: list[str] = field(default_factory=list)
     channels: dict[str, int] = field(default_factory=dict)
+    dead_outputs: list[int] = field(default_factory=list)
 
     def asdict(self) -> dict[str, Any]:
         """The report as plain data, which JSON can hold."""
@@ -67,14 +69,14 @@ def examine(
     after = _connected(model, mask, images, output)
     if after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])
-    dead_before: list[str] = []
-    if after.dead_layers:  # what was dead before is dead still
-        start = start or Mask(all_kept(mask))
-        before = _connected(model, start, images, output)
-        dead_before = before.dead_layers if before is not None else []
-    dead = [name for name in after.dead_layers if name not in dead_before]
+    before = None
+    if after.dead_layers or after.dead_outputs:  # what was dead before is dead still
+        before = _connected(model, start or Mask(all_kept(mask)), images, output)
+    unused, constant = ([], []) if before is None else (before.dead_layers, before.dead_outputs)
+    dead = [name for name in after.dead_layers if name not in unused]
+    outputs = [number for number in after.dead_outputs if number not in constant]
     off = [*off_path, *paths.off_path(model, list(mask), images, output=output)]
-    return PruneReport(dead, after.dead_channels, after.disconnected, dead_before, off, after.channels)
+    return PruneReport(dead, after.dead_channels, after.disconnected, unused, off, after.channels, outputs)
 
 
 def _connected(model: nn.Module, mask: Mask, images: Images, output: Output) -> Connectivity | None:
@@ -89,10 +91,15 @@ def _connected(model: nn.Module, mask: Mask, images: Images, output: Output) -> 
 
 
 def warn_of_collapse(report: PruneReport, strict: bool) -> None:
-    """Say that layers died; with ``strict``, as an error."""
+    """Say that layers or outputs died; with ``strict``, as an error."""
     if report.dead_layers:
         number = len(report.dead_layers)
         message = f"{number} layer{'s' * (number > 1)} lost every weight on every path: {listed(report.dead_layers)}"
-        if strict:
-            raise LayerCollapse(message)
-        warnings.warn(LayerCollapse(message), stacklevel=3)
+    elif report.dead_outputs:
+        outputs = f"output{'s' * (len(report.dead_outputs) > 1)} {listed(list(map(str, report.dead_outputs)))}"
+        message = f"no path is left to {outputs}; min_per_output= keeps weights of each"
+    else:
+        return
+    if strict:
+        raise LayerCollapse(message)
+    warnings.warn(LayerCollapse(message), stacklevel=3)

@@ -20,6 +20,7 @@ from pathex.paths.liveness import (
     connectivity,
     has_empty_units,
     off_path,
+    output_places,
     roles,
     without_narrow_units,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "has_empty_units",
     "lowered",
     "off_path",
+    "output_places",
     "per_dimension",
     "read_scales",
     "record",

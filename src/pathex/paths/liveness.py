@@ -25,6 +25,7 @@ class Connectivity:
         dead_layers: Names of the weights of which nothing lies on a path.
         dead_channels: For each weight the indices of its output channels of which no weight lies on a path.
         channels: For each weight the number of its output channels.
+        dead_outputs: Indices of the outputs (channels of the output, such as classes) that no path reaches.
     """
 
     effective: dict[str, Tensor]
@@ -32,6 +33,7 @@ class Connectivity:
     dead_layers: list[str]
     dead_channels: dict[str, list[int]]
     channels: dict[str, int]
+    dead_outputs: list[int]
 
 
 class _Indicator(torch.autograd.Function):
@@ -116,13 +118,16 @@ def connectivity(model: nn.Module, mask: Tensors, x: Images, *, output: Output =
         Effective weights, dead layers and dead channels.
     """
     graph = trace(model, x[:1], output=output)
-    effective = _effective(graph, model, mask, x[:1])[0]
+    effective, _, reached = _effective(graph, model, mask, x[:1])
     live = {name: _by_output_channel(graph, name, used).any(1) for name, used in effective.items()}
     dead_channels = {name: (~channels).nonzero().flatten().tolist() for name, channels in live.items()}
     kept = sum(int(entry.count_nonzero()) for entry in mask.values())
     dead_layers = [name for name, used in effective.items() if not used.any()]
     disconnected = kept - sum(int(used.count_nonzero()) for used in effective.values())
-    return Connectivity(effective, disconnected, dead_layers, dead_channels, {name: len(live[name]) for name in live})
+    channels = {name: len(each) for name, each in live.items()}
+    outputs = reached.reshape(1, -1) if reached.dim() < 2 else reached.transpose(0, 1).flatten(1)
+    dead_outputs = (~outputs.any(1)).nonzero().flatten().tolist()
+    return Connectivity(effective, disconnected, dead_layers, dead_channels, channels, dead_outputs)
 
 
 class OnPaths:
@@ -152,7 +157,7 @@ def roles(model: nn.Module, mask: Tensors, x: Images, *, output: Output = None) 
     """
     x = x[:1]
     graph = trace(model, x, output=output)
-    whole, leaving = _effective(graph, model, mask, x)
+    whole, leaving, _ = _effective(graph, model, mask, x)
     passing = []
     if leaving:
         passing.append(_effective(graph, model, mask, x, values_only=True)[0])
@@ -199,6 +204,16 @@ def without_narrow_units(graph: Graph, mask: Tensors, allowed: Tensors, least: i
     return found
 
 
+def output_places(graph: Graph, weights: Tensors) -> dict[str, Tensor]:
+    """Of the weights that outputs are made of directly, flat places ``(outputs, weights of each)``."""
+    found = {}
+    for name, weight in weights.items():
+        layer = _layer_of(graph, name)
+        if layer is not None and _is_output(graph, layer):
+            found[name] = _by_output_channel(graph, name, torch.arange(weight.numel()).view(weight.shape))
+    return found
+
+
 def _is_output(graph: Graph, layer: Node) -> bool:
     """Whether the output is reached from a layer through no other one."""
     seen, open_nodes = {layer}, [layer]
@@ -242,8 +257,8 @@ def _weighing(graph: Graph, names: tuple[str, ...]) -> set[str]:
 
 def _effective(
     graph: Graph, model: nn.Module, mask: Tensors, x: Images, names: Collection[str] | None = None, **how: Any
-) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-    """The kept entries on a path, on the CPU, and for each product which of its results reach the output."""
+) -> tuple[dict[str, Tensor], dict[Node, Tensor], Tensor]:
+    """The kept entries on a path, on the CPU; which results of each product reach the output; what reaches it."""
     device = next(iter(model.parameters())).device
     dtype = compute_dtype(model)
     one = torch.ones((), dtype=dtype, device=device)
@@ -260,7 +275,7 @@ def _effective(
         found = {name: torch.zeros_like(mask[name], device="cpu") for name in names}
         if isinstance(total, Tensor) and total.requires_grad:  # whatever lies on a path has a positive derivative
             found |= {name: (score > 0).cpu() for name, score in reading.scores(total).items()}
-        return found, reading.leaving
+        return found, reading.leaving, result.detach()
 
 
 def _layer_of(graph: Graph, name: str) -> Node | None:

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pathex import scores as scorers
 from pathex.errors import InvalidInput, check_integer
 from pathex.pruning.scoring import CustomMethod, name_of
 
-_OF_SEARCHES = {"count": "weights", "structure": "weights", "budget": "nominal", "min_per_layer": 0}
+_OF_SEARCHES: Mapping[str, object] = MappingProxyType(
+    {"count": "weights", "structure": "weights", "budget": "nominal", "min_per_layer": 0, "min_per_output": 0}
+)
 
 
 def searches(method: str | CustomMethod) -> bool:
@@ -42,6 +45,12 @@ def read_checkpoint(checkpoint: str | os.PathLike[str] | None, method: str | Cus
     if path is None or path.is_dir() or not path.parent.is_dir():
         raise InvalidInput(f"checkpoint {checkpoint!r} must name a file in a folder that exists")
     return path
+
+
+def check_outputs(least: int, given: Mapping[str, Any]) -> None:
+    """Refuse a number of weights for each output that cannot be kept."""
+    if check_integer("min_per_output", least, 0) and given["budget"] != "nominal":
+        raise InvalidInput(f"min_per_output={least} needs budget='nominal', not {given['budget']!r}")
 
 
 def read_narrow(narrow: int, method: str | CustomMethod, given: Mapping[str, Any]) -> int:

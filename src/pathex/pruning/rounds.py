@@ -19,9 +19,9 @@ from pathex.distributed import Group, processes_of
 from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import Output, cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
-from pathex.paths import OnPaths, has_empty_units, roles, without_narrow_units
+from pathex.paths import OnPaths, has_empty_units, output_places, roles, without_narrow_units
 from pathex.pruning.allocation import Allocation, described, read_allocation
-from pathex.pruning.checks import check_search, read_checkpoint, read_narrow
+from pathex.pruning.checks import check_outputs, check_search, read_checkpoint, read_narrow
 from pathex.pruning.floors import Floors
 from pathex.pruning.schedule import read_rounding
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
@@ -72,6 +72,7 @@ def prune(
     ignore: Sequence[Selector] = (),
     prunable: Sequence[Selector] = (),
     min_per_layer: int = 0,
+    min_per_output: int = 0,
     mask: Mask | None = None,
     budget: str = "nominal",
     count: str = "weights",
@@ -108,6 +109,8 @@ def prune(
         ignore: What is left dense: globs over module or parameter names, classes, modules.
         prunable: What is pruned beside convolutions, linear layers and attention projections, likewise.
         min_per_layer: Weights that every layer keeps in any case.
+        min_per_output: Weights that each output of the network, such as a class, keeps in any case of those that it is
+            made of directly. At high sparsity some methods leave outputs without any. It needs ``budget="nominal"``.
         mask: A mask to start from; a weight that it removed never returns.
         budget: ``nominal`` counts kept weights; ``effective`` swaps weights that lie on no path for connected ones.
         count: ``weights``; ``multiply_adds``: as many weights are kept as these allow, exact to one, those of best
@@ -158,10 +161,11 @@ def prune(
         sparsity, min_per_layer = _fraction(sparsity), check_integer("min_per_layer", min_per_layer, 0)
         allocation, output = read_allocation(allocation), options.get("output")
         given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
-        given |= {"structure": structure, "schedule": schedule}
+        given |= {"structure": structure, "schedule": schedule, "min_per_output": min_per_output}
         blocks = read_structure(structure, sparsity, given)
         check_search(method, rounds, given)
         path, narrow = read_checkpoint(checkpoint, method), read_narrow(narrow, method, given)
+        check_outputs(min_per_output, given)
         released = read_rounding(rounding, name_of(method), getattr(found, "rounding", None), given)
         chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         chosen |= {"strict": strict, "processes": processes}
@@ -176,6 +180,8 @@ def prune(
             schedule=schedule,
             budget=budget,
             min_per_layer=min_per_layer,
+            min_per_output=min_per_output,
+            outputs=output_places(problem.graph(output), problem.prunable) if min_per_output else None,
             revives=getattr(found, "revives", False),
             seed=problem.seed,
             floors=None if shape is not None else _floors(problem, found, output),
@@ -188,7 +194,7 @@ def prune(
         problem = replace(problem, mask=start, checkpoint=path, target=updater.target)
         how: dict[str, Any] = {"sparsity": sparsity, "rounds": len(updater.densities)}
         how |= {"allocation": described(allocation), "schedule": updater.schedule, "budget": budget, "count": count}
-        more = {"structure": structure, "narrow": narrow, "rounding": rounding}
+        more = {"structure": structure, "narrow": narrow, "rounding": rounding, "min_per_output": min_per_output}
         how |= {name: value for name, value in more.items() if value not in ("weights", 0, "exact")}
         problem = agreed(problem, name_of(method), options, **how, min_per_layer=min_per_layer, strict=strict)
         kept = freed_memory_kept() if memory is None else contextlib.nullcontext()

@@ -120,7 +120,7 @@ def read_structure(structure: str, sparsity: float, given: Mapping[str, object])
     blocks = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", structure) if isinstance(structure, str) else None
     if blocks is None and structure != "channels":
         raise UnknownName("structure", structure, STRUCTURES)
-    needs = {"allocation": "global", "budget": "nominal", "min_per_layer": 0}
+    needs = {"allocation": "global", "budget": "nominal", "min_per_layer": 0, "min_per_output": 0}
     needs |= {"count": "weights"} if blocks else {}
     for name, value in needs.items():
         if given[name] != value:

@@ -48,6 +48,8 @@ class RoundUpdater:
     structure: Channels | Blocks | None = None
     size: Callable[..., int] | None = None  # bytes of a file of what a mask keeps, or of all; in place of costs
     rounding: str | None = None  # see `schedules.counts`
+    outputs: Mapping[str, Tensor] | None = None  # flat places of the weights of each output, by the name of the weight
+    min_per_output: int = 0
 
     def __post_init__(self) -> None:
         check_name("budget", self.budget, BUDGETS)
@@ -82,12 +84,24 @@ class RoundUpdater:
         self.planned = schedules.counts(self.total, *whole, self.rounds, self._name, self.rounding)
         self.kept = self.kept if self.rounding is None else self.planned[-1]
         self.final = None if self.allocation == "global" else self._final(limits)
+        self._check_outputs()
         if self.final is not None:
             # Half a weight stands for none, which an exponential fall never reaches.
             self.layer_steps = {
                 name: self._steps(limit, max(self.final[name], 0.5)) if limit else [0.0] * self.rounds
                 for name, limit in limits.items()
             }
+
+    def _check_outputs(self) -> None:
+        """Refuse more weights for each output than are to be kept."""
+        asked = {n: len(each) * min(self.min_per_output, each.shape[1]) for n, each in (self.outputs or {}).items()}
+        spent = sum(count * self._costs[name] for name, count in asked.items())
+        if spent > self.kept:
+            raise InvalidInput(f"min_per_output secures {spent} {self.counted} but only {self.kept} are to be kept")
+        for name, count in asked.items():
+            if self.final is not None and count > self.final[name]:
+                own = self.final[name]
+                raise InvalidInput(f"min_per_output secures {count} weights of {name!r}, but only {own} are to be kept")
 
     @property
     def target(self) -> int | dict[str, int]:
@@ -110,6 +124,8 @@ class RoundUpdater:
         """The mask after a round; `reached` then says how far that is."""
         seed = (self.seed * 1_000_003 + number) % 2**63
         allowed = self.start if self.revives else current
+        if self.outputs:
+            scores = {**scores, **{name: self._secured(scores[name], allowed[name], name) for name in self.outputs}}
         if self.costs is not None and self.structure is None:
             scores = {name: _worth(score, self.costs[name]) for name, score in scores.items()}
         self.reached = number if self._tolerance is None else self._next(scores, allowed, seed)
@@ -130,6 +146,15 @@ class RoundUpdater:
             return Mask(keep(scores))
         self._guard = self._guard or self.floors(allowed)
         return Mask(self._guard.keep(scores, allowed, keep, connected, count=count, last=self.reached == self.rounds))
+
+    def _secured(self, score: Tensor, allowed: Tensor, name: str) -> Tensor:
+        """Scores of a weight that outputs are made of, infinite for the best of each."""
+        assert self.outputs is not None
+        places, secured = self.outputs[name].to(score.device), score.detach().flatten().clone()
+        ranked = secured.masked_fill(~allowed.flatten().to(score.device), -torch.inf)[places]
+        best = ranked.topk(min(self.min_per_output, places.shape[1]), dim=1).indices
+        secured[places.gather(1, best)] = torch.inf
+        return secured.view(score.shape)
 
     @property
     def counted(self) -> str:

@@ -117,9 +117,9 @@ _BUILT_IN: Mapping[str, type[Method]] = {
 }
 
 _OWN_ARGUMENTS = {
-    "data", "keys", "sparsity", "rounds", "allocation", "ignore", "prunable", "min_per_layer", "mask", "budget",
-    "count", "schedule", "structure", "rounding", "seed", "memory", "strict", "progress", "on_round", "on_step",
-    "checkpoint", "group", "narrow",
+    "data", "keys", "sparsity", "rounds", "allocation", "ignore", "prunable", "min_per_layer", "min_per_output", "mask",
+    "budget", "count", "schedule", "structure", "rounding", "seed", "memory", "strict", "progress", "on_round",
+    "on_step", "checkpoint", "group", "narrow",
 }  # fmt: skip
 
 

@@ -164,20 +164,19 @@ def convert(
         raise InvalidInput("pathex.sparse.convert needs numba: pip install 'pathex[sparse]'")
     from pathex.sparse.team import Team
 
-    check_example(example_input)
-    own = own_module(model)
+    images, own = check_example(example_input), own_module(model)
     mask.check(own)
     if any(parameter.device.type != "cpu" for parameter in own.parameters()):
         raise InvalidInput("pathex.sparse.convert is for networks on the CPU")
     net = copy.deepcopy(own)
-    graph = trace(net, example_input[:1])
+    graph = trace(net, images[:1].to(next(net.parameters()).dtype))
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     if team.threads > 1:
         _advise()
     layers = _layers(net, mask)
     for path, layer in layers.items():
         Kept.of(layer, mask[_weight(path)], team)
-    choice = choice or _fastest(layers, graph, len(example_input))
+    choice = choice or _fastest(layers, graph, len(images))
     ways = dict.fromkeys(layers, choice) if isinstance(choice, str) else choice
     if odd := sorted(set(ways) ^ set(layers)):
         raise InvalidInput(f"choice must name the masked layers, each once: {odd[0]!r} is not in both")

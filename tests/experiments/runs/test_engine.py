@@ -59,7 +59,23 @@ def test_the_sparse_engine_ends_as_the_dense_one_up_to_rounding(config, tmp_path
     assert by_kept.result["test_accuracy"] == dense.result["test_accuracy"]
 
 
-@pytest.mark.parametrize("recipe", [{"optimizer": "adamw"}, MOVING])
+IMP = {"method": "imp", "method_options": {"levels": 2, "rewind": "epoch:1"}, "rounds": None}
+
+
+def test_levels_train_by_their_kept_weights_too(config, tmp_path):
+    config = replace(config, **IMP)
+    by_kept = run(with_out(config, tmp_path, "sparse")).folder
+    dense = run(with_out(config, tmp_path, "dense", engine="dense")).folder
+    assert [path.parent.name for path in sorted(by_kept.rglob("engine.json"))] == [by_kept.name, "02"]  # 01 has no mask
+    for level in ("01", "02"):
+        masks = [mask_of(folder / "levels" / level) for folder in (by_kept, dense)]
+        assert all(torch.equal(masks[0][name], kept) for name, kept in masks[1].items())
+        states = [state_of(folder / "levels" / level / "last.ckpt") for folder in (by_kept, dense)]
+        for name, value in states[1].items():
+            torch.testing.assert_close(states[0][name], value, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("recipe", [{"optimizer": "adamw"}, MOVING, IMP])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(config, tmp_path, recipe):
     config = replace(config, precision="32-true", epochs=3, **recipe)
     whole = run(with_out(config, tmp_path, "whole"))

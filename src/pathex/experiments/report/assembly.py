@@ -35,7 +35,8 @@ from pathex.files import write_bytes
 
 _SHOWN: tuple[str, ...] = (
     *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
-    *("bytes", "multiply_adds", "dead_layers", "dead_layer_names", "rounds", "epochs"),
+    *("bytes", "multiply_adds", "dead_layers", "dead_layer_names", "dead_outputs"),
+    *("rounds", "epochs"),
     *("prune_seconds", "train_seconds"),
 )
 _SETTINGS = "settings.yaml"
@@ -221,12 +222,13 @@ def _shown(value: Any) -> str:
 def _columns(summary: pd.DataFrame) -> dict[str, str]:
     """What heads the columns of the table of results, by the columns of the summary that they are sorted by."""
     tasks = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned"} if summary["zero_shot"].notna().any() else {}
+    outputs = {"dead_outputs": "dead outputs"} if summary["dead_outputs"].gt(0).any() else {}
     gaps = {"gap": "to the best, same seeds"} if summary["gap"].notna().any() else {}
     return {
         **{"series": "method", "sparsity": "sparsity", "n": "seeds"},
         **{"mean": metric_label(str(summary["metric"].iloc[0])), "ci95_low": "95\u00a0% interval", **gaps, **tasks},
         **{"kept": "kept weights", "bytes": "on disk (MB)"},
-        **{"dead_layers": "dead layers", "prune_seconds": "pruning (s)"},
+        **{"dead_layers": "dead layers", **outputs, "prune_seconds": "pruning (s)"},
     }
 
 

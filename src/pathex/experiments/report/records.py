@@ -19,7 +19,10 @@ _CONFIG = "config.yaml"
 _FAILED = "failed.json"
 _ENVIRONMENT = "environment.json"
 _INPUTS = "inputs.json"
-_NUMBERS = ("parameters", "bytes", "multiply_adds", "dead_layers", "prune_seconds", "train_seconds", "rounds", "epochs")
+_NUMBERS = (
+    *("parameters", "bytes", "multiply_adds", "dead_layers", "dead_outputs", "prune_seconds", "train_seconds"),
+    *("rounds", "epochs"),
+)
 _KINDS = {int, float, type(None)}
 _METRICS = "metrics.jsonl"
 _MASK = "mask.safetensors"

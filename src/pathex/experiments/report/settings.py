@@ -14,7 +14,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(settings(RunConfig()))
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
 _WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
-OF_METHOD = frozenset({"rounds", "narrow", "method_options", "dynamic_options", "from"})
+OF_METHOD = frozenset({"rounds", "narrow", "min_per_output", "method_options", "dynamic_options", "from"})
 """Groups of settings that belong to a method."""
 
 

@@ -21,8 +21,8 @@ GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 """The columns that make one row of the summary."""
 
 _MEANS = ["density", "kept", "total", "parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
-_MEANS += ["chance", "dead_layers", "prune_seconds", "train_seconds"]
-_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned", "chance"]
+_MEANS += ["chance", "dead_layers", "dead_outputs", "prune_seconds", "train_seconds"]
+_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned", "chance", "dead_outputs"]
 _GAP = ["gap", "gap_low", "gap_high"]
 _LABELS = {"accuracy": "test accuracy", "miou": "mean IoU"}
 _LABELS |= {"val_accuracy": "validation accuracy", "val_miou": "validation mean IoU"}
@@ -66,6 +66,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
         "bytes": result.get("bytes"),
         "multiply_adds": result.get("multiply_adds"),
         "dead_layers": int(result.get("dead_layers") or 0),
+        "dead_outputs": result.get("dead_outputs"),  # earlier versions do not tell
         "prune_seconds": float(result.get("prune_seconds") or 0.0),
         "train_seconds": float(result.get("train_seconds") or 0.0),
         "rounds": result.get("rounds") if record.method != "dense" else None,
@@ -125,7 +126,9 @@ def _markdown(summary: pd.DataFrame, metric: str) -> str:
     right = ["sparsity", "n", metric_label(metric), "95 % interval", *(["to the best, same seeds"] if gaps else [])]
     right += ["zero-shot", "fine-tuned"] if tasks else []
     sizes = summary["bytes"].notna().any()
-    right += ["kept / total", *(["on disk"] if sizes else []), "dead layers", "prune seconds"]
+    outputs = summary["dead_outputs"].gt(0).any()
+    right += ["kept / total", *(["on disk"] if sizes else []), "dead layers", *(["dead outputs"] if outputs else [])]
+    right += ["prune seconds"]
     lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
     for row in summary.to_dict("records"):
         cells = [row["model"], row["data"], *([short(row["weights"])] if weights else []), row["series"]]
@@ -133,7 +136,8 @@ def _markdown(summary: pd.DataFrame, metric: str) -> str:
         cells += [gap(row)] if gaps else []
         cells += [_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []
         cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", *([_megabytes(row["bytes"])] if sizes else [])]
-        lines.append(_line([*cells, f"{row['dead_layers']:.3g}", f"{row['prune_seconds']:.1f}"]))
+        cells += [_number(row["dead_layers"]), *([_number(row["dead_outputs"])] if outputs else [])]
+        lines.append(_line([*cells, f"{row['prune_seconds']:.1f}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -153,6 +157,10 @@ def gap(row: Mapping[Any, Any]) -> str:
 
 def _percent(value: float) -> str:
     return "—" if pd.isna(value) else f"{100 * value:.2f} %"
+
+
+def _number(value: float) -> str:
+    return "—" if pd.isna(value) else f"{value:.3g}"
 
 
 def _megabytes(size: float) -> str:

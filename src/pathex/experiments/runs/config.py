@@ -64,6 +64,7 @@ class TicketConfig:
         start_mask: File of a mask to start from, in any form that ``pathex convert`` reads, weights with zeros
             included; ``zeros`` takes the zeros of the network's own weights; null starts dense.
         min_per_layer: Weights that every layer keeps in any case.
+        min_per_output: Weights that each output of the network, such as a class, keeps in any case.
         budget: ``nominal`` counts kept weights, ``effective`` those on input-output paths.
         count: What sparsity is a fraction of: ``weights``, ``multiply_adds`` for one image, ``bytes`` on disk.
         schedule: ``exponential`` or ``linear`` fall of density over the rounds; ``adaptive`` or ``adaptive:TOLERANCE``
@@ -96,6 +97,7 @@ class TicketConfig:
     prunable: tuple[str, ...] = ()
     start_mask: str | None = None
     min_per_layer: NonNegativeInt = 0
+    min_per_output: NonNegativeInt = 0
     budget: Literal["nominal", "effective"] = "nominal"
     count: Literal["weights", "multiply_adds", "bytes"] = "weights"
     schedule: str = "exponential"
@@ -213,8 +215,9 @@ PLACE = ("out", "device", "logger", "fresh", "engine")
 _PRUNING_SET = ("rounds", "images_per_class", "pruning_seed")
 _PRUNING = (
     *_PRUNING_SET,
-    *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "budget", "count", "schedule"),
-    *("structure", "narrow", "rounding", "sanity", "dynamic", "dynamic_options", "method_options", "memory", "strict"),
+    *("sparsity", "allocation", "ignore", "prunable", "start_mask", "min_per_layer", "min_per_output", "budget"),
+    *("count", "schedule", "structure", "narrow", "rounding", "sanity", "dynamic", "dynamic_options"),
+    *("method_options", "memory", "strict"),
 )
 WITHOUT_EFFECT = types.MappingProxyType(
     {

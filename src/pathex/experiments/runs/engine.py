@@ -16,8 +16,7 @@ from pathex import sparse
 from pathex.errors import InvalidInput, UnsupportedOperation
 from pathex.experiments.runs.config import RunConfig
 from pathex.experiments.runs.folder import read_json
-from pathex.experiments.runs.stages import DENSE
-from pathex.experiments.runs.tickets import Stage
+from pathex.experiments.runs.tickets import DENSE, Stage
 from pathex.files import write_json
 from pathex.masks import Mask, make_permanent
 from pathex.tasks import Task, kind
@@ -48,7 +47,7 @@ def _obstacle(config: RunConfig) -> str:
 
 
 def settle(stage: Stage, mask: Mask | None) -> dict[str, Any]:
-    """The plan of a run: ``engine``, ``why``, ``threads`` and ``layers``, from its folder or made and written now."""
+    """The plan of a training: ``engine``, ``why``, ``threads``, ``layers``; from its folder or made and written now."""
     path = stage.folder / FILE
     if path.exists():
         return read_json(path)
@@ -76,6 +75,7 @@ def _measured(stage: Stage, mask: Mask, plan: dict[str, Any]) -> tuple[dict[str,
     feed = stage.task.feed("train", torch.device("cpu"), config.batch_size)
     assert feed is not None
     inputs, targets = next(iter(feed.in_order()))
+    inputs = inputs.to(next(own.parameters()).dtype)  # which levels of imp leave in that of their precision
     loss = stage.task.loss(config.loss, config.label_smoothing)
     with torch.random.fork_rng(devices=[]):
         choice = "sparse" if config.engine == "sparse" else None  # not measured, and the same everywhere

@@ -11,7 +11,8 @@ from pathex.data import fingerprint
 from pathex.errors import InvalidInput, import_callable
 from pathex.experiments.runs.config import RunConfig, settings
 from pathex.experiments.runs.folder import damage, read_config, read_json
-from pathex.experiments.runs.stages import DENSE, TRAINED
+from pathex.experiments.runs.stages import TRAINED
+from pathex.experiments.runs.tickets import DENSE
 
 INPUTS = "inputs.json"
 

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig, read_options
+from pathex.experiments.runs.engine import holder, settle, trained_by
 from pathex.experiments.runs.folder import read_json
 from pathex.experiments.runs.tickets import Stage, prune_options, start_mask, train_options
 from pathex.files import write_json
@@ -149,11 +150,13 @@ def _carry_out(
 
 def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None, folder: Path) -> list[dict[str, Any]]:
     handles: list[Handle] = []
+    by = settle(replace(stage, folder=folder), mask)
 
-    def prepare(model: nn.Module, optimizer: Optimizer) -> Handle | None:
-        if mask is not None:
-            handles.append(attach(model, mask, optimizer))
-        return handles[-1] if handles else None
+    def prepare(model: nn.Module, optimizer: Optimizer) -> object:
+        if mask is None or by["engine"] == "sparse":
+            return None if mask is None else holder(mask)
+        handles.append(attach(model, mask, optimizer))
+        return handles[-1]
 
     def report(kind: str, payload: dict[str, Any]) -> None:
         stage.journal(kind, {**payload, **place})
@@ -163,16 +166,16 @@ def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None,
         options = replace(options, start=epoch)
     elif epoch:
         options = replace(options, keep=(epoch,))
-    task = stage.task
     try:
-        _, rows = task.train(options, fabric=stage.fabric, folder=folder, prepare=prepare, on_event=report)
+        with trained_by(by, stage.task, mask) as task:
+            _, rows = task.train(options, fabric=stage.fabric, folder=folder, prepare=prepare, on_event=report)
     finally:
         for handle in handles:
             handle.remove()
     # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
-    task.model.load_state_dict(load_checkpoint(folder / "last.ckpt")["model"])
-    task.model.zero_grad(set_to_none=True)
-    task.model.eval()
+    stage.task.model.load_state_dict(load_checkpoint(folder / "last.ckpt")["model"])
+    stage.task.model.zero_grad(set_to_none=True)
+    stage.task.model.eval()
     return rows
 
 

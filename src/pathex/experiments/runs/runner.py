@@ -30,8 +30,8 @@ from pathex.experiments.runs.inputs import INPUTS, changes, check_same, clear, i
 from pathex.experiments.runs.probe import Probe
 from pathex.experiments.runs.rewind import rewind
 from pathex.experiments.runs.small_dense import shrunk
-from pathex.experiments.runs.stages import DENSE, SEARCH, TRAINED, Ticket, alter_weights, find
-from pathex.experiments.runs.tickets import Stage, build_task, pruning_seed, train_options
+from pathex.experiments.runs.stages import SEARCH, TRAINED, Ticket, alter_weights, find
+from pathex.experiments.runs.tickets import DENSE, Stage, build_task, pruning_seed, train_options
 from pathex.experiments.runs.validation import check_config
 from pathex.files import write_json
 from pathex.masks import Handle, Mask, attach, bytes_on_disk, prunable_weights
@@ -207,7 +207,7 @@ def _train(
             options, fabric=stage.fabric, folder=stage.folder, prepare=prepare, on_event=stage.journal
         )
     if task is not stage.task:
-        model = stage.task.model
+        model = stage.fabric.setup_module(stage.task.model)  # dense, in the precision of the training
     moved = [handle for handle in handles if isinstance(handle, dynamic.DynamicHandle)]
     return model, rows, moved[-1] if moved else None
 
@@ -274,6 +274,7 @@ def _result(stage: Stage, ticket: Ticket, rows: list[dict[str, Any]], measured: 
         "dead_layers": len(dead),
         "dead_layer_names": dead,
         "dead_channels": sum(map(len, ticket.report["dead_channels"].values())),
+        "dead_outputs": len(ticket.report.get("dead_outputs", ())),  # which earlier versions do not count
         "disconnected": ticket.report["disconnected"],
         "epochs": config.epochs,
         "rounds": ticket.rounds,

@@ -11,15 +11,12 @@ from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig
 from pathex.experiments.runs.folder import ADVICE, read_json
 from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
-from pathex.experiments.runs.tickets import Stage, find_ticket, pruning_seed
+from pathex.experiments.runs.tickets import DENSE, Stage, find_ticket, pruning_seed
 from pathex.files import changed, digest, write_json, write_lines
 from pathex.masks import Mask, prunable_weights
 from pathex.pruning import searches
 from pathex.tasks import Task
 from pathex.train import epoch_seed
-
-DENSE = ("dense", "small-dense")
-"""Methods that keep every weight."""
 
 SEARCH = "search.ckpt"
 """What a method that searches goes on from."""

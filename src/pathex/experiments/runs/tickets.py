@@ -16,6 +16,9 @@ from pathex.pruning import PruneResult, prune, read_allocation, searches
 from pathex.tasks import Task, build
 from pathex.train import TrainOptions
 
+DENSE = ("dense", "small-dense")
+"""Methods that keep every weight."""
+
 OWN_ZEROS = "zeros"
 """As ``start_mask``: the zeros of the network's own weights."""
 
@@ -85,9 +88,9 @@ def find_ticket(
 
 def prune_options(config: TicketConfig, task: Task) -> dict[str, Any]:
     """What ``pathex.prune`` takes from the settings alone."""
-    names = ("sparsity", "prunable", "min_per_layer", "budget", "count", "structure", "narrow", "rounding", "seed")
+    names = ("sparsity", "prunable", "min_per_layer", "min_per_output", "budget", "count", "structure", "narrow")
     return {
-        **{name: getattr(config, name) for name in (*names, "memory", "strict")},
+        **{name: getattr(config, name) for name in (*names, "rounding", "seed", "memory", "strict")},
         "allocation": read_allocation(config.allocation),
         "ignore": (*config.ignore, *task.unprunable),
         "progress": False,

@@ -11,8 +11,8 @@ from pathex.experiments.runs.conformity import check_types, conforms
 from pathex.experiments.runs.engine import check_engine
 from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
-from pathex.experiments.runs.stages import DENSE, TRAINED
-from pathex.experiments.runs.tickets import OWN_ZEROS
+from pathex.experiments.runs.stages import TRAINED
+from pathex.experiments.runs.tickets import DENSE, OWN_ZEROS
 from pathex.pruning import ADAPTIVE, check_search, dynamic, read_allocation, read_narrow, read_rounding, read_schedule
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine, check_recipe
