@@ -124,11 +124,15 @@ def test_a_report_leaves_out_a_run_only_for_the_files_that_it_reads(runs, tmp_pa
     if problems:
         assert name in problems[0].reason and "\n" not in problems[0].reason
         read = {"config.yaml", "inputs.json", "result.json", "environment.json", "metrics.jsonl", "mask.safetensors"}
-        assert name in read
+        assert name in read | {"pruning.json"}
     else:
         first, second = records
         assert (first.config, first.epochs, first.layers) == (second.config, second.epochs, second.layers)
-        assert first.value == second.value and {**first.environment} == {**second.environment}
+        assert (
+            first.value == second.value
+            and first.channels == second.channels
+            and {**first.environment} == {**second.environment}
+        )
 
 
 def test_a_finished_run_that_lost_a_file_is_not_done_and_fresh_runs_it_again(runs, tmp_path):
