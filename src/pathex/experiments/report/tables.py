@@ -80,12 +80,12 @@ def by_seed(runs: pd.DataFrame, column: str = "value") -> "pd.Series[float]":
 
 
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each experiment, method, setting and sparsity; ``gap`` is to the highest mean there."""
+    """One row for each experiment, method, setting and sparsity; ``gap`` is to the best one there."""
     rows = []
     for _, level in runs.groupby([*EXPERIMENT, "sparsity", "metric"], sort=False):
         groups = dict(iter(level.groupby(GROUP, sort=False)))
         values = {key: by_seed(group) for key, group in groups.items()}
-        best = max(values, key=lambda key: values[key].mean())
+        best = max(values, key=lambda key: (len(values[key]), values[key].mean()))  # of those with most seeds
         for key, group in groups.items():
             found, gap = (
                 estimate(values[key].tolist()),
