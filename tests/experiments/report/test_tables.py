@@ -254,7 +254,7 @@ def test_intervals_and_differences_of_three_values_and_of_one():
 
 
 def test_a_summary_tells_the_distance_to_the_best_of_its_level_seed_by_seed(make_run):
-    values = {"px": (0.70, 0.62, 0.66), "synflow": (0.69, 0.60, 0.65), "random": (0.5,)}
+    values = {"px": (0.70, 0.62, 0.66), "synflow": (0.69, 0.60, 0.65), "random": (0.5,), "snip": (0.75,)}
     for method, seeds in values.items():
         for seed, value in enumerate(seeds):
             folder = make_run(method, 0.9, seed, test_accuracy=value)
@@ -264,6 +264,7 @@ def test_a_summary_tells_the_distance_to_the_best_of_its_level_seed_by_seed(make
     assert rows.loc[["px", "dense"], "gap"].isna().all()
     gap = rows.loc["synflow", ["gap", "gap_low", "gap_high"]].tolist()
     assert gap == pytest.approx([-0.01333, -0.02768, 0.00101], abs=1e-5)
+    assert rows.loc["snip", "gap"] == pytest.approx(0.05)  # of one seed, and so not the best
     assert rows.loc["random", "gap"] == pytest.approx(-0.2) and math.isnan(rows.loc["random", "gap_low"])
     text = markdown(summary)
     assert "| to the best, same seeds |" in text and "-1.33 (-2.77 to 0.10)" in text and "| -20.00 |" in text
