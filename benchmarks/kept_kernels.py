@@ -14,9 +14,8 @@ BatchNorm, exact, of kept weights and of all that is not pruned. A row for each 
 | `accuracy` | of kernel regression, from half of the images to the others, in per cent |
 | `effective_rank`, `condition` | of the kernel |
 
-and, in the file whose name ends in ``-spectra``, eigenvalues at the last sparsity. With ``--runs``, the table of a
-report, ``-summary`` has rank correlations, over methods, of each number at the last sparsity and of the published
-accuracy with that of these runs on held-out images.
+and, in ``-spectra``, eigenvalues at the last sparsity. With ``--runs``, the table of a report, ``-summary`` has rank
+correlations, over methods, of these numbers and of the published accuracy with that of the runs on held-out images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,7 +71,9 @@ def _measured(model: nn.Module, x: Tensor, y: Tensor, mask: Mask | None, dense: 
 def predictors(rows: pd.DataFrame, runs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Rank correlations with trained accuracy, over methods, with 95 % intervals of bootstrap samples of methods."""
     last = rows["sparsity"].max()
-    plain = runs[(runs["series"] == runs["method"]) & (runs["sparsity"].round(3) == last)]
+    plain = runs[
+        (runs["series"] == runs["method"]) & (runs["sparsity"].round(3) == last) & runs["seed"].isin(rows["seed"])
+    ]
     means = rows[rows["sparsity"] == last].drop(columns=["seed", "sparsity"]).groupby("method").mean()
     full = published[published[["data", "model", "sparsity"]].eq(["cifar10", "resnet20", last]).all(axis=1)]
     known = means.assign(published=full.groupby("method")["value"].mean())

@@ -242,9 +242,10 @@ def test_numbers_that_go_with_trained_accuracy_over_methods():
     methods = list("abcdefgh")
     rows = pd.DataFrame({"method": methods * 2, "seed": 0, "sparsity": [0.5] * 8 + [0.982] * 8})
     rows["trace"], rows["condition"] = [*range(8), *range(8)], [1.0] * 8 + [8.0, math.inf, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
-    runs = pd.DataFrame({"series": methods, "method": methods, "sparsity": 0.982, "multiply_adds": 1.0})
+    runs = pd.DataFrame({"series": methods, "method": methods, "sparsity": 0.982, "seed": 0, "multiply_adds": 1.0})
     runs["val_accuracy"] = [0.1, 0.2, 0.4, 0.3, 0.5, 0.6, 0.7, 0.8]
-    runs = pd.concat([runs, runs.assign(series="a (narrow=3)", method="a", val_accuracy=9.0)])
+    others = [runs.assign(series="a (narrow=3)", method="a", val_accuracy=9.0), runs.assign(seed=1, val_accuracy=0.0)]
+    runs = pd.concat([runs, *others])
     published = pd.DataFrame({"method": list("abcd") * 2, "data": "cifar10", "model": "resnet20"})
     published["sparsity"], published["value"] = [0.5] * 4 + [0.982] * 4, [4, 3, 2, 1, 1, 2, 3, 4]
     found = kept_kernels.predictors(rows, runs, published).set_index("number")
