@@ -206,7 +206,7 @@ def test_path_methods_doubt_networks_that_are_not_piecewise_linear(function, met
     model, options = _around(BEYOND[function]), {} if method == "px" else {"per_sample": "one"}
     with pytest.warns(PathexWarning, match=rf"{method} is derived for piecewise-linear networks.*{function}") as caught:
         pathex.prune(model, method, sparsity=0.5, data=X, rounds=3, **options)
-    assert len(caught) == 1
+    assert len([each for each in caught if "derived" in str(each.message)]) == 1
     with pytest.raises(InvalidInput, match=rf"{function}.*strict"):
         pathex.score(model, method, X, strict=True, **options)
     assert survey(trace(_around(nn.SiLU(), nn.ReLU(), BEYOND[function], nn.SiLU()), X)).beyond == ("silu", function)
