@@ -115,7 +115,7 @@ def connectivity(model: nn.Module, mask: Tensors, x: Images, *, output: Output =
         output: Which of several outputs counts.
 
     Returns:
-        Effective weights, dead layers and dead channels.
+        Effective weights, and dead layers, channels and outputs.
     """
     graph = trace(model, x[:1], output=output)
     effective, _, reached = _effective(graph, model, mask, x[:1])

@@ -40,7 +40,7 @@ def _layers(panel: Panel, rows: pd.DataFrame) -> Picture:
         masks = [panel.records[run].layers for run in rows.loc[rows["series"] == name, "run"]]
         for index, layer in enumerate(names):
             density = [mask[layer][0] / mask[layer][1] for mask in masks if layer in mask]
-            label = f"{index}  {layer.removesuffix('.weight')}"
+            label = _label(index, layer)
             cells += [{"series": name, "layer": label, "value": float(np.mean(density))}] if density else []
     frame, sparsity = pd.DataFrame(cells), rows["sparsity"].iloc[0]
     caption = f"Mean over seeds at sparsity {sparsity:.6g}, layers from input to output, colours on a log scale; "
@@ -51,10 +51,14 @@ def _layers(panel: Panel, rows: pd.DataFrame) -> Picture:
     return Picture("layers", "Density of each layer", caption, (chart,))
 
 
+def _label(index: int, layer: str) -> str:
+    return f"{index}  {layer.removesuffix('.weight')}"
+
+
 def _widths(panel: Panel, rows: pd.DataFrame) -> list[Picture]:
     """How many channels a ticket leaves, from layer to layer."""
     cells = [
-        (series, f"{index}  {layer.removesuffix('.weight')}", *counts)
+        (series, _label(index, layer), *counts)
         for run, series in zip(rows["run"], rows["series"], strict=True)
         for index, (layer, counts) in enumerate(panel.records[run].channels.items())
     ]
@@ -63,10 +67,8 @@ def _widths(panel: Panel, rows: pd.DataFrame) -> list[Picture]:
         return []
     means = _in_order(panel, frame.groupby(["series", "layer"], sort=False).mean().reset_index())
     look = {name: panel.look[name] for name in panel.series(means)}
-    caption = (
-        "Output channels of which a weight lies on a path from input to output, in front of all there are, mean over "
-    )
-    caption += f"seeds at sparsity {rows['sparsity'].iloc[0]:.6g}. The number is that of the narrowest layer."
+    caption = "Output channels of which a weight lies on a path from input to output, in front of all there are, mean "
+    caption += f"over seeds at sparsity {rows['sparsity'].iloc[0]:.6g}. The number is that of the narrowest layer."
     return [Picture("channels", "Channels that are left", caption, (flow(means, look=look),))]
 
 

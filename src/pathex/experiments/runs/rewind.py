@@ -153,8 +153,10 @@ def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None,
     by = settle(replace(stage, folder=folder), mask)
 
     def prepare(model: nn.Module, optimizer: Optimizer) -> object:
-        if mask is None or by["engine"] == "sparse":
-            return None if mask is None else holder(mask)
+        if mask is None:
+            return None
+        if by["engine"] == "sparse":
+            return holder(mask)
         handles.append(attach(model, mask, optimizer))
         return handles[-1]
 
