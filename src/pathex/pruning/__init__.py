@@ -2,7 +2,7 @@
 
 from pathex.pruning import dynamic
 from pathex.pruning.allocation import ALLOCATIONS, Allocation, described, layer_densities, read_allocation
-from pathex.pruning.checks import check_search, read_narrow, searches
+from pathex.pruning.checks import check_outputs, check_search, read_narrow, searches
 from pathex.pruning.rounds import PruneResult, default_rounds, prune
 from pathex.pruning.schedule import ADAPTIVE, densities, read_rounding, read_schedule
 from pathex.pruning.scoring import score
@@ -14,6 +14,7 @@ __all__ = [
     "BUDGETS",
     "Allocation",
     "PruneResult",
+    "check_outputs",
     "check_search",
     "default_rounds",
     "densities",
