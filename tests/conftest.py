@@ -1,6 +1,5 @@
 """What all tests share."""
 
-import multiprocessing
 import os
 import zlib
 from pathlib import Path
@@ -22,16 +21,6 @@ def pytest_configure():
 def pytest_runtest_setup(item):
     # A draw belongs to its test, whatever ran before it: what fails once fails again.
     torch.manual_seed(zlib.crc32(item.nodeid.encode()))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _children_find_torch_imported():
-    """Children are forked by a process that has imported and done nothing else; a start of torch takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pathex.distributed.children.get_context", lambda _: context)
-        yield
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def be_parent(connection):
     child = start()
     connection.send(child.connection.recv()[2])
     child.connection.send("wait")
-    child.process.join()
+    child.wait()
 
 
 def test_children_have_their_own_environment_and_tell_how_they_ended():
@@ -56,6 +56,43 @@ def test_a_child_ends_with_a_parent_that_is_killed():
         while time.monotonic() < deadline:
             os.kill(child, 0)
             time.sleep(0.05)
+
+
+EARLY = """
+import os
+
+from pathex.distributed import Child
+
+
+class Last:
+    def __reduce__(self):
+        os._exit(3)  # when the child is there and waits for its work
+
+
+Child(print, Last())
+"""
+UNGUARDED = """
+from pathex.distributed import Child
+
+child = Child(print)
+print(child.ending())
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (EARLY, (3, "", "")),
+        (UNGUARDED, (0, "ended with code 1\n", "RuntimeError: the script that starts processes must do so under: if ")),
+    ],
+    ids=["gone before the child knows its work", "imported by its child"],
+)
+def test_what_children_say_of_their_parent(tmp_path, text, expected):
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == expected[:2]
+    assert expected[2] in done.stderr and bool(done.stderr) == bool(expected[2])
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
@@ -153,7 +190,7 @@ def test_a_tree_of_processes_ends_with_its_root(tmp_path, lines):
     for _ in range(lines):
         root.stdout.readline()
     limit = time.monotonic() + 60
-    while len(tree(mark.encode())) < (2, 3, 6)[lines] and time.monotonic() < limit:  # with a tracker of resources
+    while len(tree(mark.encode())) < (2, 3, 5)[lines] and time.monotonic() < limit:
         time.sleep(0.05)
     root.kill()
     root.communicate()

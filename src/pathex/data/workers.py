@@ -91,5 +91,5 @@ def _itself(content: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    end_with_parent()
+    end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training decides what to do

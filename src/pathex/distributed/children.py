@@ -1,15 +1,17 @@
 """Child processes, heard over a pipe and ended with the process that started them, and the processors there are."""
 
+import contextlib
 import ctypes
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing import spawn
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,23 +35,44 @@ class Child:
 
     It is spawned, never forked, as a fork of a process with threads or CUDA may hang, with ``environment`` set before
     ``work`` is imported, and torch. Ctrl-C, which reaches every process of a terminal, is left to the parent. When the
-    parent ends, however it ends, so does the child.
+    parent ends, however it ends and however early, so does the child, without a word.
+
+    Raises:
+        RuntimeError: A script that starts processes does so while one of them imports it.
     """
 
     def __init__(
         self, work: Callable[..., object], *arguments: Any, environment: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        call = pickle.dumps((work, arguments))
-        self.process = context.Process(target=_main, args=(theirs, dict(environment), call), name="pathex")
-        self.process.start()
+        if _preparing.is_set():
+            raise RuntimeError("the script that starts processes must do so under: if __name__ == '__main__':")
+        # `multiprocessing` imports the script of a child as here; its own children end with a traceback where their
+        # parent is gone before it told them what to do.
+        preparation = spawn.get_preparation_data("pathex")
+        del preparation["authkey"]  # which may not travel so; the child makes its own
+        self.connection, theirs = Pipe()
+        number = theirs.fileno()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _main; _main({number}, {os.getpid()})"
+        with _without_interrupts():
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **environment},
+                pass_fds=(number,),
+            )
         theirs.close()  # so that the pipe ends with the process
+        with contextlib.suppress(OSError):  # a process that is gone already is heard of when its pipe is read
+            self.connection.send((preparation, pickle.dumps((work, arguments))))
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit code, minus the signal that ended it; None if the process has not ended in so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
 
     def ending(self) -> str:
         """Wait for the end of the process, and say how it ended, to follow its name."""
-        self.process.join()
-        code = self.process.exitcode or 0
+        code = self.wait() or 0
         if code >= 0:
             return f"ended with code {code}"
         name = signal.Signals(-code).name
@@ -64,35 +87,55 @@ def stop(children: Iterable[Child], patience: float = 0.0) -> None:
             child.process.terminate()
         deadline = time.monotonic() + patience
         for child in children:
-            child.process.join(max(0.0, deadline - time.monotonic()))
+            child.wait(max(0.0, deadline - time.monotonic()))
     finally:  # also after a second Ctrl-C
         for child in children:
             child.process.kill()
         for child in children:
-            child.process.join()
+            child.wait()
             child.connection.close()
 
 
-def _main(connection: Connection, environment: dict[str, str], call: bytes) -> None:
-    os.environ.update(environment)
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep SIGINT waiting, also for a process that is started meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_preparing = threading.Event()  # in a child, while it imports the script that started it
+
+
+def _main(number: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    end_with_parent(parent)
+    connection = Connection(number)
+    try:
+        preparation, call = connection.recv()
+    except EOFError:
+        return
+    _preparing.set()
+    spawn.prepare(preparation)
     work, arguments = pickle.loads(call)
+    _preparing.clear()
     work(connection, *arguments)
 
 
-def end_with_parent() -> None:
-    """Let this process, which another one started by multiprocessing, end within seconds of that one."""
+def end_with_parent(parent: int) -> None:
+    """Let this process end within seconds of the one of this number that started it."""
     if sys.platform == "linux":
         # By the kernel: an import, a long call in C or a handler of signals may keep every thread waiting.
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 
-def _follow() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -49,7 +49,7 @@ def launched(devices: int, work: Callable[..., object], *arguments: Any) -> Iter
             _join(store=store, rank=0, world_size=devices)
             yield
         for child in children:
-            child.process.join(_PATIENCE)
+            child.wait(_PATIENCE)
     except RuntimeError as error:
         # A broken connection is a RuntimeError; the reason is in the process at its other end.
         if isinstance(error, PathexError) or (reason := _failure(children, _PATIENCE)) is None:
@@ -80,7 +80,7 @@ def _failure(children: Sequence[Child], patience: float = 0.0) -> str | None:
     limit = time.monotonic() + patience
     while True:
         for number, child in enumerate(children, 2):
-            if child.process.exitcode:
+            if child.wait(0):
                 return f"process {number} of {len(children) + 1}: {_reason(child)}"
         if time.monotonic() >= limit:
             return None

@@ -77,9 +77,9 @@ def test_workers_stop_when_their_sweep_is_closed_or_gone_and_can_go_on_later(tin
                 training |= {message.name} if message.kind == "epoch" else set()
         closed, gone = executor._workers[0].child.process, executor._workers.pop(1).child
         gone.connection.close()  # what the system does when the sweep is killed
-        gone.process.join(20)
+        gone.wait(20)
         started = time.monotonic()
-    assert time.monotonic() - started < 9 and closed.exitcode == gone.process.exitcode == 0  # neither was killed
+    assert time.monotonic() - started < 9 and closed.returncode == gone.process.returncode == 0  # neither was killed
     for name in planned.runs:
         assert "stopped by KeyboardInterrupt" in (tmp_path / name / "log.txt").read_text()
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
