@@ -13,7 +13,7 @@ from pathex.masks import Mask
 TOTAL = 7984
 DROP = {"dense": 0.0, "px": 0.05, "synflow": 0.06, "magnitude": 0.11, "random": 0.12}
 RESULT = ("test_accuracy", "test_miou", "val_accuracy", "metric", "tasks", "classes")
-RESULT += ("bytes", "dead_layers", "dead_outputs", "parameters", "multiply_adds", "total")
+RESULT += ("bytes", "dead_layers", "dead_outputs", "parameters", "multiply_adds", "total", "train_loss")
 GRID = (0.36, 0.5904, 0.738, 0.8322, 0.893, 0.9312, 0.956, 0.9717, 0.982)
 
 

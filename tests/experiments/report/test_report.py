@@ -76,7 +76,7 @@ def test_what_is_left_of_each_layer_is_drawn_from_input_to_output(make_run):
 
 
 def test_outputs_that_nothing_leads_to_have_a_column_where_there_are_some(make_run, unpainted, tmp_path):
-    folder = make_run("px", dead_outputs=0)
+    folder = make_run("px", dead_outputs=0, train_loss=0.5)
     assert "dead outputs" not in build([folder], tmp_path / "one").page.read_text()
     for seed, outputs in ((0, 2), (1, 1)):
         make_run("ntk-sap", 0.9, seed, dead_outputs=outputs)
@@ -87,6 +87,7 @@ def test_outputs_that_nothing_leads_to_have_a_column_where_there_are_some(make_r
     assert "| dead layers | dead outputs |" in text and "| 0 | 1.5 |" in text and "| 0 | — |" in text
     table = pd.read_csv(report.table).set_index("method")
     assert table.loc["px", "dead_outputs"] == 0 and table["dead_outputs"].isna().sum() == 1
+    assert table.loc["px", "train_loss"] == 0.5 and table["train_loss"].isna().sum() == 3
 
 
 def test_masks_and_dead_layers_have_figures_of_their_own(make_run, unpainted, tmp_path):

@@ -36,7 +36,7 @@ from pathex.files import write_bytes
 _SHOWN: tuple[str, ...] = (
     *("status", "method", "sparsity", "seed", "metric", "test_accuracy", "test_miou", "kept", "total", "parameters"),
     *("bytes", "multiply_adds", "dead_layers", "dead_layer_names", "dead_outputs"),
-    *("rounds", "epochs", "prune_seconds", "train_seconds"),
+    *("rounds", "epochs", "prune_seconds", "train_seconds", "train_loss"),
 )
 _SETTINGS = "settings.yaml"
 

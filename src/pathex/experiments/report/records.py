@@ -21,7 +21,7 @@ _ENVIRONMENT = "environment.json"
 _INPUTS = "inputs.json"
 _NUMBERS = (
     *("parameters", "bytes", "multiply_adds", "dead_layers", "dead_outputs", "prune_seconds", "train_seconds"),
-    *("rounds", "epochs"),
+    *("rounds", "epochs", "train_loss"),
 )
 _KINDS = {int, float, type(None)}
 _METRICS = "metrics.jsonl"

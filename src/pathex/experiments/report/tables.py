@@ -21,8 +21,8 @@ GROUP = [*EXPERIMENT, "series", "method", "settings", "sparsity", "metric"]
 """The columns that make one row of the summary."""
 
 _MEANS = ["density", "kept", "total", "parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned"]
-_MEANS += ["chance", "dead_layers", "dead_outputs", "prune_seconds", "train_seconds"]
-_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned", "chance", "dead_outputs"]
+_MEANS += ["chance", "dead_layers", "dead_outputs", "train_loss", "prune_seconds", "train_seconds"]
+_OPTIONAL = ["parameters", "bytes", "multiply_adds", "zero_shot", "fine_tuned", "chance", "dead_outputs", "train_loss"]
 _GAP = ["gap", "gap_low", "gap_high"]
 _LABELS = {"accuracy": "test accuracy", "miou": "mean IoU"}
 _LABELS |= {"val_accuracy": "validation accuracy", "val_miou": "validation mean IoU"}
@@ -67,6 +67,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
         "multiply_adds": result.get("multiply_adds"),
         "dead_layers": int(result.get("dead_layers") or 0),
         "dead_outputs": result.get("dead_outputs"),  # earlier versions do not tell
+        "train_loss": result.get("train_loss"),  # of the last epoch
         "prune_seconds": float(result.get("prune_seconds") or 0.0),
         "train_seconds": float(result.get("train_seconds") or 0.0),
         "rounds": result.get("rounds") if record.method != "dense" else None,
