@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from forked import Forked, preload
 from pathex.cli import main
-
-IMPORTED = ("torch._dynamo", "torchvision", "timm", "lightning_fabric", "torchmetrics", "pathex.experiments.runs")
 
 
 def pytest_configure():
@@ -21,6 +20,14 @@ def pytest_configure():
 def pytest_runtest_setup(item):
     # A draw belongs to its test, whatever ran before it: what fails once fails again.
     torch.manual_seed(zlib.crc32(item.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _children_find_torch_imported():
+    preload()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathex.distributed.children.Popen", Forked)
+        yield
 
 
 @pytest.fixture

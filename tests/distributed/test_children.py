@@ -12,6 +12,11 @@ import pytest
 from pathex.distributed import Child, cores, stop
 
 
+@pytest.fixture(autouse=True)
+def _started_as_for_users(monkeypatch):
+    monkeypatch.setattr("pathex.distributed.children.Popen", subprocess.Popen)
+
+
 def work(connection, word):
     connection.send((word, os.environ["PATHEX_CHILD"], os.getpid()))
     if connection.recv() == "wait":

@@ -5,7 +5,6 @@ import ctypes
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from types import MappingProxyType
 from typing import Any
 
@@ -54,9 +54,9 @@ class Child:
         number = theirs.fileno()
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _main; _main({number}, {os.getpid()})"
         with _without_interrupts():
-            self.process = subprocess.Popen(
+            self.process = Popen(
                 [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 env={**os.environ, **environment},
                 pass_fds=(number,),
             )
@@ -66,7 +66,7 @@ class Child:
 
     def wait(self, seconds: float | None = None) -> int | None:
         """The exit code, minus the signal that ended it; None if the process has not ended in so many seconds."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(TimeoutExpired):
             return self.process.wait(seconds)
         return None
 
