@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-import pathex
+import pathex.experiments.report
 from benchmarks.measure import Row, Table, arguments, command, save
 from pathex import figures, ntk
 from pathex.masks import Mask
