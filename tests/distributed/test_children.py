@@ -1,6 +1,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -65,16 +66,12 @@ def test_a_child_ends_with_a_parent_that_is_killed():
 
 EARLY = """
 import os
+from multiprocessing.connection import Connection
 
 from pathex.distributed import Child
 
-
-class Last:
-    def __reduce__(self):
-        os._exit(3)  # when the child is there and waits for its work
-
-
-Child(print, Last())
+Connection.send = lambda *_: os._exit(3)  # when the child is there and waits for its work
+Child(print)
 """
 UNGUARDED = """
 from pathex.distributed import Child
@@ -98,6 +95,12 @@ def test_what_children_say_of_their_parent(tmp_path, text, expected):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == expected[:2]
     assert expected[2] in done.stderr and bool(done.stderr) == bool(expected[2])
+
+
+def test_what_cannot_travel_is_refused_before_a_process_is_started(monkeypatch):
+    monkeypatch.setattr("pathex.distributed.children.Popen", None)
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        Child(print, lambda: None)
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")

@@ -91,5 +91,7 @@ def _itself(content: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    end_with_parent(os.getppid())
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_with_parent(parent.join)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training decides what to do

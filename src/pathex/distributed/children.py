@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -50,19 +51,25 @@ class Child:
         # parent is gone before it told them what to do.
         preparation = spawn.get_preparation_data("pathex")
         del preparation["authkey"]  # which may not travel so; the child makes its own
+        call = preparation, pickle.dumps((work, arguments))
         self.connection, theirs = Pipe()
         number = theirs.fileno()
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _main; _main({number}, {os.getpid()})"
-        with _without_interrupts():
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # which the process has from its first moment
+        try:
             self.process = Popen(
                 [sys.executable, "-c", code],
                 stdin=DEVNULL,
                 env={**os.environ, **environment},
                 pass_fds=(number,),
             )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends with the process
         with contextlib.suppress(OSError):  # a process that is gone already is heard of when its pipe is read
-            self.connection.send((preparation, pickle.dumps((work, arguments))))
+            self.connection.send(call)
 
     def wait(self, seconds: float | None = None) -> int | None:
         """The exit code, minus the signal that ended it; None if the process has not ended in so many seconds."""
@@ -96,23 +103,13 @@ def stop(children: Iterable[Child], patience: float = 0.0) -> None:
             child.connection.close()
 
 
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Keep SIGINT waiting, also for a process that is started meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _preparing = threading.Event()  # in a child, while it imports the script that started it
 
 
 def _main(number: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    end_with_parent(parent)
+    end_with_parent(partial(_wait_for, parent))
     connection = Connection(number)
     try:
         preparation, call = connection.recv()
@@ -125,17 +122,21 @@ def _main(number: int, parent: int) -> None:
     work(connection, *arguments)
 
 
-def end_with_parent(parent: int) -> None:
-    """Let this process end within seconds of the one of this number that started it."""
+def _wait_for(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+
+
+def end_with_parent(wait: Callable[[], object]) -> None:
+    """Let this process end within seconds of the one that started it, for whose end ``wait`` waits."""
     if sys.platform == "linux":
         # By the kernel: an import, a long call in C or a handler of signals may keep every thread waiting.
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    threading.Thread(target=_follow, args=(wait,), daemon=True).start()
 
 
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def _follow(wait: Callable[[], object]) -> None:
+    wait()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
