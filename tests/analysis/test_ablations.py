@@ -1,13 +1,15 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import pathex
 from brute_force import cases
-from pathex.analysis import flipped, shuffled
-from pathex.errors import InvalidInput
+from pathex.analysis import examine, flipped, shuffled
+from pathex.errors import InvalidInput, MaskMismatch
+from pathex.masks import Mask
 from snapshots import unchanged
 
 
@@ -64,6 +66,16 @@ def test_what_does_not_fit_is_named():
     model = network()
     with pytest.raises(InvalidInput, match=r"CifarResNet has no parameter named 'head\.weight'"):
         flipped(model, 0, names=["head.weight"])
+    with pytest.raises(InvalidInput, match="seed must be an integer of at least 0, got None"):
+        shuffled(Mask({"weight": torch.ones(2) > 0}), None)
+    with pytest.raises(MaskMismatch, match=r"does not fit CifarResNet.*nowhere"):
+        examine(model, Mask({"nowhere": torch.ones(2) > 0}), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("call", [partial(pathex.score, method="px"), pathex.ntk.kernel, pathex.ntk.predict])
+def test_a_name_is_no_network(call):
+    with pytest.raises(InvalidInput, match=r"model must be a torch.nn.Module, not str 'resnet20'"):
+        call("resnet20", **{"data" if isinstance(call, partial) else "x": torch.ones(1, 3)})
 
 
 @pytest.mark.gpu

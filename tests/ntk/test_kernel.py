@@ -1,6 +1,7 @@
 """The exact kernel and its trace against whole Jacobians, and what they tell."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import small_timm
 from brute_force import cases, kernels
 from brute_force.cases import build, draw, random_mask
 from pathex import Mask, ntk
-from pathex.errors import MaskMismatch
+from pathex.errors import MaskMismatch, UnsupportedOperation
 from pathex.masks import prunable_weights
 from pathex.models import create
 from pathex.scores import NtkDiagonal, Problem
@@ -287,3 +288,12 @@ def test_the_cheaper_algorithm_is_chosen():
     assert ntk.kernel(model, x).method == "jacobian"
     # Each of 20,602 parameters by itself: as many passes as there are parameters, or one a column.
     assert ntk.kernel(model, x, memory=4000, form="trace").method == "products"
+
+
+def test_what_has_no_forward_derivative_is_refused_by_what_needs_one():
+    weighed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
+    model, x = nn.Sequential(weighed, nn.Tanh()).eval(), torch.randn(9, 6)
+    assert ntk.kernel(model, x, method="jacobian").values.shape == (27, 27)
+    for call in (partial(ntk.kernel, method="products"), partial(ntk.trace, method="hutchinson", products=24)):
+        with refused("no forward derivative .*; allowed: 'exact', or 'jacobian' kernels", UnsupportedOperation):
+            call(model, x)

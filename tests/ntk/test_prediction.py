@@ -51,6 +51,36 @@ def test_regression_finds_what_a_linear_network_can_tell():
     assert float(found) >= 0.8
 
 
+def shuffled(x, y):
+    """What delivers other batches each time that it is read."""
+    source = torch.Generator().manual_seed(0)
+    return torch.utils.data.DataLoader(list(zip(x, y, strict=True)), 4, shuffle=True, generator=source)
+
+
+def test_data_are_read_once():
+    model, x, y = data("mlp", 12)
+    how = {"ridge": 0.1}
+    found = ntk.regression(model, shuffled(x[:8], y[:8]), shuffled(x[8:], y[8:]), **how)
+    wanted = ntk.regression(model, (x[:8], y[:8]), (x[8:], y[8:]), **how)
+    assert float(found) == float(wanted)
+    torch.testing.assert_close(found.outputs.sort(0).values, wanted.outputs.sort(0).values)
+    losses = [ntk.linearised(model, each, steps=2, lr=0.1) for each in (shuffled(x, y), iter([(x, y)]), (x, y))]
+    for each in losses[:2]:
+        torch.testing.assert_close(each.linear, losses[2].linear)
+        torch.testing.assert_close(each.network, losses[2].network)
+
+
+def test_one_output_has_no_class():
+    x = torch.randn(8, 3)
+    y = x[:, :1].sign()
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).eval()
+    found = ntk.regression(model, (x, y), (x, y))
+    assert math.isnan(float(found)) and found.outputs.shape == (8, 1)
+    assert ntk.linearised(model, (x, y), steps=1, lr=0.01, loss="mse").network[0] > 0
+    with refused("loss='cross-entropy' needs two outputs or more, this network has one; allowed: 'mse'"):
+        ntk.linearised(model, (x, y), steps=1, lr=0.01)
+
+
 @pytest.mark.parametrize(("loss", "momentum", "size"), [("mse", 0.0, None), ("cross-entropy", 0.9, 3)])
 @pytest.mark.parametrize("mode", ["stored", "calibrated"])
 def test_both_trainings_are_those_written_out(loss, momentum, size, mode):

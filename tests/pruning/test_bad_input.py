@@ -47,6 +47,8 @@ BOTH = {
     "memory": ({"memory": "lots"}, "memory must be .* not 'lots'"),
     "seed in words": ({"seed": "one"}, "seed must be an integer of at least 0, got 'one'"),
     "negative seed": ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+    "ignore in no form": ({"ignore": None}, "ignore= and prunable= take globs, classes and modules, not None"),
+    "prunable in no form": ({"prunable": 3}, "take globs, classes and modules, not 3"),
     "ignore nothing": ({"ignore": ["head"]}, "ignore: 'head' matches no module of Sequential"),
     "ignore everything": ({"ignore": [nn.Linear]}, "Sequential has nothing to prune"),
     "mask of another model": ({"mask": pathex.Mask({"fc": Y > 0})}, "mask does not fit .*0.weight, 2.weight, fc"),
@@ -55,6 +57,10 @@ BOTH = {
     "no score of a weight": (scorer({}), "no score for '0.weight'"),
     "a list of scores": (scorer({"0.weight": [1.0]}), "no score for '0.weight'"),
     "scores of another shape": (scorer({"0.weight": torch.zeros(3)}), r"shape \(3,\), not \(4, 3\)"),
+    "complex scores": (
+        scorer({"0.weight": X + 1j, "2.weight": torch.ones(2, 4)}),
+        "'0.weight' is complex; allowed: real",
+    ),
     "NaN scores": (scorer({"0.weight": X * torch.nan, "2.weight": torch.ones(2, 4)}), "'0.weight' hold NaN"),
     "empty list": ({"data": []}, "data is empty"),
     "empty tensor": ({"data": X[:0]}, "data is empty"),
@@ -94,6 +100,9 @@ PRUNE = {
     "schedule": ({"schedule": "cosine"}, "unknown schedule 'cosine'. Known: adaptive, exponential, linear"),
     "budget": ({"budget": "real"}, "unknown budget 'real'. Known: effective, nominal"),
     "floor below zero": ({"min_per_layer": -1}, "min_per_layer must be an integer of at least 0, got -1"),
+    "floor beside filters": (
+        {"structure": "channels", "allocation": {"0.weight": X > 0}}, "needs allocation='global', not a dict"
+    ),
     "floor in words": ({"min_per_layer": "2"}, "min_per_layer must be an integer of at least 0, got '2'"),
     "floor too high": ({"min_per_layer": 9, "sparsity": 0.5}, "min_per_layer secures 17 weights but only 10"),
 }  # fmt: skip

@@ -243,6 +243,7 @@ def test_two_processes_move_one_mask_as_one_process_does(tmp_path):
 BAD = {
     "unknown method .*prune.* Known: rigl, set": ({"method": "prune"}, UnknownName),
     "steps must be a positive integer, got 0": ({"steps": 0}, InvalidInput),
+    "seed must be an integer of at least 0, got None": ({"seed": None}, InvalidInput),
     "every must be a positive integer, got 1.5": ({"every": 1.5}, InvalidInput),
     r"fraction is 1; allowed: a number in \(0, 1\)": ({"fraction": 1}, InvalidInput),
     r"until is 1.2; allowed: a number in \(0, 1\]": ({"until": 1.2}, InvalidInput),

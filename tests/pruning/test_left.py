@@ -121,7 +121,7 @@ def test_targets_that_are_no_classes_name_the_loss(case):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("method", ["snip", "fisher-diagonal", "prospr"])
+@pytest.mark.parametrize("method", ["snip", "fisher-diagonal", "fisher-taylor", "prospr"])
 def test_labels_of_no_class_do_not_count(method):
     net, some = ended(lambda out: out), torch.where(Y == 2, -100, Y)
     options = {"steps": 0} if method == "prospr" else {}

@@ -78,10 +78,14 @@ def test_in_the_end_less_than_one_weight_is_left(network, method, options):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"count": "bytes", "allocation": "layer"}, InvalidInput, "only count='weights' goes with"),
+        (
+            {"count": "bytes", "allocation": "layer"},
+            InvalidInput,
+            "count='bytes' needs allocation='global', not 'layer'",
+        ),
         ({"count": "bytes", "sparsity": 0.9999}, InvalidInput, "sparsity 0.9999 keeps none of the 589 weights"),
         ({"count": "flops"}, UnknownName, "unknown count 'flops'. Known: bytes, multiply_adds, weights"),
-        ({"allocation": "erk"}, InvalidInput, "only count='weights' goes with"),
+        ({"allocation": "erk"}, InvalidInput, "count='multiply_adds' needs allocation='global', not 'erk'"),
         ({"sparsity": 1 - 1e-9}, InvalidInput, "keeps none of the 13864 multiply-adds"),
     ],
 )

@@ -115,7 +115,7 @@ def test_what_is_left_is_counted_as_asked(count):
 def test_what_it_does_not_go_with():
     with refused("narrow=3 needs structure='weights', not 'channels'"):
         pathex.prune(small(), "px", sparsity=0.5, data=X, rounds=1, structure="channels", narrow=3)
-    with refused("narrow=3 needs a method that scores, which 'cts' does not"):
+    with refused("method 'cts', which searches for .*, needs narrow=0, not 3"):
         pathex.prune(small(), "cts", sparsity=0.5, data=(X, torch.arange(6) % 4), narrow=3)
     with refused("narrow=3 needs allocation='global', not 'erk'"):
         pathex.prune(small(), "px", sparsity=0.5, data=X, allocation="erk", narrow=3)

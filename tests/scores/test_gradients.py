@@ -53,6 +53,21 @@ def test_pixels_without_a_class_do_not_count(method):
         pathex.score(model, method, (x, torch.full_like(y, 255)))
 
 
+def test_fisher_taylor_takes_means_over_pixels_with_a_class():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1)).double()
+    x, y = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.randint(0, 3, (3, 4, 4))
+    y[0, 1:], y[1] = 255, 255
+    weight = model[0].weight
+
+    def slope(rows):
+        loss = F.cross_entropy(model(x[rows]), y[rows], ignore_index=255)
+        return torch.autograd.grad(loss, weight)[0]
+
+    squares = (slope([0]).square() + slope([2]).square()) / 2
+    found = pathex.score(model, "fisher-taylor", (x, y))
+    assert_close(found, {"0.weight": (weight * slope([0, 1, 2]) + weight**2 * squares / 2).abs().detach()})
+
+
 @pytest.mark.parametrize("method", [*LOSSES, "prospr", "fisher-diagonal"])
 def test_maps_of_labels_outside_the_classes_are_refused(method):
     model, x, y = nn.Sequential(nn.Conv2d(2, 3, 1)), torch.randn(4, 2, 3, 3), torch.full((4, 3, 3), 2)

@@ -23,6 +23,10 @@ NETWORKS = {
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, (1, 3), dilation=2), nn.LeakyReLU(0.1), nn.Conv2d(4, 6, 2, 3),
         nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 5),
     ),
+    "tracking nothing": lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    ),
     "convolutions": lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3, padding="same")),
     "signs": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), networks.Block(4, 4), nn.ReLU(), nn.Conv2d(4, 5, 9)),
 }  # fmt: skip
@@ -94,6 +98,14 @@ def test_in_parts_and_with_either_statistics(label, calibration, planned, monkey
     assert len(planned) == 1
     whole = without_kernels(monkeypatch, lambda: method.score(replace(given, memo={}, memory=None)))
     assert_close(found, whole, 1e-8)
+
+
+@pytest.mark.parametrize("label", ["px", "ntk-sap"])
+def test_norms_that_store_nothing_take_the_statistics_of_each_pass(label, always, planned, monkeypatch):
+    given, method = problem("tracking nothing"), replace(find(label), calibration="running")
+    found = method.score(given)
+    assert len(planned) == 1
+    assert_close(found, without_kernels(monkeypatch, lambda: method.score(replace(given, memo={}))), 1e-8)
 
 
 @pytest.mark.filterwarnings("ignore::pathex.errors.LayerCollapse")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, check_integer
 from pathex.masks import Mask, own_module, prunable_weights
 from pathex.scores import generator
 
@@ -30,7 +30,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
         >>> moved == mask, moved.counts() == mask.counts()
         (False, True)
     """
-    entries = {}
+    entries, seed = {}, check_integer("seed", seed, 0)
     for name, entry in mask.items():
         order = torch.randperm(entry.numel(), generator=generator(seed, _SHUFFLE, *name.encode()))
         entries[name] = entry.flatten()[order].view(entry.shape)
@@ -39,7 +39,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
 
 def flipped(model: nn.Module, seed: int, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """The prunable weights of a model, or those named, by name, each with its sign flipped with probability 1/2."""
-    flipped_weights = {}
+    flipped_weights, seed = {}, check_integer("seed", seed, 0)
     for name, weight in _weights(model, names).items():
         flip = torch.rand(weight.shape, generator=generator(seed, _FLIP, *name.encode())) < 0.5
         flipped_weights[name] = torch.where(flip.to(weight.device), -weight, weight)

@@ -102,7 +102,9 @@ class Mask(Mapping[str, Tensor]):
         """A table of the tensors with shape, kept, total and density, as lines of text."""
         counts = [(name, "x".join(map(str, self[name].shape)), *count) for name, count in self.counts().items()]
         counts.append(("total", "", self.kept, self.total))
-        rows = [(n, shape, f"{kept:,}", f"{total:,}", f"{kept / total:.4f}") for n, shape, kept, total in counts]
+        rows = [
+            (n, shape, f"{kept:,}", f"{total:,}", f"{kept / max(total, 1):.4f}") for n, shape, kept, total in counts
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             f"{n:<{widths[0]}}  {s:<{widths[1]}}  {k:>{widths[2]}} of {t:>{widths[3]}}  density {d}"
@@ -158,7 +160,7 @@ class Mask(Mapping[str, Tensor]):
             "shapes": {name: list(entry.shape) for name, entry in self.items()},
             "metadata": {**self.metadata, **metadata},
         }
-        with refusing("the metadata of a mask must be JSON-serialisable: {}", TypeError):
+        with refusing("the metadata of a mask must be JSON-serialisable: {}", TypeError, ValueError):
             text = json.dumps(header)
         with refusing(f"cannot write the mask file {path}: {{}}", OSError):
             write_safetensors(path, bits, {"pathex_mask": text})

@@ -108,7 +108,11 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _as_sequence(selectors: Selector | Selectors) -> Selectors:
-    return [selectors] if isinstance(selectors, (str, type, nn.Module)) else selectors
+    if isinstance(selectors, (str, type, nn.Module)):
+        return [selectors]
+    if not isinstance(selectors, Iterable):
+        raise InvalidInput(f"ignore= and prunable= take globs, classes and modules, not {selectors!r:.60}")
+    return list(selectors)
 
 
 def _join(path: str, own: str) -> str:

@@ -18,7 +18,9 @@ _PARTS = ("_orig_mod", "_forward_module")
 def own_module(model: nn.Module) -> nn.Module:
     """The plain network, with the names of masks, behind wrappers of it and of its parts, or a view that shares all."""
     # The view has shallow copies of the modules on the way to a wrapped part: their parameters and hooks are the same.
-    return _plain(model, {}) if isinstance(model, nn.Module) else model
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__} {model!r:.60}")
+    return _plain(model, {})
 
 
 def _plain(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -15,7 +15,7 @@ from pathex.masks import Mask, all_kept, own_module, prunable_weights
 from pathex.ntk.network import read
 from pathex.ntk.trace import trace
 from pathex.paths import PerSample, Use, connectivity, count_paths, record, replay, replay_open
-from pathex.scores import PX, Problem, PXLiteral, SynFlowL2, parse_memory
+from pathex.scores import PX, Problem, PXLiteral, SynFlowL2, parse_memory, read_batches
 
 if TYPE_CHECKING:
     from altair import LayerChart
@@ -105,6 +105,7 @@ def path_numbers(
     Source: Iurada, Ciccone, Tommasi, CVPR 2024, arXiv 2406.01820, Eq. 9 to 14.
     """
     check_name("batch_norm", batch_norm, ("stored", "calibrated"))
+    x = read_batches(x, own_module(model))
     model = copy.deepcopy(own_module(model)).double().eval()
     mask = Mask(all_kept(prunable_weights(model)) if mask is None else mask)
     mask.check(model)

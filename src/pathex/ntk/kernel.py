@@ -201,7 +201,7 @@ def alignment(kernel: Kernel, labels: Tensor) -> float:
     Raises:
         InvalidInput: If the labels do not fit, or it is no such kernel.
     """
-    y, K = targets(labels, kernel.outputs), symmetric(kernel)
+    y, K = targets(torch.as_tensor(labels), kernel.outputs), symmetric(kernel)
     y = y.reshape(-1, 1) if kernel.form == "full" else y
     if len(y) != len(K):
         raise InvalidInput(f"{len(labels)} labels do not fit a kernel of {tuple(K.shape)}")

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, check_name, check_names
+from pathex.errors import InvalidInput, UnsupportedOperation, check_name, check_names, refusing
 from pathex.graph import Images, Output, Tensors, compute_dtype, concatenated
 from pathex.masks import Mask, own_module
 from pathex.paths import Statistics, calibrate, footprint, forward
@@ -138,7 +138,8 @@ class Network:
         """The Jacobian of all images times a direction, ``(images, outputs)``."""
         at = ({name: leaf.detach() for name, leaf in self.leaves.items()},)
         parts = self.x.split(self.together)
-        with _without_warnings():
+        refused = "an operation of the network has no forward derivative ({}); allowed: 'exact', or 'jacobian' kernels"
+        with _without_warnings(), refusing(refused, NotImplementedError, raising=UnsupportedOperation):
             return torch.cat([torch.func.jvp(lambda t, x=x: self.run(x, t), at, (direction,))[1] for x in parts])
 
     def of(self, data: Any, model: nn.Module) -> "Network":
@@ -175,10 +176,9 @@ class Options(TypedDict, total=False):
 def network_of(model: nn.Module, data: Any, mask: Tensors | None, options: Options) -> Network:
     """What the arguments that all functions of this room share describe."""
     check_names("option", options, Options.__annotations__)
-    output = options.get("output")
+    output, model = options.get("output"), own_module(model)
     batch_norm: BatchNorm = options.get("batch_norm") or ("batch" if model.training else "stored")
     check_name("batch_norm", batch_norm, ("stored", "calibrated", "batch"))
-    model = own_module(model)
     dtype, device = compute_dtype(model), next(iter(model.parameters())).device
     x, kept, leaves = read(data, model)[0].to(device, dtype), {}, {}
     if mask is not None:

@@ -12,8 +12,10 @@ from typing_extensions import Unpack
 
 from pathex.errors import InvalidInput, check_integer, check_name
 from pathex.graph import Tensors
+from pathex.masks import own_module
 from pathex.ntk.kernel import Cost, kernel, targets
 from pathex.ntk.network import Options, network_of, read
+from pathex.scores import read_batches
 
 if TYPE_CHECKING:
     from altair import LayerChart
@@ -24,7 +26,7 @@ class Regression:
     """Kernel regression; ``float()`` gives the accuracy on the test images.
 
     Attributes:
-        accuracy: Fraction of test images whose largest output is the class, or NaN without labels.
+        accuracy: Fraction of test images whose largest output is the class, or NaN without labels, and of one output.
         outputs: Predictions ``(M, k)`` in float64; class numbers are fitted as 1 and -1 / (k - 1).
         cost: What both kernels took.
     """
@@ -67,6 +69,7 @@ def regression(
     check_name("form", form, ("full", "trace"))
     if not ridge > 0:
         raise InvalidInput(f"ridge must be a positive number, not {ridge!r}")
+    train, test = (read_batches(each, own_module(model)) for each in (train, test))
     across = kernel(model, train, mask, form=form, other=test, **options)
     inner = kernel(model, train, mask, form=form, **options)
     (_, y), (_, labels) = read(train, model), read(test, model)
@@ -76,8 +79,11 @@ def regression(
     found = across.values @ torch.linalg.solve(shifted, y.view(len(shifted), -1))
     found = found.view(-1, inner.outputs)
     seconds, passes = (sum(getattr(each.cost, what) for each in (inner, across)) for what in ("seconds", "passes"))
-    right = torch.tensor(torch.nan) if labels is None else (found.argmax(1) == targets(labels, inner.outputs).argmax(1))
-    return Regression(float(right.double().mean()), found, Cost(passes, across.cost.bytes, seconds))
+    accuracy = torch.nan
+    if labels is not None and inner.outputs > 1:
+        right = found.argmax(1) == targets(labels, inner.outputs).argmax(1)
+        accuracy = float(right.double().mean())
+    return Regression(accuracy, found, Cost(passes, across.cost.bytes, seconds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +153,10 @@ def linearised(
         InvalidInput: If labels do not fit, or an argument is none of these.
     """
     check_name("loss", loss, ("cross-entropy", "mse"))
+    data = read_batches(data, own_module(model))
     net = network_of(model, data, mask, options)
+    if loss == "cross-entropy" and net.outputs < 2:
+        raise InvalidInput("loss='cross-entropy' needs two outputs or more, this network has one; allowed: 'mse'")
     size = check_integer("batch_size", net.images if batch_size is None else batch_size, 1, net.images)
     if net.coupled and size < net.images:
         raise InvalidInput("batch_size with batch_norm='batch' would change the kernel; allowed: None, or calibrated")

@@ -2,10 +2,11 @@
 
 from pathex.pruning import dynamic
 from pathex.pruning.allocation import ALLOCATIONS, Allocation, described, layer_densities, read_allocation
-from pathex.pruning.checks import check_outputs, check_search, read_narrow, searches
+from pathex.pruning.checks import check_together, searches
 from pathex.pruning.rounds import PruneResult, default_rounds, prune
-from pathex.pruning.schedule import ADAPTIVE, densities, read_rounding, read_schedule
+from pathex.pruning.schedule import ADAPTIVE, densities, read_schedule
 from pathex.pruning.scoring import score
+from pathex.pruning.structure import read_structure
 from pathex.pruning.updater import BUDGETS
 
 __all__ = [
@@ -14,8 +15,7 @@ __all__ = [
     "BUDGETS",
     "Allocation",
     "PruneResult",
-    "check_outputs",
-    "check_search",
+    "check_together",
     "default_rounds",
     "densities",
     "described",
@@ -23,9 +23,8 @@ __all__ = [
     "layer_densities",
     "prune",
     "read_allocation",
-    "read_narrow",
-    "read_rounding",
     "read_schedule",
+    "read_structure",
     "score",
     "searches",
 ]

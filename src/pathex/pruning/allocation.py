@@ -123,7 +123,7 @@ def read_allocation(allocation: Allocation | os.PathLike[str]) -> Allocation:
 
 
 def _mean(entry: Any) -> float:
-    return int(entry.count_nonzero()) / entry.numel()
+    return int(entry.count_nonzero()) / max(entry.numel(), 1)
 
 
 def _own_densities(mask: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:

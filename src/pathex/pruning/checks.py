@@ -1,18 +1,36 @@
 """What does not go together in a prune."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pathex import scores as scorers
-from pathex.errors import InvalidInput, check_integer
+from pathex.errors import InvalidInput, check_integer, check_name
+from pathex.pruning.schedule import SCHEDULES
 from pathex.pruning.scoring import CustomMethod, name_of
+from pathex.pruning.updater import BUDGETS
 
-_OF_SEARCHES: Mapping[str, object] = MappingProxyType(
-    {"count": "weights", "structure": "weights", "budget": "nominal", "min_per_layer": 0, "min_per_output": 0}
+_PLAIN: Mapping[str, Sequence[object]] = MappingProxyType(
+    {
+        "allocation": ("global",), "budget": ("nominal",), "count": ("weights",), "min_per_layer": (0,),
+        "min_per_output": (0,), "narrow": (0,), "rounding": ("exact",), "schedule": SCHEDULES[:2],
+        "structure": ("weights",),
+    }
+)  # fmt: skip
+# What has to be plain beside an argument that is not.
+_NEEDS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "structure": ("allocation", "budget", "min_per_layer", "min_per_output"),
+        "narrow": ("allocation", "structure"),
+        "rounding": ("allocation", "count", "schedule", "structure"),
+        "min_per_output": ("budget",),
+        "count": ("allocation",),
+        "budget": ("allocation",),
+    }
 )
+_SEARCHES = ("budget", "count", "min_per_layer", "min_per_output", "narrow", "structure")
 
 
 def searches(method: str | CustomMethod) -> bool:
@@ -20,18 +38,32 @@ def searches(method: str | CustomMethod) -> bool:
     return getattr(scorers.resolve(method), "trains", False) is True
 
 
-def check_search(method: str | CustomMethod, rounds: int | None, given: Mapping[str, Any]) -> None:
-    """Refuse a search in several rounds, or for anything but the best of all weights or of those of each layer."""
-    if not searches(method):
-        return
-    if rounds not in (None, 1):
-        raise InvalidInput(f"{name_of(method)} searches for the mask in one round, not {rounds}; leave rounds= out")
-    for name, allowed in _OF_SEARCHES.items():
-        if given[name] != allowed:
-            raise InvalidInput(
-                f"{name} is {given[name]!r} with method {name_of(method)!r}, which searches for so many of the best "
-                f"weights; allowed: {allowed!r}"
-            )
+def check_together(method: str | CustomMethod | None, given: Mapping[str, Any]) -> None:
+    """Refuse arguments of a prune that do not go together, or not with the method; None: a run's own, which scores."""
+    check_name("budget", given["budget"], BUDGETS)
+    check_name("rounding", given["rounding"], ("exact", "released"))
+    for name in ("min_per_layer", "min_per_output", "narrow"):
+        check_integer(name, given[name], 0)
+    released = None if method is None else getattr(scorers.resolve(method), "rounding", None)
+    if given["rounding"] != "exact" and released is None:
+        name = given["method"] if method is None else name_of(method)
+        raise InvalidInput(f"rounding is 'released' with method {name!r}, which has no such rounding; allowed: exact")
+    if method is not None and searches(method):
+        if given["rounds"] not in (None, 1):
+            rounds = given["rounds"]
+            raise InvalidInput(f"{name_of(method)} searches for the mask in one round, not {rounds}; leave rounds= out")
+        _check_plain(f"method {name_of(method)!r}, which searches for so many of the best weights,", _SEARCHES, given)
+    for name, others in _NEEDS.items():
+        if given[name] not in _PLAIN[name]:
+            _check_plain(f"{name}={given[name]!r}", others, given)
+
+
+def _check_plain(what: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
+    for name in names:
+        if given[name] not in _PLAIN[name]:
+            allowed = " or ".join(map(repr, _PLAIN[name]))
+            own = f"a {type(given[name]).__name__}" if isinstance(given[name], Mapping) else repr(given[name])
+            raise InvalidInput(f"{what} needs {name}={allowed}, not {own}")
 
 
 def read_checkpoint(checkpoint: str | os.PathLike[str] | None, method: str | CustomMethod) -> Path | None:
@@ -45,21 +77,3 @@ def read_checkpoint(checkpoint: str | os.PathLike[str] | None, method: str | Cus
     if path is None or path.is_dir() or not path.parent.is_dir():
         raise InvalidInput(f"checkpoint {checkpoint!r} must name a file in a folder that exists")
     return path
-
-
-def check_outputs(least: int, given: Mapping[str, Any]) -> None:
-    """Refuse a number of weights for each output that cannot be kept."""
-    if check_integer("min_per_output", least, 0) and given["budget"] != "nominal":
-        raise InvalidInput(f"min_per_output={least} needs budget='nominal', not {given['budget']!r}")
-
-
-def read_narrow(narrow: int, method: str | CustomMethod, given: Mapping[str, Any]) -> int:
-    """The number of weights below which a unit is given up."""
-    if not check_integer("narrow", narrow, 0):
-        return 0
-    if searches(method):
-        raise InvalidInput(f"narrow={narrow} needs a method that scores, which {name_of(method)!r} does not")
-    for name, allowed in (("structure", "weights"), ("allocation", "global")):
-        if given[name] != allowed:
-            raise InvalidInput(f"narrow={narrow} needs {name}={allowed!r}, not {given[name]!r:.60}")
-    return narrow

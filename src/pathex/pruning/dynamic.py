@@ -267,6 +267,7 @@ def attach(
     """
     check_name("method of dynamic sparse training", method, METHODS)
     check_integer("steps", steps)
+    check_integer("seed", seed, 0)
     check_options({"every": every, "fraction": fraction, "until": until})
     if sharded := [name for name, parameter in model.named_parameters() if is_sharded(parameter)]:
         raise InvalidInput(f"{sharded[0]!r} is spread over processes; a dynamic mask needs whole weights, as with ddp")

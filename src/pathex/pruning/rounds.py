@@ -16,14 +16,13 @@ from pathex import scores as scorers
 from pathex.analysis import PruneReport, examine, warn_of_collapse
 from pathex.compaction import channel_groups
 from pathex.distributed import Group, processes_of
-from pathex.errors import InvalidInput, check_integer, check_name
+from pathex.errors import InvalidInput, check_name
 from pathex.graph import Output, cost, freed_memory_kept
 from pathex.masks import Mask, Selector, all_kept, bytes_on_disk
 from pathex.paths import OnPaths, has_empty_units, output_places, roles, without_narrow_units
 from pathex.pruning.allocation import Allocation, described, read_allocation
-from pathex.pruning.checks import check_outputs, check_search, read_checkpoint, read_narrow
+from pathex.pruning.checks import check_together, read_checkpoint
 from pathex.pruning.floors import Floors
-from pathex.pruning.schedule import read_rounding
 from pathex.pruning.scoring import Call, CustomMethod, agreed, call_of, is_plain, name_of, problem_of, scored
 from pathex.pruning.structure import Channels, read_structure
 from pathex.pruning.updater import RoundUpdater
@@ -158,15 +157,13 @@ def prune(
     with processes.barrier():
         found = scorers.resolve(method, options)
         options, method_call = call_of(found, options)
-        sparsity, min_per_layer = _fraction(sparsity), check_integer("min_per_layer", min_per_layer, 0)
-        allocation, output = read_allocation(allocation), options.get("output")
-        given = {"allocation": allocation, "budget": budget, "count": count, "min_per_layer": min_per_layer}
-        given |= {"structure": structure, "schedule": schedule, "min_per_output": min_per_output}
-        blocks = read_structure(structure, sparsity, given)
-        check_search(method, rounds, given)
-        path, narrow = read_checkpoint(checkpoint, method), read_narrow(narrow, method, given)
-        check_outputs(min_per_output, given)
-        released = read_rounding(rounding, name_of(method), getattr(found, "rounding", None), given)
+        sparsity, allocation, output = _fraction(sparsity), read_allocation(allocation), options.get("output")
+        given: dict[str, Any] = {"allocation": allocation, "budget": budget, "count": count, "rounds": rounds}
+        given |= {"structure": structure, "schedule": schedule, "narrow": narrow, "rounding": rounding}
+        given |= {"min_per_layer": min_per_layer, "min_per_output": min_per_output}
+        check_together(method, given)
+        blocks = read_structure(structure, sparsity, count)
+        path = read_checkpoint(checkpoint, method)
         chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         chosen |= {"strict": strict, "processes": processes}
         problem, left = problem_of(model, found, options, data, mask, blocks, **chosen)
@@ -188,7 +185,7 @@ def prune(
             costs=_costs(problem, count, output),
             structure=shape,
             size=partial(bytes_on_disk, problem.prunable) if count == "bytes" and shape is None else None,
-            rounding=released,
+            rounding=None if rounding == "exact" else getattr(found, "rounding", None),
         )
         updater = plan(start)
         problem = replace(problem, mask=start, checkpoint=path, target=updater.target)

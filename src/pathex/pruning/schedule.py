@@ -1,10 +1,10 @@
 """How density falls from round to round, and the weights that are kept at a density."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from pathex.errors import InvalidInput, UnknownName, check_integer, check_name
+from pathex.errors import InvalidInput, UnknownName, check_integer
 
 ADAPTIVE = "adaptive"
 SCHEDULES = ("exponential", "linear", ADAPTIVE)
@@ -62,20 +62,6 @@ def densities(start: float, end: float, rounds: int, schedule: str = "exponentia
     else:
         steps = [start * (end / start) ** (t / rounds) for t in range(1, rounds)]
     return [*steps, end]
-
-
-def read_rounding(rounding: str, method: str, released: str | None, given: Mapping[str, object]) -> str | None:
-    """How kept weights are rounded, `released` or None for exactly; `InvalidInput` if something given forbids it."""
-    check_name("rounding", rounding, ("exact", "released"))
-    if rounding == "exact":
-        return None
-    if released is None:
-        raise InvalidInput(f"rounding is 'released' with method {method!r}, which has no such rounding; allowed: exact")
-    needs = {"allocation": ["global"], "count": ["weights"], "structure": ["weights"], "schedule": SCHEDULES[:2]}
-    for name, allowed in needs.items():
-        if given[name] not in allowed:
-            raise InvalidInput(f"rounding='released' needs {name}={' or '.join(allowed)}, not {given[name]!r}")
-    return released
 
 
 def counts(total: int, start: float, end: float, rounds: int, schedule: str, rounding: str | None = None) -> list[int]:

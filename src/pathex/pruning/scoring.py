@@ -230,7 +230,9 @@ def scored(problem: Problem, method_call: Call) -> dict[str, Tensor]:
             result = method_call(problem)
         _check_scores(result, problem.prunable)
     # Computed in each process, scores may differ in their last bits on GPUs, or if the method draws unseeded.
-    scores = problem.processes.broadcast({name: result[name].detach() for name in problem.prunable}, problem.device)
+    own = {name: result[name].detach() for name in problem.prunable}
+    own = {name: score if score.is_floating_point() else score.double() for name, score in own.items()}
+    scores = problem.processes.broadcast(own, problem.device)
     _check_extremes(problem, scorers.extremes(scores))
     return scores
 
@@ -245,6 +247,8 @@ def _check_scores(result: Any, weights: Mapping[str, Tensor]) -> None:
             raise InvalidInput(
                 f"the method's score of {name!r} has shape {tuple(result[name].shape)}, not {tuple(weight.shape)}"
             )
+        if result[name].is_complex():
+            raise InvalidInput(f"the method's score of {name!r} is complex; allowed: real numbers")
 
 
 def _check_extremes(problem: Problem, extremes: Mapping[str, Sequence[float]]) -> None:

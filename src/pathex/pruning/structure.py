@@ -112,21 +112,17 @@ class Blocks:
         return best if last else keep_best(scores, allowed, limit, seed=seed, forced=best)
 
 
-def read_structure(structure: str, sparsity: float, given: Mapping[str, object]) -> Blocks | None:
-    """The blocks of a structure by name; None for ``weights`` and ``channels``."""
-    # InvalidInput if the sparsity, or another argument that is given, does not go with it.
+def read_structure(structure: str, sparsity: float, count: str) -> Blocks | None:
+    """The blocks of a structure by name, with which sparsity and count must go; None: ``weights`` or ``channels``."""
     if structure == "weights":
         return None
     blocks = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", structure) if isinstance(structure, str) else None
     if blocks is None and structure != "channels":
         raise UnknownName("structure", structure, STRUCTURES)
-    needs = {"allocation": "global", "budget": "nominal", "min_per_layer": 0, "min_per_output": 0}
-    needs |= {"count": "weights"} if blocks else {}
-    for name, value in needs.items():
-        if given[name] != value:
-            raise InvalidInput(f"structure={structure!r} needs {name}={value!r}, not {given[name]!r}")
     if blocks is None:
         return None
+    if count != "weights":
+        raise InvalidInput(f"structure={structure!r} needs count='weights', not {count!r}")
     most, of = map(int, blocks.groups())
     if most >= of:
         raise InvalidInput(f"structure={structure!r} removes nothing: N must be less than M")

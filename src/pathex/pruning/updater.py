@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, check_name
+from pathex.errors import InvalidInput
 from pathex.masks import Mask
 from pathex.pruning import schedule as schedules
 from pathex.pruning.allocation import Allocation, fill, layer_densities, round_to_total
@@ -52,15 +52,12 @@ class RoundUpdater:
     min_per_output: int = 0
 
     def __post_init__(self) -> None:
-        check_name("budget", self.budget, BUDGETS)
         self._name, self._tolerance = schedules.read_schedule(self.schedule)
         if self._tolerance is not None:
             self.schedule = f"{self._name}:{self._tolerance:g}"  # the default is written down with the mask
         self.reached, self._step = 0, 1
         self._before: dict[str, Tensor] | None = None
         self._guard: Floors | None = None
-        if self.allocation != "global" and (self.costs is not None or self.size is not None):
-            raise InvalidInput("only count='weights' goes with another allocation than 'global'")
         self._limit, self._asked = None, f"sparsity {1 - self.density:g}"
         if self.size is not None:
             self._limit = round(self.density * self.size())
@@ -113,8 +110,6 @@ class RoundUpdater:
 
     def _final(self, limits: Mapping[str, int]) -> dict[str, int]:
         """Weights that each layer keeps in the end."""
-        if self.budget == "effective":
-            raise InvalidInput("budget='effective' needs allocation='global': it moves weights between layers")
         shapes = {name: tuple(entry.shape) for name, entry in self.start.items()}
         densities = layer_densities(self.allocation, self.density, shapes, limits)
         shares = {name: densities[name] * entry.numel() for name, entry in self.start.items()}

@@ -7,6 +7,7 @@ from torch import Tensor
 from pathex.scores.jacobian import squared_jacobian
 from pathex.scores.loss import loss_gradient
 from pathex.scores.method import ModelMethod
+from pathex.scores.model_reader import has_class
 from pathex.scores.options import NaturalOrNone
 from pathex.scores.problem import Problem
 
@@ -43,8 +44,16 @@ class FisherTaylor(ModelMethod):
         first = loss_gradient(reader, at)
 
         def losses(outputs: Tensor, labels: Tensor) -> Tensor:
-            return reader.loss_of(outputs, labels, "none").reshape(len(outputs), -1).mean(1)
+            summed = reader.loss_of(outputs, labels, "none").reshape(len(outputs), -1).sum(1)
+            return summed / _classes(labels).clamp_min(1)
 
         second = squared_jacobian(reader, losses, self.projections, labels=True)
-        whole = 2 * len(problem.images)
-        return {n: (first[n] * weight.detach() + second[n] / whole).abs() for n, weight in at.weights.items()}
+        assert problem.labels is not None  # there is a loss
+        images = int(_classes(problem.labels).count_nonzero())
+        return {n: (first[n] * weight.detach() + second[n] / (2 * images)).abs() for n, weight in at.weights.items()}
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """How many labels of each image stand for a class; of class probabilities all do."""
+    numbers = labels[:, :1] if labels.is_floating_point() and labels.dim() > 1 else labels
+    return has_class(numbers).reshape(len(labels), -1).sum(1)

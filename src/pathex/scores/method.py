@@ -166,9 +166,9 @@ class ModelMethod(_ReadingMethod):
     """A method that differentiates the network itself.
 
     Attributes:
-        calibration: What BatchNorm uses: ``train``, the statistics of each batch as delivered, as in training,
-            ``batch``, mean and biased variance of the masked network on the calibration images, or ``running``, the
-            stored statistics.
+        calibration: What BatchNorm uses: ``train``, the statistics of each batch as delivered, as in training (of
+            layers that are frozen there too), ``batch``, mean and biased variance of the masked network on the
+            calibration images, or ``running``, the stored statistics.
         scales: As in other methods, but a head of zeros is read as random signs drawn from the seed.
     """
 

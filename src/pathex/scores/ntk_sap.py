@@ -94,7 +94,8 @@ class _Draw:
             return self.reader.forward(x, tensors, self.statistics)
         reading = self.reader.kept_forward(self.layers, tensors, self.statistics)
         outputs = reading.run(*tensors_in(x))
-        self.statistics = reading.moments
+        if self.statistics == "batch":
+            self.statistics = reading.moments
         return outputs
 
     def _difference(self, x: Images, epsilon: float) -> dict[str, Tensor]:

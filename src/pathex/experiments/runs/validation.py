@@ -13,16 +13,7 @@ from pathex.experiments.runs.rewind import plan
 from pathex.experiments.runs.small_dense import check_options
 from pathex.experiments.runs.stages import TRAINED
 from pathex.experiments.runs.tickets import DENSE, OWN_ZEROS
-from pathex.pruning import (
-    ADAPTIVE,
-    check_outputs,
-    check_search,
-    dynamic,
-    read_allocation,
-    read_narrow,
-    read_rounding,
-    read_schedule,
-)
+from pathex.pruning import ADAPTIVE, check_together, dynamic, read_allocation, read_schedule, read_structure
 from pathex.tasks import kind
 from pathex.train import check_logger, check_machine, check_recipe
 
@@ -124,11 +115,8 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     scores.parse_memory(config.memory)
     found = None if config.method in others else scores.resolve(config.method, config.method_options)
     if config.method not in DENSE:
-        check_outputs(config.min_per_output, vars(config))
-        if found is not None:
-            check_search(config.method, config.rounds, vars(config))
-        read_narrow(config.narrow, "magnitude" if found is None else config.method, vars(config))
-        read_rounding(config.rounding, config.method, getattr(found, "rounding", None), vars(config))
+        read_structure(config.structure, config.sparsity, config.count)
+        check_together(None if found is None else config.method, vars(config))
     models.describe(config.model)
     if models.is_foreign(config.model):
         import_callable("model", config.model)
