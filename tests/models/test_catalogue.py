@@ -52,6 +52,7 @@ from refusals import refused
         ("smp:Unet", {"encoder_name": "tu-test_resnet", "nothing": 3}, "cannot be made .*'nothing'"),
         ("smp:Unet", {"encoder_name": "resnet19", "weights": "imagenet"}, "unknown encoder 'resnet19'. Did you mean"),
         ("smp:Unet", {"encoder_name": 50}, "option 'encoder_name' of model 'smp:Unet' must be the name .*, got 50"),
+        ("timm:resnet18", {"pretrained": True}, "option 'pretrained' of model 'timm:resnet18' is set by weights"),
         ("smp:Unet", {"encoder_weights": None}, "option 'encoder_weights' of model 'smp:Unet' is set by weights"),
         ("smp:Unet", {"classes": 3}, "option 'classes' .* is set by num_classes"),
         ("smp:Unet", {"nothing": 3}, "unknown option of model 'smp:Unet': 'nothing'. Known: activation, aux_params, "),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 import pathex
@@ -102,6 +102,20 @@ def test_other_widths_and_depths_are_not_mistaken_for_a_head(tmp_path, source, n
     torch.save(source().state_dict(), tmp_path / "w.pt")
     with refused(message):
         models.create(name, num_classes=classes, weights=tmp_path / "w.pt")
+
+
+def test_a_tensor_that_layers_share_may_be_in_a_file_once(tmp_path):
+    def tied():
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        net[1].weight = net[0].weight
+        return net
+
+    net = tied()
+    save_model(net, tmp_path / "tied.safetensors")
+    assert not {"0.weight", "1.weight"} <= load_file(tmp_path / "tied.safetensors").keys()
+    found = tied()
+    assert models.load_weights(found, tmp_path / "tied.safetensors").missing == ()
+    assert torch.equal(found[1].weight, net[0].weight)
 
 
 def test_a_classifier_of_several_layers_loses_the_last_one_only(tmp_path):

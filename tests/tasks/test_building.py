@@ -71,6 +71,21 @@ def test_training_learns_and_the_test_split_is_measured(data, tmp_path):
     assert accuracy >= 0.75
 
 
+def test_the_head_is_the_layer_of_the_classes_wherever_it_stands(data, monkeypatch):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits, self.body = nn.Linear(6, 4), nn.Linear(192, 6)
+
+        def forward(self, x):
+            return self.logits(self.body(x.flatten(1)))
+
+    monkeypatch.setattr("pathex.models.create", lambda *_, **__: Turned())
+    task = build("classification", "resnet20", data, seed=0)
+    body, head = task.groups(TrainOptions(epochs=1, batch_size=8, lr=0.1, head_lr=0.2))
+    assert [len(weight) for weight in head["params"]] == [4, 4] and [len(weight) for weight in body["params"]] == [6, 6]
+
+
 def test_a_network_with_other_outputs_is_refused(data, monkeypatch):
     monkeypatch.setattr("pathex.models.create", lambda *_, **__: nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 7)))
     with refused(r"'resnet20' gives \(1, 7\) .* needs \(1, 4\)"):

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -168,7 +169,11 @@ class SegmentationData:
         mean: Mean of each channel, in [0, 1], float32 (C,).
         std: Standard deviation of each channel, in [0, 1], float32 (C,).
         background: The class of what is none of the others; the pruning set is not balanced by it.
+        augment: Augmentation of training images unless another is named, with its own options.
     """
+
+    augment: ClassVar[str] = "scale-crop"
+    augment_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     name: str
     train: SegmentationSplit

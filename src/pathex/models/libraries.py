@@ -27,6 +27,8 @@ def _timm(name: str, num_classes: int, in_channels: int, weights: str | None, op
     tags = timm_tags(arch)
     if own_tag and own_tag not in tags:
         raise _unknown(f"tag of timm model {name!r}", own_tag, tags, f"known: {', '.join(tags) or 'none'}")
+    if "pretrained" in options:
+        raise InvalidInput(f"option 'pretrained' of model {title!r} is set by weights")
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **options}
     if weights is None or is_file(weights):
         return with_file(_build(title, timm.create_model, arch, **arguments), weights)
@@ -154,12 +156,12 @@ def with_file(model: nn.Module, weights: str | None) -> nn.Module:
     return model
 
 
-def _build(title: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _build(title: str, factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     with refusing(f"model {title!r} cannot be made with {kwargs}: {{}}"):  # of any kind: the factory is not ours
         return factory(*args, **kwargs)
 
 
-def _fetch(title: str, weights: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _fetch(title: str, weights: str, load: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     remedy = "download them elsewhere and give the file"
     with refusing(f"weights {weights!r} of model {title!r} cannot be loaded ({{}}); {remedy}"):
         return load(*args, **kwargs)

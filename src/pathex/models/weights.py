@@ -91,6 +91,9 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, left_ou
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     tensors = fitted(tensors, own)
     given, dropped = _adapted(model, tensors)
+    # Files of safetensors hold a tensor that layers share once.
+    shared = {_place(own[name]): value for name, value in given.items() if name in own}
+    given |= {name: shared[_place(tensor)] for name, tensor in own.items() if _place(tensor) in shared.keys() - {None}}
     unused = [*left_out, *dropped]
     differing = [name for name in own if name in given and own[name].shape != given[name].shape]
     _compare(model, own, given, differing, source)
@@ -134,6 +137,11 @@ def _compare(
         parts = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
         listing = "; ".join(f"{title}: {listed(entries)}" for title, entries in parts if entries)
         raise InvalidInput(_in_one_line(f"weights {source!r} do not fit {type(model).__name__}: {listing}"))
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size] | None:
+    """Where the values of a tensor are, if there are any."""
+    return (tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else None
 
 
 def _without_counters(names: Iterable[str]) -> list[str]:

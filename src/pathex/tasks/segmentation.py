@@ -139,16 +139,6 @@ class Segmentation(Task):
     evaluation: str
     stride: int
 
-    @property
-    def augment(self) -> str:
-        """Name of the usual augmentation."""
-        return "scale-crop"
-
-    @property
-    def augment_options(self) -> Mapping[str, Any]:
-        """Options of the usual augmentation: those that it has by itself."""
-        return {}
-
     def pruning_set(self, images_per_class: int, seed: int) -> PruningSet:
         """Windows in the middle of training images, so that each class but the background is in as many."""
         return segmentation_pruning_set(self.data, images_per_class, seed, self.window, self.train_indices)

@@ -53,16 +53,6 @@ class Task(ABC):
         """Names of modules or parameters that stay dense in any case."""
         return ()
 
-    @property
-    def augment(self) -> str:
-        """Name of the usual augmentation of the data."""
-        return str(self.data.augment)
-
-    @property
-    def augment_options(self) -> Mapping[str, Any]:
-        """Options of the usual augmentation."""
-        return dict(self.data.augment_options)
-
     def source_task(self) -> "Task":
         """The task that a mask is found on by training; for most tasks, this one."""
         return self
@@ -97,15 +87,15 @@ class Task(ABC):
         """The options with the data set's own augmentation in place of ``auto``."""
         if options.augment != "auto":
             return options
-        chosen = {**self.augment_options, **options.augment_options}
-        return replace(options, augment=self.augment, augment_options=chosen)
+        chosen = {**self.data.augment_options, **options.augment_options}
+        return replace(options, augment=self.data.augment, augment_options=chosen)
 
     def groups(self, options: TrainOptions) -> list[dict[str, Any]]:
         """Parameters for the optimizer; with ``head_lr`` the head is a group of its own."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         if options.head_lr is None:
             return [{"params": list(trained.values())}]
-        head = [name for name in models.head_parameters(self.model) if name in trained]
+        head = [name for name in models.head_parameters(self.model, self.data.num_classes) if name in trained]
         if not head:
             raise InvalidInput(f"head_lr: no head to train is known in {type(self.model).__name__}")
         body = [weight for name, weight in trained.items() if name not in head]

@@ -153,6 +153,11 @@ def test_a_checkpoint_of_one_engine_resumes_in_the_other(config, tmp_path, first
         ({"method": "dense"}, "method 'dense' keeps all weights"),
         ({"precision": "bf16-mixed"}, "precision is 'bf16-mixed'"),
         ({"devices": 2}, "it works on one CPU"),
+        (
+            {"dynamic": "rigl", "dynamic_options": {"every": 1}, "average": "ema"},
+            "dynamic is 'rigl' with average 'ema'",
+        ),
+        ({"dynamic": "set", "dynamic_options": {"every": 1}, "remedy": "ham"}, "dynamic is 'set' with remedy 'ham'"),
     ],
 )
 def test_where_it_cannot_train_the_sparse_engine_is_refused_and_auto_is_dense(config, changes, why, monkeypatch):

@@ -9,6 +9,7 @@ import pathex
 from experiments.runs import outcomes
 from experiments.runs.outcomes import assert_same_outcome, entries, equal, mask_of, state_of, stop_at, times
 from pathex.distributed import launched
+from pathex.errors import InvalidInput
 from pathex.experiments.runs import RunConfig, build_task, run
 from pathex.experiments.runs.rewind import Plan, plan
 from pathex.masks import prunable_weights
@@ -133,6 +134,8 @@ def test_options_are_read():
     assert read(rewind="learning-rate") == Plan(5, None, 4)
     assert read("magnitude-after-training") == Plan(1, None, 4)
     assert [read(levels=0.8).count(0.8**level) for level in (1, 2, 18)] == [1, 2, 18]
+    with pytest.raises(InvalidInput, match=r"rewind is \['init'\]; allowed: init, learning-rate"):
+        read(rewind=["init"])
     assert read(levels=0.8).count(1.0) == 1 and read(levels=7).count(0.5) == 7
 
 
@@ -141,6 +144,7 @@ MOVING = {"dynamic": "rigl", "dynamic_options": {"every": 1}}
 IN_LEVEL = stop_at("epoch", level=1, epoch=1)
 STOPS = {
     "imp": (TWO | MOVING, [IN_LEVEL, stop_at("epoch", level=2), stop_at("epoch", level=None)]),
+    "imp in float64": (TWO | {"precision": "64-true"}, [stop_at("epoch", level=None)]),
     "after training": (AFTER, [IN_LEVEL, stop_at("prune_done"), stop_at("epoch", level=None, epoch=1)]),
     "moving": ({"method": "px", **MOVING}, [stop_at("prune_done"), stop_at("epoch", epoch=1)]),
     "shuffled": ({"method": "px", "sanity": "shuffle"}, [stop_at("prune_round"), stop_at("epoch", epoch=1)]),

@@ -188,6 +188,12 @@ def test_an_interrupted_run_keeps_its_mask_and_its_epochs_unless_the_data_change
     assert finished.result["train_seconds"] == pytest.approx(recorded)
 
 
+def test_too_many_images_of_a_kernel_are_refused_before_there_is_a_folder(settings, tmp_path):
+    with refused("kernel_images is 1000: images_per_class=1000: class '0' of .* has only"):
+        run(RunConfig(**settings | {"kernel_every": 1, "kernel_images": 1000, "out": str(tmp_path / "new")}))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("method", ["magnitude", "imp"])
 def test_a_recipe_that_was_stopped_ends_as_if_it_had_not_been(settings, tmp_path, method):
     recipe = {"optimizer": "adamw", "lr": 0.01, "lr_schedule": "cosine", "warmup": 0.4, "mixup": 0.2, "cutmix": 1.0}

@@ -34,7 +34,10 @@ def test_a_run_goes_on_in_the_middle_of_its_search(searching, tmp_path):
 
 
 def test_what_no_search_takes_is_refused_before_there_is_a_folder(searching, tmp_path):
-    for more, said in (({"rounds": 5}, "searches for the mask in one round, not 5"), ({"narrow": 3}, "needs narrow=0, not 3")):
+    for more, said in (
+        ({"rounds": 5}, "searches for the mask in one round, not 5"),
+        ({"narrow": 3}, "needs narrow=0"),
+    ):
         with refused(said):
             run(RunConfig(**searching | more))
     assert not Path(searching["out"]).exists()

@@ -34,12 +34,16 @@ def check_engine(config: RunConfig) -> None:
 
 def _obstacle(config: RunConfig) -> str:
     """Why a run can only be trained dense, if so."""
+    moves = config.dynamic != "none"
     for stands, why in (
         (config.method in DENSE, f"method {config.method!r} keeps all weights"),
         (importlib.util.find_spec("numba") is None, "numba is not installed: pip install 'pathex[sparse]'"),
         (check_machine(config.device) != "cpu" or config.devices != 1, "it works on one CPU"),
         (config.precision not in ("32-true", "64-true"), f"precision is {config.precision!r}"),
         (kind(config.task, config.data) != "classification", "it is for task 'classification'"),
+        # These know a weight by its place among those that are kept, which moves.
+        (moves and config.average != "none", f"dynamic is {config.dynamic!r} with average {config.average!r}"),
+        (moves and config.remedy in ("ham", "sign-in"), f"dynamic is {config.dynamic!r} with remedy {config.remedy!r}"),
     ):
         if stands:
             return why
@@ -75,7 +79,6 @@ def _measured(stage: Stage, mask: Mask, plan: dict[str, Any]) -> tuple[dict[str,
     feed = stage.task.feed("train", torch.device("cpu"), config.batch_size)
     assert feed is not None
     inputs, targets = next(iter(feed.in_order()))
-    inputs = inputs.to(next(own.parameters()).dtype)  # which levels of imp leave in that of their precision
     loss = stage.task.loss(config.loss, config.label_smoothing)
     with torch.random.fork_rng(devices=[]):
         choice = "sparse" if config.engine == "sparse" else None  # not measured, and the same everywhere

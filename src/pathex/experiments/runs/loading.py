@@ -52,7 +52,8 @@ def load_run(folder: str | Path, model: Callable[..., nn.Module] | None = None) 
             ``in_channels`` and the run's ``model_options``, as far as it takes them. None: made by its name.
 
     Returns:
-        The network, on the CPU, in eval mode; its ``preprocessing`` is a `Preprocessing`.
+        The network, on the CPU, in eval mode, in the precision in which it is made, whatever the run trained in; its
+        ``preprocessing`` is a `Preprocessing`.
 
     Raises:
         InvalidInput: If the run is not finished, its network is not known by name and not given, or the weights do not

@@ -73,7 +73,7 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _epoch(text: Any, most: int) -> int | None:
-    if text in {"init", "learning-rate"}:
+    if text in ("init", "learning-rate"):
         return 0 if text == "init" else None
     kind, _, number = str(text).partition(":")
     if kind != "epoch" or not number.isdecimal() or int(number) > most:
@@ -168,6 +168,7 @@ def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None,
         options = replace(options, start=epoch)
     elif epoch:
         options = replace(options, keep=(epoch,))
+    dtype = next(stage.task.model.parameters()).dtype
     try:
         with trained_by(by, stage.task, mask) as task:
             _, rows = task.train(options, fabric=stage.fabric, folder=folder, prepare=prepare, on_event=report)
@@ -175,7 +176,7 @@ def _train(stage: Stage, chosen: Plan, place: dict[str, int], mask: Mask | None,
         for handle in handles:
             handle.remove()
     # Of several processes each has BatchNorm statistics of its own; the first one's count, as in the checkpoint.
-    stage.task.model.load_state_dict(load_checkpoint(folder / "last.ckpt")["model"])
+    stage.task.model.to(dtype).load_state_dict(load_checkpoint(folder / "last.ckpt")["model"])
     stage.task.model.zero_grad(set_to_none=True)
     stage.task.model.eval()
     return rows

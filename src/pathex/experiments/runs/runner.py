@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pathex.analysis import count, examine
 from pathex.distributed import is_first_process, launched
-from pathex.errors import PathexError, PathexWarning, refusing
+from pathex.errors import InvalidInput, PathexError, PathexWarning, refusing
 from pathex.experiments.runs.config import RunConfig, run_name, settings
 from pathex.experiments.runs.engine import holder, settle, trained_by
 from pathex.experiments.runs.folder import (
@@ -132,6 +132,9 @@ def _carry_out(config: RunConfig, folder: Path, on_event: Events | None) -> dict
 
 def _check_training(config: RunConfig, task: Task) -> None:
     """Refuse now what the training would refuse after pruning."""
+    if config.kernel_every:
+        with refusing(f"kernel_images is {config.kernel_images}: {{}}", InvalidInput):
+            task.pruning_set(config.kernel_images, seed=0)
     options = task.augmented(train_options(config))
     task.groups(options)
     augment, chosen = options.augment, options.augment_options
