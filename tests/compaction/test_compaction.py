@@ -227,6 +227,27 @@ def test_code_that_counts_on_its_channels_keeps_them():
     assert "6 (without it: RuntimeError: shape '[-1, 6, 64]' is invalid" in plan.explain()
 
 
+@pytest.mark.parametrize(
+    "also",
+    [
+        lambda y: y.masked_fill(torch.arange(3) == 0, -torch.inf),
+        lambda y: torch.where(torch.arange(3) == 0, torch.nan, y),
+        lambda y: (y, y > 0),
+    ],
+    ids=["infinite", "no number", "bool"],
+)
+def test_outputs_of_any_numbers_are_compared(also):
+    """A network that divides by the number of its channels needs them; one that does not is cut."""
+    parts = {"first": nn.Linear(4, 6, bias=False), "last": nn.Linear(6, 3)}
+    kept = []
+    for mean in (True, False):
+        form = lambda net, x: also(net.last(net.first(x).relu() / (net.first.out_features if mean else 6)))  # noqa: B023, E731
+        model = Wired(form, **parts).double().eval()
+        small = pathex.compact(model, removing(model, "first.weight", [0, 1, 2]), torch.randn(5, 4).double())
+        kept.append(small.first.out_features)
+    assert kept == [6, 3]
+
+
 def test_a_parameter_that_is_seen_in_another_form():
     """A matrix that is added as a vector."""
     layers = {"first": nn.Linear(3, 8), "second": nn.Linear(8, 2), "table": nn.Parameter(torch.randn(2, 4))}

@@ -53,6 +53,14 @@ def test_the_file_runs_alone_on_any_number_of_images(network, ending, read, tmp_
 
 
 @pytest.mark.parametrize(
+    "form", [lambda net, x: x > 0, lambda net, x: x.masked_fill(x > 0, -torch.inf), lambda net, x: x.relu().log() * 0]
+)
+def test_outputs_of_any_numbers_are_compared(form, tmp_path):
+    pathex.compaction.export(Wired(form), tmp_path / "n.pt2", IMAGES[:1])
+    assert (tmp_path / "n.pt2").exists()
+
+
+@pytest.mark.parametrize(
     ("network", "name", "error", "message"),
     [
         (nn.Identity(), "n.tflite", UnknownName, r"'\.tflite'.*\.onnx, \.pt2"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from pathex.compaction.trial import difference
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, refusing
 from pathex.files import replacing, write_bytes
 from pathex.graph import first_tensor
@@ -101,8 +102,8 @@ def _compare(network: nn.Module, three: Tensor, written: Callable[[Tensor], Tens
         expected = first_tensor(network(images))
         with refusing(fixed, raising=UnsupportedOperation):
             found = written(images)
-        wrong = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-        if found.shape != expected.shape or not wrong <= _TOLERANCE:
+        wrong = difference(found, expected, small=1e-30)
+        if wrong > _TOLERANCE:
             raise UnsupportedOperation(
                 f"what was written gives other outputs for {len(images)} images: off by {wrong:.1e} of the largest"
             )

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -53,11 +54,18 @@ def fault_of(network: nn.Module, inputs: list[Inputs], expected: list[list[Tenso
 
 
 def _equal(found: list[Tensor], expected: list[Tensor]) -> bool:
-    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
-        return False
-    scales = [max(float(tensor.abs().max()), _SMALL) if tensor.numel() else 1.0 for tensor in expected]
-    near = partial(torch.allclose, rtol=0, equal_nan=True)
-    return all(near(a, b, atol=_TOLERANCE * scale) for a, b, scale in zip(found, expected, scales, strict=True))
+    return len(found) == len(expected) and all(d <= _TOLERANCE for d in map(difference, found, expected))
+
+
+def difference(found: Tensor, expected: Tensor, small: float = _SMALL) -> float:
+    """The largest difference, relative to the largest finite entry or ``small``; of equal infinities, and of NaN, 0."""
+    if found.shape != expected.shape:
+        return math.inf
+    a, b = (each.to(torch.promote_types(each.dtype, torch.float64)) for each in (found, expected))
+    same = (a == b) | (a.isnan() & b.isnan())
+    off = (a - b).abs().masked_fill(same, 0).nan_to_num(nan=math.inf, posinf=math.inf)
+    size = b.abs().nan_to_num(nan=0, posinf=0)
+    return float(off.max()) / max(float(size.max()), small) if b.numel() else 0.0
 
 
 def pin(channels: Channels, removed: Tensor, where: str | None, why: str, everything: bool) -> bool:
