@@ -91,6 +91,14 @@ def extremes():
     return Wired(form, first=first, other=nn.Sequential(conv(2, 5), conv(5, 4)), last=last)
 
 
+def attended():
+    """Channels weighed by their largest value and their mean, as in CBAM, and a pool that divides by another number."""
+    pools = Branches(nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1), join="cat")
+    block = Wired(lambda net, x: x * net.gate(net.pools(x)), pools=pools, gate=conv(16, 8, 1, norm=False, bias=True))
+    odd = nn.AvgPool2d(2, divisor_override=3)
+    return nn.Sequential(conv(2, 8), block, odd, conv(8, 6, 1), nn.AdaptiveMaxPool2d((2, 3)), conv(6, 4, 1), head(4))
+
+
 def several():
     """Two networks on the same images, one with dilation and reflected borders."""
     first = nn.Conv2d(2, 6, 3, dilation=2, padding=2, padding_mode="reflect")
@@ -98,7 +106,7 @@ def several():
 
 
 _MADE = (residual, depthwise, perceptron, flattened, squeezed, shuffled, attention, transformer, scaled, upsampled)
-NETWORKS = {make.__name__: make for make in (*_MADE, extremes, several)} | {
+NETWORKS = {make.__name__: make for make in (*_MADE, extremes, attended, several)} | {
     "concatenated": lambda: nn.Sequential(Branches(conv(2, 5), conv(2, 4, 1), join="cat"), conv(9, 4), head(4)),
     "grouped": lambda: nn.Sequential(conv(2, 8), conv(8, 12, groups=4), conv(12, 4, 1), head(4)),
     "shared": lambda: nn.Sequential(conv(2, 4), *[conv(4, 4)] * 2, head(4)),

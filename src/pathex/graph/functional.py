@@ -117,7 +117,7 @@ class _Resolver:
     def visit(self, source: fx.Node) -> None:
         """Add an exported call."""
         target, name = source.target, _name_of(source.target)
-        if name in _DROPPED:
+        if name in _DROPPED or (target is operator.getitem and not source.users):
             return
         if isinstance(source.kwargs.get("out"), fx.Node):
             place = _node(source, "", None, (), {}).place

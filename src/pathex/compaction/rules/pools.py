@@ -19,10 +19,15 @@ def _pool(of: Channels, node: Node, x: Value) -> Any:
     dims = [dim for dim in range(x.labels.dim()) if dim > 1 or (dim == 1 and x.labels.dim() == 2)]
     if any(varies(x.labels, dim) for dim in dims):
         return None
-    labels, unknown, number = (first_of(getattr(x, part), *dims).expand(node.shape or ()) for part in PARTS)
-    if node.op.startswith("avg_pool") and (any(entries(node["padding"])) or node["ceil_mode"]):
+    shape, parts = node.shape, [first_of(getattr(x, part), *dims) for part in PARTS]
+    if shape is None:  # of values and their places
+        shape = node.target(x.number.to("meta"), *of.numbers(node.args[1:]), **of.keywords(node))[0].shape
+    labels, unknown, number = (each.expand(shape) for each in parts)
+    scaled = ("ceil_mode", "divisor_override")
+    if node.op.startswith("avg_pool") and any((*entries(node["padding"]), *map(node.arguments.get, scaled))):
         unknown = unknown | (number != 0)
-    return settled(labels, unknown, number)
+    result = settled(labels, unknown, number)
+    return result if node.shape is not None else (result, settled(labels, torch.ones((), dtype=torch.bool), number))
 
 
 @rule("mean sum amax amin softmax _softmax log_softmax var std linalg_vector_norm")
