@@ -14,6 +14,8 @@ from benchmarks.zoo.catalogue import catalogue
 from brute_force.cases import Wired, draw, norms
 from compaction.networks import NETWORKS, build, conv, head, thin
 from pathex import Mask, compaction
+from pathex.compaction.channels import RULES
+from pathex.compaction.labels import settled
 from pathex.errors import MaskMismatch, PathexError, UnsupportedOperation
 from pathex.files import SEAL, read_safetensors, write_safetensors
 from refusals import refused
@@ -246,6 +248,34 @@ def test_outputs_of_any_numbers_are_compared(also):
         small = pathex.compact(model, removing(model, "first.weight", [0, 1, 2]), torch.randn(5, 4).double())
         kept.append(small.first.out_features)
     assert kept == [6, 3]
+
+
+def test_constants_stay_before_a_pool_that_divides_by_another_number():
+    model, x = chain(conv(2, 8), nn.AvgPool2d(2, divisor_override=3), nn.Conv2d(8, 4, 1), head(4), shift=9.0)
+    mask = Mask({**removing(model, "0.0.weight", [0, 1]), **removing(model, "2.weight", [2, 3], dim=1)})
+    assert compacted(model, mask, x, images(x, 5))[0][0].out_channels == 6
+
+
+def test_places_of_an_adaptive_max_pool_follow_its_channels():
+    pool = nn.AdaptiveMaxPool1d(1, return_indices=True)
+    form = lambda net, x: net.last(torch.cat([part.mT.to(x.dtype) for part in pool(net.first(x).mT)], 1))  # noqa: E731
+    model = Wired(form, first=nn.Linear(3, 6), last=nn.Linear(6, 2)).double()
+    mask = removing(model, "last.weight", [1, 4], dim=1)
+    small = compacted(model, mask, torch.randn(2, 7, 3, dtype=torch.float64))
+    assert small.first.out_features == 4
+
+
+def test_a_wrong_constant_keeps_what_it_was_folded_into(monkeypatch):
+    def wrong(of, node):
+        value = of(node.args[0])
+        return settled(value.labels, value.unknown, value.number.tanh() + 1)
+
+    monkeypatch.setitem(RULES, "tanh", wrong)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    for rows in ([0, 1], [0, 1, 2, 3, 4, 5]):
+        mask = removing(model, "0.weight", rows)
+        small = compacted(model, mask, torch.randn(2, 3, dtype=torch.float64))
+        assert small[0].out_features == 6
 
 
 def test_a_parameter_that_is_seen_in_another_form():

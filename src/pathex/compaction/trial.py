@@ -69,17 +69,24 @@ def difference(found: Tensor, expected: Tensor, small: float = _SMALL) -> float:
 
 
 def pin(channels: Channels, removed: Tensor, where: str | None, why: str, everything: bool) -> bool:
-    """Keep the channels that a fault may be due to, the fewest first; False if nothing is left to keep."""
+    """Keep the channels that a fault may be due to, the fewest first, all with their constants last; False if kept."""
     kind = type(channels.modules.get(where or ""))
     risky = [(channels.modules.get(node.module[0]), ids) for node, ids in channels.risky]
     touched = [part.ids for node in channels.graph.nodes if node.module[0] == where for part in channels.parts(node)]
     choices = [] if where is None else [[ids for module, ids in risky if type(module) is kind], touched]
-    choices += [[ids for _, ids in risky], [torch.arange(channels.labels.count)]]
-    for chosen in choices[-1:] if everything else choices:
-        if chosen and removed[torch.cat(chosen)].any():
-            channels.labels.pin(torch.cat(chosen), f"without it: {why} in {where or 'the network'}")
-            return True
-    return False
+    choices += [[ids for _, ids in risky]]
+    values = [part for node in channels.graph.nodes for part in channels.parts(node)]
+    if all(part.unknown_of.all() for part in values) and not removed.any():
+        return False
+    chosen = next((ids for ids in choices if not everything and ids and removed[torch.cat(ids)].any()), None)
+    if chosen is None:
+        chosen = [torch.arange(channels.labels.count)]
+        for value in values:
+            value.unknown_of = torch.ones_like(value.unknown_of)
+        for reader in channels.readers:
+            reader.unknown, reader.number = torch.ones_like(reader.unknown), torch.zeros_like(reader.number)
+    channels.labels.pin(torch.cat(chosen), f"without it: {why} in {where or 'the network'}")
+    return True
 
 
 def keep_for_training(channels: Channels, network: nn.Module, inputs: Inputs) -> None:
