@@ -103,7 +103,7 @@ class _Resolver:
         name = str(target)
         known: dict[InputKind, tuple[str, Any]] = {
             InputKind.PARAMETER: ("parameter", self.names.get(name, name)),
-            InputKind.BUFFER: ("buffer", name),
+            InputKind.BUFFER: ("buffer", self.names.get(name, name)),
             InputKind.CONSTANT_TENSOR: ("constant", self.constants.get(name)),
             InputKind.USER_INPUT: ("input", source.name),
         }

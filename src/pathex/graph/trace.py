@@ -92,8 +92,9 @@ def _traced(
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
     # As the exporter takes them: by argument, those by keyword beside the positional ones.
     dynamic_shapes = (shapes[1] if not args else (*shapes[0], *shapes[1].values())) if dynamic else None
-    first: dict[Tensor, str] = {}  # name of a parameter that has several
-    names = {name: first.setdefault(p, name) for name, p in model.named_parameters(remove_duplicate=False)}
+    first: dict[Tensor, str] = {}  # name of a parameter or buffer that has several
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    names = {name: first.setdefault(tensor, name) for name, tensor in named}
     with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
