@@ -86,6 +86,7 @@ def test_constants_behind_zero_padding_are_merged_into_one_channel():
     small = plan.apply()
     assert small[0][0].out_channels == 6  # all of the three are 9 and more, and one stands for them
     assert "1 (its constant is read by 1.0.weight)" in plan.explain()
+    assert small[0][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert_same(small, masked(model, mask), x, images(x, 5), images(x, 1))
 
 
@@ -254,6 +255,29 @@ def test_constants_stay_before_a_pool_that_divides_by_another_number():
     model, x = chain(conv(2, 8), nn.AvgPool2d(2, divisor_override=3), nn.Conv2d(8, 4, 1), head(4), shift=9.0)
     mask = Mask({**removing(model, "0.0.weight", [0, 1]), **removing(model, "2.weight", [2, 3], dim=1)})
     assert compacted(model, mask, x, images(x, 5))[0][0].out_channels == 6
+
+
+@pytest.mark.parametrize("shared", ["module", "buffers"])
+def test_statistics_that_have_two_names(shared, tmp_path):
+    def form(net, x):
+        x = net.block["norm"](net.first(x)).relu()
+        return net.last((net.other if shared == "buffers" else net.block["norm"])(net.second(x)).relu())
+
+    norm, other = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+    parts = {"first": conv(2, 6, norm=False), "second": conv(6, 6, norm=False), "last": head(6)}
+    model = Wired(form, norm=norm, block=nn.ModuleDict({"norm": norm}), other=other, **parts).double().eval()
+    draw(model, 0)
+    other.running_mean, other.running_var = norm.running_mean, norm.running_var
+    mask = Mask(
+        {f"{n}.weight": removing(model, f"{n}.weight", [0, 3], dim=1)[f"{n}.weight"] for n in ("second", "last.2")}
+    )
+    small = compacted(model, mask, torch.randn(2, 2, 8, 8, dtype=torch.float64))
+    assert len(small.norm.running_mean) == small.second.out_channels == 4
+    if shared == "buffers":
+        assert small.other.running_mean is small.norm.running_mean
+    compaction.save(small, tmp_path / "small.safetensors")
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    assert_same(compaction.load(tmp_path / "small.safetensors", model), small, x)
 
 
 def test_places_of_an_adaptive_max_pool_follow_its_channels():

@@ -17,9 +17,10 @@ _ATTRIBUTES: Mapping[type[nn.Module], Mapping[str, int]] = {
 
 
 def names_of(model: nn.Module) -> dict[str, str]:
-    """For each name of a parameter its first one."""
-    first: dict[nn.Parameter, str] = {}
-    return {name: first.setdefault(p, name) for name, p in model.named_parameters(remove_duplicate=False)}
+    """For each name of a parameter or buffer its first one."""
+    first: dict[Tensor, str] = {}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: first.setdefault(tensor, name) for name, tensor in named}
 
 
 def cut(tensor: Tensor, kept: Mapping[str, list[int]]) -> Tensor:
@@ -39,16 +40,15 @@ def carve(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn
     first, made = names_of(model), {}
     for path, module in list(model.named_modules()):
         before = _weight(module)
-        for own, entry in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+        parts = (module.named_parameters, module.named_buffers)
+        for own, entry in [pair for named in parts for pair in named(recurse=False, remove_duplicate=False)]:
             name = first[f"{path}.{own}" if path else own]
             if name not in made:
                 data = cut(tensors.get(name, entry.detach()).to(entry), recipe["kept"].get(name, {}))
-                made[name] = nn.Parameter(data, entry.requires_grad)
+                if entry.dim() == 4 and not entry.is_contiguous():
+                    data = data.contiguous(memory_format=torch.channels_last)
+                made[name] = nn.Parameter(data, entry.requires_grad) if isinstance(entry, nn.Parameter) else data
             setattr(module, own, made[name])
-        for own, entry in list(module.named_buffers(recurse=False)):
-            kept = recipe["kept"].get(f"{path}.{own}" if path else own)
-            if kept:
-                setattr(module, own, cut(entry, kept))
         _refit(module, before)
     for path, attributes in recipe["attributes"].items():
         for attribute, size in attributes.items():
