@@ -11,9 +11,9 @@ from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import nn
 
 from brute_force.cases import Wired
-from pathex.graph import cost, trace
+from pathex.graph import cost, held_bytes, trace
 from pathex.masks import prunable_weights
-from pathex.paths import read_scales, survey
+from pathex.paths import lowered, read_scales, survey
 from paths.oracle import channels_last
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is derived for piecewise-linear")
@@ -115,6 +115,39 @@ def test_the_cost_is_that_of_one_image():
         found = cost(trace(model, X[:count]))
         assert (found.activations, found.largest) == (288 + 288 + 5, 288)
         assert found.products == {"0.weight": 36 * 32, "0.bias": 0, "3.weight": 288 * 5, "3.bias": 0}
+
+
+PRODUCTS = {
+    "a matrix": (lambda x, w: x @ w, 80, 0),
+    "a matrix on the left": (lambda x, w: torch.matmul(w, x.mT), 80, 0),
+    "einsum": (lambda x, w: torch.einsum("bnd,de->bne", x, w), 80, 0),
+    "einsum on the left": (lambda x, w: torch.einsum("ed, b...d -> b...e", w, x), 80, 0),
+    "einsum without a result": (lambda x, w: torch.einsum("bnd,de", x, w), 80, 0),
+    "attention by einsum": (lambda x, w: torch.einsum("bij,bjd->bid", torch.einsum("bid,bjd->bij", x, x), x), 0, 200),
+    "a bilinear layer": (lambda x, w: F.bilinear(x, x, w[None]), 80, 0),
+    "inner": (torch.inner, 80, 0),
+    "a weight that another product makes": (lambda x, w: x @ (w @ torch.ones(4, 4)), 64, 80),
+    "a diagonal": (lambda x, w: torch.einsum("ii->i", w) * x, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_count_for_their_weight_however_they_are_written(name):
+    form, own, others = PRODUCTS[name]
+    model = Wired(lambda net, x: form(x, net.weight), weight=nn.Parameter(torch.randn(4, 4)))
+    found = cost(trace(model, torch.randn(2, 5, 4)))
+    assert (found.products["weight"], found.others) == (own, others)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_a_network_of_a_fixed_number_of_images_costs_the_same(number):
+    images = X[:1].expand(number, -1, -1, -1)
+    parts = {"first": nn.Conv2d(4, 3, 3), "last": nn.Linear(3 * 16, 2)}
+    fixed = trace(Wired(lambda net, x: net.last(net.first(x).relu().view(len(x), -1)), **parts), images)
+    free = trace(Wired(lambda net, x: net.last(net.first(x).relu().view(x.shape[0], -1)), **parts), images)
+    assert fixed.fixed_batch == number and free.fixed_batch is None
+    assert cost(fixed) == cost(free)
+    assert held_bytes(lowered(fixed), torch.float32) == held_bytes(lowered(free), torch.float32)
 
 
 @pytest.mark.parametrize(
