@@ -16,7 +16,7 @@ from compaction.networks import NETWORKS, build, conv, head, thin
 from pathex import Mask, compaction
 from pathex.compaction.channels import RULES
 from pathex.compaction.labels import settled
-from pathex.errors import MaskMismatch, PathexError, UnsupportedOperation
+from pathex.errors import MaskMismatch, PathexError, UnknownName, UnsupportedOperation
 from pathex.files import SEAL, read_safetensors, write_safetensors
 from refusals import refused
 from snapshots import unchanged
@@ -187,6 +187,10 @@ def test_refusals(tmp_path):
         compaction.save(model, path)
     with refused("does not fit Sequential", MaskMismatch):
         pathex.compact(model, Mask({"0.0.weight": torch.ones(1, dtype=torch.bool)}), x)
+    with refused("example_input has no images; allowed: one or more"):
+        pathex.compact(model, thin(model, 0), x[:0])
+    with refused(r"unknown weight '0\.0\.wait'\. Did you mean '0\.0\.weight'\?", UnknownName):
+        compaction.channel_groups(model, x, ["0.0.wait"])
     single = Wired(lambda net, x: net.layer(x.float()), layer=nn.Linear(3, 3))
     with refused("does not run in float64", PathexError):
         pathex.compact(single, removing(single, "layer.weight", []), torch.ones(2, 3))

@@ -78,6 +78,20 @@ def test_what_cannot_be_written_leaves_nothing(network, name, error, message, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES[:0], r"must be a tensor \(N, \.\.\.\) with one image or more"),
+        ((IMAGES, IMAGES), r"must be a tensor \(N, \.\.\.\) with one image or more"),
+        (IMAGES.double(), "Linear fails on images of torch.float64: RuntimeError"),
+    ],
+)
+def test_images_that_a_network_does_not_take(images, message, tmp_path):
+    with refused(message):
+        pathex.compaction.export(nn.Linear(4, 2), tmp_path / "n.pt2", images)
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_names_the_package_that_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with refused(r"onnxruntime: pip install 'pathex\[onnx\]'"):

@@ -39,7 +39,7 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
         example_input: Images (N, C, H, W); their height and width are those of the program.
 
     Raises:
-        InvalidInput: If a package is missing, or the file cannot be written.
+        InvalidInput: If a package is missing, the network fails on the images, or the file cannot be written.
         UnknownName: If the ending is not that of a format.
         UnsupportedOperation: If the exporter refuses the network, or what is written gives other outputs or does not
             take every number of images.
@@ -47,6 +47,8 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
     path = Path(path)
     if path.suffix not in FORMATS.values():
         raise UnknownName("ending of an exported file:", path.suffix, FORMATS.values())
+    if not isinstance(example_input, Tensor) or not example_input.dim() or not len(example_input):
+        raise InvalidInput("example_input must be a tensor (N, ...) with one image or more")
     network = copy.deepcopy(model).cpu().eval()
     example = example_input.detach().cpu()
     three = torch.cat([example[:1]] * 3)
@@ -99,7 +101,8 @@ def _compare(network: nn.Module, three: Tensor, written: Callable[[Tensor], Tens
         "which fixes it, and not by x.shape[0]? ({})"
     )
     for images in (three[:1], three):
-        expected = first_tensor(network(images))
+        with refusing(f"{type(network).__name__} fails on images of {images.dtype}: {{}}"):
+            expected = first_tensor(network(images))
         with refusing(fixed, raising=UnsupportedOperation):
             found = written(images)
         wrong = difference(found, expected, small=1e-30)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pathex.compaction.channels import Channels
 from pathex.compaction.decision import Deciding
 from pathex.compaction.plan import plan, read_channels
-from pathex.errors import PathexWarning, UnsupportedOperation, listed
+from pathex.errors import PathexWarning, UnsupportedOperation, check_names, listed
 from pathex.masks import Mask
 
 
@@ -75,7 +75,9 @@ def channel_groups(model: nn.Module, example_input: Any, names: Collection[str])
 
     Raises:
         UnsupportedOperation: If the network cannot be traced or run in float64, or no channel of it can go.
+        UnknownName: If a name is not that of a parameter.
     """
+    check_names("weight", names, dict(model.named_parameters()))
     channels, _, _ = read_channels(model, {}, example_input)
     found = Deciding(channels)
     found.fix()

@@ -111,6 +111,7 @@ def compact(model: nn.Module, mask: Tensors, example_input: Any) -> nn.Module:
 
     Raises:
         UnsupportedOperation: If the network cannot be traced or run in float64, or gives other outputs each time.
+        InvalidInput: If there is no image.
         MaskMismatch: If the mask does not fit the model.
 
     Examples:

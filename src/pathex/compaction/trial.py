@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pathex.compaction.channels import Channels
-from pathex.errors import UnsupportedOperation, reason, refusing
-from pathex.graph import arguments, failing_module
+from pathex.errors import InvalidInput, UnsupportedOperation, reason, refusing
+from pathex.graph import arguments, failing_module, tensors_in
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
@@ -21,6 +21,8 @@ _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
 
 def inputs_of(example: Any, fixed: int | None) -> list[Inputs]:
     """Arguments with two and three images, or as many as the network takes, the first one that of the example."""
+    if any(tensor.dim() and not len(tensor) for tensor in tensors_in(example)):
+        raise InvalidInput("example_input has no images; allowed: one or more")
 
     def of(count: int, tensor: Tensor) -> Tensor:
         tensor = tensor.detach().cpu()
