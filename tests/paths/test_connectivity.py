@@ -17,10 +17,12 @@ from torchvision.models.resnet import Bottleneck
 import pathex
 from brute_force.cases import CASES, Beside, Branches, Wired
 from brute_force.liveness import by_deletion
-from pathex.graph import trace
+from pathex.errors import MaskMismatch
+from pathex.graph import Inputs, trace
 from pathex.masks import all_kept, prunable_weights
-from pathex.paths import connectivity, has_empty_units, record, replay_open
+from pathex.paths import connectivity, count_paths, has_empty_units, record, replay, replay_open, roles
 from paths.oracle import calibrated
+from refusals import refused
 from snapshots import assert_same
 
 
@@ -345,3 +347,42 @@ def test_networks_are_connected(depths):
     model = ResNet(Bottleneck, list(depths), num_classes=2, width_per_group=8)
     found = connectivity(model, everything(model), torch.randn(1, 3, 64, 64))
     assert found.disconnected == 0 and found.dead_layers == []
+
+
+class _Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(*sizes, bias=False) for sizes in ((4, 6), (3, 6), (6, 2)))
+
+    def forward(self, x, y):
+        return self.c((self.a(x) + self.b(y)).relu())
+
+
+X, Y = torch.randn(3, 4), torch.randn(3, 3)
+
+
+@pytest.mark.parametrize("given", [(X, Y), {"x": X, "y": Y}, {"y": Y, "x": X}, Inputs((X, Y))])
+def test_several_inputs_in_any_form(given):
+    model = _Two()
+    mask = everything(model)
+    mask["a.weight"][0], mask["b.weight"][0] = False, False
+    assert connectivity(model, mask, given).disconnected == 2  # of the layer behind
+    assert count_paths(model, given, mask).total == 2 * 5 * 7
+    assert set(roles(model, mask, given)) == set(mask)
+    recording = record(model, given)
+    torch.testing.assert_close(recording.output, model(X, Y))
+    torch.testing.assert_close(replay(model, given, recording, coefficients="plain"), recording.output)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"a.wait": torch.ones(6, 4).bool()}, "the model has no parameter 'a.wait', which the mask names"),
+        ({"a.weight": torch.ones(6, 5).bool()}, r"'a.weight' must be a bool tensor of shape \(6, 4\), not .*\(6, 5\)"),
+        ({"a.weight": torch.ones(6, 4)}, "'a.weight' must be a bool tensor .* not torch.float32"),
+    ],
+)
+def test_a_mask_that_does_not_fit(entry, message):
+    for read in (connectivity, roles, lambda model, mask, x: count_paths(model, x, mask)):
+        with refused(message, MaskMismatch):
+            read(_Two(), entry, (X, Y))

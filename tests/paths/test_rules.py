@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 import programs
-from brute_force.cases import CASES, build, masked, random_mask
+from brute_force.cases import CASES, Wired, build, masked, random_mask
 from brute_force.expand import Graph
 from brute_force.paths import flow
-from pathex.paths import record, replay, replay_open
+from pathex.errors import UnknownName
+from pathex.paths import count_paths, record, replay, replay_open
 from pathex.paths.linear import LINEAR
 from pathex.paths.recording import RECORD, ArgMax, Factors, Gate, Slope
 from programs import GROUPS, beside, derivative
+from refusals import refused
 
 
 @cache
@@ -121,3 +123,28 @@ def test_a_wrong_rule_shows(table, ops, change, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(table, op, partial(change, table[op]))
             assert not right(table, [group for group, used in groups.items() if op in used]), op
+
+
+WORDS = {
+    "calibration": lambda net, x: record(net, x, calibration="foo"),
+    "smooth": lambda net, x: record(net, x, smooth="foo"),
+    "coefficients": lambda net, x: replay(net, x, record(net, x), coefficients="foo"),
+    "statistics": lambda net, x: replay_open(net, x, statistics="foo"),
+    "pools": lambda net, x: replay_open(net, x, statistics="running", pools="foo"),
+    "per_sample": lambda net, x: count_paths(net, x, {}, per_sample="foo"),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_unknown_words(word):
+    with refused(f"unknown {word} 'foo'. Known: ", UnknownName):
+        WORDS[word](torch.nn.Linear(3, 2), torch.randn(2, 3))
+
+
+def test_a_replay_of_another_number_of_images():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+    for number in (1, 5):
+        with refused("images of another shape or number"):
+            replay(net, torch.randn(number, 3), record(net, torch.randn(2, 3)))
+    turned, x = Wired(lambda net, x: net.layer(x).relu().mT, layer=net[0]), torch.rand(5, 3)
+    assert replay(turned, x, record(turned, x)).shape == (2, 5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.graph import Graph, Images, Node, Output, Tensors, ones, trace, untouched
-from pathex.paths.linear import Linear, PerSample, run_linear
+from pathex.paths.linear import Linear, PerSample, inputs_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Call, Weights
@@ -49,7 +49,7 @@ class PathCounts:
 
 def count_paths(
     model: nn.Module,
-    x: Images,
+    x: Any,
     mask: Tensors,
     *,
     per_sample: PerSample = "refuse",
@@ -65,7 +65,8 @@ def count_paths(
     Returns:
         Counts in float64, on the model's device.
     """
-    graph = lowered(trace(model, x[:1], output=output))
+    x = inputs_of(x)[:1]
+    graph = lowered(trace(model, x, output=output))
     counts = _counted(graph, model, x, mask, per_sample, opened, scaled=False)
     return counts if math.isfinite(counts.total) else _counted(graph, model, x, mask, per_sample, opened, scaled=True)
 
@@ -80,7 +81,7 @@ def _counted(
     weights = Weights(model, torch.float64, mask=None if opened else mask, replaced=present, scored=list(mask))
     with untouched(model), torch.enable_grad():
         reading = _Count(graph, weights, per_sample, scaled, mask if opened else None)
-        total = run_linear(reading, ones(x[:1], torch.float64, device)).sum()
+        total = run_linear(reading, ones(x, torch.float64, device)).sum()
         through = reading.scores(total) if total.requires_grad else weights.take()
     return PathCounts(through, float(total.detach()), reading.uses)
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import Graph, Images, Interpreter, Node, each, tensors_in
+from pathex.errors import InvalidInput, UnsupportedOperation, check_name
+from pathex.graph import Graph, Images, Inputs, Interpreter, Node, arguments, each, tensors_in
 from pathex.paths.moments import Moments
 from pathex.paths.origins import Origins
 from pathex.paths.recording import LINEAR, register
@@ -16,6 +16,7 @@ from pathex.paths.weights import Call, Weights, call_of, weigh
 
 Coefficients = Literal["plain", "squared", "ones", "absolute", "connected"]
 PerSample = Literal["refuse", "one"]
+Pools = Literal["sum", "max"]
 NO_PATH = "no path from the input reaches the output through operations that can be read"
 
 rule = partial(register, LINEAR)
@@ -37,10 +38,15 @@ class Linear(Interpreter):
         statistics: Sequence[Moments] | Literal["running"] = "running",
         coefficients: Coefficients = "squared",
         *,
-        pools: Literal["sum", "max"] = "sum",
+        pools: Pools = "sum",
         per_sample: PerSample = "refuse",
     ) -> None:
         super().__init__(graph, weights, weights.dtype)
+        check_name("coefficients", coefficients, get_args(Coefficients))
+        check_name("pools", pools, get_args(Pools))
+        check_name("per_sample", per_sample, get_args(PerSample))
+        if isinstance(statistics, str):
+            check_name("statistics", statistics, ("running",))
         self.weights, self.tape, self.statistics = weights, tape, statistics
         self.coefficients, self.pools, self.per_sample = coefficients, pools, per_sample
         scored = bool(weights.scores) and torch.is_grad_enabled()
@@ -247,6 +253,11 @@ def _divides_by_norm(graph: Graph, node: Node) -> bool:
     while node.op not in ("square", "pow", "abs") and node not in graph.inputs and graph.role(node) != "weighted":
         node = next(source for source in node.inputs if source in graph.carried)
     return node.op in ("square", "pow", "abs")
+
+
+def inputs_of(x: Any) -> Inputs:
+    """What a network gets, in any form that `trace` takes."""
+    return Inputs(*arguments(x))
 
 
 def run_linear(reading: Linear, x: Images) -> Tensor:

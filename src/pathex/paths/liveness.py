@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.graph import WEIGHTED, Graph, Images, Node, Output, Tensors, compute_dtype, ones, trace, untouched
-from pathex.paths.linear import Linear, origins_of, run_linear
+from pathex.paths.linear import Linear, inputs_of, origins_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.units import by_units, is_layer, layout_of
 from pathex.paths.weights import Weights
@@ -101,7 +101,7 @@ class _Liveness(Linear):
         return result.detach()
 
 
-def connectivity(model: nn.Module, mask: Tensors, x: Images, *, output: Output = None) -> Connectivity:
+def connectivity(model: nn.Module, mask: Tensors, x: Any, *, output: Output = None) -> Connectivity:
     """Find the kept weights that lie on no path from an input to an output.
 
     All gates are open, max pools pass their whole window, and every parameter that is not masked counts as present. A
@@ -111,14 +111,18 @@ def connectivity(model: nn.Module, mask: Tensors, x: Images, *, output: Output =
     Args:
         model: The network; left as it was.
         mask: Name to bool tensor, True = kept.
-        x: Any input ``(N, ...)``; only its shape counts.
+        x: Any input ``(N, ...)``, or a tuple of arguments, or a dictionary of them by name; only its shape counts.
         output: Which of several outputs counts.
 
     Returns:
         Effective weights, and dead layers, channels and outputs.
+
+    Raises:
+        MaskMismatch: If the mask does not fit the model.
     """
-    graph = trace(model, x[:1], output=output)
-    effective, _, reached = _effective(graph, model, mask, x[:1])
+    x = inputs_of(x)[:1]
+    graph = trace(model, x, output=output)
+    effective, _, reached = _effective(graph, model, mask, x)
     live = {name: _by_output_channel(graph, name, used).any(1) for name, used in effective.items()}
     dead_channels = {name: (~channels).nonzero().flatten().tolist() for name, channels in live.items()}
     kept = sum(int(entry.count_nonzero()) for entry in mask.values())
@@ -146,7 +150,7 @@ class OnPaths:
         return _effective(self.graph, self.model, mask, self.x, names)[0]
 
 
-def roles(model: nn.Module, mask: Tensors, x: Images, *, output: Output = None) -> dict[str, list[Tensor]]:
+def roles(model: nn.Module, mask: Tensors, x: Any, *, output: Output = None) -> dict[str, list[Tensor]]:
     """Tell apart the parts of a weight that play different roles at products: value, gate, query, key.
 
     Networks fuse such weights into one (the ``qkv`` of an attention, both halves of a GLU). Entries are told apart by
@@ -155,7 +159,7 @@ def roles(model: nn.Module, mask: Tensors, x: Images, *, output: Output = None) 
     Returns:
         For each masked weight disjoint bool tensors, together the kept entries on a path; most weights have one part.
     """
-    x = x[:1]
+    x = inputs_of(x)[:1]
     graph = trace(model, x, output=output)
     whole, leaving, _ = _effective(graph, model, mask, x)
     passing = []

@@ -5,9 +5,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import Output, Tensors, compute_dtype, trace, untouched
-from pathex.paths.linear import NO_PATH, Coefficients, Linear, PerSample, run_linear
+from pathex.errors import InvalidInput, UnsupportedOperation, check_name
+from pathex.graph import Output, Tensors, compute_dtype, each, tensors_in, trace, untouched
+from pathex.paths.linear import NO_PATH, Coefficients, Linear, PerSample, Pools, inputs_of, run_linear
 from pathex.paths.lowering import lowered
 from pathex.paths.moments import Moments
 from pathex.paths.recording import Record, Recording, Smooth, Statistics
@@ -18,7 +18,7 @@ Given = Weights | Tensors | None
 
 def record(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     *,
     tensors: Given = None,
     calibration: Statistics = "batch",
@@ -29,7 +29,7 @@ def record(
 
     Args:
         model: The network; left as it was.
-        x: Images ``(N, ...)``.
+        x: Images ``(N, ...)``, or a tuple of arguments, or a dictionary of keyword arguments.
         tensors: Given that stand in for parameters or buffers (masked weights, for instance), by name.
         calibration: ``batch``: every BatchNorm uses the biased moments of what reaches it; ``running``: the stored
             statistics; or moments by BatchNorm call.
@@ -53,21 +53,20 @@ def record(
         >>> torch.allclose(replay(net, x, recording, coefficients="plain"), net(x))
         True
     """
-    if isinstance(calibration, str) and calibration not in ("batch", "running"):
-        raise InvalidInput(f"unknown calibration {calibration!r}. Known: batch, running")
-    if smooth not in get_args(Smooth):
-        raise InvalidInput(f"unknown smooth {smooth!r}. Known: {', '.join(get_args(Smooth))}")
+    if isinstance(calibration, str):
+        check_name("calibration", calibration, ("batch", "running"))
+    check_name("smooth", smooth, get_args(Smooth))
     graph, weights = lowered(trace(model, x, output=output)), _weights(model, tensors)
     if graph.output not in graph.carried:
         raise UnsupportedOperation(NO_PATH)
     reading = Record(graph, weights, calibration, smooth)
     with untouched(model):
-        return reading.recording(x.detach().to(weights.dtype))
+        return reading.recording(*tensors_in(each(x, lambda tensor: tensor.detach().to(weights.dtype))))
 
 
 def replay(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     recording: Recording,
     *,
     tensors: Given = None,
@@ -93,23 +92,26 @@ def replay(
         Output of the linear map.
 
     Raises:
-        InvalidInput: If the recording is not of this network.
+        InvalidInput: If the recording is not of this network, output, shape and number of images, or
+            ``coefficients`` is not known.
     """
     graph = lowered(trace(model, x, output=output))
-    if graph is not recording.graph:
-        raise InvalidInput("the recording is of another network, another output or images of another shape")
+    seen, number = recording.output.shape, len(inputs_of(x))
+    by_image = graph.output.batched and graph.output.shape == (2, *seen[1:])
+    if graph is not recording.graph or (by_image and number != seen[0]):
+        raise InvalidInput("the recording is of another network, another output or images of another shape or number")
     reading = Linear(graph, _weights(model, tensors), recording.tape, recording.statistics, coefficients)
     return _read(model, x, reading)
 
 
 def replay_open(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     *,
     statistics: Sequence[Moments] | Literal["running"],
     tensors: Given = None,
     coefficients: Coefficients = "squared",
-    pools: Literal["sum", "max"] = "sum",
+    pools: Pools = "sum",
     per_sample: PerSample = "refuse",
     output: Output = None,
 ) -> Tensor:
@@ -128,6 +130,9 @@ def replay_open(
 
     Returns:
         Output of the linear map (linear up to ``pools="max"``).
+
+    Raises:
+        UnknownName: If ``statistics``, ``coefficients``, ``pools`` or ``per_sample`` is not known.
     """
     graph = lowered(trace(model, x, output=output))
     how: dict[str, Any] = {"pools": pools, "per_sample": per_sample}
@@ -140,6 +145,6 @@ def _weights(model: nn.Module, tensors: Given) -> Weights:
     return Weights(model, compute_dtype(model, tensors), replaced=tensors)
 
 
-def _read(model: nn.Module, x: Tensor, reading: Linear) -> Tensor:
+def _read(model: nn.Module, x: Any, reading: Linear) -> Tensor:
     with untouched(model):
         return run_linear(reading, x)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pathex.errors import InvalidInput
+from pathex.errors import InvalidInput, MaskMismatch
 from pathex.graph import Node
 
 _WORTH = 1 << 16  # entries from which on a weight is made again in the backward pass instead of kept
@@ -19,7 +19,8 @@ class Weights:
 
     The scores of those that are ``scored`` are summed up here. Weights that a network computes are known by the
     ``prunable`` parameters they are made of (None: the scored ones). Entries of ``infinite`` ones may be infinite or
-    NaN: a choice removes them, a product would not. `InvalidInput` if ``replaced`` names what the network has not.
+    NaN: a choice removes them, a product would not. `InvalidInput` if ``replaced`` names what the network has not,
+    `MaskMismatch` if the ``mask`` does not fit it.
     """
 
     def __init__(
@@ -39,6 +40,12 @@ class Weights:
             if name not in self.own:
                 raise InvalidInput(f"the model has no parameter or buffer named {name!r}")
             self.own[name] = tensor
+        for name, kept in self.mask.items():
+            if (own := self.own.get(name)) is None:
+                raise MaskMismatch(f"the model has no parameter {name!r}, which the mask names")
+            if kept.dtype != torch.bool or kept.shape != own.shape:
+                allowed, found = (f"of shape {tuple(each.shape)}" for each in (own, kept))
+                raise MaskMismatch(f"mask entry {name!r} must be a bool tensor {allowed}, not {kept.dtype} {found}")
         self.scores: dict[str, Tensor | None] = dict.fromkeys(scored)
         self.prunable = tuple(scored if prunable is None else prunable)
 
