@@ -76,11 +76,11 @@ def pin(channels: Channels, removed: Tensor, where: str | None, why: str, everyt
     risky = [(channels.modules.get(node.module[0]), ids) for node, ids in channels.risky]
     touched = [part.ids for node in channels.graph.nodes if node.module[0] == where for part in channels.parts(node)]
     choices = [] if where is None else [[ids for module, ids in risky if type(module) is kind], touched]
-    choices += [[ids for _, ids in risky]]
+    choices = [] if everything else [*choices, [ids for _, ids in risky]]
     values = [part for node in channels.graph.nodes for part in channels.parts(node)]
     if all(part.unknown_of.all() for part in values) and not removed.any():
         return False
-    chosen = next((ids for ids in choices if not everything and ids and removed[torch.cat(ids)].any()), None)
+    chosen = next((ids for ids in choices if ids and removed[torch.cat(ids)].any()), None)
     if chosen is None:
         chosen = [torch.arange(channels.labels.count)]
         for value in values:
