@@ -5,7 +5,10 @@ Of random networks in float64 the plain replay is the derivative, and scores are
 
 import copy
 import itertools
+import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 import pathex
 from brute_force.cases import Beside, Wired
 from pathex.errors import InvalidInput, UnsupportedOperation
-from pathex.graph import Interpreter, trace
+from pathex.graph import Inputs, Interpreter, arguments, trace
+from pathex.paths import record, replay
 from programs import GROUPS, LINEARISED, OPERATORS, Program, assert_computes, assert_linearises, beside, images
 from refusals import refused
 from snapshots import unchanged
@@ -156,6 +160,47 @@ def test_several_inputs_and_outputs():
         trace(model, (x, y), output="nothing")
 
 
+def test_names_of_outputs_are_those_of_the_network_not_of_its_containers():
+    x, one = torch.randn(3, 2), nn.Linear(2, 2)
+    forms = {
+        "values": lambda net, x: {"keys": net.one(x), "values": net.one(x).relu()},
+        "indices": lambda net, x: _Places(net.one(x), net.one(x).relu()),
+    }
+    for name, form in forms.items():
+        model = Wired(form, one=one)
+        found = run(model, trace(model, x, output=name), x)
+        torch.testing.assert_close(found, one(x).relu().detach())
+        with refused("no output 'count'"):
+            trace(model, x, output="count")
+
+
+class _Places(NamedTuple):
+    found: Tensor
+    indices: Tensor
+
+
+class Star(nn.Linear):
+    def forward(self, x, *others, **named):
+        return super().forward(sum(others, x)) * named.get("scale", 1)
+
+
+def test_arguments_of_any_number():
+    model, x, y = Star(4, 2).double(), torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    scale = torch.randn(3, 1).double()
+    for example in (x, (x, y), (x, y, x), {"x": x, "scale": scale}, Inputs((x, y), {"scale": scale})):
+        args, kwargs = arguments(example)
+        found = run(model, trace(model, example), *args, *kwargs.values())
+        torch.testing.assert_close(found, model(*args, **kwargs).detach())
+
+
+def test_several_threads_trace():
+    x = torch.randn(2, 4)
+    networks = [nn.Sequential(nn.Linear(4, width), nn.Sigmoid(), nn.Linear(width, 2)) for width in range(11, 19)]
+    with ThreadPoolExecutor(4) as threads:
+        for model, graph in zip(networks, threads.map(lambda model: trace(model, x), networks), strict=True):
+            torch.testing.assert_close(run(model, graph, x), model(x).detach())
+
+
 class CountsImages(nn.Linear):
     def forward(self, x):
         return sum(super(CountsImages, self).forward(row) for row in x.unbind(0)).expand(len(x), -1)
@@ -215,24 +260,31 @@ def test_no_more_graphs_are_kept_than_were_agreed(monkeypatch):
 
 
 def test_a_hook_may_keep_what_it_sees():
-    model, x, seen = nn.Linear(3, 2), torch.randn(2, 3), []
+    model, x, seen = nn.Linear(3, 2).double(), torch.randn(2, 3).double(), []
     model.register_forward_hook(lambda module, args, output: seen.append(output))
     for _ in range(2):
         graph = trace(model, x)
         torch.testing.assert_close(run(model, graph, x), model(x).detach())
+        torch.testing.assert_close(
+            replay(model, x, record(model, x), coefficients="plain"), x @ model.weight.T.detach()
+        )
 
 
 REFUSED = {
     "decides by values": lambda net, x: net.conv(x) if x.sum() > 0 else net.conv(-x),
+    "takes a number": lambda net, x: net.conv(x) * float(x.abs().max()),
     "leaves torch": lambda net, x: net.conv(x) + float(x.detach().numpy().sum()),
 }
 
 
 @pytest.mark.parametrize("form", REFUSED.values(), ids=REFUSED)
-def test_a_refusal_is_one_line_that_names_the_module(form):
+def test_a_refusal_is_one_line_that_names_the_module(form, capfd, monkeypatch):
+    handler = logging.StreamHandler(sys.__stderr__)  # as the exporter has without pytest
+    monkeypatch.setattr(logging.getLogger("torch.fx.experimental.symbolic_shapes"), "handlers", [handler])
     model, x = nn.Sequential(nn.Identity(), network(form)).train(), torch.randn(2, 3, 5, 5)
     with unchanged(model), refused(r"cannot be traced in module '1' \(Wired\)", UnsupportedOperation):
         trace(model, x)
+    assert not capfd.readouterr().err
     assert all(isinstance(entry, nn.Parameter) and type(entry.data) is Tensor for entry in model.parameters())
 
 

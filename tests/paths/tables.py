@@ -190,6 +190,7 @@ FUNCTIONS = {
     "where a number": lambda x: torch.where(x > 0.2, x, 0.5),
     "masked fill": lambda x: x.masked_fill(x < 0, 3.0),
     "masked fill in place": lambda x: x.masked_fill_(x < 0, 3.0),
+    "written where it is negative": lambda x: x.index_put((x < 0,), torch.tensor(3.0, dtype=x.dtype)),
     "maximum of a number": lambda x: torch.maximum(x, torch.zeros_like(x)),
     "a choice changed in place": _shifted_choice,
     "a comparison changed in place": _inverted,

@@ -17,7 +17,7 @@ from torchvision.models.resnet import Bottleneck
 import pathex
 from brute_force.cases import CASES, Beside, Branches, Wired
 from brute_force.liveness import by_deletion
-from pathex.errors import MaskMismatch
+from pathex.errors import MaskMismatch, UnsupportedOperation
 from pathex.graph import Inputs, trace
 from pathex.masks import all_kept, prunable_weights
 from pathex.paths import connectivity, count_paths, has_empty_units, record, replay, replay_open, roles
@@ -242,6 +242,7 @@ CHOICES = [
     lambda y: y.sum(0).topk(3, 1).values,
     lambda y: torch.maximum(y[0], y[1]),
     lambda y: y.sum(0).masked_fill(y[0] < 1.5, 0.0),
+    lambda y: y.sum(0).index_put((y[0] < 1.5,), torch.zeros((), dtype=y.dtype)),
     lambda y: y.sum(0) * (y[0] > 1.5),
     lambda y: torch.where(y[0] > y[1], y[0], y[1]),
 ]
@@ -259,6 +260,16 @@ def test_whatever_may_be_chosen_is_connected():
     assert connectivity(model, everything(model), torch.randn(1, 5)).disconnected == 0
     for images in (1, 3):  # a choice along another dimension leaves their number
         assert len(replay_open(model, torch.ones(images, 5), statistics="running", per_sample="one")) == images
+
+
+def test_values_written_where_values_say_have_no_open_reading():
+    model = Wired(lambda net, x: net.b(_swapped(net.a(x))), a=nn.Linear(5, 8), b=nn.Linear(8, 2))
+    with refused("no rule to read index_put.*takes entries by values", UnsupportedOperation):
+        connectivity(model, everything(model), torch.randn(3, 5))
+
+
+def _swapped(x):
+    return x.index_put((torch.arange(len(x)), x.argmax(1)), x[:, 0])
 
 
 _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 4}

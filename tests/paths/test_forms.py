@@ -221,6 +221,8 @@ WITHOUT_RULE = {
     "clamp by broadcast": (lambda x: x[:, None].clamp(min=torch.tensor([[0.0], [0.1]])), "clamp"),
     "cubic norm": (lambda x: x.norm(3, dim=-1, keepdim=True), "norm"),
     "fill by itself": (lambda x: x.masked_fill(torch.ones(4, dtype=torch.bool), x.sum()), "masked_fill"),
+    "chosen entries": (lambda x: x * x[x > 0].mean(), "index.*values decide its shape"),
+    "places": (lambda x: x * (x > 0).nonzero().sum(), "nonzero.*values decide its shape"),
     "transform": (lambda x: torch.fft.rfft(x).real, "fft_rfft"),
     "distances": (lambda x: torch.cdist(x, x), "cdist"),
     "floor": (lambda x: torch.div(x, 2, rounding_mode="floor"), "div"),

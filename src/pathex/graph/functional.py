@@ -126,7 +126,7 @@ class _Resolver:
             self._inline(source, name)
         elif target is operator.getitem and not isinstance(self.value(source.args[0]), Node):  # type: ignore[arg-type]
             self._bind(source, self.value(source.args[0])[source.args[1]])  # type: ignore[arg-type]
-        elif name.endswith("_") and not name.startswith("__"):
+        elif name.endswith("_") and not name.startswith("__") and hasattr(target, "overloadpacket"):
             self._write(source, name[:-1])
         else:
             value = self._add(source, source.name, target, source.args, source.kwargs)
@@ -202,6 +202,11 @@ def resolve(program: ExportedProgram, names: Mapping[str, str]) -> tuple[list[No
 def _node(source: fx.Node, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
     value: Any = source.meta.get("val")
     is_tensor = isinstance(value, Tensor)
+    try:
+        shape = tuple(int(size) for size in value.shape) if is_tensor else None
+    except RuntimeError as error:
+        where = Node("", "", None, module=_module(source)).place
+        raise UnsupportedOperation(f"no rule to read {_name_of(target)} in {where}: values decide its shape") from error
     return Node(
         name,
         _name_of(target),
@@ -209,7 +214,7 @@ def _node(source: fx.Node, name: str, target: Any, args: tuple[Any, ...], kwargs
         args,
         kwargs,
         arguments_of(target, args, kwargs),
-        tuple(int(size) for size in value.shape) if is_tensor else None,
+        shape,
         value.dtype if is_tensor else None,
         is_tensor and any(isinstance(size, torch.SymInt) for size in value.shape),
         _module(source),

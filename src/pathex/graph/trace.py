@@ -1,13 +1,13 @@
 """From a module to its graph, by PyTorch's exporter."""
 
-import functools
-import hashlib
+import inspect
+import io
 import logging
 import re
-import types
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pathex.errors import InvalidInput, PathexError, UnsupportedOperation
+from pathex.graph.fingerprint import fingerprint
 from pathex.graph.functional import resolve
 from pathex.graph.graph import Graph, Node
 from pathex.graph.inputs import arguments
@@ -28,6 +29,7 @@ Output = str | int | None
 
 _CACHED = 64  # graphs, without the tensors of their networks
 _known: dict[str, Graph] = {}  # the last one that was asked for last
+_one_at_a_time = threading.RLock()  # the exporter is not for several threads
 
 
 def trace(model: nn.Module, example: Any, *, output: Output = None) -> Graph:
@@ -64,7 +66,7 @@ def trace(model: nn.Module, example: Any, *, output: Output = None) -> Graph:
         raise UnsupportedOperation("a scripted network cannot be traced; pass the module that it was made of")
     args, kwargs = arguments(example)
     leaves, form = tree_flatten((args, kwargs))
-    key = f"{_fingerprint(model, leaves)} {form} {output!r}"
+    key = f"{fingerprint(model, leaves)} {form} {output!r}"
     graph = _once(key, partial(_traced, model, args, kwargs, output))
     if graph.fixed_batch is None:
         return graph
@@ -75,12 +77,13 @@ def trace(model: nn.Module, example: Any, *, output: Output = None) -> Graph:
 
 
 def _once(key: str, make: Callable[[], Graph]) -> Graph:
-    if key not in _known:
-        _known[key] = make()
-    graph = _known[key] = _known.pop(key)
-    while len(_known) > _CACHED:
-        del _known[next(iter(_known))]
-    return graph
+    with _one_at_a_time:
+        if key not in _known:
+            _known[key] = make()
+        graph = _known[key] = _known.pop(key)
+        while len(_known) > _CACHED:
+            del _known[next(iter(_known))]
+        return graph
 
 
 def _traced(
@@ -90,20 +93,20 @@ def _traced(
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
-    # As the exporter takes them: by argument, those by keyword beside the positional ones.
-    dynamic_shapes = (shapes[1] if not args else (*shapes[0], *shapes[1].values())) if dynamic else None
     first: dict[Tensor, str] = {}  # name of a parameter or buffer that has several
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     names = {name: first.setdefault(tensor, name) for name, tensor in named}
     with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
-            program = _exported(model, args, kwargs, dynamic_shapes)
+            # As the exporter takes them: by the names of arguments.
+            bound = inspect.signature(model.forward).bind(*shapes[0], **shapes[1]).arguments if dynamic else None
+            program = _exported(model, args, kwargs, bound)
+            nodes, inputs, leaves = resolve(program, names)
         except PathexError:
             raise
         except Exception as error:  # whatever the code of a network raises when it is traced
             raise UnsupportedOperation(_reason(model, error)) from error
-        nodes, inputs, leaves = resolve(program, names)
     result = program.call_spec.out_spec.unflatten(leaves)
     # Without a range for it the exporter has bound the number of images, as the network asked for it.
     fixed = None if program.range_constraints else next((node.shape[0] for node in inputs if node.shape), None)
@@ -121,13 +124,17 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """Without the log of what the exporter then raises."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
+    """Without the log of what the exporter then raises, and without the graph that it prints."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    before = [logger.disabled for logger in loggers]
     try:
-        yield
+        for logger in loggers:
+            logger.disabled = True
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 class _DataByDetach(TorchFunctionMode):
@@ -159,8 +166,9 @@ def first_tensor(result: Any, output: Output = None, leaf: type = Tensor) -> Any
         if isinstance(result, leaf):
             raise InvalidInput(f"the network has one output, a tensor; output must be None, not {output!r}")
         try:
-            result = getattr(result, output) if isinstance(output, str) and hasattr(result, output) else result[output]
-        except (KeyError, IndexError, TypeError) as error:
+            by_key = isinstance(result, (Mapping, tuple, list)) and output not in getattr(result, "_fields", ())
+            result = result[output] if by_key else getattr(result, str(output))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             known = f" (known: {', '.join(map(str, result))})" if isinstance(result, Mapping) else ""
             raise InvalidInput(f"the network has no output {output!r}{known}") from error
     if isinstance(result, leaf):
@@ -199,65 +207,3 @@ def failing_module(model: nn.Module, error: Exception) -> str | None:
             found = names[owner]
         trail = trail.tb_next
     return found
-
-
-# -- once for each structure -------------------------------------------------------------------------------------------
-
-
-def _fingerprint(model: nn.Module, inputs: Sequence[Any]) -> str:
-    digest = hashlib.sha1(usedforsecurity=False)
-    shared: dict[Tensor, int] = {}
-    kinds: dict[type, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        kind = type(module)
-        if kind not in kinds:
-            kinds[kind] = f"{_content(kind)}:{_content(kind.forward)}"
-        digest.update(f"{name}:{kinds[kind]}".encode())
-        for own, tensor in (*module._parameters.items(), *module._buffers.items()):
-            number = None if tensor is None else shared.setdefault(tensor, len(shared))
-            form = "" if tensor is None else f"{tuple(tensor.shape)}{tensor.dtype}{tensor.device}"
-            digest.update(f"{own}{form}{number}".encode())
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            digest.update(f"{[_content(hook) for hook in hooks.values()]}".encode())
-        for own, value in vars(module).items():
-            if not own.startswith("_") and own != "training":
-                digest.update(f"{own}={_content(value)}".encode())
-    for leaf in inputs:
-        form = f"{tuple(leaf.shape[1:])}{leaf.dtype}{leaf.device}" if isinstance(leaf, Tensor) else repr(leaf)
-        digest.update(form.encode())
-    return digest.hexdigest()
-
-
-def _content(value: Any, depth: int = 0) -> str:
-    """Text that tells apart what a forward pass may depend on."""
-    inner = partial(_content, depth=depth + 1)
-    if depth > _DEEPEST:
-        return ""
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        held = type(value) in (Tensor, nn.Parameter) and plain.numel()  # what a hook kept of a trace has no numbers
-        data = plain.view(-1).view(torch.uint8).numpy().tobytes() if held else b""
-        return hashlib.sha1(data, usedforsecurity=False).hexdigest() + str((tuple(value.shape), value.dtype))
-    if isinstance(value, (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)):
-        return repr(value)
-    if isinstance(value, (tuple, list, set, frozenset)):
-        return f"{type(value).__name__}({','.join(map(inner, value))})"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key!r}:{inner(entry)}' for key, entry in value.items())}}}"
-    if isinstance(value, functools.partial):
-        return f"partial({inner(value.func)},{inner(value.args)},{inner(value.keywords)})"
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if isinstance(value, types.MethodType):
-        value = value.__func__
-    if isinstance(value, types.FunctionType):
-        # What functions of one name do, and what they have from outside.
-        cells = [inner(cell.cell_contents) for cell in value.__closure__ or () if cell != _EMPTY]
-        outside = [inner(value.__globals__[n]) for n in value.__code__.co_names if n in value.__globals__]
-        return f"{name} {inner(value.__code__)} {inner(value.__defaults__)} {cells} {outside}"
-    if isinstance(value, types.CodeType):
-        return f"{value.co_code.hex()} {value.co_names} {inner(value.co_consts)}"
-    return name
-
-
-_DEEPEST = 4
-_EMPTY = types.CellType()

@@ -9,6 +9,7 @@ from torch import Tensor
 from pathex.graph import STRUCTURE, Node
 from pathex.paths.linear import Linear, rule
 
+_BY_VALUES = "it takes entries by values that this reading does not have"
 _TAKES = {"gather": "index", "take_along_dim": "indices", "index_select": "index"}
 
 
@@ -19,7 +20,7 @@ def _move(reading: Linear, node: Node) -> Any:
         x = reading(node.args[0])
         return x.sum(node["dim"], keepdim=True).expand(_shape(node, x))
     if node.op == "index" and reading.opened and any(_decided(reading, i) for i in node["indices"] if i is not None):
-        raise reading.unsupported(node, "it takes entries by values that this reading does not have")
+        raise reading.unsupported(node, _BY_VALUES)
     return reading.plain(node)
 
 
@@ -100,6 +101,10 @@ def _copy(reading: Linear, node: Node) -> Tensor:
 @rule("index_put")
 def _index_put(reading: Linear, node: Node) -> Tensor:
     whole, index, values, *how = node.args
+    if reading.opened and any(_decided(reading, i) for i in index if i is not None):
+        if reading.carries(values):
+            raise reading.unsupported(node, _BY_VALUES)
+        return _part(reading, whole)  # any may stay
     return node.target(_part(reading, whole), reading(index), _part(reading, values), *how)
 
 

@@ -1,0 +1,187 @@
+"""What tells networks apart whose graphs may differ: what a forward pass depends on but the values of weights."""
+
+import dis
+import functools
+import hashlib
+import io
+import pickle
+import sys
+import types
+import uuid
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+_EMPTY = types.CellType()
+_BY_NAME = {"torch", "numpy", *sys.stdlib_module_names}  # packages whose code stays as it is
+_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_ASIDE = {*vars(nn.Module()), "_compiled_call_impl", "_flat_weight_refs"} - {"_parameters", "_buffers", "_modules"}
+
+
+def fingerprint(model: nn.Module, inputs: Sequence[Any]) -> str:
+    """Equal for networks of one structure and inputs of one form, for any number of images."""
+    modules = list(model.modules())
+    weights = list(dict.fromkeys([*model.parameters(), *model.buffers()]))
+    own = {id(part): number for number, part in enumerate([*modules, *weights])}
+    forms = [_form(x)[1:] if isinstance(x, Tensor) else x for x in inputs]
+    try:
+        return _digest([[_content(module) for module in modules], list(map(_form, weights)), forms], own, {})
+    except Exception:  # such as references too deep to follow: told apart from all others
+        return uuid.uuid4().hex
+
+
+def _digest(parts: Any, own: Mapping[int, int], code: dict[int, tuple[Any, str]]) -> str:
+    _Writer(file := io.BytesIO(), own, code).dump(parts)
+    return hashlib.sha1(file.getvalue(), usedforsecurity=False).hexdigest()
+
+
+class _Writer(pickle.Pickler):
+    """Pickles containers and plain objects as ever, parts of the network as numbers, and code by what it does."""
+
+    def __init__(self, file: io.BytesIO, own: Mapping[int, int], code: dict[int, tuple[Any, str]]) -> None:
+        super().__init__(file, protocol=5)
+        self._own, self._code = own, code
+
+    def persistent_id(self, value: Any) -> Any:
+        if type(value) is str:
+            return sys.intern(value)  # equal ones may be one object or several
+        return self._own.get(id(value))
+
+    def reducer_override(self, value: Any) -> Any:
+        if value is tuple:  # with which all of this is written
+            return NotImplemented
+        try:
+            held = _held(value)
+            if held is NotImplemented:
+                held = value.__reduce_ex__(5)
+                if isinstance(held, tuple):
+                    return held
+        except Exception:  # whatever those raise that are not for pickling: each is like itself alone
+            held = _which(value)
+        if isinstance(value, (types.FunctionType, type)):
+            held = self._apart(value, held)
+        # The parts are written after the object itself, which they may refer to.
+        return tuple, (), (type(value).__name__, held)
+
+    def _apart(self, value: Any, held: Any) -> str:
+        """Code by itself: whether it shares an object with a network is nothing that a copy keeps."""
+        if id(value) not in self._code:
+            self._code[id(value)] = value, str(len(self._code))  # for what refers to itself
+            self._code[id(value)] = value, _digest(held, self._own, self._code)
+        return self._code[id(value)][1]
+
+
+def _content(module: nn.Module) -> Any:
+    state = {name: part for name, part in vars(module).items() if name not in _ASIDE}
+    return type(module), state, [*module._forward_pre_hooks.values()], [*module._forward_hooks.values()]
+
+
+def _form(tensor: Tensor) -> Any:
+    return *tensor.shape, tensor.dtype, tensor.device
+
+
+@functools.singledispatch
+def _held(value: Any) -> Any:
+    """What an object is beside what pickle knows of it."""
+    return NotImplemented
+
+
+@_held.register
+def _(value: nn.Module) -> Any:
+    return _content(value), value.training
+
+
+@_held.register
+def _(value: Tensor) -> Any:
+    if type(value) not in (Tensor, nn.Parameter) or not value.numel():  # what a hook kept of a trace has no numbers
+        return _form(value)
+    data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return _form(value), hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()
+
+
+@_held.register
+def _(value: types.FunctionType) -> Any:
+    cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+    scope = {} if _is_by_name(value.__globals__.get("__name__")) else value.__globals__
+    outside = [scope[name] for name in _names_in(value.__code__)[0] if name in scope]
+    for module in [part for part in outside if isinstance(part, types.ModuleType) and not _is_by_name(part.__name__)]:
+        outside += [vars(module)[name] for name in _names_in(value.__code__)[1] if name in vars(module)]
+    return value.__code__, value.__defaults__, value.__kwdefaults__, cells, outside
+
+
+@_held.register
+def _(value: types.CodeType) -> Any:
+    return value.co_code, value.co_names, value.co_consts
+
+
+@_held.register
+def _(value: type) -> Any:
+    functions = (types.FunctionType, staticmethod, classmethod, property)
+    made = {"__init__"} if issubclass(value, nn.Module) else ()  # which shows in what modules hold
+    entries = [
+        (name, entry)
+        for kind in value.__mro__
+        if not _is_by_name(kind.__module__)
+        for name, entry in vars(kind).items()
+        if (isinstance(entry, functions) or not name.startswith(("__", "_abc_"))) and name not in made
+    ]
+    return value.__module__, value.__qualname__, entries
+
+
+@_held.register
+def _(value: property) -> Any:
+    return value.fget
+
+
+@_held.register(staticmethod)
+@_held.register(classmethod)
+def _(value: Any) -> Any:
+    return value.__func__
+
+
+@_held.register
+def _(value: functools.cached_property) -> Any:
+    return value.func
+
+
+@_held.register
+def _(value: weakref.ref) -> Any:
+    return value()
+
+
+@_held.register(types.ModuleType)
+@_held.register(torch._ops.OpOverload)
+@_held.register(torch._ops.OpOverloadPacket)
+def _(value: Any) -> Any:
+    return value.__name__, str(value)
+
+
+@_held.register(fx.Graph)
+@_held.register(RemovableHandle)
+def _(value: Any) -> Any:
+    """What its module says: the code of the graph, the hook."""
+
+
+def _which(value: Any) -> str:
+    """What tells an object apart from all others, also from a later one in its place."""
+    try:
+        return _names.setdefault(value, uuid.uuid4().hex)
+    except TypeError:  # a function of C++, which stays
+        return str(id(value))
+
+
+def _is_by_name(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _BY_NAME
+
+
+@functools.lru_cache(4096)
+def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The names that code, and code in it, looks up outside of functions, and all others."""
+    steps = [step for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    inner = [_names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    outside = [step.argval for step in steps] + [name for names, _ in inner for name in names]
+    return list(dict.fromkeys(outside)), [*code.co_names, *(name for _, names in inner for name in names)]
