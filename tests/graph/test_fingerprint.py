@@ -165,6 +165,13 @@ def test_weights_modes_hooks_of_training_and_compilation_do_not_count():
     assert fingerprint(pickle.loads(pickle.dumps(plain)), [x]) == fingerprint(plain, [x])
 
 
+def test_an_installed_class_that_somebody_changed(monkeypatch):
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(2, 3)
+    before = fingerprint(model, [x])
+    monkeypatch.setattr(nn.ReLU, "forward", lambda module, x: x.tanh())
+    assert fingerprint(model, [x]) != before
+
+
 def test_what_cannot_be_pickled_is_told_apart_by_what_object_it_is():
     x = torch.randn(2, 3)
     one, other = (Wired(lambda net, x: net.one(x), one=nn.Linear(3, 2), lock=threading.Lock()) for _ in range(2))

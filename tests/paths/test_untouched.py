@@ -11,7 +11,7 @@ from torch import nn
 
 import pathex
 from brute_force.cases import Wired
-from pathex.graph import tf32_products, trace, untouched
+from pathex.graph import copied, tf32_products, trace, untouched
 from pathex.paths import calibrate, connectivity, record, replay, replay_open, survey
 from snapshots import assert_same, unchanged
 
@@ -99,6 +99,43 @@ def test_training_flags_and_attributes_come_back_one_by_one(fails):
         assert not any(module.training for module in model.modules())
         model(torch.randn(4, 3))  # a draw that is taken back
     assert switch.kept is kept and switch.removed is None and switch.calls == 0
+
+
+def keeps(net, x):
+    h = net.a(x).relu()
+    net.maps, net.by_name, net.tuple, net.new = [h], {"h": h}, (h,), None
+    net.log.append(h)
+    net.counts["calls"] += 1
+    net.seen.add(x.shape[0])
+    return net.b(h)
+
+
+def keeper():
+    held = {"maps": None, "tuple": (), "log": [], "counts": {"calls": 0}, "seen": {0}}
+    return Wired(keeps, a=nn.Linear(3, 4), b=nn.Linear(4, 2), **held)
+
+
+@pytest.mark.parametrize("method", ["px", "snip", "magnitude"])
+def test_what_a_forward_pass_keeps_is_let_go(method):
+    model, x = keeper(), torch.randn(4, 3)
+    log = model.log
+    with unchanged(model):
+        pathex.prune(model, method, sparsity=0.5, data=(x, torch.zeros(4, dtype=torch.long)))
+    assert model.log is log
+    assert (model.maps, model.tuple, log, model.counts, model.seen) == (None, (), [], {"calls": 0}, {0})
+    copy.deepcopy(model)
+
+
+def test_a_network_that_has_run_and_kept_its_activations_is_copied(tmp_path):
+    model, x = keeper(), torch.randn(4, 3)
+    model(x)
+    own = copied(model)
+    assert torch.equal(own.maps[0], model.maps[0]) and not own.maps[0].requires_grad
+    assert own.log[0] is own.maps[0] is own.by_name["h"] and model.maps[0].requires_grad
+    mask = pathex.prune(model, "magnitude", sparsity=0.5, data=x).mask
+    pathex.compact(model, mask, x)
+    pathex.sparse.convert(model, mask, x, threads=1)
+    pathex.compaction.export(model, tmp_path / "network.pt2", x)
 
 
 def test_hooks_that_a_forward_pass_installs_once_are_taken_away_with_the_note_that_they_are_there():

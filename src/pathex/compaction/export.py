@@ -1,6 +1,5 @@
 """A network as a file for another program."""
 
-import copy
 import io
 import json
 import warnings
@@ -17,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from pathex.compaction.trial import difference
 from pathex.errors import InvalidInput, UnknownName, UnsupportedOperation, refusing
 from pathex.files import replacing, write_bytes
-from pathex.graph import first_tensor
+from pathex.graph import copied, first_tensor
 
 FORMATS: Mapping[str, str] = MappingProxyType({"onnx": ".onnx", "pt2": ".pt2"})
 """Formats of `export`, each with the ending of its files."""
@@ -49,7 +48,7 @@ def export(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
         raise UnknownName("ending of an exported file:", path.suffix, FORMATS.values())
     if not isinstance(example_input, Tensor) or not example_input.dim() or not len(example_input):
         raise InvalidInput("example_input must be a tensor (N, ...) with one image or more")
-    network = copy.deepcopy(model).cpu().eval()
+    network = copied(model).cpu().eval()
     example = example_input.detach().cpu()
     three = torch.cat([example[:1]] * 3)
     three = three + torch.randn(three.shape, generator=torch.Generator().manual_seed(0)).to(three)

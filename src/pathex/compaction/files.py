@@ -1,6 +1,5 @@
 """Compacted networks in files: their weights, and what was cut, by which the model is cut again."""
 
-import copy
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathex.compaction.plan import RECIPE
 from pathex.compaction.surgery import carve
 from pathex.errors import InvalidInput, refusing
 from pathex.files import SEAL, read_safetensors, write_safetensors
+from pathex.graph import copied
 
 _SCHEMA = 1
 
@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     tensors, header = read_safetensors(Path(path), RECIPE)
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise InvalidInput(f"{path} holds no compacted network of schema {_SCHEMA}")
-    network, recipe = copy.deepcopy(model), cast(Any, header.get("recipe"))
+    network, recipe = copied(model), cast(Any, header.get("recipe"))
     own = {name: list(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     kinds = (AttributeError, RuntimeError, LookupError, TypeError, ValueError)
     with refusing(f"{path} does not fit {type(model).__name__}: {{}}", *kinds):

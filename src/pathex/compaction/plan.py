@@ -11,7 +11,7 @@ from pathex.compaction.decision import Decision, decide
 from pathex.compaction.surgery import Recipe, carve, cut
 from pathex.compaction.trial import Inputs, expected_of, fault_of, inputs_of, keep_for_training, pin
 from pathex.errors import UnsupportedOperation
-from pathex.graph import Tensors, trace, untouched
+from pathex.graph import Tensors, copied, trace, untouched
 from pathex.masks import Mask, own_module
 
 _ATTEMPTS = 12
@@ -43,7 +43,7 @@ class Compaction:
 
     def apply(self) -> nn.Module:
         """The smaller network: a copy of the model's own modules, in its precision, mode, and on its device."""
-        return self._smaller(copy.deepcopy(self._model))
+        return self._smaller(copied(self._model))
 
     def _smaller(self, network: nn.Module) -> nn.Module:
         tensors, found = dict(self._decision.weights), self._decision
@@ -59,7 +59,7 @@ class Compaction:
     def _hold(self, dense: nn.Module, inputs: list[Inputs], expected: list[list[Tensor]]) -> None:
         """Compare with the masked network; where the code of a module does not follow, keep its channels."""
         for left in reversed(range(_ATTEMPTS)):
-            fault = fault_of(self._smaller(copy.deepcopy(dense)), inputs, expected)
+            fault = fault_of(self._smaller(copied(dense)), inputs, expected)
             if fault is None:
                 return
             where, why = fault
@@ -148,7 +148,7 @@ def plan(model: nn.Module, mask: Tensors, example_input: Any) -> Compaction:
 def read_channels(model: nn.Module, mask: Tensors, example_input: Any) -> tuple[Channels, nn.Module, list[Inputs]]:
     """The channels of a masked network, its copy in float64, and images to try it on."""
     graph = trace(model, example_input)
-    dense = copy.deepcopy(model).cpu().double().eval()
+    dense = copied(model).cpu().double().eval()
     with torch.no_grad(), untouched(dense):
         for name, kept in mask.items():
             dense.get_parameter(name).mul_(kept)

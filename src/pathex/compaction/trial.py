@@ -1,7 +1,6 @@
 """Trying a smaller network: the images, what is wrong, and which channels then stay."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Collection
 from functools import partial
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pathex.compaction.channels import Channels
 from pathex.errors import InvalidInput, UnsupportedOperation, reason, refusing
-from pathex.graph import arguments, failing_module, tensors_in
+from pathex.graph import arguments, copied, failing_module, tensors_in
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _TOLERANCE, _SMALL = 1e-10, 1e-6  # relative to the largest output, or to this
@@ -106,7 +105,7 @@ def keep_for_training(channels: Channels, network: nn.Module, inputs: Inputs) ->
     def after(path: str, _: nn.Module, __: Any, result: Any) -> None:
         made.update((id(leaf), (path, leaf)) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
-    trained = copy.deepcopy(network).train()
+    trained = copied(network).train()
     for path, module in trained.named_modules():
         module.register_forward_hook(partial(after, path))
         if path in idle:

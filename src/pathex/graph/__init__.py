@@ -18,7 +18,7 @@ from pathex.graph.operators import (
     has_convolution_that_breaks,
     words,
 )
-from pathex.graph.state import compute_dtype, tf32_products, untouched
+from pathex.graph.state import compute_dtype, copied, tf32_products, untouched
 from pathex.graph.trace import Output, failing_module, first_tensor, trace
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "breaks_in_channels_last",
     "compute_dtype",
     "concatenated",
+    "copied",
     "cost",
     "each",
     "failing_module",

@@ -10,6 +10,7 @@ import types
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 _EMPTY = types.CellType()
-_BY_NAME = {"torch", "numpy", *sys.stdlib_module_names}  # packages whose code stays as it is
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _ASIDE = {*vars(nn.Module()), "_compiled_call_impl", "_flat_weight_refs"} - {"_parameters", "_buffers", "_modules"}
 
@@ -106,9 +106,9 @@ def _(value: Tensor) -> Any:
 @_held.register
 def _(value: types.FunctionType) -> Any:
     cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
-    scope = {} if _is_by_name(value.__globals__.get("__name__")) else value.__globals__
+    scope = {} if _is_installed(value.__globals__.get("__name__")) else value.__globals__
     outside = [scope[name] for name in _names_in(value.__code__)[0] if name in scope]
-    for module in [part for part in outside if isinstance(part, types.ModuleType) and not _is_by_name(part.__name__)]:
+    for module in [part for part in outside if isinstance(part, types.ModuleType) and not _is_installed(part.__name__)]:
         outside += [vars(module)[name] for name in _names_in(value.__code__)[1] if name in vars(module)]
     return value.__code__, value.__defaults__, value.__kwdefaults__, cells, outside
 
@@ -120,16 +120,20 @@ def _(value: types.CodeType) -> Any:
 
 @_held.register
 def _(value: type) -> Any:
-    functions = (types.FunctionType, staticmethod, classmethod, property)
-    made = {"__init__"} if issubclass(value, nn.Module) else ()  # which shows in what modules hold
     entries = [
-        (name, entry)
-        for kind in value.__mro__
-        if not _is_by_name(kind.__module__)
-        for name, entry in vars(kind).items()
-        if (isinstance(entry, functions) or not name.startswith(("__", "_abc_"))) and name not in made
+        (name, entry) for kind in value.__mro__ for name, entry in vars(kind).items() if _acts(kind, name, entry)
     ]
     return value.__module__, value.__qualname__, entries
+
+
+def _acts(kind: type, name: str, entry: Any) -> bool:
+    """Whether an entry of a class may change what its objects do: of installed classes what others put there."""
+    if name == "__init__" and issubclass(kind, nn.Module):  # which shows in what modules hold
+        return False
+    if _is_installed(kind.__module__):
+        return isinstance(entry, types.FunctionType) and not _is_installed(entry.__module__)
+    functions = (types.FunctionType, staticmethod, classmethod, property)
+    return isinstance(entry, functions) or not name.startswith(("__", "_abc_"))
 
 
 @_held.register
@@ -174,8 +178,12 @@ def _which(value: Any) -> str:
         return str(id(value))
 
 
-def _is_by_name(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in _BY_NAME
+@functools.lru_cache(4096)
+def _is_installed(module: str | None) -> bool:
+    """Whether a module is of Python or of a package that is installed, whose code stays as it is."""
+    name = (module or "").partition(".")[0]
+    parts = Path(getattr(sys.modules.get(name), "__file__", None) or "").parts
+    return name in sys.stdlib_module_names or not {"site-packages", "dist-packages"}.isdisjoint(parts)
 
 
 @functools.lru_cache(4096)

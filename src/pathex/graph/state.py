@@ -1,6 +1,8 @@
 """The state of PyTorch and of a model while it is scored: full precision, evaluation mode, nothing left behind."""
 
 import contextlib
+import copy
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -8,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 _TF32: ContextVar[bool] = ContextVar("tf32_products", default=False)
 
@@ -38,35 +41,48 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         grads = torch.is_grad_enabled()  # leaving inference mode would switch gradients on
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grads))
-        stored = [(module, module.training, dict(vars(module)), _hooks(module)) for module in modules]
+        stored = [(module, module.training, dict(vars(module)), _containers(module)) for module in modules]
         try:
             for module in modules:
                 if module.training:
                     module.training = False
             yield
         finally:
-            for module, training, before, hooks in stored:
+            for module, training, before, containers in stored:
                 if module.training != training:
                     module.training = training
-                _put_back(module, before, hooks)
+                _put_back(module, before, containers)
 
 
-def _hooks(module: nn.Module) -> set[int]:
-    return {*module._forward_hooks, *module._forward_pre_hooks}
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The lists, dictionaries (hooks among them) and sets of a module, and what is in them."""
+    found = [held for held in vars(module).values() if isinstance(held, (list, dict, set))]
+    return [(held, held.copy() if held else ()) for held in found]
 
 
-def _put_back(module: nn.Module, before: Mapping[str, Any], hooks: set[int]) -> None:
-    """Undo what a forward pass left on a module: a count of its calls, the weight of the call, or hooks."""
-    for new in _hooks(module) - hooks:
-        for kind in [entry for name, entry in vars(module).items() if name.startswith("_forward_") and entry]:
-            kind.pop(new, None)
-    own, plain = vars(module), (Tensor, bool, int, float, str, type(None))
-    # Most are the same objects as before, which is known sooner than what they are.
-    for name in [n for n, value in own.items() if before.get(n) is not value and isinstance(value, plain)]:
-        if name in before:
-            own[name] = before[name]
-        else:
-            del own[name]
+def _put_back(module: nn.Module, before: Mapping[str, Any], containers: list[tuple[Any, Any]]) -> None:
+    """Undo what a forward pass left on a module: a count of its calls, activations, the weight of the call, hooks."""
+    own = vars(module)
+    for name in own.keys() - before.keys():
+        del own[name]
+    # Most are the same objects as before.
+    own.update({name: value for name, value in before.items() if name not in own or own[name] is not value})
+    for held, content in containers:
+        if (held or content) and _identities(held) != _identities(content):
+            held.clear()
+            (held.extend if isinstance(held, list) else held.update)(content)
+
+
+def _identities(held: Any) -> list[int]:
+    entries = itertools.chain(held, held.values()) if isinstance(held, dict) else held
+    return list(map(id, entries))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network, of activations that a forward pass left on it the values alone."""
+    left = [part for module in model.modules() for part in tree_leaves(vars(module)) if isinstance(part, Tensor)]
+    result: nn.Module = copy.deepcopy(model, {id(part): part.detach().clone() for part in left if not part.is_leaf})
+    return result
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The paths of a masked network in numbers, and what Path eXclusion says of its trace."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, check_name
-from pathex.graph import Output, Tensors, ones
+from pathex.graph import Output, Tensors, copied, ones
 from pathex.masks import Mask, all_kept, own_module, prunable_weights
 from pathex.ntk.network import read
 from pathex.ntk.trace import trace
@@ -106,7 +105,7 @@ def path_numbers(
     """
     check_name("batch_norm", batch_norm, ("stored", "calibrated"))
     x = read_batches(x, own_module(model))
-    model = copy.deepcopy(own_module(model)).double().eval()
+    model = copied(own_module(model)).double().eval()
     mask = Mask(all_kept(prunable_weights(model)) if mask is None else mask)
     mask.check(model)
     images = read(x, model)[0].to(next(model.parameters()).device, torch.float64)

@@ -1,6 +1,5 @@
 """One scoring of a network: what it takes, what must hold of the scores, and `score`."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from pathex import scores as scorers
 from pathex.distributed import Group, Processes, is_sharded, processes_of
 from pathex.errors import InvalidInput, MaskMismatch, PathexWarning, check_integer, listed
-from pathex.graph import Images, Inputs, Output, compute_dtype, trace, untouched
+from pathex.graph import Images, Inputs, Output, compute_dtype, copied, trace, untouched
 from pathex.masks import Mask, Selector, all_kept, asked_for, own_module, prunable_weights
 from pathex.paths import off_path, unreached
 from pathex.pruning.structure import Blocks
@@ -87,7 +86,7 @@ def call_of(found: Callable[..., Any], options: dict[str, Any]) -> tuple[dict[st
         return found.changed, found
 
     def custom(problem: Problem) -> Mapping[str, Tensor]:
-        masked = copy.deepcopy(problem.model)
+        masked = copied(problem.model)
         with torch.no_grad():
             for name, weight in problem.masked().items():
                 masked.get_parameter(name).copy_(weight)

@@ -1,6 +1,5 @@
 """From a network and its mask to a module that computes what is kept."""
 
-import copy
 import importlib.util
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from pathex.compaction import read_channels
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer
-from pathex.graph import Graph, Node, trace
+from pathex.graph import Graph, Node, copied, trace
 from pathex.masks import Mask, make_permanent, own_module
 from pathex.sparse.layers import Features, Reading
 
@@ -62,7 +61,7 @@ def compile(
     example_input = check_example(example_input)
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     with torch.inference_mode(False):
-        own = copy.deepcopy(own_module(model)).to("cpu", torch.float32).eval()
+        own = copied(own_module(model)).to("cpu", torch.float32).eval()
         if mask is not None:
             make_permanent(own, mask)
         x = example_input.detach().to("cpu", torch.float32)

@@ -1,6 +1,5 @@
 """A network that trains by its kept weights alone, and the way back."""
 
-import copy
 import importlib.util
 import logging
 import os
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_name
-from pathex.graph import Graph, Node, breaks_in_channels_last, trace
+from pathex.graph import Graph, Node, breaks_in_channels_last, copied, trace
 from pathex.masks import Mask, own_module
 from pathex.sparse.compiler import check_example
 
@@ -168,7 +167,7 @@ def convert(
     mask.check(own)
     if any(parameter.device.type != "cpu" for parameter in own.parameters()):
         raise InvalidInput("pathex.sparse.convert is for networks on the CPU")
-    net = copy.deepcopy(own)
+    net = copied(own)
     graph = trace(net, images[:1].to(next(net.parameters()).dtype))
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     if team.threads > 1:
@@ -204,7 +203,7 @@ def plan(net: nn.Module) -> dict[str, str]:
 
 def restore(net: nn.Module) -> nn.Module:
     """The dense network of one that `convert` made: a copy with the weights that it has now."""
-    model = copy.deepcopy(net)
+    model = copied(net)
     for layer in model.modules():
         if isinstance(layer, Kept):
             dense = nn.Parameter(layer.dense_weight().detach(), requires_grad=layer.weight.requires_grad)

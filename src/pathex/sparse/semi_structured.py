@@ -1,12 +1,11 @@
 """Linear layers of two kept weights in every four, on the sparse tensor cores of a GPU."""
 
-import copy
-
 import torch
 from torch import nn
 from torch.sparse import to_sparse_semi_structured
 
 from pathex.errors import InvalidInput, UnsupportedOperation
+from pathex.graph import copied
 from pathex.masks import Mask, make_permanent, own_module
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -26,7 +25,7 @@ def semi_structured(model: nn.Module, mask: Mask) -> nn.Module:
         InvalidInput: If no linear layer has a mask of this structure.
         UnsupportedOperation: If the weights are elsewhere or in another precision.
     """
-    network = make_permanent(copy.deepcopy(own_module(model)), mask).eval()
+    network = make_permanent(copied(own_module(model)), mask).eval()
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     fitting = [module for name, module in layers if _is_two_of_four(mask, f"{name}.weight" if name else "weight")]
     if not fitting:

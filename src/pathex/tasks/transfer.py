@@ -1,6 +1,5 @@
 """Transfer: a network is pruned on one task and then learns the others, with heads from ridge regression."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from pathex.data import ImageData, PruningSet
 from pathex.errors import InvalidInput, refusing
 from pathex.files import SEAL, read, read_safetensors, write_json, write_safetensors
+from pathex.graph import copied
 from pathex.tasks.classification import Classification
 from pathex.tasks.linear_head import Head, fit_head, head_layer, install_head, linear
 from pathex.tasks.task import Setup, Task, about, failure, training_rows
@@ -177,19 +177,19 @@ class Transfer(Task):
         install_head(network, self.layer, head, trained=self.options.head == "trained")
 
     def _with_head(self, network: nn.Module, head: Head) -> nn.Module:
-        copied = copy.deepcopy(network)
-        self._install(copied, head)
-        return copied
+        pruned = copied(network)
+        self._install(pruned, head)
+        return pruned
 
     def _pruned(self, options: TrainOptions, prepare: Prepare | None) -> nn.Module:
         """A copy of the network with the mask's zeros, and without what holds them there."""
-        copied = copy.deepcopy(self.model)
+        pruned = copied(self.model)
         if prepare is not None:
-            held = copy.deepcopy(self.model)
+            held = copied(self.model)
             trained = [parameter for parameter in held.parameters() if parameter.requires_grad]
             prepare(held, torch.optim.SGD(trained, lr=options.lr))
-            copied.load_state_dict(held.state_dict())
-        return copied
+            pruned.load_state_dict(held.state_dict())
+        return pruned
 
     def _kept_head(self, pruned: nn.Module, number: int, place: Path, fabric: Any) -> Head:
         """The head of a target, from its folder if it is there."""

@@ -1,6 +1,5 @@
 """What can run a network on a CPU, each as a function from images to outputs."""
 
-import copy
 import importlib
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from pathex.compaction import compact, export
 from pathex.errors import PathexError
-from pathex.graph import first_tensor
+from pathex.graph import copied, first_tensor
 from pathex.masks import from_zeros
 from pathex.sparse import compile as compile_sparse
 
@@ -60,14 +59,14 @@ def _torch(subject: Subject, images: Tensor, threads: int) -> Engine:
 
 
 def _channels_last(subject: Subject, images: Tensor, threads: int) -> Engine:
-    turned = copy.deepcopy(subject.model).to(memory_format=torch.channels_last)
+    turned = copied(subject.model).to(memory_format=torch.channels_last)
     return lambda x: first_tensor(turned(x.contiguous(memory_format=torch.channels_last)))
 
 
 def _torch_compile(subject: Subject, images: Tensor, threads: int) -> Engine:
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise Unavailable("no C++ compiler on this machine")
-    compiled = torch.compile(copy.deepcopy(subject.model))
+    compiled = torch.compile(copied(subject.model))
     return lambda x: first_tensor(compiled(x))
 
 

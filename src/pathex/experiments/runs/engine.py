@@ -1,6 +1,5 @@
 """Which engine trains a run: dense, or by the kept weights alone; chosen once, and written into its folder."""
 
-import copy
 import importlib.util
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathex.experiments.runs.config import RunConfig
 from pathex.experiments.runs.folder import read_json
 from pathex.experiments.runs.tickets import DENSE, Stage
 from pathex.files import write_json
+from pathex.graph import copied
 from pathex.masks import Mask, make_permanent
 from pathex.tasks import Task, kind
 from pathex.train import check_machine, memory_format
@@ -86,7 +86,7 @@ def _measured(stage: Stage, mask: Mask, plan: dict[str, Any]) -> tuple[dict[str,
         layers = sparse.plan(net)
         if choice is not None:
             return {**plan, "engine": "sparse", "layers": layers}, "as asked for"
-        dense = make_permanent(copy.deepcopy(own), mask)
+        dense = make_permanent(copied(own), mask)
         dense.to(memory_format=memory_format(dense))
         spent: dict[str, list[float]] = {"dense": [], "sparse": []}
         for _ in range(_ROUNDS + 1):

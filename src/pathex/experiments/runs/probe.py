@@ -1,6 +1,5 @@
 """What training does to the kernel of a network, on the same images in every run of a data set."""
 
-import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from pathex import ntk, paths, sparse
 from pathex.data import PruningSet
 from pathex.errors import UnsupportedOperation
-from pathex.graph import Tensors
+from pathex.graph import Tensors, copied
 from pathex.masks import own_module
 
 
@@ -63,5 +62,5 @@ class Probe:
 def _dense(model: nn.Module) -> nn.Module:
     """A network on the CPU with its weights as they are, in evaluation mode."""
     own = own_module(model)
-    network = sparse.restore(own) if sparse.kept_layers(own) else copy.deepcopy(own)
+    network = sparse.restore(own) if sparse.kept_layers(own) else copied(own)
     return network.cpu().eval()
