@@ -106,7 +106,7 @@ def keeps(net, x):
     net.maps, net.by_name, net.tuple, net.new = [h], {"h": h}, (h,), None
     net.log.append(h)
     net.counts["calls"] += 1
-    net.seen.add(x.shape[0])
+    net.seen.add(1)
     return net.b(h)
 
 
