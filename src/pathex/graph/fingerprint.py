@@ -9,7 +9,8 @@ import sys
 import types
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def fingerprint(model: nn.Module, inputs: Sequence[Any]) -> str:
     modules = list(model.modules())
     weights = list(dict.fromkeys([*model.parameters(), *model.buffers()]))
     own = {id(part): number for number, part in enumerate([*modules, *weights])}
-    forms = [_form(x)[1:] if isinstance(x, Tensor) else x for x in inputs]
+    forms = [(x.dim(), x.shape[1:], x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs]
     try:
         return _digest([[_content(module) for module in modules], list(map(_form, weights)), forms], own, {})
     except Exception:  # such as references too deep to follow: told apart from all others
@@ -114,11 +115,6 @@ def _(value: types.FunctionType) -> Any:
 
 
 @_held.register
-def _(value: types.CodeType) -> Any:
-    return value.co_code, value.co_names, value.co_consts
-
-
-@_held.register
 def _(value: type) -> Any:
     entries = [
         (name, entry) for kind in value.__mro__ for name, entry in vars(kind).items() if _acts(kind, name, entry)
@@ -136,38 +132,21 @@ def _acts(kind: type, name: str, entry: Any) -> bool:
     return isinstance(entry, functions) or not name.startswith(("__", "_abc_"))
 
 
-@_held.register
-def _(value: property) -> Any:
-    return value.fget
-
-
-@_held.register(staticmethod)
-@_held.register(classmethod)
-def _(value: Any) -> Any:
-    return value.__func__
-
-
-@_held.register
-def _(value: functools.cached_property) -> Any:
-    return value.func
-
-
-@_held.register
-def _(value: weakref.ref) -> Any:
-    return value()
-
-
-@_held.register(types.ModuleType)
-@_held.register(torch._ops.OpOverload)
-@_held.register(torch._ops.OpOverloadPacket)
-def _(value: Any) -> Any:
-    return value.__name__, str(value)
-
-
-@_held.register(fx.Graph)
-@_held.register(RemovableHandle)
-def _(value: Any) -> Any:
-    """What its module says: the code of the graph, the hook."""
+_PARTS: dict[type, Callable[[Any], Any]] = {
+    types.CodeType: attrgetter("co_code", "co_names", "co_consts"),
+    property: attrgetter("fget"),
+    staticmethod: attrgetter("__func__"),
+    classmethod: attrgetter("__func__"),
+    functools.cached_property: attrgetter("func"),
+    weakref.ref: lambda value: value(),
+    types.ModuleType: attrgetter("__name__"),
+    torch._ops.OpOverload: str,
+    torch._ops.OpOverloadPacket: str,
+    fx.Graph: lambda value: None,  # the code of its module's class says it
+    RemovableHandle: lambda value: None,  # the hooks are there
+}
+for _kind, _parts in _PARTS.items():
+    _held.register(_kind, _parts)
 
 
 def _which(value: Any) -> str:
