@@ -19,7 +19,7 @@ from pathex.cli.console import RunDisplay, show, table
 from pathex.cli.listings import OF_RUNS
 from pathex.errors import PathexWarning
 from pathex.experiments.runs import RunConfig, build_task, read_config, run
-from pathex.experiments.runs.stages import DENSE, TRAINED
+from pathex.experiments.runs.stages import DENSE, TRAINED, alter_weights
 from pathex.masks import Mask, read_mask
 from pathex.masks.files import FORMATS
 from small_images import write_images
@@ -92,7 +92,8 @@ def test_run_reads_a_file_that_print_config_wrote(command, runs):
         ("ntk nowhere", "nowhere/config.yaml"),
         ("ntk --model resnet20 --form blocks", "--form is 'blocks'; allowed: full, trace"),
         ("export nowhere", "no such folder: nowhere"),
-        ("export . --weights w.pt", "a run has its weights, mask and model options"),
+        ("export . --weights w.pt", "--weights is given beside a run, which has its own"),
+        ("bench . --num-classes 7", "--num-classes is given beside a run"),
         (f"export {OWN} --out n.tflite", "--out 'n.tflite' must end in .onnx, the format"),
         (f"export {OWN} --out nowhere/n.onnx", "'nowhere/n.onnx' must name a file in a folder that exists"),
         (f"export {OWN} --format tflite", "--format is 'tflite'; allowed: onnx, pt2, safetensors"),
@@ -216,6 +217,9 @@ def test_prune_writes_other_formats_and_starts_from_them(command, small, half, f
     quarter = Mask.load("quarter.safetensors")
     assert (quarter - found).kept == 0 and quarter.kept == round(0.25 * found.total)
     assert quarter.metadata["start_mask"] == "half.safetensors"
+    weights = ("--weights", "half.safetensors", "--start-mask", "zeros", "--out", "again.safetensors")
+    code, _, err = command("prune", *small, *weights, "--sparsity", "0.75", "--method", "random")
+    assert (code, err) == (0, "") and (Mask.load("again.safetensors") - found).kept == 0
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -423,6 +427,29 @@ def test_ntk_compares_tickets_with_their_dense_network(command, folder):
     code, out, _ = command("ntk", *options, "--mask", str(folder / "mask.safetensors"), "--out", "n.csv")
     assert code == 0
     pd.testing.assert_frame_equal(*(pd.read_csv(file).drop(columns="name") for file in ("n.csv", "ntk.csv")))
+
+
+def test_ntk_is_that_of_the_weights_that_a_run_begins_at(command, tmp_path):
+    options = {"model_options": {"width": 2}, "data_options": {"classes": [0, 1]}, "images_per_class": 1, "epochs": 0}
+    options |= {"sparsity": 0.5, "out": str(tmp_path)}
+    plain, flipped, moved, dense, small = (
+        run(RunConfig(**options | {"method": method, "sanity": sanity})).folder
+        for method, sanity in (("magnitude", "none"), ("magnitude", "flip-signs"), ("magnitude", "reinit"),
+                               ("dense", "none"), ("small-dense", "none"))
+    )  # fmt: skip
+    words = ("--images-per-class", "2", "--batch-norm", "stored")
+    code, _, err = command("ntk", *map(str, (plain, flipped, moved, dense)), *words)
+    assert (code, err) == (0, "")
+    rows = pd.read_csv("ntk.csv")
+    for folder in (flipped, moved):
+        config = read_config(folder)
+        task, mask = build_task(config), Mask.load(folder / "mask.safetensors")
+        alter_weights(config, task, mask)
+        found = ntk.trace(task.model, task.pruning_set(2, 0).images, mask)
+        assert rows.set_index("name").loc[str(folder), "trace"] == pytest.approx(float(found), rel=1e-4)
+    assert len(rows) == 3 + 3  # a dense network for each start
+    code, _, err = command("ntk", str(small), *words)
+    assert code == 2 and "holds a smaller network, not a ticket; allowed: runs with a mask, or dense" in err
 
 
 def test_export_writes_the_network_that_was_named(command):

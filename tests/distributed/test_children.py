@@ -35,7 +35,8 @@ def be_parent(connection):
     child.wait()
 
 
-def test_children_have_their_own_environment_and_tell_how_they_ended():
+def test_children_have_their_own_environment_and_tell_how_they_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # a Path, which the import system passes over
     children = [start() for _ in range(3)]
     for child, word in zip(children, ("end", "wait", "wait"), strict=True):
         assert child.connection.recv()[:2] == ("hello", "yes") and "PATHEX_CHILD" not in os.environ

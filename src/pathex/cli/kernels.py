@@ -55,26 +55,32 @@ class NtkOptions:
 
 def _cases(options: NtkOptions) -> Iterator[Case]:
     """Names, networks, images with labels, and masks; a dense network before its tickets."""
-    from pathex.experiments.runs import build_task, pruning_seed, read_config
+    from pathex.experiments.runs import TRAINED, build_task, pruning_seed, read_config, task_at_start
     from pathex.masks import Mask, read_mask
 
     if bool(options.runs) == (options.model is not None):
         raise InvalidInput("give folders of runs or --model, as in pathex ntk --model resnet20 --mask m.safetensors")
     names = ("model", "model_options", "data", "data_options", "weights", "seed")
     given = {"": TicketConfig(**{name: getattr(options, name) for name in names})} if options.model else {}
-    tickets = given | {folder: read_config(Path(folder)) for folder in options.runs}
+    runs = {folder: read_config(Path(folder)) for folder in options.runs}
     alike: dict[str, list[str]] = {}
-    for folder, config in tickets.items():
+    for folder, config in (given | runs).items():
+        if config.method == "small-dense":
+            raise InvalidInput(f"{folder} holds a smaller network, not a ticket; allowed: runs with a mask, or dense")
         about = [getattr(config, name) for name in (*names, "task", "task_options", "pruning_seed")]
+        # Trained methods and ablations begin at weights of their own.
+        about += [folder if config.method in TRAINED else "", runs[folder].sanity if folder else "none"]
         alike.setdefault(repr(about), []).append(folder)
     for folders in alike.values():
-        config = tickets[folders[0]]
-        task = build_task(config)
+        config = (given | runs)[folders[0]]
+        masks = {f: Mask.load(Path(f) / "mask.safetensors") for f in folders if f and runs[f].method != "dense"}
+        run = runs.get(folders[0])
+        task = build_task(config) if run is None else task_at_start(run, Path(folders[0]), masks.get(folders[0]))
         found = task.pruning_set(options.images_per_class, pruning_seed(config))
         start = (task.model, (found.images, found.labels))
         yield f"{config.model} on {config.data}, seed {config.seed}", *start, None
-        for folder in filter(None, folders):
-            yield folder, *start, Mask.load(Path(folder) / "mask.safetensors", task.model)
+        for folder, mask in masks.items():
+            yield folder, *start, mask
         for file in options.mask:
             yield file, *start, read_mask(Path(file), task.model)
 

@@ -53,8 +53,9 @@ def load_network(options: NetworkOptions, command: str) -> "tuple[nn.Module, Ten
         )
     size, channels = options.image_size, options.in_channels
     if options.run is not None:
-        if options.weights is not None or options.mask is not None or options.model_options:
-            raise InvalidInput("a run has its weights, mask and model options; leave --weights, --mask and them out")
+        for name in ("weights", "mask", "model_options", "num_classes", "in_channels"):
+            if getattr(options, name) != getattr(type(options)(), name):
+                raise InvalidInput(f"--{name.replace('_', '-')} is given beside a run, which has its own; leave it out")
         foreign = options.model is not None
         network = load_run(options.run, partial(models.create, options.model) if foreign else None)  # type: ignore[arg-type]
         preprocessing: Any = network.preprocessing

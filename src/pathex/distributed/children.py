@@ -54,17 +54,13 @@ class Child:
         call = preparation, pickle.dumps((work, arguments))
         self.connection, theirs = Pipe()
         number = theirs.fileno()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _main; _main({number}, {os.getpid()})"
-        before = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # which the process has from its first moment
+        path = list(map(str, sys.path))
+        code = f"import sys; sys.path[:] = {path!r}; from {__name__} import _main; _main({number}, {os.getpid()})"
+        # The process has it from its first moment.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.process = Popen(
-                [sys.executable, "-c", code],
-                stdin=DEVNULL,
-                env={**os.environ, **environment},
-                pass_fds=(number,),
-            )
+            how: dict[str, Any] = {"env": {**os.environ, **environment}, "pass_fds": (number,)}
+            self.process = Popen([sys.executable, "-c", code], stdin=DEVNULL, **how)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends with the process

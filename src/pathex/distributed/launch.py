@@ -90,7 +90,7 @@ def _failure(children: Sequence[Child], patience: float = 0.0) -> str | None:
 def _reason(child: Child) -> str:
     try:
         return str(child.connection.recv())
-    except EOFError:
+    except (EOFError, OSError):
         return f"it {child.ending()}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pathex.errors import InvalidInput, PathexWarning, UnknownName, listed
 from pathex.files import read_file
-from pathex.masks import fitted, own_module, state_dict_in
+from pathex.masks import codes, fitted, formats, own_module, state_dict_in
 from pathex.models.heads import CLASSIFIERS, head_modules, is_inside, is_segmentation, place_in_encoder, timm_network
 from pathex.models.networks import CifarResNet, from_stage_names
 
@@ -187,7 +187,10 @@ def read_source(weights: str, model: nn.Module) -> Stored:
     """The tensors that a file holds for a network; see `split_source`."""
     kind, path = split_source(weights)
     content = read_file(path)
-    return _KINDS[kind](content, path, model) if kind else Stored(state_dict_in(content, path), [])
+    if kind:
+        return _KINDS[kind](content, path, model)
+    tensors = state_dict_in(content, path)
+    return Stored(formats.weights_from_sparse(tensors) if codes.TABLE in tensors else tensors, [])
 
 
 def _moco(content: object, path: Path, model: nn.Module) -> Stored:

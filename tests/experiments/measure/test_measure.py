@@ -6,7 +6,7 @@ import torch
 import pathex
 from model_factories import small
 from pathex.errors import UnknownName
-from pathex.experiments.measure import draw, facts, latency, layers
+from pathex.experiments.measure import ENGINES, draw, facts, latency, layers
 from refusals import refused
 
 
@@ -38,6 +38,16 @@ def test_every_engine_has_its_turn_gives_the_outputs_and_is_drawn(ticket, monkey
     rows = [{**row, "batch_size": 1}, {**row, "batch_size": 32, "engine": "sparse"}, {"engine": "openvino"}]
     draw(rows, tmp_path / "p.png", "a network")
     assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_an_engine_that_fails_in_its_own_way_is_left_out(ticket, monkeypatch):
+    def broken(subject, images, threads):
+        raise ZeroDivisionError("no headers\nof Python")
+
+    monkeypatch.setitem(ENGINES, "openvino", broken)
+    rows = latency(ticket[0], torch.randn(1, 1, 4, 4), engines=("torch", "openvino"), rounds=1)
+    assert [row["note"] for row in rows] == ["", "ZeroDivisionError: no headers of Python"]
+    assert "milliseconds" in rows[0] and "milliseconds" not in rows[1]
 
 
 def test_facts_are_those_of_the_mask_and_layers_share_the_time_of_a_pass(ticket):

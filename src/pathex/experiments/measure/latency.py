@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathex.errors import PathexError, check_name
-from pathex.experiments.measure.engines import DENSE, ENGINES, Engine, Subject
+from pathex.errors import PathexError, check_name, refusing
+from pathex.experiments.measure.engines import DENSE, ENGINES, Engine, Subject, Unavailable
 from pathex.graph import first_tensor
 
 _TURN = 0.1
@@ -85,8 +85,9 @@ def _rows(
 
 def _prepared(name: str, subject: Subject, images: Tensor, threads: int) -> tuple[Engine, int]:
     """An engine that has warmed up, and how many of its calls fill a turn."""
-    engine = ENGINES[name](subject, images, threads)
-    seconds = min(_seconds(engine, images, 1) for _ in range(3))
+    with refusing("{}", raising=Unavailable):  # of any kind: most engines are not ours
+        engine = ENGINES[name](subject, images, threads)
+        seconds = min(_seconds(engine, images, 1) for _ in range(3))
     return engine, max(1, round(_TURN / max(seconds, 1e-6)))
 
 

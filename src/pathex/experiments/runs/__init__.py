@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from pathex.experiments.runs.inputs import check_same
     from pathex.experiments.runs.loading import Preprocessing, load_run, load_ticket, save_ticket
     from pathex.experiments.runs.runner import RunResult, run, settle_threads
+    from pathex.experiments.runs.stages import TRAINED, task_at_start
     from pathex.experiments.runs.tickets import build_task, find_ticket, pruning_seed
     from pathex.experiments.runs.validation import check_config, check_ticket
 
 __all__ = [
     "PLACE",
+    "TRAINED",
     "WITHOUT_EFFECT",
     "PositiveInt",
     "Preprocessing",
@@ -51,6 +53,7 @@ __all__ = [
     "save_ticket",
     "settings",
     "settle_threads",
+    "task_at_start",
     "to_csv",
     "write_json",
 ]
@@ -61,6 +64,7 @@ _HOME = {
     "check_same": "inputs",
     **dict.fromkeys(("Preprocessing", "load_run", "load_ticket", "save_ticket"), "loading"),
     **dict.fromkeys(("RunResult", "run", "settle_threads"), "runner"),
+    **dict.fromkeys(("TRAINED", "task_at_start"), "stages"),
     **dict.fromkeys(("build_task", "find_ticket", "pruning_seed"), "tickets"),
     **dict.fromkeys(("check_config", "check_ticket"), "validation"),
 }

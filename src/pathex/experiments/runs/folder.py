@@ -52,7 +52,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
 def read_config(folder: Path) -> RunConfig:
     """The settings of the run in a folder."""
     path = folder / "config.yaml"
-    left = read(path, str(path), ADVICE)
+    left = read(path, str(path), ADVICE, holds=dict)
     with refusing(f"{path} cannot be read ({{}}){ADVICE}"):
         left.pop("capture", None)  # a setting of earlier versions, which decided no numbers
         config = RunConfig(**left)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from pathex.analysis import PruneReport, examine, flipped, shuffled
 from pathex.errors import InvalidInput
 from pathex.experiments.runs.config import RunConfig
 from pathex.experiments.runs.folder import ADVICE, read_json
-from pathex.experiments.runs.rewind import OPTIONS, rewound_mask
-from pathex.experiments.runs.tickets import DENSE, Stage, find_ticket, pruning_seed
+from pathex.experiments.runs.rewind import OPTIONS, rewind, rewound_mask
+from pathex.experiments.runs.tickets import DENSE, Stage, build_task, find_ticket, pruning_seed
 from pathex.files import changed, digest, write_json, write_lines
 from pathex.masks import Mask, prunable_weights
 from pathex.pruning import searches
@@ -101,6 +102,15 @@ def _find_and_write(stage: Stage) -> None:
 
 
 @torch.no_grad()
+def task_at_start(config: RunConfig, folder: Path, mask: Mask | None) -> Task:
+    """The task of a run in a folder, its network at the weights that its ticket begins at."""
+    task = build_task(config)
+    if config.method in TRAINED:
+        rewind(config, task, folder)
+    alter_weights(config, task, mask)
+    return task
+
+
 def alter_weights(config: RunConfig, task: Task, mask: Mask | None) -> None:
     """Give a ticket other weights than those it was found on, where ``sanity`` asks for it."""
     if config.sanity == "reinit":
