@@ -3,6 +3,7 @@
 Kernels in registers of another width than this processor's, which LLVM then splits; kernels from the disk.
 """
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -161,6 +162,20 @@ def test_a_mask_is_what_is_kept_and_the_network_stays():
     with unchanged(model):
         compiled = pathex.compile(model, mask, x, threads=1, choice="sparse")
     assert_computes(compiled, pathex.make_permanent(model, mask), x)
+
+
+def test_copies_compute_alone():
+    model, seen = random_network(residual(), 0.3), []
+    x = torch.randn(9, 3, 24, 24)
+    compiled = pathex.compile(model, example_input=x, threads=2, choice="sparse")
+    compiled.register_forward_hook(lambda *_: seen.append(1))
+    expected = compiled(x)
+    other = copy.deepcopy(nn.Sequential(compiled))
+    programs = [each for idle in compiled._idle.values() for each in idle]
+    for array in (array for program in programs for array in program._arrays):
+        array[:] = 0
+    assert torch.equal(other(x), expected) and len(seen) == 2
+    assert other[0].choice == compiled.choice
 
 
 @pytest.mark.parametrize("threads", [1, 2])

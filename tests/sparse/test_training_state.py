@@ -127,6 +127,18 @@ def test_copies_train_alone():
     assert all(torch.equal(entry, before[name]) for name, entry in net.state_dict().items())
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_copies_read_nothing_of_the_network_that_they_are_of(copied):
+    model, x = random_state(nets.vgg()).eval(), images()
+    net = convert(model, random_mask(model, 0.8), x, threads=1, choice="sparse")
+    expected, other = net(x), copied(net)
+    for layer in kept_layers(net).values():
+        for shape in layer.unit._shapes.values():
+            for array in shape.arrays.values():
+                array[:] = 0
+    assert torch.equal(other(x), expected)
+
+
 def test_a_dense_network_comes_back():
     model = random_state(nets.mobilenet()).double()
     x, mask = images().double(), random_mask(model)

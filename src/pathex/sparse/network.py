@@ -1,8 +1,10 @@
 """A network for inference on a CPU that computes only kept weights."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,13 @@ class CompiledNetwork(nn.Module):
         self._reading, self._team, self._lock = reading, team, Lock()
         self._idle: dict[tuple[int, int | None], list[Program]] = {}
         self._shape = tuple(reading.graph.inputs[0].shape or ())[1:]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledNetwork":
+        """A copy with memory of its own: weights, which never change, and threads are shared."""
+        memo |= {id(each): each for each in (self._reading, self._team)} | {id(self._lock): Lock(), id(self._idle): {}}
+        made = CompiledNetwork.__new__(CompiledNetwork)
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of any number of images ``(N, C, H, W)``."""

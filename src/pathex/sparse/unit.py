@@ -114,6 +114,10 @@ class Unit:
         self.outputs, self.inputs = len(kept), kept.shape[1] * groups
         self._shapes: dict[tuple[int, int], Shape] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies have templates of their own: addresses are of this one's arrays."""
+        return {**self.__dict__, "_shapes": {}}
+
     def shape(self, height: int, width: int) -> Shape:
         """For images of this size."""
         if (height, width) not in self._shapes:
