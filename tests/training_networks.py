@@ -173,6 +173,22 @@ def writes():
     return Wired(form, **{name: unit(3 if name == "a" else 4, 4, act=None) for name in "abcd"}, head=head(4))
 
 
+def doubled():
+    """What waits meets itself, in every form of a sum, before and after others have read it."""
+
+    def form(net, x):
+        x = net.a(x)
+        x = F.relu(x + x)
+        y = net.b(x)
+        y += y
+        z = net.c(F.relu(torch.add(y, y, alpha=0.5)))
+        z = z.add_(z) + torch.cat([z, z], 1)[:, 2:6]
+        z = net.d(z - z.sigmoid())
+        return net.head(F.relu(z + z) + (z - 2 * z) * z)
+
+    return Wired(form, **{name: unit(3 if name == "a" else 4, 4, act=None) for name in "abcd"}, head=head(4))
+
+
 def shared():
     """One layer twice, with one norm and with another, and another one in both orders of reading."""
 

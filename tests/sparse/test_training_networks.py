@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +37,7 @@ NETWORKS = {
     "preactivated": nets.preactivated,
     "looks at activations": nets.looks,
     "writes into activations": nets.writes,
+    "adds to itself": nets.doubled,
     "a layer twice": nets.shared,
     "checkpoints": lambda: nets.checkpointed(False),
     "drops out": nets.dropped,
@@ -195,6 +197,40 @@ def test_evaluation_and_modes_without_gradients():
                 assert_near(net.train(training)(x), dense.train(training)(x), 1e-10)
     assert_same_state(net, dense)
     assert_same_steps(net.eval(), dense.eval(), x, 3)
+
+
+def added(net, x):
+    x = net.a(x)
+    y = net.b(x) + x
+    x += 1  # which a layer has read
+    return F.relu(y) * x
+
+
+def added_tensor(net, x):
+    x = torch.sigmoid(net.a(x))
+    y = net.b(x) + x
+    x.mul_(2)
+    return F.relu(y) * x
+
+
+@pytest.mark.parametrize("form", [added, added_tensor])
+@pytest.mark.parametrize("count", [3, 8, 9])  # less than a block, one, more
+def test_what_waits_to_be_added_is_as_it_was(form, count):
+    model = random_state(Wired(form, a=nets.unit(3, 4, act=None), b=nets.unit(4, 4, act=None))).double()
+    x = images(count).double()
+    net, dense = pair(model, random_mask(model), x)
+    with torch.no_grad():
+        assert_near(net.eval()(x), dense.eval()(x), 1e-10)
+
+
+def test_writes_without_gradients():
+    def form(net, x):
+        x = net.a(x)
+        with torch.no_grad():
+            x.add_(1)
+        return net.head(F.relu(x))
+
+    assert_trains_alike(lambda: Wired(form, a=nets.unit(3, 4, act=None), head=nets.head(4)), images())
 
 
 def test_lower_precision_is_right_or_refused():

@@ -52,7 +52,8 @@ class Pending:
         """The values ``(N, C, H, W)``, computed when they are asked for."""
         own = self._here()
         if own._tensor is None:
-            own._tensor = as_images(own.blocks, own._images)
+            blocks = own.blocks  # images of a single one are a view, which others may write into
+            own._tensor = as_images(blocks.clone() if len(blocks) == 1 else blocks, own._images)
         return own._tensor
 
     @property
@@ -186,7 +187,11 @@ class Pending:
     def add_(self, other: Any, *, alpha: float = 1) -> Any:
         """As `torch.Tensor.add_`."""
         done = self.plus(other, alpha=alpha, inplace=True)
-        return self.tensor.add_(_plain(other), alpha=alpha) if done is None else done
+        if done is not None:
+            return done
+        with torch.set_grad_enabled(self._keeper[0]):
+            own = self.tensor
+        return own.add_(_plain(other), alpha=alpha)
 
     def pool(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
@@ -208,7 +213,7 @@ class Pending:
         """After a step: itself, changed in place, or another one."""
         if made is None:
             made = self._copied()
-        made.__dict__.update(changes)
+        made.__dict__.update(changes, _done=None)  # what is added may be itself, which then is done
         return made if step != self._last or self.readers else made.tensor
 
 

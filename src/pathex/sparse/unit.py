@@ -279,10 +279,10 @@ class _Call:
 
 
 def in_blocks(x: Tensor) -> Tensor:
-    """Images ``(N, C, H, W)`` in blocks of as many as a register has lanes: ``(blocks, C, H, W, lanes)``."""
+    """A copy of images ``(N, C, H, W)`` in blocks of as many as a register has lanes: ``(blocks, C, H, W, lanes)``."""
     lanes = kernels.PIXEL // x.element_size()
     x = F.pad(x, (0, 0) * 3 + (0, -len(x) % lanes)) if len(x) % lanes else x
-    return x.unflatten(0, (-1, lanes)).movedim(1, -1).contiguous()
+    return x.unflatten(0, (-1, lanes)).movedim(1, -1).clone(memory_format=torch.contiguous_format)
 
 
 def as_images(x: Tensor, images: int) -> Tensor:
