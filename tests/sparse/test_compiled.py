@@ -18,7 +18,9 @@ import pathex
 import small_timm
 from brute_force.cases import CASES, Beside, Branches, Wired, build
 from brute_force.planes import convolved, largest
-from pathex.errors import InvalidInput, PathexError, UnknownName
+from pathex.errors import InvalidInput, PathexError, UnknownName, UnsupportedOperation
+from pathex.sparse import Choice
+from refusals import refused
 from snapshots import unchanged
 
 KINDS = [
@@ -204,9 +206,44 @@ def test_refusals(monkeypatch):
         pathex.compile(model, example_input=x, choice="fast")
     with pytest.raises(PathexError, match="threads"):
         pathex.compile(model, example_input=x, threads=0)
+    for choice in ({"0": "sparse"}, 3, ["sparse"]):
+        with refused(f"choice is {type(choice).__name__}; allowed: .*channels-last"):
+            pathex.compile(model, example_input=x, choice=choice)
+    for ways in ({"1": "sparse"}, {}, {0: "sparse", "0": "dense"}, "sparse", None, 3):
+        with refused("choice must give sparse, dense, channels-last by name for each layer"):
+            pathex.compile(model, example_input=x, choice=Choice(ways))
+    for way in (3, ["sparse"], "fast"):
+        with refused("way to compute a layer.*channels-last, dense, sparse"):
+            pathex.compile(model, example_input=x, choice=Choice({"0": way}))
+    with refused("filled_from"):
+        pathex.compile(model, example_input=x, choice=Choice({"0": "sparse"}, filled_from=None))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InvalidInput, match=r"pathex\[sparse\]"):
         pathex.compile(model, example_input=x)
+
+
+MEETING = {
+    "norm without statistics": nn.BatchNorm2d(4, track_running_stats=False),
+    "mean of all images": Wired(lambda net, x: (x - x.mean(0, keepdim=True)).relu()),
+    "largest of all": Wired(lambda net, x: x / x.amax()),
+    "another order": Wired(lambda net, x: x.flip(0)),
+}
+
+
+@pytest.mark.parametrize("name", MEETING)
+@pytest.mark.parametrize("choice", [None, "sparse", "dense"])
+def test_networks_whose_images_meet_are_refused(name, choice):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), MEETING[name], nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)).eval()
+    for count in (1, 20):
+        with refused("depends on other images", UnsupportedOperation):
+            pathex.compile(model, example_input=torch.randn(count, 3, 8, 8), threads=1, choice=choice)
+
+
+def test_weights_that_are_not_numbers_are_computed_with():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).eval()
+    model[2].weight.data[0, 0] = torch.nan
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(pathex.compile(model, example_input=x, threads=1, choice="sparse")(x).isnan(), model(x).isnan())
 
 
 PROGRAM = """
@@ -250,6 +287,12 @@ def test_several_inputs_are_refused_by_what_they_are(make):
     model = nn.Conv2d(3, 4, 3)
     mask = pathex.Mask({"weight": torch.ones(4, 3, 3, 3, dtype=torch.bool)})
     images = torch.zeros(2, 3, 8, 8)
-    for given, kind in (((images, images), "tuple"), ({"x": images}, "dict"), (images.long(), "Tensor")):
+    wrong = (
+        ((images, images), "tuple"),
+        ({"x": images}, "dict"),
+        (images.long(), "Tensor"),
+        (torch.tensor(1.0), "Tensor"),
+    )
+    for given, kind in wrong:
         with pytest.raises(InvalidInput, match=f"example_input is {kind}; allowed: .* for a network of one input"):
             make(model, mask, given)

@@ -279,9 +279,15 @@ def test_refusals(monkeypatch):
         convert_it(Tied(), Mask({"a.weight": torch.ones(2, 2, 1, 1).bool()}))
     with refused("dense, sparse", UnknownName):
         convert_it(choice="fast")
-    for choice in ({"0": "sparse"}, {"0": "sparse", "3": "dense", "4": "dense"}):
-        with refused("masked layers"):
+    for choice in ({"0": "sparse"}, {"0": "sparse", "3": "dense", 4: "dense"}, {0: "sparse", "0": "sparse"}, {}):
+        with refused("choice must give sparse, dense by name for each layer"):
             convert_it(choice=choice)
+    for choice in (3, ["sparse"], False):
+        with refused("choice must give sparse, dense by name"):
+            convert_it(choice=choice)
+    for way in (3, ["sparse"], ""):
+        with refused("way to compute a layer.*dense, sparse", UnknownName):
+            convert_it(choice={"0": way, "3": "dense"})
     for threads in (0, -1, 1.5):
         with refused("threads", PathexError):
             convert_it(threads=threads)

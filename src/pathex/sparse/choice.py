@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pathex.errors import InvalidInput, UnknownName
+from pathex.errors import check_integer
 from pathex.sparse import kernels
+from pathex.sparse.compiler import check_ways
 from pathex.sparse.layers import Reading
 from pathex.sparse.program import CHANNELS_LAST, DENSE, SPARSE, Program
 from pathex.sparse.team import Team
@@ -36,13 +37,9 @@ class Choice:
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse a choice that is not one for these layers (`InvalidInput`)."""
-        for given in filter(None, (self.single, self.batch)):
-            if set(given) != set(names):
-                odd = sorted(set(given) ^ set(names))[0]
-                raise InvalidInput(f"choice must name the layers of the network, each once: {odd!r} is not in both")
-            for kind in given.values():
-                if kind not in {SPARSE, DENSE, CHANNELS_LAST}:
-                    raise UnknownName("way to compute a layer", kind, (SPARSE, DENSE, CHANNELS_LAST))
+        check_integer("filled_from", self.filled_from)
+        for ways in (self.single, self.single if self.batch is None else self.batch):
+            check_ways(ways, names, (SPARSE, DENSE, CHANNELS_LAST))
 
 
 def is_dense(choice: Mapping[str, str]) -> bool:

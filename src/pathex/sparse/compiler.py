@@ -1,13 +1,14 @@
 """From a network and its mask to a module that computes what is kept."""
 
 import importlib.util
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pathex.compaction import read_channels
-from pathex.errors import InvalidInput, UnsupportedOperation, check_integer
+from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_names
 from pathex.graph import Graph, Node, copied, trace
 from pathex.masks import Mask, make_permanent, own_module
 from pathex.sparse.layers import Features, Reading
@@ -43,7 +44,8 @@ def compile(
 
     Raises:
         InvalidInput: If numba is not installed (the extra ``sparse``), or an argument cannot be used.
-        UnsupportedOperation: If the network cannot be traced, or takes only one number of images.
+        UnsupportedOperation: If the network cannot be traced, takes only one number of images, or if what it makes of
+            an image depends on others (BatchNorm without stored statistics).
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
@@ -56,6 +58,7 @@ def compile(
         raise InvalidInput("pathex.compile needs numba: pip install 'pathex[sparse]'")
     from pathex.sparse.choice import Choice, measured
     from pathex.sparse.network import CompiledNetwork
+    from pathex.sparse.program import meet
     from pathex.sparse.team import Team
 
     example_input = check_example(example_input)
@@ -74,20 +77,37 @@ def compile(
     if isinstance(choice, str):
         ways = {layer.name: choice for layer in reading.layers.values()}
         choice = Choice(ways, ways)
-    elif choice is None:
-        with torch.inference_mode():
-            choice = measured(reading, x, team)
+    with torch.inference_mode():
+        if meet(reading, x[:1], team):
+            raise UnsupportedOperation(
+                "what the network makes of an image depends on other images (BatchNorm without stored statistics, or an"
+                " operation over dimension 0): pathex.compile cannot compute it in parts"
+            )
+        choice = measured(reading, x, team) if choice is None else choice
+    if not isinstance(choice, Choice):
+        raise InvalidInput(
+            f"choice is {type(choice).__name__}; allowed: that of a compiled network, sparse, dense, channels-last"
+        )
     return CompiledNetwork(reading, choice, team)
 
 
 def check_example(example_input: object) -> Tensor:
     """The images, if they are a tensor: kernels are for networks of one input."""
-    if not isinstance(example_input, Tensor) or not example_input.is_floating_point() or not len(example_input):
+    known = isinstance(example_input, Tensor) and example_input.is_floating_point() and example_input.dim()
+    if not isinstance(example_input, Tensor) or not known or not len(example_input):
         raise InvalidInput(
             f"example_input is {type(example_input).__name__}; allowed: one floating-point tensor of at least one image"
             " (N, C, H, W), for a network of one input"
         )
     return example_input
+
+
+def check_ways(ways: object, names: Collection[str], kinds: Collection[str]) -> None:
+    """Refuse what is no choice of one of some ways for each layer."""
+    odd = sorted(map(repr, set(ways) ^ set(names))) if isinstance(ways, Mapping) else [repr(ways)]
+    if odd or not isinstance(ways, Mapping):
+        raise InvalidInput(f"choice must give {', '.join(kinds)} by name for each layer, no more: not so for {odd[0]}")
+    check_names("way to compute a layer", ways.values(), kinds)
 
 
 def _attention(graph: Graph, model: nn.Module, x: Tensor) -> dict[Node, Features]:

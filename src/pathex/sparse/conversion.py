@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathex.errors import InvalidInput, UnsupportedOperation, check_integer, check_name
+from pathex.errors import InvalidInput, UnsupportedOperation, check_integer
 from pathex.graph import Graph, Node, breaks_in_channels_last, copied, trace
 from pathex.masks import Mask, own_module
-from pathex.sparse.compiler import check_example
+from pathex.sparse.compiler import check_example, check_ways
 
 if TYPE_CHECKING:
     from pathex.sparse.team import Team
@@ -175,12 +175,10 @@ def convert(
     layers = _layers(net, mask)
     for path, layer in layers.items():
         Kept.of(layer, mask[_weight(path)], team)
-    choice = choice or _fastest(layers, graph, len(images))
+    choice = _fastest(layers, graph, len(images)) if choice is None else choice
     ways = dict.fromkeys(layers, choice) if isinstance(choice, str) else choice
-    if odd := sorted(set(ways) ^ set(layers)):
-        raise InvalidInput(f"choice must name the masked layers, each once: {odd[0]!r} is not in both")
+    check_ways(ways, layers, ("sparse", "dense"))
     for path, layer in layers.items():
-        check_name("way to compute a layer", ways[path], ("sparse", "dense"))
         if ways[path] == "sparse":
             layer.unit, layer.waits = _unit(path, layer), _waits(graph, path)
     return net

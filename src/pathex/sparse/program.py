@@ -308,3 +308,10 @@ class Program:
             known = node in self.reading.graph.inputs or node in self.reading.reached
             return node if known else self.reading.constant(node)
         return [self._argument(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def meet(reading: Reading, image: Tensor, team: Team) -> bool:
+    """Whether what becomes of an image depends on another one beside it: one without any number is found in it."""
+    program = Program(reading, {layer.name: DENSE for layer in reading.layers.values()}, None, team)
+    beside = torch.cat([image, torch.full_like(image, math.nan)])
+    return bool((program(beside)[:1].isnan() & ~program(image).isnan()).any())
