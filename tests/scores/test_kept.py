@@ -144,6 +144,17 @@ def test_kernels_hold_for_masks_within_theirs(planned):
     assert planned == [given.mask, other]
 
 
+@pytest.mark.parametrize("label", ["px", "ntk-sap"])
+@pytest.mark.parametrize("farthest", [0, 40_000])
+def test_layers_whose_images_are_too_large_have_no_kernels(label, farthest, planned, monkeypatch):
+    monkeypatch.setattr("pathex.sparse.planes._FARTHEST", farthest)
+    given, method = problem(), find(label)
+    found = method.score(given)
+    assert len(planned) == 1 and (farthest > 0) == bool(given.memo["kept layers"]._layers)
+    assert len(given.memo["kept layers"]._layers) < sum(mask.ndim == 4 for mask in given.mask.values())
+    assert_close(found, without_kernels(monkeypatch, lambda: method.score(replace(given, memo={}))), 1e-8)
+
+
 def test_threads_of_torch_are_as_before(planned):
     find("px").score(problem())
     assert planned and torch.get_num_threads() == 2

@@ -239,6 +239,18 @@ def test_networks_whose_images_meet_are_refused(name, choice):
             pathex.compile(model, example_input=torch.randn(count, 3, 8, 8), threads=1, choice=choice)
 
 
+@pytest.mark.parametrize("images", [1, 16])
+def test_images_that_are_too_large_for_the_offsets_of_kernels(images, monkeypatch):
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, 2)).eval(), torch.randn(images, 3, 9, 9)
+    expected = pathex.compile(model, example_input=x, threads=1, choice="dense")(x)
+    for farthest, name in ((3 * 11 * 11 * images, "1"), (11 * 11 * images, "0")):
+        monkeypatch.setattr("pathex.sparse.planes._FARTHEST", farthest)
+        compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+        with refused(f"kernels of '{name}': choose 'dense'", UnsupportedOperation):
+            compiled(x)
+    assert torch.equal(pathex.compile(model, example_input=x, threads=1, choice="dense")(x), expected)
+
+
 def test_weights_that_are_not_numbers_are_computed_with():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).eval()
     model[2].weight.data[0, 0] = torch.nan

@@ -300,6 +300,30 @@ def test_refusals(monkeypatch):
         convert_it()
 
 
+@pytest.mark.parametrize("channels", [(36, 1), (1, 36)], ids=["forward", "backward"])
+def test_images_that_are_too_large_for_the_offsets_of_kernels(channels):
+    layer = nn.Conv2d(*channels, 3, padding=1)
+    net = convert(
+        layer, Mask({"weight": torch.ones(layer.weight.shape) > 0}), torch.randn(1, channels[0], 4, 4), 1, "sparse"
+    )
+    assert net.unit.shape(900, 900)
+    with refused(f"{channels[0]} channels of 1000 x 1000: choose 'dense'", UnsupportedOperation):
+        net.unit.shape(1000, 1000)
+
+
+def test_layers_whose_images_are_too_large_are_dense(monkeypatch):
+    monkeypatch.setattr("pathex.sparse.planes._FARTHEST", 8_000)
+    model = nn.Sequential(nn.Conv2d(2, 9, 1), nn.Conv2d(9, 3, 3), nn.Conv2d(3, 2, 1))
+    kept = {f"{i}.weight": torch.zeros_like(model[i].weight).bool() for i in range(3)}
+    for entries in kept.values():
+        entries[-1, -1, 0, 0] = True
+    mask = Mask(kept)
+    x = torch.randn(3, 2, 6, 6)
+    net, dense = convert(model, mask, x, threads=1), twin(model, mask)
+    assert plan(net) == {"0": "dense", "1": "dense", "2": "sparse"}
+    assert_near(net(x), dense(x), 1e-5)
+
+
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_padding_that_is_not_zero(mode):
     """Such a layer is dense where the choice is measured."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pathex.errors import UnsupportedOperation
 from pathex.graph import Graph, Node, cost
 from pathex.paths import Call, Linear, Record, Recording, per_dimension
 from pathex.scores.problem import Problem, once
@@ -30,14 +31,19 @@ class KeptLayers:
         from pathex.sparse import Team
 
         self.graph, self.mask, self.team = graph, dict(mask), Team(torch.get_num_threads())
-        self._layers = {node: self._layer(node) for node in graph.path if _name(node) in mask}
+        self._layers: dict[Node, KeptConvolution] = {}
+        for node in graph.path:
+            if _name(node) in mask:
+                with contextlib.suppress(UnsupportedOperation):  # of images that are too large
+                    self._layers[node] = self._layer(node)
 
     def _layer(self, node: Node) -> "KeptConvolution":
         from pathex.sparse import KeptConvolution
 
         numbers = (per_dimension(node[name], 2) for name in ("stride", "dilation", "padding"))
         stride, dilation, padding = ((each[0], each[1]) for each in numbers)
-        return KeptConvolution(self.mask[_name(node)], stride, dilation, padding, int(node["groups"]), self.team)
+        kept, size = self.mask[_name(node)], node.args[0].shape[2:]
+        return KeptConvolution(kept, stride, dilation, padding, int(node["groups"]), size, self.team)
 
     def fit(self, graph: Graph, mask: Mapping[str, Tensor], kept: Mapping[str, int]) -> bool:
         """Whether they may stand for those of a graph and a mask, which keeps so many entries of each weight."""

@@ -293,7 +293,8 @@ def _fastest(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, 
     for path, layer in layers.items():
         sources = [n.args[0] for n in graph.path if n.module[0] == path and n.op in ("conv2d", "linear")]
         few, is_linear = layer.weight.numel() <= _SURE * layer.kept.numel(), isinstance(layer, nn.Linear)
-        possible = bool(sources) and getattr(layer, "padding_mode", "zeros") == "zeros" and (few or not is_linear)
+        known = bool(sources) and (few or not is_linear)
+        possible = known and all(_reads(path, layer, source.shape or ()) for source in sources)
         found[path] = "sparse" if possible else "dense"
         if possible and few == is_linear:
             x = torch.ones((max(2, images), *sources[0].shape[1:]), dtype=layer.weight.dtype)
@@ -303,6 +304,15 @@ def _fastest(layers: Mapping[str, Any], graph: Graph, images: int) -> dict[str, 
             layer.unit = layer.waits = None
             found[path] = "sparse" if sparse <= _CLEAR * _seconds(layer, x, inside) else "dense"
     return found
+
+
+def _reads(path: str, layer: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the kernels can read what has a shape as a layer does."""
+    size = (1, _PIXELS) if isinstance(layer, nn.Linear) else shape[2:]
+    try:
+        return len(size) == 2 and bool(_unit(path, layer).shape(*size))
+    except UnsupportedOperation:
+        return False
 
 
 def _seconds(layer: Any, x: Tensor, inside: bool) -> float:

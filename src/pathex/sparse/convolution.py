@@ -21,15 +21,22 @@ class KeptConvolution:
         dilation: As there.
         padding: As there.
         groups: As there.
+        size: Rows and columns of images.
         team: Who carries out kernels.
+
+    Raises:
+        UnsupportedOperation: If images are too large.
 
     Attributes:
         places: Where the kept weights lie in the flat dense one ``(kept,)``.
     """
 
-    def __init__(self, kept: Tensor, stride: Pair, dilation: Pair, padding: Pair, groups: int, team: Team) -> None:
+    def __init__(
+        self, kept: Tensor, stride: Pair, dilation: Pair, padding: Pair, groups: int, size: Pair, team: Team
+    ) -> None:
         window = Window((kept.shape[2], kept.shape[3]), stride, dilation, (*padding, *padding))
         self._kernel = Unit(kept, window, groups), team
+        self._kernel[0].shape(*size)
         self.places = kept.flatten().nonzero().flatten()
 
     def __call__(self, x: Any, values: Tensor, bias: Tensor | None = None, moments: bool = False) -> Pending:

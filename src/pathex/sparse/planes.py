@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pathex.errors import UnsupportedOperation
+
 Array = NDArray[Any]
+_FARTHEST = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ class Planes:
         beyond = written[written // self.pitch >= self.height]
         holes = np.union1d(holes, beyond) * self.lanes
         edges = np.arange(tiles + 1) * registers // tiles * vector
-        return holes.astype(np.int32), np.searchsorted(holes, edges).astype(np.int32)
+        return holes, np.searchsorted(holes, edges)
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,7 @@ class Window:
         """Where taps lie in the input's own planes, in numbers from their beginning, for the output's first pixel."""
         down = plan.rows * self.dilation[0] - self.pads[0]
         right = plan.columns * self.dilation[1] - self.pads[1]
-        pixels = plan.channels * planes.size + planes.lead + down * planes.pitch + right
-        return (pixels * planes.lanes).astype(np.int32)
+        return (plan.channels * planes.size + planes.lead + down * planes.pitch + right) * planes.lanes
 
     def phases(self, plan: Plan) -> tuple[Array, Array]:
         """The phases of stride that taps read, as pairs of row and column, and for each tap which of them."""
@@ -142,5 +144,11 @@ class Window:
         """Where taps lie in the planes of the phases that their input was split into."""
         down = plan.rows * self.dilation[0] // self.stride[0]
         right = plan.columns * self.dilation[1] // self.stride[1]
-        pixels = (plan.channels * phases + which) * planes.size + down * planes.pitch + right
-        return (pixels * planes.lanes).astype(np.int32)
+        return ((plan.channels * phases + which) * planes.size + down * planes.pitch + right) * planes.lanes
+
+
+def narrow(offsets: Array, layer: str) -> Array:
+    """Offsets in the 32 bits that kernels read, if they have these for the images of a layer."""
+    if offsets.max(initial=0) > _FARTHEST:
+        raise UnsupportedOperation(f"images are too large for the sparse kernels of {layer}: choose 'dense' for it")
+    return np.ascontiguousarray(offsets, np.int32)

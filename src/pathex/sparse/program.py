@@ -16,7 +16,7 @@ from pathex.sparse.calls import Step, Values, activate, attend, bring, call, den
 from pathex.sparse.geometry import Geometry
 from pathex.sparse.layers import Layer, Reading, is_global_mean, pool_window
 from pathex.sparse.memory import Place, Store, between
-from pathex.sparse.planes import Planes, Window
+from pathex.sparse.planes import Planes, Window, narrow
 from pathex.sparse.team import Team
 from pathex.sparse.tiling import blocks, tiles
 
@@ -230,16 +230,16 @@ class Program:
         *before, outputs = self._shape(node)
         rows = math.prod(before)
         self._static[node] = self._new_rows(node, rows, outputs).view(*before, outputs)
-        offsets = (layer.plan.channels * pitch).astype(np.int32)
-        self._sum(layer, (x, offsets), self._rows[node], residual, rows, None, lanes=1)
+        self._sum(layer, (x, layer.plan.channels * pitch), self._rows[node], residual, rows, None, lanes=1)
 
     def _sum(
         self, layer: Layer, source: tuple[int, Any], target: tuple[int, int], residual: tuple[int, int],
         length: int, holes: tuple[Any, Any] | None, **fields: Any,
     ) -> None:  # fmt: skip
         """Kept weights by blocks of input channels, each of which adds to what the one before has left."""
-        (x, offsets), (y, plane), plan = source, target, layer.plan
+        x, (y, plane), plan = source[0], target, layer.plan
         none = np.zeros(tiles(length) + 1, np.int32)
+        offsets, *gaps = (narrow(each, repr(layer.name)) for each in (source[1], *(holes or (none, none))))
         found = blocks(layer, offsets, length)
         for place, inside in enumerate(found):
             first, last = place == 0, place == len(found) - 1
@@ -248,9 +248,8 @@ class Program:
                 layer.result, kernels.CONVOLVE, x=x, offsets=offsets[inside], values=plan.values[inside], starts=starts,
                 bias=layer.bias.numpy() * first, outputs=len(layer.bias), y=y, plane=plane,
                 residual=residual[0] if first else y, residual_plane=residual[1] if first else plane, length=length,
-                tiles=tiles(length), holes=none if holes is None else holes[0],
-                hole_starts=none if holes is None or not last else holes[1], low=layer.low if last else -math.inf,
-                high=layer.high if last else math.inf, **fields,
+                tiles=tiles(length), holes=gaps[0], hole_starts=gaps[1] if last else none,
+                low=layer.low if last else -math.inf, high=layer.high if last else math.inf, **fields,
             )  # fmt: skip
 
     def _pool(self, node: Node, source: Place, window: Window) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathex.sparse import training_kernels as kernels
 from pathex.sparse.llvm import REGISTERS
-from pathex.sparse.planes import Plan, Window
+from pathex.sparse.planes import Plan, Window, narrow
 from pathex.sparse.team import Team
 
 _CACHE = 49152  # bytes of the first cache
@@ -72,7 +72,8 @@ class Shape:
             "form": form,
         }
         covers = bool(int((many * count).sum()) == height * width)
-        arrays = {name: np.ascontiguousarray(each, np.int32) for name, each in places.items()}
+        layer = f"a layer with {inputs} channels of {height} x {width}"
+        arrays = {name: narrow(each, layer) for name, each in places.items()}
         template = _filled(
             inputs=inputs, outputs=outputs, rows=rows, columns=columns, pitch=pitch, stride=window.stride[0],
             across=window.stride[1], covers=covers, tile=_tile(inputs * len(phases), window),
