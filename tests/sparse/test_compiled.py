@@ -239,6 +239,13 @@ def test_networks_whose_images_meet_are_refused(name, choice):
             pathex.compile(model, example_input=torch.randn(count, 3, 8, 8), threads=1, choice=choice)
 
 
+def test_means_in_another_precision():
+    model = Wired(lambda net, x: net.layer(x).mean((2, 3), dtype=torch.float64), layer=nn.Conv2d(3, 4, 3)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    compiled = pathex.compile(model, example_input=x, threads=1, choice="sparse")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("images", [1, 16])
 def test_images_that_are_too_large_for_the_offsets_of_kernels(images, monkeypatch):
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, 2)).eval(), torch.randn(images, 3, 9, 9)

@@ -263,7 +263,9 @@ def is_global_mean(node: Node) -> bool:
     if node.op == "adaptive_avg_pool2d":
         return node.shape is not None and node.shape[2:] == (1, 1)
     dims = node.arguments.get("dim")
-    return node.op == "mean" and dims is not None and sorted(dim % 4 for dim in dims) == [2, 3]
+    if node.op != "mean" or node.dtype != source.dtype or dims is None:
+        return False
+    return sorted(dim % 4 for dim in dims) == [2, 3]
 
 
 def _bounds(node: Node) -> tuple[float, float] | None:
