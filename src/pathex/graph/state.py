@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-import itertools
+import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -54,28 +54,33 @@ def evaluated(model: nn.Module) -> Iterator[None]:
                 _put_back(module, before, containers)
 
 
-def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The lists, dictionaries (hooks among them) and sets of a module, and what is in them."""
+_Containers = tuple[list[tuple[Any, Any]], list[Any]]
+
+
+def _containers(module: nn.Module) -> _Containers:
+    """The lists, dictionaries (hooks among them) and sets of a module, with what is in them, and the empty ones."""
     found = [held for held in vars(module).values() if isinstance(held, (list, dict, set))]
-    return [(held, held.copy() if held else ()) for held in found]
+    return [(held, held.copy()) for held in found if held], [held for held in found if not held]
 
 
-def _put_back(module: nn.Module, before: Mapping[str, Any], containers: list[tuple[Any, Any]]) -> None:
+def _put_back(module: nn.Module, before: Mapping[str, Any], containers: _Containers) -> None:
     """Undo what a forward pass left on a module: a count of its calls, activations, the weight of the call, hooks."""
-    own = vars(module)
-    for name in own.keys() - before.keys():
-        del own[name]
-    # Most are the same objects as before.
-    own.update({name: value for name, value in before.items() if name not in own or own[name] is not value})
-    for held, content in containers:
-        if (held or content) and _identities(held) != _identities(content):
+    own, (filled, empty) = vars(module), containers
+    if not _same(own, before):
+        own.clear()
+        own.update(before)
+    for held in empty if any(empty) else ():
+        held.clear()
+    for held, content in filled:
+        if not _same(held, content):
             held.clear()
             (held.extend if isinstance(held, list) else held.update)(content)
 
 
-def _identities(held: Any) -> list[int]:
-    entries = itertools.chain(held, held.values()) if isinstance(held, dict) else held
-    return list(map(id, entries))
+def _same(held: Any, content: Any) -> bool:
+    """Whether two containers have the same objects; most have."""
+    pairs = [(held, content), *([(held.values(), content.values())] if isinstance(held, dict) else [])]
+    return len(held) == len(content) and all(all(map(operator.is_, *pair)) for pair in pairs)
 
 
 def copied(model: nn.Module) -> nn.Module:
