@@ -89,10 +89,10 @@ def test_counts_are_those_of_the_released_formulas(density, total, rounds):
 
 REFUSED = [
     *(({"method": name}, f"{name}.*allowed: exact") for name in ("px", "snip", "grasp", "magnitude", "random")),
-    ({"allocation": "layer"}, "allocation=global, not 'layer'"),
-    ({"count": "multiply_adds"}, "count=weights, not 'multiply_adds'"),
-    ({"structure": "channels"}, "structure=weights, not 'channels'"),
-    ({"schedule": "adaptive:0.1"}, "schedule=exponential or linear, not 'adaptive:0.1'"),
+    ({"allocation": "layer"}, "allocation='global', not 'layer'"),
+    ({"count": "multiply_adds"}, "count='weights', not 'multiply_adds'"),
+    ({"structure": "channels"}, "structure='weights', not 'channels'"),
+    ({"schedule": "adaptive:0.1"}, "schedule='exponential' or 'linear', not 'adaptive:0.1'"),
     ({"rounding": "up"}, "unknown rounding 'up'. Known: exact, released"),
 ]
 

@@ -144,7 +144,7 @@ def test_norms_and_pools_around_convolutions_have_the_gradients_of_torch(drawn, 
         results.append({"y": y, "x": read.grad, **gradients(each, mask), **statistics})
     for name, value in results[1].items():
         # A channel whose values are all the same has a variance of rounding, which torch divides by too.
-        assert_near(results[0][name], value, 1e-9, name, floor=1.0)
+        assert_near(results[0][name], value, 1e-8, name, floor=1.0)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
