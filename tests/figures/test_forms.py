@@ -1,4 +1,6 @@
 import json
+import re
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -213,6 +215,33 @@ def test_what_is_no_number_is_a_gap():
     assert {2.0, None, 1.0} == {row["mean"] for rows in page["datasets"].values() for row in rows}
     _, svg = painted(chart)
     assert [text for text, _ in texts(svg, "axis-label")][:2] == ["0.5", "0.6"]
+
+
+def shown(svg):
+    """The places of the marks and what is told of them."""
+    return re.findall(rb'transform="translate\(([^)]*)', svg), re.findall(rb'aria-label="([^"]*)"', svg)
+
+
+@pytest.mark.parametrize("name", ["a.levels", "w[0]", "kept:all", "kept:Q", "it's", "count()"])
+def test_a_column_of_any_name_is_drawn_and_told(name):
+    """As in results.csv: ``method_options.levels``."""
+    table = pd.DataFrame({"series": "px", "plain": [1, 2, 5], "mean": [1.0, 2.0, 3.0]})
+    charts = [curves(table.rename(columns={"plain": x}), x, x_title="x", y_title="y") for x in ("plain", name)]
+    (places, told), (same, found) = (shown(painted(chart)[1]) for chart in charts)
+    assert same == places and len(set(places)) > 5
+    title = escape(name).replace("&#x27;", "'").encode()
+    assert found == [text.replace(b"plain", title) for text in told]
+    cells = pd.DataFrame({"series": ["px", "snip"], name: ["u", "v"], "value": [0.5, 0.25]})
+    for x, y in ((name, "series"), ("series", name)):
+        labels = [text for text, _ in texts(painted(heat_map(cells, x, y, label="density"))[1], "axis-label")]
+        assert {"u", "v", "px", "snip"} <= {*labels}
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 1.5])
+def test_a_sparsity_that_leaves_nothing_is_refused(sparsity):
+    with refused(f"sparsity is {sparsity}; allowed: numbers below 1"):
+        drawn(means((0.9, sparsity)))
+    drawn(means((0.9, 0.9999999)))
 
 
 def test_a_missing_column_is_named():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,10 +133,8 @@ def dots(
         layers.append(hollow.encode(x=x, y=other, **styled, tooltip=_tips(behind)))
     text = _chart(means).mark_text(align="left", dx=6, fontSize=12, color=INK)
     layers.append(text.encode(x=alt.value("width"), y=rows, text=alt.Text("mean:Q", format=number)))
-    points, styled = (
-        _chart(means).mark_point(filled=True, size=80, opacity=1),
-        _channels(look, "colour", "marker", named=named),
-    )
+    points = _chart(means).mark_point(filled=True, size=80, opacity=1)
+    styled = _channels(look, "colour", "marker", named=named)
     return _finished([*layers, points.encode(x=x, y=rows, **styled, tooltip=_tips(means))], 27 * len(names))
 
 
@@ -163,8 +162,8 @@ def heat_map(cells: pd.DataFrame, x: str, y: str, *, label: str, log: bool = Fal
     some, top = cells[~crossed], max(1.0, cells["value"].max())
     low = some["value"].min() if log and len(some) else 0.0
     place = {
-        "x": alt.X(f"{x}:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90, ticks=False, domain=False)),
-        "y": alt.Y(f"{y}:N", sort=None, title=None, axis=alt.Axis(labelPadding=6)),
+        "x": alt.X(**_field(x, "nominal"), sort=None, title=None).axis(labelAngle=-90, ticks=False, domain=False),
+        "y": alt.Y(**_field(y, "nominal"), sort=None, title=None).axis(labelPadding=6),
     }
     scale = alt.Scale(scheme="viridis", reverse=True, type="log" if log else "linear", domain=[low, top])
     colour = alt.Color("value:Q", scale=scale, legend=alt.Legend(title=label, format="~g", gradientLength=200))
@@ -276,6 +275,8 @@ def _x(values: "pd.Series[float]", name: str, title: str, log: bool) -> alt.X:
     axis = alt.Axis(format="d", tickMinStep=1) if (values % 1 == 0).all() else alt.Axis()
     if name == "sparsity":
         densities = sorted({round(1 - float(value), 12) for value in values})
+        if densities and densities[0] <= 0:
+            raise InvalidInput(f"sparsity is {values.max()}; allowed: numbers below 1, whose density a log scale shows")
         near = densities[0] * (densities[-1] / densities[0]) ** _GAP
         labelled = [density for density in densities if density == densities[0] or density >= near]
         scale = alt.Scale(type="log", domain=[densities[-1] * 1.12, densities[0] / 1.12], nice=False)
@@ -284,7 +285,12 @@ def _x(values: "pd.Series[float]", name: str, title: str, log: bool) -> alt.X:
     elif log:
         scale = alt.Scale(type="log", domain=[float(values.min()) / 1.15, float(values.max()) * 1.15], nice=False)
         axis = alt.Axis(format="~s" if values.max() >= 1000 else "~g", tickCount=6)
-    return alt.X(f"{name}:Q", title=title, axis=axis, scale=scale)
+    return alt.X(**_field(name), title=title, axis=axis, scale=scale)
+
+
+def _field(name: str, kind: str = "quantitative") -> dict[str, Any]:
+    """A column as what a channel shows; without backslashes a name such as ``a.b`` would be a path into values."""
+    return {"field": re.sub(r"""([.\[\]\\"'])""", r"\\\1", name), "type": kind}
 
 
 def _scale(log: bool, frame: tuple[float, float] | None) -> alt.Scale:
@@ -353,10 +359,9 @@ def _tips(table: pd.DataFrame) -> list[alt.Tooltip]:
     tips = []
     for name in table.columns.drop(_DRAWN, errors="ignore"):
         title = _TITLES.get(name, name.replace("_", " "))
-        if pd.api.types.is_float_dtype(table[name]):
-            tips.append(alt.Tooltip(f"{name}:Q", format=".4~g", title=title))
-        else:
-            tips.append(alt.Tooltip(f"{name}:N", title=title))
+        is_float = pd.api.types.is_float_dtype(table[name])
+        kind, form = ("quantitative", ".4~g") if is_float else ("nominal", alt.Undefined)
+        tips.append(alt.Tooltip(**_field(name, kind), format=form, title=title))
     return tips
 
 
