@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from io import StringIO
 from itertools import product
 
@@ -8,11 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from damage import spoil
 from pathex.experiments.report.findings import different_totals, headline, what_was_run
 from pathex.experiments.report.panel import seeds_said
 from pathex.experiments.report.records import read_all
-from pathex.experiments.report.settings import DEFAULTS, commands, nested, shared_settings, short
+from pathex.experiments.report.settings import DEFAULTS, commands, nested, series_settings, shared_settings, short
 from pathex.experiments.report.tables import csv, difference, estimate, markdown, runs_table, summary_table
 from pathex.figures import styles
 
@@ -199,6 +199,7 @@ TODAY |= {"devices": 2, "strategy": "ddp", "logger": "wandb", "augment_options":
         ([("px", REDRAW), ("random", {}), ("dense", {"rounds": 3})], {"px", "random", "dense"}),
         ([("px", {"epochs": 4}), ("dense", {"epochs": 8})], {"px (epochs=4)", "dense (epochs=8)"}),
         ([("px", {}), ("px", {"seed": 1, **TODAY})], {"px"}),
+        ([("px", {"kernel_every": 1}), ("px", {"seed": 1}), ("random", {"kernel_images": 9})], {"px", "random"}),
         (
             [
                 ("px", {"sanity": "none", "dynamic": "none"}),
@@ -285,90 +286,23 @@ def test_held_out_images_are_another_metric(make_run):
     assert problem.reason == "no images were held out: --validation says how many"
 
 
-def test_a_run_is_found_at_any_depth_and_once_and_what_its_record_tells(make_run):
-    folder = make_run("px", method_options={"redraw": True}, allocation={"layer.0.weight": 0.5})
-    spoil(folder / "wandb" / "run-1" / "files" / "config.yaml", "wandb_version: 1\n")  # of a logger: no run
-    records, problems = read_all([folder, folder.parent.parent])
-    assert ([record.folder for record in records], problems) == ([folder], [])
-    dense, segmented = make_run("dense", 0.9), make_run("px", 0.9, 1, metric="miou", test_miou=0.25)
-    (dense / "environment.json").unlink()
-    first, second, third = read_all([folder, dense, segmented])[0]
-    assert first.config["method_options.redraw"] is True
-    assert first.config["allocation"] == {"layer.0.weight": 0.5}
-    assert first.environment == {"torch": "2.x", "device.name": "cpu", "device.threads": 1}
-    assert (first.metric, first.task) == ("accuracy", "classification")
-    assert (second.sparsity, second.environment) == (0.0, {})  # whatever its settings say
-    assert (third.metric, third.task, third.value) == ("miou", "segmentation", 0.25)
+def test_series_are_named_in_time_that_grows_with_the_runs(make_run):
+    [record] = read_all([make_run("px")])[0]
+    asked = []
 
+    class Told(dict):
+        def get(self, name, default=None):
+            asked.append(name)
+            return super().get(name, default)
 
-def test_a_failed_run_is_left_out_with_its_error_until_it_is_done(make_run):
-    good, failed, again, alone = make_run("px"), make_run("random"), make_run("snip"), make_run("grasp")
-    for folder in (failed, again, alone):
-        (folder / "failed.json").write_text(json.dumps({"error": "TrainingDiverged: loss is nan", "traceback": "..."}))
-    (failed / "result.json").unlink()
-    for name in ("result.json", "config.yaml", "metrics.jsonl"):
-        (alone / name).unlink()
-    records, problems = read_all([good.parent])
-    assert {record.folder for record in records} == {good, again}
-    assert {problem.folder for problem in problems} == {failed, alone}
-    assert {problem.reason for problem in problems} == {"failed: TrainingDiverged: loss is nan"}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("result.json", None, "not finished: 4 of 4 epochs trained"),
-        ("result.json", "[]", "holds no object"),
-        ("result.json", "{", "result.json cannot be read"),
-        ("result.json", '{"status": "training"}', "status 'training'"),
-        ("result.json", "3", "holds no object"),
-        ("result.json", "NaN", "holds no object"),
-        ("result.json", b"\xff\x00", "result.json cannot be read"),
-        ("result.json", "[" * 9999, "result.json cannot be read"),
-        (
-            "result.json",
-            '{"status": "done", "files": 3, "kept": 1, "total": 2, "test_accuracy": 1}',
-            "has digests that are no names with values: 3",
-        ),
-        ("result.json/a", "", "result.json cannot be read (it is no regular file)"),
-        ("environment.json", "[]", "holds no object"),
-        ("config.yaml", b"\x00", "config.yaml cannot be read"),
-        ("config.yaml", "a: &a [*a]", "nested deeper"),
-        ("config.yaml", "{method: px, sparsity: .nan, model: a, data: b, seed: 0}", "config.yaml holds sparsity nan"),
-        ("config.yaml", "{method: [px], sparsity: 0.9, model: a, data: b, seed: 0}", "config.yaml holds method ['px']"),
-        ("metrics.jsonl", '{"epoch": 1, "train_loss": "low"}', "no epoch with numbers"),
-        ("metrics.jsonl", '{"epoch": 1}\n{"ep', "metrics.jsonl cannot be read"),
-        ("mask.safetensors", "", "mask.safetensors cannot be read"),
-        (
-            "config.yaml",
-            "{method: a, sparsity: 0.9, model: a, data: b, seed: 0, dynamic: {}}",
-            "config.yaml holds dynamic {}",
-        ),
-        ("result", {"bytes": []}, "result.json holds bytes []"),
-        ("result", {"bytes": "many"}, "result.json holds bytes 'many'"),
-        ("result", {"total": 0}, "result.json holds total 0"),
-        ("result", {"classes": 7}, "classes 7"),
-        ("result.json", '{"status": "done", "kept": 1, "total": 2}', "holds no test_accuracy"),
-        ("config.yaml", None, "config.yaml is missing"),
-        ("config.yaml", "a: [1", "config.yaml cannot be read"),
-        ("config.yaml", "method: px", "holds no sparsity, model, data, seed"),
-        ("metrics.jsonl", "{", "metrics.jsonl cannot be read"),
-        ("result", {"test_accuracy": None}, "result.json holds no test_accuracy"),
-        ("result", {"test_accuracy": float("nan")}, "result.json holds no test_accuracy"),
-        ("result", {"metric": "miou", "test_miou": "?"}, "result.json holds no test_miou"),
-        ("result", {"tasks": [{"task": 0}]}, "result.json holds tasks without zero_shot and fine_tuned"),
-        ("result", {"tasks": {"a": 1}}, "result.json holds tasks without zero_shot and fine_tuned"),
-    ],
-)
-def test_a_broken_run_is_left_out_with_its_reason(make_run, name, content, reason):
-    good, broken = make_run("px"), make_run("random", **(content if name == "result" else {}))
-    if name == "result.json/a":
-        spoil(broken / "result.json", None)
-    if name != "result":
-        spoil(broken / name, content)
-    records, [problem] = read_all([good, broken])
-    assert ([record.folder for record in records], problem.folder) == ([good], broken)
-    assert reason in problem.reason and "\n" not in problem.reason
+    counts = []
+    for number in (20, 40):
+        asked.clear()
+        configs = [{**record.config, "seed": seed, "epochs": seed % 3} for seed in range(number)]
+        series = series_settings([replace(record, config=Told(config)) for config in configs])
+        counts.append(len(asked))
+        assert series == [f"epochs={seed % 3}" for seed in range(number)]
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_cells_are_neither_formulas_nor_html(make_run):

@@ -93,10 +93,11 @@ def build(
     check_name("x axis", x, X_AXES)
     check_name("split", split, ("test", "validation"))
     records, problems = read_all([Path(folder) for folder in folders], split)
-    named = {record.folder.name: record for record in records}
-    if len(named) < len(records):
-        twice = next(name for name in named if sum(record.folder.name == name for record in records) > 1)
-        raise InvalidInput(f"two run folders are named {twice!r}: a report takes each run once")
+    named: dict[str, RunRecord] = {}
+    for record in records:
+        if (other := named.setdefault(record.folder.name, record)) is not record:
+            twice = f"{record.folder.name!r}, {other.folder} and {record.folder}"
+            raise InvalidInput(f"two run folders are named {twice}: a report takes each run once")
     runs = runs_table(records)
     summary, ordered = summary_table(runs), [named[name] for name in runs["run"]]
     look = styles(zip(runs["method"], runs["series"], strict=True))
@@ -107,10 +108,11 @@ def build(
     html = _page(ordered, **said, shared=shared, commands=lines)
     texts = {"table.csv": csv(runs), "summary.csv": csv(summary), "summary.md": markdown(summary)}
     texts |= {_SETTINGS: shared, "index.html": html}
+    files = drawn | {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
     out = Path(out)
     with refusing(f"report cannot be written to {out}: {{}}", OSError):
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in (drawn | {name: text.encode() for name, text in texts.items()}).items():
+        for name, content in files.items():
             write_bytes(out / name, content)
     return ReportFiles(
         page=out / "index.html",

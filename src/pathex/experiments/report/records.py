@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,17 +124,21 @@ def read_all(folders: Sequence[Path], split: str = "test") -> tuple[list[RunReco
 
 
 def _find(folders: Iterable[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise InvalidInput(f"no such folder: {folder}")
-        marks = [path for name in (_RESULT, _CONFIG, _FAILED) for path in folder.rglob(name)]
-        places = {mark.parent for mark in marks}
-        # Below a run there is no other: a logger may keep a config.yaml of its own there.
-        runs = {path for path in places if (path / _ENVIRONMENT).exists()}
-        for path in sorted(path for path in places if runs.isdisjoint(path.parents)):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+    found: list[Path] = []
+    seen: set[Path] = set()
+    waiting = [*folders]
+    if missing := [folder for folder in waiting if not folder.is_dir()]:
+        raise InvalidInput(f"no such folder: {missing[0]}")
+    for start in waiting:  # links come last: a run bears the name of its own folder
+        for place, below, files in os.walk(start):
+            path, names = Path(place), {*below, *files}
+            new, is_run = path.resolve() not in seen, not names.isdisjoint({_RESULT, _CONFIG, _FAILED})
+            seen.add(path.resolve())
+            found += [path] if new and is_run else []
+            # Below a run there is no other: a logger may keep a config.yaml of its own there.
+            below[:] = sorted(below) if new and not (is_run and _ENVIRONMENT in names) else []
+            waiting += [path / name for name in below if (path / name).is_symlink()]
+    return found
 
 
 def _read(folder: Path, split: str) -> RunRecord:
@@ -154,7 +159,7 @@ def _read(folder: Path, split: str) -> RunRecord:
         raise InvalidInput(f"{'; '.join(damaged)}: the same command with --fresh runs it again")
     with refusing(f"{_MASK} cannot be read ({{}})"):
         layers = dict(Mask.load(mask).counts()) if mask.exists() else {}
-    return RunRecord(
+    record = RunRecord(
         folder=folder,
         config=config,
         result=result,
@@ -167,6 +172,9 @@ def _read(folder: Path, split: str) -> RunRecord:
         code={name: str(digest) for name, digest in made_from.items() if name.startswith("module ")},
         split=split,
     )
+    with refusing("its name or its files cannot be written again ({})"):  # such as bytes that are no UTF-8
+        json.dumps({**vars(record), "folder": folder.name}, default=str, ensure_ascii=False).encode()
+    return record
 
 
 def _check_result(result: Mapping[str, Any], split: str) -> None:
@@ -216,11 +224,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InvalidInput(f"{_CONFIG} is missing")
     config = read(path, path.name, holds=dict)
-    missing = [name for name in ("method", "sparsity", "model", "data", "seed") if name not in config]
+    missing = [name for name in ("method", "sparsity", "model", "data", "seed") if config.get(name) is None]
     if missing:
         raise InvalidInput(f"{_CONFIG} holds no {', '.join(missing)}")
     _check_kinds(_CONFIG, config, ("method", "model", "data", "weights", "dynamic"), ("sparsity", "seed"))
-    json.dumps(config, default=str)  # what reports do with it
+    if not 0 <= round(config["sparsity"], 12) < 1:
+        raise InvalidInput(f"{_CONFIG} holds sparsity {config['sparsity']!r}; allowed: a number in [0, 1)")
     options = {name: value for name, value in config.items() if name.endswith("_options") and isinstance(value, dict)}
     dotted = {f"{name}.{option}": value for name, values in options.items() for option, value in values.items()}
     return {name: value for name, value in config.items() if name not in options} | dotted

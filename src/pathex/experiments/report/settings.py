@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
+from itertools import product
 from types import MappingProxyType
 from typing import Any
 
@@ -13,23 +14,31 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(settings(RunConfig()))
 """What settings that a folder does not hold stand for, as in those of earlier versions; no series is named by them."""
 
 _COLUMNS = frozenset({"model", "data", "method", "sparsity", "seed", "weights", "task", "dynamic"})
-_WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict"})
+_WITHOUT_EFFECT = frozenset({*PLACE, "devices", "strategy", "memory", "strict", "kernel_every", "kernel_images"})
 OF_METHOD = frozenset({"rounds", "narrow", "min_per_output", "method_options", "dynamic_options", "from"})
 """Groups of settings that belong to a method."""
 
 
-def series_settings(record: RunRecord, records: Sequence[RunRecord], without: Set[str] = frozenset()) -> str:
-    """What tells this run's series from others of its method in the experiment, without some groups of settings."""
-    panel = [peer for peer in records if peer.experiment == record.experiment]
-    shown = []
-    for name in (*record.config, "from", *record.code):
-        value, group = _value(record, name), _group(name, record)
-        if group in without or not _counts(name, record) or value == DEFAULTS.get(name):
-            continue
-        of_method = [peer for peer in panel if group not in OF_METHOD or peer.method == record.method]
-        if any(_value(peer, name) != value for peer in of_method if _counts(name, peer)):
-            shown.append(f"{name.removeprefix('method_options.').removeprefix('dynamic_options.')}={_text(value)}")
-    return ", ".join(sorted(shown))
+def series_settings(records: Sequence[RunRecord], without: Set[str] = frozenset()) -> list[str]:
+    """What tells each run's series from others of its method in the experiment, without some groups of settings."""
+    names = {name for record in records for name in (*record.config, "from", *record.code)}
+    first: dict[tuple[Any, ...], Any] = {}
+    differing = set()
+    for record, name in product(records, names):
+        if _counts(name, record):
+            value = _value(record, name)
+            panels = ((record.experiment, name), (record.experiment, name, record.method))
+            differing |= {panel for panel in panels if first.setdefault(panel, value) != value}
+    series = []
+    for record in records:
+        shown = []
+        for name in names:
+            value, group = _value(record, name), _group(name, record)
+            panel = (record.experiment, name, *([record.method] if group in OF_METHOD else []))
+            if value != DEFAULTS.get(name) and panel in differing and group not in without and _counts(name, record):
+                shown.append(f"{name.removeprefix('method_options.').removeprefix('dynamic_options.')}={_text(value)}")
+        series.append(", ".join(sorted(shown)))
+    return series
 
 
 def _group(name: str, record: RunRecord | None = None) -> str:

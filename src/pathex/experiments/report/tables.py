@@ -35,10 +35,8 @@ def metric_label(metric: str) -> str:
 
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """One row a run."""
-    rows = [
-        _row(record, series_settings(record, records)) | {"protocol": series_settings(record, records, OF_METHOD)}
-        for record in records
-    ]
+    named = zip(records, series_settings(records), series_settings(records, OF_METHOD), strict=True)
+    rows = [_row(record, settings) | {"protocol": protocol} for record, settings, protocol in named]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(_OPTIONAL, float))
     return frame.sort_values([*EXPERIMENT, "sparsity", "series", "seed", "run"]).reset_index(drop=True)
 
@@ -52,7 +50,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
         "series": f"{record.method} ({settings})" if settings else record.method,
         "method": record.method,
         "settings": settings,
-        "sparsity": round(record.sparsity, 6),
+        "sparsity": round(record.sparsity, 12),
         "seed": int(record.config["seed"]),
         "metric": record.metric,
         "value": record.value,
@@ -76,7 +74,7 @@ def _row(record: RunRecord, settings: str) -> dict[str, Any]:
 
 
 def by_seed(runs: pd.DataFrame, column: str = "value") -> "pd.Series[float]":
-    """One value a seed: runs of one seed, computed in two places for instance, are not two independent repeats."""
+    """One value a seed: runs of one seed, of other ``memory`` for instance, are not two independent repeats."""
     return runs.groupby("seed")[column].mean().dropna()
 
 
