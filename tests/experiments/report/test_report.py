@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from itertools import product
@@ -159,6 +160,10 @@ def test_broken_and_failed_runs_are_listed_and_names_are_escaped(make_run, unpai
     page = report.page.read_text()
     assert broken.name in page and "failed: TrainingDiverged: loss is nan" in page
     assert "<b>mine</b>" not in page and "&lt;b&gt;mine" in page
+    foreign = broken.rename(broken.with_name(os.fsdecode(b"caf\xe9")))
+    (foreign / "mask.safetensors").unlink()
+    report = build([good, foreign], tmp_path / "named")
+    assert report.runs == 1 and "caf\\udce9</code>: its name or its files cannot be written" in report.page.read_text()
     assert "Only dense runs" in build([make_run("dense")], tmp_path / "dense").page.read_text()
 
 
@@ -173,7 +178,7 @@ def test_what_cannot_be_reported_is_an_error_and_writes_nothing(make_run, unpain
         ([empty], out, {}, "no run found"),
         ([unfinished], out, {}, "no finished run"),
         ([out], out, {}, "no such folder"),
-        ([folder, copy], out, {}, "two run folders are named"),
+        ([folder, copy], out, {}, f"two run folders are named {folder.name!r}, {folder} and {copy}: "),
         ([folder], taken, {}, "report cannot be written to"),
         ([folder], out, {"x": "params"}, "unknown x axis 'params'.*Known"),
         ([folder], out, {"published": "yes"}, "unknown choice for published 'yes'.*Known"),
@@ -182,6 +187,19 @@ def test_what_cannot_be_reported_is_an_error_and_writes_nothing(make_run, unpain
             build(folders, place, **options)
     assert not out.exists()
     assert build([folder, folder], out).runs == 1
+
+
+def test_the_page_and_the_markdown_show_one_table(make_run, unpainted, tmp_path):
+    folders = [make_run(method, 0.9, seed, dead_layers=seed) for seed in range(2) for method in ("px", "random")]
+    report = build([*folders, make_run("dense", bytes=47_100), make_run("px", 0.98)], tmp_path / "out")
+    lines = [line.split(" | ") for line in report.markdown.read_text().replace(" %", "\u00a0%").splitlines()]
+    page = re.findall("<tr class(.*?)</tr>", report.page.read_text(), re.DOTALL)
+    rows = [re.findall(r"([^<>]*)</t[dh]>", row) for row in page]
+    assert lines[0][:4] == ["| model", "data", "method", "sparsity"] and lines[0][8:10] == ["kept weights", "of"]
+    assert rows == [[*line[2:9], *line[10:-1], line[-1].removesuffix(" |")] for line in lines[2:]]
+    assert [(row[1], row[-1]) for row in rows] == [("—", "—"), ("0.9", "1.5"), ("0.9", "1.5"), ("0.98", "1.5")]
+    assert [row.count('class="best"') for row in page] == [0, 1, 0, 1]
+    assert [row.count('class="warn"') for row in page] == [0, 1, 1, 0]
 
 
 def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_path):
@@ -203,7 +221,7 @@ def test_metrics_and_starts_have_sections_of_their_own(make_run, unpainted, tmp_
     main = {"accuracy_*", "miou_*", "transfer_*-transfer", "accuracy_*-mocov2-w-pth"}
     assert {name for name in figures if not name.startswith("training")} == main
     assert page.count('<th scope="col">mean IoU <') == 1 and page.count('<th scope="col">zero-shot <') == 1
-    assert page.count("<td>25.00\u00a0%</td>") + page.count("25.00&nbsp;%") == 2
+    assert page.count(">25.00\u00a0%</td>") == 2
     assert len(pd.read_csv(report.table)) == 4
 
 
@@ -214,7 +232,7 @@ def test_options_of_the_command_reach_the_report(make_run, unpainted, tmp_path, 
     assert main(words) == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "PX paper" in page and "against parameters" not in page and "<td>0.0471</td>" in page
-    assert "| 0.0471 MB |" in (tmp_path / "out" / "summary.md").read_text()
+    assert "| 0.0471 |" in (tmp_path / "out" / "summary.md").read_text()
     assert main([*words, "--published", "none"]) == 0
     assert "PX paper" not in (tmp_path / "out" / "index.html").read_text()
     assert main([*words, "--x", "parameters"]) == 0
@@ -323,6 +341,8 @@ def test_sparser_is_further_right_and_the_caption_says_how_many_seeds(study, mak
     left, right = x["scale"]["domain"]
     assert (x["field"], x["scale"]["type"]) == ("density", "log") and left > 0.1 and right < 0.018
     assert sorted(x["axis"]["values"]) == pytest.approx([0.018, 0.1])
+    close = main_figure(panel_of(*(make_run("px", level) for level in (0.9999999, 0.9999998)))).charts[0]
+    assert sorted(channel(close, "x")["axis"]["values"]) == pytest.approx([1e-7, 2e-7])
     assert "n = 3 seeds" in drawn.caption
     assert "n = 1 seed)" in main_figure(panel_of(make_run("px"))).caption
     uneven = panel_of(make_run("random"), make_run("snip"), make_run("snip", 0.9, 1))

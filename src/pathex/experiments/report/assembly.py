@@ -20,16 +20,7 @@ from pathex.experiments.report.panel import Panel
 from pathex.experiments.report.published import no_curves, published_for
 from pathex.experiments.report.records import RunRecord, read_all
 from pathex.experiments.report.settings import commands, nested, shared_settings, short
-from pathex.experiments.report.tables import (
-    EXPERIMENT,
-    csv,
-    gap,
-    interval,
-    markdown,
-    metric_label,
-    runs_table,
-    summary_table,
-)
+from pathex.experiments.report.tables import EXPERIMENT, Column, columns, csv, markdown, runs_table, summary_table
 from pathex.figures import Style, embedded, painted, script, styles
 from pathex.files import write_bytes
 
@@ -152,12 +143,13 @@ def _sections(
             files = painted(*picture.charts, across=picture.across)
             drawn |= {f"{picture.name}{suffix}.{kind}": file for kind, file in zip(("png", "svg"), files, strict=True)}
         part = parts.get_group(key)
+        shown = [column for column in columns(part) if column.key not in {*EXPERIMENT, "total"}]
         sections.append(
             {
                 "heading": heading,
                 "finding": headline(rows) + different_totals(rows),
-                "rows": _rows(part, look),
-                "columns": _columns(part),
+                "rows": _rows(part, look, shown),
+                "columns": [column.heading for column in shown],
                 "filters": {name: part[name].drop_duplicates().tolist() for name in ("series", "sparsity")},
                 "pictures": pictures,
                 "chance": part["chance"].max(),
@@ -179,28 +171,18 @@ def _title(runs: pd.DataFrame) -> str:
 
 
 def _page(records: Sequence[RunRecord], **shown: Any) -> str:
-    known = {json.dumps(record.environment): record.environment for record in records}
     environments = Counter(json.dumps(record.environment) for record in records if record.environment)
+    loader = PackageLoader("pathex.experiments.report")
     environment = Environment(
-        loader=PackageLoader("pathex.experiments.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["embedded"] = embedded
     environment.filters["shown"] = _shown
     text = environment.get_template("report.html.j2").render(
-        runs=[
-            {
-                "name": record.folder.name,
-                "result": {name: record.result[name] for name in _SHOWN if name in record.result},
-                "config": record.config,
-            }
-            for record in records
-        ],
+        runs=records,
+        of_result=_SHOWN,
         script=script(),
-        environments=[(known[content], count) for content, count in environments.items()],
+        environments=[(json.loads(content), count) for content, count in environments.items()],
         **shown,
     )
     return text + "\n"
@@ -220,29 +202,19 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _columns(summary: pd.DataFrame) -> dict[str, str]:
-    """What heads the columns of the table of results, by the columns of the summary that they are sorted by."""
-    tasks = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned"} if summary["zero_shot"].notna().any() else {}
-    outputs = {"dead_outputs": "dead outputs"} if summary["dead_outputs"].gt(0).any() else {}
-    gaps = {"gap": "to the best, same seeds"} if summary["gap"].notna().any() else {}
-    return {
-        **{"series": "method", "sparsity": "sparsity", "n": "seeds"},
-        **{"mean": metric_label(str(summary["metric"].iloc[0])), "ci95_low": "95\u00a0% interval", **gaps, **tasks},
-        **{"kept": "kept weights", "bytes": "on disk (MB)"},
-        **{"dead_layers": "dead layers", **outputs, "prune_seconds": "pruning (s)"},
-    }
-
-
-def _rows(summary: pd.DataFrame, look: Mapping[str, Style]) -> list[dict[str, Any]]:
-    rows = [{str(name): value for name, value in row.items()} for row in summary.to_dict("records")]
+def _rows(summary: pd.DataFrame, look: Mapping[str, Style], shown: Sequence[Column]) -> list[dict[str, Any]]:
+    """What the page shows of each row of the table of results: its cells, how they look, by what they are sorted."""
     best = summary[summary["method"] != "dense"].groupby("sparsity")["mean"].max()
     filters = {name: pd.factorize(summary[name])[0] for name in ("series", "sparsity")}
-    ranks = [summary[name].rank(method="min").fillna(0).astype(int) for name in _columns(summary)]
-    for number, row in enumerate(rows):
-        row["colour"] = look[row["series"]].colour
-        row["best"] = row["method"] != "dense" and row["mean"] == best[row["sparsity"]]
-        first = number > 0 and row["sparsity"] != rows[number - 1]["sparsity"]
-        row["classes"] = " ".join([f"{name}-{place[number]}" for name, place in filters.items()] + ["level"] * first)
-        row["order"] = ";".join(f"--c{place}:{rank.iloc[number]}" for place, rank in enumerate(ranks))
-        row["interval"], row["distance"] = interval(row), gap(row)
+    ranks = [summary[column.key].rank(method="min").fillna(0).astype(int) for column in shown]
+    starts = summary["sparsity"].diff().fillna(0).ne(0).tolist()
+    rows = []
+    for number, row in enumerate(summary.to_dict("records")):
+        looks = {"mean": "best"} if row["method"] != "dense" and row["mean"] == best[row["sparsity"]] else {}
+        looks |= {name: "warn" for name in ("dead_layers", "dead_outputs") if row[name] > 0}
+        classes = [f"{name}-{place[number]}" for name, place in filters.items()] + ["level"] * starts[number]
+        order = ";".join(f"--c{place}:{rank.iloc[number]}" for place, rank in enumerate(ranks))
+        cells = [(column.text(row), looks.get(column.key)) for column in shown]
+        colour, names = look[row["series"]].colour, " ".join(classes)
+        rows.append({"cells": cells, "classes": names, "order": order, "colour": colour})
     return rows

@@ -1,11 +1,11 @@
 """Runs as tables: one row a run and one row a setting, with intervals over seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy import stats
@@ -86,10 +86,8 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         values = {key: by_seed(group) for key, group in groups.items()}
         best = max(values, key=lambda key: (len(values[key]), values[key].mean()))  # of those with most seeds
         for key, group in groups.items():
-            found, gap = (
-                estimate(values[key].tolist()),
-                estimate([]) if key == best else difference(values[key], values[best]),
-            )
+            found = estimate(values[key].tolist())
+            gap = estimate([]) if key == best else difference(values[key], values[best])
             rows.append(
                 dict(zip(GROUP, key, strict=True))
                 | {"n": found.n, "mean": found.mean}
@@ -116,37 +114,58 @@ def csv(frame: pd.DataFrame) -> str:
 
 def markdown(summary: pd.DataFrame) -> str:
     """The summary in Markdown, a table for each metric."""
-    return "\n".join(_markdown(rows, str(metric)) for metric, rows in summary.groupby("metric"))
+    return "\n".join(_markdown(rows) for _, rows in summary.groupby("metric"))
 
 
-def _markdown(summary: pd.DataFrame, metric: str) -> str:
-    weights, tasks, gaps = summary["weights"].any(), summary["zero_shot"].notna().any(), summary["gap"].notna().any()
-    left = ["model", "data", *(["weights"] if weights else []), "method"]
-    right = ["sparsity", "n", metric_label(metric), "95 % interval", *(["to the best, same seeds"] if gaps else [])]
-    right += ["zero-shot", "fine-tuned"] if tasks else []
-    sizes = summary["bytes"].notna().any()
-    outputs = summary["dead_outputs"].gt(0).any()
-    right += ["kept / total", *(["on disk"] if sizes else []), "dead layers", *(["dead outputs"] if outputs else [])]
-    right += ["prune seconds"]
-    lines = [_line([*left, *right]), _line(["---"] * len(left) + ["---:"] * len(right))]
-    for row in summary.to_dict("records"):
-        cells = [row["model"], row["data"], *([short(row["weights"])] if weights else []), row["series"]]
-        cells += [f"{row['sparsity']:.6g}", str(row["n"]), _percent(row["mean"]), interval(row)]
-        cells += [gap(row)] if gaps else []
-        cells += [_percent(row["zero_shot"]), _percent(row["fine_tuned"])] if tasks else []
-        cells += [f"{row['kept']:,.0f} / {row['total']:,.0f}", *([_megabytes(row["bytes"])] if sizes else [])]
-        cells += [_number(row["dead_layers"]), *([_number(row["dead_outputs"])] if outputs else [])]
-        lines.append(_line([*cells, f"{row['prune_seconds']:.1f}"]))
-    return "\n".join(lines) + "\n"
+def _markdown(summary: pd.DataFrame) -> str:
+    shown = columns(summary)
+    lines = [[column.heading for column in shown]]
+    lines += [["---" if column.key in {*EXPERIMENT, "series"} else "---:" for column in shown]]
+    lines += [[column.text(row) for column in shown] for row in summary.to_dict("records")]
+    return "".join(f"{_line(cells)}\n" for cells in lines)
 
 
-def interval(row: Mapping[Any, Any]) -> str:
+class Column(NamedTuple):
+    """A column of the table of results: the column of the summary that it is sorted by, its heading and its cells."""
+
+    key: str
+    heading: str
+    text: Callable[[Mapping[Any, Any]], str]
+
+
+def columns(summary: pd.DataFrame) -> list[Column]:
+    """The columns of the table of results that have something to show, those of the experiment first."""
+    known = [
+        Column("model", "model", lambda row: str(row["model"])),
+        Column("data", "data", lambda row: str(row["data"])),
+        Column("weights", "weights", lambda row: short(row["weights"])),
+        Column("series", "method", lambda row: str(row["series"])),
+        Column("sparsity", "sparsity", lambda row: _cell("{:.6g}", row["sparsity"], row["method"])),
+        Column("n", "seeds", lambda row: str(row["n"])),
+        Column("mean", metric_label(str(summary["metric"].iloc[0])), lambda row: _cell("{:.2f} %", 100 * row["mean"])),
+        Column("ci95_low", "95 % interval", _interval),
+        Column("gap", "to the best, same seeds", _gap),
+        Column("zero_shot", "zero-shot", lambda row: _cell("{:.2f} %", 100 * row["zero_shot"])),
+        Column("fine_tuned", "fine-tuned", lambda row: _cell("{:.2f} %", 100 * row["fine_tuned"])),
+        Column("kept", "kept weights", lambda row: _cell("{:,.0f}", row["kept"])),
+        Column("total", "of", lambda row: _cell("{:,.0f}", row["total"])),
+        Column("bytes", "on disk (MB)", lambda row: _cell("{:.3g}", row["bytes"] / 1e6)),
+        Column("dead_layers", "dead layers", lambda row: _cell("{:.3g}", row["dead_layers"])),
+        Column("dead_outputs", "dead outputs", lambda row: _cell("{:.3g}", row["dead_outputs"])),
+        Column("prune_seconds", "pruning (s)", lambda row: _cell("{:.1f}", row["prune_seconds"], row["method"])),
+    ]
+    told = {name: summary[name].mask(summary[name].isin(["", 0])) for name in ("weights", "dead_outputs")}
+    used = summary.assign(ci95_low=0, **told).notna().any()
+    return [column for column in known if used[column.key]]
+
+
+def _interval(row: Mapping[Any, Any]) -> str:
     """The 95 % interval of a row of the summary, in per cent; a dash if one seed gives none."""
     low, high = row["ci95_low"], row["ci95_high"]
     return "—" if pd.isna(low) else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
-def gap(row: Mapping[Any, Any]) -> str:
+def _gap(row: Mapping[Any, Any]) -> str:
     """How far a row is from the best one, in points, with the 95 % interval if there is one; a dash for the best."""
     if pd.isna(row["gap"]):
         return "—"
@@ -154,16 +173,8 @@ def gap(row: Mapping[Any, Any]) -> str:
     return f"{100 * row['gap']:.2f}{among}"
 
 
-def _percent(value: float) -> str:
-    return "—" if pd.isna(value) else f"{100 * value:.2f} %"
-
-
-def _number(value: float) -> str:
-    return "—" if pd.isna(value) else f"{value:.3g}"
-
-
-def _megabytes(size: float) -> str:
-    return "—" if pd.isna(size) else f"{size / 1e6:.3g} MB"
+def _cell(form: str, value: float, method: str = "") -> str:
+    return "—" if method == "dense" or pd.isna(value) else form.format(value)
 
 
 def _line(cells: Sequence[str]) -> str:
