@@ -126,7 +126,10 @@ def test_dead_outputs_are_said_once_and_with_strict_an_error():
             {"min_per_output": 9, "sparsity": 0.9, "allocation": {"fc.weight": 0.1}},
             "min_per_output secures 45 weights of 'fc.weight', but only 12",
         ),
-        ({"method": "cts", "min_per_output": 1, "rounds": None}, "method 'cts', which .* needs min_per_output=0, not 1"),
+        (
+            {"method": "cts", "min_per_output": 1, "rounds": None},
+            "method 'cts', which .* needs min_per_output=0, not 1",
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused(more, said):

@@ -171,6 +171,7 @@ def _title(runs: pd.DataFrame) -> str:
 
 
 def _page(records: Sequence[RunRecord], **shown: Any) -> str:
+    known = {json.dumps(record.environment): record.environment for record in records}
     environments = Counter(json.dumps(record.environment) for record in records if record.environment)
     loader = PackageLoader("pathex.experiments.report")
     environment = Environment(
@@ -182,7 +183,7 @@ def _page(records: Sequence[RunRecord], **shown: Any) -> str:
         runs=records,
         of_result=_SHOWN,
         script=script(),
-        environments=[(json.loads(content), count) for content, count in environments.items()],
+        environments=[(known[content], count) for content, count in environments.items()],
         **shown,
     )
     return text + "\n"
