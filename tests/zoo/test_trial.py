@@ -61,14 +61,14 @@ TRIALS = {
     "sound": (NOTHING, _magnitudes, "ok", ""),
     "weight": (lambda problem: weight(problem).data[0, 0, 0, 0].add_(1), _magnitudes, "error", LEFT + "values"),
     "statistics": (lambda p: p.model.get_buffer("1.running_mean").add_(1), _magnitudes, "error", LEFT + "values"),
-    "parameter": (replace_parameter, _magnitudes, "error", LEFT + "parameters"),
+    "parameter": (replace_parameter, _magnitudes, "ok", ""),  # which is put back, as are hooks
     "gradient": (WITH_GRADIENT, _magnitudes, "error", LEFT + "parameters"),
     "flag": (lambda problem: weight(problem).requires_grad_(False), _magnitudes, "error", LEFT + "parameters"),
     "hook": (
         lambda p: p.model.register_load_state_dict_post_hook(lambda *_: None),
         _magnitudes,
-        "error",
-        LEFT + "hooks",
+        "ok",
+        "",
     ),
     "python": (lambda _: random.random(), _magnitudes, "error", LEFT + "generators"),
     "numpy": (lambda _: np.random.random(), _magnitudes, "error", LEFT + "generators"),  # noqa: NPY002

@@ -116,22 +116,18 @@ def held_bytes(graph: Graph, dtype: torch.dtype) -> int:
     inputs: set[Node] = set()
     for node in graph.carried_path:
         entries = _of_one(graph, node, node.numel)
-        role = graph.role(node)
+        role, factors = graph.role(node), [source for source in node.inputs if source in graph.carried]
         largest = max(largest, entries)
         if role == "weighted":
-            inputs.update(source for source in node.inputs if source in graph.carried)
+            inputs.update(factors)
         elif role == "gate":
             held += entries
         elif role == "pool":
             held += 8 * entries
         elif role in ("smooth", "function"):
             held += 2 * size * entries
-        elif role == "product" and sum(source in graph.carried for source in node.inputs) > 1:
-            held += (
-                2
-                * size
-                * sum(_of_one(graph, source, source.numel) for source in node.inputs if source in graph.carried)
-            )
+        elif role == "product" and len(factors) > 1:
+            held += 2 * size * sum(_of_one(graph, factor, factor.numel) for factor in factors)
         elif role in ("normalisation", "average") and node.op != "batch_norm":
             held += size * entries
     held += size * sum(_of_one(graph, source, source.numel) for source in inputs)

@@ -236,7 +236,7 @@ def test_what_recipes_inherit_from_their_data(files):
         options = {**config.data_options, "root": str(files["data"]), **more}
         options = {"data_options": options, "model_options": {"width": 1}}
         task = build("classification", "resnet20", config.data, seed=0, **options)
-        return task.augment, dict(task.augment_options), tuple(task.example.shape[1:])
+        return task.data.augment, dict(task.data.augment_options), tuple(task.example.shape[1:])
 
     photographs = {"min_scale": 0.2, "grayscale": 0.2, "jitter": 0.4, "hue": 0.4}
     assert inherited("imagenet-resnet50", classes=[0, 1]) == ("resized-crop", photographs, (3, 224, 224))
@@ -244,7 +244,7 @@ def test_what_recipes_inherit_from_their_data(files):
     assert inherited("tiny-imagenet-resnet18", classes=[0, 1]) == ("resized-crop", windows, (3, 64, 64))
     assert inherited("pretrained-tiny-imagenet", classes=[0, 1]) == ("resized-crop", windows, (3, 224, 224))
     task = build("classification", "resnet20", f"npz:{files['few']}", seed=0, data_options={"image_size": 224})
-    assert (task.augment, task.example.shape[-1]) == ("crop-flip", 224)
+    assert (task.data.augment, task.example.shape[-1]) == ("crop-flip", 224)
 
 
 def test_there_are_a_protocol_and_overrides_for_each_recipe():
