@@ -112,6 +112,9 @@ HELD = {
     "method": lambda n: of_class(lambda net, x: net.f(net.one(x)), f=lambda net, x: Config(n).times(x)),
     "static method": lambda n: of_class(lambda net, x: net.f(net.one(x)), f=staticmethod({1.0: _once, 2.0: _twice}[n])),
     "property": lambda n: of_class(lambda net, x: net.one(x) * net.f, f=property(lambda net: n)),
+    "cached function": lambda n: Wired(
+        lambda net, x: net.f(net.one(x)), f=functools.lru_cache({1.0: _once, 2.0: _twice}[n])
+    ),
     "cached property": lambda n: of_class(lambda net, x: net.one(x) * Held(n).factor),
 }
 

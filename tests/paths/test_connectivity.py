@@ -388,7 +388,7 @@ def test_several_inputs_in_any_form(given):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"a.wait": torch.ones(6, 4).bool()}, "the model has no parameter 'a.wait', which the mask names"),
+        ({"a.wait": torch.ones(6, 4).bool()}, "the mask names 'a.wait', which is no parameter"),
         ({"a.weight": torch.ones(6, 5).bool()}, r"'a.weight' must be a bool tensor of shape \(6, 4\), not .*\(6, 5\)"),
         ({"a.weight": torch.ones(6, 4)}, "'a.weight' must be a bool tensor .* not torch.float32"),
     ],

@@ -126,6 +126,8 @@ PRODUCTS = {
     "attention by einsum": (lambda x, w: torch.einsum("bij,bjd->bid", torch.einsum("bid,bjd->bij", x, x), x), 0, 200),
     "a bilinear layer": (lambda x, w: F.bilinear(x, x, w[None]), 80, 0),
     "inner": (torch.inner, 80, 0),
+    "tensordot": (lambda x, w: torch.tensordot(x, w, 1), 80, 0),
+    "tensordot on the left": (lambda x, w: torch.tensordot(w, x, ([1], [-1])), 80, 0),
     "a weight that another product makes": (lambda x, w: x @ (w @ torch.ones(4, 4)), 64, 80),
     "a diagonal": (lambda x, w: torch.einsum("ii->i", w) * x, 0, 0),
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections import deque
 from functools import partial
 from operator import attrgetter
 
@@ -107,11 +108,14 @@ def keeps(net, x):
     net.log.append(h)
     net.counts["calls"] += 1
     net.seen.add(1)
+    net.last.append(h)
+    net.inside["maps"].append(h)
     return net.b(h)
 
 
 def keeper():
     held = {"maps": None, "tuple": (), "log": [], "counts": {"calls": 0}, "seen": {0}}
+    held |= {"last": deque(), "inside": {"maps": []}}
     return Wired(keeps, a=nn.Linear(3, 4), b=nn.Linear(4, 2), **held)
 
 
@@ -123,6 +127,7 @@ def test_what_a_forward_pass_keeps_is_let_go(method):
         pathex.prune(model, method, sparsity=0.5, data=(x, torch.zeros(4, dtype=torch.long)))
     assert model.log is log
     assert (model.maps, model.tuple, log, model.counts, model.seen) == (None, (), [], {"calls": 0}, {0})
+    assert (model.last, model.inside) == (deque(), {"maps": []})
     copy.deepcopy(model)
 
 

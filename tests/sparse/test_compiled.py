@@ -239,6 +239,14 @@ def test_networks_whose_images_meet_are_refused(name, choice):
             pathex.compile(model, example_input=torch.randn(count, 3, 8, 8), threads=1, choice=choice)
 
 
+def test_a_network_that_takes_numbers_only_is_not_thought_to_meet():
+    table = Wired(lambda net, x: net.of((x.clamp(0, 1) * 9).long()).permute(0, 3, 1, 2), of=nn.Embedding(10, 3))
+    model = Wired(lambda net, x: net.layer(net.table(x[:, 0])), table=table, layer=nn.Conv2d(3, 4, 3)).eval()
+    x = torch.rand(3, 3, 6, 6)
+    compiled = pathex.compile(model, example_input=x, threads=1)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 def test_means_in_another_precision():
     model = Wired(lambda net, x: net.layer(x).mean((2, 3), dtype=torch.float64), layer=nn.Conv2d(3, 4, 3)).eval()
     x = torch.randn(2, 3, 8, 8)

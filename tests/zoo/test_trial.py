@@ -61,7 +61,7 @@ TRIALS = {
     "sound": (NOTHING, _magnitudes, "ok", ""),
     "weight": (lambda problem: weight(problem).data[0, 0, 0, 0].add_(1), _magnitudes, "error", LEFT + "values"),
     "statistics": (lambda p: p.model.get_buffer("1.running_mean").add_(1), _magnitudes, "error", LEFT + "values"),
-    "parameter": (replace_parameter, _magnitudes, "ok", ""),  # which is put back, as are hooks
+    "parameter": (replace_parameter, _magnitudes, "error", LEFT + "parameters"),
     "gradient": (WITH_GRADIENT, _magnitudes, "error", LEFT + "parameters"),
     "flag": (lambda problem: weight(problem).requires_grad_(False), _magnitudes, "error", LEFT + "parameters"),
     "hook": (

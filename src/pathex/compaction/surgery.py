@@ -42,13 +42,15 @@ def carve(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn
         before = _weight(module)
         parts = (module.named_parameters, module.named_buffers)
         for own, entry in [pair for named in parts for pair in named(recurse=False, remove_duplicate=False)]:
-            name = first[f"{path}.{own}" if path else own]
+            name, held = first[f"{path}.{own}" if path else own], module._buffers
+            if name not in made and own in held and not recipe["kept"].get(name):
+                made[name] = entry
             if name not in made:
                 data = cut(tensors.get(name, entry.detach()).to(entry), recipe["kept"].get(name, {}))
                 if entry.dim() == 4 and not entry.is_contiguous():
                     data = data.contiguous(memory_format=torch.channels_last)
                 made[name] = nn.Parameter(data, entry.requires_grad) if isinstance(entry, nn.Parameter) else data
-            setattr(module, own, made[name])
+            (held if own in held else module._parameters)[own] = made[name]
         _refit(module, before)
     for path, attributes in recipe["attributes"].items():
         for attribute, size in attributes.items():

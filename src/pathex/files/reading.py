@@ -88,8 +88,6 @@ def _yaml(text: str) -> Any:
                     raise InvalidInput("several mappings are merged into one, which may grow without bounds")
             return node
 
-    # As YAML 1.2 and the command line have it: 1e-1 is a number.
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
     content = yaml.load(text, Loader)
     containers(content)
     return content

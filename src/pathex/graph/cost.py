@@ -51,7 +51,7 @@ def _of_one(graph: Graph, node: Node, count: int) -> int:
 
 _MATRICES = words("matmul bmm mm mv inner dot")
 _FACTORS = {
-    **dict.fromkeys(_MATRICES, slice(0, 2)),
+    **dict.fromkeys((*_MATRICES, "tensordot"), slice(0, 2)),
     **dict.fromkeys(("addmm", "addmv", "baddbmm"), slice(1, 3)),
     "bilinear": slice(2, 3),
 }
@@ -70,6 +70,8 @@ def _multiply_adds(node: Node) -> int:
         return node.numel * shapes[0][-1]
     if node.op == "bilinear":
         return node.numel * prod(shapes[2][1:])
+    if node.op == "tensordot":
+        return node.numel * prod(shapes[0][dim] for dim in node.args[2])
     if node.op == "einsum" and len(shapes) > 1:
         return node.numel * _summed(node.args[0], shapes)
     if node.op == "scaled_dot_product_attention":

@@ -138,12 +138,15 @@ _PARTS: dict[type, Callable[[Any], Any]] = {
     staticmethod: attrgetter("__func__"),
     classmethod: attrgetter("__func__"),
     functools.cached_property: attrgetter("func"),
+    type(functools.lru_cache(bool)): attrgetter("__wrapped__"),
     weakref.ref: lambda value: value(),
     types.ModuleType: attrgetter("__name__"),
     torch._ops.OpOverload: str,
     torch._ops.OpOverloadPacket: str,
     fx.Graph: lambda value: None,  # the code of its module's class says it
     RemovableHandle: lambda value: None,  # the hooks are there
+    torch.optim.Optimizer: lambda value: None,  # trains the network, and is no part of it
+    torch.Generator: lambda value: None,
 }
 for _kind, _parts in _PARTS.items():
     _held.register(_kind, _parts)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import operator
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -58,9 +59,15 @@ _Containers = tuple[list[tuple[Any, Any]], list[Any]]
 
 
 def _containers(module: nn.Module) -> _Containers:
-    """The lists, dictionaries (hooks among them) and sets of a module, with what is in them, and the empty ones."""
-    found = [held for held in vars(module).values() if isinstance(held, (list, dict, set))]
-    return [(held, held.copy()) for held in found if held], [held for held in found if not held]
+    """The containers of a module (hooks among them) and those in them, with what they hold, and the empty ones."""
+    # Not those of weights and parts, which the exporter changes meanwhile in another thread.
+    waiting = [held for name, held in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")]
+    found: dict[int, Any] = {}
+    for held in waiting:
+        if isinstance(held, (list, dict, set, deque)) and id(held) not in found:
+            found[id(held)] = held
+            waiting += held.values() if isinstance(held, dict) else held
+    return [(held, held.copy()) for held in found.values() if held], [held for held in found.values() if not held]
 
 
 def _put_back(module: nn.Module, before: Mapping[str, Any], containers: _Containers) -> None:
@@ -74,7 +81,7 @@ def _put_back(module: nn.Module, before: Mapping[str, Any], containers: _Contain
     for held, content in filled:
         if not _same(held, content):
             held.clear()
-            (held.extend if isinstance(held, list) else held.update)(content)
+            (held.update if isinstance(held, (dict, set)) else held.extend)(content)
 
 
 def _same(held: Any, content: Any) -> bool:

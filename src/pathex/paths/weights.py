@@ -42,7 +42,7 @@ class Weights:
             self.own[name] = tensor
         for name, kept in self.mask.items():
             if (own := self.own.get(name)) is None:
-                raise MaskMismatch(f"the model has no parameter {name!r}, which the mask names")
+                raise MaskMismatch(f"the mask names {name!r}, which is no parameter, or not the first name of one")
             if kept.dtype != torch.bool or kept.shape != own.shape:
                 allowed, found = (f"of shape {tuple(each.shape)}" for each in (own, kept))
                 raise MaskMismatch(f"mask entry {name!r} must be a bool tensor {allowed}, not {kept.dtype} {found}")

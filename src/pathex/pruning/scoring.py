@@ -63,6 +63,8 @@ def score(
         Name to score on the model's device, in the weight's shape; higher = keep. Methods that read paths leave out the
         weights that lie on none (see `PruneReport.off_path`).
 
+    Precision and the exporter are of the whole process: not for several threads at a time.
+
     Raises:
         InvalidInput: If an argument cannot be used or the method returns scores that do not fit.
 

@@ -45,7 +45,7 @@ def compile(
     Raises:
         InvalidInput: If numba is not installed (the extra ``sparse``), or an argument cannot be used.
         UnsupportedOperation: If the network cannot be traced, takes only one number of images, or if what it makes of
-            an image depends on others (BatchNorm without stored statistics).
+            an image is seen to depend on others (BatchNorm without stored statistics).
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()

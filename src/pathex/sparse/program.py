@@ -312,5 +312,9 @@ class Program:
 def meet(reading: Reading, image: Tensor, team: Team) -> bool:
     """Whether what becomes of an image depends on another one beside it: one without any number is found in it."""
     program = Program(reading, {layer.name: DENSE for layer in reading.layers.values()}, None, team)
-    beside = torch.cat([image, torch.full_like(image, math.nan)])
-    return bool((program(beside)[:1].isnan() & ~program(image).isnan()).any())
+    alone = program(image)
+    try:
+        beside = program(torch.cat([image, torch.full_like(image, math.nan)]))
+    except Exception:  # of an operation that takes numbers only: not known
+        return False
+    return bool((beside[:1].isnan() & ~alone.isnan()).any())

@@ -24,7 +24,7 @@ from pathex.experiments.runs import (
     run_name,
     write_json,
 )
-from pathex.experiments.runs.folder import Journal, write_config
+from pathex.experiments.runs.folder import Journal, read_config, write_config
 from pathex.train import evaluate
 from refusals import refused
 from small_images import write_images
@@ -42,6 +42,10 @@ def test_a_folder_is_of_the_same_settings_and_only_a_result_that_says_done_ends_
     check_same(tmp_path, RunConfig())
     write_config(tmp_path, RunConfig(device="cpu"))
     check_same(tmp_path, RunConfig(out="elsewhere"))
+    (folder := tmp_path / "texts").mkdir()
+    write_config(folder, texts := RunConfig(out="2e1", data_options={"version": "12e4567"}))
+    found = read_config(folder)
+    assert (found.out, found.data_options) == (texts.out, texts.data_options)  # though it looks like a number
     _, _, unsealed = (tmp_path / "config.yaml").read_text().partition("\n")
     (tmp_path / "config.yaml").write_text(f"{unsealed}capture: auto\n")  # as earlier versions wrote it
     check_same(tmp_path, RunConfig())

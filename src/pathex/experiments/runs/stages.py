@@ -101,7 +101,6 @@ def _find_and_write(stage: Stage) -> None:
     stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
 
 
-@torch.no_grad()
 def task_at_start(config: RunConfig, folder: Path, mask: Mask | None) -> Task:
     """The task of a run in a folder, its network at the weights that its ticket begins at."""
     task = build_task(config)
@@ -111,6 +110,7 @@ def task_at_start(config: RunConfig, folder: Path, mask: Mask | None) -> Task:
     return task
 
 
+@torch.no_grad()
 def alter_weights(config: RunConfig, task: Task, mask: Mask | None) -> None:
     """Give a ticket other weights than those it was found on, where ``sanity`` asks for it."""
     if config.sanity == "reinit":
