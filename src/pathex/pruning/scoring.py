@@ -41,6 +41,8 @@ def score(
 ) -> dict[str, Tensor]:
     """Score every prunable weight once.
 
+    Not in several threads at a time: PyTorch's precision and its exporter are those of the process.
+
     Args:
         model: The network, on any device and in any dtype; left exactly as it is.
         method: Name (see `pathex.methods`), a `pathex.scores.Method` such as ``pathex.PX(redraw=True)``, a callable
@@ -62,8 +64,6 @@ def score(
     Returns:
         Name to score on the model's device, in the weight's shape; higher = keep. Methods that read paths leave out the
         weights that lie on none (see `PruneReport.off_path`).
-
-    Precision and the exporter are of the whole process: not for several threads at a time.
 
     Raises:
         InvalidInput: If an argument cannot be used or the method returns scores that do not fit.
