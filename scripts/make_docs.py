@@ -30,7 +30,7 @@ SEEDS = {  # rows of single seeds: setting, columns of method and metric, column
 VOC = "110 images of VOC2012, DeepLabV3+ on MobileNetV2, {} weights, mean IoU"
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 _CARD = re.compile(r"^- \*\*Against the original code:\*\* (.*)$", re.MULTILINE)
-_DERIVED = ("-summary", "-accuracy")
+_DERIVED = ("-summary", "-accuracy", "-spectra")
 
 
 def methods(link: str) -> str:
