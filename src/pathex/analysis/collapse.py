@@ -10,7 +10,7 @@ from torch import nn
 from pathex import paths
 from pathex.errors import LayerCollapse, PathexWarning, UnsupportedOperation, listed
 from pathex.graph import Images, Output, untouched
-from pathex.masks import Mask, all_kept, own_module
+from pathex.masks import Mask, all_kept
 from pathex.paths import Connectivity, connectivity
 
 
@@ -66,7 +66,7 @@ def examine(
     Returns:
         The report. Where paths cannot be read, a `pathex.errors.PathexWarning` says so.
     """
-    mask.check(own_module(model))
+    mask.check(model)
     after = _connected(model, mask, images, output)
     if after is None:
         return PruneReport([name for name, count in mask.counts().items() if not count.kept], {}, None, [])

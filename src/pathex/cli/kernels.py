@@ -62,25 +62,24 @@ def _cases(options: NtkOptions) -> Iterator[Case]:
         raise InvalidInput("give folders of runs or --model, as in pathex ntk --model resnet20 --mask m.safetensors")
     names = ("model", "model_options", "data", "data_options", "weights", "seed")
     given = {"": TicketConfig(**{name: getattr(options, name) for name in names})} if options.model else {}
-    runs = {folder: read_config(Path(folder)) for folder in options.runs}
+    tickets: dict[str, Any] = given | {folder: read_config(Path(folder)) for folder in options.runs}
     alike: dict[str, list[str]] = {}
-    for folder, config in (given | runs).items():
+    for folder, config in tickets.items():
         if config.method == "small-dense":
             raise InvalidInput(f"{folder} holds a smaller network, not a ticket; allowed: runs with a mask, or dense")
         about = [getattr(config, name) for name in (*names, "task", "task_options", "pruning_seed")]
         # Trained methods and ablations begin at weights of their own.
-        about += [folder if config.method in TRAINED else "", runs[folder].sanity if folder else "none"]
+        about += [folder if config.method in TRAINED else "", getattr(config, "sanity", "none")]
         alike.setdefault(repr(about), []).append(folder)
     for folders in alike.values():
-        config = (given | runs)[folders[0]]
-        masks = {f: Mask.load(Path(f) / "mask.safetensors") for f in folders if f and runs[f].method != "dense"}
-        run = runs.get(folders[0])
-        task = build_task(config) if run is None else task_at_start(run, Path(folders[0]), masks.get(folders[0]))
+        config = tickets[folders[0]]
+        task = task_at_start(config, Path(folders[0])) if folders[0] else build_task(config)
         found = task.pruning_set(options.images_per_class, pruning_seed(config))
         start = (task.model, (found.images, found.labels))
         yield f"{config.model} on {config.data}, seed {config.seed}", *start, None
-        for folder, mask in masks.items():
-            yield folder, *start, mask
+        for folder in folders:
+            if folder and tickets[folder].method != "dense":
+                yield folder, *start, Mask.load(Path(folder) / "mask.safetensors", task.model)
         for file in options.mask:
             yield file, *start, read_mask(Path(file), task.model)
 

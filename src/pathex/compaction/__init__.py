@@ -5,12 +5,14 @@ from pathex.compaction.export import export
 from pathex.compaction.files import load, save
 from pathex.compaction.groups import ChannelGroups, channel_groups
 from pathex.compaction.plan import Compaction, compact, plan, read_channels
+from pathex.compaction.trial import difference
 
 __all__ = [
     "ChannelGroups",
     "Compaction",
     "channel_groups",
     "compact",
+    "difference",
     "export",
     "load",
     "plan",

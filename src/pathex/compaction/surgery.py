@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathex.graph import first_names
+
 Recipe = dict[str, Any]
 """What was cut, as JSON: ``kept`` places by tensor and dimension, modules with new ``biases``, ``attributes``."""
 
@@ -14,13 +16,6 @@ _ATTRIBUTES: Mapping[type[nn.Module], Mapping[str, int]] = {
     nn.modules.batchnorm._NormBase: {"num_features": 0},
     nn.PReLU: {"num_parameters": 0},
 }
-
-
-def names_of(model: nn.Module) -> dict[str, str]:
-    """For each name of a parameter or buffer its first one."""
-    first: dict[Tensor, str] = {}
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: first.setdefault(tensor, name) for name, tensor in named}
 
 
 def cut(tensor: Tensor, kept: Mapping[str, list[int]]) -> Tensor:
@@ -37,7 +32,7 @@ def carve(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn
         module = model.get_submodule(path)
         weight = module.get_parameter("weight")
         module.bias = nn.Parameter(weight.new_zeros(_outputs(module)))
-    first, made = names_of(model), {}
+    first, made = first_names(model), {}
     for path, module in list(model.named_modules()):
         before = _weight(module)
         parts = (module.named_parameters, module.named_buffers)

@@ -19,7 +19,7 @@ from pathex.graph.operators import (
     words,
 )
 from pathex.graph.state import compute_dtype, copied, tf32_products, untouched
-from pathex.graph.trace import Output, failing_module, first_tensor, trace
+from pathex.graph.trace import Output, failing_module, first_names, first_tensor, trace
 
 __all__ = [
     "ACTIVATIONS",
@@ -47,6 +47,7 @@ __all__ = [
     "cost",
     "each",
     "failing_module",
+    "first_names",
     "first_tensor",
     "freed_memory_kept",
     "has_convolution_that_breaks",

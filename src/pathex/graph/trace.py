@@ -86,6 +86,13 @@ def _once(key: str, make: Callable[[], Graph]) -> Graph:
         return graph
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer, and the first one for the same tensor."""
+    first: dict[Tensor, str] = {}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: first.setdefault(tensor, name) for name, tensor in named}
+
+
 def _traced(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Output, dynamic: bool = True
 ) -> Graph:
@@ -93,16 +100,13 @@ def _traced(
         args, kwargs = tree_map_only(Tensor, _two, (args, kwargs))
     shapes = tree_map_only(Tensor, lambda t: {0: Dim.AUTO} if t.dim() else {}, (args, kwargs))
     args, kwargs = tree_map_only(Tensor, partial(_in_precision_of, model), (args, kwargs))
-    first: dict[Tensor, str] = {}  # name of a parameter or buffer that has several
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    names = {name: first.setdefault(tensor, name) for name, tensor in named}
     with evaluated(model), uniform_precision(), torch.no_grad(), warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # what the exporter says of tensors that a forward pass leaves on its modules
         try:
             # As the exporter takes them: by the names of arguments.
             bound = inspect.signature(model.forward).bind(*shapes[0], **shapes[1]).arguments if dynamic else None
             program = _exported(model, args, kwargs, bound)
-            nodes, inputs, leaves = resolve(program, names)
+            nodes, inputs, leaves = resolve(program, first_names(model))
         except PathexError:
             raise
         except Exception as error:  # whatever the code of a network raises when it is traced

@@ -92,8 +92,8 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, left_ou
     tensors = fitted(tensors, own)
     given, dropped = _adapted(model, tensors)
     # Files of safetensors hold a tensor that layers share once.
-    shared = {_place(own[name]): value for name, value in given.items() if name in own}
-    given |= {name: shared[_place(tensor)] for name, tensor in own.items() if _place(tensor) in shared.keys() - {None}}
+    shared = {_place(own[name]): value for name, value in given.items() if name in own and own[name].data_ptr()}
+    given = {name: shared[_place(tensor)] for name, tensor in own.items() if _place(tensor) in shared} | given
     unused = [*left_out, *dropped]
     differing = [name for name in own if name in given and own[name].shape != given[name].shape]
     _compare(model, own, given, differing, source)
@@ -139,9 +139,9 @@ def _compare(
         raise InvalidInput(_in_one_line(f"weights {source!r} do not fit {type(model).__name__}: {listing}"))
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size] | None:
-    """Where the values of a tensor are, if there are any."""
-    return (tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else None
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    """Where the values of a tensor are."""
+    return tensor.data_ptr(), tensor.shape
 
 
 def _without_counters(names: Iterable[str]) -> list[str]:

@@ -56,6 +56,8 @@ def check_together(method: str | CustomMethod | None, given: Mapping[str, Any]) 
     for name, others in _NEEDS.items():
         if given[name] not in _PLAIN[name]:
             _check_plain(f"{name}={given[name]!r}", others, given)
+    if given["structure"] not in ("weights", "channels"):  # blocks, which are counted
+        _check_plain(f"structure={given['structure']!r}", ("count",), given)
 
 
 def _check_plain(what: str, names: Sequence[str], given: Mapping[str, Any]) -> None:

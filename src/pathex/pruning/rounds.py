@@ -162,7 +162,7 @@ def prune(
         given |= {"structure": structure, "schedule": schedule, "narrow": narrow, "rounding": rounding}
         given |= {"min_per_layer": min_per_layer, "min_per_output": min_per_output}
         check_together(method, given)
-        blocks = read_structure(structure, sparsity, count)
+        blocks = read_structure(structure, sparsity)
         path = read_checkpoint(checkpoint, method)
         chosen: dict[str, Any] = {"keys": keys, "ignore": ignore, "prunable": prunable, "seed": seed, "memory": memory}
         chosen |= {"strict": strict, "processes": processes}

@@ -112,8 +112,8 @@ class Blocks:
         return best if last else keep_best(scores, allowed, limit, seed=seed, forced=best)
 
 
-def read_structure(structure: str, sparsity: float, count: str) -> Blocks | None:
-    """The blocks of a structure by name, with which sparsity and count must go; None: ``weights`` or ``channels``."""
+def read_structure(structure: str, sparsity: float) -> Blocks | None:
+    """The blocks of a structure by name, with which sparsity must go; None: ``weights`` or ``channels``."""
     if structure == "weights":
         return None
     blocks = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", structure) if isinstance(structure, str) else None
@@ -121,8 +121,6 @@ def read_structure(structure: str, sparsity: float, count: str) -> Blocks | None
         raise UnknownName("structure", structure, STRUCTURES)
     if blocks is None:
         return None
-    if count != "weights":
-        raise InvalidInput(f"structure={structure!r} needs count='weights', not {count!r}")
     most, of = map(int, blocks.groups())
     if most >= of:
         raise InvalidInput(f"structure={structure!r} removes nothing: N must be less than M")

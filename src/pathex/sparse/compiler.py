@@ -62,6 +62,10 @@ def compile(
     from pathex.sparse.team import Team
 
     example_input = check_example(example_input)
+    if not isinstance(choice, str | Choice | None):
+        raise InvalidInput(
+            f"choice is {type(choice).__name__}; allowed: that of a compiled network, sparse, dense, channels-last"
+        )
     team = Team(check_integer("threads", torch.get_num_threads() if threads is None else threads))
     with torch.inference_mode(False):
         own = copied(own_module(model)).to("cpu", torch.float32).eval()
@@ -84,10 +88,6 @@ def compile(
                 " operation over dimension 0): pathex.compile cannot compute it in parts"
             )
         choice = measured(reading, x, team) if choice is None else choice
-    if not isinstance(choice, Choice):
-        raise InvalidInput(
-            f"choice is {type(choice).__name__}; allowed: that of a compiled network, sparse, dense, channels-last"
-        )
     return CompiledNetwork(reading, choice, team)
 
 

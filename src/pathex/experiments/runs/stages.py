@@ -101,12 +101,12 @@ def _find_and_write(stage: Stage) -> None:
     stage.journal("prune_done", {**counts, "dead_layers": len(report.dead_layers)})
 
 
-def task_at_start(config: RunConfig, folder: Path, mask: Mask | None) -> Task:
+def task_at_start(config: RunConfig, folder: Path) -> Task:
     """The task of a run in a folder, its network at the weights that its ticket begins at."""
-    task = build_task(config)
+    task, path = build_task(config), folder / "mask.safetensors"
     if config.method in TRAINED:
         rewind(config, task, folder)
-    alter_weights(config, task, mask)
+    alter_weights(config, task, Mask.load(path, task.model) if path.exists() else None)
     return task
 
 

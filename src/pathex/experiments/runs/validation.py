@@ -115,8 +115,8 @@ def check_ticket(config: TicketConfig, others: Sequence[str] = ()) -> None:
     scores.parse_memory(config.memory)
     found = None if config.method in others else scores.resolve(config.method, config.method_options)
     if config.method not in DENSE:
-        read_structure(config.structure, config.sparsity, config.count)
         check_together(None if found is None else config.method, vars(config))
+        read_structure(config.structure, config.sparsity)
     models.describe(config.model)
     if models.is_foreign(config.model):
         import_callable("model", config.model)
